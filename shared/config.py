@@ -1,0 +1,129 @@
+"""One frozen tree of settings: `SIMILIS_` prefix, `__` between levels, `..._FILE` for secrets in files.
+
+Read only by the edges and by `shared.runtime`. `.env.example` lists every setting; a test compares the two.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic.fields import FieldInfo
+from pydantic_settings import (
+    BaseSettings,
+    EnvSettingsSource,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Database(_Part):
+    url: SecretStr = SecretStr("")  #: postgresql+psycopg://user:password@host/similis
+    pool_size: int = Field(default=8, ge=1, le=100)
+
+
+class Broker(_Part):
+    url: SecretStr = SecretStr("")  #: redis://... or redis+socket:///path
+
+
+class Qdrant(_Part):
+    url: str = ""  #: http(s)://host:grpc-port, or unix:///path for the embedded vectors process
+    api_key: SecretStr = SecretStr("")
+    timeout_s: float = Field(default=10.0, gt=0)
+
+
+class Api(_Part):
+    host: str = "127.0.0.1"
+    port: int = Field(default=8000, ge=0, le=65535)
+    require_key: bool = True  #: may be switched off on loopback only
+    max_upload_mb: int = Field(default=512, ge=1)
+    max_k: int = Field(default=200, ge=1, le=10_000)
+    rate_per_s: float = Field(default=50.0, gt=0)  #: per key, token bucket
+    burst: int = Field(default=200, ge=1)
+
+
+class Intake(_Part):
+    roots: tuple[Path, ...] = ()  #: folders that scans may read; empty means any (embedded) or none (production)
+    any_root: bool = False
+    batch: int = Field(default=8, ge=1, le=64)
+    lease_s: float = Field(default=10.0, gt=0)
+    max_attempts: int = Field(default=3, ge=1)
+    settle_s: float = Field(default=2.0, ge=0)
+    watch_interval_s: float = Field(default=5.0, gt=0)
+    frames_per_image: int = Field(default=8, ge=1, le=64)
+    same_uid_policy: str = Field(default="same_source", pattern="^(never|same_source|always)$")
+    min_free_mb: int = Field(default=512, ge=0)
+
+
+class Encoding(_Part):
+    runtime: str = Field(default="onnx", pattern="^(onnx|torch)$")
+    threads: int = Field(default=1, ge=1)
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="SIMILIS_", env_nested_delimiter="__", frozen=True, extra="forbid", env_ignore_empty=True
+    )
+
+    home: Path = Path.home() / ".similis"
+    models: Path | None = None  #: where model cards live; default home/models
+    blobs: Path | None = None  #: thumbnails and copies; default home/blobs
+    pseudonym_key: SecretStr = SecretStr("")  #: at least 32 characters; embedded, a file in the home
+    log_json: bool = True
+    log_level: str = "INFO"
+    database: Database = Database()
+    broker: Broker = Broker()
+    qdrant: Qdrant = Qdrant()
+    api: Api = Api()
+    intake: Intake = Intake()
+    encoding: Encoding = Encoding()
+
+    @property
+    def models_dir(self) -> Path:
+        return self.models or self.home / "models"
+
+    @property
+    def blobs_dir(self) -> Path:
+        return self.blobs or self.home / "blobs"
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+        dotenv_settings: PydanticBaseSettingsSource,  # noqa: ARG003 - the signature is pydantic's
+        file_secret_settings: PydanticBaseSettingsSource,  # noqa: ARG003
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return init_settings, PlainEnv(settings_cls), SecretFiles(settings_cls)
+
+
+class PlainEnv(EnvSettingsSource):
+    """The environment without the `..._FILE` variables, which would read as unknown settings."""
+
+    def _load_env_vars(self) -> Mapping[str, str | None]:
+        return {name: value for name, value in super()._load_env_vars().items() if not name.lower().endswith("_file")}
+
+
+class SecretFiles(PydanticBaseSettingsSource):
+    """`SIMILIS_DATABASE__URL_FILE=/run/secrets/url` sets `database.url` to what the file holds."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:  # noqa: ARG002
+        return None, field_name, False  # values are collected in __call__
+
+    def __call__(self) -> dict[str, Any]:
+        tree: dict[str, Any] = {}
+        for name, path in os.environ.items():
+            if not (name.startswith("SIMILIS_") and name.endswith("_FILE") and path):
+                continue
+            *parents, leaf = name.removeprefix("SIMILIS_").removesuffix("_FILE").lower().split("__")
+            node = tree
+            for parent in parents:
+                node = node.setdefault(parent, {})
+            node[leaf] = Path(path).read_text(encoding="utf-8").strip()
+        return tree

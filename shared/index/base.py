@@ -1,0 +1,191 @@
+"""The seam to vector engines: one collection is one generation; callers state intent, never engine flags.
+
+A projection of Postgres: whatever stands here can be written again from the stored encodings. Scores are
+always "higher is better": cosine, dot product, or the negative Euclidean distance.
+"""
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: What travels with a vector: opaque numbers and coded attributes, no UID, no name (see `PAYLOAD`).
+Payload = Mapping[str, int | str]
+
+#: The payload fields and how they are filtered: "id" equals-any, "code" equals-any, "number" also ranges.
+PAYLOAD: Mapping[str, Literal["id", "code", "number"]] = {
+    "image": "id",  # image.id
+    "study": "id",  # study.id
+    "patient": "id",  # 63 bits of the keyed pseudonym
+    "revision": "number",  # counter of the image: an older one never overwrites a newer one
+    "modality": "code",
+    "view": "code",
+    "laterality": "code",
+    "density": "code",
+    "birads": "number",
+    "study_date": "number",  # YYYYMMDD
+}
+
+
+class Metric(StrEnum):
+    COSINE = "cosine"
+    DOT = "dot"
+    L2 = "l2"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Spec:
+    """What a generation must be able to hold. `scale` says how the engine should store and link vectors."""
+
+    dim: int
+    metric: Metric = Metric.COSINE
+    #: hnsw graph and int8 copies pay from some 20,000 vectors up (`exact` never builds a graph)
+    scale: Literal["exact", "hnsw", "hnsw-int8"] = "hnsw-int8"
+    m: int = 16
+    ef_construct: int = 100
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Point:
+    id: uuid.UUID
+    vector: NDArray[np.float32]  #: (dim,)
+    payload: Payload  #: must hold "revision"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """The field equals one of the values."""
+
+    field: str
+    values: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Between:
+    """The field lies in [low, high]; None leaves a side open. A point without the field does not match."""
+
+    field: str
+    low: int | None = None
+    high: int | None = None
+
+
+Condition = Match | Between
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filter:
+    """All of `must`, none of `must_not`."""
+
+    must: tuple[Condition, ...] = ()
+    must_not: tuple[Condition, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Exact:
+    """The true nearest neighbours."""
+
+
+@dataclass(frozen=True, slots=True)
+class Recall:
+    """At least this share of the true neighbours on average; the engine picks its own effort."""
+
+    target: float = 0.97
+
+
+Accuracy = Exact | Recall
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Query:
+    vector: NDArray[np.float32]  #: (dim,)
+    limit: int
+    filter: Filter = field(default_factory=Filter)
+    accuracy: Accuracy = field(default_factory=Recall)
+    #: at most `group_limit` hits of each value of this payload field; None: no grouping
+    group_by: str | None = None
+    group_limit: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    id: uuid.UUID
+    score: float
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """Hits by falling score, equal scores by id. `engine_ms` is the engine's own time where it tells it."""
+
+    hits: tuple[Hit, ...]
+    exact: bool
+    emulated: frozenset[str] = frozenset()
+    engine_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Info:
+    points: int
+    indexed: int  #: points that the graph covers; the rest is searched by brute force
+    bytes_disk: int | None = None
+
+
+class Index(Protocol):
+    """One open collection.
+
+    Raises everywhere: `Invalid` for a vector that is NaN, infinite, zero under cosine or of another dimension,
+    an unknown payload field or a limit below 1; `NotFound` when the collection is gone; `Unavailable` when the
+    engine is down or its disk is full.
+    """
+
+    spec: Spec
+
+    def write(self, points: Sequence[Point]) -> None:
+        """Points are durable and searchable, unless a newer revision of the same id stood there already."""
+
+    def delete(self, ids: Sequence[uuid.UUID]) -> None:
+        """The points are gone, durably; unknown ids are no error."""
+
+    def search(self, queries: Sequence[Query]) -> list[Answer]:
+        """One answer per query, in order; an empty list gives an empty list."""
+
+    def get(self, ids: Sequence[uuid.UUID]) -> list[Point]:
+        """The points that exist, in the order asked; vectors as the engine holds them (cosine: unit length)."""
+
+    def scan(self, batch: int = 1000) -> Iterator[Sequence[tuple[uuid.UUID, int]]]:
+        """Every (id, revision), each once, ordered by id; points written meanwhile may be missing."""
+
+    def count(self, filter: Filter | None = None) -> int:  # noqa: A002 - the engines' own word
+        ...
+
+    def info(self) -> Info: ...
+
+    def optimize(self) -> bool:
+        """Unindexed points have been linked; True if there was something to do. Searches go on meanwhile."""
+
+
+class IndexStore(Protocol):
+    """The collections of one engine. `name` matches [a-z0-9-]{1,64}."""
+
+    def create(self, name: str, spec: Spec) -> Index:
+        """The collection exists with its payload indexes.
+
+        Raises: `Conflict` if it exists with another spec; with the same it is opened.
+        """
+
+    def open(self, name: str) -> Index:
+        """Raises `NotFound`."""
+
+    def drop(self, name: str) -> None:
+        """The collection is gone; an unknown one is no error."""
+
+    def names(self) -> list[str]: ...
+
+    def ping(self) -> None:
+        """Raises `Unavailable`."""
+
+    def close(self) -> None: ...
