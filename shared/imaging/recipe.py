@@ -26,7 +26,7 @@ class Recipe:
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
         """Raises `Invalid` for an unknown or ill-typed key: a silently ignored one would change embeddings."""
-        unknown = data.keys() - {f for f in cls.__dataclass_fields__}
+        unknown = data.keys() - set(cls.__dataclass_fields__)
         if unknown:
             raise Invalid(f"unknown recipe keys: {', '.join(sorted(unknown))}")
         return cls(**data)

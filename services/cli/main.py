@@ -1,0 +1,42 @@
+"""The `similis` command. Data goes to stdout, talk to stderr.
+
+Exit codes: 0 done, 1 error, 2 usage, 3 not found, 4 conflict, 5 invalid input, 6 findings present.
+"""
+
+import importlib
+import sys
+
+import typer
+
+from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError
+
+#: Each module adds its commands by `register(app)`.
+ROOMS = ("processes", "ingest", "search", "operations", "models", "sample", "demo", "keys")
+
+EXIT_CODES: dict[type[SimilisError], int] = {NotFound: 3, Conflict: 4, Invalid: 5, Denied: 1, SimilisError: 1}
+
+app = typer.Typer(
+    name="similis",
+    help="Find, in a hospital's own archive, the studies most like this one.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+
+def exit_code(error: SimilisError) -> int:
+    return next(EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES)
+
+
+def main() -> None:
+    for room in ROOMS:
+        importlib.import_module(f"services.cli.{room}").register(app)
+    try:
+        app()
+    except SimilisError as error:
+        sys.stderr.write(f"similis: {error}\n")
+        raise SystemExit(exit_code(error)) from None
+
+
+if __name__ == "__main__":
+    main()
