@@ -115,3 +115,12 @@ class Labels:
     density: str | None = None  #: A to D
     pathology: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
+
+
+class Job(StrEnum):
+    """The kinds of work that can be rung for; the value is the task's name."""
+
+    SCAN = "similis.scan"
+    ENCODE = "similis.encode"
+    PROJECT = "similis.project"
+    SWEEP = "similis.sweep"

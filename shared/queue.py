@@ -1,0 +1,64 @@
+"""The doorbell. A message says "there is work"; which work there is stands in Postgres.
+
+So a message may be lost or doubled without harm, carries at most an id, and is sent after the commit only.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from shared.errors import Unavailable
+from shared.log import get
+from shared.types import Job
+
+log = get(__name__)
+
+
+#: Projecting must not wait behind a long intake, so each kind of worker has a queue of its own.
+QUEUES: dict[Job, str] = {
+    Job.SCAN: "ingest",
+    Job.ENCODE: "ingest",
+    Job.PROJECT: "index",
+    Job.SWEEP: "index",
+}
+
+
+class Queue(Protocol):
+    def ring(self, job: Job) -> None:
+        """Somebody is told, if the broker is there. Never raises: the sweep rings again."""
+
+    def ping(self) -> None:
+        """Raises `Unavailable`."""
+
+
+class CeleryQueue:
+    """Rings through Celery; a missing broker costs a moment, never an error."""
+
+    def __init__(self, app: Any) -> None:  # noqa: ANN401 - Celery ships no types
+        self.app = app
+
+    def ring(self, job: Job) -> None:
+        try:
+            # retry=False alone waits 6 s for an absent socket; this fails at once
+            self.app.send_task(job.value, queue=QUEUES[job], retry=True, retry_policy={"max_retries": 0})
+        except Exception:
+            log.warning("bell_not_heard", task=job.value, exc_info=True)
+
+    def ping(self) -> None:
+        try:
+            with self.app.connection_for_write(transport_options={"socket_timeout": 1}) as connection:
+                connection.ensure_connection(max_retries=0, timeout=1)
+        except Exception as error:
+            raise Unavailable("the broker cannot be reached") from error
+
+
+@dataclass
+class MemoryQueue:
+    """The in-memory twin: keeps what was rung."""
+
+    rung: list[Job] = field(default_factory=list)
+
+    def ring(self, job: Job) -> None:
+        self.rung.append(job)
+
+    def ping(self) -> None:
+        pass

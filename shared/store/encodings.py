@@ -1,0 +1,105 @@
+"""Embeddings, codes and scores of frames: float16, one narrow row each."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+from sqlalchemy.orm import Session
+
+from shared.types import Embeddings
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    image_id: int
+    frame: int
+    model_id: int
+    embedding: NDArray[np.float32]
+    code: bytes | None
+    ood: float | None
+    runtime: str
+
+
+def pack(vector: NDArray[np.float32]) -> bytes:
+    return vector.astype("<f2").tobytes()
+
+
+def unpack(data: bytes) -> NDArray[np.float32]:
+    return np.frombuffer(data, "<f2").astype(np.float32)
+
+
+def stack(rows: Sequence[bytes]) -> Embeddings:
+    """(n, dim) from packed rows of one dimension."""
+    return np.frombuffer(b"".join(rows), "<f2").reshape(len(rows), -1).astype(np.float32)
+
+
+_SAVE = sa.text(
+    """
+    INSERT INTO encoding (image_id, frame, model_id, embedding, code, ood, runtime)
+    SELECT * FROM unnest(CAST(:images AS bigint[]), CAST(:frames AS int[]), CAST(:models AS bigint[]),
+                         CAST(:embeddings AS bytea[]), CAST(:codes AS bytea[]), CAST(:oods AS real[]),
+                         CAST(:runtimes AS text[]))
+    ON CONFLICT (image_id, frame, model_id) DO UPDATE SET
+        embedding = excluded.embedding, code = excluded.code, ood = excluded.ood, runtime = excluded.runtime
+    """
+)
+
+_DROP_OTHER_FRAMES = sa.text(
+    """
+    DELETE FROM encoding USING unnest(CAST(:images AS bigint[])) AS u(image_id)
+    WHERE encoding.image_id = u.image_id AND encoding.model_id = :model AND NOT EXISTS (
+        SELECT 1 FROM unnest(CAST(:kept_images AS bigint[]), CAST(:kept_frames AS int[])) AS k(image_id, frame)
+        WHERE k.image_id = encoding.image_id AND k.frame = encoding.frame)
+    RETURNING encoding.image_id, encoding.frame
+    """
+)
+
+
+def save(db: Session, rows: Sequence[Row]) -> None:
+    """These frames have these encodings, whatever stood there before."""
+    if not rows:
+        return
+    db.execute(
+        _SAVE,
+        {
+            "images": [r.image_id for r in rows],
+            "frames": [r.frame for r in rows],
+            "models": [r.model_id for r in rows],
+            "embeddings": [pack(r.embedding) for r in rows],
+            "codes": [r.code for r in rows],
+            "oods": [r.ood for r in rows],
+            "runtimes": [r.runtime for r in rows],
+        },
+    )
+
+
+def drop_other_frames(
+    db: Session, model_id: int, images: Sequence[int], kept: Sequence[tuple[int, int]]
+) -> list[tuple[int, int]]:
+    """Frames of these images that were encoded once and are no longer chosen; returns (image, frame) of each."""
+    rows = db.execute(
+        _DROP_OTHER_FRAMES,
+        {
+            "images": list(images),
+            "model": model_id,
+            "kept_images": [image for image, _ in kept],
+            "kept_frames": [frame for _, frame in kept],
+        },
+    )
+    return [row.tuple() for row in rows]
+
+
+_THUMBNAILS = sa.text(
+    """
+    INSERT INTO thumbnail (image_id, jpeg)
+    SELECT * FROM unnest(CAST(:images AS bigint[]), CAST(:jpegs AS bytea[]))
+    ON CONFLICT (image_id) DO UPDATE SET jpeg = excluded.jpeg
+    """
+)
+
+
+def save_thumbnails(db: Session, thumbnails: Sequence[tuple[int, bytes]]) -> None:
+    if thumbnails:
+        db.execute(_THUMBNAILS, {"images": [i for i, _ in thumbnails], "jpegs": [j for _, j in thumbnails]})

@@ -1,0 +1,182 @@
+"""Images: registering, claiming, settling.
+
+A claim moves an image to `encoding` and raises `attempt`; that number is the fence. Whoever settles an image
+must hold its current attempt and have seen its current revision, or has lost it to somebody else.
+"""
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from shared.errors import Conflict, NotFound
+from shared.store.tables import Image
+from shared.types import MOVES, Status
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    id: int
+    attempt: int
+    revision: int
+    sop_uid: str
+    path: bytes
+    digest: bytes
+
+
+_CLAIM = sa.text(
+    """
+    UPDATE image SET status = 'encoding', attempt = attempt + 1,
+                     lease_until = clock_timestamp() + make_interval(secs => :lease)
+    WHERE id IN (
+        SELECT id FROM image
+        WHERE (status = 'received' OR (status = 'encoding' AND lease_until < clock_timestamp()))
+          AND (not_before IS NULL OR not_before <= clock_timestamp()) AND attempt < :attempts
+        ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
+    )
+    RETURNING id, attempt, revision, sop_uid, path, digest
+    """
+)
+
+_EXHAUST = sa.text(
+    """
+    UPDATE image SET status = 'failed', reason = 'attempts_exhausted', lease_until = NULL,
+                     settled_at = clock_timestamp()
+    WHERE id IN (
+        SELECT id FROM image WHERE attempt >= :attempts
+          AND (status = 'received' OR (status = 'encoding' AND lease_until < clock_timestamp()))
+        FOR UPDATE SKIP LOCKED
+    )
+    RETURNING id
+    """
+)
+
+
+def claim(db: Session, *, limit: int, lease_s: float, max_attempts: int) -> list[Claimed]:
+    """Up to `limit` due images are ours until the lease ends, by the database's clock."""
+    rows = db.execute(_CLAIM, {"limit": limit, "lease": lease_s, "attempts": max_attempts})
+    return sorted((Claimed(*row) for row in rows), key=lambda image: image.id)
+
+
+def exhaust(db: Session, max_attempts: int) -> int:
+    """Images whose attempts are used up are `failed`; returns how many."""
+    return len(db.execute(_EXHAUST, {"attempts": max_attempts}).all())
+
+
+_RENEW = sa.text(
+    """
+    UPDATE image SET lease_until = clock_timestamp() + make_interval(secs => :lease)
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[])) AS u(id, attempt)
+    WHERE image.id = u.id AND image.attempt = u.attempt AND image.status = 'encoding'
+    """
+)
+
+
+def renew(db: Session, claimed: Iterable[Claimed], lease_s: float) -> None:
+    ours = list(claimed)
+    db.execute(_RENEW, {"ids": [c.id for c in ours], "attempts": [c.attempt for c in ours], "lease": lease_s})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Verdict:
+    """What became of a claimed image."""
+
+    image: Claimed
+    status: Status
+    gate: str | None = None
+    reason: str | None = None
+    score: float | None = None
+    retry_after_s: float | None = None  #: only with status `received`: not before so many seconds
+
+
+_SETTLE = sa.text(
+    """
+    UPDATE image SET status = u.status, gate = u.gate, reason = u.reason, score = u.score, lease_until = NULL,
+        not_before = clock_timestamp() + make_interval(secs => u.retry),
+        last_error = CASE WHEN u.status = 'received' THEN u.reason END,
+        settled_at = CASE WHEN u.status <> 'received' THEN clock_timestamp() END
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[]), CAST(:revisions AS bigint[]),
+                CAST(:statuses AS text[]), CAST(:gates AS text[]), CAST(:reasons AS text[]),
+                CAST(:scores AS real[]), CAST(:retries AS float8[]))
+         AS u(id, attempt, revision, status, gate, reason, score, retry)
+    WHERE image.id = u.id AND image.attempt = u.attempt AND image.revision = u.revision
+      AND image.status = 'encoding'
+    RETURNING image.id
+    """
+)
+
+
+def settle(db: Session, verdicts: Sequence[Verdict]) -> set[int]:
+    """The images that were still ours have moved on; the others belong to somebody else now.
+
+    Returns the ids that moved. Only for these may anything else be written.
+    """
+    for verdict in verdicts:
+        check_move(Status.ENCODING, verdict.status)
+    rows = db.execute(
+        _SETTLE,
+        {
+            "ids": [v.image.id for v in verdicts],
+            "attempts": [v.image.attempt for v in verdicts],
+            "revisions": [v.image.revision for v in verdicts],
+            "statuses": [v.status.value for v in verdicts],
+            "gates": [v.gate for v in verdicts],
+            "reasons": [v.reason for v in verdicts],
+            "scores": [v.score for v in verdicts],
+            "retries": [v.retry_after_s for v in verdicts],
+        },
+    )
+    return {row.id for row in rows}
+
+
+def check_move(old: Status, new: Status) -> None:
+    """Raises: `Conflict` for a move that the table does not allow."""
+    if new not in MOVES[old]:
+        raise Conflict(f"an image cannot go from {old.value} to {new.value}")
+
+
+def move(db: Session, image_id: int, new: Status) -> Image:
+    """One image is moved by hand, its attempts forgotten.
+
+    Raises: `NotFound`, `Conflict`.
+    """
+    image = db.get(Image, image_id, with_for_update=True)
+    if image is None:
+        raise NotFound("no such image")
+    check_move(Status(image.status), new)
+    image.status, image.attempt, image.not_before, image.lease_until = new.value, 0, None, None
+    if new is Status.RECEIVED:
+        image.gate = image.reason = image.last_error = None
+    return image
+
+
+_RETRY = sa.text(
+    """
+    UPDATE image SET status = 'received', attempt = 0, not_before = NULL, gate = NULL, reason = NULL
+    WHERE operation_id = :operation AND status = 'failed' RETURNING id
+    """
+)
+
+
+def retry_failed(db: Session, operation_id: uuid.UUID) -> int:
+    """The failed images of an operation are due again; returns how many."""
+    return len(db.execute(_RETRY, {"operation": operation_id}).all())
+
+
+def due(db: Session | sa.Connection, max_attempts: int) -> tuple[int, float | None]:
+    """How many images could be claimed now, and how long the oldest has waited, in seconds."""
+    row = db.execute(
+        sa.text(
+            "SELECT count(*), extract(epoch FROM clock_timestamp() - min(coalesce(lease_until, received_at))) "
+            "FROM image WHERE (status = 'received' OR (status = 'encoding' AND lease_until < clock_timestamp())) "
+            "AND (not_before IS NULL OR not_before <= clock_timestamp()) AND attempt < :attempts"
+        ),
+        {"attempts": max_attempts},
+    ).one()
+    return row[0], None if row[1] is None else float(row[1])
+
+
+def statuses(db: Session | sa.Connection) -> dict[str, int]:
+    return dict(row.tuple() for row in db.execute(sa.text("SELECT status, count(*) FROM image GROUP BY status")))

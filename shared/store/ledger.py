@@ -1,0 +1,166 @@
+"""What each generation must hold, and what of it is applied.
+
+A projector takes pending rows under a row lock and keeps the transaction open while it writes to the index:
+if it dies, the lock dies with its connection and the rows are pending still. No lease, no fence, no orphan.
+"""
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import date
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+_POST = sa.text(
+    """
+    INSERT INTO ledger (generation_id, point_id, image_id, frame, op, revision)
+    SELECT g.id, u.point_id, u.image_id, u.frame, u.op, u.revision
+    FROM unnest(CAST(:points AS uuid[]), CAST(:images AS bigint[]), CAST(:frames AS int[]), CAST(:ops AS text[]),
+                CAST(:revisions AS bigint[])) AS u(point_id, image_id, frame, op, revision)
+    CROSS JOIN generation g
+    WHERE g.state = 'open' AND (g.model_id = :model OR u.op = 'delete')
+    ON CONFLICT (generation_id, point_id) DO UPDATE SET
+        op = excluded.op, revision = excluded.revision, image_id = excluded.image_id, state = 'pending',
+        attempt = 0, not_before = NULL, last_error = NULL, queued_at = clock_timestamp(), applied_at = NULL
+    WHERE ledger.revision <= excluded.revision
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    point_id: uuid.UUID
+    image_id: int
+    frame: int
+    revision: int
+    op: str = "upsert"
+
+
+def post(db: Session, model_id: int, entries: Sequence[Entry]) -> None:
+    """Each entry is due in every open generation of the model; deletes are due in every open generation."""
+    if not entries:
+        return
+    db.execute(
+        _POST,
+        {
+            "points": [e.point_id for e in entries],
+            "images": [e.image_id for e in entries],
+            "frames": [e.frame for e in entries],
+            "ops": [e.op for e in entries],
+            "revisions": [e.revision for e in entries],
+            "model": model_id,
+        },
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Pending:
+    """One row to apply, with all that its point holds; `embedding` is None for a delete or a vanished image."""
+
+    point_id: uuid.UUID
+    op: str
+    revision: int
+    attempt: int
+    image_id: int
+    study_id: int | None
+    patient_key: bytes | None
+    modality: str | None
+    view: str | None
+    laterality: str | None
+    density: str | None
+    birads: int | None
+    study_date: date | None
+    embedding: bytes | None
+
+
+_TAKE = sa.text(
+    """
+    WITH due AS MATERIALIZED (
+        SELECT point_id, op, revision, attempt, image_id, frame FROM ledger
+        WHERE generation_id = :generation AND state = 'pending'
+          AND (not_before IS NULL OR not_before <= clock_timestamp())
+        ORDER BY queued_at LIMIT :limit FOR UPDATE SKIP LOCKED
+    )
+    SELECT d.point_id, d.op, d.revision, d.attempt, d.image_id, i.study_id, s.patient_key, i.modality, i.view,
+           i.laterality, i.density, i.birads, s.study_date, e.embedding
+    FROM due d
+    LEFT JOIN image i ON i.id = d.image_id AND i.status IN ('encoded', 'released')
+    LEFT JOIN study s ON s.id = i.study_id
+    LEFT JOIN encoding e ON e.image_id = i.id AND e.frame = d.frame AND e.model_id = :model
+    """
+)
+
+
+def take(db: Session, generation_id: int, model_id: int, limit: int) -> list[Pending]:
+    """Due rows, locked until the transaction ends."""
+    rows = db.execute(_TAKE, {"generation": generation_id, "model": model_id, "limit": limit})
+    return [Pending(*row) for row in rows]
+
+
+_APPLIED = sa.text(
+    "UPDATE ledger SET state = 'applied', applied_at = clock_timestamp(), last_error = NULL "
+    "WHERE generation_id = :generation AND point_id = ANY(CAST(:points AS uuid[]))"
+)
+
+
+def applied(db: Session, generation_id: int, points: Iterable[uuid.UUID]) -> None:
+    """The index holds these, durably. Rows whose image is gone for good are dropped with their delete."""
+    db.execute(_APPLIED, {"generation": generation_id, "points": list(points)})
+
+
+_FAILED = sa.text(
+    "UPDATE ledger SET state = CASE WHEN attempt + 1 >= :limit THEN 'failed' ELSE 'pending' END, "
+    "attempt = attempt + 1, last_error = :error, "
+    "not_before = clock_timestamp() + interval '2 seconds' * power(2, attempt) "
+    "WHERE generation_id = :generation AND point_id = :point"
+)
+
+
+def failed(db: Session, generation_id: int, point: uuid.UUID, error: str, max_attempts: int = 3) -> None:
+    db.execute(_FAILED, {"generation": generation_id, "point": point, "error": error, "limit": max_attempts})
+
+
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How much of its ledger a generation holds."""
+
+    applied: int
+    pending: int
+    failed: int
+
+    @property
+    def ratio(self) -> float:
+        total = self.applied + self.pending + self.failed
+        return 1.0 if total == 0 else self.applied / total
+
+
+def coverage(db: Session | sa.Connection, generation_id: int) -> Coverage:
+    row = db.execute(
+        sa.text(
+            "SELECT count(*) FILTER (WHERE state = 'applied' AND op = 'upsert'), "
+            "count(*) FILTER (WHERE state = 'pending'), "
+            "count(*) FILTER (WHERE state = 'failed') FROM ledger WHERE generation_id = :generation"
+        ),
+        {"generation": generation_id},
+    ).one()
+    return Coverage(*row)
+
+
+def held(db: Session | sa.Connection, generation_id: int) -> dict[uuid.UUID, int]:
+    """(point id, revision) of everything the index must hold now: what a reconciliation compares with."""
+    rows = db.execute(
+        sa.text(
+            "SELECT point_id, revision FROM ledger WHERE generation_id = :generation "
+            "AND state = 'applied' AND op = 'upsert'"
+        ),
+        {"generation": generation_id},
+    )
+    return dict(row.tuple() for row in rows)
+
+
+def oldest_pending_s(db: Session | sa.Connection) -> float | None:
+    """Age of the oldest due row, by the database's clock; None when nothing is pending."""
+    return db.execute(
+        sa.text("SELECT extract(epoch FROM clock_timestamp() - min(queued_at)) FROM ledger WHERE state = 'pending'")
+    ).scalar()

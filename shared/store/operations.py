@@ -1,0 +1,188 @@
+"""Operations: long work that clients watch. The row is the job; a worker holds it by a lease."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from shared.errors import Conflict, NotFound
+from shared.store.tables import Operation
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """An operation that this worker holds, with its fence."""
+
+    id: uuid.UUID
+    attempt: int
+    params: dict[str, Any]
+
+
+def create(db: Session, kind: str, params: dict[str, Any], key_digest: bytes | None = None) -> Operation:
+    """The operation is due. With the digest of an Idempotency-Key, a second call returns the first one's row.
+
+    Raises: `Conflict` if that key was used for other parameters.
+    """
+    if key_digest is not None:
+        found = db.scalar(sa.select(Operation).where(Operation.key_digest == key_digest))
+        if found is not None:
+            if (found.kind, found.params) != (kind, params):
+                raise Conflict("this Idempotency-Key was used for another request")
+            return found
+    operation = Operation(kind=kind, params=params, key_digest=key_digest)
+    db.add(operation)
+    db.flush()  # its id is the answer
+    return operation
+
+
+def get(db: Session, operation_id: uuid.UUID) -> Operation:
+    """Raises: `NotFound`."""
+    found = db.get(Operation, operation_id)
+    if found is None:
+        raise NotFound("no such operation")
+    return found
+
+
+def page(db: Session, limit: int, before: Any = None) -> Sequence[Operation]:  # noqa: ANN401 - a timestamp
+    query = sa.select(Operation).order_by(Operation.created_at.desc()).limit(limit)
+    if before is not None:
+        query = query.where(Operation.created_at < before)
+    return db.scalars(query).all()
+
+
+_CLAIM = sa.text(
+    """
+    UPDATE operation SET state = 'running', attempt = attempt + 1,
+                         lease_until = clock_timestamp() + make_interval(secs => :lease)
+    WHERE id = (
+        SELECT id FROM operation
+        WHERE kind = :kind AND state IN ('pending', 'running') AND NOT (counts ? 'scanned')
+          AND (lease_until IS NULL OR lease_until < clock_timestamp())
+          AND (not_before IS NULL OR not_before <= clock_timestamp())
+        ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED
+    )
+    RETURNING id, attempt, params
+    """
+)
+
+
+def claim(db: Session, kind: str, lease_s: float) -> Held | None:
+    row = db.execute(_CLAIM, {"kind": kind, "lease": lease_s}).one_or_none()
+    return None if row is None else Held(*row)
+
+
+_PROGRESS = sa.text(
+    """
+    UPDATE operation SET done = :done, total = :total, counts = CAST(:counts AS jsonb),
+                         lease_until = clock_timestamp() + make_interval(secs => :lease)
+    WHERE id = :id AND attempt = :attempt AND state = 'running' RETURNING cancel
+    """
+)
+
+
+def progress(db: Session, held: Held, *, done: int, total: int, counts: str, lease_s: float) -> bool:
+    """The row says how far it is and the lease is renewed; False: stop, it was cancelled or is another's now."""
+    row = db.execute(
+        _PROGRESS,
+        {"id": held.id, "attempt": held.attempt, "done": done, "total": total, "counts": counts, "lease": lease_s},
+    ).one_or_none()
+    return row is not None and not row.cancel
+
+
+def rest(db: Session, held: Held, seconds: float) -> None:
+    """The operation is due again after so many seconds (a watch between its rounds)."""
+    db.execute(
+        sa.text(
+            "UPDATE operation SET lease_until = NULL, not_before = clock_timestamp() + make_interval(secs => :s) "
+            "WHERE id = :id AND attempt = :attempt"
+        ),
+        {"id": held.id, "attempt": held.attempt, "s": seconds},
+    )
+
+
+def end(db: Session, held: Held, state: str, error: str | None = None) -> None:
+    db.execute(
+        sa.text(
+            "UPDATE operation SET state = :state, error = :error, lease_until = NULL, "
+            "finished_at = clock_timestamp() WHERE id = :id AND attempt = :attempt AND state = 'running'"
+        ),
+        {"id": held.id, "attempt": held.attempt, "state": state, "error": error},
+    )
+
+
+def cancel(db: Session, operation_id: uuid.UUID) -> Operation:
+    """No more of it is begun; what was registered stays. One that nobody holds ends at once.
+
+    Raises: `NotFound`, `Conflict` when it has ended.
+    """
+    operation = db.get(Operation, operation_id, with_for_update=True)
+    if operation is None:
+        raise NotFound("no such operation")
+    if operation.state not in ("pending", "running"):
+        raise Conflict(f"the operation has {operation.state}")
+    operation.cancel = True
+    if operation.lease_until is None or "scanned" in operation.counts:
+        operation.state = "cancelled"
+        operation.finished_at = sa.func.clock_timestamp()
+    return operation
+
+
+def retry(db: Session, operation_id: uuid.UUID) -> Operation:
+    """It is due again from the start: what is done already is skipped, what failed is tried.
+
+    Raises: `NotFound`, `Conflict` when it has not ended.
+    """
+    operation = db.get(Operation, operation_id, with_for_update=True)
+    if operation is None:
+        raise NotFound("no such operation")
+    if operation.state in ("pending", "running"):
+        raise Conflict("the operation has not ended")
+    operation.state, operation.cancel, operation.error, operation.finished_at = "pending", False, None, None
+    operation.counts = {}
+    operation.lease_until = operation.not_before = None
+    return operation
+
+
+_SETTLED = sa.text(
+    """
+    UPDATE operation o SET state = 'succeeded', finished_at = clock_timestamp()
+    WHERE o.state = 'running' AND o.counts ? 'scanned'
+      AND NOT EXISTS (SELECT 1 FROM image i WHERE i.operation_id = o.id AND i.status IN ('received', 'encoding'))
+      AND NOT EXISTS (SELECT 1 FROM image i JOIN ledger l ON l.image_id = i.id
+                      WHERE i.operation_id = o.id AND l.state = 'pending')
+    """
+)
+
+
+def finish_settled(db: Session) -> None:
+    """Operations whose files are all registered, decided and searchable have succeeded."""
+    db.execute(_SETTLED)
+
+
+def outcomes(db: Session, operation_id: uuid.UUID) -> list[tuple[str, str | None, str | None, int]]:
+    """(outcome, gate, reason, how many) of the files this operation registered, with their images' fate."""
+    rows = db.execute(
+        sa.text(
+            "SELECT CASE WHEN f.outcome = 'taken' THEN i.status ELSE f.outcome END, "
+            "CASE WHEN f.outcome = 'taken' THEN i.gate ELSE f.gate END, "
+            "CASE WHEN f.outcome = 'taken' THEN i.reason ELSE f.reason END, count(*) "
+            "FROM file f LEFT JOIN image i ON i.id = f.image_id WHERE f.operation_id = :id "
+            "GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
+        ),
+        {"id": operation_id},
+    )
+    return [row.tuple() for row in rows]
+
+
+def due(db: Session | sa.Connection) -> int:
+    """How many operations could be claimed now."""
+    return db.execute(
+        sa.text(
+            "SELECT count(*) FROM operation WHERE state IN ('pending', 'running') AND NOT (counts ? 'scanned') "
+            "AND (lease_until IS NULL OR lease_until < clock_timestamp()) "
+            "AND (not_before IS NULL OR not_before <= clock_timestamp())"
+        )
+    ).scalar_one()

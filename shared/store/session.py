@@ -1,0 +1,75 @@
+"""Connections: one unit of work for writing, plain autocommit reads for the search path."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import sqlalchemy as sa
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.orm import Session, sessionmaker
+
+from shared.errors import Unavailable
+from shared.types import Job
+
+
+class Store:
+    """The database of one process."""
+
+    def __init__(self, url: str, pool_size: int = 8) -> None:
+        self.engine = sa.create_engine(
+            url,
+            pool_size=pool_size,
+            max_overflow=2,
+            pool_pre_ping=True,  # after Postgres restarts, a pooled connection is dead
+            pool_timeout=5,
+            connect_args={"connect_timeout": 5, "prepare_threshold": 3},
+        )
+        self.reads = self.engine.execution_options(isolation_level="AUTOCOMMIT")
+        self.sessions = sessionmaker(self.engine, expire_on_commit=False)
+
+    @contextmanager
+    def transaction(self, ring: Callable[[Job], None] | None = None) -> Iterator[Session]:
+        """One unit of work: commit, then ring for the jobs it asked for; on an error, neither.
+
+        Raises: `Unavailable` where the database cannot be reached.
+        """
+        with reachable(), self.sessions() as db:
+            with db.begin():
+                yield db
+            jobs: list[Job] = db.info.pop("outbox", [])
+        if ring is not None:
+            for job in dict.fromkeys(jobs):
+                ring(job)
+
+    @contextmanager
+    def reading(self) -> Iterator[sa.Connection]:
+        """A connection in autocommit: each statement sees what is committed then."""
+        with reachable(), self.reads.connect() as connection:
+            yield connection
+
+    def ping(self) -> None:
+        with self.reading() as connection:
+            connection.execute(sa.text("SELECT 1"))
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+@contextmanager
+def reachable() -> Iterator[None]:
+    """Tell "the database is away" from "the statement is wrong"."""
+    try:
+        yield
+    except PoolTimeout:
+        raise Unavailable("the database is busy", retry_after_s=2) from None
+    except (OperationalError, InterfaceError) as error:
+        raise Unavailable("the database cannot be reached") from error
+    except DBAPIError as error:
+        if error.connection_invalidated:
+            raise Unavailable("the database went away") from error
+        raise
+
+
+def enqueue(db: Session, job: Job) -> None:
+    """Ask for a task; the bell rings after the commit and never after a rollback."""
+    db.info.setdefault("outbox", []).append(job)

@@ -1,0 +1,186 @@
+"""Studies and the registration of images under them."""
+
+import json
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from shared.types import Header, Labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Incoming:
+    """One image to register: what its header says, whose it is (keyed), and which bytes."""
+
+    header: Header
+    patient_key: bytes
+    digest: bytes
+    path: bytes
+    labels: Labels
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """An image that stands already."""
+
+    id: int
+    sop_uid: str
+    digest: bytes
+    path: bytes
+    status: str
+    patient_key: bytes
+    labels: tuple[int | None, str | None, str | None, dict[str, str]]
+
+
+def ensure(db: Session, incoming: Sequence[Incoming]) -> dict[str, tuple[int, bytes]]:
+    """Every named study exists; returns (id, patient key) by study UID. The first writer names the patient."""
+    first = {i.header.study_instance_uid: i for i in reversed(incoming)}
+    ordered = sorted(first)  # one order for everybody: no deadlock
+    db.execute(
+        sa.text(
+            "INSERT INTO study (uid, patient_key, study_date) SELECT * FROM unnest(CAST(:uids AS text[]), "
+            "CAST(:keys AS bytea[]), CAST(:dates AS date[])) ON CONFLICT (uid) DO NOTHING"
+        ),
+        {
+            "uids": ordered,
+            "keys": [first[u].patient_key for u in ordered],
+            "dates": [first[u].header.study_date for u in ordered],
+        },
+    )
+    rows = db.execute(
+        sa.text("SELECT uid, id, patient_key FROM study WHERE uid = ANY(CAST(:uids AS text[]))"), {"uids": ordered}
+    )
+    return {row.uid: (row.id, row.patient_key) for row in rows}
+
+
+_INSERT = sa.text(
+    """
+    INSERT INTO image (sop_uid, study_id, series_uid, sop_class, transfer_syntax, modality, laterality, view,
+        view_modifiers, body_part, manufacturer, presentation_intent, rows, columns, frames, digest, path, birads,
+        density, pathology, labels, operation_id)
+    SELECT u.sop_uid, u.study_id, u.series_uid, u.sop_class, u.transfer_syntax, u.modality, u.laterality, u.view,
+        ARRAY(SELECT jsonb_array_elements_text(CAST(u.modifiers AS jsonb))), u.body_part, u.manufacturer, u.intent,
+        u.rows, u.columns, u.frames, u.digest, u.path, u.birads, u.density, u.pathology, CAST(u.labels AS jsonb),
+        CAST(:operation AS uuid)
+    FROM unnest(CAST(:sop_uid AS text[]), CAST(:study_id AS bigint[]), CAST(:series_uid AS text[]),
+        CAST(:sop_class AS text[]), CAST(:transfer_syntax AS text[]), CAST(:modality AS text[]),
+        CAST(:laterality AS text[]), CAST(:view AS text[]), CAST(:modifiers AS text[]), CAST(:body_part AS text[]),
+        CAST(:manufacturer AS text[]), CAST(:intent AS text[]), CAST(:rows AS int[]), CAST(:columns AS int[]),
+        CAST(:frames AS int[]), CAST(:digest AS bytea[]), CAST(:path AS bytea[]), CAST(:birads AS int[]),
+        CAST(:density AS text[]), CAST(:pathology AS text[]), CAST(:labels AS text[]))
+        AS u(sop_uid, study_id, series_uid, sop_class, transfer_syntax, modality, laterality, view, modifiers,
+             body_part, manufacturer, intent, rows, columns, frames, digest, path, birads, density, pathology, labels)
+    ON CONFLICT (sop_uid) DO NOTHING
+    RETURNING id, sop_uid
+    """
+)
+
+
+def _columns(incoming: Sequence[Incoming], studies: dict[str, tuple[int, bytes]]) -> dict[str, list[object]]:
+    headers = [i.header for i in incoming]
+    return {
+        "sop_uid": [h.sop_instance_uid for h in headers],
+        "study_id": [studies[h.study_instance_uid][0] for h in headers],
+        "series_uid": [h.series_instance_uid for h in headers],
+        "sop_class": [h.sop_class_uid for h in headers],
+        "transfer_syntax": [h.transfer_syntax_uid for h in headers],
+        "modality": [h.modality for h in headers],
+        "laterality": [h.laterality for h in headers],
+        "view": [h.view for h in headers],
+        "modifiers": [json.dumps(h.view_modifiers) for h in headers],
+        "body_part": [h.body_part for h in headers],
+        "manufacturer": [h.manufacturer for h in headers],
+        "intent": [h.presentation_intent for h in headers],
+        "rows": [h.rows for h in headers],
+        "columns": [h.columns for h in headers],
+        "frames": [h.frames for h in headers],
+        "digest": [i.digest for i in incoming],
+        "path": [i.path for i in incoming],
+        "birads": [i.labels.birads for i in incoming],
+        "density": [i.labels.density for i in incoming],
+        "pathology": [i.labels.pathology for i in incoming],
+        "labels": [json.dumps(dict(i.labels.extra)) for i in incoming],
+    }
+
+
+def insert(
+    db: Session, incoming: Sequence[Incoming], studies: dict[str, tuple[int, bytes]], operation_id: uuid.UUID | None
+) -> dict[str, int]:
+    """New images are `received`; returns the ids of those that were new, by SOP Instance UID."""
+    if not incoming:
+        return {}
+    ordered = sorted(incoming, key=lambda i: i.header.sop_instance_uid)
+    rows = db.execute(_INSERT, _columns(ordered, studies) | {"operation": operation_id})
+    return {row.sop_uid: row.id for row in rows}
+
+
+def known(db: Session, sop_uids: Sequence[str]) -> dict[str, Known]:
+    """Images that stand already, locked in one order."""
+    rows = db.execute(
+        sa.text(
+            "SELECT i.id, i.sop_uid, i.digest, i.path, i.status, s.patient_key, i.birads, i.density, i.pathology, "
+            "i.labels FROM image i JOIN study s ON s.id = i.study_id "
+            "WHERE i.sop_uid = ANY(CAST(:uids AS text[])) ORDER BY i.id FOR UPDATE OF i"
+        ),
+        {"uids": list(sop_uids)},
+    )
+    return {
+        r.sop_uid: Known(
+            r.id, r.sop_uid, r.digest, r.path, r.status, r.patient_key, (r.birads, r.density, r.pathology, r.labels)
+        )
+        for r in rows
+    }
+
+
+def replace_bytes(db: Session, image_id: int, new: Incoming, operation_id: uuid.UUID | None) -> None:
+    """The image has other bytes: a new revision, due for encoding; the old one stays searchable until then."""
+    db.execute(
+        sa.text(
+            "UPDATE image SET digest = :digest, path = :path, transfer_syntax = :syntax, revision = revision + 1, "
+            "status = 'received', attempt = 0, lease_until = NULL, not_before = NULL, gate = NULL, reason = NULL, "
+            "operation_id = :operation, rows = :rows, columns = :columns, frames = :frames, view = :view, "
+            "laterality = :laterality WHERE id = :id"
+        ),
+        {
+            "id": image_id,
+            "digest": new.digest,
+            "path": new.path,
+            "syntax": new.header.transfer_syntax_uid,
+            "operation": operation_id,
+            "rows": new.header.rows,
+            "columns": new.header.columns,
+            "frames": new.header.frames,
+            "view": new.header.view,
+            "laterality": new.header.laterality,
+        },
+    )
+
+
+_RELABEL = sa.text(
+    """
+    WITH changed AS (
+        UPDATE image SET birads = :birads, density = :density, pathology = :pathology,
+                         labels = CAST(:labels AS jsonb), revision = revision + 1
+        WHERE id = :id RETURNING id, revision
+    )
+    UPDATE ledger SET revision = changed.revision, state = 'pending', queued_at = clock_timestamp(), attempt = 0
+    FROM changed WHERE ledger.image_id = changed.id AND ledger.op = 'upsert'
+    """
+)
+
+
+def relabel(db: Session, image_id: int, labels: Labels) -> None:
+    """The image has these labels, and every generation is told."""
+    db.execute(
+        _RELABEL,
+        {
+            "id": image_id,
+            "birads": labels.birads,
+            "density": labels.density,
+            "pathology": labels.pathology,
+            "labels": json.dumps(dict(labels.extra)),
+        },
+    )

@@ -1,0 +1,249 @@
+"""The rows. Postgres is the truth: what is not here, or cannot be made from here, does not exist.
+
+Times are the database's own (`clock_timestamp()`); no lease ever trusts a worker's clock.
+"""
+
+import uuid
+from datetime import date, datetime
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    Computed,
+    Date,
+    DateTime,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    SmallInteger,
+    Text,
+    func,
+    text,
+)
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB, REAL, UUID
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+NAMES = {
+    "ix": "ix_%(column_0_label)s",
+    "uq": "uq_%(table_name)s_%(column_0_name)s",
+    "ck": "ck_%(table_name)s_%(constraint_name)s",
+    "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+    "pk": "pk_%(table_name)s",
+}
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(naming_convention=NAMES)
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads it from the class
+        str: Text,
+        int: BigInteger,
+        bytes: LargeBinary,
+        datetime: DateTime(timezone=True),
+        date: Date,
+        float: REAL,
+        dict[str, Any]: JSONB,
+        list[str]: ARRAY(Text),
+        uuid.UUID: UUID(as_uuid=True),
+    }
+
+
+def _id() -> Any:  # noqa: ANN401 - a column of any of the tables below
+    return mapped_column(BigInteger, Identity(), primary_key=True)
+
+
+def _now() -> Any:  # noqa: ANN401
+    return mapped_column(DateTime(timezone=True), server_default=func.clock_timestamp())
+
+
+class Lease:
+    """Claimable work: who holds it is told by `attempt` (the fence), until when by `lease_until`."""
+
+    attempt: Mapped[int] = mapped_column(Integer, server_default="0")
+    lease_until: Mapped[datetime | None]
+    not_before: Mapped[datetime | None]
+    last_error: Mapped[str | None]  #: one word, or an exception's type; never its text
+
+
+class Study(Base):
+    __tablename__ = "study"
+    id: Mapped[int] = _id()
+    uid: Mapped[str] = mapped_column(unique=True)
+    patient_key: Mapped[bytes] = mapped_column(index=True)  #: 16 bytes, keyed pseudonym
+    study_date: Mapped[date | None] = mapped_column(index=True)
+    created_at: Mapped[datetime] = _now()
+
+
+class Image(Lease, Base):
+    __tablename__ = "image"
+    id: Mapped[int] = _id()
+    sop_uid: Mapped[str] = mapped_column(unique=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("study.id"), index=True)
+    series_uid: Mapped[str]
+    sop_class: Mapped[str]
+    transfer_syntax: Mapped[str]
+    modality: Mapped[str]
+    laterality: Mapped[str | None]
+    view: Mapped[str | None]
+    view_modifiers: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))
+    body_part: Mapped[str]
+    manufacturer: Mapped[str]
+    presentation_intent: Mapped[str]
+    rows: Mapped[int] = mapped_column(Integer)
+    columns: Mapped[int] = mapped_column(Integer)
+    frames: Mapped[int] = mapped_column(Integer)
+    digest: Mapped[bytes]  #: SHA-256 of the file
+    path: Mapped[bytes]  #: file names are bytes
+    birads: Mapped[int | None] = mapped_column(SmallInteger)
+    density: Mapped[str | None]
+    pathology: Mapped[str | None]
+    labels: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    status: Mapped[str] = mapped_column(server_default="received")
+    gate: Mapped[str | None]
+    reason: Mapped[str | None]
+    score: Mapped[float | None]  #: what the gate measured
+    revision: Mapped[int] = mapped_column(server_default="1")  #: bumped when the bytes or the labels change
+    operation_id: Mapped[uuid.UUID | None] = mapped_column(index=True)
+    received_at: Mapped[datetime] = _now()
+    settled_at: Mapped[datetime | None]  #: when it left `encoding`
+    __table_args__ = (
+        Index("ix_image_work", "id", postgresql_where=text("status IN ('received', 'encoding')")),
+        Index("ix_image_stopped", "status", "id", postgresql_where=text("status IN ('quarantined', 'failed')")),
+    )
+
+
+class File(Base):
+    """Every file a scan has met, also those that were not taken in, with the reason."""
+
+    __tablename__ = "file"
+    id: Mapped[int] = _id()
+    path: Mapped[bytes]
+    path_digest: Mapped[bytes] = mapped_column(LargeBinary, Computed("sha256(path)", persisted=True), unique=True)
+    size: Mapped[int]
+    mtime_ns: Mapped[int]
+    digest: Mapped[bytes | None]
+    image_id: Mapped[int | None] = mapped_column(ForeignKey("image.id"), index=True)
+    outcome: Mapped[str]  #: taken, same, kept, or an `Outcome`
+    gate: Mapped[str | None]
+    reason: Mapped[str | None]
+    labels_digest: Mapped[bytes | None]
+    operation_id: Mapped[uuid.UUID | None] = mapped_column(index=True)
+    seen_at: Mapped[datetime] = _now()
+
+
+class Model(Base):
+    __tablename__ = "model"
+    id: Mapped[int] = _id()
+    fingerprint: Mapped[str] = mapped_column(unique=True)
+    name: Mapped[str] = mapped_column(unique=True)
+    folder: Mapped[str]
+    card: Mapped[dict[str, Any]]
+    created_at: Mapped[datetime] = _now()
+
+
+class Generation(Base):
+    """One index build: one model, one set of index parameters, one collection."""
+
+    __tablename__ = "generation"
+    id: Mapped[int] = _id()
+    model_id: Mapped[int] = mapped_column(ForeignKey("model.id"))
+    collection: Mapped[str] = mapped_column(unique=True)
+    spec: Mapped[dict[str, Any]]
+    state: Mapped[str] = mapped_column(server_default="open")
+    created_at: Mapped[datetime] = _now()
+    __table_args__ = (CheckConstraint("state IN ('open', 'retired')", name="state"),)
+
+
+class Live(Base):
+    """The one published pointer. API and workers follow it; rollback is moving it back."""
+
+    __tablename__ = "live"
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, server_default="1")
+    generation_id: Mapped[int] = mapped_column(ForeignKey("generation.id"))
+    published_at: Mapped[datetime] = _now()
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
+
+
+class Encoding(Base):
+    """Everything an index needs of one frame under one model. Narrow, so that embeddings stay in line."""
+
+    __tablename__ = "encoding"
+    image_id: Mapped[int] = mapped_column(ForeignKey("image.id", ondelete="CASCADE"), primary_key=True)
+    frame: Mapped[int] = mapped_column(Integer, primary_key=True)
+    model_id: Mapped[int] = mapped_column(ForeignKey("model.id"), primary_key=True)
+    ood: Mapped[float | None]
+    code: Mapped[bytes | None]
+    runtime: Mapped[str]
+    embedding: Mapped[bytes]  #: float16, little endian, dim from the card
+
+
+class Thumbnail(Base):
+    """In the database rather than beside it: written, erased and backed up with its image."""
+
+    __tablename__ = "thumbnail"
+    image_id: Mapped[int] = mapped_column(ForeignKey("image.id", ondelete="CASCADE"), primary_key=True)
+    jpeg: Mapped[bytes]
+
+
+class Ledger(Base):
+    """What each generation must hold. Coverage is `applied / all`; a projector works off what is pending.
+
+    No foreign key to `image`: a delete must outlive its image until every generation has applied it.
+    """
+
+    __tablename__ = "ledger"
+    generation_id: Mapped[int] = mapped_column(ForeignKey("generation.id", ondelete="CASCADE"), primary_key=True)
+    point_id: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    image_id: Mapped[int] = mapped_column(index=True)
+    frame: Mapped[int] = mapped_column(Integer)
+    op: Mapped[str]
+    revision: Mapped[int]
+    state: Mapped[str] = mapped_column(server_default="pending")
+    attempt: Mapped[int] = mapped_column(Integer, server_default="0")
+    not_before: Mapped[datetime | None]
+    last_error: Mapped[str | None]
+    queued_at: Mapped[datetime] = _now()
+    applied_at: Mapped[datetime | None]
+    __table_args__ = (
+        CheckConstraint("op IN ('upsert', 'delete')", name="op"),
+        CheckConstraint("state IN ('pending', 'applied', 'failed')", name="state"),
+        Index("ix_ledger_pending", "generation_id", "queued_at", postgresql_where=text("state = 'pending'")),
+    )
+
+
+class Operation(Lease, Base):
+    """Long work that a client can watch, cancel and retry."""
+
+    __tablename__ = "operation"
+    id: Mapped[uuid.UUID] = mapped_column(primary_key=True, server_default=func.gen_random_uuid())
+    kind: Mapped[str]
+    params: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    state: Mapped[str] = mapped_column(server_default="pending")
+    counts: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    total: Mapped[int | None]
+    done: Mapped[int] = mapped_column(server_default="0")
+    cancel: Mapped[bool] = mapped_column(server_default=text("false"))
+    error: Mapped[str | None]
+    key_digest: Mapped[bytes | None] = mapped_column(unique=True)  #: of an Idempotency-Key
+    created_at: Mapped[datetime] = _now()
+    finished_at: Mapped[datetime | None]
+    __table_args__ = (
+        CheckConstraint("state IN ('pending', 'running', 'succeeded', 'failed', 'cancelled')", name="state"),
+        Index("ix_operation_work", "created_at", postgresql_where=text("state IN ('pending', 'running')")),
+    )
+
+
+class ApiKey(Base):
+    __tablename__ = "api_key"
+    id: Mapped[int] = _id()
+    name: Mapped[str]
+    prefix: Mapped[str]
+    digest: Mapped[bytes] = mapped_column(unique=True)  #: SHA-256 of the secret; the secret is shown once
+    scopes: Mapped[list[str]]
+    created_at: Mapped[datetime] = _now()
+    expires_at: Mapped[datetime | None]
+    last_used_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
