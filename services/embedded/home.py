@@ -1,0 +1,140 @@
+"""The folder an embedded installation lives in: 0700, secrets 0600, one supervisor at a time."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.errors import Conflict, Invalid
+
+_LONGEST_SOCKET_FOLDER = 80  # sun_path holds 107 bytes, and our longest socket name has 20
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9._/-]+")  # such a path stands in a URL as it is
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where each thing of one installation stands.
+
+    lock state.json | api.key pseudonym.key vectors.key database.password database.url broker.url |
+    pg/ valkey/ vectors/ models/ blobs/ logs/ run/
+    """
+
+    path: Path
+
+    @classmethod
+    def at(cls, path: Path) -> "Home":
+        """The folder is there and nobody else may look into it."""
+        home = cls(path.expanduser().resolve())
+        home.path.mkdir(parents=True, exist_ok=True)
+        if home.path.stat().st_uid != os.geteuid():
+            raise Invalid("the home folder belongs to another user")
+        home.path.chmod(0o700)
+        for name in ("models", "blobs", "logs", "vectors", "valkey"):
+            (home.path / name).mkdir(mode=0o700, exist_ok=True)
+        return home
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    def secret(self, name: str) -> str:
+        """The secret of that name, made at the first call."""
+        path = self / name
+        with contextlib.suppress(FileNotFoundError):
+            if (kept := path.read_text(encoding="ascii").strip()) != "":
+                return kept
+        value = secrets.token_urlsafe(32)
+        write(path, value)
+        return value
+
+    @property
+    def sockets(self) -> Path:
+        """A 0700 folder whose path is short and plain enough for a unix socket in a URL."""
+        folder = self / "run"
+        if len(str(folder)) > _LONGEST_SOCKET_FOLDER or not _PLAIN_PATH.fullmatch(str(folder)):
+            digest = hashlib.sha256(str(self.path).encode()).hexdigest()[:16]
+            folder = Path(tempfile.gettempdir()) / f"similis-{os.geteuid()}-{digest}"
+        return private(folder)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the supervisor wrote last; empty where none has run."""
+        try:
+            kept = json.loads((self / "state.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return kept if isinstance(kept, dict) else {}
+
+    def remember(self, state: dict[str, Any]) -> None:
+        write(self / "state.json", json.dumps(state, indent=2))
+
+    @property
+    def locked(self) -> bool:
+        """Whether a supervisor runs here."""
+        try:
+            with (self / "lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Ours alone; the kernel lets go of it when we die, however that is.
+
+        Raises: `Conflict` where another supervisor has it.
+        """
+        with (self / "lock").open("ab") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                url = self.state.get("url", "an address not known yet")
+                raise Conflict(
+                    f"similis already runs on this home ({self.path}) at {url}; "
+                    "use it, stop it with `similis down`, or choose another with --home"
+                ) from None
+            yield
+
+
+def private(folder: Path) -> Path:
+    """The folder is there, ours, and nobody else may change it.
+
+    Raises: `Invalid` where somebody else made it.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = folder.lstat()
+    if found.st_uid != os.geteuid() or folder.is_symlink() or found.st_mode & 0o022:
+        raise Invalid(f"the folder {folder} belongs to another user, or others may write into it")
+    return folder
+
+
+def write(path: Path, text: str) -> None:
+    """The file holds the text, 0600, and never half of it."""
+    part = path.with_name(path.name + ".part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        os.fchmod(file.fileno(), 0o600)
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    sync(path.parent)
+
+
+def sync(folder: Path) -> None:
+    """What was renamed in the folder stays renamed after a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,141 @@
+"""Children that cannot outlive whoever started them, and names for processes that survive the reuse of a PID."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+_PR_SET_PDEATHSIG = 1
+_PR_SET_CHILD_SUBREAPER = 36
+_libc = ctypes.CDLL(None, use_errno=True)  # looked up before any fork
+
+
+@dataclass(frozen=True)
+class Identity:
+    """One process for all time: a PID alone comes back, and so does a start time after a reboot."""
+
+    pid: int
+    started: int  #: clock ticks since boot
+    boot: str
+
+    @classmethod
+    def of(cls, pid: int) -> "Identity | None":
+        """None where no such process lives; a zombie does not live."""
+        try:
+            stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+        except OSError:
+            return None
+        fields = stat.rpartition(")")[2].split()  # the name may hold spaces and parentheses
+        return None if fields[0] in "ZX" else cls(pid, int(fields[19]), boot_id())
+
+    @property
+    def alive(self) -> bool:
+        return Identity.of(self.pid) == self
+
+    def signal(self, number: signal.Signals, *, group: bool = False) -> None:
+        """The process, or the group it leads, got the signal, if it still is that process."""
+        if self.alive:
+            with contextlib.suppress(ProcessLookupError):
+                (os.killpg if group else os.kill)(self.pid, number)
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def spawn(
+    argv: Sequence[str],
+    *,
+    env: Mapping[str, str] | None = None,
+    cwd: Path | None = None,
+    stdin: IO[bytes] | int = subprocess.DEVNULL,
+    output: IO[bytes] | int = subprocess.DEVNULL,
+    death_signal: signal.Signals = signal.SIGTERM,
+    user: int | None = None,
+) -> subprocess.Popen[bytes]:
+    """A child in a session of its own, so that Ctrl-C does not reach it, which gets `death_signal` when we die.
+
+    Call it from the main thread: for the kernel the parent is the thread, and its end would end the child.
+    """
+    parent = os.getpid()
+
+    def tie() -> None:  # after setuid, which would clear it
+        _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return subprocess.Popen(
+        list(argv),
+        env=None if env is None else dict(env),
+        cwd=cwd,
+        stdin=stdin,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+        user=user,
+        group=user,
+        extra_groups=None if user is None else [],
+        preexec_fn=tie,  # noqa: PLW1509 - called from the main thread, and it only makes system calls
+    )
+
+
+def become_subreaper() -> None:
+    """Grandchildren whose parent dies become ours, so that `reap_strangers` can bury them."""
+    _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def reap_strangers(known: set[int]) -> None:
+    """No adopted zombie is left; the children in `known` are left to whoever watches them."""
+    while True:
+        try:
+            seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        except ChildProcessError:
+            return
+        if seen is None or seen.si_pid in known:
+            return
+        os.waitpid(seen.si_pid, os.WNOHANG)
+
+
+def has_ended(child: subprocess.Popen[bytes]) -> bool:
+    """Whether the child is dead, without reaping it: until then its PID names its group and nothing else."""
+    if child.returncode is not None:
+        return True
+    try:
+        return os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
+def bury(child: subprocess.Popen[bytes], *, group: bool = True) -> int:
+    """A dead child is reaped and, with `group`, what it started in its session is gone too; gives its code."""
+    if group and child.returncode is None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(child.pid, signal.SIGKILL)
+    return child.wait()
+
+
+def stop(child: subprocess.Popen[bytes], *steps: tuple[signal.Signals, float], group: bool = True) -> int:
+    """The child has ended: each signal in turn with its patience in seconds, SIGKILL at last."""
+    for number, patience_s in steps:
+        if child.returncode is None:
+            child.send_signal(number)
+        if until(lambda: has_ended(child), patience_s):
+            return bury(child, group=group)
+    child.kill()
+    return bury(child, group=group)
+
+
+def until(true: Callable[[], bool], timeout_s: float, step_s: float = 0.01) -> bool:
+    """Whether it became true in time."""
+    deadline = time.monotonic() + timeout_s
+    while not true():
+        if time.monotonic() >= deadline:
+            return False
+        time.sleep(step_s)
+    return True

