@@ -1,0 +1,187 @@
+"""Model cards: everything that makes a vector what it is, as a file beside the weights.
+
+A card is a folder of its own: `card.json`, `weights.safetensors`, and `model.onnx` for a neural network. Vectors
+of one fingerprint are never compared with another's, so the fingerprint covers every ingredient that changes
+them, and neither runtime nor device: a runtime joins a numeric class by its parity check (`shared.encoder.build`).
+"""
+
+import hashlib
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from shared.encoder.backbones import Pooling
+from shared.errors import Conflict, Invalid, NotFound
+from shared.imaging.recipe import Recipe
+
+CARD, WEIGHTS, GRAPH = "card.json", "weights.safetensors", "model.onnx"
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """Where the numbers come from."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    source: str  #: "torchvision:IMAGENET1K_V1", "file", or "random:SEED"
+    sha256: str  #: of weights.safetensors
+    trained: bool
+    seed: int | None = None  #: of untrained weights
+    origin_sha256: str | None = None  #: of the file they were read from
+    note: str = ""  #: licence, training set: the words of whoever made the card
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graph:
+    """The ONNX graph made from the weights, and how near it came to torch when it was made."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    sha256: str  #: of model.onnx
+    opset: int
+    exporter: str
+    max_abs_diff: float
+    min_cosine: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    name: str
+    architecture: str
+    dim: int
+    weights: Weights
+    pooling: Pooling
+    graph: Graph | None = None  #: None: the model has no graph (the null encoder)
+    recipe: Recipe = field(default_factory=Recipe)
+    channels: int = 3  #: the grey frame is repeated
+    mean: tuple[float, ...] = IMAGENET_MEAN  #: one per channel
+    std: tuple[float, ...] = IMAGENET_STD
+    numeric: Literal["fp32"] = "fp32"
+    metric: Literal["cosine", "dot", "l2"] = "cosine"  #: embeddings are raw; a cosine index normalises
+    bits: int = 0  #: length of the hash code; 0: no hash head
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        if self.dim < 1 or self.channels < 1 or self.bits < 0 or self.recipe.size < 32:
+            raise Invalid("a card needs a dimension, a channel and a side of at least 32 pixels")
+        if not len(self.mean) == len(self.std) == self.channels or not min(self.std) > 0:
+            raise Invalid("a card has a mean and a deviation greater than zero for each channel")
+
+    @property
+    def fingerprint(self) -> str:
+        """The identity of the vector space: 64 hexadecimal digits."""
+        ingredients = {
+            "weights": self.weights.sha256,
+            "architecture": self.architecture,
+            "dim": self.dim,
+            "bits": self.bits,
+            "preprocessing": {
+                "recipe": self.recipe.to_json(),
+                "channels": self.channels,
+                "mean": self.mean,
+                "std": self.std,
+            },
+            "pooling": self.pooling,
+            "tta": "none",  # named already, so that a card with variants gets another fingerprint than this one
+            "numeric": self.numeric,
+        }
+        return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def label(self) -> str:
+        """What a person reads; says so when the weights are untrained."""
+        if self.weights.trained:
+            return f"{self.architecture} ({self.weights.source})"
+        return f"{self.architecture} (untrained, seed {self.weights.seed})"
+
+    def to_json(self) -> dict[str, Any]:
+        return {**asdict(self), "fingerprint": self.fingerprint}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        """Raises `Invalid` for an unknown, missing or ill-typed key, or a fingerprint that is not the card's."""
+        data = dict(data)
+        fingerprint = data.pop("fingerprint", None)
+        recipe = data.get("recipe", {})
+        if not isinstance(recipe, dict):
+            raise Invalid("the card's recipe is not an object")
+        Recipe.from_json(recipe)  # refuses unknown keys; types are checked below
+        try:
+            card = TypeAdapter(cls).validate_json(json.dumps(data))
+        except ValidationError as error:
+            places = sorted({".".join(str(part) for part in item["loc"]) for item in error.errors()})
+            raise Invalid(f"the card does not fit: {', '.join(places)}") from None
+        if fingerprint not in (None, card.fingerprint):
+            raise Invalid("the card was changed: its fingerprint is another")
+        return card
+
+
+def check_name(name: str) -> None:
+    """Raises `Invalid` for a name that is no file name, no URL part or no metric label."""
+    if not _NAME.fullmatch(name):
+        raise Invalid("a model's name is 1 to 64 of a-z, 0-9, '.', '_', '-', and starts with a letter or digit")
+
+
+def read(folder: Path, *, verify: bool = True) -> Card:
+    """The card of the folder; with `verify`, weights and graph are byte for byte those it was made with.
+
+    Raises:
+        NotFound: there is no card.
+        Invalid: the card is malformed, or a file of it is missing or was changed.
+    """
+    try:
+        data = json.loads((folder / CARD).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotFound("there is no model card") from None
+    except ValueError:
+        raise Invalid("the model card is not JSON") from None
+    if not isinstance(data, dict):
+        raise Invalid("the model card is not an object")
+    card = Card.from_json(data)
+    if verify:
+        _verify(folder / WEIGHTS, card.weights.sha256)
+        if card.graph is not None:
+            _verify(folder / GRAPH, card.graph.sha256)
+    return card
+
+
+def write(card: Card, folder: Path) -> None:
+    """The card stands in the folder, durably. Raises `Conflict` if one is there: a card never changes."""
+    try:
+        with (folder / CARD).open("x", encoding="utf-8") as file:
+            file.write(json.dumps(card.to_json(), indent=2) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        raise Conflict("a model card is there already") from None
+
+
+def folders(models: Path) -> list[Path]:
+    """The folders that hold a card, by name; half-built ones (their name starts with a dot) are left out."""
+    return sorted(path.parent for path in models.glob(f"*/{CARD}") if not path.parent.name.startswith("."))
+
+
+def sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _verify(path: Path, expected: str) -> None:
+    try:
+        found = sha256_of(path)
+    except FileNotFoundError:
+        raise Invalid(f"the model's {path.name} is missing") from None
+    if found != expected:
+        raise Invalid(f"the model's {path.name} was changed: its SHA-256 is not the card's")

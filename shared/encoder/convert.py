@@ -1,0 +1,53 @@
+"""The only place that opens a pickle, asked for by name: `similis models convert`.
+
+`weights_only` has been bypassed twice (CVE-2025-32434, CVE-2026-24747), so no model is ever loaded from a pickle:
+a person converts a file they trust, once, and everything after that reads safetensors.
+"""
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from zipfile import BadZipFile
+
+import torch
+from safetensors.torch import save_file
+
+from shared.encoder.weights import modern
+from shared.errors import Conflict, Invalid, NotFound
+
+
+def convert(pth: Path, out: Path) -> int:
+    """A torch state dict stands at `out` as float32 safetensors; the answer is how many tensors it holds.
+
+    A training checkpoint is taken apart: its `state_dict`, without the `module.` that parallel training adds.
+
+    Raises:
+        NotFound: there is no such file.
+        Conflict: `out` exists.
+        Invalid: not a state dict, or it holds more than tensors.
+    """
+    if not pth.is_file():
+        raise NotFound("there is no such weights file")
+    if out.suffix != ".safetensors":
+        raise Invalid("weights are converted to a .safetensors file")
+    if out.exists():
+        raise Conflict("the output file exists already")
+    try:
+        loaded = torch.load(pth, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, BadZipFile, ValueError, KeyError) as error:
+        raise Invalid(f"the file is no plain torch state dict ({type(error).__name__})") from None
+    if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
+        loaded = loaded["state_dict"]
+    if not isinstance(loaded, Mapping) or not loaded:
+        raise Invalid("the file is no plain torch state dict")
+    if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in loaded.items()):
+        raise Invalid("the file holds more than named tensors")
+    # clones, because safetensors refuses tensors that share memory
+    state = {
+        key.removeprefix("module."): (value.float() if value.is_floating_point() else value).clone().contiguous()
+        for key, value in loaded.items()
+    }
+    partial = out.with_suffix(".partial")
+    save_file(modern(state), partial)
+    partial.rename(out)
+    return len(state)

@@ -1,0 +1,80 @@
+"""Card to torch module: one forward pass from grey pixels to raw embedding. Both runtimes run this one."""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from shared.encoder.backbones import backbone
+from shared.encoder.vision import models
+from shared.errors import Invalid
+
+State = dict[str, Tensor]
+
+
+class Network(nn.Module):
+    """Grey pixels (n, side, side) in [0, 1] to (n, dim): repeat channels, normalise, body."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, body: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.body = body
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        coloured = pixels.unsqueeze(1).expand(-1, self.mean.shape[1], -1, -1)
+        return self.body((coloured - self.mean) / self.std)  # type: ignore[no-any-return]
+
+
+def body(architecture: str, *, empty: bool = False) -> nn.Module:
+    """The backbone without its classifier, in eval mode: torchvision's own initialisation, or `empty` to be filled.
+
+    Raises: `Invalid` for an unknown architecture.
+    """
+    shape = backbone(architecture)
+    with torch.device("meta" if empty else "cpu"):
+        module: nn.Module = models().get_model(architecture, weights=None)
+    module.set_submodule(shape.head, nn.AdaptiveAvgPool2d(1) if shape.head_pools else nn.Identity())
+    if empty:
+        module = module.to_empty(device="cpu")
+    return module.eval().requires_grad_(requires_grad=False)
+
+
+def state_of(module: nn.Module) -> State:
+    """The tensors that make the vectors. The counters of batch normalisation do not, so they are left out."""
+    return {key: value.contiguous() for key, value in module.state_dict().items() if not _counter(key)}
+
+
+def fill(module: nn.Module, state: Mapping[str, Tensor], architecture: str) -> None:
+    """The module holds the weights as float32. The classifier's may be there or not: they are not used.
+
+    Raises:
+        Invalid: a weight is missing, unexpected, of another shape, or not finite.
+    """
+    head = backbone(architecture).head + "."
+    given = {key: value.float() for key, value in state.items() if not (_counter(key) or key.startswith(head))}
+    wanted = state_of(module)
+    problems = [
+        _tell("missing", wanted.keys() - given.keys()),
+        _tell("unexpected", given.keys() - wanted.keys()),
+        _tell("of another shape", {k for k in wanted.keys() & given.keys() if wanted[k].shape != given[k].shape}),
+        _tell("not finite", {k for k, value in given.items() if not torch.isfinite(value).all()}),
+    ]
+    found = [problem for problem in problems if problem]
+    if found:
+        raise Invalid(f"the weights are not those of {architecture}: {'; '.join(found)}")
+    module.load_state_dict(given, strict=False)  # strict but for the counters: checked above, with better words
+
+
+def _counter(key: str) -> bool:
+    return key.endswith("num_batches_tracked")
+
+
+def _tell(what: str, keys: Iterable[str]) -> str:
+    names = sorted(keys)
+    if not names:
+        return ""
+    return f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

@@ -1,0 +1,85 @@
+"""Weights for tests and demonstrations that admit to be untrained, and still tell images apart.
+
+Torchvision's initialisation assumes that batch normalisation will scale the activations. In eval mode it does not
+(its statistics are still 0 and 1): EfficientNet's signal dies to 1e-15, ResNet's grows with every block, and every
+image gets nearly the same direction. So the statistics are measured once, on synthetic frames, and networks
+without batch normalisation have each layer standardised instead.
+Source: Salimans & Kingma 2016 (data-dependent initialisation); Mishkin & Matas 2016 (LSUV).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from shared.encoder.cards import IMAGENET_MEAN, IMAGENET_STD
+from shared.encoder.network import Network, body
+from shared.encoder.samples import samples
+
+_FRAMES, _SIDE, _FRAMES_SEED = 8, 224, 20240
+
+
+def untrained(architecture: str, seed: int) -> nn.Module:
+    """The backbone with the seed's weights: the same on the same machine and version of torch."""
+    with _deterministic(seed):
+        module = body(architecture)
+        norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
+        network = Network(module, IMAGENET_MEAN, IMAGENET_STD)
+        frames = torch.from_numpy(samples(_FRAMES, _SIDE, _FRAMES_SEED))
+        with torch.no_grad():
+            if norms:
+                _measure(network, norms, frames)
+            else:
+                _standardise(network, frames)
+    return module
+
+
+def _measure(network: Network, norms: list[nn.BatchNorm2d], frames: Tensor) -> None:
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # plain mean over the batches seen: here one
+        norm.train()
+    network(frames)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+        norm.eval()
+
+
+def _standardise(network: Network, frames: Tensor) -> None:
+    """Each layer's output gets mean 0 and variance 1, in one pass: a layer sees what the scaled ones before it give."""
+    hooks = [
+        part.register_forward_hook(_rescale)
+        for part in network.modules()
+        if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None
+    ]
+    network(frames)
+    for hook in hooks:
+        hook.remove()
+
+
+def _rescale(layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    if not isinstance(layer, nn.Conv2d | nn.Linear) or layer.bias is None:
+        return output
+    over = [0, *range(2, output.ndim)]
+    mean = output.mean(over)
+    centred = output - mean.view(1, -1, *[1] * (output.ndim - 2))
+    # a dense unit sees too few samples for a deviation of its own: all units share one
+    scale = (centred.std(over) if output.ndim > 2 else centred.std()).clamp_min(1e-6)
+    layer.weight.div_(scale.view(-1, *[1] * (layer.weight.ndim - 1)))
+    layer.bias.sub_(mean).div_(scale)
+    return centred / scale.view(1, -1, *[1] * (output.ndim - 2))
+
+
+@contextmanager
+def _deterministic(seed: int) -> Iterator[None]:
+    """One thread, because sums over several round differently; the caller's generator and threads are put back."""
+    threads = torch.get_num_threads()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)

@@ -1,0 +1,109 @@
+"""Where weights come from: torchvision by name, a safetensors file, or a seed. Never a pickle."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from shared.encoder.backbones import parse_seed
+from shared.encoder.cards import Weights, sha256_of
+from shared.encoder.network import State, body, fill, state_of
+from shared.encoder.untrained import untrained
+from shared.encoder.vision import models
+from shared.errors import Invalid, NotFound, Unavailable
+
+_OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """A filled backbone and what its card has to say of the weights."""
+
+    body: nn.Module
+    source: str
+    trained: bool = True
+    seed: int | None = None
+    origin_sha256: str | None = None
+
+    def save(self, path: Path, note: str) -> Weights:
+        """The weights stand at `path`; a file made from untrained ones says so itself."""
+        marks = {"trained": "true"} if self.trained else {"trained": "false", "seed": str(self.seed)}
+        save_file(state_of(self.body), path, metadata=marks)
+        return Weights(
+            source=self.source,
+            sha256=sha256_of(path),
+            trained=self.trained,
+            seed=self.seed,
+            origin_sha256=self.origin_sha256,
+            note=note,
+        )
+
+
+def find(architecture: str, weights: str) -> Source:
+    """The backbone with the weights that `weights` names.
+
+    Args:
+        architecture: a name of `BACKBONES`.
+        weights: `torchvision:IMAGENET1K_V1` (any name torchvision has for the architecture), `random:SEED`, or the
+            path of a .safetensors file with torchvision's names.
+
+    Raises:
+        Invalid: the words or the file do not fit the architecture.
+        NotFound: there is no such file.
+        Unavailable: torchvision's weights cannot be fetched from here.
+    """
+    seed = parse_seed(weights)
+    if seed is not None:
+        return Source(body=untrained(architecture, seed), source=f"random:{seed}", trained=False, seed=seed)
+    if weights.startswith("torchvision:"):
+        return _from_torchvision(architecture, weights)
+    return _from_file(architecture, Path(weights))
+
+
+def modern(state: State) -> State:
+    """The state under today's names: torchvision's own DenseNet files still say `norm.1` for `norm1`."""
+    return {_OLD_DENSENET.sub(r"\1\2.", key): value for key, value in state.items()}
+
+
+def _from_torchvision(architecture: str, weights: str) -> Source:
+    module = body(architecture, empty=True)
+    known = models().get_model_weights(architecture)
+    name = weights.removeprefix("torchvision:")
+    if name not in known.__members__:
+        raise Invalid(f"torchvision has no such weights of {architecture}; it has: {', '.join(known.__members__)}")
+    try:
+        state = known[name].get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (URLError, TimeoutError, ConnectionError):
+        raise Unavailable(
+            f"{weights} of {architecture} cannot be fetched from here. Fetch the file where there is internet "
+            f"({known[name].url}), convert it with `similis models convert`, and name the .safetensors file instead",
+            retry_after_s=60,
+        ) from None
+    fill(module, modern(state), architecture)
+    return Source(body=module, source=weights)
+
+
+def _from_file(architecture: str, path: Path) -> Source:
+    if path.suffix != ".safetensors":
+        raise Invalid(
+            "weights are torchvision:NAME, random:SEED, or a .safetensors file; "
+            "a .pth is a pickle: make one from it with `similis models convert`"
+        )
+    if not path.is_file():
+        raise NotFound("there is no such weights file")
+    try:
+        with safe_open(path, "pt") as file:
+            marks = file.metadata() or {}
+        state = load_file(path)
+    except SafetensorError:
+        raise Invalid("the weights file is not in safetensors format") from None
+    module = body(architecture, empty=True)
+    fill(module, modern(state), architecture)
+    if marks.get("trained") == "false":
+        seed = int(marks.get("seed", 0))
+        return Source(body=module, source=f"random:{seed}", trained=False, seed=seed, origin_sha256=sha256_of(path))
+    return Source(body=module, source="file", origin_sha256=sha256_of(path))
