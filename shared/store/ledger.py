@@ -164,3 +164,17 @@ def oldest_pending_s(db: Session | sa.Connection) -> float | None:
     return db.execute(
         sa.text("SELECT extract(epoch FROM clock_timestamp() - min(queued_at)) FROM ledger WHERE state = 'pending'")
     ).scalar()
+
+
+_WITHDRAW = sa.text(
+    """
+    UPDATE ledger SET op = 'delete', state = 'pending', attempt = 0, not_before = NULL, queued_at = clock_timestamp()
+    WHERE image_id = ANY(CAST(:images AS bigint[])) AND op = 'upsert'
+    """
+)
+
+
+def withdraw(db: Session, images: Sequence[int]) -> None:
+    """Whatever stands of these images in any generation is due to be deleted."""
+    if images:
+        db.execute(_WITHDRAW, {"images": list(images)})

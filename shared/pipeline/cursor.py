@@ -1,0 +1,92 @@
+"""Pages of a ranking that do not shift.
+
+A cursor names the studies already shown and the moment of the first page: the next page is the best of what was
+not shown and stood then. So nothing comes twice, and what arrives meanwhile disturbs nothing. It is bound to
+its query and to the generation; after a switch it says that it is stale.
+"""
+
+import base64
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from typing import Protocol
+
+import sqlalchemy as sa
+
+from shared.errors import Conflict, Invalid
+from shared.store import neighbours
+
+MOST = 1000  #: studies that one walk through the pages may show
+
+
+class Asked(Protocol):
+    """The parts of a request that a cursor is bound to."""
+
+    @property
+    def k(self) -> int: ...
+    @property
+    def cursor(self) -> str | None: ...
+
+
+class HasStudy(Protocol):
+    @property
+    def study_uid(self) -> str | None: ...
+
+
+class Shown(Protocol):
+    @property
+    def study_id(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    as_of: datetime
+    seen: tuple[int, ...] = ()
+
+
+def first(connection: sa.Connection) -> Page:
+    return Page(neighbours.now(connection))
+
+
+def write(request: Asked, generation_id: int, subject: HasStudy, page: Page, shown: Sequence[Shown]) -> str | None:
+    seen = sorted({*page.seen, *(found.study_id for found in shown)})
+    if len(seen) >= MOST or subject.study_uid is None:
+        return None  # an uploaded image would have to be sent again: ask for a larger k instead
+    steps = [b - a for a, b in zip([0, *seen], seen, strict=False)]
+    data = {"g": generation_id, "t": page.as_of.timestamp(), "q": _bound(request, subject), "s": steps}
+    packed = zlib.compress(json.dumps(data, separators=(",", ":")).encode(), 9)
+    return base64.urlsafe_b64encode(packed).rstrip(b"=").decode()
+
+
+def read(request: Asked, generation_id: int, subject: HasStudy) -> Page:
+    """Raises: `Invalid` for what is no cursor of this query, `Conflict` for one of another generation."""
+    text = request.cursor or ""
+    if len(text) > 16_384:
+        raise Invalid("this is not a cursor")
+    try:
+        unpacker = zlib.decompressobj()
+        packed = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+        data = json.loads(unpacker.decompress(packed, 65_536))
+        generation, bound = int(data["g"]), str(data["q"])
+        as_of = datetime.fromtimestamp(float(data["t"]), UTC)
+        seen, total = [], 0
+        for step in data["s"]:
+            total += int(step)
+            seen.append(total)
+    except (ValueError, KeyError, TypeError, OverflowError, OSError, zlib.error):
+        raise Invalid("this is not a cursor") from None
+    if bound != _bound(request, subject) or len(seen) > MOST:
+        raise Invalid("this cursor belongs to another query")
+    if generation != generation_id:
+        raise Conflict("this cursor is stale: another generation has been published")
+    return Page(as_of, tuple(seen))
+
+
+def _bound(request: Asked, subject: HasStudy) -> str:
+    """What must not change between pages: everything asked but the page itself."""
+    fields = {name: getattr(request, name) for name in ("k", "exclude", "view", "filters", "exact")}
+    fields["exclude"] = sorted(fields["exclude"])
+    return sha256(f"{subject.study_uid}|{sorted(fields.items())}".encode()).hexdigest()[:16]

@@ -1,0 +1,90 @@
+"""Project: what the ledger says is due is written to the index, made durable, and marked applied."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from sqlalchemy.orm import Session
+
+from shared.errors import Invalid
+from shared.imaging.pseudonym import patient_number
+from shared.index.base import Index, Payload, Point
+from shared.log import get
+from shared.pipeline.receive import Transaction
+from shared.store import encodings, generations, ledger, operations
+from shared.store.generations import Published
+from shared.store.ledger import Pending
+
+log = get(__name__)
+
+STEP = 256
+
+
+def drain(
+    transaction: Callable[[], Transaction], open_index: Callable[[str], Index], budget_s: float = 20.0
+) -> tuple[int, bool]:
+    """Pending rows of every open generation are applied; returns how many, and whether some may be left."""
+    until, done, left = time.monotonic() + budget_s, 0, True
+    while left and time.monotonic() < until:
+        with transaction() as db:
+            opened = generations.opened(db)
+        step = sum(_step(transaction, open_index, generation) for generation in opened)
+        done, left = done + step, step > 0
+    with transaction() as db:
+        operations.finish_settled(db)
+    return done, left
+
+
+def _step(transaction: Callable[[], Transaction], open_index: Callable[[str], Index], generation: Published) -> int:
+    """Up to `STEP` rows of one generation; the row locks are held while the index is written."""
+    with transaction() as db:
+        rows = ledger.take(db, generation.generation_id, generation.model_id, STEP)
+        if not rows:
+            return 0
+        index = open_index(generation.collection)
+        gone = [row.point_id for row in rows if row.op == "delete" or row.embedding is None]
+        if gone:
+            index.delete(gone)
+        upserts = [row for row in rows if row.op == "upsert" and row.embedding is not None]
+        written = _write(db, index, generation, upserts)
+        ledger.applied(db, generation.generation_id, [*gone, *(row.point_id for row in written)])
+        return len(rows)
+
+
+def _write(db: Session, index: Index, generation: Published, rows: Sequence[Pending]) -> Sequence[Pending]:
+    """All at once; if one is refused, one by one, so that the rest is not held up. Returns what is written."""
+    try:
+        index.write([to_point(row) for row in rows])
+    except Invalid:
+        written = []
+        for row in rows:
+            try:
+                index.write([to_point(row)])
+                written.append(row)
+            except Invalid:
+                log.warning("point_refused", generation_id=generation.generation_id, image_id=row.image_id)
+                ledger.failed(db, generation.generation_id, row.point_id, "refused")
+        return written
+    return rows
+
+
+def to_point(row: Pending) -> Point:
+    """Opaque numbers and coded attributes travel with the vector; no UID and no name."""
+    assert row.embedding is not None  # noqa: S101 - the caller has sorted these out
+    return Point(id=row.point_id, vector=encodings.unpack(row.embedding), payload=payload(row))
+
+
+def payload(row: Pending) -> Payload:
+    assert row.patient_key is not None  # noqa: S101 - an image has a study
+    fields: dict[str, int | str | None] = {
+        "image": row.image_id,
+        "study": row.study_id,
+        "patient": patient_number(row.patient_key),
+        "revision": row.revision,
+        "modality": row.modality,
+        "view": row.view,
+        "laterality": row.laterality,
+        "density": row.density,
+        "birads": row.birads,
+        "study_date": None if row.study_date is None else int(row.study_date.strftime("%Y%m%d")),
+    }
+    return {name: value for name, value in fields.items() if value is not None and value != ""}

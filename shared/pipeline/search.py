@@ -1,0 +1,364 @@
+"""Search: the studies most like a study, or like an image that somebody holds in their hand.
+
+One read for the query's vectors, one batch to the index with filters and exclusions, one read for the rows
+behind the hits. The published pointer is read once; a query keeps its generation for its whole life.
+"""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date, datetime
+
+import numpy as np
+import sqlalchemy as sa
+from numpy.typing import NDArray
+
+from shared.encoder.base import Encoder
+from shared.errors import Conflict, Invalid, NotFound, Rejected, Unavailable
+from shared.imaging.gates import metadata_gate, pixel_gate
+from shared.imaging.pseudonym import patient_key, patient_number
+from shared.imaging.recipe import Recipe
+from shared.index.base import Accuracy, Answer, Between, Condition, Exact, Filter, Index, Match, Query, Recall
+from shared.pipeline import cursor
+from shared.store import encodings, generations, neighbours
+from shared.store.generations import Published
+from shared.store.neighbours import HitRow, QueryRow
+from shared.types import Decoded
+
+MAX_VECTORS = 16  #: of a study; a CT is asked with evenly spaced slices
+DEPTH = 4  #: hits asked per query vector, in multiples of k: several images of one study are one answer
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Filters:
+    """QIDO-style attributes; an empty tuple or None does not filter."""
+
+    modality: tuple[str, ...] = ()
+    view: tuple[str, ...] = ()
+    laterality: tuple[str, ...] = ()
+    density: tuple[str, ...] = ()
+    birads: tuple[int, ...] = ()
+    date_from: date | None = None
+    date_to: date | None = None
+
+    def conditions(self) -> tuple[Condition, ...]:
+        matches: list[Condition] = [
+            Match(field=name, values=values)
+            for name, values in (
+                ("modality", self.modality),
+                ("view", self.view),
+                ("laterality", self.laterality),
+                ("density", self.density),
+                ("birads", self.birads),
+            )
+            if values
+        ]
+        if self.date_from or self.date_to:
+            low, high = (None if d is None else int(d.strftime("%Y%m%d")) for d in (self.date_from, self.date_to))
+            matches.append(Between(field="study_date", low=low, high=high))
+        return tuple(matches)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What is asked, whoever is asked about."""
+
+    k: int = 10
+    #: "patient" hides all of the query's patient, "study" its study, "self" its images
+    exclude: frozenset[str] = frozenset({"self", "study", "patient"})
+    view: str = "any"  #: "match" compares an image with images of the same view only
+    filters: Filters = field(default_factory=Filters)
+    exact: bool = False
+    cursor: str | None = None
+
+    def check(self, max_k: int) -> None:
+        """Raises: `Invalid`."""
+        if not 1 <= self.k <= max_k:
+            raise Invalid(f"k must be between 1 and {max_k}")
+        if self.exclude - {"self", "study", "patient"}:
+            raise Invalid("exclude takes self, study and patient")
+        if self.view not in ("any", "match"):
+            raise Invalid("view is any or match")
+
+    @property
+    def accuracy(self) -> Accuracy:
+        return Exact() if self.exact else Recall(0.97)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryImage:
+    """One vector that is asked with."""
+
+    vector: NDArray[np.float32]
+    sop_uid: str | None = None
+    frame: int = 1
+    laterality: str | None = None
+    view: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subject:
+    """What is asked about: a stored study, or an uploaded image."""
+
+    images: tuple[QueryImage, ...]
+    study_uid: str | None = None
+    study_id: int | None = None
+    image_ids: tuple[int, ...] = ()
+    patient_key: bytes | None = None
+    #: gates that would have stopped the query image, reported and never hidden
+    stops: tuple[Rejected, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pair:
+    """A query image and the image of the found study that is most like it."""
+
+    query: QueryImage
+    hit: HitRow
+    score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    study_id: int
+    study_uid: str
+    study_date: date | None
+    score: float  #: mean over the query images of the best match, higher is better
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ranking:
+    """The answer to one subject."""
+
+    subject: Subject
+    studies: tuple[Found, ...]
+    hidden_studies: int
+    hidden_images: int
+    published: Published
+    exact: bool
+    emulated: frozenset[str]
+    as_of: datetime
+    next: str | None
+    timings_ms: Mapping[str, float]
+
+
+def by_studies(
+    connection: sa.Connection,
+    index_of: Callable[[str], Index],
+    study_uids: Sequence[str],
+    request: Request,
+) -> list[Ranking]:
+    """One ranking per study, in the order asked.
+
+    Raises: `NotFound` for an unknown study, `Conflict` for one that is not encoded yet or a stale cursor,
+    `Unavailable` before a model is published.
+    """
+    started = time.perf_counter()
+    live = _published(connection)
+    by_uid: dict[str, list[QueryRow]] = {}
+    for row in neighbours.vectors(connection, study_uids, live.model_id):
+        by_uid.setdefault(row.study_uid, []).append(row)
+    for uid in study_uids:
+        if uid not in by_uid:
+            if not neighbours.exists(connection, uid):
+                raise NotFound("no such study")
+            raise Conflict("no image of this study is encoded by the published model")
+    subjects = [_subject(by_uid[uid]) for uid in study_uids]
+    return _rank(connection, index_of, live, subjects, request, started)
+
+
+def by_image(
+    connection: sa.Connection,
+    index_of: Callable[[str], Index],
+    decode: Callable[[Recipe], Decoded],
+    encoder_of: Callable[[Published], Encoder],
+    secret: bytes,
+    request: Request,
+) -> Ranking:
+    """The ranking for an image from outside; nothing of it is stored.
+
+    Raises: `Rejected` for an image that cannot be decoded, `Unavailable` before a model is published.
+    """
+    started = time.perf_counter()
+    live = _published(connection)
+    recipe = Recipe.from_json(live.card["recipe"])
+    decoded = decode(recipe)
+    stops = tuple(s for s in (metadata_gate(decoded.header, recipe), pixel_gate(decoded.stats)) if s is not None)
+    encoded = encoder_of(live).encode(decoded.pixels)
+    header = decoded.header
+    key = patient_key(secret, header.issuer_of_patient_id, header.patient_id) if header.patient_id else None
+    images = tuple(
+        QueryImage(vector=vector, frame=frame, laterality=header.laterality, view=header.view)
+        for frame, vector in zip(decoded.frames, encoded.embeddings, strict=True)
+    )
+    subject = Subject(images=images, patient_key=key, stops=stops)
+    return _rank(connection, index_of, live, [subject], request, started)[0]
+
+
+def _published(connection: sa.Connection) -> Published:
+    live = generations.published(connection)
+    if live is None:
+        raise Unavailable("no model is published yet", retry_after_s=5)
+    return live
+
+
+def _subject(rows: Sequence[QueryRow]) -> Subject:
+    chosen = [rows[i] for i in spaced(len(rows), MAX_VECTORS)]
+    stacked = encodings.stack([row.embedding for row in chosen])
+    images = tuple(
+        QueryImage(vector=vector, sop_uid=row.sop_uid, frame=row.frame, laterality=row.laterality, view=row.view)
+        for row, vector in zip(chosen, stacked, strict=True)
+    )
+    return Subject(
+        images=images,
+        study_uid=rows[0].study_uid,
+        study_id=rows[0].study_id,
+        image_ids=tuple(dict.fromkeys(row.image_id for row in rows)),
+        patient_key=rows[0].patient_key,
+    )
+
+
+def spaced(count: int, most: int) -> list[int]:
+    """At most `most` of `range(count)`, evenly spaced, first and last among them."""
+    if count <= most:
+        return list(range(count))
+    return [round(i * (count - 1) / (most - 1)) for i in range(most)]
+
+
+def _rank(
+    connection: sa.Connection,
+    index_of: Callable[[str], Index],
+    live: Published,
+    subjects: Sequence[Subject],
+    request: Request,
+    started: float,
+) -> list[Ranking]:
+    if request.cursor is not None and len(subjects) != 1:
+        raise Invalid("a cursor belongs to one query")
+    page = cursor.read(request, live.generation_id, subjects[0]) if request.cursor else cursor.first(connection)
+    depth = min(max(DEPTH * request.k, 40), 1000)
+    queries = [q for subject in subjects for q in _queries(subject, request, page, depth)]
+    asked = time.perf_counter()
+    answers = index_of(live.collection).search(queries)
+    answered = time.perf_counter()
+    points = list(dict.fromkeys(hit.id for answer in answers for hit in answer.hits))
+    rows = neighbours.behind(connection, live.generation_id, points, page.as_of if request.cursor else None)
+    rankings, start = [], 0
+    for subject in subjects:
+        own = answers[start : start + len(subject.images)]
+        start += len(subject.images)
+        everything = group(subject, own, rows)
+        shown = tuple(everything[: request.k])
+        more = len(everything) > request.k or any(len(answer.hits) == depth for answer in own)
+        hidden = _hidden(connection, subject, request)
+        rankings.append(
+            Ranking(
+                subject=subject,
+                studies=shown,
+                hidden_studies=hidden[0],
+                hidden_images=hidden[1],
+                published=live,
+                exact=all(answer.exact for answer in own),
+                emulated=frozenset().union(*(answer.emulated for answer in own)),
+                as_of=page.as_of,
+                next=cursor.write(request, live.generation_id, subject, page, shown) if shown and more else None,
+                timings_ms=_timings(started, asked, answered, own),
+            )
+        )
+    return rankings
+
+
+def _timings(started: float, asked: float, answered: float, answers: Sequence[Answer]) -> dict[str, float]:
+    now = time.perf_counter()
+    engine = [answer.engine_ms for answer in answers if answer.engine_ms is not None]
+    parts = {
+        "total": now - started,
+        "before_index": asked - started,
+        "index": answered - asked,
+        "after_index": now - answered,
+    }
+    timings = {name: round(seconds * 1000, 3) for name, seconds in parts.items()}
+    return timings | ({"engine": round(max(engine), 3)} if engine else {})
+
+
+def _queries(subject: Subject, request: Request, page: cursor.Page, depth: int) -> list[Query]:
+    never: list[Condition] = []
+    if "patient" in request.exclude and subject.patient_key is not None:
+        never.append(Match(field="patient", values=(patient_number(subject.patient_key),)))
+    elif "study" in request.exclude and subject.study_id is not None:
+        never.append(Match(field="study", values=(subject.study_id,)))
+    elif "self" in request.exclude and subject.image_ids:
+        never.append(Match(field="image", values=subject.image_ids))
+    if page.seen:
+        never.append(Match(field="study", values=page.seen))
+    must = request.filters.conditions()
+    return [
+        Query(
+            vector=image.vector,
+            limit=depth,
+            filter=Filter(must=must + _same_view(image, request), must_not=tuple(never)),
+            accuracy=request.accuracy,
+        )
+        for image in subject.images
+    ]
+
+
+def _same_view(image: QueryImage, request: Request) -> tuple[Condition, ...]:
+    if request.view == "match" and image.view:
+        return (Match(field="view", values=(image.view,)),)
+    return ()
+
+
+def _hidden(connection: sa.Connection, subject: Subject, request: Request) -> tuple[int, int]:
+    patients = [subject.patient_key] if "patient" in request.exclude and subject.patient_key else []
+    studies = [subject.study_id] if "study" in request.exclude and subject.study_id is not None else []
+    images = list(subject.image_ids) if "self" in request.exclude else []
+    if not (patients or studies or images):
+        return 0, 0
+    return neighbours.hidden(connection, patients=patients, studies=studies, images=images)
+
+
+def group(subject: Subject, answers: Sequence[Answer], rows: Mapping[object, HitRow]) -> list[Found]:
+    """Hits grouped by study, best first, ties by study UID.
+
+    A study's score is the mean, over the query images, of the best match found in it. Where a query image
+    found nothing in that study, the lowest score of its list stands in: whatever was not returned lies below.
+    """
+    pairs: dict[int, dict[int, Pair]] = {}
+    for position, (image, answer) in enumerate(zip(subject.images, answers, strict=True)):
+        for hit in answer.hits:
+            row = rows.get(hit.id)
+            if row is None:
+                continue
+            best = pairs.setdefault(row.study_id, {})
+            pair = Pair(query=image, hit=row, score=hit.score)
+            if position not in best or _closer(pair, best[position]):
+                best[position] = pair
+    floors = [min((hit.score for hit in answer.hits), default=0.0) for answer in answers]
+    found = []
+    for study_id, best in pairs.items():
+        any_row = next(iter(best.values())).hit
+        scores = [best[i].score if i in best else floor for i, floor in enumerate(floors)]
+        found.append(
+            Found(
+                study_id=study_id,
+                study_uid=any_row.study_uid,
+                study_date=any_row.study_date,
+                score=float(np.mean(scores)),
+                pairs=tuple(best[i] for i in sorted(best)),
+            )
+        )
+    return sorted(found, key=lambda study: (-study.score, study.study_uid))
+
+
+def _closer(new: Pair, old: Pair) -> bool:
+    """The same view is preferred for the pair that is shown; within that, the higher score."""
+    return (_same(new), new.score) > (_same(old), old.score)
+
+
+def _same(pair: Pair) -> bool:
+    return pair.query.view is not None and (pair.query.view, pair.query.laterality) == (
+        pair.hit.view,
+        pair.hit.laterality,
+    )

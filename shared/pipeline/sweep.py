@@ -1,0 +1,20 @@
+"""The sweep: work that is due and that nobody may have been told of is rung for again."""
+
+from sqlalchemy.orm import Session
+
+from shared.pipeline.encode import Effort
+from shared.store import images, ledger, operations
+from shared.store.session import enqueue
+from shared.types import Job
+
+
+def ring_for_due(db: Session, effort: Effort) -> None:
+    """A bell for each kind of work that could be claimed now; too many bells do no harm."""
+    images.exhaust(db, effort.max_attempts)
+    operations.finish_settled(db)
+    if images.due(db, effort.max_attempts)[0]:
+        enqueue(db, Job.ENCODE)
+    if operations.due(db):
+        enqueue(db, Job.SCAN)
+    if ledger.oldest_pending_s(db) is not None:
+        enqueue(db, Job.PROJECT)

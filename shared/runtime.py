@@ -1,0 +1,111 @@
+"""The only place that builds things. Everything heavy is made when first used and then kept."""
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sqlalchemy.orm import Session
+
+from shared.config import Settings
+from shared.encoder.base import Encoder
+from shared.errors import Invalid
+from shared.imaging.sandbox import Sandbox
+from shared.index.base import Index, IndexStore
+from shared.pipeline.encode import Effort
+from shared.pipeline.receive import Rules
+from shared.queue import CeleryQueue, MemoryQueue, Queue
+from shared.store.generations import Published
+from shared.store.session import Store
+
+if TYPE_CHECKING:
+    from celery import Celery
+
+MODELS_IN_MEMORY = 3
+
+
+class Runtime:
+    """One process's share of the platform."""
+
+    def __init__(self, settings: Settings, celery: "Celery | None" = None) -> None:
+        self.settings = settings
+        self._celery = celery
+        self._lock = threading.Lock()
+        self._encoders: dict[str, Encoder] = {}
+        self._indexes: dict[str, Index] = {}
+
+    @cached_property
+    def store(self) -> Store:
+        return Store(self.settings.database.url.get_secret_value(), self.settings.database.pool_size)
+
+    @cached_property
+    def queue(self) -> Queue:
+        return CeleryQueue(self._celery) if self._celery is not None else MemoryQueue()
+
+    @cached_property
+    def indexes(self) -> IndexStore:
+        from shared.index.qdrant import QdrantStore
+
+        q = self.settings.qdrant
+        return QdrantStore(q.url, api_key=q.api_key.get_secret_value(), timeout_s=q.timeout_s)
+
+    @cached_property
+    def sandbox(self) -> Sandbox:
+        return Sandbox()
+
+    def transaction(self) -> AbstractContextManager[Session]:
+        """One unit of work; the bells it asked for ring after its commit."""
+        return self.store.transaction(self.queue.ring)
+
+    def index(self, collection: str) -> Index:
+        found = self._indexes.get(collection)
+        if found is None:
+            found = self._indexes[collection] = self.indexes.open(collection)
+        return found
+
+    def encoder(self, model: Published) -> Encoder:
+        """The model, loaded once; the least recently loaded one makes room."""
+        with self._lock:
+            found = self._encoders.get(model.fingerprint)
+            if found is None:
+                from shared.encoder.runtime import load
+
+                e = self.settings.encoding
+                found = load(self.folder(model.folder), runtime=e.runtime, threads=e.threads)
+                if found.card.fingerprint != model.fingerprint:
+                    raise Invalid("the model folder holds another model than the registered one")
+                while len(self._encoders) >= MODELS_IN_MEMORY:
+                    self._encoders.pop(next(iter(self._encoders)))
+                self._encoders[model.fingerprint] = found
+            return found
+
+    def folder(self, name: str) -> Path:
+        """Where a model's card lies; the row names it relative to the models folder, so that it may move."""
+        return self.settings.models_dir / name
+
+    @property
+    def rules(self) -> Rules:
+        i = self.settings.intake
+        return Rules(
+            secret=self.settings.pseudonym_key.get_secret_value().encode(),
+            same_uid=i.same_uid_policy,
+        )
+
+    @property
+    def watch_rules(self) -> Rules:
+        """While a folder is watched, files that may still be written are left for the next round."""
+        return replace(self.rules, settle_s=self.settings.intake.settle_s)
+
+    @property
+    def effort(self) -> Effort:
+        i = self.settings.intake
+        return Effort(batch=i.batch, lease_s=i.lease_s, max_attempts=i.max_attempts)
+
+    def close(self) -> None:
+        for name, end in (("sandbox", "close"), ("indexes", "close"), ("store", "close")):
+            if name in self.__dict__:
+                closing: Callable[[], None] = getattr(self.__dict__[name], end)
+                closing()

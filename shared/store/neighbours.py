@@ -1,0 +1,117 @@
+"""The two reads of the search path: a study's vectors, and the rows behind a list of points.
+
+Plain statements on a connection in autocommit: objects and transactions would cost more than the search.
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Any
+
+import sqlalchemy as sa
+
+_VECTORS = sa.text(
+    """
+    SELECT i.id, i.sop_uid, i.laterality, i.view, e.frame, e.embedding, s.id AS study_id, s.uid AS study_uid,
+           s.patient_key
+    FROM study s
+    JOIN image i ON i.study_id = s.id AND i.status NOT IN ('deleted', 'rejected', 'quarantined')
+    JOIN encoding e ON e.image_id = i.id AND e.model_id = :model
+    WHERE s.uid = ANY(CAST(:uids AS text[]))
+    ORDER BY s.id, i.view, i.laterality, i.sop_uid, e.frame
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class QueryRow:
+    image_id: int
+    sop_uid: str
+    laterality: str | None
+    view: str | None
+    frame: int
+    embedding: bytes
+    study_id: int
+    study_uid: str
+    patient_key: bytes
+
+
+def vectors(connection: sa.Connection, study_uids: Sequence[str], model_id: int) -> list[QueryRow]:
+    return [QueryRow(*row) for row in connection.execute(_VECTORS, {"uids": list(study_uids), "model": model_id})]
+
+
+def exists(connection: sa.Connection, study_uid: str) -> bool:
+    """There is such a study, with at least one image that is not erased."""
+    return bool(
+        connection.execute(
+            sa.text(
+                "SELECT EXISTS (SELECT 1 FROM study s JOIN image i ON i.study_id = s.id "
+                "WHERE s.uid = :uid AND i.status <> 'deleted')"
+            ),
+            {"uid": study_uid},
+        ).scalar_one()
+    )
+
+
+_BEHIND = sa.text(
+    """
+    SELECT l.point_id, l.frame, i.id, i.sop_uid, i.modality, i.laterality, i.view, i.birads, i.density, i.pathology,
+           s.id AS study_id, s.uid AS study_uid, s.study_date, s.patient_key
+    FROM ledger l
+    JOIN image i ON i.id = l.image_id AND i.status NOT IN ('deleted', 'rejected', 'quarantined')
+    JOIN study s ON s.id = i.study_id
+    WHERE l.generation_id = :generation AND l.point_id = ANY(CAST(:points AS uuid[])) AND l.op = 'upsert'
+      AND (CAST(:as_of AS timestamptz) IS NULL OR i.settled_at <= :as_of)
+    """
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HitRow:
+    point_id: uuid.UUID
+    frame: int
+    image_id: int
+    sop_uid: str
+    modality: str
+    laterality: str | None
+    view: str | None
+    birads: int | None
+    density: str | None
+    pathology: str | None
+    study_id: int
+    study_uid: str
+    study_date: date | None
+    patient_key: bytes
+
+
+def behind(
+    connection: sa.Connection, generation_id: int, points: Sequence[uuid.UUID], as_of: datetime | None = None
+) -> dict[uuid.UUID, HitRow]:
+    """The rows of the points that may be shown. A point without one is an orphan, erased, or newer than asked."""
+    values: dict[str, Any] = {"generation": generation_id, "points": list(points), "as_of": as_of}
+    return {row.point_id: HitRow(*row) for row in connection.execute(_BEHIND, values)}
+
+
+_HIDDEN = sa.text(
+    """
+    SELECT count(DISTINCT s.id), count(*)
+    FROM study s JOIN image i ON i.study_id = s.id AND i.status IN ('encoded', 'released')
+    WHERE s.patient_key = ANY(CAST(:patients AS bytea[])) OR s.id = ANY(CAST(:studies AS bigint[]))
+       OR i.id = ANY(CAST(:images AS bigint[]))
+    """
+)
+
+
+def hidden(
+    connection: sa.Connection, *, patients: Sequence[bytes], studies: Sequence[int], images: Sequence[int]
+) -> tuple[int, int]:
+    """How many studies and images an exclusion keeps out of sight."""
+    row = connection.execute(
+        _HIDDEN, {"patients": list(patients), "studies": list(studies), "images": list(images)}
+    ).one()
+    return row[0], row[1]
+
+
+def now(connection: sa.Connection) -> datetime:
+    return connection.execute(sa.text("SELECT clock_timestamp()")).scalar_one()  # type: ignore[no-any-return]

@@ -1,0 +1,49 @@
+"""The Celery app. Each task opens the runtime, calls one function of the pipeline, and rings again if needed.
+
+Early acknowledgement on purpose: the row in Postgres, not the message, guarantees the work, so nothing is
+gained by a late one, and poison loops and stuck messages cannot be.
+"""
+
+from celery import Celery, signals
+
+from shared.config import Settings
+from shared.log import configure
+
+SWEEP_S = 2.0
+
+settings = Settings()
+app = Celery("similis", include=["workers.ingest", "workers.index", "workers.maintenance"])
+app.conf.update(
+    broker_url=settings.broker.url.get_secret_value(),
+    task_serializer="json",
+    accept_content=["json"],
+    task_ignore_result=True,
+    result_backend=None,
+    task_acks_late=False,
+    worker_prefetch_multiplier=1,
+    worker_disable_prefetch=True,
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    broker_transport_options={
+        "visibility_timeout": 3600,
+        "unacked_restore_interval": 5,
+        "unacked_restore_throttle": 1,
+        "socket_timeout": 30,
+        "socket_keepalive": True,
+        "health_check_interval": 25,
+    },
+    worker_soft_shutdown_timeout=30,
+    worker_hijack_root_logger=False,
+    worker_redirect_stdouts=False,
+    worker_send_task_events=False,
+    task_default_queue="ingest",
+    timezone="UTC",
+    beat_schedule={
+        "sweep": {"task": "similis.sweep", "schedule": SWEEP_S, "options": {"queue": "index", "expires": 10}}
+    },
+)
+
+
+@signals.setup_logging.connect
+def _logs(**_: object) -> None:
+    configure("worker", json=settings.log_json, level=settings.log_level)

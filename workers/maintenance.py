@@ -1,0 +1,12 @@
+from shared.pipeline import sweep
+from shared.types import Job
+from workers.runtime import runtime
+from workers.tasks import task
+
+
+@task(Job.SWEEP)
+def ring_again() -> None:
+    """Ring for whatever has stood still: lost messages, dead workers, ended rests."""
+    rt = runtime()
+    with rt.transaction() as db:
+        sweep.ring_for_due(db, rt.effort)
