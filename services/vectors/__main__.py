@@ -1,0 +1,50 @@
+"""`python -m services.vectors --dir DIR --listen 127.0.0.1:PORT|unix:/path --api-key-file FILE`.
+
+Ends with 0 on SIGTERM or SIGINT, 4 when another process holds the folder, 2 for a wrong argument.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from services.vectors.server import VectorsServer
+from services.vectors.translate import Refused
+from shared import log
+
+HELD = 4
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="similis vectors", description="Qdrant Edge behind Qdrant's own gRPC.")
+    parser.add_argument("--dir", type=Path, required=True, help="folder of the collections, of this process alone")
+    parser.add_argument("--listen", required=True, help="127.0.0.1:PORT, or unix:/path")
+    parser.add_argument("--api-key-file", type=Path, required=True, help="every call must carry this key")
+    args = parser.parse_args(arguments)
+    key = args.api_key_file.read_text(encoding="utf-8").strip()
+    if len(key) < 16:
+        parser.error("the api key must have at least 16 characters")
+    if not args.listen.startswith(("unix:", "127.0.0.1:", "[::1]:")):
+        parser.error("the vectors process listens on loopback or a unix socket only")
+    log.configure("vectors")
+    os.umask(0o077)  # the socket too
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    try:
+        server = VectorsServer(args.dir, args.listen, key)
+    except Refused as error:
+        print(f"vectors: {error}", file=sys.stderr)  # noqa: T201 - for the person who started it
+        return HELD
+    server.start()
+    log.get(__name__).info("vectors ready", port=server.port, count=len(server.shards.names()))
+    stop.wait()
+    server.stop()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,172 @@
+"""Linking new points into the graph without stopping the searches.
+
+Edge optimises under the GIL, for tens of seconds. So a sparse copy of the flushed shard is optimised by a spawned
+child of low priority; then what came meanwhile is caught up, and the copy becomes the shard. A kill at any moment
+leaves the old shard in place and a folder that the next start removes.
+
+The child is this module: `python -m services.vectors.optimize SHARD PARENT_PID`.
+"""
+
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+import grpc
+import qdrant_edge as edge
+
+from services.vectors.shards import MIN_FREE_BYTES, Collection, sync_tree, warm
+from services.vectors.translate import Refused
+from shared import log
+
+DEFAULT_ABOVE: Final = 2000  # unindexed points, when the collection does not say
+NICE: Final = 10
+PR_SET_PDEATHSIG: Final = 1
+NOTHING_TO_DO: Final = 10
+_log = log.get(__name__)
+
+
+class Optimizer:
+    """One thread that rebuilds one collection at a time."""
+
+    def __init__(self) -> None:
+        self._wake = threading.Condition()
+        self._due: dict[Collection, float] = {}
+        self._running: Collection | None = None
+        self._rest_until: dict[str, float] = {}
+        self._left: dict[str, int] = {}  # points that the last run could not link
+        self._failed: set[str] = set()
+        self._child: subprocess.Popen[bytes] | None = None
+        self._stopped = False
+        self._thread = threading.Thread(target=self._run, name="optimizer")
+        self._thread.start()
+
+    def consider(self, collection: Collection) -> None:
+        """Called after each write: rebuild when enough points are unindexed, at most half of the time."""
+        if collection.unindexed() - self._left.get(collection.name, 0) > threshold(collection):
+            with self._wake:
+                self._due.setdefault(collection, self._rest_until.get(collection.name, 0.0))
+                self._wake.notify()
+
+    def request(self, collection: Collection) -> None:
+        """Somebody waits for it: rebuild as soon as possible, whatever the number."""
+        if collection.unindexed():
+            with self._wake:
+                self._failed.discard(collection.name)
+                self._due[collection] = 0.0
+                self._wake.notify()
+
+    def busy(self, collection: Collection) -> bool:
+        with self._wake:
+            return collection is self._running or collection in self._due
+
+    def failed(self, collection: Collection) -> bool:
+        return collection.name in self._failed
+
+    def forget(self, collection: Collection) -> None:
+        """The collection is going: nothing is rebuilt when this returns."""
+        with self._wake:
+            self._due.pop(collection, None)
+            if self._running is collection and self._child is not None:
+                self._child.kill()
+            self._wake.wait_for(lambda: self._running is not collection)
+            for kept in (self._rest_until, self._left):
+                kept.pop(collection.name, None)
+            self._failed.discard(collection.name)
+
+    def stop(self) -> None:
+        with self._wake:
+            self._stopped = True
+            if self._child is not None:
+                self._child.kill()
+            self._wake.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while (collection := self._next()) is not None:
+            started = time.monotonic()
+            try:
+                self._rebuild(collection)
+                self._left[collection.name] = collection.unindexed()
+            except Exception as error:  # the old shard goes on serving; the next write asks again
+                if not self._stopped:
+                    self._failed.add(collection.name)
+                    _log.warning("optimising failed", exception_type=type(error).__name__)
+            took = time.monotonic() - started
+            with self._wake:
+                self._rest_until[collection.name] = time.monotonic() + took
+                self._running = None
+                self._wake.notify_all()
+            _log.info("optimised", duration_ms=round(took * 1000))
+
+    def _next(self) -> Collection | None:
+        with self._wake:
+            while not self._stopped:
+                now = time.monotonic()
+                due = [item for item in self._due.items() if item[1] <= now]
+                if due:
+                    self._running = min(due, key=lambda item: item[1])[0]
+                    del self._due[self._running]
+                    return self._running
+                self._wake.wait(min(self._due.values(), default=now + 3600) - now)
+        return None
+
+    def _rebuild(self, collection: Collection) -> None:
+        require_room(collection.path)
+        with collection.shadow(copy) as target:
+            command = [sys.executable, "-m", "services.vectors.optimize", str(target), str(os.getpid())]
+            with self._wake:
+                if self._stopped:
+                    return
+                self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+            code = self._child.wait()
+            self._child = None
+            if code == 0:
+                collection.adopt(target)
+            elif code != NOTHING_TO_DO:
+                raise RuntimeError(f"the optimising child ended with {code}")
+
+
+def threshold(collection: Collection) -> int:
+    """How many unindexed points are too many: the collection's `indexing_threshold`, as a number of points."""
+    kilobytes = collection.config.optimizers_config.indexing_threshold
+    return int(kilobytes * 1024 // (4 * sum(collection.sizes.values()))) or DEFAULT_ABOVE
+
+
+def require_room(shard: Path) -> None:
+    """The copy, and the new segments beside it, fit on the disk."""
+    size = sum(path.stat().st_blocks * 512 for path in shard.rglob("*") if path.is_file())
+    if shutil.disk_usage(shard).free < 2 * size + MIN_FREE_BYTES:
+        raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room to optimise")
+
+
+def copy(source: Path, target: Path) -> None:
+    """A sparse copy: an empty shard is 230 MB of holes."""
+    shutil.rmtree(target, ignore_errors=True)
+    subprocess.run(["cp", "-a", "--sparse=always", str(source), str(target)], check=True)  # noqa: S607 - coreutils
+
+
+def main(shard: Path, parent: int) -> int:
+    """Optimise the shard at this path, alone; its files are on disk and in memory when this returns."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        return 1
+    os.nice(NICE)
+    held = edge.EdgeShard.load(str(shard))
+    changed = held.optimize()
+    held.flush()
+    held.close()
+    shutil.rmtree(shard / "temp_segments", ignore_errors=True)
+    sync_tree(shard)
+    warm(shard)
+    return 0 if changed else NOTHING_TO_DO
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))

@@ -1,0 +1,298 @@
+"""Qdrant's protobuf on one side, Qdrant Edge on the other; what is not implemented is refused by name.
+
+Every request is walked against `ALLOWED`, message by message: a field that is set and not listed would otherwise
+be ignored without a word (a score threshold, a shard key, a prefetch), and the answer would be a different one.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import grpc
+import numpy as np
+import qdrant_edge as edge
+from google.protobuf.message import Message  # type: ignore[import-untyped]  # ships no types
+from numpy.typing import NDArray
+from qdrant_client import grpc as pb
+
+#: The fields of each message that mean something here. A payload's values are checked where they are read.
+ALLOWED: Final[Mapping[str, frozenset[str]]] = {
+    name: frozenset(fields.split())
+    for name, fields in {
+        "CreateCollection": "collection_name vectors_config optimizers_config metadata",
+        "VectorsConfig": "params_map",
+        "VectorParamsMap": "map",
+        "VectorParams": "size distance hnsw_config quantization_config",
+        "HnswConfigDiff": "m ef_construct",
+        "QuantizationConfig": "scalar",
+        "ScalarQuantization": "type quantile always_ram",
+        "OptimizersConfigDiff": "indexing_threshold",
+        "UpdateCollection": "collection_name optimizers_config",
+        "GetCollectionInfoRequest": "collection_name",
+        "CollectionExistsRequest": "collection_name",
+        "ListCollectionsRequest": "",
+        "DeleteCollection": "collection_name",
+        "HealthCheckRequest": "",
+        "CreateFieldIndexCollection": "collection_name wait field_name field_type field_index_params ordering",
+        "PayloadIndexParams": "keyword_index_params integer_index_params",
+        "KeywordIndexParams": "enable_hnsw",
+        "IntegerIndexParams": "lookup range enable_hnsw",
+        "WriteOrdering": "type",
+        "UpsertPoints": "collection_name wait points ordering update_filter",
+        "PointStruct": "id payload vectors",
+        "Vectors": "vectors",
+        "NamedVectors": "vectors",
+        "Vector": "dense",
+        "DenseVector": "data",
+        "PointId": "uuid",
+        "DeletePoints": "collection_name wait points ordering",
+        "PointsSelector": "points",
+        "PointsIdsList": "ids",
+        "GetPoints": "collection_name ids with_payload with_vectors",
+        "WithPayloadSelector": "enable include",
+        "PayloadIncludeSelector": "fields",
+        "WithVectorsSelector": "enable",
+        "ScrollPoints": "collection_name filter offset limit with_payload with_vectors",
+        "CountPoints": "collection_name filter exact",
+        "QueryBatchPoints": "collection_name query_points",
+        "QueryPoints": "collection_name query using filter params limit with_payload",
+        "Query": "nearest",
+        "VectorInput": "dense",
+        "SearchParams": "hnsw_ef exact",
+        "Filter": "should must must_not",
+        "Condition": "field has_id filter",
+        "FieldCondition": "key match range",
+        "Match": "keyword integer keywords integers",
+        "RepeatedStrings": "strings",
+        "RepeatedIntegers": "integers",
+        "Range": "lt gt gte lte",
+        "HasIdCondition": "has_id",
+    }.items()
+}
+DISTANCE: Final = {
+    pb.Distance.Cosine: edge.Distance.Cosine,
+    pb.Distance.Dot: edge.Distance.Dot,
+    pb.Distance.Euclid: edge.Distance.Euclid,
+}
+FULL_SCAN_KB: Final = 10_000  # Qdrant's own default: below, a filtered set is scanned rather than walked
+
+
+class Refused(Exception):
+    """A request that is answered with this status."""
+
+    def __init__(self, code: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def wrong(message: str) -> Refused:
+    return Refused(grpc.StatusCode.INVALID_ARGUMENT, message)
+
+
+def check(message: Message) -> None:
+    """Raises `Refused` (UNIMPLEMENTED) naming the first field that is set and not implemented."""
+    allowed = ALLOWED.get(message.DESCRIPTOR.name)
+    if allowed is None:
+        raise Refused(grpc.StatusCode.UNIMPLEMENTED, f"{message.DESCRIPTOR.name} is not implemented")
+    for field, value in message.ListFields():
+        if field.name not in allowed:
+            raise Refused(
+                grpc.StatusCode.UNIMPLEMENTED, f"{message.DESCRIPTOR.name}.{field.name} is not implemented here"
+            )
+        inner = field.message_type
+        if inner is None:
+            continue
+        if inner.GetOptions().map_entry:
+            if inner.fields_by_name["value"].message_type.name != "Value":
+                for entry in value.values():
+                    check(entry)
+        elif field.is_repeated:
+            for item in value:
+                check(item)
+        else:
+            check(value)
+
+
+def config_of(request: pb.CreateCollection) -> edge.EdgeConfig:
+    """The shard's layout: one segment, one search thread (Edge holds the GIL, more would only wait)."""
+    vectors = request.vectors_config.params_map.map
+    if not vectors:
+        raise wrong("a collection needs named vectors")
+    return edge.EdgeConfig(
+        vectors={name: _vector_params(params) for name, params in vectors.items()},
+        optimizers=edge.EdgeOptimizersConfig(default_segment_number=1, indexing_threshold=1),
+        max_search_threads=1,
+        payload_memory=edge.Memory.Cached,
+    )
+
+
+def _vector_params(params: pb.VectorParams) -> edge.EdgeVectorParams:
+    if params.distance not in DISTANCE or not params.size:
+        raise wrong("a vector needs a size and one of the distances Cosine, Dot, Euclid")
+    graph = params.hnsw_config
+    linked = edge.HnswIndexConfig(
+        m=graph.m if graph.HasField("m") else 16,
+        ef_construct=graph.ef_construct if graph.HasField("ef_construct") else 100,
+        full_scan_threshold=FULL_SCAN_KB,
+    )
+    quantized = None
+    if params.HasField("quantization_config"):
+        scalar = params.quantization_config.scalar
+        if scalar.type != pb.QuantizationType.Int8:
+            raise wrong("scalar quantization is Int8")
+        memory = edge.Memory.Pinned if scalar.always_ram else edge.Memory.Cached
+        quantile = scalar.quantile if scalar.HasField("quantile") else None
+        quantized = edge.ScalarQuantizationConfig(type=edge.ScalarType.Int8, quantile=quantile, memory=memory)
+    return edge.EdgeVectorParams(
+        size=params.size, distance=DISTANCE[params.distance], hnsw_config=linked, quantization_config=quantized
+    )
+
+
+def field_schema(request: pb.CreateFieldIndexCollection) -> Any:  # noqa: ANN401 - Edge's union has no name
+    params = request.field_index_params
+    match request.field_type, params.WhichOneof("index_params"):
+        case pb.FieldType.FieldTypeKeyword, "keyword_index_params" | None:
+            keyword = params.keyword_index_params
+            return edge.KeywordIndexParams(enable_hnsw=_optional(keyword, "enable_hnsw"))
+        case pb.FieldType.FieldTypeInteger, "integer_index_params" | None:
+            integer = params.integer_index_params
+            return edge.IntegerIndexParams(
+                lookup=_optional(integer, "lookup"),
+                range=_optional(integer, "range"),
+                enable_hnsw=_optional(integer, "enable_hnsw"),
+            )
+    raise Refused(grpc.StatusCode.UNIMPLEMENTED, "field_type must be keyword or integer, with params of its kind")
+
+
+def _optional(message: Message, field: str) -> Any:  # noqa: ANN401 - the field's own type
+    return getattr(message, field) if message.HasField(field) else None
+
+
+def filter_of(message: pb.Filter) -> edge.Filter:
+    return edge.Filter(
+        must=[_condition(item) for item in message.must] or None,
+        should=[_condition(item) for item in message.should] or None,
+        must_not=[_condition(item) for item in message.must_not] or None,
+    )
+
+
+def _condition(message: pb.Condition) -> Any:  # noqa: ANN401 - Edge's union has no name
+    match message.WhichOneof("condition_one_of"):
+        case "field":
+            return _field_condition(message.field)
+        case "has_id":
+            return edge.HasIdCondition({id_.uuid for id_ in message.has_id.has_id})
+        case "filter":
+            return filter_of(message.filter)
+    raise wrong("a condition is empty")
+
+
+def _field_condition(message: pb.FieldCondition) -> edge.FieldCondition:
+    if message.HasField("range") == message.HasField("match"):
+        raise wrong("a field condition is a match or a range")
+    if message.HasField("range"):
+        bounds = {name: _optional(message.range, name) for name in ("lt", "gt", "gte", "lte")}
+        return edge.FieldCondition(key=message.key, range=edge.RangeFloat(**bounds))
+    value: edge.MatchValue | edge.MatchAny
+    match message.match.WhichOneof("match_value"):
+        case "keyword" | "integer" as kind:
+            value = edge.MatchValue(getattr(message.match, kind))
+        case "keywords":
+            value = edge.MatchAny(any=list(message.match.keywords.strings))
+        case "integers":
+            value = edge.MatchAny(any=list(message.match.integers.integers))
+        case _:
+            raise wrong("a match is empty")
+    return edge.FieldCondition(key=message.key, match=value)
+
+
+def vector_of(message: pb.DenseVector, size: int) -> NDArray[np.float32]:
+    """Raises `Refused` for what Edge itself would take: NaN, infinity; and for another dimension."""
+    if len(message.data) != size:
+        raise wrong(f"a vector has {len(message.data)} dimensions, the collection {size}")
+    # a packed repeated float is the array's own bytes, after one tag and the length
+    vector = np.frombuffer(message.SerializeToString()[-4 * size :], dtype="<f4")
+    if not math.isfinite(float(vector @ vector)) and not np.isfinite(vector).all():
+        raise wrong("a vector holds NaN or infinity")
+    return vector
+
+
+def point_of(message: pb.PointStruct, sizes: Mapping[str, int]) -> edge.Point:
+    vectors: dict[str, Any] = {}  # Edge's stubs say list; it takes arrays, ten times faster
+    for name, vector in message.vectors.vectors.vectors.items():
+        if name not in sizes:
+            raise wrong("a point has a vector of another name")
+        vectors[name] = vector_of(vector.dense, sizes[name])
+    if len(vectors) != len(sizes):
+        raise wrong("a point lacks a vector")
+    payload = {name: _value(value) for name, value in message.payload.items()}
+    return edge.Point(id=_id(message.id), vector=vectors, payload=payload)
+
+
+def _id(message: pb.PointId) -> str:
+    if not message.uuid:
+        raise wrong("a point id is a UUID")
+    return message.uuid
+
+
+def ids_of(messages: Sequence[pb.PointId]) -> list[Any]:
+    return [_id(message) for message in messages]
+
+
+def _value(message: pb.Value) -> int | str:
+    match message.WhichOneof("kind"):
+        case "string_value":
+            return str(message.string_value)
+        case "integer_value":
+            return int(message.integer_value)
+    raise Refused(grpc.StatusCode.UNIMPLEMENTED, "a payload value is a string or a whole number")
+
+
+def query_of(message: pb.QueryPoints, sizes: Mapping[str, int]) -> edge.QueryRequest:
+    if message.using not in sizes:
+        raise wrong("`using` names no vector of the collection")
+    if not message.HasField("query") or not message.query.nearest.HasField("dense"):
+        raise wrong("a query needs a nearest dense vector")
+    if not message.limit:
+        raise wrong("a query needs a limit")
+    vector: Any = vector_of(message.query.nearest.dense, sizes[message.using])
+    ef = message.params.hnsw_ef or None
+    return edge.QueryRequest(
+        limit=message.limit,
+        query=edge.Query.Nearest(vector, using=message.using),
+        filter=filter_of(message.filter) if message.HasField("filter") else None,
+        params=edge.SearchParams(hnsw_ef=ef, exact=message.params.exact),
+        with_payload=payload_of(message.with_payload),
+        with_vector=False,
+    )
+
+
+def payload_of(message: pb.WithPayloadSelector) -> bool | list[str]:
+    if message.WhichOneof("selector_options") == "include":
+        return list(message.include.fields)
+    return bool(message.enable)
+
+
+def fill_payload(target: Any, payload: Mapping[str, int | str] | None) -> None:  # noqa: ANN401 - a protobuf map
+    for key, value in (payload or {}).items():
+        if isinstance(value, str):
+            target[key].string_value = value
+        else:
+            target[key].integer_value = value
+
+
+def scored(points: Sequence[Any]) -> pb.BatchResult:
+    result = pb.BatchResult()
+    for point in points:
+        row = result.result.add(score=point.score, version=point.version)
+        row.id.uuid = str(point.id)
+        fill_payload(row.payload, point.payload)
+    return result
+
+
+def retrieved(record: Any) -> pb.RetrievedPoint:  # noqa: ANN401 - Edge's Record
+    row = pb.RetrievedPoint(id=pb.PointId(uuid=str(record.id)))
+    fill_payload(row.payload, record.payload)
+    for name, vector in (record.vector or {}).items():
+        row.vectors.vectors.vectors[name].dense.data.extend(vector)
+    return row

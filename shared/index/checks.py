@@ -1,0 +1,124 @@
+"""What every engine is spared: wrong vectors, fields, limits and names are refused here, in front of all of them.
+
+Engines differ in what they let through (Qdrant Edge takes NaN and zero vectors without a word and leaves very
+short ones unnormalised under cosine), so vectors are also brought to unit length here, in float64.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import Invalid
+from shared.index.base import PAYLOAD, Between, Filter, Match, Metric, Payload, Point, Query, Recall, Spec
+
+NAME = re.compile(r"[a-z0-9-]{1,64}")
+MAX_DIM = 65_536
+MAX_LIMIT = 20_000  # twice the largest Hamming ball that is answered whole
+EXACT_INT = 2**53  # ranges travel as doubles: larger numbers would be compared rounded
+LARGE = 1e18  # a longer vector overflows float32 scores
+
+
+def check_name(name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise Invalid("a collection's name is 1 to 64 of a-z, 0-9 and -")
+
+
+def check_spec(spec: Spec) -> None:
+    if not 1 <= spec.dim <= MAX_DIM:
+        raise Invalid(f"dim must be 1 to {MAX_DIM}, not {spec.dim}")
+    if not 2 <= spec.m <= 256 or not 4 <= spec.ef_construct <= 10_000:
+        raise Invalid("m must be 2 to 256 and ef_construct 4 to 10000")
+
+
+def prepare(spec: Spec, vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """Stack vectors into (n, dim) float32, of unit length under cosine.
+
+    Raises: `Invalid` for another shape, a value that is not finite, or zero length under cosine.
+    """
+    for vector in vectors:
+        if vector.shape != (spec.dim,):
+            raise Invalid(f"a vector has shape {vector.shape}, the collection holds ({spec.dim},)")
+    stacked = np.array(vectors, dtype=np.float32).reshape(-1, spec.dim)
+    if not np.isfinite(stacked).all():
+        raise Invalid("a vector holds NaN or infinity")
+    length = np.sqrt(np.einsum("ij,ij->i", stacked, stacked, dtype=np.float64))
+    if spec.metric is Metric.COSINE:
+        if not length.all():
+            raise Invalid("a zero vector has no direction, so no cosine")
+        unit: NDArray[np.float32] = (stacked / length[:, None]).astype(np.float32)
+        return unit
+    if (length > LARGE).any():
+        raise Invalid("a vector is so long that its scores overflow")
+    return stacked
+
+
+def newest(points: Sequence[Point]) -> list[Point]:
+    """Each id once, with its highest revision; of equal revisions the last. Payloads are checked."""
+    best: dict[object, Point] = {}
+    for point in points:
+        check_payload(point.payload)
+        held = best.get(point.id)
+        if held is None or revision(point) >= revision(held):
+            best[point.id] = point
+    return list(best.values())
+
+
+def revision(point: Point) -> int:
+    return int(point.payload["revision"])
+
+
+def check_payload(payload: Payload) -> None:
+    if "revision" not in payload:
+        raise Invalid("a payload needs a revision")
+    for name, value in payload.items():
+        check_value(name, value)
+
+
+def check_value(name: str, value: int | str) -> None:
+    """Refuse unknown fields and values of another kind: an engine would store them, and never match them."""
+    kind = _kind(name)
+    if kind == "code":
+        if not isinstance(value, str):
+            raise Invalid(f"{name} is a code: a string")
+    elif isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
+        raise Invalid(f"{name} is a whole number of 64 bits")
+    elif kind == "number" and abs(value) > EXACT_INT:
+        raise Invalid(f"{name} must lie within +-2**53")
+
+
+def check_query(query: Query) -> None:
+    if not 1 <= query.limit <= MAX_LIMIT:
+        raise Invalid(f"limit must be 1 to {MAX_LIMIT}")
+    if query.group_limit < 1:
+        raise Invalid("group_limit must be at least 1")
+    if query.group_by is not None:
+        _kind(query.group_by)
+    if isinstance(query.accuracy, Recall) and not 0 < query.accuracy.target <= 1:
+        raise Invalid("a recall is above 0 and at most 1")
+    check_filter(query.filter)
+
+
+def check_filter(filter_: Filter) -> None:
+    for condition in (*filter_.must, *filter_.must_not):
+        if isinstance(condition, Match):
+            for value in condition.values:
+                check_value(condition.field, value)
+            _kind(condition.field)
+        else:
+            _check_between(condition)
+
+
+def _check_between(condition: Between) -> None:
+    if _kind(condition.field) != "number":
+        raise Invalid(f"{condition.field} has no order to take a range of")
+    for bound in (condition.low, condition.high):
+        if bound is not None:
+            check_value(condition.field, bound)
+
+
+def _kind(name: str) -> str:
+    if name not in PAYLOAD:
+        raise Invalid(f"unknown payload field {name[:40]!r}")
+    return PAYLOAD[name]

@@ -1,0 +1,315 @@
+"""Qdrant over gRPC: a server, a cluster, or the embedded `services.vectors`; the adapter is the same.
+
+The generated stubs of qdrant-client are used, not its model layer (`shared.index.wire` says why). Two things a
+peer may lack are asked for and looked at: grouping (UNIMPLEMENTED is answered by over-fetching, and the answer
+says so) and indexing on request (an update of the optimiser settings, which makes a server look again).
+"""
+
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final, NamedTuple
+from urllib.parse import urlsplit
+
+import grpc
+from qdrant_client import grpc as pb
+
+from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError, Unavailable
+from shared.index import checks
+from shared.index import wire as messages
+from shared.index.base import PAYLOAD, Answer, Filter, Hit, Info, Point, Query, Spec
+from shared.index.grouping import cut, ordered, overfetch
+
+BATCH: Final = 256  # points per upsert: about 1 MB of 1,024-d vectors
+RETRY_FOR_S: Final = 1.0  # a killed engine is back within 0.3 s
+_Code = grpc.StatusCode
+ERRORS: Final[dict[Any, type[SimilisError]]] = {
+    _Code.NOT_FOUND: NotFound,
+    _Code.INVALID_ARGUMENT: Invalid,
+    _Code.OUT_OF_RANGE: Invalid,
+    _Code.UNIMPLEMENTED: Invalid,
+    _Code.ALREADY_EXISTS: Conflict,
+    _Code.FAILED_PRECONDITION: Conflict,
+    _Code.UNAUTHENTICATED: Denied,
+    _Code.PERMISSION_DENIED: Denied,
+}  # anything else (down, slow, disk full, its own fault): Unavailable
+
+
+class Wire(NamedTuple):
+    """The three stubs of Qdrant's gRPC, or something that answers like them."""
+
+    points: Any
+    collections: Any
+
+
+class Caller:
+    """Calls a stub with key and deadline; asks again for a second while the peer is not there.
+
+    Every request of this adapter may be sent twice: upserts are guarded by revision, deletes by id.
+    """
+
+    def __init__(self, api_key: str, timeout_s: float) -> None:
+        self._metadata = (("api-key", api_key),) if api_key else ()
+        self._timeout_s = timeout_s
+
+    def __call__(self, method: Callable[..., Any], request: object) -> Any:  # noqa: ANN401 - a message
+        until, pause_s = time.monotonic() + RETRY_FOR_S, 0.02
+        while True:
+            try:
+                return method(request, timeout=self._timeout_s, metadata=self._metadata)
+            except grpc.RpcError as error:
+                if error.code() is not _Code.UNAVAILABLE or time.monotonic() + pause_s > until:
+                    raise translated(error) from error
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, 0.2)
+
+
+def translated(error: grpc.RpcError) -> SimilisError:
+    """Our error for a status; only what the caller can mend quotes the engine's own words."""
+    kind = ERRORS.get(error.code(), Unavailable)
+    if kind is Unavailable:
+        return Unavailable(f"the vector engine answers {error.code().name}")
+    if kind is Denied:
+        return Denied("the vector engine refuses our key")
+    return kind(f"vector engine: {error.details()}")
+
+
+def channel(url: str) -> grpc.Channel:
+    """`http://host:grpc-port`, `https://...` (TLS, the system's certificates), or `unix:///path`."""
+    parts = urlsplit(url)
+    options = [
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_receive_message_length", -1),
+        ("grpc.initial_reconnect_backoff_ms", 50),
+        ("grpc.min_reconnect_backoff_ms", 50),
+        ("grpc.max_reconnect_backoff_ms", 500),
+        ("grpc.enable_http_proxy", 0),
+    ]
+    if parts.scheme == "unix" and parts.path.startswith("/"):
+        return grpc.insecure_channel(f"unix://{parts.path}", options)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise Invalid("the address of Qdrant reads http(s)://host:grpc-port or unix:///path")
+    target = f"{parts.hostname}:{parts.port or 6334}"
+    if parts.scheme == "http":
+        return grpc.insecure_channel(target, options)
+    return grpc.secure_channel(target, grpc.ssl_channel_credentials(), options)
+
+
+class QdrantIndex:
+    """One collection behind a gRPC peer; safe to share between threads."""
+
+    def __init__(self, wire: Wire, call: Caller, name: str, spec: Spec) -> None:
+        self.spec = spec
+        self.name = name
+        self._wire = wire
+        self._call = call
+        self._groups = True  # until the peer says that it cannot
+
+    def write(self, points: Sequence[Point]) -> None:
+        fresh = checks.newest(points)
+        vectors = checks.prepare(self.spec, [point.vector for point in fresh])
+        for start in range(0, len(fresh), BATCH):
+            part = slice(start, start + BATCH)
+            self._call(self._wire.points.Upsert, messages.upsert(self.name, fresh[part], vectors[part]))
+
+    def delete(self, ids: Sequence[uuid.UUID]) -> None:
+        for start in range(0, len(ids), 4 * BATCH):
+            listed = pb.PointsIdsList(ids=[messages.point_id(id_) for id_ in ids[start : start + 4 * BATCH]])
+            request = pb.DeletePoints(collection_name=self.name, wait=True, ordering=messages.STRONG)
+            request.points.points.CopyFrom(listed)
+            self._call(self._wire.points.Delete, request)
+
+    def search(self, queries: Sequence[Query]) -> list[Answer]:
+        for query in queries:
+            checks.check_query(query)
+        vectors = checks.prepare(self.spec, [query.vector for query in queries])
+        requests = [self._message(query, vectors[row]) for row, query in enumerate(queries)]
+        flat = [row for row, query in enumerate(queries) if query.group_by is None]
+        answers: dict[int, Answer] = {}
+        if flat:
+            found, engine_ms = self._fetch([requests[row] for row in flat])
+            for row, hits in zip(flat, found, strict=True):
+                exact = requests[row].params.exact
+                answers[row] = Answer(hits=tuple(hits[: queries[row].limit]), exact=exact, engine_ms=engine_ms)
+        for row, query in enumerate(queries):
+            if query.group_by is not None:
+                answers[row] = self._grouped(query, requests[row])
+        return [answers[row] for row in range(len(queries))]
+
+    def _message(self, query: Query, vector: Any) -> pb.QueryPoints:  # noqa: ANN401 - one row of the matrix
+        message = pb.QueryPoints(
+            collection_name=self.name,
+            using=messages.VECTOR,
+            filter=messages.filter_of(query.filter),
+            params=messages.params(self.spec, query.accuracy),
+            limit=query.limit,
+            with_payload=pb.WithPayloadSelector(enable=True),
+        )
+        messages.pack(message.query.nearest.dense, vector)
+        return message
+
+    def _fetch(self, requests: Sequence[pb.QueryPoints]) -> tuple[list[list[Hit]], float]:
+        request = pb.QueryBatchPoints(collection_name=self.name, query_points=requests)
+        reply = self._call(self._wire.points.QueryBatch, request)
+        found = [ordered(messages.hits(result.result, self.spec.metric)) for result in reply.result]
+        return found, reply.time * 1000
+
+    def _grouped(self, query: Query, message: pb.QueryPoints) -> Answer:
+        """Native groups where the peer has them; if those are fewer than asked for, over-fetching makes sure."""
+        exact = message.params.exact
+        if self._groups:
+            hits, engine_ms = self._native_groups(query, message)
+            if len(hits) == query.limit:
+                return Answer(hits=tuple(hits), exact=exact, engine_ms=engine_ms)
+        spent: list[float] = []
+
+        def fetch(limit: int) -> list[Hit]:
+            message.limit = limit
+            found, engine_ms = self._fetch([message])
+            spent.append(engine_ms)
+            return found[0]
+
+        kept = overfetch(fetch, query, self.count())
+        return Answer(hits=tuple(kept), exact=exact, emulated=frozenset({"group_by"}), engine_ms=sum(spent))
+
+    def _native_groups(self, query: Query, message: pb.QueryPoints) -> tuple[list[Hit], float]:
+        """The best `limit` hits lie in the best `limit` groups: each better group has a better best hit."""
+        request = pb.QueryPointGroups(
+            collection_name=self.name,
+            query=message.query,
+            using=message.using,
+            filter=message.filter if message.HasField("filter") else None,
+            params=message.params,
+            with_payload=message.with_payload,
+            limit=query.limit,
+            group_size=query.group_limit,
+            group_by=query.group_by or "",
+        )
+        try:
+            reply = self._call(self._wire.points.QueryGroups, request)
+        except Invalid as error:
+            if getattr(error.__cause__, "code", lambda: None)() is not _Code.UNIMPLEMENTED:
+                raise
+            self._groups = False
+            return [], 0.0
+        members = [hit for group in reply.result.groups for hit in group.hits]
+        return cut(ordered(messages.hits(members, self.spec.metric)), query), reply.time * 1000
+
+    def get(self, ids: Sequence[uuid.UUID]) -> list[Point]:
+        found: dict[uuid.UUID, Point] = {}
+        for start in range(0, len(ids), BATCH):
+            request = pb.GetPoints(
+                collection_name=self.name,
+                ids=[messages.point_id(id_) for id_ in ids[start : start + BATCH]],
+                with_payload=pb.WithPayloadSelector(enable=True),
+                with_vectors=pb.WithVectorsSelector(enable=True),
+            )
+            for row in self._call(self._wire.points.Get, request).result:
+                vector = messages.unpack(row.vectors.vectors.vectors[messages.VECTOR])
+                point = Point(id=messages.parse_id(row.id.uuid), vector=vector, payload=messages.plain(row.payload))
+                found[point.id] = point
+        return [found[id_] for id_ in ids if id_ in found]
+
+    def scan(self, batch: int = 1000) -> Iterator[Sequence[tuple[uuid.UUID, int]]]:
+        request = pb.ScrollPoints(collection_name=self.name, limit=batch)
+        request.with_payload.include.fields.append("revision")
+        while True:
+            reply = self._call(self._wire.points.Scroll, request)
+            if reply.result:
+                yield [(messages.parse_id(row.id.uuid), row.payload["revision"].integer_value) for row in reply.result]
+            if not reply.HasField("next_page_offset"):
+                return
+            request.offset.CopyFrom(reply.next_page_offset)
+
+    def count(self, filter: Filter | None = None) -> int:  # noqa: A002 - the seam's word
+        if filter is not None:
+            checks.check_filter(filter)
+        message = None if filter is None else messages.filter_of(filter)
+        request = pb.CountPoints(collection_name=self.name, filter=message, exact=True)
+        return int(self._call(self._wire.points.Count, request).result.count)
+
+    def info(self) -> Info:
+        info = self._info()
+        return Info(points=info.points_count, indexed=min(info.indexed_vectors_count, info.points_count))
+
+    def _info(self) -> pb.CollectionInfo:
+        request = pb.GetCollectionInfoRequest(collection_name=self.name)
+        reply: pb.GetCollectionInfoResponse = self._call(self._wire.collections.Get, request)
+        return reply.result
+
+    def optimize(self) -> bool:
+        """Wait until the engine reports green; an engine that gives up is `Unavailable`."""
+        before = self.info()
+        if self.spec.scale == "exact" or before.indexed >= before.points:
+            return False
+        request = pb.UpdateCollection(collection_name=self.name, optimizers_config=messages.optimizers(self.spec))
+        self._call(self._wire.collections.Update, request)
+        pause_s = 0.05
+        while (info := self._info()).status != pb.CollectionStatus.Green:
+            if info.status == pb.CollectionStatus.Red:
+                raise Unavailable("the vector engine could not link its points")
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, 1.0)
+        return bool(info.indexed_vectors_count > before.indexed)
+
+
+class QdrantStore:
+    """The collections of one Qdrant."""
+
+    def __init__(self, url: str, api_key: str = "", timeout_s: float = 10.0, *, wire: Wire | None = None) -> None:
+        """`wire` takes the place of the url: something that answers like the stubs, as the local mode does."""
+        self._channel: grpc.Channel | None = None
+        if wire is None:
+            self._channel = channel(url)
+            points = pb.PointsStub(self._channel)  # type: ignore[no-untyped-call]
+            wire = Wire(points, pb.CollectionsStub(self._channel))  # type: ignore[no-untyped-call]
+        self._wire = wire
+        self._call = Caller(api_key, timeout_s)
+
+    def create(self, name: str, spec: Spec) -> QdrantIndex:
+        checks.check_name(name)
+        checks.check_spec(spec)
+        if not self._exists(name):
+            try:
+                self._call(self._wire.collections.Create, messages.create(name, spec))
+            except (Conflict, Invalid):  # a server calls "exists already" an invalid argument
+                if not self._exists(name):
+                    raise
+        index, info = self._open(name)
+        if index.spec != spec:
+            raise Conflict(f"collection {name} exists with another spec")
+        for field, kind in PAYLOAD.items():
+            if field not in info.payload_schema:  # also after a creation that was cut short
+                self._call(self._wire.points.CreateFieldIndex, messages.field_index(name, field, kind))
+        return index
+
+    def _exists(self, name: str) -> bool:
+        request = pb.CollectionExistsRequest(collection_name=name)
+        return bool(self._call(self._wire.collections.CollectionExists, request).result.exists)
+
+    def open(self, name: str) -> QdrantIndex:
+        checks.check_name(name)
+        return self._open(name)[0]
+
+    def _open(self, name: str) -> tuple[QdrantIndex, pb.CollectionInfo]:
+        info = self._call(self._wire.collections.Get, pb.GetCollectionInfoRequest(collection_name=name)).result
+        return QdrantIndex(self._wire, self._call, name, messages.spec_of(info)), info
+
+    def drop(self, name: str) -> None:
+        checks.check_name(name)
+        if self._exists(name):
+            self._call(self._wire.collections.Delete, pb.DeleteCollection(collection_name=name))
+
+    def names(self) -> list[str]:
+        reply = self._call(self._wire.collections.List, pb.ListCollectionsRequest())
+        return sorted(collection.name for collection in reply.collections)
+
+    def ping(self) -> None:
+        try:
+            self._call(self._wire.collections.List, pb.ListCollectionsRequest())
+        except SimilisError as error:
+            raise Unavailable(str(error)) from error
+
+    def close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()

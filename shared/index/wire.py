@@ -1,0 +1,206 @@
+"""Qdrant's protobuf messages, built and read directly.
+
+The client's pydantic models are left out of the path of a search: a packed `repeated float` is the array's own
+bytes, so a vector costs a copy instead of a thousand Python floats, and payloads are decoded when they are read.
+"""
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from typing import Any, Final, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from qdrant_client import grpc as pb
+
+from shared.errors import Conflict
+from shared.index.base import PAYLOAD, Between, Condition, Exact, Filter, Hit, Match, Metric, Payload, Point, Spec
+from shared.index.checks import EXACT_INT, revision
+
+VECTOR: Final = "dense"
+SPEC_KEY: Final = "similis"  # the collection's metadata entry that holds its spec
+#: From so many unindexed points on a graph pays: below, brute force is as fast (DESIGN.md, embedded stack).
+INDEX_FROM: Final = 2000
+
+DISTANCE: Final[Mapping[Metric, Any]] = {
+    Metric.COSINE: pb.Distance.Cosine,
+    Metric.DOT: pb.Distance.Dot,
+    Metric.L2: pb.Distance.Euclid,
+}
+STRONG: Final = pb.WriteOrdering(type=pb.WriteOrderingType.Strong)
+EF: Final = ((0.97, 128), (0.985, 256), (0.995, 512), (1.0, 1024))
+
+
+def create(name: str, spec: Spec) -> pb.CreateCollection:
+    params = pb.VectorParams(size=spec.dim, distance=DISTANCE[spec.metric])
+    graph = spec.scale != "exact"
+    params.hnsw_config.CopyFrom(pb.HnswConfigDiff(m=spec.m if graph else 0, ef_construct=spec.ef_construct))
+    if spec.scale == "hnsw-int8":
+        scalar = pb.ScalarQuantization(type=pb.QuantizationType.Int8, quantile=0.99, always_ram=True)
+        params.quantization_config.CopyFrom(pb.QuantizationConfig(scalar=scalar))
+    request = pb.CreateCollection(collection_name=name, optimizers_config=optimizers(spec))
+    request.vectors_config.params_map.map[VECTOR].CopyFrom(params)
+    request.metadata[SPEC_KEY].string_value = json.dumps(asdict(spec), sort_keys=True)
+    return request
+
+
+def optimizers(spec: Spec) -> pb.OptimizersConfigDiff:
+    kilobytes = max(1, INDEX_FROM * spec.dim * 4 // 1024)
+    return pb.OptimizersConfigDiff(indexing_threshold=kilobytes)
+
+
+def spec_of(info: pb.CollectionInfo) -> Spec:
+    """Raises `Conflict` when the collection was not made by Similis."""
+    text = info.config.metadata[SPEC_KEY].string_value if SPEC_KEY in info.config.metadata else ""
+    try:
+        fields = json.loads(text)
+        return Spec(**{**fields, "metric": Metric(fields["metric"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise Conflict("the collection exists, but Similis did not make it") from error
+
+
+def field_index(name: str, field: str, kind: Literal["id", "code", "number"]) -> pb.CreateFieldIndexCollection:
+    """One payload index. Ids, and the revision, get no graph links of their own: no search selects by them alone."""
+    linked = kind != "id" and field != "revision"
+    params = pb.PayloadIndexParams()
+    if kind == "code":
+        params.keyword_index_params.CopyFrom(pb.KeywordIndexParams())
+        data_type = pb.FieldType.FieldTypeKeyword
+    else:
+        ranged = kind == "number"
+        params.integer_index_params.CopyFrom(pb.IntegerIndexParams(lookup=True, range=ranged, enable_hnsw=linked))
+        data_type = pb.FieldType.FieldTypeInteger
+    return pb.CreateFieldIndexCollection(
+        collection_name=name, wait=True, field_name=field, field_type=data_type, field_index_params=params
+    )
+
+
+def point_id(id_: uuid.UUID) -> pb.PointId:
+    return pb.PointId(uuid=str(id_))
+
+
+@lru_cache(maxsize=200_000)
+def parse_id(text: str) -> uuid.UUID:
+    """Parsing a UUID costs more than finding it again."""
+    return uuid.UUID(text)
+
+
+def pack(message: pb.DenseVector, vector: NDArray[np.float32]) -> None:
+    """Fill a DenseVector by its own wire format: field 1, packed floats, little endian."""
+    data = vector.astype("<f4", copy=False).tobytes()
+    message.ParseFromString(b"\x0a" + _varint(len(data)) + data)
+
+
+def unpack(message: pb.VectorOutput) -> NDArray[np.float32]:
+    """A stored vector; servers before 1.16 fill the older field."""
+    data = message.dense.data if message.HasField("dense") else message.data
+    return np.array(data, dtype=np.float32)
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def upsert(name: str, points: Sequence[Point], vectors: NDArray[np.float32]) -> pb.UpsertPoints:
+    """Points that replace what stands there, unless that has a newer revision."""
+    request = pb.UpsertPoints(collection_name=name, wait=True, ordering=STRONG, update_filter=not_newer(points))
+    for point, vector in zip(points, vectors, strict=True):
+        row = request.points.add(id=point_id(point.id))
+        pack(row.vectors.vectors.vectors[VECTOR].dense, vector)
+        for key, value in point.payload.items():
+            if isinstance(value, str):
+                row.payload[key].string_value = value
+            else:
+                row.payload[key].integer_value = value
+    return request
+
+
+def not_newer(points: Sequence[Point]) -> pb.Filter:
+    """What an existing point must fulfil to be replaced: its revision is not above the one that comes."""
+    by_revision: dict[int, list[pb.PointId]] = {}
+    for point in points:
+        by_revision.setdefault(revision(point), []).append(point_id(point.id))
+    guards = []
+    for number, ids in by_revision.items():
+        stale = pb.Condition(field=pb.FieldCondition(key="revision", range=pb.Range(lte=number)))
+        if len(by_revision) == 1:
+            return pb.Filter(must=[stale])
+        named = pb.Condition(has_id=pb.HasIdCondition(has_id=ids))
+        guards.append(pb.Condition(filter=pb.Filter(must=[named, stale])))
+    return pb.Filter(should=guards)
+
+
+def filter_of(filter_: Filter) -> pb.Filter | None:
+    if not filter_.must and not filter_.must_not:
+        return None
+    return pb.Filter(
+        must=[_condition(condition) for condition in filter_.must],
+        must_not=[_condition(condition) for condition in filter_.must_not],
+    )
+
+
+def _condition(condition: Condition) -> pb.Condition:
+    if isinstance(condition, Between):
+        low = -EXACT_INT if condition.low is None else condition.low
+        high = EXACT_INT if condition.high is None else condition.high
+        return pb.Condition(field=pb.FieldCondition(key=condition.field, range=pb.Range(gte=low, lte=high)))
+    if not condition.values:  # equal to none of nothing: no point
+        return pb.Condition(has_id=pb.HasIdCondition())
+    return pb.Condition(field=pb.FieldCondition(key=condition.field, match=_match(condition)))
+
+
+def _match(condition: Match) -> pb.Match:
+    if PAYLOAD[condition.field] == "code":
+        return pb.Match(keywords=pb.RepeatedStrings(strings=[str(value) for value in condition.values]))
+    return pb.Match(integers=pb.RepeatedIntegers(integers=[int(value) for value in condition.values]))
+
+
+def effort(target: float) -> int:
+    """The ef that reached this recall@10 on 100,000 clustered vectors; benchmarks/index_probe.py measures it."""
+    return next(ef for reached, ef in EF if target <= reached)
+
+
+def params(spec: Spec, accuracy: object) -> pb.SearchParams:
+    if isinstance(accuracy, Exact) or spec.scale == "exact":
+        return pb.SearchParams(exact=True)
+    return pb.SearchParams(hnsw_ef=effort(accuracy.target))  # type: ignore[attr-defined]
+
+
+class LazyPayload(Mapping[str, int | str]):
+    """A payload as it came, read on demand: most hits are looked up by id only."""
+
+    __slots__ = ("_values",)
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def __getitem__(self, key: str) -> int | str:
+        if key not in self._values:  # a protobuf map would make the entry
+            raise KeyError(key)
+        value = self._values[key]
+        return value.string_value if value.WhichOneof("kind") == "string_value" else int(value.integer_value)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __repr__(self) -> str:
+        return repr(dict(self))
+
+
+def hits(points: Sequence[pb.ScoredPoint], metric: Metric) -> list[Hit]:
+    sign = -1.0 if metric is Metric.L2 else 1.0
+    return [Hit(parse_id(point.id.uuid), sign * point.score, LazyPayload(point.payload)) for point in points]
+
+
+def plain(payload: Mapping[str, Any]) -> Payload:
+    return dict(LazyPayload(payload))
