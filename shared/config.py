@@ -6,7 +6,7 @@ Read only by the edges and by `shared.runtime`. `.env.example` lists every setti
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 from pydantic.fields import FieldInfo
@@ -56,12 +56,12 @@ class Intake(_Part):
     settle_s: float = Field(default=2.0, ge=0)
     watch_interval_s: float = Field(default=5.0, gt=0)
     frames_per_image: int = Field(default=8, ge=1, le=64)
-    same_uid_policy: str = Field(default="same_source", pattern="^(never|same_source|always)$")
+    same_uid_policy: Literal["never", "same_source", "always"] = "same_source"
     min_free_mb: int = Field(default=512, ge=0)
 
 
 class Encoding(_Part):
-    runtime: str = Field(default="onnx", pattern="^(onnx|torch)$")
+    runtime: Literal["onnx", "torch"] = "onnx"
     threads: int = Field(default=1, ge=1)
 
 

@@ -81,4 +81,4 @@ def configure(role: str, *, json: bool = True, level: str = "INFO") -> None:
 
 
 def get(name: str) -> structlog.stdlib.BoundLogger:
-    return structlog.stdlib.get_logger(name)  # type: ignore[no-any-return]
+    return structlog.stdlib.get_logger(name)

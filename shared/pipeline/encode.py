@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 from PIL import Image as Pillow
@@ -23,11 +23,10 @@ from shared.errors import Invalid, Rejected
 from shared.imaging.gates import metadata_gate, pixel_gate
 from shared.imaging.recipe import Recipe
 from shared.log import get
-from shared.pipeline.receive import Transaction
 from shared.store import encodings, generations, images, ledger
 from shared.store.generations import Published
 from shared.store.images import Claimed, Verdict
-from shared.store.session import enqueue
+from shared.store.session import Begin, enqueue
 from shared.types import Decoded, Job, Status, point_id
 
 log = get(__name__)
@@ -64,8 +63,8 @@ class Work:
 class Keeper:
     """Renews the leases of what this process works on; ends the process when a batch is wedged."""
 
-    def __init__(self, transaction: Callable[[], Transaction], effort: Effort) -> None:
-        self.transaction, self.effort = transaction, effort
+    def __init__(self, begin: Begin, effort: Effort) -> None:
+        self.begin, self.effort = begin, effort
         self.held: dict[int, tuple[Claimed, float]] = {}
         self.lock, self.over = threading.Lock(), threading.Event()
         self.thread = threading.Thread(target=self._run, name="keeper", daemon=True)
@@ -79,7 +78,7 @@ class Keeper:
             for c in claimed:
                 self.held.pop(c.id, None)
 
-    def __enter__(self) -> "Keeper":
+    def __enter__(self) -> Self:
         self.thread.start()
         return self
 
@@ -96,14 +95,14 @@ class Keeper:
                 os._exit(70)  # a native call that never returns cannot be interrupted otherwise
             try:
                 if held:
-                    with self.transaction() as db:
+                    with self.begin() as db:
                         images.renew(db, [c for c, _ in held], self.effort.lease_s)
             except Exception:  # the database is away: the leases end and others take over
                 log.warning("lease_not_renewed", count=len(held), exc_info=True)
 
 
 def drain(
-    transaction: Callable[[], Transaction],
+    begin: Begin,
     sandbox: Decoder,
     encoder_of: Callable[[Published], Encoder],
     effort: Effort,
@@ -114,27 +113,27 @@ def drain(
     The budget keeps one message short, so that stopping a worker is quick; whoever calls rings again.
     """
     until, settled = time.monotonic() + budget_s, 0
-    with Keeper(transaction, effort) as keeper, ThreadPoolExecutor(1, "decode") as ahead:
+    with Keeper(begin, effort) as keeper, ThreadPoolExecutor(1, "decode") as ahead:
 
-        def begin() -> Future[Work] | None:
+        def start() -> Future[Work] | None:
             if time.monotonic() >= until:
                 return None
-            work = claim(transaction, effort)
+            work = claim(begin, effort)
             keeper.take(work.claimed)
             return ahead.submit(decode, sandbox, work) if work.claimed else None
 
-        coming = begin()
+        coming = start()
         while coming is not None:
             work = coming.result()
-            coming = begin()
-            settled += settle(transaction, work, forward(work, encoder_of))
+            coming = start()
+            settled += settle(begin, work, forward(work, encoder_of))
             keeper.leave(work.claimed)
     return settled
 
 
-def claim(transaction: Callable[[], Transaction], effort: Effort) -> Work:
+def claim(begin: Begin, effort: Effort) -> Work:
     """Without an open generation nothing is claimed: the images wait for a model."""
-    with transaction() as db:
+    with begin() as db:
         models = list({p.model_id: p for p in generations.opened(db)}.values())
         if not models:
             return Work([], [])
@@ -283,9 +282,9 @@ def _jpeg(decoded: Decoded) -> bytes:
     return out.getvalue()
 
 
-def settle(transaction: Callable[[], Transaction], work: Work, result: Result) -> int:
+def settle(begin: Begin, work: Work, result: Result) -> int:
     """The batch is written in one transaction, as far as it is still ours; returns how many images were."""
-    with transaction() as db:
+    with begin() as db:
         ours = images.settle(db, result.verdicts)
         rows = [r for r in result.rows if r.image_id in ours]
         encodings.save(db, rows)

@@ -15,9 +15,7 @@ def add_model(db: Session, indexes: IndexStore, folder: str, card: Card) -> Mode
 
     Raises: `Conflict` if the name belongs to another model.
     """
-    model = generations.add_model(
-        db, fingerprint=card.fingerprint, name=card.name, folder=folder, card=card.to_json()
-    )
+    model = generations.add_model(db, fingerprint=card.fingerprint, name=card.name, folder=folder, card=card.to_json())
     if generations.published(db) is None:
         generation = open_generation(db, indexes, model)
         generations.publish(db, generation.id)

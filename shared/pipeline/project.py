@@ -9,34 +9,32 @@ from shared.errors import Invalid
 from shared.imaging.pseudonym import patient_number
 from shared.index.base import Index, Payload, Point
 from shared.log import get
-from shared.pipeline.receive import Transaction
 from shared.store import encodings, generations, ledger, operations
 from shared.store.generations import Published
 from shared.store.ledger import Pending
+from shared.store.session import Begin
 
 log = get(__name__)
 
 STEP = 256
 
 
-def drain(
-    transaction: Callable[[], Transaction], open_index: Callable[[str], Index], budget_s: float = 20.0
-) -> tuple[int, bool]:
+def drain(begin: Begin, open_index: Callable[[str], Index], budget_s: float = 20.0) -> tuple[int, bool]:
     """Pending rows of every open generation are applied; returns how many, and whether some may be left."""
     until, done, left = time.monotonic() + budget_s, 0, True
     while left and time.monotonic() < until:
-        with transaction() as db:
+        with begin() as db:
             opened = generations.opened(db)
-        step = sum(_step(transaction, open_index, generation) for generation in opened)
+        step = sum(_step(begin, open_index, generation) for generation in opened)
         done, left = done + step, step > 0
-    with transaction() as db:
+    with begin() as db:
         operations.finish_settled(db)
     return done, left
 
 
-def _step(transaction: Callable[[], Transaction], open_index: Callable[[str], Index], generation: Published) -> int:
+def _step(begin: Begin, open_index: Callable[[str], Index], generation: Published) -> int:
     """Up to `STEP` rows of one generation; the row locks are held while the index is written."""
-    with transaction() as db:
+    with begin() as db:
         rows = ledger.take(db, generation.generation_id, generation.model_id, STEP)
         if not rows:
             return 0

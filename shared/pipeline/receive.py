@@ -26,7 +26,7 @@ from shared.imaging.pseudonym import patient_key
 from shared.imaging.sandbox import Inspected
 from shared.store import files, studies
 from shared.store.files import Record, Seen
-from shared.store.session import enqueue
+from shared.store.session import Begin, enqueue
 from shared.store.studies import Incoming, Known
 from shared.types import Header, Job, Labels, Status
 
@@ -209,7 +209,7 @@ def _settle_candidates(
         return []
     owners = studies.ensure(db, [incoming for _, incoming, _ in candidates])
     standing = studies.known(db, [i.header.sop_instance_uid for _, i, _ in candidates])
-    fresh = {}
+    fresh: dict[str, Incoming] = {}
     for _, incoming, _ in candidates:  # the first file of a UID inserts, the others meet it below
         uid = incoming.header.sop_instance_uid
         patient = owners[incoming.header.study_instance_uid][1]
@@ -261,7 +261,7 @@ class Progress:
 
 
 def scan(
-    transaction: Callable[[], "Transaction"],
+    begin: Begin,
     sandbox: Inspector,
     path: Path,
     *,
@@ -275,13 +275,13 @@ def scan(
     listing = see(path)
     while batch := list(islice(listing, BATCH)):
         rows = [table.find(path, Path(os.fsdecode(seen.path))) if table else None for seen in batch]
-        with transaction() as db:
+        with begin() as db:
             same = files.unchanged(db, batch, [labels_digest(row) for row in rows])
         young = {s.path for s in batch if time.time_ns() - s.mtime_ns < rules.settle_s * 1e9} - same
         todo = [(s, r) for s, r in zip(batch, rows, strict=True) if s.path not in same and s.path not in young]
         inspected = sandbox.inspect_many([Path(os.fsdecode(seen.path)) for seen, _ in todo]) if todo else []
         found = [(_now(seen), what, row) for (seen, row), what in zip(todo, inspected, strict=True)]
-        with transaction() as db:
+        with begin() as db:
             if found:
                 progress.counts += register(db, found, rules, operation_id)
             progress.counts["unchanged"] += len(same)
@@ -297,15 +297,8 @@ def scan(
 def _now(seen: Seen) -> Seen:
     """Forget the file's time if it changed while it was read, so that the next scan reads it again."""
     try:
-        found = os.stat(seen.path, follow_symlinks=False)
+        found = Path(os.fsdecode(seen.path)).lstat()
     except OSError:
         return replace(seen, mtime_ns=-1)
     unchanged = (found.st_size, found.st_mtime_ns) == (seen.size, seen.mtime_ns)
     return seen if unchanged else replace(seen, mtime_ns=-1)
-
-
-class Transaction(Protocol):
-    """A unit of work that commits at its end."""
-
-    def __enter__(self) -> Session: ...
-    def __exit__(self, *exc: object) -> bool | None: ...

@@ -5,6 +5,7 @@ behind the hits. The published pointer is read once; a query keeps its generatio
 """
 
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
@@ -319,7 +320,7 @@ def _hidden(connection: sa.Connection, subject: Subject, request: Request) -> tu
     return neighbours.hidden(connection, patients=patients, studies=studies, images=images)
 
 
-def group(subject: Subject, answers: Sequence[Answer], rows: Mapping[object, HitRow]) -> list[Found]:
+def group(subject: Subject, answers: Sequence[Answer], rows: Mapping[uuid.UUID, HitRow]) -> list[Found]:
     """Hits grouped by study, best first, ties by study UID.
 
     A study's score is the mean, over the query images, of the best match found in it. Where a query image

@@ -179,10 +179,11 @@ def outcomes(db: Session, operation_id: uuid.UUID) -> list[tuple[str, str | None
 
 def due(db: Session | sa.Connection) -> int:
     """How many operations could be claimed now."""
-    return db.execute(
+    found: int = db.execute(
         sa.text(
             "SELECT count(*) FROM operation WHERE state IN ('pending', 'running') AND NOT (counts ? 'scanned') "
             "AND (lease_until IS NULL OR lease_until < clock_timestamp()) "
             "AND (not_before IS NULL OR not_before <= clock_timestamp())"
         )
     ).scalar_one()
+    return found

@@ -1,7 +1,7 @@
 """Connections: one unit of work for writing, plain autocommit reads for the search path."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
@@ -10,6 +10,9 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from shared.errors import Unavailable
 from shared.types import Job
+
+#: Opens a unit of work: `with begin() as db`; it commits at its end.
+Begin = Callable[[], AbstractContextManager[Session]]
 
 
 class Store:
