@@ -45,15 +45,21 @@ class Home:
     def __truediv__(self, name: str) -> Path:
         return self.path / name
 
-    def secret(self, name: str) -> str:
-        """The secret of that name, made at the first call."""
+    def secret(self, name: str, prefix: str = "") -> str:
+        """The secret of that name, made at the first call: 256 bits after the prefix."""
         path = self / name
         with contextlib.suppress(FileNotFoundError):
             if (kept := path.read_text(encoding="ascii").strip()) != "":
                 return kept
-        value = secrets.token_urlsafe(32)
+        value = prefix + secrets.token_urlsafe(32)
         write(path, value)
         return value
+
+    def keep(self, name: str, value: str) -> None:
+        """The file of that name holds the secret; it is not touched where it does already."""
+        path = self / name
+        if not path.exists() or path.read_text(encoding="utf-8") != value:
+            write(path, value)
 
     @property
     def sockets(self) -> Path:

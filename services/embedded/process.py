@@ -120,15 +120,38 @@ def bury(child: subprocess.Popen[bytes], *, group: bool = True) -> int:
     return child.wait()
 
 
-def stop(child: subprocess.Popen[bytes], *steps: tuple[signal.Signals, float], group: bool = True) -> int:
-    """The child has ended: each signal in turn with its patience in seconds, SIGKILL at last."""
+def stop(
+    child: subprocess.Popen[bytes], *steps: tuple[signal.Signals, float], group: bool = True, asked: bool = False
+) -> int:
+    """The child has ended: each signal in turn with its patience in seconds, SIGKILL at last.
+
+    Args:
+        asked: the first signal has been sent already; Celery takes a second one for impatience.
+    """
     for number, patience_s in steps:
-        if child.returncode is None:
+        if not asked and not has_ended(child):
             child.send_signal(number)
+        asked = False
         if until(lambda: has_ended(child), patience_s):
             return bury(child, group=group)
     child.kill()
     return bury(child, group=group)
+
+
+def kill_tree(pid: int) -> None:
+    """The process and all its descendants got SIGKILL, those that left its group too."""
+    children: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                stat = (entry / "stat").read_text(encoding="ascii", errors="replace")
+                children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
+    doomed = [pid]
+    for one in doomed:
+        doomed += children.get(one, [])
+    for one in doomed:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
 
 
 def until(true: Callable[[], bool], timeout_s: float, step_s: float = 0.01) -> bool:

@@ -1,0 +1,200 @@
+"""`similis up`, `status`, `down`, and the same processes one by one for production."""
+
+import http.client
+import json
+import os
+import socket
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from shared.config import Settings
+from shared.errors import Denied, Invalid
+
+Home = Annotated[Path | None, typer.Option(help="Where everything is kept. [default: ~/.similis]", show_default=False)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands that are processes."""
+    app.command()(up)
+    app.command()(status)
+    app.command()(down)
+    app.command()(api)
+    app.command()(worker)
+    app.command()(beat)
+    app.command()(vectors)
+    app.command()(migrate)
+
+
+def up(
+    home: Home = None,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
+    workers: Annotated[int, typer.Option(min=0, help="Ingest workers; 0 means one for each core.")] = 0,
+    auth: Annotated[bool, typer.Option("--auth/--no-auth", help="Ask callers for an API key.")] = True,
+) -> None:
+    """Start the embedded stack and keep serving; Ctrl-C stops everything in order."""
+    from services.embedded.stack import Options, serve
+
+    try:
+        serve(Options(_home(home), host, port, workers, auth), ready=_print)
+    except Denied as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+def status(
+    home: Home = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+) -> None:
+    """Show the processes and whether the API is ready; exit 3 where nothing runs."""
+    found = _status(_home(home))
+    if as_json:
+        _print(json.dumps(found))
+    else:
+        _print("\n".join(_lines(found)))
+    if not found["running"]:
+        raise typer.Exit(3)
+
+
+def down(home: Home = None) -> None:
+    """Stop the embedded stack in order, and see that nothing is left."""
+    from services.embedded.stack import down as stop
+
+    folder = _home(home)
+    stopped = folder.is_dir() and stop(_at(folder))
+    sys.stderr.write("similis  stopped\n" if stopped else "similis  nothing was running\n")
+
+
+def api() -> None:
+    """Serve the HTTP API in this process."""
+    from services.embedded import commands
+
+    _become(commands.api())
+
+
+def worker(
+    queue: Annotated[str, typer.Option(help="Which work: ingest, index or scan.")],
+    check: Annotated[bool, typer.Option("--check", help="Only tell by the exit code whether one lives.")] = False,
+) -> None:
+    """Work on one queue in this process."""
+    from services.embedded import commands
+
+    if queue not in commands.WORKER_QUEUES:
+        raise typer.BadParameter(f"one of {', '.join(commands.WORKER_QUEUES)}", param_hint="--queue")
+    if check:
+        raise typer.Exit(0 if _beats(f"{queue}@") else 1)
+    _become(commands.worker(queue, queue))
+
+
+def beat(
+    schedule: Annotated[Path, typer.Option(help="Where beat keeps what it did last.")] = Path("/tmp/similis-beat"),  # noqa: S108 - losing it costs one sweep
+) -> None:
+    """Ring for what stands still, every few seconds, in this process. Run exactly one."""
+    from services.embedded import commands
+
+    _become(commands.beat(schedule))
+
+
+def vectors(
+    folder: Annotated[Path, typer.Option("--dir", help="Where the shards are.")],
+    listen: Annotated[str, typer.Option(help="unix:///path or 127.0.0.1:port.")],
+    api_key_file: Annotated[Path, typer.Option(help="A file with the key that callers must show.")],
+) -> None:
+    """Serve vectors from Qdrant Edge in this process, in place of a Qdrant server."""
+    from services.embedded import commands
+
+    _become(commands.vectors(folder, listen, api_key_file))
+
+
+def migrate(
+    key_file: Annotated[Path | None, typer.Option(help="A file with an API key that shall be known.")] = None,
+) -> None:
+    """Bring the database to the newest schema, then end."""
+    from services.embedded import commands
+
+    _become(commands.migrate(key_file))
+
+
+def _home(home: Path | None) -> Path:
+    return home if home is not None else Settings().home
+
+
+def _at(folder: Path) -> Any:  # noqa: ANN401 - the class is imported late, as `search` must start quickly
+    from services.embedded.home import Home as Folder
+
+    return Folder.at(folder)
+
+
+def _become(argv: list[str]) -> None:
+    """This process is replaced: signals and exit codes are the program's own."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    try:
+        os.execv(argv[0], argv)  # noqa: S606 - a list of our own, no shell
+    except OSError as error:
+        raise Invalid(f"cannot start {argv[0]}: {error.strerror}") from None
+
+
+def _print(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
+def _status(folder: Path) -> dict[str, Any]:
+    """What runs on this home, and what the API says about itself."""
+    if not folder.is_dir():
+        return {"running": False, "ready": False, "home": str(folder)}
+    home = _at(folder)
+    state = home.state if home.locked else {}
+    found = {"running": bool(state), "ready": False, "home": str(home.path)}
+    if not state:
+        return found
+    processes = {
+        name: {"state": entry["state"], "restarts": entry["restarts"], "pid": (entry["identity"] or {}).get("pid")}
+        for name, entry in state.get("processes", {}).items()
+    }
+    code, answer = _readyz(str(state["host"]), int(state["port"]))
+    return found | {
+        "ready": code == 200,
+        "url": state["url"],
+        "port": state["port"],
+        "pid": (state.get("supervisor") or {}).get("pid"),
+        "up_s": round(time.time() - float(state["started_at"]), 1),
+        "readyz": answer,
+        "processes": processes,
+    }
+
+
+def _readyz(host: str, port: int) -> tuple[int | None, Any]:
+    from services.embedded.stack import reachable_at
+
+    connection = http.client.HTTPConnection(reachable_at(host), port, timeout=3)
+    try:
+        connection.request("GET", "/readyz")
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    except (OSError, http.client.HTTPException, ValueError):
+        return None, None
+    finally:
+        connection.close()
+
+
+def _lines(found: dict[str, Any]) -> list[str]:
+    if not found["running"]:
+        return [f"similis does not run on {found['home']}"]
+    lines = [f"{found['url']}  {'ready' if found['ready'] else 'not ready'}  up {found['up_s']} s  {found['home']}"]
+    for name, entry in found["processes"].items():
+        lines.append(f"  {name:<16} {entry['state']:<9} pid {entry['pid'] or '-':<8} restarts {entry['restarts']}")
+    return lines
+
+
+def _beats(prefix: str, patience_s: float = 120.0) -> bool:
+    """Whether a worker of this machine whose name begins so has shown life lately."""
+    suffix = f"@{socket.gethostname()}.alive"
+    folder = Settings().home / "run"
+    now = time.time()
+    names = [path for path in folder.glob(f"{prefix.rstrip('@')}*") if path.name.endswith(suffix)]
+    return any(now - path.stat().st_mtime < patience_s for path in names)

@@ -1,0 +1,90 @@
+"""What each process of Similis is started with: the same lists for the supervisor, the command line and compose."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from services.embedded.home import Home
+from shared.queue import QUEUES
+
+#: -P: the current folder is not searched for modules, whatever a hospital keeps there
+PYTHON = (sys.executable, "-P", "-m")
+WORKER_QUEUES = tuple(sorted(set(QUEUES.values())))
+
+
+def api() -> list[str]:
+    return [*PYTHON, "services.api"]
+
+
+def vectors(folder: Path, listen: str, key_file: Path) -> list[str]:
+    return [*PYTHON, "services.vectors", "--dir", str(folder), "--listen", listen, "--api-key-file", str(key_file)]
+
+
+def worker(queue: str, name: str) -> list[str]:
+    """One slot of one queue. Pool solo: nothing is forked, so torch, faiss and the sandbox are safe in it."""
+    options = [
+        "--include",
+        "workers.heartbeat",
+        "--pool",
+        "solo",
+        "--queues",
+        queue,
+        "--hostname",
+        f"{name}@%h",
+        "--loglevel",
+        "INFO",
+    ]
+    return [*_celery(), "worker", *options, "--without-gossip", "--without-mingle", "--without-heartbeat"]
+
+
+def beat(schedule: Path) -> list[str]:
+    return [*_celery(), "beat", "--schedule", str(schedule), "--pidfile", "", "--loglevel", "INFO"]
+
+
+def migrate(key_file: Path | None = None) -> list[str]:
+    return [*PYTHON, "services.embedded.setup", *(["--key-file", str(key_file)] if key_file else [])]
+
+
+def _celery() -> list[str]:
+    return [*PYTHON, "celery", "--app", "workers.app:app"]
+
+
+def environment(
+    home: Home, *, urls: Mapping[str, str], host: str, port: int, require_key: bool, base: Mapping[str, str]
+) -> dict[str, str]:
+    """The settings of the embedded processes; secrets go as names of files.
+
+    Args:
+        urls: `database` and `broker` are secrets, `qdrant` is none.
+        base: the caller's environment; its settings hold where the stack has no say.
+    """
+    write_secrets(home, urls)
+    ours = {
+        "SIMILIS_HOME": str(home.path),
+        "SIMILIS_DATABASE__URL_FILE": str(home / "database.url"),
+        "SIMILIS_BROKER__URL_FILE": str(home / "broker.url"),
+        "SIMILIS_QDRANT__URL": urls["qdrant"],
+        "SIMILIS_QDRANT__API_KEY_FILE": str(home / "vectors.key"),
+        "SIMILIS_PSEUDONYM_KEY_FILE": str(home / "pseudonym.key"),
+        "SIMILIS_API__HOST": host,
+        "SIMILIS_API__PORT": str(port),
+        "SIMILIS_API__REQUIRE_KEY": str(require_key).lower(),
+    }
+    decided = {name.removesuffix("_FILE") for name in ours}
+    env = {name: value for name, value in base.items() if name.removesuffix("_FILE") not in decided}
+    if "SIMILIS_INTAKE__ROOTS" not in env:
+        env.setdefault("SIMILIS_INTAKE__ANY_ROOT", "true")  # the caller of the API is the user of this machine
+    for name in ("SIMILIS_MODELS", "SIMILIS_BLOBS"):  # the processes stand in another folder than the caller
+        if env.get(name):
+            env[name] = os.path.abspath(env[name])  # noqa: PTH100 - links stay links
+    return env | ours | {"PYTHONUNBUFFERED": "1"}
+
+
+def write_secrets(home: Home, urls: Mapping[str, str]) -> None:
+    """Every secret of the home has its file, 0600."""
+    home.secret("api.key", prefix="sml_")
+    home.secret("vectors.key")
+    home.secret("pseudonym.key")
+    home.keep("database.url", urls["database"])
+    home.keep("broker.url", urls["broker"])

@@ -1,0 +1,201 @@
+"""The embedded stack: which processes there are, in which order, and what they are told."""
+
+import http.client
+import ipaddress
+import os
+import signal
+import socket
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.embedded import commands
+from services.embedded.home import Home
+from services.embedded.part import Part, Program
+from services.embedded.postgres import Postgres
+from services.embedded.process import Identity, boot_id, until
+from services.embedded.supervisor import Supervisor, bury_orphans, to_terminal
+from services.embedded.valkey import Valkey
+from shared.errors import Conflict, Denied, Unavailable
+
+WORKER_PATIENCE_S = 20.0  # a batch is finished or given back; the lease covers the rest
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `similis up` was asked for."""
+
+    home: Path
+    host: str = "127.0.0.1"
+    port: int = 8000  #: 0: any free one
+    workers: int = 0  #: of the ingest queue; 0: one for each core
+    auth: bool = True
+
+    @property
+    def slots(self) -> int:
+        return self.workers or len(os.sched_getaffinity(0))
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check(options: Options) -> None:
+    """Raises: `Denied` where others could reach an API that asks nobody who they are."""
+    if not options.auth and not is_loopback(options.host):
+        raise Denied(
+            f"without authentication only this machine may be served: leave out --no-auth, or --host {options.host}"
+        )
+
+
+def serve(
+    options: Options, say: Callable[[str], None] = to_terminal, ready: Callable[[str], None] | None = None
+) -> None:
+    """The stack ran on this home until INT or TERM, and has stopped in order.
+
+    Raises: `Conflict` where it runs already or the port is taken, `Denied` for an open address without keys,
+    `Unavailable` where an engine cannot start.
+    """
+    check(options)
+    home = Home.at(options.home)
+    began = time.monotonic()
+    with home.lock():
+        bury_orphans(home, say)
+        port = free_port(options.host, options.port)
+        say(f"starting on {home.path}")
+        supervisor = build(home, options, port, say)
+        url = supervisor.facts["url"]
+
+        def on_ready() -> None:
+            say(f"ready after {time.monotonic() - began:.1f} s at {url}; API key in {home / 'api.key'}; Ctrl-C stops")
+            if ready is not None:
+                ready(url)
+
+        supervisor.run(on_ready)
+        say("stopped")
+
+
+def build(home: Home, options: Options, port: int, say: Callable[[str], None]) -> Supervisor:
+    """Every process of the stack, none started yet; the secrets are in their files."""
+    postgres, valkey = Postgres(home.path), Valkey(home.path)
+    vectors_socket = home.sockets / "vectors.sock"
+    env = commands.environment(
+        home,
+        urls={"database": postgres.url, "broker": valkey.url, "qdrant": f"unix://{vectors_socket}"},
+        host=options.host,
+        port=port,
+        require_key=options.auth,
+        base=os.environ,
+    )
+    listen, key = f"unix://{vectors_socket}", home / "vectors.key"
+    vectors = Program(
+        "vectors",
+        commands.vectors(home / "vectors", listen, key),
+        env,
+        home.path,
+        serves=lambda: connects(vectors_socket),
+        leftovers=[vectors_socket],
+        stop_steps=((signal.SIGTERM, 30.0),),  # flushes
+    )
+    setup = Program("setup", commands.migrate(home / "api.key"), env, home.path, once=True)
+    api = Program("api", commands.api(), env, home.path, serves=lambda: answers(options.host, port))
+    workers = _workers(home, env, options.slots)
+    beat = Program("beat", commands.beat(home.sockets / "beat"), env, home.path)
+    engines = ("postgres", "valkey", "vectors")
+    # the quick ones first: while initdb works, the others load
+    parts: list[tuple[Part, tuple[str, ...]]] = [(valkey, ()), (vectors, ()), (setup, ()), (postgres, ())]
+    parts += [(api, (*engines, "setup")), *((worker, ("setup", "valkey")) for worker in workers)]
+    parts += [(beat, ("setup", "valkey"))]
+    order = [["api"], ["beat", *(w.name for w in workers)], ["setup"], ["vectors"], ["valkey"], ["postgres"]]
+    facts = {
+        "url": f"http://{_in_url(options.host)}:{port}",
+        "host": options.host,
+        "port": port,
+        "boot": boot_id(),
+        "started_at": time.time(),
+    }
+    return Supervisor(home, parts, order, facts, say)
+
+
+def _workers(home: Home, env: dict[str, str], slots: int) -> list[Program]:
+    names = [("ingest", f"ingest{number}") for number in range(1, slots + 1)]
+    names += [(queue, queue) for queue in commands.WORKER_QUEUES if queue != "ingest"]
+    patience = ((signal.SIGTERM, WORKER_PATIENCE_S),)
+    return [
+        Program(f"worker-{name}", commands.worker(queue, name), env, home.path, stop_steps=patience)
+        for queue, name in names
+    ]
+
+
+def reachable_at(host: str) -> str:
+    """Where this machine itself finds a server that listens on `host`."""
+    return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - told apart, not bound
+
+
+def _in_url(host: str) -> str:
+    seen = reachable_at(host)
+    return f"[{seen}]" if ":" in seen else seen
+
+
+def free_port(host: str, port: int) -> int:
+    """The port itself if it is free, any free one for 0. Raises: `Conflict`."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise Conflict(
+                f"port {port} on {host} cannot be had ({error.strerror}): choose another with --port"
+            ) from None
+        return int(probe.getsockname()[1])
+
+
+def connects(path: Path) -> bool:
+    with suppress(OSError), socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(1)
+        client.connect(str(path))
+        return True
+    return False
+
+
+def answers(host: str, port: int, path: str = "/readyz") -> bool:
+    """Whether the API says that it is ready."""
+    connection = http.client.HTTPConnection(reachable_at(host), port, timeout=2)
+    try:
+        connection.request("GET", path)
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
+        return False
+    finally:
+        connection.close()
+
+
+def down(home: Home, patience_s: float = 120.0) -> bool:
+    """Nothing runs on this home; False where nothing did.
+
+    Raises: `Unavailable` where it does not end.
+    """
+    if not home.locked:
+        return False
+    until(lambda: bool(home.state.get("supervisor")) or not home.locked, 10)
+    state = home.state
+    if state.get("supervisor"):
+        Identity(**state["supervisor"]).signal(signal.SIGTERM)
+    if not until(lambda: not home.locked, patience_s, 0.05):
+        raise Unavailable("similis does not stop; its log files say why")
+    left = [
+        name
+        for name, entry in state.get("processes", {}).items()
+        if entry.get("identity") and Identity(**entry["identity"]).alive
+    ]
+    if left:
+        raise Unavailable("similis has stopped, but these processes live on: " + ", ".join(left))
+    return True

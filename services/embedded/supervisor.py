@@ -1,0 +1,269 @@
+"""Keeps the processes of one home alive: starts them in order, restarts what dies, stops them in reverse.
+
+Everything happens in the main thread, because a child dies with the thread that started it. Only we handle
+INT and TERM; the children sit in sessions of their own.
+"""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+from typing import Any
+
+from services.embedded import process
+from services.embedded.home import Home
+from services.embedded.logs import Log
+from services.embedded.part import Part, Program
+from services.embedded.process import Identity
+from shared.errors import SimilisError
+
+TICK_S = 0.05
+LONG_LIFE_S = 30.0  #: who lived that long begins a new count of failures
+LOUD_AFTER = 3  #: failures in a row from which on the terminal is told each time
+_ENDED_WELL = {0, -signal.SIGTERM, -signal.SIGINT}  # uvicorn raises its SIGTERM again
+
+
+def back_off_s(failures: int) -> float:
+    """How long to wait before the next start: at once, then doubling up to half a minute."""
+    return 0.0 if failures <= 1 else min(30.0, 0.25 * 2.0 ** (failures - 2))
+
+
+@dataclass
+class Watched:
+    """One part and what has become of it."""
+
+    part: Part
+    log: Log
+    needs: tuple[str, ...] = ()  #: parts that must be ready before the first start
+    child: subprocess.Popen[bytes] | None = None
+    identity: Identity | None = None
+    ready: bool = False
+    started: bool = False  #: once started, it no longer waits for its needs
+    failures: int = 0
+    restarts: int = 0
+    born: float = 0.0
+    not_before: float = 0.0
+    done: bool = False  #: a part that runs once has done so
+
+    @property
+    def state(self) -> str:
+        if self.done:
+            return "done"
+        if self.child is None:
+            return "waiting"
+        return "ready" if self.ready else "starting"
+
+
+@dataclass
+class Supervisor:
+    """The parts of one home.
+
+    Args:
+        stop_order: names, first to last; parts of one group stop together.
+        facts: what else `state.json` tells, such as the URL.
+        say: one line for the person at the terminal.
+    """
+
+    home: Home
+    parts: Sequence[tuple[Part, tuple[str, ...]]]
+    stop_order: Sequence[Sequence[str]]
+    facts: dict[str, Any]
+    say: Callable[[str], None]
+    watched: dict[str, Watched] = field(init=False)
+    asked_to_stop: bool = field(default=False, init=False)
+    _told: str = field(default="", init=False)
+    _announced: bool = field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        self.watched = {
+            part.name: Watched(part, Log(self.home / f"logs/{part.name}.log"), needs) for part, needs in self.parts
+        }
+
+    def run(self, on_ready: Callable[[], None]) -> None:
+        """Serve until INT, TERM or HUP; then everything has stopped in order.
+
+        Raises: `SimilisError` where a part can never start; everything else has stopped then too.
+        """
+        process.become_subreaper()
+        with self._signals() as wake:
+            try:
+                while not self.asked_to_stop:
+                    self.tick(time.monotonic())
+                    if self.is_ready and not self._announced:
+                        self._announced = True
+                        on_ready()
+                    self._rest(wake)
+            finally:
+                self.stop()
+
+    @property
+    def is_ready(self) -> bool:
+        return all(w.ready or w.done for w in self.watched.values())
+
+    def tick(self, now: float) -> None:
+        """One look at each part: bury, start, or ask whether it serves."""
+        for watched in self.watched.values():
+            if watched.child is not None and process.has_ended(watched.child):
+                self._bury(watched, now)
+            if watched.child is None:
+                self._start(watched, now)
+            elif not watched.ready:
+                watched.ready = watched.part.ready()
+            for line in watched.log.important():
+                self.say(f"{watched.part.name}: {line}")
+            watched.log.rotate()
+            if self.asked_to_stop:
+                break
+        process.reap_strangers({w.child.pid for w in self.watched.values() if w.child is not None})
+        self.write_state()
+
+    def stop(self) -> None:
+        """Every child has ended, in the order given; those of one group were asked together."""
+        for names in self.stop_order:
+            group = [self.watched[name] for name in names if name in self.watched]
+            for watched in group:
+                if watched.child is not None and not process.has_ended(watched.child):
+                    with contextlib.suppress(ProcessLookupError):
+                        watched.child.send_signal(watched.part.stop_steps[0][0])
+            for watched in group:
+                if watched.child is not None:
+                    whole = _owns_its_group(watched)
+                    process.stop(watched.child, *watched.part.stop_steps, group=whole, asked=True)
+                    watched.child, watched.identity, watched.ready = None, None, False
+        process.reap_strangers(set())
+        self.write_state(stopped=True)
+
+    def write_state(self, *, stopped: bool = False) -> None:
+        """`state.json` tells what is, for `status`, `down` and the next start; written when it changes."""
+        us = Identity.of(os.getpid())
+        state = {
+            **self.facts,
+            "ready": self.is_ready and not stopped,
+            "supervisor": None if stopped or us is None else vars(us),
+            "processes": {
+                name: {
+                    "state": "stopped" if stopped and not w.done else w.state,
+                    "restarts": w.restarts,
+                    "identity": None if w.identity is None else vars(w.identity),
+                }
+                for name, w in self.watched.items()
+            },
+        }
+        if (told := repr(state)) != self._told:
+            self.home.remember(state)
+            self._told = told
+
+    def _start(self, watched: Watched, now: float) -> None:
+        waits = not watched.started and not all(self._served(name) for name in watched.needs)
+        if watched.done or waits or now < watched.not_before:
+            return
+        try:
+            if not watched.part.prepare():
+                return
+            with watched.log.path.open("ab") as output:
+                watched.child = watched.part.spawn(output)
+        except (SimilisError, OSError) as error:
+            if not watched.started:
+                raise  # it never ran, so trying again will not help
+            watched.failures += 1
+            watched.not_before = now + back_off_s(watched.failures)
+            self.say(f"{watched.part.name} cannot be started again now: {error}")
+            return
+        watched.identity = Identity.of(watched.child.pid)
+        watched.started, watched.ready, watched.born = True, False, now
+
+    def _served(self, name: str) -> bool:
+        return self.watched[name].ready or self.watched[name].done
+
+    def _bury(self, watched: Watched, now: float) -> None:
+        assert watched.child is not None  # noqa: S101 - tells mypy what the caller has seen
+        rc = process.bury(watched.child, group=_owns_its_group(watched))
+        watched.child, watched.identity, watched.ready = None, None, False
+        if isinstance(watched.part, Program) and watched.part.once and rc == 0:
+            watched.done = True
+            return
+        watched.failures = 1 if now - watched.born > LONG_LIFE_S else watched.failures + 1
+        watched.restarts += 1
+        wait_s = back_off_s(watched.failures)
+        watched.not_before = now + wait_s
+        self._tell_death(watched, rc, wait_s)
+
+    def _tell_death(self, watched: Watched, rc: int, wait_s: float) -> None:
+        how = f"signal {signal.Signals(-rc).name}" if rc < 0 else f"code {rc}"
+        name = watched.part.name
+        if watched.failures < LOUD_AFTER:
+            self.say(f"{name} ended ({how}); starting it again")
+            return
+        self.say(f"{name} has ended {watched.failures} times in a row ({how}); next try in {wait_s:.1f} s")
+        for line in watched.log.last() if watched.failures == LOUD_AFTER else ():
+            self.say(f"{name} |  {line}")
+
+    @contextmanager
+    def _signals(self) -> Iterator[int]:
+        """INT, TERM and HUP ask us to stop; every signal, SIGCHLD too, ends a rest."""
+        reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+
+        def ask(_number: int, _frame: FrameType | None) -> None:
+            self.asked_to_stop = True
+
+        def ignore(_number: int, _frame: FrameType | None) -> None:
+            pass  # a handler must stand, or the wake-up pipe hears nothing
+
+        handlers = {signal.SIGINT: ask, signal.SIGTERM: ask, signal.SIGHUP: ask, signal.SIGCHLD: ignore}
+        before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+        old = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+        try:
+            yield reader
+        finally:
+            signal.set_wakeup_fd(old)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            os.close(reader)
+            os.close(writer)
+
+    def _rest(self, wake: int) -> None:
+        """Until a signal comes; while something starts, only for a tick."""
+        quiet = all(w.done or w.ready for w in self.watched.values())
+        with contextlib.suppress(InterruptedError):
+            select.select([wake], [], [], 1.0 if quiet else TICK_S)
+        with contextlib.suppress(BlockingIOError):
+            os.read(wake, 4096)
+
+
+def _owns_its_group(watched: Watched) -> bool:
+    """Postgres buries its own children, and a killed one must not take a healthy checkpoint with it."""
+    return watched.part.name != "postgres"
+
+
+def bury_orphans(home: Home, say: Callable[[str], None], patience_s: float = 10.0) -> None:
+    """Nothing of a killed supervisor lives: waited for, as the kernel told each to stop, then made to.
+
+    Raises: `SimilisError` where one does not end.
+    """
+    processes = home.state.get("processes", {})
+    kept = {name: Identity(**entry["identity"]) for name, entry in processes.items() if entry.get("identity")}
+    if not any(identity.alive for identity in kept.values()):
+        return
+    say("waiting for processes of a supervisor that was killed")
+    for number in (None, signal.SIGTERM, signal.SIGKILL):
+        for name, identity in kept.items():
+            if number is not None:
+                gentle = signal.SIGINT if number is signal.SIGTERM else signal.SIGQUIT
+                identity.signal(gentle if name == "postgres" else number, group=name != "postgres")
+        if process.until(lambda: not any(i.alive for i in kept.values()), patience_s if number is None else 5.0):
+            return
+    raise SimilisError("processes of an earlier start do not end: " + ", ".join(n for n, i in kept.items() if i.alive))
+
+
+def to_terminal(line: str) -> None:
+    """Talk goes to stderr; a terminal that has gone away is no reason to stop serving."""
+    with contextlib.suppress(OSError, ValueError):
+        sys.stderr.write(f"similis  {line}\n")
+        sys.stderr.flush()
