@@ -19,7 +19,8 @@ ALLOWED = frozenset(
 
 
 def _keep_allowed(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    return {key: value for key, value in event.items() if key in ALLOWED}
+    # what begins with _ is structlog's own: without it the record of a library cannot be written at all
+    return {key: value for key, value in event.items() if key in ALLOWED or key.startswith("_")}
 
 
 def _name_exception(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
