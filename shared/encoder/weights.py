@@ -31,8 +31,8 @@ class Source:
 
     def save(self, path: Path, note: str) -> Weights:
         """The weights stand at `path`; a file made from untrained ones says so itself."""
-        marks = {"trained": "true"} if self.trained else {"trained": "false", "seed": str(self.seed)}
-        save_file(state_of(self.body), path, metadata=marks)
+        # one key only: safetensors writes several in no order, and the digest would be another each time
+        save_file(state_of(self.body), path, metadata={"source": self.source})
         return Weights(
             source=self.source,
             sha256=sha256_of(path),
@@ -97,13 +97,13 @@ def _from_file(architecture: str, path: Path) -> Source:
         raise NotFound("there is no such weights file")
     try:
         with safe_open(path, "pt") as file:
-            marks = file.metadata() or {}
+            mark = (file.metadata() or {}).get("source", "")
         state = load_file(path)
     except SafetensorError:
         raise Invalid("the weights file is not in safetensors format") from None
     module = body(architecture, empty=True)
     fill(module, modern(state), architecture)
-    if marks.get("trained") == "false":
-        seed = int(marks.get("seed", 0))
+    seed = parse_seed(mark)
+    if seed is not None:
         return Source(body=module, source=f"random:{seed}", trained=False, seed=seed, origin_sha256=sha256_of(path))
     return Source(body=module, source="file", origin_sha256=sha256_of(path))
