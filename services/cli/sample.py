@@ -1,0 +1,67 @@
+"""`similis sample`: a synthetic archive to try things on."""
+
+import json
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from shared.errors import Unavailable
+
+Folder = Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)]
+Studies = Annotated[int, typer.Option(min=1, max=1_000_000, help="Studies of four images each.")]
+Seed = Annotated[int, typer.Option(min=0, help="The same seed makes the same archive.")]
+
+
+class Size(StrEnum):
+    SMALL = "small"
+    FULL = "full"
+
+
+def sample(
+    folder: Folder,
+    studies: Studies = 20,
+    seed: Seed = 0,
+    plain: Annotated[bool, typer.Option("--plain", help="Explicit VR Little Endian only.")] = False,
+    size: Annotated[Size, typer.Option(help="1024 x 800 or 2294 x 1914 pixels.")] = Size.SMALL,
+    as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON.")] = False,
+) -> None:
+    """Write synthetic four-view mammography studies with labels, beside real and broken DICOM files."""
+    from shared.datasets.archive import LABELS, count_by, write_archive
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    try:
+        with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+            task = bar.add_task("studies", total=studies)
+            records = write_archive(
+                folder, studies, seed, lambda done, _: bar.update(task, completed=done), size=size.value, plain=plain
+            )
+    except OSError as error:
+        raise Unavailable(f"the archive cannot be written: {error.strerror}") from None
+    summary = {
+        "folder": str(folder),
+        "labels": str(folder / LABELS),
+        "studies": studies,
+        "patients": len({record.patient for record in records}),
+        "images": len(records),
+        "other": sum(1 for _ in (folder / "other").iterdir()),
+        "broken": sum(1 for _ in (folder / "broken").iterdir()),
+        **{name: count_by(records, name) for name in ("birads", "density", "lesion")},
+    }
+    typer.echo(json.dumps(summary) if as_json else _told(summary))
+
+
+def _told(summary: dict[str, object]) -> str:
+    lines = []
+    for name, value in summary.items():
+        text = "  ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+        lines.append(f"{name:<9}{text}")
+    return "\n".join(lines)
+
+
+def register(app: typer.Typer) -> None:
+    app.command("sample")(sample)
