@@ -1,0 +1,58 @@
+"""A supervisor over small fake children, run as a process: `python fake_stack.py HOME SPEC.json`.
+
+Each child appends what happens to it to HOME/events, so that a test can read the order of things.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from services.embedded.home import Home
+from services.embedded.part import Program
+from services.embedded.supervisor import Supervisor, bury_orphans, to_terminal
+from shared.errors import Conflict
+
+CHILD = """
+import signal, sys, time
+name, events, stop = sys.argv[1], open(sys.argv[2], "a"), float(sys.argv[3])
+def say(word):
+    events.write(f"{name} {word}\\n"); events.flush()
+def end(*_):
+    time.sleep(stop); say("stopped"); sys.exit(0)
+signal.signal(signal.SIGTERM, end)
+say("started")
+while True:
+    time.sleep(0.05)
+"""
+
+
+def program(home: Home, spec: dict) -> Program:
+    name = spec["name"]
+    argv = spec.get("argv") or [sys.executable, "-c", CHILD, name, str(home / "events"), str(spec.get("stop_s", 0))]
+    serves = home / f"{name}.serves"
+    return Program(
+        name,
+        argv,
+        once=spec.get("once", False),
+        serves=serves.exists if spec.get("waits_for_file") else lambda: True,
+    )
+
+
+def main(folder: str, spec_path: str) -> int:
+    home = Home.at(Path(folder))
+    spec = json.loads(Path(spec_path).read_text())
+    parts = [(program(home, one), tuple(one.get("needs", ()))) for one in spec["parts"]]
+    try:
+        with home.lock():
+            bury_orphans(home, to_terminal, patience_s=spec.get("patience_s", 10))
+            Supervisor(home, parts, spec["order"], {"url": "http://nowhere"}, to_terminal).run(
+                lambda: to_terminal("ready")
+            )
+    except Conflict as error:
+        to_terminal(str(error))
+        return 4
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,251 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from services.embedded.home import Home
+from services.embedded.process import Identity, has_ended, until
+from services.embedded.supervisor import back_off_s
+
+SCRIPT = Path(__file__).parent / "fake_stack.py"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Stack:
+    """The fake stack as a process, and what can be seen of it from outside."""
+
+    def __init__(self, folder, **spec):
+        self.home = Home.at(folder / "home")
+        self.spec = folder / "spec.json"
+        spec.setdefault("order", [[part["name"]] for part in spec["parts"]])
+        self.spec.write_text(json.dumps(spec))
+        self.talk = folder / "talk"
+        self.children = []
+
+    def start(self, until_ready=True):
+        with self.talk.open("ab") as talk:
+            child = subprocess.Popen(
+                [sys.executable, SCRIPT, self.home.path, self.spec],
+                stderr=talk,
+                env={**os.environ, "PYTHONPATH": str(ROOT)},
+            )
+        self.children.append(child)
+        if until_ready:
+            assert until(lambda: has_ended(child) or self.is_ready(child), 20)
+            assert not has_ended(child), self.said
+        return child
+
+    def is_ready(self, child):
+        state = self.home.state
+        return bool(state.get("ready")) and state["supervisor"]["pid"] == child.pid
+
+    @property
+    def said(self):
+        return self.talk.read_text()
+
+    @property
+    def events(self):
+        path = self.home / "events"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def of(self, name):
+        return self.home.state["processes"][name]
+
+    def identity(self, name):
+        kept = self.of(name)["identity"]
+        return None if kept is None else Identity(**kept)
+
+
+@pytest.fixture
+def stack(tmp_path):
+    made = []
+
+    def make(*parts, **spec):
+        made.append(Stack(tmp_path, parts=list(parts), **spec))
+        return made[-1]
+
+    yield make
+    for one in made:
+        for child in one.children:
+            if child.poll() is None:
+                child.terminate()
+            child.wait(20)
+
+
+def test_a_part_starts_only_when_those_it_needs_serve(stack):
+    one = stack({"name": "engine", "waits_for_file": True}, {"name": "api", "needs": ["engine"]})
+    one.start(until_ready=False)
+    assert until(lambda: one.events == ["engine started"], 5)
+    assert not until(lambda: "api started" in one.events, 0.5)
+    (one.home / "engine.serves").touch()
+    assert until(lambda: one.events == ["engine started", "api started"], 5)
+
+
+def test_what_runs_once_is_waited_for_and_not_started_again(stack):
+    touch = {"name": "setup", "once": True, "argv": ["sh", "-c", "sleep 0.2"]}
+    one = stack(touch, {"name": "api", "needs": ["setup"]})
+    one.start()
+    assert one.of("setup") == {"state": "done", "restarts": 0, "identity": None}
+    assert one.of("api")["state"] == "ready"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_asked_to_stop_it_stops_everything_in_order_and_ends_with_0(stack, number):
+    one = stack(
+        {"name": "engine"}, {"name": "worker", "stop_s": 0.3}, {"name": "api"}, order=[["api"], ["worker"], ["engine"]]
+    )
+    child = one.start()
+    assert until(lambda: len(one.events) == 3, 5)
+    child.send_signal(number)
+    assert child.wait(20) == 0
+    assert one.events[3:] == ["api stopped", "worker stopped", "engine stopped"]
+    assert one.home.state["supervisor"] is None
+    assert not one.home.locked
+
+
+def test_ctrl_c_in_the_terminal_reaches_the_supervisor_alone(stack):
+    one = stack({"name": "engine"}, {"name": "api"}, order=[["api"], ["engine"]])
+    child = one.start()
+    groups = {os.getpgid(one.identity(name).pid) for name in ("engine", "api")}
+    assert os.getpgid(child.pid) not in groups
+    assert len(groups) == 2
+
+
+def test_a_killed_child_is_started_again_at_once(stack):
+    one = stack({"name": "api"})
+    one.start()
+    before = one.identity("api")
+    before.signal(signal.SIGKILL)
+    assert until(lambda: one.identity("api") not in (before, None), 5)
+    assert until(lambda: one.events == ["api started", "api started"], 5)
+    assert one.of("api")["restarts"] == 1
+    assert "api ended (signal SIGKILL); starting it again" in one.said
+
+
+def test_what_a_killed_child_had_started_dies_with_it(stack):
+    one = stack({"name": "worker", "argv": ["sh", "-c", "sleep 321 & echo $! > $0; wait", "PID"]})
+    spec = json.loads(one.spec.read_text())
+    spec["parts"][0]["argv"][-1] = str(one.home / "grandchild")
+    one.spec.write_text(json.dumps(spec))
+    one.start()
+    path = one.home / "grandchild"
+    assert until(lambda: path.exists() and path.read_text().strip(), 5)
+    grandchild = Identity.of(int(path.read_text()))
+    assert grandchild is not None
+    one.identity("worker").signal(signal.SIGKILL)
+    assert until(lambda: not grandchild.alive, 5)
+
+
+def test_a_child_that_dies_again_and_again_is_shown_with_its_last_words_and_slowed_down(stack):
+    one = stack({"name": "api", "argv": ["sh", "-c", "echo cannot read the moon >&2; exit 7"]}, {"name": "worker"})
+    one.start(until_ready=False)
+    assert until(lambda: "api has ended 4 times in a row (code 7)" in one.said, 20)
+    assert one.said.count("api |  cannot read the moon") >= 1
+    assert until(lambda: one.of("worker")["state"] == "ready", 5)
+    assert one.of("api")["restarts"] <= 5
+
+
+def test_the_waits_between_starts_double_up_to_half_a_minute():
+    waits = [back_off_s(failures) for failures in range(12)]
+    assert waits[:5] == [0.0, 0.0, 0.25, 0.5, 1.0]
+    assert waits == sorted(waits)
+    assert waits[-1] == 30.0
+
+
+def test_a_second_supervisor_on_the_same_home_is_refused_with_a_clear_sentence(stack):
+    one = stack({"name": "api"})
+    one.start()
+    second = one.start(until_ready=False)
+    assert second.wait(10) == 4
+    assert "similis already runs on this home" in one.said
+    assert "http://nowhere" in one.said
+    assert one.identity("api").alive
+
+
+def test_the_children_of_a_killed_supervisor_end_by_themselves(stack):
+    one = stack({"name": "api"}, {"name": "engine"})
+    child = one.start()
+    orphans = [one.identity("api"), one.identity("engine")]
+    assert until(lambda: len(one.events) == 2, 5)
+    child.kill()
+    assert until(lambda: not any(orphan.alive for orphan in orphans), 5)
+    assert sorted(one.events[2:]) == ["api stopped", "engine stopped"]
+
+
+def test_after_kill_9_of_all_of_it_the_next_start_works(stack):
+    one = stack({"name": "api"}, {"name": "engine"})
+    child = one.start()
+    ids = [one.identity("api"), one.identity("engine")]
+    child.kill()
+    for identity in ids:
+        identity.signal(signal.SIGKILL)
+    child.wait()
+    assert not one.home.locked
+    one.start()
+    assert until(lambda: [e for e in one.events if e.endswith("started")][2:] != [], 5)
+
+
+def test_an_orphan_that_does_not_end_by_itself_is_ended_before_anything_starts(stack):
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: time.sleep(1)"
+    one = stack({"name": "deaf", "argv": [sys.executable, "-c", deaf]}, patience_s=0.3)
+    child = one.start()
+    orphan = one.identity("deaf")
+    assert until(lambda: deaf_by_now(orphan.pid), 5)
+    child.kill()
+    child.wait()
+    assert orphan.alive
+    one.start()
+    assert not orphan.alive
+    assert "waiting for processes of a supervisor that was killed" in one.said
+    (again := one.identity("deaf")).signal(signal.SIGKILL)
+    assert until(lambda: not again.alive, 5)
+
+
+def deaf_by_now(pid):
+    """Whether the process ignores SIGTERM yet."""
+    line = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("SigIgn"))
+    return int(line.split()[1], 16) & (1 << (signal.SIGTERM - 1)) != 0
+
+
+def test_a_stranger_with_the_pid_of_an_old_child_is_left_alone(stack):
+    one = stack({"name": "api"})
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        known = Identity.of(stranger.pid)
+        earlier = Identity(known.pid, known.started - 1, known.boot)
+        one.home.remember({"processes": {"api": {"identity": vars(earlier)}}})
+        one.start()
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+def test_adopted_zombies_are_buried(stack):
+    leave = "import subprocess, time; subprocess.Popen(['sh', '-c', 'setsid sleep 0.1 & exit']); time.sleep(60)"
+    one = stack({"name": "worker", "argv": [sys.executable, "-c", leave]})
+    child = one.start()
+    assert not until(lambda: False, 1.5)  # the grandchild has ended by now, and a tick has passed
+    stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
+    fields = [stat.rpartition(")")[2].split() for stat in stats]
+    assert [f for f in fields if f[0] == "Z" and int(f[1]) == child.pid] == []
+
+
+def test_warnings_of_a_child_are_told_in_a_readable_form_and_the_rest_is_not(stack):
+    lines = [
+        {"event": "bell_not_heard", "level": "warning", "task": "similis.encode", "timestamp": "t", "role": "api"},
+        {"event": "request", "level": "info", "route": "/livez"},
+    ]
+    said = "".join(json.dumps(line) + "\n" for line in lines)
+    one = stack({"name": "api", "argv": ["sh", "-c", 'printf "%s" "$0" >&2; sleep 60', said]})
+    one.start()
+    assert until(lambda: "similis  api: bell_not_heard task=similis.encode" in one.said, 5)
+    assert "livez" not in one.said
+
+
+def test_the_state_is_0600_and_names_only_processes(stack):
+    one = stack({"name": "api"})
+    one.start()
+    assert (one.home / "state.json").stat().st_mode & 0o777 == 0o600
+    assert set(one.home.state) == {"url", "ready", "supervisor", "processes"}
