@@ -110,6 +110,10 @@ class PlainEnv(EnvSettingsSource):
         return {name: value for name, value in super()._load_env_vars().items() if not name.lower().endswith("_file")}
 
 
+#: Read by the command line, not a setting of the server: the file with the caller's own API key.
+CLIENT_KEY_FILE = "SIMILIS_KEY_FILE"
+
+
 class SecretFiles(PydanticBaseSettingsSource):
     """`SIMILIS_DATABASE__URL_FILE=/run/secrets/url` sets `database.url` to what the file holds."""
 
@@ -119,7 +123,7 @@ class SecretFiles(PydanticBaseSettingsSource):
     def __call__(self) -> dict[str, Any]:
         tree: dict[str, Any] = {}
         for name, path in os.environ.items():
-            if not (name.startswith("SIMILIS_") and name.endswith("_FILE") and path):
+            if not (name.startswith("SIMILIS_") and name.endswith("_FILE") and path) or name == CLIENT_KEY_FILE:
                 continue
             *parents, leaf = name.removeprefix("SIMILIS_").removesuffix("_FILE").lower().split("__")
             node = tree

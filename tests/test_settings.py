@@ -1,0 +1,81 @@
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, SecretStr, ValidationError
+
+from shared.config import Settings
+
+EXAMPLE = Path(__file__).resolve().parent.parent / ".env.example"
+LINE = re.compile(r"^(SIMILIS_[A-Z0-9_]+)=(.*)$")
+
+
+def example():
+    """Name -> (value, the comment above it)."""
+    found, comment = {}, ""
+    for line in EXAMPLE.read_text().splitlines():
+        if line.startswith("#"):
+            comment = line.lstrip("# ")
+        elif (match := LINE.match(line)) is not None:
+            found[match[1]] = (match[2], comment)
+            comment = ""
+        else:
+            assert line == ""
+            comment = ""
+    return found
+
+
+def leaves(part, prefix="SIMILIS_"):
+    """Name -> default of each setting in the tree."""
+    found = {}
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        if isinstance(value, BaseModel):
+            found |= leaves(value, f"{prefix}{name.upper()}__")
+        else:
+            found[prefix + name.upper()] = value
+    return found
+
+
+def test_the_example_lists_exactly_the_settings_there_are():
+    assert set(example()) == set(leaves(Settings()))
+
+
+def test_the_example_states_every_default(monkeypatch):
+    defaults = leaves(Settings())
+    for name, (value, _) in example().items():
+        monkeypatch.setenv(name, value)
+        if value == "":
+            secret = isinstance(defaults[name], SecretStr) and defaults[name].get_secret_value() == ""
+            assert secret or defaults[name] in (None, "", ()) or name == "SIMILIS_HOME", name
+    assert leaves(Settings()) == defaults
+
+
+def test_each_setting_has_a_sentence():
+    assert [name for name, (_, comment) in example().items() if len(comment.split()) < 4] == []
+
+
+def test_every_secret_is_called_one_and_has_no_default():
+    for name, value in leaves(Settings()).items():
+        if isinstance(value, SecretStr):
+            assert "secret" in example()[name][1].lower(), name
+            assert example()[name][0] == "", name
+
+
+def test_a_secret_may_stand_in_a_file(monkeypatch, tmp_path):
+    path = tmp_path / "url"
+    path.write_text("postgresql+psycopg://somebody:word@/similis\n")
+    monkeypatch.setenv("SIMILIS_DATABASE__URL_FILE", str(path))
+    assert Settings().database.url.get_secret_value() == "postgresql+psycopg://somebody:word@/similis"
+    assert "word" not in repr(Settings())
+
+
+def test_an_unknown_setting_of_a_part_is_refused(monkeypatch):
+    monkeypatch.setenv("SIMILIS_INTAKE__BATSH", "8")
+    with pytest.raises(ValidationError, match="batsh"):
+        Settings()
+
+
+def test_the_clients_own_key_file_is_no_setting(monkeypatch):
+    monkeypatch.setenv("SIMILIS_KEY_FILE", "/nowhere")
+    assert "SIMILIS_KEY" not in leaves(Settings())
