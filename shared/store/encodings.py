@@ -88,7 +88,7 @@ def drop_other_frames(
             "kept_frames": [frame for _, frame in kept],
         },
     )
-    return [row.tuple() for row in rows]
+    return [tuple(row) for row in rows]
 
 
 _THUMBNAILS = sa.text(

@@ -42,7 +42,7 @@ _CLAIM = sa.text(
 
 _EXHAUST = sa.text(
     """
-    UPDATE image SET status = 'failed', reason = 'attempts_exhausted', lease_until = NULL,
+    UPDATE image SET status = 'failed', reason = 'attempts-exhausted', lease_until = NULL,
                      settled_at = clock_timestamp()
     WHERE id IN (
         SELECT id FROM image WHERE attempt >= :attempts
@@ -179,4 +179,4 @@ def due(db: Session | sa.Connection, max_attempts: int) -> tuple[int, float | No
 
 
 def statuses(db: Session | sa.Connection) -> dict[str, int]:
-    return dict(row.tuple() for row in db.execute(sa.text("SELECT status, count(*) FROM image GROUP BY status")))
+    return dict((row[0], row[1]) for row in db.execute(sa.text("SELECT status, count(*) FROM image GROUP BY status")))

@@ -174,7 +174,7 @@ def outcomes(db: Session, operation_id: uuid.UUID) -> list[tuple[str, str | None
         ),
         {"id": operation_id},
     )
-    return [row.tuple() for row in rows]
+    return [tuple(row) for row in rows]
 
 
 def due(db: Session | sa.Connection) -> int:

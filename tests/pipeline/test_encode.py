@@ -1,0 +1,208 @@
+import os
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from shared.errors import Gate, Invalid, Outcome, Rejected
+from shared.imaging.reasons import Reason, failed, undecodable
+from shared.pipeline import encode
+from shared.store import images
+from shared.types import Job, Status, point_id
+from tests.platform import STATS, Platform, header
+
+
+def statuses(platform: Platform) -> dict[str, int]:
+    with platform.store.reading() as connection:
+        return images.statuses(connection)
+
+
+def ledger(platform: Platform) -> list[tuple[str, str, int]]:
+    with platform.store.reading() as connection:
+        return [
+            tuple(row) for row in connection.execute(sa.text("SELECT op, state, count(*) FROM ledger GROUP BY 1, 2"))
+        ]
+
+
+def test_without_a_model_images_wait(platform: Platform) -> None:
+    platform.take_in(4)
+    assert statuses(platform) == {"received": 4}
+
+
+def test_images_become_encodings_and_ledger_rows(platform: Platform) -> None:
+    platform.add_model()
+    for n in range(10):
+        platform.put(f"{n}.dcm", header(n))
+    platform.scan()
+    assert platform.encode() == 10
+    assert statuses(platform) == {"encoded": 10}
+    assert ledger(platform) == [("upsert", "pending", 10)]
+    assert Job.PROJECT in platform.queue.rung
+
+
+def test_evenly_spaced_frames_are_points_of_their_own(platform: Platform) -> None:
+    platform.add_model()
+    platform.put("cine.dcm", header(0, frames=3))
+    platform.scan()
+    platform.encode()
+    with platform.store.reading() as connection:
+        points = set(connection.execute(sa.text("SELECT point_id FROM ledger")).scalars())
+    assert points == {point_id("1.2.3.1", frame) for frame in (1, 2, 3)}
+
+
+def test_one_bad_file_never_stops_a_batch(platform: Platform) -> None:
+    platform.add_model()
+    for n in range(4):
+        path = platform.put(f"{n}.dcm", header(n))
+        if n == 1:
+            platform.sandbox.pixels[os.fsencode(path)] = undecodable(Reason.CORRUPT)
+    platform.scan()
+    platform.encode()
+    assert statuses(platform) == {"encoded": 3, "quarantined": 1}
+
+
+def test_a_gate_stops_an_image_and_keeps_its_picture_for_review(platform: Platform) -> None:
+    platform.add_model()
+    platform.put("blank.dcm", header(0))
+    platform.sandbox.stats = replace(STATS, spread=0.0, distinct=1, content=0.0)
+    platform.scan()
+    platform.encode()
+    with platform.store.reading() as connection:
+        row = connection.execute(sa.text("SELECT status, gate, reason FROM image")).one()
+        thumbnails = connection.execute(sa.text("SELECT count(*) FROM thumbnail")).scalar_one()
+    assert tuple(row) == ("quarantined", "pixels", "blank")
+    assert thumbnails == 1
+    assert ledger(platform) == []
+
+
+def test_raw_detector_data_is_kept_out_with_its_reason(platform: Platform) -> None:
+    platform.add_model()
+    platform.put("raw.dcm", header(0, presentation_intent="FOR PROCESSING"))
+    platform.scan()
+    platform.encode()
+    with platform.store.reading() as connection:
+        row = connection.execute(sa.text("SELECT status, gate, reason FROM image")).one()
+    assert tuple(row) == ("quarantined", "metadata", "for-processing")
+
+
+def test_a_share_that_is_away_costs_a_wait_and_no_image(platform: Platform) -> None:
+    platform.add_model()
+    path = os.fsencode(platform.put("a.dcm", header(0)))
+    platform.sandbox.pixels[path] = failed(Reason.UNREADABLE)
+    platform.scan()
+    platform.encode()
+    assert statuses(platform) == {"received": 1}
+    del platform.sandbox.pixels[path]
+    with platform.begin() as db:
+        db.execute(sa.text("UPDATE image SET not_before = NULL"))
+    platform.encode()
+    assert statuses(platform) == {"encoded": 1}
+
+
+def test_an_image_that_no_longer_belongs_leaves_the_index(platform: Platform) -> None:
+    platform.add_model()
+    platform.take_in(1)
+    platform.sandbox.pixels[os.fsencode(platform.put("0000.dcm", header(0), b"damaged now"))] = Rejected(
+        Outcome.QUARANTINED, Reason.CORRUPT.value, Gate.DECODE
+    )
+    platform.scan()
+    platform.encode()
+    assert ledger(platform) == [("delete", "pending", 1)]
+    platform.project()
+    with platform.begin() as db:
+        collection = db.execute(sa.text("SELECT collection FROM generation")).scalar_one()
+    assert platform.index(collection).count() == 0
+
+
+def test_other_bytes_replace_the_vector(platform: Platform) -> None:
+    platform.add_model()
+    platform.take_in(1)
+    with platform.begin() as db:
+        collection = db.execute(sa.text("SELECT collection FROM generation")).scalar_one()
+    point = point_id("1.2.3.1", 1)
+    before = platform.index(collection).get([point])[0]
+    platform.put("0000.dcm", header(0), b"another picture")
+    platform.scan()
+    platform.encode()
+    platform.project()
+    after = platform.index(collection).get([point])[0]
+    assert after.payload["revision"] == 2
+    assert not np.allclose(before.vector, after.vector)
+
+
+def test_frames_that_are_no_longer_chosen_leave_the_index(platform: Platform) -> None:
+    platform.add_model()
+    platform.put("cine.dcm", header(0, frames=3))
+    platform.scan()
+    platform.encode()
+    platform.project()
+    platform.put("cine.dcm", header(0, frames=1), b"cut to one frame")
+    platform.scan()
+    platform.encode()
+    platform.project()
+    with platform.begin() as db:
+        collection = db.execute(sa.text("SELECT collection FROM generation")).scalar_one()
+    assert platform.index(collection).count() == 1
+
+
+class Broken:
+    """An encoder that fails on batches and on one image in particular."""
+
+    def __init__(self, inner: encode.Encoder, error: type[Exception]) -> None:
+        self.inner, self.error, self.card = inner, error, inner.card
+
+    def encode(self, pixels: np.ndarray) -> encode.Encoded:
+        if len(pixels) > 1 or float(pixels[0, 0, 0]) == 0.5:
+            raise self.error("the reason is not to be told")
+        return self.inner.encode(pixels)
+
+
+@pytest.mark.parametrize(("error", "status"), [(Invalid, "failed"), (MemoryError, "received")])
+def test_each_image_answers_for_itself_when_a_forward_pass_fails(
+    platform: Platform, error: type[Exception], status: str
+) -> None:
+    platform.add_model()
+    for n in range(3):
+        platform.put(f"{n}.dcm", header(n))
+    bad = platform._mark = os.fsencode(platform.folder / "archive" / "1.dcm")  # type: ignore[attr-defined]
+    platform.scan()
+    real = platform.sandbox._decoded
+
+    def decoded(name: bytes, recipe: encode.Recipe) -> encode.Decoded:
+        one = real(name, recipe)
+        if name == bad:
+            one.pixels[0, 0, 0] = 0.5
+        return one
+
+    platform.sandbox._decoded = decoded  # type: ignore[method-assign]
+    encode.drain(
+        platform.begin, platform.sandbox, lambda model: Broken(platform.encoder(model), error), platform.effort
+    )
+    assert statuses(platform) == {"encoded": 2, status: 1}
+
+
+def test_work_that_was_lost_to_another_worker_writes_nothing(platform: Platform) -> None:
+    platform.add_model()
+    platform.put("a.dcm", header(0))
+    platform.scan()
+    work = encode.claim(platform.begin, replace(platform.effort, lease_s=0.0))
+    encode.decode(platform.sandbox, work)
+    result = encode.forward(work, platform.encoder)
+    with platform.begin() as db:
+        images.claim(db, limit=10, lease_s=30, max_attempts=3)
+    assert encode.settle(platform.begin, work, result) == 0
+    assert ledger(platform) == []
+    assert statuses(platform) == {Status.ENCODING.value: 1}
+
+
+def test_every_open_generation_is_told(platform: Platform) -> None:
+    platform.add_model()
+    card = platform.add_model("second", seed=7, dim=32)
+    with platform.begin() as db:
+        model = encode.generations.model(db, card.name)
+        encode.generations.add(db, model.id, {"dim": 32, "metric": "cosine"})
+    platform.put("a.dcm", header(0))
+    platform.scan()
+    platform.encode()
+    assert ledger(platform) == [("upsert", "pending", 2)]

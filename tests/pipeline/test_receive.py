@@ -1,0 +1,192 @@
+import os
+from dataclasses import replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+from shared.datasets.folder import Row
+
+from shared.errors import Invalid
+from shared.imaging.reasons import Reason, empty, failed
+from shared.pipeline import receive
+from shared.types import Job, Labels
+from tests.platform import SECRET, Platform, header
+
+
+def rows(platform: Platform, statement: str) -> list[tuple[Any, ...]]:
+    with platform.store.reading() as connection:
+        return [tuple(row) for row in connection.execute(sa.text(statement))]
+
+
+class Table:
+    """A label table of one row for everything."""
+
+    def __init__(self, row: Row) -> None:
+        self.row = row
+
+    def find(self, root: Path, path: Path) -> Row:
+        return self.row
+
+
+def test_a_folder_becomes_rows_and_rings_for_the_encoder(platform: Platform) -> None:
+    for n in range(5):
+        platform.put(f"{n}.dcm", header(n))
+    progress = platform.scan()
+    assert progress.counts == {"taken": 5, "unchanged": 0, "settling": 0}
+    assert rows(platform, "SELECT count(*) FROM study") == [(2,)]
+    assert Job.ENCODE in platform.queue.rung
+
+
+def test_running_it_twice_changes_nothing(platform: Platform) -> None:
+    for n in range(5):
+        platform.put(f"{n}.dcm", header(n))
+    platform.scan()
+    before = rows(platform, "SELECT id, status, revision, attempt FROM image ORDER BY id")
+    assert platform.scan().counts["unchanged"] == 5
+    assert rows(platform, "SELECT id, status, revision, attempt FROM image ORDER BY id") == before
+
+
+def test_every_file_that_is_not_taken_in_has_a_row_with_its_reason(platform: Platform) -> None:
+    platform.put("report.dcm", empty(Reason.NOT_AN_IMAGE))
+    platform.put("notes.txt", failed(Reason.NOT_A_STUDY_OBJECT))
+    platform.scan()
+    assert rows(platform, "SELECT outcome, reason FROM file ORDER BY 1") == [
+        ("empty", "not-an-image"),
+        ("failed", "not-a-study-object"),
+    ]
+
+
+def test_a_second_copy_of_an_image_is_the_same_image(platform: Platform) -> None:
+    platform.put("a.dcm", header(0), b"the bytes")
+    platform.put("b.dcm", header(0), b"the bytes")
+    assert platform.scan().counts["same"] == 1
+    assert rows(platform, "SELECT count(*) FROM image") == [(1,)]
+
+
+@pytest.mark.parametrize(
+    ("policy", "same_path", "revision"),
+    [
+        ("never", True, 1),
+        ("never", False, 1),
+        ("same_source", True, 2),
+        ("same_source", False, 1),
+        ("always", True, 2),
+        ("always", False, 2),
+    ],
+)
+def test_other_bytes_under_a_known_uid_follow_the_policy(
+    platform: Platform, policy: str, same_path: bool, revision: int
+) -> None:
+    platform.put("a.dcm", header(0), b"first")
+    platform.scan(same_uid=policy)
+    platform.put("a.dcm" if same_path else "b.dcm", header(0), b"second, and longer")
+    platform.scan(same_uid=policy)
+    assert rows(platform, "SELECT revision FROM image") == [(revision,)]
+    if revision == 1:
+        assert ("kept", "other-bytes") in rows(platform, "SELECT outcome, reason FROM file")
+
+
+def test_two_patients_under_one_study_are_never_merged(platform: Platform) -> None:
+    platform.put("a.dcm", header(0))
+    platform.put("b.dcm", header(1, patient_id="SOMEBODY-ELSE"))
+    platform.scan()
+    assert rows(platform, "SELECT count(*) FROM image") == [(1,)]
+    assert rows(platform, "SELECT outcome, gate, reason FROM file WHERE outcome <> 'taken'") == [
+        ("quarantined", "metadata", "patient-conflict")
+    ]
+
+
+def test_the_patient_is_a_pseudonym_and_nothing_else(platform: Platform) -> None:
+    platform.put("a.dcm", header(0))
+    platform.scan()
+    assert rows(platform, "SELECT length(patient_key) FROM study") == [(16,)]
+    with platform.store.reading() as connection:
+        for table in ("study", "image", "file"):
+            dump = connection.execute(sa.text(f"SELECT CAST(t AS text) FROM {table} t")).scalars().all()
+            assert "WOMAN" not in "".join(dump)
+            assert b"WOMAN".hex() not in "".join(dump)
+
+
+def test_new_labels_reach_the_index_without_a_pixel(platform: Platform) -> None:
+    platform.add_model()
+    platform.take_in(4)
+    row = Row(labels=Labels(birads=5, density="C"))
+    platform.scan(Table(row))
+    assert platform.encode() == 0
+    assert platform.project() == 4
+    with platform.begin() as db:
+        collection = db.execute(sa.text("SELECT collection FROM generation")).scalar_one()
+    ids = [point for batch in platform.index(collection).scan() for point, _ in batch]
+    assert {point.payload["birads"] for point in platform.index(collection).get(ids)} == {5}
+
+
+def test_a_young_file_is_left_for_the_next_round(platform: Platform) -> None:
+    path = platform.put("a.dcm", header(0))
+    assert platform.scan(settle_s=60).counts["settling"] == 1
+    old = path.stat().st_mtime - 120
+    os.utime(path, (old, old))
+    assert platform.scan(settle_s=60).counts["taken"] == 1
+
+
+def test_links_are_not_followed(platform: Platform, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "secret.dcm").write_bytes(b"x")
+    platform.put("a.dcm", header(0))
+    (tmp_path / "archive" / "folder").symlink_to(outside)
+    (tmp_path / "archive" / "file.dcm").symlink_to(outside / "secret.dcm")
+    os.mkfifo(tmp_path / "archive" / "pipe")
+    assert [os.path.basename(s.path) for s in receive.walk(tmp_path / "archive")] == [b"a.dcm"]
+
+
+def test_file_names_may_be_any_bytes(platform: Platform, tmp_path: Path) -> None:
+    platform.put("a.dcm", header(0))
+    strange = os.fsencode(tmp_path / "archive") + b"/\xff\xfe.dcm"
+    with open(strange, "wb") as out:
+        out.write(b"x")
+    platform.sandbox.headers[strange] = header(1)
+    assert platform.scan().counts["taken"] == 2
+
+
+def test_a_scan_stays_under_its_roots(tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "link").symlink_to("/etc")
+    assert receive.within(tmp_path / "in", [tmp_path / "in"], any_root=False)
+    for path in (tmp_path, tmp_path / "in" / ".." / "other", tmp_path / "in" / "link"):
+        with pytest.raises(Invalid):
+            receive.within(path, [tmp_path / "in"], any_root=False)
+
+
+def test_a_stopped_scan_goes_on_where_it_was(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receive, "BATCH", 2)
+    for n in range(6):
+        platform.put(f"{n}.dcm", header(n))
+    receive.scan(
+        platform.begin,
+        platform.sandbox,
+        platform.folder / "archive",
+        table=None,
+        rules=platform.rules,
+        operation_id=None,
+        report=lambda _db, progress: progress.done < 4,
+    )
+    assert rows(platform, "SELECT count(*) FROM image") == [(4,)]
+    assert platform.scan().counts == {"taken": 2, "unchanged": 4, "settling": 0}
+
+
+def test_a_table_names_study_and_patient_of_a_plain_image() -> None:
+    what = receive.Inspected(header=header(0), digest=b"d", size=1, kind="png")
+    row = Row(study="case 7", patient="P7", laterality="R", view="MLO", study_date=date(2024, 5, 6), labels=Labels())
+    found = receive.identify(what, row, SECRET)
+    assert found.study_instance_uid.startswith("2.25.")
+    assert (found.patient_id, found.laterality, found.view) == ("P7", "R", "MLO")
+    assert receive.identify(replace(what, kind="dicom"), row, SECRET) == what.header
+
+
+def test_a_study_name_becomes_a_keyed_uid_and_a_uid_stays() -> None:
+    assert receive.study_uid("1.2.840.1", SECRET) == "1.2.840.1"
+    made = receive.study_uid("case 7", SECRET)
+    assert made == receive.study_uid("case 7", SECRET) != receive.study_uid("case 7", b"other key")
+    assert len(made) <= 64

@@ -1,0 +1,193 @@
+from datetime import date
+from typing import Any
+
+import pytest
+
+from shared.errors import Conflict, Invalid, NotFound, Unavailable
+from shared.pipeline import search
+from shared.pipeline.search import Filters, Ranking, Request
+from shared.store import generations
+from tests.platform import Platform, header
+
+
+def uid(study: int) -> str:
+    return f"1.2.4.{study + 1}"
+
+
+def ask(platform: Platform, study: int = 0, **request: Any) -> Ranking:
+    with platform.store.reading() as connection:
+        return search.by_studies(connection, platform.index, [uid(study)], Request(**request))[0]
+
+
+@pytest.fixture
+def archive(platform: Platform) -> Platform:
+    platform.add_model()
+    platform.take_in(48)  # 12 studies of 6 women
+    return platform
+
+
+def test_the_query_patient_is_hidden_by_default_and_counted(archive: Platform) -> None:
+    answer = ask(archive, k=50)
+    assert {s.study_uid for s in answer.studies} == {uid(n) for n in range(2, 12)}
+    assert (answer.hidden_studies, answer.hidden_images) == (2, 8)
+
+
+def test_excluding_only_the_study_shows_her_prior(archive: Platform) -> None:
+    answer = ask(archive, k=50, exclude=frozenset({"study"}))
+    assert {s.study_uid for s in answer.studies} == {uid(n) for n in range(1, 12)}
+    assert (answer.hidden_studies, answer.hidden_images) == (1, 4)
+
+
+def test_excluding_nothing_finds_the_study_itself_first(archive: Platform) -> None:
+    answer = ask(archive, exclude=frozenset())
+    assert answer.studies[0].study_uid == uid(0)
+    assert answer.studies[0].score == pytest.approx(1.0, abs=1e-3)
+    assert answer.hidden_studies == 0
+
+
+def test_each_pair_joins_an_image_of_the_query_with_one_of_the_study(archive: Platform) -> None:
+    for study in ask(archive, view="match").studies:
+        for pair in study.pairs:
+            assert pair.query.view == pair.hit.view
+            assert pair.hit.study_uid == study.study_uid
+
+
+def test_scores_fall_and_ties_are_ordered_by_uid(archive: Platform) -> None:
+    found = [(-s.score, s.study_uid) for s in ask(archive, k=50).studies]
+    assert found == sorted(found)
+
+
+def test_filters_are_honoured(platform: Platform) -> None:
+    platform.add_model()
+    for n in range(16):
+        day = date(2020 + n // 4, 1, 1)
+        platform.put(f"{n}.dcm", header(n, patient_id=f"P{n // 4}", study_date=day, modality="MG" if n < 8 else "US"))
+    platform.scan()
+    platform.encode()
+    platform.project()
+    assert {s.study_uid for s in ask(platform, filters=Filters(modality=("US",))).studies} == {uid(2), uid(3)}
+    early = Filters(date_to=date(2021, 12, 31))
+    assert {s.study_uid for s in ask(platform, filters=early).studies} == {uid(1)}
+    late = Filters(date_from=date(2022, 6, 1), modality=("US",))
+    assert {s.study_uid for s in ask(platform, filters=late).studies} == {uid(3)}
+    only = ask(platform, filters=Filters(laterality=("L",), view=("MLO",)))
+    assert {(p.hit.laterality, p.hit.view) for s in only.studies for p in s.pairs} == {("L", "MLO")}
+
+
+def test_pages_neither_repeat_nor_skip(archive: Platform) -> None:
+    everything = [s.study_uid for s in ask(archive, k=50).studies]
+    page, seen = ask(archive, k=3), []
+    while True:
+        seen += [s.study_uid for s in page.studies]
+        if page.next is None:
+            break
+        page = ask(archive, k=3, cursor=page.next)
+    assert seen == everything
+
+
+def test_what_arrives_meanwhile_does_not_disturb_the_pages(archive: Platform) -> None:
+    everything = [s.study_uid for s in ask(archive, k=50).studies]
+    first = ask(archive, k=5)
+    for n in range(48, 64):
+        archive.put(f"{n:04}.dcm", header(n))
+    archive.scan()
+    archive.encode()
+    archive.project()
+    second = ask(archive, k=5, cursor=first.next)
+    assert [s.study_uid for s in (*first.studies, *second.studies)] == everything
+
+
+def test_a_cursor_belongs_to_its_query(archive: Platform) -> None:
+    first = ask(archive, k=3)
+    with pytest.raises(Invalid):
+        ask(archive, k=4, cursor=first.next)
+    with pytest.raises(Invalid):
+        ask(archive, study=3, k=3, cursor=first.next)
+    with pytest.raises(Invalid):
+        ask(archive, k=3, cursor="garbage!")
+
+
+def test_a_cursor_of_another_generation_is_stale(archive: Platform) -> None:
+    first = ask(archive, k=3)
+    with archive.begin() as db:
+        model = generations.models(db)[0]
+        other = search_lifecycle().open_generation(db, archive.indexes, model)
+        generations.publish(db, other.id)
+    with pytest.raises(Conflict):
+        ask(archive, k=3, cursor=first.next)
+
+
+def search_lifecycle() -> Any:
+    from shared.pipeline import lifecycle
+
+    return lifecycle
+
+
+def test_an_orphan_in_the_index_is_never_shown(archive: Platform) -> None:
+    import sqlalchemy as sa
+
+    with archive.begin() as db:
+        db.execute(
+            sa.text("UPDATE image SET status = 'deleted' WHERE study_id = (SELECT id FROM study WHERE uid = :u)"),
+            {"u": uid(5)},
+        )
+    assert uid(5) not in {s.study_uid for s in ask(archive, k=50).studies}
+
+
+def test_several_studies_are_asked_at_once(archive: Platform) -> None:
+    with archive.store.reading() as connection:
+        many = search.by_studies(connection, archive.index, [uid(4), uid(0)], Request(k=3))
+    assert [r.subject.study_uid for r in many] == [uid(4), uid(0)]
+    assert [s.study_uid for s in many[1].studies] == [s.study_uid for s in ask(archive, k=3).studies]
+
+
+def test_an_unknown_study_is_not_found_and_an_unready_one_conflicts(archive: Platform) -> None:
+    with pytest.raises(NotFound):
+        ask(archive, study=999)
+    archive.put("late.dcm", header(100))
+    archive.scan()
+    with pytest.raises(Conflict):
+        ask(archive, study=25)
+
+
+def test_before_a_model_is_published_search_is_unavailable(platform: Platform) -> None:
+    with pytest.raises(Unavailable):
+        ask(platform)
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"k": 0}, {"k": 10_000}, {"exclude": frozenset({"everything"})}, {"view": "sideways"}]
+)
+def test_a_wrong_request_is_invalid(wrong: dict[str, Any]) -> None:
+    with pytest.raises(Invalid):
+        Request(**wrong).check(max_k=200)
+
+
+@pytest.mark.parametrize("count", [1, 2, 15, 16, 17, 400])
+def test_a_long_study_is_asked_with_evenly_spaced_images(count: int) -> None:
+    chosen = search.spaced(count, 16)
+    assert len(chosen) == min(count, 16)
+    assert (chosen[0], chosen[-1]) == (0, count - 1)
+    assert chosen == sorted(set(chosen))
+
+
+def test_an_image_from_outside_is_ranked_and_its_gates_are_told(archive: Platform) -> None:
+    from dataclasses import replace
+
+    from shared.types import Decoded
+    from tests.platform import SECRET, STATS
+
+    stored = next(iter(archive.sandbox.headers))
+
+    def decode(recipe: Any) -> Decoded:
+        one = archive.sandbox._decoded(stored, recipe)
+        return replace(one, stats=replace(STATS, spread=0.0, distinct=1))
+
+    with archive.store.reading() as connection:
+        answer = search.by_image(connection, archive.index, decode, archive.encoder, SECRET, Request(k=50))
+    assert [stop.reason for stop in answer.subject.stops] == ["blank"]
+    assert uid(0) not in {s.study_uid for s in answer.studies}  # the patient in its header is hidden
+    with archive.store.reading() as connection:
+        request = Request(k=50, exclude=frozenset())
+        shown = search.by_image(connection, archive.index, decode, archive.encoder, SECRET, request)
+    assert shown.studies[0].study_uid == uid(0)

@@ -1,0 +1,162 @@
+"""A small platform for tests: real Postgres, the in-memory index, the null encoder, a sandbox without a child."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from shared.imaging.sandbox import Inspected
+
+from shared.encoder.base import Encoder
+from shared.encoder.build import build
+from shared.encoder.cards import Card
+from shared.encoder.runtime import load
+from shared.errors import Rejected
+from shared.imaging.recipe import Recipe
+from shared.index.base import Index
+from shared.index.memory import MemoryStore
+from shared.pipeline import encode, lifecycle, project, receive
+from shared.pipeline.encode import Effort
+from shared.pipeline.receive import Rules
+from shared.queue import MemoryQueue
+from shared.store.generations import Published
+from shared.store.session import Store
+from shared.types import Decoded, Header, PixelStats
+
+SECRET = b"a test's own secret, 32 bytes long"
+STATS = PixelStats(spread=0.8, distinct=500, content=0.7, noise=0.1)
+
+
+def header(n: int, **more: Any) -> Header:
+    """Image `n`: four to a study, two studies to a woman."""
+    study, patient = n // 4, n // 8
+    view, side = (("CC", "L"), ("CC", "R"), ("MLO", "L"), ("MLO", "R"))[n % 4]
+    fields: dict[str, Any] = {
+        "sop_instance_uid": f"1.2.3.{n + 1}",
+        "study_instance_uid": f"1.2.4.{study + 1}",
+        "series_instance_uid": f"1.2.5.{study + 1}",
+        "sop_class_uid": "1.2.840.10008.5.1.4.1.1.1.2",
+        "transfer_syntax_uid": "1.2.840.10008.1.2.1",
+        "modality": "MG",
+        "view": view,
+        "laterality": side,
+        "patient_id": f"WOMAN-{patient}",
+        "rows": 64,
+        "columns": 64,
+    }
+    return Header(**fields | more)
+
+
+@dataclass
+class FakeSandbox:
+    """Answers from a table by path: what a file's header says, and what becomes of its pixels."""
+
+    headers: dict[bytes, Header | Rejected] = field(default_factory=dict)
+    content: dict[bytes, bytes] = field(default_factory=dict)
+    pixels: dict[bytes, Rejected] = field(default_factory=dict)
+    stats: PixelStats = STATS
+    decoded: list[bytes] = field(default_factory=list)
+
+    def inspect_many(self, paths: Sequence[Path]) -> list[Inspected | Rejected]:
+        return [self._inspect(os.fsencode(path)) for path in paths]
+
+    def _inspect(self, path: bytes) -> Inspected | Rejected:
+        what = self.headers[path]
+        if isinstance(what, Rejected):
+            return what
+        digest = sha256(self.content.get(path, path)).digest()
+        return Inspected(header=what, digest=digest, size=10, kind="dicom")
+
+    def decode_many(self, paths: Sequence[Path], recipe: Recipe) -> Iterator[Decoded | Rejected]:
+        for path in paths:
+            name = os.fsencode(path)
+            self.decoded.append(name)
+            if name in self.pixels:
+                yield self.pixels[name]
+            else:
+                yield self._decoded(name, recipe)
+
+    def _decoded(self, name: bytes, recipe: Recipe) -> Decoded:
+        what = self.headers[name]
+        assert isinstance(what, Header)
+        seed = int.from_bytes(sha256(self.content.get(name, name)).digest()[:4])
+        count = min(what.frames, recipe.frames)
+        pixels = np.random.default_rng(seed).random((count, recipe.size, recipe.size), np.float32)
+        return Decoded(
+            header=what,
+            frames=tuple(range(1, count + 1)),
+            pixels=pixels,
+            thumbnail=(pixels[0] * 255).astype(np.uint8),
+            stats=self.stats,
+        )
+
+
+class Platform:
+    """Everything of one test."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.folder = folder
+        self.store = Store(url)
+        self.queue = MemoryQueue()
+        self.indexes = MemoryStore()
+        self.sandbox = FakeSandbox()
+        self.rules = Rules(secret=SECRET)
+        self.effort = Effort(batch=4, lease_s=5)
+        self.loaded: dict[str, Encoder] = {}
+
+    def begin(self) -> Any:
+        return self.store.transaction(self.queue.ring)
+
+    def add_model(self, name: str = "null", seed: int = 0, dim: int = 64) -> Card:
+        card = build(self.folder / "models" / name, name, "null", f"random:{seed}", dim=dim)
+        with self.begin() as db:
+            lifecycle.add_model(db, self.indexes, name, card)
+        return card
+
+    def encoder(self, model: Published) -> Encoder:
+        if model.fingerprint not in self.loaded:
+            self.loaded[model.fingerprint] = load(self.folder / "models" / model.folder)
+        return self.loaded[model.fingerprint]
+
+    def index(self, collection: str) -> Index:
+        return self.indexes.open(collection)
+
+    def put(self, name: str, what: Header | Rejected, content: bytes | None = None) -> Path:
+        """A file in the archive; its bytes are `content`."""
+        path = self.folder / "archive" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content or name.encode())
+        self.sandbox.headers[os.fsencode(path)] = what
+        self.sandbox.content[os.fsencode(path)] = content or os.fsencode(path)
+        return path
+
+    def scan(self, table: Any = None, **rules: Any) -> receive.Progress:
+        return receive.scan(
+            self.begin,
+            self.sandbox,
+            self.folder / "archive",
+            table=table,
+            rules=replace(self.rules, **rules),
+            operation_id=None,
+            report=lambda _db, _progress: True,
+        )
+
+    def encode(self) -> int:
+        return encode.drain(self.begin, self.sandbox, self.encoder, self.effort)
+
+    def project(self) -> int:
+        return project.drain(self.begin, self.index)[0]
+
+    def take_in(self, count: int) -> None:
+        """`count` images are searchable."""
+        for n in range(count):
+            self.put(f"{n:04}.dcm", header(n))
+        self.scan()
+        self.encode()
+        self.project()
+
+    def close(self) -> None:
+        self.store.close()

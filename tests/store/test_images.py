@@ -1,0 +1,106 @@
+"""The job protocol on real rows: leases by the database's clock, and a fence that stale workers meet."""
+
+import pytest
+import sqlalchemy as sa
+
+from shared.errors import Conflict
+from shared.store import images
+from shared.store.images import Verdict
+from shared.types import MOVES, Status
+from tests.platform import Platform, header
+
+
+@pytest.fixture
+def registered(platform: Platform) -> Platform:
+    for n in range(6):
+        platform.put(f"{n}.dcm", header(n))
+    platform.scan()
+    return platform
+
+
+def claim(platform: Platform, limit: int = 10, lease_s: float = 30.0) -> list[images.Claimed]:
+    with platform.begin() as db:
+        return images.claim(db, limit=limit, lease_s=lease_s, max_attempts=3)
+
+
+def settle(platform: Platform, claimed: list[images.Claimed], status: Status = Status.EMPTY) -> set[int]:
+    with platform.begin() as db:
+        return images.settle(db, [Verdict(image=c, status=status) for c in claimed])
+
+
+def test_two_workers_never_hold_the_same_image(registered: Platform) -> None:
+    first, second = claim(registered, 4), claim(registered, 4)
+    assert len(first) == 4
+    assert len(second) == 2
+    assert not {c.id for c in first} & {c.id for c in second}
+
+
+def test_an_image_is_due_again_when_its_lease_has_ended(registered: Platform) -> None:
+    first = claim(registered, lease_s=0.0)
+    second = claim(registered)
+    assert [c.id for c in first] == [c.id for c in second]
+    assert {c.attempt for c in second} == {2}
+
+
+def test_a_stale_worker_changes_nothing(registered: Platform) -> None:
+    stale = claim(registered, lease_s=0.0)
+    fresh = claim(registered)
+    assert settle(registered, stale, Status.FAILED) == set()
+    assert settle(registered, fresh) == {c.id for c in fresh}
+
+
+def test_a_worker_that_saw_older_bytes_changes_nothing(registered: Platform) -> None:
+    held = claim(registered)
+    registered.put("0.dcm", header(0), b"other bytes of the same image")
+    registered.scan()
+    assert len(settle(registered, held)) == 5
+
+
+def test_a_renewed_lease_does_not_end(registered: Platform) -> None:
+    held = claim(registered, lease_s=0.0)
+    with registered.begin() as db:
+        images.renew(db, held, 30.0)
+    assert claim(registered) == []
+
+
+def test_a_stale_worker_cannot_renew(registered: Platform) -> None:
+    stale = claim(registered, lease_s=0.0)
+    claim(registered, lease_s=0.0)
+    with registered.begin() as db:
+        images.renew(db, stale, 30.0)
+    assert len(claim(registered)) == 6
+
+
+def test_an_image_that_kills_its_workers_fails_after_three_attempts(registered: Platform) -> None:
+    for _ in range(3):
+        claim(registered, lease_s=0.0)
+    assert claim(registered) == []
+    with registered.begin() as db:
+        assert images.exhaust(db, 3) == 6
+        rows = db.execute(sa.text("SELECT DISTINCT status, reason FROM image")).all()
+    assert [tuple(row) for row in rows] == [("failed", "attempts-exhausted")]
+
+
+def test_an_image_sent_back_waits_before_its_next_attempt(registered: Platform) -> None:
+    held = claim(registered)
+    with registered.begin() as db:
+        images.settle(
+            db, [Verdict(image=c, status=Status.RECEIVED, reason="unreadable-file", retry_after_s=60) for c in held]
+        )
+        assert images.due(db, 3)[0] == 0
+    assert claim(registered) == []
+
+
+@pytest.mark.parametrize("old", list(Status))
+@pytest.mark.parametrize("new", list(Status))
+def test_only_the_moves_of_the_table_are_allowed(old: Status, new: Status) -> None:
+    if new in MOVES[old]:
+        images.check_move(old, new)
+    else:
+        with pytest.raises(Conflict):
+            images.check_move(old, new)
+
+
+def test_every_status_but_the_last_leads_to_deleted() -> None:
+    assert all(Status.DELETED in MOVES[s] for s in Status if s is not Status.DELETED)
+    assert MOVES[Status.DELETED] == frozenset()
