@@ -1,0 +1,96 @@
+"""The sandbox child: `python -I -m shared.imaging.child`. Takes open files, answers pictures, owns nothing else.
+
+Jobs come as messages with descriptors on standard input (a socket); answers go, length first, to what was standard
+output. Decoders that print find both outputs closed to them.
+"""
+
+import json
+import mmap
+import os
+import socket
+import struct
+import sys
+import warnings
+
+import gdcm
+import jpeg_ls
+import openjpeg
+import PIL.Image
+import PIL.Jpeg2KImagePlugin
+import PIL.JpegImagePlugin
+import PIL.PngImagePlugin
+import rle
+
+from shared.errors import Rejected
+from shared.imaging import confine, wire
+from shared.imaging.decode import decode_bytes, inspect_bytes
+from shared.imaging.limits import MIB, Limits
+from shared.imaging.read import quiet_pydicom
+from shared.imaging.reasons import Reason, failed, hostile
+
+EAGER_BYTES = 64 * MIB  #: up to here a file is mapped in at once: cheaper than a fault per page
+CODECS = (gdcm, jpeg_ls, openjpeg, PIL, rle)  # imported now: later there may be no right to
+
+
+def main() -> None:
+    limits, parent = Limits.from_json(json.loads(sys.argv[1])), int(sys.argv[2])
+    confine.die_with_parent(parent)
+    jobs = socket.socket(fileno=os.dup(0))
+    replies = os.dup(1)
+    nothing = os.open(os.devnull, os.O_RDWR)
+    for descriptor in (0, 1, 2):
+        os.dup2(nothing, descriptor)
+    warnings.simplefilter("ignore")  # they may quote values
+    quiet_pydicom()
+    PIL.Image.preinit()
+    confine.confine(limits, parent)
+    serve(jobs, replies, limits)
+
+
+def serve(jobs: socket.socket, replies: int, limits: Limits) -> None:
+    """Answer jobs in order until the parent leaves, or this child has done its share."""
+    base = confine.used_bytes()
+    for _ in range(limits.files):
+        message, descriptors, _, _ = socket.recv_fds(jobs, 4096, 2)
+        if not message:
+            return
+        confine.allow_cpu(limits.cpu_s)
+        reply, spent = _answer(wire.Job.unpack(message), descriptors, limits, base)
+        os.write(replies, struct.pack("<I", len(reply)) + reply)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        if spent:  # memory ran out: what is left of this process is not to be relied on
+            return
+
+
+def _answer(job: wire.Job, descriptors: list[int], limits: Limits, base: int) -> tuple[bytes, bool]:
+    try:
+        return _work(job, descriptors, limits, base), False
+    except Rejected as rejected:
+        return wire.pack_rejected(rejected), rejected.reason == Reason.MEMORY
+    except MemoryError:
+        return wire.pack_rejected(hostile(Reason.MEMORY)), True
+    except RecursionError:
+        return wire.pack_rejected(hostile(Reason.DEPTH)), False
+    except Exception:  # any other class is a file that no check of ours foresaw: told apart from our reasons
+        return wire.pack_rejected(failed(Reason.MALFORMED)), False
+
+
+def _work(job: wire.Job, descriptors: list[int], limits: Limits, base: int) -> bytes:
+    size = os.fstat(descriptors[0]).st_size
+    if size == 0:
+        raise failed(Reason.NOT_A_STUDY_OBJECT)
+    idle = base + limits.working_bytes + 2 * size
+    confine.allow_memory(idle)
+    # no `with`: arrays look into the map, and it goes when the last of them does
+    flags = mmap.MAP_PRIVATE | (mmap.MAP_POPULATE if size <= EAGER_BYTES else 0)
+    view = memoryview(mmap.mmap(descriptors[0], size, prot=mmap.PROT_READ, flags=flags))
+    if job.recipe is None:
+        return wire.pack_inspected(inspect_bytes(view, limits))
+    decoded = decode_bytes(view, job.recipe, limits, reserve=lambda frame: confine.allow_memory(idle + 3 * frame))
+    with mmap.mmap(descriptors[1], wire.room_for(job.recipe)) as memory:
+        return wire.pack_decoded(decoded, memory)
+
+
+if __name__ == "__main__":
+    main()

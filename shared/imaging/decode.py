@@ -1,0 +1,83 @@
+"""One file, in this process: bytes to `Decoded` or a reason. Called by the sandbox child; nothing else should."""
+
+import hashlib
+import mmap
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from shared.imaging.frames import Canonical, canonical_frames
+from shared.imaging.geometry import geometry_of
+from shared.imaging.header import header_of
+from shared.imaging.limits import Limits
+from shared.imaging.plain import canonical_picture, open_picture, plain_kind
+from shared.imaging.preprocess import cut, pixel_stats, thumbnail, wants_mirror
+from shared.imaging.read import Opened, open_dataset
+from shared.imaging.reasons import Reason, empty
+from shared.imaging.recipe import Recipe
+from shared.types import Decoded, Header
+
+Reserve = Callable[[int], None]  #: told how many bytes one decoded frame takes, before it is decoded
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inspected:
+    """A file as a folder scan needs it: no pixels were decoded."""
+
+    header: Header | None
+    digest: bytes  #: SHA-256 of the file
+    size: int
+    kind: str  #: dicom, png or jpeg
+
+
+def digest_of(buffer: memoryview | mmap.mmap) -> bytes:
+    return hashlib.sha256(buffer).digest()
+
+
+def inspect_bytes(buffer: memoryview, limits: Limits) -> Inspected:
+    """Raises: `Rejected` where the header alone tells that the file is not taken in."""
+    digest = digest_of(buffer)
+    kind = plain_kind(buffer)
+    if kind is not None:
+        header = open_picture(buffer, kind, digest, limits).header
+    else:
+        opened = open_dataset(buffer, limits)
+        header = header_of(opened)
+        _need_pixels(opened)
+    return Inspected(header=header, digest=digest, size=len(buffer), kind=kind or "dicom")
+
+
+def decode_bytes(buffer: memoryview, recipe: Recipe, limits: Limits, reserve: Reserve) -> Decoded:
+    """Raises: `Rejected` for everything that keeps the file from being a picture."""
+    kind = plain_kind(buffer)
+    if kind is not None:
+        picture = open_picture(buffer, kind, digest_of(buffer), limits)
+        reserve(picture.header.rows * picture.header.columns * 4)
+        return _assembled(picture.header, [canonical_picture(picture, recipe)], recipe)
+    opened = open_dataset(buffer, limits)
+    header = header_of(opened)
+    _need_pixels(opened)
+    geometry = geometry_of(opened, limits)
+    reserve(geometry.pixels * geometry.samples * -(-geometry.allocated // 8))
+    return _assembled(header, list(canonical_frames(opened, geometry, recipe, limits)), recipe)
+
+
+def _need_pixels(opened: Opened) -> None:
+    if opened.pixels is None or opened.pixels.length == 0:
+        raise empty(Reason.NO_PIXEL_DATA)
+
+
+def _assembled(header: Header, frames: list[Canonical], recipe: Recipe) -> Decoded:
+    first = frames[0]
+    mirror = recipe.mirror == "left" and wants_mirror(first.frame, header)
+    return Decoded(
+        header=header,
+        frames=tuple(frame.number for frame in frames),
+        pixels=np.stack([cut(frame.frame, recipe, mirror=mirror) for frame in frames]),
+        thumbnail=thumbnail(first.frame),
+        stats=pixel_stats(first.frame, first.sample),
+        voi=first.voi,
+        reduced=first.reduced,
+        flipped=mirror,
+    )

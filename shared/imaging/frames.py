@@ -1,0 +1,117 @@
+"""A data set's frames, canonical: decoded one at a time, reduced, in [0, 1], bright meaning dense."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.imaging.codecs import Plane, decode_frame
+from shared.imaging.fragments import Encapsulated
+from shared.imaging.geometry import Geometry
+from shared.imaging.limits import Limits
+from shared.imaging.native import native_frame
+from shared.imaging.palette import palette_luma
+from shared.imaging.preprocess import box_mean, reduction
+from shared.imaging.read import NATIVE, Opened, attribute
+from shared.imaging.reasons import Reason, empty, undecodable
+from shared.imaging.recipe import Recipe
+from shared.imaging.scan import UNDEFINED
+from shared.imaging.tone import Tone, apply_tone, tone_of
+from shared.types import Frame
+
+Loader = Callable[[int, int], Plane]  #: (1-based frame number, permitted reduction)
+
+
+@dataclass(frozen=True, slots=True)
+class Canonical:
+    number: int  #: 1-based
+    frame: Frame
+    sample: NDArray[Any]  #: some stored values, after the modality LUT
+    voi: str
+    reduced: int
+
+
+def chosen_frames(frames: int, most: int) -> tuple[int, ...]:
+    """Return 1-based frame numbers, evenly spaced: the middles of `most` equal stretches, or all."""
+    if frames <= most:
+        return tuple(range(1, frames + 1))
+    return tuple((2 * i + 1) * frames // (2 * most) + 1 for i in range(most))
+
+
+def canonical_frames(opened: Opened, geometry: Geometry, recipe: Recipe, limits: Limits) -> Iterator[Canonical]:
+    """Yield the chosen frames of a DICOM image.
+
+    Raises: `Rejected` where there are no pixels, or no permitted decoder reads them.
+    """
+    load = _loader(opened, geometry, limits)
+    for number in chosen_frames(geometry.frames, recipe.frames):
+        tone = tone_of(opened.dataset, geometry, number, voi=recipe.voi == "apply")
+        factor = reduction(geometry.rows, geometry.columns, recipe)
+        # a table is no straight line: values must be looked up before they are averaged
+        exact = tone.modality is not None or geometry.photometric == "PALETTE COLOR"
+        plane = load(number, 1 if exact else factor)
+        grey = _grey(plane, opened, geometry, tone)
+        frame, sample = _reduced(grey, plane, geometry, factor, padding=_padding(opened, geometry), tone=tone)
+        yield Canonical(number, frame, sample, tone.kind, plane.reduced)
+
+
+def _loader(opened: Opened, geometry: Geometry, limits: Limits) -> Loader:
+    pixels = opened.pixels
+    if pixels is None:
+        raise empty(Reason.NO_PIXEL_DATA)
+    if opened.transfer_syntax in NATIVE:
+        if pixels.length == UNDEFINED:
+            raise undecodable(Reason.MISMATCH)
+        if pixels.length > len(opened.buffer):
+            raise undecodable(Reason.SHORT)
+        return lambda number, _factor: native_frame(opened, pixels, geometry, number)
+    if pixels.length != UNDEFINED:
+        raise undecodable(Reason.MISMATCH)
+    stream = Encapsulated(opened.buffer, pixels, opened.dataset, geometry.frames, limits)
+    return lambda number, factor: decode_frame(stream.frame(number), opened.transfer_syntax, geometry, factor)
+
+
+def _grey(plane: Plane, opened: Opened, geometry: Geometry, tone: Tone) -> NDArray[Any]:
+    values = plane.values
+    if geometry.photometric == "PALETTE COLOR":
+        return palette_luma(values, opened.dataset, signed=geometry.signed)
+    if values.ndim == 3:
+        values = luma(values) if plane.rgb else values[..., 0]
+    return tone.modality(values) if tone.modality is not None else values
+
+
+def luma(values: NDArray[Any]) -> NDArray[Any]:
+    """Return the luma of (rows, cols, 3), same integer type.
+
+    Source: ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B, in 1/65536.
+    """
+    wide: type[Any] = np.uint32 if values.dtype.itemsize == 1 else np.float64
+    red, green, blue = (values[..., i].astype(wide) for i in range(3))
+    mixed = red * wide(19595) + green * wide(38470) + blue * wide(7471) + wide(32768)
+    out: NDArray[Any] = (mixed // wide(65536)).astype(values.dtype)
+    return out
+
+
+def _padding(opened: Opened, geometry: Geometry) -> int | None:
+    value = attribute(opened.dataset, "PixelPaddingValue")
+    if isinstance(value, bytes) and len(value) == 2:  # an ambiguous VR in implicit files
+        return int.from_bytes(value, "little", signed=geometry.signed)
+    return int(value) if isinstance(value, int) else None
+
+
+def _reduced(
+    grey: NDArray[Any], plane: Plane, geometry: Geometry, factor: int, *, padding: int | None, tone: Tone
+) -> tuple[Frame, NDArray[Any]]:
+    factor = max(1, factor // plane.reduced)
+    factor = min(factor, *grey.shape)
+    bits = max(geometry.stored, 8) if grey.dtype.kind in "iu" else 32
+    values = box_mean(grey, factor, min(bits, grey.dtype.itemsize * 8))
+    rows, columns = values.shape
+    sample = grey[::factor, ::factor][:rows, :columns]
+    background = sample == padding if padding is not None and tone.modality is None else None
+    if background is not None and (not background.any() or background.all()):
+        background = None
+    frame = np.ascontiguousarray(apply_tone(values, tone, background), dtype=np.float32)
+    return frame, (sample * 0 if tone.slope == 0 else sample)

@@ -1,0 +1,55 @@
+"""Gates 1 and 2: pure functions from what is known of an image to the reason why it stays out, or None.
+
+They stop an image for a person to look at; they never judge what it shows. Thresholds were set on ordinary
+mammograms, films, ultrasound, CT and MR so that none of them is stopped (tests/imaging/test_gates.py).
+"""
+
+from shared.errors import Gate, Outcome, Rejected
+from shared.imaging.reasons import Reason
+from shared.imaging.recipe import Recipe
+from shared.types import Header, PixelStats
+
+_FOR_PROCESSING = frozenset(
+    (
+        "1.2.840.10008.5.1.4.1.1.1.1.1",  # digital X-ray
+        "1.2.840.10008.5.1.4.1.1.1.2.1",  # digital mammography
+        "1.2.840.10008.5.1.4.1.1.1.3.1",  # intra-oral
+        "1.2.840.10008.5.1.4.1.1.13.1.5",  # breast projection
+    )
+)
+
+#: Defined terms of Modality (PS3.3 C.7.3.1.1.1) under which pictures are made.
+_TERMS = (
+    "AR BDUS BI BMD CR CT CFM DG DX DMS DS EC ES FA FS GM IO IVOCT IVUS LP LS MG MR NM OAM OCT OP OPM OPR OPT "
+    "OPTBSV OPTENF OPV OSS OT PT PX RF RG RTIMAGE SM SRF ST TG US VF XA XC"
+)
+IMAGE_MODALITIES = frozenset(_TERMS.split())
+
+
+def metadata_gate(header: Header, recipe: Recipe) -> Rejected | None:
+    """Gate 1: what the header says."""
+    raw = header.presentation_intent == "FOR PROCESSING" or header.sop_class_uid in _FOR_PROCESSING
+    if raw and recipe.for_processing == "stop":
+        return _stop(Reason.FOR_PROCESSING, Gate.METADATA)
+    if header.burned_in is True:
+        return _stop(Reason.BURNED_IN, Gate.METADATA)
+    if header.modality not in IMAGE_MODALITIES:
+        return _stop(Reason.MODALITY, Gate.METADATA)
+    return None
+
+
+def pixel_gate(stats: PixelStats) -> Rejected | None:
+    """Gate 2: what the first chosen frame looks like."""
+    if stats.distinct <= 1 or stats.spread <= 0:
+        return _stop(Reason.BLANK, Gate.PIXELS)
+    if stats.distinct <= 2:
+        return _stop(Reason.DEPTH_OF_VALUES, Gate.PIXELS)
+    if stats.content < 0.01:
+        return _stop(Reason.NO_CONTENT, Gate.PIXELS)
+    if stats.noise > 0.9:
+        return _stop(Reason.NOISE, Gate.PIXELS)
+    return None
+
+
+def _stop(reason: Reason, gate: Gate) -> Rejected:
+    return Rejected(Outcome.QUARANTINED, reason.value, gate)

@@ -1,0 +1,62 @@
+"""Starting the sandbox child so that it dies with this process, and not earlier.
+
+The kernel's death signal is sent when the *thread* that started a child ends, so all children of a process are
+started by one thread that lives as long as the process.
+"""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+from shared.imaging.limits import Limits
+
+_lock = threading.Lock()
+_starter: tuple[int, ThreadPoolExecutor] | None = None
+
+
+def start(limits: Limits) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    """Start a child; return it and the socket for its jobs. Its answers come on its standard output."""
+    return _thread().submit(_start, limits).result()
+
+
+def _thread() -> ThreadPoolExecutor:
+    global _starter  # noqa: PLW0603 - one per process; a fork gets its own
+    with _lock:
+        if _starter is None or _starter[0] != os.getpid():
+            _starter = os.getpid(), ThreadPoolExecutor(1, thread_name_prefix="sandbox-starter")
+        return _starter[1]
+
+
+def _start(limits: Limits) -> tuple[subprocess.Popen[bytes], socket.socket]:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-I",  # nothing from the working folder, the home or PYTHON* variables
+                "-m",
+                "shared.imaging.child",
+                json.dumps(limits.to_json()),
+                str(os.getpid()),
+            ],
+            stdin=theirs.fileno(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            bufsize=0,
+            env={"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "LC_ALL": "C.UTF-8"},  # no secrets
+            cwd="/",
+            start_new_session=True,  # Ctrl-C is for the parent to handle
+        )
+    return process, ours
+
+
+def _after_fork() -> None:
+    global _starter, _lock  # the thread, and perhaps a holder of the lock, did not come along
+    _starter, _lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_after_fork)

@@ -1,0 +1,35 @@
+"""How much one file may ask for. Over any of these it is treated as hostile: quarantined on the first hit."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    file_bytes: int = 512 * MIB
+    meta_bytes: int = 64 * 1024
+    elements: int = 50_000
+    depth: int = 32
+    element_bytes: int = 16 * MIB  #: one value outside the pixel data
+    header_bytes: int = 64 * MIB  #: all values outside the pixel data together
+    deflated_bytes: int = 256 * MIB
+    deflate_ratio: int = 200
+    side: int = 16_384
+    frame_pixels: int = 64 * MIB
+    frames: int = 4_096
+    decoded_bytes: int = 1024 * MIB  #: rows x cols x samples x bytes x frames, computed before anything is decoded
+    fragments: int = 65_536
+    cpu_s: int = 20  #: processor time of one file
+    wall_s: float = 30.0  #: after this the child is killed
+    files: int = 500  #: a child is replaced after this many
+    address_bytes: int = 2048 * MIB  #: hard limit of the child's address space
+    working_bytes: int = 256 * MIB  #: address space beyond the idle child, before a picture's own needs are added
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Self:
+        return cls(**data)

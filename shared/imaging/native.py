@@ -1,0 +1,71 @@
+"""Uncompressed pixel data: a view into the file, one frame at a time, nothing copied that need not be."""
+
+import numpy as np
+
+from shared.imaging.codecs import Plane, Values, sign_extended
+from shared.imaging.geometry import Geometry
+from shared.imaging.read import Opened
+from shared.imaging.reasons import Reason, undecodable
+from shared.imaging.scan import PixelElement
+
+
+def native_frame(opened: Opened, pixels: PixelElement, geometry: Geometry, number: int) -> Plane:
+    """Return a 1-based frame.
+
+    Raises: `Rejected` where the file holds less than the header describes.
+    """
+    if geometry.allocated == 1:
+        return Plane(_bits(opened, pixels, geometry, number), rgb=False)
+    size = geometry.frame_bytes
+    start = pixels.offset + (number - 1) * size
+    if start + size > len(opened.buffer):
+        raise undecodable(Reason.SHORT)
+    values = np.frombuffer(
+        opened.buffer, dtype=_dtype(opened, geometry), count=size * 8 // geometry.allocated, offset=start
+    )
+    if not opened.little and geometry.allocated == 8 and pixels.vr == b"OW" and size % 2 == 0:
+        values = values.view(np.uint16).byteswap().view(values.dtype)  # PS3.5 annex A.3: words are swapped
+    values = _cleaned(values, geometry)
+    return Plane(_arranged(values, geometry), rgb=geometry.photometric == "RGB")
+
+
+def _dtype(opened: Opened, geometry: Geometry) -> np.dtype[np.generic]:
+    kind = "f" if geometry.floating else "i" if geometry.signed else "u"
+    return np.dtype(f"{'<' if opened.little else '>'}{kind}{geometry.allocated // 8}")
+
+
+def _cleaned(values: Values, geometry: Geometry) -> Values:
+    """Drop what stands above the stored bits: old files keep overlays there."""
+    if geometry.floating:
+        return np.nan_to_num(values.astype(np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+    if not values.dtype.isnative:
+        values = values.astype(values.dtype.newbyteorder("="))
+    if geometry.stored >= geometry.allocated or geometry.allocated > 16:
+        return values
+    if geometry.signed:
+        half = 1 << (geometry.stored - 1)
+        if values.min() >= -half and values.max() < half:
+            return values
+        return sign_extended(values, geometry.stored)
+    mask = (1 << geometry.stored) - 1
+    return values if values.max() <= mask else values & values.dtype.type(mask)
+
+
+def _arranged(values: Values, geometry: Geometry) -> Values:
+    rows, columns = geometry.rows, geometry.columns
+    if geometry.subsampled:  # Y1 Y2 Cb Cr: the luma is all that is needed
+        return values.reshape(-1, 4)[:, :2].reshape(rows, columns)
+    if geometry.samples == 1:
+        return values.reshape(rows, columns)
+    if geometry.planar:
+        return np.moveaxis(values.reshape(3, rows, columns), 0, -1)
+    return values.reshape(rows, columns, 3)
+
+
+def _bits(opened: Opened, pixels: PixelElement, geometry: Geometry, number: int) -> Values:
+    first = (number - 1) * geometry.pixels
+    start, end = pixels.offset + first // 8, pixels.offset + -(-(first + geometry.pixels) // 8)
+    if end > len(opened.buffer):
+        raise undecodable(Reason.SHORT)
+    unpacked = np.unpackbits(np.frombuffer(opened.buffer[start:end], dtype=np.uint8), bitorder="little")
+    return unpacked[first % 8 : first % 8 + geometry.pixels].reshape(geometry.rows, geometry.columns)

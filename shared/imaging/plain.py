@@ -1,0 +1,90 @@
+"""PNG and JPEG files: no tags, so the header is made from the bytes themselves."""
+
+import io
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from shared.errors import Rejected
+from shared.imaging.frames import Canonical, luma
+from shared.imaging.header import plain_header
+from shared.imaging.limits import Limits
+from shared.imaging.preprocess import box_mean, reduction
+from shared.imaging.reasons import Reason, failed, hostile, undecodable
+from shared.imaging.recipe import Recipe
+from shared.imaging.tone import Tone, apply_tone
+from shared.types import Header
+
+_MAGIC = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}
+
+
+def plain_kind(buffer: memoryview) -> str | None:
+    start = bytes(buffer[:8])
+    return next((kind for magic, kind in _MAGIC.items() if start.startswith(magic)), None)
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    image: Image.Image
+    kind: str
+    header: Header
+
+
+def open_picture(buffer: memoryview, kind: str, digest: bytes, limits: Limits) -> Picture:
+    """Read the header of a PNG or JPEG; no pixels yet.
+
+    Raises: `Rejected`, hostile over a limit.
+    """
+    if len(buffer) > limits.file_bytes:
+        raise hostile(Reason.FILE_SIZE)
+    Image.MAX_IMAGE_PIXELS = limits.frame_pixels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(buffer), formats=(kind.upper(),))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise hostile(Reason.SIDE) from None
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError):
+        raise failed(Reason.NOT_A_STUDY_OBJECT) from None
+    if max(image.size) > limits.side:
+        raise hostile(Reason.SIDE)
+    columns, rows = image.size
+    deep = image.mode.startswith("I")
+    photometric = "MONOCHROME2" if deep or image.mode in ("1", "L", "LA") else "RGB"
+    bits = 16 if deep else 1 if image.mode == "1" else 8
+    return Picture(
+        image,
+        kind,
+        plain_header(digest, kind=kind, rows=rows, columns=columns, bits=bits, photometric=photometric),
+    )
+
+
+def canonical_picture(picture: Picture, recipe: Recipe) -> Canonical:
+    """Decode, reduce and scale to [0, 1]: 8 bits by their range, 16 bits by what occurs.
+
+    Raises: `Rejected` (undecodable) for damaged data.
+    """
+    image, header = picture.image, picture.header
+    factor = reduction(header.rows, header.columns, recipe)
+    full = image.size
+    try:
+        if picture.kind == "jpeg":
+            image.draft("L", (full[0] // factor, full[1] // factor))
+        image.load()
+        if image.mode in ("1", "P", "LA", "PA", "CMYK", "YCbCr", "La"):
+            image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
+        values = np.asarray(image)
+    except (Rejected, MemoryError):
+        raise
+    except Exception:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct and zlib errors
+        raise undecodable(Reason.CORRUPT) from None
+    if values.ndim == 3:
+        values = luma(values[..., :3])
+    reduced = max(1, round(full[0] / image.size[0]))
+    left = min(max(1, factor // reduced), *values.shape)
+    grey = box_mean(values, left, 8 * values.dtype.itemsize)
+    tone = Tone(1.0, 0.0, None, None, inverse=False, full=(0.0, 255.0) if values.dtype == np.uint8 else None)
+    sample = values[::left, ::left][: grey.shape[0], : grey.shape[1]]
+    return Canonical(1, apply_tone(grey, tone, None), sample, tone.kind, reduced)

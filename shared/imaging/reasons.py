@@ -1,0 +1,123 @@
+"""The closed vocabulary of `Rejected.reason`, with the sentence that people read."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from types import MappingProxyType
+
+from shared.errors import Gate, Outcome, Rejected
+
+
+class Reason(StrEnum):
+    # failed
+    UNREADABLE = "unreadable-file"
+    NOT_REGULAR = "not-a-regular-file"
+    NOT_A_STUDY_OBJECT = "not-a-study-object"
+    MALFORMED = "malformed-dataset"
+    TRUNCATED = "truncated-dataset"
+    MISSING_UID = "missing-uid"
+    INVALID_UID = "invalid-uid"
+    SANDBOX = "sandbox-failure"
+    # empty
+    DICOMDIR = "dicomdir"
+    NOT_AN_IMAGE = "not-an-image"
+    NO_PIXEL_DATA = "no-pixel-data"
+    # limits
+    FILE_SIZE = "file-too-large"
+    META_SIZE = "meta-too-large"
+    ELEMENTS = "too-many-elements"
+    DEPTH = "sequence-too-deep"
+    ELEMENT_SIZE = "element-too-large"
+    HEADER_SIZE = "header-too-large"
+    DEFLATE_SIZE = "inflates-too-large"
+    DEFLATE_RATIO = "inflates-too-much"
+    SIDE = "picture-too-large"
+    FRAMES = "too-many-frames"
+    DECODED_SIZE = "decodes-too-large"
+    FRAGMENTS = "too-many-fragments"
+    MEMORY = "memory-limit"
+    CPU = "cpu-limit"
+    TIME = "time-limit"
+    CRASH = "decoder-crashed"
+    # decode
+    GEOMETRY = "bad-pixel-description"
+    PHOTOMETRIC = "unknown-photometric"
+    SHORT = "pixel-data-too-short"
+    FRAGMENTATION = "bad-fragments"
+    MISMATCH = "codestream-differs-from-header"
+    NO_DECODER = "no-permitted-decoder"
+    CORRUPT = "corrupt-pixel-data"
+    # metadata gate
+    FOR_PROCESSING = "for-processing"
+    BURNED_IN = "burned-in-annotation"
+    MODALITY = "unknown-modality"
+    # pixel gate
+    TOO_SMALL = "too-small"
+    BLANK = "blank"
+    DEPTH_OF_VALUES = "too-few-values"
+    NO_CONTENT = "nearly-no-content"
+    NOISE = "noise"
+
+
+_R = Reason
+SENTENCES: Mapping[Reason, str] = MappingProxyType(
+    {
+        _R.UNREADABLE: "The file could not be opened or read.",
+        _R.NOT_REGULAR: "It is a link, a folder, a pipe or a device, not a regular file.",
+        _R.NOT_A_STUDY_OBJECT: "It is neither DICOM nor a PNG or JPEG picture.",
+        _R.MALFORMED: "The DICOM data set cannot be parsed.",
+        _R.TRUNCATED: "The DICOM data set ends in the middle of an element.",
+        _R.MISSING_UID: "The SOP Instance UID or the Study Instance UID is missing.",
+        _R.INVALID_UID: "The SOP Instance UID or the Study Instance UID is not a valid UID.",
+        _R.SANDBOX: "The decoding process could not be started or did not answer as it must.",
+        _R.DICOMDIR: "A DICOMDIR lists files; it holds no image.",
+        _R.NOT_AN_IMAGE: "A DICOM object that is no image: report, plan, segmentation, waveform, presentation state.",
+        _R.NO_PIXEL_DATA: "A DICOM image object without pixel data.",
+        _R.FILE_SIZE: "The file is larger than the limit.",
+        _R.META_SIZE: "The file meta information is larger than the limit.",
+        _R.ELEMENTS: "The data set has more elements than the limit.",
+        _R.DEPTH: "Sequences are nested deeper than the limit.",
+        _R.ELEMENT_SIZE: "An element outside the pixel data is, or claims to be, larger than the limit.",
+        _R.HEADER_SIZE: "The elements outside the pixel data are together larger than the limit.",
+        _R.DEFLATE_SIZE: "The deflated data set inflates beyond the limit.",
+        _R.DEFLATE_RATIO: "The deflated data set inflates by more than the permitted ratio.",
+        _R.SIDE: "Rows, columns or pixels per frame are over the limit.",
+        _R.FRAMES: "There are more frames than the limit.",
+        _R.DECODED_SIZE: "The decoded picture would be larger than the limit.",
+        _R.FRAGMENTS: "The pixel data has more fragments than the limit.",
+        _R.MEMORY: "Decoding needed more memory than the limit.",
+        _R.CPU: "Decoding needed more processor time than the limit.",
+        _R.TIME: "Decoding took longer than the limit.",
+        _R.CRASH: "The decoder crashed on this file.",
+        _R.GEOMETRY: "The attributes that describe the pixels are missing or contradict each other.",
+        _R.PHOTOMETRIC: "The photometric interpretation is missing or unknown.",
+        _R.SHORT: "There is less pixel data than the header describes.",
+        _R.FRAGMENTATION: "The fragments of the compressed pixel data do not make up the frames.",
+        _R.MISMATCH: "The compressed picture has another size or another encoding than the header says.",
+        _R.NO_DECODER: "No decoder that Similis may use reads this encoding.",
+        _R.CORRUPT: "The compressed pixel data is damaged.",
+        _R.FOR_PROCESSING: "Raw detector data (for processing) is not mixed with images for presentation.",
+        _R.BURNED_IN: "The header says that identifying text is burned into the picture.",
+        _R.MODALITY: "The modality is missing or is not that of an image.",
+        _R.TOO_SMALL: "The picture is too small to be compared.",
+        _R.BLANK: "All pixels have the same value.",
+        _R.DEPTH_OF_VALUES: "The picture has too few different values: a mask or a wrong depth.",
+        _R.NO_CONTENT: "Nearly all of the picture is background.",
+        _R.NOISE: "Neighbouring pixels have nothing to do with each other.",
+    }
+)
+
+
+def failed(reason: Reason) -> Rejected:
+    return Rejected(Outcome.FAILED, reason.value)
+
+
+def empty(reason: Reason) -> Rejected:
+    return Rejected(Outcome.EMPTY, reason.value)
+
+
+def hostile(reason: Reason) -> Rejected:
+    return Rejected(Outcome.QUARANTINED, reason.value, Gate.LIMITS)
+
+
+def undecodable(reason: Reason) -> Rejected:
+    return Rejected(Outcome.QUARANTINED, reason.value, Gate.DECODE)

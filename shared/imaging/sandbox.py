@@ -1,0 +1,337 @@
+"""Decoding in a persistent child process that a hostile file may kill without anyone noticing.
+
+One child, jobs in order, several in flight; each file is an open descriptor handed over, so the child needs no
+right to any folder. When the child dies, the file it was on is quarantined on the first hit, the others go to a
+fresh child. A child killed from outside (not by us, not by a limit) is no fault of the file: it is tried again.
+"""
+
+import mmap
+import os
+import select
+import signal
+import socket
+import stat
+import struct
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+from shared.errors import Rejected, Unavailable
+from shared.imaging import launch, wire
+from shared.imaging.decode import Inspected
+from shared.imaging.limits import Limits
+from shared.imaging.reasons import Reason, failed, hostile
+from shared.imaging.recipe import Recipe
+from shared.types import Decoded
+
+__all__ = ["Inspected", "Sandbox"]
+
+Source = Path | bytes
+Answer = Decoded | Inspected | Rejected
+
+_WINDOW = 16  #: jobs in flight: bounds open descriptors and shared memory
+_TRIES = 3
+#: how a limit or a crash shows in the exit of a child; SIGKILL is the time limit where we sent it
+_EXITS = {
+    signal.SIGXCPU: Reason.CPU,
+    signal.SIGABRT: Reason.MEMORY,  # C++ decoders abort when an allocation fails
+    signal.SIGSEGV: Reason.CRASH,
+    signal.SIGBUS: Reason.CRASH,
+    signal.SIGFPE: Reason.CRASH,
+    signal.SIGILL: Reason.CRASH,
+    signal.SIGSYS: Reason.CRASH,
+    signal.SIGXFSZ: Reason.CRASH,
+}
+
+
+@dataclass(slots=True)
+class _Job:
+    source: Source
+    recipe: Recipe | None
+    answer: Answer | None = None
+    tries: int = 0
+    memory: mmap.mmap | None = None
+
+
+class Sandbox:
+    """Decodes files in a child process. Start is lazy; safe to call from several threads, one at a time.
+
+    Attributes:
+        starts: children started so far.
+        deaths: children that ended on a file (limit, crash, time), not by having done their share.
+    """
+
+    def __init__(self, limits: Limits | None = None) -> None:
+        self.limits = limits or Limits()
+        self.starts = 0
+        self.deaths = 0
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+        self._buffer = bytearray()
+        self._waiting: deque[_Job] = deque()  # submitted, not answered, in order; the first ones are in flight
+        self._flying = 0
+        self._batch: deque[_Job] = deque()
+        self._moved = 0.0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def decode(self, source: Source, recipe: Recipe) -> Decoded:
+        """Raises: `Rejected`; `Unavailable` where no child can be started."""
+        (answer,) = self._all([source], recipe)
+        if isinstance(answer, Decoded):
+            return answer
+        raise _as_rejected(answer)
+
+    def inspect(self, source: Path) -> Inspected:
+        """Read the header and the digest of a file, no pixels. Raises: as `decode`."""
+        (answer,) = self._all([source], None)
+        if isinstance(answer, Inspected):
+            return answer
+        raise _as_rejected(answer)
+
+    def inspect_many(self, paths: Iterable[Path]) -> list[Inspected | Rejected]:
+        """Return one answer for each path, in order."""
+        return [a if isinstance(a, Inspected) else _as_rejected(a) for a in self._all(list(paths), None)]
+
+    def decode_many(self, sources: Iterable[Source], recipe: Recipe) -> Iterator[Decoded | Rejected]:
+        """Yield one answer for each source, in order; a bad one never stops the others."""
+        for answer in self._all(list(sources), recipe):
+            yield answer if isinstance(answer, Decoded) else _as_rejected(answer)
+
+    def submit(self, sources: Iterable[Source], recipe: Recipe) -> None:
+        """Hand over a batch and return at once; the child works on it while the caller does other things."""
+        with self._lock:
+            self._batch.extend(self._enqueue(list(sources), recipe))
+            self._send()
+
+    def collect(self) -> Iterator[Decoded | Rejected]:
+        """Yield the answers to everything submitted so far, in order."""
+        with self._lock:
+            batch = [self._batch.popleft() for _ in range(len(self._batch))]
+        for job in batch:
+            answer = self._answered(job)
+            yield answer if isinstance(answer, Decoded) else _as_rejected(answer)
+
+    def close(self) -> None:
+        """End the child; what was submitted and not collected is forgotten. The sandbox may be used again."""
+        with self._lock:
+            self._waiting.clear()
+            self._batch.clear()
+            self._end()
+
+    def _all(self, sources: list[Source] | list[Path], recipe: Recipe | None) -> Iterator[Answer]:
+        with self._lock:
+            jobs = self._enqueue(sources, recipe)
+        for job in jobs:
+            yield self._answered(job)
+
+    def _enqueue(self, sources: list[Source] | list[Path], recipe: Recipe | None) -> list[_Job]:
+        jobs = [_Job(source, recipe) for source in sources]
+        self._waiting.extend(jobs)
+        return jobs
+
+    def _answered(self, job: _Job) -> Answer:
+        with self._lock:
+            while job.answer is None:
+                self._send()
+                if job.answer is None:
+                    self._receive()
+            return job.answer
+
+    def _send(self) -> None:
+        """Put jobs in flight, up to the window; a file that cannot be opened is answered here."""
+        if self._pid != os.getpid():  # a fork: the child belongs to the process that started it
+            self._disown()
+        while self._flying < min(_WINDOW, len(self._waiting)):
+            job = self._waiting[self._flying]
+            if not self._hand_over(job):
+                return
+
+    def _hand_over(self, job: _Job) -> bool:
+        """Send one job; False where the child is gone and the window must be filled anew."""
+        try:
+            descriptor = _open(job.source, self.limits)
+        except Rejected as rejected:
+            job.answer = rejected
+            del self._waiting[self._flying]
+            return True
+        descriptors = [descriptor]
+        try:
+            if job.recipe is not None:
+                size = wire.room_for(job.recipe)
+                descriptors.append(_shared_memory("answer", size))
+                job.memory = mmap.mmap(descriptors[1], size, prot=mmap.PROT_READ)
+            connection = self._connection()
+            socket.send_fds(connection, [wire.Job(recipe=job.recipe).pack()], descriptors)
+        except (BrokenPipeError, ConnectionError):
+            self._lost()
+            return False
+        finally:
+            for each in descriptors:
+                os.close(each)
+        job.tries += 1
+        if self._flying == 0:
+            self._moved = time.monotonic()
+        self._flying += 1
+        return True
+
+    def _connection(self) -> socket.socket:
+        if self._socket is None:
+            try:
+                self._process, self._socket = launch.start(self.limits)
+            except OSError:
+                raise Unavailable("the decoding process cannot be started") from None
+            self.starts += 1
+            self._buffer.clear()
+        return self._socket
+
+    def _receive(self) -> None:
+        """Wait for the answer to the first job in flight, or for the end of the child."""
+        process = self._process
+        if process is None or process.stdout is None or self._flying == 0:
+            return
+        left = self._moved + self.limits.wall_s - time.monotonic()
+        ready, _, _ = select.select([process.stdout], [], [], max(0.0, left))
+        if not ready:
+            process.kill()
+            self._lost(Reason.TIME)
+            return
+        chunk = os.read(process.stdout.fileno(), 1 << 16)
+        if not chunk:
+            self._lost()
+            return
+        self._buffer += chunk
+        while len(self._buffer) >= 4:
+            length = struct.unpack_from("<I", self._buffer)[0]
+            if length > wire.REPLY_LIMIT:
+                self._lost(Reason.CRASH)
+                return
+            if len(self._buffer) < 4 + length:
+                return
+            reply = bytes(self._buffer[4 : 4 + length])
+            del self._buffer[: 4 + length]
+            if not self._take(reply):
+                return
+
+    def _take(self, reply: bytes) -> bool:
+        if not self._flying:
+            self._lost(Reason.CRASH)
+            return False
+        job = self._waiting[0]
+        try:
+            answer = wire.unpack(reply, job.recipe, job.memory)
+        except wire.Garbled:
+            self._lost(Reason.CRASH)
+            return False
+        self._settle(answer)
+        self._moved = time.monotonic()
+        return True
+
+    def _settle(self, answer: Answer) -> None:
+        job = self._waiting.popleft()
+        self._flying -= 1
+        job.answer, job.memory = answer, None
+
+    def _lost(self, reason: Reason | None = None) -> None:
+        """The child is gone, or must go: blame the file it was on where there is blame, and start over."""
+        code = self._end()
+        if not self._flying:
+            return
+        job = self._waiting[0]
+        if reason is None and code is not None and code < 0:
+            reason = _EXITS.get(signal.Signals(-code))
+        if reason is None and job.tries >= _TRIES:
+            if code is not None and code > 0:  # it does not even start: no fault of the file
+                self._flying = 0
+                raise Unavailable("the decoding process does not start")
+            reason = Reason.CRASH
+        if reason is not None:
+            self.deaths += 1
+            self._settle(hostile(reason))
+        for other in list(self._waiting)[1:]:  # only the first one in flight may have been begun
+            other.tries = 0
+        self._flying = 0
+
+    def _end(self) -> int | None:
+        """Kill and reap the child; return its exit code."""
+        process, connection = self._process, self._socket
+        self._process = self._socket = None
+        if connection is not None:
+            connection.close()
+        if process is None:
+            return None
+        if self._pid == os.getpid():
+            with suppress(subprocess.TimeoutExpired):
+                if process.stdout is not None and not _at_end(process):
+                    process.kill()
+                process.wait(timeout=5)
+        if process.stdout is not None:
+            process.stdout.close()
+        return process.returncode
+
+    def _disown(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+        if self._process is not None and self._process.stdout is not None:
+            self._process.stdout.close()
+            self._process.returncode = 0  # not ours to wait for
+        self._process = self._socket = None
+        self._pid, self._flying = os.getpid(), 0
+        self._waiting.clear()
+        self._batch.clear()
+
+
+def _at_end(process: subprocess.Popen[bytes]) -> bool:
+    """Tell whether the child has closed its end, which it does only by ending: then its own exit code is wanted."""
+    if process.stdout is None or not select.select([process.stdout], [], [], 0)[0]:
+        return False
+    return os.read(process.stdout.fileno(), 1) == b""
+
+
+def _as_rejected(answer: Answer) -> Rejected:
+    return answer if isinstance(answer, Rejected) else failed(Reason.SANDBOX)
+
+
+def _open(source: Source, limits: Limits) -> int:
+    """Return a descriptor of a regular file within the limit. Raises: `Rejected`."""
+    if isinstance(source, bytes):
+        if len(source) > limits.file_bytes:
+            raise hostile(Reason.FILE_SIZE)
+        return _shared_memory("upload", len(source), source)
+    try:
+        # no link is followed, and a pipe or a device is not waited for
+        descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        link = isinstance(error, OSError) and source.is_symlink()
+        raise failed(Reason.NOT_REGULAR if link else Reason.UNREADABLE) from None
+    facts = os.fstat(descriptor)
+    if stat.S_ISREG(facts.st_mode) and facts.st_size <= limits.file_bytes:
+        return descriptor
+    os.close(descriptor)
+    raise hostile(Reason.FILE_SIZE) if stat.S_ISREG(facts.st_mode) else failed(Reason.NOT_REGULAR)
+
+
+def _shared_memory(name: str, size: int, content: bytes = b"") -> int:
+    """Return memory of fixed size; sealed, so that a child that shrinks it cannot hurt the parent."""
+    import fcntl
+
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    if content:
+        with os.fdopen(os.dup(descriptor), "wb") as out:
+            out.write(content)
+    else:
+        os.ftruncate(descriptor, size)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    return descriptor

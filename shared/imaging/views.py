@@ -1,0 +1,144 @@
+"""Which breast, from which side, and what is odd about it: attributes in the order in which they may be trusted.
+
+Source: PS3.3 C.8.11.7 (Mammography Image), C.8.21 (multi-frame functional groups), CID 4014 and 4015 (views,
+modifiers). Free text is read only where a coded value is missing.
+"""
+
+from collections.abc import Iterator
+
+from pydicom.dataset import Dataset
+
+from shared.imaging.read import attribute, clean, text
+
+_LATERALITY = {"L": "L", "R": "R", "B": "B", "LEFT": "L", "RIGHT": "R", "BOTH": "B", "BILATERAL": "B"}
+
+#: ViewPosition (0018,5101) as it occurs, to the short names of CID 4014.
+_VIEWS = frozenset(
+    ("CC", "MLO", "ML", "LM", "LMO", "SIO", "ISO", "XCCL", "XCCM", "XCC", "FB", "AT", "CV", "AP", "PA", "LL", "RL")
+)
+_ALIASES = {"LATERAL": "LL", "MLOID": "MLO", "CCID": "CC", "RCC": "CC", "LCC": "CC", "RMLO": "MLO", "LMLO": "MLO"}
+
+#: CID 4014 meanings without punctuation, lower case.
+_MEANINGS = {
+    "craniocaudal": "CC",
+    "mediolateraloblique": "MLO",
+    "mediolateral": "ML",
+    "lateromedial": "LM",
+    "lateromedialoblique": "LMO",
+    "superolateraltoinferomedialoblique": "SIO",
+    "superolateraloblique": "SIO",
+    "inferomedialtosuperolateraloblique": "ISO",
+    "exaggeratedcraniocaudal": "XCC",
+    "craniocaudalexaggeratedlaterally": "XCCL",
+    "craniocaudalexaggeratedmedially": "XCCM",
+    "caudocranial": "FB",
+    "caudocranialfrombelow": "FB",
+    "fullbodyfrombelow": "FB",
+    "axillarytail": "AT",
+    "cleavage": "CV",
+}
+
+#: CID 4015 meanings and how they are written in file names: the word to look for, and its short name.
+_MODIFIERS = (
+    ("implantdisplaced", "ID"),
+    ("eklund", "ID"),
+    ("spotcompression", "S"),
+    ("spot", "S"),
+    ("magnification", "M"),
+    ("rolledlateral", "RL"),
+    ("rolledmedial", "RM"),
+    ("rolledinferior", "RI"),
+    ("rolledsuperior", "RS"),
+    ("rolled", "R"),
+    ("axillarytail", "AT"),
+    ("cleavage", "CV"),
+    ("tangential", "TAN"),
+    ("nippleinprofile", "NP"),
+    ("anteriorcompression", "AC"),
+    ("inframammaryfold", "IMF"),
+)
+
+
+def _squeezed(meaning: str) -> str:
+    return "".join(c for c in meaning.lower() if c.isalpha())
+
+
+def items(dataset: Dataset, keyword: str) -> list[Dataset]:
+    """Return the items of a sequence, an empty list for anything else."""
+    value = attribute(dataset, keyword)
+    try:
+        return [item for item in value or () if isinstance(item, Dataset)]
+    except MemoryError:
+        raise
+    except Exception:  # a sequence is converted while it is walked
+        return []
+
+
+def groups(dataset: Dataset, name: str, frame: int = 1) -> Iterator[Dataset]:
+    """Yield the functional group macro of a 1-based frame: its own first, then the shared one."""
+    per_frame = items(dataset, "PerFrameFunctionalGroupsSequence")
+    if 0 < frame <= len(per_frame):
+        yield from items(per_frame[frame - 1], name)
+    for shared in items(dataset, "SharedFunctionalGroupsSequence"):
+        yield from items(shared, name)
+
+
+def laterality(dataset: Dataset) -> str | None:
+    """Return L, R, B or None."""
+    candidates = [text(dataset, "ImageLaterality"), text(dataset, "Laterality")]
+    candidates += [text(group, "FrameLaterality") for group in groups(dataset, "FrameAnatomySequence")]
+    for candidate in candidates:
+        if found := _LATERALITY.get(candidate.upper()):
+            return found
+    return None
+
+
+def view(dataset: Dataset) -> str | None:
+    """Return CC, MLO, ... or None. A spelling outside the table is given in upper case, at most eight letters."""
+    position = text(dataset, "ViewPosition").upper().replace(" ", "").replace("-", "")
+    position = _ALIASES.get(position, position)
+    if position in _VIEWS:
+        return position
+    for code in _view_codes(dataset):
+        if found := _MEANINGS.get(_squeezed(text(code, "CodeMeaning", 128))):
+            return found
+    return clean(position, 8) or None
+
+
+def view_modifiers(dataset: Dataset) -> tuple[str, ...]:
+    """Return short names in a stable order; a CC or MLO with a modifier is not a standard view."""
+    codes = items(dataset, "ViewModifierCodeSequence")
+    for code in _view_codes(dataset):
+        codes += items(code, "ViewModifierCodeSequence")
+    found = {name for code in codes if (name := _modifier(_squeezed(text(code, "CodeMeaning", 128))))}
+    if text(dataset, "ViewPosition").upper().replace(" ", "").endswith(("CCID", "MLOID")):
+        found.add("ID")
+    return tuple(sorted(found))
+
+
+def _modifier(meaning: str) -> str | None:
+    return next((name for word, name in _MODIFIERS if word in meaning), None)
+
+
+def _view_codes(dataset: Dataset) -> list[Dataset]:
+    return items(dataset, "ViewCodeSequence") or [
+        code for group in groups(dataset, "XRay3DFrameTypeSequence") for code in items(group, "ViewCodeSequence")
+    ]
+
+
+def implant(dataset: Dataset) -> bool | None:
+    return {"YES": True, "NO": False}.get(text(dataset, "BreastImplantPresent").upper())
+
+
+def synthetic_marks(dataset: Dataset, frames: int) -> tuple[str, ...]:
+    """Return SYNTHETIC or TOMO for mammograms that are computed or many slices; they join the image type."""
+    if text(dataset, "Modality") != "MG":
+        return ()
+    if frames > 1:
+        return ("TOMO",)
+    kinds = {clean(str(value)).upper() for value in attribute(dataset, "ImageType") or ()}
+    description = text(dataset, "SeriesDescription").lower()
+    computed = {"GENERATED_2D", "TOMO_2D", "TOMOSYNTHESIS"} & kinds
+    if computed or any(word in description for word in ("s-view", "c-view", "synthetic", "sview", "cview")):
+        return ("SYNTHETIC",)
+    return ()
