@@ -92,8 +92,8 @@ class Collection:
         with self._write:
             if self._touched is not None:
                 raise Refused(grpc.StatusCode.UNAVAILABLE, "the collection is being optimised; ask again")
+            # not flushed: the next write is, and a client that makes the collection again asks for what is missing
             self.read(lambda shard: shard.update(edge.UpdateOperation.create_field_index(field, schema)))
-            self.read(lambda shard: shard.flush())
 
     def unindexed(self) -> int:
         if not self.linked:

@@ -58,7 +58,8 @@ ALLOWED: Final[Mapping[str, frozenset[str]]] = {
         "QueryPoints": "collection_name query using filter params limit with_payload",
         "Query": "nearest",
         "VectorInput": "dense",
-        "SearchParams": "hnsw_ef exact",
+        "SearchParams": "hnsw_ef exact quantization",
+        "QuantizationSearchParams": "rescore oversampling",
         "Filter": "should must must_not",
         "Condition": "field has_id filter",
         "FieldCondition": "key match range",
@@ -256,15 +257,24 @@ def query_of(message: pb.QueryPoints, sizes: Mapping[str, int]) -> edge.QueryReq
     if not message.limit:
         raise wrong("a query needs a limit")
     vector: Any = vector_of(message.query.nearest.dense, sizes[message.using])
-    ef = message.params.hnsw_ef or None
     return edge.QueryRequest(
         limit=message.limit,
         query=edge.Query.Nearest(vector, using=message.using),
         filter=filter_of(message.filter) if message.HasField("filter") else None,
-        params=edge.SearchParams(hnsw_ef=ef, exact=message.params.exact),
+        params=_search_params(message.params),
         with_payload=payload_of(message.with_payload),
         with_vector=False,
     )
+
+
+def _search_params(message: pb.SearchParams) -> edge.SearchParams:
+    quantization = None
+    if message.HasField("quantization"):
+        quantization = edge.QuantizationSearchParams(
+            rescore=_optional(message.quantization, "rescore"),
+            oversampling=_optional(message.quantization, "oversampling"),
+        )
+    return edge.SearchParams(hnsw_ef=message.hnsw_ef or None, exact=message.exact, quantization=quantization)
 
 
 def payload_of(message: pb.WithPayloadSelector) -> bool | list[str]:

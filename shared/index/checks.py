@@ -82,7 +82,7 @@ def check_value(name: str, value: int | str) -> None:
     if kind == "code":
         if not isinstance(value, str):
             raise Invalid(f"{name} is a code: a string")
-    elif isinstance(value, bool) or not isinstance(value, int) or not -(2**63) <= value < 2**63:
+    elif isinstance(value, bool) or not isinstance(value, int) or not -(2**63) < value < 2**63:
         raise Invalid(f"{name} is a whole number of 64 bits")
     elif kind == "number" and abs(value) > EXACT_INT:
         raise Invalid(f"{name} must lie within +-2**53")

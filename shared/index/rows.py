@@ -1,0 +1,125 @@
+"""The points of one collection in memory: what the exact twin and FAISS have in common.
+
+A row is written once. A newer revision tombstones the old row and appends one, so that an engine that can only
+append stays in step; `compact` gives the room back.
+"""
+
+import uuid
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.index import checks
+from shared.index.base import PAYLOAD, Between, Condition, Filter, Hit, Payload, Point, Spec
+
+MISSING: Final = np.iinfo(np.int64).min  # refused as a payload value (`checks`)
+
+
+class Rows:
+    def __init__(self, spec: Spec) -> None:
+        self.spec = spec
+        self.size = 0  #: rows in use, tombstones included
+        self._vectors = np.empty((0, spec.dim), np.float32)
+        self._alive = np.empty(0, bool)
+        self._columns = {name: np.empty(0, np.int64) for name in PAYLOAD}
+        self._words: dict[str, int] = {}  # strings of the code fields, numbered
+        self._ids: list[uuid.UUID] = []
+        self._payloads: list[Payload] = []
+        self._at: dict[uuid.UUID, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    @property
+    def vectors(self) -> NDArray[np.float32]:
+        return self._vectors[: self.size]
+
+    def write(self, points: Sequence[Point]) -> int:
+        """Append what is not older than what stands there; returns the first new row."""
+        fresh = checks.newest(points)
+        vectors = checks.prepare(self.spec, [point.vector for point in fresh])
+        first = self.size
+        for point, vector in zip(fresh, vectors, strict=True):
+            held = self._at.get(point.id)
+            if held is not None:
+                if int(self._payloads[held]["revision"]) > checks.revision(point):
+                    continue
+                self._alive[held] = False
+            self._append(point, vector)
+        return first
+
+    def _append(self, point: Point, vector: NDArray[np.float32]) -> None:
+        if self.size == len(self._alive):
+            self._grow(max(1024, 2 * self.size))
+        row = self.size
+        self._vectors[row], self._alive[row] = vector, True
+        for name, column in self._columns.items():
+            column[row] = self._number(point.payload[name]) if name in point.payload else MISSING
+        self._ids.append(point.id)
+        self._payloads.append(dict(point.payload))
+        self._at[point.id] = row
+        self.size += 1
+
+    def _grow(self, capacity: int) -> None:
+        more = capacity - len(self._alive)
+        self._vectors = np.concatenate([self._vectors, np.empty((more, self.spec.dim), np.float32)])
+        self._alive = np.concatenate([self._alive, np.zeros(more, bool)])
+        for name, column in self._columns.items():
+            self._columns[name] = np.concatenate([column, np.full(more, MISSING)])
+
+    def _number(self, value: int | str) -> int:
+        return self._words.setdefault(value, len(self._words)) if isinstance(value, str) else value
+
+    def delete(self, ids: Sequence[uuid.UUID]) -> None:
+        for id_ in ids:
+            row = self._at.pop(id_, None)
+            if row is not None:
+                self._alive[row] = False
+
+    def mask(self, filter_: Filter) -> NDArray[np.bool_]:
+        """Which rows are alive and fulfil the filter."""
+        mask = self._alive[: self.size].copy()
+        for condition in filter_.must:
+            mask &= self._fulfil(condition)
+        for condition in filter_.must_not:
+            mask &= ~self._fulfil(condition)
+        return mask
+
+    def _fulfil(self, condition: Condition) -> NDArray[np.bool_]:
+        column = self._columns[condition.field][: self.size]
+        if isinstance(condition, Between):
+            low = -checks.EXACT_INT if condition.low is None else condition.low
+            high = checks.EXACT_INT if condition.high is None else condition.high
+            return np.asarray((column >= low) & (column <= high))
+        # a word never seen has the number of no row
+        wanted = [self._words.get(value, -1) if isinstance(value, str) else value for value in condition.values]
+        return np.isin(column, np.array(wanted, np.int64))
+
+    def best(self, rows: NDArray[np.intp], scores: NDArray[np.float32], limit: int) -> list[Hit]:
+        """The `limit` best of these rows by falling score, equal scores by id, also where the cut falls."""
+        if len(rows) > limit:
+            cut = -np.partition(-scores, limit - 1)[limit - 1]
+            kept = scores >= cut
+            rows, scores = rows[kept], scores[kept]
+        order = sorted(range(len(rows)), key=lambda i: (-scores[i], self._ids[rows[i]].int))[:limit]
+        return [Hit(self._ids[rows[i]], float(scores[i]), self._payloads[rows[i]]) for i in order]
+
+    def points(self, ids: Sequence[uuid.UUID]) -> list[Point]:
+        rows = [(id_, self._at[id_]) for id_ in ids if id_ in self._at]
+        return [Point(id=id_, vector=self._vectors[row].copy(), payload=self._payloads[row]) for id_, row in rows]
+
+    def scan(self, batch: int) -> Iterator[Sequence[tuple[uuid.UUID, int]]]:
+        ids = sorted(self._at)
+        for start in range(0, len(ids), batch):
+            part = [id_ for id_ in ids[start : start + batch] if id_ in self._at]
+            yield [(id_, int(self._payloads[self._at[id_]]["revision"])) for id_ in part]
+
+    def compacted(self) -> "Rows":
+        """The same points without tombstones."""
+        fresh = Rows(self.spec)
+        fresh._words = self._words
+        for id_, row in self._at.items():
+            fresh._append(Point(id=id_, vector=self._vectors[row], payload=self._payloads[row]), self._vectors[row])
+        return fresh
