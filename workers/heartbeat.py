@@ -1,9 +1,11 @@
-"""A worker shows life by touching a file from its own loop, so that a wedged one falls silent."""
+"""Workers and beat show life by touching a file from their own loop, so that a wedged one falls silent."""
 
+import socket
 from pathlib import Path
 from typing import Any
 
 from celery import signals
+from celery.beat import PersistentScheduler
 
 from workers.app import settings
 
@@ -12,16 +14,29 @@ EVERY_S = 5.0
 
 @signals.worker_ready.connect
 def _begin(sender: Any, **_: object) -> None:  # noqa: ANN401 - Celery ships no types
-    path = settings.home / "run" / f"{sender.hostname}.alive"
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    show_life(path)
-    sender.timer.call_repeatedly(EVERY_S, show_life, (path,))
+    show_life(sender.hostname)
+    sender.timer.call_repeatedly(EVERY_S, show_life, (sender.hostname,))
 
 
 @signals.worker_shutdown.connect
 def _end(sender: Any, **_: object) -> None:  # noqa: ANN401
-    (settings.home / "run" / f"{sender.hostname}.alive").unlink(missing_ok=True)
+    sign_of_life(sender.hostname).unlink(missing_ok=True)
 
 
-def show_life(path: Path) -> None:
+class ShowingLife(PersistentScheduler):  # type: ignore[misc] # Celery ships no types
+    """Beat's own scheduler; each round is a sign of life."""
+
+    def tick(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        show_life(f"beat@{socket.gethostname()}")
+        return super().tick(*args, **kwargs)
+
+
+def show_life(node: str) -> None:
+    """The file of this node (`name@host`) is new."""
+    path = sign_of_life(node)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     path.touch(mode=0o600)
+
+
+def sign_of_life(node: str) -> Path:
+    return settings.home / "run" / f"{node}.alive"

@@ -3,7 +3,6 @@
 import http.client
 import json
 import os
-import socket
 import sys
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ def register(app: typer.Typer) -> None:
     app.command()(beat)
     app.command()(vectors)
     app.command()(migrate)
+    app.command()(secrets)
 
 
 def up(
@@ -84,17 +84,18 @@ def worker(
 
     if queue not in commands.WORKER_QUEUES:
         raise typer.BadParameter(f"one of {', '.join(commands.WORKER_QUEUES)}", param_hint="--queue")
-    if check:
-        raise typer.Exit(0 if _beats(f"{queue}@") else 1)
+    _exit_if(check, queue)
     _become(commands.worker(queue, queue))
 
 
 def beat(
     schedule: Annotated[Path, typer.Option(help="Where beat keeps what it did last.")] = Path("/tmp/similis-beat"),  # noqa: S108 - losing it costs one sweep
+    check: Annotated[bool, typer.Option("--check", help="Only tell by the exit code whether one lives.")] = False,
 ) -> None:
     """Ring for what stands still, every few seconds, in this process. Run exactly one."""
     from services.embedded import commands
 
+    _exit_if(check, "beat")
     _become(commands.beat(schedule))
 
 
@@ -118,6 +119,17 @@ def migrate(
     _become(commands.migrate(key_file))
 
 
+def secrets(
+    folder: Annotated[Path, typer.Argument(help="Where docker-compose.yml looks for them.")] = Path("secrets"),
+    owner: Annotated[int | None, typer.Option(help="The user who may read them; compose runs as 1000.")] = None,
+) -> None:
+    """Make the secrets for production, each a file 0600; those that are there stay."""
+    from services.embedded.production import write_secrets
+
+    made = write_secrets(folder, owner)
+    sys.stderr.write(f"similis  made in {folder}: {', '.join(made) or 'nothing, all were there'}\n")
+
+
 def _home(home: Path | None) -> Path:
     return home if home is not None else Settings().home
 
@@ -126,6 +138,13 @@ def _at(folder: Path) -> Any:  # noqa: ANN401 - the class is imported late, as `
     from services.embedded.home import Home as Folder
 
     return Folder.at(folder)
+
+
+def _exit_if(check: bool, name: str) -> None:
+    from services.embedded.production import lives
+
+    if check:
+        raise typer.Exit(0 if lives(Settings().home, name) else 1)
 
 
 def _become(argv: list[str]) -> None:
@@ -189,12 +208,3 @@ def _lines(found: dict[str, Any]) -> list[str]:
     for name, entry in found["processes"].items():
         lines.append(f"  {name:<16} {entry['state']:<9} pid {entry['pid'] or '-':<8} restarts {entry['restarts']}")
     return lines
-
-
-def _beats(prefix: str, patience_s: float = 120.0) -> bool:
-    """Whether a worker of this machine whose name begins so has shown life lately."""
-    suffix = f"@{socket.gethostname()}.alive"
-    folder = Settings().home / "run"
-    now = time.time()
-    names = [path for path in folder.glob(f"{prefix.rstrip('@')}*") if path.name.endswith(suffix)]
-    return any(now - path.stat().st_mtime < patience_s for path in names)

@@ -39,11 +39,16 @@ def worker(queue: str, name: str) -> list[str]:
 
 
 def beat(schedule: Path) -> list[str]:
-    return [*_celery(), "beat", "--schedule", str(schedule), "--pidfile", "", "--loglevel", "INFO"]
+    options = ["--scheduler", "workers.heartbeat:ShowingLife", "--pidfile", "", "--loglevel", "INFO"]
+    return [*_celery(), "beat", "--schedule", str(schedule), *options]
 
 
 def migrate(key_file: Path | None = None) -> list[str]:
     return [*PYTHON, "services.embedded.setup", *(["--key-file", str(key_file)] if key_file else [])]
+
+
+def default_model() -> list[str]:
+    return [*PYTHON, "services.cli.main", "models", "ensure-default"]
 
 
 def _celery() -> list[str]:

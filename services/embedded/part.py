@@ -46,6 +46,7 @@ class Program:
     serves: Callable[[], bool] = _always
     leftovers: Sequence[Path] = ()  #: sockets and heartbeats of a dead predecessor
     once: bool = False  #: ready means: ended with 0
+    awaited: bool = True  #: the stack is not ready before it is; false: it works on while the stack serves
     stop_steps: Steps = field(default=((signal.SIGTERM, 10.0),))
 
     def prepare(self) -> bool:
@@ -57,4 +58,4 @@ class Program:
         return process.spawn(self.argv, env=self.env, cwd=self.cwd, output=output)
 
     def ready(self) -> bool:
-        return not self.once and self.serves()
+        return not (self.once and self.awaited) and self.serves()

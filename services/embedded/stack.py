@@ -16,6 +16,7 @@ from services.embedded.home import Home
 from services.embedded.part import Part, Program
 from services.embedded.postgres import Postgres
 from services.embedded.process import Identity, boot_id, until
+from services.embedded.production import sign_of_life
 from services.embedded.supervisor import Supervisor, bury_orphans, to_terminal
 from services.embedded.valkey import Valkey
 from shared.errors import Conflict, Denied, Unavailable
@@ -105,15 +106,16 @@ def build(home: Home, options: Options, port: int, say: Callable[[str], None]) -
         stop_steps=((signal.SIGTERM, 30.0),),  # flushes
     )
     setup = Program("setup", commands.migrate(home / "api.key"), env, home.path, once=True)
+    model = Program("model", commands.default_model(), env, home.path, once=True, awaited=False)
     api = Program("api", commands.api(), env, home.path, serves=lambda: answers(options.host, port))
     workers = _workers(home, env, options.slots)
-    beat = Program("beat", commands.beat(home.sockets / "beat"), env, home.path)
+    beat = _living("beat", "beat", commands.beat(home.sockets / "beat"), home, env)
     engines = ("postgres", "valkey", "vectors")
     # the quick ones first: while initdb works, the others load
     parts: list[tuple[Part, tuple[str, ...]]] = [(valkey, ()), (vectors, ()), (setup, ()), (postgres, ())]
     parts += [(api, (*engines, "setup")), *((worker, ("setup", "valkey")) for worker in workers)]
-    parts += [(beat, ("setup", "valkey"))]
-    order = [["api"], ["beat", *(w.name for w in workers)], ["setup"], ["vectors"], ["valkey"], ["postgres"]]
+    parts += [(beat, ("setup", "valkey")), (model, (*engines, "setup", "api"))]  # last: torch takes a core for seconds
+    order = [["api"], ["beat", "model", *(w.name for w in workers)], ["setup"], ["vectors"], ["valkey"], ["postgres"]]
     facts = {
         "url": f"http://{_in_url(options.host)}:{port}",
         "host": options.host,
@@ -127,11 +129,14 @@ def build(home: Home, options: Options, port: int, say: Callable[[str], None]) -
 def _workers(home: Home, env: dict[str, str], slots: int) -> list[Program]:
     names = [("ingest", f"ingest{number}") for number in range(1, slots + 1)]
     names += [(queue, queue) for queue in commands.WORKER_QUEUES if queue != "ingest"]
+    return [_living(f"worker-{name}", name, commands.worker(queue, name), home, env) for queue, name in names]
+
+
+def _living(name: str, node: str, argv: list[str], home: Home, env: dict[str, str]) -> Program:
+    """A Celery process: it serves once it has shown life."""
+    sign = sign_of_life(home.path, node)
     patience = ((signal.SIGTERM, WORKER_PATIENCE_S),)
-    return [
-        Program(f"worker-{name}", commands.worker(queue, name), env, home.path, stop_steps=patience)
-        for queue, name in names
-    ]
+    return Program(name, argv, env, home.path, serves=sign.exists, leftovers=[sign], stop_steps=patience)
 
 
 def reachable_at(host: str) -> str:

@@ -1,0 +1,26 @@
+# One image for every process of Similis; docker-compose.yml says which command each runs.
+FROM python:3.11-slim-bookworm AS build
+WORKDIR /src
+COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY services services
+COPY workers workers
+COPY shared shared
+COPY migrations migrations
+COPY benchmarks benchmarks
+RUN python -m venv /opt/similis \
+ && /opt/similis/bin/pip install --no-cache-dir --disable-pip-version-check . -c constraints.txt
+
+FROM python:3.11-slim-bookworm
+# 1000: the owner of the secrets' files, which compose hands through with the permissions they have
+RUN useradd --uid 1000 --create-home similis \
+ && install -d -o similis -g similis -m 0700 /var/lib/similis
+COPY --from=build /opt/similis /opt/similis
+ENV PATH=/opt/similis/bin:$PATH \
+    PYTHONUNBUFFERED=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    SIMILIS_HOME=/var/lib/similis
+USER similis
+WORKDIR /var/lib/similis
+VOLUME /var/lib/similis
+EXPOSE 8000
+CMD ["similis", "api"]

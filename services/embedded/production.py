@@ -1,0 +1,54 @@
+"""The secrets that docker-compose.yml hands to the processes as files, and the signs of life it asks for."""
+
+import os
+import secrets
+import socket
+import time
+from pathlib import Path
+
+from services.embedded.home import write
+
+SILENT_S = 120.0  #: a worker touches its file every 5 s, but not during a task, which may optimise an index
+
+
+def write_secrets(folder: Path, owner: int | None = None) -> list[str]:
+    """Every secret has its file, 0600; those that were there stay. Gives the names of the new ones.
+
+    Args:
+        owner: the user the containers run as, who must be able to read them; else whoever calls.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+
+    def secret(name: str, value: str) -> str:
+        path = folder / name
+        if path.exists():
+            return path.read_text(encoding="utf-8").strip()
+        write(path, value)
+        if owner is not None:
+            os.chown(path, owner, owner)
+        made.append(name)
+        return value
+
+    database = secret("database_password", secrets.token_urlsafe(32))
+    secret("database_url", f"postgresql+psycopg://similis:{database}@postgres:5432/similis")
+    broker = secret("broker_password", secrets.token_urlsafe(32))
+    secret("broker_url", f"redis://:{broker}@broker:6379/0")
+    for name in ("qdrant_api_key", "pseudonym_key"):
+        secret(name, secrets.token_urlsafe(32))
+    secret("api_key", "sml_" + secrets.token_urlsafe(32))
+    return made
+
+
+def lives(home: Path, name: str) -> bool:
+    """Whether the worker or beat of that name on this machine has shown life lately."""
+    try:
+        touched = sign_of_life(home, name).stat().st_mtime
+    except FileNotFoundError:
+        return False
+    return time.time() - touched < SILENT_S
+
+
+def sign_of_life(home: Path, name: str) -> Path:
+    """The file that `workers.heartbeat` touches."""
+    return home / "run" / f"{name}@{socket.gethostname()}.alive"
