@@ -1,6 +1,6 @@
 """The `similis` command. Data goes to stdout, talk to stderr.
 
-Exit codes: 0 done, 1 error, 2 usage, 3 not found, 4 conflict, 5 invalid input, 6 findings present.
+Exit codes: 0 done, 1 error, 2 usage, 3 not found, 4 conflict, 5 invalid input, 6 findings present, 130 interrupted.
 """
 
 import importlib
@@ -11,7 +11,7 @@ import typer
 from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError
 
 #: Each module adds its commands by `register(app)`.
-ROOMS = ("processes", "ingest", "search", "operations", "models", "sample", "demo", "keys")
+ROOMS = ("processes", "ingest", "search", "studies", "operations", "models", "sample", "demo", "keys")
 
 EXIT_CODES: dict[type[SimilisError], int] = {NotFound: 3, Conflict: 4, Invalid: 5, Denied: 1, SimilisError: 1}
 

@@ -1,0 +1,236 @@
+"""The command line's way to the server: it finds address and key by itself and speaks in `shared.errors`."""
+
+import functools
+import inspect
+import json
+import ssl
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any, Concatenate, ParamSpec, Self, get_type_hints
+from urllib.parse import quote
+
+import typer
+
+from services.cli.terminal import say
+from shared.config import Settings
+from shared.errors import (
+    Conflict,
+    Denied,
+    Invalid,
+    NotFound,
+    SimilisError,
+    Throttled,
+    Unavailable,
+    Unidentified,
+)
+
+if TYPE_CHECKING:
+    import httpx
+
+P = ParamSpec("P")
+Answer = dict[str, Any]
+
+PATIENCE_S = 30.0  #: how long a busy or restarting server is waited for
+NOT_RUNNING = "start it with `similis up`, or name another with --url, --home or SIMILIS_URL"
+
+#: What an answer's status means to the caller; the problem's own code is not needed to act.
+BY_STATUS: Mapping[int, type[SimilisError]] = {
+    400: Invalid,
+    401: Unidentified,
+    403: Denied,
+    404: NotFound,
+    405: Invalid,
+    406: Invalid,
+    409: Conflict,
+    410: NotFound,
+    411: Invalid,
+    413: Invalid,
+    415: Invalid,
+    422: Invalid,
+    429: Throttled,
+    503: Unavailable,
+}
+
+Url = Annotated[
+    str | None, typer.Option(envvar="SIMILIS_URL", help="The server. Default: the one that runs on the home.")
+]
+KeyFile = Annotated[
+    Path | None, typer.Option(envvar="SIMILIS_KEY_FILE", help="A file with the API key. Default: the home's.")
+]
+HomeFolder = Annotated[Path | None, typer.Option(help="The home of a local server. Default: ~/.similis.")]
+
+
+class Client:
+    """A server and a key. Answers are JSON objects; a refusal is an error of `shared.errors`.
+
+    Args:
+        patience_s: a 429, a 503 or a connection that breaks off is tried again for so long.
+        say: told once, before the first wait.
+    """
+
+    def __init__(
+        self, url: str, key: str, *, patience_s: float = PATIENCE_S, say: Callable[[str], None] | None = None
+    ) -> None:
+        import httpx
+
+        self.url = url.rstrip("/")
+        self._patience_s = patience_s
+        self._say = say
+        self._spoke = False
+        self._http = httpx.Client(
+            base_url=self.url,
+            headers={"Authorization": f"Bearer {key}"} if key else {},
+            timeout=httpx.Timeout(60.0, connect=5.0),
+            trust_env=False,  # neither a proxy nor ~/.netrc has a say in who gets the key
+            verify=ssl.create_default_context(),  # the machine's own authorities, a hospital's among them
+        )
+
+    def get(self, path: str, **params: Any) -> Answer:  # noqa: ANN401 - what httpx takes
+        return self._ask("GET", path, params={name: value for name, value in params.items() if value is not None})
+
+    def post(self, path: str, **what: Any) -> Answer:  # noqa: ANN401
+        """`json`, `files`, `params` and `headers` as httpx has them."""
+        return self._ask("POST", path, **what)
+
+    def delete(self, path: str) -> Answer:
+        return self._ask("DELETE", path)
+
+    def pages(self, path: str, name: str, **params: Any) -> Iterator[Answer]:  # noqa: ANN401
+        """Every item of the list `name`, page after page."""
+        cursor = None
+        while True:
+            page = self.get(path, **params, cursor=cursor)
+            yield from page[name]
+            cursor = page.get("next")
+            if not cursor:
+                return
+
+    def _ask(self, method: str, path: str, **what: Any) -> Answer:  # noqa: ANN401
+        deadline = time.monotonic() + self._patience_s
+        told = False
+        while True:
+            try:
+                return self._once(method, path, what)
+            except (Unavailable, Throttled) as error:
+                wait_s = max(0.1, float(error.retry_after_s))
+                if time.monotonic() + wait_s > deadline:
+                    raise
+                if self._say is not None and not told:
+                    self._say(f"waiting for the server: {error}")
+                told = True
+                time.sleep(wait_s)
+
+    def _once(self, method: str, path: str, what: Mapping[str, Any]) -> Answer:
+        import httpx
+
+        try:
+            response = self._http.request(method, path, **what)
+        except httpx.TransportError as error:
+            if self._spoke:  # it was there a moment ago: restarted by its supervisor
+                raise Unavailable(f"{self.url} does not answer ({type(error).__name__})", retry_after_s=1) from None
+            raise NotFound(f"nothing answers at {self.url}: {NOT_RUNNING}") from None
+        self._spoke = True
+        if response.is_success:
+            return _object(response)
+        raise _error(response)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._http.close()
+
+
+def _object(response: "httpx.Response") -> Answer:
+    if not response.content:
+        return {}
+    try:
+        answer = response.json()
+    except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
+        raise SimilisError(f"{response.url.host} does not answer as Similis does: is --url right?")
+    return answer
+
+
+def _error(response: "httpx.Response") -> SimilisError:
+    """The problem as one sentence."""
+    try:
+        problem = response.json()
+    except ValueError:
+        problem = {}
+    if not isinstance(problem, dict):
+        problem = {}
+    said = problem.get("detail") or problem.get("title") or f"the server answered {response.status_code}"
+    places = [str(item.get("message") or item.get("detail") or item) for item in problem.get("errors") or [] if item]
+    text = "; ".join(dict.fromkeys([str(said), *places]))
+    kind = BY_STATUS.get(response.status_code, SimilisError)
+    if issubclass(kind, Unavailable | Throttled):
+        seconds = response.headers.get("Retry-After", "")
+        return kind(text, int(seconds)) if seconds.isdecimal() else kind(text)
+    if kind is SimilisError and problem.get("trace_id"):
+        text += f" (trace {problem['trace_id']})"
+    return kind(text)
+
+
+def part(text: str) -> str:
+    """One segment of a path, whatever the user typed."""
+    return quote(text, safe="")
+
+
+def connect(
+    url: str | None, key_file: Path | None, home: Path | None, say: Callable[[str], None] | None = None
+) -> Client:
+    """The client of the named server, or of the one that runs on the home.
+
+    Raises: `NotFound` where none runs, `Invalid` for a key file that cannot be read.
+    """
+    folder = (home or Settings().home).expanduser()
+    own = _running(folder)
+    if url is None and own is None:
+        raise NotFound(f"nothing runs on the home {folder}: {NOT_RUNNING}")
+    chosen = url or own or ""
+    if not chosen.startswith(("http://", "https://")):
+        raise Invalid("the server's address begins with http:// or https://")
+    if key_file is None and chosen.rstrip("/") == own:
+        key_file = folder / "api.key"  # another server does not get to see this home's key
+    return Client(chosen, _key(key_file) if key_file else "", say=say)
+
+
+def _running(folder: Path) -> str | None:
+    """The address of the server that this home's supervisor keeps."""
+    try:
+        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    alive = isinstance(state, dict) and state.get("supervisor") and state.get("url")
+    return str(state["url"]).rstrip("/") if alive else None
+
+
+def _key(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(f"the API key file cannot be read ({type(error).__name__})") from None
+
+
+def connected(command: Callable[Concatenate[Client, P], None]) -> Callable[..., None]:
+    """The command with --url, --key-file and --home; its first argument becomes the client of that server."""
+
+    @functools.wraps(command)
+    def run(url: Url = None, key_file: KeyFile = None, home: HomeFolder = None, **rest: Any) -> None:  # noqa: ANN401
+        with connect(url, key_file, home, say) as client:
+            command(client, **rest)  # type: ignore[call-arg]  # typer calls by the names of the signature below
+
+    hints = get_type_hints(command, include_extras=True)
+    own = inspect.signature(command)
+    kept = [p.replace(annotation=hints[p.name]) for p in list(own.parameters.values())[1:]]
+    where = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for name, kind in (("url", Url), ("key_file", KeyFile), ("home", HomeFolder))
+    ]
+    run.__annotations__ = {p.name: p.annotation for p in (*kept, *where)} | {"return": None}
+    run.__signature__ = own.replace(parameters=[*kept, *where])  # type: ignore[attr-defined]
+    return run

@@ -1,0 +1,84 @@
+"""The first model: until a hospital brings one, an encoder that says of itself that it is untrained."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from shared.config import Database, Qdrant, Settings
+from shared.encoder import cards
+from shared.encoder.cards import Card
+from shared.errors import Conflict, Invalid, NotFound
+from shared.imaging.recipe import Recipe
+from shared.pipeline import lifecycle
+from shared.runtime import Runtime
+from shared.store import generations
+
+NAME = "densenet121"
+WEIGHTS = "random:0"
+
+
+def ensure(settings: Settings) -> Card | None:
+    """Some model is known, and published; gives the card if it was the default and it was registered now.
+
+    Twice or at once, on one models folder, it does it once. Killed while building, it starts again next time.
+    """
+    rt = Runtime(_with_database(settings))
+    try:
+        if _known(rt):
+            return None
+        folder = settings.models_dir / NAME
+        with _alone(settings.models_dir):
+            if _known(rt):
+                return None
+            card = _card(folder)
+            with rt.transaction() as db:
+                lifecycle.add_model(db, rt.indexes, folder.name, card)
+            return card
+    finally:
+        rt.close()
+
+
+def _known(rt: Runtime) -> bool:
+    with rt.transaction() as db:
+        return bool(generations.models(db))
+
+
+def _card(folder: Path) -> Card:
+    try:
+        return cards.read(folder)
+    except NotFound:
+        from shared.encoder.build import build
+
+    try:
+        return build(folder, NAME, NAME, WEIGHTS, Recipe(), note="untrained: for trying out, and for tests")
+    except Conflict:  # another machine that shares the folder was faster
+        return cards.read(folder)
+
+
+@contextmanager
+def _alone(models: Path) -> Iterator[None]:
+    """No other process of this machine builds the default now; the kernel lets go when we die."""
+    models.mkdir(parents=True, exist_ok=True)
+    with (models / ".default.lock").open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _with_database(settings: Settings) -> Settings:
+    """The settings as they are, or with the engines of the embedded stack that runs on this home.
+
+    Raises: `Invalid` where neither is there.
+    """
+    if settings.database.url.get_secret_value():
+        return settings
+    from services.embedded.home import Home
+
+    home = Home(settings.home)
+    try:
+        url = (home / "database.url").read_text(encoding="utf-8").strip()
+        key = (home / "vectors.key").read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        raise Invalid("SIMILIS_DATABASE__URL is not set, and nothing runs on this home") from None
+    vectors = Qdrant.model_validate({"url": f"unix://{home.sockets / 'vectors.sock'}", "api_key": key})
+    return settings.model_copy(update={"database": Database.model_validate({"url": url}), "qdrant": vectors})

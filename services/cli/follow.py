@@ -1,0 +1,197 @@
+"""Watching an operation from the terminal: a bar where there is a terminal, a few plain lines where there is none."""
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from services.cli.client import Answer, Client, part
+from services.cli.terminal import err, say, shown, table, tell
+
+POLL_S = 0.5
+PLAIN_EVERY_S = 15.0  #: without a terminal, a line comes so often at most, or at each quarter
+_UNDECIDED = frozenset({"received", "encoding", "released"})
+_ENDED = frozenset({"succeeded", "failed", "cancelled"})
+
+
+@dataclass(frozen=True)
+class Operation:
+    """The server's answer about an operation, as far as a person watches it."""
+
+    id: str
+    state: str
+    files: int | None  #: those found so far
+    registered: int
+    outcomes: tuple[tuple[str, str, str, int], ...]  #: outcome, gate, reason, how many
+    counts: dict[str, Any]
+    error: str
+
+    @classmethod
+    def of(cls, answer: Answer) -> Self:
+        rows = tuple(
+            (row["outcome"], row.get("gate") or "", row.get("reason") or "", int(row["count"]))
+            for row in answer.get("outcomes") or []
+        )
+        return cls(
+            id=str(answer["id"]),
+            state=str(answer["state"]),
+            files=answer.get("total"),
+            registered=int(answer.get("done") or 0),
+            outcomes=rows,
+            counts=dict(answer.get("counts") or {}),
+            error=str(answer.get("error") or ""),
+        )
+
+    @property
+    def ended(self) -> bool:
+        return self.state in _ENDED
+
+    @property
+    def known(self) -> int:
+        """Files with a row of their own: those that were new or had changed."""
+        return sum(count for *_, count in self.outcomes)
+
+    @property
+    def decided(self) -> int:
+        return sum(count for outcome, _, _, count in self.outcomes if outcome not in _UNDECIDED)
+
+    @property
+    def unchanged(self) -> int:
+        return int(self.counts.get("unchanged") or 0)
+
+
+class View(Protocol):
+    """Where progress is shown."""
+
+    def show(self, operation: Operation) -> None: ...
+    def __enter__(self) -> Self: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None: ...
+
+
+class Rate:
+    """How fast a count has grown of late, and how long the rest takes at that rate."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, window_s: float = 20.0) -> None:
+        self._clock = clock
+        self._window_s = window_s
+        self._seen: list[tuple[float, int]] = []
+
+    def add(self, done: int) -> None:
+        now = self._clock()
+        self._seen.append((now, done))
+        while len(self._seen) > 2 and now - self._seen[0][0] > self._window_s:
+            self._seen.pop(0)
+
+    @property
+    def per_s(self) -> float:
+        (began, first), (now, last) = self._seen[0], self._seen[-1]
+        return (last - first) / (now - began) if now > began else 0.0
+
+    def left_s(self, remaining: int) -> float | None:
+        return remaining / self.per_s if self.per_s > 0 else None
+
+
+class Bars:
+    """Two bars on stderr: files registered, images decided."""
+
+    def __init__(self) -> None:
+        self._rate = Rate()
+        self._bars = Progress(
+            TextColumn("{task.description:<10}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+            TimeRemainingColumn(),
+            console=err(),
+        )
+        self._files = self._bars.add_task("registered", total=None, rate="files")
+        self._images = self._bars.add_task("decided", total=None, rate="images")
+
+    def show(self, operation: Operation) -> None:
+        self._update(self._files, operation.registered, operation.files, "files")
+        self._rate.add(operation.decided)
+        scanned = "scanned" in operation.counts or operation.ended
+        total = operation.known if scanned or operation.known else None
+        self._update(self._images, operation.decided, total, f"{self._rate.per_s:.1f} images/s")
+
+    def _update(self, task: TaskID, done: int, total: int | None, rate: str) -> None:
+        self._bars.update(task, completed=done, total=total, rate=rate)
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._bars.stop()
+
+
+class Lines:
+    """For a log file: a line at each quarter, and now and then between."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._rate = Rate(clock)
+        self._told: tuple[int, int] = (-1, -1)
+        self._at = clock()
+
+    def show(self, operation: Operation) -> None:
+        self._rate.add(operation.decided)
+        mark = (_quarter(operation.registered, operation.files), _quarter(operation.decided, operation.known or None))
+        moved = mark[0] > self._told[0] or mark[1] > self._told[1]
+        if not moved and self._clock() - self._at < PLAIN_EVERY_S:
+            return
+        self._told, self._at = mark, self._clock()
+        left = self._rate.left_s(operation.known - operation.decided)
+        rest = "" if left is None or operation.ended else f", {self._rate.per_s:.1f}/s, {left:.0f} s left"
+        files = "?" if operation.files is None else operation.files
+        say(
+            f"registered {operation.registered}/{files} files, "
+            f"decided {operation.decided}/{operation.known} images{rest}"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        pass
+
+
+def _quarter(done: int, total: int | None) -> int:
+    return -1 if not total else 4 * done // total
+
+
+def view() -> View:
+    return Bars() if sys.stderr.isatty() else Lines()
+
+
+def follow(client: Client, operation_id: str, *, poll_s: float = POLL_S) -> Answer:
+    """The operation has ended; its progress was shown. A watch ends only when it is cancelled or interrupted."""
+    with view() as shows:
+        while True:
+            answer = client.get(f"/v1/operations/{part(operation_id)}")
+            operation = Operation.of(answer)
+            shows.show(operation)
+            if operation.ended:
+                return answer
+            time.sleep(poll_s)
+
+
+def summarise(answer: Answer) -> None:
+    """What became of the files, on stdout: one row per outcome, gate and reason."""
+    operation = Operation.of(answer)
+    rows: list[Sequence[Any]] = sorted(operation.outcomes, key=lambda row: (-row[3], row))
+    if operation.unchanged:
+        rows.append(("unchanged", "", "known since an earlier intake", operation.unchanged))
+    if operation.counts.get("settling"):
+        rows.append(("settling", "", "may still be written; looked at again", operation.counts["settling"]))
+    if rows:
+        table(("outcome", "gate", "reason", "files"), rows, right=("files",))
+    took = f" in {shown(answer.get('took_s'))} s" if answer.get("took_s") else ""
+    ending = f": {operation.error}" if operation.error else ""
+    tell(f"operation {operation.id} {operation.state}{took}{ending}")

@@ -1,0 +1,78 @@
+"""`similis ingest`: a folder is registered in place, its images encoded and made searchable."""
+
+import uuid
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.cli.client import Answer, Client, connected
+from services.cli.follow import follow, summarise
+from services.cli.terminal import AsJson, say, tell, tell_json
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command that takes in."""
+    app.command()(ingest)
+
+
+@connected
+def ingest(
+    client: Client,
+    path: Annotated[Path, typer.Argument(help="A folder or a file, as the server sees it.", show_default=False)],
+    labels: Annotated[
+        Path | None, typer.Option(help="A CSV table: study, laterality, view, BI-RADS, density, pathology ...")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Go on continuously with what comes later.")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until all is searchable.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Take in a folder of DICOM, PNG or JPEG files, in place; running it twice changes nothing.
+
+    Refused files do not stop it: they are told in the summary, and `similis operations files` names them.
+    Exit 1 when the operation itself failed.
+    """
+    answer = begin(client, path, labels, watch=watch)
+    operation_id = str(answer["id"])
+    if not wait:
+        if as_json:
+            tell_json(answer)
+        else:
+            tell(operation_id)
+        say(f"follow it with `similis operations show {operation_id} --follow`")
+        return
+    if watch:
+        say("watching; Ctrl-C ends only this view, the server goes on")
+    try:
+        answer = follow(client, operation_id)
+    except KeyboardInterrupt:
+        _goes_on(operation_id)
+        raise typer.Exit(0 if watch else 130) from None
+    report(answer, as_json=as_json)
+
+
+def begin(client: Client, path: Path, labels: Path | None = None, *, watch: bool = False) -> Answer:
+    """The scan is under way; the answer is its operation."""
+    asked = {"path": str(path.expanduser().resolve()), "watch": watch}
+    if labels is not None:
+        asked["labels"] = str(labels.expanduser().resolve())
+    # with the key of this call, a request that is sent again after a lost answer begins nothing twice
+    return client.post("/v1/ingest/scans", json=asked, headers={"Idempotency-Key": str(uuid.uuid4())})
+
+
+def report(answer: Answer, *, as_json: bool) -> None:
+    """The end of an operation is told; exit 1 unless it did what it was asked."""
+    if as_json:
+        tell_json(answer)
+    else:
+        summarise(answer)
+    if answer["state"] != "succeeded":
+        raise typer.Exit(1)
+
+
+def _goes_on(operation_id: str) -> None:
+    say(
+        f"\nthe server goes on with operation {operation_id}\n"
+        f"  follow it:  similis operations show {operation_id} --follow\n"
+        f"  cancel it:  similis operations cancel {operation_id}"
+    )

@@ -1,0 +1,172 @@
+"""`similis models`: make a card, convert weights, tell the server about it.
+
+Making and converting happen in this process, because weights and cards are files of this machine; what the
+server knows of them goes through its API. Only `ensure-default` speaks to the database itself: it runs before
+there is a server to ask.
+"""
+
+import shutil
+import tempfile
+from contextlib import suppress
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from services.cli.client import Client, connected, part
+from services.cli.terminal import AsJson, say, table, tell, tell_json, warn
+from shared.config import Settings
+from shared.errors import Conflict
+from shared.imaging.recipe import Recipe
+
+Home = Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.similis.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands about models."""
+    room = typer.Typer(help="Models: neural networks with their cards.", no_args_is_help=True)
+    room.command()(add)
+    room.command("list")(list_models)
+    room.command()(show)
+    room.command()(make)
+    room.command()(convert)
+    room.command("ensure-default")(ensure_default)
+    app.add_typer(room, name="models")
+
+
+@connected
+def add(
+    client: Client,
+    card: Annotated[Path, typer.Argument(help="A card's folder; it is copied to the models if it is elsewhere.")],
+    models: Annotated[Path | None, typer.Option(help="The server's models folder. Default: the home's.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a model known to the server; the first one also serves searches."""
+    name = bring(card, models or Settings().models_dir)
+    answer = client.post("/v1/models", json={"card": name})
+    if as_json:
+        tell_json(answer)
+    else:
+        tell(f"{answer['name']}  {answer['fingerprint']}")
+
+
+@connected
+def list_models(client: Client, as_json: AsJson = False) -> None:
+    """List the models that the server knows."""
+    answer = client.get("/v1/models")
+    if as_json:
+        tell_json(answer)
+        return
+    columns = ("name", "label", "dim", "trained", "published", "fingerprint")
+    table(columns, [[model.get(column) for column in columns] for model in answer["models"]], right=("dim",))
+
+
+@connected
+def show(
+    client: Client,
+    model: Annotated[str, typer.Argument(help="Its name, or eight or more characters of its fingerprint.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show one model with its card."""
+    answer = client.get(f"/v1/models/{part(model)}")
+    if as_json:
+        tell_json(answer)
+        return
+    for key, value in answer.items():
+        nested: dict[str, Any] = value if isinstance(value, dict) else {"": value}
+        table(("", ""), [(".".join(filter(None, (key, inner))), what) for inner, what in nested.items()])
+
+
+def make(  # noqa: PLR0913 - each argument is an ingredient of the card
+    name: Annotated[str, typer.Argument(help="What it is called; a-z, 0-9, '.', '_', '-'.")],
+    *,
+    architecture: Annotated[str, typer.Option(help="densenet121, resnet50, vgg16, efficientnet_b0 ...")],
+    weights: Annotated[str, typer.Option(help="torchvision:NAME, random:SEED, or a .safetensors file.")],
+    size: Annotated[int, typer.Option(min=32, help="Side of the square input.")] = 224,
+    voi: Annotated[str, typer.Option(help="apply or ignore the file's window.")] = "apply",
+    crop: Annotated[str, typer.Option(help="none, or breast: to what is not background.")] = "none",
+    mirror: Annotated[str, typer.Option(help="none, or left: the chest wall to the left.")] = "none",
+    pad: Annotated[str, typer.Option(help="squash, or square: keep the aspect ratio.")] = "squash",
+    note: Annotated[str, typer.Option(help="Licence and origin of the weights.")] = "",
+    home: Home = None,
+) -> None:
+    """Make a card: weights, preprocessing, and the ONNX graph, checked against the network."""
+    recipe = {"size": size, "voi": voi, "crop": crop, "mirror": mirror, "pad": pad}
+    _check(recipe)
+    from shared.encoder.build import build
+
+    folder = _settings(home).models_dir / name
+    say(f"building {architecture} and its ONNX graph ...")
+    card = build(folder, name, architecture, weights, Recipe.from_json(recipe), note=note)
+    tell(str(folder))
+    say(f"{card.label}, fingerprint {card.fingerprint[:12]}; tell the server with `similis models add {folder}`")
+
+
+def convert(
+    source: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A torch state dict that you trust.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="A new file.")],
+) -> None:
+    """Convert a pickle of weights, once, to the format that everything else reads."""
+    from shared.encoder.convert import convert as rewrite
+
+    count = rewrite(source, target)
+    tell(str(target))
+    say(f"{count} tensors")
+
+
+def ensure_default(home: Home = None) -> None:
+    """Build and register an untrained default model, where none is known yet."""
+    from services.cli.default_model import ensure
+
+    made = ensure(_settings(home))
+    if made is None:
+        say("a model is known already")
+        return
+    tell(f"{made.name}  {made.fingerprint}")
+    if not made.weights.trained:
+        warn(f"{made.label}: for trying out only, its ranking means nothing medically")
+
+
+def bring(card: Path, models: Path) -> str:
+    """The card's folder stands in the models folder; gives its name there.
+
+    Raises: `NotFound` where there is no card, `Conflict` where another one has the name.
+    """
+    from shared.encoder import cards
+
+    given = card.expanduser()
+    if not given.is_dir() and (models / card.name / cards.CARD).is_file():
+        given = models / card.name
+    folder = given.resolve()
+    fingerprint = cards.read(folder).fingerprint
+    if folder.parent == models.resolve():
+        return folder.name
+    target = models / folder.name
+    if target.exists():
+        if cards.read(target, verify=False).fingerprint != fingerprint:
+            raise Conflict("another model has this folder name; rename the folder")
+        return target.name
+    models.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=".adding-", dir=models))
+    try:
+        for part_of_it in (cards.CARD, cards.WEIGHTS, cards.GRAPH):
+            with suppress(FileNotFoundError):  # the null encoder has no graph
+                shutil.copy2(folder / part_of_it, beside / part_of_it)
+        cards.read(beside)  # what was copied is what was checked
+        beside.chmod(0o755)
+        beside.rename(target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return target.name
+
+
+def _check(recipe: dict[str, Any]) -> None:
+    """A word that the recipe does not know is a usage error, before anything heavy is loaded."""
+    allowed = {"voi": ("apply", "ignore"), "crop": ("none", "breast"), "mirror": ("none", "left")}
+    for option, words in (allowed | {"pad": ("squash", "square")}).items():
+        if recipe[option] not in words:
+            raise typer.BadParameter(f"one of {', '.join(words)}", param_hint=f"--{option}")
+
+
+def _settings(home: Path | None) -> Settings:
+    return Settings() if home is None else Settings(home=home.expanduser().resolve())

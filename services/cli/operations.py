@@ -1,0 +1,102 @@
+"""`similis operations`: long work that the server does."""
+
+from itertools import islice
+from typing import Annotated
+
+import typer
+
+from services.cli.client import Answer, Client, connected, part
+from services.cli.follow import Operation, follow, summarise
+from services.cli.ingest import report
+from services.cli.terminal import AsJson, say, table, tell, tell_json
+
+OperationId = Annotated[str, typer.Argument(metavar="ID", help="As `similis operations list` shows it.")]
+Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands about operations."""
+    room = typer.Typer(help="Long work: how far it is, what it met, cancel, retry.", no_args_is_help=True)
+    room.command("list")(list_operations)
+    room.command()(show)
+    room.command()(files)
+    room.command()(cancel)
+    room.command()(retry)
+    app.add_typer(room, name="operations")
+
+
+@connected
+def list_operations(client: Client, limit: Limit = 20, as_json: AsJson = False) -> None:
+    """List operations, the newest first."""
+    found = list(islice(client.pages("/v1/operations", "operations", limit=min(limit, 100)), limit))
+    if as_json:
+        tell_json({"operations": found})
+        return
+    rows = [
+        (o["id"], o["kind"], o["state"], o.get("progress"), o.get("done"), o.get("total"), o.get("created_at"))
+        for o in found
+    ]
+    table(("id", "kind", "state", "%", "done", "of", "begun"), rows, right=("%", "done", "of"))
+
+
+@connected
+def show(
+    client: Client,
+    operation_id: OperationId,
+    follow_it: Annotated[bool, typer.Option("--follow", help="Stay until it has ended.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show one operation: its state and what became of its files."""
+    answer = client.get(f"/v1/operations/{part(operation_id)}")
+    if follow_it and not Operation.of(answer).ended:
+        try:
+            answer = follow(client, operation_id)
+        except KeyboardInterrupt:
+            say("\nthe server goes on")
+            raise typer.Exit(130) from None
+        report(answer, as_json=as_json)
+        return
+    _tell(answer, as_json)
+
+
+@connected
+def files(
+    client: Client,
+    operation_id: OperationId,
+    problems: Annotated[bool, typer.Option("--problems/--all", help="Only files that are not searchable.")] = True,
+    limit: Limit = 1000,
+    as_json: AsJson = False,
+) -> None:
+    """List an operation's files with outcome, gate and reason."""
+    pages = client.pages(f"/v1/operations/{part(operation_id)}/files", "files", problems=problems)
+    found = list(islice(pages, limit))
+    if as_json:
+        tell_json({"files": found})
+        return
+    table(
+        ("outcome", "gate", "reason", "file"),
+        [(f["outcome"], f.get("gate"), f.get("reason"), f["path"]) for f in found],
+    )
+    if len(found) == limit:
+        say(f"only the first {limit} are shown; more with --limit")
+
+
+@connected
+def cancel(client: Client, operation_id: OperationId, as_json: AsJson = False) -> None:
+    """Begin no more of it; what was registered stays."""
+    _tell(client.post(f"/v1/operations/{part(operation_id)}:cancel"), as_json)
+
+
+@connected
+def retry(client: Client, operation_id: OperationId, as_json: AsJson = False) -> None:
+    """Do it again: what is done already is skipped, what failed is tried."""
+    _tell(client.post(f"/v1/operations/{part(operation_id)}:retry"), as_json)
+
+
+def _tell(answer: Answer, as_json: bool) -> None:
+    if as_json:
+        tell_json(answer)
+    else:
+        summarise(answer)
+        if not Operation.of(answer).ended:
+            tell(f"registered {answer.get('done') or 0} of {answer.get('total') or '?'} files so far")

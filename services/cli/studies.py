@@ -1,0 +1,76 @@
+"""`similis studies`: what is in the archive, and why something in it is not searchable."""
+
+from itertools import islice
+from typing import Annotated
+
+import typer
+
+from services.cli.client import Client, connected, part
+from services.cli.search import labelled
+from services.cli.terminal import AsJson, say, table, tell, tell_json
+
+Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands about studies."""
+    room = typer.Typer(help="The studies of the archive.", no_args_is_help=True)
+    room.command("list")(list_studies)
+    room.command()(show)
+    app.add_typer(room, name="studies")
+
+
+@connected
+def list_studies(  # noqa: PLR0913 - each argument is an option of the command
+    client: Client,
+    *,
+    modality: Annotated[str | None, typer.Option(help="Such as MG,CT.")] = None,
+    date: Annotated[str | None, typer.Option(help="StudyDate range, such as 20200101-20211231.")] = None,
+    birads: Annotated[str | None, typer.Option(help="Such as 4,5.")] = None,
+    density: Annotated[str | None, typer.Option(help="Such as C,D.")] = None,
+    status: Annotated[str | None, typer.Option(help="Only studies with an image in this state.")] = None,
+    limit: Limit = 50,
+    as_json: AsJson = False,
+) -> None:
+    """List studies with their images counted."""
+    asked = {"ModalitiesInStudy": modality, "StudyDate": date, "birads": birads, "density": density, "status": status}
+    found = list(islice(client.pages("/v1/studies", "studies", limit=min(limit, 100), **asked), limit))
+    if as_json:
+        tell_json({"studies": found})
+        return
+    rows = [
+        (s["study_instance_uid"], s.get("study_date"), s.get("modalities"), s.get("images"), s.get("searchable"))
+        for s in found
+    ]
+    table(("study", "date", "modalities", "images", "searchable"), rows, right=("images", "searchable"))
+    if len(found) == limit:
+        say(f"only the first {limit} are shown; more with --limit")
+
+
+@connected
+def show(
+    client: Client,
+    study: Annotated[str, typer.Argument(metavar="UID", help="StudyInstanceUID.")],
+    as_json: AsJson = False,
+) -> None:
+    """Show one study, image by image: state, labels, and why one is not searchable."""
+    answer = client.get(f"/v1/studies/{part(study)}")
+    if as_json:
+        tell_json(answer)
+        return
+    tell(f"study {answer['study_instance_uid']}  {answer.get('study_date') or 'no date'}")
+    images = [image for series in answer.get("series") or [] for image in series["images"]]
+    rows = [
+        (
+            image["sop_instance_uid"],
+            image.get("laterality"),
+            image.get("view"),
+            image["status"],
+            image.get("gate"),
+            image.get("reason"),
+            image.get("searchable"),
+            labelled(image.get("labels") or {}),
+        )
+        for image in images
+    ]
+    table(("image", "side", "view", "status", "gate", "reason", "searchable", "labels"), rows)

@@ -1,0 +1,69 @@
+"""What a person sees. Data goes to stdout, talk to stderr; neither carries control characters from outside."""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+_WIDE = 240  #: columns of a table that goes into a file or a pipe: nothing is cut
+
+
+def out() -> Console:
+    """Made when used: tests and pipes change what stdout is."""
+    return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDE, highlight=False, soft_wrap=False)
+
+
+def err() -> Console:
+    return Console(file=sys.stderr, width=None if sys.stderr.isatty() else _WIDE, highlight=False, soft_wrap=True)
+
+
+def say(line: str) -> None:
+    err().print(Text(printable(line)))
+
+
+def warn(line: str) -> None:
+    err().print(Text(printable(line), style="bold yellow"))
+
+
+def tell(line: str = "") -> None:
+    out().print(Text(printable(line)), soft_wrap=True)
+
+
+def tell_json(data: object) -> None:
+    sys.stdout.write(json.dumps(data, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None) + "\n")
+    sys.stdout.flush()
+
+
+def printable(text: str) -> str:
+    """A file name or a server's answer cannot move the cursor or colour the screen."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(value: Any) -> str:  # noqa: ANN401 - a cell of whatever JSON holds
+    """A cell: nothing for null, one line for the rest."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(shown(item) for item in value)
+    return printable(str(value)).replace("\n", " ")
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()) -> None:
+    """A table on stdout; values are folded, never cut."""
+    made = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
+    for name in columns:
+        made.add_column(name, justify="right" if name in right else "left", overflow="fold")
+    for row in rows:
+        made.add_row(*(Text(shown(value)) for value in row))
+    out().print(made)
