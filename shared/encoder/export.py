@@ -10,6 +10,7 @@ from shared.encoder.cards import Graph, sha256_of
 from shared.encoder.network import Network
 from shared.encoder.runtime import onnx_forward
 from shared.encoder.samples import samples
+from shared.encoder.simplify import simplify
 from shared.errors import Invalid
 from shared.types import Embeddings
 
@@ -25,7 +26,7 @@ def export(network: Network, side: int, path: Path) -> Graph:
     Raises:
         Invalid: their outputs differ, or are degenerate (NaN, zero).
     """
-    _write(network, side, path)
+    _write(network.around(simplify(network.body)), side, path)
     frames = samples(_FRAMES, side, _SEED)
     with torch.inference_mode():
         wanted = network(torch.from_numpy(frames)).numpy()

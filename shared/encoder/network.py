@@ -1,6 +1,6 @@
 """Card to torch module: one forward pass from grey pixels to raw embedding. Both runtimes run this one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,15 @@ class Network(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, body: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    def __init__(self, body: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.body = body
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def around(self, body: nn.Module) -> "Network":
+        """The same preprocessing with another body."""
+        return Network(body, self.mean.flatten().tolist(), self.std.flatten().tolist()).eval()
 
     def forward(self, pixels: Tensor) -> Tensor:
         coloured = pixels.unsqueeze(1).expand(-1, self.mean.shape[1], -1, -1)

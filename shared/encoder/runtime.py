@@ -15,8 +15,8 @@ from shared.types import Embeddings, Pixels
 Runtime = Literal["onnx", "torch"]
 Forward = Callable[[Pixels], Embeddings]
 
-#: Frames per forward pass. It bounds memory (DenseNet121: 0.1 GB of activations); beyond 4, no runtime gets faster.
-BATCH = 8
+#: Frames per forward pass: bounds memory, and beyond it no runtime gets faster (benchmarks/results/encoding.md).
+BATCH = 4
 
 
 def load(folder: Path, runtime: Runtime = "onnx", threads: int = 1) -> Encoder:
@@ -70,13 +70,18 @@ class Loaded:
 
 
 def onnx_forward(graph: Path, threads: int) -> Forward:
-    """A forward pass through the graph on `threads` cores, idle ones asleep: other slots share the machine."""
+    """A forward pass through the graph on `threads` cores.
+
+    Threads spin within a pass and sleep between passes, because other slots share the machine. Measured with two
+    threads and one frame of DenseNet121: 31 ms; never spinning 45 ms; for the same processor time (61 ms).
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     (pixels,), (embeddings,) = session.get_inputs(), session.get_outputs()

@@ -12,13 +12,16 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from shared.encoder.build import build
 from shared.encoder.cards import IMAGENET_MEAN, IMAGENET_STD, WEIGHTS, folders, read, sha256_of
 from shared.encoder.export import agreement, export
-from shared.encoder.network import Network
+from shared.encoder.network import Network, body, state_of
 from shared.encoder.runtime import load
 from shared.encoder.samples import samples
+from shared.encoder.simplify import simplify
+from shared.encoder.untrained import untrained
 from shared.errors import Conflict, Invalid, NotFound
 from shared.imaging.recipe import Recipe
 
@@ -171,6 +174,26 @@ def test_a_graph_that_disagrees_with_its_network_is_refused(tmp_path: Path, lie)
     )
     with pytest.raises(Invalid, match="disagree"):
         export(Network(Liar(lie), IMAGENET_MEAN, IMAGENET_STD), 32, tmp_path / "false.onnx")
+
+
+def test_densenets_graph_is_cheaper_and_says_the_same() -> None:
+    module = untrained("densenet121", 3)
+    before = state_of(module)
+    cheaper = simplify(module)
+    with FlopCounterMode(display=False) as plain, torch.inference_mode():
+        wanted = module(torch.from_numpy(samples(2, 224, 9)).unsqueeze(1).expand(-1, 3, -1, -1))
+    with FlopCounterMode(display=False) as less, torch.inference_mode():
+        found = cheaper(torch.from_numpy(samples(2, 224, 9)).unsqueeze(1).expand(-1, 3, -1, -1))
+    assert less.get_total_flops() < 0.93 * plain.get_total_flops()
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    assert state_of(module).keys() == before.keys()  # the network itself is as it was
+
+
+def test_networks_without_transitions_are_left_alone() -> None:
+    module = body("squeezenet1_0", empty=True)
+    assert simplify(module) is module
+    padded = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1, padding=1), nn.AvgPool2d(2))
+    assert simplify(padded) is padded
 
 
 def test_weights_that_give_zero_vectors_make_no_model(built, tmp_path: Path) -> None:
