@@ -1,0 +1,152 @@
+import json
+import os
+import time
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from services.cli import processes
+from services.embedded import commands, production
+from services.embedded.home import Home
+from services.embedded.process import Identity
+from services.embedded.stack import Options, check, free_port, is_loopback
+from shared.errors import Conflict, Denied
+
+run = CliRunner()
+
+
+@pytest.fixture
+def app():
+    made = typer.Typer()
+    processes.register(made)
+    return made
+
+
+def test_status_of_a_home_where_nothing_runs_says_so_with_exit_3(app, tmp_path):
+    told = run.invoke(app, ["status", "--home", str(tmp_path / "none")])
+    assert told.exit_code == 3
+    assert "does not run" in told.stdout
+    assert not (tmp_path / "none").exists()
+
+
+def test_status_does_not_believe_the_file_of_a_killed_supervisor(app, tmp_path):
+    Home.at(tmp_path).remember({"url": "http://127.0.0.1:1", "host": "127.0.0.1", "port": 1, "started_at": 0})
+    told = run.invoke(app, ["status", "--home", str(tmp_path), "--json"])
+    assert told.exit_code == 3
+    assert json.loads(told.stdout)["running"] is False
+
+
+def test_status_shows_each_process_and_that_the_api_does_not_answer(app, tmp_path):
+    home, us = Home.at(tmp_path), Identity.of(os.getpid())
+    api = {"state": "starting", "restarts": 4, "identity": vars(us)}
+    facts = {"url": "http://127.0.0.1:1", "host": "127.0.0.1", "port": 1, "started_at": time.time()}
+    with home.lock():
+        home.remember({**facts, "supervisor": vars(us), "processes": {"api": api}})
+        told = run.invoke(app, ["status", "--home", str(tmp_path), "--json"])
+        lines = run.invoke(app, ["status", "--home", str(tmp_path)]).stdout
+    assert told.exit_code == 0
+    found = json.loads(told.stdout)
+    assert found["ready"] is False
+    assert found["processes"] == {"api": {"state": "starting", "restarts": 4, "pid": os.getpid()}}
+    assert "not ready" in lines
+    assert "restarts 4" in lines
+
+
+def test_down_where_nothing_runs_is_done(app, tmp_path):
+    told = run.invoke(app, ["down", "--home", str(tmp_path / "none")])
+    assert told.exit_code == 0
+    assert "nothing was running" in told.stderr
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "::", "similis.hospital.example"])
+def test_up_without_authentication_refuses_an_address_that_others_reach(app, tmp_path, host):
+    told = run.invoke(app, ["up", "--home", str(tmp_path / "home"), "--host", host, "--no-auth"])
+    assert told.exit_code == 2
+    assert "without authentication only this machine may be served" in " ".join(told.stderr.replace("│", " ").split())
+    assert not (tmp_path / "home").exists()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.9.9.9", "::1", "localhost"])
+def test_loopback_may_be_served_without_authentication(host, tmp_path):
+    assert is_loopback(host)
+    check(Options(tmp_path, host=host, auth=False))
+
+
+def test_any_address_may_be_served_with_authentication(tmp_path):
+    check(Options(tmp_path, host="0.0.0.0", auth=True))
+    with pytest.raises(Denied):
+        check(Options(tmp_path, host="0.0.0.0", auth=False))
+
+
+def test_a_port_that_is_taken_is_refused_before_anything_starts():
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        with pytest.raises(Conflict, match=f"port {port} .* choose another with --port"):
+            free_port("127.0.0.1", port)
+    assert free_port("127.0.0.1", 0) > 0
+
+
+def test_a_worker_of_an_unknown_queue_is_a_usage_error(app):
+    told = run.invoke(app, ["worker", "--queue", "nothing"])
+    assert told.exit_code == 2
+    assert "index, ingest" in told.stderr
+
+
+def test_a_worker_is_healthy_while_its_sign_of_life_is_young(app, tmp_path, monkeypatch):
+    monkeypatch.setenv("SIMILIS_HOME", str(tmp_path))
+    sign = production.sign_of_life(tmp_path, "index")
+    assert run.invoke(app, ["worker", "--queue", "index", "--check"]).exit_code == 1
+    sign.parent.mkdir()
+    sign.touch()
+    assert run.invoke(app, ["worker", "--queue", "index", "--check"]).exit_code == 0
+    assert run.invoke(app, ["worker", "--queue", "ingest", "--check"]).exit_code == 1
+    old = time.time() - 2 * production.SILENT_S
+    os.utime(sign, (old, old))
+    assert run.invoke(app, ["worker", "--queue", "index", "--check"]).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "argv"),
+    [
+        (["api"], commands.api()),
+        (["worker", "--queue", "ingest"], commands.worker("ingest", "ingest")),
+        (["migrate"], commands.migrate()),
+    ],
+)
+def test_each_process_alone_is_what_the_supervisor_starts(app, monkeypatch, words, argv):
+    became = []
+    monkeypatch.setattr(processes.os, "execv", lambda path, args: became.append((path, args)))
+    assert run.invoke(app, words).exit_code == 0
+    assert became == [(argv[0], argv)]
+
+
+def test_the_processes_get_secrets_as_files_and_the_caller_cannot_override_them(tmp_path):
+    home = Home.at(tmp_path)
+    env = commands.environment(
+        home,
+        urls={"database": "postgresql+psycopg://a:word@/b", "broker": "redis+socket:///c", "qdrant": "unix:///d"},
+        host="127.0.0.1",
+        port=1234,
+        require_key=True,
+        base={"SIMILIS_DATABASE__URL": "elsewhere", "SIMILIS_ENCODING__THREADS": "2", "SIMILIS_MODELS": "models"},
+    )
+    assert "SIMILIS_DATABASE__URL" not in env
+    assert not any("word" in value for value in env.values())
+    assert (home / "database.url").read_text() == "postgresql+psycopg://a:word@/b"
+    assert env["SIMILIS_ENCODING__THREADS"] == "2"
+    assert env["SIMILIS_MODELS"] == os.path.abspath("models")
+    secrets = ["api.key", "pseudonym.key", "vectors.key", "database.url", "broker.url"]
+    assert {(home / name).stat().st_mode & 0o777 for name in secrets} == {0o600}
+
+
+def test_secrets_are_made_once(tmp_path):
+    home = Home.at(tmp_path)
+    first = home.secret("api.key", prefix="sml_")
+    assert first.startswith("sml_")
+    assert len(first) > 40
+    assert home.secret("api.key", prefix="sml_") == first

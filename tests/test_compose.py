@@ -1,0 +1,235 @@
+"""No Docker is needed: the file is read, and the very commands it names are started against real engines."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+from pydantic import BaseModel, SecretStr
+
+from services.embedded import production
+from services.embedded.process import has_ended, until
+from services.embedded.stack import connects, free_port
+from shared.config import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES = COMPOSE["services"]
+OURS = {name: one for name, one in SERVICES.items() if one["image"].startswith("similis:")}
+SCRIPT = Path(sys.executable).parent / "similis"
+
+
+def leaves(part=None, prefix="SIMILIS_"):
+    part = Settings() if part is None else part
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        if isinstance(value, BaseModel):
+            yield from leaves(value, f"{prefix}{name.upper()}__")
+        else:
+            yield prefix + name.upper(), value
+
+
+KNOWN = dict(leaves())
+SECRET = {name for name, value in KNOWN.items() if isinstance(value, SecretStr)}
+
+
+def test_it_names_every_process_of_production():
+    assert set(SERVICES) == {
+        "postgres", "broker", "qdrant", "migrate", "api", "worker-ingest", "worker-index", "beat",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_every_variable_is_a_setting_that_there_is(name):
+    names = {variable.removesuffix("_FILE") for variable in OURS[name]["environment"]}
+    assert names - set(KNOWN) == set()
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_secrets_come_from_files_that_the_service_has(name):
+    for variable, value in OURS[name]["environment"].items():
+        assert variable not in SECRET
+        if variable.endswith("_FILE"):
+            assert variable.removesuffix("_FILE") in SECRET
+            assert value.removeprefix("/run/secrets/") in OURS[name]["secrets"]
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_each_service_is_pinned_restarts_and_uses_declared_secrets_and_volumes(name):
+    one = SERVICES[name]
+    assert any(digit in one["image"].partition(":")[2] for digit in "0123456789")
+    assert one["restart"]
+    assert set(one.get("secrets", ())) <= set(COMPOSE["secrets"])
+    named = {v.partition(":")[0] for v in one.get("volumes", ()) if not v.startswith(("$", ".", "/"))}
+    assert named <= set(COMPOSE["volumes"])
+
+
+@pytest.mark.parametrize("name", [name for name in SERVICES if name != "migrate"])
+def test_whatever_keeps_running_has_a_health_check(name):
+    assert SERVICES[name]["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
+
+
+def test_only_the_api_is_published_and_only_on_this_machine():
+    assert {name: one["ports"] for name, one in SERVICES.items() if "ports" in one} == {"api": ["127.0.0.1:8000:8000"]}
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_our_processes_are_not_root_and_write_nowhere_but_the_home(name):
+    one = OURS[name]
+    assert one["user"] == "1000:1000"
+    assert one["read_only"] is True
+    assert one["cap_drop"] == ["ALL"]
+    assert [v for v in one["volumes"] if not v.endswith(":ro")] == ["home:/var/lib/similis"]
+
+
+def test_no_secret_stands_in_the_file():
+    text = (ROOT / "docker-compose.yml").read_text()
+    assert "password@" not in text
+    assert "POSTGRES_PASSWORD:" not in text
+    assert all(set(secret) == {"file"} for secret in COMPOSE["secrets"].values())
+
+
+def test_the_secrets_that_the_file_names_are_made_private_and_never_made_anew(tmp_path):
+    assert set(production.write_secrets(tmp_path)) == set(COMPOSE["secrets"])
+    values = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}
+    assert values["database_password"] in values["database_url"]
+    assert values["broker_password"] in values["broker_url"]
+    assert production.write_secrets(tmp_path) == []
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == values
+
+
+def test_secrets_are_given_to_the_user_who_runs_the_containers(tmp_path):
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    production.write_secrets(tmp_path, owner=1000)
+    assert {path.stat().st_uid for path in tmp_path.iterdir()} == {1000}
+
+
+def test_the_image_holds_every_package_and_is_not_root():
+    lines = (ROOT / "Dockerfile").read_text()
+    for package in ("services", "workers", "shared", "migrations", "benchmarks"):
+        assert f"COPY {package} {package}\n" in lines
+        assert f"!{package}\n" in (ROOT / ".dockerignore").read_text()
+    assert "\nUSER similis\n" in lines
+
+
+class Production:
+    """The processes of compose on this machine: its commands and environment, other addresses."""
+
+    def __init__(self, folder, database_url, broker_url):
+        self.folder, self.port = folder, free_port("127.0.0.1", 0)
+        self.secrets = folder / "secrets"
+        production.write_secrets(self.secrets)
+        (self.secrets / "database_url").write_text(database_url)
+        (self.secrets / "broker_url").write_text(broker_url)
+        self.socket = folder / "v.sock"
+        self.children = {}
+
+    def environment(self, service):
+        here = {
+            "SIMILIS_HOME": str(self.folder / "home"),
+            "SIMILIS_QDRANT__URL": f"unix://{self.socket}",
+            "SIMILIS_API__PORT": str(self.port),
+        }
+        named = {
+            name: value.replace("/run/secrets", str(self.secrets)) for name, value in service["environment"].items()
+        }
+        return {**os.environ, **named, **{name: value for name, value in here.items() if name in named}}
+
+    def argv(self, words):
+        assert words[0] == "similis"
+        return [str(SCRIPT), *(word.replace("/run/secrets", str(self.secrets)) for word in words[1:])]
+
+    def start(self, name, argv=None, env=None):
+        service = SERVICES.get(name, {})
+        with (self.folder / f"{name}.log").open("wb") as log:
+            self.children[name] = subprocess.Popen(
+                argv or self.argv(service["command"]),
+                env=env or self.environment(service),
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+            )
+        return self.children[name]
+
+    def start_vectors(self):
+        """In the place of a Qdrant server, by the command that production has for it."""
+        words = ["similis", "vectors", "--dir", str(self.folder / "vectors"), "--listen", f"unix://{self.socket}"]
+        key = ["--api-key-file", str(self.secrets / "qdrant_api_key")]
+        self.start("qdrant", self.argv([*words, *key]), dict(os.environ))
+        assert until(lambda: connects(self.socket), 20), self.log("qdrant")
+
+    def check(self, name):
+        """The health check of the file, as Docker would run it."""
+        return subprocess.run(
+            self.argv(SERVICES[name]["healthcheck"]["test"][1:]),
+            env=self.environment(SERVICES[name]),
+            check=False,
+        ).returncode
+
+    def readyz(self):
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5) as answer:
+                return answer.status, json.load(answer)
+        except (urllib.error.URLError, ConnectionError):
+            return None, None
+
+    def log(self, name):
+        return (self.folder / f"{name}.log").read_text(errors="replace")[-3000:]
+
+    def stop(self):
+        for name in reversed(self.children):
+            self.children[name].send_signal(signal.SIGTERM)
+        for child in self.children.values():
+            try:
+                child.wait(30)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+
+
+@pytest.fixture
+def started(tmp_path, postgres_url, valkey_url):
+    made = Production(tmp_path, postgres_url, valkey_url)
+    yield made
+    made.stop()
+
+
+def test_the_very_commands_become_ready_against_separate_engines(started):
+    started.start_vectors()
+    assert started.start("migrate").wait(60) == 0, started.log("migrate")
+    for name in ("api", "worker-ingest", "worker-index", "beat"):
+        started.start(name)
+    assert until(lambda: started.readyz()[0] == 200, 60, 0.1), started.log("api")
+    for name in ("worker-ingest", "worker-index", "beat"):
+        assert until(lambda name=name: started.check(name) == 0, 60, 0.2), started.log(name)
+        assert not has_ended(started.children[name])
+    key = (started.secrets / "api_key").read_text()
+    assert ask(started.port, key) == 200
+    assert ask(started.port, "sml_" + "x" * 43) == 401
+
+
+def ask(port, key):
+    request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/studies", headers={"Authorization": f"Bearer {key}"})
+    try:
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_a_migration_may_be_run_twice(started):
+    assert started.start("migrate").wait(60) == 0, started.log("migrate")
+    assert started.start("migrate").wait(60) == 0, started.log("migrate")
+
+
+def test_a_worker_that_never_ran_is_not_healthy(started):
+    assert started.check("worker-ingest") == 1
