@@ -14,10 +14,7 @@ from datetime import UTC, datetime
 from hashlib import sha256
 from typing import Protocol
 
-import sqlalchemy as sa
-
 from shared.errors import Conflict, Invalid
-from shared.store import neighbours
 
 MOST = 1000  #: studies that one walk through the pages may show
 
@@ -47,8 +44,9 @@ class Page:
     seen: tuple[int, ...] = ()
 
 
-def first(connection: sa.Connection) -> Page:
-    return Page(neighbours.now(connection))
+def first(read_at: datetime | None) -> Page:
+    """The first page, as of the moment at which the published pointer was read."""
+    return Page(read_at or datetime.now(UTC))
 
 
 def write(request: Asked, generation_id: int, subject: HasStudy, page: Page, shown: Sequence[Shown]) -> str | None:

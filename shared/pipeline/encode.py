@@ -21,6 +21,7 @@ from sqlalchemy.orm import Session
 from shared.encoder.base import Encoded, Encoder
 from shared.errors import Invalid, Rejected
 from shared.imaging.gates import metadata_gate, pixel_gate
+from shared.imaging.reasons import Reason
 from shared.imaging.recipe import Recipe
 from shared.log import get
 from shared.store import encodings, generations, images, ledger
@@ -32,7 +33,7 @@ from shared.types import Decoded, Job, Status, point_id
 log = get(__name__)
 
 RETRY_S = 20.0  #: an image that failed for our own or a passing reason waits so long, twice as long each time
-PASSING = frozenset({"file_missing", "file_unreadable"})  #: a share that is away comes back
+PASSING = frozenset({Reason.UNREADABLE.value, Reason.SANDBOX.value})  #: a share that is away comes back
 
 
 class Decoder(Protocol):
@@ -240,10 +241,10 @@ def _encode_one(encoder: Encoder, claimed: Claimed, decoded: Decoded) -> Encoded
     try:
         return encoder.encode(decoded.pixels)
     except Invalid:
-        return Verdict(image=claimed, status=Status.FAILED, reason="bad_embedding")
+        return Verdict(image=claimed, status=Status.FAILED, reason="bad-embedding")
     except Exception:
         log.warning("image_failed", image_id=claimed.id, attempt=claimed.attempt, exc_info=True)
-        return _again(claimed, "encoder_error")
+        return _again(claimed, "encoder-error")
 
 
 def _cut(whole: Encoded, part: slice) -> Encoded:

@@ -23,6 +23,7 @@ from sqlalchemy.orm import Session
 from shared.datasets.folder import LabelTable, Row
 from shared.errors import Gate, Invalid, Outcome, Rejected
 from shared.imaging.pseudonym import patient_key
+from shared.imaging.reasons import Reason, failed
 from shared.imaging.sandbox import Inspected
 from shared.store import files, studies
 from shared.store.files import Record, Seen
@@ -99,7 +100,7 @@ def identify(inspected: Inspected, row: Row | None, secret: bytes) -> Header:
     """The header with what a table says of it; a plain image has its study and patient from the table alone."""
     header = inspected.header
     if header is None:
-        raise Rejected(Outcome.FAILED, "no_header")
+        raise failed(Reason.NOT_A_STUDY_OBJECT)
     if row is None or inspected.kind == "dicom":
         return header
     changes: dict[str, object] = {
@@ -146,13 +147,13 @@ def decide(incoming: Incoming, known: Known | None, patient: bytes, policy: str)
     """The stated policy, as one table; nothing here touches the database."""
     if patient != incoming.patient_key:
         # two patients under one StudyInstanceUID: never merged silently
-        return Verdict(Outcome.QUARANTINED, "nothing", "patient_conflict", Gate.METADATA)
+        return Verdict(Outcome.QUARANTINED, "nothing", "patient-conflict", Gate.METADATA)
     if known is None:
         return Verdict("taken", "insert")
     if known.patient_key != incoming.patient_key:
-        return Verdict(Outcome.QUARANTINED, "nothing", "patient_conflict", Gate.METADATA)
+        return Verdict(Outcome.QUARANTINED, "nothing", "patient-conflict", Gate.METADATA)
     if known.status in (Status.DELETED, Status.REJECTED):
-        return Verdict("kept", "nothing", f"was_{known.status}")
+        return Verdict("kept", "nothing", f"was-{known.status}")
     same_source = known.path == incoming.path
     if known.digest == incoming.digest:
         labels = (incoming.labels.birads, incoming.labels.density, incoming.labels.pathology, incoming.labels.extra)
@@ -160,7 +161,7 @@ def decide(incoming: Incoming, known: Known | None, patient: bytes, policy: str)
         return Verdict("taken" if same_source else "same", act)
     if policy == "always" or (policy == "same_source" and same_source):
         return Verdict("taken", "replace")
-    return Verdict("kept", "nothing", "other_bytes")
+    return Verdict("kept", "nothing", "other-bytes")
 
 
 def register(
@@ -183,7 +184,10 @@ def register(
             records.append(_refused(seen, refusal, digest))
             continue
         key = patient_key(
-            rules.secret, header.issuer_of_patient_id, header.patient_id or f"study:{header.study_instance_uid}"
+            rules.secret,
+            header.issuer_of_patient_id,
+            header.patient_id,
+            study_instance_uid=header.study_instance_uid,
         )
         labels = row.labels if row is not None else Labels()
         incoming = Incoming(header=header, patient_key=key, digest=inspected.digest, path=seen.path, labels=labels)

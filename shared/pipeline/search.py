@@ -237,7 +237,7 @@ def _rank(
 ) -> list[Ranking]:
     if request.cursor is not None and len(subjects) != 1:
         raise Invalid("a cursor belongs to one query")
-    page = cursor.read(request, live.generation_id, subjects[0]) if request.cursor else cursor.first(connection)
+    page = cursor.read(request, live.generation_id, subjects[0]) if request.cursor else cursor.first(live.read_at)
     depth = min(max(DEPTH * request.k, 40), 1000)
     queries = [q for subject in subjects for q in _queries(subject, request, page, depth)]
     asked = time.perf_counter()
@@ -312,12 +312,12 @@ def _same_view(image: QueryImage, request: Request) -> tuple[Condition, ...]:
 
 
 def _hidden(connection: sa.Connection, subject: Subject, request: Request) -> tuple[int, int]:
-    patients = [subject.patient_key] if "patient" in request.exclude and subject.patient_key else []
-    studies = [subject.study_id] if "study" in request.exclude and subject.study_id is not None else []
-    images = list(subject.image_ids) if "self" in request.exclude else []
-    if not (patients or studies or images):
-        return 0, 0
-    return neighbours.hidden(connection, patients=patients, studies=studies, images=images)
+    return neighbours.hidden(
+        connection,
+        patient_key=subject.patient_key if "patient" in request.exclude else None,
+        study_id=subject.study_id if "study" in request.exclude else None,
+        image_ids=subject.image_ids if "self" in request.exclude else (),
+    )
 
 
 def group(subject: Subject, answers: Sequence[Answer], rows: Mapping[uuid.UUID, HitRow]) -> list[Found]:
@@ -326,40 +326,36 @@ def group(subject: Subject, answers: Sequence[Answer], rows: Mapping[uuid.UUID, 
     A study's score is the mean, over the query images, of the best match found in it. Where a query image
     found nothing in that study, the lowest score of its list stands in: whatever was not returned lies below.
     """
-    pairs: dict[int, dict[int, Pair]] = {}
+    best: dict[int, dict[int, tuple[bool, float, HitRow]]] = {}  # study, query image: same view, score, hit
     for position, (image, answer) in enumerate(zip(subject.images, answers, strict=True)):
         for hit in answer.hits:
             row = rows.get(hit.id)
             if row is None:
                 continue
-            best = pairs.setdefault(row.study_id, {})
-            pair = Pair(query=image, hit=row, score=hit.score)
-            if position not in best or _closer(pair, best[position]):
-                best[position] = pair
+            matches = best.setdefault(row.study_id, {})
+            candidate = (_same_view_of(image, row), hit.score, row)
+            if position not in matches or candidate[:2] > matches[position][:2]:
+                matches[position] = candidate
     floors = [min((hit.score for hit in answer.hits), default=0.0) for answer in answers]
-    found = []
-    for study_id, best in pairs.items():
-        any_row = next(iter(best.values())).hit
-        scores = [best[i].score if i in best else floor for i, floor in enumerate(floors)]
-        found.append(
-            Found(
-                study_id=study_id,
-                study_uid=any_row.study_uid,
-                study_date=any_row.study_date,
-                score=float(np.mean(scores)),
-                pairs=tuple(best[i] for i in sorted(best)),
-            )
-        )
-    return sorted(found, key=lambda study: (-study.score, study.study_uid))
-
-
-def _closer(new: Pair, old: Pair) -> bool:
-    """The same view is preferred for the pair that is shown; within that, the higher score."""
-    return (_same(new), new.score) > (_same(old), old.score)
-
-
-def _same(pair: Pair) -> bool:
-    return pair.query.view is not None and (pair.query.view, pair.query.laterality) == (
-        pair.hit.view,
-        pair.hit.laterality,
+    return sorted(
+        (_found(subject, matches, floors) for matches in best.values()),
+        key=lambda study: (-study.score, study.study_uid),
     )
+
+
+def _found(subject: Subject, matches: Mapping[int, tuple[bool, float, HitRow]], floors: Sequence[float]) -> Found:
+    scores = [matches[i][1] if i in matches else floor for i, floor in enumerate(floors)]
+    pairs = tuple(Pair(query=subject.images[i], hit=matches[i][2], score=matches[i][1]) for i in sorted(matches))
+    row = pairs[0].hit
+    return Found(
+        study_id=row.study_id,
+        study_uid=row.study_uid,
+        study_date=row.study_date,
+        score=sum(scores) / len(scores),
+        pairs=pairs,
+    )
+
+
+def _same_view_of(image: QueryImage, row: HitRow) -> bool:
+    """The same view is preferred for the pair that counts; within that, the higher score."""
+    return image.view is not None and image.view == row.view and image.laterality == row.laterality

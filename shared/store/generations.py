@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
@@ -21,10 +22,11 @@ class Published:
     fingerprint: str
     folder: str
     card: Mapping[str, Any]
+    read_at: datetime | None = None  #: when the pointer was read, by the database's clock
 
 
 _PUBLISHED = sa.text(
-    "SELECT g.id, g.collection, m.id, m.fingerprint, m.folder, m.card FROM live l "
+    "SELECT g.id, g.collection, m.id, m.fingerprint, m.folder, m.card, clock_timestamp() FROM live l "
     "JOIN generation g ON g.id = l.generation_id JOIN model m ON m.id = g.model_id"
 )
 

@@ -179,4 +179,4 @@ def due(db: Session | sa.Connection, max_attempts: int) -> tuple[int, float | No
 
 
 def statuses(db: Session | sa.Connection) -> dict[str, int]:
-    return dict((row[0], row[1]) for row in db.execute(sa.text("SELECT status, count(*) FROM image GROUP BY status")))
+    return {row[0]: row[1] for row in db.execute(sa.text("SELECT status, count(*) FROM image GROUP BY status"))}

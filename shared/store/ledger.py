@@ -156,7 +156,7 @@ def held(db: Session | sa.Connection, generation_id: int) -> dict[uuid.UUID, int
         ),
         {"generation": generation_id},
     )
-    return dict((row[0], row[1]) for row in rows)
+    return {row[0]: row[1] for row in rows}
 
 
 def oldest_pending_s(db: Session | sa.Connection) -> float | None:

@@ -93,25 +93,34 @@ def behind(
     return {row.point_id: HitRow(*row) for row in connection.execute(_BEHIND, values)}
 
 
-_HIDDEN = sa.text(
-    """
-    SELECT count(DISTINCT s.id), count(*)
-    FROM study s JOIN image i ON i.study_id = s.id AND i.status IN ('encoded', 'released')
-    WHERE s.patient_key = ANY(CAST(:patients AS bytea[])) OR s.id = ANY(CAST(:studies AS bigint[]))
-       OR i.id = ANY(CAST(:images AS bigint[]))
-    """
-)
+_HIDDEN = {
+    column: sa.text(
+        "SELECT count(DISTINCT s.id), count(*) FROM study s JOIN image i ON i.study_id = s.id "  # noqa: S608 - a constant
+        f"AND i.status IN ('encoded', 'released') WHERE {column} = ANY(:values)"
+    )
+    for column in ("s.patient_key", "s.id", "i.id")
+}
 
 
 def hidden(
-    connection: sa.Connection, *, patients: Sequence[bytes], studies: Sequence[int], images: Sequence[int]
+    connection: sa.Connection,
+    *,
+    patient_key: bytes | None = None,
+    study_id: int | None = None,
+    image_ids: Sequence[int] = (),
 ) -> tuple[int, int]:
-    """How many studies and images an exclusion keeps out of sight."""
-    row = connection.execute(
-        _HIDDEN, {"patients": list(patients), "studies": list(studies), "images": list(images)}
-    ).one()
+    """How many studies and images the widest of these exclusions keeps out of sight.
+
+    A patient's images include the study's, and a study's its own; so one indexed look-up tells all.
+    """
+    values: Sequence[bytes | int]
+    if patient_key is not None:
+        statement, values = _HIDDEN["s.patient_key"], [patient_key]
+    elif study_id is not None:
+        statement, values = _HIDDEN["s.id"], [study_id]
+    elif image_ids:
+        statement, values = _HIDDEN["i.id"], image_ids
+    else:
+        return 0, 0
+    row = connection.execute(statement, {"values": list(values)}).one()
     return row[0], row[1]
-
-
-def now(connection: sa.Connection) -> datetime:
-    return connection.execute(sa.text("SELECT clock_timestamp()")).scalar_one()  # type: ignore[no-any-return]
