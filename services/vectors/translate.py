@@ -4,7 +4,6 @@ Every request is walked against `ALLOWED`, message by message: a field that is s
 be ignored without a word (a score threshold, a shard key, a prefetch), and the answer would be a different one.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
@@ -58,8 +57,8 @@ ALLOWED: Final[Mapping[str, frozenset[str]]] = {
         "QueryPoints": "collection_name query using filter params limit with_payload",
         "Query": "nearest",
         "VectorInput": "dense",
-        "SearchParams": "hnsw_ef exact quantization",
-        "QuantizationSearchParams": "rescore oversampling",
+        "SearchParams": "hnsw_ef exact quantization indexed_only",
+        "QuantizationSearchParams": "ignore rescore oversampling",
         "Filter": "should must must_not",
         "Condition": "field has_id filter",
         "FieldCondition": "key match range",
@@ -213,7 +212,7 @@ def vector_of(message: pb.DenseVector, size: int) -> NDArray[np.float32]:
         raise wrong(f"a vector has {len(message.data)} dimensions, the collection {size}")
     # a packed repeated float is the array's own bytes, after one tag and the length
     vector = np.frombuffer(message.SerializeToString()[-4 * size :], dtype="<f4")
-    if not math.isfinite(float(vector @ vector)) and not np.isfinite(vector).all():
+    if not np.isfinite(vector).all():
         raise wrong("a vector holds NaN or infinity")
     return vector
 
@@ -271,10 +270,16 @@ def _search_params(message: pb.SearchParams) -> edge.SearchParams:
     quantization = None
     if message.HasField("quantization"):
         quantization = edge.QuantizationSearchParams(
+            ignore=message.quantization.ignore,
             rescore=_optional(message.quantization, "rescore"),
             oversampling=_optional(message.quantization, "oversampling"),
         )
-    return edge.SearchParams(hnsw_ef=message.hnsw_ef or None, exact=message.exact, quantization=quantization)
+    return edge.SearchParams(
+        hnsw_ef=message.hnsw_ef or None,
+        exact=message.exact,
+        quantization=quantization,
+        indexed_only=message.indexed_only,
+    )
 
 
 def payload_of(message: pb.WithPayloadSelector) -> bool | list[str]:

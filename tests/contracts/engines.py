@@ -191,7 +191,7 @@ class VectorsProcess:
         self._key = folder / "key"
         self._key.write_text(KEY, encoding="utf-8")
         # a socket's path is at most 107 bytes: the test's own folder may be deeper
-        self._socket = Path(f"/tmp/similis-{uuid.uuid4().hex[:12]}.sock")
+        self.socket = Path(f"/tmp/similis-{uuid.uuid4().hex[:12]}.sock")
         self.process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -200,7 +200,7 @@ class VectorsProcess:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "services.vectors", "--dir", str(self.data)]
-        command += ["--listen", f"unix:{self._socket}", "--api-key-file", str(self._key)]
+        command += ["--listen", f"unix:{self.socket}", "--api-key-file", str(self._key)]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         with contextlib.closing(self.store()) as store:
             until = time.monotonic() + 30
@@ -212,7 +212,7 @@ class VectorsProcess:
                         raise
 
     def store(self, key: str = KEY) -> QdrantStore:
-        return QdrantStore(f"unix://{self._socket}", key)
+        return QdrantStore(f"unix://{self.socket}", key)
 
     def kill(self) -> None:
         assert self.process is not None
@@ -223,7 +223,7 @@ class VectorsProcess:
         assert self.process is not None
         self.process.terminate()
         code = self.process.wait(timeout=20)
-        self._socket.unlink(missing_ok=True)
+        self.socket.unlink(missing_ok=True)
         return code
 
 

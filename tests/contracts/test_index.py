@@ -184,7 +184,7 @@ def test_distance_scores_are_negative_and_zero_at_best(make: Callable[..., Index
     assert [hit.score for hit in hits] == pytest.approx([0, -5, -10])
 
 
-@pytest.mark.parametrize("case", FILTERS)
+@pytest.mark.parametrize("case", list(FILTERS))
 def test_filters_are_those_of_the_twin(make: Callable[..., Index], case: str) -> None:
     index, points = make(), gallery(240)
     index.write(points)
@@ -277,7 +277,7 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("case", BAD)
+@pytest.mark.parametrize("case", list(BAD))
 def test_a_bad_vector_is_refused_and_leaves_nothing(make: Callable[..., Index], case: str) -> None:
     index, good = make(), gallery(3)
     bad = Point(id=id_of(99), vector=BAD[case], payload={"revision": 1})

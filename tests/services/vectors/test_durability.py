@@ -1,0 +1,197 @@
+"""No acknowledged point is lost, whenever the process dies: in a write, while optimising, half way to a file."""
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+
+from services.vectors import optimize, translate
+from services.vectors.shards import Shards
+from shared.errors import SimilisError
+from shared.index import checks, wire
+from shared.index.base import Exact, Index, Point, Query, Spec
+from tests.contracts import engines
+from tests.contracts.test_index import gallery, id_of, matrix
+
+DIM = 32
+SPEC = Spec(dim=DIM)
+
+
+def revised(numbers: range, revision: int) -> list[Point]:
+    rows = matrix(len(numbers), seed=1_000_000 * revision + numbers.start)
+    return [
+        Point(id=id_of(number), vector=row, payload={"revision": revision})
+        for number, row in zip(numbers, rows, strict=True)
+    ]
+
+
+def until(claim: Callable[[], bool], seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not claim():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def assert_holds(index: Index, want: dict[int, int]) -> None:
+    """Exactly these numbers, each at least at this revision, each found by its own vector."""
+    held = dict(entry for part in index.scan() for entry in part)
+    assert held.keys() == {id_of(number) for number in want}
+    assert all(held[id_of(number)] >= revision for number, revision in want.items())
+    sample = index.get([id_of(number) for number in sorted(want)[:: max(1, len(want) // 40)]])
+    answers = index.search([Query(vector=point.vector, limit=1, accuracy=Exact()) for point in sample])
+    assert [answer.hits[0].id for answer in answers] == [point.id for point in sample]
+
+
+def test_a_kill_during_writes_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
+    chance = random.Random(5)
+    acknowledged: dict[int, int] = {}
+    with engines.vectors_process(tmp_path) as running:
+        for life in range(5):
+            with closing(running.store()) as store:
+                index = store.create("a", SPEC)
+                killer = threading.Timer(chance.uniform(0.1, 0.5), running.kill)
+                killer.start()
+                sent: dict[int, int] = {}
+                with suppress(SimilisError):
+                    for start in range(0, 1_000_000, 50):
+                        numbers = range(start % 1000, start % 1000 + 50)
+                        sent = dict.fromkeys(numbers, life * 100_000 + start + 1)
+                        index.write(revised(numbers, sent[numbers[0]]))
+                        acknowledged.update(sent)
+                killer.join()
+            running.start()
+            with closing(running.store()) as store:
+                index = store.open("a")
+                for number in sent:  # what was on its way may or may not have arrived
+                    if number not in acknowledged and index.get([id_of(number)]):
+                        acknowledged[number] = 0
+                assert_holds(index, acknowledged)
+
+
+def test_a_kill_while_optimising_loses_nothing_and_leaves_nothing(tmp_path: Path) -> None:
+    with engines.vectors_process(tmp_path) as running:
+        for wait_s in (0.0, 0.3, 1.0):
+            with closing(running.store()) as store:
+                index = store.create("a", SPEC)
+                index.write(gallery(3000, revision=1 + round(10 * wait_s)))
+                until(lambda: len(list(running.data.glob("a/shard.*"))) > 1)
+                index.write(revised(range(3000, 3050), 50))
+                index.delete([id_of(0)])
+                time.sleep(wait_s)
+                running.kill()
+            running.start()
+            assert len(list(running.data.glob("a/shard.*"))) >= 1
+            with closing(running.store()) as store:
+                assert_holds(
+                    store.open("a"), {**dict.fromkeys(range(1, 3000), 1), **dict.fromkeys(range(3000, 3050), 50)}
+                )
+                store.drop("a")
+
+
+def test_what_is_written_and_deleted_while_optimising_is_in_the_new_shard(tmp_path: Path) -> None:
+    with engines.vectors_process(tmp_path) as running, closing(running.store()) as store:
+        index = store.create("a", SPEC)
+        index.write(gallery(3000))
+        until(lambda: len(list(running.data.glob("a/shard.*"))) > 1)
+        first = (running.data / "a" / "current").readlink()
+        want = dict.fromkeys(range(3000), 1)
+        while (running.data / "a" / "current").readlink() == first:
+            fresh = max(want) + 1
+            index.write(revised(range(fresh, fresh + 20), 2))
+            index.write(revised(range(fresh - 2500, fresh - 2490), 7))
+            index.delete([id_of(fresh - 2900)])
+            want.update(
+                dict.fromkeys(range(fresh, fresh + 20), 2) | dict.fromkeys(range(fresh - 2500, fresh - 2490), 7)
+            )
+            want.pop(fresh - 2900, None)
+        assert_holds(index, want)
+        until(lambda: len(list(running.data.glob("a/shard.*"))) == 1)
+        running.kill()
+        running.start()
+        assert_holds(store.open("a"), want)
+
+
+def test_a_collection_dropped_while_it_is_optimised_is_gone(tmp_path: Path) -> None:
+    with engines.vectors_process(tmp_path) as running, closing(running.store()) as store:
+        index = store.create("a", SPEC)
+        index.write(gallery(3000))
+        until(lambda: len(list(running.data.glob("a/shard.*"))) > 1)
+        store.drop("a")
+        assert [path.name for path in running.data.iterdir()] == ["lock"]
+        store.create("a", SPEC).write(gallery(10))
+        assert store.open("a").count() == 10
+
+
+def test_a_stop_while_optimising_is_quick_and_clean(tmp_path: Path) -> None:
+    with engines.vectors_process(tmp_path) as running:
+        with closing(running.store()) as store:
+            store.create("a", SPEC).write(gallery(3000))
+            until(lambda: len(list(running.data.glob("a/shard.*"))) > 1)
+        started = time.monotonic()
+        assert running.stop() == 0
+        assert time.monotonic() - started < 5
+        assert len(list(running.data.glob("a/shard.*"))) == 1
+
+
+def test_what_a_kill_left_half_made_is_removed_at_the_start(tmp_path: Path) -> None:
+    held = Shards(tmp_path)
+    held.create(wire.create("a", SPEC))
+    write(held, gallery(10))
+    held.close()
+    for left in ("a/shard.7/segments", ".new.b/shard.0", ".gone.c/shard.0"):
+        (tmp_path / left).mkdir(parents=True)
+        (tmp_path / left / "file").write_bytes(b"half")
+    held = Shards(tmp_path)
+    assert held.names() == ["a"]
+    assert held.get("a").read(lambda shard: shard.info().points_count) == 10
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "lock"]
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["collection.json", "current", "shard.0"]
+    held.close()
+
+
+def write(held: Shards, points: list[Point]) -> None:
+    vectors = checks.prepare(SPEC, [point.vector for point in points])
+    request = wire.upsert("a", points, vectors)
+    listed = [translate.point_of(point, {"dense": DIM}) for point in request.points]
+    held.get("a").write(
+        translate.edge.UpdateOperation.upsert_points(listed), [point.id.uuid for point in request.points]
+    )
+
+
+def test_the_child_links_what_is_there_and_says_when_there_is_nothing(tmp_path: Path) -> None:
+    held = Shards(tmp_path)
+    held.create(wire.create("a", SPEC))
+    write(held, gallery(300))
+    shard = held.get("a").path
+    held.close()
+    command = [sys.executable, "-m", "services.vectors.optimize", str(shard)]
+    parent = str(Path("/proc/self").resolve().name)
+    assert subprocess.run([*command, parent], check=False).returncode == 0
+    assert subprocess.run([*command, parent], check=False).returncode == optimize.NOTHING_TO_DO
+    held = Shards(tmp_path)
+    assert held.get("a").unindexed() == 0
+    held.close()
+
+
+def test_a_child_whose_parent_is_gone_touches_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "services.vectors.optimize", str(tmp_path / "none"), "1"]
+    assert subprocess.run(command, check=False).returncode == 1
+
+
+def test_the_sparse_copy_is_the_shard(tmp_path: Path) -> None:
+    held = Shards(tmp_path / "data")
+    held.create(wire.create("a", SPEC))
+    write(held, gallery(100))
+    source = held.get("a").path
+    optimize.copy(source, tmp_path / "copy")
+    files = [path.relative_to(source) for path in source.rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        assert (source / path).read_bytes() == (tmp_path / "copy" / path).read_bytes()
+    taken = sum(path.stat().st_blocks for path in (tmp_path / "copy").rglob("*")) * 512
+    assert taken < 40 * 2**20
+    held.close()

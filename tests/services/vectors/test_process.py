@@ -1,0 +1,180 @@
+"""The vectors process as the supervisor and an attacker on the same machine see it."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import grpc
+import numpy as np
+import pytest
+from qdrant_client import grpc as pb
+
+from services.vectors import shards
+from shared.errors import Denied, Invalid, Unavailable
+from shared.index import wire
+from shared.index.base import Point, Query, Spec
+from shared.index.qdrant import QdrantStore, translated
+from tests.contracts import engines
+from tests.contracts.test_index import gallery, id_of, matrix
+
+DIM = 32
+
+
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[engines.VectorsProcess]:
+    with engines.vectors_process(tmp_path_factory.mktemp("vectors")) as process:
+        yield process
+
+
+@pytest.mark.parametrize("key", ["", "another-key-of-some-length", engines.KEY + "x", engines.KEY[:-1]])
+def test_a_call_without_the_key_is_refused(running: engines.VectorsProcess, key: str) -> None:
+    with closing(running.store(key)) as store:
+        with pytest.raises(Denied, match="refuses our key"):
+            store.names()
+        with pytest.raises(Unavailable):
+            store.ping()
+
+
+def test_the_health_check_answers_whoever_has_the_key(running: engines.VectorsProcess) -> None:
+    with grpc.insecure_channel(f"unix://{running.socket}") as channel:
+        stub = pb.QdrantStub(channel)
+        assert "Edge" in stub.HealthCheck(pb.HealthCheckRequest(), metadata=[("api-key", engines.KEY)]).title
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.HealthCheck(pb.HealthCheckRequest())
+    assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+def test_an_unimplemented_field_or_call_is_refused_over_the_wire(running: engines.VectorsProcess) -> None:
+    metadata = [("api-key", engines.KEY)]
+    with closing(running.store()) as store, grpc.insecure_channel(f"unix://{running.socket}") as channel:
+        store.create("loud", Spec(dim=DIM))
+        stub = pb.PointsStub(channel)
+        request = pb.QueryBatchPoints(collection_name="loud")
+        request.query_points.add(score_threshold=0.5)
+        with pytest.raises(grpc.RpcError) as field:
+            stub.QueryBatch(request, metadata=metadata)
+        with pytest.raises(grpc.RpcError) as call:
+            stub.Facet(pb.FacetCounts(collection_name="loud"), metadata=metadata)
+        store.drop("loud")
+    assert field.value.code() is call.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "QueryPoints.score_threshold" in field.value.details()
+    assert isinstance(translated(field.value), Invalid)
+
+
+def test_other_optimiser_settings_than_those_it_was_made_with_are_refused(running: engines.VectorsProcess) -> None:
+    with closing(running.store()) as store, grpc.insecure_channel(f"unix://{running.socket}") as channel:
+        store.create("fixed", Spec(dim=DIM))
+        changed = pb.OptimizersConfigDiff(indexing_threshold=1)
+        request = pb.UpdateCollection(collection_name="fixed", optimizers_config=changed)
+        with pytest.raises(grpc.RpcError, match="cannot be changed"):
+            pb.CollectionsStub(channel).Update(request, metadata=[("api-key", engines.KEY)])
+        store.drop("fixed")
+
+
+def test_the_socket_and_the_folder_are_their_owners_alone(running: engines.VectorsProcess) -> None:
+    assert running.socket.stat().st_mode & 0o077 == 0
+    assert running.data.stat().st_mode & 0o077 == 0
+
+
+def test_a_second_process_on_the_folder_is_refused_with_a_sentence(running: engines.VectorsProcess) -> None:
+    command = [sys.executable, "-m", "services.vectors", "--dir", str(running.data)]
+    command += ["--listen", "127.0.0.1:0", "--api-key-file", str(running.folder / "key")]
+    second = subprocess.run(command, capture_output=True, timeout=30, check=False)
+    assert second.returncode == 4
+    assert b"another process holds this folder" in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("listen", "key", "reason"),
+    [("0.0.0.0:6334", engines.KEY, b"loopback"), ("127.0.0.1:0", "short", b"16 characters")],
+)
+def test_an_open_door_is_refused(tmp_path: Path, listen: str, key: str, reason: bytes) -> None:
+    (tmp_path / "key").write_text(key)
+    command = [sys.executable, "-m", "services.vectors", "--dir", str(tmp_path / "data")]
+    command += ["--listen", listen, "--api-key-file", str(tmp_path / "key")]
+    done = subprocess.run(command, capture_output=True, timeout=30, check=False)
+    assert done.returncode == 2
+    assert reason in done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_with_zero_when_asked(tmp_path: Path, number: int) -> None:
+    with engines.vectors_process(tmp_path) as running:
+        with closing(running.store()) as store:
+            store.create("a", Spec(dim=DIM)).write(gallery(50))
+        os.kill(running.process.pid, number)
+        assert running.process.wait(timeout=10) == 0
+
+
+def test_a_nearly_full_disk_is_refused_before_edge_meets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = shards.Shards(tmp_path / "data")
+    held.create(wire.create("a", Spec(dim=DIM)))
+    monkeypatch.setattr(shards, "MIN_FREE_BYTES", 2**62)
+    with pytest.raises(shards.Refused) as caught:
+        held.get("a").write(None, [])
+    assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    held.close()
+
+
+class Status(grpc.RpcError):
+    def __init__(self, code: grpc.StatusCode) -> None:
+        super().__init__()
+        self._code = code
+
+    def code(self) -> grpc.StatusCode:
+        return self._code
+
+    def details(self) -> str:
+        return "what the engine says"
+
+
+@pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
+def test_every_status_has_an_error_and_only_the_callers_own_quote_the_engine(code: grpc.StatusCode) -> None:
+    error = translated(Status(code))
+    assert ("what the engine says" in str(error)) == (not isinstance(error, Unavailable | Denied))
+
+
+def test_an_engine_that_is_not_there_is_unavailable_within_two_seconds(tmp_path: Path) -> None:
+    with closing(QdrantStore(f"unix://{tmp_path}/nobody", "k")) as store:
+        started = time.monotonic()
+        with pytest.raises(Unavailable):
+            store.ping()
+        assert time.monotonic() - started < 2
+
+
+def test_a_call_waits_for_an_engine_that_is_back_soon(tmp_path: Path) -> None:
+    with engines.vectors_process(tmp_path) as running, closing(running.store()) as store:
+        index = store.create("a", Spec(dim=DIM))
+        index.write(gallery(20))
+        running.kill()
+        running.start()
+        assert index.search([Query(vector=matrix(1)[0], limit=3)])[0].hits
+
+
+def test_an_address_that_is_none_is_refused() -> None:
+    for url in ("localhost:6334", "ftp://host", "unix:relative", ""):
+        with pytest.raises(Invalid):
+            QdrantStore(url)
+
+
+def test_a_collection_of_somebody_else_is_not_taken_for_ours(running: engines.VectorsProcess) -> None:
+    request = wire.create("foreign", Spec(dim=DIM))
+    request.ClearField("metadata")
+    with grpc.insecure_channel(f"unix://{running.socket}") as channel, closing(running.store()) as store:
+        pb.CollectionsStub(channel).Create(request, metadata=[("api-key", engines.KEY)])
+        with pytest.raises(Exception, match="Similis did not make it"):
+            store.open("foreign")
+        store.drop("foreign")
+
+
+def test_a_zero_vector_never_reaches_edge_unseen(running: engines.VectorsProcess) -> None:
+    with closing(running.store()) as store:
+        index = store.create("zero", Spec(dim=DIM))
+        with pytest.raises(Invalid):
+            index.write([Point(id=id_of(1), vector=np.zeros(DIM, np.float32), payload={"revision": 1})])
+        store.drop("zero")
