@@ -72,6 +72,7 @@ def configure(role: str, *, json: bool = True, level: str = "INFO") -> None:
         )
     )
     handler.addFilter(_Safe())
+    logging.raiseExceptions = False  # else a handler that fails prints the whole exception, with its values
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)

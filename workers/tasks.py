@@ -12,23 +12,32 @@ from workers.app import app
 log = get(__name__)
 
 
-def task(job: Job) -> Callable[[Callable[[], None]], Callable[[], None]]:
-    """Register a function under the job's name.
+Task = Callable[[], None]
 
-    What is behind us being away is no failure of the task: the rows stand, the sweep rings again. Nothing else
-    may pass either, because a MemoryError that reaches Celery ends the whole worker.
+
+def guard(job: Job, function: Task) -> Task:
+    """The function, with nothing passing to Celery: a MemoryError that reaches it ends the whole worker.
+
+    What is behind us being away is no failure of the task: the rows stand, and the sweep rings again.
     """
 
-    def declare(function: Callable[[], None]) -> Callable[[], None]:
-        def run() -> None:
-            with structlog.contextvars.bound_contextvars(task=job.value):
-                try:
-                    function()
-                except Unavailable as error:
-                    log.warning("task_waits", reason=str(error))
-                except Exception:
-                    log.exception("task_failed")
+    def run() -> None:
+        with structlog.contextvars.bound_contextvars(task=job.value):
+            try:
+                function()
+            except Unavailable as error:
+                log.warning("task_waits", reason=str(error))
+            except Exception:
+                log.exception("task_failed")
 
+    return run
+
+
+def task(job: Job) -> Callable[[Task], Task]:
+    """Register a function under the job's name."""
+
+    def declare(function: Task) -> Task:
+        run = guard(job, function)
         app.task(run, name=job.value)
         return run
 
