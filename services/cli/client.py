@@ -164,7 +164,8 @@ def _error(response: "httpx.Response") -> SimilisError:
     if not isinstance(problem, dict):
         problem = {}
     said = problem.get("detail") or problem.get("title") or f"the server answered {response.status_code}"
-    places = [str(item.get("message") or item.get("detail") or item) for item in problem.get("errors") or [] if item]
+    wrong = [item for item in problem.get("errors") or [] if isinstance(item, dict)]
+    places = [f"{item.get('where', '?')}: {item.get('message', 'wrong')}" for item in wrong]
     text = "; ".join(dict.fromkeys([str(said), *places]))
     kind = BY_STATUS.get(response.status_code, SimilisError)
     if issubclass(kind, Unavailable | Throttled):

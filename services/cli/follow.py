@@ -2,7 +2,7 @@
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from services.cli.client import Answer, Client, part
-from services.cli.terminal import err, say, shown, table, tell
+from services.cli.terminal import err, say, table, tell
 
 POLL_S = 0.5
 PLAIN_EVERY_S = 15.0  #: without a terminal, a line comes so often at most, or at each quarter
@@ -185,13 +185,14 @@ def follow(client: Client, operation_id: str, *, poll_s: float = POLL_S) -> Answ
 def summarise(answer: Answer) -> None:
     """What became of the files, on stdout: one row per outcome, gate and reason."""
     operation = Operation.of(answer)
-    rows: list[Sequence[Any]] = sorted(operation.outcomes, key=lambda row: (-row[3], row))
+    told = sorted(answer.get("outcomes") or [], key=lambda row: -row["count"])
+    rows = [(row["outcome"], row.get("gate"), row.get("reason"), row["count"], row.get("explanation")) for row in told]
     if operation.unchanged:
-        rows.append(("unchanged", "", "known since an earlier intake", operation.unchanged))
+        rows.append(("unchanged", "", "", operation.unchanged, "known since an earlier intake"))
     if operation.counts.get("settling"):
-        rows.append(("settling", "", "may still be written; looked at again", operation.counts["settling"]))
+        rows.append(("settling", "", "", operation.counts["settling"], "perhaps still being written; looked at again"))
     if rows:
-        table(("outcome", "gate", "reason", "files"), rows, right=("files",))
-    took = f" in {shown(answer.get('took_s'))} s" if answer.get("took_s") else ""
+        table(("outcome", "gate", "reason", "files", "meaning"), rows, right=("files",))
+    took = f" in {answer['took_s']:.1f} s" if answer.get("took_s") and operation.ended else ""
     ending = f": {operation.error}" if operation.error else ""
     tell(f"operation {operation.id} {operation.state}{took}{ending}")

@@ -3,8 +3,10 @@
 Exit codes: 0 done, 1 error, 2 usage, 3 not found, 4 conflict, 5 invalid input, 6 findings present, 130 interrupted.
 """
 
+import functools
 import importlib
 import sys
+from collections.abc import Sequence
 
 import typer
 
@@ -28,11 +30,18 @@ def exit_code(error: SimilisError) -> int:
     return next(EXIT_CODES[kind] for kind in type(error).__mro__ if kind in EXIT_CODES)
 
 
-def main() -> None:
+@functools.cache
+def rooms() -> typer.Typer:
+    """The app with every room's commands."""
     for room in ROOMS:
         importlib.import_module(f"services.cli.{room}").register(app)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run one command line; ends the process with its exit code."""
     try:
-        app()
+        rooms()(args=argv)
     except SimilisError as error:
         sys.stderr.write(f"similis: {error}\n")
         raise SystemExit(exit_code(error)) from None

@@ -80,21 +80,24 @@ def like_image(client: Client, path: Path, **asked: Any) -> Answer:  # noqa: ANN
 
 def present(answer: Answer) -> None:
     """The ranking as a table, best first, and a line about who answered."""
+    views_known = any(image.get("view") for image in (answer.get("query") or {}).get("images") or [])
     rows = [
         (
-            study.get("rank", place),
+            study["rank"],
             f"{study['score']:.4f}",
             study["study_instance_uid"],
-            study.get("study_date"),
-            labelled(study.get("labels") or {}),
-            "  ".join(pair(match) for match in (study.get("matches") or [])[:4]),
+            study["study_date"],
+            labelled(study["labels"]),
+            "  ".join(pair(match, views_known=views_known) for match in study["matches"][:4]),
         )
-        for place, study in enumerate(answer["studies"], 1)
+        for study in answer["studies"]
     ]
     if rows:
         table(("rank", "score", "study", "date", "labels", "matched images"), rows, right=("rank", "score"))
     else:
         tell("no study is left to compare with: see --exclude and the filters")
+    if any("*" in row[-1] for row in rows):
+        tell("* another view than the image it was compared with")
     _who_answered(answer)
 
 
@@ -106,28 +109,25 @@ def labelled(labels: Answer) -> str:
     )
 
 
-def pair(match: Answer) -> str:
+def pair(match: Answer, *, views_known: bool = True) -> str:
     """`L-MLO 0.93`: the found image, marked where it is another view than the one asked with."""
     side, view = match.get("laterality") or "", match.get("view") or ""
     name = "-".join(text for text in (side, view) if text) or match.get("modality") or "image"
-    return f"{name}{'' if match.get('same_view', True) else '*'} {match['score']:.2f}"
+    other = views_known and not match["same_view"]
+    return f"{name} {match['score']:.2f}{'*' if other else ''}"
 
 
 def _who_answered(answer: Answer) -> None:
-    model, hidden = answer.get("model") or {}, answer.get("hidden") or {}
-    how = "exact" if answer.get("exact") else "approximate"
+    model, hidden = answer["model"], answer["hidden"]
+    how = "exact" if answer["exact"] else "approximate"
     tell(
-        f"model {model.get('name')} ({model.get('label')}, {str(model.get('fingerprint', ''))[:12]}), "
-        f"generation {answer.get('generation')}, {how}; hidden: {hidden.get('studies', 0)} studies, "
-        f"{hidden.get('images', 0)} images of the query's own; {shown(answer.get('took_ms'))} ms"
+        f"model {model['name']}, {model['label']}, fingerprint {model['fingerprint'][:12]}; "
+        f"generation {answer['generation']}, {how}; {answer['took_ms']:.1f} ms"
     )
-    if not model.get("trained", True):
-        warn(f"UNTRAINED MODEL: {model.get('name')} has random weights; its ranking means nothing medically")
-    for stop in (answer.get("query") or {}).get("stopped_by") or []:
-        warn(f"the query image would not be taken in: {_stop(stop)}")
+    tell(f"hidden, as the query's own: {hidden['studies']} studies, {hidden['images']} images")
+    if not model["trained"]:
+        warn(f"UNTRAINED MODEL: the weights of {model['name']} are random; this ranking means nothing medically")
+    for stop in answer["query"]["stopped_by"]:
+        warn(f"the query image would not be taken in: {stop.get('explanation') or stop['reason']}")
     if answer.get("next"):
         tell(f"more: --cursor {answer['next']}")
-
-
-def _stop(stop: Any) -> str:  # noqa: ANN401 - an object or a word
-    return " ".join(shown(stop.get(key)) for key in ("gate", "reason")) if isinstance(stop, dict) else shown(stop)

@@ -59,7 +59,7 @@ def show(
         tell_json(answer)
         return
     tell(f"study {answer['study_instance_uid']}  {answer.get('study_date') or 'no date'}")
-    images = [image for series in answer.get("series") or [] for image in series["images"]]
+    images = [image for series in answer["series"] for image in series["images"]]
     rows = [
         (
             image["sop_instance_uid"],
@@ -68,7 +68,7 @@ def show(
             image["status"],
             image.get("gate"),
             image.get("reason"),
-            image.get("searchable"),
+            image["searchable"] or image.get("why_not"),
             labelled(image.get("labels") or {}),
         )
         for image in images

@@ -1,0 +1,139 @@
+"""Finding the server, showing the key, waiting politely, and saying what is wrong in one sentence."""
+
+import json
+import socket
+
+import pytest
+
+from services.cli.client import Client, connect
+from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError, Throttled, Unavailable, Unidentified
+
+
+def test_address_and_key_come_from_the_home(home, server):
+    server.on("GET /v1/keys", {"keys": []})
+    with connect(None, None, home) as client:
+        assert client.get("/v1/keys") == {"keys": []}
+    assert server.asked[0].headers["Authorization"] == "Bearer sml_of-this-home"
+
+
+def test_another_server_does_not_get_to_see_this_homes_key(home, server):
+    server.on("GET /v1/keys", {"keys": []})
+    (home / "state.json").write_text(json.dumps({"url": "http://127.0.0.1:1", "supervisor": {"pid": 1}}))
+    with connect(server.url, None, home) as client:
+        client.get("/v1/keys")
+    assert "Authorization" not in server.asked[0].headers
+
+
+def test_a_key_file_is_used_for_the_server_that_was_named(tmp_path, server, monkeypatch, similis):
+    server.on("GET /v1/keys", {"keys": []})
+    (tmp_path / "key").write_text("sml_mine")
+    monkeypatch.setenv("SIMILIS_URL", server.url)
+    monkeypatch.setenv("SIMILIS_KEY_FILE", str(tmp_path / "key"))
+    monkeypatch.setenv("SIMILIS_HOME", str(tmp_path))
+    assert similis("keys", "list", "--json").json == {"keys": []}
+    assert server.asked[0].headers["Authorization"] == "Bearer sml_mine"
+
+
+def test_a_key_file_that_is_not_there_is_said(tmp_path, server, similis):
+    ran = similis("keys", "list", "--url", server.url, "--key-file", tmp_path / "none", "--home", tmp_path)
+    assert (ran.code, ran.out) == (5, "")
+    assert "the API key file cannot be read" in ran.err
+
+
+def test_where_nothing_runs_the_command_says_so_and_exits_3(tmp_path, similis):
+    ran = similis("search", "--study", "1.2", "--home", tmp_path)
+    assert (ran.code, ran.out) == (3, "")
+    assert "similis up" in ran.err
+    assert "Traceback" not in ran.err
+
+
+def test_a_supervisor_that_has_stopped_is_not_asked(home, similis):
+    (home / "state.json").write_text(json.dumps({"url": "http://127.0.0.1:1", "supervisor": None}))
+    assert similis("keys", "list", "--home", home).code == 3
+
+
+def test_a_port_where_nobody_listens_exits_3(tmp_path, similis):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        ran = similis("keys", "list", "--url", f"http://127.0.0.1:{free.getsockname()[1]}", "--home", tmp_path)
+    assert ran.code == 3
+    assert "nothing answers" in ran.err
+
+
+def test_an_address_without_a_scheme_is_refused(tmp_path, similis):
+    assert similis("keys", "list", "--url", "localhost:8000", "--home", tmp_path).code == 5
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "code"),
+    [
+        (400, Invalid, 5),
+        (401, Unidentified, 1),
+        (403, Denied, 1),
+        (404, NotFound, 3),
+        (409, Conflict, 4),
+        (413, Invalid, 5),
+        (422, Invalid, 5),
+        (500, SimilisError, 1),
+    ],
+)
+def test_a_problem_is_one_sentence_and_an_exit_code(home, server, similis, status, kind, code):
+    server.problem("GET /v1/keys", status, "the words of the server")
+    with connect(None, None, home) as client, pytest.raises(kind, match="the words of the server") as raised:
+        client.get("/v1/keys")
+    assert type(raised.value) is kind
+    ran = similis("keys", "list", "--home", home)
+    assert (ran.code, ran.out, ran.err) == (code, "", "similis: the words of the server\n")
+
+
+def test_each_wrong_field_of_a_request_is_named(home, server, similis):
+    server.on("GET /v1/keys", {"detail": "wrong", "errors": [{"where": "query.k", "message": "too large"}]}, 400)
+    assert similis("keys", "list", "--home", home).err == "similis: wrong; query.k: too large\n"
+
+
+def test_a_busy_server_is_asked_again_after_the_time_it_named(server):
+    server.problem("GET /x", 503, "no model is published yet", Retry_After="0")
+    server.problem("GET /x", 429, "slow down", Retry_After="0")
+    server.on("GET /x", {"ok": True})
+    said: list[str] = []
+    with Client(server.url, "", say=said.append) as client:
+        assert client.get("/x") == {"ok": True}
+    assert len(server.asked) == 3
+    assert said == ["waiting for the server: no model is published yet"]
+
+
+@pytest.mark.parametrize(("status", "kind"), [(503, Unavailable), (429, Throttled)])
+def test_patience_has_an_end(server, status, kind):
+    server.problem("GET /x", status, "busy", Retry_After="60")
+    with Client(server.url, "", patience_s=1) as client, pytest.raises(kind, match="busy"):
+        client.get("/x")
+    assert len(server.asked) == 1
+
+
+def test_a_list_is_read_page_by_page(server):
+    server.on("GET /v1/studies", {"studies": [1, 2], "next": "c1"})
+    server.on("GET /v1/studies", {"studies": [3], "next": None})
+    with Client(server.url, "") as client:
+        assert list(client.pages("/v1/studies", "studies", limit=2)) == [1, 2, 3]
+    assert [one.path for one in server.asked] == ["/v1/studies?limit=2", "/v1/studies?limit=2&cursor=c1"]
+
+
+def test_a_server_that_is_no_similis_is_recognised(server):
+    server.answers["GET /x"] = [(200, [1], {})]
+    with Client(server.url, "") as client, pytest.raises(SimilisError, match="is --url right"):
+        client.get("/x")
+
+
+def test_a_uid_cannot_leave_its_place_in_the_path(home, server, similis):
+    similis("studies", "show", "../../keys?x", "--home", home)
+    assert server.asked[0].path == "/v1/studies/..%2F..%2Fkeys%3Fx"
+
+
+def test_neither_a_proxy_nor_netrc_gets_between_us_and_the_server(home, server, monkeypatch, tmp_path):
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login a password b\n")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
+    server.on("GET /x", {})
+    with connect(None, None, home) as client:
+        client.get("/x")
+    assert server.asked[0].headers["Authorization"] == "Bearer sml_of-this-home"

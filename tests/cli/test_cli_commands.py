@@ -1,0 +1,98 @@
+"""The surface: every command explains itself, data and talk are kept apart, nothing from outside moves the cursor."""
+
+from collections.abc import Iterator
+
+import click
+import pytest
+import typer
+
+from services.cli import main as entry
+from services.cli.terminal import printable, shown
+from shared import errors
+from shared.errors import SimilisError
+
+
+def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    yield path, command
+    for name, below in getattr(command, "commands", {}).items():
+        yield from walk(below, (*path, name))
+
+
+def commands() -> list[tuple[tuple[str, ...], click.Command]]:
+    return list(walk(typer.main.get_command(entry.rooms())))
+
+
+def test_every_command_and_every_option_has_a_word_of_help():
+    silent = [" ".join(path) for path, command in commands() if path and not (command.help or "").strip()]
+    silent += [
+        f"{' '.join(path)} {parameter.name}"
+        for path, command in commands()
+        for parameter in command.params
+        if parameter.name != "help" and not (getattr(parameter, "help", None) or "").strip()
+    ]
+    assert silent == []
+
+
+@pytest.mark.parametrize("path", [path for path, _ in commands()], ids=" ".join)
+def test_help_can_be_asked_of_every_command(similis, path):
+    ran = similis(*path, "--help")
+    assert ran.code == 0
+    assert "Usage" in ran.out
+    assert ran.err == ""
+
+
+def test_all_that_the_first_task_asks_for_is_there():
+    names = {" ".join(path) for path, _ in commands()}
+    assert names >= {
+        "up", "status", "down", "ingest", "search", "sample", "demo", "studies list", "studies show",
+        "operations list", "operations show", "operations files", "operations cancel", "operations retry",
+        "models add", "models list", "models show", "models make", "models convert", "models ensure-default",
+        "keys create", "keys list", "keys revoke",
+    }  # fmt: skip
+
+
+def test_a_word_that_is_no_command_is_a_usage_error(similis):
+    assert similis("serach").code == 2
+
+
+def every_error() -> list[type[SimilisError]]:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, SimilisError)]
+    assert len(kinds) > 5
+    return kinds
+
+
+@pytest.mark.parametrize("kind", every_error())
+def test_every_error_has_an_exit_code(kind):
+    assert 1 <= entry.exit_code(kind.__new__(kind)) <= 6
+
+
+def test_a_file_name_cannot_move_the_cursor_or_colour_the_screen(home, server, similis):
+    evil = "a\x1b[2J\x1b]0;owned\x07\r\u202eb\x9b.dcm"
+    server.on(
+        "GET /v1/operations/x/files",
+        {"files": [{"path": evil, "outcome": "failed", "gate": None, "reason": "not_dicom"}], "next": None},
+    )
+    ran = similis("operations", "files", "x", "--home", home)
+    assert ran.code == 0
+    assert not set(ran.out) & set("\x1b\x07\r\u202e\x9b")
+    assert r"\x1b[2J" in ran.out
+
+
+def test_square_brackets_are_shown_and_not_read_as_markup(home, server, similis):
+    server.on(
+        "GET /v1/operations/x/files",
+        {"files": [{"path": "[red]x[/red].dcm", "outcome": "failed"}], "next": None},
+    )
+    assert "[red]x[/red].dcm" in similis("operations", "files", "x", "--home", home).out
+
+
+def test_printable_text_is_left_as_it_is():
+    assert printable("Müller [1] — ü\n2") == "Müller [1] — ü\n2"
+
+
+@pytest.mark.parametrize(
+    ("value", "cell"),
+    [(None, ""), (True, "yes"), (False, "no"), (0, "0"), ([4, 5], "4, 5"), ([], ""), ("a\nb", "a b"), (0.5, "0.5")],
+)
+def test_a_cell_is_one_line(value, cell):
+    assert shown(value) == cell

@@ -1,0 +1,155 @@
+"""Intake from the terminal: what is asked, what is shown meanwhile, what is told at the end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from typing import Any
+
+import pytest
+
+from services.cli.follow import Lines, Operation, Rate
+
+ID = "11111111-2222-3333-4444-555555555555"
+SCANS, ONE = "POST /v1/ingest/scans", f"GET /v1/operations/{ID}"
+
+
+def operation(state: str = "running", done: int = 0, total: int | None = None, **more: Any) -> dict[str, Any]:
+    outcomes = [
+        {"outcome": outcome, "gate": gate, "reason": reason, "explanation": None, "count": count}
+        for outcome, gate, reason, count in more.pop("outcomes", [])
+    ]
+    answer = {"id": ID, "kind": "scan", "state": state, "done": done, "total": total, "counts": {}, "error": None}
+    return answer | {"outcomes": outcomes, "took_s": 1.5} | more
+
+
+MIXED = [("encoded", None, None, 7), ("quarantined", "pixels", "blank", 2), ("failed", None, "not_dicom", 1)]
+
+
+@pytest.fixture
+def done(server):
+    server.on(SCANS, operation("pending"), 202)
+    server.on(ONE, operation(done=4, total=10, outcomes=[("received", None, None, 4)]))
+    server.on(ONE, operation("succeeded", 10, 10, outcomes=MIXED))
+    return server
+
+
+def test_refused_files_are_told_by_outcome_gate_and_reason_and_the_exit_code_is_0(home, done, similis, tmp_path):
+    ran = similis("ingest", tmp_path / "archive", "--labels", tmp_path / "labels.csv", "--home", home)
+    assert ran.code == 0
+    lines = [line.split() for line in ran.out.splitlines()]
+    assert ["encoded", "7"] in lines
+    assert ["quarantined", "pixels", "blank", "2"] in lines
+    assert ["failed", "not_dicom", "1"] in lines
+    asked = done.asked[0]
+    assert asked.json == {
+        "path": str(tmp_path / "archive"),
+        "labels": str(tmp_path / "labels.csv"),
+        "watch": False,
+    }
+    assert len(asked.headers["Idempotency-Key"]) >= 32
+
+
+def test_a_relative_path_is_sent_as_an_absolute_one(home, done, similis, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    similis("ingest", "archive", "--home", home)
+    assert done.asked[0].json["path"] == str(tmp_path / "archive")
+
+
+def test_with_json_stdout_holds_one_object_and_the_talk_is_on_stderr(home, done, similis, tmp_path):
+    ran = similis("ingest", tmp_path, "--json", "--home", home)
+    assert ran.json["state"] == "succeeded"
+    assert "registered 4/10 files, decided 0/4 images" in ran.err
+    assert "decided 10/10 images" in ran.err
+
+
+def test_an_operation_that_failed_exits_1_and_says_why(home, server, similis, tmp_path):
+    server.on(SCANS, operation("pending"), 202)
+    server.on(ONE, operation("failed", error="there is no such folder"))
+    ran = similis("ingest", tmp_path, "--home", home)
+    assert ran.code == 1
+    assert "failed" in ran.out
+    assert "there is no such folder" in ran.out
+
+
+def test_without_waiting_the_id_is_all_that_goes_to_stdout(home, done, similis, tmp_path):
+    ran = similis("ingest", tmp_path, "--no-wait", "--home", home)
+    assert (ran.code, ran.out) == (0, f"{ID}\n")
+    assert len(done.asked) == 1
+
+
+def test_a_second_run_says_how_many_files_it_knew(home, server, similis, tmp_path):
+    server.on(SCANS, operation("pending"), 202)
+    server.on(ONE, operation("succeeded", 9, 9, counts={"unchanged": 9}))
+    ran = similis("ingest", tmp_path, "--home", home)
+    assert ["unchanged", "9"] in [line.split()[:2] for line in ran.out.splitlines()]
+
+
+@pytest.mark.parametrize(("flag", "code"), [([], 130), (["--watch"], 0)])
+def test_ctrl_c_leaves_the_operation_running_and_says_how_to_follow_or_cancel_it(home, server, tmp_path, flag, code):
+    server.on(SCANS, operation("pending"), 202)
+    server.on(ONE, operation(done=1, total=10))
+    argv = [sys.executable, "-m", "services.cli.main", "ingest", str(tmp_path), "--home", str(home), *flag]
+    child = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(server.asked) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(child.pid, signal.SIGINT)
+    out, err = child.communicate(timeout=30)
+    assert (child.returncode, out) == (code, "")
+    assert f"similis operations cancel {ID}" in err
+    assert f"similis operations show {ID} --follow" in err
+    assert "Traceback" not in err
+    assert not any(asked.path.endswith(":cancel") for asked in server.asked)
+
+
+def test_the_wait_outlasts_a_server_that_is_being_restarted(home, server, similis, tmp_path):
+    server.on(SCANS, operation("pending"), 202)
+    server.problem(ONE, 503, "the database went away", Retry_After="0")
+    server.on(ONE, operation("succeeded", 1, 1, outcomes=[("encoded", None, None, 1)]))
+    ran = similis("ingest", tmp_path, "--home", home)
+    assert ran.code == 0
+    assert "waiting for the server" in ran.err
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_where_there_is_no_terminal_a_long_intake_writes_few_lines(capsys):
+    clock = Clock()
+    lines = Lines(clock)
+    for done in range(1001):
+        clock.now += 0.05
+        lines.show(Operation.of(operation(done=done, total=1000, outcomes=[("encoded", None, None, max(done, 1))])))
+    written = capsys.readouterr().err.splitlines()
+    assert 5 <= len(written) <= 12
+    assert written[-1].startswith("registered 1000/1000 files, decided 1000/1000 images")
+
+
+def test_the_rate_is_that_of_the_last_seconds():
+    clock = Clock()
+    rate = Rate(clock, window_s=10)
+    for second in range(100):
+        clock.now = float(second)
+        rate.add(second if second < 50 else 50 + (second - 50) * 4)
+    assert rate.per_s == pytest.approx(4)
+    assert rate.left_s(40) == pytest.approx(10)
+
+
+def test_before_anything_has_moved_no_time_left_is_claimed():
+    clock = Clock()
+    rate = Rate(clock)
+    rate.add(0)
+    assert rate.per_s == 0
+    assert rate.left_s(10) is None
+
+
+def test_images_that_wait_for_a_decision_do_not_count_as_decided():
+    outcomes = [("encoded", None, None, 3), ("received", None, None, 5), ("encoding", None, None, 2)]
+    one = Operation.of(operation(outcomes=[*outcomes, ("empty", None, "report", 1)]))
+    assert (one.decided, one.known) == (4, 11)
