@@ -11,6 +11,7 @@ import socket
 import struct
 import sys
 import warnings
+import zlib  # before gdcm: the other way round its zlib takes the place of ours, and corrupts memory
 
 import gdcm
 import jpeg_ls
@@ -29,7 +30,7 @@ from shared.imaging.read import quiet_pydicom
 from shared.imaging.reasons import Reason, failed, hostile
 
 EAGER_BYTES = 64 * MIB  #: up to here a file is mapped in at once: cheaper than a fault per page
-CODECS = (gdcm, jpeg_ls, openjpeg, PIL, rle)  # imported now: later there may be no right to
+CODECS = (zlib, gdcm, jpeg_ls, openjpeg, PIL, rle)  # imported now: later there may be no right to
 
 
 def main() -> None:

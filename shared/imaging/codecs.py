@@ -6,6 +6,7 @@ decoder may allocate anything for it.
 
 import io
 import struct
+import zlib  # noqa: F401 - before gdcm, see child.py
 from dataclasses import dataclass
 from typing import Any
 

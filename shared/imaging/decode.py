@@ -3,10 +3,10 @@
 import hashlib
 import mmap
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 
+from shared.imaging.answers import Inspected
 from shared.imaging.frames import Canonical, canonical_frames
 from shared.imaging.geometry import geometry_of
 from shared.imaging.header import header_of
@@ -19,16 +19,6 @@ from shared.imaging.recipe import Recipe
 from shared.types import Decoded, Header
 
 Reserve = Callable[[int], None]  #: told how many bytes one decoded frame takes, before it is decoded
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Inspected:
-    """A file as a folder scan needs it: no pixels were decoded."""
-
-    header: Header | None
-    digest: bytes  #: SHA-256 of the file
-    size: int
-    kind: str  #: dicom, png or jpeg
 
 
 def digest_of(buffer: memoryview | mmap.mmap) -> bytes:

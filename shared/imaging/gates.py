@@ -23,6 +23,7 @@ _TERMS = (
     "AR BDUS BI BMD CR CT CFM DG DX DMS DS EC ES FA FS GM IO IVOCT IVUS LP LS MG MR NM OAM OCT OP OPM OPR OPT "
     "OPTBSV OPTENF OPV OSS OT PT PX RF RG RTIMAGE SM SRF ST TG US VF XA XC"
 )
+SMALLEST_SIDE = 16  #: pixels; fewer are an icon or a test pattern
 IMAGE_MODALITIES = frozenset(_TERMS.split())
 
 
@@ -35,6 +36,8 @@ def metadata_gate(header: Header, recipe: Recipe) -> Rejected | None:
         return _stop(Reason.BURNED_IN, Gate.METADATA)
     if header.modality not in IMAGE_MODALITIES:
         return _stop(Reason.MODALITY, Gate.METADATA)
+    if min(header.rows, header.columns) < SMALLEST_SIDE:
+        return _stop(Reason.TOO_SMALL, Gate.METADATA)
     return None
 
 

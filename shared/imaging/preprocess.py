@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from shared.imaging.answers import THUMBNAIL_SIDE
 from shared.imaging.recipe import Recipe
 from shared.types import Frame, Header, PixelStats, Thumbnail
 
-THUMBNAIL_SIDE = 256
 _MIRRORED = frozenset(("MG", "OT"))  #: where the chest wall may be looked for in the picture itself
 
 

@@ -50,8 +50,8 @@ class Reason(StrEnum):
     FOR_PROCESSING = "for-processing"
     BURNED_IN = "burned-in-annotation"
     MODALITY = "unknown-modality"
-    # pixel gate
     TOO_SMALL = "too-small"
+    # pixel gate
     BLANK = "blank"
     DEPTH_OF_VALUES = "too-few-values"
     NO_CONTENT = "nearly-no-content"

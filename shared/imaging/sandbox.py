@@ -24,7 +24,7 @@ from typing import Self
 
 from shared.errors import Rejected, Unavailable
 from shared.imaging import launch, wire
-from shared.imaging.decode import Inspected
+from shared.imaging.answers import Inspected
 from shared.imaging.limits import Limits
 from shared.imaging.reasons import Reason, failed, hostile
 from shared.imaging.recipe import Recipe

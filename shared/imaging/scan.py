@@ -159,8 +159,9 @@ class Scanner:
             if len(levels) > 1:
                 levels.pop()
             return pos + 8
-        if len(levels) == 1 and tag in (ITEM_END, SEQUENCE_END):
-            return pos + 8
+        if len(levels) == 1 and (tag in (ITEM_END, SEQUENCE_END) or length <= len(self._buffer) - pos):
+            # strays of a sequence whose own element is lost: stepped over, as parsers do
+            return pos + 8 + (length if tag == ITEM else 0)
         raise failed(Reason.MALFORMED)
 
     def _fragments(self, pos: int) -> int:

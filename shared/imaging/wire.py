@@ -14,8 +14,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import Gate, Outcome, Rejected
-from shared.imaging.decode import Inspected
-from shared.imaging.preprocess import THUMBNAIL_SIDE
+from shared.imaging.answers import THUMBNAIL_SIDE, Inspected
 from shared.imaging.reasons import Reason
 from shared.imaging.recipe import Recipe
 from shared.types import Decoded, Header, PixelStats
