@@ -1,0 +1,73 @@
+"""The protobuf that the adapter writes by hand."""
+
+import uuid
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from qdrant_client import grpc as pb
+
+from shared.errors import Conflict
+from shared.index import wire
+from shared.index.base import Exact, Metric, Point, Recall, Spec
+
+FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+
+
+@given(arrays.arrays(np.float32, st.integers(1, 5000), elements=FLOATS))
+def test_a_packed_vector_is_what_protobuf_would_have_written(vector: np.ndarray) -> None:
+    packed = pb.DenseVector()
+    wire.pack(packed, vector)
+    assert packed == pb.DenseVector(data=vector.tolist())
+
+
+@pytest.mark.parametrize("scale", ["exact", "hnsw", "hnsw-int8"])
+@pytest.mark.parametrize("metric", list(Metric))
+def test_the_spec_comes_back_from_the_collections_metadata(scale: str, metric: Metric) -> None:
+    spec = Spec(dim=77, metric=metric, scale=scale, m=8, ef_construct=64)  # type: ignore[arg-type]
+    info = pb.CollectionInfo()
+    for key, value in wire.create("c", spec).metadata.items():
+        info.config.metadata[key].CopyFrom(value)
+    assert wire.spec_of(info) == spec
+
+
+@pytest.mark.parametrize("text", [None, "", "{}", '{"dim": 3}', '{"dim": 3, "metric": "cosine", "new": 1}', "[]"])
+def test_metadata_that_is_not_ours_is_a_conflict(text: str | None) -> None:
+    info = pb.CollectionInfo()
+    if text is not None:
+        info.config.metadata[wire.SPEC_KEY].string_value = text
+    with pytest.raises(Conflict):
+        wire.spec_of(info)
+
+
+def test_more_recall_costs_more_effort_and_exact_asks_for_no_graph() -> None:
+    efforts = [wire.effort(target) for target in (0.5, 0.97, 0.98, 0.99, 1.0)]
+    assert efforts == sorted(efforts)
+    assert len(set(efforts)) > 3
+    assert wire.params(Spec(dim=2), Exact()).exact
+    assert wire.params(Spec(dim=2, scale="exact"), Recall(0.9)).exact
+    assert not wire.params(Spec(dim=2), Recall(0.9)).exact
+
+
+def test_a_payload_reads_like_the_dict_it_was() -> None:
+    point = Point(id=uuid.uuid4(), vector=np.ones(2, np.float32), payload={"revision": 2**40, "view": "", "study": -3})
+    row = wire.upsert("c", [point], np.ones((1, 2), np.float32)).points[0]
+    lazy = wire.LazyPayload(row.payload)
+    assert lazy == point.payload
+    assert lazy.get("patient") is None
+    assert len(lazy) == 3  # asking made no entry
+    with pytest.raises(KeyError):
+        lazy["patient"]
+
+
+def test_one_revision_for_all_is_guarded_by_one_condition() -> None:
+    points = [Point(id=uuid.uuid4(), vector=np.ones(2, np.float32), payload={"revision": 4}) for _ in range(100)]
+    guard = wire.not_newer(points)
+    assert guard == pb.Filter(must=[pb.Condition(field=pb.FieldCondition(key="revision", range=pb.Range(lte=4)))])
+
+
+def test_stored_vectors_are_read_from_old_and_new_servers() -> None:
+    old, new = pb.VectorOutput(data=[1.0, 2.0]), pb.VectorOutput(dense=pb.DenseVector(data=[1.0, 2.0]))
+    assert wire.unpack(old).tolist() == wire.unpack(new).tolist() == [1.0, 2.0]
