@@ -1,0 +1,146 @@
+"""The whole stack with its real engines: started, broken, started again."""
+
+import json
+import signal
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from services.embedded.client import Embedded
+from services.embedded.postgres import working_in
+from services.embedded.process import Identity, until
+from shared.errors import Unavailable
+
+SIMILIS = Path(sys.executable).parent / "similis"
+ENGINES = ["postgres", "valkey", "vectors"]
+
+
+def get(stack, path, key=None):
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(stack.url + path, headers=headers), timeout=10) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+    except (urllib.error.URLError, ConnectionError):
+        return None
+
+
+def similis(*words):
+    return subprocess.run([SIMILIS, *map(str, words)], capture_output=True, text=True, check=False, timeout=120)
+
+
+def identities(stack):
+    kept = {name: entry["identity"] for name, entry in stack.home.state["processes"].items()}
+    return {name: Identity(**identity) for name, identity in kept.items() if identity}
+
+
+def serves(stack):
+    return stack.home.state["ready"] and get(stack, "/readyz") == 200
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("stack") / "home"
+
+
+@pytest.fixture(scope="module")
+def stack(home):
+    with Embedded(home, workers=1) as made:
+        yield made
+
+
+def test_the_first_start_makes_a_key_that_the_api_knows(stack):
+    assert get(stack, "/v1/studies", stack.api_key) == 200
+    assert get(stack, "/v1/studies") == 401
+    assert (stack.home / "api.key").stat().st_mode & 0o777 == 0o600
+
+
+def test_every_process_of_the_design_runs(stack):
+    assert set(identities(stack)) == {*ENGINES, "api", "worker-ingest1", "worker-index", "beat"}
+    assert stack.home.state["processes"]["setup"]["state"] == "done"
+
+
+@pytest.mark.parametrize("name", ["supervisor", "api", "beat"])
+def test_starting_loads_no_neural_network_runtime(stack, name):
+    pid = stack.home.state["supervisor"]["pid"] if name == "supervisor" else stack.pid_of(name)
+    maps = Path(f"/proc/{pid}/maps").read_text()
+    assert "libpython" in maps or "python" in maps
+    assert [library for library in ("libtorch", "onnxruntime", "faiss") if library in maps] == []
+
+
+def test_status_shows_what_runs(stack, home):
+    told = similis("status", "--home", home, "--json")
+    assert told.returncode == 0, told.stderr
+    found = json.loads(told.stdout)
+    assert found["ready"] is True
+    assert found["url"] == stack.url
+    assert {entry["state"] for entry in found["processes"].values()} == {"ready", "done"}
+
+
+def test_a_second_up_is_refused_with_exit_4(stack, home):
+    told = similis("up", "--home", home, "--port", 0)
+    assert told.returncode == 4
+    assert f"similis already runs on this home ({home}) at {stack.url}" in told.stderr
+    assert "Traceback" not in told.stderr
+
+
+@pytest.mark.parametrize("name", [*ENGINES, "api", "worker-ingest1", "worker-index", "beat"])
+def test_whatever_is_killed_comes_back(stack, name):
+    before = identities(stack)[name]
+    before.signal(signal.SIGKILL)
+    assert until(lambda: identities(stack).get(name) not in (None, before), 20)
+    assert until(lambda: serves(stack), 30, 0.1)
+    assert until(lambda: get(stack, "/v1/studies", stack.api_key) == 200, 10, 0.1)
+
+
+def test_after_kill_9_of_the_whole_tree_the_next_up_recovers_by_itself(tmp_path):
+    stack = Embedded(tmp_path / "home", workers=1)
+    stack.start()
+    key, before = stack.api_key, identities(stack)
+    stack.kill()
+    assert not any(identity.alive for identity in before.values())
+    with stack:
+        assert stack.api_key == key
+        assert get(stack, "/v1/studies", key) == 200
+
+
+def test_down_stops_everything_and_leaves_no_process(tmp_path):
+    stack = Embedded(tmp_path / "home", workers=1)
+    stack.start()
+    before = identities(stack)
+    told = similis("down", "--home", stack.home.path)
+    assert told.returncode == 0, told.stderr
+    assert not any(identity.alive for identity in before.values())
+    assert working_in(stack.home / "pg") == []
+    assert stack.stop() == 0
+    assert similis("status", "--home", stack.home.path).returncode == 3
+
+
+def test_ctrl_c_stops_everything_in_order_with_exit_0(tmp_path):
+    stack = Embedded(tmp_path / "home", workers=1)
+    stack.start()
+    before, child = identities(stack), stack.child
+    child.send_signal(signal.SIGINT)
+    assert child.wait(60) == 0
+    assert not any(identity.alive for identity in before.values())
+    log = (stack.home / "logs/postgres.log").read_text()
+    assert "database system is shut down" in log
+    assert "terminating connection" not in log  # nobody still worked on it
+    stack.stop()
+
+
+def test_without_a_key_loopback_is_served_when_asked_for(tmp_path):
+    with Embedded(tmp_path / "home", workers=1, auth=False) as stack:
+        assert get(stack, "/v1/studies") == 200
+
+
+def test_a_start_that_cannot_be_says_why(tmp_path, stack):
+    port = int(stack.url.rpartition(":")[2])
+    with pytest.raises(Unavailable, match=f"port {port} on 127.0.0.1 cannot be had"):
+        Embedded(tmp_path / "home", port=port).start()
