@@ -1,0 +1,279 @@
+"""What goes out."""
+
+from datetime import date, datetime
+from typing import Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from shared.types import Status
+
+
+class Out(BaseModel):
+    model_config = ConfigDict(from_attributes=True)
+
+
+class ModelRef(Out):
+    name: str
+    fingerprint: str
+    label: str
+    trained: bool
+
+
+class Match(Out):
+    query_sop_instance_uid: str | None
+    query_frame: int
+    sop_instance_uid: str
+    frame: int
+    score: float
+    laterality: str | None
+    view: str | None
+    modality: str
+    birads: int | None
+    density: str | None
+    pathology: str | None
+    same_view: bool
+    thumbnail: str
+
+
+class LabelsOut(Out):
+    """Of the matched images; several values where they differ."""
+
+    birads: list[int]
+    density: list[str]
+    pathology: list[str]
+
+
+class StudyFound(Out):
+    rank: int
+    study_instance_uid: str
+    score: float
+    study_date: date | None
+    labels: LabelsOut
+    matches: list[Match]
+
+
+class Stop(Out):
+    gate: str | None
+    reason: str
+    explanation: str | None
+
+
+class QueryImageOut(Out):
+    sop_instance_uid: str | None
+    frame: int
+    laterality: str | None
+    view: str | None
+
+
+class QueryOut(Out):
+    study_instance_uid: str | None
+    images: list[QueryImageOut]
+    stopped_by: list[Stop]
+
+
+class Hidden(Out):
+    studies: int
+    images: int
+
+
+class RankingOut(Out):
+    query: QueryOut
+    studies: list[StudyFound]
+    hidden: Hidden
+    excluded: list[str]
+    model: ModelRef
+    generation: int
+    exact: bool
+    emulated: list[str]
+    as_of: datetime
+    took_ms: float
+    timings_ms: dict[str, float]
+    next: str | None
+
+
+class BatchOut(Out):
+    rankings: list[RankingOut]
+    took_ms: float
+
+
+class StudyOut(Out):
+    study_instance_uid: str
+    study_date: date | None
+    modalities: list[str]
+    images: int
+    statuses: dict[str, int]
+    searchable: int
+    taken_in_at: datetime
+
+
+class StudiesOut(Out):
+    studies: list[StudyOut]
+    next: str | None
+
+
+class ImageOut(Out):
+    sop_instance_uid: str
+    sop_class_uid: str
+    transfer_syntax_uid: str
+    modality: str
+    laterality: str | None
+    view: str | None
+    view_modifiers: list[str]
+    body_part: str
+    rows: int
+    columns: int
+    frames: int
+    labels: dict[str, Any]
+    status: Status
+    gate: str | None
+    reason: str | None
+    score: float | None
+    searchable: bool
+    why_not: str | None
+    thumbnail: str | None
+    rendered: str
+
+
+class SeriesOut(Out):
+    series_instance_uid: str
+    modality: str
+    images: list[ImageOut]
+
+
+class StudyDetail(Out):
+    study_instance_uid: str
+    study_date: date | None
+    taken_in_at: datetime
+    series: list[SeriesOut]
+
+
+class OutcomeOut(Out):
+    outcome: str
+    gate: str | None
+    reason: str | None
+    explanation: str | None
+    count: int
+
+
+class OperationOut(Out):
+    id: UUID
+    kind: str
+    state: str
+    phase: str
+    progress: int = Field(ge=0, le=100)
+    path: str | None
+    watch: bool
+    total: int | None
+    done: int
+    counts: dict[str, int]
+    images: dict[str, int]
+    rate_per_s: float | None
+    took_s: float
+    cancel_requested: bool
+    error: str | None
+    created_at: datetime
+    finished_at: datetime | None
+
+
+class OperationDetail(OperationOut):
+    outcomes: list[OutcomeOut]
+
+
+class OperationsOut(Out):
+    operations: list[OperationOut]
+    next: str | None
+
+
+class FileOut(Out):
+    path: str
+    outcome: str | None
+    gate: str | None
+    reason: str | None
+    explanation: str | None
+
+
+class FilesOut(Out):
+    files: list[FileOut]
+    next: str | None
+
+
+class ModelOut(ModelRef):
+    architecture: str
+    dim: int
+    published: bool
+    created_at: datetime
+
+
+class ModelDetail(ModelOut):
+    card: dict[str, Any]
+    generations: list[int]
+
+
+class ModelsOut(Out):
+    models: list[ModelOut]
+
+
+class Coverage(Out):
+    applied: int
+    pending: int
+    failed: int
+    ratio: float
+
+
+class GenerationOut(Out):
+    id: int
+    model: str
+    fingerprint: str
+    collection: str
+    state: str
+    live: bool
+    spec: dict[str, Any]
+    coverage: Coverage
+    created_at: datetime
+
+
+class IndexOut(Out):
+    points: int
+    indexed: int
+    bytes_disk: int | None
+
+
+class GenerationDetail(GenerationOut):
+    index: IndexOut | None
+
+
+class GenerationsOut(Out):
+    generations: list[GenerationOut]
+
+
+class KeyOut(Out):
+    id: int
+    name: str
+    prefix: str
+    scopes: list[str]
+    created_at: datetime
+    expires_at: datetime | None
+    last_used_at: datetime | None
+    revoked_at: datetime | None
+
+
+class KeyMade(KeyOut):
+    secret: str
+
+
+class KeysOut(Out):
+    keys: list[KeyOut]
+
+
+class ProblemOut(Out):
+    """RFC 9457."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    code: str
+    trace_id: str
+    errors: list[dict[str, Any]]

@@ -1,0 +1,115 @@
+"""The HTTP API, put together."""
+
+import base64
+import hashlib
+import threading
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from fastapi.routing import APIRoute
+
+from services.api import errors
+from services.api.answers import ProblemOut
+from services.api.auth import Callers, refuse_undeclared, scopes_of
+from services.api.edge import Edge
+from services.api.limits import Slots
+from services.api.metrics import Metrics, software
+from services.api.routes import health, instances, keys, models, operations, search, studies
+from services.api.schemas import BatchIn
+from shared.errors import Denied
+from shared.log import get
+from shared.runtime import Runtime
+
+log = get(__name__)
+
+#: /similar before /{uid}: the first that fits is taken
+ROUTERS = (
+    health.router,
+    search.router,
+    studies.router,
+    instances.router,
+    operations.router,
+    models.router,
+    keys.router,
+)
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+def create(rt: Runtime) -> FastAPI:
+    """The app over this runtime, which it closes at its end.
+
+    Raises: `Denied` where strangers could reach it without a key, or a route declares no scope.
+    """
+    api = rt.settings.api
+    if not api.require_key and api.host not in LOOPBACK:
+        raise Denied("without keys the API listens on loopback only")
+    app = FastAPI(
+        title="Similis", version=software(), lifespan=_life, docs_url=None, redoc_url=None, openapi_url=None,
+        redirect_slashes=False,
+    )  # fmt: skip
+    for router in ROUTERS:
+        app.router.routes.extend(router.routes)
+    refuse_undeclared(app.routes)
+    app.state.rt, app.state.metrics, app.state.callers = rt, Metrics(rt), Callers(rt)
+    # one decoder child and one encoder, neither of them for two at once
+    app.state.decoding, app.state.readiness = Slots(slots=1, waiting=8), health.Readiness()
+    errors.install(app)
+    style = base64.b64encode(hashlib.sha256(health.STYLE.encode()).digest()).decode()
+    app.add_middleware(
+        Edge,
+        metrics=app.state.metrics,
+        max_upload=api.max_upload_mb * 1024 * 1024,
+        style=style,
+        only_loopback=not api.require_key,
+    )
+    app.openapi = lambda: _described(app)  # type: ignore[method-assign]
+    return app
+
+
+@asynccontextmanager
+async def _life(app: FastAPI) -> AsyncIterator[None]:
+    """The engines' clients are made beside the start, so that the first search does not wait for them."""
+    threading.Thread(target=health.look, args=(app.state.rt,), name="warm", daemon=True).start()
+    yield
+    app.state.callers.close()
+    app.state.rt.close()
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """OpenAPI 3.1, with the scope of each route and the one shape of every refusal."""
+    if app.openapi_schema is not None:
+        return app.openapi_schema
+    schema = get_openapi(
+        title="Similis",
+        version=app.version,
+        summary="Find, in a hospital's own archive, the studies most like this one.",
+        routes=app.routes,
+    )
+    parts = schema.setdefault("components", {})
+    parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "An API key, sml_..."}}
+    shapes = parts.setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        shapes.pop(name, None)
+    for model in (BatchIn, ProblemOut):
+        described = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        shapes.update(described.pop("$defs", {}))
+        shapes[model.__name__] = described
+    for route in app.routes:
+        if isinstance(route, APIRoute) and route.include_in_schema:
+            _finish(schema["paths"][route.path_format], route)
+    app.openapi_schema = schema
+    return schema
+
+
+def _finish(path: dict[str, Any], route: APIRoute) -> None:
+    refused = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemOut"}}}
+    for method in route.methods or ():
+        what = path[method.lower()]
+        what["responses"].pop("422", None)
+        what["responses"]["default"] = {"description": "A refusal (RFC 9457)", "content": refused}
+        if scopes := scopes_of(route):
+            what["security"] = [{"key": []}]
+            what["x-scope"] = " or ".join(sorted(scopes))

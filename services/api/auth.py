@@ -1,0 +1,132 @@
+"""Who is calling, and what they may do. Deny by default: a route that declares no scope stops the app from starting.
+
+A key is looked up at most once in `CACHE_S`, so a revoked one is refused within that time.
+"""
+
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import structlog
+from fastapi import Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.routing import APIRoute
+
+from services.api.limits import TokenBuckets
+from shared.errors import Denied, Unavailable, Unidentified
+from shared.log import get
+from shared.runtime import Runtime
+from shared.store import keys
+from shared.store.keys import Bearer, Scope
+
+log = get(__name__)
+
+CACHE_S = 0.8
+MOST = 1024  #: remembered keys, known and unknown
+TOUCH_S = 60.0
+ANYBODY = Bearer(0, "anybody", "", frozenset(keys.ALL))  #: loopback with `api.require_key` switched off
+
+
+class Callers:
+    """The keys seen lately, and how much each may still ask."""
+
+    def __init__(self, rt: Runtime) -> None:
+        api = rt.settings.api
+        self.rt = rt
+        self.buckets = TokenBuckets(api.rate_per_s, api.burst)
+        self._seen: OrderedDict[str, tuple[Bearer | None, float]] = OrderedDict()
+        self._touched: dict[int, float] = {}
+        self._later = ThreadPoolExecutor(1, "touch")
+
+    async def identify(self, request: Request) -> Bearer:
+        """Raises: `Unidentified` for none, unknown, expired and revoked alike."""
+        if not self.rt.settings.api.require_key:
+            return ANYBODY
+        secret = presented(request)
+        if secret is None or not 32 <= len(secret) <= 256:
+            raise Unidentified("an API key is needed: Authorization: Bearer sml_...")
+        bearer, known_at = self._seen.get(secret, (None, 0.0))
+        if time.monotonic() - known_at > CACHE_S:
+            asked = time.monotonic()  # before the question: a revocation meanwhile counts
+            bearer = await run_in_threadpool(self._ask, secret)
+            self._seen[secret] = (bearer, asked)
+            self._seen.move_to_end(secret)
+            while len(self._seen) > MOST:
+                self._seen.popitem(last=False)
+        if bearer is None:
+            raise Unidentified("this API key is not valid")
+        self._touch(bearer.id)
+        return bearer
+
+    def forget(self) -> None:
+        """The next request of every key is asked about again."""
+        self._seen.clear()
+
+    def _ask(self, secret: str) -> Bearer | None:
+        with self.rt.store.reading() as connection:
+            return keys.identify(connection, secret)
+
+    def _touch(self, key_id: int) -> None:
+        """Remembered at most once a minute, beside the request and never in its way."""
+        now = time.monotonic()
+        if now - self._touched.get(key_id, -TOUCH_S) >= TOUCH_S:
+            self._touched[key_id] = now
+            self._later.submit(self._write_touch, key_id)
+
+    def _write_touch(self, key_id: int) -> None:
+        try:
+            with self.rt.transaction() as db:
+                keys.touch(db, key_id)
+        except Unavailable:
+            self._touched.pop(key_id, None)
+        except Exception:
+            log.warning("touch_failed", exc_info=True)
+
+    def close(self) -> None:
+        self._later.shutdown(wait=True)
+
+
+def presented(request: Request) -> str | None:
+    kind, _, secret = request.headers.get("authorization", "").partition(" ")
+    if kind.lower() == "bearer" and secret:
+        return secret.strip()
+    return request.headers.get("x-api-key")
+
+
+class Needs:
+    """A dependency: nobody passes without one of these scopes, nor faster than their bucket allows."""
+
+    def __init__(self, *scopes: Scope) -> None:
+        self.scopes = frozenset(scopes)
+
+    async def __call__(self, request: Request) -> Bearer:
+        callers: Callers = request.app.state.callers
+        bearer = await callers.identify(request)
+        structlog.contextvars.bind_contextvars(key_prefix=bearer.prefix)
+        if not self.scopes & bearer.scopes:
+            raise Denied(f"this needs a key with the scope {' or '.join(sorted(self.scopes))}")
+        callers.buckets.take(bearer.id)
+        return bearer
+
+
+def public(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Declare, on purpose and in the open, that a route needs no key."""
+    function.__similis_public__ = True  # type: ignore[attr-defined]
+    return function
+
+
+def scopes_of(route: APIRoute) -> frozenset[Scope] | None:
+    """The declared scopes; empty for a public route, None for one that declares nothing."""
+    for dependency in route.dependant.dependencies:
+        if isinstance(dependency.call, Needs):
+            return dependency.call.scopes
+    return frozenset() if hasattr(route.endpoint, "__similis_public__") else None
+
+
+def refuse_undeclared(routes: Iterable[object]) -> None:
+    """Raises: `Denied` when a route says neither which scope it needs nor that it is public."""
+    for route in routes:
+        if not isinstance(route, APIRoute) or scopes_of(route) is None:
+            raise Denied(f"the route {getattr(route, 'path', '?')} declares no scope")

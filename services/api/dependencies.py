@@ -1,0 +1,49 @@
+"""What a route may ask for in its signature."""
+
+from collections.abc import Iterator
+from typing import Annotated
+
+from fastapi import Depends, Request
+from sqlalchemy.orm import Session
+
+from services.api.auth import Callers, Needs
+from services.api.limits import Slots
+from services.api.metrics import Metrics
+from shared.runtime import Runtime
+from shared.store.keys import Bearer, Scope
+
+
+async def _runtime(request: Request) -> Runtime:
+    return request.app.state.rt  # type: ignore[no-any-return]
+
+
+async def _metrics(request: Request) -> Metrics:
+    return request.app.state.metrics  # type: ignore[no-any-return]
+
+
+async def _callers(request: Request) -> Callers:
+    return request.app.state.callers  # type: ignore[no-any-return]
+
+
+async def _decoding(request: Request) -> Slots:
+    return request.app.state.decoding  # type: ignore[no-any-return]
+
+
+Rt = Annotated[Runtime, Depends(_runtime)]
+Measured = Annotated[Metrics, Depends(_metrics)]
+Known = Annotated[Callers, Depends(_callers)]
+Decoding = Annotated[Slots, Depends(_decoding)]
+
+
+def _db(rt: Rt) -> Iterator[Session]:
+    with rt.transaction() as db:
+        yield db
+
+
+#: One unit of work. scope="function": it is committed before the answer leaves, so that a failed commit is told.
+Db = Annotated[Session, Depends(_db, scope="function")]
+
+CanSearch = Annotated[Bearer, Depends(Needs(Scope.SEARCH))]
+CanRead = Annotated[Bearer, Depends(Needs(Scope.READ))]
+CanIngest = Annotated[Bearer, Depends(Needs(Scope.INGEST))]
+CanAdmin = Annotated[Bearer, Depends(Needs(Scope.ADMIN))]

@@ -1,0 +1,120 @@
+"""What surrounds every request: a trace, the size of its body, safe headers, one log line, and no escape.
+
+Plain ASGI: a middleware of functions would cost more than the search itself.
+"""
+
+import ipaddress
+import secrets
+import time
+
+import structlog
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.api import errors
+from services.api.errors import TooLarge, UnsupportedMedia
+from services.api.metrics import Metrics
+from shared.errors import Denied, SimilisError
+from shared.log import get
+
+log = get(__name__)
+
+SMALL = 1024 * 1024  #: the most that any body but an upload may hold
+UPLOADS = frozenset({"/v1/searches"})
+HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; style-src 'sha256-{style}'; frame-ancestors 'none'",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class Edge:
+    def __init__(self, app: ASGIApp, metrics: Metrics, max_upload: int, style: str, *, only_loopback: bool) -> None:
+        self.app, self.metrics, self.max_upload, self.only_loopback = app, metrics, max_upload, only_loopback
+        self.headers = [
+            (name.lower().encode(), value.replace("{style}", style).encode()) for name, value in HEADERS.items()
+        ]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started, code = time.perf_counter(), 0
+        trace_id = secrets.token_hex(8)
+        structlog.contextvars.bind_contextvars(trace_id=trace_id, key_prefix="")
+
+        async def answer(message: Message) -> None:
+            nonlocal code
+            if message["type"] == "http.response.start":
+                code = message["status"]
+                message["headers"] = [*message["headers"], *self.headers, (b"x-trace-id", trace_id.encode())]
+            await send(message)
+
+        try:
+            await self._pass(scope, receive, answer)
+        except Exception as error:
+            # the type and the places it passed; its text may quote a value
+            log.exception("request_failed")
+            if code == 0:
+                kind = errors.KINDS[SimilisError]
+                detail = "an unexpected error; the log has it under this trace_id"
+                response = errors.problem(kind, detail, errors.route_of(Request(scope)))
+                await response(scope, receive, answer)
+            del error
+        finally:
+            seconds = time.perf_counter() - started
+            route = errors.route_of(Request(scope)) or "unknown"
+            self.metrics.requests.labels(route, scope["method"] if route != "unknown" else "any", code).observe(seconds)
+            log.info("request", route=route, method=scope["method"], code=code, duration_ms=round(seconds * 1000, 2))
+            structlog.contextvars.unbind_contextvars("trace_id", "key_prefix")
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        try:
+            self._check(scope, headers)
+        except SimilisError as refusal:
+            await errors.of_error(Request(scope), refusal)(scope, receive, send)
+            return
+        limit = self.max_upload if scope["path"] in UPLOADS else SMALL
+        await self.app(scope, counted(receive, limit), send)
+
+    def _check(self, scope: Scope, headers: Headers) -> None:
+        if headers.get("content-encoding", "identity") != "identity":
+            raise UnsupportedMedia("bodies are taken uncompressed only")
+        length = headers.get("content-length", "0")
+        limit = self.max_upload if scope["path"] in UPLOADS else SMALL
+        if not length.isascii() or not length.isdigit() or int(length) > limit:
+            raise TooLarge(f"a body here has at most {limit} bytes")
+        if self.only_loopback and not is_local(headers.get("host", "")):
+            # without keys, a page in a browser could reach us through a name that it points at 127.0.0.1
+            raise Denied("without keys, only requests to this machine's own name are answered")
+
+
+def counted(receive: Receive, limit: int) -> Receive:
+    """The same stream, which breaks off beyond the limit, whatever its header said."""
+    seen = 0
+
+    async def next_part() -> Message:
+        nonlocal seen
+        message = await receive()
+        seen += len(message.get("body", b""))
+        if seen > limit:
+            raise TooLarge(f"a body here has at most {limit} bytes")
+        return message
+
+    return next_part
+
+
+def is_local(host: str) -> bool:
+    name = host.rsplit(":", 1)[0] if host.count(":") == 1 or host.startswith("[") else host
+    name = name.strip("[]") if "]" in host else name
+    if name == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        return False

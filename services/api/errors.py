@@ -1,0 +1,173 @@
+"""One table from our errors to HTTP; every refusal is an `application/problem+json` (RFC 9457).
+
+A problem never quotes what was sent: values may be a patient's, and answers end up in other people's logs.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import structlog
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic_core import to_json
+from sqlalchemy.exc import IntegrityError
+from starlette.exceptions import HTTPException
+
+from shared.errors import (
+    Conflict,
+    Denied,
+    Invalid,
+    NotFound,
+    Rejected,
+    SimilisError,
+    Throttled,
+    Unavailable,
+    Unidentified,
+)
+from shared.imaging.reasons import SENTENCES, Reason
+
+TYPES = "urn:similis:problem:"  #: registered in the OpenAPI document; a name, not an address
+
+
+class TooLarge(Invalid):
+    """The body is over the limit."""
+
+
+class UnsupportedMedia(Invalid):
+    """The body is of a kind that this route does not take."""
+
+
+class Gone(NotFound):
+    """The row stands, what it points at does not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    status: int
+    code: str
+    title: str
+
+
+KINDS: Mapping[type[SimilisError], Kind] = {
+    Invalid: Kind(400, "invalid", "The request is wrong"),
+    Rejected: Kind(422, "rejected", "The file is not taken in"),
+    TooLarge: Kind(413, "too-large", "The body is over the limit"),
+    UnsupportedMedia: Kind(415, "unsupported-media", "This kind of body is not taken here"),
+    NotFound: Kind(404, "not-found", "There is no such thing"),
+    Gone: Kind(410, "gone", "What it points at is no longer there"),
+    Conflict: Kind(409, "conflict", "It is in another state than the request supposes"),
+    Denied: Kind(403, "denied", "This key may not do that"),
+    Unidentified: Kind(401, "unidentified", "Who is calling?"),
+    Throttled: Kind(429, "throttled", "Too much at once"),
+    Unavailable: Kind(503, "unavailable", "Something behind us is down or busy"),
+    SimilisError: Kind(500, "internal", "Our own fault"),
+}
+
+#: What Starlette itself answers, in the same words.
+STATUSES: Mapping[int, Kind] = {kind.status: kind for kind in KINDS.values()} | {
+    404: KINDS[NotFound],
+    405: Kind(405, "method-not-allowed", "This method is not for this address"),
+}
+
+
+def kind_of(error: SimilisError) -> Kind:
+    return next(KINDS[parent] for parent in type(error).__mro__ if parent in KINDS)
+
+
+def explain(reason: str | None) -> str | None:
+    """The sentence that people read for a reason of the closed vocabulary."""
+    try:
+        return SENTENCES[Reason(reason)] if reason else None
+    except ValueError:
+        return None
+
+
+def problem(
+    kind: Kind, detail: str, instance: str, headers: Mapping[str, str] | None = None, **more: object
+) -> Response:
+    body = {
+        "type": TYPES + kind.code,
+        "title": kind.title,
+        "status": kind.status,
+        "detail": detail,
+        "instance": instance,
+        "code": kind.code,
+        "trace_id": structlog.contextvars.get_contextvars().get("trace_id", ""),
+        "errors": [],
+        **more,
+    }
+    return Response(to_json(body), kind.status, headers, "application/problem+json")
+
+
+def route_of(request: Request) -> str:
+    """The route's template: the path itself holds UIDs."""
+    route = request.scope.get("route")
+    return getattr(route, "path", "") or ""
+
+
+def of_error(request: Request, error: SimilisError) -> Response:
+    kind = kind_of(error)
+    headers, more = {}, {}
+    if isinstance(error, Unidentified):
+        headers["WWW-Authenticate"] = 'Bearer realm="similis"'
+    if isinstance(error, (Throttled, Unavailable)):
+        headers["Retry-After"] = str(error.retry_after_s)
+    if isinstance(error, Rejected):
+        more = {
+            "outcome": error.outcome.value,
+            "gate": error.gate.value if error.gate else None,
+            "reason": error.reason,
+            "explanation": explain(error.reason),
+        }
+    return problem(kind, str(error), route_of(request), headers, **more)
+
+
+def of_validation(request: Request, errors: Sequence[Mapping[str, Any]]) -> Response:
+    """Each wrong field by name and rule, without its value."""
+    found = [{"where": _place(e["loc"]), "code": e["type"], "message": _message(e)} for e in errors]
+    listed = ", ".join(dict.fromkeys(e["where"] for e in found))
+    return problem(KINDS[Invalid], f"wrong or unknown: {listed}", route_of(request), errors=found)
+
+
+_SAFE = re.compile(r"[A-Za-z][A-Za-z_]{0,39}")
+
+
+def _place(loc: Sequence[object]) -> str:
+    """`query.k`; a name that is not shaped like one of ours is not repeated."""
+    return ".".join(str(p) if isinstance(p, int) or _SAFE.fullmatch(str(p)) else "?" for p in loc) or "body"
+
+
+def _message(error: Mapping[str, Any]) -> str:
+    """Pydantic's own words, except where they quote the input."""
+    if error["type"] == "json_invalid":
+        return "this is not JSON"
+    if error["type"] in ("uuid_parsing", "date_from_datetime_parsing", "int_parsing", "bool_parsing"):
+        return f"not a valid {error['type'].split('_')[0]}"
+    return str(error["msg"])
+
+
+def install(app: FastAPI) -> None:
+    """The app answers every error by the table."""
+
+    @app.exception_handler(SimilisError)
+    def ours(request: Request, error: SimilisError) -> Response:
+        return of_error(request, error)
+
+    @app.exception_handler(RequestValidationError)
+    def validation(request: Request, error: RequestValidationError) -> Response:
+        return of_validation(request, error.errors())
+
+    @app.exception_handler(IntegrityError)
+    def race(request: Request, error: IntegrityError) -> Response:  # noqa: ARG001 - its text holds values
+        return of_error(request, Conflict("somebody else did the same at the same moment; ask again"))
+
+    @app.exception_handler(HTTPException)
+    def starlette(request: Request, error: HTTPException) -> Response:
+        if isinstance(error.__cause__, SimilisError):  # FastAPI wraps what is raised while a body is read
+            return of_error(request, error.__cause__)
+        kind = STATUSES.get(error.status_code, Kind(error.status_code, "http", "The request cannot be served"))
+        headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
+        return problem(kind, kind.title, route_of(request), headers)

@@ -1,0 +1,133 @@
+import html
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import HTMLResponse, JSONResponse, Response
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from services.api.auth import public
+from services.api.dependencies import CanRead, Measured, Rt
+from shared.errors import SimilisError
+from shared.log import get
+from shared.runtime import Runtime
+from shared.store import generations
+
+log = get(__name__)
+router = APIRouter(tags=["operation"])
+
+REMEMBERED_S = 0.25  #: anybody may ask, so asking often must not reach the engines
+STYLE = "body{font:14px sans-serif;margin:2em;max-width:60em}code{background:#eee}dt{margin-top:.7em}dd{color:#444}"
+
+
+@router.get("/livez")
+@public
+async def livez() -> JSONResponse:
+    """This process answers; says nothing of what is behind it."""
+    return JSONResponse({"status": "alive"})
+
+
+@router.get("/readyz")
+@public
+def readyz(rt: Rt, request: Request) -> JSONResponse:
+    """200 while searches can be answered: Postgres and the vectors are there. A missing broker only slows intake."""
+    found = request.app.state.readiness.ask(rt)
+    return JSONResponse(found, 200 if found["status"] != "unavailable" else 503)
+
+
+class Readiness:
+    """The parts' states, remembered for a moment."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._found: dict[str, Any] = {}
+        self._until = 0.0
+
+    def ask(self, rt: Runtime) -> dict[str, Any]:
+        with self._lock:
+            if time.monotonic() >= self._until:
+                self._found = look(rt)
+                self._until = time.monotonic() + REMEMBERED_S
+            return self._found
+
+
+def look(rt: Runtime) -> dict[str, Any]:
+    parts = {name: _state(ping) for name, ping in _parts(rt).items()}
+    needed = all(parts[name] == "ready" for name in ("postgres", "vectors"))
+    status = "unavailable" if not needed else "ready" if parts["broker"] == "ready" else "degraded"
+    return {"status": status, "parts": parts, "model": _model(rt) if parts["postgres"] == "ready" else "unknown"}
+
+
+def _parts(rt: Runtime) -> dict[str, Callable[[], None]]:
+    """Functions, because making a client may fail as well as asking it."""
+
+    def postgres() -> None:
+        rt.store.ping()
+
+    def vectors() -> None:
+        rt.indexes.ping()
+
+    def broker() -> None:
+        rt.queue.ping()
+
+    return {"postgres": postgres, "vectors": vectors, "broker": broker}
+
+
+def _state(ping: Callable[[], None]) -> str:
+    try:
+        ping()
+    except SimilisError:
+        return "away"
+    except Exception:  # a state, whatever it is, and never a 500
+        log.warning("probe_failed", exc_info=True)
+        return "away"
+    return "ready"
+
+
+def _model(rt: Runtime) -> str:
+    try:
+        with rt.store.reading() as connection:
+            live = generations.published(connection)
+    except Exception:
+        log.warning("probe_failed", exc_info=True)
+        return "unknown"
+    return "none yet" if live is None else str(live.card["name"])
+
+
+@router.get("/metrics", response_class=Response)
+def metrics(measured: Measured, _: CanRead) -> Response:
+    """For Prometheus, with a key that may read."""
+    return Response(generate_latest(measured.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+@router.get("/openapi.json", include_in_schema=False)
+@public
+def openapi(request: Request) -> JSONResponse:
+    return JSONResponse(request.app.openapi())
+
+
+@router.get("/docs", include_in_schema=False)
+@public
+def docs(request: Request) -> HTMLResponse:
+    """The routes on one page: no scripts, nothing from elsewhere, so that it reads in a closed network."""
+    described = request.app.openapi()
+    rows = [
+        f"<dt><code>{method.upper()} {html.escape(path)}</code> "
+        f"<small>{html.escape(str(what.get('x-scope', 'public')))}</small></dt><dd>{_words(what)}</dd>"
+        for path, methods in described["paths"].items()
+        for method, what in methods.items()
+    ]
+    title = f"Similis {html.escape(described['info']['version'])}"
+    return HTMLResponse(
+        f"<!doctype html><html lang=en><title>{title}</title><style>{STYLE}</style><h1>{title}</h1>"
+        "<p>The whole description: <a href=/openapi.json>openapi.json</a>. Keys go as "
+        f"<code>Authorization: Bearer sml_...</code></p><dl>{''.join(rows)}</dl></html>"
+    )
+
+
+def _words(what: dict[str, Any]) -> str:
+    names = ", ".join(p["name"] for p in what.get("parameters", []) if p["in"] == "query")
+    told = html.escape(what.get("description", ""))
+    return told + (f"<br><small>{html.escape(names)}</small>" if names else "")

@@ -1,0 +1,121 @@
+"""Pictures, always encoded by us: nothing of a file's own bytes is passed on."""
+
+import hashlib
+import io
+import os
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+
+import numpy as np
+from fastapi import APIRouter, Header, Path, Query
+from fastapi.responses import Response
+from PIL import Image as Pillow
+from sqlalchemy import Row
+
+from services.api.dependencies import CanRead, Decoding, Rt
+from services.api.errors import Gone, explain
+from services.api.routes.studies import may_see
+from services.api.schemas import Uid
+from shared.errors import Conflict, Invalid, NotFound, Rejected
+from shared.imaging.frames import chosen_frames
+from shared.imaging.reasons import Reason
+from shared.imaging.recipe import Recipe
+from shared.runtime import Runtime
+from shared.store import catalog
+from shared.store.keys import Bearer
+from shared.types import Status
+
+router = APIRouter(tags=["pictures"])
+
+MOST_PIXELS = 64 * 1024 * 1024  #: of all frames that must be decoded to reach one: 256 MB
+_IMAGE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}, "description": "The picture"}}
+_PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "The picture"}}
+
+
+@router.get("/v1/instances/{sop_instance_uid}/thumbnail", response_class=Response, responses=_IMAGE)
+def thumbnail(
+    rt: Rt,
+    bearer: CanRead,
+    sop_instance_uid: Annotated[Uid, Path()],
+    if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
+) -> Response:
+    """The image in grey, its longest side at most 256 pixels."""
+    row = _row(rt, sop_instance_uid, bearer)
+    if row.jpeg is None:
+        raise Conflict(_unseen(row))
+    tag = f'"{hashlib.sha256(row.jpeg).hexdigest()[:20]}"'
+    if if_none_match is not None and tag in (part.strip().removeprefix("W/") for part in if_none_match.split(",")):
+        return Response(status_code=304, headers={"ETag": tag})
+    return Response(row.jpeg, headers={"ETag": tag}, media_type="image/jpeg")
+
+
+@router.get("/v1/instances/{sop_instance_uid}/rendered", response_class=Response, responses=_PNG)
+def rendered(
+    rt: Rt,
+    bearer: CanRead,
+    decoding: Decoding,
+    sop_instance_uid: Annotated[Uid, Path()],
+    frame: Annotated[int, Query(ge=1, le=100_000)] = 1,
+    size: Annotated[int, Query(ge=32, le=2048)] = 1024,
+) -> Response:
+    """One frame of the original as it would be shown: 8 bit grey, its longest side at most `size` pixels."""
+    row = _row(rt, sop_instance_uid, bearer)
+    if row.status == Status.EMPTY:
+        raise Conflict(_unseen(row))
+    with decoding.taken("decoding"):
+        pixels = _decoded(rt, row, frame, size)
+    out = io.BytesIO()
+    Pillow.fromarray(pixels).save(out, "PNG", compress_level=1)
+    return Response(out.getvalue(), media_type="image/png")
+
+
+def _row(rt: Runtime, sop_uid: str, bearer: Bearer) -> Row[Any]:
+    """Raises: `NotFound`, in the same words for one that is not there and one that only a reviewer may see."""
+    with rt.store.reading() as connection:
+        row = catalog.picture(connection, sop_uid)
+    if row is None or not may_see(row.status, bearer):
+        raise NotFound("no such image")
+    return row
+
+
+def _unseen(row: Row[Any]) -> str:
+    return f"there is no picture of this image: {explain(row.reason) or f'it is {row.status}'}"
+
+
+def _decoded(rt: Runtime, row: Row[Any], frame: int, size: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    """(rows, cols). Raises: `Gone`, `Conflict`, `Rejected`, `Invalid`."""
+    path = FilePath(os.fsdecode(row.path))
+    longest = max(row.rows, row.columns, 1)
+    recipe = Recipe(size=min(size, longest), frames=_reaching(frame, row.frames, size), pad="square")
+    try:
+        # a path may hold another patient's image by now
+        if rt.sandbox.inspect(path).digest != row.digest:
+            raise Conflict("the file has changed since it was taken in")
+        decoded = rt.sandbox.decode(path, recipe)
+    except Rejected as refusal:
+        if refusal.reason in (Reason.UNREADABLE, Reason.NOT_REGULAR):
+            raise Gone("the original file is no longer where it was taken in") from None
+        raise
+    square = decoded.pixels[decoded.frames.index(frame)]
+    return _unpadded(square, row.rows / longest, row.columns / longest)
+
+
+def _reaching(frame: int, frames: int, size: int) -> int:
+    """The least number of evenly spaced frames among which the wanted one is. Raises: `Invalid`."""
+    if frame > frames:
+        raise Invalid(f"this image has {frames} frames")
+    for most in range(1, min(frames, MOST_PIXELS // size**2) + 1):
+        if frame in chosen_frames(frames, most):
+            return most
+    raise Invalid("this frame cannot be reached at this size: ask for a smaller one")
+
+
+def _unpadded(
+    square: "np.ndarray[Any, np.dtype[np.float32]]", high: float, wide: float
+) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+    """The picture without the background that made it square; it stands in the middle."""
+    side = square.shape[0]
+    rows, columns = max(1, round(side * high)), max(1, round(side * wide))
+    top, left = (side - rows) // 2, (side - columns) // 2
+    picture = square[top : top + rows, left : left + columns]
+    return (picture * 255 + 0.5).astype(np.uint8)

@@ -1,0 +1,111 @@
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Response
+from sqlalchemy.orm import Session
+
+from services.api.answers import GenerationDetail, GenerationsOut, ModelDetail, ModelsOut
+from services.api.dependencies import CanAdmin, CanRead, Db, Rt
+from services.api.schemas import ModelIn
+from shared.encoder import cards
+from shared.encoder.cards import Card
+from shared.errors import NotFound, Unavailable
+from shared.pipeline import lifecycle
+from shared.runtime import Runtime
+from shared.store import generations, ledger
+from shared.store.session import enqueue
+from shared.store.tables import Generation, Model
+from shared.types import Job
+
+router = APIRouter(tags=["models"])
+
+Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+
+
+@router.get("/v1/models", response_model=ModelsOut)
+def list_models(db: Db, _: CanRead) -> dict[str, Any]:
+    """Every model that is known, the published one marked."""
+    live = generations.published(db)
+    return {"models": [_model(row, live.model_id if live else None) for row in generations.models(db)]}
+
+
+@router.post("/v1/models", status_code=201, response_model=ModelDetail)
+def add_model(rt: Rt, db: Db, _: CanAdmin, asked: ModelIn, response: Response) -> dict[str, Any]:
+    """A card of the models folder is verified and known; the first one is also published. Again, nothing changes."""
+    card = cards.read(rt.folder(asked.card), verify=True)
+    known = {row.fingerprint for row in generations.models(db)}
+    row = lifecycle.add_model(db, rt.indexes, asked.card, card)
+    enqueue(db, Job.ENCODE)  # images may have waited for it
+    response.status_code = 200 if card.fingerprint in known else 201
+    response.headers["Location"] = f"/v1/models/{row.name}"
+    return _detail(db, row)
+
+
+@router.get("/v1/models/{name}", response_model=ModelDetail)
+def show_model(db: Db, _: CanRead, name: Name) -> dict[str, Any]:
+    """By its name, or by eight or more digits of its fingerprint."""
+    return _detail(db, generations.model(db, name))
+
+
+def _model(row: Model, live: int | None) -> dict[str, Any]:
+    card = Card.from_json(dict(row.card))
+    return {
+        "name": row.name,
+        "fingerprint": row.fingerprint,
+        "label": card.label,
+        "trained": card.weights.trained,
+        "architecture": card.architecture,
+        "dim": card.dim,
+        "published": row.id == live,
+        "created_at": row.created_at,
+    }
+
+
+def _detail(db: Session, row: Model) -> dict[str, Any]:
+    live = generations.published(db)
+    own = [generation.id for generation in generations.every(db) if generation.model_id == row.id]
+    return _model(row, live.model_id if live else None) | {"card": row.card, "generations": own}
+
+
+@router.get("/v1/generations", response_model=GenerationsOut)
+def list_generations(db: Db, _: CanRead) -> dict[str, Any]:
+    """Every index build, with how much of its ledger it holds."""
+    named = {row.id: row for row in generations.models(db)}
+    return {"generations": [_generation(db, row, named) for row in generations.every(db)]}
+
+
+@router.get("/v1/generations/{generation_id}", response_model=GenerationDetail)
+def show_generation(rt: Rt, db: Db, _: CanRead, generation_id: int) -> dict[str, Any]:
+    """One index build; `index` is what the engine itself says, or null while it is away."""
+    row = generations.get(db, generation_id)
+    named = {model.id: model for model in generations.models(db)}
+    return _generation(db, row, named) | {"index": _index(rt, row)}
+
+
+def _generation(db: Session, row: Generation, named: Mapping[int, Model]) -> dict[str, Any]:
+    live = generations.published(db)
+    covered = ledger.coverage(db, row.id)
+    return {
+        "id": row.id,
+        "model": named[row.model_id].name,
+        "fingerprint": named[row.model_id].fingerprint,
+        "collection": row.collection,
+        "state": row.state,
+        "live": live is not None and live.generation_id == row.id,
+        "spec": row.spec,
+        "coverage": {
+            "applied": covered.applied,
+            "pending": covered.pending,
+            "failed": covered.failed,
+            "ratio": covered.ratio,
+        },
+        "created_at": row.created_at,
+    }
+
+
+def _index(rt: Runtime, row: Generation) -> dict[str, Any] | None:
+    try:
+        info = rt.index(row.collection).info()
+    except (Unavailable, NotFound):
+        return None
+    return {"points": info.points, "indexed": info.indexed, "bytes_disk": info.bytes_disk}

@@ -1,0 +1,187 @@
+"""Long work as resources: scans are begun here, watched, cancelled and tried again."""
+
+import hashlib
+from datetime import UTC, datetime
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+from uuid import UUID
+
+from fastapi import APIRouter, Header, Query, Response
+from sqlalchemy.orm import Session
+
+from services.api.answers import FilesOut, OperationDetail, OperationsOut
+from services.api.dependencies import CanIngest, Db, Rt
+from services.api.errors import explain
+from services.api.routes.studies import read_cursor, write_cursor
+from services.api.schemas import ScanIn
+from shared.errors import Invalid
+from shared.pipeline import receive
+from shared.runtime import Runtime
+from shared.store import catalog, files, images, operations
+from shared.store.session import enqueue
+from shared.store.tables import Operation
+from shared.types import Job
+
+router = APIRouter(tags=["operations"])
+
+ENDED = ("succeeded", "failed", "cancelled")
+Limit = Annotated[int, Query(ge=1, le=1000)]
+Cursor = Annotated[str | None, Query(max_length=200)]
+
+
+@router.post("/v1/ingest/scans", status_code=202, response_model=OperationDetail)
+def begin_scan(
+    rt: Rt,
+    db: Db,
+    bearer: CanIngest,
+    asked: ScanIn,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+) -> dict[str, Any]:
+    """A folder of the server is taken in, in place. With the same Idempotency-Key nothing is begun twice."""
+    params: dict[str, Any] = {"path": _allowed(rt, asked.path), "watch": asked.watch}
+    if asked.labels is not None:
+        params["labels"] = _allowed(rt, asked.labels)
+    digest = hashlib.sha256(f"{bearer.id}|{idempotency_key}".encode()).digest() if idempotency_key else None
+    operation = operations.create(db, "scan", params, digest)
+    enqueue(db, Job.SCAN)
+    response.headers["Location"] = f"/v1/operations/{operation.id}"
+    db.refresh(operation)
+    return _detail(db, operation)
+
+
+def _allowed(rt: Runtime, text: str) -> str:
+    """Raises: `Invalid`; in the same words for what is not there and what may not be read."""
+    intake = rt.settings.intake
+    path = receive.within(FilePath(text), intake.roots, any_root=intake.any_root)
+    if not path.exists():
+        raise Invalid("there is no such file or folder on the server")
+    return str(path)
+
+
+@router.get("/v1/operations", response_model=OperationsOut)
+def list_operations(db: Db, _: CanIngest, limit: Limit = 50, cursor: Cursor = None) -> dict[str, Any]:
+    """The newest first."""
+    before = datetime.fromtimestamp(read_cursor(cursor) / 1e6, UTC) if cursor else None
+    rows = operations.page(db, limit + 1, before)
+    shown = rows[:limit]
+    more = len(rows) > len(shown)
+    return {
+        "operations": [_summary(db, operation) for operation in shown],
+        "next": write_cursor(_micros(shown[-1].created_at)) if more else None,
+    }
+
+
+def _micros(moment: datetime) -> int:
+    return round(moment.timestamp() * 1e6)
+
+
+@router.get("/v1/operations/{operation_id}", response_model=OperationDetail)
+def show_operation(db: Db, _: CanIngest, operation_id: UUID) -> dict[str, Any]:
+    """How far it is, and what became of its files."""
+    return _detail(db, operations.get(db, operation_id))
+
+
+@router.get("/v1/operations/{operation_id}/files", response_model=FilesOut)
+def list_files(
+    db: Db, _: CanIngest, operation_id: UUID, problems: bool = True, limit: Limit = 200, cursor: Cursor = None
+) -> dict[str, Any]:
+    """Its files with outcome, gate and reason; by default those that are not searchable."""
+    operations.get(db, operation_id)
+    after = read_cursor(cursor) if cursor else 0
+    rows = files.page(db, operation_id, after, limit + 1, problems)
+    shown = rows[:limit]
+    return {
+        "files": [
+            {
+                "path": row.path.decode("utf-8", "backslashreplace"),
+                "outcome": row.outcome,
+                "gate": row.gate,
+                "reason": row.reason,
+                "explanation": explain(row.reason),
+            }
+            for row in shown
+        ],
+        "next": write_cursor(shown[-1].id) if len(rows) > len(shown) else None,
+    }
+
+
+@router.post("/v1/operations/{operation_id}:cancel", response_model=OperationDetail)
+def cancel_operation(db: Db, _: CanIngest, operation_id: UUID) -> dict[str, Any]:
+    """No more of it is begun; what was registered stays."""
+    operation = operations.cancel(db, operation_id)
+    db.flush()
+    db.refresh(operation)
+    return _detail(db, operation)
+
+
+@router.post("/v1/operations/{operation_id}:retry", status_code=202, response_model=OperationDetail)
+def retry_operation(db: Db, _: CanIngest, operation_id: UUID) -> dict[str, Any]:
+    """It is due again: what is done stays done, what failed is tried once more."""
+    operation = operations.retry(db, operation_id)
+    images.retry_failed(db, operation_id)
+    catalog.look_again(db, operation_id)
+    enqueue(db, Job.SCAN)
+    enqueue(db, Job.ENCODE)
+    db.flush()
+    db.refresh(operation)
+    return _detail(db, operation)
+
+
+def _detail(db: Session, operation: Operation) -> dict[str, Any]:
+    outcomes = operations.outcomes(db, operation.id)
+    return _summary(db, operation) | {
+        "outcomes": [
+            {"outcome": outcome, "gate": gate, "reason": reason, "explanation": explain(reason), "count": count}
+            for outcome, gate, reason, count in outcomes
+        ]
+    }
+
+
+def _summary(db: Session, operation: Operation) -> dict[str, Any]:
+    total, undecided, unindexed = catalog.progress(db, operation.id)
+    scanned = "scanned" in operation.counts
+    end = operation.finished_at or datetime.now(UTC)
+    took_s = max((end - operation.created_at).total_seconds(), 0.0)
+    decided = max(operation.done - undecided, 0)
+    return {
+        "id": operation.id,
+        "kind": operation.kind,
+        "state": operation.state,
+        "phase": _phase(operation.state, undecided, scanned=scanned),
+        "progress": _progress(operation, undecided, unindexed),
+        "path": operation.params.get("path"),
+        "watch": bool(operation.params.get("watch")),
+        "total": operation.total,
+        "done": operation.done,
+        "counts": {name: n for name, n in operation.counts.items() if name != "scanned"},
+        "images": {"registered": total, "decided": total - undecided, "searchable_soon": unindexed},
+        "rate_per_s": round(decided / took_s, 2) if took_s > 0 and decided else None,
+        "took_s": round(took_s, 3),
+        "cancel_requested": operation.cancel,
+        "error": operation.error,
+        "created_at": operation.created_at,
+        "finished_at": operation.finished_at,
+    }
+
+
+def _phase(state: str, undecided: int, *, scanned: bool) -> str:
+    if state in ENDED:
+        return "ended"
+    if state == "pending":
+        return "waiting"
+    if not scanned:
+        return "registering"
+    return "encoding" if undecided else "indexing"
+
+
+def _progress(operation: Operation, undecided: int, unindexed: int) -> int:
+    """Of 100: a tenth for registering, eight for deciding, a tenth for the index, as they cost."""
+    if operation.state == "succeeded":
+        return 100
+    if not operation.total:
+        return 0
+    registered = min(operation.done, operation.total)
+    decided = max(registered - undecided, 0)
+    share = 0.1 * registered + 0.8 * decided + 0.1 * max(decided - unindexed, 0)
+    return min(99, int(100 * share / operation.total))

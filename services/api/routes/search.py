@@ -1,0 +1,191 @@
+"""Searches. The answer is made as plain JSON; the route's response model only documents it."""
+
+import json
+import time
+from collections.abc import Mapping
+from functools import partial
+from typing import Annotated, Any
+from urllib.parse import urlencode
+
+import sqlalchemy as sa
+from fastapi import APIRouter, Depends, Path, Query, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import Response
+from pydantic import ValidationError
+from pydantic_core import to_json
+from starlette.datastructures import UploadFile
+
+from services.api import present
+from services.api.answers import BatchOut, RankingOut
+from services.api.dependencies import CanSearch, Decoding, Known, Measured, Rt
+from services.api.errors import TooLarge, UnsupportedMedia
+from services.api.metrics import Metrics
+from services.api.schemas import BatchIn, SearchIn, Uid
+from shared.encoder.base import Encoder
+from shared.errors import Invalid, NotFound, Unavailable
+from shared.pipeline import search
+from shared.pipeline.search import Ranking
+from shared.runtime import Runtime
+from shared.store.generations import Published
+
+router = APIRouter(tags=["search"])
+
+PICTURES = ("application/dicom", "image/png", "image/jpeg", "application/octet-stream")
+MOST_AT_ONCE = 2000  #: k times the studies of one batch
+Asked = Annotated[SearchIn, Query()]
+
+
+@router.get("/v1/studies/{study_instance_uid}/similar", response_model=RankingOut)
+def similar(
+    rt: Rt, metrics: Measured, _: CanSearch, request: Request, study_instance_uid: Annotated[Uid, Path()], asked: Asked
+) -> Response:
+    """The studies most like this one, best first."""
+    started = time.perf_counter()
+    wanted = asked.request()
+    wanted.check(rt.settings.api.max_k)
+    with rt.store.reading() as connection:
+        (found,) = search.by_studies(connection, rt.index, [study_instance_uid], wanted)
+    observe(metrics, rt, found)
+    body = present.ranking(found, wanted, (time.perf_counter() - started) * 1000)
+    return Response(to_json(body), headers=_next(request, found), media_type="application/json")
+
+
+def _next(request: Request, found: Ranking) -> dict[str, str]:
+    if found.next is None:
+        return {}
+    kept = [(name, value) for name, value in request.query_params.multi_items() if name != "cursor"]
+    return {"Link": f'<{request.url.path}?{urlencode([*kept, ("cursor", found.next)])}>; rel="next"'}
+
+
+def observe(metrics: Metrics, rt: Runtime, found: Ranking) -> None:
+    backend = rt.settings.qdrant.url.partition(":")[0] or "memory"
+    for stage, ms in found.timings_ms.items():
+        metrics.searches.labels(stage, backend).observe(ms / 1000)
+    if found.hidden_studies:
+        metrics.hidden.labels("excluded").inc(found.hidden_studies)
+
+
+class Body:
+    """What was sent: a picture's bytes, or a JSON object."""
+
+    def __init__(self, picture: bytes | None = None, fields: Mapping[str, Any] | None = None) -> None:
+        self.picture, self.fields = picture, fields
+
+
+async def _body(request: Request, _: CanSearch) -> Body:
+    """Read after the caller is known, so that strangers cannot make us hold their bytes.
+
+    Raises: `UnsupportedMedia`, `Invalid`, `TooLarge` from the stream.
+    """
+    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        return Body(fields=_object(await request.body()))
+    if kind in PICTURES:
+        return Body(picture=await request.body())
+    if kind != "multipart/form-data":
+        raise UnsupportedMedia(f"send multipart/form-data with a file, application/json, or {', '.join(PICTURES)}")
+    async with request.form(max_files=1, max_fields=0) as form:
+        file = form.get("file")
+        if not isinstance(file, UploadFile):
+            raise Invalid("the form has no file named `file`")
+        return Body(picture=await file.read())
+
+
+def _object(raw: bytes) -> Mapping[str, Any]:
+    if len(raw) > 1024 * 1024:
+        raise TooLarge("a JSON body has at most 1048576 bytes")
+    try:
+        fields = json.loads(raw)
+    except (ValueError, RecursionError):
+        raise Invalid("the body is not JSON") from None
+    if not isinstance(fields, dict):
+        raise Invalid("the body is not a JSON object")
+    return fields
+
+
+_FORM = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary", "description": "DICOM, PNG, JPEG"}},
+                }
+            },
+            **{kind: {"schema": {"type": "string", "format": "binary"}} for kind in PICTURES},
+            "application/json": {"schema": {"$ref": "#/components/schemas/BatchIn"}},
+        },
+    }
+}
+
+
+@router.post("/v1/searches", response_model=RankingOut | BatchOut, openapi_extra=_FORM)
+def searches(
+    rt: Rt,
+    metrics: Measured,
+    callers: Known,
+    bearer: CanSearch,
+    decoding: Decoding,
+    asked: Asked,
+    body: Annotated[Body, Depends(_body)],
+) -> Response:
+    """The studies most like an uploaded image, of which nothing is kept; or, for JSON, like each of several studies."""
+    if body.fields is not None:
+        batch = _merged(asked, body.fields)
+        callers.buckets.take(bearer.id, len(batch.studies) - 1)
+        return _batch(rt, metrics, batch)
+    started = time.perf_counter()
+    wanted = asked.request()
+    wanted.check(rt.settings.api.max_k)
+    if wanted.cursor is not None:
+        raise Invalid("a search by image has one page: ask for a larger k")
+    with decoding.taken("decoding"), rt.store.reading() as connection:
+        found = by_image(rt, connection, body.picture or b"", wanted)
+    observe(metrics, rt, found)
+    answer = present.ranking(found, wanted, (time.perf_counter() - started) * 1000)
+    return Response(to_json(answer), media_type="application/json")
+
+
+def by_image(rt: Runtime, connection: sa.Connection, picture: bytes, wanted: search.Request) -> Ranking:
+    """The caller holds a slot: one picture is decoded and encoded at a time."""
+    return search.by_image(
+        connection,
+        rt.index,
+        partial(rt.sandbox.decode, picture),
+        partial(_encoder, rt),
+        rt.rules.secret,
+        wanted,
+    )
+
+
+def _encoder(rt: Runtime, published: Published) -> Encoder:
+    try:
+        return rt.encoder(published)
+    except (Invalid, NotFound, ImportError) as error:
+        # the request is right: it is this process that lacks the model
+        raise Unavailable("the encoder of the published model cannot be loaded here", retry_after_s=30) from error
+
+
+def _merged(asked: SearchIn, fields: Mapping[str, Any]) -> BatchIn:
+    """Options may stand in the address or in the body; the body wins."""
+    try:
+        return BatchIn.model_validate({**asked.model_dump(exclude_unset=True), **fields})
+    except ValidationError as error:
+        raise RequestValidationError([{**e, "loc": ("body", *e["loc"])} for e in error.errors()]) from None
+
+
+def _batch(rt: Runtime, metrics: Metrics, batch: BatchIn) -> Response:
+    started = time.perf_counter()
+    wanted = batch.request()
+    wanted.check(rt.settings.api.max_k)
+    if wanted.k * len(batch.studies) > MOST_AT_ONCE:
+        raise Invalid(f"k times the number of studies is at most {MOST_AT_ONCE}")
+    with rt.store.reading() as connection:
+        rankings = search.by_studies(connection, rt.index, batch.studies, wanted)
+    took_ms = (time.perf_counter() - started) * 1000
+    for found in rankings:
+        observe(metrics, rt, found)
+    listed = [present.ranking(found, wanted, took_ms) for found in rankings]
+    return Response(to_json({"rankings": listed, "took_ms": round(took_ms, 3)}), media_type="application/json")

@@ -1,0 +1,136 @@
+import base64
+import binascii
+from collections.abc import Mapping
+from itertools import groupby
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query
+from sqlalchemy import Row
+
+from services.api.answers import StudiesOut, StudyDetail
+from services.api.dependencies import CanRead, Rt
+from services.api.errors import explain
+from services.api.schemas import StudiesIn, Uid
+from shared.errors import Invalid, NotFound
+from shared.store import catalog, generations
+from shared.store.keys import Bearer, Scope
+from shared.types import Status
+
+router = APIRouter(tags=["studies"])
+
+FIRST = 2**62
+HELD_BACK = frozenset({Status.QUARANTINED, Status.REJECTED})  #: pictures that only a reviewer may see
+
+_WAITING: Mapping[str, str] = {
+    Status.RECEIVED: "It waits to be encoded.",
+    Status.ENCODING: "It is being encoded.",
+    Status.QUARANTINED: "A gate stopped it; a person decides.",
+    Status.RELEASED: "It was released and waits for the index.",
+    Status.REJECTED: "A person rejected it.",
+    Status.EMPTY: "It holds no image to compare.",
+    Status.FAILED: "It could not be encoded.",
+}
+
+
+@router.get("/v1/studies", response_model=StudiesOut)
+def list_studies(rt: Rt, _: CanRead, asked: Annotated[StudiesIn, Query()]) -> dict[str, Any]:
+    """Studies, the latest taken in first."""
+    before = read_cursor(asked.cursor)
+    with rt.store.reading() as connection:
+        rows = catalog.studies(connection, asked.wanted(), before, asked.limit + 1)
+    shown = rows[: asked.limit]
+    return {
+        "studies": [_study(row) for row in shown],
+        "next": write_cursor(shown[-1].id) if len(rows) > len(shown) else None,
+    }
+
+
+def _study(row: Row[Any]) -> dict[str, Any]:
+    return {
+        "study_instance_uid": row.uid,
+        "study_date": row.study_date,
+        "modalities": [m for m in row.modalities if m],
+        "images": int(row.images),
+        "statuses": row.statuses,
+        "searchable": row.searchable,
+        "taken_in_at": row.created_at,
+    }
+
+
+def write_cursor(last: int) -> str:
+    return base64.urlsafe_b64encode(b"s%d" % last).rstrip(b"=").decode()
+
+
+def read_cursor(text: str | None) -> int:
+    """Raises: `Invalid`."""
+    if text is None:
+        return FIRST
+    try:
+        raw = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
+    except (ValueError, binascii.Error):
+        raw = b""
+    if raw[:1] != b"s" or not raw[1:].isdigit() or len(raw) > 20:
+        raise Invalid("this is not a cursor")
+    return int(raw[1:])
+
+
+@router.get("/v1/studies/{study_instance_uid}", response_model=StudyDetail)
+def show_study(rt: Rt, bearer: CanRead, study_instance_uid: Annotated[Uid, Path()]) -> dict[str, Any]:
+    """One study, image by image: its state, and why one cannot be found."""
+    with rt.store.reading() as connection:
+        found = catalog.study(connection, study_instance_uid)
+        published = generations.published(connection) is not None
+    if found is None:
+        raise NotFound("no such study")
+    study, images = found
+    return {
+        "study_instance_uid": study.uid,
+        "study_date": study.study_date,
+        "taken_in_at": study.created_at,
+        "series": [
+            {
+                "series_instance_uid": uid,
+                "modality": rows[0].modality,
+                "images": [_image(row, bearer, published=published) for row in rows],
+            }
+            for uid, rows in ((uid, list(rows)) for uid, rows in groupby(images, key=lambda row: row.series_uid))
+        ],
+    }
+
+
+def _image(row: Row[Any], bearer: Bearer, *, published: bool) -> dict[str, Any]:
+    why_not = _why_not(row, published=published)
+    shown = row.pictured and may_see(row.status, bearer)
+    return {
+        "sop_instance_uid": row.sop_uid,
+        "sop_class_uid": row.sop_class,
+        "transfer_syntax_uid": row.transfer_syntax,
+        **{name: getattr(row, name) for name in ("modality", "laterality", "view", "view_modifiers", "body_part")},
+        **{name: getattr(row, name) for name in ("rows", "columns", "frames", "status", "gate", "reason", "score")},
+        "labels": {
+            **row.labels,
+            **{n: getattr(row, n) for n in ("birads", "density", "pathology") if getattr(row, n) is not None},
+        },
+        "searchable": why_not is None,
+        "why_not": why_not,
+        "thumbnail": f"/v1/instances/{row.sop_uid}/thumbnail" if shown else None,
+        "rendered": f"/v1/instances/{row.sop_uid}/rendered",
+    }
+
+
+def may_see(status: str, bearer: Bearer) -> bool:
+    return status not in HELD_BACK or Scope.REVIEW in bearer.scopes
+
+
+def _why_not(row: Row[Any], *, published: bool) -> str | None:
+    """One sentence, or None where the image is searchable. An image that is encoded anew stays so meanwhile."""
+    states = set(row.index_states or ())
+    if states == {"applied"} and row.status not in HELD_BACK:
+        return None
+    if row.status in _WAITING:
+        return " ".join(filter(None, (_WAITING[row.status], explain(row.reason))))
+    if not published:
+        return "No model is published yet."
+    if "failed" in states:
+        return "The index refused it."
+    return "It waits to be written to the index." if states else "The published model has not encoded it."

@@ -1,0 +1,157 @@
+"""What comes in. Each shape refuses what it does not know: a filter that is misspelt must not be ignored."""
+
+import re
+from datetime import date, datetime
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+
+from shared.errors import Invalid
+from shared.pipeline.search import Filters, Request
+from shared.store.catalog import Wanted
+from shared.store.keys import Scope
+from shared.types import Status
+
+Uid = Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")]
+
+
+def _split(value: object) -> object:
+    """`a,b` and repeated parameters are the same list."""
+    parts = [value] if isinstance(value, str) else value
+    if not isinstance(parts, list):
+        return value
+    return [piece.strip() for part in parts for piece in (part.split(",") if isinstance(part, str) else [part])]
+
+
+def _coded(values: list[str]) -> list[str]:
+    return [value.upper() for value in values]
+
+
+_Split = BeforeValidator(_split)
+Codes = Annotated[
+    list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_ -]{1,16}$")]], _Split, AfterValidator(_coded), Field(max_length=32)
+]
+Birads = Annotated[list[Annotated[int, Field(ge=0, le=6)]], _Split, Field(max_length=7)]
+Uids = Annotated[list[Uid], _Split, Field(max_length=200)]
+
+_RANGE = re.compile(r"(\d{8})?(-)?(\d{8})?")
+
+
+def dates(text: str | None) -> tuple[date | None, date | None]:
+    """`A`, `A-B`, `A-` and `-B` as DICOM has them. Raises: `ValueError`."""
+    if not text:
+        return None, None
+    found = _RANGE.fullmatch(text)
+    if found is None:
+        raise ValueError("a date range reads 20240101-20241231; either side may be left out")
+    low, dash, high = found.groups()
+    first, last = (datetime.strptime(d, "%Y%m%d").date() if d else None for d in (low, high))  # noqa: DTZ007
+    return first, last if dash else first
+
+
+def _checked(text: str | None) -> str | None:
+    try:
+        dates(text)
+    except ValueError:
+        raise ValueError("a date range reads 20240101-20241231; either side may be left out") from None
+    return text
+
+
+Range = Annotated[str | None, AfterValidator(_checked)]
+
+
+class In(BaseModel):
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+
+class SearchIn(In):
+    """How to search; the filters have their DICOM names, as in QIDO-RS."""
+
+    k: int = Field(10, ge=1, le=10_000, description="How many studies")
+    exclude: Codes = Field(["SELF", "STUDY", "PATIENT"], description="self, study, patient: any of them, or none")
+    view: Literal["any", "match"] = Field("any", description="match: only images of the query image's own view")
+    mode: Literal["dense", "hash", "hybrid"] = "dense"
+    exact: bool = Field(False, description="Compare with every image instead of following the graph")
+    cursor: Annotated[str | None, Field(max_length=16_384)] = None
+    Modality: Codes = []
+    ModalitiesInStudy: Codes = Field([], description="The same as Modality, which the matched image must have")
+    ViewPosition: Codes = []
+    ImageLaterality: Codes = []
+    StudyDate: Range = None
+    birads: Birads = []
+    density: Codes = []
+
+    def request(self) -> Request:
+        """Raises: `Invalid`."""
+        if self.mode != "dense":
+            raise Invalid("the published model has no hash codes: it answers mode=dense only")
+        excluded = frozenset(word.lower() for word in self.exclude) - {"none"}
+        if len(self.exclude) > 1 and "NONE" in self.exclude:
+            raise Invalid("exclude is none, or some of self, study and patient")
+        low, high = dates(self.StudyDate)
+        filters = Filters(
+            modality=tuple(sorted({*self.Modality, *self.ModalitiesInStudy})),
+            view=tuple(self.ViewPosition),
+            laterality=tuple(self.ImageLaterality),
+            density=tuple(self.density),
+            birads=tuple(self.birads),
+            date_from=low,
+            date_to=high,
+        )
+        return Request(
+            k=self.k, exclude=excluded, view=self.view, filters=filters, exact=self.exact, cursor=self.cursor
+        )
+
+
+class BatchIn(SearchIn):
+    """Several stored studies at once."""
+
+    studies: Annotated[list[Uid], Field(min_length=1, max_length=50)]
+
+
+class StudiesIn(In):
+    StudyInstanceUID: Uids = []
+    ModalitiesInStudy: Codes = []
+    StudyDate: Range = None
+    birads: Birads = []
+    density: Codes = []
+    status: Annotated[list[Status], _Split] = []
+    limit: int = Field(100, ge=1, le=200)
+    cursor: Annotated[str | None, Field(max_length=200)] = None
+
+    def wanted(self) -> Wanted:
+        low, high = dates(self.StudyDate)
+        return Wanted(
+            uids=tuple(self.StudyInstanceUID),
+            modality=tuple(self.ModalitiesInStudy),
+            density=tuple(self.density),
+            birads=tuple(self.birads),
+            status=tuple(status.value for status in self.status),
+            date_from=low,
+            date_to=high,
+        )
+
+
+def _plain_path(text: str) -> str:
+    if "\0" in text or not text.startswith("/"):
+        raise ValueError("a path is absolute, on the server's own file system")
+    return text
+
+
+ServerPath = Annotated[str, Field(max_length=4096), AfterValidator(_plain_path)]
+
+
+class ScanIn(In):
+    path: ServerPath
+    labels: ServerPath | None = None
+    watch: bool = False
+
+
+class ModelIn(In):
+    card: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="A folder's name under the models")]
+
+
+class KeyIn(In):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._@-]{0,63}$")]
+    scopes: Annotated[list[Scope], Field(min_length=1)]
+    days: Annotated[int | None, Field(ge=1, le=3650)] = None

@@ -1,0 +1,126 @@
+"""Reads for people and viewers: studies, their images, and why one of them cannot be found."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import date
+from typing import Any
+
+import sqlalchemy as sa
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a list of studies is narrowed to; what is empty does not narrow.
+
+    Modality, density, BI-RADS and status are those of one and the same image.
+    """
+
+    uids: tuple[str, ...] = ()
+    modality: tuple[str, ...] = ()
+    density: tuple[str, ...] = ()
+    birads: tuple[int, ...] = ()
+    status: tuple[str, ...] = ()
+    date_from: date | None = None
+    date_to: date | None = None
+
+
+_STUDIES = sa.text(
+    """
+    WITH page AS (
+        SELECT s.id, s.uid, s.study_date, s.created_at FROM study s
+        WHERE s.id < :before
+          AND (cardinality(CAST(:uids AS text[])) = 0 OR s.uid = ANY(CAST(:uids AS text[])))
+          AND (CAST(:date_from AS date) IS NULL OR s.study_date >= :date_from)
+          AND (CAST(:date_to AS date) IS NULL OR s.study_date <= :date_to)
+          AND EXISTS (
+            SELECT 1 FROM image i WHERE i.study_id = s.id AND i.status <> 'deleted'
+              AND (cardinality(CAST(:modality AS text[])) = 0 OR i.modality = ANY(CAST(:modality AS text[])))
+              AND (cardinality(CAST(:density AS text[])) = 0 OR i.density = ANY(CAST(:density AS text[])))
+              AND (cardinality(CAST(:birads AS int[])) = 0 OR i.birads = ANY(CAST(:birads AS int[])))
+              AND (cardinality(CAST(:status AS text[])) = 0 OR i.status = ANY(CAST(:status AS text[]))))
+        ORDER BY s.id DESC LIMIT :limit
+    ), counted AS (
+        SELECT study_id, sum(n) AS images, jsonb_object_agg(status, n) AS statuses
+        FROM (SELECT i.study_id, i.status, count(*) AS n FROM image i
+              WHERE i.study_id IN (SELECT id FROM page) AND i.status <> 'deleted' GROUP BY 1, 2) AS each
+        GROUP BY 1
+    )
+    SELECT page.id, page.uid, page.study_date, page.created_at, counted.images, counted.statuses,
+           ARRAY(SELECT DISTINCT i.modality FROM image i WHERE i.study_id = page.id AND i.status <> 'deleted'
+                 ORDER BY 1) AS modalities,
+           (SELECT count(DISTINCT i.id) FROM image i JOIN ledger l ON l.image_id = i.id
+             WHERE i.study_id = page.id AND l.generation_id = (SELECT generation_id FROM live)
+               AND l.state = 'applied' AND l.op = 'upsert') AS searchable
+    FROM page JOIN counted ON counted.study_id = page.id ORDER BY page.id DESC
+    """
+)
+
+
+def studies(connection: sa.Connection, wanted: Wanted, before: int, limit: int) -> Sequence[sa.Row[Any]]:
+    """A page of studies, the latest taken in first, with ids below `before`."""
+    fields = {name: getattr(wanted, name) for name in wanted.__dataclass_fields__}
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    return connection.execute(_STUDIES, values | {"before": before, "limit": limit}).all()
+
+
+_STUDY = sa.text("SELECT id, uid, study_date, created_at FROM study WHERE uid = :uid")
+_IMAGES = sa.text(
+    """
+    SELECT i.id, i.sop_uid, i.series_uid, i.sop_class, i.transfer_syntax, i.modality, i.laterality, i.view,
+           i.view_modifiers, i.body_part, i.rows, i.columns, i.frames, i.birads, i.density, i.pathology, i.labels,
+           i.status, i.gate, i.reason, i.score, i.attempt, i.received_at, i.settled_at,
+           EXISTS (SELECT 1 FROM thumbnail t WHERE t.image_id = i.id) AS pictured,
+           (SELECT array_agg(DISTINCT l.state) FROM ledger l WHERE l.image_id = i.id AND l.op = 'upsert'
+             AND l.generation_id = (SELECT generation_id FROM live)) AS index_states
+    FROM image i WHERE i.study_id = :study AND i.status <> 'deleted'
+    ORDER BY i.series_uid, i.view, i.laterality, i.sop_uid
+    """
+)
+
+
+def study(connection: sa.Connection, uid: str) -> tuple[sa.Row[Any], Sequence[sa.Row[Any]]] | None:
+    """A study and its images; None where there is none, or all of it was erased."""
+    row = connection.execute(_STUDY, {"uid": uid}).one_or_none()
+    images = [] if row is None else connection.execute(_IMAGES, {"study": row.id}).all()
+    return None if row is None or not images else (row, images)
+
+
+_PICTURE = sa.text(
+    """
+    SELECT i.status, i.gate, i.reason, i.path, i.digest, i.rows, i.columns, i.frames, t.jpeg
+    FROM image i LEFT JOIN thumbnail t ON t.image_id = i.id
+    WHERE i.sop_uid = :uid AND i.status <> 'deleted'
+    """
+)
+
+
+def picture(connection: sa.Connection, sop_uid: str) -> sa.Row[Any] | None:
+    """An image's thumbnail, and where its file stands."""
+    return connection.execute(_PICTURE, {"uid": sop_uid}).one_or_none()
+
+
+_PROGRESS = sa.text(
+    """
+    SELECT count(*) AS images, count(*) FILTER (WHERE i.status IN ('received', 'encoding')) AS undecided,
+           count(*) FILTER (WHERE EXISTS (SELECT 1 FROM ledger l WHERE l.image_id = i.id AND l.state = 'pending'))
+             AS unindexed
+    FROM image i WHERE i.operation_id = :operation
+    """
+)
+
+
+def progress(db: Any, operation_id: Any) -> tuple[int, int, int]:  # noqa: ANN401 - a session or a connection
+    """(images, not decided yet, not in the index yet) of an operation."""
+    row = db.execute(_PROGRESS, {"operation": operation_id}).one()
+    return row.images, row.undecided, row.unindexed
+
+
+_FORGET = sa.text(
+    "UPDATE file SET mtime_ns = -1 WHERE operation_id = :operation AND outcome IN ('failed', 'quarantined') "
+    "AND image_id IS NULL"
+)
+
+
+def look_again(db: Any, operation_id: Any) -> None:  # noqa: ANN401
+    """The next scan reads those files of the operation again that were not taken in."""
+    db.execute(_FORGET, {"operation": operation_id})

@@ -1,0 +1,41 @@
+"""What a monitor wants to know, in a few statements."""
+
+from dataclasses import dataclass
+
+import sqlalchemy as sa
+
+from shared.store import images, ledger, operations
+
+
+@dataclass(frozen=True, slots=True)
+class Gauges:
+    images: dict[str, float]  #: by status
+    queues: dict[str, tuple[float, float]]  #: depth and age of the oldest, in seconds
+    stopped: dict[tuple[str, ...], float]  #: by gate and status
+    coverage: dict[tuple[str, ...], float]  #: by model and generation
+
+
+_STOPPED = sa.text(
+    "SELECT coalesce(gate, 'none'), status, count(*) FROM image WHERE status IN ('quarantined', 'failed') GROUP BY 1, 2"
+)
+_OPEN = sa.text(
+    "SELECT g.id, m.name FROM generation g JOIN model m ON m.id = g.model_id WHERE g.state = 'open' ORDER BY g.id"
+)
+_PENDING = sa.text("SELECT count(*) FROM ledger WHERE state = 'pending'")
+
+
+def read(connection: sa.Connection, max_attempts: int) -> Gauges:
+    waiting, oldest = images.due(connection, max_attempts)
+    scans = operations.due(connection)
+    pending = connection.execute(_PENDING).scalar_one()
+    stopped = connection.execute(_STOPPED).all()
+    generations = connection.execute(_OPEN).all()
+    return Gauges(
+        images={status: float(n) for status, n in images.statuses(connection).items()},
+        queues={
+            "ingest": (float(waiting + scans), oldest or 0.0),
+            "index": (float(pending), float(ledger.oldest_pending_s(connection) or 0.0)),
+        },
+        stopped={(gate, status): float(n) for gate, status, n in stopped},
+        coverage={(name, str(id_)): ledger.coverage(connection, id_).ratio for id_, name in generations},
+    )
