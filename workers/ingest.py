@@ -1,8 +1,8 @@
 from pathlib import Path
 
-from shared.datasets.folder import read_labels
 from sqlalchemy.orm import Session
 
+from shared.datasets.folder import read_labels
 from shared.errors import SimilisError
 from shared.pipeline import encode, receive
 from shared.pipeline.receive import Progress
