@@ -1,9 +1,9 @@
 """A sample archive on disk: synthetic mammography studies, files of the pydicom package, and a few broken ones.
 
-    DIR/labels.csv                          one row per mammogram
-    DIR/mammography/woman-0001/exam-1/      R-CC.dcm R-MLO.dcm L-CC.dcm L-MLO.dcm
-    DIR/other/                              CT, MR, colour, a report: real files that pydicom carries
-    DIR/broken/                             what no reader can take, so that a summary has something to say
+DIR/labels.csv                          one row per mammogram
+DIR/mammography/woman-0001/exam-1/      R-CC.dcm R-MLO.dcm L-CC.dcm L-MLO.dcm
+DIR/other/                              CT, MR, colour, a report: real files that pydicom carries
+DIR/broken/                             what no reader can take, so that a summary has something to say
 """
 
 import csv
@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from pydicom.data import get_testdata_file
+import pydicom
 from pydicom.uid import ExplicitVRLittleEndian
 
 from shared.datasets.mammogram import SCANNERS, Identity, Scanner, dataset, save
@@ -27,21 +27,21 @@ VIEWS = ("CC", "MLO")
 SIZES = {"small": (1024, 800), "full": (2294, 1914)}  #: rows, cols
 LABELS = "labels.csv"
 
-#: real files in the package, a dozen images of seven transfer syntaxes and a report
+PACKAGE_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
+#: thirteen images of as many SOP Instance UIDs, in eight transfer syntaxes, and a report
 CARRIED = (
     "CT_small.dcm",
-    "MR_small.dcm",
+    "693_J2KI.dcm",
     "MR_small_RLE.dcm",
-    "MR_small_implicit.dcm",
-    "MR_small_bigendian.dcm",
-    "MR_small_jp2klossless.dcm",
-    "MR_small_jpeg_ls_lossless.dcm",
+    "examples_overlay.dcm",
     "JPEG2000.dcm",
-    "JPGExtended.dcm",
+    "ExplVR_BigEnd.dcm",
+    "examples_jpeg2k.dcm",
+    "examples_rgb_color.dcm",
+    "examples_ybr_color.dcm",
+    "examples_palette.dcm",
     "SC_rgb_rle.dcm",
     "SC_rgb_jpeg_dcmtk.dcm",
-    "examples_palette.dcm",
-    "examples_rgb_color.dcm",
     "image_dfl.dcm",
     "test-SR.dcm",
 )
@@ -111,8 +111,8 @@ def write_labels(folder: Path, records: Iterable[Record]) -> None:
 def write_carried(folder: Path) -> list[Path]:
     """Copies of the files of the installed pydicom package; one that a version no longer has is left out."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = [get_testdata_file(name, download=False) for name in CARRIED]
-    return [Path(shutil.copyfile(str(path), folder / Path(str(path)).name)) for path in found if path]
+    found = [PACKAGE_FILES / name for name in CARRIED if (PACKAGE_FILES / name).is_file()]
+    return [Path(shutil.copyfile(path, folder / path.name)) for path in found]
 
 
 def write_broken(folder: Path, seed: int) -> None:
@@ -140,12 +140,12 @@ def _write_exam(folder: Path, exam: Exam, seed: int, size: str, *, plain: bool) 
     scanner = SCANNERS[(exam.woman + exam.number) % len(SCANNERS)]
     if plain:
         scanner = replace(scanner, syntax=ExplicitVRLittleEndian)
-    for record, who, pixels in _images(exam, f"{seed}/{size}/{'plain' if plain else 'mixed'}", size):
+    for record, who, pixels in images(exam, f"{seed}/{size}/{'plain' if plain else 'mixed'}", size):
         save(dataset(pixels, who, scanner), folder / record.file)
         yield record
 
 
-def _images(exam: Exam, flavour: str, size: str) -> Iterator[tuple[Record, Identity, Stored]]:
+def images(exam: Exam, flavour: str, size: str) -> Iterator[tuple[Record, Identity, Stored]]:
     """The four views; `flavour` names the archive, so that other bytes have other UIDs."""
     seed = flavour.partition("/")[0]
     number = 0
@@ -185,7 +185,7 @@ def variants(folder: Path, files: int, seed: int, *, size: str = "full", women: 
     The labels table is the caller's to write (`write_labels`), after the last.
     """
     scanner: Scanner = SCANNERS[0]
-    templates = [image for exam in islice(exams(seed), women) for image in _images(exam, f"{seed}/{size}", size)]
+    templates = [image for exam in islice(exams(seed), women) for image in images(exam, f"{seed}/{size}", size)]
     rows, cols = SIZES[size]
     rng = np.random.default_rng([seed, 200])
     noise = rng.integers(0, 8, (2 * rows, cols), dtype=np.uint16)

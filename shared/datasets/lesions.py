@@ -29,14 +29,16 @@ def draw_mass(picture: Field, lesion: Lesion, at: tuple[float, float], mm: float
     radius = max(lesion.size_mm / 2 * mm, 2.0)
     spiculated = lesion.kind == "spiculated"
     part, dx, dy = _window(picture, at, radius * (4.0 if spiculated else 1.8))
+    if not part.size:
+        return  # outside the picture
     far, angle = np.hypot(dx, dy * rng.uniform(0.9, 1.2)), np.arctan2(dy, dx)
     waves = rng.uniform(0, 2 * np.pi, 6)
     lobes = sum(np.cos((k + 2) * angle + np.float32(waves[k])) / (k + 2) for k in range(6))
     edge = radius * (1 + (0.22 if spiculated else 0.07) * lobes)
     soft = radius * (0.22 if spiculated else 0.07)
     body = 1 / (1 + np.exp(np.clip((far - edge) / soft, -30, 30)))
-    level = 0.52 + 0.45 * float(part.mean()) + (0.12 if spiculated else 0.0)
-    part += (np.maximum(level + 0.15 * part - part, 0) * body * 0.85).astype(np.float32)
+    level = 0.36 + 0.62 * float(part.mean()) + (0.16 if spiculated else 0.0)
+    part += (np.maximum(level + 0.25 * part - part, 0) * body * 0.85).astype(np.float32)
     if spiculated:
         part += _rays(rng, dx, dy, radius)
 
@@ -62,7 +64,7 @@ def draw_calcifications(picture: Field, lesion: Lesion, at: tuple[float, float],
     for dx, dy in spots:
         grain = size * rng.uniform(0.7, 1.4)
         part, x, y = _window(picture, (at[0] + dx, at[1] + dy), 4 * grain)
-        glow = np.exp(-((x * x + y * y * rng.uniform(0.5, 1.5)) / (2 * grain * grain)) ** (2 if lesion.coarse else 1))
+        glow = np.exp(-(((x * x + y * y * rng.uniform(0.5, 1.5)) / (2 * grain * grain)) ** (2 if lesion.coarse else 1)))
         part += (np.maximum(0.97 - part, 0) * glow * rng.uniform(0.75, 1)).astype(np.float32)
 
 

@@ -136,7 +136,7 @@ def _cloud(breast: Breast, view: str, outline: _Outline, shape: tuple[int, ...])
     depth = 0.9 - 0.72 * shared.beta(1.3, 1.5, BLOBS)
     spread = 0.10 + 0.62 * np.sqrt(0.95 - depth)
     across = np.clip(shared.normal(0, 0.5, (BLOBS, 2)), -1, 1) * spread[:, None]
-    across += shared.normal(0, 0.06, 2) + [0.05, 0.03]  # more gland in the upper outer quadrant
+    across += shared.normal((0.05, 0.03), 0.06)  # more gland in the upper outer quadrant
     weight = shared.gamma(1.5, 0.6, BLOBS)
     points = np.column_stack([depth, across])
     points += _rng(breast, 4, ord(breast.side)).normal(0, 0.05, points.shape)

@@ -1,0 +1,91 @@
+"""What the cells of a label table may say, and what they mean.
+
+Each parser returns None for an empty cell and raises `ValueError` for anything it does not know: a label that is
+guessed is worse than none. No message quotes a cell, which may hold a name in the wrong column.
+"""
+
+import re
+from datetime import date
+
+MISSING = frozenset({"", "_", "-", "na", "n/a", "nan", "none", "null"})
+_BIRADS = re.compile(r"(?:bi[-_ ]?rads)?[\s:]*([0-6])(?:\.0)?([abc])?", re.IGNORECASE)
+_DENSITY = re.compile(r"(?:density|acr)?[\s:]*([a-d1-4])(?:\.0)?", re.IGNORECASE)
+_DATE = re.compile(r"(\d{4})(-?)(\d{2})\2(\d{2})", re.ASCII)
+_SIDES = {"l": "L", "left": "L", "r": "R", "right": "R", "b": "B", "both": "B", "bilateral": "B"}
+_VIEWS = {"craniocaudal": "CC", "mediolateraloblique": "MLO"}
+
+
+def missing(cell: str) -> bool:
+    return cell.strip().lower() in MISSING
+
+
+def birads(cell: str) -> int | None:
+    """The most severe category of a cell: `3$2` is 3, `4a` is 4, `BI-RADS 5` and `5.0` are 5."""
+    if missing(cell):
+        return None
+    found = []
+    for part in cell.strip().split("$"):
+        match = _BIRADS.fullmatch(part.strip())
+        if match is None or (match[2] and match[1] != "4"):
+            raise ValueError("not a BI-RADS category: 0 to 6, 4a to 4c, or several with $ between them")
+        found.append(int(match[1]))
+    return max(found)
+
+
+def density(cell: str) -> str | None:
+    """A to D; the older 1 to 4 are the same four classes."""
+    if missing(cell):
+        return None
+    match = _DENSITY.fullmatch(cell.strip())
+    if match is None:
+        raise ValueError("not a breast density: A to D, or 1 to 4")
+    letter = match[1].upper()
+    return letter if letter in "ABCD" else "ABCD"[int(letter) - 1]
+
+
+def laterality(cell: str) -> str | None:
+    if missing(cell):
+        return None
+    side = _SIDES.get(cell.strip().lower())
+    if side is None:
+        raise ValueError("not a side: L, R or B")
+    return side
+
+
+def view(cell: str) -> str | None:
+    if missing(cell):
+        return None
+    name = re.sub(r"[^a-z0-9]", "", cell.lower())
+    name = _VIEWS.get(name, name.upper())
+    if not re.fullmatch(r"[A-Z]{2,16}", name):
+        raise ValueError("not a view: letters such as CC or MLO")
+    return name
+
+
+def modality(cell: str) -> str | None:
+    if missing(cell):
+        return None
+    if not re.fullmatch(r"[A-Z0-9_ ]{1,16}", cell.strip().upper()):
+        raise ValueError("not a modality: a DICOM code such as MG")
+    return cell.strip().upper()
+
+
+def study_date(cell: str) -> date | None:
+    """Year first only: 01/02/2020 means two days, depending on who wrote it."""
+    if missing(cell):
+        return None
+    match = _DATE.fullmatch(cell.strip())
+    if match is None:
+        raise ValueError("not a date: YYYY-MM-DD or YYYYMMDD")
+    try:
+        return date(int(match[1]), int(match[3]), int(match[4]))
+    except ValueError:
+        raise ValueError("no such day") from None
+
+
+def pathology(cell: str) -> str | None:
+    return None if missing(cell) else cell.strip().lower()
+
+
+def name(cell: str) -> str | None:
+    return None if missing(cell) else cell.strip()

@@ -1,0 +1,269 @@
+"""A folder of images with a table beside it: the table is read whole, checked, and asked by file or by UID."""
+
+import csv
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path, PurePosixPath
+from typing import IO
+
+from shared.datasets import cells
+from shared.errors import Invalid
+from shared.types import Labels
+
+MAX_BYTES = 1 << 30
+MAX_ROWS = 5_000_000
+MAX_CELL = 4096  #: bytes of UTF-8
+MAX_LINE = 1 << 20  #: characters; so a file without line ends is not read into memory whole
+MAX_COLUMNS = 256
+DELIMITERS = ",;\t"
+SUFFIXES = frozenset({".dcm", ".dicom", ".png", ".jpg", ".jpeg"})
+
+#: names of columns, without case and punctuation, by what they mean
+COLUMNS: Mapping[str, frozenset[str]] = {
+    "file": frozenset({"file", "filename", "filepath", "path", "image", "imagepath", "imagename", "imageid"}),
+    "sop": frozenset({"sopinstanceuid", "sopuid", "instanceuid"}),
+    "study": frozenset({"study", "studyuid", "studyid", "studyinstanceuid", "exam", "examid"}),
+    "patient": frozenset({"patient", "patientid", "pid", "subject", "subjectid"}),
+    "laterality": frozenset({"laterality", "side", "imagelaterality", "breastside"}),
+    "view": frozenset({"view", "viewposition", "imageview"}),
+    "study_date": frozenset({"studydate", "date", "examdate", "acquisitiondate"}),
+    "modality": frozenset({"modality"}),
+    "birads": frozenset({"birads", "biradscategory", "breastbirads", "assessment"}),
+    "density": frozenset({"density", "breastdensity", "breastdensityacr", "acr"}),
+    "pathology": frozenset({"pathology", "pathologyclassification", "pathologyclassificationfollowup"}),
+}  # fmt: skip
+KEYS = ("file", "sop", "study")
+#: columns that name a person are not taken over: what identifies somebody is not stored
+PERSONAL = frozenset(
+    {
+        "name", "patientname", "firstname", "lastname", "surname", "familyname", "givenname", "birthdate",
+        "dateofbirth", "patientbirthdate", "dob", "address", "patientaddress", "phone", "telephone", "email", "mrn",
+        "ssn", "accession", "accessionnumber", "otherpatientids", "insurance", "referringphysicianname", "physician",
+    }
+)  # fmt: skip
+PARSERS: Mapping[str, Callable[[str], object]] = {
+    "file": cells.name, "sop": cells.name, "study": cells.name, "patient": cells.name,
+    "laterality": cells.laterality, "view": cells.view, "study_date": cells.study_date, "modality": cells.modality,
+    "birads": cells.birads, "density": cells.density, "pathology": cells.pathology,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """What a table says of one image, or of a study; None means that it says nothing.
+
+    Its `repr` holds the patient as the table writes it: never log one.
+    """
+
+    labels: Labels = field(default_factory=Labels)
+    study: str | None = None
+    patient: str | None = None
+    laterality: str | None = None
+    view: str | None = None
+    study_date: date | None = None
+    modality: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LabelTable:
+    """A table that was read whole. Equal keys say equal things, or the table would not be here."""
+
+    rows: int
+    compound: int  #: BI-RADS cells with more than one category
+    dropped: tuple[str, ...]  #: columns left out because they name a person, without case and punctuation
+    files: Mapping[str, Row] = field(repr=False)
+    stems: Mapping[str, Row | None] = field(repr=False)  #: None where two rows share the stem
+    instances: Mapping[str, Row] = field(repr=False)
+    studies: Mapping[str, Row] = field(repr=False)  #: rows that name a study and no image
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def find(self, root: Path, path: Path, *, sop_instance_uid: str = "", study_uid: str = "") -> Row | None:
+        """The row of a file, by the first that is known.
+
+        In order: its path relative to `root`; the longest ending of its path, down to its name; the same without
+        the extension, unless two rows share it; its SOP Instance UID, which may be its name; its study.
+        """
+        parts = _key(path.as_posix()).split("/")
+        inner = _key(path.relative_to(root).as_posix()) if path.is_relative_to(root) else ""
+        names = [inner, *("/".join(parts[n:]) for n in range(len(parts)))]
+        for name in names:
+            if name in self.files:
+                return self.files[name]
+        for name in names:
+            if (row := self.stems.get(_stem(name))) is not None:
+                return row
+        return (
+            self.instances.get(sop_instance_uid)
+            or self.instances.get(_stem(_key(path.name)))
+            or self.studies.get(study_uid)
+        )
+
+
+def read_labels(path: Path) -> LabelTable:
+    """The table, checked: CSV in UTF-8 (with or without BOM), with comma, semicolon or tab.
+
+    Column names are recognised without case and punctuation (COLUMNS); what is left goes to `Labels.extra`, except
+    columns that name a person.
+
+    Raises:
+        Invalid: naming line and column, never a value: no such file, not such a table, over a limit, a value that is
+            not understood, or one key with two meanings.
+    """
+    if not path.is_file():
+        raise Invalid("there is no such label table")
+    if path.stat().st_size > MAX_BYTES:
+        raise Invalid("the label table is larger than 1 GiB")
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        try:
+            return _read(file)
+        except UnicodeDecodeError:
+            raise Invalid("the label table is not UTF-8") from None
+
+
+def _read(file: IO[str]) -> LabelTable:
+    first = file.readline(MAX_LINE)
+    delimiter = max(DELIMITERS, key=lambda d: _recognised(first, d))
+    file.seek(0)
+    reader = csv.reader(_lines(file), delimiter=delimiter, strict=True)
+    building = _Building()
+    header: list[str] | None = None
+    try:
+        for record in reader:
+            if not any(cell.strip() for cell in record):
+                continue
+            if header is None:
+                header = building.columns(record)
+                continue
+            building.add(reader.line_num, _cells(reader.line_num, header, record))
+    except csv.Error:
+        raise Invalid(f"line {reader.line_num}: not a CSV line") from None
+    if header is None:
+        raise Invalid("the label table is empty")
+    return building.table()
+
+
+def _lines(file: IO[str]) -> Iterator[str]:
+    while line := file.readline(MAX_LINE):
+        if len(line) >= MAX_LINE or "\0" in line:
+            raise Invalid("the label table has a line that is too long, or binary data")
+        yield line
+
+
+def _plain(column: str) -> str:
+    return re.sub(r"[\W_]", "", column.lower())
+
+
+def _meaning(column: str) -> str | None:
+    return next((meaning for meaning, names in COLUMNS.items() if _plain(column) in names), None)
+
+
+def _recognised(line: str, delimiter: str) -> tuple[int, int]:
+    columns = line.replace('"', "").strip().split(delimiter)
+    return sum(_meaning(column) is not None for column in columns), len(columns)
+
+
+def _cells(line: int, header: list[str], record: list[str]) -> dict[str, str]:
+    if len(record) < len(header) or any(cell.strip() for cell in record[len(header) :]):
+        raise Invalid(f"line {line}: {len(record)} cells under {len(header)} columns")
+    if any(4 * len(cell) > MAX_CELL and len(cell.encode()) > MAX_CELL for cell in record):
+        raise Invalid(f"line {line}: a cell is longer than {MAX_CELL} bytes")
+    return dict(zip(header, record, strict=False))
+
+
+class _Building:
+    """The table while its lines are read; keys remember their line, so that a message can name both."""
+
+    def __init__(self) -> None:
+        self.dropped: list[str] = []
+        self.rows = self.compound = 0
+        self.maps: dict[str, dict[str, tuple[Row, int]]] = {key: {} for key in KEYS}
+        self.stems: dict[str, Row | None] = {}
+
+    def columns(self, record: list[str]) -> list[str]:
+        """Names for the columns: what they mean, `:name` for an extra one, empty for one that is left out."""
+        names = []
+        for column in record:
+            plain = _plain(column)
+            if plain in PERSONAL:
+                self.dropped.append(plain)
+            names.append(_meaning(column) or ("" if plain in PERSONAL or not plain else f":{column.strip()[:64]}"))
+        if not set(names) & set(KEYS):
+            raise Invalid("line 1: no column for a file, a SOP Instance UID or a study")
+        if len(names) > MAX_COLUMNS:
+            raise Invalid(f"line 1: more than {MAX_COLUMNS} columns")
+        for number, name in enumerate(names, start=1):
+            if name and names.index(name) != number - 1:
+                raise Invalid(f"line 1: columns {names.index(name) + 1} and {number} mean the same")
+        return names
+
+    def add(self, line: int, record: Mapping[str, str]) -> None:
+        self.rows += 1
+        if self.rows > MAX_ROWS:
+            raise Invalid(f"the label table has more than {MAX_ROWS} rows")
+        parsed = {name: _parse(line, name, record[name]) for name in PARSERS if name in record}
+        self.compound += "$" in record.get("birads", "")
+        row = _row(parsed, record)
+        keys = {key: str(parsed[key]) for key in KEYS if parsed.get(key)}
+        if not keys:
+            raise Invalid(f"line {line}: no file, SOP Instance UID or study")
+        if len(keys) > 1:
+            keys.pop("study", None)  # the row is about one image of the study
+        if "file" in keys:
+            keys["file"] = _file_key(line, keys["file"])
+            stem = _stem(keys["file"])
+            self.stems[stem] = row if self.stems.get(stem, row) == row else None
+        for key, value in keys.items():
+            standing, before = self.maps[key].setdefault(value, (row, line))
+            if standing != row:
+                raise Invalid(f"lines {before} and {line}: the same {key}, and they differ")
+
+    def table(self) -> LabelTable:
+        files, instances, studies = ({k: row for k, (row, _) in self.maps[key].items()} for key in KEYS)
+        return LabelTable(
+            self.rows, self.compound, tuple(self.dropped), files=files, stems=self.stems, instances=instances,
+            studies=studies,
+        )  # fmt: skip
+
+
+def _parse(line: int, name: str, cell: str) -> object:
+    try:
+        return PARSERS[name](cell)
+    except ValueError as reason:
+        raise Invalid(f"line {line}, column {name}: {reason}") from None
+
+
+def _row(parsed: Mapping[str, object], record: Mapping[str, str]) -> Row:
+    extra = {name[1:]: cell.strip() for name, cell in record.items() if name[:1] == ":" and cell.strip()}
+    raw = record.get("birads", "").strip()
+    if not cells.missing(raw) and raw != str(parsed["birads"]):
+        extra["birads_raw"] = raw
+    own = ("study", "patient", "laterality", "view", "study_date", "modality")
+    labels = Labels(**{n: parsed.get(n) for n in ("birads", "density", "pathology")}, extra=extra)  # type: ignore[arg-type]
+    return Row(labels=labels, **{name: parsed.get(name) for name in own})  # type: ignore[arg-type]
+
+
+def _file_key(line: int, cell: str) -> str:
+    key = _key(cell.replace("\\", "/"))
+    if ".." in key.split("/") or not key:
+        raise Invalid(f"line {line}, column file: not a path inside the folder")
+    return key
+
+
+def _key(path: str) -> str:
+    """A path as it is compared: one Unicode form, no leading slash, no space around names or before the extension."""
+    parts = [part.strip() for part in unicodedata.normalize("NFC", path).split("/")]
+    parts = [part for part in parts if part not in {"", "."}]
+    if parts:
+        parts[-1] = re.sub(r"\s+(\.\w+)$", r"\1", parts[-1])
+    return "/".join(parts)
+
+
+def _stem(key: str) -> str:
+    """Without the extension, if it is one: the end of a UID is not."""
+    suffix = PurePosixPath(key).suffix
+    return key[: -len(suffix)] if suffix.lower() in SUFFIXES else key
