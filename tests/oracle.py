@@ -65,9 +65,16 @@ class Oracle:
                 sa.text("SELECT point_id, revision, state, op FROM ledger l JOIN live v USING (generation_id)")
             ).all()
             revisions = dict(
-                tuple(r) for r in connection.execute(sa.text("SELECT l.point_id, i.revision FROM ledger l JOIN image i ON i.id = l.image_id"))
+                tuple(r)
+                for r in connection.execute(
+                    sa.text("SELECT l.point_id, i.revision FROM ledger l JOIN image i ON i.id = l.image_id")
+                )
             )
-        yield from (f"ledger {row.state} {row.op}: {row.point_id}" for row in ledger if (row.state, row.op) != ("applied", "upsert"))
+        yield from (
+            f"ledger {row.state} {row.op}: {row.point_id}"
+            for row in ledger
+            if (row.state, row.op) != ("applied", "upsert")
+        )
         yield from (f"revision {r} of {p} is not the image's" for p, r in held if revisions.get(p) != r)
 
     def _vectors(self) -> Iterable[str]:

@@ -1,0 +1,116 @@
+"""Nothing is lost, nothing doubled, whoever dies. And the test itself can fail: it does when a guard is off."""
+
+import random
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from services.embedded import process
+from shared.imaging.sandbox import Sandbox
+from shared.pipeline import encode, project, receive
+from shared.store import generations, images
+from tests import tiny
+from tests.e2e import killing
+from tests.oracle import Oracle
+from tests.platform import Platform
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_studies_survive_the_death_of_every_role(tmp_path: Path) -> None:
+    report = killing.run(tmp_path, studies=400, kills=24, seed=20)
+    assert report.findings == []
+    assert set(report.kills) == set(killing.ROLES)
+    assert min(report.kills.values()) >= 3 or sum(report.kills.values()) < 24
+    assert report.with_lease >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_without_the_lease_the_oracle_sees_what_is_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SIMILIS_INTAKE__LEASE_S", "100000")
+    archive = killing.Archive(tmp_path, studies=300)
+    try:
+        archive.open()
+        archive.scan(tmp_path / "archive")
+        assert process.until(lambda: archive.leases() > 0, 60, 0.02)
+        for role in ("worker-ingest1", "worker-ingest2"):
+            pid = archive.stack.pid_of(role)
+            assert pid is not None
+            process.kill_tree(pid)
+        assert not archive.settle(30)
+        assert any(finding.startswith("encoding: ") for finding in archive.findings())
+    finally:
+        archive.close()
+
+
+@pytest.fixture
+def small(database_url: str, tmp_path: Path) -> Platform:
+    """A platform with real files and the real sandbox."""
+    made = Platform(database_url, tmp_path)
+    made.sandbox = Sandbox()  # type: ignore[assignment]
+    made.add_model()
+    yield made
+    made.sandbox.close()  # type: ignore[attr-defined]
+    made.close()
+
+
+def stale_writer(platform: Platform, folder: Path) -> list[str]:
+    """A worker is stopped with a claim in its hands; the file changes; another worker does it; the first wakes."""
+    sent = tiny.archive(folder, 4)
+
+    def scan() -> None:
+        receive.scan(
+            platform.begin,
+            platform.sandbox,
+            folder,
+            table=None,
+            rules=platform.rules,
+            operation_id=None,
+            report=lambda _db, _progress: True,
+        )
+
+    scan()
+    work = encode.claim(platform.begin, replace(platform.effort, lease_s=0.0, batch=8))
+    late = encode.forward(encode.decode(platform.sandbox, work), platform.encoder)
+    for study in range(4):
+        for image in range(2):
+            tiny.write(folder / f"{study:05}-{image}.dcm", study, image, version=1)
+    scan()
+    platform.encode()
+    encode.settle(platform.begin, work, late)
+    project.drain(platform.begin, platform.index)
+    with platform.store.reading() as connection:
+        live = generations.published(connection)
+    assert live is not None
+    return Oracle(
+        store=platform.store,
+        index=platform.index(live.collection),
+        sandbox=platform.sandbox,
+        encoder=platform.encoder(live),
+        sent=sent,
+    ).findings()
+
+
+def test_a_stale_writer_is_fenced_out(small: Platform, tmp_path: Path) -> None:
+    assert stale_writer(small, tmp_path / "files") == []
+
+
+def test_without_the_fence_the_oracle_sees_the_stale_vector(
+    small: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guards = (" AND image.attempt = u.attempt", " AND image.revision = u.revision", "AND image.status = 'encoding'")
+    statement = str(images._SETTLE)
+    for guard in guards:
+        assert guard in statement
+        statement = statement.replace(guard, "")
+    monkeypatch.setattr(images, "_SETTLE", sa.text(statement))
+    assert any("another vector" in finding for finding in stale_writer(small, tmp_path / "files"))
+
+
+def test_a_plan_gives_each_role_its_share() -> None:
+    deck = killing.plan(24, random.Random(1))
+    assert len(deck) == 24
+    assert all(deck.count(role) >= 3 for role in killing.ROLES)
