@@ -66,16 +66,24 @@ class Client:
     """A server and a key. Answers are JSON objects; a refusal is an error of `shared.errors`.
 
     Args:
+        home: where a server of this machine keeps its files.
         patience_s: a 429, a 503 or a connection that breaks off is tried again for so long.
         say: told once, before the first wait.
     """
 
     def __init__(
-        self, url: str, key: str, *, patience_s: float = PATIENCE_S, say: Callable[[str], None] | None = None
+        self,
+        url: str,
+        key: str,
+        *,
+        home: Path | None = None,
+        patience_s: float = PATIENCE_S,
+        say: Callable[[str], None] | None = None,
     ) -> None:
         import httpx
 
         self.url = url.rstrip("/")
+        self.home = home
         self._patience_s = patience_s
         self._say = say
         self._spoke = False
@@ -197,7 +205,7 @@ def connect(
         raise Invalid("the server's address begins with http:// or https://")
     if key_file is None and chosen.rstrip("/") == own:
         key_file = folder / "api.key"  # another server does not get to see this home's key
-    return Client(chosen, _key(key_file) if key_file else "", say=say)
+    return Client(chosen, _key(key_file) if key_file else "", home=folder, say=say)
 
 
 def _running(folder: Path) -> str | None:

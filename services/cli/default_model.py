@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from services.api.broker import producer
 from shared.config import Database, Qdrant, Settings
 from shared.encoder import cards
 from shared.encoder.cards import Card
@@ -13,6 +14,8 @@ from shared.imaging.recipe import Recipe
 from shared.pipeline import lifecycle
 from shared.runtime import Runtime
 from shared.store import generations
+from shared.store.session import enqueue
+from shared.types import Job
 
 NAME = "densenet121"
 WEIGHTS = "random:0"
@@ -23,7 +26,8 @@ def ensure(settings: Settings) -> Card | None:
 
     Twice or at once, on one models folder, it does it once. Killed while building, it starts again next time.
     """
-    rt = Runtime(_with_database(settings))
+    settings = _with_database(settings)
+    rt = Runtime(settings, producer(settings))
     try:
         if _known(rt):
             return None
@@ -34,6 +38,7 @@ def ensure(settings: Settings) -> Card | None:
             card = _card(folder)
             with rt.transaction() as db:
                 lifecycle.add_model(db, rt.indexes, folder.name, card)
+                enqueue(db, Job.ENCODE)  # images may have waited for it
             return card
     finally:
         rt.close()

@@ -5,8 +5,8 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
@@ -21,6 +21,7 @@ from services.cli.ingest import begin
 from services.cli.search import like_image, like_study, present
 from services.cli.terminal import err, say, table, tell
 from services.embedded.client import Embedded
+from services.embedded.home import Home
 from shared.datasets.archive import LABELS, Record, write_archive
 from shared.errors import SimilisError
 
@@ -39,7 +40,8 @@ def demo(
     keep: Annotated[bool, typer.Option("--keep", help="Leave the home and the archive, and say where.")] = False,
 ) -> None:
     """Start a stack of its own, take in a sample archive, ask for similar studies, and end."""
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
     folder = Path(tempfile.mkdtemp(prefix="similis-demo-"))
     home = folder / "home"
     try:
@@ -61,7 +63,7 @@ def demo(
         if keep:
             say(f"kept: {folder}; serve it again with `similis up --home {home}`")
         else:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder, home)
 
 
 @dataclass
@@ -72,18 +74,19 @@ class Clock:
     steps: list[tuple[str, float]] = field(default_factory=list)
 
     @contextmanager
-    def step(self, name: str, doing: str) -> Iterator[Callable[[str], None]]:
-        """Takes note of the time; what it gives changes the words of the spinner."""
+    def step(self, name: str, doing: str) -> Iterator[None]:
+        """Takes note of the time, and turns a spinner where there is a terminal."""
         started = time.monotonic()
-        if sys.stderr.isatty():
-            with Status(doing, console=err()) as status:
-                yield status.update
-        else:
-            say(f"{doing} ...")
-            yield lambda _text: None
-        self.note(name, started)
+        say(f"{doing} ...")
+        with Status("", console=err()) if sys.stderr.isatty() else nullcontext():
+            yield
+        self.steps.append((name, time.monotonic() - started))
 
-    def note(self, name: str, started: float) -> None:
+    @contextmanager
+    def quietly(self, name: str) -> Iterator[None]:
+        """Takes note of the time of a step that shows itself."""
+        started = time.monotonic()
+        yield
         self.steps.append((name, time.monotonic() - started))
 
     def tell(self) -> None:
@@ -102,6 +105,8 @@ def _stack(home: Path) -> Iterator[tuple[Embedded, Clock]]:
         say(f"ready at {stack.url}")
         yield stack, clock
     finally:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)  # impatience would only leave processes behind
         stack.stop()
 
 
@@ -109,12 +114,11 @@ def _show(stack: Embedded, archive: Path, studies: int, clock: Clock) -> None:
     with clock.step("sample archive", f"writing {studies} synthetic mammography studies as DICOM files"):
         records = write_archive(archive, studies, SEED)
     with connect(stack.url, stack.home / "api.key", stack.home.path, say) as client:
+        operation = begin(client, archive, archive / LABELS)  # files are registered while the model is built
         with clock.step("model", "building the untrained default model and its ONNX graph"):
             _await_model(client)
-        began = time.monotonic()
-        operation = begin(client, archive, archive / LABELS)
-        answer = follow(client, str(operation["id"]))
-        clock.note("intake", began)
+        with clock.quietly("intake"):
+            answer = follow(client, str(operation["id"]))
         _heading("what became of the files")
         summarise(answer)
         if answer["state"] != "succeeded":
@@ -134,14 +138,12 @@ def _await_model(client: Client) -> None:
 def _ask(client: Client, archive: Path, records: list[Record], clock: Clock) -> None:
     """By the ID of a study, then by one of its files as if it came from outside."""
     record = records[0]
-    began = time.monotonic()
-    answer = like_study(client, record.study, k=5)
-    clock.note("search by study", began)
+    with clock.quietly("search by study"):
+        answer = like_study(client, record.study, k=5)
     _heading(f"the studies most like {record.study}\n({_described(record)}; its own patient is hidden)")
     _found(answer)
-    began = time.monotonic()
-    answer = like_image(client, archive / record.file, k=3)
-    clock.note("search by image", began)
+    with clock.quietly("search by image"):
+        answer = like_image(client, archive / record.file, k=3)
     _heading(f"the studies most like one uploaded image of it ({record.laterality}-{record.view})")
     _found(answer)
 
@@ -155,6 +157,13 @@ def _found(answer: Answer) -> None:
 
 def _described(record: Record) -> str:
     return f"BI-RADS {record.birads}, density {record.density}, {record.pathology}"
+
+
+def _remove(folder: Path, home: Path) -> None:
+    """Nothing of the demo is left; its sockets stand elsewhere where the home's path is too long for them."""
+    if home.exists():
+        shutil.rmtree(Home(home).sockets, ignore_errors=True)
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _heading(text: str) -> None:

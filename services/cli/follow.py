@@ -148,7 +148,7 @@ class Lines:
             return
         self._told, self._at = mark, self._clock()
         left = self._rate.left_s(operation.known - operation.decided)
-        rest = "" if left is None or operation.ended else f", {self._rate.per_s:.1f}/s, {left:.0f} s left"
+        rest = "" if not left or operation.ended else f", {self._rate.per_s:.1f}/s, {left:.0f} s left"
         files = "?" if operation.files is None else operation.files
         say(
             f"registered {operation.registered}/{files} files, "

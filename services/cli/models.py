@@ -42,7 +42,7 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Make a model known to the server; the first one also serves searches."""
-    name = bring(card, models or Settings().models_dir)
+    name = bring(card, models or _settings(client.home).models_dir)
     answer = client.post("/v1/models", json={"card": name})
     if as_json:
         tell_json(answer)

@@ -6,10 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from services.cli.client import Answer, Client, connected, part
-from services.cli.terminal import AsJson, shown, table, tell, tell_json, warn
+from services.cli.terminal import AsJson, say, shown, table, tell, tell_json, warn
 from shared.errors import Invalid, NotFound
-
-Filter = dict[str, Any]
 
 
 def register(app: typer.Typer) -> None:
@@ -57,8 +55,10 @@ def search(  # noqa: PLR0913 - each argument is an option of the command
     answer = like_study(client, study, **asked) if study is not None else like_image(client, image or Path(), **asked)
     if as_json:
         tell_json(answer)
-    else:
-        present(answer)
+        return
+    present(answer)
+    if answer.get("next"):
+        say(f"more: the same again with --cursor {answer['next']}")
 
 
 def like_study(client: Client, study_uid: str, **asked: Any) -> Answer:  # noqa: ANN401 - query parameters
@@ -129,5 +129,3 @@ def _who_answered(answer: Answer) -> None:
         warn(f"UNTRAINED MODEL: the weights of {model['name']} are random; this ranking means nothing medically")
     for stop in answer["query"]["stopped_by"]:
         warn(f"the query image would not be taken in: {stop.get('explanation') or stop['reason']}")
-    if answer.get("next"):
-        tell(f"more: --cursor {answer['next']}")

@@ -1,0 +1,109 @@
+"""Cards are made, brought to where the server looks, and the first one is there by itself."""
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from services.cli.models import bring
+from shared.encoder import cards
+from shared.encoder.build import build
+from shared.errors import Conflict, Invalid, NotFound
+
+
+@pytest.fixture
+def card(tmp_path):
+    build(tmp_path / "elsewhere" / "tiny", "tiny", "null", "random:3", dim=16)
+    return tmp_path / "elsewhere" / "tiny"
+
+
+@pytest.fixture
+def models(tmp_path):
+    return tmp_path / "home" / "models"
+
+
+def test_a_card_from_elsewhere_is_copied_whole(card, models):
+    assert bring(card, models) == "tiny"
+    assert cards.read(models / "tiny") == cards.read(card)
+    assert [path.name for path in models.iterdir()] == ["tiny"]
+
+
+def test_a_card_that_is_there_already_is_named_only(card, models):
+    bring(card, models)
+    assert bring(card, models) == "tiny"
+    assert bring(models / "tiny", models) == "tiny"
+    assert bring(card.relative_to(card.parent), models) == "tiny"
+
+
+def test_another_model_of_that_folder_name_is_not_overwritten(card, models):
+    build(models / "tiny", "tiny", "null", "random:4", dim=16)
+    before = cards.read(models / "tiny")
+    with pytest.raises(Conflict):
+        bring(card, models)
+    assert cards.read(models / "tiny") == before
+
+
+def test_a_damaged_card_is_not_copied(card, models):
+    (card / cards.WEIGHTS).write_bytes(b"changed")
+    with pytest.raises(Invalid):
+        bring(card, models)
+    assert not models.exists()
+
+
+def test_a_folder_without_a_card_is_said(tmp_path, models):
+    with pytest.raises(NotFound):
+        bring(tmp_path, models)
+
+
+def test_adding_tells_the_server_the_name_and_prints_the_fingerprint(home, server, similis, card, models):
+    server.on("POST /v1/models", {"name": "tiny", "fingerprint": "f" * 64})
+    ran = similis("models", "add", card, "--home", home)
+    assert (ran.code, ran.out) == (0, f"tiny  {'f' * 64}\n")
+    assert server.asked[0].json == {"card": "tiny"}
+    assert (models / "tiny" / cards.CARD).is_file()
+
+
+def test_a_model_is_made_in_the_models_folder_with_the_preprocessing_asked_for(similis, tmp_path):
+    ran = similis("models", "make", "mine", "--architecture", "squeezenet1_0", "--weights", "random:5",
+                  "--size", 64, "--crop", "breast", "--pad", "square", "--home", tmp_path)  # fmt: skip
+    assert ran.code == 0
+    folder = tmp_path / "models" / "mine"
+    assert ran.out == f"{folder}\n"
+    assert "untrained" in ran.err
+    made = cards.read(folder)
+    assert (made.recipe.size, made.recipe.crop, made.recipe.mirror, made.recipe.pad) == (64, "breast", "none", "square")
+
+
+def test_a_word_that_the_recipe_does_not_know_is_a_usage_error(similis, tmp_path):
+    asked = ("--architecture", "squeezenet1_0", "--weights", "random:5", "--crop", "face", "--home", tmp_path)
+    ran = similis("models", "make", "mine", *asked)
+    assert ran.code == 2
+    assert not (tmp_path / "models").exists()
+
+
+def test_an_unknown_architecture_exits_5_and_names_those_there_are(similis, tmp_path):
+    ran = similis("models", "make", "mine", "--architecture", "x", "--weights", "random:5", "--home", tmp_path)
+    assert ran.code == 5
+    assert "densenet121" in ran.err
+
+
+def test_weights_are_converted_from_a_pickle_to_safetensors(similis, tmp_path):
+    torch.save({"module.a": torch.ones(2, 3)}, tmp_path / "w.pth")
+    ran = similis("models", "convert", tmp_path / "w.pth", tmp_path / "w.safetensors")
+    assert (ran.code, ran.out) == (0, f"{tmp_path / 'w.safetensors'}\n")
+    with safe_open(tmp_path / "w.safetensors", "pt") as file:
+        assert list(file.keys()) == ["a"]
+
+
+def test_keys_are_made_shown_once_and_revoked(home, server, similis):
+    key = {"id": 4, "name": "viewer", "prefix": "sml_ab", "scopes": ["search", "read"], "secret": "sml_secret"}
+    server.on("POST /v1/keys", key, 201)
+    server.on("GET /v1/keys", {"keys": [{k: v for k, v in key.items() if k != "secret"}]})
+    server.on("DELETE /v1/keys/4", {})
+    made = similis("keys", "create", "viewer", "--scope", "search", "--scope", "read", "--days", 90, "--home", home)
+    assert (made.code, made.out) == (0, "sml_secret\n")
+    assert server.asked[0].json == {"name": "viewer", "scopes": ["search", "read"], "days": 90}
+    listed = similis("keys", "list", "--home", home)
+    assert "viewer" in listed.out
+    assert "sml_secret" not in listed.out
+    assert similis("keys", "revoke", 4, "--home", home).code == 0
+    assert server.asked[-1].method == "DELETE"
