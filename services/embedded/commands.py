@@ -17,6 +17,11 @@ def api() -> list[str]:
     return [*PYTHON, "services.api"]
 
 
+def api_after_migration(key_file: Path) -> list[str]:
+    """`migrate`, then `api`, in one process that loads only once."""
+    return [*PYTHON, "services.embedded.api", "--key-file", str(key_file)]
+
+
 def vectors(folder: Path, listen: str, key_file: Path) -> list[str]:
     return [*PYTHON, "services.vectors", "--dir", str(folder), "--listen", listen, "--api-key-file", str(key_file)]
 

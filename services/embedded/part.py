@@ -22,6 +22,10 @@ class Part(Protocol):
     def stop_steps(self) -> Steps:
         """Signals with the patience in seconds that each gets; SIGKILL comes by itself."""
 
+    @property
+    def awaited(self) -> bool:
+        """Whether the stack is not ready before this part is."""
+
     def prepare(self) -> bool:
         """What a dead predecessor left is out of the way; False where it is not yet."""
 
@@ -58,4 +62,4 @@ class Program:
         return process.spawn(self.argv, env=self.env, cwd=self.cwd, output=output)
 
     def ready(self) -> bool:
-        return not (self.once and self.awaited) and self.serves()
+        return not self.once and self.serves()

@@ -62,6 +62,7 @@ class Postgres:
     """The server of one home. Whoever starts it holds the home's lock, so that nobody else does."""
 
     name = "postgres"
+    awaited = True
     death_signal = signal.SIGINT  # fast shutdown: SIGTERM would wait for every client
     stop_steps = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0))
 

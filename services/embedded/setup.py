@@ -47,17 +47,23 @@ def _await(store: Store, wait_s: float) -> None:
             time.sleep(0.05)
 
 
-def main() -> int:
+def key_file() -> Path | None:
+    """What the command line says."""
     parser = argparse.ArgumentParser(prog="similis migrate")
     parser.add_argument("--key-file", type=Path, help="a file with an API key that shall be known")
-    args = parser.parse_args()
+    found: Path | None = parser.parse_args().key_file
+    return found
+
+
+def run(keys_from: Path | None) -> int:
+    """The database is prepared; gives an exit code, and says on stderr why it is not 0."""
     settings = Settings()
     configure("migrate", json=settings.log_json, level=settings.log_level)
     try:
         url = settings.database.url.get_secret_value()
         if not url:
             raise Unavailable("SIMILIS_DATABASE__URL or SIMILIS_DATABASE__URL_FILE is not set")
-        prepare(url, args.key_file.read_text(encoding="utf-8").strip() if args.key_file else None)
+        prepare(url, keys_from.read_text(encoding="utf-8").strip() if keys_from else None)
     except SimilisError as error:
         sys.stderr.write(f"similis migrate: {error}\n")
         return 1
@@ -66,4 +72,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(run(key_file()))

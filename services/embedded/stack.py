@@ -105,17 +105,14 @@ def build(home: Home, options: Options, port: int, say: Callable[[str], None]) -
         leftovers=[vectors_socket],
         stop_steps=((signal.SIGTERM, 30.0),),  # flushes
     )
-    setup = Program("setup", commands.migrate(home / "api.key"), env, home.path, once=True)
+    start_api = commands.api_after_migration(home / "api.key")
+    api = Program("api", start_api, env, home.path, serves=lambda: answers(options.host, port))
     model = Program("model", commands.default_model(), env, home.path, once=True, awaited=False)
-    api = Program("api", commands.api(), env, home.path, serves=lambda: answers(options.host, port))
-    workers = _workers(home, env, options.slots)
-    beat = _living("beat", "beat", commands.beat(home.sockets / "beat"), home, env)
-    engines = ("postgres", "valkey", "vectors")
-    # the quick ones first: while initdb works, the others load
-    parts: list[tuple[Part, tuple[str, ...]]] = [(valkey, ()), (vectors, ()), (setup, ()), (postgres, ())]
-    parts += [(api, (*engines, "setup")), *((worker, ("setup", "valkey")) for worker in workers)]
-    parts += [(beat, ("setup", "valkey")), (model, (*engines, "setup", "api"))]  # last: torch takes a core for seconds
-    order = [["api"], ["beat", "model", *(w.name for w in workers)], ["setup"], ["vectors"], ["valkey"], ["postgres"]]
+    celery = [*_workers(home, env, options.slots), _beat(home, env)]
+    # while initdb works, the others load; what takes the cores from the API's own start comes after it
+    parts: list[tuple[Part, tuple[str, ...]]] = [(valkey, ()), (vectors, ()), (api, ()), (postgres, ())]
+    parts += [*((one, ("api", "valkey")) for one in celery), (model, ("api", "vectors"))]
+    order = [["api"], ["model", *(one.name for one in celery)], ["vectors"], ["valkey"], ["postgres"]]
     facts = {
         "url": f"http://{_in_url(options.host)}:{port}",
         "host": options.host,
@@ -132,11 +129,15 @@ def _workers(home: Home, env: dict[str, str], slots: int) -> list[Program]:
     return [_living(f"worker-{name}", name, commands.worker(queue, name), home, env) for queue, name in names]
 
 
+def _beat(home: Home, env: dict[str, str]) -> Program:
+    return _living("beat", "beat", commands.beat(home.sockets / "beat"), home, env)
+
+
 def _living(name: str, node: str, argv: list[str], home: Home, env: dict[str, str]) -> Program:
-    """A Celery process: it serves once it has shown life."""
+    """A Celery process: it serves once it has shown life. Work waits for it in rows, so the stack need not."""
     sign = sign_of_life(home.path, node)
     patience = ((signal.SIGTERM, WORKER_PATIENCE_S),)
-    return Program(name, argv, env, home.path, serves=sign.exists, leftovers=[sign], stop_steps=patience)
+    return Program(name, argv, env, home.path, serves=sign.exists, leftovers=[sign], stop_steps=patience, awaited=False)
 
 
 def reachable_at(host: str) -> str:

@@ -53,11 +53,17 @@ class Watched:
     done: bool = False  #: a part that runs once has done so
 
     @property
+    def runs_once(self) -> bool:
+        return isinstance(self.part, Program) and self.part.once
+
+    @property
     def state(self) -> str:
         if self.done:
             return "done"
         if self.child is None:
             return "waiting"
+        if self.runs_once:
+            return "working"
         return "ready" if self.ready else "starting"
 
 
@@ -105,7 +111,8 @@ class Supervisor:
 
     @property
     def is_ready(self) -> bool:
-        return all(w.ready or w.done for w in self.watched.values())
+        """Whether everything that is waited for serves; the rest may still be coming."""
+        return all(w.ready or w.done for w in self.watched.values() if w.part.awaited)
 
     def tick(self, now: float) -> None:
         """One look at each part: bury, start, or ask whether it serves."""
@@ -186,7 +193,7 @@ class Supervisor:
         assert watched.child is not None  # noqa: S101 - tells mypy what the caller has seen
         rc = process.bury(watched.child, group=_owns_its_group(watched))
         watched.child, watched.identity, watched.ready = None, None, False
-        if isinstance(watched.part, Program) and watched.part.once and rc == 0:
+        if watched.runs_once and rc == 0:
             watched.done = True
             return
         watched.failures = 1 if now - watched.born > LONG_LIFE_S else watched.failures + 1
@@ -230,7 +237,7 @@ class Supervisor:
 
     def _rest(self, wake: int) -> None:
         """Until a signal comes; while something starts, only for a tick."""
-        quiet = all(w.done or w.ready for w in self.watched.values())
+        quiet = all(w.done or w.ready or (w.child is not None and w.runs_once) for w in self.watched.values())
         with contextlib.suppress(InterruptedError):
             select.select([wake], [], [], 1.0 if quiet else TICK_S)
         with contextlib.suppress(BlockingIOError):

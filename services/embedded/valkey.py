@@ -38,6 +38,7 @@ class Valkey:
     """The broker of one home."""
 
     name = "valkey"
+    awaited = True
     death_signal = signal.SIGTERM
     stop_steps = ((signal.SIGTERM, 5.0),)
 
