@@ -1,0 +1,226 @@
+"""What intake consists of, each part alone: decoding, the forward pass, and every step of the pipeline in turn."""
+
+import hashlib
+import multiprocessing
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from sqlalchemy.orm import Session
+
+from benchmarks import processes
+from benchmarks.index_probe import KEY, vectors_process
+from migrations import run
+from services.embedded.postgres import Postgres
+from shared.encoder.base import Encoder
+from shared.encoder.cards import read
+from shared.encoder.runtime import load
+from shared.errors import Rejected
+from shared.imaging.recipe import Recipe
+from shared.imaging.sandbox import Inspected, Sandbox
+from shared.index.base import Index, Point
+from shared.index.qdrant import QdrantStore
+from shared.pipeline import encode, lifecycle, project, receive
+from shared.pipeline.encode import Effort
+from shared.store.session import Store
+from shared.types import Decoded, Pixels
+
+BATCH = Effort().batch
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one part of the work can do when it has every slot to itself."""
+
+    per_s: float  #: images, all slots together
+    core_ms: float  #: processor time per image: hardly moved by strangers on the machine
+
+
+def _used_s() -> float:
+    """Processor time of this process and of everything below it."""
+    below = processes.tree(os.getpid(), processes.children())
+    return time.process_time() + sum(map(processes.cpu_s, below))
+
+
+def decoding(paths: Sequence[Path], recipe: Recipe, slots: int) -> Part:
+    """Through `slots` sandboxes at once, each busy all the time; warmed up before."""
+    shares = [paths[n::slots] for n in range(slots)]
+    boxes = [Sandbox() for _ in range(slots)]
+    try:
+        with ThreadPoolExecutor(slots) as pool:
+            list(pool.map(lambda box: _decode(box, paths[:2], recipe), boxes))
+            started, used = time.perf_counter(), _used_s()
+            done = sum(pool.map(lambda box, share: _decode(box, share, recipe), boxes, shares))
+            return Part(done / (time.perf_counter() - started), (_used_s() - used) * 1000 / done)
+    finally:
+        for box in boxes:
+            box.close()
+
+
+def _decode(box: Sandbox, paths: Sequence[Path], recipe: Recipe) -> int:
+    answers = list(box.decode_many(paths, recipe))
+    refused = [answer.reason for answer in answers if isinstance(answer, Rejected)]
+    if refused:
+        raise AssertionError(f"a file of the benchmark is refused: {refused[0]}")
+    return len(answers)
+
+
+class Forward:
+    """The forward pass alone: `slots` processes with one thread each, loaded and warm."""
+
+    def __init__(self, folder: Path, slots: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.slots, self.side = slots, read(folder).recipe.size
+        self.pool = ProcessPoolExecutor(slots, mp_context=context, initializer=_load, initargs=(folder,))
+        list(self.pool.map(_encode, [(0.2, self.side)] * slots))
+
+    def rate(self, seconds: float) -> Part:
+        """All slots together encode for so many seconds."""
+        done = list(self.pool.map(_encode, [(seconds, self.side)] * self.slots))
+        return Part(sum(part.per_s for part in done), sum(part.core_ms for part in done) / len(done))
+
+    def close(self) -> None:
+        self.pool.shutdown()
+
+
+_loaded: list[Encoder] = []
+
+
+def _load(folder: Path) -> None:
+    _loaded.append(load(folder))
+
+
+def _encode(order: tuple[float, int]) -> Part:
+    """This process encodes for so many seconds."""
+    seconds, side = order
+    pixels: Pixels = np.random.default_rng(0).random((BATCH, side, side), np.float32)
+    done, started, used = 0, time.perf_counter(), time.process_time()
+    while time.perf_counter() - started < seconds or not done:
+        _loaded[0].encode(pixels)
+        done += BATCH
+    return Part(done / (time.perf_counter() - started), (time.process_time() - used) * 1000 / done)
+
+
+class Watch:
+    """Seconds by name; stands in for what it wraps and lets everything through."""
+
+    def __init__(self) -> None:
+        self.seconds: defaultdict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def of(self, name: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - started
+
+
+class TimedSandbox(Sandbox):
+    """Notes how long headers and digests took."""
+
+    watch: Watch
+
+    def inspect_many(self, paths: Any) -> list[Inspected | Rejected]:  # noqa: ANN401 - as the sandbox has it
+        with self.watch.of("scan: header and SHA-256, in the sandbox"):
+            return super().inspect_many(paths)
+
+    def decode_many(self, sources: Any, recipe: Recipe) -> Iterator[Decoded | Rejected]:  # noqa: ANN401
+        with self.watch.of("encode: decode, in the sandbox"):
+            yield from list(super().decode_many(sources, recipe))
+
+
+class TimedIndex:
+    """Notes how long writing to the engine took."""
+
+    def __init__(self, index: Index, watch: Watch) -> None:
+        self.index, self.watch = index, watch
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - everything else is the engine's own
+        return getattr(self.index, name)
+
+    def write(self, points: Sequence[Point]) -> None:
+        with self.watch.of("project: write to the engine, durable"):
+            self.index.write(points)
+
+
+def steps(folder: Path, files: Path, model: Path) -> dict[str, float]:
+    """Milliseconds per image of every step, one after the other, nothing at the same time.
+
+    Args:
+        folder: for a Postgres and a vectors process of their own.
+        files: what is taken in; `model`: the card's folder.
+    """
+    watch = Watch()
+    with Postgres(folder / "steps") as server, vectors_process() as url:
+        run.upgrade(server.url)
+        store, indexes = Store(server.url), QdrantStore(url, KEY)
+        sandbox, encoder = TimedSandbox(), load(model)
+        sandbox.watch = watch
+        try:
+            with store.transaction() as db:
+                lifecycle.add_model(db, indexes, model.name, encoder.card)
+            sandbox.decode(next(p for p in files.rglob("*.dcm")), encoder.card.recipe)  # warm
+            count = _scan(store, sandbox, files, watch)
+            _encode_all(store, sandbox, encoder, watch)
+            with watch.of("project: SQL and payloads"):
+                project.drain(store.transaction, lambda name: _timed(indexes, name, watch), 600)
+            spent = watch.seconds
+            spent["scan: walk and SQL"] -= spent["scan: header and SHA-256, in the sandbox"]
+            spent["project: SQL and payloads"] -= spent["project: write to the engine, durable"]
+        finally:
+            sandbox.close()
+            indexes.close()
+            store.close()
+    return {name: round(seconds * 1000 / count, 3) for name, seconds in spent.items()}
+
+
+def _timed(indexes: QdrantStore, name: str, watch: Watch) -> Any:  # noqa: ANN401 - it answers as an Index does
+    return TimedIndex(indexes.open(name), watch)
+
+
+def _scan(store: Store, sandbox: Sandbox, files: Path, watch: Watch) -> int:
+    def go_on(_db: Session, _progress: receive.Progress) -> bool:
+        return True
+
+    with watch.of("scan: walk and SQL"):
+        progress = receive.scan(
+            store.transaction,
+            sandbox,
+            files,
+            table=None,
+            rules=receive.Rules(secret=b"a secret of the benchmark, 32 bytes"),
+            operation_id=None,
+            report=go_on,
+        )
+    return progress.counts["taken"]
+
+
+def _encode_all(store: Store, sandbox: Sandbox, encoder: Encoder, watch: Watch) -> None:
+    effort = Effort(lease_s=600)
+    while True:
+        with watch.of("encode: claim, SQL"):
+            work = encode.claim(store.transaction, effort)
+        if not work.claimed:
+            return
+        encode.decode(sandbox, work)
+        with watch.of("encode: gates, forward pass, thumbnail"):
+            result = encode.forward(work, lambda _model: encoder)
+        with watch.of("encode: settle, SQL"):
+            encode.settle(store.transaction, work, result)
+
+
+def hashing(paths: Sequence[Path]) -> float:
+    """Milliseconds per file that SHA-256 alone takes, the file in memory."""
+    contents = [path.read_bytes() for path in paths]
+    started = time.perf_counter()
+    for content in contents:
+        hashlib.sha256(content).digest()
+    return (time.perf_counter() - started) * 1000 / len(contents)

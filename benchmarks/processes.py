@@ -1,0 +1,86 @@
+"""Processor time and memory of running processes, from /proc."""
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+
+TICKS = os.sysconf("SC_CLK_TCK")
+
+
+def children() -> dict[int, list[int]]:
+    """Process ids by parent."""
+    found: dict[int, list[int]] = defaultdict(list)
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and (fields := _stat(int(entry.name))):
+            found[int(fields[1])].append(int(entry.name))
+    return found
+
+
+def tree(pid: int, family: Mapping[int, list[int]]) -> list[int]:
+    """Everything below a process, itself not counted."""
+    below = []
+    for child in family.get(pid, []):
+        below += [child, *tree(child, family)]
+    return below
+
+
+def cpu_s(pid: int, *, dead_children: bool = False) -> float:
+    """User and system time so far, 0 for a process that is gone; with that of its ended and buried children."""
+    fields = _stat(pid)
+    return sum(int(f) for f in fields[11 : 15 if dead_children else 13]) / TICKS if fields else 0.0
+
+
+def pss_mib(pid: int) -> float:
+    """Memory of its own plus its part of what it shares, 0 for a process that is gone."""
+    return _rollup(pid, "Pss:")
+
+
+def anonymous_mib(pid: int) -> float:
+    """Memory that no file stands behind: where a leak would show."""
+    return _rollup(pid, "Anonymous:")
+
+
+def busy_s() -> float:
+    """Processor time that the whole machine has used since it started."""
+    words = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:9]
+    jiffies = [int(word) for word in words]
+    return (sum(jiffies) - jiffies[3] - jiffies[4]) / TICKS
+
+
+def others_share(own: float, busy: float, wall_s: float) -> float:
+    """The part of the machine that processes other than the measured ones have used."""
+    return max(0.0, busy - own) / (wall_s * (os.cpu_count() or 1))
+
+
+class Stopwatch:
+    """Wall clock and the machine's processor time since it was made."""
+
+    def __init__(self) -> None:
+        self._wall, self._busy = time.perf_counter(), busy_s()
+
+    @property
+    def wall_s(self) -> float:
+        return time.perf_counter() - self._wall
+
+    @property
+    def busy_s(self) -> float:
+        return busy_s() - self._busy
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on; the second may hold anything."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return []
+    return text.rpartition(")")[2].split()
+
+
+def _rollup(pid: int, name: str) -> float:
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text(encoding="ascii")
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in text.splitlines() if line.startswith(name)) / 1024
