@@ -127,10 +127,19 @@ def study_uid(name: str, secret: bytes) -> str:
     return f"2.25.{int.from_bytes(sha256(secret + name.encode()).digest()[:15])}"
 
 
-def labels_digest(row: Row | None) -> bytes | None:
-    if row is None:
-        return None
-    return sha256(repr(row).encode()).digest()[:16]
+def stamp(*said: object) -> bytes:
+    """What must be equal for a file's labels to be as they were."""
+    return sha256(repr(said).encode()).digest()[:16]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """One file of a scan, looked at."""
+
+    seen: Seen
+    inspected: Inspected | Rejected
+    row: Row | None = None
+    stamp: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,57 +173,54 @@ def decide(incoming: Incoming, known: Known | None, patient: bytes, policy: str)
     return Verdict("kept", "nothing", "other-bytes")
 
 
-def register(
-    db: Session,
-    found: Sequence[tuple[Seen, Inspected | Rejected, Row | None]],
-    rules: Rules,
-    operation_id: uuid.UUID | None,
-) -> Counter[str]:
+def register(db: Session, found: Sequence[Found], rules: Rules, operation_id: uuid.UUID | None) -> Counter[str]:
     """Each file has a row, each new image is `received`, and the encoder is rung for; returns the outcomes."""
     records: list[Record] = []
-    candidates: list[tuple[Seen, Incoming, bytes | None]] = []
-    for seen, inspected, row in found:
-        digest = labels_digest(row)
-        if isinstance(inspected, Rejected):
-            records.append(_refused(seen, inspected, digest))
-            continue
+    candidates: list[tuple[Found, Incoming]] = []
+    for file in found:
         try:
-            header = identify(inspected, row, rules.secret)
+            candidates.append((file, _incoming(file, rules.secret)))
         except Rejected as refusal:
-            records.append(_refused(seen, refusal, digest))
-            continue
-        key = patient_key(
-            rules.secret,
-            header.issuer_of_patient_id,
-            header.patient_id,
-            study_instance_uid=header.study_instance_uid,
-        )
-        labels = row.labels if row is not None else Labels()
-        incoming = Incoming(header=header, patient_key=key, digest=inspected.digest, path=seen.path, labels=labels)
-        candidates.append((seen, incoming, digest))
+            gate = refusal.gate.value if refusal.gate else None
+            records.append(
+                Record(
+                    seen=file.seen,
+                    outcome=refusal.outcome.value,
+                    gate=gate,
+                    reason=refusal.reason,
+                    labels_digest=file.stamp,
+                )
+            )
     records += _settle_candidates(db, candidates, rules, operation_id)
     files.record(db, records, operation_id)
     enqueue(db, Job.ENCODE)
     return Counter(record.outcome for record in records)
 
 
-def _refused(seen: Seen, refusal: Rejected, digest: bytes | None) -> Record:
-    gate = refusal.gate.value if refusal.gate else None
-    return Record(seen=seen, outcome=refusal.outcome.value, gate=gate, reason=refusal.reason, labels_digest=digest)
+def _incoming(file: Found, secret: bytes) -> Incoming:
+    """Raises: `Rejected`."""
+    if isinstance(file.inspected, Rejected):
+        raise file.inspected
+    header = identify(file.inspected, file.row, secret)
+    key = patient_key(
+        secret, header.issuer_of_patient_id, header.patient_id, study_instance_uid=header.study_instance_uid
+    )
+    labels = file.row.labels if file.row is not None else Labels()
+    return Incoming(header=header, patient_key=key, digest=file.inspected.digest, path=file.seen.path, labels=labels)
 
 
 def _settle_candidates(
     db: Session,
-    candidates: Sequence[tuple[Seen, Incoming, bytes | None]],
+    candidates: Sequence[tuple[Found, Incoming]],
     rules: Rules,
     operation_id: uuid.UUID | None,
 ) -> list[Record]:
     if not candidates:
         return []
-    owners = studies.ensure(db, [incoming for _, incoming, _ in candidates])
-    standing = studies.known(db, [i.header.sop_instance_uid for _, i, _ in candidates])
+    owners = studies.ensure(db, [incoming for _, incoming in candidates])
+    standing = studies.known(db, [i.header.sop_instance_uid for _, i in candidates])
     fresh: dict[str, Incoming] = {}
-    for _, incoming, _ in candidates:  # the first file of a UID inserts, the others meet it below
+    for _, incoming in candidates:  # the first file of a UID inserts, the others meet it below
         uid = incoming.header.sop_instance_uid
         patient = owners[incoming.header.study_instance_uid][1]
         if uid not in standing and decide(incoming, None, patient, rules.same_uid).act == "insert":
@@ -222,7 +228,7 @@ def _settle_candidates(
     inserted = studies.insert(db, list(fresh.values()), owners, operation_id)
     standing |= studies.known(db, list(fresh))
     records = []
-    for seen, incoming, digest in candidates:
+    for file, incoming in candidates:
         uid = incoming.header.sop_instance_uid
         new = fresh.get(uid) is incoming and uid in inserted
         patient = owners[incoming.header.study_instance_uid][1]
@@ -232,13 +238,13 @@ def _settle_candidates(
             _act(db, verdict, image_id, incoming, operation_id)
         records.append(
             Record(
-                seen=seen,
+                seen=file.seen,
                 outcome=str(verdict.outcome),
                 digest=incoming.digest,
                 image_id=image_id,
                 gate=str(verdict.gate) if verdict.gate else None,
                 reason=verdict.reason,
-                labels_digest=digest,
+                labels_digest=file.stamp,
             )
         )
     return records
@@ -276,15 +282,22 @@ def scan(
 ) -> Progress:
     """Every file under `path` has been looked at, or `report` said stop."""
     progress = Progress(total=sum(1 for _ in see(path)))
+    # which rows belong to which file is known only by its header: any change of the table looks at all files again
+    uids = (sorted(table.instances.items()), sorted(table.studies.items())) if table else ([], [])
+    whole = stamp(*uids) if any(uids) else None
     listing = see(path)
     while batch := list(islice(listing, BATCH)):
-        rows = [table.find(path, Path(os.fsdecode(seen.path))) if table else None for seen in batch]
+        rows = [table.find(path, _path(seen)) if table else None for seen in batch]
+        stamps = [stamp(row) if row else whole for row in rows]
         with begin() as db:
-            same = files.unchanged(db, batch, [labels_digest(row) for row in rows])
+            same = files.unchanged(db, batch, stamps)
         young = {s.path for s in batch if time.time_ns() - s.mtime_ns < rules.settle_s * 1e9} - same
-        todo = [(s, r) for s, r in zip(batch, rows, strict=True) if s.path not in same and s.path not in young]
-        inspected = sandbox.inspect_many([Path(os.fsdecode(seen.path)) for seen, _ in todo]) if todo else []
-        found = [(_now(seen), what, row) for (seen, row), what in zip(todo, inspected, strict=True)]
+        todo = [one for one in zip(batch, rows, stamps, strict=True) if one[0].path not in same | young]
+        inspected = sandbox.inspect_many([_path(seen) for seen, _, _ in todo]) if todo else []
+        found = [
+            Found(seen=_now(seen), inspected=what, row=row or _by_uid(table, path, seen, what), stamp=mark)
+            for (seen, row, mark), what in zip(todo, inspected, strict=True)
+        ]
         with begin() as db:
             if found:
                 progress.counts += register(db, found, rules, operation_id)
@@ -301,8 +314,20 @@ def scan(
 def _now(seen: Seen) -> Seen:
     """Forget the file's time if it changed while it was read, so that the next scan reads it again."""
     try:
-        found = Path(os.fsdecode(seen.path)).lstat()
+        found = _path(seen).lstat()
     except OSError:
         return replace(seen, mtime_ns=-1)
     unchanged = (found.st_size, found.st_mtime_ns) == (seen.size, seen.mtime_ns)
     return seen if unchanged else replace(seen, mtime_ns=-1)
+
+
+def _path(seen: Seen) -> Path:
+    return Path(os.fsdecode(seen.path))
+
+
+def _by_uid(table: LabelTable | None, root: Path, seen: Seen, what: Inspected | Rejected) -> Row | None:
+    """The row of a file that the table knows by a UID, which only its header tells."""
+    if table is None or isinstance(what, Rejected) or what.header is None:
+        return None
+    uids = what.header.sop_instance_uid, what.header.study_instance_uid
+    return table.find(root, _path(seen), sop_instance_uid=uids[0], study_uid=uids[1])

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import sqlalchemy as sa
-from shared.datasets.folder import Row
 
+from shared.datasets.folder import Row, read_labels
 from shared.errors import Invalid
 from shared.imaging.reasons import Reason, empty, failed
 from shared.pipeline import receive
@@ -23,10 +23,13 @@ def rows(platform: Platform, statement: str) -> list[tuple[Any, ...]]:
 class Table:
     """A label table of one row for everything."""
 
+    instances: dict[str, Row] = {}
+    studies: dict[str, Row] = {}
+
     def __init__(self, row: Row) -> None:
         self.row = row
 
-    def find(self, root: Path, path: Path) -> Row:
+    def find(self, root: Path, path: Path, *, sop_instance_uid: str = "", study_uid: str = "") -> Row:
         return self.row
 
 
@@ -190,3 +193,25 @@ def test_a_study_name_becomes_a_keyed_uid_and_a_uid_stays() -> None:
     made = receive.study_uid("case 7", SECRET)
     assert made == receive.study_uid("case 7", SECRET) != receive.study_uid("case 7", b"other key")
     assert len(made) <= 64
+
+
+def test_a_table_may_know_an_image_by_its_uid_alone(platform: Platform, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("sop_instance_uid,birads\n1.2.3.2,4\n")
+    for n in range(3):
+        platform.put(f"{n}.dcm", header(n))
+    assert platform.scan(read_labels(table)).counts["taken"] == 3
+    assert rows(platform, "SELECT sop_uid, birads FROM image WHERE birads IS NOT NULL") == [("1.2.3.2", 4)]
+    assert platform.scan(read_labels(table)).counts["unchanged"] == 3
+    table.write_text("sop_instance_uid,birads\n1.2.3.2,5\n")
+    platform.scan(read_labels(table))
+    assert rows(platform, "SELECT sop_uid, birads FROM image WHERE birads IS NOT NULL") == [("1.2.3.2", 5)]
+
+
+def test_a_table_may_label_whole_studies(platform: Platform, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    table.write_text("study;density\n1.2.4.1;C\n")
+    for n in range(5):
+        platform.put(f"{n}.dcm", header(n))
+    platform.scan(read_labels(table))
+    assert rows(platform, "SELECT density, count(*) FROM image GROUP BY 1 ORDER BY 1") == [("C", 4), (None, 1)]
