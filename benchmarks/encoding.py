@@ -39,9 +39,9 @@ TARGET = 2.0  #: ONNX Runtime over eager torch, DenseNet121
 NOTES = (
     "Milliseconds per image through `Encoder.encode` (checks and normalisation included), 224 x 224, fp32: median and",
     "quartiles. The ratio is taken round by round. A round counts if other processes left it its cores; where too few",
-    "were so quiet, all count and the row says busy. Of roof: the graph's arithmetic per second as a share of a large",
-    "matrix product's on the same threads (best of ten); near 100 %, no runtime does the same arithmetic faster on this",
-    "processor, and the ratio only tells how far eager torch is from there. Cosine, difference: worst of the batch.",
+    "were so quiet, all count and the row says busy. Roof: the graph's arithmetic per second as a share of a large",
+    "matrix product's on the same threads (best of ten). Near 100 %, no runtime does the same arithmetic faster",
+    "here, and the ratio only tells how far eager torch is from there. Cosine, difference: worst of the batch.",
 )
 
 
@@ -228,7 +228,7 @@ def _markdown(facts: Mapping[str, object], rows: Sequence[Row]) -> str:
             "",
             *NOTES,
             "",
-            "| model | threads | batch | rounds | ONNX, ms | torch, ms | torch / ONNX | of roof | cosine | difference |",
+            "| model | threads | batch | rounds | ONNX, ms | torch, ms | torch / ONNX | roof | cosine | difference |",
             "|---|---|---|---|---|---|---|---|---|---|",
             *map(_line, rows),
             "",
