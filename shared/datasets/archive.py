@@ -18,7 +18,7 @@ import numpy as np
 import pydicom
 from pydicom.uid import ExplicitVRLittleEndian
 
-from shared.datasets.mammogram import SCANNERS, Identity, Scanner, dataset, save
+from shared.datasets.mammogram import SCANNERS, Identity, Scanner, dataset, save, save_plain
 from shared.datasets.phantom import Stored, render
 from shared.datasets.women import Exam, exams
 from shared.errors import Conflict, Invalid
@@ -203,7 +203,7 @@ def variants(folder: Path, files: int, seed: int, *, size: str = "full", women: 
             study=who.study,
             patient=who.patient,
         )
-        save(dataset(moved, who, scanner), folder / made.file)
+        save_plain(moved, who, scanner, folder / made.file)
         yield made
 
 

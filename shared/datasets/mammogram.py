@@ -3,9 +3,11 @@
 Source: DICOM PS3.3 A.26 (IOD), C.8.11.1 to C.8.11.7 (DX and mammography modules), PS3.16 CID 4014 (views).
 """
 
+import struct
 import uuid
 from dataclasses import dataclass
 from datetime import date
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -82,14 +84,9 @@ def dataset(pixels: Stored, identity: Identity, scanner: Scanner) -> Dataset:
     Args:
         pixels: as `phantom.render` makes them; stored inverted where the scanner stores MONOCHROME1.
     """
-    ds = Dataset()
-    ds.file_meta = FileMetaDataset()
-    ds.file_meta.TransferSyntaxUID = scanner.syntax if scanner.syntax not in PLUGINS else ExplicitVRLittleEndian
-    ds.file_meta.MediaStorageSOPClassUID = DigitalMammographyXRayImageStorageForPresentation
-    ds.file_meta.MediaStorageSOPInstanceUID = UID(identity.instance)
-    _describe_exam(ds, identity, scanner)
-    _describe_image(ds, identity)
-    _describe_pixels(ds, pixels, scanner)
+    ds = _header(identity, scanner)
+    stored = _describe_pixels(ds, pixels, scanner)
+    ds.add_new("PixelData", "OW", stored.tobytes())
     if scanner.syntax in PLUGINS:
         ds.compress(scanner.syntax, encoding_plugin=PLUGINS[scanner.syntax], generate_instance_uid=False)
     return ds
@@ -98,6 +95,29 @@ def dataset(pixels: Stored, identity: Identity, scanner: Scanner) -> Dataset:
 def save(ds: Dataset, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     ds.save_as(path, enforce_file_format=True)
+
+
+def save_plain(pixels: Stored, identity: Identity, scanner: Scanner, path: Path) -> None:
+    """The same file as by `save`, for Explicit VR Little Endian only, without copying the pixels on their way."""
+    ds = _header(identity, scanner)
+    stored = _describe_pixels(ds, pixels, scanner)
+    before = BytesIO()
+    ds.save_as(before, enforce_file_format=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb", buffering=0) as file:
+        file.write(before.getvalue() + struct.pack("<HH2sHI", 0x7FE0, 0x0010, b"OW", 0, stored.nbytes))
+        file.write(np.ascontiguousarray(stored).data)
+
+
+def _header(identity: Identity, scanner: Scanner) -> Dataset:
+    ds = Dataset()
+    ds.file_meta = FileMetaDataset()
+    ds.file_meta.TransferSyntaxUID = scanner.syntax if scanner.syntax not in PLUGINS else ExplicitVRLittleEndian
+    ds.file_meta.MediaStorageSOPClassUID = DigitalMammographyXRayImageStorageForPresentation
+    ds.file_meta.MediaStorageSOPInstanceUID = UID(identity.instance)
+    _describe_exam(ds, identity, scanner)
+    _describe_image(ds, identity)
+    return ds
 
 
 def _describe_exam(ds: Dataset, identity: Identity, scanner: Scanner) -> None:
@@ -147,7 +167,8 @@ def _describe_image(ds: Dataset, identity: Identity) -> None:
     ds.EstimatedRadiographicMagnificationFactor = "1"
 
 
-def _describe_pixels(ds: Dataset, pixels: Stored, scanner: Scanner) -> None:
+def _describe_pixels(ds: Dataset, pixels: Stored, scanner: Scanner) -> Stored:
+    """All but the pixels stands in `ds`; returns them as they are to be stored."""
     stored = (TOP - pixels).astype("<u2") if scanner.inverted else pixels.astype("<u2", copy=False)
     ds.Rows, ds.Columns = stored.shape
     spacing = f"{FIELD_MM / stored.shape[0]:.4f}"
@@ -160,7 +181,7 @@ def _describe_pixels(ds: Dataset, pixels: Stored, scanner: Scanner) -> None:
     ds.PixelIntensityRelationshipSign = 1 if scanner.inverted else -1
     ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = "0", "1", "US"
     _describe_voi(ds, scanner)
-    ds.add_new("PixelData", "OW", stored.tobytes())
+    return stored
 
 
 def _describe_voi(ds: Dataset, scanner: Scanner) -> None:

@@ -15,7 +15,7 @@ from services.cli import sample
 from shared.datasets import archive
 from shared.datasets.archive import CARRIED, Record, variants, write_archive
 from shared.datasets.folder import read_labels
-from shared.datasets.mammogram import SCANNERS, dataset
+from shared.datasets.mammogram import SCANNERS, dataset, save, save_plain
 from shared.datasets.phantom import render
 from shared.datasets.women import exams
 from shared.errors import Conflict, Invalid
@@ -218,6 +218,14 @@ def test_a_data_set_of_a_left_breast_is_oriented_as_viewers_expect():
     ds = dataset(pixels, who, SCANNERS[0])
     assert list(ds.PatientOrientation) == ["A", "R"]
     assert float(ds.PixelSpacing[0]) * ds.Rows == pytest.approx(215, rel=1e-3)
+
+
+def test_the_quick_way_to_save_writes_the_same_bytes(tmp_path):
+    _, who, pixels = next(archive.images(next(exams(0)), "0/small/test", "small"))
+    save(dataset(pixels, who, SCANNERS[0]), tmp_path / "a" / "slow.dcm")
+    save_plain(pixels, who, SCANNERS[0], tmp_path / "b" / "quick.dcm")
+    slow, quick = (tmp_path / "a" / "slow.dcm").read_bytes(), (tmp_path / "b" / "quick.dcm").read_bytes()
+    assert slow == quick
 
 
 @pytest.fixture
