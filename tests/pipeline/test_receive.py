@@ -2,7 +2,7 @@ import os
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import sqlalchemy as sa
@@ -23,8 +23,8 @@ def rows(platform: Platform, statement: str) -> list[tuple[Any, ...]]:
 class Table:
     """A label table of one row for everything."""
 
-    instances: dict[str, Row] = {}
-    studies: dict[str, Row] = {}
+    instances: ClassVar[dict[str, Row]] = {}
+    studies: ClassVar[dict[str, Row]] = {}
 
     def __init__(self, row: Row) -> None:
         self.row = row

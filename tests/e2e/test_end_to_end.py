@@ -1,0 +1,131 @@
+"""The platform as its users have it: the real stack, the real command line, the sample archive."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from services.embedded.client import Embedded
+from shared.datasets.archive import write_archive
+
+
+def similis(home: Path, *words: str) -> Any:
+    """One command; what it prints as JSON."""
+    env = {**os.environ, "SIMILIS_HOME": str(home), "NO_COLOR": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "services.cli.main", *words], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+class World:
+    """A stack with the sample archive taken in, by the null encoder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.home, self.archive = folder / "home", folder / "archive"
+        self.records = write_archive(self.archive, studies=6, seed=7, size="small")
+        self.stack = Embedded(self.home, workers=2)
+
+    def start(self) -> None:
+        self.stack.start()
+
+    def run(self, *words: str) -> Any:
+        return similis(self.home, *words)
+
+    def similar(self, study: str, **params: Any) -> Any:
+        answer = httpx.get(
+            f"{self.stack.url}/v1/studies/{study}/similar",
+            params=params,
+            headers={"Authorization": f"Bearer {self.stack.api_key}"},
+            timeout=30,
+        )
+        assert answer.status_code == 200, answer.text
+        return answer.json()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    made = World(tmp_path_factory.mktemp("world"))
+    made.start()
+    env = {**os.environ, "SIMILIS_HOME": str(made.home)}
+    for words in (
+        ["models", "make", "null", "--architecture", "null", "--weights", "random:0"],
+        ["models", "add", str(made.home / "models" / "null")],
+    ):
+        subprocess.run([sys.executable, "-m", "services.cli.main", *words], env=env, check=True)
+    made.taken = made.run("ingest", str(made.archive), "--labels", str(made.archive / "labels.csv"), "--json")  # type: ignore[attr-defined]
+    yield made
+    made.stack.stop()
+
+
+def studies_of(answer: Any) -> list[tuple[str, float]]:
+    return [(s["study_instance_uid"], s["score"]) for s in answer["studies"]]
+
+
+def test_every_file_has_its_outcome(world: World) -> None:
+    outcomes = {(o["outcome"], o["reason"]): o["count"] for o in world.taken["outcomes"]}  # type: ignore[attr-defined]
+    assert outcomes[("encoded", None)] >= len(world.records)
+    assert any(outcome == "failed" for outcome, _ in outcomes)
+    assert ("empty", "not-an-image") in outcomes
+
+
+def test_taking_it_in_again_changes_nothing(world: World) -> None:
+    again = world.run("ingest", str(world.archive), "--labels", str(world.archive / "labels.csv"), "--json")
+    assert again["counts"]["unchanged"] == again["total"]
+    assert again["outcomes"] == []
+
+
+def test_similar_studies_are_other_patients(world: World) -> None:
+    record = world.records[0]
+    hers = {r.study for r in world.records if r.patient == record.patient}
+    answer = world.run("search", "--study", record.study, "--json")
+    assert answer["studies"]
+    assert not hers & {uid for uid, _ in studies_of(answer)}
+    assert answer["hidden"]["studies"] == len(hers)
+    assert answer["model"]["trained"] is False
+
+
+def test_an_image_finds_its_own_study(world: World) -> None:
+    record = world.records[0]
+    image = world.archive / record.file
+    answer = world.run("search", "--image", str(image), "--exclude", "none", "--json")
+    assert answer["studies"][0]["study_instance_uid"] == record.study
+    assert answer["studies"][0]["score"] > 0.99
+
+
+def test_filters_hold(world: World) -> None:
+    answer = world.similar(world.records[0].study, birads="1", exclude="none", k=50)
+    wanted = {r.study for r in world.records if r.birads == 1}
+    found = {uid for uid, _ in studies_of(answer)}
+    assert found
+    assert found <= wanted
+
+
+def test_no_patient_reaches_a_log_or_the_database(world: World) -> None:
+    patients = {r.patient for r in world.records}
+    for log in (world.home / "logs").iterdir():
+        text = log.read_text(encoding="utf-8", errors="replace")
+        assert not any(patient in text for patient in patients), log.name
+
+
+def test_the_same_answer_after_a_restart(world: World) -> None:
+    study = world.records[0].study
+    before = studies_of(world.similar(study, k=50))
+    assert world.stack.stop() == 0
+    world.start()
+    assert studies_of(world.similar(study, k=50)) == before
+
+
+def test_the_same_answer_after_the_power_went(world: World) -> None:
+    study = world.records[0].study
+    before = studies_of(world.similar(study, k=50))
+    world.stack.kill()
+    world.start()
+    assert studies_of(world.similar(study, k=50)) == before
