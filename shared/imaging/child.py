@@ -51,6 +51,7 @@ def main() -> None:
 def serve(jobs: socket.socket, replies: int, limits: Limits) -> None:
     """Answer jobs in order until the parent leaves, or this child has done its share."""
     base = confine.used_bytes()
+    os.write(replies, wire.READY)
     for _ in range(limits.files):
         message, descriptors, _, _ = socket.recv_fds(jobs, 4096, 2)
         if not message:
@@ -73,7 +74,7 @@ def _answer(job: wire.Job, descriptors: list[int], limits: Limits, base: int) ->
         return wire.pack_rejected(hostile(Reason.MEMORY)), True
     except RecursionError:
         return wire.pack_rejected(hostile(Reason.DEPTH)), False
-    except Exception:  # any other class is a file that no check of ours foresaw: told apart from our reasons
+    except Exception:  # a file that no check of ours foresaw
         return wire.pack_rejected(failed(Reason.MALFORMED)), False
 
 

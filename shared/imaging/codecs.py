@@ -59,7 +59,7 @@ def decode_frame(data: bytes, syntax: str, geometry: Geometry, factor: int) -> P
             return _rle(data, geometry)
     except (Rejected, MemoryError):
         raise
-    except Exception as error:  # decoders raise whatever they like; what they say may quote the file
+    except BaseException as error:  # decoders raise whatever they like (a panic in Rust is no Exception)
         if "MemoryError" in str(error) or "bad_alloc" in str(error) or "allocate" in str(error):
             raise hostile(Reason.MEMORY) from None
         raise undecodable(Reason.CORRUPT) from None

@@ -37,6 +37,7 @@ Answer = Decoded | Inspected | Rejected
 
 _WINDOW = 16  #: jobs in flight: bounds open descriptors and shared memory
 _TRIES = 3
+_START_S = 60.0  #: a start takes a third of a second; a machine may be busy
 #: how a limit or a crash shows in the exit of a child; SIGKILL is the time limit where we sent it
 _EXITS = {
     signal.SIGXCPU: Reason.CPU,
@@ -80,6 +81,7 @@ class Sandbox:
         self._flying = 0
         self._batch: deque[_Job] = deque()
         self._moved = 0.0
+        self._ready = False
 
     def __enter__(self) -> Self:
         return self
@@ -175,8 +177,8 @@ class Sandbox:
                 job.memory = mmap.mmap(descriptors[1], size, prot=mmap.PROT_READ)
             connection = self._connection()
             socket.send_fds(connection, [wire.Job(recipe=job.recipe).pack()], descriptors)
-        except (BrokenPipeError, ConnectionError):
-            self._lost()
+        except ConnectionError:
+            self._drain()
             return False
         finally:
             for each in descriptors:
@@ -194,6 +196,7 @@ class Sandbox:
             except OSError:
                 raise Unavailable("the decoding process cannot be started") from None
             self.starts += 1
+            self._ready = False
             self._buffer.clear()
         return self._socket
 
@@ -202,11 +205,12 @@ class Sandbox:
         process = self._process
         if process is None or process.stdout is None or self._flying == 0:
             return
-        left = self._moved + self.limits.wall_s - time.monotonic()
+        allowed = self.limits.wall_s if self._ready else max(self.limits.wall_s, _START_S)
+        left = self._moved + allowed - time.monotonic()
         ready, _, _ = select.select([process.stdout], [], [], max(0.0, left))
         if not ready:
             process.kill()
-            self._lost(Reason.TIME)
+            self._lost(Reason.TIME if self._ready else None)
             return
         chunk = os.read(process.stdout.fileno(), 1 << 16)
         if not chunk:
@@ -226,6 +230,9 @@ class Sandbox:
                 return
 
     def _take(self, reply: bytes) -> bool:
+        if not reply:
+            self._ready, self._moved = True, time.monotonic()
+            return True
         if not self._flying:
             self._lost(Reason.CRASH)
             return False
@@ -239,6 +246,14 @@ class Sandbox:
         self._moved = time.monotonic()
         return True
 
+    def _drain(self) -> None:
+        """Take what a child that is gone had still answered, so that the right file is blamed."""
+        process = self._process
+        while self._flying and self._process is process:
+            self._receive()
+        if self._process is process:
+            self._end()
+
     def _settle(self, answer: Answer) -> None:
         job = self._waiting.popleft()
         self._flying -= 1
@@ -250,12 +265,12 @@ class Sandbox:
         if not self._flying:
             return
         job = self._waiting[0]
-        if reason is None and code is not None and code < 0:
-            reason = _EXITS.get(signal.Signals(-code))
-        if reason is None and job.tries >= _TRIES:
-            if code is not None and code > 0:  # it does not even start: no fault of the file
-                self._flying = 0
-                raise Unavailable("the decoding process does not start")
+        if not self._ready and job.tries >= _TRIES:  # it does not even start: no fault of the file
+            self._flying = 0
+            raise Unavailable("the decoding process does not start")
+        if reason is None and self._ready and code is not None:
+            reason = _EXITS.get(signal.Signals(-code)) if code < 0 else Reason.CRASH if code > 0 else None
+        if reason is None and self._ready and job.tries >= _TRIES:
             reason = Reason.CRASH
         if reason is not None:
             self.deaths += 1

@@ -20,6 +20,7 @@ from shared.imaging.recipe import Recipe
 from shared.types import Decoded, Header, PixelStats
 
 REPLY_LIMIT = 64 * 1024
+READY = bytes(4)  #: an answer of no length: the child has started and given up its rights
 _KINDS = ("dicom", "png", "jpeg")
 _VOI = ("none", "lut", "window")
 

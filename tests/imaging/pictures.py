@@ -122,8 +122,8 @@ def jpeg_lossless(frame):
     change.SetInput(image)
     if not change.Change():
         raise RuntimeError("gdcm does not encode")
-    fragments = change.GetOutput().GetDataElement().GetSequenceOfFragments()
-    return b"".join(
-        fragments.GetFragment(i).GetByteValue().GetBuffer().encode("utf-8", "surrogateescape")
-        for i in range(fragments.GetNumberOfFragments())
-    )
+    output = change.GetOutput()  # each step is kept: GDCM frees what its Python side no longer names
+    stream = output.GetDataElement()
+    fragments = stream.GetSequenceOfFragments()
+    values = [fragments.GetFragment(i) for i in range(fragments.GetNumberOfFragments())]
+    return b"".join(value.GetByteValue().GetBuffer().encode("utf-8", "surrogateescape") for value in values)

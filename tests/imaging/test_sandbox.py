@@ -1,0 +1,284 @@
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import damage
+import numpy as np
+import pytest
+from pictures import EXPLICIT, breast, dataset, file_of
+
+from shared.errors import Gate, Outcome, Rejected
+from shared.imaging import wire
+from shared.imaging.limits import Limits
+from shared.imaging.reasons import Reason
+from shared.imaging.recipe import Recipe
+from shared.imaging.sandbox import Sandbox
+from shared.types import Decoded
+
+GOOD = damage.BUNDLED / "CT_small.dcm"
+RECIPE = Recipe()
+HUGE = 1 << 50
+
+
+@pytest.fixture
+def slow():
+    """A file that keeps a child busy for seconds where the limit of elements is lifted."""
+    return damage.crowded_file(2_000_000)
+
+
+def when_busy(box, act):
+    """Call `act(pid)` shortly after the first job has reached the child."""
+    pid = box._process.pid
+
+    def run():
+        time.sleep(0.4)
+        act(pid)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    return thread
+
+
+def test_nothing_is_started_before_it_is_needed():
+    with Sandbox() as box:
+        assert box.starts == 0
+
+
+def test_the_parent_loads_no_codec():
+    code = (
+        "import sys, shared.imaging.sandbox, shared.imaging.gates\n"
+        "print([m for m in ('gdcm', 'openjpeg', 'PIL', 'pydicom') if m in sys.modules])"
+    )
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout == b"[]\n"
+
+
+def test_a_path_and_its_bytes_decode_alike(sandbox):
+    by_path, by_bytes = sandbox.decode(GOOD, RECIPE), sandbox.decode(GOOD.read_bytes(), RECIPE)
+    assert by_path.header == by_bytes.header
+    assert np.array_equal(by_path.pixels, by_bytes.pixels)
+    assert by_path.pixels.dtype == np.float32
+    assert by_path.pixels.shape == (1, 224, 224)
+    assert by_path.thumbnail.dtype == np.uint8
+
+
+def test_decoding_is_deterministic_across_children(boxes):
+    first, second = boxes().decode(GOOD, RECIPE), boxes().decode(GOOD, RECIPE)
+    assert np.array_equal(first.pixels, second.pixels)
+    assert first.stats == second.stats
+    assert np.array_equal(first.thumbnail, second.thumbnail)
+
+
+def test_a_bad_file_in_a_batch_costs_only_itself_and_order_is_kept(sandbox):
+    sources = [GOOD, b"nonsense" * 10, GOOD, damage.rle_bomb(), GOOD]
+    answers = list(sandbox.decode_many(sources, RECIPE))
+    assert [isinstance(answer, Decoded) for answer in answers] == [True, False, True, False, True]
+
+
+def test_a_batch_larger_than_the_window_is_answered_whole(sandbox):
+    answers = list(sandbox.decode_many([GOOD] * 70, RECIPE))
+    assert all(isinstance(answer, Decoded) for answer in answers)
+    assert len(answers) == 70
+
+
+def test_a_submitted_batch_is_decoded_while_the_caller_does_something_else(sandbox):
+    sandbox.decode(GOOD, RECIPE)
+    sandbox.submit([GOOD] * 8, RECIPE)
+    time.sleep(0.5)
+    begun = time.monotonic()
+    answers = list(sandbox.collect())
+    assert len(answers) == 8
+    assert time.monotonic() - begun < 0.3
+    assert list(sandbox.collect()) == []
+
+
+def test_a_second_batch_may_be_submitted_while_the_first_is_collected(sandbox):
+    sandbox.submit([GOOD] * 3, RECIPE)
+    first = sandbox.collect()
+    next(first)
+    sandbox.submit([b"x" * 100], RECIPE)
+    assert len(list(first)) == 2
+    (second,) = sandbox.collect()
+    assert isinstance(second, Rejected)
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (signal.SIGSEGV, Reason.CRASH),
+        (signal.SIGABRT, Reason.MEMORY),
+        (signal.SIGBUS, Reason.CRASH),
+        (signal.SIGXCPU, Reason.CPU),
+    ],
+)
+def test_a_child_that_dies_costs_only_the_file_it_was_on(boxes, slow, number, reason):
+    box = boxes(elements=HUGE, header_bytes=HUGE)
+    box.decode(GOOD, RECIPE)
+    thread = when_busy(box, lambda pid: os.kill(pid, number))
+    hostile, *others = box.decode_many([slow, GOOD, GOOD], RECIPE)
+    thread.join()
+    assert (hostile.outcome, hostile.gate, hostile.reason) == (Outcome.QUARANTINED, Gate.LIMITS, reason)
+    assert all(isinstance(other, Decoded) for other in others)
+    assert (box.deaths, box.starts) == (1, 2)
+
+
+def test_a_child_killed_from_outside_is_no_fault_of_the_file(boxes, slow):
+    box = boxes(elements=HUGE, header_bytes=HUGE)
+    box.decode(GOOD, RECIPE)
+    thread = when_busy(box, lambda pid: os.kill(pid, signal.SIGKILL))
+    answers = list(box.decode_many([slow, GOOD], RECIPE))
+    thread.join()
+    assert all(isinstance(answer, Decoded) for answer in answers)
+    assert box.deaths == 0
+
+
+def test_an_idle_child_that_was_killed_is_replaced(boxes):
+    box = boxes()
+    box.decode(GOOD, RECIPE)
+    os.kill(box._process.pid, signal.SIGKILL)
+    time.sleep(0.1)
+    assert isinstance(box.decode(GOOD, RECIPE), Decoded)
+    assert (box.starts, box.deaths) == (2, 0)
+
+
+def test_a_child_is_replaced_after_its_share_of_files(boxes):
+    box = boxes(files=10)
+    answers = list(box.decode_many([GOOD] * 35, RECIPE))
+    assert all(isinstance(answer, Decoded) for answer in answers)
+    assert (box.starts, box.deaths) == (4, 0)
+
+
+def test_a_closed_sandbox_may_be_used_again(boxes):
+    box = boxes()
+    box.decode(GOOD, RECIPE)
+    box.close()
+    assert isinstance(box.decode(GOOD, RECIPE), Decoded)
+
+
+def test_the_child_ends_when_its_parent_is_killed():
+    code = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from shared.imaging.sandbox import Sandbox\n"
+        "from shared.imaging.recipe import Recipe\n"
+        "box = Sandbox()\n"
+        "box.decode(Path(sys.argv[1]), Recipe())\n"
+        "print(box._process.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(GOOD)], stdout=subprocess.PIPE) as parent:
+        child = int(parent.stdout.readline())
+        assert alive(child)
+        parent.kill()
+    deadline = time.monotonic() + 5
+    while alive(child) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not alive(child)
+
+
+def alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_the_child_outlives_the_thread_that_first_needed_it(boxes):
+    box = boxes()
+    thread = threading.Thread(target=lambda: box.decode(GOOD, RECIPE))
+    thread.start()
+    thread.join()
+    time.sleep(0.2)
+    assert alive(box._process.pid)
+    assert box.starts == 1
+
+
+def test_the_child_has_given_up_what_it_does_not_need(boxes):
+    box = boxes()
+    box.decode(GOOD, RECIPE)
+    try:
+        with open(f"/proc/{box._process.pid}/limits", encoding="ascii") as table:
+            limits = {line[:26].strip(): line[26:].split()[:2] for line in table}
+        with open(f"/proc/{box._process.pid}/status", encoding="ascii") as table:
+            status = dict(line.split(":", 1) for line in table)
+        environment = Path(f"/proc/{box._process.pid}/environ").read_bytes()
+    except PermissionError:
+        pytest.skip("only root may look at a process that cannot be dumped")
+    assert limits["Max core file size"] == ["0", "0"]
+    assert limits["Max file size"] == ["0", "0"]
+    assert limits["Max processes"] == ["0", "0"]
+    assert limits["Max open files"] == ["64", "64"]
+    assert int(limits["Max address space"][1]) <= Limits().address_bytes
+    assert status["NoNewPrivs"].strip() == "1"
+    assert b"SIMILIS" not in environment
+
+
+def test_several_threads_may_share_a_sandbox(boxes):
+    box, answers = boxes(), []
+    threads = [threading.Thread(target=lambda: answers.append(box.decode(GOOD, RECIPE))) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 6
+    assert box.starts == 1
+
+
+def test_links_pipes_folders_and_missing_files_are_refused_without_waiting(sandbox, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(GOOD)
+    paths = [tmp_path / "pipe", tmp_path / "link", tmp_path, tmp_path / "none", GOOD]
+    *refused, good = sandbox.inspect_many(paths)
+    regular, unreadable = Reason.NOT_REGULAR.value, Reason.UNREADABLE.value
+    assert [answer.reason for answer in refused] == [regular, regular, regular, unreadable]
+    assert good.kind == "dicom"
+
+
+def test_an_empty_file_is_no_study_object(sandbox, tmp_path):
+    (tmp_path / "empty").touch()
+    with pytest.raises(Rejected, match="not-a-study-object"):
+        sandbox.decode(tmp_path / "empty", RECIPE)
+    with pytest.raises(Rejected, match="not-a-study-object"):
+        sandbox.decode(b"", RECIPE)
+
+
+def test_an_inspection_gives_size_and_digest_and_no_patient_is_shown(sandbox):
+    import hashlib
+
+    found = sandbox.inspect(GOOD)
+    assert found.size == GOOD.stat().st_size
+    assert found.digest == hashlib.sha256(GOOD.read_bytes()).digest()
+    assert found.header.patient_id == "1CT1"
+    assert "1CT1" not in repr(found)
+
+
+def test_no_patient_attribute_is_in_a_rejection(sandbox):
+    values = breast(64, 64)
+    data = file_of(dataset(values, PatientID="CANARY-0815", PatientName="CANARY^NAME", Rows=65), values, EXPLICIT)
+    with pytest.raises(Rejected) as caught:
+        sandbox.decode(data, RECIPE)
+    assert "CANARY" not in repr(caught.value) + str(caught.value.__cause__) + str(caught.value.__context__)
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'{"rejected": ["encoded", "blank", null]}',
+        b'{"rejected": ["failed", "our secret", null]}',
+        b'{"inspected": [null, "00", 1, "dicom"]}',
+        b'{"inspected": [{"sop_instance_uid": 1}, "' + b"00" * 32 + b'", 1, "dicom"]}',
+        b'{"inspected": [null, "' + b"00" * 32 + b'", -1, "dicom"]}',
+        b'{"inspected": [null, "' + b"00" * 32 + b'", 1, "exe"]}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_garbled_answer_is_recognised(reply):
+    with pytest.raises(wire.Garbled):
+        wire.unpack(reply, None, None)
