@@ -123,9 +123,7 @@ class Supervisor:
                 self._start(watched, now)
             elif not watched.ready:
                 watched.ready = watched.part.ready()
-            for line in watched.log.important():
-                self.say(f"{watched.part.name}: {line}")
-            watched.log.rotate()
+            self._read_log(watched)
             if self.asked_to_stop:
                 break
         process.reap_strangers({w.child.pid for w in self.watched.values() if w.child is not None})
@@ -164,8 +162,17 @@ class Supervisor:
             },
         }
         if (told := repr(state)) != self._told:
-            self.home.remember(state)
-            self._told = told
+            with contextlib.suppress(
+                OSError
+            ):  # a full disk stops intake, not the supervisor; the next tick tries again
+                self.home.remember(state)
+                self._told = told
+
+    def _read_log(self, watched: Watched) -> None:
+        with contextlib.suppress(OSError):
+            for line in watched.log.important():
+                self.say(f"{watched.part.name}: {line}")
+            watched.log.rotate()
 
     def _start(self, watched: Watched, now: float) -> None:
         waits = not watched.started and not all(self._served(name) for name in watched.needs)

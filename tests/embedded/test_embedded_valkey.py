@@ -1,4 +1,5 @@
 import os
+import shutil
 import signal
 
 import pytest
@@ -40,3 +41,9 @@ def test_stopped_it_leaves_no_socket(tmp_path):
     with Valkey(tmp_path) as server:
         pass
     assert not server.socket.exists()
+
+
+def test_a_home_with_spaces_in_its_name_works(tmp_path):
+    with Valkey(tmp_path / "a home with spaces") as server, ask(server) as client:
+        assert client.config_get("dir")["dir"] == str(tmp_path / "a home with spaces/valkey")
+        shutil.rmtree(server.socket.parent)
