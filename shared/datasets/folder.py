@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
+from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -21,9 +22,11 @@ MAX_COLUMNS = 256
 DELIMITERS = ",;\t"
 SUFFIXES = frozenset({".dcm", ".dicom", ".png", ".jpg", ".jpeg"})
 
+#: names of an image that are an extra column where another column says the file
+WEAK = frozenset({"image", "imagename", "imageid", "imageindex"})
 #: names of columns, without case and punctuation, by what they mean
 COLUMNS: Mapping[str, frozenset[str]] = {
-    "file": frozenset({"file", "filename", "filepath", "path", "image", "imagepath", "imagename", "imageid"}),
+    "file": frozenset({"file", "filename", "filepath", "path", "imagepath"}) | WEAK,
     "sop": frozenset({"sopinstanceuid", "sopuid", "instanceuid"}),
     "study": frozenset({"study", "studyuid", "studyid", "studyinstanceuid", "exam", "examid"}),
     "patient": frozenset({"patient", "patientid", "pid", "subject", "subjectid"}),
@@ -45,9 +48,11 @@ PERSONAL = frozenset(
     }
 )  # fmt: skip
 PARSERS: Mapping[str, Callable[[str], object]] = {
-    "file": cells.name, "sop": cells.name, "study": cells.name, "patient": cells.name,
-    "laterality": cells.laterality, "view": cells.view, "study_date": cells.study_date, "modality": cells.modality,
-    "birads": cells.birads, "density": cells.density, "pathology": cells.pathology,
+    **dict.fromkeys(("file", "sop", "study", "patient"), cells.name),
+    # few different cells in many rows
+    **{p.__name__: lru_cache(1024)(p) for p in (
+        cells.laterality, cells.view, cells.study_date, cells.modality, cells.birads, cells.density, cells.pathology
+    )},
 }  # fmt: skip
 
 
@@ -187,11 +192,13 @@ class _Building:
     def columns(self, record: list[str]) -> list[str]:
         """Names for the columns: what they mean, `:name` for an extra one, empty for one that is left out."""
         names = []
+        weak = WEAK if any(_meaning(c) == "file" and _plain(c) not in WEAK for c in record) else frozenset()
         for column in record:
             plain = _plain(column)
             if plain in PERSONAL:
                 self.dropped.append(plain)
-            names.append(_meaning(column) or ("" if plain in PERSONAL or not plain else f":{column.strip()[:64]}"))
+            extra = "" if plain in PERSONAL or not plain else f":{column.strip()[:64]}"
+            names.append(extra if plain in weak else _meaning(column) or extra)
         if not set(names) & set(KEYS):
             raise Invalid("line 1: no column for a file, a SOP Instance UID or a study")
         if len(names) > MAX_COLUMNS:

@@ -151,6 +151,23 @@ def test_stray_spaces_slashes_and_unicode_forms_do_not_hide_a_file(tmp_path, cel
     assert found(table(tmp_path, f'file,birads\n"{cell}",2\n'), name) == Row(labels=Labels(birads=2))
 
 
+def test_an_image_id_beside_a_file_is_an_extra_and_alone_it_is_the_file(tmp_path):
+    both = found(table(tmp_path, "image_id,file\nm1,pictures/x.png\n"), "pictures/x.png")
+    assert both == Row(labels=Labels(extra={"image_id": "m1"}))
+    assert found(table(tmp_path, "image_id,birads\nm1,2\n"), "any/m1.png") == Row(labels=Labels(birads=2))
+
+
+@pytest.mark.parametrize("name", ["mammography_mias", "mammography_nyu_exam", "ultrasound_busi"])
+def test_tables_of_public_sets_lead_to_their_images(data_dir, name):
+    labels = read_labels(data_dir / name / "labels.csv")
+    assert len(labels) == len(labels.files)
+    present = [file for file in labels.files if (data_dir / name / file).is_file()]
+    assert present
+    for file in present:
+        assert labels.find(data_dir / name, data_dir / name / file) is labels.files[file]
+        assert labels.find(data_dir, data_dir / name / file) is labels.files[file]
+
+
 def test_a_row_of_one_image_says_nothing_of_its_study(tmp_path):
     labels = table(tmp_path, "file,study,birads\na.png,1.2,5\nb.png,1.2,1\n")
     assert found(labels, "c.png", study_uid="1.2") is None
