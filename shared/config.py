@@ -55,9 +55,7 @@ class Intake(_Part):
     max_attempts: int = Field(default=3, ge=1)
     settle_s: float = Field(default=2.0, ge=0)
     watch_interval_s: float = Field(default=5.0, gt=0)
-    frames_per_image: int = Field(default=8, ge=1, le=64)
     same_uid_policy: Literal["never", "same_source", "always"] = "same_source"
-    min_free_mb: int = Field(default=512, ge=0)
 
 
 class Encoding(_Part):
@@ -72,7 +70,6 @@ class Settings(BaseSettings):
 
     home: Path = Path.home() / ".similis"
     models: Path | None = None  #: where model cards live; default home/models
-    blobs: Path | None = None  #: thumbnails and copies; default home/blobs
     pseudonym_key: SecretStr = SecretStr("")  #: at least 32 characters; embedded, a file in the home
     log_json: bool = True
     log_level: str = "INFO"
@@ -86,10 +83,6 @@ class Settings(BaseSettings):
     @property
     def models_dir(self) -> Path:
         return self.models or self.home / "models"
-
-    @property
-    def blobs_dir(self) -> Path:
-        return self.blobs or self.home / "blobs"
 
     @classmethod
     def settings_customise_sources(

@@ -3,7 +3,7 @@ from pathlib import Path
 from sqlalchemy.orm import Session
 
 from shared.datasets.folder import read_labels
-from shared.errors import SimilisError
+from shared.errors import SimilisError, Unavailable
 from shared.pipeline import encode, receive
 from shared.pipeline.receive import Progress
 from shared.store import operations
@@ -14,6 +14,7 @@ from workers.runtime import runtime
 from workers.tasks import task
 
 SCAN_LEASE_S = 30.0
+MOST_ATTEMPTS = 50  #: of one scan; each begins where the last one ended, so many may be needed, but not endlessly many
 
 
 @task(Job.ENCODE)
@@ -33,17 +34,22 @@ def scan_folders() -> None:
         held = operations.claim(db, "scan", SCAN_LEASE_S)
     if held is None:
         return
+    watch = bool(held.params.get("watch"))
     try:
-        _scan(held)
+        if held.attempt > MOST_ATTEMPTS and not watch:
+            raise Unavailable("the scan has been interrupted too often")
+        _scan(held, watch=watch)
     except SimilisError as error:
         with rt.transaction() as db:
-            operations.end(db, held, "failed", str(error))
+            if watch:  # a share that is away comes back
+                operations.rest(db, held, rt.settings.intake.watch_interval_s, str(error))
+            else:
+                operations.end(db, held, "failed", str(error))
     rt.queue.ring(Job.SCAN)
 
 
-def _scan(held: Held) -> None:
+def _scan(held: Held, *, watch: bool) -> None:
     rt = runtime()
-    watch = bool(held.params.get("watch"))
     labels = held.params.get("labels")
     stopped = False
 

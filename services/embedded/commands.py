@@ -85,9 +85,8 @@ def environment(
     env = {name: value for name, value in base.items() if name.removesuffix("_FILE") not in decided}
     if "SIMILIS_INTAKE__ROOTS" not in env:
         env.setdefault("SIMILIS_INTAKE__ANY_ROOT", "true")  # the caller of the API is the user of this machine
-    for name in ("SIMILIS_MODELS", "SIMILIS_BLOBS"):  # the processes stand in another folder than the caller
-        if env.get(name):
-            env[name] = os.path.abspath(env[name])  # noqa: PTH100 - links stay links
+    if env.get("SIMILIS_MODELS"):  # the processes stand in another folder than the caller
+        env["SIMILIS_MODELS"] = os.path.abspath(env["SIMILIS_MODELS"])  # noqa: PTH100 - links stay links
     return env | ours | {"PYTHONUNBUFFERED": "1"}
 
 

@@ -25,7 +25,7 @@ class Home:
     """Where each thing of one installation stands.
 
     lock state.json | api.key pseudonym.key vectors.key database.password database.url broker.url |
-    pg/ valkey/ vectors/ models/ blobs/ logs/ run/
+    pg/ valkey/ vectors/ models/ logs/ run/
     """
 
     path: Path
@@ -38,7 +38,7 @@ class Home:
         if home.path.stat().st_uid != os.geteuid():
             raise Invalid("the home folder belongs to another user")
         home.path.chmod(0o700)
-        for name in ("models", "blobs", "logs", "vectors", "valkey"):
+        for name in ("models", "logs", "vectors", "valkey"):
             (home.path / name).mkdir(mode=0o700, exist_ok=True)
         return home
 

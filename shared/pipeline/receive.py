@@ -161,6 +161,8 @@ def decide(incoming: Incoming, known: Known | None, patient: bytes, policy: str)
         return Verdict("taken", "insert")
     if known.patient_key != incoming.patient_key:
         return Verdict(Outcome.QUARANTINED, "nothing", "patient-conflict", Gate.METADATA)
+    if known.study_uid != incoming.header.study_instance_uid:
+        return Verdict(Outcome.QUARANTINED, "nothing", "study-conflict", Gate.METADATA)
     if known.status in (Status.DELETED, Status.REJECTED):
         return Verdict("kept", "nothing", f"was-{known.status}")
     same_source = known.path == incoming.path

@@ -92,14 +92,15 @@ def progress(db: Session, held: Held, *, done: int, total: int, counts: str, lea
     return row is not None and not row.cancel
 
 
-def rest(db: Session, held: Held, seconds: float) -> None:
+def rest(db: Session, held: Held, seconds: float, error: str | None = None) -> None:
     """The operation is due again after so many seconds (a watch between its rounds)."""
     db.execute(
         sa.text(
-            "UPDATE operation SET lease_until = NULL, not_before = clock_timestamp() + make_interval(secs => :s) "
+            "UPDATE operation SET lease_until = NULL, not_before = clock_timestamp() + make_interval(secs => :s), "
+            "error = :error "
             "WHERE id = :id AND attempt = :attempt"
         ),
-        {"id": held.id, "attempt": held.attempt, "s": seconds},
+        {"id": held.id, "attempt": held.attempt, "s": seconds, "error": error},
     )
 
 

@@ -32,6 +32,7 @@ class Known:
     path: bytes
     status: str
     patient_key: bytes
+    study_uid: str
     labels: tuple[int | None, str | None, str | None, dict[str, str]]
 
 
@@ -121,15 +122,22 @@ def known(db: Session, sop_uids: Sequence[str]) -> dict[str, Known]:
     """Images that stand already, locked in one order."""
     rows = db.execute(
         sa.text(
-            "SELECT i.id, i.sop_uid, i.digest, i.path, i.status, s.patient_key, i.birads, i.density, i.pathology, "
-            "i.labels FROM image i JOIN study s ON s.id = i.study_id "
+            "SELECT i.id, i.sop_uid, i.digest, i.path, i.status, s.patient_key, s.uid, i.birads, i.density, "
+            "i.pathology, i.labels FROM image i JOIN study s ON s.id = i.study_id "
             "WHERE i.sop_uid = ANY(CAST(:uids AS text[])) ORDER BY i.id FOR UPDATE OF i"
         ),
         {"uids": list(sop_uids)},
     )
     return {
         r.sop_uid: Known(
-            r.id, r.sop_uid, r.digest, r.path, r.status, r.patient_key, (r.birads, r.density, r.pathology, r.labels)
+            r.id,
+            r.sop_uid,
+            r.digest,
+            r.path,
+            r.status,
+            r.patient_key,
+            r.uid,
+            (r.birads, r.density, r.pathology, r.labels),
         )
         for r in rows
     }

@@ -215,3 +215,11 @@ def test_a_table_may_label_whole_studies(platform: Platform, tmp_path: Path) -> 
         platform.put(f"{n}.dcm", header(n))
     platform.scan(read_labels(table))
     assert rows(platform, "SELECT density, count(*) FROM image GROUP BY 1 ORDER BY 1") == [("C", 4), (None, 1)]
+
+
+def test_an_image_never_changes_its_study(platform: Platform) -> None:
+    platform.put("a.dcm", header(0))
+    platform.scan()
+    platform.put("b.dcm", header(0, study_instance_uid="1.2.4.99"))
+    platform.scan()
+    assert ("quarantined", "study-conflict") in rows(platform, "SELECT outcome, reason FROM file")
