@@ -195,7 +195,8 @@ def variants(folder: Path, files: int, seed: int, *, size: str = "full", women: 
         who = replace(who, study_name=f"{seed}/{size}/variant/{study}", patient=f"SYN-{seed}-V{study:06d}")
         up, start = (int(v) for v in rng.integers(0, (rows // 32, rows)))
         moved = np.concatenate([pixels[up:], pixels[:up]])
-        moved ^= noise[start : start + rows]  # the three lowest of twelve bits: noise that cannot overflow
+        # the three lowest of twelve bits, and not in the air: noise that cannot overflow
+        moved ^= noise[start : start + rows] * (moved > 7)
         made = replace(
             record,
             file=f"mammography/{study // 250:04d}/{study:06d}/{who.side}-{who.view}.dcm",

@@ -76,7 +76,8 @@ def render(breast: Breast, view: str, rows: int, cols: int) -> Stored:
     large = _resize(picture, (rows, cols))
     if lesion and at and lesion.kind == "calcifications":
         draw_calcifications(large, lesion, (2 * float(at[0][0]), 2 * float(at[1][0])), 2 * mm, view)
-    large += _grain(breast, view, rows, cols) * (0.004 + 0.02 * np.sqrt(np.maximum(large, 0)))
+    large *= large > 0.02  # the air of an image for presentation is one value
+    large += _grain(breast, view, rows, cols) * 0.024 * np.sqrt(large)
     stored = (np.clip(large, 0, 1) * TOP).astype(np.uint16)
     return stored if breast.side == "L" else np.ascontiguousarray(stored[:, ::-1])
 
