@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -71,6 +72,7 @@ def _scan(held: Held, *, watch: bool) -> None:
         rules=rules,
         operation_id=held.id,
         report=report,
+        skip=frozenset({os.fsencode(labels)} if labels else ()),  # the table is no study
     )
     with rt.transaction() as db:
         if stopped:

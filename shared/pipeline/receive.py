@@ -281,13 +281,14 @@ def scan(
     rules: Rules,
     operation_id: uuid.UUID | None,
     report: Callable[[Session, Progress], bool],
+    skip: frozenset[bytes] = frozenset(),
 ) -> Progress:
-    """Every file under `path` has been looked at, or `report` said stop."""
-    progress = Progress(total=sum(1 for _ in see(path)))
+    """Every file under `path` but those to `skip` has been looked at, or `report` said stop."""
+    progress = Progress(total=sum(1 for seen in see(path) if seen.path not in skip))
     # which rows belong to which file is known only by its header: any change of the table looks at all files again
     uids = (sorted(table.instances.items()), sorted(table.studies.items())) if table else ([], [])
     whole = stamp(*uids) if any(uids) else None
-    listing = see(path)
+    listing = (seen for seen in see(path) if seen.path not in skip)
     while batch := list(islice(listing, BATCH)):
         rows = [table.find(path, _path(seen)) if table else None for seen in batch]
         stamps = [stamp(row) if row else whole for row in rows]

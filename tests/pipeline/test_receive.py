@@ -223,3 +223,19 @@ def test_an_image_never_changes_its_study(platform: Platform) -> None:
     platform.put("b.dcm", header(0, study_instance_uid="1.2.4.99"))
     platform.scan()
     assert ("quarantined", "study-conflict") in rows(platform, "SELECT outcome, reason FROM file")
+
+
+def test_the_label_table_itself_is_no_study(platform: Platform) -> None:
+    platform.put("a.dcm", header(0))
+    table = platform.put("labels.csv", failed(Reason.NOT_A_STUDY_OBJECT))
+    progress = receive.scan(
+        platform.begin,
+        platform.sandbox,
+        platform.folder / "archive",
+        table=None,
+        rules=platform.rules,
+        operation_id=None,
+        report=lambda _db, _progress: True,
+        skip=frozenset({os.fsencode(table)}),
+    )
+    assert (progress.total, progress.counts["taken"], progress.counts["failed"]) == (1, 1, 0)
