@@ -1,4 +1,5 @@
 import os
+from dataclasses import replace
 from pathlib import Path
 
 from sqlalchemy.orm import Session
@@ -63,7 +64,7 @@ def _scan(held: Held, *, watch: bool) -> None:
         stopped = not go_on
         return go_on
 
-    rules = rt.rules if not watch else rt.watch_rules
+    rules = replace(rt.watch_rules if watch else rt.rules, skip=frozenset({os.fsencode(labels)} if labels else ()))
     progress = receive.scan(
         rt.transaction,
         rt.sandbox,
@@ -72,7 +73,6 @@ def _scan(held: Held, *, watch: bool) -> None:
         rules=rules,
         operation_id=held.id,
         report=report,
-        skip=frozenset({os.fsencode(labels)} if labels else ()),  # the table is no study
     )
     with rt.transaction() as db:
         if stopped:

@@ -47,6 +47,7 @@ class Rules:
     secret: bytes  #: of the pseudonyms
     same_uid: str = "same_source"  #: never, same_source or always: what other bytes under a known UID may do
     settle_s: float = 0.0  #: a file younger than this is left for the next round
+    skip: frozenset[bytes] = frozenset()  #: files that are no studies, such as the label table itself
 
 
 def walk(root: Path) -> Iterator[Seen]:
@@ -281,14 +282,13 @@ def scan(
     rules: Rules,
     operation_id: uuid.UUID | None,
     report: Callable[[Session, Progress], bool],
-    skip: frozenset[bytes] = frozenset(),
 ) -> Progress:
-    """Every file under `path` but those to `skip` has been looked at, or `report` said stop."""
-    progress = Progress(total=sum(1 for seen in see(path) if seen.path not in skip))
+    """Every file under `path` has been looked at, or `report` said stop."""
+    progress = Progress(total=sum(1 for seen in see(path) if seen.path not in rules.skip))
     # which rows belong to which file is known only by its header: any change of the table looks at all files again
     uids = (sorted(table.instances.items()), sorted(table.studies.items())) if table else ([], [])
     whole = stamp(*uids) if any(uids) else None
-    listing = (seen for seen in see(path) if seen.path not in skip)
+    listing = (seen for seen in see(path) if seen.path not in rules.skip)
     while batch := list(islice(listing, BATCH)):
         rows = [table.find(path, _path(seen)) if table else None for seen in batch]
         stamps = [stamp(row) if row else whole for row in rows]

@@ -228,14 +228,5 @@ def test_an_image_never_changes_its_study(platform: Platform) -> None:
 def test_the_label_table_itself_is_no_study(platform: Platform) -> None:
     platform.put("a.dcm", header(0))
     table = platform.put("labels.csv", failed(Reason.NOT_A_STUDY_OBJECT))
-    progress = receive.scan(
-        platform.begin,
-        platform.sandbox,
-        platform.folder / "archive",
-        table=None,
-        rules=platform.rules,
-        operation_id=None,
-        report=lambda _db, _progress: True,
-        skip=frozenset({os.fsencode(table)}),
-    )
+    progress = platform.scan(skip=frozenset({os.fsencode(table)}))
     assert (progress.total, progress.counts["taken"], progress.counts["failed"]) == (1, 1, 0)
