@@ -1,10 +1,9 @@
 """Small and large DICOM files made on the spot, in every encoding that Similis reads."""
 
 import io
-import zlib  # noqa: F401 - before gdcm, whose own zlib would take its place and corrupt memory
+import struct
 from pathlib import Path
 
-import gdcm
 import jpeg_ls
 import numpy as np
 import openjpeg.utils
@@ -96,34 +95,40 @@ def encoded(frame, ds, syntax):
     if syntax == JPEG_LS:
         return jpeg_ls.encode_array(frame)
     if syntax == RLE:
-        ordered = np.moveaxis(frame, -1, 0) if frame.ndim == 3 else frame
-        return encode_pixel_data(np.ascontiguousarray(ordered).tobytes(), ds, "<")
+        return encode_pixel_data(np.ascontiguousarray(frame).tobytes(), ds, "<")
     if syntax == JPEG:
         out = io.BytesIO()
         Image.fromarray(frame).save(out, "JPEG", quality=92)
         return out.getvalue()
     if syntax == LOSSLESS:
-        return jpeg_lossless(frame)
+        return jpeg_lossless(frame, ds.BitsStored)
     raise ValueError(syntax)
 
 
-def jpeg_lossless(frame):
-    image = gdcm.Image()
-    image.SetNumberOfDimensions(2)
-    image.SetDimensions((frame.shape[1], frame.shape[0], 1))
-    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
-    image.SetPixelFormat(gdcm.PixelFormat(1, 16, 12, 11, 0))
-    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
-    element.SetByteStringValue(frame.tobytes())
-    image.SetDataElement(element)
-    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.ExplicitVRLittleEndian))
-    change = gdcm.ImageChangeTransferSyntax()
-    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLosslessProcess14_1))
-    change.SetInput(image)
-    if not change.Change():
-        raise RuntimeError("gdcm does not encode")
-    output = change.GetOutput()  # each step is kept: GDCM frees what its Python side no longer names
-    stream = output.GetDataElement()
-    fragments = stream.GetSequenceOfFragments()
-    values = [fragments.GetFragment(i) for i in range(fragments.GetNumberOfFragments())]
-    return b"".join(value.GetByteValue().GetBuffer().encode("utf-8", "surrogateescape") for value in values)
+def jpeg_lossless(frame, bits):
+    """Encode by ITU-T T.81 process 14, selection value 1: each pixel as its difference from the one on its left.
+
+    One Huffman table gives each of the 17 sizes of a difference a code of five bits.
+    """
+    wide = frame.astype(np.int32)
+    predicted = np.empty_like(wide)
+    predicted[:, 1:] = wide[:, :-1]
+    predicted[1:, 0] = wide[:-1, 0]
+    predicted[0, 0] = 1 << (bits - 1)
+    out = []
+    for difference in (wide - predicted).ravel().tolist():
+        size = abs(difference).bit_length()
+        extra = difference if difference >= 0 else difference + (1 << size) - 1
+        out.append(f"{size:05b}" + (f"{extra:0{size}b}" if size else ""))
+    stream = "".join(out)
+    stream += "1" * (-len(stream) % 8)
+    scan = int(stream, 2).to_bytes(len(stream) // 8, "big").replace(b"\xff", b"\xff\x00")
+    rows, columns = frame.shape
+    return (
+        b"\xff\xd8"
+        + struct.pack(">HHBHHBBBB", 0xFFC3, 11, bits, rows, columns, 1, 1, 0x11, 0)
+        + struct.pack(">HHB16B17B", 0xFFC4, 36, 0, 0, 0, 0, 0, 17, *[0] * 11, *range(17))
+        + struct.pack(">HHBBBBBB", 0xFFDA, 8, 1, 1, 0, 1, 0, 0)
+        + scan
+        + b"\xff\xd9"
+    )

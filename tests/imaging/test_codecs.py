@@ -1,0 +1,173 @@
+"""Every encoding gives the picture that went in; a reduced decode is the full one, only smaller."""
+
+import numpy as np
+import pytest
+from pictures import (
+    DEFLATED,
+    EXPLICIT,
+    IMPLICIT,
+    J2K,
+    J2K_LOSSY,
+    JPEG,
+    JPEG_LS,
+    LOSSLESS,
+    RLE,
+    breast,
+    dataset,
+    encoded,
+    file_of,
+)
+
+from shared.errors import Rejected
+from shared.imaging.codecs import decode_frame, jpeg_2000_size, jpeg_size
+from shared.imaging.frames import luma
+from shared.imaging.geometry import Geometry
+from shared.imaging.preprocess import box_mean
+from shared.imaging.recipe import Recipe
+
+FULL = Recipe(size=512)
+
+
+def geometry(values, *, stored, photometric="MONOCHROME2"):
+    return Geometry(
+        rows=values.shape[0],
+        columns=values.shape[1],
+        frames=1,
+        samples=1 if values.ndim == 2 else 3,
+        allocated=values.dtype.itemsize * 8,
+        stored=stored,
+        signed=values.dtype.kind == "i",
+        planar=False,
+        photometric=photometric,
+    )
+
+
+@pytest.mark.parametrize("syntax", [IMPLICIT, DEFLATED, RLE, JPEG_LS, LOSSLESS, J2K])
+def test_a_lossless_encoding_gives_the_same_input_as_none(sandbox, syntax):
+    values = breast(500, 400)
+    made = [file_of(dataset(values, BitsStored=12), values, each) for each in (EXPLICIT, syntax)]
+    plain, other = (sandbox.decode(data, FULL) for data in made)
+    assert other.reduced == 1
+    assert np.array_equal(plain.pixels, other.pixels)
+    assert plain.stats == other.stats
+
+
+@pytest.mark.parametrize("syntax", [RLE, J2K])
+def test_a_lossless_encoding_keeps_signs(sandbox, syntax):
+    values = (breast(500, 400).astype(np.int32) - 2000).astype(np.int16)
+    made = [file_of(dataset(values), values, each) for each in (EXPLICIT, syntax)]
+    plain, other = (sandbox.decode(data, FULL) for data in made)
+    assert np.array_equal(plain.pixels, other.pixels)
+
+
+@pytest.mark.parametrize("syntax", [RLE, J2K])
+def test_a_lossless_encoding_keeps_colours(sandbox, syntax):
+    values = np.stack([breast(300, 200, bits=8, seed=seed) for seed in range(3)], axis=-1)
+    kind = "YBR_RCT" if syntax == J2K else "RGB"
+    plain = sandbox.decode(file_of(dataset(values), values), FULL)
+    other = sandbox.decode(file_of(dataset(values, PhotometricInterpretation=kind), values, syntax), FULL)
+    assert np.abs(plain.pixels - other.pixels).max() < 1 / 255
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_a_reduced_jpeg_2000_is_the_full_one_only_smaller(bits, signed, factor):
+    values = breast(768, 640, bits=bits)
+    if signed:
+        values = (values.astype(np.int32) - (1 << (bits - 1))).astype(np.int8 if bits == 8 else np.int16)
+    shape = geometry(values, stored=bits)
+    data = encoded(values, dataset(values, BitsStored=bits), J2K)
+    full = decode_frame(data, J2K, shape, 1)
+    assert full.reduced == 1
+    assert np.array_equal(full.values, values)
+    small = decode_frame(data, J2K, shape, factor)
+    assert small.reduced == factor
+    expected = box_mean(values, factor, 16)
+    error = np.abs(small.values[2:-2, 2:-2].astype(np.float32) - expected[2:-2, 2:-2])
+    # a low-pass of the wavelet, not of the box, and up to half a pixel beside it: near, not equal
+    assert error.mean() < 0.02 * (1 << bits)
+
+
+def test_a_reduced_colour_jpeg_2000_is_the_full_one_only_smaller():
+    values = np.stack([breast(512, 512, bits=8, seed=seed) for seed in range(3)], axis=-1)
+    shape = geometry(values, stored=8, photometric="YBR_RCT")
+    small = decode_frame(encoded(values, dataset(values), J2K), J2K, shape, 2)
+    assert small.rgb
+    assert small.reduced == 2
+    error = np.abs(luma(small.values).astype(np.float32) - box_mean(luma(values), 2, 8))
+    assert error.mean() < 2
+
+
+def test_a_stream_with_no_level_to_leave_out_is_decoded_in_full():
+    values = breast(600, 500)
+    data = bytearray(encoded(values, dataset(values, BitsStored=12), J2K))
+    assert jpeg_2000_size(bytes(data)).levels >= 2
+    small = decode_frame(bytes(data), J2K, geometry(values, stored=12), 1 << 12)
+    assert small.reduced <= 1 << jpeg_2000_size(bytes(data)).levels
+
+
+@pytest.mark.parametrize("factor", [2, 4, 8])
+def test_a_scaled_jpeg_is_the_full_one_only_smaller(factor):
+    values = breast(800, 640, bits=8)
+    small = decode_frame(encoded(values, dataset(values), JPEG), JPEG, geometry(values, stored=8), factor)
+    assert small.reduced == factor
+    assert np.abs(small.values.astype(np.float32) - box_mean(values, factor, 8)).mean() < 2
+
+
+def test_a_mammogram_in_jpeg_2000_gives_nearly_the_same_input_as_uncompressed(sandbox):
+    values = breast()
+    attributes = {"BitsStored": 12, "WindowCenter": 2000, "WindowWidth": 3000}
+    plain = sandbox.decode(file_of(dataset(values, **attributes), values), Recipe())
+    small = sandbox.decode(file_of(dataset(values, **attributes), values, J2K), Recipe())
+    lossy = sandbox.decode(file_of(dataset(values, **attributes), values, J2K_LOSSY), Recipe())
+    assert (plain.reduced, small.reduced) == (1, 4)
+    for other in (small, lossy):
+        assert np.corrcoef(plain.pixels.ravel(), other.pixels.ravel())[0, 1] > 0.999
+        assert np.abs(plain.pixels - other.pixels).mean() < 0.005
+
+
+@pytest.mark.parametrize("syntax", [JPEG, JPEG_LS, J2K, LOSSLESS])
+def test_a_codestream_of_another_size_than_the_header_is_refused(sandbox, syntax):
+    values = breast(64, 48, bits=8 if syntax == JPEG else 12)
+    ds = dataset(values, BitsStored=8 if syntax == JPEG else 12)
+    ds.Rows = 32
+    with pytest.raises(Rejected, match="codestream-differs-from-header"):
+        sandbox.decode(file_of(ds, values, syntax), Recipe())
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, DEFLATED])
+def test_missing_pixels_are_missed(sandbox, syntax):
+    values = breast(64, 48)
+    with pytest.raises(Rejected, match="pixel-data-too-short"):
+        sandbox.decode(file_of(dataset(values, Rows=65), values, syntax), Recipe())
+
+
+def test_sizes_are_read_from_the_streams_themselves():
+    values = breast(96, 64)
+    size = jpeg_2000_size(encoded(values, dataset(values, BitsStored=12), J2K))
+    assert (size.rows, size.columns, size.samples, size.precision) == (96, 64, 1, 12)
+    size = jpeg_size(encoded(values, dataset(values, BitsStored=12), LOSSLESS))
+    assert (size.rows, size.columns, size.samples) == (96, 64, 1)
+    for junk in (b"", b"\xff\xd8", b"\xff\xd8\xff", b"abc" * 50):
+        with pytest.raises(Rejected):
+            jpeg_size(junk)
+        with pytest.raises(Rejected):
+            jpeg_2000_size(junk)
+
+
+def test_an_unknown_transfer_syntax_is_undecodable(sandbox):
+    values = breast(64, 48)
+    data = file_of(dataset(values), values, RLE).replace(b"1.2.840.10008.1.2.5\0", b"1.2.840.10008.1.2.7\0")
+    with pytest.raises(Rejected, match="no-permitted-decoder"):
+        sandbox.decode(data, Recipe())
+
+
+def test_a_frame_of_a_multi_frame_file_is_decoded_by_itself(sandbox):
+    values = np.stack([breast(64, 64, bits=8, seed=seed) for seed in range(5)])
+    recipe = Recipe(size=64, frames=2)
+    plain = sandbox.decode(file_of(dataset(values), values), recipe)
+    for syntax in (RLE, J2K, JPEG_LS):
+        other = sandbox.decode(file_of(dataset(values), values, syntax), recipe)
+        assert other.frames == plain.frames == (2, 4)
+        assert np.array_equal(plain.pixels, other.pixels)

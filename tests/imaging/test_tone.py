@@ -1,0 +1,249 @@
+"""Stored values to brightness, against values worked out by hand from the standard's formulas."""
+
+import struct
+
+import numpy as np
+import pytest
+from pictures import BIG, EXPLICIT, IMPLICIT, dataset, file_of
+from pydicom.dataset import Dataset
+from pydicom.sequence import Sequence
+
+from shared.errors import Invalid, Rejected
+from shared.imaging.frames import canonical_frames, chosen_frames
+from shared.imaging.geometry import geometry_of
+from shared.imaging.limits import Limits
+from shared.imaging.read import open_dataset
+from shared.imaging.recipe import Recipe
+from shared.imaging.tone import Window, apply_window, lut_of
+
+SMALL = Recipe(size=8)
+
+
+def frames_of(values, syntax=EXPLICIT, recipe=SMALL, **attributes):
+    opened = open_dataset(memoryview(file_of(dataset(values, **attributes), values, syntax)), Limits())
+    return list(canonical_frames(opened, geometry_of(opened, Limits()), recipe, Limits()))
+
+
+def shown(values, syntax=EXPLICIT, recipe=SMALL, **attributes):
+    return frames_of(values, syntax, recipe, **attributes)[0].frame
+
+
+def row(*values, dtype=np.uint16):
+    return np.array([values], dtype=dtype)
+
+
+def close(got, *expected):
+    return np.allclose(got, [expected], atol=1e-6)
+
+
+def test_a_linear_window_follows_the_formula_of_the_standard():
+    # PS3.3 C.11.2.1.2.1, c = 128, w = 5: y = (x - 127.5) / 4 + 0.5
+    values = np.array([[100, 125, 126, 128, 129, 130, 200]], dtype=np.float32)
+    assert close(apply_window(values, Window(128, 5)), 0, 0, 0.125, 0.625, 0.875, 1, 1)
+
+
+def test_an_exact_window_has_no_half_pixel():
+    values = np.array([[0, 25, 50, 75, 100]], dtype=np.float32)
+    assert close(apply_window(values, Window(50, 100, "LINEAR_EXACT")), 0, 0.25, 0.5, 0.75, 1)
+
+
+def test_a_sigmoid_window_is_one_half_at_its_centre():
+    values = np.array([[50, 75, 25]], dtype=np.float32)
+    # 1 / (1 + exp(-4 * 25 / 100)) = 0.731059
+    assert close(apply_window(values, Window(50, 100, "SIGMOID")), 0.5, 0.7310586, 0.2689414)
+
+
+def test_a_window_of_width_one_is_a_step():
+    assert close(apply_window(np.array([[9, 10, 11]], dtype=np.float32), Window(10, 1)), 0, 1, 1)
+
+
+@pytest.mark.parametrize(("width", "function"), [(0.5, "LINEAR"), (0, "LINEAR_EXACT"), (0, "SIGMOID")])
+def test_a_window_without_width_is_invalid(width, function):
+    with pytest.raises(Invalid):
+        apply_window(np.zeros((1, 1), dtype=np.float32), Window(0, width, function))
+
+
+@pytest.mark.parametrize("width", [0, -5, 0.5, "nan"])
+def test_a_useless_window_in_a_file_is_ignored(width):
+    (frame,) = frames_of(row(0, 50, 100), WindowCenter=50, WindowWidth=str(width))
+    assert frame.voi == "none"
+    assert close(frame.frame, 0, 0.5, 1)
+
+
+def test_of_several_windows_the_first_counts():
+    (frame,) = frames_of(row(0, 10, 20, 1000), WindowCenter=["10.5", "500"], WindowWidth=["21", "1000"])
+    assert frame.voi == "window"
+    assert close(frame.frame, 0, 0.5, 1, 1)
+
+
+def test_the_window_is_in_units_after_the_rescale():
+    # 2 x - 100: 0, 50, 100 become -100, 0, 100; window -100..100
+    got = shown(row(0, 50, 100), RescaleSlope=2, RescaleIntercept=-100, WindowCenter="0.5", WindowWidth=201)
+    assert close(got, 0, 0.5, 1)
+
+
+def test_a_recipe_may_ignore_the_window():
+    (frame,) = frames_of(row(0, 500, 1000), recipe=Recipe(size=8, voi="ignore"), WindowCenter=10, WindowWidth=20)
+    assert frame.voi == "none"
+    assert close(frame.frame, 0, 0.5, 1)
+
+
+def lut(count, first, bits, data, **attributes):
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [count, first, bits])
+    item.add_new("LUTData", "US", data)
+    return Sequence([item])
+
+
+def test_a_voi_lut_comes_before_a_window():
+    (frame,) = frames_of(
+        row(9, 10, 11, 12, 50),
+        VOILUTSequence=lut(3, 10, 8, [0, 51, 255]),
+        WindowCenter=30,
+        WindowWidth=60,
+    )
+    assert frame.voi == "lut"
+    assert close(frame.frame, 0, 0, 0.2, 1, 1)
+
+
+def test_a_modality_lut_is_applied_to_stored_values():
+    got = shown(row(0, 1, 2, 3), ModalityLUTSequence=lut(4, 0, 16, [0, 100, 900, 1000]))
+    assert close(got, 0, 0.1, 0.9, 1)
+
+
+def test_a_lut_of_no_entries_has_65536():
+    table = lut_of([0, 0, 16], list(range(65536)), signed=False)
+    assert len(table.entries) == 65536
+    assert lut_of([0, 0, 16], None, signed=False) is None
+    assert lut_of(None, [1], signed=False) is None
+    assert lut_of(struct.pack("<HhH", 2, -5, 8), b"\x00\xff", signed=True).first == -5
+
+
+def test_monochrome1_is_inverted_after_the_window():
+    attributes = {"WindowCenter": "10.5", "WindowWidth": 21}
+    straight = shown(row(0, 5, 20, 1000), **attributes)
+    inverse = shown(row(0, 5, 20, 1000), PhotometricInterpretation="MONOCHROME1", **attributes)
+    assert np.allclose(straight + inverse, 1)
+    assert close(inverse, 1, 0.75, 0, 0)
+
+
+def test_an_inverse_presentation_shape_inverts_once_also_with_monochrome1():
+    by_shape = shown(row(0, 100), PresentationLUTShape="INVERSE")
+    by_both = shown(row(0, 100), PresentationLUTShape="INVERSE", PhotometricInterpretation="MONOCHROME1")
+    assert close(by_shape, 1, 0)
+    assert np.array_equal(by_shape, by_both)
+
+
+def test_eight_bits_without_a_window_keep_their_own_range():
+    assert close(shown(row(0, 51, 102, dtype=np.uint8)), 0, 0.2, 0.4)
+
+
+def test_padding_is_background_and_does_not_stretch_the_range():
+    got = shown(row(-2000, 0, 50, 100, dtype=np.int16), PixelPaddingValue=-2000)
+    assert close(got, 0, 0, 0.5, 1)
+    inverse = shown(
+        row(-2000, 0, 50, 100, dtype=np.int16), PixelPaddingValue=-2000, PhotometricInterpretation="MONOCHROME1"
+    )
+    assert close(inverse, 0, 1, 0.5, 0)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG])
+def test_signed_values_are_read_in_every_byte_order(syntax):
+    assert close(shown(row(-1000, 0, 1000, dtype=np.int16), syntax), 0, 0.5, 1)
+
+
+def test_bits_above_the_stored_ones_are_no_brightness():
+    # 12 bits stored, overlay bits above them
+    assert close(shown(row(0x8000, 0x4800, 0xFFFF), BitsStored=12), 0, 2048 / 4095, 1)
+
+
+def test_twelve_signed_bits_in_sixteen_are_extended():
+    # 0xFFF is -1, 0x800 is -2048, 0x7FF is 2047, whatever stands in the upper four bits
+    got = shown(np.array([[0x0FFF, 0x0800, 0x07FF]], dtype=np.int16), BitsStored=12)
+    assert close(got, 2047 / 4095, 0, 1)
+
+
+@pytest.mark.parametrize(("slope", "intercept"), [("1e300", 0), (1, "1e300"), ("1e12", 0)])
+def test_an_absurd_rescale_is_refused(slope, intercept):
+    with pytest.raises(Rejected, match="bad-pixel-description"):
+        shown(row(0, 1), RescaleSlope=slope, RescaleIntercept=intercept)
+
+
+RED, GREEN, BLUE, WHITE = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
+COLOURS = np.array([[RED, GREEN, BLUE, WHITE]], dtype=np.uint8)
+LUMA = (76 / 255, 150 / 255, 29 / 255, 1.0)  # 0.299, 0.587, 0.114, rounded to whole steps
+
+
+def test_colour_becomes_luma_by_pixel_and_by_plane():
+    by_pixel = shown(COLOURS)
+    planes = np.moveaxis(COLOURS, -1, 0).reshape(COLOURS.shape)  # the same bytes, colour by plane
+    by_plane = shown(np.ascontiguousarray(planes), PlanarConfiguration=1)
+    assert close(by_pixel, *LUMA)
+    assert np.array_equal(by_pixel, by_plane)
+
+
+def test_ybr_needs_only_its_first_component():
+    ybr = np.array([[[76, 85, 255], [150, 44, 21], [29, 255, 107], [255, 128, 128]]], dtype=np.uint8)
+    assert close(shown(ybr, PhotometricInterpretation="YBR_FULL"), *LUMA)
+
+
+def test_subsampled_ybr_is_two_lumas_then_two_chromas():
+    values = np.array([[10, 20, 128, 128, 30, 40, 128, 128]], dtype=np.uint8)
+    ds = dataset(np.zeros((1, 4, 3), dtype=np.uint8), PhotometricInterpretation="YBR_FULL_422")
+    ds.PixelData = values.tobytes()
+    ds["PixelData"].VR = "OB"
+    opened = open_dataset(memoryview(file_of(ds, None)), Limits())
+    (frame,) = canonical_frames(opened, geometry_of(opened, Limits()), SMALL, Limits())
+    assert close(frame.frame, 10 / 255, 20 / 255, 30 / 255, 40 / 255)
+
+
+def test_a_palette_is_looked_up_before_anything_is_averaged():
+    tables = {"Red": [0, 65535, 0, 65535], "Green": [0, 0, 65535, 65535], "Blue": [0, 0, 0, 65535]}
+    attributes = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for colour, table in tables.items():
+        attributes[f"{colour}PaletteColorLookupTableDescriptor"] = [4, 10, 16]
+        attributes[f"{colour}PaletteColorLookupTableData"] = struct.pack("<4H", *table)
+    got = shown(row(10, 11, 12, 13, 99, dtype=np.uint8), **attributes)
+    assert close(got, 0, 76 / 255, 150 / 255, 1, 1)
+
+
+def test_a_missing_palette_is_refused():
+    with pytest.raises(Rejected, match="bad-pixel-description"):
+        shown(row(0, 1, dtype=np.uint8), PhotometricInterpretation="PALETTE COLOR")
+
+
+@pytest.mark.parametrize(
+    ("frames", "most", "expected"),
+    [
+        (1, 8, (1,)),
+        (8, 8, (1, 2, 3, 4, 5, 6, 7, 8)),
+        (3, 1, (2,)),
+        (96, 8, (7, 19, 31, 43, 55, 67, 79, 91)),
+        (10, 2, (3, 8)),
+    ],
+)
+def test_frames_are_chosen_evenly(frames, most, expected):
+    assert chosen_frames(frames, most) == expected
+
+
+def test_each_chosen_frame_is_the_one_that_its_number_says():
+    values = np.stack([np.full((16, 16), n, dtype=np.uint8) for n in range(20)])
+    values[:, 0, 0] = 255
+    got = frames_of(values, recipe=Recipe(size=8, frames=4))
+    assert [frame.number for frame in got] == [3, 8, 13, 18]
+    assert [round(float(frame.frame[5, 5]) * 255) for frame in got] == [2, 7, 12, 17]
+
+
+def test_a_functional_group_of_the_frame_comes_before_the_shared_one():
+    def window(center):
+        item, group = Dataset(), Dataset()
+        item.WindowCenter, item.WindowWidth = center, 101
+        group.FrameVOILUTSequence = Sequence([item])
+        return group
+
+    values = np.full((2, 16, 16), 100, dtype=np.uint16)
+    shared = Sequence([window("50.5")])
+    own = Sequence([window("100.5"), Dataset()])
+    first, second = frames_of(values, SharedFunctionalGroupsSequence=shared, PerFrameFunctionalGroupsSequence=own)
+    assert np.allclose(first.frame, 0.5)
+    assert np.allclose(second.frame, 1.0)
