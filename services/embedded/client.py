@@ -14,7 +14,9 @@ from shared.errors import Unavailable
 
 
 class Embedded:
-    """A supervisor in a process of its own, on any free port unless told; it ends with the caller.
+    """A supervisor in a process of its own, on any free port unless told.
+
+    It ends with the thread that called `start`: call it from the main thread.
 
     Args:
         workers: ingest workers; 0 means one for each core.

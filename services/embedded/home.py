@@ -17,6 +17,8 @@ from typing import Any
 from shared.errors import Conflict, Invalid
 
 _LONGEST_SOCKET_FOLDER = 80  # sun_path holds 107 bytes, and our longest socket name has 20
+#: What the database was made with: a new one would lock us out, or give every patient another pseudonym.
+_LASTING = frozenset({"database.password", "pseudonym.key"})
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9._/-]+")  # such a path stands in a URL as it is
 
 
@@ -46,11 +48,16 @@ class Home:
         return self.path / name
 
     def secret(self, name: str, prefix: str = "") -> str:
-        """The secret of that name, made at the first call: 256 bits after the prefix."""
+        """The secret of that name, made at the first call: 256 bits after the prefix.
+
+        Raises: `Invalid` where the database was made with one that is gone.
+        """
         path = self / name
         with contextlib.suppress(FileNotFoundError):
             if (kept := path.read_text(encoding="ascii").strip()) != "":
                 return kept
+        if name in _LASTING and (self / "pg").exists():
+            raise Invalid(f"{path} is gone, and the database beside it was made with it: put it back from a backup")
         value = prefix + secrets.token_urlsafe(32)
         write(path, value)
         return value

@@ -254,3 +254,16 @@ def test_the_state_is_0600_and_names_only_processes(stack):
     one.start()
     assert (one.home / "state.json").stat().st_mode & 0o777 == 0o600
     assert set(one.home.state) == {"url", "ready", "supervisor", "processes"}
+
+
+def test_a_state_that_cannot_be_written_stops_nothing(stack):
+    one = stack({"name": "api"})
+    (one.home / "state.json.part").mkdir()  # as on a full disk: every write of the state fails
+    child = one.start(until_ready=False)
+    assert until(lambda: "similis  ready" in one.said, 10)
+    assert until(lambda: one.events == ["api started"], 5)
+    assert not (one.home / "state.json").exists()
+    (one.home / "state.json.part").rmdir()
+    assert until(lambda: one.home.state.get("ready") is True, 5)
+    child.terminate()
+    assert child.wait(20) == 0

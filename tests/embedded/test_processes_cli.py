@@ -11,7 +11,7 @@ from services.embedded import commands, production
 from services.embedded.home import Home
 from services.embedded.process import Identity
 from services.embedded.stack import Options, check, free_port, is_loopback
-from shared.errors import Conflict, Denied
+from shared.errors import Conflict, Denied, Invalid
 
 run = CliRunner()
 
@@ -150,3 +150,15 @@ def test_secrets_are_made_once(tmp_path):
     assert first.startswith("sml_")
     assert len(first) > 40
     assert home.secret("api.key", prefix="sml_") == first
+
+
+@pytest.mark.parametrize("name", ["pseudonym.key", "database.password"])
+def test_a_lost_secret_that_the_database_depends_on_is_not_replaced(tmp_path, name):
+    home = Home.at(tmp_path)
+    home.secret(name)
+    (home / "pg").mkdir()
+    assert home.secret(name)
+    (home / name).unlink()
+    with pytest.raises(Invalid, match="put it back from a backup"):
+        home.secret(name)
+    assert not (home / name).exists()
