@@ -269,7 +269,7 @@ def _speed_text(options: argparse.Namespace, measured: dict[str, list[Round]], f
         "",
         f"Images per second, median (lowest to highest) of {options.rounds} rounds of {options.images} new files each,",
         f"{size}, Explicit VR LE, in the page cache. Decode: {SLOTS} sandboxes at once, alone. Forward: {SLOTS}",
-        "processes with one ONNX Runtime thread each, alone. Limit: 1 / (1 / decode + 1 / forward). Stack: from the first",
+        "processes with one ONNX Runtime thread each. Limit: 1 / (1 / decode + 1 / forward). Stack: from the first",
         "registration to the last settled image; then from the HTTP request, and to the last image in the index. In",
         "processor time: what decoding and the forward pass use alone, of what the whole stack uses per image. Others:",
         f"the most that strangers used of the machine in a round. The idle stack uses {figures['idle_share']:.1%}.",

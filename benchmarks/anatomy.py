@@ -1,0 +1,91 @@
+"""One search taken apart in this process, and recall image by image."""
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import sqlalchemy as sa
+
+from benchmarks.stack import Stack
+from shared.imaging.pseudonym import patient_number
+from shared.index.base import Exact, Filter, Match, Query, Recall
+from shared.pipeline import search
+from shared.pipeline.search import Request
+from shared.store import encodings, neighbours
+from shared.store.generations import Published
+
+
+@contextmanager
+def _statements(engine: sa.Engine, spent: list[float]) -> Iterator[None]:
+    """Each statement's time, from handing it over to having its first result."""
+    began: list[float] = []
+
+    def before(*_: Any) -> None:  # noqa: ANN401 - SQLAlchemy's own
+        began.append(time.perf_counter())
+
+    def after(*_: Any) -> None:  # noqa: ANN401
+        spent.append((time.perf_counter() - began.pop()) * 1000)
+
+    sa.event.listen(engine, "before_cursor_execute", before)
+    sa.event.listen(engine, "after_cursor_execute", after)
+    try:
+        yield
+    finally:
+        sa.event.remove(engine, "before_cursor_execute", before)
+        sa.event.remove(engine, "after_cursor_execute", after)
+
+
+def of(stack: Stack, live: Published, uids: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Median milliseconds: the statements in the order in which they run, the index, and Python between them."""
+    index, request, spent = stack.index(live), Request(), list[float]()
+    parts: dict[str, list[float]] = defaultdict(list)
+    with _statements(stack.store.reads, spent):
+        for uid in uids:
+            spent.clear()
+            started = time.perf_counter()
+            with stack.store.reading() as connection:
+                borrowed = time.perf_counter()
+                (ranking,) = search.by_studies(connection, lambda _name: index, [uid], request)
+            total = (time.perf_counter() - started) * 1000
+            parts["connection, with its ping"].append((borrowed - started) * 1000)
+            for number, ms in enumerate(spent, 1):
+                parts[f"Postgres, statement {number}"].append(ms)
+            parts["index, whole"].append(ranking.timings_ms["index"])
+            parts["index, engine"].append(ranking.timings_ms.get("engine", 0.0))
+            rest = total - (borrowed - started) * 1000 - sum(spent) - ranking.timings_ms["index"]
+            parts["Python: rows, grouping, the rest"].append(rest)
+            parts["all"].append(total)
+    return {"in_process_ms": {name: round(statistics.median(ms), 3) for name, ms in parts.items()}}
+
+
+def image_recall(stack: Stack, live: Published, uids: Sequence[str], **query: str) -> float:
+    """Of the ten points nearest to each query image, the share that comes; the patient excluded."""
+    index, shares = stack.index(live), []
+    must = tuple(Match(field=name, values=(value,)) for name, value in query.items())
+    with stack.store.reading() as connection:
+        rows = neighbours.vectors(connection, uids, live.model_id)
+    for start in range(0, len(rows), 8):
+        part = rows[start : start + 8]
+        vectors = encodings.stack([row.embedding for row in part])
+        filters = [Filter(must=must, must_not=(_patient(row.patient_key),)) for row in part]
+        asked = {
+            accuracy: index.search(
+                [
+                    Query(vector=vector, limit=10, filter=own, accuracy=accuracy)
+                    for vector, own in zip(vectors, filters, strict=True)
+                ]
+            )
+            for accuracy in (Exact(), Recall(0.97))
+        }
+        for want, got in zip(*asked.values(), strict=True):
+            ids = {hit.id for hit in want.hits}
+            if ids:
+                shares.append(len(ids & {hit.id for hit in got.hits}) / len(ids))
+    return round(statistics.mean(shares), 4)
+
+
+def _patient(key: bytes) -> Match:
+    return Match(field="patient", values=(patient_number(key),))

@@ -1,0 +1,125 @@
+"""Asking the API for similar studies, and noting how long each answer took."""
+
+import gc
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from benchmarks.stack import Stack
+from shared.errors import Unavailable
+
+Json = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Latency:
+    """Milliseconds."""
+
+    n: int
+    p50: float
+    p95: float
+    p99: float
+    worst: float
+    failed: int = 0
+
+    @classmethod
+    def of(cls, ms: Sequence[float], failed: int = 0) -> "Latency":
+        p50, p95, p99, worst = (round(float(v), 2) for v in np.percentile(ms, (50, 95, 99, 100)))
+        return cls(len(ms), p50, p95, p99, worst, failed)
+
+
+@dataclass
+class Asked:
+    """What a client saw: the time until the whole answer was there, and the answer."""
+
+    ms: list[float] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    failed: int = 0
+
+    def answers(self) -> Iterator[Json]:
+        for body in self.bodies:
+            yield json.loads(body)
+
+    @property
+    def latency(self) -> Latency:
+        return Latency.of(self.ms, self.failed)
+
+
+def path(uid: str) -> str:
+    return f"/v1/studies/{uid}/similar"
+
+
+@contextmanager
+def no_collector() -> Iterator[None]:
+    """The client's own garbage collector does not add to the latency."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+
+
+def closed(stack: Stack, uids: Sequence[str], **query: object) -> Asked:
+    """One client that asks as soon as it has its answer."""
+    asked, connection = Asked(), stack.connect()
+    try:
+        with no_collector():
+            for uid in uids:
+                started = time.perf_counter()
+                body = connection.fetch(path(uid), **query)
+                asked.ms.append((time.perf_counter() - started) * 1000)
+                asked.bodies.append(body)
+    finally:
+        connection.close()
+    return asked
+
+
+def opened(
+    stack: Stack, uids: Sequence[str], rate: float, clients: int, go_on: Callable[[], bool] | None = None
+) -> Asked:
+    """Questions at fixed times, whatever the answers take; the time counts from when a question was due.
+
+    Args:
+        rate: questions per second of all clients together.
+        clients: how many may wait for an answer at once.
+        go_on: asked before every question; the uids start over as long as it says so. Without: each uid once.
+    """
+    asked, lock, number = Asked(), threading.Lock(), iter(range(10**9))
+    began = time.perf_counter() + 0.05
+
+    def client() -> None:
+        connection = stack.connect()
+        try:
+            while True:
+                with lock:
+                    n = next(number)
+                due = began + n / rate
+                if (wait := due - time.perf_counter()) > 0:
+                    time.sleep(wait)
+                if not go_on() if go_on is not None else n >= len(uids):
+                    return
+                try:
+                    connection.fetch(path(uids[n % len(uids)]))
+                except Unavailable:
+                    with lock:
+                        asked.failed += 1
+                    continue
+                with lock:
+                    asked.ms.append((time.perf_counter() - due) * 1000)
+        finally:
+            connection.close()
+
+    with no_collector():
+        threads = [threading.Thread(target=client) for _ in range(clients)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    return asked
