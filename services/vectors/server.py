@@ -187,7 +187,7 @@ class Points(PointsServicer):
                 raise translate.wrong("a batch asks one collection")
         wanted = [translate.query_of(query, collection.sizes) for query in request.query_points]
         found = collection.read(lambda shard: shard.query_batch(edge.QueryBatchRequest(queries=wanted)))
-        return pb.QueryBatchResponse(result=[translate.scored(points) for points in found])
+        return collection.replies.batch(found)
 
     @answers
     def QueryGroups(self, request: pb.QueryPointGroups) -> pb.QueryGroupsResponse:  # noqa: ARG002, N802

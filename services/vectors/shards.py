@@ -26,6 +26,7 @@ from google.protobuf import json_format  # type: ignore[import-untyped]  # ships
 from qdrant_client import grpc as pb
 
 from services.vectors import translate
+from services.vectors.replies import Replies
 from services.vectors.translate import Refused
 from shared import log
 
@@ -59,6 +60,7 @@ class Collection:
         self.path = self._current()
         warm(self.path)
         self._shard = edge.EdgeShard.load(str(self.path))
+        self.replies = Replies(lambda ids: self.read(lambda shard: shard.retrieve(ids, True, False)))
 
     @classmethod
     def create(cls, root: Path, config: pb.CreateCollection) -> "Collection":
@@ -85,6 +87,7 @@ class Collection:
             if self._touched is not None:
                 self._touched.update(ids)
             self.read(lambda shard: shard.update(operation))
+            self.replies.forget(ids)
             self.read(lambda shard: shard.flush())
 
     def index_field(self, field: str, schema: Any) -> None:  # noqa: ANN401 - Edge's union has no name

@@ -255,13 +255,15 @@ def query_of(message: pb.QueryPoints, sizes: Mapping[str, int]) -> edge.QueryReq
         raise wrong("a query needs a nearest dense vector")
     if not message.limit:
         raise wrong("a query needs a limit")
+    if not message.with_payload.enable:
+        raise Refused(grpc.StatusCode.UNIMPLEMENTED, "QueryPoints.with_payload is all of it, or the query is refused")
     vector: Any = vector_of(message.query.nearest.dense, sizes[message.using])
     return edge.QueryRequest(
         limit=message.limit,
         query=edge.Query.Nearest(vector, using=message.using),
         filter=filter_of(message.filter) if message.HasField("filter") else None,
         params=_search_params(message.params),
-        with_payload=payload_of(message.with_payload),
+        with_payload=False,  # the reply adds it
         with_vector=False,
     )
 
@@ -294,15 +296,6 @@ def fill_payload(target: Any, payload: Mapping[str, int | str] | None) -> None: 
             target[key].string_value = value
         else:
             target[key].integer_value = value
-
-
-def scored(points: Sequence[Any]) -> pb.BatchResult:
-    result = pb.BatchResult()
-    for point in points:
-        row = result.result.add(score=point.score, version=point.version)
-        row.id.uuid = str(point.id)
-        fill_payload(row.payload, point.payload)
-    return result
 
 
 def retrieved(record: Any) -> pb.RetrievedPoint:  # noqa: ANN401 - Edge's Record

@@ -106,7 +106,7 @@ def parse_id(text: str) -> uuid.UUID:
 def pack(message: pb.DenseVector, vector: NDArray[np.float32]) -> None:
     """Fill a DenseVector by its own wire format: field 1, packed floats, little endian."""
     data = vector.astype("<f4", copy=False).tobytes()
-    message.ParseFromString(b"\x0a" + _varint(len(data)) + data)
+    message.ParseFromString(b"\x0a" + varint(len(data)) + data)
 
 
 def unpack(message: pb.VectorOutput) -> NDArray[np.float32]:
@@ -115,7 +115,7 @@ def unpack(message: pb.VectorOutput) -> NDArray[np.float32]:
     return np.array(data, dtype=np.float32)
 
 
-def _varint(value: int) -> bytes:
+def varint(value: int) -> bytes:
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
