@@ -89,8 +89,11 @@ def _work(job: wire.Job, descriptors: list[int], limits: Limits, base: int) -> b
     view = memoryview(mmap.mmap(descriptors[0], size, prot=mmap.PROT_READ, flags=flags))
     if job.recipe is None:
         return wire.pack_inspected(inspect_bytes(view, limits))
-    decoded = decode_bytes(view, job.recipe, limits, reserve=lambda frame: confine.allow_memory(idle + 3 * frame))
-    with mmap.mmap(descriptors[1], wire.room_for(job.recipe)) as memory:
+    room = wire.room_for(job.recipe)
+    decoded = decode_bytes(
+        view, job.recipe, limits, reserve=lambda frame: confine.allow_memory(idle + 3 * frame + 3 * room)
+    )
+    with mmap.mmap(descriptors[1], room) as memory:
         return wire.pack_decoded(decoded, memory)
 
 

@@ -2,7 +2,7 @@
 
 import hashlib
 import mmap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from shared.imaging.geometry import geometry_of
 from shared.imaging.header import header_of
 from shared.imaging.limits import Limits
 from shared.imaging.plain import canonical_picture, open_picture, plain_kind
-from shared.imaging.preprocess import cut, pixel_stats, thumbnail, wants_mirror
+from shared.imaging.preprocess import cut, pixel_stats, reduction, thumbnail, wants_mirror
 from shared.imaging.read import Opened, open_dataset
 from shared.imaging.reasons import Reason, empty
 from shared.imaging.recipe import Recipe
@@ -43,14 +43,21 @@ def decode_bytes(buffer: memoryview, recipe: Recipe, limits: Limits, reserve: Re
     kind = plain_kind(buffer)
     if kind is not None:
         picture = open_picture(buffer, kind, digest_of(buffer), limits)
-        reserve(picture.header.rows * picture.header.columns * 4)
-        return _assembled(picture.header, [canonical_picture(picture, recipe)], recipe)
+        rows, columns = picture.header.rows, picture.header.columns
+        reserve(rows * columns * 4 + _floats(rows, columns, recipe))
+        return _assembled(picture.header, iter([canonical_picture(picture, recipe)]), recipe)
     opened = open_dataset(buffer, limits)
     header = header_of(opened)
     _need_pixels(opened)
     geometry = geometry_of(opened, limits)
-    reserve(geometry.pixels * geometry.samples * -(-geometry.allocated // 8))
-    return _assembled(header, list(canonical_frames(opened, geometry, recipe, limits)), recipe)
+    stored = geometry.pixels * geometry.samples * -(-geometry.allocated // 8)
+    reserve(stored + _floats(geometry.rows, geometry.columns, recipe))
+    return _assembled(header, canonical_frames(opened, geometry, recipe, limits), recipe)
+
+
+def _floats(rows: int, columns: int, recipe: Recipe) -> int:
+    """Return the bytes of two float32 copies of the reduced picture; three times that covers tone and resize."""
+    return 8 * rows * columns // reduction(rows, columns, recipe) ** 2
 
 
 def _need_pixels(opened: Opened) -> None:
@@ -58,13 +65,18 @@ def _need_pixels(opened: Opened) -> None:
         raise empty(Reason.NO_PIXEL_DATA)
 
 
-def _assembled(header: Header, frames: list[Canonical], recipe: Recipe) -> Decoded:
-    first = frames[0]
+def _assembled(header: Header, frames: Iterator[Canonical], recipe: Recipe) -> Decoded:
+    """Cut one frame after the other; only the first one is kept whole, for the thumbnail and the gates."""
+    first = next(frames)
     mirror = recipe.mirror == "left" and wants_mirror(first.frame, header)
+    numbers, pixels = [first.number], [cut(first.frame, recipe, mirror=mirror)]
+    for frame in frames:
+        numbers.append(frame.number)
+        pixels.append(cut(frame.frame, recipe, mirror=mirror))
     return Decoded(
         header=header,
-        frames=tuple(frame.number for frame in frames),
-        pixels=np.stack([cut(frame.frame, recipe, mirror=mirror) for frame in frames]),
+        frames=tuple(numbers),
+        pixels=np.stack(pixels),
         thumbnail=thumbnail(first.frame),
         stats=pixel_stats(first.frame, first.sample),
         voi=first.voi,

@@ -16,10 +16,12 @@ from shared.imaging.palette import palette_luma
 from shared.imaging.preprocess import box_mean, reduction
 from shared.imaging.read import NATIVE, Opened, attribute
 from shared.imaging.reasons import Reason, empty, undecodable
-from shared.imaging.recipe import Recipe
+from shared.imaging.recipe import Recipe, chosen_frames
 from shared.imaging.scan import UNDEFINED
 from shared.imaging.tone import Tone, apply_tone, tone_of
 from shared.types import Frame
+
+__all__ = ["Canonical", "canonical_frames", "chosen_frames", "luma"]
 
 Loader = Callable[[int, int], Plane]  #: (1-based frame number, permitted reduction)
 
@@ -31,13 +33,6 @@ class Canonical:
     sample: NDArray[Any]  #: some stored values, after the modality LUT
     voi: str
     reduced: int
-
-
-def chosen_frames(frames: int, most: int) -> tuple[int, ...]:
-    """Return 1-based frame numbers, evenly spaced: the middles of `most` equal stretches, or all."""
-    if frames <= most:
-        return tuple(range(1, frames + 1))
-    return tuple((2 * i + 1) * frames // (2 * most) + 1 for i in range(most))
 
 
 def canonical_frames(opened: Opened, geometry: Geometry, recipe: Recipe, limits: Limits) -> Iterator[Canonical]:

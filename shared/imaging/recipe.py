@@ -30,3 +30,10 @@ class Recipe:
         if unknown:
             raise Invalid(f"unknown recipe keys: {', '.join(sorted(unknown))}")
         return cls(**data)
+
+
+def chosen_frames(frames: int, most: int) -> tuple[int, ...]:
+    """Return 1-based frame numbers, evenly spaced: the middles of `most` equal stretches, or all."""
+    if frames <= most:
+        return tuple(range(1, frames + 1))
+    return tuple((2 * i + 1) * frames // (2 * most) + 1 for i in range(most))

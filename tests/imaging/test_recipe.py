@@ -137,3 +137,10 @@ def test_a_small_picture_is_enlarged_to_the_input_size(sandbox):
 def test_an_unknown_key_of_a_recipe_is_refused():
     with pytest.raises(Invalid):
         Recipe.from_json({"size": 224, "sise": 3})
+
+
+def test_a_large_picture_is_cut_at_a_large_size_within_the_memory_limit(sandbox):
+    values = np.tile(breast(1024, 1024, bits=8), (4, 4))
+    got = sandbox.decode(file_of(dataset(values), values), Recipe(size=2048, pad="square"))
+    assert got.pixels.shape == (1, 2048, 2048)
+    assert got.pixels.max() > 0.5

@@ -27,7 +27,7 @@ HUGE = 1 << 50
 @pytest.fixture
 def slow():
     """A file that keeps a child busy for seconds where the limit of elements is lifted."""
-    return damage.crowded_file(2_000_000)
+    return damage.crowded_file(1_000_000)
 
 
 def when_busy(box, act):

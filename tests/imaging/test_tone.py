@@ -9,11 +9,11 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
 from shared.errors import Invalid, Rejected
-from shared.imaging.frames import canonical_frames, chosen_frames
+from shared.imaging.frames import canonical_frames
 from shared.imaging.geometry import geometry_of
 from shared.imaging.limits import Limits
 from shared.imaging.read import open_dataset
-from shared.imaging.recipe import Recipe
+from shared.imaging.recipe import Recipe, chosen_frames
 from shared.imaging.tone import Window, apply_window, lut_of
 
 SMALL = Recipe(size=8)
