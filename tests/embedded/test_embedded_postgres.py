@@ -37,11 +37,20 @@ def kill_all(server):
     assert process.until(lambda: not working_in(server.data), 5)
 
 
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """A home whose server has been made, filled and stopped; initdb is what takes the time here."""
+    home = tmp_path_factory.mktemp("filled") / "home"
+    with Postgres(home) as made:
+        fill(made)
+    return home
+
+
 @pytest.fixture
-def server(tmp_path):
+def server(tmp_path, filled):
+    shutil.copytree(filled, tmp_path / "home")
     made = Postgres(tmp_path / "home")
     made.start()
-    fill(made)
     yield made
     made.stop()
 
