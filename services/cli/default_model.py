@@ -37,6 +37,8 @@ def ensure(settings: Settings) -> Card | None:
                 return None
             card = _card(folder)
             with rt.transaction() as db:
+                if generations.models(db):  # somebody brought one while this was being built
+                    return None
                 lifecycle.add_model(db, rt.indexes, folder.name, card)
                 enqueue(db, Job.ENCODE)  # images may have waited for it
             return card

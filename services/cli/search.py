@@ -1,13 +1,16 @@
 """`similis search`: the studies most like one in the archive, or like an image in a file."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from services.cli.client import Answer, Client, connected, part
-from services.cli.terminal import AsJson, say, shown, table, tell, tell_json, warn
+from services.cli.terminal import AsJson, out, say, shown, table, tell, tell_json, warn
 from shared.errors import Invalid, NotFound
+
+ONE_LINE = 160  #: columns from which on a study has one line
 
 
 def register(app: typer.Typer) -> None:
@@ -80,7 +83,7 @@ def like_image(client: Client, path: Path, **asked: Any) -> Answer:  # noqa: ANN
 
 def present(answer: Answer) -> None:
     """The ranking as a table, best first, and a line about who answered."""
-    views_known = any(image.get("view") for image in (answer.get("query") or {}).get("images") or [])
+    views_known = any(image.get("view") for image in answer["query"]["images"])
     rows = [
         (
             study["rank"],
@@ -92,10 +95,15 @@ def present(answer: Answer) -> None:
         )
         for study in answer["studies"]
     ]
-    if rows:
-        table(("rank", "score", "study", "date", "labels", "matched images"), rows, right=("rank", "score"))
-    else:
+    if not rows:
         tell("no study is left to compare with: see --exclude and the filters")
+    elif out().width >= ONE_LINE:
+        table(("rank", "score", "study", "date", "labels", "matched images"), rows, right=("rank", "score"))
+    else:  # a UID that is broken over two lines cannot be copied
+        lines: list[Sequence[Any]] = []
+        for rank, score, study, *rest in rows:
+            lines += [(rank, score, study), ("", "", "; ".join(shown(cell) for cell in rest if cell))]
+        table(("rank", "score", "study"), lines, right=("rank", "score"))
     if any("*" in row[-1] for row in rows):
         tell("* another view than the image it was compared with")
     _who_answered(answer)

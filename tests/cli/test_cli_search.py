@@ -2,6 +2,8 @@
 
 import pytest
 
+from services.cli import terminal
+
 UID = "1.2.3"
 
 
@@ -122,3 +124,14 @@ def test_a_study_is_shown_image_by_image_with_the_reason_why_one_is_not_searchab
     assert "encoded" in out
     assert "held back" in out
     assert "BI-RADS 2" in out
+
+
+def test_in_a_narrow_terminal_no_uid_is_broken_over_two_lines(home, similar, similis, monkeypatch):
+    monkeypatch.setattr(terminal, "_WIDE", 80)
+    long = "1." + "2345678901" * 6 + "12"
+    study = ranking()["studies"][0] | {"study_instance_uid": long}
+    similar(studies=[study])
+    lines = similis("search", "--study", UID, "--home", home).out.splitlines()
+    assert len(long) == 64
+    assert any(line.split()[-1:] == [long] for line in lines)
+    assert any("2021-03-04; BI-RADS 4, 5, density C" in line for line in lines)

@@ -1,0 +1,145 @@
+"""The first model is there by itself: once, whoever asks and however often, and never beside a hospital's own.
+
+A small model stands for the default one, which takes a quarter of a minute to build; the demo builds the real one.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from services.cli import default_model
+from services.embedded.home import Home
+from shared.config import Settings
+from shared.encoder.build import build
+from shared.errors import Invalid
+from shared.index.qdrant import QdrantStore
+from shared.pipeline import lifecycle
+from shared.store import generations
+from shared.store.session import Store
+
+KEY = "a key of the test that is long enough to be one"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A database at the newest schema, a vectors process, and a models folder that holds a small default."""
+
+    home: Path
+    database: str
+    vectors: str
+
+    @property
+    def env(self) -> dict[str, str]:
+        ours = {
+            "SIMILIS_HOME": str(self.home),
+            "SIMILIS_DATABASE__URL": self.database,
+            "SIMILIS_QDRANT__URL": self.vectors,
+            "SIMILIS_QDRANT__API_KEY": KEY,
+        }
+        return os.environ | ours
+
+    @property
+    def settings(self) -> Settings:
+        return Settings.model_validate(
+            {
+                "home": self.home,
+                "database": {"url": self.database},
+                "qdrant": {"url": self.vectors, "api_key": KEY},
+            }
+        )
+
+    def known(self) -> tuple[list[str], str | None]:
+        """The names of the models, and of the published one."""
+        store = Store(self.database, pool_size=1)
+        try:
+            with store.transaction() as db:
+                live = generations.published(db)
+                return [row.name for row in generations.models(db)], live and str(live.card["name"])
+        finally:
+            store.close()
+
+    def ask(self) -> subprocess.Popen[str]:
+        argv = [sys.executable, "-m", "services.cli.main", "models", "ensure-default"]
+        return subprocess.Popen(argv, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def site(tmp_path: Path, database_url: str) -> Iterator[Site]:
+    (tmp_path / "key").write_text(KEY)
+    socket = Path(f"/tmp/similis-{uuid.uuid4().hex[:12]}.sock")  # a socket's path is short
+    argv = [sys.executable, "-m", "services.vectors", "--dir", str(tmp_path / "vectors")]
+    argv += ["--listen", f"unix://{socket}", "--api-key-file", str(tmp_path / "key")]
+    child = subprocess.Popen(argv, stderr=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not socket.exists():
+            assert child.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield Site(tmp_path / "home", database_url, f"unix://{socket}")
+    finally:
+        child.terminate()
+        child.wait(timeout=30)
+        socket.unlink(missing_ok=True)
+
+
+@pytest.fixture
+def built(site: Site) -> Site:
+    build(site.home / "models" / default_model.NAME, default_model.NAME, "null", "random:0", dim=32)
+    return site
+
+
+def test_two_processes_at_once_register_one_model_and_both_succeed(built):
+    children = [built.ask(), built.ask()]
+    written = [child.communicate(timeout=120) for child in children]
+    assert [child.returncode for child in children] == [0, 0], written
+    assert sorted(bool(out) for out, _ in written) == [False, True]
+    assert built.known() == (["densenet121"], "densenet121")
+
+
+def test_asked_again_it_does_nothing(built):
+    assert default_model.ensure(built.settings) is not None
+    assert default_model.ensure(built.settings) is None
+    assert built.known() == (["densenet121"], "densenet121")
+
+
+def test_where_a_hospital_has_brought_its_own_model_none_is_added(site):
+    card = build(site.home / "models" / "ours", "ours", "null", "random:1", dim=32)
+    store, indexes = Store(site.database, pool_size=1), QdrantStore(site.vectors, KEY)
+    with store.transaction() as db:
+        lifecycle.add_model(db, indexes, "ours", card)
+    store.close()
+    indexes.close()
+    assert default_model.ensure(site.settings) is None
+    assert site.known() == (["ours"], "ours")
+    assert not (site.home / "models" / default_model.NAME).exists()
+
+
+def test_on_a_home_its_engines_are_found_without_settings(built):
+    (built.home / "database.url").write_text(built.database)
+    (built.home / "vectors.key").write_text(KEY)
+    (Home(built.home).sockets / "vectors.sock").symlink_to(built.vectors.removeprefix("unix://"))
+    assert default_model.ensure(Settings(home=built.home)) is not None
+    assert built.known() == (["densenet121"], "densenet121")
+
+
+def test_without_a_database_it_says_what_is_missing(tmp_path):
+    with pytest.raises(Invalid, match="SIMILIS_DATABASE__URL"):
+        default_model.ensure(Settings(home=tmp_path))
+
+
+def test_a_card_that_was_changed_is_not_registered(built):
+    path = built.home / "models" / default_model.NAME / "card.json"
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | {"dim": 64}))
+    with pytest.raises(Invalid):
+        default_model.ensure(built.settings)
+    assert built.known() == ([], None)
