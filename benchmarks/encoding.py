@@ -9,7 +9,9 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -82,7 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 rows += measure(Path(models) / architecture, architecture, threads, options.batches, options.rounds)
                 print(_line(rows[-1]), flush=True)
     facts = {
-        "command": f"python -m benchmarks.encoding --rounds {options.rounds}",
+        "command": shlex.join(
+            ["python", "-m", "benchmarks.encoding", *(sys.argv[1:] if arguments is None else arguments)]
+        ),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": _machine(),
         "versions": {name: version(name) for name in ("torch", "torchvision", "onnxruntime", "numpy")},
