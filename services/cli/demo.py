@@ -10,7 +10,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.status import Status
@@ -22,8 +22,10 @@ from services.cli.search import like_image, like_study, present
 from services.cli.terminal import err, say, table, tell
 from services.embedded.client import Embedded
 from services.embedded.home import Home
-from shared.datasets.archive import LABELS, Record, write_archive
 from shared.errors import SimilisError
+
+if TYPE_CHECKING:  # pydicom takes half a second, which every other command would pay
+    from shared.datasets.archive import Record
 
 SEED = 7
 MODEL_PATIENCE_S = 180.0
@@ -111,6 +113,8 @@ def _stack(home: Path) -> Iterator[tuple[Embedded, Clock]]:
 
 
 def _show(stack: Embedded, archive: Path, studies: int, clock: Clock) -> None:
+    from shared.datasets.archive import LABELS, write_archive
+
     with clock.step("sample archive", f"writing {studies} synthetic mammography studies as DICOM files"):
         records = write_archive(archive, studies, SEED)
     with connect(stack.url, stack.home / "api.key", stack.home.path, say) as client:
@@ -135,7 +139,7 @@ def _await_model(client: Client) -> None:
         time.sleep(0.3)
 
 
-def _ask(client: Client, archive: Path, records: list[Record], clock: Clock) -> None:
+def _ask(client: Client, archive: Path, records: "list[Record]", clock: Clock) -> None:
     """By the ID of a study, then by one of its files as if it came from outside."""
     record = records[0]
     with clock.quietly("search by study"):
@@ -155,7 +159,7 @@ def _found(answer: Answer) -> None:
     present(answer)
 
 
-def _described(record: Record) -> str:
+def _described(record: "Record") -> str:
     return f"BI-RADS {record.birads}, density {record.density}, {record.pathology}"
 
 

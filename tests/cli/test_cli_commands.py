@@ -1,5 +1,7 @@
 """The surface: every command explains itself, data and talk are kept apart, nothing from outside moves the cursor."""
 
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import click
@@ -49,6 +51,14 @@ def test_all_that_the_first_task_asks_for_is_there():
         "models add", "models list", "models show", "models make", "models convert", "models ensure-default",
         "keys create", "keys list", "keys revoke",
     }  # fmt: skip
+
+
+def test_a_command_starts_without_loading_what_it_does_not_use():
+    heavy = ("torch", "numpy", "pydicom", "onnxruntime", "sqlalchemy", "celery", "qdrant_client", "httpx")
+    code = f"""import sys; from services.cli.main import rooms; rooms()
+print([name for name in {heavy} if name in sys.modules])"""
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout == "[]\n"
 
 
 def test_a_word_that_is_no_command_is_a_usage_error(similis):
