@@ -10,7 +10,6 @@ import os
 import select
 import signal
 import socket
-import stat
 import struct
 import subprocess
 import threading
@@ -28,11 +27,11 @@ from shared.imaging.answers import Inspected
 from shared.imaging.limits import Limits
 from shared.imaging.reasons import Reason, failed, hostile
 from shared.imaging.recipe import Recipe
+from shared.imaging.sources import Source, open_source, shared_memory
 from shared.types import Decoded
 
 __all__ = ["Inspected", "Sandbox"]
 
-Source = Path | bytes
 Answer = Decoded | Inspected | Rejected
 
 _WINDOW = 16  #: jobs in flight: bounds open descriptors and shared memory
@@ -164,7 +163,7 @@ class Sandbox:
     def _hand_over(self, job: _Job) -> bool:
         """Send one job; False where the child is gone and the window must be filled anew."""
         try:
-            descriptor = _open(job.source, self.limits)
+            descriptor = open_source(job.source, self.limits)
         except Rejected as rejected:
             job.answer = rejected
             del self._waiting[self._flying]
@@ -173,7 +172,7 @@ class Sandbox:
         try:
             if job.recipe is not None:
                 size = wire.room_for(job.recipe)
-                descriptors.append(_shared_memory("answer", size))
+                descriptors.append(shared_memory("answer", size))
                 job.memory = mmap.mmap(descriptors[1], size, prot=mmap.PROT_READ)
             connection = self._connection()
             socket.send_fds(connection, [wire.Job(recipe=job.recipe).pack()], descriptors)
@@ -317,36 +316,3 @@ def _at_end(process: subprocess.Popen[bytes]) -> bool:
 
 def _as_rejected(answer: Answer) -> Rejected:
     return answer if isinstance(answer, Rejected) else failed(Reason.SANDBOX)
-
-
-def _open(source: Source, limits: Limits) -> int:
-    """Return a descriptor of a regular file within the limit. Raises: `Rejected`."""
-    if isinstance(source, bytes):
-        if len(source) > limits.file_bytes:
-            raise hostile(Reason.FILE_SIZE)
-        return _shared_memory("upload", len(source), source)
-    try:
-        # no link is followed, and a pipe or a device is not waited for
-        descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except (OSError, ValueError) as error:
-        link = isinstance(error, OSError) and source.is_symlink()
-        raise failed(Reason.NOT_REGULAR if link else Reason.UNREADABLE) from None
-    facts = os.fstat(descriptor)
-    if stat.S_ISREG(facts.st_mode) and facts.st_size <= limits.file_bytes:
-        return descriptor
-    os.close(descriptor)
-    raise hostile(Reason.FILE_SIZE) if stat.S_ISREG(facts.st_mode) else failed(Reason.NOT_REGULAR)
-
-
-def _shared_memory(name: str, size: int, content: bytes = b"") -> int:
-    """Return memory of fixed size; sealed, so that a child that shrinks it cannot hurt the parent."""
-    import fcntl
-
-    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    if content:
-        with os.fdopen(os.dup(descriptor), "wb") as out:
-            out.write(content)
-    else:
-        os.ftruncate(descriptor, size)
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
-    return descriptor

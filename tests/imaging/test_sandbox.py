@@ -215,6 +215,8 @@ def test_the_child_has_given_up_what_it_does_not_need(boxes):
     assert int(limits["Max address space"][1]) <= Limits().address_bytes
     assert status["NoNewPrivs"].strip() == "1"
     assert b"SIMILIS" not in environment
+    if os.getuid() == 0:
+        assert os.readlink(f"/proc/{box._process.pid}/ns/net") != os.readlink("/proc/self/ns/net")
 
 
 def test_several_threads_may_share_a_sandbox(boxes):

@@ -1,0 +1,42 @@
+"""Files and uploads as open descriptors: what is handed to the sandbox child."""
+
+import fcntl
+import os
+import stat
+from pathlib import Path
+
+from shared.imaging.limits import Limits
+from shared.imaging.reasons import Reason, failed, hostile
+
+Source = Path | bytes
+
+
+def open_source(source: Source, limits: Limits) -> int:
+    """Return a descriptor of a regular file within the limit. Raises: `Rejected`."""
+    if isinstance(source, bytes):
+        if len(source) > limits.file_bytes:
+            raise hostile(Reason.FILE_SIZE)
+        return shared_memory("upload", len(source), source)
+    try:
+        # no link is followed, and a pipe or a device is not waited for
+        descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except (OSError, ValueError) as error:
+        link = isinstance(error, OSError) and source.is_symlink()
+        raise failed(Reason.NOT_REGULAR if link else Reason.UNREADABLE) from None
+    facts = os.fstat(descriptor)
+    if stat.S_ISREG(facts.st_mode) and facts.st_size <= limits.file_bytes:
+        return descriptor
+    os.close(descriptor)
+    raise hostile(Reason.FILE_SIZE) if stat.S_ISREG(facts.st_mode) else failed(Reason.NOT_REGULAR)
+
+
+def shared_memory(name: str, size: int, content: bytes = b"") -> int:
+    """Return memory of fixed size; sealed, so that a child that shrinks it cannot hurt the parent."""
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    if content:
+        with os.fdopen(os.dup(descriptor), "wb") as out:
+            out.write(content)
+    else:
+        os.ftruncate(descriptor, size)
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW)
+    return descriptor
