@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from shared.imaging.sandbox import Inspected
 
 from shared.encoder.base import Encoder
 from shared.encoder.build import build
@@ -16,6 +15,7 @@ from shared.encoder.cards import Card
 from shared.encoder.runtime import load
 from shared.errors import Rejected
 from shared.imaging.recipe import Recipe
+from shared.imaging.sandbox import Inspected
 from shared.index.base import Index
 from shared.index.memory import MemoryStore
 from shared.pipeline import encode, lifecycle, project, receive

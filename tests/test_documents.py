@@ -1,0 +1,69 @@
+"""The documents are held to what is there."""
+
+import re
+import subprocess
+import tomllib
+
+import pytest
+
+from shared.imaging.reasons import SENTENCES, Reason
+from tests.conftest import ROOT
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def file_map() -> list[str]:
+    block = README.split("### File map")[1].split("```")[1]
+    names, parents = [], []
+    for line in block.strip().splitlines():
+        indent = len(line) - len(line.lstrip())
+        words = line.split()
+        if indent == 0:
+            parents = [words[0]]
+            names.append(words[0])
+        elif words[0].endswith("/"):
+            names.append(parents[0] + words[0])
+        else:
+            names += [parents[0] + word for word in words if word.endswith(".py")]
+    return names
+
+
+@pytest.mark.parametrize("name", file_map())
+def test_everything_on_the_file_map_is_there(name: str) -> None:
+    assert (ROOT / name).exists()
+
+
+def test_every_room_is_on_the_file_map() -> None:
+    rooms = {f"{top}/{p.name}/" for top in ("services", "shared") for p in (ROOT / top).iterdir() if p.is_dir()}
+    assert {r for r in rooms if "__pycache__" not in r} <= set(file_map())
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"`make ([a-z]+)`|^\$ make ([a-z]+)", README, re.MULTILINE))))
+def test_every_make_target_that_is_named_exists(target: tuple[str, str]) -> None:
+    name = target[0] or target[1]
+    assert re.search(rf"^{name}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+
+
+def test_every_figure_names_a_module_that_measures_it() -> None:
+    for module in re.findall(r"python -m ((?:benchmarks|tests)[\w.]+)", README):
+        assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+
+
+def test_every_reason_has_a_sentence() -> None:
+    assert set(SENTENCES) == set(Reason)
+
+
+def test_no_tracked_file_is_large() -> None:
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=False)
+    if listed.returncode != 0:
+        pytest.skip("this is no checkout")
+    for name in listed.stdout.decode().split("\0"):
+        if name and (ROOT / name).exists():
+            assert (ROOT / name).stat().st_size < 3_000_000, name
+
+
+def test_no_gpl_codec_can_come_in() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    wanted = " ".join(project["dependencies"]) + (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert "pylibjpeg-libjpeg" not in wanted
+    assert "pylibjpeg[all]" not in wanted
