@@ -3,9 +3,9 @@
 A problem never quotes what was sent: values may be a patient's, and answers end up in other people's logs.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 import structlog
@@ -16,6 +16,7 @@ from pydantic_core import to_json
 from sqlalchemy.exc import IntegrityError
 from starlette.exceptions import HTTPException
 
+from services.api.schemas import NAMES
 from shared.errors import (
     Conflict,
     Denied,
@@ -127,24 +128,29 @@ def of_error(request: Request, error: SimilisError) -> Response:
 
 def of_validation(request: Request, errors: Sequence[Mapping[str, Any]]) -> Response:
     """Each wrong field by name and rule, without its value."""
-    found = [{"where": _place(e["loc"]), "code": e["type"], "message": _message(e)} for e in errors]
+    found = [{"where": _place(e), "code": e["type"], "message": _message(e)} for e in errors]
     listed = ", ".join(dict.fromkeys(e["where"] for e in found))
     return problem(KINDS[Invalid], f"wrong or unknown: {listed}", route_of(request), errors=found)
 
 
-_SAFE = re.compile(r"[A-Za-z][A-Za-z_]{0,39}")
+_NUMBERS = ("uuid_parsing", "date_from_datetime_parsing", "int_parsing", "bool_parsing")
 
 
-def _place(loc: Sequence[object]) -> str:
-    """`query.k`; a name that is not shaped like one of ours is not repeated."""
-    return ".".join(str(p) if isinstance(p, int) or _SAFE.fullmatch(str(p)) else "?" for p in loc) or "body"
+def _place(error: Mapping[str, Any]) -> str:
+    """`query.k`; a name that is not one of ours is not repeated."""
+    unknown = error["type"] == "extra_forbidden"
+    parts = [str(part) for part in error["loc"]]
+    return ".".join([*parts[:-1], "?"] if unknown else parts) or "body"
 
 
 def _message(error: Mapping[str, Any]) -> str:
     """Pydantic's own words, except where they quote the input."""
     if error["type"] == "json_invalid":
         return "this is not JSON"
-    if error["type"] in ("uuid_parsing", "date_from_datetime_parsing", "int_parsing", "bool_parsing"):
+    if error["type"] == "extra_forbidden":
+        near = get_close_matches(str(error["loc"][-1]), NAMES, 1)
+        return "there is no such name" + (f"; do you mean {near[0]}?" if near else "")
+    if error["type"] in _NUMBERS:
         return f"not a valid {error['type'].split('_')[0]}"
     return str(error["msg"])
 

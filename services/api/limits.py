@@ -1,5 +1,6 @@
 """What one caller, and all of them together, may ask at once."""
 
+import math
 import threading
 import time
 from collections import OrderedDict
@@ -22,19 +23,23 @@ class TokenBuckets:
         self._filled: OrderedDict[int, tuple[float, float]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def take(self, caller: int, cost: float = 1.0) -> None:
-        """Raises: `Throttled` with the time until there is enough again."""
+    def take(self, caller: int) -> None:
+        """Raises: `Throttled` with the time until there is a whole token again."""
+        left = self.charge(caller, 1.0, only_if_enough=True)
+        if left < 0:
+            raise Throttled("too many requests with this key", retry_after_s=max(1, math.ceil(-left / self.rate_per_s)))
+
+    def charge(self, caller: int, cost: float, *, only_if_enough: bool = False) -> float:
+        """Take out the cost; what turns out dear is paid for by waiting afterwards. Returns what is left."""
         now = time.monotonic()
         with self._lock:
             tokens, since = self._filled.pop(caller, (float(self.burst), now))
             tokens = min(float(self.burst), tokens + (now - since) * self.rate_per_s)
-            enough = tokens >= min(cost, self.burst)
-            self._filled[caller] = (tokens - cost if enough else tokens, now)
+            left = tokens - cost
+            self._filled[caller] = (tokens if only_if_enough and left < 0 else left, now)
             while len(self._filled) > MOST_KEYS:
                 self._filled.popitem(last=False)
-        if not enough:
-            wait = (min(cost, self.burst) - tokens) / self.rate_per_s
-            raise Throttled("too many requests with this key", retry_after_s=max(1, round(wait + 0.5)))
+        return left
 
 
 class Slots:

@@ -155,3 +155,9 @@ class KeyIn(In):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._@-]{0,63}$")]
     scopes: Annotated[list[Scope], Field(min_length=1)]
     days: Annotated[int | None, Field(ge=1, le=3650)] = None
+
+
+#: Every name that a request may have, to be offered when one is misspelt.
+NAMES = tuple(
+    sorted({name for shape in (SearchIn, BatchIn, StudiesIn, ScanIn, ModelIn, KeyIn) for name in shape.model_fields})
+)

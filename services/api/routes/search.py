@@ -134,7 +134,7 @@ def searches(
     """The studies most like an uploaded image, of which nothing is kept; or, for JSON, like each of several studies."""
     if body.fields is not None:
         batch = _merged(asked, body.fields)
-        callers.buckets.take(bearer.id, len(batch.studies) - 1)
+        callers.buckets.charge(bearer.id, len(batch.studies) - 1)
         return _batch(rt, metrics, batch)
     started = time.perf_counter()
     wanted = asked.request()

@@ -1,0 +1,198 @@
+"""The API over a real Postgres, with the vectors in memory, the null encoder, and studies made up on the spot."""
+
+import hashlib
+import io
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+from services.api.app import create
+from shared.config import Api, Database, Intake, Settings
+from shared.encoder import build, cards
+from shared.errors import Rejected
+from shared.imaging.recipe import Recipe
+from shared.imaging.sandbox import Inspected
+from shared.index.memory import MemoryStore
+from shared.pipeline import encode, lifecycle, project, receive
+from shared.pipeline.receive import Found
+from shared.runtime import Runtime
+from shared.store import generations, images, keys
+from shared.store.files import Seen
+from shared.store.keys import Scope
+from shared.types import Decoded, Header, Labels, PixelStats
+
+SIDE = 64
+VIEWS = (("L", "CC"), ("L", "MLO"), ("R", "CC"), ("R", "MLO"))
+CANARY = "CANARYxQZ7"
+
+
+class TwinRuntime(Runtime):
+    """The real runtime, with the vectors in this process."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.indexes = MemoryStore()  # type: ignore[misc]
+
+
+@dataclass
+class Archive:
+    """What a test may put into the archive, by the pipeline's own functions."""
+
+    rt: TwinRuntime
+    folder: Path
+
+    def take_in(self, study: int, *, patient: int | None = None, **more: object) -> str:
+        """One four-view study is registered, encoded and searchable; returns its UID."""
+        uid = f"1.2.3.{study}"
+        found = [self._file(uid, study, i, patient if patient is not None else study, **more) for i in range(4)]
+        with self.rt.transaction() as db:
+            receive.register(db, found, self.rt.rules, None)
+        self.encode()
+        return uid
+
+    def _file(self, uid: str, study: int, i: int, patient: int, **more: object) -> Found:
+        path = self.folder / f"{CANARY}-{study}-{i}.dcm"
+        laterality, view = VIEWS[i]
+        fields = {
+            "sop_instance_uid": f"{uid}.{i}", "study_instance_uid": uid, "series_instance_uid": f"{uid}.9",
+            "modality": "MG", "laterality": laterality, "view": view, "study_date": date(2024, 1, 1 + study % 28),
+            "rows": 100, "columns": 80, "patient_id": f"{CANARY}-{patient}", "issuer_of_patient_id": CANARY,
+        } | more  # fmt: skip
+        header = Header(**fields)  # type: ignore[arg-type]
+        seen = Seen(path=str(path).encode(), size=1, mtime_ns=1)
+        digest = hashlib.sha256(header.sop_instance_uid.encode()).digest()
+        return Found(seen=seen, inspected=Inspected(header=header, digest=digest, size=1, kind="dicom"))
+
+    def encode(self) -> None:
+        """Workers, in this thread."""
+        rt = self.rt
+        encode.drain(rt.transaction, Painter(), rt.encoder, rt.effort)
+        project.drain(rt.transaction, rt.index)
+
+    def label(self, study_uid: str, **labels: object) -> None:
+        import sqlalchemy as sa
+
+        from shared.store import studies
+
+        with self.rt.transaction() as db:
+            query = sa.text("SELECT i.id FROM image i JOIN study s ON s.id = i.study_id WHERE s.uid = :uid")
+            for (image,) in db.execute(query, {"uid": study_uid}):
+                studies.relabel(db, image, Labels(**labels))  # type: ignore[arg-type]
+        project.drain(self.rt.transaction, self.rt.index)
+
+    def key(self, *scopes: Scope, **more: object) -> dict[str, str]:
+        """Headers of a new key."""
+        secret = keys.generate()
+        with self.rt.transaction() as db:
+            keys.ensure(db, secret, name="test", scopes=scopes or keys.ALL, **more)  # type: ignore[arg-type]
+        return {"Authorization": f"Bearer {secret}"}
+
+
+class Painter:
+    """A decoder that paints: the picture follows from the file's name, alike for studies with near numbers."""
+
+    def decode_many(self, paths: object, recipe: Recipe) -> Iterator[Decoded | Rejected]:
+        for path in paths:  # type: ignore[attr-defined]
+            _, study, i = Path(path).stem.rsplit("-", 2)
+            yield painted(int(study), int(i), recipe)
+
+
+def painted(study: int, i: int, recipe: Recipe) -> Decoded:
+    y, x = np.mgrid[0 : 1 : SIDE * 1j, 0 : 1 : SIDE * 1j].astype(np.float32)
+    frame = 0.5 + 0.4 * np.sin(6 * x * (1 + i) + study / 5) * np.cos(4 * y)
+    header = Header(
+        sop_instance_uid="1.2", study_instance_uid="1.2", series_instance_uid="1.2", modality="MG", rows=100, columns=80
+    )
+    return Decoded(
+        header=header,
+        frames=(1,),
+        pixels=frame[None].astype(np.float32),
+        thumbnail=(frame * 255).astype(np.uint8),
+        stats=PixelStats(spread=0.5, distinct=500, content=0.9, noise=0.01),
+    )
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with two null encoders."""
+    folder = tmp_path_factory.mktemp("models")
+    for name, seed in (("null-a", 1), ("null-b", 2)):
+        build.build(folder / name, name, "null", f"random:{seed}", Recipe(size=SIDE))
+    return folder
+
+
+@pytest.fixture
+def settings(database_url: str, models: Path, tmp_path: Path) -> Settings:
+    return Settings(
+        home=tmp_path / "home",
+        models=models,
+        pseudonym_key="k" * 40,
+        database=Database(url=database_url, pool_size=4),
+        intake=Intake(roots=(tmp_path,)),
+        api=Api(rate_per_s=10_000, burst=10_000),
+    )
+
+
+@pytest.fixture
+def bare(settings: Settings, tmp_path: Path) -> Iterator[Archive]:
+    """An archive before its first model."""
+    rt = TwinRuntime(settings)
+    yield Archive(rt, tmp_path)
+    rt.close()
+
+
+@pytest.fixture
+def archive(bare: Archive) -> Archive:
+    """An archive with a published model, and nothing in it."""
+    with bare.rt.transaction() as db:
+        card = cards.read(bare.rt.folder("null-a"))
+        lifecycle.add_model(db, bare.rt.indexes, "null-a", card)
+    return bare
+
+
+def serving(archive: Archive) -> TestClient:
+    return TestClient(create(archive.rt), base_url="http://127.0.0.1", raise_server_exceptions=False)
+
+
+@pytest.fixture
+def client(archive: Archive) -> Iterator[TestClient]:
+    """A client with a key that may do everything."""
+    with serving(archive) as client:
+        client.headers.update(archive.key())
+        yield client
+
+
+@pytest.fixture
+def filled(archive: Archive) -> Archive:
+    """Twelve studies; 1 and 2 are of one woman."""
+    for study in range(1, 13):
+        archive.take_in(study, patient=1 if study == 2 else study)
+    return archive
+
+
+def png(size: tuple[int, int] = (96, 80)) -> bytes:
+    """A picture from outside."""
+    y, x = np.mgrid[0 : size[0], 0 : size[1]]
+    grey = (127 + 100 * np.sin(x / 9) * np.cos(y / 13)).astype(np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(grey).save(out, "PNG")
+    return out.getvalue()
+
+
+Statuses = Callable[[], dict[str, int]]
+
+
+@pytest.fixture
+def statuses(archive: Archive) -> Statuses:
+    def count() -> dict[str, int]:
+        with archive.rt.transaction() as db:
+            assert generations.published(db)
+            return images.statuses(db)
+
+    return count

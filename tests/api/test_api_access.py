@@ -1,0 +1,154 @@
+"""Who gets in: every route with every kind of key, from one table."""
+
+import time
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from fastapi import APIRouter
+
+from services.api import auth
+from services.api.app import create
+from services.api.auth import refuse_undeclared, scopes_of
+from shared.errors import Denied
+from shared.store import keys
+from shared.store.keys import Scope
+from tests.api.conftest import serving
+
+ID = "00000000-0000-4000-8000-000000000000"
+PUBLIC = None
+
+#: (method, template) -> (address, scope that opens it, JSON body). A route that is missing here fails.
+ROUTES = {
+    ("GET", "/livez"): ("/livez", PUBLIC, None),
+    ("GET", "/readyz"): ("/readyz", PUBLIC, None),
+    ("GET", "/openapi.json"): ("/openapi.json", PUBLIC, None),
+    ("GET", "/docs"): ("/docs", PUBLIC, None),
+    ("GET", "/metrics"): ("/metrics", Scope.READ, None),
+    ("GET", "/v1/studies/{study_instance_uid}/similar"): ("/v1/studies/1.2.3.1/similar", Scope.SEARCH, None),
+    ("POST", "/v1/searches"): ("/v1/searches", Scope.SEARCH, {"studies": ["1.2.3.1"]}),
+    ("GET", "/v1/studies"): ("/v1/studies", Scope.READ, None),
+    ("GET", "/v1/studies/{study_instance_uid}"): ("/v1/studies/1.2.3.1", Scope.READ, None),
+    ("GET", "/v1/instances/{sop_instance_uid}/thumbnail"): ("/v1/instances/1.2.3.1.0/thumbnail", Scope.READ, None),
+    ("GET", "/v1/instances/{sop_instance_uid}/rendered"): ("/v1/instances/1.2.3.1.0/rendered", Scope.READ, None),
+    ("POST", "/v1/ingest/scans"): ("/v1/ingest/scans", Scope.INGEST, {"path": "/nowhere"}),
+    ("GET", "/v1/operations"): ("/v1/operations", Scope.INGEST, None),
+    ("GET", "/v1/operations/{operation_id}"): (f"/v1/operations/{ID}", Scope.INGEST, None),
+    ("GET", "/v1/operations/{operation_id}/files"): (f"/v1/operations/{ID}/files", Scope.INGEST, None),
+    ("POST", "/v1/operations/{operation_id}:cancel"): (f"/v1/operations/{ID}:cancel", Scope.INGEST, None),
+    ("POST", "/v1/operations/{operation_id}:retry"): (f"/v1/operations/{ID}:retry", Scope.INGEST, None),
+    ("GET", "/v1/models"): ("/v1/models", Scope.READ, None),
+    ("POST", "/v1/models"): ("/v1/models", Scope.ADMIN, {"card": "nothing-here"}),
+    ("GET", "/v1/models/{name}"): ("/v1/models/null-a", Scope.READ, None),
+    ("GET", "/v1/generations"): ("/v1/generations", Scope.READ, None),
+    ("GET", "/v1/generations/{generation_id}"): ("/v1/generations/1", Scope.READ, None),
+    ("GET", "/v1/keys"): ("/v1/keys", Scope.ADMIN, None),
+    ("POST", "/v1/keys"): ("/v1/keys", Scope.ADMIN, {"name": "other", "scopes": ["read"]}),
+    ("DELETE", "/v1/keys/{key_id}"): ("/v1/keys/999", Scope.ADMIN, None),
+}
+
+
+def test_every_route_with_every_kind_of_key_answers_as_the_table_says(archive):
+    archive.take_in(1)
+    past = datetime.now(UTC) - timedelta(seconds=1)
+    with serving(archive) as client:
+        app = client.app
+        assert {(m, r.path) for r in app.routes for m in r.methods} == set(ROUTES)
+        revoked = archive.key()
+        with archive.rt.transaction() as db:
+            keys.revoke(db, max(row.id for row in keys.every(db)))
+        strangers = {
+            "none": {},
+            "garbage": {"Authorization": "Bearer " + "x" * 47},
+            "another scheme": {"Authorization": "Basic " + "x" * 47},
+            "expired": archive.key(expires_at=past),
+            "revoked": revoked,
+        }
+        single = {scope: archive.key(scope) for scope in Scope}
+        wrong = []
+        for (method, template), (address, needed, body) in ROUTES.items():
+            for name, headers in strangers.items():
+                status = client.request(method, address, json=body, headers=headers).status_code
+                if (status == 401) != (needed is not PUBLIC):
+                    wrong.append((method, template, name, status))
+            for scope, headers in single.items():
+                status = client.request(method, address, json=body, headers=headers).status_code
+                expected = needed in (PUBLIC, scope)
+                if status == 401 or (status != 403) != expected or status >= 500:
+                    wrong.append((method, template, scope, status))
+        assert wrong == []
+
+
+def test_the_table_of_scopes_is_what_the_routes_declare(archive):
+    app = create(archive.rt)
+    declared = {(m, r.path): scopes_of(r) for r in app.routes for m in r.methods}
+    assert declared == {
+        route: frozenset() if scope is PUBLIC else frozenset({scope}) for route, (_, scope, _) in ROUTES.items()
+    }
+
+
+def test_a_route_that_declares_no_scope_keeps_the_app_from_starting():
+    router = APIRouter()
+
+    @router.get("/forgotten")
+    def forgotten() -> None: ...
+
+    with pytest.raises(Denied, match="/forgotten"):
+        refuse_undeclared(router.routes)
+
+
+def test_a_revoked_key_is_refused_within_a_second(archive):
+    with serving(archive) as client:
+        headers = archive.key(Scope.READ)
+        assert client.get("/v1/models", headers=headers).status_code == 200
+        with archive.rt.transaction() as db:
+            keys.revoke(db, keys.every(db)[-1].id)
+        time.sleep(1)
+        assert client.get("/v1/models", headers=headers).status_code == 401
+
+
+def test_a_key_is_not_looked_up_for_each_request(archive, monkeypatch):
+    asked = []
+    real = keys.identify
+    monkeypatch.setattr(auth.keys, "identify", lambda *a: asked.append(1) or real(*a))
+    monkeypatch.setattr(auth, "CACHE_S", 60.0)
+    with serving(archive) as client:
+        headers = archive.key(Scope.READ)
+        for _ in range(5):
+            assert client.get("/v1/models", headers=headers).status_code == 200
+    assert len(asked) == 1
+
+
+def test_the_last_use_of_a_key_is_kept(archive):
+    with serving(archive) as client:
+        headers = archive.key(Scope.READ)
+        assert client.get("/v1/models", headers=headers).status_code == 200
+        client.app.state.callers.close()  # what is under way is finished first
+    with archive.rt.transaction() as db:
+        assert keys.every(db)[-1].last_used_at is not None
+
+
+def test_the_key_may_come_in_a_header_of_its_own(archive):
+    with serving(archive) as client:
+        secret = archive.key(Scope.READ)["Authorization"].removeprefix("Bearer ")
+        assert client.get("/v1/models", headers={"X-API-Key": secret}).status_code == 200
+
+
+def test_without_keys_only_loopback_is_served(archive):
+    api = archive.rt.settings.api.model_copy(update={"require_key": False, "host": "0.0.0.0"})
+    archive.rt.settings = archive.rt.settings.model_copy(update={"api": api})
+    with pytest.raises(Denied, match="loopback"):
+        create(archive.rt)
+
+
+def test_without_keys_a_name_that_points_at_us_is_not_answered(archive):
+    api = archive.rt.settings.api.model_copy(update={"require_key": False})
+    archive.rt.settings = archive.rt.settings.model_copy(update={"api": api})
+    with serving(archive) as client:
+        for host, expected in (
+            ("127.0.0.1:8000", 200),
+            ("localhost", 200),
+            ("[::1]:8000", 200),
+            ("evil.example", 403),
+            ("127.0.0.1.evil.example:8000", 403),
+        ):
+            assert client.get("/v1/models", headers={"Host": host}).status_code == expected, host

@@ -1,0 +1,131 @@
+"""Probes, numbers, documents and headers."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from shared.errors import Unavailable
+from shared.store.keys import Scope
+from tests.api.conftest import serving
+
+SNAPSHOT = Path(__file__).with_name("openapi.json")
+
+
+@pytest.fixture
+def away(archive):
+    """Makes a part of the runtime unreachable."""
+
+    def fail():
+        raise Unavailable("away")
+
+    def take(part):
+        target = {"vectors": archive.rt.indexes, "broker": archive.rt.queue, "postgres": archive.rt.store}[part]
+        target.ping = fail
+
+    return take
+
+
+def ready(archive):
+    with serving(archive) as client:
+        answer = client.get("/readyz")
+        assert client.get("/livez").json() == {"status": "alive"}
+        return answer.status_code, answer.json()
+
+
+def test_ready_names_each_part_and_the_model(archive):
+    assert ready(archive) == (
+        200,
+        {"status": "ready", "parts": dict.fromkeys(("postgres", "vectors", "broker"), "ready"), "model": "null-a"},
+    )
+
+
+def test_a_missing_broker_degrades_and_no_more(archive, away):
+    away("broker")
+    code, body = ready(archive)
+    assert (code, body["status"], body["parts"]["broker"]) == (200, "degraded", "away")
+
+
+@pytest.mark.parametrize("part", ["postgres", "vectors"])
+def test_without_an_engine_it_is_not_ready(archive, away, part):
+    away(part)
+    code, body = ready(archive)
+    assert (code, body["status"], body["parts"][part]) == (503, "unavailable", "away")
+
+
+def test_metrics_tell_what_is_done_and_what_waits(client, filled):
+    client.get("/v1/studies/1.2.3.1/similar")
+    text = client.get("/metrics").text
+    route = "/v1/studies/{study_instance_uid}/similar"
+    for line in (
+        f'similis_http_request_duration_seconds_count{{code="200",method="GET",route="{route}"}} 1.0',
+        'similis_search_duration_seconds_count{backend="memory",stage="total"} 1.0',
+        'similis_search_results_hidden_total{reason="excluded"} 2.0',
+        'similis_images{status="encoded"} 48.0',
+        'similis_queue_depth{queue="ingest"} 0.0',
+        'similis_index_coverage_ratio{generation="1",model="null-a"} 1.0',
+        "similis_database_up 1.0",
+    ):
+        assert line in text.splitlines(), line
+    assert "similis_build_info{version=" in text
+    assert "1.2.3." not in text
+
+
+def test_metrics_answer_without_the_database_too(archive):
+    from prometheus_client import generate_latest
+
+    from services.api.metrics import Metrics
+
+    metrics = Metrics(archive.rt)
+    archive.rt.store.reads = None
+    assert b"similis_database_up 0.0" in generate_latest(metrics.registry)
+
+
+def test_every_answer_has_safe_headers(client, archive):
+    archive.take_in(1)
+    for address in ("/livez", "/v1/studies", "/v1/instances/1.2.3.1.0/thumbnail", "/nowhere", "/docs"):
+        headers = client.get(address).headers
+        assert headers["x-content-type-options"] == "nosniff", address
+        assert headers["cache-control"] == "no-store", address
+        assert headers["referrer-policy"] == "no-referrer", address
+        assert "default-src 'none'" in headers["content-security-policy"], address
+        assert len(headers["x-trace-id"]) == 16, address
+        assert "access-control-allow-origin" not in headers, address
+
+
+def test_the_documents_name_every_route_and_load_nothing_from_elsewhere(client):
+    page = client.get("/docs").text
+    for path in client.app.openapi()["paths"]:
+        assert path in page
+    assert "http" not in page.replace("http-equiv", "")
+
+
+def test_the_openapi_document_is_the_one_that_was_agreed(client):
+    """UPDATE_OPENAPI=1 writes the snapshot anew; look at the difference before committing."""
+    described = client.get("/openapi.json").json()
+    described["info"]["version"] = "0"
+    if os.environ.get("UPDATE_OPENAPI"):
+        SNAPSHOT.write_text(json.dumps(described, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    assert described == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+    assert described["openapi"].startswith("3.1")
+
+
+def test_every_route_documents_its_scope_and_its_refusals(client):
+    for path, methods in client.app.openapi()["paths"].items():
+        for what in methods.values():
+            assert ("security" in what) == ("x-scope" in what) == (path not in ("/livez", "/readyz")), path
+            assert "application/problem+json" in what["responses"]["default"]["content"]
+
+
+def test_every_reference_in_the_openapi_document_leads_somewhere(client):
+    described = client.app.openapi()
+    text = json.dumps(described)
+    for part in text.split('"$ref": "')[1:]:
+        name = part.partition('"')[0].removeprefix("#/components/schemas/")
+        assert name in described["components"]["schemas"], name
+
+
+def test_a_key_that_may_only_search_does_not_see_the_numbers(archive):
+    with serving(archive) as client:
+        assert client.get("/metrics", headers=archive.key(Scope.SEARCH)).status_code == 403

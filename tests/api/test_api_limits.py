@@ -1,0 +1,104 @@
+"""How much one caller may ask, and what is told to the one that asks more."""
+
+import threading
+
+import pytest
+
+from services.api.limits import Slots, TokenBuckets
+from shared.errors import Throttled, Unavailable
+from tests.api.conftest import serving
+
+
+def limited(archive, **changes):
+    api = archive.rt.settings.api.model_copy(update=changes)
+    archive.rt.settings = archive.rt.settings.model_copy(update={"api": api})
+    return serving(archive)
+
+
+def test_a_key_that_asks_too_fast_is_told_when_to_come_back(archive):
+    with limited(archive, rate_per_s=0.01, burst=3) as client:
+        one, other = archive.key(), archive.key()
+        assert [client.get("/v1/models", headers=one).status_code for _ in range(4)] == [200, 200, 200, 429]
+        refused = client.get("/v1/models", headers=one)
+        assert int(refused.headers["Retry-After"]) > 1
+        assert client.get("/v1/models", headers=other).status_code == 200
+
+
+def test_a_batch_costs_as_much_as_its_studies(archive):
+    archive.take_in(1)
+    with limited(archive, rate_per_s=0.01, burst=3) as client:
+        batch = {"exclude": ["none"]}
+        for studies, left in ((1, 2), (4, 0)):
+            key = archive.key()
+            batch["studies"] = ["1.2.3.1"] * studies
+            assert client.post("/v1/searches", json=batch, headers=key).status_code == 200
+            answers = [client.get("/v1/models", headers=key).status_code for _ in range(3)]
+            assert answers == [200] * left + [429] * (3 - left), studies
+
+
+def test_a_bucket_fills_again():
+    buckets = TokenBuckets(rate_per_s=1000, burst=1)
+    buckets.take(1)
+    with pytest.raises(Throttled):
+        for _ in range(5):
+            buckets.take(1)
+    threading.Event().wait(0.01)
+    buckets.take(1)
+
+
+def test_whoever_finds_all_places_taken_is_sent_away_at_once():
+    slots, inside, go = Slots(slots=1, waiting=0), threading.Event(), threading.Event()
+
+    def work():
+        with slots.taken("it"):
+            inside.set()
+            go.wait(5)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    inside.wait(5)
+    with pytest.raises(Unavailable), slots.taken("it"):
+        pass
+    go.set()
+    thread.join()
+    with slots.taken("it"):
+        pass
+
+
+def test_whoever_waits_too_long_is_sent_away():
+    slots = Slots(slots=1, waiting=1, patience_s=0.01)
+    with slots.taken("it"), pytest.raises(Unavailable), slots.taken("it"):
+        pass
+    with slots.taken("it"):
+        pass
+
+
+def test_an_upload_over_the_limit_is_refused_by_its_header_and_by_its_stream(archive):
+    with limited(archive, max_upload_mb=1) as client:
+        key = archive.key()
+        big = b"\0" * (1024 * 1024 + 1)
+        assert client.post("/v1/searches", content=big, headers=key).status_code == 413
+
+        def stream():
+            yield from (b"\0" * 100_000 for _ in range(20))
+
+        headers = key | {"Content-Type": "image/png"}
+        refused = client.post("/v1/searches", content=stream(), headers=headers)
+        assert refused.status_code == 413
+        assert refused.json()["code"] == "too-large"
+        many = [("file", ("x", big[:600_000], "image/png")), ("file", ("y", big[:10], "image/png"))]
+        assert client.post("/v1/searches", files=many, headers=key).status_code == 400
+
+
+def test_other_bodies_are_held_to_a_megabyte(client):
+    refused = client.post("/v1/ingest/scans", content=b'{"path": "' + b"x" * 2**20 + b'"}')
+    assert refused.status_code == 413
+
+
+def test_compressed_bodies_are_not_taken(client):
+    refused = client.post("/v1/searches", content=b"x", headers={"Content-Encoding": "gzip"})
+    assert (refused.status_code, refused.json()["code"]) == (415, "unsupported-media")
+
+
+def test_a_search_takes_pictures_and_json_and_nothing_else(client):
+    assert client.post("/v1/searches", content=b"<x/>", headers={"Content-Type": "text/xml"}).status_code == 415

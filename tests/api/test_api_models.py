@@ -1,0 +1,85 @@
+"""Models, generations and keys."""
+
+from datetime import UTC, datetime, timedelta
+
+from shared.encoder import cards
+from shared.types import Job
+from tests.api.conftest import serving
+
+
+def test_the_first_model_is_verified_published_and_served(bare):
+    with serving(bare) as client:
+        client.headers.update(bare.key())
+        assert client.get("/readyz").json()["model"] == "none yet"
+        assert client.get("/v1/models").json() == {"models": []}
+        made = client.post("/v1/models", json={"card": "null-a"})
+        assert (made.status_code, made.headers["Location"]) == (201, "/v1/models/null-a")
+        assert (made.json()["published"], made.json()["generations"]) == (True, [1])
+        assert Job.ENCODE in bare.rt.queue.rung
+        assert client.post("/v1/models", json={"card": "null-a"}).status_code == 200
+        second = client.post("/v1/models", json={"card": "null-b"}).json()
+        assert (second["published"], second["generations"]) == (False, [])
+
+
+def test_a_model_is_found_by_name_and_by_fingerprint(client, archive):
+    card = cards.read(archive.rt.folder("null-a"))
+    by_name = client.get("/v1/models/null-a").json()
+    assert by_name["card"] == card.to_json() | {"mean": [0.0], "std": [1.0]}
+    assert client.get(f"/v1/models/{card.fingerprint[:12]}").json() == by_name
+    assert client.get("/v1/models/other").status_code == 404
+    (listed,) = client.get("/v1/models").json()["models"]
+    assert listed.items() <= by_name.items()
+
+
+def test_a_card_that_was_changed_is_refused(client, archive, tmp_path):
+    import shutil
+
+    shutil.copytree(archive.rt.folder("null-b"), tmp_path / "models" / "null-b")
+    archive.rt.settings = archive.rt.settings.model_copy(update={"models": tmp_path / "models"})
+    weights = tmp_path / "models" / "null-b" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    refused = client.post("/v1/models", json={"card": "null-b"})
+    assert refused.status_code == 400
+    assert "weights" in refused.json()["detail"]
+    assert client.post("/v1/models", json={"card": "absent"}).status_code == 404
+
+
+def test_a_generation_tells_how_much_it_holds(client, archive):
+    archive.take_in(1)
+    (listed,) = client.get("/v1/generations").json()["generations"]
+    assert listed["coverage"] == {"applied": 4, "pending": 0, "failed": 0, "ratio": 1.0}
+    assert (listed["id"], listed["model"], listed["live"], listed["state"]) == (1, "null-a", True, "open")
+    shown = client.get("/v1/generations/1").json()
+    assert listed.items() <= shown.items()
+    assert shown["index"] == {"points": 4, "indexed": 4, "bytes_disk": None}
+    assert client.get("/v1/generations/7").status_code == 404
+
+
+def test_while_the_engine_is_away_the_generation_is_still_told(client, archive):
+    archive.rt.indexes.drop("g1-m1")
+    archive.rt._indexes.clear()
+    assert client.get("/v1/generations/1").json()["index"] is None
+
+
+def test_a_new_key_is_shown_once_and_opens_what_it_may(client, archive):
+    made = client.post("/v1/keys", json={"name": "viewer", "scopes": ["read"], "days": 7})
+    assert made.status_code == 201, made.text
+    body = made.json()
+    secret = body.pop("secret")
+    ends = datetime.fromisoformat(body["expires_at"])
+    assert timedelta(days=6) < ends - datetime.now(UTC) <= timedelta(days=7)
+    headers = {"Authorization": f"Bearer {secret}"}
+    assert client.get("/v1/models", headers=headers).status_code == 200
+    assert client.get("/v1/keys", headers=headers).status_code == 403
+    listed = client.get("/v1/keys")
+    assert secret not in listed.text
+    assert listed.json()["keys"][-1] | {"last_used_at": None} == body | {"last_used_at": None}
+
+
+def test_a_revoked_key_is_refused_at_once_where_it_was_revoked(client):
+    body = client.post("/v1/keys", json={"name": "viewer", "scopes": ["read"]}).json()
+    headers = {"Authorization": f"Bearer {body['secret']}"}
+    assert client.get("/v1/models", headers=headers).status_code == 200
+    assert client.delete(f"/v1/keys/{body['id']}").status_code == 204
+    assert client.get("/v1/models", headers=headers).status_code == 401
+    assert client.delete("/v1/keys/12345").status_code == 404

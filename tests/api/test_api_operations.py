@@ -1,0 +1,153 @@
+"""Scans as operations: begun once, watched, cancelled, tried again."""
+
+import uuid
+
+import pytest
+import sqlalchemy as sa
+
+from shared.store import operations
+from shared.types import Job
+from tests.api.conftest import CANARY
+
+
+@pytest.fixture
+def folder(tmp_path):
+    path = tmp_path / "intake"
+    path.mkdir()
+    (path / "a.dcm").write_bytes(b"x")
+    return path
+
+
+def begin(client, folder, **headers):
+    return client.post("/v1/ingest/scans", json={"path": str(folder)}, headers=headers)
+
+
+def test_a_scan_is_accepted_and_rung_for(client, archive, folder):
+    answer = begin(client, folder)
+    assert answer.status_code == 202, answer.text
+    body = answer.json()
+    assert answer.headers["Location"] == f"/v1/operations/{body['id']}"
+    assert (body["state"], body["phase"], body["progress"], body["path"]) == ("pending", "waiting", 0, str(folder))
+    assert archive.rt.queue.rung == [Job.SCAN]
+    assert client.get(answer.headers["Location"]).json()["id"] == body["id"]
+
+
+def test_the_same_idempotency_key_begins_nothing_twice(client, folder):
+    first, again = (begin(client, folder, **{"Idempotency-Key": "k1"}).json()["id"] for _ in range(2))
+    assert first == again
+    assert begin(client, folder, **{"Idempotency-Key": "k2"}).json()["id"] != first
+    other = client.post(
+        "/v1/ingest/scans", json={"path": str(folder), "watch": True}, headers={"Idempotency-Key": "k1"}
+    )
+    assert other.status_code == 409
+
+
+def test_folders_outside_the_roots_and_absent_ones_are_refused(client, folder):
+    (folder / "link").symlink_to("/etc")
+    for path in ("/etc", str(folder / "link"), f"{folder}/../../../../../etc", str(folder / "absent")):
+        assert client.post("/v1/ingest/scans", json={"path": path}).status_code == 400, path
+    asked = {"path": str(folder), "labels": "/etc/passwd"}
+    assert client.post("/v1/ingest/scans", json=asked).status_code == 400
+
+
+def test_operations_are_listed_the_newest_first_in_pages(client, folder):
+    made = [begin(client, folder).json()["id"] for _ in range(5)]
+    seen, cursor = [], None
+    while True:
+        page = client.get("/v1/operations", params={"limit": 2} | ({"cursor": cursor} if cursor else {})).json()
+        seen += [operation["id"] for operation in page["operations"]]
+        cursor = page["next"]
+        if cursor is None:
+            break
+    assert seen == made[::-1]
+
+
+def test_an_unknown_operation_is_not_found(client):
+    for method, tail in (("GET", ""), ("GET", "/files"), ("POST", ":cancel"), ("POST", ":retry")):
+        assert client.request(method, f"/v1/operations/{uuid.uuid4()}{tail}").status_code == 404, tail
+
+
+def test_a_cancelled_operation_ends_and_may_be_tried_again(client, archive, folder):
+    id_ = begin(client, folder).json()["id"]
+    cancelled = client.post(f"/v1/operations/{id_}:cancel").json()
+    assert (cancelled["state"], cancelled["phase"]) == ("cancelled", "ended")
+    assert client.post(f"/v1/operations/{id_}:cancel").status_code == 409
+    archive.rt.queue.rung.clear()
+    again = client.post(f"/v1/operations/{id_}:retry")
+    assert (again.status_code, again.json()["state"]) == (202, "pending")
+    assert archive.rt.queue.rung == [Job.SCAN, Job.ENCODE]
+    assert client.post(f"/v1/operations/{id_}:retry").status_code == 409
+
+
+def test_progress_follows_registering_deciding_and_the_index(client, archive, folder):
+    id_ = begin(client, folder).json()["id"]
+
+    def shown():
+        body = client.get(f"/v1/operations/{id_}").json()
+        return body["phase"], body["progress"]
+
+    with archive.rt.transaction() as db:
+        held = operations.claim(db, "scan", 30)
+        operations.progress(db, held, done=2, total=4, counts='{"taken": 2}', lease_s=30)
+    assert shown()[0] == "registering"
+    archive.take_in(1)
+    with archive.rt.transaction() as db:
+        db.execute(sa.text("UPDATE image SET operation_id = :id"), {"id": id_})
+        db.execute(sa.text("UPDATE file SET operation_id = :id"), {"id": id_})
+        db.execute(sa.text("UPDATE image SET status = 'received' WHERE id = (SELECT min(id) FROM image)"))
+        operations.progress(db, held, done=4, total=4, counts='{"taken": 4, "scanned": true}', lease_s=30)
+    phase, before = shown()
+    assert (phase, 0 < before < 99) == ("encoding", True)
+    with archive.rt.transaction() as db:
+        db.execute(sa.text("UPDATE image SET status = 'encoded'"))
+        db.execute(sa.text("UPDATE ledger SET state = 'pending'"))
+    phase, later = shown()
+    assert (phase, before < later < 99) == ("indexing", True)
+    with archive.rt.transaction() as db:
+        db.execute(sa.text("UPDATE ledger SET state = 'applied'"))
+        operations.finish_settled(db)
+    assert shown() == ("ended", 100)
+    body = client.get(f"/v1/operations/{id_}").json()
+    assert body["state"] == "succeeded"
+    assert body["counts"] == {"taken": 4}
+    assert body["outcomes"] == [{"outcome": "encoded", "gate": None, "reason": None, "explanation": None, "count": 4}]
+    assert body["rate_per_s"] > 0
+
+
+def test_files_are_told_by_name_with_their_reason(client, archive, folder):
+    id_ = begin(client, folder).json()["id"]
+    archive.take_in(1)
+    with archive.rt.transaction() as db:
+        db.execute(sa.text("UPDATE file SET operation_id = :id"), {"id": id_})
+        db.execute(
+            sa.text("UPDATE file SET outcome = 'failed', reason = 'not-a-study-object', path = :path "
+                    "WHERE id = (SELECT min(id) FROM file)"),
+            {"path": b"/archive/\xff.dcm"},
+        )  # fmt: skip
+    files = client.get(f"/v1/operations/{id_}/files").json()["files"]
+    assert files == [
+        {
+            "path": "/archive/\\xff.dcm",
+            "outcome": "failed",
+            "gate": None,
+            "reason": "not-a-study-object",
+            "explanation": "It is neither DICOM nor a PNG or JPEG picture.",
+        }
+    ]
+    first = client.get(f"/v1/operations/{id_}/files?problems=false&limit=3").json()
+    rest = client.get(f"/v1/operations/{id_}/files?problems=false&limit=3&cursor={first['next']}").json()
+    assert (len(first["files"]), len(rest["files"]), rest["next"]) == (3, 1, None)
+    assert CANARY in rest["files"][0]["path"]
+
+
+def test_a_retry_looks_at_refused_files_again(client, archive, folder):
+    id_ = begin(client, folder).json()["id"]
+    archive.take_in(1)
+    with archive.rt.transaction() as db:
+        db.execute(sa.text("UPDATE file SET operation_id = :id, outcome = 'failed', image_id = NULL"), {"id": id_})
+        db.execute(sa.text("UPDATE image SET operation_id = :id, status = 'failed'"), {"id": id_})
+        db.execute(sa.text("UPDATE operation SET state = 'succeeded'"))
+    assert client.post(f"/v1/operations/{id_}:retry").status_code == 202
+    with archive.rt.transaction() as db:
+        assert db.execute(sa.text("SELECT DISTINCT mtime_ns FROM file")).scalars().all() == [-1]
+        assert db.execute(sa.text("SELECT DISTINCT status FROM image")).scalars().all() == ["received"]

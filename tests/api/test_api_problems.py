@@ -1,0 +1,190 @@
+"""Refusals: one shape, one table, and nothing of what was sent."""
+
+from fastapi.testclient import TestClient
+
+import shared.errors
+from services.api import errors
+from services.api.app import create
+from services.embedded.postgres import Postgres
+from shared.errors import Gate, Outcome, Rejected, SimilisError, Throttled, Unavailable
+from shared.store import generations
+from tests.api.conftest import serving
+
+
+def test_every_error_has_its_place_in_the_table():
+    kinds = [v for v in vars(shared.errors).values() if isinstance(v, type) and issubclass(v, SimilisError)]
+    assert set(kinds) <= set(errors.KINDS)
+
+
+def test_statuses_say_what_the_caller_can_do():
+    listed = {kind.__name__: errors.KINDS[kind].status for kind in errors.KINDS}
+    assert listed == {
+        "Invalid": 400, "Rejected": 422, "TooLarge": 413, "UnsupportedMedia": 415, "NotFound": 404, "Gone": 410,
+        "Conflict": 409, "Denied": 403, "Unidentified": 401, "Throttled": 429, "Unavailable": 503, "SimilisError": 500,
+    }  # fmt: skip
+
+
+def test_a_problem_has_every_member(client):
+    refused = client.get("/v1/studies/1.2.99/similar")
+    body = refused.json()
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert body | {"trace_id": ""} == {
+        "type": "urn:similis:problem:not-found",
+        "title": "There is no such thing",
+        "status": 404,
+        "detail": "no such study",
+        "instance": "/v1/studies/{study_instance_uid}/similar",
+        "code": "not-found",
+        "trace_id": "",
+        "errors": [],
+    }
+    assert body["trace_id"] == refused.headers["x-trace-id"]
+
+
+def test_a_wrong_field_is_named_and_its_value_is_not_repeated(client):
+    refused = client.get("/v1/studies/1.2.3/similar?k=SECRETVALUE&StudyDate=SECRETVALUE&SECRET-VALUE=1")
+    assert refused.status_code == 400
+    assert "SECRET" not in refused.text
+    assert {e["where"] for e in refused.json()["errors"]} == {"query.k", "query.StudyDate", "query.?"}
+
+
+MALFORMED = (
+    ("GET", "/v1/studies/SECRET/similar", None),
+    ("GET", "/v1/operations/SECRET", None),
+    ("GET", "/v1/generations/SECRET", None),
+    ("GET", "/v1/studies?status=SECRET", None),
+    ("GET", "/v1/studies?cursor=SECRET", None),
+    ("GET", "/v1/studies?birads=SECRET", None),
+    ("GET", "/v1/models/SECRET%00", None),
+    ("POST", "/v1/ingest/scans", {"path": "SECRET"}),
+    ("POST", "/v1/ingest/scans", {"path": "/SECRET\0"}),
+    ("POST", "/v1/ingest/scans", {"path": "/SECRET"}),
+    ("POST", "/v1/ingest/scans", {"SECRET": "/x"}),
+    ("POST", "/v1/models", {"card": "../SECRET"}),
+    ("POST", "/v1/keys", {"name": "x", "scopes": ["SECRET"]}),
+    ("POST", "/v1/searches", {"studies": ["SECRET"]}),
+    ("POST", "/v1/searches", {"studies": []}),
+    ("POST", "/v1/searches", {"studies": ["1.2"], "k": "SECRET"}),
+    ("POST", "/v1/searches", ["SECRET"]),
+)
+
+
+def test_what_is_malformed_is_a_400_without_the_value(client):
+    for method, address, body in MALFORMED:
+        refused = client.request(method, address, json=body)
+        assert refused.status_code == 400, (address, refused.text)
+        assert "SECRET" not in refused.text, address
+
+
+def test_a_misspelt_filter_is_refused_and_the_right_name_is_offered(client):
+    refused = client.get("/v1/studies/1.2.3/similar?Modalty=MG")
+    assert refused.json()["errors"][0]["message"] == "there is no such name; do you mean Modality?"
+
+
+def test_broken_json_is_a_400(client):
+    for address in ("/v1/searches", "/v1/keys"):
+        refused = client.post(address, content=b'{"SECRET', headers={"Content-Type": "application/json"})
+        assert refused.status_code == 400
+        assert "SECRET" not in refused.text
+
+
+def test_unknown_addresses_and_methods_are_problems_too(client):
+    assert client.get("/nowhere").json()["code"] == "not-found"
+    refused = client.delete("/v1/models")
+    assert (refused.status_code, refused.json()["code"]) == (405, "method-not-allowed")
+    assert "GET" in refused.headers["Allow"]
+
+
+def test_an_unexpected_error_is_a_500_without_its_text(client, monkeypatch, capsys, caplog):
+    def fail(*_):
+        raise RuntimeError("SECRET")
+
+    monkeypatch.setattr(generations, "models", fail)
+    refused = client.get("/v1/models")
+    assert (refused.status_code, refused.json()["code"]) == (500, "internal")
+    assert refused.headers["x-content-type-options"] == "nosniff"
+    logged = capsys.readouterr()
+    assert "SECRET" not in refused.text
+    assert refused.json()["trace_id"] in logged.out + logged.err + caplog.text
+
+
+def test_a_busy_place_says_when_to_come_back(archive):
+    app = create(archive.rt)
+
+    def raises(error):
+        def fail():
+            raise error
+
+        return fail
+
+    for name, error in (
+        ("busy", Unavailable("x", 7)),
+        ("fast", Throttled("x", 3)),
+        ("bad", Rejected(Outcome.QUARANTINED, "memory-limit", Gate.LIMITS)),
+    ):
+        app.get(f"/{name}")(raises(error))
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        assert client.get("/busy").headers["Retry-After"] == "7"
+        assert client.get("/fast").headers["Retry-After"] == "3"
+        body = client.get("/bad").json()
+        assert (body["status"], body["gate"], body["reason"]) == (422, "limits", "memory-limit")
+        assert body["explanation"]
+
+
+def test_a_commit_that_fails_is_told_to_the_client(archive, postgres, database_url):
+    with serving(archive) as client:
+        key = archive.key()
+        client.get("/v1/keys", headers=key)
+        import sqlalchemy as sa
+
+        with archive.rt.transaction() as db:  # a constraint that is looked at when the transaction ends
+            db.execute(
+                sa.text(
+                    "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "
+                    "$$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '57P03'; END $$"
+                )
+            )
+            db.execute(
+                sa.text(
+                    "CREATE CONSTRAINT TRIGGER late AFTER INSERT ON api_key DEFERRABLE INITIALLY DEFERRED "
+                    "FOR EACH ROW EXECUTE FUNCTION refuse()"
+                )
+            )
+        refused = client.post("/v1/keys", json={"name": "never", "scopes": ["read"]}, headers=key)
+        assert (refused.status_code, refused.json()["code"]) == (503, "unavailable"), refused.text
+        assert "never" not in client.get("/v1/keys", headers=key).text
+
+
+def test_while_postgres_is_away_it_is_a_503_and_then_a_200_again(archive, tmp_path):
+    quick = {"fsync": "off", "synchronous_commit": "off"}
+    folder = tmp_path / "pg"
+    folder.mkdir()
+    from migrations import run
+
+    with Postgres(folder, quick) as server:
+        run.upgrade(server.url_of("similis"))
+        rt = type(archive.rt)(
+            archive.rt.settings.model_copy(
+                update={
+                    "database": archive.rt.settings.database.model_copy(
+                        update={"url": type(archive.rt.settings.database.url)(server.url_of("similis"))}
+                    )
+                }
+            )
+        )
+        other = type(archive)(rt, tmp_path)
+        client = serving(other)
+        client.__enter__()
+        key = other.key()
+        assert client.get("/v1/models", headers=key).status_code == 200
+    try:
+        refused = client.get("/v1/models", headers=key)
+        assert refused.status_code == 503
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert client.get("/livez").status_code == 200
+        assert client.get("/readyz").status_code == 503
+        with Postgres(folder, quick):
+            assert client.get("/v1/models", headers=key).status_code == 200
+            client.__exit__(None, None, None)
+    finally:
+        rt.close()

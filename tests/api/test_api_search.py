@@ -1,0 +1,193 @@
+"""Searching: by a stored study, by several, and by a picture from outside."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pydicom.data import get_testdata_file
+
+from services.api import present
+from services.api.answers import RankingOut
+from tests.api.conftest import CANARY, png, serving
+
+
+def uids(answer):
+    assert answer.status_code == 200, answer.text
+    return [study["study_instance_uid"] for study in answer.json()["studies"]]
+
+
+def test_a_study_finds_its_neighbours_and_not_its_own_patient(client, filled):
+    answer = client.get("/v1/studies/1.2.3.1/similar?k=3")
+    assert uids(answer) == ["1.2.3.3", "1.2.3.4", "1.2.3.5"]
+    body = answer.json()
+    assert body["hidden"] == {"studies": 2, "images": 8}
+    assert body["model"]["name"] == "null-a"
+    assert body["model"]["trained"] is False
+    assert "untrained" in body["model"]["label"]
+    assert (body["generation"], body["exact"], body["excluded"]) == (1, True, ["patient", "self", "study"])
+    assert [study["rank"] for study in body["studies"]] == [1, 2, 3]
+    scores = [study["score"] for study in body["studies"]]
+    assert scores == sorted(scores, reverse=True)
+    best = body["studies"][0]["matches"]
+    assert {(m["query_sop_instance_uid"], m["sop_instance_uid"], m["same_view"]) for m in best} == {
+        (f"1.2.3.1.{i}", f"1.2.3.3.{i}", True) for i in range(4)
+    }
+    assert client.get(best[0]["thumbnail"]).status_code == 200
+
+
+def test_the_answer_fits_its_documented_shape(client, filled):
+    body = client.get("/v1/studies/1.2.3.1/similar?k=2").content
+    shaped = RankingOut.model_validate_json(body)
+    assert set(json.loads(body)) == set(RankingOut.model_fields)
+    assert json.loads(shaped.model_dump_json())["studies"] == json.loads(body)["studies"]
+    assert "ranking" in vars(present)
+
+
+def test_exclusions_are_what_was_asked(client, filled):
+    def similar(exclude):
+        return uids(client.get(f"/v1/studies/1.2.3.1/similar?k=12&exclude={exclude}"))
+
+    assert "1.2.3.1" in similar("none")
+    assert "1.2.3.2" in similar("none")
+    assert "1.2.3.1" not in similar("self")
+    assert "1.2.3.2" in similar("study")
+    assert "1.2.3.1" not in similar("self,study")
+    assert not {"1.2.3.1", "1.2.3.2"} & set(similar("patient"))
+    assert client.get("/v1/studies/1.2.3.1/similar?exclude=none,self").status_code == 400
+    assert client.get("/v1/studies/1.2.3.1/similar?exclude=nobody").status_code == 400
+
+
+def test_filters_keep_what_they_name(client, filled):
+    filled.label("1.2.3.7", birads=4, density="C")
+    filled.label("1.2.3.8", birads=5, density="D", pathology="malignant")
+
+    def similar(filters):
+        return set(uids(client.get(f"/v1/studies/1.2.3.1/similar?k=12&{filters}")))
+
+    assert similar("birads=4,5") == {"1.2.3.7", "1.2.3.8"}
+    assert similar("birads=4&birads=5") == {"1.2.3.7", "1.2.3.8"}
+    assert similar("density=c") == {"1.2.3.7"}
+    assert similar("StudyDate=20240104-20240105") == {"1.2.3.3", "1.2.3.4"}
+    assert similar("StudyDate=20240111-") == {"1.2.3.10", "1.2.3.11", "1.2.3.12"}
+    assert similar("StudyDate=20240104") == {"1.2.3.3"}
+    assert similar("Modality=CT") == set()
+    assert len(similar("ModalitiesInStudy=MG")) == 10
+    answer = client.get("/v1/studies/1.2.3.1/similar?k=1&ViewPosition=mlo&ImageLaterality=R").json()
+    assert {(m["laterality"], m["view"]) for m in answer["studies"][0]["matches"]} == {("R", "MLO")}
+    labelled = client.get("/v1/studies/1.2.3.1/similar?k=1&birads=5").json()["studies"][0]["labels"]
+    assert labelled == {"birads": [5], "density": ["D"], "pathology": ["malignant"]}
+
+
+def test_an_image_may_be_compared_with_its_own_view_only(client, filled):
+    answer = client.get("/v1/studies/1.2.3.1/similar?k=5&view=match").json()
+    assert all(match["same_view"] for study in answer["studies"] for match in study["matches"])
+
+
+def test_pages_follow_one_another_without_gap_or_repeat(client, filled):
+    whole = uids(client.get("/v1/studies/1.2.3.1/similar?k=10"))
+    address, seen = "/v1/studies/1.2.3.1/similar?k=4", []
+    while address:
+        answer = client.get(address)
+        seen += uids(answer)
+        if len(seen) == 4:
+            filled.take_in(30)  # what arrives meanwhile disturbs nothing
+        link = answer.headers.get("Link")
+        assert (link is None) == (answer.json()["next"] is None)
+        address = link and link.partition("<")[2].partition(">")[0]
+    assert seen == whole
+
+
+def test_a_cursor_belongs_to_its_query(client, filled):
+    cursor = client.get("/v1/studies/1.2.3.1/similar?k=2").json()["next"]
+    assert client.get(f"/v1/studies/1.2.3.1/similar?k=3&cursor={cursor}").status_code == 400
+    assert client.get("/v1/studies/1.2.3.1/similar?k=2&cursor=nonsense").status_code == 400
+
+
+@pytest.mark.parametrize("mode", ["hash", "hybrid"])
+def test_a_mode_that_the_model_does_not_have_is_refused_in_words(client, filled, mode):
+    refused = client.get(f"/v1/studies/1.2.3.1/similar?mode={mode}")
+    assert (refused.status_code, refused.json()["code"]) == (400, "invalid")
+    assert "dense" in refused.json()["detail"]
+
+
+def test_k_has_a_limit(client, filled):
+    assert client.get("/v1/studies/1.2.3.1/similar?k=0").status_code == 400
+    assert client.get("/v1/studies/1.2.3.1/similar?k=201").status_code == 400
+
+
+def test_a_study_that_is_not_encoded_is_a_conflict_and_an_unknown_one_is_not_found(client, archive):
+    import sqlalchemy as sa
+
+    archive.take_in(1)
+    with archive.rt.transaction() as db:
+        db.execute(sa.text("DELETE FROM encoding"))
+    assert client.get("/v1/studies/1.2.3.1/similar").status_code == 409
+    assert client.get("/v1/studies/9.9/similar").status_code == 404
+
+
+def test_before_the_first_model_a_search_says_to_come_back(bare):
+    with serving(bare) as client:
+        refused = client.get("/v1/studies/1.2/similar", headers=bare.key())
+        assert refused.status_code == 503
+        assert refused.headers["Retry-After"] == "5"
+
+
+def test_several_studies_are_asked_at_once(client, filled):
+    asked = {"studies": ["1.2.3.5", "1.2.3.1"], "k": 2, "birads": [], "ViewPosition": "CC"}
+    answer = client.post("/v1/searches", json=asked)
+    assert answer.status_code == 200, answer.text
+    rankings = answer.json()["rankings"]
+    assert [r["query"]["study_instance_uid"] for r in rankings] == ["1.2.3.5", "1.2.3.1"]
+    alone = client.get("/v1/studies/1.2.3.5/similar?k=2&ViewPosition=CC").json()
+    assert rankings[0]["studies"] == alone["studies"]
+
+
+def test_a_batch_has_its_limits(client, filled):
+    many = {"studies": ["1.2.3.1"] * 51}
+    assert client.post("/v1/searches", json=many).status_code == 400
+    dear = {"studies": ["1.2.3.1"] * 20, "k": 200}
+    assert "at most" in client.post("/v1/searches", json=dear).json()["detail"]
+
+
+def test_an_uploaded_picture_finds_studies_and_is_not_kept(client, filled, statuses):
+    before = statuses()
+    formed = client.post("/v1/searches?k=3", files={"file": (f"{CANARY}.png", png(), "image/png")})
+    assert len(uids(formed)) == 3
+    assert formed.json()["query"]["study_instance_uid"] is None
+    raw = client.post("/v1/searches?k=3", content=png(), headers={"Content-Type": "image/png"})
+    assert uids(raw) == uids(formed)
+    assert statuses() == before
+
+
+def test_an_uploaded_dicom_file_finds_studies(client, filled):
+    path = get_testdata_file("MR_small.dcm", download=False)
+    with open(path, "rb") as file:
+        answer = client.post("/v1/searches?k=2", files={"file": ("x", file, "application/dicom")})
+    assert len(uids(answer)) == 2
+
+
+def test_a_picture_that_a_gate_would_stop_is_searched_and_says_so(client, filled):
+    out = io.BytesIO()
+    Image.fromarray(np.zeros((96, 96), np.uint8)).save(out, "PNG")
+    answer = client.post("/v1/searches?k=1", files={"file": ("x", out.getvalue(), "image/png")})
+    assert answer.status_code == 200, answer.text
+    (stop,) = answer.json()["query"]["stopped_by"]
+    assert (stop["gate"], stop["reason"]) == ("pixels", "blank")
+    assert stop["explanation"]
+
+
+def test_what_is_no_picture_is_rejected_with_its_reason(client, filled):
+    refused = client.post("/v1/searches", files={"file": ("x", b"hello, world" * 10, "image/png")})
+    assert (refused.status_code, refused.json()["reason"]) == (422, "not-a-study-object")
+    empty = client.post("/v1/searches", files={"other": ("x", b"x", "image/png")})
+    assert empty.status_code == 400
+
+
+def test_a_model_that_this_process_lacks_is_told_as_unavailable(client, filled, tmp_path):
+    filled.rt.settings = filled.rt.settings.model_copy(update={"models": tmp_path})
+    filled.rt._encoders.clear()
+    refused = client.post("/v1/searches", files={"file": ("x", png(), "image/png")})
+    assert refused.status_code == 503
+    assert client.get("/v1/studies/1.2.3.1/similar").status_code == 200
