@@ -34,8 +34,8 @@ def encode_radiographs(folder: Path, encoder: str, scratch: Path) -> tuple[Embed
     if not images:
         raise NotFound("there are no npz files with images in this folder")
     stacked = np.concatenate(images)
-    model = _model(encoder, scratch)
-    encoders = [load(model) for _ in range(SLOTS)]
+    folder = model(encoder, scratch)
+    encoders = [load(folder) for _ in range(SLOTS)]
     parts = [stacked[start : start + PART] for start in range(0, len(stacked), PART)]
     with ThreadPoolExecutor(SLOTS) as pool:  # ONNX Runtime lets go of the interpreter while it computes
         vectors = list(
@@ -60,7 +60,8 @@ def enlarged(images: NDArray[np.uint8], side: int) -> Pixels:
     return np.stack([np.asarray(image, np.float32) / 255 for image in resized])
 
 
-def _model(encoder: str, scratch: Path) -> Path:
+def model(encoder: str, scratch: Path) -> Path:
+    """The folder of a card made for this run."""
     folder = scratch / "real-model"
     if not encoder.endswith(".pth"):
         build(folder, encoder, encoder, "random:0")
