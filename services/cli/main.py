@@ -20,6 +20,7 @@ EXIT_CODES: dict[type[SimilisError], int] = {NotFound: 3, Conflict: 4, Invalid: 
 app = typer.Typer(
     name="similis",
     help="Find, in a hospital's own archive, the studies most like this one.",
+    epilog="Exit codes: 0 done, 1 error, 2 usage, 3 not found, 4 conflict, 5 invalid input, 6 findings, 130 interrupted.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
