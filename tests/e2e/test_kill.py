@@ -13,8 +13,8 @@ from shared.pipeline import encode, project, receive
 from shared.store import generations, images
 from tests import tiny
 from tests.e2e import killing
+from tests.miniature import Platform
 from tests.oracle import Oracle
-from tests.platform import Platform
 
 
 @pytest.mark.slow

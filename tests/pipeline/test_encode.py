@@ -10,7 +10,7 @@ from shared.imaging.reasons import Reason, failed, undecodable
 from shared.pipeline import encode
 from shared.store import images
 from shared.types import Job, Status, point_id
-from tests.platform import STATS, Platform, header
+from tests.miniature import STATS, Platform, header
 
 
 def statuses(platform: Platform) -> dict[str, int]:

@@ -8,7 +8,7 @@ from shared.errors import Invalid, Unavailable
 from shared.index.base import Index, Point
 from shared.pipeline import project
 from shared.store import generations, ledger
-from tests.platform import Platform, header
+from tests.miniature import Platform, header
 
 
 def coverage(platform: Platform) -> ledger.Coverage:

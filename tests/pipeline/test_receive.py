@@ -12,7 +12,7 @@ from shared.errors import Invalid
 from shared.imaging.reasons import Reason, empty, failed
 from shared.pipeline import receive
 from shared.types import Job, Labels
-from tests.platform import SECRET, Platform, header
+from tests.miniature import SECRET, Platform, header
 
 
 def rows(platform: Platform, statement: str) -> list[tuple[Any, ...]]:

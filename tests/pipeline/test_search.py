@@ -7,7 +7,7 @@ from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.pipeline import search
 from shared.pipeline.search import Filters, Ranking, Request
 from shared.store import generations
-from tests.platform import Platform, header
+from tests.miniature import Platform, header
 
 
 def uid(study: int) -> str:
@@ -175,7 +175,7 @@ def test_an_image_from_outside_is_ranked_and_its_gates_are_told(archive: Platfor
     from dataclasses import replace
 
     from shared.types import Decoded
-    from tests.platform import SECRET, STATS
+    from tests.miniature import SECRET, STATS
 
     stored = next(iter(archive.sandbox.headers))
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.platform import Platform
+from tests.miniature import Platform
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from shared.errors import Conflict
 from shared.store import images
 from shared.store.images import Verdict
 from shared.types import MOVES, Status
-from tests.platform import Platform, header
+from tests.miniature import Platform, header
 
 
 @pytest.fixture

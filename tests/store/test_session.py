@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from shared.errors import Unavailable
 from shared.store.session import Store, enqueue
 from shared.types import Job
-from tests.platform import Platform
+from tests.miniature import Platform
 
 
 def test_a_bell_rings_after_the_commit_and_once(platform: Platform) -> None:
