@@ -17,9 +17,8 @@ from services.api.errors import Gone, explain
 from services.api.routes.studies import may_see
 from services.api.schemas import Uid
 from shared.errors import Conflict, Invalid, NotFound, Rejected
-from shared.imaging.frames import chosen_frames
 from shared.imaging.reasons import Reason
-from shared.imaging.recipe import Recipe
+from shared.imaging.recipe import Recipe, chosen_frames
 from shared.runtime import Runtime
 from shared.store import catalog
 from shared.store.keys import Bearer
