@@ -243,15 +243,12 @@ def _rank(
     asked = time.perf_counter()
     answers = index_of(live.collection).search(queries)
     answered = time.perf_counter()
-    points = list(dict.fromkeys(hit.id for answer in answers for hit in answer.hits))
-    rows = neighbours.behind(connection, live.generation_id, points, page.as_of if request.cursor else None)
     rankings, start = [], 0
     for subject in subjects:
         own = answers[start : start + len(subject.images)]
         start += len(subject.images)
-        everything = group(subject, own, rows)
-        shown = tuple(everything[: request.k])
-        more = len(everything) > request.k or any(len(answer.hits) == depth for answer in own)
+        shown, left = _shown(connection, live, subject, own, request, page)
+        more = left > 0 or any(len(answer.hits) == depth for answer in own)
         hidden = _hidden(connection, subject, request)
         rankings.append(
             Ranking(
@@ -268,6 +265,52 @@ def _rank(
             )
         )
     return rankings
+
+
+def _shown(
+    connection: sa.Connection,
+    live: Published,
+    subject: Subject,
+    answers: Sequence[Answer],
+    request: Request,
+    page: cursor.Page,
+) -> tuple[tuple[Found, ...], int]:
+    """The studies to show, and how many candidates are left over.
+
+    Ranked by what travels with the vectors, so that rows are read for the winners only. Where a winner's row is
+    missing (an orphan, erased, or newer than the page) others may move up: then all rows are read.
+    """
+    likely = likely_points(subject, answers, request.k)
+    as_of = page.as_of if request.cursor else None
+    rows = neighbours.behind(connection, live.generation_id, likely, as_of)
+    if len(rows) < len(likely):
+        likely = list(dict.fromkeys(hit.id for answer in answers for hit in answer.hits))
+        rows = neighbours.behind(connection, live.generation_id, likely, as_of)
+        everything = group(subject, answers, rows)
+        return tuple(everything[: request.k]), max(0, len(everything) - request.k)
+    studies = len({hit.payload["study"] for answer in answers for hit in answer.hits})
+    shown = tuple(group(subject, answers, rows)[: request.k])
+    return shown, studies - len(shown)
+
+
+def likely_points(subject: Subject, answers: Sequence[Answer], k: int) -> list[uuid.UUID]:
+    """The points of the `k` studies that lead if every hit may be shown; of equal last ones, all."""
+    best: dict[int | str, dict[int, tuple[bool, float, uuid.UUID]]] = {}
+    for position, (image, answer) in enumerate(zip(subject.images, answers, strict=True)):
+        wanted = (image.view or None, image.laterality or None)
+        for hit in answer.hits:
+            same = wanted[0] is not None and wanted == (hit.payload.get("view"), hit.payload.get("laterality"))
+            matches = best.setdefault(hit.payload["study"], {})
+            if position not in matches or (same, hit.score) > matches[position][:2]:
+                matches[position] = (same, hit.score, hit.id)
+    floors = [min((hit.score for hit in answer.hits), default=0.0) for answer in answers]
+    scores = {
+        study: sum(matches[i][1] if i in matches else floor for i, floor in enumerate(floors))
+        for study, matches in best.items()
+    }
+    last = sorted(scores.values(), reverse=True)[:k][-1] if scores else 0.0
+    chosen = (best[study] for study, score in scores.items() if score >= last)
+    return list(dict.fromkeys(match[2] for matches in chosen for match in matches.values()))
 
 
 def _timings(started: float, asked: float, answered: float, answers: Sequence[Answer]) -> dict[str, float]:

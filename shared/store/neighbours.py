@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
@@ -67,8 +67,9 @@ _BEHIND = sa.text(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class HitRow:
+class HitRow(NamedTuple):
+    """A named tuple: a query makes dozens of them."""
+
     point_id: uuid.UUID
     frame: int
     image_id: int
@@ -90,7 +91,7 @@ def behind(
 ) -> dict[uuid.UUID, HitRow]:
     """The rows of the points that may be shown. A point without one is an orphan, erased, or newer than asked."""
     values: dict[str, Any] = {"generation": generation_id, "points": list(points), "as_of": as_of}
-    return {row.point_id: HitRow(*row) for row in connection.execute(_BEHIND, values)}
+    return {row[0]: HitRow._make(row) for row in connection.execute(_BEHIND, values).all()}
 
 
 _HIDDEN = {

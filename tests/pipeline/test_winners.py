@@ -1,0 +1,101 @@
+"""Reading the winners' rows only gives the answer that reading every row would have given."""
+
+import random
+import uuid
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from benchmarks import gallery
+from benchmarks.gallery import Gallery
+from shared.encoder.build import build
+from shared.index.memory import MemoryStore
+from shared.pipeline import lifecycle, project, search
+from shared.pipeline.search import Request, group
+from shared.store import generations, neighbours
+from shared.store.session import Store
+
+DIM, STUDIES = 12, 120
+
+
+@pytest.fixture
+def archive(database_url: str, tmp_path):
+    """Studies of four images, some of them alike, in Postgres and in the twin."""
+    store, indexes = Store(database_url), MemoryStore()
+    card = build(tmp_path / "null", "null", "null", "random:0", dim=DIM)
+    with store.transaction() as db:
+        lifecycle.add_model(db, indexes, "null", card)
+        live = generations.published(db)
+    rng = np.random.default_rng(4)
+    vectors = rng.standard_normal((STUDIES * 4, DIM), dtype=np.float32)
+    vectors[8:16] = vectors[0:8]  # two studies with the same images as two others: equal scores
+    made = Gallery(vectors, 4)
+    gallery.write(store, live, made)
+    project.drain(store.transaction, indexes.open)
+    yield store, indexes, live, made
+    store.close()
+
+
+def everything(store: Store, indexes: MemoryStore, live, uid: str, request: Request) -> list[str]:
+    """The ranking by the rows of every hit."""
+    with store.reading() as connection:
+        subject = search._subject(neighbours.vectors(connection, [uid], live.model_id))
+        page = search.cursor.first(None)
+        answers = indexes.open(live.collection).search(search._queries(subject, request, page, 40))
+        points = list(dict.fromkeys(hit.id for answer in answers for hit in answer.hits))
+        found = group(subject, answers, neighbours.behind(connection, live.generation_id, points))
+    return [(study.study_uid, study.score, [p.hit.sop_uid for p in study.pairs]) for study in found[: request.k]]
+
+
+def ranked(store: Store, indexes: MemoryStore, uid: str, request: Request) -> list[str]:
+    with store.reading() as connection:
+        (ranking,) = search.by_studies(connection, indexes.open, [uid], request)
+    return [(study.study_uid, study.score, [p.hit.sop_uid for p in study.pairs]) for study in ranking.studies]
+
+
+@pytest.mark.parametrize("k", [1, 3, 10])
+@pytest.mark.parametrize("exclude", [frozenset(), frozenset({"study"}), frozenset({"patient"})])
+def test_the_winners_rows_give_the_whole_ranking(archive, k: int, exclude: frozenset[str]) -> None:
+    store, indexes, live, made = archive
+    request = Request(k=k, exclude=exclude)
+    for study in (0, 1, 2, 3, 50, 119):
+        uid = made.uid(study)
+        assert ranked(store, indexes, uid, request) == everything(store, indexes, live, uid, request)
+
+
+def test_others_move_up_where_winners_may_not_be_shown(archive) -> None:
+    store, indexes, live, made = archive
+    request, uid = Request(k=5), made.uid(30)
+    before = ranked(store, indexes, uid, request)
+    hidden = [before[0][0], before[3][0]]
+    with store.transaction() as db:  # erased in Postgres; the index has not been told yet
+        db.execute(
+            sa.text(
+                "UPDATE image SET status = 'deleted' FROM study "
+                "WHERE study.id = image.study_id AND study.uid = ANY(:uids)"
+            ),
+            {"uids": hidden},
+        )
+    after = ranked(store, indexes, uid, request)
+    assert after == everything(store, indexes, live, uid, request)
+    assert len(after) == 5
+    assert not {study for study, _, _ in after} & set(hidden)
+
+
+def test_one_lost_image_lowers_its_study_as_if_it_had_never_been_found(archive) -> None:
+    store, indexes, live, made = archive
+    request = Request(k=10)
+    rng = random.Random(1)
+    for study in rng.sample(range(STUDIES), 5):
+        uid = made.uid(study)
+        lost = ranked(store, indexes, uid, request)[0][2][0]
+        with store.transaction() as db:
+            db.execute(sa.text("UPDATE image SET status = 'quarantined' WHERE sop_uid = :uid"), {"uid": lost})
+        assert ranked(store, indexes, uid, request) == everything(store, indexes, live, uid, request)
+
+
+def test_no_hit_needs_no_row() -> None:
+    subject = search.Subject(images=(search.QueryImage(vector=np.ones(3, np.float32)),))
+    answer = search.Answer(hits=(), exact=True)
+    assert search.likely_points(subject, [answer], 10) == list[uuid.UUID]()
