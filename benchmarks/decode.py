@@ -230,9 +230,9 @@ def _text(figures: Json) -> list[str]:
     return [
         "# Decoding",
         "",
-        f"{figures['files']} phantoms of {rows} x {cols}, 12 bits in 16, in each syntax; {figures['rounds']} rounds, all",
-        "files in turn, one sandbox, to the 224 x 224 of the default recipe. Median of the rounds' medians (lowest to",
-        "highest), ms per file.",
+        f"{figures['files']} phantoms of {rows} x {cols}, 12 bits in 16, in each syntax; {figures['rounds']} rounds,",
+        "all files in turn, one sandbox, to the 224 x 224 of the default recipe. Median of the rounds' medians (lowest",
+        "to highest), ms per file.",
         "",
         *report.table(
             ["transfer syntax", "MB", "ms", "reduced by the decoder"],
@@ -242,10 +242,11 @@ def _text(figures: Json) -> list[str]:
             ],
         ),
         "",
-        f"JPEG 2000, the codec alone, processor time: full (OpenJPEG) {one['full_ms']} ms, reduced by {one['factor']}",
-        f"(OpenJPEG in Pillow) {one['reduced_ms']} ms; ratio **{ratio}**, target {TARGET:g}: {verdict}.",
+        f"JPEG 2000, the codec alone, processor time: full (OpenJPEG) {one['full_ms']} ms, reduced by",
+        f"{one['factor']} (OpenJPEG in Pillow) {one['reduced_ms']} ms; ratio **{ratio}**,",
+        f"target {TARGET:g}: {verdict}.",
         "",
-        f"The effect on embeddings ({found['encoder']}; {found['images']} images, whole against reduced):",
+        f"Effect on embeddings ({found['encoder']}; {found['images']} images, whole and reduced):",
         "",
         *report.table(["measure", "value"], [[k.replace("_", " "), v] for k, v in found.items() if k != "encoder"]),
     ]

@@ -56,7 +56,10 @@ def measure(
     order = held.uids()
     random.Random(SEED).shuffle(order)
     load.closed(stack, order[-200:])  # warm
+    before, asked = stack.cpu_s(), min(options.queries, len(order))
     figures["closed"], where = _closed(stack, order[: options.queries])
+    used = {role: s - before.get(role, 0.0) for role, s in stack.cpu_s().items()}
+    figures["core_ms"] = {role: round(s * 1000 / asked, 3) for role, s in used.items() if s * 1000 / asked > 0.005}
     load_seconds = min(options.queries, len(order)) / options.rate
     calm = load.opened(stack, order[: options.queries], options.rate, options.clients)
     figures["open"] = asdict(calm.latency) | {"rate": options.rate, "clients": options.clients, "s": load_seconds}
@@ -259,6 +262,10 @@ def _text(figures: Json) -> list[str]:
         "Where the time goes, medians, ms:",
         "",
         *report.table(["part", "ms"], list(where["parts_ms"].items())),
+        "",
+        "Processor time per question by process, ms, of one client's closed loop:",
+        "",
+        *report.table(["process", "ms"], list(figures["core_ms"].items())),
         "",
         "The same search in the benchmark's own process, without HTTP, statement by statement:",
         "",
