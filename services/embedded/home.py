@@ -74,7 +74,9 @@ class Home:
         folder = self / "run"
         if len(str(folder)) > _LONGEST_SOCKET_FOLDER or not _PLAIN_PATH.fullmatch(str(folder)):
             digest = hashlib.sha256(str(self.path).encode()).hexdigest()[:16]
-            folder = Path(tempfile.gettempdir()) / f"similis-{os.geteuid()}-{digest}"
+            short = f"similis-{os.geteuid()}-{digest}"
+            places = (Path(tempfile.gettempdir()), Path("/tmp"))  # noqa: S108 - private() checks whose it is
+            folder = next((p / short for p in places if len(str(p / short)) <= _LONGEST_SOCKET_FOLDER), folder)
         return private(folder)
 
     @property
