@@ -4,7 +4,10 @@ Edge optimises under the GIL, for tens of seconds. So a sparse copy of the flush
 child of low priority; then what came meanwhile is caught up, and the copy becomes the shard. A kill at any moment
 leaves the old shard in place and a folder that the next start removes.
 
-The child is this module: `python -m services.vectors.optimize SHARD PARENT_PID`.
+Rebuilding one graph of 100,000 points takes a minute of two cores, so as long as little is new, the new points get a
+small graph of their own beside the large one (2 to 5 s, a search looks into both); beyond a quarter, all is one again.
+
+The child is this module: `python -m services.vectors.optimize SHARD PARENT_PID SEGMENTS`.
 """
 
 import ctypes
@@ -21,14 +24,19 @@ from typing import Final
 import grpc
 import qdrant_edge as edge
 
-from services.vectors.shards import MIN_FREE_BYTES, Collection, sync_tree, warm
-from services.vectors.translate import Refused
+from services.vectors.shards import MIN_FREE_BYTES, Collection, read_config, sync_tree, warm
+from services.vectors.translate import Refused, config_of
 from shared import log
 
 DEFAULT_ABOVE: Final = 2000  # unindexed points, when the collection does not say
 NICE: Final = 10
 PR_SET_PDEATHSIG: Final = 1
 NOTHING_TO_DO: Final = 10
+WHOLE: Final = "whole"  # a file in the shard's folder: how many points its large graph was made of
+GROWTH: Final = 1.25
+#: One large graph; or that, a small one, and the empty segment that takes the next writes.
+MERGED: Final = 1
+BESIDE: Final = 3
 _log = log.get(__name__)
 
 
@@ -121,6 +129,7 @@ class Optimizer:
         require_room(collection.path)
         with collection.shadow(copy) as target:
             command = [sys.executable, "-m", "services.vectors.optimize", str(target), str(os.getpid())]
+            command.append(str(segments(collection)))
             with self._wake:
                 if self._stopped:
                     return
@@ -139,6 +148,13 @@ def threshold(collection: Collection) -> int:
     return int(kilobytes * 1024 // (4 * sum(collection.sizes.values()))) or DEFAULT_ABOVE
 
 
+def segments(collection: Collection) -> int:
+    whole = collection.path / WHOLE
+    made_of = int(whole.read_text(encoding="ascii")) if whole.exists() else 0
+    points = collection.read(lambda shard: shard.info().points_count)
+    return MERGED if points > GROWTH * made_of else BESIDE
+
+
 def require_room(shard: Path) -> None:
     """The copy, and the new segments beside it, fit on the disk."""
     size = sum(path.stat().st_blocks * 512 for path in shard.rglob("*") if path.is_file())
@@ -152,14 +168,16 @@ def copy(source: Path, target: Path) -> None:
     subprocess.run(["cp", "-a", "--sparse=always", str(source), str(target)], check=True)  # noqa: S607 - coreutils
 
 
-def main(shard: Path, parent: int) -> int:
+def main(shard: Path, parent: int, segment_number: int) -> int:
     """Optimise the shard at this path, alone; its files are on disk and in memory when this returns."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         return 1
     os.nice(NICE)
-    held = edge.EdgeShard.load(str(shard))
+    held = edge.EdgeShard.load(str(shard), config_of(read_config(shard.parent), segment_number))
     changed = held.optimize()
+    if segment_number == MERGED:
+        (shard / WHOLE).write_text(str(held.info().points_count), encoding="ascii")
     held.flush()
     held.close()
     shutil.rmtree(shard / "temp_segments", ignore_errors=True)
@@ -169,4 +187,4 @@ def main(shard: Path, parent: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])))

@@ -47,8 +47,7 @@ class Collection:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.name = folder.name
-        text = (folder / "collection.json").read_text(encoding="utf-8")
-        self.config: pb.CreateCollection = json_format.Parse(text, pb.CreateCollection())
+        self.config = read_config(folder)
         vectors = self.config.vectors_config.params_map.map
         self.sizes = {name: int(params.size) for name, params in vectors.items()}
         self.linked = any(params.hnsw_config.m > 0 for params in vectors.values())
@@ -242,6 +241,13 @@ class Shards:
                 collection.close()
             self._collections = {}
         os.close(self._lock)
+
+
+def read_config(folder: Path) -> pb.CreateCollection:
+    """The request that made the collection of this folder."""
+    text = (folder / "collection.json").read_text(encoding="utf-8")
+    config: pb.CreateCollection = json_format.Parse(text, pb.CreateCollection())
+    return config
 
 
 def require_space(folder: Path) -> None:

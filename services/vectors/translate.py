@@ -113,14 +113,17 @@ def check(message: Message) -> None:
             check(value)
 
 
-def config_of(request: pb.CreateCollection) -> edge.EdgeConfig:
-    """The shard's layout: one segment, one search thread (Edge holds the GIL, more would only wait)."""
+def config_of(request: pb.CreateCollection, segments: int = 1) -> edge.EdgeConfig:
+    """The shard's layout, with one search thread (Edge holds the GIL, more would only wait).
+
+    The indexing threshold is 1 kB: an optimiser is only started by who has counted, and then links everything.
+    """
     vectors = request.vectors_config.params_map.map
     if not vectors:
         raise wrong("a collection needs named vectors")
     return edge.EdgeConfig(
         vectors={name: _vector_params(params) for name, params in vectors.items()},
-        optimizers=edge.EdgeOptimizersConfig(default_segment_number=1, indexing_threshold=1),
+        optimizers=edge.EdgeOptimizersConfig(default_segment_number=segments, indexing_threshold=1),
         max_search_threads=1,
         payload_memory=edge.Memory.Cached,
     )

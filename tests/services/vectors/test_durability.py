@@ -99,7 +99,9 @@ def test_what_is_written_and_deleted_while_optimising_is_in_the_new_shard(tmp_pa
         until(lambda: len(list(running.data.glob("a/shard.*"))) > 1)
         first = (running.data / "a" / "current").readlink()
         want = dict.fromkeys(range(3000), 1)
+        end = time.monotonic() + 60
         while (running.data / "a" / "current").readlink() == first:
+            assert time.monotonic() < end
             fresh = max(want) + 1
             index.write(revised(range(fresh, fresh + 20), 2))
             index.write(revised(range(fresh - 2500, fresh - 2490), 7))
@@ -170,15 +172,29 @@ def test_the_child_links_what_is_there_and_says_when_there_is_nothing(tmp_path: 
     held.close()
     command = [sys.executable, "-m", "services.vectors.optimize", str(shard)]
     parent = str(Path("/proc/self").resolve().name)
-    assert subprocess.run([*command, parent], check=False).returncode == 0
-    assert subprocess.run([*command, parent], check=False).returncode == optimize.NOTHING_TO_DO
+    assert subprocess.run([*command, parent, "1"], check=False).returncode == 0
+    assert subprocess.run([*command, parent, "3"], check=False).returncode == optimize.NOTHING_TO_DO
     held = Shards(tmp_path)
     assert held.get("a").unindexed() == 0
     held.close()
 
 
+def test_a_few_new_points_get_a_graph_beside_and_many_a_graph_of_all(tmp_path: Path) -> None:
+    with engines.vectors_process(tmp_path) as running, closing(running.store()) as store:
+        index = store.create("a", SPEC)
+        whole = running.data / "a" / "current" / optimize.WHOLE
+        made_of = []
+        for numbers in (range(1600), range(1600, 1800), range(1800, 1900), range(1900, 2600)):
+            index.write(revised(numbers, 1))
+            assert index.optimize() is True
+            assert index.info().indexed == numbers.stop
+            made_of.append(int(whole.read_text()))
+        assert made_of == [1600, 1600, 1600, 2600]
+        assert_holds(index, dict.fromkeys(range(2600), 1))
+
+
 def test_a_child_whose_parent_is_gone_touches_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "services.vectors.optimize", str(tmp_path / "none"), "1"]
+    command = [sys.executable, "-m", "services.vectors.optimize", str(tmp_path / "none"), "1", "1"]
     assert subprocess.run(command, check=False).returncode == 1
 
 
