@@ -72,7 +72,7 @@ def create(rt: Runtime) -> FastAPI:
 @asynccontextmanager
 async def _life(app: FastAPI) -> AsyncIterator[None]:
     """The engines' clients are made beside the start, so that the first search does not wait for them."""
-    threading.Thread(target=health.look, args=(app.state.rt,), name="warm", daemon=True).start()
+    threading.Thread(target=app.state.readiness.ask, args=(app.state.rt,), name="warm", daemon=True).start()
     yield
     app.state.callers.close()
     app.state.rt.close()

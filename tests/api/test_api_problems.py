@@ -1,10 +1,13 @@
 """Refusals: one shape, one table, and nothing of what was sent."""
 
+import time
+
 from fastapi.testclient import TestClient
 
 import shared.errors
 from services.api import errors
 from services.api.app import create
+from services.api.routes import health
 from services.embedded.postgres import Postgres
 from shared.errors import Gate, Outcome, Rejected, SimilisError, Throttled, Unavailable
 from shared.store import generations
@@ -182,6 +185,7 @@ def test_while_postgres_is_away_it_is_a_503_and_then_a_200_again(archive, tmp_pa
         assert refused.status_code == 503
         assert int(refused.headers["Retry-After"]) >= 1
         assert client.get("/livez").status_code == 200
+        time.sleep(health.REMEMBERED_S)
         assert client.get("/readyz").status_code == 503
         with Postgres(folder, quick):
             assert client.get("/v1/models", headers=key).status_code == 200
