@@ -22,6 +22,7 @@ log = get(__name__)
 
 SMALL = 1024 * 1024  #: the most that any body but an upload may hold
 UPLOADS = frozenset({"/v1/searches"})
+PROBES = frozenset({"/livez", "/readyz"})
 HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; style-src 'sha256-{style}'; frame-ancestors 'none'",
@@ -69,7 +70,8 @@ class Edge:
             seconds = time.perf_counter() - started
             route = errors.route_of(Request(scope)) or "unknown"
             self.metrics.requests.labels(route, scope["method"] if route != "unknown" else "any", code).observe(seconds)
-            log.info("request", route=route, method=scope["method"], code=code, duration_ms=round(seconds * 1000, 2))
+            say = log.debug if route in PROBES and code == 200 else log.info  # a supervisor asks several times a second
+            say("request", route=route, method=scope["method"], code=code, duration_ms=round(seconds * 1000, 2))
             structlog.contextvars.unbind_contextvars("trace_id", "key_prefix")
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
