@@ -22,6 +22,7 @@ log = get(__name__)
 
 SMALL = 1024 * 1024  #: the most that any body but an upload may hold
 UPLOADS = frozenset({"/v1/searches"})
+METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
 PROBES = frozenset({"/livez", "/readyz"})
 HEADERS = {
     "Cache-Control": "no-store",
@@ -57,7 +58,7 @@ class Edge:
 
         try:
             await self._pass(scope, receive, answer)
-        except Exception as error:
+        except Exception:
             # the type and the places it passed; its text may quote a value
             log.exception("request_failed")
             if code == 0:
@@ -65,13 +66,13 @@ class Edge:
                 detail = "an unexpected error; the log has it under this trace_id"
                 response = errors.problem(kind, detail, errors.route_of(Request(scope)))
                 await response(scope, receive, answer)
-            del error
         finally:
             seconds = time.perf_counter() - started
             route = errors.route_of(Request(scope)) or "unknown"
-            self.metrics.requests.labels(route, scope["method"] if route != "unknown" else "any", code).observe(seconds)
+            method = scope["method"] if scope["method"] in METHODS else "other"  # else a caller could make labels
+            self.metrics.requests.labels(route, method, code).observe(seconds)
             say = log.debug if route in PROBES and code == 200 else log.info  # a supervisor asks several times a second
-            say("request", route=route, method=scope["method"], code=code, duration_ms=round(seconds * 1000, 2))
+            say("request", route=route, method=method, code=code, duration_ms=round(seconds * 1000, 2))
             structlog.contextvars.unbind_contextvars("trace_id", "key_prefix")
 
     async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -72,6 +72,12 @@ def test_metrics_tell_what_is_done_and_what_waits(client, filled):
     assert "1.2.3." not in text
 
 
+def test_a_caller_cannot_make_labels(client):
+    for method, address in (("CANARY", "/v1/models"), ("CANARY", "/CANARY"), ("GET", "/CANARY")):
+        client.request(method, address)
+    assert "CANARY" not in client.get("/metrics").text
+
+
 def test_metrics_answer_without_the_database_too(archive):
     from prometheus_client import generate_latest
 
