@@ -19,7 +19,7 @@ from shared.errors import Conflict, Invalid, NotFound, Rejected, Unavailable
 from shared.imaging.gates import metadata_gate, pixel_gate
 from shared.imaging.pseudonym import patient_key, patient_number
 from shared.imaging.recipe import Recipe
-from shared.index.base import Accuracy, Answer, Between, Condition, Exact, Filter, Index, Match, Query, Recall
+from shared.index.base import Accuracy, Answer, Between, Condition, Exact, Filter, Hit, Index, Match, Query, Recall
 from shared.pipeline import cursor
 from shared.store import encodings, generations, neighbours
 from shared.store.generations import Published
@@ -280,7 +280,7 @@ def _shown(
     Ranked by what travels with the vectors, so that rows are read for the winners only. Where a winner's row is
     missing (an orphan, erased, or newer than the page) others may move up: then all rows are read.
     """
-    likely = likely_points(subject, answers, request.k)
+    likely, studies = likely_points(subject, answers, request.k)
     as_of = page.as_of if request.cursor else None
     rows = neighbours.behind(connection, live.generation_id, likely, as_of)
     if len(rows) < len(likely):
@@ -288,29 +288,38 @@ def _shown(
         rows = neighbours.behind(connection, live.generation_id, likely, as_of)
         everything = group(subject, answers, rows)
         return tuple(everything[: request.k]), max(0, len(everything) - request.k)
-    studies = len({hit.payload["study"] for answer in answers for hit in answer.hits})
     shown = tuple(group(subject, answers, rows)[: request.k])
     return shown, studies - len(shown)
 
 
-def likely_points(subject: Subject, answers: Sequence[Answer], k: int) -> list[uuid.UUID]:
-    """The points of the `k` studies that lead if every hit may be shown; of equal last ones, all."""
-    best: dict[int | str, dict[int, tuple[bool, float, uuid.UUID]]] = {}
-    for position, (image, answer) in enumerate(zip(subject.images, answers, strict=True)):
-        wanted = (image.view or None, image.laterality or None)
+def likely_points(subject: Subject, answers: Sequence[Answer], k: int) -> tuple[list[uuid.UUID], int]:
+    """The points of the `k` studies that lead if every hit may be shown, equal last ones too; how many studies hit."""
+    hits: dict[int | str, dict[int, list[Hit]]] = {}  # study, query image
+    for position, answer in enumerate(answers):
         for hit in answer.hits:
-            same = wanted[0] is not None and wanted == (hit.payload.get("view"), hit.payload.get("laterality"))
-            matches = best.setdefault(hit.payload["study"], {})
-            if position not in matches or (same, hit.score) > matches[position][:2]:
-                matches[position] = (same, hit.score, hit.id)
+            hits.setdefault(hit.payload["study"], {}).setdefault(position, []).append(hit)
     floors = [min((hit.score for hit in answer.hits), default=0.0) for answer in answers]
-    scores = {
-        study: sum(matches[i][1] if i in matches else floor for i, floor in enumerate(floors))
-        for study, matches in best.items()
+    best = {study: _best(subject, own) for study, own in hits.items()}
+    gains = {study: sum(hit.score - floors[i] for i, hit in own.items()) for study, own in best.items()}
+    last = sorted(gains.values(), reverse=True)[:k][-1] if gains else 0.0
+    enough = last - 1e-9 * (1 + abs(last) + sum(map(abs, floors)))  # sums in another order: `group` decides
+    chosen = (own for study, own in best.items() if gains[study] >= enough)
+    return list(dict.fromkeys(hit.id for own in chosen for hit in own.values())), len(hits)
+
+
+def _best(subject: Subject, own: Mapping[int, Sequence[Hit]]) -> dict[int, Hit]:
+    """The match of each query image in one study, as `group` chooses it; most have one candidate only."""
+    return {
+        position: found[0]
+        if len(found) == 1
+        else max(found, key=lambda hit, i=position: (_same_view_in(subject.images[i], hit), hit.score))  # type: ignore[misc]
+        for position, found in own.items()
     }
-    last = sorted(scores.values(), reverse=True)[:k][-1] if scores else 0.0
-    chosen = (best[study] for study, score in scores.items() if score >= last)
-    return list(dict.fromkeys(match[2] for matches in chosen for match in matches.values()))
+
+
+def _same_view_in(image: QueryImage, hit: Hit) -> bool:
+    wanted = (image.view or None, image.laterality or None)
+    return wanted[0] is not None and wanted == (hit.payload.get("view"), hit.payload.get("laterality"))
 
 
 def _timings(started: float, asked: float, answered: float, answers: Sequence[Answer]) -> dict[str, float]:
