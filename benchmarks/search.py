@@ -285,7 +285,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=60.0, help="questions per second in the open loop")
     parser.add_argument("--clients", type=int, default=4)
     parser.add_argument("--later", type=int, default=1000, help="studies that arrive while searches go on")
-    parser.add_argument("--arriving", type=int, default=300, help="files that are taken in meanwhile")
+    parser.add_argument("--arriving", type=int, default=600, help="files (5 GB) that are taken in meanwhile")
     parser.add_argument("--small", action="store_true", help="those files have 128 x 128 pixels")
     parser.add_argument("--real", type=Path, default=None, metavar="DIR", help="folder with npz files of radiographs")
     parser.add_argument("--encoder", default="densenet121", help="for --real: densenet121 (untrained) or a .pth file")
