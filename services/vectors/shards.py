@@ -129,7 +129,7 @@ class Collection:
             while len(pending := self._take_touched()) > REPLAY:
                 self._replay(fresh, pending)
             with self._write:
-                self._replay(fresh, pending | self._take_touched())
+                self._replay(fresh, pending | self._take_touched_now())
                 fresh.flush()
                 self._point_to(target)
                 with self._use:
@@ -141,6 +141,11 @@ class Collection:
         shutil.rmtree(old_path, ignore_errors=True)
 
     def _take_touched(self) -> set[str]:
+        """What writers that are through have touched: a write in progress is not yet in the old shard."""
+        with self._write:
+            return self._take_touched_now()
+
+    def _take_touched_now(self) -> set[str]:
         taken, self._touched = self._touched or set(), set()
         return taken
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 from services.vectors import optimize, translate
 from services.vectors.shards import Shards
@@ -210,4 +211,36 @@ def test_the_sparse_copy_is_the_shard(tmp_path: Path) -> None:
         assert (source / path).read_bytes() == (tmp_path / "copy" / path).read_bytes()
     taken = sum(path.stat().st_blocks for path in (tmp_path / "copy").rglob("*")) * 512
     assert taken < 40 * 2**20
+    held.close()
+
+
+def test_a_write_in_progress_when_the_shadow_catches_up_is_in_the_new_shard(tmp_path: Path) -> None:
+    """A writer has said what it touches and not yet written it; the shadow must not take that for done."""
+    held = Shards(tmp_path)
+    held.create(wire.create("a", SPEC))
+    write(held, gallery(10))
+    collection = held.get("a")
+    announced, go_on = threading.Event(), threading.Event()
+    forward = collection.read
+
+    def slow(call: Callable[[Any], Any]) -> Any:
+        if threading.current_thread().name == "late":
+            announced.set()
+            go_on.wait(10)
+        return forward(call)
+
+    with collection.shadow(optimize.copy) as target:
+        write(held, revised(range(10, 400), 1))  # more than one step of catching up
+        collection.read = slow  # type: ignore[method-assign]
+        late = threading.Thread(target=write, args=(held, revised(range(400, 401), 1)), name="late")
+        late.start()
+        assert announced.wait(10)
+        adopting = threading.Thread(target=collection.adopt, args=(target,))
+        adopting.start()
+        adopting.join(1)  # without the writers' lock it has taken, and lost, the late point by now
+        go_on.set()
+        late.join(10)
+        adopting.join(10)
+        collection.read = forward  # type: ignore[method-assign]
+    assert collection.read(lambda shard: shard.info().points_count) == 401
     held.close()
