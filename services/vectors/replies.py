@@ -26,7 +26,7 @@ class Replies:
 
     def __init__(self, fetch: Callable[[list[Any]], Sequence[Any]]) -> None:
         self._fetch = fetch
-        self._heads: dict[uuid.UUID, bytes] = {}
+        self._heads: dict[int, bytes] = {}
         self._epoch = 0
         self._change = threading.Lock()
 
@@ -35,25 +35,27 @@ class Replies:
         with self._change:
             self._epoch += 1
             for id_ in ids:
-                self._heads.pop(uuid.UUID(id_), None)
+                self._heads.pop(uuid.UUID(id_).int, None)
 
     def batch(self, found: Sequence[Sequence[Any]]) -> pb.QueryBatchResponse:
         """The hits of each query, with payload; a point deleted meanwhile is left out."""
-        heads = self._heads_of({point.id for points in found for point in points})
+        # an int hashes in C, a UUID in Python; each reading of `id` makes a new one
+        hits = [[(point.id.int, point.score) for point in points] for points in found]
+        heads = self._heads_of({number for points in hits for number, _ in points})
         parts = []
-        for points in found:
-            rows = [heads[point.id] + _SCORE.pack(point.score) for point in points if point.id in heads]
+        for points in hits:
+            rows = [heads[number] + _SCORE.pack(score) for number, score in points if number in heads]
             parts.append(_delimited(b"".join(rows)))
         reply: pb.QueryBatchResponse = pb.QueryBatchResponse.FromString(b"".join(parts))
         return reply
 
-    def _heads_of(self, ids: set[uuid.UUID]) -> dict[uuid.UUID, bytes]:
+    def _heads_of(self, ids: set[int]) -> dict[int, bytes]:
         epoch = self._epoch
         held = {id_: head for id_ in ids if (head := self._heads.get(id_)) is not None}
         missing = ids - held.keys()
         if not missing:
             return held
-        read = {record.id: _head(record) for record in self._fetch(list(missing))}
+        read = {record.id.int: _head(record) for record in self._fetch([uuid.UUID(int=id_) for id_ in missing])}
         with self._change:
             if epoch == self._epoch:
                 if len(self._heads) + len(read) > CAPACITY:

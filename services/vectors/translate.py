@@ -11,7 +11,6 @@ import grpc
 import numpy as np
 import qdrant_edge as edge
 from google.protobuf.message import Message  # type: ignore[import-untyped]  # ships no types
-from numpy.typing import NDArray
 from qdrant_client import grpc as pb
 
 #: The fields of each message that mean something here. A payload's values are checked where they are read.
@@ -209,19 +208,22 @@ def _field_condition(message: pb.FieldCondition) -> edge.FieldCondition:
     return edge.FieldCondition(key=message.key, match=value)
 
 
-def vector_of(message: pb.DenseVector, size: int) -> NDArray[np.float32]:
-    """Raises `Refused` for what Edge itself would take: NaN, infinity; and for another dimension."""
+def vector_of(message: pb.DenseVector, size: int) -> "memoryview[float]":
+    """The vector in the form that Edge reads fastest (a memory view: 18 µs for 1,024 floats, an array 64 to 169).
+
+    Raises: `Refused` for what Edge itself would take, NaN and infinity, and for another dimension.
+    """
     if len(message.data) != size:
         raise wrong(f"a vector has {len(message.data)} dimensions, the collection {size}")
     # a packed repeated float is the array's own bytes, after one tag and the length
-    vector = np.frombuffer(message.SerializeToString()[-4 * size :], dtype="<f4")
-    if not np.isfinite(vector).all():
+    data = message.SerializeToString()[-4 * size :]
+    if not np.isfinite(np.frombuffer(data, dtype="<f4")).all():
         raise wrong("a vector holds NaN or infinity")
-    return vector
+    return memoryview(data).cast("f")
 
 
 def point_of(message: pb.PointStruct, sizes: Mapping[str, int]) -> edge.Point:
-    vectors: dict[str, Any] = {}  # Edge's stubs say list; it takes arrays, ten times faster
+    vectors: dict[str, Any] = {}  # Edge's stubs say list
     for name, vector in message.vectors.vectors.vectors.items():
         if name not in sizes:
             raise wrong("a point has a vector of another name")
