@@ -50,6 +50,7 @@ class Optimizer:
         self._rest_until: dict[str, float] = {}
         self._left: dict[str, int] = {}  # points that the last run could not link
         self._failed: set[str] = set()
+        self._cancelled: Collection | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._stopped = False
         self._thread = threading.Thread(target=self._run, name="optimizer")
@@ -81,6 +82,7 @@ class Optimizer:
         """The collection is going: nothing is rebuilt when this returns."""
         with self._wake:
             self._due.pop(collection, None)
+            self._cancelled = collection  # also when its child is not started yet
             if self._running is collection and self._child is not None:
                 self._child.kill()
             self._wake.wait_for(lambda: self._running is not collection)
@@ -102,8 +104,9 @@ class Optimizer:
             try:
                 self._rebuild(collection)
                 self._left[collection.name] = collection.unindexed()
+                self._failed.discard(collection.name)
             except Exception as error:  # the old shard goes on serving; the next write asks again
-                if not self._stopped:
+                if not (self._stopped or self._cancelled is collection or collection.dropped):
                     self._failed.add(collection.name)
                     _log.warning("optimising failed", exception_type=type(error).__name__)
             took = time.monotonic() - started
@@ -131,7 +134,7 @@ class Optimizer:
             command = [sys.executable, "-m", "services.vectors.optimize", str(target), str(os.getpid())]
             command.append(str(segments(collection)))
             with self._wake:
-                if self._stopped:
+                if self._stopped or self._cancelled is collection:
                     return
                 self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
             code = self._child.wait()

@@ -204,10 +204,12 @@ class Shards:
         except BlockingIOError as error:
             os.close(self._lock)
             raise Refused(grpc.StatusCode.FAILED_PRECONDITION, "another process holds this folder") from error
-        for folder in root.glob(".*"):
+        for folder in (*root.glob(".new.*"), *root.glob(".gone.*")):
             shutil.rmtree(folder)
         self._change = threading.Lock()
-        self._collections = {folder.name: Collection(folder) for folder in sorted(root.iterdir()) if folder.is_dir()}
+        self._collections = {
+            folder.name: Collection(folder) for folder in sorted(root.iterdir()) if (folder / "current").is_symlink()
+        }
 
     def create(self, config: pb.CreateCollection) -> None:
         if not NAME.fullmatch(config.collection_name):

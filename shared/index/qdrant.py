@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import grpc
 from qdrant_client import grpc as pb
 
-from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError, Unavailable
+from shared.errors import Conflict, Invalid, NotFound, SimilisError, Unavailable
 from shared.index import checks
 from shared.index import wire as messages
 from shared.index.base import PAYLOAD, Answer, Filter, Hit, Info, Point, Query, Spec
@@ -30,9 +30,8 @@ ERRORS: Final[dict[Any, type[SimilisError]]] = {
     _Code.UNIMPLEMENTED: Invalid,
     _Code.ALREADY_EXISTS: Conflict,
     _Code.FAILED_PRECONDITION: Conflict,
-    _Code.UNAUTHENTICATED: Denied,
-    _Code.PERMISSION_DENIED: Denied,
-}  # anything else (down, slow, disk full, its own fault): Unavailable
+}  # anything else (down, slow, disk full, another key, its own fault): Unavailable
+REFUSED: Final = (_Code.UNAUTHENTICATED, _Code.PERMISSION_DENIED)  # our key, not the caller's: no 403 for them
 
 
 class Wire(NamedTuple):
@@ -66,11 +65,11 @@ class Caller:
 
 def translated(error: grpc.RpcError) -> SimilisError:
     """Our error for a status; only what the caller can mend quotes the engine's own words."""
-    kind = ERRORS.get(error.code(), Unavailable)
-    if kind is Unavailable:
+    if error.code() in REFUSED:
+        return Unavailable("the vector engine refuses our key")
+    kind = ERRORS.get(error.code())
+    if kind is None:
         return Unavailable(f"the vector engine answers {error.code().name}")
-    if kind is Denied:
-        return Denied("the vector engine refuses our key")
     return kind(f"vector engine: {error.details()}")
 
 
