@@ -221,7 +221,7 @@ def _encode_all(store: Store, sandbox: Sandbox, encoder: Encoder, watch: Watch) 
     effort = Effort(lease_s=600)
     while True:
         with watch.of("encode: claim, SQL"):
-            work = encode.claim(store.transaction, effort)
+            work = encode.claim(store.transaction, lambda _model: encoder, effort)
         if not work.claimed:
             return
         encode.decode(sandbox, work)

@@ -52,7 +52,7 @@ class Intake(_Part):
     any_root: bool = False
     batch: int = Field(default=8, ge=1, le=64)
     lease_s: float = Field(default=10.0, gt=0)
-    max_attempts: int = Field(default=3, ge=1)
+    max_failures: int = Field(default=5, ge=1)
     settle_s: float = Field(default=2.0, ge=0)
     watch_interval_s: float = Field(default=5.0, gt=0)
     same_uid_policy: Literal["never", "same_source", "always"] = "same_source"

@@ -13,13 +13,16 @@ from shared.types import Job
 log = get(__name__)
 
 
-#: Projecting must not wait behind a long intake, so each kind of worker has a queue of its own.
+#: Nothing short may wait behind something long, so each kind of work has a queue and workers of its own.
 QUEUES: dict[Job, str] = {
-    Job.SCAN: "ingest",
+    Job.SCAN: "scan",
     Job.ENCODE: "ingest",
     Job.PROJECT: "index",
     Job.SWEEP: "index",
 }
+
+
+ENOUGH = 32  #: unheard bells of one queue
 
 
 class Queue(Protocol):
@@ -38,10 +41,20 @@ class CeleryQueue:
 
     def ring(self, job: Job) -> None:
         try:
+            if self._heard(QUEUES[job]):
+                return
             # retry=False alone waits 6 s for an absent socket; this fails at once
             self.app.send_task(job.value, queue=QUEUES[job], retry=True, retry_policy={"max_retries": 0})
         except Exception:
             log.warning("bell_not_heard", task=job.value, exc_info=True)
+
+    def _heard(self, queue: str) -> bool:
+        """Enough bells hang in this queue already; more would only fill the broker."""
+        with self.app.connection_or_acquire() as connection:
+            connection.ensure_connection(
+                max_retries=1, interval_start=0, interval_step=0, timeout=1
+            )  # fails at once, where the default waits 6 s
+            return bool(connection.default_channel.client.llen(queue) >= ENOUGH)
 
     def ping(self) -> None:
         try:

@@ -102,7 +102,7 @@ class Runtime:
     @property
     def effort(self) -> Effort:
         i = self.settings.intake
-        return Effort(batch=i.batch, lease_s=i.lease_s, max_attempts=i.max_attempts)
+        return Effort(batch=i.batch, lease_s=i.lease_s, max_failures=i.max_failures)
 
     def close(self) -> None:
         for name, end in (("sandbox", "close"), ("indexes", "close"), ("store", "close")):

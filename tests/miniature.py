@@ -57,6 +57,7 @@ class FakeSandbox:
     headers: dict[bytes, Header | Rejected] = field(default_factory=dict)
     content: dict[bytes, bytes] = field(default_factory=dict)
     pixels: dict[bytes, Rejected] = field(default_factory=dict)
+    kinds: dict[bytes, str] = field(default_factory=dict)
     stats: PixelStats = STATS
     decoded: list[bytes] = field(default_factory=list)
 
@@ -68,7 +69,7 @@ class FakeSandbox:
         if isinstance(what, Rejected):
             return what
         digest = sha256(self.content.get(path, path)).digest()
-        return Inspected(header=what, digest=digest, size=10, kind="dicom")
+        return Inspected(header=what, digest=digest, size=10, kind=self.kinds.get(path, "dicom"))
 
     def decode_many(self, paths: Sequence[Path], recipe: Recipe) -> Iterator[Decoded | Rejected]:
         for path in paths:

@@ -6,7 +6,9 @@ from sqlalchemy.orm import Session
 
 from shared.datasets.folder import read_labels
 from shared.errors import SimilisError, Unavailable
+from shared.log import get
 from shared.pipeline import encode, receive
+from shared.pipeline.lease import Keeper
 from shared.pipeline.receive import Progress
 from shared.store import operations
 from shared.store.operations import Held
@@ -16,7 +18,9 @@ from workers.runtime import runtime
 from workers.tasks import task
 
 SCAN_LEASE_S = 30.0
-MOST_ATTEMPTS = 50  #: of one scan; each begins where the last one ended, so many may be needed, but not endlessly many
+AWAY_S = 10.0  #: until a scan looks again for what was away
+
+log = get(__name__)
 
 
 @task(Job.ENCODE)
@@ -38,16 +42,25 @@ def scan_folders() -> None:
         return
     watch = bool(held.params.get("watch"))
     try:
-        if held.attempt > MOST_ATTEMPTS and not watch:
-            raise Unavailable("the scan has been interrupted too often")
-        _scan(held, watch=watch)
-    except SimilisError as error:
+        with Keeper(rt.transaction, SCAN_LEASE_S, lambda db: operations.renew(db, held, SCAN_LEASE_S)):
+            _scan(held, watch=watch)
+    except Unavailable as error:  # a share or an engine that is away comes back: the scan goes on where it was
         with rt.transaction() as db:
-            if watch:  # a share that is away comes back
-                operations.rest(db, held, rt.settings.intake.watch_interval_s, str(error))
+            operations.rest(db, held, AWAY_S, str(error))
+    except Exception as error:
+        if not isinstance(error, SimilisError):
+            log.exception("scan_failed", operation_id=str(held.id))
+        with rt.transaction() as db:
+            if watch:
+                operations.rest(db, held, AWAY_S, told(error))
             else:
-                operations.end(db, held, "failed", str(error))
+                operations.end(db, held, "failed", told(error))
     rt.queue.ring(Job.SCAN)
+
+
+def told(error: Exception) -> str:
+    """What a client may read: our own words, or the type of what we did not foresee."""
+    return str(error) if isinstance(error, SimilisError) else f"internal error ({type(error).__name__})"
 
 
 def _scan(held: Held, *, watch: bool) -> None:

@@ -132,6 +132,7 @@ def upgrade() -> None:
         sa.Column("reason", sa.Text(), nullable=True),
         sa.Column("score", sa.REAL(), nullable=True),
         sa.Column("revision", sa.BigInteger(), server_default="1", nullable=False),
+        sa.Column("failures", sa.Integer(), server_default="0", nullable=False),
         sa.Column("operation_id", sa.UUID(), nullable=True),
         sa.Column(
             "received_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False

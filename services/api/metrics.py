@@ -55,7 +55,7 @@ class Stored(Collector):
         yield _gauge("similis_build_info", "The version", ("version",), {(software(),): 1.0})
         try:
             with self.rt.store.reading() as connection:
-                found = gauges.read(connection, self.rt.settings.intake.max_attempts)
+                found = gauges.read(connection)
         except Exception:
             log.warning("metrics_incomplete", exc_info=True)
             yield _gauge("similis_database_up", "Whether the database answers", (), {(): 0.0})

@@ -46,6 +46,14 @@ class Reason(StrEnum):
     MISMATCH = "codestream-differs-from-header"
     NO_DECODER = "no-permitted-decoder"
     CORRUPT = "corrupt-pixel-data"
+    # intake
+    PATIENT_CONFLICT = "patient-conflict"
+    STUDY_CONFLICT = "study-conflict"
+    OTHER_BYTES = "other-bytes"
+    ENDED = "erased-or-rejected"
+    WORKER_DIED = "worker-died"
+    ENCODER_ERROR = "encoder-error"
+    BAD_EMBEDDING = "bad-embedding"
     # metadata gate
     FOR_PROCESSING = "for-processing"
     BURNED_IN = "burned-in-annotation"
@@ -95,6 +103,13 @@ SENTENCES: Mapping[Reason, str] = MappingProxyType(
         _R.MISMATCH: "The compressed picture has another size or another encoding than the header says.",
         _R.NO_DECODER: "No decoder that Similis may use reads this encoding.",
         _R.CORRUPT: "The compressed pixel data is damaged.",
+        _R.PATIENT_CONFLICT: "The study, or the image, belongs to another patient already.",
+        _R.STUDY_CONFLICT: "The image belongs to another study already.",
+        _R.OTHER_BYTES: "An image of this UID with other bytes was taken in before, and is kept.",
+        _R.ENDED: "An image of this UID was erased or rejected before, and stays so.",
+        _R.WORKER_DIED: "Every worker that began this image died on it.",
+        _R.ENCODER_ERROR: "The encoder failed on this image several times.",
+        _R.BAD_EMBEDDING: "The encoder gave no usable vector for this image.",
         _R.FOR_PROCESSING: "Raw detector data (for processing) is not mixed with images for presentation.",
         _R.BURNED_IN: "The header says that identifying text is burned into the picture.",
         _R.MODALITY: "The modality is missing or is not that of an image.",

@@ -12,18 +12,19 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 from PIL import Image as Pillow
 from sqlalchemy.orm import Session
 
 from shared.encoder.base import Encoded, Encoder
-from shared.errors import Invalid, Rejected
+from shared.errors import Invalid, Rejected, Unavailable
 from shared.imaging.gates import metadata_gate, pixel_gate
 from shared.imaging.reasons import Reason
 from shared.imaging.recipe import Recipe
 from shared.log import get
+from shared.pipeline.lease import Keeper
 from shared.store import encodings, generations, images, ledger
 from shared.store.generations import Published
 from shared.store.images import Claimed, Verdict
@@ -32,7 +33,8 @@ from shared.types import Decoded, Job, Status, point_id
 
 log = get(__name__)
 
-RETRY_S = 20.0  #: an image that failed for our own or a passing reason waits so long, twice as long each time
+RETRY_S = 20.0  #: an image that failed for our own or a passing reason waits so long, twice as long each time ...
+MOST_RETRY_S = 600.0  #: ... up to this
 PASSING = frozenset({Reason.UNREADABLE.value, Reason.SANDBOX.value})  #: a share that is away comes back
 
 
@@ -48,7 +50,7 @@ class Effort:
 
     batch: int = 8
     lease_s: float = 10.0
-    max_attempts: int = 3
+    max_failures: int = 5  #: of one image by our own fault, before it is given up
     wedged_s: float = 300.0  #: a batch that takes longer is given up with its process
 
 
@@ -61,45 +63,35 @@ class Work:
     decoded: dict[Recipe, list[Decoded | Rejected]] = field(default_factory=dict)
 
 
-class Keeper:
-    """Renews the leases of what this process works on; ends the process when a batch is wedged."""
+class Holding:
+    """The claims of this process, renewed together; a wedged batch ends the process."""
 
-    def __init__(self, begin: Begin, effort: Effort) -> None:
-        self.begin, self.effort = begin, effort
-        self.held: dict[int, tuple[Claimed, float]] = {}
-        self.lock, self.over = threading.Lock(), threading.Event()
-        self.thread = threading.Thread(target=self._run, name="keeper", daemon=True)
+    def __init__(self, effort: Effort) -> None:
+        self.effort = effort
+        self._held: dict[int, tuple[Claimed, float]] = {}
+        self._lock = threading.Lock()
 
     def take(self, claimed: Sequence[Claimed]) -> None:
-        with self.lock:
-            self.held.update({c.id: (c, time.monotonic()) for c in claimed})
+        with self._lock:
+            self._held.update({c.id: (c, time.monotonic()) for c in claimed})
 
     def leave(self, claimed: Sequence[Claimed]) -> None:
-        with self.lock:
+        with self._lock:
             for c in claimed:
-                self.held.pop(c.id, None)
+                self._held.pop(c.id, None)
 
-    def __enter__(self) -> Self:
-        self.thread.start()
-        return self
+    def claims(self) -> list[Claimed]:
+        with self._lock:
+            return [claimed for claimed, _ in self._held.values()]
 
-    def __exit__(self, *_: object) -> None:
-        self.over.set()
-        self.thread.join()
-
-    def _run(self) -> None:
-        while not self.over.wait(self.effort.lease_s / 3):
-            with self.lock:
-                held = list(self.held.values())
-            if any(time.monotonic() - since > self.effort.wedged_s for _, since in held):
-                log.error("worker_wedged", count=len(held))
-                os._exit(70)  # a native call that never returns cannot be interrupted otherwise
-            try:
-                if held:
-                    with self.begin() as db:
-                        images.renew(db, [c for c, _ in held], self.effort.lease_s)
-            except Exception:  # the database is away: the leases end and others take over
-                log.warning("lease_not_renewed", count=len(held), exc_info=True)
+    def renew(self, db: Session) -> None:
+        with self._lock:
+            oldest = min((since for _, since in self._held.values()), default=time.monotonic())
+        if time.monotonic() - oldest > self.effort.wedged_s:
+            log.error("worker_wedged", count=len(self.claims()))
+            os._exit(70)  # a native call that never returns cannot be interrupted otherwise
+        if claims := self.claims():
+            images.renew(db, claims, self.effort.lease_s)
 
 
 def drain(
@@ -111,37 +103,57 @@ def drain(
 ) -> int:
     """Due images have been settled until none was left or the budget was used; returns how many.
 
-    The budget keeps one message short, so that stopping a worker is quick; whoever calls rings again.
+    The budget keeps one message short, so that stopping a worker is quick; whoever calls rings again. Whatever is
+    claimed and not settled when an error ends this is given back.
     """
-    until, settled = time.monotonic() + budget_s, 0
-    with Keeper(begin, effort) as keeper, ThreadPoolExecutor(1, "decode") as ahead:
+    until, settled, holding = time.monotonic() + budget_s, 0, Holding(effort)
+    with Keeper(begin, effort.lease_s, holding.renew), ThreadPoolExecutor(1, "decode") as ahead:
 
         def start() -> Future[Work] | None:
             if time.monotonic() >= until:
                 return None
-            work = claim(begin, effort)
-            keeper.take(work.claimed)
+            work = claim(begin, encoder_of, effort)
+            holding.take(work.claimed)
             return ahead.submit(decode, sandbox, work) if work.claimed else None
 
-        coming = start()
-        while coming is not None:
-            work = coming.result()
+        try:
             coming = start()
-            settled += settle(begin, work, forward(work, encoder_of))
-            keeper.leave(work.claimed)
+            while coming is not None:
+                work = coming.result()
+                coming = start()
+                settled += settle(begin, work, forward(work, encoder_of))
+                holding.leave(work.claimed)
+        finally:
+            if left := holding.claims():
+                give_back(begin, left)
     return settled
 
 
-def claim(begin: Begin, effort: Effort) -> Work:
-    """Without an open generation nothing is claimed: the images wait for a model."""
+def claim(begin: Begin, encoder_of: Callable[[Published], Encoder], effort: Effort) -> Work:
+    """A batch is ours, and every model that it needs is loaded.
+
+    Without an open generation nothing is claimed: the images wait for a model. Nor is anything while a model cannot
+    be loaded here, which is this worker's fault and not the images'.
+    """
     with begin() as db:
         models = list({p.model_id: p for p in generations.opened(db)}.values())
-        if not models:
-            return Work([], [])
-        images.exhaust(db, effort.max_attempts)
-        return Work(
-            images.claim(db, limit=effort.batch, lease_s=effort.lease_s, max_attempts=effort.max_attempts), models
-        )
+    for model in models:
+        encoder_of(model)
+    if not models:
+        return Work([], [])
+    with begin() as db:
+        images.exhaust(db, effort.max_failures)
+        claimed = images.claim(db, limit=effort.batch, lease_s=effort.lease_s, max_failures=effort.max_failures)
+    return Work(claimed, models)
+
+
+def give_back(begin: Begin, claimed: Sequence[Claimed]) -> None:
+    """The images are due again at once, and it does not count against them; at worst their leases end."""
+    try:
+        with begin() as db:
+            images.settle(db, [Verdict(image=c, status=Status.RECEIVED) for c in claimed])
+    except Unavailable:
+        log.warning("claims_not_given_back", count=len(claimed))
 
 
 def decode(sandbox: Decoder, work: Work) -> Work:
@@ -206,14 +218,14 @@ def _admit(work: Work, position: int, claimed: Claimed, result: Result) -> bool:
 
 def _stopped(claimed: Claimed, stop: Rejected) -> Verdict:
     if stop.reason in PASSING:
-        return _again(claimed, stop.reason)
+        return _again(claimed, stop.reason, our_fault=False)
     gate = stop.gate.value if stop.gate else None
     return Verdict(image=claimed, status=Status(stop.outcome.value), gate=gate, reason=stop.reason)
 
 
-def _again(claimed: Claimed, reason: str) -> Verdict:
-    delay = RETRY_S * 2 ** (claimed.attempt - 1)
-    return Verdict(image=claimed, status=Status.RECEIVED, reason=reason, retry_after_s=delay)
+def _again(claimed: Claimed, reason: str, *, our_fault: bool) -> Verdict:
+    delay = min(RETRY_S * 2 ** min(claimed.attempt - 1, 10), MOST_RETRY_S)
+    return Verdict(image=claimed, status=Status.RECEIVED, reason=reason, retry_after_s=delay, our_fault=our_fault)
 
 
 def _encode(
@@ -241,10 +253,10 @@ def _encode_one(encoder: Encoder, claimed: Claimed, decoded: Decoded) -> Encoded
     try:
         return encoder.encode(decoded.pixels)
     except Invalid:
-        return Verdict(image=claimed, status=Status.FAILED, reason="bad-embedding")
+        return Verdict(image=claimed, status=Status.FAILED, reason=Reason.BAD_EMBEDDING)
     except Exception:
         log.warning("image_failed", image_id=claimed.id, attempt=claimed.attempt, exc_info=True)
-        return _again(claimed, "encoder-error")
+        return _again(claimed, Reason.ENCODER_ERROR, our_fault=True)
 
 
 def _cut(whole: Encoded, part: slice) -> Encoded:
@@ -290,7 +302,7 @@ def settle(begin: Begin, work: Work, result: Result) -> int:
         rows = [r for r in result.rows if r.image_id in ours]
         encodings.save(db, rows)
         encodings.save_thumbnails(db, [t for t in result.thumbnails if t[0] in ours])
-        _post(db, work, rows)
+        _post(db, work, rows, ours)
         lost_place = [
             v.image.id
             for v in result.verdicts
@@ -303,21 +315,15 @@ def settle(begin: Begin, work: Work, result: Result) -> int:
     return len(ours)
 
 
-def _post(db: Session, work: Work, rows: Sequence[encodings.Row]) -> None:
+def _post(db: Session, work: Work, rows: Sequence[encodings.Row], revisions: Mapping[int, int]) -> None:
     """Every open generation of each model is told what it must hold now."""
-    claimed = {c.id: c for c in work.claimed}
+    uids = {c.id: c.sop_uid for c in work.claimed}
     for model in work.models:
         mine = [r for r in rows if r.model_id == model.model_id]
         entries = [
-            ledger.Entry(
-                point_id(claimed[r.image_id].sop_uid, r.frame), r.image_id, r.frame, claimed[r.image_id].revision
-            )
-            for r in mine
+            ledger.Entry(point_id(uids[r.image_id], r.frame), r.image_id, r.frame, revisions[r.image_id]) for r in mine
         ]
         kept = [(r.image_id, r.frame) for r in mine]
         gone = encodings.drop_other_frames(db, model.model_id, sorted({i for i, _ in kept}), kept)
-        entries += [
-            ledger.Entry(point_id(claimed[i].sop_uid, frame), i, frame, claimed[i].revision, "delete")
-            for i, frame in gone
-        ]
+        entries += [ledger.Entry(point_id(uids[i], frame), i, frame, revisions[i], "delete") for i, frame in gone]
         ledger.post(db, model.model_id, entries)

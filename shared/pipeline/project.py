@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from sqlalchemy.orm import Session
 
-from shared.errors import Invalid
+from shared.errors import Conflict, Invalid, NotFound
 from shared.imaging.pseudonym import patient_number
 from shared.index.base import Index, Payload, Point
 from shared.log import get
@@ -25,11 +25,20 @@ def drain(begin: Begin, open_index: Callable[[str], Index], budget_s: float = 20
     while left and time.monotonic() < until:
         with begin() as db:
             opened = generations.opened(db)
-        step = sum(_step(begin, open_index, generation) for generation in opened)
+        step = sum(_guarded(begin, open_index, generation) for generation in opened)
         done, left = done + step, step > 0
     with begin() as db:
         operations.finish_settled(db)
     return done, left
+
+
+def _guarded(begin: Begin, open_index: Callable[[str], Index], generation: Published) -> int:
+    """One generation whose collection is gone or wrong does not hold up the others; its rows stay pending."""
+    try:
+        return _step(begin, open_index, generation)
+    except (NotFound, Conflict, Invalid):
+        log.exception("generation_not_served", generation_id=generation.generation_id)
+        return 0
 
 
 def _step(begin: Begin, open_index: Callable[[str], Index], generation: Published) -> int:

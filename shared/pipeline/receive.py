@@ -11,7 +11,7 @@ import stat
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from itertools import islice
@@ -21,7 +21,7 @@ from typing import Protocol
 from sqlalchemy.orm import Session
 
 from shared.datasets.folder import LabelTable, Row
-from shared.errors import Gate, Invalid, Outcome, Rejected
+from shared.errors import Gate, Invalid, Outcome, Rejected, Unavailable
 from shared.imaging.pseudonym import patient_key
 from shared.imaging.reasons import Reason, failed
 from shared.imaging.sandbox import Inspected
@@ -51,25 +51,33 @@ class Rules:
 
 
 def walk(root: Path) -> Iterator[Seen]:
-    """Every regular file under `root`, in name order; links are not followed, so nothing outside is read."""
-    folders = [os.fsencode(root)]
+    """Everything under `root` that is no folder, in name order. Links are met and not followed.
+
+    A folder that cannot be read is met like a file, so that it has a row with its reason.
+
+    Raises: `Unavailable` where `root` itself cannot be read.
+    """
+    folders = [Seen(path=os.fsencode(root), size=0, mtime_ns=0)]
     while folders:
         folder = folders.pop()
         try:
-            entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+            entries = sorted(os.scandir(folder.path), key=lambda entry: entry.name)
         except OSError:
-            continue  # gone, or not ours to read: the next round looks again
+            if folder.path == os.fsencode(root):
+                raise Unavailable("the folder cannot be read") from None
+            yield folder
+            continue
         below = []
         for entry in entries:
-            if entry.is_dir(follow_symlinks=False):
-                below.append(entry.path)
-                continue
             try:
                 found = entry.stat(follow_symlinks=False)
             except OSError:
-                continue
-            if stat.S_ISREG(found.st_mode):
-                yield Seen(path=entry.path, size=found.st_size, mtime_ns=found.st_mtime_ns)
+                continue  # gone since it was listed
+            seen = Seen(path=entry.path, size=found.st_size, mtime_ns=found.st_mtime_ns)
+            if stat.S_ISDIR(found.st_mode):
+                below.append(seen)
+            else:
+                yield seen
         folders.extend(reversed(below))
 
 
@@ -148,32 +156,35 @@ class Verdict:
     """What to do with one file whose image may stand already."""
 
     outcome: str  #: taken, same (another copy), kept (policy), or quarantined
-    act: str  #: nothing, insert, replace or relabel
-    reason: str | None = None
-    gate: str | None = None
+    act: str  #: nothing, insert, replace or redescribe
+    reason: Reason | None = None
+    gate: Gate | None = None
 
 
 def decide(incoming: Incoming, known: Known | None, patient: bytes, policy: str) -> Verdict:
     """The stated policy, as one table; nothing here touches the database."""
     if patient != incoming.patient_key:
         # two patients under one StudyInstanceUID: never merged silently
-        return Verdict(Outcome.QUARANTINED, "nothing", "patient-conflict", Gate.METADATA)
+        return _stop(Reason.PATIENT_CONFLICT)
     if known is None:
         return Verdict("taken", "insert")
     if known.patient_key != incoming.patient_key:
-        return Verdict(Outcome.QUARANTINED, "nothing", "patient-conflict", Gate.METADATA)
+        return _stop(Reason.PATIENT_CONFLICT)
     if known.study_uid != incoming.header.study_instance_uid:
-        return Verdict(Outcome.QUARANTINED, "nothing", "study-conflict", Gate.METADATA)
+        return _stop(Reason.STUDY_CONFLICT)
     if known.status in (Status.DELETED, Status.REJECTED):
-        return Verdict("kept", "nothing", f"was-{known.status}")
+        return Verdict("kept", "nothing", Reason.ENDED)
     same_source = known.path == incoming.path
     if known.digest == incoming.digest:
-        labels = (incoming.labels.birads, incoming.labels.density, incoming.labels.pathology, incoming.labels.extra)
-        act = "relabel" if incoming.labels != Labels() and labels != known.labels else "nothing"
-        return Verdict("taken" if same_source else "same", act)
+        new = incoming.labels != Labels() and studies.told_of(incoming) != known.told
+        return Verdict("taken" if same_source else "same", "redescribe" if new else "nothing")
     if policy == "always" or (policy == "same_source" and same_source):
         return Verdict("taken", "replace")
-    return Verdict("kept", "nothing", "other-bytes")
+    return Verdict("kept", "nothing", Reason.OTHER_BYTES)
+
+
+def _stop(reason: Reason) -> Verdict:
+    return Verdict(Outcome.QUARANTINED, "nothing", reason, Gate.METADATA)
 
 
 def register(db: Session, found: Sequence[Found], rules: Rules, operation_id: uuid.UUID | None) -> Counter[str]:
@@ -208,8 +219,14 @@ def _incoming(file: Found, secret: bytes) -> Incoming:
     key = patient_key(
         secret, header.issuer_of_patient_id, header.patient_id, study_instance_uid=header.study_instance_uid
     )
-    labels = file.row.labels if file.row is not None else Labels()
-    return Incoming(header=header, patient_key=key, digest=file.inspected.digest, path=file.seen.path, labels=labels)
+    return Incoming(
+        header=header,
+        patient_key=key,
+        digest=file.inspected.digest,
+        path=file.seen.path,
+        labels=file.row.labels if file.row is not None else Labels(),
+        described=file.row is not None or file.inspected.kind == "dicom",
+    )
 
 
 def _settle_candidates(
@@ -218,10 +235,12 @@ def _settle_candidates(
     rules: Rules,
     operation_id: uuid.UUID | None,
 ) -> list[Record]:
-    if not candidates:
-        return []
-    owners = studies.ensure(db, [incoming for _, incoming in candidates])
     standing = studies.known(db, [i.header.sop_instance_uid for _, i in candidates])
+    records = [_record(f, i, Verdict("taken", "nothing"), standing) for f, i in candidates if _seen_before(i, standing)]
+    candidates = [(f, i) for f, i in candidates if not _seen_before(i, standing)]
+    if not candidates:
+        return records
+    owners = studies.ensure(db, [incoming for _, incoming in candidates])
     fresh: dict[str, Incoming] = {}
     for _, incoming in candidates:  # the first file of a UID inserts, the others meet it below
         uid = incoming.header.sop_instance_uid
@@ -230,34 +249,41 @@ def _settle_candidates(
             fresh.setdefault(uid, incoming)
     inserted = studies.insert(db, list(fresh.values()), owners, operation_id)
     standing |= studies.known(db, list(fresh))
-    records = []
     for file, incoming in candidates:
         uid = incoming.header.sop_instance_uid
         new = fresh.get(uid) is incoming and uid in inserted
         patient = owners[incoming.header.study_instance_uid][1]
         verdict = decide(incoming, None if new else standing.get(uid), patient, rules.same_uid)
-        image_id = standing[uid].id if uid in standing else None
-        if image_id is not None:
-            _act(db, verdict, image_id, incoming, operation_id)
-        records.append(
-            Record(
-                seen=file.seen,
-                outcome=str(verdict.outcome),
-                digest=incoming.digest,
-                image_id=image_id,
-                gate=str(verdict.gate) if verdict.gate else None,
-                reason=verdict.reason,
-                labels_digest=file.stamp,
-            )
-        )
+        if uid in standing:
+            _act(db, verdict, standing[uid].id, incoming, operation_id)
+        records.append(_record(file, incoming, verdict, standing))
     return records
+
+
+def _seen_before(incoming: Incoming, standing: Mapping[str, Known]) -> bool:
+    """A picture scanned again without its table: what the table said of it still holds."""
+    known = standing.get(incoming.header.sop_instance_uid)
+    return not incoming.described and known is not None and known.digest == incoming.digest
+
+
+def _record(file: Found, incoming: Incoming, verdict: Verdict, standing: Mapping[str, Known]) -> Record:
+    known = standing.get(incoming.header.sop_instance_uid)
+    return Record(
+        seen=file.seen,
+        outcome=str(verdict.outcome),
+        digest=incoming.digest,
+        image_id=known.id if known else None,
+        gate=str(verdict.gate) if verdict.gate else None,
+        reason=str(verdict.reason) if verdict.reason else None,
+        labels_digest=file.stamp,
+    )
 
 
 def _act(db: Session, verdict: Verdict, image_id: int, incoming: Incoming, operation_id: uuid.UUID | None) -> None:
     if verdict.act == "replace":
-        studies.replace_bytes(db, image_id, incoming, operation_id)
-    elif verdict.act == "relabel":
-        studies.relabel(db, image_id, incoming.labels)
+        studies.replace(db, image_id, incoming, operation_id)
+    elif verdict.act == "redescribe":
+        studies.redescribe(db, image_id, incoming, operation_id)
         enqueue(db, Job.PROJECT)
 
 
@@ -294,7 +320,8 @@ def scan(
         stamps = [stamp(row) if row else whole for row in rows]
         with begin() as db:
             same = files.unchanged(db, batch, stamps)
-        young = {s.path for s in batch if time.time_ns() - s.mtime_ns < rules.settle_s * 1e9} - same
+        # the distance, not the age: a file dated in the future must not wait for that day
+        young = {s.path for s in batch if abs(time.time_ns() - s.mtime_ns) < rules.settle_s * 1e9} - same
         todo = [one for one in zip(batch, rows, stamps, strict=True) if one[0].path not in same | young]
         inspected = sandbox.inspect_many([_path(seen) for seen, _, _ in todo]) if todo else []
         found = [
@@ -310,7 +337,10 @@ def scan(
             progress.total = max(progress.total, progress.done)
             go_on = report(db, progress)
         if not go_on:
-            break
+            return progress
+    if progress.total == 0:  # an empty folder, too, tells and asks whether to go on
+        with begin() as db:
+            report(db, progress)
     return progress
 
 

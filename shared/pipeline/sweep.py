@@ -10,9 +10,9 @@ from shared.types import Job
 
 def ring_for_due(db: Session, effort: Effort) -> None:
     """A bell for each kind of work that could be claimed now; too many bells do no harm."""
-    images.exhaust(db, effort.max_attempts)
+    images.exhaust(db, effort.max_failures)
     operations.finish_settled(db)
-    if images.due(db, effort.max_attempts)[0]:
+    if images.due(db)[0]:
         enqueue(db, Job.ENCODE)
     if operations.due(db):
         enqueue(db, Job.SCAN)

@@ -24,8 +24,8 @@ _OPEN = sa.text(
 _PENDING = sa.text("SELECT count(*) FROM ledger WHERE state = 'pending'")
 
 
-def read(connection: sa.Connection, max_attempts: int) -> Gauges:
-    waiting, oldest = images.due(connection, max_attempts)
+def read(connection: sa.Connection) -> Gauges:
+    waiting, oldest = images.due(connection)
     scans = operations.due(connection)
     pending = connection.execute(_PENDING).scalar_one()
     stopped = connection.execute(_STOPPED).all()
@@ -33,7 +33,8 @@ def read(connection: sa.Connection, max_attempts: int) -> Gauges:
     return Gauges(
         images={status: float(n) for status, n in images.statuses(connection).items()},
         queues={
-            "ingest": (float(waiting + scans), oldest or 0.0),
+            "scan": (float(scans), 0.0),
+            "ingest": (float(waiting), oldest or 0.0),
             "index": (float(pending), float(ledger.oldest_pending_s(connection) or 0.0)),
         },
         stopped={(gate, status): float(n) for gate, status, n in stopped},

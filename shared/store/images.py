@@ -1,7 +1,7 @@
-"""Images: registering, claiming, settling.
+"""Images: claiming, settling.
 
-A claim moves an image to `encoding` and raises `attempt`; that number is the fence. Whoever settles an image
-must hold its current attempt and have seen its current revision, or has lost it to somebody else.
+A claim moves an image to `encoding` and raises `attempt`; that number is the fence, and is never lowered. Whoever
+settles an image must hold its current attempt while it is still `encoding`, or has lost it to somebody else.
 """
 
 import uuid
@@ -11,8 +11,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from shared.errors import Conflict, NotFound
-from shared.store.tables import Image
+from shared.errors import Conflict
 from shared.types import MOVES, Status
 
 
@@ -20,49 +19,48 @@ from shared.types import MOVES, Status
 class Claimed:
     id: int
     attempt: int
-    revision: int
     sop_uid: str
     path: bytes
-    digest: bytes
 
+
+#: Due: received and rested, or claimed by somebody whose lease has ended. An ended lease is a failure.
+_DUE = """
+    (status = 'received' OR (status = 'encoding' AND lease_until < clock_timestamp()))
+    AND (not_before IS NULL OR not_before <= clock_timestamp())
+"""
+_FAILURES = "failures + (CASE WHEN status = 'encoding' THEN 1 ELSE 0 END)"
 
 _CLAIM = sa.text(
-    """
-    UPDATE image SET status = 'encoding', attempt = attempt + 1,
+    f"""
+    UPDATE image SET status = 'encoding', attempt = attempt + 1, failures = {_FAILURES},
                      lease_until = clock_timestamp() + make_interval(secs => :lease)
     WHERE id IN (
-        SELECT id FROM image
-        WHERE (status = 'received' OR (status = 'encoding' AND lease_until < clock_timestamp()))
-          AND (not_before IS NULL OR not_before <= clock_timestamp()) AND attempt < :attempts
+        SELECT id FROM image WHERE {_DUE} AND {_FAILURES} < :failures
         ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
     )
-    RETURNING id, attempt, revision, sop_uid, path, digest
-    """
+    RETURNING id, attempt, sop_uid, path
+    """  # noqa: S608 - only the constants above are inserted
 )
 
 _EXHAUST = sa.text(
-    """
-    UPDATE image SET status = 'failed', reason = 'attempts-exhausted', lease_until = NULL,
+    f"""
+    UPDATE image SET status = 'failed', reason = coalesce(last_error, 'worker-died'), lease_until = NULL,
                      settled_at = clock_timestamp()
-    WHERE id IN (
-        SELECT id FROM image WHERE attempt >= :attempts
-          AND (status = 'received' OR (status = 'encoding' AND lease_until < clock_timestamp()))
-        FOR UPDATE SKIP LOCKED
-    )
+    WHERE id IN (SELECT id FROM image WHERE {_DUE} AND {_FAILURES} >= :failures FOR UPDATE SKIP LOCKED)
     RETURNING id
-    """
+    """  # noqa: S608 - ditto
 )
 
 
-def claim(db: Session, *, limit: int, lease_s: float, max_attempts: int) -> list[Claimed]:
+def claim(db: Session, *, limit: int, lease_s: float, max_failures: int) -> list[Claimed]:
     """Up to `limit` due images are ours until the lease ends, by the database's clock."""
-    rows = db.execute(_CLAIM, {"limit": limit, "lease": lease_s, "attempts": max_attempts})
+    rows = db.execute(_CLAIM, {"limit": limit, "lease": lease_s, "failures": max_failures})
     return sorted((Claimed(*row) for row in rows), key=lambda image: image.id)
 
 
-def exhaust(db: Session, max_attempts: int) -> int:
-    """Images whose attempts are used up are `failed`; returns how many."""
-    return len(db.execute(_EXHAUST, {"attempts": max_attempts}).all())
+def exhaust(db: Session, max_failures: int) -> int:
+    """Images that failed too often by our own fault are `failed`; returns how many."""
+    return len(db.execute(_EXHAUST, {"failures": max_failures}).all())
 
 
 _RENEW = sa.text(
@@ -89,6 +87,7 @@ class Verdict:
     reason: str | None = None
     score: float | None = None
     retry_after_s: float | None = None  #: only with status `received`: not before so many seconds
+    our_fault: bool = False  #: only with status `received`: counts towards giving up
 
 
 _SETTLE = sa.text(
@@ -96,22 +95,21 @@ _SETTLE = sa.text(
     UPDATE image SET status = u.status, gate = u.gate, reason = u.reason, score = u.score, lease_until = NULL,
         not_before = clock_timestamp() + make_interval(secs => u.retry),
         last_error = CASE WHEN u.status = 'received' THEN u.reason END,
+        failures = image.failures + CASE WHEN u.fault THEN 1 ELSE 0 END,
         settled_at = CASE WHEN u.status <> 'received' THEN clock_timestamp() END
-    FROM unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[]), CAST(:revisions AS bigint[]),
-                CAST(:statuses AS text[]), CAST(:gates AS text[]), CAST(:reasons AS text[]),
-                CAST(:scores AS real[]), CAST(:retries AS float8[]))
-         AS u(id, attempt, revision, status, gate, reason, score, retry)
-    WHERE image.id = u.id AND image.attempt = u.attempt AND image.revision = u.revision
-      AND image.status = 'encoding'
-    RETURNING image.id
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[]), CAST(:statuses AS text[]), CAST(:gates AS text[]),
+                CAST(:reasons AS text[]), CAST(:scores AS real[]), CAST(:retries AS float8[]), CAST(:faults AS bool[]))
+         AS u(id, attempt, status, gate, reason, score, retry, fault)
+    WHERE image.id = u.id AND image.attempt = u.attempt AND image.status = 'encoding'
+    RETURNING image.id, image.revision
     """
 )
 
 
-def settle(db: Session, verdicts: Sequence[Verdict]) -> set[int]:
+def settle(db: Session, verdicts: Sequence[Verdict]) -> dict[int, int]:
     """The images that were still ours have moved on; the others belong to somebody else now.
 
-    Returns the ids that moved. Only for these may anything else be written.
+    Returns the revision of each that moved. Only for these may anything else be written.
     """
     for verdict in verdicts:
         check_move(Status.ENCODING, verdict.status)
@@ -120,15 +118,15 @@ def settle(db: Session, verdicts: Sequence[Verdict]) -> set[int]:
         {
             "ids": [v.image.id for v in verdicts],
             "attempts": [v.image.attempt for v in verdicts],
-            "revisions": [v.image.revision for v in verdicts],
             "statuses": [v.status.value for v in verdicts],
             "gates": [v.gate for v in verdicts],
             "reasons": [v.reason for v in verdicts],
             "scores": [v.score for v in verdicts],
             "retries": [v.retry_after_s for v in verdicts],
+            "faults": [v.our_fault for v in verdicts],
         },
     )
-    return {row.id for row in rows}
+    return {row.id: row.revision for row in rows}
 
 
 def check_move(old: Status, new: Status) -> None:
@@ -137,24 +135,9 @@ def check_move(old: Status, new: Status) -> None:
         raise Conflict(f"an image cannot go from {old.value} to {new.value}")
 
 
-def move(db: Session, image_id: int, new: Status) -> Image:
-    """One image is moved by hand, its attempts forgotten.
-
-    Raises: `NotFound`, `Conflict`.
-    """
-    image = db.get(Image, image_id, with_for_update=True)
-    if image is None:
-        raise NotFound("no such image")
-    check_move(Status(image.status), new)
-    image.status, image.attempt, image.not_before, image.lease_until = new.value, 0, None, None
-    if new is Status.RECEIVED:
-        image.gate = image.reason = image.last_error = None
-    return image
-
-
 _RETRY = sa.text(
     """
-    UPDATE image SET status = 'received', attempt = 0, not_before = NULL, gate = NULL, reason = NULL
+    UPDATE image SET status = 'received', failures = 0, not_before = NULL, gate = NULL, reason = NULL
     WHERE operation_id = :operation AND status = 'failed' RETURNING id
     """
 )
@@ -165,16 +148,17 @@ def retry_failed(db: Session, operation_id: uuid.UUID) -> int:
     return len(db.execute(_RETRY, {"operation": operation_id}).all())
 
 
-def due(db: Session | sa.Connection, max_attempts: int) -> tuple[int, float | None]:
+_WAITING = sa.text(
+    f"""
+    SELECT count(*), extract(epoch FROM clock_timestamp() - min(coalesce(lease_until, received_at)))
+    FROM image WHERE {_DUE}
+    """  # noqa: S608 - only the constant above is inserted
+)
+
+
+def due(db: Session | sa.Connection) -> tuple[int, float | None]:
     """How many images could be claimed now, and how long the oldest has waited, in seconds."""
-    row = db.execute(
-        sa.text(
-            "SELECT count(*), extract(epoch FROM clock_timestamp() - min(coalesce(lease_until, received_at))) "
-            "FROM image WHERE (status = 'received' OR (status = 'encoding' AND lease_until < clock_timestamp())) "
-            "AND (not_before IS NULL OR not_before <= clock_timestamp()) AND attempt < :attempts"
-        ),
-        {"attempts": max_attempts},
-    ).one()
+    row = db.execute(_WAITING).one()
     return row[0], None if row[1] is None else float(row[1])
 
 

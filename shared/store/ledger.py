@@ -74,27 +74,37 @@ class Pending:
     embedding: bytes | None
 
 
-_TAKE = sa.text(
+_LOCK = sa.text(
     """
-    WITH due AS MATERIALIZED (
-        SELECT point_id, op, revision, attempt, image_id, frame FROM ledger
-        WHERE generation_id = :generation AND state = 'pending'
-          AND (not_before IS NULL OR not_before <= clock_timestamp())
-        ORDER BY queued_at LIMIT :limit FOR UPDATE SKIP LOCKED
-    )
+    SELECT point_id FROM ledger
+    WHERE generation_id = :generation AND state = 'pending'
+      AND (not_before IS NULL OR not_before <= clock_timestamp())
+    ORDER BY queued_at LIMIT :limit FOR UPDATE SKIP LOCKED
+    """
+)
+_READ = sa.text(
+    """
     SELECT d.point_id, d.op, d.revision, d.attempt, d.image_id, i.study_id, s.patient_key, i.modality, i.view,
            i.laterality, i.density, i.birads, s.study_date, e.embedding
-    FROM due d
-    LEFT JOIN image i ON i.id = d.image_id AND i.status IN ('encoded', 'released')
+    FROM ledger d
+    LEFT JOIN image i ON i.id = d.image_id AND i.status NOT IN ('deleted', 'rejected', 'quarantined')
     LEFT JOIN study s ON s.id = i.study_id
     LEFT JOIN encoding e ON e.image_id = i.id AND e.frame = d.frame AND e.model_id = :model
+    WHERE d.generation_id = :generation AND d.point_id = ANY(CAST(:points AS uuid[]))
     """
 )
 
 
 def take(db: Session, generation_id: int, model_id: int, limit: int) -> list[Pending]:
-    """Due rows, locked until the transaction ends."""
-    rows = db.execute(_TAKE, {"generation": generation_id, "model": model_id, "limit": limit})
+    """Due rows, locked until the transaction ends.
+
+    Locked by one statement and read by the next: a single one would join the row that it waited for with what
+    its older snapshot shows of the encoding, and pair a new revision with an old vector.
+    """
+    points = db.execute(_LOCK, {"generation": generation_id, "limit": limit}).scalars().all()
+    if not points:
+        return []
+    rows = db.execute(_READ, {"generation": generation_id, "model": model_id, "points": points})
     return [Pending(*row) for row in rows]
 
 
@@ -105,7 +115,7 @@ _APPLIED = sa.text(
 
 
 def applied(db: Session, generation_id: int, points: Iterable[uuid.UUID]) -> None:
-    """The index holds these, durably. Rows whose image is gone for good are dropped with their delete."""
+    """The index holds these, durably; or no longer holds those whose row says `delete`."""
     db.execute(_APPLIED, {"generation": generation_id, "points": list(points)})
 
 

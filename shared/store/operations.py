@@ -92,6 +92,16 @@ def progress(db: Session, held: Held, *, done: int, total: int, counts: str, lea
     return row is not None and not row.cancel
 
 
+def renew(db: Session, held: Held, lease_s: float) -> None:
+    db.execute(
+        sa.text(
+            "UPDATE operation SET lease_until = clock_timestamp() + make_interval(secs => :lease) "
+            "WHERE id = :id AND attempt = :attempt AND state = 'running'"
+        ),
+        {"id": held.id, "attempt": held.attempt, "lease": lease_s},
+    )
+
+
 def rest(db: Session, held: Held, seconds: float, error: str | None = None) -> None:
     """The operation is due again after so many seconds (a watch between its rounds)."""
     db.execute(

@@ -20,6 +20,13 @@ class Incoming:
     digest: bytes
     path: bytes
     labels: Labels
+    described: bool = True  #: header or table say what it shows; false: a picture that no table knows
+
+
+def told_of(new: Incoming) -> tuple[object, ...]:
+    """What a label table may change of an image whose bytes stay."""
+    h, x = new.header, new.labels
+    return (x.birads, x.density, x.pathology, dict(x.extra), h.view, h.laterality, h.modality)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +40,7 @@ class Known:
     status: str
     patient_key: bytes
     study_uid: str
-    labels: tuple[int | None, str | None, str | None, dict[str, str]]
+    told: tuple[object, ...]  #: what a table may have said of it, see `told_of`
 
 
 def ensure(db: Session, incoming: Sequence[Incoming]) -> dict[str, tuple[int, bytes]]:
@@ -123,72 +130,51 @@ def known(db: Session, sop_uids: Sequence[str]) -> dict[str, Known]:
     rows = db.execute(
         sa.text(
             "SELECT i.id, i.sop_uid, i.digest, i.path, i.status, s.patient_key, s.uid, i.birads, i.density, "
-            "i.pathology, i.labels FROM image i JOIN study s ON s.id = i.study_id "
+            "i.pathology, i.labels, i.view, i.laterality, i.modality FROM image i JOIN study s ON s.id = i.study_id "
             "WHERE i.sop_uid = ANY(CAST(:uids AS text[])) ORDER BY i.id FOR UPDATE OF i"
         ),
         {"uids": list(sop_uids)},
     )
     return {
-        r.sop_uid: Known(
-            r.id,
-            r.sop_uid,
-            r.digest,
-            r.path,
-            r.status,
-            r.patient_key,
-            r.uid,
-            (r.birads, r.density, r.pathology, r.labels),
-        )
+        r.sop_uid: Known(r.id, r.sop_uid, r.digest, r.path, r.status, r.patient_key, r.uid, tuple(r[7:]))
         for r in rows
     }
 
 
-def replace_bytes(db: Session, image_id: int, new: Incoming, operation_id: uuid.UUID | None) -> None:
-    """The image has other bytes: a new revision, due for encoding; the old one stays searchable until then."""
-    db.execute(
-        sa.text(
-            "UPDATE image SET digest = :digest, path = :path, transfer_syntax = :syntax, revision = revision + 1, "
-            "status = 'received', attempt = 0, lease_until = NULL, not_before = NULL, gate = NULL, reason = NULL, "
-            "operation_id = :operation, rows = :rows, columns = :columns, frames = :frames, view = :view, "
-            "laterality = :laterality WHERE id = :id"
-        ),
-        {
-            "id": image_id,
-            "digest": new.digest,
-            "path": new.path,
-            "syntax": new.header.transfer_syntax_uid,
-            "operation": operation_id,
-            "rows": new.header.rows,
-            "columns": new.header.columns,
-            "frames": new.header.frames,
-            "view": new.header.view,
-            "laterality": new.header.laterality,
-        },
-    )
+_DESCRIBE = """
+    series_uid = :series_uid, sop_class = :sop_class, transfer_syntax = :transfer_syntax, modality = :modality,
+    laterality = :laterality, view = :view,
+    view_modifiers = ARRAY(SELECT jsonb_array_elements_text(CAST(:modifiers AS jsonb))), body_part = :body_part,
+    manufacturer = :manufacturer, presentation_intent = :intent, rows = :rows, columns = :columns,
+    frames = :frames, birads = :birads, density = :density, pathology = :pathology,
+    labels = CAST(:labels AS jsonb), revision = revision + 1, operation_id = :operation
+"""
 
-
-_RELABEL = sa.text(
-    """
-    WITH changed AS (
-        UPDATE image SET birads = :birads, density = :density, pathology = :pathology,
-                         labels = CAST(:labels AS jsonb), revision = revision + 1
-        WHERE id = :id RETURNING id, revision
-    )
-    UPDATE ledger SET revision = changed.revision, state = 'pending', queued_at = clock_timestamp(), attempt = 0
-    FROM changed WHERE ledger.image_id = changed.id AND ledger.op = 'upsert'
-    """
+_REPLACE = sa.text(
+    f"UPDATE image SET {_DESCRIBE}, digest = :digest, path = :path, status = 'received', failures = 0, "  # noqa: S608
+    "lease_until = NULL, not_before = NULL, gate = NULL, reason = NULL, last_error = NULL WHERE id = :id"
 )
 
 
-def relabel(db: Session, image_id: int, labels: Labels) -> None:
-    """The image has these labels, and every generation is told."""
-    db.execute(
-        _RELABEL,
-        {
-            "id": image_id,
-            "birads": labels.birads,
-            "density": labels.density,
-            "pathology": labels.pathology,
-            "labels": json.dumps(dict(labels.extra)),
-        },
-    )
+def replace(db: Session, image_id: int, new: Incoming, operation_id: uuid.UUID | None) -> None:
+    """The image has other bytes: a new revision, due for encoding; the old one stays searchable until then."""
+    db.execute(_REPLACE, _one(image_id, new, operation_id))
+
+
+_REDESCRIBE = sa.text(
+    f"""
+    WITH changed AS (UPDATE image SET {_DESCRIBE} WHERE id = :id RETURNING id, revision)
+    UPDATE ledger SET revision = changed.revision, state = 'pending', queued_at = clock_timestamp(), attempt = 0
+    FROM changed WHERE ledger.image_id = changed.id AND ledger.op = 'upsert'
+    """  # noqa: S608 - only the constant above is inserted
+)
+
+
+def redescribe(db: Session, image_id: int, new: Incoming, operation_id: uuid.UUID | None) -> None:
+    """The same bytes are said to show something else: every generation is told, no pixel is touched."""
+    db.execute(_REDESCRIBE, _one(image_id, new, operation_id))
+
+
+def _one(image_id: int, new: Incoming, operation_id: uuid.UUID | None) -> dict[str, object]:
+    columns = _columns([new], {new.header.study_instance_uid: (0, b"")})
+    return {name: values[0] for name, values in columns.items()} | {"id": image_id, "operation": operation_id}

@@ -106,6 +106,8 @@ class Image(Lease, Base):
     reason: Mapped[str | None]
     score: Mapped[float | None]  #: what the gate measured
     revision: Mapped[int] = mapped_column(server_default="1")  #: bumped when the bytes or the labels change
+    #: claims that ended badly by our own fault; what passes (a share that is away) does not count
+    failures: Mapped[int] = mapped_column(Integer, server_default="0")
     operation_id: Mapped[uuid.UUID | None] = mapped_column(index=True)
     received_at: Mapped[datetime] = _now()
     settled_at: Mapped[datetime | None]  #: when it left `encoding`

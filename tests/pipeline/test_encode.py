@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from shared.errors import Gate, Invalid, Outcome, Rejected
+from shared.errors import Gate, Invalid, NotFound, Outcome, Rejected, Unavailable
 from shared.imaging.reasons import Reason, failed, undecodable
 from shared.pipeline import encode
 from shared.store import images
@@ -186,11 +186,11 @@ def test_work_that_was_lost_to_another_worker_writes_nothing(platform: Platform)
     platform.add_model()
     platform.put("a.dcm", header(0))
     platform.scan()
-    work = encode.claim(platform.begin, replace(platform.effort, lease_s=0.0))
+    work = encode.claim(platform.begin, platform.encoder, replace(platform.effort, lease_s=0.0))
     encode.decode(platform.sandbox, work)
     result = encode.forward(work, platform.encoder)
     with platform.begin() as db:
-        images.claim(db, limit=10, lease_s=30, max_attempts=3)
+        images.claim(db, limit=10, lease_s=30, max_failures=3)
     assert encode.settle(platform.begin, work, result) == 0
     assert ledger(platform) == []
     assert statuses(platform) == {Status.ENCODING.value: 1}
@@ -206,3 +206,58 @@ def test_every_open_generation_is_told(platform: Platform) -> None:
     platform.scan()
     platform.encode()
     assert ledger(platform) == [("upsert", "pending", 2)]
+
+
+def test_a_worker_that_cannot_load_a_model_claims_nothing(platform: Platform) -> None:
+    platform.add_model()
+    platform.put("a.dcm", header(0))
+    platform.scan()
+
+    def missing(_model: object) -> encode.Encoder:
+        raise NotFound("there is no such card here")
+
+    with pytest.raises(NotFound):
+        encode.drain(platform.begin, platform.sandbox, missing, platform.effort)
+    assert statuses(platform) == {"received": 1}
+
+
+def test_what_is_held_when_an_error_ends_it_is_given_back(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    platform.add_model()
+    for n in range(12):
+        platform.put(f"{n}.dcm", header(n))
+    platform.scan()
+
+    def away(*_: object) -> None:
+        raise Unavailable("the database went away")
+
+    with monkeypatch.context() as patched, pytest.raises(Unavailable):
+        patched.setattr(encode.encodings, "save", away)
+        platform.encode()
+    assert statuses(platform) == {"received": 12}
+    platform.encode()
+    assert statuses(platform) == {"encoded": 12}
+
+
+def test_labels_that_change_while_an_image_is_encoded_cost_no_claim(platform: Platform) -> None:
+    platform.add_model()
+    platform.put("a.dcm", header(0))
+    platform.scan()
+    work = encode.claim(platform.begin, platform.encoder, platform.effort)
+    result = encode.forward(encode.decode(platform.sandbox, work), platform.encoder)
+    with platform.begin() as db:
+        db.execute(sa.text("UPDATE image SET birads = 4, revision = revision + 1"))
+    assert encode.settle(platform.begin, work, result) == 1
+    with platform.store.reading() as connection:
+        assert connection.execute(sa.text("SELECT revision FROM ledger")).scalar_one() == 2
+
+
+def test_a_share_that_is_away_for_long_fails_no_image(platform: Platform) -> None:
+    platform.add_model()
+    path = os.fsencode(platform.put("a.dcm", header(0)))
+    platform.sandbox.pixels[path] = failed(Reason.UNREADABLE)
+    platform.scan()
+    for _ in range(12):
+        platform.encode()
+        with platform.begin() as db:
+            db.execute(sa.text("UPDATE image SET not_before = NULL"))
+    assert statuses(platform) == {"received": 1}

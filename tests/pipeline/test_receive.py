@@ -8,8 +8,9 @@ import pytest
 import sqlalchemy as sa
 
 from shared.datasets.folder import Row, read_labels
-from shared.errors import Invalid
+from shared.errors import Invalid, Rejected, Unavailable
 from shared.imaging.reasons import Reason, empty, failed
+from shared.imaging.sandbox import Sandbox
 from shared.pipeline import receive
 from shared.types import Job, Labels
 from tests.miniature import SECRET, Platform, header
@@ -133,7 +134,7 @@ def test_a_young_file_is_left_for_the_next_round(platform: Platform) -> None:
     assert platform.scan(settle_s=60).counts["taken"] == 1
 
 
-def test_links_are_not_followed(platform: Platform, tmp_path: Path) -> None:
+def test_links_and_pipes_are_met_with_a_reason_and_not_followed(platform: Platform, tmp_path: Path) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "secret.dcm").write_bytes(b"x")
@@ -141,7 +142,11 @@ def test_links_are_not_followed(platform: Platform, tmp_path: Path) -> None:
     (tmp_path / "archive" / "folder").symlink_to(outside)
     (tmp_path / "archive" / "file.dcm").symlink_to(outside / "secret.dcm")
     os.mkfifo(tmp_path / "archive" / "pipe")
-    assert [os.path.basename(s.path) for s in receive.walk(tmp_path / "archive")] == [b"a.dcm"]
+    met = sorted(os.path.basename(s.path) for s in receive.walk(tmp_path / "archive"))
+    assert met == [b"a.dcm", b"file.dcm", b"folder", b"pipe"]
+    with Sandbox() as sandbox:
+        found = sandbox.inspect_many([tmp_path / "archive" / os.fsdecode(name) for name in met[1:]])
+    assert [f.reason for f in found if isinstance(f, Rejected)] == ["not-a-regular-file"] * 3
 
 
 def test_file_names_may_be_any_bytes(platform: Platform, tmp_path: Path) -> None:
@@ -230,3 +235,40 @@ def test_the_label_table_itself_is_no_study(platform: Platform) -> None:
     table = platform.put("labels.csv", failed(Reason.NOT_A_STUDY_OBJECT))
     progress = platform.scan(skip=frozenset({os.fsencode(table)}))
     assert (progress.total, progress.counts["taken"], progress.counts["failed"]) == (1, 1, 0)
+
+
+def test_replaced_bytes_bring_their_labels_and_header(platform: Platform) -> None:
+    row = Row(labels=Labels(birads=2))
+    platform.put("a.dcm", header(0), b"first")
+    platform.scan(Table(row))
+    platform.put("a.dcm", header(0, view="ML", modality="CR"), b"second")
+    platform.scan(Table(Row(labels=Labels(birads=5))))
+    assert rows(platform, "SELECT birads, view, modality, revision FROM image") == [(5, "ML", "CR", 2)]
+
+
+def test_a_picture_scanned_again_without_its_table_stays_as_it_was(platform: Platform) -> None:
+    picture = header(0, patient_id="", study_instance_uid="2.25.1", view=None, laterality=None, modality="OT")
+    path = os.fsencode(platform.put("a.png", picture))
+    platform.sandbox.kinds[path] = "png"
+    platform.scan(Table(Row(study="case 1", patient="P1", view="MLO", labels=Labels(birads=3))))
+    before = rows(platform, "SELECT view, birads, revision FROM image")
+    assert platform.scan().counts["taken"] == 1
+    assert rows(platform, "SELECT view, birads, revision FROM image") == before == [("MLO", 3, 1)]
+    assert rows(platform, "SELECT count(*) FROM study") == [(1,)]
+
+
+def test_relabelled_while_waiting_for_new_bytes_the_old_picture_stays_searchable(platform: Platform) -> None:
+    platform.add_model()
+    platform.take_in(1)
+    platform.put("0000.dcm", header(0), b"other bytes")
+    platform.scan()
+    platform.scan(Table(Row(labels=Labels(birads=4))))
+    platform.project()
+    with platform.begin() as db:
+        collection = db.execute(sa.text("SELECT collection FROM generation")).scalar_one()
+    assert platform.index(collection).count() == 1
+
+
+def test_a_folder_that_is_gone_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable):
+        list(receive.walk(tmp_path / "nothing"))

@@ -20,12 +20,12 @@ def registered(platform: Platform) -> Platform:
 
 def claim(platform: Platform, limit: int = 10, lease_s: float = 30.0) -> list[images.Claimed]:
     with platform.begin() as db:
-        return images.claim(db, limit=limit, lease_s=lease_s, max_attempts=3)
+        return images.claim(db, limit=limit, lease_s=lease_s, max_failures=3)
 
 
 def settle(platform: Platform, claimed: list[images.Claimed], status: Status = Status.EMPTY) -> set[int]:
     with platform.begin() as db:
-        return images.settle(db, [Verdict(image=c, status=status) for c in claimed])
+        return set(images.settle(db, [Verdict(image=c, status=status) for c in claimed]))
 
 
 def test_two_workers_never_hold_the_same_image(registered: Platform) -> None:
@@ -71,14 +71,14 @@ def test_a_stale_worker_cannot_renew(registered: Platform) -> None:
     assert len(claim(registered)) == 6
 
 
-def test_an_image_that_kills_its_workers_fails_after_three_attempts(registered: Platform) -> None:
+def test_an_image_that_kills_its_workers_fails_after_three(registered: Platform) -> None:
     for _ in range(3):
         claim(registered, lease_s=0.0)
     assert claim(registered) == []
     with registered.begin() as db:
         assert images.exhaust(db, 3) == 6
         rows = db.execute(sa.text("SELECT DISTINCT status, reason FROM image")).all()
-    assert [tuple(row) for row in rows] == [("failed", "attempts-exhausted")]
+    assert [tuple(row) for row in rows] == [("failed", "worker-died")]
 
 
 def test_an_image_sent_back_waits_before_its_next_attempt(registered: Platform) -> None:
@@ -87,8 +87,37 @@ def test_an_image_sent_back_waits_before_its_next_attempt(registered: Platform) 
         images.settle(
             db, [Verdict(image=c, status=Status.RECEIVED, reason="unreadable-file", retry_after_s=60) for c in held]
         )
-        assert images.due(db, 3)[0] == 0
+        assert images.due(db)[0] == 0
     assert claim(registered) == []
+
+
+def test_what_passes_never_counts_against_an_image(registered: Platform) -> None:
+    for _ in range(10):
+        held = claim(registered)
+        assert len(held) == 6
+        with registered.begin() as db:
+            images.settle(db, [Verdict(image=c, status=Status.RECEIVED, reason="unreadable-file") for c in held])
+            assert images.exhaust(db, 3) == 0
+
+
+def test_our_own_failures_count_and_their_reason_is_kept(registered: Platform) -> None:
+    for _ in range(3):
+        held = claim(registered)
+        verdicts = [Verdict(image=c, status=Status.RECEIVED, reason="encoder-error", our_fault=True) for c in held]
+        with registered.begin() as db:
+            images.settle(db, verdicts)
+    assert claim(registered) == []
+    with registered.begin() as db:
+        assert images.exhaust(db, 3) == 6
+        assert set(db.execute(sa.text("SELECT reason FROM image")).scalars()) == {"encoder-error"}
+
+
+def test_the_fence_is_never_lowered(registered: Platform) -> None:
+    stale = claim(registered, lease_s=0.0)
+    registered.put("0.dcm", header(0), b"other bytes of the same image")
+    registered.scan()
+    fresh = claim(registered)
+    assert {c.id: c.attempt for c in fresh} == {c.id: c.attempt + 1 for c in stale}
 
 
 @pytest.mark.parametrize("old", list(Status))
