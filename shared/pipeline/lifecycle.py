@@ -11,14 +11,19 @@ from shared.store.tables import Generation, Model
 
 
 def add_model(db: Session, indexes: IndexStore, folder: str, card: Card) -> Model:
-    """The model is known. The first one also gets a generation, which is published: the archive has a voice.
+    """The model is known. While nothing is encoded, the newest one is published: the archive will speak with it.
+
+    Once something is encoded the published model stays; another one is a re-index, not a switch.
 
     Raises: `Conflict` if the name belongs to another model.
     """
+    before = {model.id for model in generations.models(db)}
     model = generations.add_model(db, fingerprint=card.fingerprint, name=card.name, folder=folder, card=card.to_json())
-    if generations.published(db) is None:
-        generation = open_generation(db, indexes, model)
-        generations.publish(db, generation.id)
+    live = generations.published(db)
+    if live is None or (model.id not in before and not generations.used(db)):
+        generations.publish(db, open_generation(db, indexes, model).id)
+        if live is not None:
+            generations.retire(db, live.generation_id)
     return model
 
 

@@ -24,7 +24,7 @@ from shared.pipeline import cursor
 from shared.store import encodings, generations, neighbours
 from shared.store.generations import Published
 from shared.store.neighbours import HitRow, QueryRow
-from shared.types import Decoded
+from shared.types import Decoded, Header
 
 MAX_VECTORS = 16  #: of a study; a CT is asked with evenly spaced slices
 DEPTH = 4  #: hits asked per query vector, in multiples of k: several images of one study are one answer
@@ -188,13 +188,34 @@ def by_image(
     stops = tuple(s for s in (metadata_gate(decoded.header, recipe), pixel_gate(decoded.stats)) if s is not None)
     encoded = encoder_of(live).encode(decoded.pixels)
     header = decoded.header
-    key = patient_key(secret, header.issuer_of_patient_id, header.patient_id) if header.patient_id else None
     images = tuple(
         QueryImage(vector=vector, frame=frame, laterality=header.laterality, view=header.view)
         for frame, vector in zip(decoded.frames, encoded.embeddings, strict=True)
     )
-    subject = Subject(images=images, patient_key=key, stops=stops)
+    subject = _outsider(connection, header, images, stops, secret)
     return _rank(connection, index_of, live, [subject], request, started)[0]
+
+
+def _outsider(
+    connection: sa.Connection,
+    header: Header,
+    images: tuple[QueryImage, ...],
+    stops: tuple[Rejected, ...],
+    secret: bytes,
+) -> Subject:
+    """An uploaded image. If the archive has it, or its study, that is its own, whatever its header hides."""
+    key = patient_key(secret, header.issuer_of_patient_id, header.patient_id) if header.patient_id else None
+    own = neighbours.whose(connection, header.sop_instance_uid, header.study_instance_uid)
+    if own is None:
+        return Subject(images=images, patient_key=key, stops=stops)
+    study_id, patient, image_id = own
+    return Subject(
+        images=images,
+        study_id=study_id,
+        image_ids=() if image_id is None else (image_id,),
+        patient_key=patient,
+        stops=stops,
+    )
 
 
 def _published(connection: sa.Connection) -> Published:

@@ -112,3 +112,23 @@ def publish(db: Session, generation_id: int) -> None:
     else:
         live.generation_id = generation_id
         live.published_at = sa.func.clock_timestamp()
+
+
+def used(db: Session) -> bool:
+    """Something is encoded, or on its way, with the models there are."""
+    return bool(
+        db.scalar(
+            sa.text("SELECT EXISTS (SELECT 1 FROM encoding) OR EXISTS (SELECT 1 FROM image WHERE status = 'encoding')")
+        )
+    )
+
+
+def retire(db: Session, generation_id: int) -> None:
+    """Nothing more is written to this generation.
+
+    Raises: `Conflict` for the published one.
+    """
+    live = db.get(Live, 1)
+    if live is not None and live.generation_id == generation_id:
+        raise Conflict("the published generation cannot be retired")
+    get(db, generation_id).state = "retired"

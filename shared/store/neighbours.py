@@ -94,6 +94,22 @@ def behind(
     return {row[0]: HitRow._make(row) for row in connection.execute(_BEHIND, values).all()}
 
 
+_WHOSE = sa.text(
+    """
+    SELECT s.id, s.patient_key, i.id
+    FROM study s LEFT JOIN image i ON i.study_id = s.id AND i.sop_uid = :sop
+    WHERE s.uid = :study OR i.sop_uid = :sop
+    ORDER BY i.id NULLS LAST LIMIT 1
+    """
+)
+
+
+def whose(connection: sa.Connection, sop_uid: str, study_uid: str) -> tuple[int, bytes, int | None] | None:
+    """The study, the patient and the image that an outside image is in the archive, as far as it is."""
+    row = connection.execute(_WHOSE, {"sop": sop_uid, "study": study_uid}).one_or_none()
+    return None if row is None else (row[0], row[1], row[2])
+
+
 _HIDDEN = {
     column: sa.text(
         "SELECT count(DISTINCT s.id), count(*) FROM study s JOIN image i ON i.study_id = s.id "  # noqa: S608 - a constant

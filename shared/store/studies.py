@@ -136,8 +136,7 @@ def known(db: Session, sop_uids: Sequence[str]) -> dict[str, Known]:
         {"uids": list(sop_uids)},
     )
     return {
-        r.sop_uid: Known(r.id, r.sop_uid, r.digest, r.path, r.status, r.patient_key, r.uid, tuple(r[7:]))
-        for r in rows
+        r.sop_uid: Known(r.id, r.sop_uid, r.digest, r.path, r.status, r.patient_key, r.uid, tuple(r[7:])) for r in rows
     }
 
 

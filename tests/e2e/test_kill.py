@@ -57,8 +57,11 @@ def small(database_url: str, tmp_path: Path) -> Platform:
     made.close()
 
 
-def stale_writer(platform: Platform, folder: Path) -> list[str]:
-    """A worker is stopped with a claim in its hands; the file changes; another worker does it; the first wakes."""
+def stale_writer(platform: Platform, folder: Path, *, taken_over: bool) -> list[str]:
+    """A worker is stopped with a claim in its hands and wakes too late.
+
+    Meanwhile the files have changed, and either wait to be encoded again or are held by another worker.
+    """
     sent = tiny.archive(folder, 4)
 
     def scan() -> None:
@@ -72,15 +75,21 @@ def stale_writer(platform: Platform, folder: Path) -> list[str]:
             report=lambda _db, _progress: True,
         )
 
+    effort = replace(platform.effort, batch=8)
     scan()
-    work = encode.claim(platform.begin, replace(platform.effort, lease_s=0.0, batch=8))
-    late = encode.forward(encode.decode(platform.sandbox, work), platform.encoder)
+    stale = encode.claim(platform.begin, platform.encoder, replace(effort, lease_s=0.0))
+    late = encode.forward(encode.decode(platform.sandbox, stale), platform.encoder)
     for study in range(4):
         for image in range(2):
             tiny.write(folder / f"{study:05}-{image}.dcm", study, image, version=1)
     scan()
-    platform.encode()
-    encode.settle(platform.begin, work, late)
+    if taken_over:
+        fresh = encode.claim(platform.begin, platform.encoder, effort)
+        encode.settle(platform.begin, stale, late)
+        encode.settle(platform.begin, fresh, encode.forward(encode.decode(platform.sandbox, fresh), platform.encoder))
+    else:
+        encode.settle(platform.begin, stale, late)
+        platform.encode()
     project.drain(platform.begin, platform.index)
     with platform.store.reading() as connection:
         live = generations.published(connection)
@@ -94,20 +103,24 @@ def stale_writer(platform: Platform, folder: Path) -> list[str]:
     ).findings()
 
 
-def test_a_stale_writer_is_fenced_out(small: Platform, tmp_path: Path) -> None:
-    assert stale_writer(small, tmp_path / "files") == []
+@pytest.mark.parametrize("taken_over", [False, True])
+def test_a_stale_writer_is_fenced_out(small: Platform, tmp_path: Path, taken_over: bool) -> None:
+    assert stale_writer(small, tmp_path / "files", taken_over=taken_over) == []
 
 
-def test_without_the_fence_the_oracle_sees_the_stale_vector(
-    small: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("guard", "taken_over"),
+    [(" AND image.attempt = u.attempt", True), (" AND image.status = 'encoding'", False)],
+)
+def test_without_either_half_of_the_fence_the_oracle_sees_the_stale_vector(
+    small: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guard: str, taken_over: bool
 ) -> None:
-    guards = (" AND image.attempt = u.attempt", " AND image.revision = u.revision", "AND image.status = 'encoding'")
     statement = str(images._SETTLE)
-    for guard in guards:
-        assert guard in statement
-        statement = statement.replace(guard, "")
-    monkeypatch.setattr(images, "_SETTLE", sa.text(statement))
-    assert any("another vector" in finding for finding in stale_writer(small, tmp_path / "files"))
+    assert guard in statement
+    monkeypatch.setattr(images, "_SETTLE", sa.text(statement.replace(guard, "")))
+    assert any(
+        "another vector" in finding for finding in stale_writer(small, tmp_path / "files", taken_over=taken_over)
+    )
 
 
 def test_a_plan_gives_each_role_its_share() -> None:

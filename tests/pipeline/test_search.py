@@ -191,3 +191,21 @@ def test_an_image_from_outside_is_ranked_and_its_gates_are_told(archive: Platfor
         request = Request(k=50, exclude=frozenset())
         shown = search.by_image(connection, archive.index, decode, archive.encoder, SECRET, request)
     assert shown.studies[0].study_uid == uid(0)
+
+
+def test_an_upload_that_the_archive_has_is_hidden_even_without_its_patient(archive: Platform) -> None:
+    from dataclasses import replace
+
+    from shared.types import Decoded
+    from tests.miniature import SECRET
+
+    stored = next(iter(archive.sandbox.headers))
+
+    def anonymous(recipe: Any) -> Decoded:
+        one = archive.sandbox._decoded(stored, recipe)
+        return replace(one, header=replace(one.header, patient_id=""))
+
+    with archive.store.reading() as connection:
+        answer = search.by_image(connection, archive.index, anonymous, archive.encoder, SECRET, Request(k=50))
+    assert not {uid(0), uid(1)} & {s.study_uid for s in answer.studies}
+    assert answer.hidden_studies == 2
