@@ -6,7 +6,8 @@ from typing import Any
 
 from services.api.errors import explain
 from shared.encoder.cards import Card
-from shared.pipeline.search import Found, Pair, QueryImage, Ranking, Request
+from shared.pipeline.rank import QueryImage
+from shared.pipeline.search import Found, Pair, Ranking, Request
 from shared.store.generations import Published
 
 Json = dict[str, Any]

@@ -6,21 +6,20 @@ behind the hits. The published pointer is read once; a query keeps its generatio
 
 import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime
 
-import numpy as np
 import sqlalchemy as sa
-from numpy.typing import NDArray
 
 from shared.encoder.base import Encoder
 from shared.errors import Conflict, Invalid, NotFound, Rejected, Unavailable
 from shared.imaging.gates import metadata_gate, pixel_gate
 from shared.imaging.pseudonym import patient_key, patient_number
 from shared.imaging.recipe import Recipe
-from shared.index.base import Accuracy, Answer, Between, Condition, Exact, Filter, Hit, Index, Match, Query, Recall
-from shared.pipeline import cursor
+from shared.index.base import Accuracy, Answer, Between, Condition, Exact, Filter, Index, Match, Query, Recall
+from shared.pipeline import cursor, rank
+from shared.pipeline.rank import Candidate, QueryImage
 from shared.store import encodings, generations, neighbours
 from shared.store.generations import Published
 from shared.store.neighbours import HitRow, QueryRow
@@ -84,17 +83,6 @@ class Request:
     @property
     def accuracy(self) -> Accuracy:
         return Exact() if self.exact else Recall(0.97)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QueryImage:
-    """One vector that is asked with."""
-
-    vector: NDArray[np.float32]
-    sop_uid: str | None = None
-    frame: int = 1
-    laterality: str | None = None
-    view: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,49 +286,38 @@ def _shown(
 ) -> tuple[tuple[Found, ...], int]:
     """The studies to show, and how many candidates are left over.
 
-    Ranked by what travels with the vectors, so that rows are read for the winners only. Where a winner's row is
+    Ranked by what travels with the vectors, so that rows are read for the leaders only. Where one of theirs is
     missing (an orphan, erased, or newer than the page) others may move up: then all rows are read.
     """
-    likely, studies = likely_points(subject, answers, request.k)
-    as_of = page.as_of if request.cursor else None
-    rows = neighbours.behind(connection, live.generation_id, likely, as_of)
-    if len(rows) < len(likely):
-        likely = list(dict.fromkeys(hit.id for answer in answers for hit in answer.hits))
-        rows = neighbours.behind(connection, live.generation_id, likely, as_of)
-        everything = group(subject, answers, rows)
-        return tuple(everything[: request.k]), max(0, len(everything) - request.k)
-    shown = tuple(group(subject, answers, rows)[: request.k])
-    return shown, studies - len(shown)
+
+    def rows_of(points: Iterable[uuid.UUID]) -> dict[uuid.UUID, HitRow]:
+        as_of = page.as_of if request.cursor else None
+        return neighbours.behind(connection, live.generation_id, list(dict.fromkeys(points)), as_of)
+
+    ranking = rank.rank(subject.images, answers)
+    lead = rank.leaders(ranking, request.k)
+    rows = rows_of(hit.id for study in lead for hit in study.matches.values())
+    if any(hit.id not in rows for study in lead for hit in study.matches.values()):
+        every = {hit.id for answer in answers for hit in answer.hits}
+        rows = rows_of(every)
+        ranking = rank.rank(subject.images, answers, gone=every - rows.keys())
+        lead = rank.leaders(ranking, request.k)
+    found = sorted((_found(subject, study, rows) for study in lead), key=lambda f: (-f.score, f.study_uid))
+    return tuple(found[: request.k]), len(ranking) - min(request.k, len(ranking))
 
 
-def likely_points(subject: Subject, answers: Sequence[Answer], k: int) -> tuple[list[uuid.UUID], int]:
-    """The points of the `k` studies that lead if every hit may be shown, equal last ones too; how many studies hit."""
-    hits: dict[int | str, dict[int, list[Hit]]] = {}  # study, query image
-    for position, answer in enumerate(answers):
-        for hit in answer.hits:
-            hits.setdefault(hit.payload["study"], {}).setdefault(position, []).append(hit)
-    floors = [min((hit.score for hit in answer.hits), default=0.0) for answer in answers]
-    best = {study: _best(subject, own) for study, own in hits.items()}
-    gains = {study: sum(hit.score - floors[i] for i, hit in own.items()) for study, own in best.items()}
-    last = sorted(gains.values(), reverse=True)[:k][-1] if gains else 0.0
-    enough = last - 1e-9 * (1 + abs(last) + sum(map(abs, floors)))  # sums in another order: `group` decides
-    chosen = (own for study, own in best.items() if gains[study] >= enough)
-    return list(dict.fromkeys(hit.id for own in chosen for hit in own.values())), len(hits)
-
-
-def _best(subject: Subject, own: Mapping[int, Sequence[Hit]]) -> dict[int, Hit]:
-    """The match of each query image in one study, as `group` chooses it; most have one candidate only."""
-    return {
-        position: found[0]
-        if len(found) == 1
-        else max(found, key=lambda hit, i=position: (_same_view_in(subject.images[i], hit), hit.score))  # type: ignore[misc]
-        for position, found in own.items()
-    }
-
-
-def _same_view_in(image: QueryImage, hit: Hit) -> bool:
-    wanted = (image.view or None, image.laterality or None)
-    return wanted[0] is not None and wanted == (hit.payload.get("view"), hit.payload.get("laterality"))
+def _found(subject: Subject, candidate: Candidate, rows: Mapping[uuid.UUID, HitRow]) -> Found:
+    pairs = tuple(
+        Pair(query=subject.images[i], hit=rows[hit.id], score=hit.score) for i, hit in sorted(candidate.matches.items())
+    )
+    row = pairs[0].hit
+    return Found(
+        study_id=row.study_id,
+        study_uid=row.study_uid,
+        study_date=row.study_date,
+        score=candidate.score,
+        pairs=pairs,
+    )
 
 
 def _timings(started: float, asked: float, answered: float, answers: Sequence[Answer]) -> dict[str, float]:
@@ -391,44 +368,3 @@ def _hidden(connection: sa.Connection, subject: Subject, request: Request) -> tu
         study_id=subject.study_id if "study" in request.exclude else None,
         image_ids=subject.image_ids if "self" in request.exclude else (),
     )
-
-
-def group(subject: Subject, answers: Sequence[Answer], rows: Mapping[uuid.UUID, HitRow]) -> list[Found]:
-    """Hits grouped by study, best first, ties by study UID.
-
-    A study's score is the mean, over the query images, of the best match found in it. Where a query image
-    found nothing in that study, the lowest score of its list stands in: whatever was not returned lies below.
-    """
-    best: dict[int, dict[int, tuple[bool, float, HitRow]]] = {}  # study, query image: same view, score, hit
-    for position, (image, answer) in enumerate(zip(subject.images, answers, strict=True)):
-        for hit in answer.hits:
-            row = rows.get(hit.id)
-            if row is None:
-                continue
-            matches = best.setdefault(row.study_id, {})
-            candidate = (_same_view_of(image, row), hit.score, row)
-            if position not in matches or candidate[:2] > matches[position][:2]:
-                matches[position] = candidate
-    floors = [min((hit.score for hit in answer.hits), default=0.0) for answer in answers]
-    return sorted(
-        (_found(subject, matches, floors) for matches in best.values()),
-        key=lambda study: (-study.score, study.study_uid),
-    )
-
-
-def _found(subject: Subject, matches: Mapping[int, tuple[bool, float, HitRow]], floors: Sequence[float]) -> Found:
-    scores = [matches[i][1] if i in matches else floor for i, floor in enumerate(floors)]
-    pairs = tuple(Pair(query=subject.images[i], hit=matches[i][2], score=matches[i][1]) for i in sorted(matches))
-    row = pairs[0].hit
-    return Found(
-        study_id=row.study_id,
-        study_uid=row.study_uid,
-        study_date=row.study_date,
-        score=sum(scores) / len(scores),
-        pairs=pairs,
-    )
-
-
-def _same_view_of(image: QueryImage, row: HitRow) -> bool:
-    """The same view is preferred for the pair that counts; within that, the higher score."""
-    return image.view is not None and image.view == row.view and image.laterality == row.laterality

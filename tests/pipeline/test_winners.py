@@ -1,17 +1,23 @@
 """Reading the winners' rows only gives the answer that reading every row would have given."""
 
+import itertools
 import random
+import uuid
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
 
 from benchmarks import gallery
 from benchmarks.gallery import Gallery
 from shared.encoder.build import build
+from shared.index.base import Answer, Hit
 from shared.index.memory import MemoryStore
 from shared.pipeline import lifecycle, project, search
-from shared.pipeline.search import Request, group
+from shared.pipeline.rank import QueryImage, leaders, rank
+from shared.pipeline.search import Request
 from shared.store import generations, neighbours
 from shared.store.session import Store
 
@@ -42,8 +48,11 @@ def everything(store: Store, indexes: MemoryStore, live, uid: str, request: Requ
         subject = search._subject(neighbours.vectors(connection, [uid], live.model_id))
         page = search.cursor.first(None)
         answers = indexes.open(live.collection).search(search._queries(subject, request, page, 40))
-        points = list(dict.fromkeys(hit.id for answer in answers for hit in answer.hits))
-        found = group(subject, answers, neighbours.behind(connection, live.generation_id, points))
+        points = {hit.id for answer in answers for hit in answer.hits}
+        rows = neighbours.behind(connection, live.generation_id, list(points))
+    ranking = rank(subject.images, answers, gone=points - rows.keys())
+    found = [search._found(subject, candidate, rows) for candidate in ranking]
+    found.sort(key=lambda study: (-study.score, study.study_uid))
     return [(study.study_uid, study.score, [p.hit.sop_uid for p in study.pairs]) for study in found[: request.k]]
 
 
@@ -94,7 +103,35 @@ def test_one_lost_image_lowers_its_study_as_if_it_had_never_been_found(archive) 
         assert ranked(store, indexes, uid, request) == everything(store, indexes, live, uid, request)
 
 
-def test_no_hit_needs_no_row() -> None:
-    subject = search.Subject(images=(search.QueryImage(vector=np.ones(3, np.float32)),))
-    answer = search.Answer(hits=(), exact=True)
-    assert search.likely_points(subject, [answer], 10) == ([], 0)
+POINTS = st.tuples(st.integers(0, 4), st.sampled_from(["CC", "MLO"]), st.sampled_from(["L", "R"]), st.integers(0, 9))
+
+
+@given(st.lists(st.lists(POINTS, max_size=12), min_size=1, max_size=4), st.integers(1, 4))
+def test_a_ranking_is_what_plain_loops_say(lists, k: int) -> None:
+    images = [QueryImage(vector=np.ones(3, np.float32), view="CC", laterality="L") for _ in lists]
+    answers, names = [], itertools.count()
+    for found in lists:
+        hits = [
+            Hit(uuid.UUID(int=next(names)), float(score), {"study": study, "view": view, "laterality": side})
+            for study, view, side, score in found
+        ]
+        answers.append(Answer(hits=tuple(sorted(hits, key=lambda hit: -hit.score)), exact=True))
+    expected = {}
+    for study in {hit.payload["study"] for answer in answers for hit in answer.hits}:
+        total = 0.0
+        for answer in answers:
+            own = [hit for hit in answer.hits if hit.payload["study"] == study]
+            same = [hit for hit in own if (hit.payload["view"], hit.payload["laterality"]) == ("CC", "L")]
+            everything = [hit.score for hit in answer.hits] or [0.0]
+            total += max(hit.score for hit in same or own) if own else min(everything)
+        expected[study] = total / len(answers)
+    ranking = rank(images, answers)
+    assert {c.study: c.score for c in ranking} == pytest.approx(expected)
+    assert [c.score for c in ranking] == sorted((c.score for c in ranking), reverse=True)
+    lead = leaders(ranking, k)
+    assert len(lead) >= min(k, len(ranking))
+    assert all(c.score < lead[-1].score for c in ranking[len(lead) :])
+
+
+def test_without_a_hit_there_is_no_ranking() -> None:
+    assert rank([QueryImage(vector=np.ones(3, np.float32))], [Answer(hits=(), exact=True)]) == []

@@ -1,0 +1,72 @@
+"""Rank: hits of single images become a ranking of studies.
+
+A study's score is the mean, over the query's images, of its best match in that study; a match of the same view and
+side is preferred. Where a query image found nothing in a study, the lowest score of its list stands in: whatever
+was not returned lies below.
+"""
+
+import uuid
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.index.base import Answer, Hit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueryImage:
+    """One vector that is asked with."""
+
+    vector: NDArray[np.float32]
+    sop_uid: str | None = None
+    frame: int = 1
+    laterality: str | None = None
+    view: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A study that was hit, by its internal id, with the best hit of each query image that found something."""
+
+    study: int | str
+    score: float
+    matches: Mapping[int, Hit]
+
+
+def rank(images: Sequence[QueryImage], answers: Sequence[Answer], gone: Collection[uuid.UUID] = ()) -> list[Candidate]:
+    """The studies that were hit, best first; the points that are `gone` count for nothing."""
+    hits: dict[int | str, dict[int, list[Hit]]] = {}  # study, query image
+    for position, answer in enumerate(answers):
+        for hit in answer.hits:
+            if hit.id not in gone:
+                hits.setdefault(hit.payload["study"], {}).setdefault(position, []).append(hit)
+    floors = [min((hit.score for hit in answer.hits), default=0.0) for answer in answers]
+    candidates = [_candidate(study, found, images, floors) for study, found in hits.items()]
+    return sorted(candidates, key=lambda candidate: -candidate.score)
+
+
+def _candidate(
+    study: int | str, found: Mapping[int, Sequence[Hit]], images: Sequence[QueryImage], floors: Sequence[float]
+) -> Candidate:
+    matches = {i: hits[0] if len(hits) == 1 else _best(images[i], hits) for i, hits in found.items()}
+    scores = [matches[i].score if i in matches else floor for i, floor in enumerate(floors)]
+    return Candidate(study, sum(scores) / len(scores), matches)
+
+
+def _best(image: QueryImage, hits: Sequence[Hit]) -> Hit:
+    return max(hits, key=lambda hit: (_same_view(image, hit), hit.score))
+
+
+def _same_view(image: QueryImage, hit: Hit) -> bool:
+    seen = hit.payload.get("view"), hit.payload.get("laterality")
+    return bool(image.view) and (image.view, image.laterality or None) == seen
+
+
+def leaders(candidates: Sequence[Candidate], k: int) -> list[Candidate]:
+    """The first `k` of a ranking, and whoever equals the last of them: their order is decided by what a row tells."""
+    if len(candidates) <= k:
+        return list(candidates)
+    last = candidates[k - 1].score
+    return [candidate for candidate in candidates if candidate.score >= last]
