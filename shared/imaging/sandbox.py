@@ -78,7 +78,6 @@ class Sandbox:
         self._buffer = bytearray()
         self._waiting: deque[_Job] = deque()  # submitted, not answered, in order; the first ones are in flight
         self._flying = 0
-        self._batch: deque[_Job] = deque()
         self._moved = 0.0
         self._ready = False
 
@@ -111,37 +110,29 @@ class Sandbox:
         for answer in self._all(list(sources), recipe):
             yield answer if isinstance(answer, Decoded) else _as_rejected(answer)
 
-    def submit(self, sources: Iterable[Source], recipe: Recipe) -> None:
-        """Hand over a batch and return at once; the child works on it while the caller does other things."""
-        with self._lock:
-            self._batch.extend(self._enqueue(list(sources), recipe))
-            self._send()
-
-    def collect(self) -> Iterator[Decoded | Rejected]:
-        """Yield the answers to everything submitted so far, in order."""
-        with self._lock:
-            batch = [self._batch.popleft() for _ in range(len(self._batch))]
-        for job in batch:
-            answer = self._answered(job)
-            yield answer if isinstance(answer, Decoded) else _as_rejected(answer)
-
     def close(self) -> None:
-        """End the child; what was submitted and not collected is forgotten. The sandbox may be used again."""
+        """End the child; what was not answered is forgotten. The sandbox may be used again."""
         with self._lock:
             self._waiting.clear()
-            self._batch.clear()
             self._end()
 
     def _all(self, sources: list[Source] | list[Path], recipe: Recipe | None) -> Iterator[Answer]:
-        with self._lock:
-            jobs = self._enqueue(sources, recipe)
-        for job in jobs:
-            yield self._answered(job)
-
-    def _enqueue(self, sources: list[Source] | list[Path], recipe: Recipe | None) -> list[_Job]:
         jobs = [_Job(source, recipe) for source in sources]
-        self._waiting.extend(jobs)
-        return jobs
+        with self._lock:
+            self._waiting.extend(jobs)
+        try:
+            for job in jobs:
+                yield self._answered(job)
+        finally:
+            self._drop(jobs)
+
+    def _drop(self, jobs: list[_Job]) -> None:
+        """Nobody waits for these any more, after an error or a caller that left: the next one's come first."""
+        with self._lock:
+            left = {id(job) for job in jobs if job.answer is None}
+            flying = [self._waiting[i] for i in range(self._flying)]  # the child has these, and answers in order
+            rest = [job for job in list(self._waiting)[self._flying :] if id(job) not in left]
+            self._waiting = deque([*flying, *rest])
 
     def _answered(self, job: _Job) -> Answer:
         with self._lock:
@@ -304,7 +295,6 @@ class Sandbox:
         self._process = self._socket = None
         self._pid, self._flying = os.getpid(), 0
         self._waiting.clear()
-        self._batch.clear()
 
 
 def _at_end(process: subprocess.Popen[bytes]) -> bool:

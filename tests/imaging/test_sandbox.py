@@ -12,7 +12,7 @@ import pytest
 from blake3 import blake3
 from pictures import EXPLICIT, breast, dataset, file_of
 
-from shared.errors import Gate, Outcome, Rejected
+from shared.errors import Gate, Outcome, Rejected, Unavailable
 from shared.imaging import wire
 from shared.imaging.limits import Limits
 from shared.imaging.reasons import Reason
@@ -85,25 +85,25 @@ def test_a_batch_larger_than_the_window_is_answered_whole(sandbox):
     assert len(answers) == 70
 
 
-def test_a_submitted_batch_is_decoded_while_the_caller_does_something_else(sandbox):
-    sandbox.decode(GOOD, RECIPE)
-    sandbox.submit([GOOD] * 8, RECIPE)
-    time.sleep(0.5)
-    begun = time.monotonic()
-    answers = list(sandbox.collect())
-    assert len(answers) == 8
-    assert time.monotonic() - begun < 0.3
-    assert list(sandbox.collect()) == []
+def test_what_was_asked_of_a_child_that_cannot_start_is_not_done_before_the_next_callers(boxes, monkeypatch):
+    box = boxes(files=1)
+    with monkeypatch.context() as patched:
+        patched.setattr(sys, "executable", "/bin/false")
+        with pytest.raises(Unavailable):
+            list(box.decode_many([GOOD] * 40, RECIPE))
+    before = box.starts
+    assert isinstance(box.decode(GOOD, RECIPE), Decoded)
+    assert box.starts - before == 1  # with one file to a child, each one left behind would have had its own
 
 
-def test_a_second_batch_may_be_submitted_while_the_first_is_collected(sandbox):
-    sandbox.submit([GOOD] * 3, RECIPE)
-    first = sandbox.collect()
-    next(first)
-    sandbox.submit([b"x" * 100], RECIPE)
-    assert len(list(first)) == 2
-    (second,) = sandbox.collect()
-    assert isinstance(second, Rejected)
+def test_a_caller_that_leaves_takes_along_what_the_child_has_not_been_given(boxes):
+    box = boxes(files=1)
+    answers = box.decode_many([GOOD] * 40, RECIPE)
+    next(answers)
+    answers.close()
+    before = box.starts
+    assert isinstance(box.decode(GOOD, RECIPE), Decoded)
+    assert box.starts - before < 20
 
 
 @pytest.mark.parametrize(
