@@ -105,6 +105,7 @@ class Optimizer:
                 self._rebuild(collection)
                 self._left[collection.name] = collection.unindexed()
                 self._failed.discard(collection.name)
+                _log.info("optimised", duration_ms=round((time.monotonic() - started) * 1000))
             except Exception as error:  # the old shard goes on serving; the next write asks again
                 if not (self._stopped or self._cancelled is collection or collection.dropped):
                     self._failed.add(collection.name)
@@ -114,7 +115,6 @@ class Optimizer:
                 self._rest_until[collection.name] = time.monotonic() + took
                 self._running = None
                 self._wake.notify_all()
-            _log.info("optimised", duration_ms=round(took * 1000))
 
     def _next(self) -> Collection | None:
         with self._wake:

@@ -10,6 +10,9 @@ from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
+import pytest
+from structlog.testing import capture_logs
+
 from services.vectors import optimize, translate
 from services.vectors.shards import Shards
 from shared.errors import SimilisError
@@ -192,6 +195,33 @@ def test_a_few_new_points_get_a_graph_beside_and_many_a_graph_of_all(tmp_path: P
             made_of.append(int(whole.read_text()))
         assert made_of == [1600, 1600, 1600, 2600]
         assert_holds(index, dict.fromkeys(range(2600), 1))
+
+
+def test_a_failed_optimisation_is_told_as_one_and_forgotten_after_a_success(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, optimizer = Shards(tmp_path), optimize.Optimizer()
+    held.create(wire.create("a", SPEC))
+    write(held, gallery(300))
+    collection = held.get("a")
+
+    def told() -> list[str]:
+        with capture_logs() as logs:
+            optimizer.request(collection)
+            until(lambda: not optimizer.busy(collection))
+        return [line["event"] for line in logs]
+
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(optimize, "MIN_FREE_BYTES", 1 << 60)
+            assert told() == ["optimising failed"]
+            assert optimizer.failed(collection)
+        assert told() == ["optimised"]
+        assert not optimizer.failed(collection)
+        assert collection.unindexed() == 0
+    finally:
+        optimizer.stop()
+        held.close()
 
 
 def test_a_child_whose_parent_is_gone_touches_nothing(tmp_path: Path) -> None:
