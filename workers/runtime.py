@@ -2,10 +2,13 @@
 
 from functools import cache
 
+from shared.priority import step_back
 from shared.runtime import Runtime
 from workers.app import app, settings
 
 
 @cache
 def runtime() -> Runtime:
+    """Built on the first task; from then on this process, its threads and its sandbox yield to searches."""
+    step_back()
     return Runtime(settings, app)
