@@ -1,8 +1,7 @@
 """`similis models`: make a card, convert weights, tell the server about it.
 
 Making and converting happen in this process, because weights and cards are files of this machine; what the
-server knows of them goes through its API. Only `ensure-default` speaks to the database itself: it runs before
-there is a server to ask.
+server knows of them goes through its API.
 """
 
 import shutil
@@ -14,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from services.cli.client import Client, connected, part
-from services.cli.terminal import AsJson, say, table, tell, tell_json, warn
+from services.cli.terminal import AsJson, say, table, tell, tell_json
 from shared.config import Settings
 from shared.errors import Conflict
 from shared.imaging.recipe import Recipe
@@ -30,7 +29,6 @@ def register(app: typer.Typer) -> None:
     room.command()(show)
     room.command()(make)
     room.command()(convert)
-    room.command("ensure-default")(ensure_default)
     app.add_typer(room, name="models")
 
 
@@ -112,19 +110,6 @@ def convert(
     count = rewrite(source, target)
     tell(str(target))
     say(f"{count} tensors")
-
-
-def ensure_default(home: Home = None) -> None:
-    """Build and register an untrained default model, where none is known yet."""
-    from services.cli.default_model import ensure
-
-    made = ensure(_settings(home))
-    if made is None:
-        say("a model is known already")
-        return
-    tell(f"{made.name}  {made.fingerprint}")
-    if not made.weights.trained:
-        warn(f"{made.label}: for trying out only, its ranking means nothing medically")
 
 
 def bring(card: Path, models: Path) -> str:

@@ -53,7 +53,7 @@ def migrate(key_file: Path | None = None) -> list[str]:
 
 
 def default_model() -> list[str]:
-    return [*PYTHON, "services.cli.main", "models", "ensure-default"]
+    return [*PYTHON, "services.embedded.default_model"]
 
 
 def _celery() -> list[str]:

@@ -48,7 +48,7 @@ def test_all_that_the_first_task_asks_for_is_there():
     assert names >= {
         "up", "status", "down", "ingest", "search", "sample", "demo", "studies list", "studies show",
         "operations list", "operations show", "operations files", "operations cancel", "operations retry",
-        "models add", "models list", "models show", "models make", "models convert", "models ensure-default",
+        "models add", "models list", "models show", "models make", "models convert",
         "keys create", "keys list", "keys revoke",
     }  # fmt: skip
 

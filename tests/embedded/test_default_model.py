@@ -15,8 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from services.cli import default_model
-from services.embedded.home import Home
+from services.embedded import default_model
 from shared.config import Settings
 from shared.encoder.build import build
 from shared.errors import Invalid
@@ -67,7 +66,7 @@ class Site:
             store.close()
 
     def ask(self) -> subprocess.Popen[str]:
-        argv = [sys.executable, "-m", "services.cli.main", "models", "ensure-default"]
+        argv = [sys.executable, "-m", "services.embedded.default_model"]
         return subprocess.Popen(argv, env=self.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -121,14 +120,6 @@ def test_where_a_hospital_has_brought_its_own_model_none_is_added(site):
     assert default_model.ensure(site.settings) is None
     assert site.known() == (["ours"], "ours")
     assert not (site.home / "models" / default_model.NAME).exists()
-
-
-def test_on_a_home_its_engines_are_found_without_settings(built):
-    (built.home / "database.url").write_text(built.database)
-    (built.home / "vectors.key").write_text(KEY)
-    (Home(built.home).sockets / "vectors.sock").symlink_to(built.vectors.removeprefix("unix://"))
-    assert default_model.ensure(Settings(home=built.home)) is not None
-    assert built.known() == (["densenet121"], "densenet121")
 
 
 def test_without_a_database_it_says_what_is_missing(tmp_path):

@@ -1,21 +1,25 @@
 """The first model: until a hospital brings one, an encoder that says of itself that it is untrained."""
 
 import fcntl
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from services.api.broker import producer
-from shared.config import Database, Qdrant, Settings
+from shared.config import Settings
 from shared.encoder import cards
 from shared.encoder.cards import Card
-from shared.errors import Conflict, Invalid, NotFound
+from shared.errors import Conflict, Invalid, NotFound, SimilisError
 from shared.imaging.recipe import Recipe
+from shared.log import configure, get
 from shared.pipeline import lifecycle
 from shared.runtime import Runtime
 from shared.store import generations
 from shared.store.session import enqueue
 from shared.types import Job
+
+log = get(__name__)
 
 NAME = "densenet121"
 WEIGHTS = "random:0"
@@ -25,8 +29,11 @@ def ensure(settings: Settings) -> Card | None:
     """Some model is known, and published; gives the card if it was the default and it was registered now.
 
     Twice or at once, on one models folder, it does it once. Killed while building, it starts again next time.
+
+    Raises: `Invalid` without a database, `Unavailable` where it or the index does not answer.
     """
-    settings = _with_database(settings)
+    if not settings.database.url.get_secret_value():
+        raise Invalid("SIMILIS_DATABASE__URL or SIMILIS_DATABASE__URL_FILE is not set")
     rt = Runtime(settings, producer(settings))
     try:
         if _known(rt):
@@ -72,20 +79,20 @@ def _alone(models: Path) -> Iterator[None]:
         yield
 
 
-def _with_database(settings: Settings) -> Settings:
-    """The settings as they are, or with the engines of the embedded stack that runs on this home.
-
-    Raises: `Invalid` where neither is there.
-    """
-    if settings.database.url.get_secret_value():
-        return settings
-    from services.embedded.home import Home
-
-    home = Home(settings.home)
+def main() -> int:
+    """The supervisor starts this once for each start of the stack; gives an exit code."""
+    settings = Settings()
+    configure("model", json=settings.log_json, level=settings.log_level)
     try:
-        url = (home / "database.url").read_text(encoding="utf-8").strip()
-        key = (home / "vectors.key").read_text(encoding="utf-8").strip()
-    except FileNotFoundError:
-        raise Invalid("SIMILIS_DATABASE__URL is not set, and nothing runs on this home") from None
-    vectors = Qdrant.model_validate({"url": f"unix://{home.sockets / 'vectors.sock'}", "api_key": key})
-    return settings.model_copy(update={"database": Database.model_validate({"url": url}), "qdrant": vectors})
+        made = ensure(settings)
+    except SimilisError as error:
+        sys.stderr.write(f"similis: {error}\n")
+        return 1
+    if made is not None:
+        log.info("default_model_registered", model=made.label, fingerprint=made.fingerprint)
+        sys.stdout.write(f"{made.name}  {made.fingerprint}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
