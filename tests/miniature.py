@@ -149,7 +149,7 @@ class Platform:
         return encode.drain(self.begin, self.sandbox, self.encoder, self.effort)
 
     def project(self) -> int:
-        return project.drain(self.begin, self.index)[0]
+        return project.drain(self.begin, self.index, gather_s=0)[0]
 
     def take_in(self, count: int) -> None:
         """`count` images are searchable."""

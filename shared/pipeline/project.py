@@ -17,9 +17,14 @@ from shared.store.session import Begin
 log = get(__name__)
 
 STEP = 256
+#: Between two small steps: what arrives meanwhile shares one flush. Else every handful of points would flush the index,
+#: 20 ms that no search can use.
+GATHER_S = 0.5
 
 
-def drain(begin: Begin, open_index: Callable[[str], Index], budget_s: float = 20.0) -> tuple[int, bool]:
+def drain(
+    begin: Begin, open_index: Callable[[str], Index], budget_s: float = 20.0, gather_s: float = GATHER_S
+) -> tuple[int, bool]:
     """Pending rows of every open generation are applied; returns how many, and whether some may be left."""
     until, done, left = time.monotonic() + budget_s, 0, True
     while left and time.monotonic() < until:
@@ -27,6 +32,8 @@ def drain(begin: Begin, open_index: Callable[[str], Index], budget_s: float = 20
             opened = generations.opened(db)
         step = sum(_guarded(begin, open_index, generation) for generation in opened)
         done, left = done + step, step > 0
+        if 0 < step < STEP and time.monotonic() < until:
+            time.sleep(gather_s)
     with begin() as db:
         operations.finish_settled(db)
     return done, left
