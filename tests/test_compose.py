@@ -13,7 +13,7 @@ import pytest
 import yaml
 from pydantic import BaseModel, SecretStr
 
-from services.embedded import production
+from services.embedded import commands, production
 from services.embedded.process import has_ended, until
 from services.embedded.stack import connects, free_port
 from shared.config import Settings
@@ -41,7 +41,7 @@ SECRET = {name for name, value in KNOWN.items() if isinstance(value, SecretStr)}
 
 def test_it_names_every_process_of_production():
     assert set(SERVICES) == {
-        "postgres", "broker", "qdrant", "migrate", "api", "worker-ingest", "worker-index", "beat",
+        "postgres", "broker", "qdrant", "migrate", "api", "worker-scan", "worker-ingest", "worker-index", "beat",
     }  # fmt: skip
 
 
@@ -86,6 +86,22 @@ def test_our_processes_are_not_root_and_write_nowhere_but_the_home(name):
     assert one["read_only"] is True
     assert one["cap_drop"] == ["ALL"]
     assert [v for v in one["volumes"] if not v.endswith(":ro")] == ["home:/var/lib/similis"]
+
+
+def test_there_is_a_worker_for_each_queue():
+    asked = {one["command"][-1] for one in OURS.values() if one["command"][:3] == ["similis", "worker", "--queue"]}
+    assert asked == set(commands.WORKER_QUEUES)
+
+
+def test_whoever_reads_files_sees_the_archive_at_one_path_that_is_a_root_and_read_only():
+    mounts = {name: [v for v in one["volumes"] if "SIMILIS_ARCHIVE" in v] for name, one in OURS.items()}
+    readers = {name for name, found in mounts.items() if found}
+    assert readers == {"api", "worker-scan", "worker-ingest"}
+    for name in readers:
+        (mount,) = mounts[name]
+        path, mode = mount.rpartition("}:")[2].split(":")
+        assert mode == "ro"
+        assert json.loads(OURS[name]["environment"]["SIMILIS_INTAKE__ROOTS"]) == [path]
 
 
 def test_no_secret_stands_in_the_file():
@@ -205,10 +221,10 @@ def started(tmp_path, postgres_url, valkey_url):
 def test_the_very_commands_become_ready_against_separate_engines(started):
     started.start_vectors()
     assert started.start("migrate").wait(60) == 0, started.log("migrate")
-    for name in ("api", "worker-ingest", "worker-index", "beat"):
+    for name in ("api", "worker-scan", "worker-ingest", "worker-index", "beat"):
         started.start(name)
     assert until(lambda: started.readyz()[0] == 200, 60, 0.1), started.log("api")
-    for name in ("worker-ingest", "worker-index", "beat"):
+    for name in ("worker-scan", "worker-ingest", "worker-index", "beat"):
         assert until(lambda name=name: started.check(name) == 0, 60, 0.2), started.log(name)
         assert not has_ended(started.children[name])
     key = (started.secrets / "api_key").read_text()
