@@ -27,6 +27,7 @@ from shared.types import Decoded, Header
 
 MAX_VECTORS = 16  #: of a study; a CT is asked with evenly spaced slices
 DEPTH = 4  #: hits asked per query vector, in multiples of k: several images of one study are one answer
+LEAST_DEPTH, MOST_DEPTH = 40, 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,17 +248,13 @@ def _rank(
     if request.cursor is not None and len(subjects) != 1:
         raise Invalid("a cursor belongs to one query")
     page = cursor.read(request, live.generation_id, subjects[0]) if request.cursor else cursor.first(live.read_at)
-    depth = min(max(DEPTH * request.k, 40), 1000)
-    queries = [q for subject in subjects for q in _queries(subject, request, page, depth)]
     asked = time.perf_counter()
-    answers = index_of(live.collection).search(queries)
+    found = _ask(index_of(live.collection), subjects, request, page)
     answered = time.perf_counter()
-    rankings, start = [], 0
-    for subject in subjects:
-        own = answers[start : start + len(subject.images)]
-        start += len(subject.images)
-        shown, left = _shown(connection, live, subject, own, request, page)
-        more = left > 0 or any(len(answer.hits) == depth for answer in own)
+    rankings = []
+    for subject, own in zip(subjects, found, strict=True):
+        shown = _shown(connection, live, subject, own, request, page)
+        full = len(shown) == request.k  # a page that is not full is the last one
         hidden = _hidden(connection, subject, request)
         rankings.append(
             Ranking(
@@ -269,11 +266,32 @@ def _rank(
                 exact=all(answer.exact for answer in own),
                 emulated=frozenset().union(*(answer.emulated for answer in own)),
                 as_of=page.as_of,
-                next=cursor.write(request, live.generation_id, subject, page, shown) if shown and more else None,
+                next=cursor.write(request, live.generation_id, subject, page, shown) if full else None,
                 timings_ms=_timings(started, asked, answered, own),
             )
         )
     return rankings
+
+
+def _ask(index: Index, subjects: Sequence[Subject], request: Request, page: cursor.Page) -> list[list[Answer]]:
+    """The hits of each subject's images, in one batch; deeper where they lie in fewer than `k` studies."""
+    depth = max(DEPTH * request.k, LEAST_DEPTH)
+    found: list[list[Answer]] = [[] for _ in subjects]
+    todo = list(range(len(subjects)))
+    while todo:
+        depth = min(depth, MOST_DEPTH)
+        queries = [_queries(subjects[i], request, page, depth) for i in todo]
+        answers = iter(index.search([query for own in queries for query in own]))
+        for i, own in zip(todo, queries, strict=True):
+            found[i] = [next(answers) for _ in own]
+        todo = [i for i in todo if depth < MOST_DEPTH and _too_few(found[i], request.k, depth)]
+        depth *= 4
+    return found
+
+
+def _too_few(answers: Sequence[Answer], k: int, depth: int) -> bool:
+    studies = {hit.payload["study"] for answer in answers for hit in answer.hits}
+    return len(studies) < k and any(len(answer.hits) == depth for answer in answers)
 
 
 def _shown(
@@ -283,8 +301,8 @@ def _shown(
     answers: Sequence[Answer],
     request: Request,
     page: cursor.Page,
-) -> tuple[tuple[Found, ...], int]:
-    """The studies to show, and how many candidates are left over.
+) -> tuple[Found, ...]:
+    """The studies to show.
 
     Ranked by what travels with the vectors, so that rows are read for the leaders only. Where one of theirs is
     missing (an orphan, erased, or newer than the page) others may move up: then all rows are read.
@@ -303,7 +321,7 @@ def _shown(
         ranking = rank.rank(subject.images, answers, gone=every - rows.keys())
         lead = rank.leaders(ranking, request.k)
     found = sorted((_found(subject, study, rows) for study in lead), key=lambda f: (-f.score, f.study_uid))
-    return tuple(found[: request.k]), len(ranking) - min(request.k, len(ranking))
+    return tuple(found[: request.k])
 
 
 def _found(subject: Subject, candidate: Candidate, rows: Mapping[uuid.UUID, HitRow]) -> Found:

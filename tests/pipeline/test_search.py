@@ -209,3 +209,21 @@ def test_an_upload_that_the_archive_has_is_hidden_even_without_its_patient(archi
         answer = search.by_image(connection, archive.index, anonymous, archive.encoder, SECRET, Request(k=50))
     assert not {uid(0), uid(1)} & {s.study_uid for s in answer.studies}
     assert answer.hidden_studies == 2
+
+
+def test_a_study_of_many_alike_images_does_not_crowd_out_the_others(platform: Platform) -> None:
+    """One study has more near images than are asked for at first; the answer still has k studies."""
+    platform.add_model()
+    for n in range(4):
+        platform.put(f"q{n}.dcm", header(n, patient_id="Q"), b"query")
+    for n in range(100):
+        what = header(1000 + n, study_instance_uid="1.2.9.1", patient_id="CROWD")
+        platform.put(f"crowd{n:03}.dcm", what, b"query")
+    for n in range(100, 140):
+        platform.put(f"other{n}.dcm", header(n, patient_id=f"P{n}"))
+    platform.scan()
+    platform.encode()
+    platform.project()
+    answer = ask(platform, k=10)
+    assert answer.studies[0].study_uid == "1.2.9.1"
+    assert len(answer.studies) == 10
