@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -32,7 +33,8 @@ def fill(server):
 def kill_all(server):
     """The whole tree died at once; what it left in the folder stays."""
     for pid in working_in(server.data):
-        os.kill(pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it died with the one before it
+            os.kill(pid, signal.SIGKILL)
     server.child.wait()
     assert process.until(lambda: not working_in(server.data), 5)
 
