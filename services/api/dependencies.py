@@ -29,10 +29,15 @@ async def _decoding(request: Request) -> Slots:
     return request.app.state.decoding  # type: ignore[no-any-return]
 
 
+async def _uploads(request: Request) -> Slots:
+    return request.app.state.uploads  # type: ignore[no-any-return]
+
+
 Rt = Annotated[Runtime, Depends(_runtime)]
 Measured = Annotated[Metrics, Depends(_metrics)]
 Known = Annotated[Callers, Depends(_callers)]
 Decoding = Annotated[Slots, Depends(_decoding)]
+Uploads = Annotated[Slots, Depends(_uploads)]
 
 
 def _db(rt: Rt) -> Iterator[Session]:

@@ -1,12 +1,22 @@
 """How much one caller may ask, and what is told to the one that asks more."""
 
+import asyncio
 import threading
 
+import httpx
 import pytest
 
+from services.api.app import create
 from services.api.limits import Slots, TokenBuckets
+from services.api.routes import search
 from shared.errors import Throttled, Unavailable
 from tests.api.conftest import serving
+
+
+def asking(app):
+    """A client that sends a body as the app reads it, part by part."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
 
 
 def limited(archive, **changes):
@@ -88,6 +98,68 @@ def test_an_upload_over_the_limit_is_refused_by_its_header_and_by_its_stream(arc
         assert refused.json()["code"] == "too-large"
         many = [("file", ("x", big[:600_000], "image/png")), ("file", ("y", big[:10], "image/png"))]
         assert client.post("/v1/searches", files=many, headers=key).status_code == 400
+
+
+def test_only_four_uploads_are_held_at_once_and_the_next_is_sent_away_unread(archive):
+    app, headers = create(archive.rt), archive.key() | {"Content-Type": "image/png"}
+
+    async def upload(client, begun, go):
+        async def parts():
+            begun.set()
+            yield b"x" * 1000
+            await go.wait()
+            yield b"x"
+
+        return await client.post("/v1/searches", content=parts(), headers=headers)
+
+    async def scenario():
+        async with asking(app) as client:
+            go, begun = asyncio.Event(), [asyncio.Event() for _ in range(6)]
+            held = [asyncio.create_task(upload(client, begun[i], go)) for i in range(4)]
+            await asyncio.gather(*(one.wait() for one in begun[:4]))
+            fifth = await upload(client, begun[4], go)
+            batch = await client.post("/v1/searches", json={"studies": ["1.2.3.1"]}, headers=archive.key())
+            go.set()
+            done = await asyncio.gather(*held)
+            return fifth, begun[4].is_set(), batch, done, await upload(client, begun[5], go)
+
+    fifth, was_read, batch, done, later = asyncio.run(scenario())
+    assert (fifth.status_code, fifth.headers["Retry-After"], was_read) == (503, "2", False)
+    assert batch.status_code == 404  # it holds no picture, so it needs no place
+    codes = {answer.status_code for answer in [*done, later]}
+    assert codes == {422}, codes  # they were read, and are no pictures
+
+
+def test_an_upload_that_trickles_gives_its_place_back(archive, monkeypatch):
+    monkeypatch.setattr(search, "ARRIVES_WITHIN_S", 0.05)
+    app, headers = create(archive.rt), archive.key() | {"Content-Type": "image/png"}
+
+    async def trickle():
+        yield b"x"
+        await asyncio.sleep(30)
+
+    async def scenario():
+        async with asking(app) as client:
+            return [await client.post("/v1/searches", content=trickle(), headers=headers) for _ in range(5)]
+
+    answers = asyncio.run(scenario())
+    assert [answer.status_code for answer in answers] == [400] * 5
+
+
+def test_json_is_not_read_beyond_a_megabyte(archive):
+    app, headers, read = create(archive.rt), archive.key() | {"Content-Type": "application/json"}, []
+
+    async def parts():
+        for _ in range(40):
+            read.append(1)
+            yield b" " * 100_000
+
+    async def scenario():
+        async with asking(app) as client:
+            return await client.post("/v1/searches", content=parts(), headers=headers)
+
+    assert asyncio.run(scenario()).status_code == 413
+    assert len(read) < 20
 
 
 def test_other_bodies_are_held_to_a_megabyte(client):

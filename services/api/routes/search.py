@@ -1,8 +1,9 @@
 """Searches. The answer is made as plain JSON; the route's response model only documents it."""
 
+import asyncio
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from functools import partial
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -17,7 +18,7 @@ from starlette.datastructures import UploadFile
 
 from services.api import present
 from services.api.answers import BatchOut, RankingOut
-from services.api.dependencies import CanSearch, Decoding, Known, Measured, Rt
+from services.api.dependencies import CanSearch, Decoding, Known, Measured, Rt, Uploads
 from services.api.errors import TooLarge, UnsupportedMedia
 from services.api.metrics import Metrics
 from services.api.schemas import BatchIn, SearchIn, Uid
@@ -32,6 +33,8 @@ router = APIRouter(tags=["search"])
 
 PICTURES = ("application/dicom", "image/png", "image/jpeg", "application/octet-stream")
 MOST_AT_ONCE = 2000  #: k times the studies of one batch
+MOST_JSON = 1024 * 1024
+ARRIVES_WITHIN_S = 300.0  #: a place for an upload is not held open by one that trickles
 
 
 async def _asked(request: Request) -> SearchIn:
@@ -100,28 +103,47 @@ class Body:
         self.picture, self.fields = picture, fields
 
 
-async def _body(request: Request, _: CanSearch) -> Body:
-    """Read after the caller is known, so that strangers cannot make us hold their bytes.
+async def _body(request: Request, _: CanSearch, uploads: Uploads) -> AsyncIterator[Body]:
+    """Read after the caller is known and a place is free: nobody makes us hold more than a few uploads at once.
 
-    Raises: `UnsupportedMedia`, `Invalid`, `TooLarge` from the stream.
+    Raises: `UnsupportedMedia`, `Invalid`, `TooLarge`, `Unavailable` before anything is read.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        return Body(fields=_object(await request.body()))
-    if kind in PICTURES:
-        return Body(picture=await request.body())
-    if kind != "multipart/form-data":
+        yield Body(fields=_object(await _small(request)))
+        return
+    if kind not in (*PICTURES, "multipart/form-data"):
         raise UnsupportedMedia(f"send multipart/form-data with a file, application/json, or {', '.join(PICTURES)}")
+    with uploads.taken("uploading"):  # no one waits in line here, so this never blocks the loop
+        try:
+            async with asyncio.timeout(ARRIVES_WITHIN_S):
+                picture = await _picture(request, kind)
+        except TimeoutError:
+            raise Invalid(f"the upload did not arrive within {ARRIVES_WITHIN_S:g} s") from None
+        yield Body(picture=picture)
+
+
+async def _picture(request: Request, kind: str) -> bytes:
+    if kind in PICTURES:
+        return await request.body()
     async with request.form(max_files=1, max_fields=0) as form:
         file = form.get("file")
         if not isinstance(file, UploadFile):
             raise Invalid("the form has no file named `file`")
-        return Body(picture=await file.read())
+        return await file.read()
+
+
+async def _small(request: Request) -> bytes:
+    """Raises: `TooLarge`, as soon as it is."""
+    raw = bytearray()
+    async for part in request.stream():
+        raw += part
+        if len(raw) > MOST_JSON:
+            raise TooLarge(f"a JSON body has at most {MOST_JSON} bytes")
+    return bytes(raw)
 
 
 def _object(raw: bytes) -> Mapping[str, Any]:
-    if len(raw) > 1024 * 1024:
-        raise TooLarge("a JSON body has at most 1048576 bytes")
     try:
         fields = json.loads(raw)
     except (ValueError, RecursionError):
@@ -158,7 +180,7 @@ def searches(
     bearer: CanSearch,
     decoding: Decoding,
     asked: Asked,
-    body: Annotated[Body, Depends(_body)],
+    body: Annotated[Body, Depends(_body, scope="function")],  # the place is free before the answer leaves
 ) -> Response:
     """The studies most like an uploaded image, of which nothing is kept; or, for JSON, like each of several studies."""
     if body.fields is not None:
