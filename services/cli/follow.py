@@ -15,6 +15,7 @@ from services.cli.terminal import err, say, table, tell
 POLL_S = 0.5
 PLAIN_EVERY_S = 15.0  #: without a terminal, a line comes so often at most, or at each quarter
 _UNDECIDED = frozenset({"received", "encoding", "released"})
+_MODELLESS = "waiting for a model"  #: a phase
 _ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -29,6 +30,7 @@ class Operation:
     outcomes: tuple[tuple[str, str, str, int], ...]  #: outcome, gate, reason, how many
     counts: dict[str, Any]
     error: str
+    phase: str = ""
 
     @classmethod
     def of(cls, answer: Answer) -> Self:
@@ -44,6 +46,7 @@ class Operation:
             outcomes=rows,
             counts=dict(answer.get("counts") or {}),
             error=str(answer.get("error") or ""),
+            phase=str(answer.get("phase") or ""),
         )
 
     @property
@@ -118,7 +121,8 @@ class Bars:
         self._rate.add(operation.decided)
         scanned = "scanned" in operation.counts or operation.ended
         total = operation.known if scanned or operation.known else None
-        self._update(self._images, operation.decided, total, f"{self._rate.per_s:.1f} images/s")
+        rate = _MODELLESS if operation.phase == _MODELLESS else f"{self._rate.per_s:.1f} images/s"
+        self._update(self._images, operation.decided, total, rate)
 
     def _update(self, task: TaskID, done: int, total: int | None, rate: str) -> None:
         self._bars.update(task, completed=done, total=total, rate=rate)
@@ -138,17 +142,20 @@ class Lines:
         self._clock = clock
         self._rate = Rate(clock)
         self._told: tuple[int, int] = (-1, -1)
+        self._waits = False
         self._at = clock()
 
     def show(self, operation: Operation) -> None:
         self._rate.add(operation.decided)
         mark = (_quarter(operation.registered, operation.files), _quarter(operation.decided, operation.known or None))
-        moved = mark[0] > self._told[0] or mark[1] > self._told[1]
+        waits = operation.phase == _MODELLESS
+        moved = mark[0] > self._told[0] or mark[1] > self._told[1] or waits > self._waits
         if not moved and self._clock() - self._at < PLAIN_EVERY_S:
             return
-        self._told, self._at = mark, self._clock()
+        self._told, self._waits, self._at = mark, waits, self._clock()
         left = self._rate.left_s(operation.known - operation.decided)
         rest = "" if not left or operation.ended else f", {self._rate.per_s:.1f}/s, {left:.0f} s left"
+        rest = f", {_MODELLESS}" if waits else rest
         files = "?" if operation.files is None else operation.files
         say(
             f"registered {operation.registered}/{files} files, "

@@ -99,20 +99,34 @@ def picture(connection: sa.Connection, sop_uid: str) -> sa.Row[Any] | None:
     return connection.execute(_PICTURE, {"uid": sop_uid}).one_or_none()
 
 
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the images of an operation are."""
+
+    images: int
+    undecided: int
+    unindexed: int
+    awaits_model: bool  #: no generation is open: what is undecided waits for a model, not for its turn
+
+
 _PROGRESS = sa.text(
     """
     SELECT count(*) AS images, count(*) FILTER (WHERE i.status IN ('received', 'encoding')) AS undecided,
            count(*) FILTER (WHERE EXISTS (SELECT 1 FROM ledger l WHERE l.image_id = i.id AND l.state = 'pending'))
-             AS unindexed
-    FROM image i WHERE i.operation_id = :operation
+             AS unindexed,
+           NOT EXISTS (SELECT 1 FROM generation WHERE state = 'open') AS awaits_model
+    FROM image i
+    WHERE i.id IN (SELECT f.image_id FROM file f WHERE f.operation_id = :operation AND f.outcome = 'taken')
     """
 )
 
 
-def progress(db: Any, operation_id: Any) -> tuple[int, int, int]:  # noqa: ANN401 - a session or a connection
-    """(images, not decided yet, not in the index yet) of an operation."""
-    row = db.execute(_PROGRESS, {"operation": operation_id}).one()
-    return row.images, row.undecided, row.unindexed
+def progress(db: Any, operation_id: Any) -> Progress:  # noqa: ANN401 - a session or a connection
+    """Of the images whose files this operation registered last.
+
+    The same files as in `operations.outcomes`: one that a later scan finds changed counts there from then on, in both.
+    """
+    return Progress(*db.execute(_PROGRESS, {"operation": operation_id}).one())
 
 
 _FORGET = sa.text(

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 
 from shared.store import operations
 from shared.types import Job
-from tests.api.conftest import CANARY
+from tests.api.conftest import CANARY, serving
 
 
 @pytest.fixture
@@ -112,6 +112,37 @@ def test_progress_follows_registering_deciding_and_the_index(client, archive, fo
     assert body["counts"] == {"taken": 4}
     assert body["outcomes"] == [{"outcome": "encoded", "gate": None, "reason": None, "explanation": None, "count": 4}]
     assert body["rate_per_s"] > 0
+
+
+def test_without_a_model_images_wait_for_one_and_the_phase_says_so(bare, folder):
+    with serving(bare) as client:
+        client.headers.update(bare.key())
+        id_ = begin(client, folder).json()["id"]
+        bare.take_in(1)
+        with bare.rt.transaction() as db:
+            held = operations.claim(db, "scan", 30)
+            db.execute(sa.text("UPDATE file SET operation_id = :id"), {"id": id_})
+            operations.progress(db, held, done=4, total=4, counts='{"taken": 4, "scanned": true}', lease_s=30)
+        assert client.get(f"/v1/operations/{id_}").json()["phase"] == "waiting for a model"
+        client.post("/v1/models", json={"card": "null-a"})
+        assert client.get(f"/v1/operations/{id_}").json()["phase"] == "encoding"
+
+
+def test_what_a_later_scan_takes_over_counts_there_alone(client, archive, folder):
+    earlier, later = (begin(client, folder).json()["id"] for _ in range(2))
+    archive.take_in(1)
+
+    def counted(id_):
+        body = client.get(f"/v1/operations/{id_}").json()
+        return body["images"]["registered"], sum(row["count"] for row in body["outcomes"])
+
+    with archive.rt.transaction() as db:
+        db.execute(sa.text("UPDATE image SET operation_id = :id"), {"id": earlier})
+        db.execute(sa.text("UPDATE file SET operation_id = :id"), {"id": earlier})
+    assert (counted(earlier), counted(later)) == ((4, 4), (0, 0))
+    with archive.rt.transaction() as db:
+        db.execute(sa.text("UPDATE file SET operation_id = :id WHERE id = (SELECT min(id) FROM file)"), {"id": later})
+    assert (counted(earlier), counted(later)) == ((3, 3), (1, 1))
 
 
 def test_files_are_told_by_name_with_their_reason(client, archive, folder):

@@ -131,6 +131,16 @@ def test_where_there_is_no_terminal_a_long_intake_writes_few_lines(capsys):
     assert written[-1].startswith("registered 1000/1000 files, decided 1000/1000 images")
 
 
+def test_images_that_wait_for_a_model_are_said_to(capsys):
+    lines, waiting = Lines(Clock()), [("received", None, None, 4)]
+    for phase in ("encoding", "waiting for a model", "waiting for a model"):
+        lines.show(Operation.of(operation(done=4, total=4, phase=phase, outcomes=waiting)))
+    assert capsys.readouterr().err.splitlines() == [
+        "registered 4/4 files, decided 0/4 images",
+        "registered 4/4 files, decided 0/4 images, waiting for a model",
+    ]
+
+
 def test_the_rate_is_that_of_the_last_seconds():
     clock = Clock()
     rate = Rate(clock, window_s=10)

@@ -139,8 +139,8 @@ def _detail(db: Session, operation: Operation) -> dict[str, Any]:
 
 
 def _summary(db: Session, operation: Operation) -> dict[str, Any]:
-    total, undecided, unindexed = catalog.progress(db, operation.id)
-    scanned = "scanned" in operation.counts
+    standing = catalog.progress(db, operation.id)
+    undecided, unindexed = standing.undecided, standing.unindexed
     end = operation.finished_at or datetime.now(UTC)
     took_s = max((end - operation.created_at).total_seconds(), 0.0)
     decided = max(operation.done - undecided, 0)
@@ -148,14 +148,18 @@ def _summary(db: Session, operation: Operation) -> dict[str, Any]:
         "id": operation.id,
         "kind": operation.kind,
         "state": operation.state,
-        "phase": _phase(operation.state, undecided, scanned=scanned),
+        "phase": _phase(operation, standing),
         "progress": _progress(operation, undecided, unindexed),
         "path": operation.params.get("path"),
         "watch": bool(operation.params.get("watch")),
         "total": operation.total,
         "done": operation.done,
         "counts": {name: n for name, n in operation.counts.items() if name != "scanned"},
-        "images": {"registered": total, "decided": total - undecided, "searchable_soon": unindexed},
+        "images": {
+            "registered": standing.images,
+            "decided": standing.images - undecided,
+            "searchable_soon": unindexed,
+        },
         "rate_per_s": round(decided / took_s, 2) if took_s > 0 and decided else None,
         "took_s": round(took_s, 3),
         "cancel_requested": operation.cancel,
@@ -165,14 +169,16 @@ def _summary(db: Session, operation: Operation) -> dict[str, Any]:
     }
 
 
-def _phase(state: str, undecided: int, *, scanned: bool) -> str:
-    if state in ENDED:
+def _phase(operation: Operation, standing: catalog.Progress) -> str:
+    if operation.state in ENDED:
         return "ended"
-    if state == "pending":
+    if operation.state == "pending":
         return "waiting"
-    if not scanned:
+    if "scanned" not in operation.counts:
         return "registering"
-    return "encoding" if undecided else "indexing"
+    if not standing.undecided:
+        return "indexing"
+    return "waiting for a model" if standing.awaits_model else "encoding"
 
 
 def _progress(operation: Operation, undecided: int, unindexed: int) -> int:
