@@ -103,7 +103,7 @@ def _speed_run(folder: Path, options: argparse.Namespace, about: Json) -> None:
                 steps[name] = parts.steps(folder / f"steps-{name}", where, models / f"bench-{name}")
     figures = {
         "idle_share": idle,
-        "sha256_ms": hash_ms,
+        "digest_ms": hash_ms,
         "steps_ms": steps,
         "encoders": {name: [_json(r) for r in rounds] for name, rounds in measured.items()},
     }
@@ -281,8 +281,8 @@ def _speed_text(options: argparse.Namespace, measured: dict[str, list[Round]], f
         *_core_table(measured),
         "",
         "Each step alone, one process, nothing at the same time, ms per image; in brackets the processor time of the",
-        "process that asks, without sandbox, Postgres and engine. SHA-256 of a file in memory takes",
-        f"{figures['sha256_ms']:.1f} ms of the header step.",
+        "process that asks, without sandbox, Postgres and engine. The digest of a file in memory takes",
+        f"{figures['digest_ms']:.1f} ms of the header step.",
         "",
         *_steps_table(figures["steps_ms"]),
     ]

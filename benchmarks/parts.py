@@ -1,6 +1,5 @@
 """What intake consists of, each part alone: decoding, the forward pass, and every step of the pipeline in turn."""
 
-import hashlib
 import multiprocessing
 import os
 import time
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from blake3 import blake3
 from sqlalchemy.orm import Session
 
 from benchmarks import processes
@@ -142,7 +142,7 @@ class TimedSandbox(Sandbox):
     watch: Watch
 
     def inspect_many(self, paths: Any) -> list[Inspected | Rejected]:  # noqa: ANN401 - as the sandbox has it
-        with self.watch.of("scan: header and SHA-256, in the sandbox"):
+        with self.watch.of("scan: header and digest, in the sandbox"):
             return super().inspect_many(paths)
 
     def decode_many(self, sources: Any, recipe: Recipe) -> Iterator[Decoded | Rejected]:  # noqa: ANN401
@@ -187,7 +187,7 @@ def steps(folder: Path, files: Path, model: Path) -> dict[str, dict[str, float]]
             _encode_all(store, sandbox, encoder, watch)
             with watch.of("project: SQL and payloads"):
                 project.drain(store.transaction, lambda name: _timed(indexes, name, watch), 600)
-            watch.take_out("scan: walk and SQL", "scan: header and SHA-256, in the sandbox")
+            watch.take_out("scan: walk and SQL", "scan: header and digest, in the sandbox")
             watch.take_out("project: SQL and payloads", "project: write to the engine, durable")
         finally:
             sandbox.close()
@@ -232,9 +232,9 @@ def _encode_all(store: Store, sandbox: Sandbox, encoder: Encoder, watch: Watch) 
 
 
 def hashing(paths: Sequence[Path]) -> float:
-    """Milliseconds per file that SHA-256 alone takes, the file in memory."""
+    """Milliseconds per file that the digest alone takes, the file in memory."""
     contents = [path.read_bytes() for path in paths]
     started = time.perf_counter()
     for content in contents:
-        hashlib.sha256(content).digest()
+        blake3(content).digest()
     return (time.perf_counter() - started) * 1000 / len(contents)
