@@ -20,11 +20,12 @@ from tests.oracle import Oracle
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_studies_survive_the_death_of_every_role(tmp_path: Path) -> None:
-    report = killing.run(tmp_path, studies=400, kills=24, seed=20)
+    kills = 3 * len(killing.ROLES)
+    report = killing.run(tmp_path, studies=20 * kills, kills=kills, seed=20, pauses_s=(0.2, 1.2))
     assert report.findings == []
-    assert set(report.kills) == set(killing.ROLES)
-    assert min(report.kills.values()) >= 3 or sum(report.kills.values()) < 24
-    assert report.with_lease >= 5
+    assert report.kills == dict.fromkeys(killing.ROLES, 3)
+    assert report.kills.total() == kills
+    assert report.with_lease.total() >= 10
 
 
 @pytest.mark.slow
@@ -35,7 +36,7 @@ def test_without_the_lease_the_oracle_sees_what_is_lost(tmp_path: Path, monkeypa
     try:
         archive.open()
         archive.scan(tmp_path / "archive")
-        assert process.until(lambda: archive.leases() > 0, 60, 0.02)
+        assert process.until(lambda: any(kind == "image" for kind, *_ in archive.leases()), 60, 0.005)
         for role in ("worker-ingest1", "worker-ingest2"):
             pid = archive.stack.pid_of(role)
             assert pid is not None
@@ -124,6 +125,7 @@ def test_without_either_half_of_the_fence_the_oracle_sees_the_stale_vector(
 
 
 def test_a_plan_gives_each_role_its_share() -> None:
-    deck = killing.plan(24, random.Random(1))
-    assert len(deck) == 24
+    deck = killing.plan(30, random.Random(1))
+    assert len(deck) == 30
     assert all(deck.count(role) >= 3 for role in killing.ROLES)
+    assert len(killing.plan(5, random.Random(1))) == 5
