@@ -74,16 +74,16 @@ def image_recall(stack: Stack, live: Published, uids: Sequence[str], **query: st
         asked = {
             accuracy: index.search(
                 [
-                    Query(vector=vector, limit=10, filter=own, accuracy=accuracy)
+                    Query(vector=vector, limit=search.LEAST_DEPTH, filter=own, accuracy=accuracy)
                     for vector, own in zip(vectors, filters, strict=True)
                 ]
             )
-            for accuracy in (Exact(), Recall(0.97))
+            for accuracy in (Exact(), Recall(search.TARGET))
         }
         for want, got in zip(*asked.values(), strict=True):
-            ids = {hit.id for hit in want.hits}
+            ids = {hit.id for hit in want.hits[:10]}
             if ids:
-                shares.append(len(ids & {hit.id for hit in got.hits}) / len(ids))
+                shares.append(len(ids & {hit.id for hit in got.hits[:10]}) / len(ids))
     return round(statistics.mean(shares), 4)
 
 

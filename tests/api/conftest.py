@@ -3,7 +3,7 @@
 import hashlib
 import io
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from PIL import Image
 
 from services.api.app import create
 from shared.config import Api, Database, Intake, Settings
+from shared.datasets.folder import Row
 from shared.encoder import build, cards
 from shared.errors import Rejected
 from shared.imaging.recipe import Recipe
@@ -46,11 +47,13 @@ class Archive:
 
     rt: TwinRuntime
     folder: Path
+    files: list[Found] = field(default_factory=list)
 
     def take_in(self, study: int, *, patient: int | None = None, **more: object) -> str:
         """One four-view study is registered, encoded and searchable; returns its UID."""
         uid = f"1.2.3.{study}"
         found = [self._file(uid, study, i, patient if patient is not None else study, **more) for i in range(4)]
+        self.files += found
         with self.rt.transaction() as db:
             receive.register(db, found, self.rt.rules, None)
         self.encode()
@@ -73,18 +76,15 @@ class Archive:
         """Workers, in this thread."""
         rt = self.rt
         encode.drain(rt.transaction, Painter(), rt.encoder, rt.effort)
-        project.drain(rt.transaction, rt.index)
+        project.drain(rt.transaction, rt.index, gather_s=0)
 
     def label(self, study_uid: str, **labels: object) -> None:
-        import sqlalchemy as sa
-
-        from shared.store import studies
-
+        """A table says something new of every image of a study."""
+        row = Row(labels=Labels(**labels))  # type: ignore[arg-type]
         with self.rt.transaction() as db:
-            query = sa.text("SELECT i.id FROM image i JOIN study s ON s.id = i.study_id WHERE s.uid = :uid")
-            for (image,) in db.execute(query, {"uid": study_uid}):
-                studies.relabel(db, image, Labels(**labels))  # type: ignore[arg-type]
-        project.drain(self.rt.transaction, self.rt.index)
+            files = [file for file in self.files if file.inspected.header.study_instance_uid == study_uid]  # type: ignore[union-attr]
+            receive.register(db, [replace(file, row=row) for file in files], self.rt.rules, None)
+        project.drain(self.rt.transaction, self.rt.index, gather_s=0)
 
     def key(self, *scopes: Scope, **more: object) -> dict[str, str]:
         """Headers of a new key."""

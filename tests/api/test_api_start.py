@@ -77,7 +77,7 @@ def test_a_bell_that_the_api_rings_is_heard_where_workers_listen(settings, valke
     queue.ring(Job.PROJECT)
     address = valkey_url.replace("redis+socket://", "unix://").replace("virtual_host", "db")
     with redis.Redis.from_url(address) as client:
-        assert (client.llen("ingest"), client.llen("index")) == (1, 1)
+        assert (client.llen("scan"), client.llen("index")) == (1, 1)
     app.close()
 
 
