@@ -10,10 +10,12 @@ from celery.beat import PersistentScheduler
 from workers.app import settings
 
 EVERY_S = 5.0
+_nodes: list[str] = []  #: of this process, once it is ready
 
 
 @signals.worker_ready.connect
 def _begin(sender: Any, **_: object) -> None:  # noqa: ANN401 - Celery ships no types
+    _nodes[:] = [sender.hostname]
     show_life(sender.hostname)
     sender.timer.call_repeatedly(EVERY_S, show_life, (sender.hostname,))
 
@@ -29,6 +31,12 @@ class ShowingLife(PersistentScheduler):  # type: ignore[misc] # Celery ships no 
     def tick(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         show_life(f"beat@{socket.gethostname()}")
         return super().tick(*args, **kwargs)
+
+
+def still_here() -> None:
+    """A task that may take hours says that it gets on: meanwhile the worker's own loop stands still."""
+    for node in _nodes:
+        show_life(node)
 
 
 def show_life(node: str) -> None:

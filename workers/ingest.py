@@ -14,6 +14,7 @@ from shared.store import operations
 from shared.store.operations import Held
 from shared.store.session import enqueue
 from shared.types import Job
+from workers.heartbeat import still_here
 from workers.runtime import runtime
 from workers.tasks import task
 
@@ -70,6 +71,7 @@ def _scan(held: Held, *, watch: bool) -> None:
 
     def report(db: Session, progress: Progress) -> bool:
         nonlocal stopped
+        still_here()
         counts = progress.to_json()
         go_on = operations.progress(
             db, held, done=progress.done, total=progress.total, counts=counts, lease_s=SCAN_LEASE_S
