@@ -117,7 +117,7 @@ def test_down_stops_everything_and_leaves_no_process(tmp_path):
     before = identities(stack)
     told = similis("down", "--home", stack.home.path)
     assert told.returncode == 0, told.stderr
-    assert until(lambda: not any(identity.alive for identity in before.values()), 10)
+    assert not any(identity.alive for identity in before.values())
     assert working_in(stack.home / "pg") == []
     assert stack.stop() == 0
     assert similis("status", "--home", stack.home.path).returncode == 3
@@ -129,7 +129,7 @@ def test_ctrl_c_stops_everything_in_order_with_exit_0(tmp_path):
     before, child = identities(stack), stack.child
     child.send_signal(signal.SIGINT)
     assert child.wait(60) == 0
-    assert until(lambda: not any(identity.alive for identity in before.values()), 10)
+    assert not any(identity.alive for identity in before.values())
     log = (stack.home / "logs/postgres.log").read_text()
     assert "database system is shut down" in log
     assert "terminating connection" not in log  # nobody still worked on it
