@@ -322,11 +322,11 @@ def scan(
             same = files.unchanged(db, batch, stamps)
         # the distance, not the age: a file dated in the future must not wait for that day
         young = {s.path for s in batch if abs(time.time_ns() - s.mtime_ns) < rules.settle_s * 1e9} - same
-        todo = [one for one in zip(batch, rows, stamps, strict=True) if one[0].path not in same | young]
-        inspected = sandbox.inspect_many([_path(seen) for seen, _, _ in todo]) if todo else []
+        fresh = [one for one in zip(batch, rows, stamps, strict=True) if one[0].path not in same | young]
+        inspected = sandbox.inspect_many([_path(seen) for seen, _, _ in fresh]) if fresh else []
         found = [
             Found(seen=_now(seen), inspected=what, row=row or _by_uid(table, path, seen, what), stamp=mark)
-            for (seen, row, mark), what in zip(todo, inspected, strict=True)
+            for (seen, row, mark), what in zip(fresh, inspected, strict=True)
         ]
         with begin() as db:
             if found:
