@@ -26,7 +26,7 @@ from shared.store.neighbours import HitRow, QueryRow
 from shared.types import Decoded, Header
 
 #: Of all the hits that are asked for, `DEPTH` times more than are shown. Of the first ten, 0.997 of the images
-#: and 0.986 of the studies came (`benchmarks.search`, 100,000 vectors, against exact search with the default exclusion).
+#: and 0.986 of the studies came (`benchmarks.search`, 100,000 vectors, against exact search, patient excluded).
 TARGET = 0.9
 MAX_VECTORS = 16  #: of a study; a CT is asked with evenly spaced slices
 DEPTH = 4  #: hits asked per query vector, in multiples of k: several images of one study are one answer
