@@ -7,6 +7,7 @@ import functools
 import importlib
 import sys
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 
 import typer
 
@@ -33,9 +34,11 @@ def exit_code(error: SimilisError) -> int:
 
 @functools.cache
 def rooms() -> typer.Typer:
-    """The app with every room's commands."""
+    """The app with every room's commands, those of other packages too (entry points of `similis.commands`)."""
     for room in ROOMS:
         importlib.import_module(f"services.cli.{room}").register(app)
+    for room in sorted(entry_points(group="similis.commands"), key=lambda point: point.name):
+        room.load()(app)
     return app
 
 

@@ -1,0 +1,40 @@
+"""Images held in memory with what is known of them: what trainings and evaluations read."""
+
+from dataclasses import dataclass, replace
+from typing import Literal, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+Split = Literal["train", "val", "test"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collection:
+    """`n` grey images; rows of all arrays belong together."""
+
+    name: str
+    images: NDArray[np.uint8]  #: (n, side, side), bright means dense
+    labels: NDArray[np.int64]  #: (n,), index into `classes`
+    classes: tuple[str, ...]
+    groups: NDArray[np.int64]  #: (n,), the patient, or the block of neighbouring slices: never on two sides of a split
+    split: NDArray[np.str_]  #: (n,) of `Split`
+    sources: NDArray[np.str_]  #: (n,), the data set each image came from
+    licence: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def where(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Self:
+        """The chosen rows, in their order."""
+        return replace(
+            self,
+            images=self.images[chosen],
+            labels=self.labels[chosen],
+            groups=self.groups[chosen],
+            split=self.split[chosen],
+            sources=self.sources[chosen],
+        )
+
+    def part(self, *splits: Split) -> Self:
+        return self.where(np.isin(self.split, splits))
