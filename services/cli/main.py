@@ -37,8 +37,8 @@ def rooms() -> typer.Typer:
     """The app with every room's commands, those of other packages too (entry points of `similis.commands`)."""
     for room in ROOMS:
         importlib.import_module(f"services.cli.{room}").register(app)
-    for room in sorted(entry_points(group="similis.commands"), key=lambda point: point.name):
-        room.load()(app)
+    for point in sorted(entry_points(group="similis.commands"), key=lambda point: point.name):
+        point.load()(app)
     return app
 
 
