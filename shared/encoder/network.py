@@ -1,6 +1,7 @@
 """Card to torch module: one forward pass from grey pixels to raw embedding. Both runtimes run this one."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +13,16 @@ from shared.errors import Invalid
 State = dict[str, Tensor]
 
 
+class Outputs(NamedTuple):
+    """What a body that is more than a backbone gives in one pass; a backbone gives its embeddings alone."""
+
+    embeddings: Tensor  #: (n, dim)
+    logits: Tensor | None = None  #: (n, bits): before the sign; a bit is set where it is at least 0
+    errors: Tensor | None = None  #: (n,): reconstruction error; higher is stranger
+
+
 class Network(nn.Module):
-    """Grey pixels (n, side, side) in [0, 1] to (n, dim): repeat channels, normalise, body."""
+    """Grey pixels (n, side, side) in [0, 1] to (n, dim) or `Outputs`: repeat channels, normalise, body."""
 
     mean: Tensor
     std: Tensor
@@ -28,7 +37,7 @@ class Network(nn.Module):
         """The same preprocessing with another body."""
         return Network(body, self.mean.flatten().tolist(), self.std.flatten().tolist()).eval()
 
-    def forward(self, pixels: Tensor) -> Tensor:
+    def forward(self, pixels: Tensor) -> Tensor | Outputs:
         coloured = pixels.unsqueeze(1).expand(-1, self.mean.shape[1], -1, -1)
         return self.body((coloured - self.mean) / self.std)  # type: ignore[no-any-return]
 
