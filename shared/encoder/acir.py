@@ -6,6 +6,7 @@ the content of an image; a KAN turns them into a code, and a decoder paints the 
 Inputs are RGB in [0, 1], neither centred nor scaled.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -235,7 +236,7 @@ def content(features: Features) -> Tensor:
     Per part, because the [cls] part varies several times as much as the others and would decide alone (section 1.6).
     """
     parts = [functional.normalize(part.float() - part.float().mean(1, keepdim=True), dim=1) for part in features.parts]
-    return torch.cat(parts, 1) / len(parts) ** 0.5
+    return torch.cat(parts, 1) / math.sqrt(len(parts))
 
 
 def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
@@ -249,5 +250,4 @@ def relative_error(x: Tensor, reconstruction: Tensor) -> Tensor:
     """
     x = x.float()
     variance = (x - x.mean((1, 2, 3), keepdim=True)).pow(2).mean((1, 2, 3))
-    error: Tensor = squared_error(x, reconstruction) / (variance + _FLAT)
-    return error
+    return squared_error(x, reconstruction) / (variance + _FLAT)

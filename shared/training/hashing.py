@@ -1,0 +1,271 @@
+"""Losses over the logits of a hash head: ACIR's structure-aware contrastive hashing, and what it is compared with.
+
+All of them are an `Objective`: they read the logits (n, bits), labels (n,) and fingerprints (n, d) of a batch.
+Sources: section 1.3, 1.4 and 3 of the notes on ACIR (arXiv 2503.09370); CSQ (Yuan et al., CVPR 2020), OrthoHash
+(Hoe et al., NeurIPS 2021), GreedyHash (Su et al., NeurIPS 2018), DTSH (Wang, Shi and Kitani, ACCV 2016).
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared.errors import Invalid
+
+Mode = Literal["soft", "released"]
+Fingerprints = Literal["image", "random", "uniform"]
+_EPS = 1e-6
+
+
+def fingerprint(images: Tensor, size: int = 16, *, centred: bool = True) -> Tensor:
+    """(n, size * size) unit vectors: what the images look like, grey and small; a product of two is their similarity.
+
+    To be taken before any crop or flip. Centred, the similarity is Pearson's correlation; the released code does not
+    centre, and then all images look alike (0.72 between classes, 0.76 within).
+
+    Args:
+        images: (n, height, width) or (n, channels, height, width) in [0, 1].
+    """
+    grey = images[:, None] if images.ndim == 3 else images.mean(1, keepdim=True)
+    small = functional.interpolate(grey.float(), (size, size), mode="bilinear", antialias=True, align_corners=False)
+    flat = small.flatten(1)
+    return functional.normalize(flat - flat.mean(1, keepdim=True) if centred else flat, dim=1)
+
+
+def fingerprints(images: Tensor, size: int = 16, *, kind: Fingerprints = "image", seed: int = 0) -> Tensor:
+    """Those of the images, or what they are compared with: `random` says nothing, `uniform` calls all images alike."""
+    if kind == "image":
+        return fingerprint(images, size)
+    if kind == "uniform":
+        return torch.full((len(images), size * size), 1 / size)
+    drawn = torch.randn(len(images), size * size, generator=torch.Generator().manual_seed(seed))
+    return functional.normalize(drawn - drawn.mean(1, keepdim=True), dim=1)
+
+
+def class_weights(labels: Tensor, classes: int) -> Tensor:
+    """(classes,) inverse frequencies n / (classes * n_c); 0 for a class without images."""
+    counts = torch.bincount(labels, minlength=classes)
+    return torch.where(counts > 0, len(labels) / (classes * counts.clamp(min=1)), 0.0)
+
+
+def signs(u: Tensor) -> Tensor:
+    """Codes in {-1, +1}; 0 is +1, which `torch.sign` would make a third value."""
+    return (u >= 0).to(u.dtype) * 2 - 1
+
+
+def relaxed_hamming(u: Tensor) -> Tensor:
+    """(n, n) in [0, 1]: (1 - cosine) / 2, which for codes of -1 and +1 is the Hamming distance over the bits.
+
+    Not centred, unlike the released code: a constant added to u flips bits and must not go unseen.
+    """
+    unit = functional.normalize(u.float(), dim=1)
+    return (1 - unit @ unit.T) / 2
+
+
+def quantisation_loss(u: Tensor) -> Tensor:
+    """0 where all |u| of a row are equal: mean of log(1 + (1 - cos(|u|, 1)) / 2)."""
+    return torch.log1p(
+        (1 - functional.cosine_similarity(u.float().abs(), torch.ones_like(u.float()), dim=1)) / 2
+    ).mean()
+
+
+def released_quantisation_loss(u: Tensor) -> Tensor:
+    """What the released code computes. Its centring sends the vector of ones to 0, so it is log 1.5 whatever u is."""
+    magnitudes = u.float().abs()
+    ones = torch.ones_like(magnitudes)
+    a, b = magnitudes - magnitudes.mean(1, keepdim=True), ones - ones.mean(1, keepdim=True)
+    rho = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + _EPS)
+    return torch.log1p((1 - rho) / 2).mean()
+
+
+def sch_loss(
+    u: Tensor,
+    labels: Tensor,
+    prints: Tensor,
+    weights: Tensor,
+    *,
+    mode: Mode = "soft",
+    gamma: float = 0.25,
+    alpha: float = 0.5,
+) -> Tensor:
+    """Structure-aware contrastive hashing over all ordered pairs i != j of the batch, + alpha * quantisation.
+
+    With d the relaxed Hamming distance, S the similarity of fingerprints and w the weights of the two classes:
+    pairs of different classes cost -exp(S) log d: what looks alike must be told apart first. Pairs of one class cost
+    the cross-entropy of 1 - d against the target 1 - gamma (1 - S) in `soft` mode (ours), so that images that look
+    different settle up to gamma * bits apart; in `released` mode -S log(1 - d), which still pulls all of them into
+    one point. Uniform fingerprints make either the plain pairwise loss.
+
+    Args:
+        u: (n, bits) logits; computed in float32.
+        prints: (n, d) unit vectors.
+        weights: (classes,).
+    """
+    similarity = (prints.detach() @ prints.detach().T).clamp(0, 1).float()
+    d = relaxed_hamming(u).clamp(_EPS, 1 - _EPS)  # identical rows would have a logarithm of 0
+    near, far = torch.log1p(-d), torch.log(d)
+    if mode == "released":
+        positive = -similarity * near
+    else:
+        target = 1 - gamma * (1 - similarity)
+        positive = -(target * near + (1 - target) * far)
+    negative = -similarity.exp() * far
+    same = labels[:, None] == labels
+    pairs = weights[labels][:, None] * weights[labels] * torch.where(same, positive, negative)
+    others = ~torch.eye(len(u), dtype=torch.bool, device=u.device)
+    return pairs[others].mean() + alpha * quantisation_loss(u)
+
+
+def dtsh_loss(u: Tensor, labels: Tensor, *, margin: float | None = None, quantisation: float = 1.0) -> Tensor:
+    """Mean over triplets of log(1 + exp(margin - (theta_ij - theta_ik))), + quantisation * mean (u - sign u)^2.
+
+    theta = u_i . u_j / 2. The margin is bits / 4 unless given (the authors' code has 5 with theta doubled).
+    """
+    u = u.float()
+    theta = u @ u.T / 2
+    margin = u.shape[1] / 4 if margin is None else margin
+    same = labels[:, None] == labels
+    positive = same & ~torch.eye(len(u), dtype=torch.bool, device=u.device)
+    anchors, near = positive.nonzero(as_tuple=True)
+    gaps = theta[anchors, near][:, None] - theta[anchors]
+    triplets = functional.softplus(margin - gaps)[~same[anchors]]
+    return (triplets.mean() if len(triplets) else 0 * theta.sum()) + quantisation * (u - signs(u)).pow(2).mean()
+
+
+class Objective(nn.Module):
+    """A loss over logits. Its own parameters, if any, are trained with the network's."""
+
+    def forward(self, u: Tensor, labels: Tensor, prints: Tensor) -> Tensor:
+        """(n, bits), (n,), (n, d) to a scalar."""
+        raise NotImplementedError
+
+    def logits(self, u: Tensor) -> Tensor:
+        """What the code is the sign of."""
+        return u
+
+
+class Sch(Objective):
+    """ACIR's loss, see `sch_loss`; `pairwise` is the same with all fingerprints equal."""
+
+    weights: Tensor
+
+    def __init__(
+        self, weights: Tensor, *, mode: Mode = "soft", gamma: float = 0.25, alpha: float = 0.5, plain: bool = False
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weights", weights)
+        self.mode, self.gamma, self.alpha, self.plain = mode, gamma, alpha, plain
+
+    def forward(self, u: Tensor, labels: Tensor, prints: Tensor) -> Tensor:
+        if self.plain:
+            prints = functional.normalize(torch.ones_like(prints), dim=1)
+        return sch_loss(u, labels, prints, self.weights, mode=self.mode, gamma=self.gamma, alpha=self.alpha)
+
+
+class Dtsh(Objective):
+    def forward(self, u: Tensor, labels: Tensor, prints: Tensor) -> Tensor:  # noqa: ARG002 - it knows no structure
+        return dtsh_loss(u, labels)
+
+
+class Csq(Objective):
+    """Central similarity quantisation: each class is pulled to a code of its own, far from all others."""
+
+    centres: Tensor
+
+    def __init__(self, classes: int, bits: int, *, quantisation: float = 1e-4, seed: int = 0) -> None:
+        super().__init__()
+        self.register_buffer("centres", hash_centres(classes, bits, seed))
+        self.quantisation = quantisation
+
+    def forward(self, u: Tensor, labels: Tensor, prints: Tensor) -> Tensor:  # noqa: ARG002
+        codes = u.float().tanh()
+        wanted = (self.centres[labels] + 1) / 2
+        # BCE((tanh u + 1) / 2) is that of a sigmoid of 2u, whose logits do not overflow
+        central = functional.binary_cross_entropy_with_logits(2 * u.float(), wanted)
+        return central + self.quantisation * (codes.abs() - 1).pow(2).mean()
+
+
+class OrthoHash(Objective):
+    """Classification by the cosine to a fixed random code of each class, with a margin; no quantisation term."""
+
+    codebook: Tensor
+
+    def __init__(self, classes: int, bits: int, *, scale: float = 8.0, margin: float = 0.2, seed: int = 0) -> None:
+        super().__init__()
+        drawn = torch.randn(classes, bits, generator=torch.Generator().manual_seed(seed))
+        self.register_buffer("codebook", signs(drawn))
+        self.norm = nn.BatchNorm1d(bits)
+        self.scale, self.margin = scale, margin
+
+    def forward(self, u: Tensor, labels: Tensor, prints: Tensor) -> Tensor:  # noqa: ARG002
+        cosines = functional.normalize(self.norm(u.float()), dim=1) @ functional.normalize(self.codebook, dim=1).T
+        own = functional.one_hot(labels, len(self.codebook)).to(cosines.dtype)
+        return functional.cross_entropy(self.scale * (cosines - self.margin * own), labels)
+
+    def logits(self, u: Tensor) -> Tensor:
+        """Balanced by the batch normalisation, which is part of the code in evaluation."""
+        return self.norm(u)  # type: ignore[no-any-return]
+
+
+class GreedyHash(Objective):
+    """Classification from the code itself; the gradient passes the sign unchanged."""
+
+    def __init__(self, classes: int, bits: int, *, quantisation: float = 0.1) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(bits, classes)
+        self.quantisation = quantisation
+
+    def forward(self, u: Tensor, labels: Tensor, prints: Tensor) -> Tensor:  # noqa: ARG002
+        u = u.float()
+        code = u + (signs(u) - u).detach()
+        return functional.cross_entropy(self.classifier(code), labels) + self.quantisation * (
+            (u.abs() - 1).abs().pow(3).mean()
+        )
+
+
+METHODS = ("acir", "acir-released", "csq", "orthohash", "greedyhash", "dtsh", "pairwise")
+
+
+def objective(
+    name: str, classes: int, bits: int, weights: Tensor, *, seed: int = 0, gamma: float = 0.25, alpha: float = 0.5
+) -> Objective:
+    """One of `METHODS`; gamma and alpha are ACIR's. Raises `Invalid` for another name."""
+    if name in {"acir", "pairwise"}:
+        return Sch(weights, gamma=gamma, alpha=alpha, plain=name == "pairwise")
+    if name == "acir-released":
+        return Sch(weights, mode="released", alpha=alpha)
+    if name == "csq":
+        return Csq(classes, bits, seed=seed)
+    if name == "orthohash":
+        return OrthoHash(classes, bits, seed=seed)
+    if name == "greedyhash":
+        return GreedyHash(classes, bits)
+    if name == "dtsh":
+        return Dtsh()
+    raise Invalid(f"no hashing method {name}; there are {', '.join(METHODS)}")
+
+
+def hash_centres(classes: int, bits: int, seed: int = 0) -> Tensor:
+    """(classes, bits) of -1 and +1: rows of [H; -H], H being Hadamard's matrix, where they are enough.
+
+    Else drawn until every two are further apart than bits / 4, and bits / 2 on average.
+
+    Raises:
+        Invalid: so few bits hold no such centres.
+
+    Source: Yuan et al. (2020), algorithm 1.
+    """
+    if bits & (bits - 1) == 0 and classes <= 2 * bits:
+        rows = np.ones((1, 1))
+        while len(rows) < bits:
+            rows = np.block([[rows, rows], [rows, -rows]])
+        return torch.from_numpy(np.concatenate([rows, -rows])[:classes]).float()
+    rng = np.random.default_rng(seed)
+    for _ in range(10_000):
+        drawn = rng.integers(0, 2, (classes, bits)) * 2.0 - 1
+        apart = ((bits - drawn @ drawn.T) / 2)[np.triu_indices(classes, 1)]
+        if apart.min() > bits / 4 and apart.mean() >= bits / 2:
+            return torch.from_numpy(drawn).float()
+    raise Invalid(f"{bits} bits hold no {classes} centres that are far enough apart")
