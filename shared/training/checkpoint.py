@@ -1,0 +1,109 @@
+"""An output folder and what is kept in it: the experiment, its state after each epoch, and the figures at the end."""
+
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from shared.errors import Conflict
+from shared.training.experiment import Experiment, Json
+
+EXPERIMENT, CHECKPOINT, METRICS, MODEL = "experiment.json", "checkpoint.pt", "metrics.json", "model"
+
+State = dict[str, Tensor]
+
+
+@dataclass(slots=True, kw_only=True)
+class Checkpoint:
+    """Where a training stands between two epochs. Every epoch draws from its own seed, so no generator is kept."""
+
+    epoch: int = 0  #: the next one
+    model: State = field(default_factory=dict)
+    optimiser: Json = field(default_factory=dict)
+    best: State = field(default_factory=dict)
+    best_epoch: int = -1
+    best_score: float = float("-inf")
+    history: list[Json] = field(default_factory=list)  #: one entry per epoch
+    seconds: float = 0.0
+
+    @property
+    def stale(self) -> int:
+        """Epochs since the best one."""
+        return self.epoch - 1 - self.best_epoch
+
+
+@contextmanager
+def claimed(folder: Path, experiment: Experiment, *, resume: bool) -> Iterator[None]:
+    """The folder is this experiment's own until the block ends.
+
+    Raises:
+        Conflict: it holds a finished model, another experiment, an unfinished one that is not to be resumed, things
+            that no training wrote, or a training that runs now.
+    """
+    described = {"digest": experiment.digest, **experiment.to_json()}
+    path = folder / EXPERIMENT
+    if (folder / METRICS).exists():
+        raise Conflict("the output folder holds a finished model: name another one")
+    if path.exists():
+        _check(json.loads(path.read_text(encoding="utf-8")), described, resume=resume)
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise Conflict("there is something in the output folder that is no training's")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(path, described)
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict("a training runs in this folder now") from None
+        yield
+
+
+def _check(found: Json, wanted: Json, *, resume: bool) -> None:
+    if found.get("digest") != wanted["digest"]:
+        differ = sorted(key for key in {*found, *wanted} - {"digest"} if found.get(key) != wanted.get(key))
+        raise Conflict(f"the output folder holds another experiment; they differ in {', '.join(differ)}")
+    if not resume:
+        raise Conflict("the output folder holds an unfinished training: resume it, or name another folder")
+
+
+def save(checkpoint: Checkpoint, folder: Path) -> None:
+    """The checkpoint stands in the folder, whole, also after a power cut; the one before is gone."""
+    values = {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
+    with replacing(folder / CHECKPOINT) as path:
+        torch.save(values, path)
+
+
+def load(folder: Path) -> Checkpoint:
+    """The last checkpoint, a fresh one where there is none."""
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return Checkpoint()
+    return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - whatever JSON holds
+    with replacing(path) as beside:
+        beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A file beside, which becomes `path` in one step if the block ends well."""
+    beside = path.with_name(f".{path.name}.part")
+    yield beside
+    with beside.open("rb") as file:
+        os.fsync(file.fileno())
+    beside.rename(path)
+
+
+def summary(checkpoint: Checkpoint) -> Json:
+    """What a reader wants to know of the training, without its tensors."""
+    return {name: getattr(checkpoint, name) for name in ("best_epoch", "best_score", "history", "seconds")}

@@ -1,0 +1,78 @@
+"""From a collection to batches on the device, and back from batches to figures."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from shared.datasets import development
+from shared.datasets.collection import Collection
+from shared.errors import Invalid
+from shared.training.experiment import Batch, Experiment, Rows
+
+_ENCODE = 64  #: images in a batch of an evaluation
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Named:
+    """A development set by its name, at a stored side (larger than the input's where crops are to be sharp)."""
+
+    name: str
+    side: int
+
+    def load(self, root: Path) -> Collection:
+        return development.load(self.name, root, self.side)
+
+
+def parts(data: Collection) -> tuple[Collection, Collection]:
+    """What is trained on and what is selected by.
+
+    Raises: `Invalid` where one of them is empty, or a group has images in both.
+    """
+    fit, held = data.part("train"), data.part("val")
+    if not len(fit) or not len(held):
+        raise Invalid("a training needs images in the parts train and val")
+    if np.intersect1d(fit.groups, held.groups).size:
+        raise Invalid("a group has images in train and in val: the selection would be of what was learned by heart")
+    return fit, held
+
+
+def batches(experiment: Experiment, data: Collection, plan: Iterable[Rows], device: torch.device) -> Iterator[Batch]:
+    """The batches of the plan, drawn one at a time: images are uint8 until then."""
+    images = torch.from_numpy(data.images)
+    labels, groups = torch.from_numpy(data.labels), torch.from_numpy(data.groups)
+    for chosen in plan:
+        rows = torch.from_numpy(chosen)
+        stored = images[rows].float() / 255
+        yield Batch(
+            views=tuple(experiment.augmentation(stored, experiment.side).to(device) for _ in range(experiment.views)),
+            clean=resized(stored, experiment.side).to(device),
+            labels=labels[rows].to(device),
+            groups=groups[rows].to(device),
+            rows=rows.to(device),
+        )
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """(n, h, w) to (n, side, side), bilinear, averaging where it shrinks."""
+    if images.shape[-2:] == (side, side):
+        return images
+    size = (side, side)
+    return functional.interpolate(images[:, None], size, mode="bilinear", antialias=True, align_corners=False)[:, 0]
+
+
+def encode(
+    embed: Callable[[Tensor], Tensor], data: Collection, side: int, device: torch.device | None = None
+) -> Tensor:
+    """(n, dim) float32 on the CPU: `embed` over the collection's images, at `side` pixels."""
+    images = torch.from_numpy(data.images)
+    made = []
+    with torch.inference_mode():
+        for start in range(0, len(images), _ENCODE):
+            pixels = resized(images[start : start + _ENCODE].float() / 255, side).to(device)
+            made.append(embed(pixels).float().cpu())
+    return torch.cat(made)

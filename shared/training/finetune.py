@@ -1,0 +1,100 @@
+"""AdvancedFT: a backbone trained whole, with a classifier that is thrown away. Source: arXiv 2508.04790."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared.datasets.collection import Collection
+from shared.encoder.backbones import backbone
+from shared.encoder.build import build
+from shared.encoder.cards import IMAGENET_MEAN, IMAGENET_STD
+from shared.encoder.network import Network, state_of
+from shared.encoder.weights import find
+from shared.imaging.recipe import Recipe
+from shared.training.experiment import Batch, Encode, Experiment, Method
+from shared.training.selection import macro_precision
+
+
+class Classifier(nn.Module):
+    """(n, side, side) in [0, 1] to features (n, dim) and logits (n, classes)."""
+
+    def __init__(self, network: Network, dim: int, classes: int, *, freeze_norm: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.head = nn.Linear(dim, classes)
+        self.freeze_norm = freeze_norm
+
+    def train(self, mode: bool = True) -> "Classifier":
+        super().train(mode)
+        if self.freeze_norm:
+            for module in self.network.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.network(pixels)
+        return features, self.head(features)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AdvancedFT(Method[Classifier]):
+    """Cross entropy with smoothed labels over a linear classifier; the pooled features are what is kept."""
+
+    architecture: str
+    weights: str  #: as `shared.encoder.weights.find` reads it
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    smoothing: float = 0.1
+    freeze_norm: bool = False  #: batch normalisation keeps its statistics: for weights that have them folded in
+
+    def build(self, data: Collection) -> Classifier:
+        network = trainable(self.architecture, self.weights, self.mean, self.std)
+        dim = backbone(self.architecture).dim
+        return Classifier(network, dim, len(data.classes), freeze_norm=self.freeze_norm)
+
+    def groups(self, model: Classifier) -> Mapping[str, Iterable[nn.Parameter]]:
+        return {"backbone": model.network.parameters(), "head": model.head.parameters()}
+
+    def step(self, model: Classifier, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        logits = model(batch.pixels)[1]
+        loss = functional.cross_entropy(logits, batch.labels, label_smoothing=self.smoothing)
+        return loss, {"accuracy": (logits.argmax(1) == batch.labels).float().mean()}
+
+    def embed(self, model: Classifier, pixels: Tensor) -> Tensor:
+        features: Tensor = model(pixels)[0]
+        return features
+
+    def validate(self, model: Classifier, held: Collection, encode: Encode) -> Mapping[str, float]:
+        features = encode(held)
+        head = model.head
+        with torch.inference_mode():
+            logits = head(features.to(head.weight.device)).cpu()
+        correct = (logits.argmax(1) == torch.from_numpy(held.labels)).float().mean()
+        return {"macro_precision_at_10": macro_precision(features, held, 10), "val_accuracy": float(correct)}
+
+    def save(self, model: Classifier, folder: Path, experiment: Experiment) -> None:
+        weights = folder.with_name("trained.safetensors")
+        save_file(state_of(model.network.body), weights)
+        build(
+            folder,
+            experiment.name,
+            self.architecture,
+            str(weights),
+            Recipe(size=experiment.side),
+            self.mean,
+            self.std,
+            note=f"{experiment.name} ({experiment.preset}), from {Path(self.weights).name}",
+        )
+        weights.unlink()
+
+
+def trainable(architecture: str, weights: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Network:
+    """The backbone with its weights and preprocessing, every parameter of it open to training."""
+    body = find(architecture, weights).body
+    return Network(body.requires_grad_(requires_grad=True), mean, std)
