@@ -1,0 +1,241 @@
+"""Retrieval figures of every query, and their means.
+
+With hits rel_i in {0, 1}, R relevant items left after exclusion, and expectation over ties throughout:
+
+    P@k         hits / k, also where the list is shorter than k
+    P_adj@k     hits / min(k, R)                    (Denner et al., arXiv 2403.06567)
+    R@k         hits / R
+    nDCG@k      sum_k rel_i / log2(i + 1), over its value for the ideal list of min(k, R) hits
+    nDCG_retrieved_ideal@k   over its value for the retrieved list, sorted: as in arXiv 2411.01473 and 2508.04790,
+                not standard, for comparison with their tables alone
+    mAP, mAP@k  mean precision at the relevant places, over R or min(k, R); mAP is over the whole ranking
+    MRR, hit@k  1 / first hit; whether there is one among k
+    graded_nDCG@k, grade_difference@k   gain 1 - |b_q - b_i| / span, and mean |b_q - b_i| over what was retrieved
+
+A query without a relevant item has no figures: NaN, counted apart, in no mean.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.errors import Invalid
+from shared.metrics.ranking import Floats, Metric, Ranking, Side, Ties, chunks, expected, ties
+
+KS = (1, 5, 10, 20, 50, 100)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PerQuery:
+    """Figures of `q` queries; rows of all arrays belong together."""
+
+    labels: NDArray[np.int64]  #: (q,)
+    clusters: NDArray[np.int64]  #: (q,) the patient of each query
+    relevant: NDArray[np.int64]  #: (q,) relevant items in its gallery
+    length: NDArray[np.int64]  #: (q,) items in its gallery: a list of k is short where this is less
+    values: dict[str, Floats] = field(default_factory=dict)  #: (q,) each; NaN without a relevant item
+    neighbours: NDArray[np.int64]  #: (q, largest k) positions in the gallery; -1 where the list is short
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def unanswerable(self) -> int:
+        """Queries that have no relevant item."""
+        return int((self.relevant == 0).sum())
+
+    def micro(self, name: str) -> float:
+        """The mean over queries; NaN if none can be answered."""
+        values = self.values[name][self.relevant > 0]
+        return float(values.mean()) if len(values) else float("nan")
+
+    def per_class(self, name: str) -> dict[int, float]:
+        """The mean over the queries of each class that has one that can be answered."""
+        known = self.relevant > 0
+        return {int(c): float(self.values[name][known & (self.labels == c)].mean()) for c in self._classes(known)}
+
+    def macro(self, name: str) -> float:
+        """The mean of the classes' means: a rare class counts as much as a common one."""
+        means = list(self.per_class(name).values())
+        return float(np.mean(means)) if means else float("nan")
+
+    def where(self, chosen: NDArray[np.bool_]) -> Self:
+        return type(self)(
+            **{f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name != "values"},
+            values={name: values[chosen] for name, values in self.values.items()},
+        )
+
+    def _classes(self, known: NDArray[np.bool_]) -> NDArray[np.int64]:
+        return np.unique(self.labels[known])
+
+
+def joined(parts: Sequence[PerQuery]) -> PerQuery:
+    """The queries of several runs, one after the other; their neighbours are positions in different galleries."""
+    if not parts:
+        raise Invalid("there is nothing to join")
+    arrays = {
+        f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(PerQuery) if f.name != "values"
+    }
+    values = {name: np.concatenate([p.values[name] for p in parts]) for name in parts[0].values}
+    return PerQuery(**arrays, values=values)
+
+
+def measure(
+    queries: Side,
+    gallery: Side,
+    *,
+    metric: Metric = "cosine",
+    ks: Sequence[int] = KS,
+    grades: NDArray[np.int64] | None = None,
+) -> PerQuery:
+    """All figures of each query against the whole gallery, relevance being the same label.
+
+    Args:
+        queries, gallery: vectors with labels; where both have keys, items of a query's own key are left out
+            before anything is ranked.
+        ks: list lengths, at least 1.
+        grades: (classes,) the ordinal value of each label, for the graded figures.
+
+    Raises:
+        Invalid: sides that do not fit each other, or a k below 1.
+    """
+    if not ks or min(ks) < 1:
+        raise Invalid("a list has at least one place")
+    parts = []
+    for part, ranking in chunks(queries, gallery, metric):
+        hits = ranking.sorted(queries.labels[part][:, None] == gallery.labels)
+        found = _figures(ranking, hits, ks)
+        if grades is not None:
+            apart = np.abs(grades[queries.labels[part]][:, None] - grades[gallery.labels]).astype(np.float64)
+            found |= _graded(ranking, ranking.sorted(apart), float(np.ptp(grades)), ks)
+        parts.append(_collect(queries, part, ranking, hits, found, max(ks)))
+    return joined(parts)
+
+
+def dcg(gains: Floats) -> Floats:
+    """Discounted cumulative gain of each row: sum of gain_i / log2(i + 1)."""
+    return np.asarray(gains @ (1 / np.log2(np.arange(gains.shape[-1]) + 2)))
+
+
+def ndcg(gains: Floats, relevant: NDArray[np.int64], k: int) -> Floats:
+    """Standard nDCG@k of (q, n) ranked binary gains with `relevant` (q,) items in the whole gallery."""
+    ideal = np.cumsum(1 / np.log2(np.arange(k) + 2))
+    return dcg(gains[:, :k]) / np.where(relevant > 0, ideal[np.minimum(relevant, k) - 1], np.nan)
+
+
+def ndcg_retrieved_ideal(gains: Floats, k: int) -> Floats:
+    """The papers' nDCG@k, whose ideal is the retrieved list itself, sorted; 0 for a list without a hit.
+
+    Not standard: a list with its two hits in front scores 1 whatever it missed. Source: arXiv 2411.01473, equation
+    3, as the tables of that paper prove it was computed.
+    """
+    top = gains[:, :k]
+    ideal = dcg(-np.sort(-top, axis=1))
+    return np.divide(dcg(top), ideal, out=np.zeros(len(top)), where=ideal > 0)
+
+
+def average_precision(hits: NDArray[np.bool_], tied: Ties | None) -> Floats:
+    """Average precision of (q, n) ranked hits, expected over all orders of ties. NaN without a relevant item."""
+    relevant = hits.sum(axis=1)
+    return np.asarray(precisions(hits, tied).sum(axis=1) / np.where(relevant > 0, relevant, np.nan))
+
+
+def precisions(hits: NDArray[np.bool_], tied: Ties | None) -> Floats:
+    """(q, n): at each place, the expectation of hit x precision; their sum over R is the average precision.
+
+    In a group of n ties with r relevant, N items and P relevant before it, place t has
+    (r / n) (P + 1 + (t - 1)(r - 1) / (n - 1)) / (N + t).
+
+    Source: He, Cakir, Bargal and Sclaroff, "Hashing as tie-aware learning to rank", CVPR 2018.
+    """
+    places = np.arange(1, hits.shape[1] + 1)
+    total = np.cumsum(hits, axis=1).astype(np.float64)
+    if tied is None:
+        return np.asarray(hits * total / places)
+    here = tied.total(hits)  # r
+    before = np.take_along_axis(total - hits, tied.first, axis=1)  # P
+    t = places - tied.first
+    terms = here / tied.size * (before + 1 + (t - 1) * (here - 1) / np.maximum(tied.size - 1, 1)) / places
+    return np.asarray(terms)
+
+
+def _figures(ranking: Ranking, hits: NDArray[np.bool_], ks: Sequence[int]) -> dict[str, Floats]:
+    tied = ties(ranking)
+    relevant = hits.sum(axis=1)
+    some = np.where(relevant > 0, relevant, np.nan)
+    gains = expected(hits, tied)[:, : max(ks)]
+    at_hits = precisions(hits, tied)
+    reciprocal, misses = _first_hit(hits, tied, ks)
+    found = {"mAP": at_hits.sum(axis=1) / some, "MRR": reciprocal}
+    for k in ks:
+        count = gains[:, :k].sum(axis=1)
+        found[f"P@{k}"] = count / k
+        found[f"P_adj@{k}"] = count / np.minimum(some, k)
+        found[f"R@{k}"] = count / some
+        found[f"nDCG@{k}"] = ndcg(gains, relevant, k)
+        found[f"nDCG_retrieved_ideal@{k}"] = ndcg_retrieved_ideal(gains, k)
+        found[f"mAP@{k}"] = at_hits[:, :k].sum(axis=1) / np.minimum(some, k)
+        found[f"hit@{k}"] = 1 - misses[k]
+    return found
+
+
+def _first_hit(hits: NDArray[np.bool_], tied: Ties | None, ks: Sequence[int]) -> tuple[Floats, dict[int, Floats]]:
+    """Expected 1 / (place of the first hit), and the chance of none among k; NaN without a hit.
+
+    Within its group of n ties with r hits, the first s places hold none with probability C(n - s, r) / C(n, r).
+    """
+    rows = np.arange(len(hits))
+    first = np.argmax(hits, axis=1)
+    known = hits.any(axis=1)
+    begin = first if tied is None else tied.first[rows, first]
+    size = np.ones(len(hits), np.int64) if tied is None else tied.size[rows, first]
+    here = np.ones(len(hits)) if tied is None else tied.total(hits)[rows, first]
+    steps = np.arange(int(size.max()) + 1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        # C(n - s, r) / C(n, r) = prod over i < s of (n - r - i) / (n - i)
+        factors = np.clip((size[:, None] - here[:, None] - steps[:-1]) / (size[:, None] - steps[:-1]), 0, 1)
+    factors[np.isnan(factors)] = 0
+    none = np.concatenate([np.ones((len(hits), 1)), np.cumprod(factors, axis=1)], axis=1)
+    reciprocal = ((none[:, :-1] - none[:, 1:]) / (begin[:, None] + 1 + steps[:-1])).sum(axis=1)
+    misses = {k: none[rows, np.clip(k - begin, 0, steps[-1])] for k in ks}
+    unknown = np.where(known, 0.0, np.nan)
+    return reciprocal + unknown, {k: missed + unknown for k, missed in misses.items()}
+
+
+def _graded(ranking: Ranking, apart: Floats, span: float, ks: Sequence[int]) -> dict[str, Floats]:
+    tied = ties(ranking)
+    present = np.arange(apart.shape[1]) < ranking.length[:, None]
+    gains = np.where(present, 1 - apart / max(span, 1.0), 0)
+    ideal = -np.sort(-gains, axis=1)[:, : max(ks)]
+    retrieved, differences = expected(gains, tied), expected(apart, tied)
+    found = {}
+    for k in ks:
+        best = dcg(ideal[:, :k])
+        found[f"graded_nDCG@{k}"] = np.divide(
+            dcg(retrieved[:, :k]), best, out=np.full(len(best), np.nan), where=best > 0
+        )
+        # a short list is divided by its length: dividing by k would call the missing items perfect
+        shown = np.maximum(np.minimum(ranking.length, k), 1)
+        found[f"grade_difference@{k}"] = differences[:, :k].sum(axis=1) / shown
+    return found
+
+
+def _collect(
+    queries: Side, part: slice, ranking: Ranking, hits: NDArray[np.bool_], found: dict[str, Floats], depth: int
+) -> PerQuery:
+    relevant = hits.sum(axis=1)
+    neighbours = np.full((len(hits), depth), -1)
+    shown = ranking.order[:, :depth]
+    neighbours[:, : shown.shape[1]] = np.where(np.arange(shown.shape[1]) < ranking.length[:, None], shown, -1)
+    clusters = queries.clusters if queries.clusters is not None else queries.keys
+    return PerQuery(
+        labels=queries.labels[part],
+        clusters=np.arange(len(queries))[part] if clusters is None else clusters[part],
+        relevant=relevant,
+        length=ranking.length,
+        values={name: np.where(relevant > 0, values, np.nan) for name, values in found.items()},
+        neighbours=neighbours,
+    )
