@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from tests.metrics.lists import on_a_line
 
 from shared.metrics.baselines import chance, chance_with_self, majority
 from shared.metrics.bootstrap import cohens_d
 from shared.metrics.ranking import Side
 from shared.metrics.retrieval import measure
+from tests.metrics.lists import on_a_line
 
 COUNTS = {1: 801, 2: 333, 3: 187, 4: 319, 5: 358, 6: 8}  # CDD-CESM, images by BI-RADS
 HITS = {  # Table 1 of arXiv 2411.01473: the only lists that give its precisions and its nDCG, query by query

@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.metrics.lists import as_ranking, average_precision, discounted, on_a_line
 
 from shared.errors import Invalid
 from shared.metrics import retrieval
 from shared.metrics.ranking import Side, chunks, hamming, rank, ties
 from shared.metrics.retrieval import measure
+from tests.metrics.lists import as_ranking, average_precision, discounted, on_a_line
 
 
 def value(hits, name, total=None, k=5):

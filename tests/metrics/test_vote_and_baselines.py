@@ -1,0 +1,73 @@
+import numpy as np
+import pytest
+from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, f1_score
+
+from shared.errors import Invalid
+from shared.metrics import vote
+from shared.metrics.baselines import chance, chance_after_exclusion, lift, majority
+from shared.metrics.ranking import Side
+from shared.metrics.retrieval import measure
+
+
+class TestVote:
+    def test_the_commonest_label_wins_and_the_nearest_breaks_ties(self):
+        neighbours = np.array([[2, 1, 1], [2, 1, 0], [0, -1, -1], [-1, -1, -1], [1, 2, 2]])
+        assert list(vote.vote(neighbours, 3)) == [1, 2, 0, -1, 2]
+
+    def test_figures_equal_those_of_scikit_learn(self):
+        rng = np.random.default_rng(0)
+        truth = rng.integers(5, size=300)
+        predicted = np.where(rng.random(300) < 0.5, truth, rng.integers(5, size=300))
+        grades = np.arange(1, 6)
+        found = vote.figures(truth, predicted, 5, grades)
+        assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, predicted))
+        assert found["macro_f1"] == pytest.approx(f1_score(truth, predicted, average="macro"))
+        assert found["quadratic_kappa"] == pytest.approx(cohen_kappa_score(truth, predicted, weights="quadratic"))
+        halves = balanced_accuracy_score(grades[truth] >= 4, grades[predicted] >= 4)
+        assert found["balanced_accuracy_456"] == pytest.approx(halves)
+
+    def test_unequal_steps_between_grades_weigh_by_their_square(self):
+        table = np.array([[1, 0, 1], [0, 2, 0], [0, 0, 2]])
+        grades = np.array([1, 2, 5])
+        seen, expected = 16, 0.0
+        for i in range(3):
+            for j in range(3):
+                expected += table[i].sum() * table[:, j].sum() / 6 * (grades[i] - grades[j]) ** 2
+        assert vote.quadratic_kappa(table, grades) == pytest.approx(1 - seen / expected)
+
+    def test_queries_without_a_neighbour_have_no_vote(self):
+        found = vote.figures(np.array([0, 1]), np.array([0, -1]), 2)
+        assert found == {"balanced_accuracy": 1.0, "macro_f1": 1.0}
+
+    def test_a_label_of_no_class_is_refused(self):
+        with pytest.raises(Invalid):
+            vote.confusion(np.array([3]), np.array([0]), 2)
+
+
+class TestBaselines:
+    def test_chance_is_what_random_vectors_score(self):
+        rng = np.random.default_rng(1)
+        labels = rng.choice(4, size=1500, p=[0.6, 0.2, 0.15, 0.05])
+        queries, gallery = labels[:700], labels[700:]
+        found = measure(
+            Side(vectors=rng.normal(size=(700, 200)), labels=queries),
+            Side(vectors=rng.normal(size=(800, 200)), labels=gallery),
+            ks=(100,),
+        )
+        assert chance(queries, gallery).micro == pytest.approx(found.micro("P@100"), abs=0.01)
+        assert chance(queries, gallery).macro == pytest.approx(found.macro("P@100"), abs=0.01)
+
+    def test_chance_after_exclusion_is_each_querys_own(self):
+        queries, relevant, length = np.array([0, 0, 1, 1]), np.array([1, 3, 0, 1]), np.array([4, 4, 4, 2])
+        found = chance_after_exclusion(queries, relevant, length)
+        assert found.micro == pytest.approx((1 / 4 + 3 / 4 + 1 / 2) / 3)
+        assert found.macro == pytest.approx((1 / 2 + 1 / 2) / 2)
+
+    def test_the_majority_retriever_is_right_for_one_class_only(self):
+        found = majority(np.array([0, 0, 1]), np.array([1, 0, 0]))
+        assert found.micro == pytest.approx(2 / 3)
+        assert found.macro == 0.5
+
+    def test_lift_is_a_ratio(self):
+        assert lift(0.35, 0.25) == pytest.approx(1.4)
+        assert np.isnan(lift(0.35, 0))
