@@ -156,6 +156,16 @@ class Generation(Base):
     spec: Mapped[dict[str, Any]]
     state: Mapped[str] = mapped_column(server_default="open")
     created_at: Mapped[datetime] = _now()
+    operation_id: Mapped[uuid.UUID | None]  #: that builds it; none for the first one of an empty archive
+    filled_to: Mapped[int] = mapped_column(server_default="0")  #: every image up to this id was looked at
+    filled_at: Mapped[datetime | None]
+    throttle: Mapped[float | None]  #: rows per second; None: as fast as it goes
+    paced_from: Mapped[datetime | None]  #: what the throttle has allowed is used up to this moment
+    gate: Mapped[float] = mapped_column(server_default="0.97")  #: recall@10 that publishing asks for
+    measured: Mapped[dict[str, Any] | None]  #: recall, sample, points and moment of the last measurement
+    accepted: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default=text("'{}'"))  #: images named missing
+    retired_at: Mapped[datetime | None]
+    purged_at: Mapped[datetime | None]  #: collection and ledger are gone
     __table_args__ = (CheckConstraint("state IN ('open', 'retired')", name="state"),)
 
 
@@ -165,6 +175,7 @@ class Live(Base):
     __tablename__ = "live"
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, server_default="1")
     generation_id: Mapped[int] = mapped_column(ForeignKey("generation.id"))
+    previous_id: Mapped[int | None] = mapped_column(ForeignKey("generation.id"))  #: where a rollback leads
     published_at: Mapped[datetime] = _now()
     __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
 
@@ -216,6 +227,32 @@ class Ledger(Base):
     )
 
 
+class Backfill(Lease, Base):
+    """An image that a model has yet to encode beside the normal path; `failed` is a named exception of its coverage."""
+
+    __tablename__ = "backfill"
+    model_id: Mapped[int] = mapped_column(ForeignKey("model.id", ondelete="CASCADE"), primary_key=True)
+    image_id: Mapped[int] = mapped_column(ForeignKey("image.id", ondelete="CASCADE"), primary_key=True, index=True)
+    state: Mapped[str] = mapped_column(server_default="due")
+    failures: Mapped[int] = mapped_column(Integer, server_default="0")
+    reason: Mapped[str | None]
+    __table_args__ = (
+        CheckConstraint("state IN ('due', 'failed')", name="state"),
+        Index("ix_backfill_due", "model_id", "image_id", postgresql_where=text("state = 'due'")),
+    )
+
+
+class Tombstone(Base):
+    """What was erased and must not come back: a keyed hash, which leads nowhere without the secret."""
+
+    __tablename__ = "tombstone"
+    digest: Mapped[bytes] = mapped_column(primary_key=True)
+    kind: Mapped[str]
+    operation_id: Mapped[uuid.UUID] = mapped_column(index=True)  #: the erasure; a lift takes all of it back
+    created_at: Mapped[datetime] = _now()
+    __table_args__ = (CheckConstraint("kind IN ('image', 'study', 'patient')", name="kind"),)
+
+
 class Operation(Lease, Base):
     """Long work that a client can watch, cancel and retry."""
 
@@ -233,7 +270,7 @@ class Operation(Lease, Base):
     created_at: Mapped[datetime] = _now()
     finished_at: Mapped[datetime | None]
     __table_args__ = (
-        CheckConstraint("state IN ('pending', 'running', 'succeeded', 'failed', 'cancelled')", name="state"),
+        CheckConstraint("state IN ('pending', 'running', 'paused', 'succeeded', 'failed', 'cancelled')", name="state"),
         Index("ix_operation_work", "created_at", postgresql_where=text("state IN ('pending', 'running')")),
     )
 
