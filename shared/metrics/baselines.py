@@ -1,11 +1,14 @@
 """What a retriever scores that knows nothing: it stands beside every figure."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import Invalid
+from shared.metrics.ranking import Side
+from shared.metrics.retrieval import KS, PerQuery, measure
 
 Labels = NDArray[np.int64]
 
@@ -16,6 +19,20 @@ class Baseline:
 
     micro: float
     macro: float
+
+
+def random_figures(queries: Side, gallery: Side, *, ks: Sequence[int] = KS, grades: Labels | None = None) -> PerQuery:
+    """Every figure's expectation for a random order of each query's own gallery.
+
+    One code for all items is one group of ties, and figures are expectations over ties: no list is drawn.
+    """
+    return _figures(queries, gallery, np.zeros(len(gallery), np.uint8), ks, grades)
+
+
+def majority_figures(queries: Side, gallery: Side, *, ks: Sequence[int] = KS, grades: Labels | None = None) -> PerQuery:
+    """Every figure of a retriever that shows the gallery's commonest class first, in random order, to everybody."""
+    classes, counts = np.unique(gallery.labels, return_counts=True)
+    return _figures(queries, gallery, (gallery.labels != classes[counts.argmax()]).astype(np.uint8), ks, grades)
 
 
 def chance(queries: Labels, gallery: Labels) -> Baseline:
@@ -61,3 +78,11 @@ def lift(value: float, baseline: float) -> float:
 
 def _macro(values: NDArray[np.float64], labels: Labels) -> float:
     return float(np.mean([values[labels == c].mean() for c in np.unique(labels)]))
+
+
+def _figures(
+    queries: Side, gallery: Side, codes: NDArray[np.uint8], ks: Sequence[int], grades: Labels | None
+) -> PerQuery:
+    """Figures of queries whose code is 0 among the gallery's one-byte codes."""
+    asked = replace(queries, vectors=np.zeros((len(queries), 1), np.uint8))
+    return measure(asked, replace(gallery, vectors=codes[:, None]), metric="hamming", ks=ks, grades=grades)

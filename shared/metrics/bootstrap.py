@@ -4,7 +4,7 @@ Images of one patient are no independent observations: intervals over images are
 or flips, whole patients with all their queries.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,19 +49,34 @@ def interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """The mean of (q,) values with its interval over patients.
+    """The mean of (q,) values with its interval over patients: `intervals` of one figure."""
+    return intervals({"": values}, clusters, labels=labels, resamples=resamples, seed=seed, level=level)[""]
+
+
+def intervals(
+    values: Mapping[str, Floats],
+    clusters: Ints,
+    *,
+    labels: Ints | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+    level: float = 0.95,
+) -> dict[str, Interval]:
+    """The means of several figures of the same queries, (q,) each, with their intervals from the same draws.
 
     NaN values (queries without a relevant item) are left out. With `labels`, the mean is the macro mean over
     classes; a draw that lacks a class is the mean of the others.
 
     Raises:
-        Invalid: no value, arrays of different lengths, or fewer than 1,000 resamples.
+        Invalid: no value, arrays of different lengths, figures that lack different queries, or fewer than 1,000
+            resamples.
     """
-    sums, counts = _by_cluster(values, clusters, labels)
+    stacked = np.stack(list(values.values()), axis=1)
+    sums, counts = _by_cluster(stacked, clusters, labels)
     draws = _resample(sums, counts, resamples, seed)
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    mean = _mean(sums.sum(axis=0, keepdims=True), counts.sum(axis=0, keepdims=True))[0]
-    return Interval(float(mean), float(low), float(high))
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    mean = _mean(sums.sum(axis=0), counts.sum(axis=0))
+    return {name: Interval(float(mean[i]), float(low[i]), float(high[i])) for i, name in enumerate(values)}
 
 
 def compare(
@@ -86,8 +101,8 @@ def compare(
         raise Invalid("the two systems answered different queries")
     difference = first - second
     found = interval(difference, clusters, labels=labels, resamples=resamples, seed=seed)
-    sums, counts = _by_cluster(difference, clusters, labels)
-    flipped = _flips(sums, counts.sum(axis=0), resamples, seed)
+    sums, counts = _by_cluster(difference[:, None], clusters, labels)
+    flipped = _flips(sums, counts, resamples, seed)
     # the slack keeps flips that are the observed arrangement itself from missing it by rounding
     p = (1 + int((np.abs(flipped) >= abs(found.mean) - 1e-12).sum())) / (1 + resamples)
     return Comparison(found, p, paired_effect(difference, clusters))
@@ -98,8 +113,8 @@ def paired_effect(differences: Floats, clusters: Ints) -> float:
 
     0 where nothing differs, infinite where all patients differ by the same.
     """
-    sums, counts = _by_cluster(differences, clusters, None)
-    means = sums[:, 0] / counts[:, 0]
+    sums, counts = _by_cluster(differences[:, None], clusters, None)
+    means = (sums / counts).ravel()
     mean, deviation = float(means.mean()), float(means.std(ddof=1)) if len(means) > 1 else 0.0
     if deviation < 1e-12:
         return float(np.copysign(np.inf, mean)) if abs(mean) > 1e-12 else 0.0
@@ -122,23 +137,26 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _by_cluster(values: Floats, clusters: Ints, labels: Ints | None) -> tuple[Floats, Floats]:
-    """(patients, classes) sums and counts of the known values; one class where there are no labels."""
+    """(patients, figures, classes) sums of (q, figures) values, and (patients, 1, classes) counts of queries."""
     if not len(values) == len(clusters) == (len(values) if labels is None else len(labels)):
         raise Invalid("values, clusters and labels belong together")
-    known = ~np.isnan(values)
+    unknown = np.isnan(values)
+    if (unknown.any(axis=1) != unknown.all(axis=1)).any():
+        raise Invalid("the figures lack different queries")
+    known = ~unknown[:, 0]
     if not known.any():
         raise Invalid("there is no value to resample")
     _, cluster = np.unique(clusters[known], return_inverse=True)
     kind = np.zeros(int(known.sum()), np.int64) if labels is None else np.unique(labels[known], return_inverse=True)[1]
-    width = int(kind.max()) + 1
-    cell = cluster * width + kind
-    size = (int(cluster.max()) + 1) * width
-    sums = np.bincount(cell, weights=values[known], minlength=size).reshape(-1, width)
-    counts = np.bincount(cell, minlength=size).reshape(-1, width)
-    return np.asarray(sums, np.float64), np.asarray(counts, np.float64)
+    shape = (int(cluster.max()) + 1, values.shape[1], int(kind.max()) + 1)
+    sums, counts = np.zeros(shape), np.zeros((shape[0], 1, shape[2]))
+    np.add.at(sums, (cluster, slice(None), kind), values[known])
+    np.add.at(counts, (cluster, 0, kind), 1)
+    return sums, counts
 
 
 def _resample(sums: Floats, counts: Floats, resamples: int, seed: int) -> Floats:
+    """(resamples, figures) means over patients drawn with replacement."""
     if resamples < 1000:
         raise Invalid("an interval takes at least 1,000 resamples")
     patients = len(sums)
@@ -149,21 +167,27 @@ def _resample(sums: Floats, counts: Floats, resamples: int, seed: int) -> Floats
         rows = min(step, resamples - start)
         drawn = rng.integers(patients, size=(rows, patients)) + patients * np.arange(rows)[:, None]
         times = np.bincount(drawn.ravel(), minlength=rows * patients).reshape(rows, patients).astype(np.float64)
-        found.append(_mean(times @ sums, times @ counts))
+        found.append(_mean(_weighed(times, sums), _weighed(times, counts)))
     return np.concatenate(found)
 
 
 def _flips(sums: Floats, counts: Floats, resamples: int, seed: int) -> Floats:
+    """(resamples, figures) means after the signs of whole patients were drawn."""
     rng = np.random.default_rng(seed)
     step = max(1, _BLOCK // len(sums))
     found = []
     for start in range(0, resamples, step):
         signs = rng.integers(2, size=(min(step, resamples - start), len(sums))) * 2.0 - 1
-        found.append(_mean(signs @ sums, np.broadcast_to(counts, (len(signs), len(counts)))))
+        found.append(_mean(_weighed(signs, sums), counts.sum(axis=0)))
     return np.concatenate(found)
 
 
+def _weighed(weights: Floats, values: Floats) -> Floats:
+    """(rows, patients) weights times (patients, figures, classes) values, summed over patients."""
+    return np.asarray(weights @ values.reshape(len(values), -1)).reshape(len(weights), *values.shape[1:])
+
+
 def _mean(sums: Floats, counts: Floats) -> Floats:
-    """(rows,) means over the classes that have a count."""
+    """(..., figures) means over the classes, the last axis, that have a count."""
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
-    return means.sum(axis=1) / (counts > 0).sum(axis=1)  # type: ignore[no-any-return]
+    return np.asarray(means.sum(axis=-1) / (counts > 0).sum(axis=-1))

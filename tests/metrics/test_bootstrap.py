@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from shared.errors import Invalid
-from shared.metrics.bootstrap import compare, holm, interval, paired_effect
+from shared.metrics.bootstrap import compare, holm, interval, intervals, paired_effect
 
 
 class TestInterval:
@@ -47,6 +47,17 @@ class TestInterval:
         values = np.random.default_rng(3).random(30)
         assert interval(values, np.arange(30), seed=1) == interval(values, np.arange(30), seed=1)
         assert interval(values, np.arange(30), seed=1) != interval(values, np.arange(30), seed=2)
+
+    def test_figures_of_the_same_queries_share_their_draws(self):
+        rng = np.random.default_rng(7)
+        values = {name: rng.random(50) for name in "ab"}
+        clusters, labels = rng.integers(20, size=50), rng.integers(3, size=50)
+        together = intervals(values, clusters, labels=labels)
+        assert {name: interval(v, clusters, labels=labels) for name, v in values.items()} == together
+
+    def test_figures_that_lack_different_queries_have_no_common_draws(self):
+        with pytest.raises(Invalid):
+            intervals({"a": np.array([1.0, np.nan]), "b": np.array([1.0, 1.0])}, np.arange(2))
 
     def test_queries_that_cannot_be_answered_are_left_out(self):
         assert interval(np.array([1.0, np.nan, 1.0]), np.arange(3)).mean == 1.0

@@ -4,7 +4,14 @@ from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, f1_score
 
 from shared.errors import Invalid
 from shared.metrics import vote
-from shared.metrics.baselines import chance, chance_after_exclusion, lift, majority
+from shared.metrics.baselines import (
+    chance,
+    chance_after_exclusion,
+    lift,
+    majority,
+    majority_figures,
+    random_figures,
+)
 from shared.metrics.ranking import Side
 from shared.metrics.retrieval import measure
 
@@ -56,6 +63,31 @@ class TestBaselines:
         )
         assert chance(queries, gallery).micro == pytest.approx(found.micro("P@100"), abs=0.01)
         assert chance(queries, gallery).macro == pytest.approx(found.macro("P@100"), abs=0.01)
+
+    def test_every_figure_of_a_random_list_is_the_mean_over_drawn_ones(self):
+        rng = np.random.default_rng(2)
+        labels, keys = rng.choice(3, size=40, p=[0.6, 0.3, 0.1]), np.arange(40) // 4
+
+        def side(vectors, rows=slice(None)):
+            return Side(vectors=vectors[rows], labels=labels[rows], keys=keys[rows])
+
+        exact = random_figures(side(np.zeros((40, 1))), side(np.zeros((40, 1))), ks=(5,))
+        drawn = []
+        for _ in range(400):
+            vectors = rng.normal(size=(40, 60))
+            drawn.append(measure(side(vectors), side(vectors), ks=(5,)))
+        for name in ("mAP", "MRR", "hit@5", "P@5", "nDCG@5"):
+            assert exact.micro(name) == pytest.approx(np.mean([d.micro(name) for d in drawn]), abs=0.01), name
+        own = chance_after_exclusion(labels, exact.relevant, exact.length)
+        assert exact.micro("P@5") == pytest.approx(own.micro)
+        assert exact.macro("P@5") == pytest.approx(own.macro)
+
+    def test_the_majority_retriever_shows_its_class_to_everybody(self):
+        queries = Side(vectors=np.zeros((3, 1)), labels=np.array([0, 0, 1]))
+        gallery = Side(vectors=np.zeros((5, 1)), labels=np.array([1, 0, 0, 1, 0]))
+        found = majority_figures(queries, gallery, ks=(3,))
+        assert list(found.values["P@3"]) == [1, 1, 0]
+        assert found.micro("P@3") == pytest.approx(majority(queries.labels, gallery.labels).micro)
 
     def test_chance_after_exclusion_is_each_querys_own(self):
         queries, relevant, length = np.array([0, 0, 1, 1]), np.array([1, 3, 0, 1]), np.array([4, 4, 4, 2])

@@ -1,0 +1,204 @@
+"""Who is asked, what is searched, and what is hidden: the protocols under which retrieval is measured, by name.
+
+    paper1-compat               everything asks everything, itself included (arXiv 2411.01473): leaks by design
+    paper1-compat-without-self  the same without the query itself; its patient's other images stay: leaks by design
+    paper2-v1-compat            split by image 56/14/30, the gallery is the part that selects models (arXiv 2508.04790
+                                v1): leaks by design
+    patient                     the main one: patients of the queries and of the gallery are different ones
+    split                       the split that the collection brings: gallery = train and val, queries = test. For a
+                                model that was trained on this collection it is the only honest one
+    lopo                        leave one patient out: everything asks everything of other patients
+
+Only a name with `compat` in it may let a query meet its own patient, or search the part that selects models.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.datasets.collection import Collection
+from shared.errors import Invalid, NotFound
+
+Rows = NDArray[np.int64]
+
+SEEDS = (0, 1, 2, 3, 4)
+FOLDS = 3  #: of the patient protocol: a third asks, two thirds are searched
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Subjects:
+    """What is known of `n` images; rows of all arrays belong together."""
+
+    name: str
+    labels: Rows  #: (n,) index into `classes`
+    classes: tuple[str, ...]
+    groups: Rows  #: (n,) the patient
+    split: NDArray[np.str_] | None = None  #: (n,) train, val or test
+    grades: Rows | None = None  #: (classes,) ordinal value of each class, as BI-RADS 1 to 6
+    columns: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)  #: (n,) each: modality, view, ...
+    note: str = ""  #: what a reader must know: licence, unknown patients
+
+    def __post_init__(self) -> None:
+        arrays = [self.labels, self.groups, *self.columns.values(), *([] if self.split is None else [self.split])]
+        if not len(self.labels) or any(len(array) != len(self.labels) for array in arrays):
+            raise Invalid("labels, groups, split and columns have one entry for each image")
+        if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
+            raise Invalid("a label is an index into the classes")
+        if self.grades is not None and len(self.grades) != len(self.classes):
+            raise Invalid("each class has a grade, or none has")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @classmethod
+    def of(cls, data: Collection, grades: Rows | None = None) -> Self:
+        return cls(
+            name=data.name,
+            labels=data.labels,
+            classes=data.classes,
+            groups=data.groups,
+            split=data.split,
+            grades=grades,
+            columns={"source": data.sources},
+            note=f"licence of the images: {data.licence}",
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fold:
+    """One arrangement. All arrays but `keys` are rows of the subjects."""
+
+    seed: int
+    queries: Rows
+    gallery: Rows
+    train: Rows = field(default_factory=lambda: np.empty(0, np.int64))  #: what may be fitted on: none of the queries
+    selects: Rows = field(default_factory=lambda: np.empty(0, np.int64))  #: the part that selects models
+    keys: Rows | None = None  #: (n,) a query never sees items of its own key
+
+
+@dataclass(frozen=True, slots=True)
+class Protocol:
+    name: str
+    arrange: Callable[[Subjects, Sequence[int]], list[Fold]]
+
+    @property
+    def leaks(self) -> bool:
+        return "compat" in self.name
+
+    def folds(self, subjects: Subjects, seeds: Sequence[int] = SEEDS) -> list[Fold]:
+        """The arrangements, one for each seed where there is chance in them, else one.
+
+        Raises:
+            Invalid: a query would meet its own patient, or the gallery is the part that selects models, and the
+                name does not say so; or the subjects do not allow this protocol.
+        """
+        folds = self.arrange(subjects, seeds)
+        for fold in folds:
+            if not len(fold.queries) or not len(fold.gallery):
+                raise Invalid(f"{self.name}: there are no queries, or there is no gallery")
+            if not self.leaks:
+                check(fold, subjects.groups)
+        return folds
+
+
+def check(fold: Fold, groups: Rows) -> None:
+    """No query meets its own patient, and the gallery is not the part that selects models.
+
+    Raises:
+        Invalid: it is otherwise.
+    """
+    keys = np.zeros(len(groups), np.int64) if fold.keys is None else fold.keys
+    held: dict[int, set[int]] = {}
+    for row in fold.gallery:
+        held.setdefault(int(groups[row]), set()).add(int(keys[row]))
+    met = 0
+    for row in fold.queries:
+        hidden = set() if fold.keys is None else {int(keys[row])}
+        met += bool(held.get(int(groups[row]), set()) - hidden)
+    if met:
+        raise Invalid(f"leak: {met} of {len(fold.queries)} queries have their own patient in the gallery")
+    if np.isin(groups[fold.train], groups[fold.queries]).any():
+        raise Invalid("leak: what is fitted would see patients of the queries")
+    if len(fold.selects) and np.isin(fold.gallery, fold.selects).all():
+        raise Invalid("leak: the gallery is the part that selects models")
+
+
+def protocol(name: str) -> Protocol:
+    """Raises `NotFound` for an unknown name, naming those there are."""
+    if name not in PROTOCOLS:
+        raise NotFound(f"there is no such protocol; there are: {', '.join(PROTOCOLS)}")
+    return Protocol(name, PROTOCOLS[name])
+
+
+def _everything(subjects: Subjects, _: Sequence[int]) -> list[Fold]:
+    rows = np.arange(len(subjects))
+    return [Fold(seed=0, queries=rows, gallery=rows)]
+
+
+def _without_self(subjects: Subjects, _: Sequence[int]) -> list[Fold]:
+    rows = np.arange(len(subjects))
+    return [Fold(seed=0, queries=rows, gallery=rows, keys=rows)]
+
+
+def _lopo(subjects: Subjects, _: Sequence[int]) -> list[Fold]:
+    rows = np.arange(len(subjects))
+    return [Fold(seed=0, queries=rows, gallery=rows, keys=subjects.groups)]
+
+
+def _by_image(subjects: Subjects, _: Sequence[int]) -> list[Fold]:
+    """30 % test, then 20 % of the rest, by class and image, seed 42: as published."""
+    rng = np.random.default_rng(42)
+    rows = np.arange(len(subjects))
+    queries = _share(rows, subjects.labels, 0.3, rng)
+    rest = np.setdiff1d(rows, queries)
+    gallery = _share(rest, subjects.labels, 0.2, rng)
+    return [Fold(seed=42, queries=queries, gallery=gallery, train=np.setdiff1d(rest, gallery), selects=gallery)]
+
+
+def _by_patient(subjects: Subjects, seeds: Sequence[int]) -> list[Fold]:
+    """For each seed, a third of the patients asks the others; classes about evenly on both sides."""
+    import warnings
+
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    if len(np.unique(subjects.groups)) < FOLDS:
+        raise Invalid(f"a split by patient takes at least {FOLDS} patients")
+    folds = []
+    for seed in seeds:
+        splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+        with warnings.catch_warnings():
+            # a class with fewer patients than folds is absent from a part: its queries are counted as unanswerable
+            warnings.simplefilter("ignore", UserWarning)
+            train, queries = next(splitter.split(subjects.labels, subjects.labels, subjects.groups))
+        folds.append(Fold(seed=seed, queries=queries, gallery=train, train=train))
+    return folds
+
+
+def _as_given(subjects: Subjects, _: Sequence[int]) -> list[Fold]:
+    if subjects.split is None:
+        raise Invalid("the collection brings no split: take the protocol patient or lopo")
+    part = {name: np.flatnonzero(subjects.split == name) for name in ("train", "val", "test")}
+    gallery = np.flatnonzero(np.isin(subjects.split, ["train", "val"]))
+    return [Fold(seed=0, queries=part["test"], gallery=gallery, train=part["train"], selects=part["val"])]
+
+
+def _share(rows: Rows, labels: Rows, share: float, rng: np.random.Generator) -> Rows:
+    """About `share` of the rows of each class."""
+    taken = []
+    for label in np.unique(labels[rows]):
+        own = rng.permutation(rows[labels[rows] == label])
+        taken.append(own[: round(share * len(own))])
+    return np.sort(np.concatenate(taken))
+
+
+PROTOCOLS: Mapping[str, Callable[[Subjects, Sequence[int]], list[Fold]]] = {
+    "paper1-compat": _everything,
+    "paper1-compat-without-self": _without_self,
+    "paper2-v1-compat": _by_image,
+    "patient": _by_patient,
+    "split": _as_given,
+    "lopo": _lopo,
+}
