@@ -3,9 +3,140 @@
 Torch is imported by the commands when they run, never by the registration.
 """
 
+import ast
+import json
+import sys
+from dataclasses import fields, is_dataclass, replace
+from importlib import import_module, util
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Annotated, Any
+
 import typer
+
+from shared.errors import Invalid, NotFound
+
+if TYPE_CHECKING:  # torch comes with it
+    from shared.training.experiment import Experiment
+
+CONFIGS = Path(__file__).parent / "configs"
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands that train and evaluate."""
-    del app
+    app.command()(train)
+
+
+def train(  # noqa: PLR0913 - the options, one by one
+    config: Annotated[
+        str, typer.Argument(metavar="CONFIG", help="NAME or NAME:VARIANT of --list, or a .py file like them.")
+    ] = "",
+    *,
+    data: Annotated[Path, typer.Option(help="The folder of the data sets.")] = Path("../shared/data"),
+    out: Annotated[Path | None, typer.Option(help="A new folder. Default: runs/NAME-PRESET-SEED.")] = None,
+    preset: Annotated[str, typer.Option(help="recommended, or how closely a paper is followed.")] = "recommended",
+    seed: Annotated[int | None, typer.Option(min=0, help="Default: the configuration's.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Default: the configuration's.")] = None,
+    change: Annotated[
+        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="As in method.weights=net.safetensors.")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch. Default: all cores.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on where the same training was stopped.")] = True,
+    list_: Annotated[bool, typer.Option("--list", help="Say what can be trained.")] = False,
+) -> None:
+    """Train a model: weights, card and figures stand in a new folder."""
+    if list_:
+        for line in listed():
+            typer.echo(line)
+        return
+    if not config:
+        raise typer.BadParameter("name a configuration; --list says which there are", param_hint="CONFIG")
+    changes = [one.partition("=")[::2] for one in change or []]
+    changes += [(name, str(value)) for name, value in (("seed", seed), ("epochs", epochs)) if value is not None]
+    experiment = load(config, preset)
+    for name, value in changes:
+        experiment = changed(experiment, name, value)
+    folder = out or Path("runs") / f"{experiment.name}-{preset}-{experiment.seed}"
+
+    from shared.training.train import train as run
+
+    figures = run(experiment, data, folder, resume=resume, threads=threads)
+    sys.stderr.write(f"best of {len(figures['history'])} epochs: {figures['selection']} {figures['best_score']:.4f}\n")
+    typer.echo(str(folder / "model"))
+
+
+def listed() -> list[str]:
+    """What there is to train, a line each; the files are read, not run, because running them imports torch."""
+    lines = []
+    for path in sorted(CONFIGS.glob("[a-z]*.py")):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        named = {
+            target.id: ast.literal_eval(node.value)
+            for node in tree.body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            if isinstance(target, ast.Name) and target.id in {"PRESETS", "VARIANTS"}
+        }
+        about = (ast.get_docstring(tree) or "").partition("\n")[0]
+        names = [f"{path.stem}:{variant}" for variant in named.get("VARIANTS", ())] or [path.stem]
+        lines += [f"{name:32}{', '.join(named.get('PRESETS', ())):40}{about}" for name in names]
+    return lines
+
+
+def load(config: str, preset: str) -> "Experiment":
+    """The experiment of a configuration's name or file.
+
+    Raises:
+        NotFound: there is no such configuration.
+        Invalid: it has no such preset or variant.
+    """
+    name, _, variant = config.partition(":")
+    module = _module(name)
+    variants: tuple[str, ...] = getattr(module, "VARIANTS", ("",))
+    if preset not in module.PRESETS:
+        raise Invalid(f"{name} has the presets {', '.join(module.PRESETS)}")
+    if variant and variant not in variants:
+        raise Invalid(f"{name} has the variants {', '.join(filter(None, variants)) or 'none'}")
+    made: Experiment = module.experiment(preset, variant or variants[0])
+    return made
+
+
+def _module(name: str) -> ModuleType:
+    if name.endswith(".py") and Path(name).is_file():
+        spec = util.spec_from_file_location("similis_experiment", name)
+        if spec is None or spec.loader is None:
+            raise Invalid("the configuration file cannot be read")
+        module = util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+    if not name.isidentifier() or not (CONFIGS / f"{name}.py").is_file():
+        raise NotFound("there is no such configuration; `similis train --list` says which there are")
+    return import_module(f"shared.training.configs.{name}")
+
+
+def changed(value: Any, name: str, text: str) -> Any:  # noqa: ANN401 - any part of an experiment
+    """A copy in which the field `name`, with dots into its parts, is `text`: read as JSON, else taken as it stands.
+
+    Raises: `Invalid` for a field that is not there, or a value of another type than the one it replaces.
+    """
+    first, _, rest = name.partition(".")
+    if isinstance(value, dict) and first in value:
+        return {**value, first: changed(value[first], rest, text) if rest else _read(text, value[first], first)}
+    if not is_dataclass(value) or isinstance(value, type) or first not in {field.name for field in fields(value)}:
+        raise Invalid(f"an experiment has no field {first} there")
+    old = getattr(value, first)
+    return replace(value, **{first: changed(old, rest, text) if rest else _read(text, old, first)})
+
+
+def _read(text: str, old: object, name: str) -> object:
+    try:
+        new = json.loads(text)
+    except ValueError:
+        new = text
+    if isinstance(old, tuple) and isinstance(new, list):
+        new = tuple(new)
+    if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
+        new = float(new)
+    if old is not None and type(new) is not type(old):
+        raise Invalid(f"{name} is a {type(old).__name__}")
+    return new

@@ -191,6 +191,12 @@ class Experiment:
     precision: Literal["fp32", "bf16"] = "bf16"  #: of the forward pass; weights and optimiser are float32
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        if self.side < 32 or self.epochs < 1 or self.patience < 1 or self.views < 1 or self.clip <= 0:
+            raise Invalid("an experiment has at least 32 pixels, one epoch, one of patience, one view, and a clip")
+        if self.precision not in ("fp32", "bf16"):
+            raise Invalid("the precision is fp32 or bf16")
+
     def to_json(self) -> Json:
         described = describe(self)
         return described if isinstance(described, dict) else {}

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from safetensors.torch import save_file
@@ -32,9 +33,7 @@ class Classifier(nn.Module):
     def train(self, mode: bool = True) -> "Classifier":
         super().train(mode)
         if self.freeze_norm:
-            for module in self.network.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.eval()
+            frozen_norm(self.network)
         return self
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,22 +78,42 @@ class AdvancedFT(Method[Classifier]):
         return {"macro_precision_at_10": macro_precision(features, held, 10), "val_accuracy": float(correct)}
 
     def save(self, model: Classifier, folder: Path, experiment: Experiment) -> None:
-        weights = folder.with_name("trained.safetensors")
-        save_file(state_of(model.network.body), weights)
-        build(
-            folder,
-            experiment.name,
-            self.architecture,
-            str(weights),
-            Recipe(size=experiment.side),
-            self.mean,
-            self.std,
-            note=f"{experiment.name} ({experiment.preset}), from {Path(self.weights).name}",
-        )
-        weights.unlink()
+        save_network(model.network.body, folder, experiment, self)
 
 
 def trainable(architecture: str, weights: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Network:
     """The backbone with its weights and preprocessing, every parameter of it open to training."""
     body = find(architecture, weights).body
     return Network(body.requires_grad_(requires_grad=True), mean, std)
+
+
+def frozen_norm(network: Network) -> None:
+    """Batch normalisation keeps its statistics, although the rest is in training mode."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+
+
+class Pretrained(Protocol):
+    """Where a method's backbone comes from."""
+
+    @property
+    def architecture(self) -> str: ...
+    @property
+    def weights(self) -> str: ...
+    @property
+    def mean(self) -> tuple[float, ...]: ...
+    @property
+    def std(self) -> tuple[float, ...]: ...
+
+
+def save_network(
+    body: nn.Module, folder: Path, experiment: Experiment, of: Pretrained, options: Mapping[str, str] | None = None
+) -> None:
+    """The body stands in the new folder as a model with its card: `options` are those of its kind."""
+    weights = folder.with_name("trained.safetensors")
+    save_file(state_of(body), weights)
+    note = f"{experiment.name} ({experiment.preset}), from {Path(of.weights).name}"
+    recipe = Recipe(size=experiment.side)
+    build(folder, experiment.name, of.architecture, str(weights), recipe, of.mean, of.std, options=options, note=note)
+    weights.unlink()

@@ -1,0 +1,1 @@
+"""One file per experiment: PRESETS, VARIANTS where there are several, and `experiment(preset, variant)`."""

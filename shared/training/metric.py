@@ -1,0 +1,111 @@
+"""Metric learning: an embedding head under triplet, classification and centre loss. Source: arXiv 2508.04790."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pytorch_metric_learning import distances, losses, miners
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared.datasets.collection import Collection
+from shared.encoder.backbones import backbone
+from shared.encoder.cards import IMAGENET_MEAN, IMAGENET_STD
+from shared.encoder.heads import Headed, MetricHead
+from shared.encoder.network import Network
+from shared.training.experiment import Batch, Experiment, Method
+from shared.training.finetune import frozen_norm, save_network, trainable
+from shared.training.losses import CentreLoss
+
+DIM = 512
+Mining = Literal["batch-hard", "semi-hard", "random"]
+
+
+class MetricModel(nn.Module):
+    def __init__(self, network: Network, features: int, classes: int, *, freeze_norm: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.head = MetricHead(features, DIM)
+        self.classifier = nn.Linear(DIM, classes)
+        self.centre = CentreLoss(classes, DIM)
+        self.freeze_norm = freeze_norm
+
+    def train(self, mode: bool = True) -> "MetricModel":
+        super().train(mode)
+        if self.freeze_norm:
+            frozen_norm(self.network)
+        return self
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """(n, side, side) in [0, 1] to (n, 512), before they are made unit."""
+        return self.head.raw(self.network(pixels))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MetricLearning(Method[MetricModel]):
+    architecture: str
+    weights: str  #: as `shared.encoder.weights.find` reads it
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    freeze_norm: bool = False  #: as in `AdvancedFT`
+    triplet: float = 0.6  #: weights of the three losses
+    classification: float = 0.3
+    centre: float = 0.1
+    margin: float = 0.5  #: Euclidean, between unit vectors
+    mining: Mining = "batch-hard"
+    smoothing: float = 0.1
+    centres_of: Literal["raw", "unit"] = "raw"  #: the vectors that the centre loss pulls together
+
+    def build(self, data: Collection) -> MetricModel:
+        network = trainable(self.architecture, self.weights, self.mean, self.std)
+        dim = backbone(self.architecture).dim
+        return MetricModel(network, dim, len(data.classes), freeze_norm=self.freeze_norm)
+
+    def groups(self, model: MetricModel) -> Mapping[str, Iterable[nn.Parameter]]:
+        return {
+            "backbone": model.network.parameters(),
+            "head": [*model.head.parameters(), *model.classifier.parameters()],
+        }
+
+    def step(self, model: MetricModel, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        raw = model(batch.pixels).float()
+        unit = functional.normalize(raw, dim=1)
+        parts = {
+            "triplet": self._triplet(unit, batch.labels),
+            "classification": functional.cross_entropy(
+                model.classifier(unit), batch.labels, label_smoothing=self.smoothing
+            ),
+        }
+        if self.centre:
+            parts["centre"] = model.centre(raw if self.centres_of == "raw" else unit, batch.labels)
+        shares = {"triplet": self.triplet, "classification": self.classification, "centre": self.centre}
+        loss = torch.stack([shares[name] * part for name, part in parts.items()]).sum()
+        return loss, parts
+
+    def embed(self, model: MetricModel, pixels: Tensor) -> Tensor:
+        return functional.normalize(model(pixels).float(), dim=1)
+
+    def save(self, model: MetricModel, folder: Path, experiment: Experiment) -> None:
+        save_network(Headed(model.network.body, model.head), folder, experiment, self, {"head": "metric"})
+
+    def _triplet(self, unit: Tensor, labels: Tensor) -> Tensor:
+        """The mean over the triplets that violate the margin; zero, with a gradient, where none does."""
+        loss, miner = _mined(self.mining, self.margin)
+        made: Tensor = loss(unit, labels, miner(unit, labels) if miner else None)
+        return made
+
+
+@cache
+def _mined(mining: Mining, margin: float) -> tuple[Any, Any]:
+    """The triplet loss, and the miner that chooses its triplets from a batch; without one they are drawn."""
+    euclidean = distances.LpDistance(normalize_embeddings=False, p=2)
+    if mining == "random":
+        return losses.TripletMarginLoss(margin, distance=euclidean, triplets_per_anchor=1), None
+    miner = {
+        "batch-hard": miners.BatchHardMiner(distance=euclidean),
+        "semi-hard": miners.TripletMarginMiner(margin, type_of_triplets="semihard", distance=euclidean),
+    }[mining]
+    return losses.TripletMarginLoss(margin, distance=euclidean), miner
