@@ -25,6 +25,7 @@ from qdrant_client.grpc.qdrant_pb2_grpc import QdrantServicer, add_QdrantService
 
 from services.vectors import translate
 from services.vectors.optimize import Optimizer
+from services.vectors.replies import Fields, timed
 from services.vectors.shards import Collection, Shards
 from services.vectors.translate import Refused
 from shared import log
@@ -48,6 +49,8 @@ def answers(method: Callable[[Any, Any], M]) -> Callable[[Any, Any, grpc.Service
         except Exception as error:
             _log.exception("request failed", method=method.__name__, exception_type=type(error).__name__)
             context.abort(grpc.StatusCode.INTERNAL, "the engine failed")
+        if isinstance(reply, bytes):
+            return timed(reply, time.perf_counter() - started)  # type: ignore[return-value]  # M is bytes
         if hasattr(reply, "time"):
             reply.time = time.perf_counter() - started
         return reply
@@ -151,7 +154,7 @@ class Points(PointsServicer):
 
     @answers
     def Get(self, request: pb.GetPoints) -> pb.GetResponse:  # noqa: N802
-        ids, payload = translate.ids_of(request.ids), translate.payload_of(request.with_payload)
+        ids, payload = translate.ids_of(request.ids), _listed(translate.payload_of(request.with_payload))
         collection = self._shards.get(request.collection_name)
         records = collection.read(lambda shard: shard.retrieve(ids, payload, request.with_vectors.enable))
         return pb.GetResponse(result=[translate.retrieved(record) for record in records])
@@ -162,7 +165,7 @@ class Points(PointsServicer):
             offset=request.offset.uuid or None,
             limit=request.limit or 10,
             filter=translate.filter_of(request.filter) if request.HasField("filter") else None,
-            with_payload=translate.payload_of(request.with_payload),
+            with_payload=_listed(translate.payload_of(request.with_payload)),
             with_vector=request.with_vectors.enable,
         )
         collection = self._shards.get(request.collection_name)
@@ -180,14 +183,15 @@ class Points(PointsServicer):
         return pb.CountResponse(result=pb.CountResult(count=collection.read(lambda shard: shard.count(wanted))))
 
     @answers
-    def QueryBatch(self, request: pb.QueryBatchPoints) -> pb.QueryBatchResponse:  # noqa: N802
+    def QueryBatch(self, request: pb.QueryBatchPoints) -> bytes:  # noqa: N802
+        """A serialised QueryBatchResponse: see `_bytes_out`."""
         collection = self._shards.get(request.collection_name)
         for query in request.query_points:
             if query.collection_name not in {"", request.collection_name}:
                 raise translate.wrong("a batch asks one collection")
         wanted = [translate.query_of(query, collection.sizes) for query in request.query_points]
         found = collection.read(lambda shard: shard.query_batch(edge.QueryBatchRequest(queries=wanted)))
-        return collection.replies.batch(found)
+        return collection.replies.batch(found, [translate.payload_of(q.with_payload) for q in request.query_points])
 
     @answers
     def QueryGroups(self, request: pb.QueryPointGroups) -> pb.QueryGroupsResponse:  # noqa: ARG002, N802
@@ -198,6 +202,11 @@ class Root(QdrantServicer):
     @answers
     def HealthCheck(self, request: pb.HealthCheckRequest) -> pb.HealthCheckReply:  # noqa: ARG002, N802
         return pb.HealthCheckReply(title="similis vectors (Qdrant Edge)", version=version("qdrant-edge-py"))
+
+
+def _listed(fields: Fields) -> bool | list[str]:
+    """As Edge takes them."""
+    return fields if isinstance(fields, bool) else list(fields)
 
 
 def _done() -> pb.PointsOperationResponse:
@@ -222,6 +231,12 @@ class KeyGuard(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc ships no t
         return self._refuse
 
 
+def _bytes_out(name: str, method: Callable[..., bytes], request: Any) -> Any:  # noqa: ANN401 - grpc ships no types
+    """A method of Points that gives the reply's bytes; registered first, it is the one that is found."""
+    handler = grpc.unary_unary_rpc_method_handler(method, request.FromString, bytes)
+    return grpc.method_handlers_generic_handler("qdrant.Points", {name: handler})
+
+
 class VectorsServer:
     """The running service. Raises `Refused` when the folder is held by another process."""
 
@@ -236,7 +251,9 @@ class VectorsServer:
         pool = ThreadPoolExecutor(THREADS, thread_name_prefix="grpc")
         self._server = grpc.server(pool, interceptors=[KeyGuard(key)], options=options)
         add_CollectionsServicer_to_server(Collections(self.shards, self._optimizer), self._server)  # type: ignore[no-untyped-call]
-        add_PointsServicer_to_server(Points(self.shards, self._optimizer), self._server)  # type: ignore[no-untyped-call]
+        points = Points(self.shards, self._optimizer)
+        self._server.add_generic_rpc_handlers((_bytes_out("QueryBatch", points.QueryBatch, pb.QueryBatchPoints),))
+        add_PointsServicer_to_server(points, self._server)  # type: ignore[no-untyped-call]
         add_QdrantServicer_to_server(Root(), self._server)  # type: ignore[no-untyped-call]
         self.port = self._server.add_insecure_port(listen)
 

@@ -260,8 +260,8 @@ def query_of(message: pb.QueryPoints, sizes: Mapping[str, int]) -> edge.QueryReq
         raise wrong("a query needs a nearest dense vector")
     if not message.limit:
         raise wrong("a query needs a limit")
-    if not message.with_payload.enable:
-        raise Refused(grpc.StatusCode.UNIMPLEMENTED, "QueryPoints.with_payload is all of it, or the query is refused")
+    if payload_of(message.with_payload) is False:
+        raise Refused(grpc.StatusCode.UNIMPLEMENTED, "QueryPoints.with_payload is all of it, or fields by name")
     vector: Any = vector_of(message.query.nearest.dense, sizes[message.using])
     return edge.QueryRequest(
         limit=message.limit,
@@ -289,9 +289,9 @@ def _search_params(message: pb.SearchParams) -> edge.SearchParams:
     )
 
 
-def payload_of(message: pb.WithPayloadSelector) -> bool | list[str]:
+def payload_of(message: pb.WithPayloadSelector) -> bool | tuple[str, ...]:
     if message.WhichOneof("selector_options") == "include":
-        return list(message.include.fields)
+        return tuple(message.include.fields)
     return bool(message.enable)
 
 

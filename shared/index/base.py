@@ -108,6 +108,8 @@ class Query:
     #: at most `group_limit` hits of each value of this payload field; None: no grouping
     group_by: str | None = None
     group_limit: int = 1
+    #: the payload fields that the hits must carry, at least; None: all of them
+    fields: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)

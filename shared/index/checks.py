@@ -93,8 +93,8 @@ def check_query(query: Query) -> None:
         raise Invalid(f"limit must be 1 to {MAX_LIMIT}")
     if query.group_limit < 1:
         raise Invalid("group_limit must be at least 1")
-    if query.group_by is not None:
-        _kind(query.group_by)
+    for name in (*(query.fields or ()), *(() if query.group_by is None else (query.group_by,))):
+        _kind(name)
     if isinstance(query.accuracy, Recall) and not 0 < query.accuracy.target <= 1:
         raise Invalid("a recall is above 0 and at most 1")
     check_filter(query.filter)

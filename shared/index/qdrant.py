@@ -142,7 +142,7 @@ class QdrantIndex:
             filter=messages.filter_of(query.filter),
             params=messages.params(self.spec, query.accuracy),
             limit=query.limit,
-            with_payload=pb.WithPayloadSelector(enable=True),
+            with_payload=messages.selector(query.fields, query.group_by),
         )
         messages.pack(message.query.nearest.dense, vector)
         return message

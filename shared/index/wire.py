@@ -195,6 +195,14 @@ def params(spec: Spec, accuracy: Accuracy) -> pb.SearchParams:
     return wanted
 
 
+def selector(fields: tuple[str, ...] | None, group_by: str | None) -> pb.WithPayloadSelector:
+    """What of the payload shall travel: every field costs on both sides, and there are dozens of hits."""
+    if fields is None:
+        return pb.WithPayloadSelector(enable=True)
+    wanted = dict.fromkeys(fields if group_by is None else (*fields, group_by))
+    return pb.WithPayloadSelector(include=pb.PayloadIncludeSelector(fields=list(wanted)))
+
+
 class LazyPayload(Mapping[str, int | str]):
     """A payload as it came, read on demand: most hits are looked up by id only."""
 

@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 
 from shared.index.base import Answer, Hit
 
+FIELDS = ("study", "view", "laterality")  #: what a ranking reads of a hit's payload
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueryImage:

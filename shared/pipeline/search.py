@@ -371,6 +371,7 @@ def _queries(subject: Subject, request: Request, page: cursor.Page, depth: int) 
             limit=depth,
             filter=Filter(must=must + _same_view(image, request), must_not=tuple(never)),
             accuracy=request.accuracy,
+            fields=rank.FIELDS,
         )
         for image in subject.images
     ]

@@ -248,6 +248,27 @@ def test_a_batch_is_answered_in_its_order_with_each_querys_own_wishes(make: Call
     assert index.search([]) == []
 
 
+def test_hits_carry_the_fields_that_were_asked_for_as_they_stand(make: Callable[..., Index]) -> None:
+    index, fields = make(), ("study", "view")
+    index.write(gallery(8))
+    vector = gallery(8)[5].vector
+    queries = [
+        Query(vector=vector, limit=8, fields=fields),
+        Query(vector=vector, limit=8),
+        Query(vector=vector, limit=1),
+    ]
+    for revision, view in ((1, "MLO"), (2, "XCCL")):
+        if revision == 2:
+            point = gallery(8, revision=2)[5]
+            index.write([Point(id=point.id, vector=vector, payload={**point.payload, "view": view})])
+        some, every, first = index.search(queries)
+        assert [hit.id for hit in some.hits] == [hit.id for hit in every.hits]
+        for one, whole in zip(some.hits, every.hits, strict=True):
+            assert {name: one.payload[name] for name in fields} == {name: whole.payload[name] for name in fields}
+        assert some.hits[0].payload["view"] == view
+        assert dict(first.hits[0].payload) == dict(index.get([id_of(5)])[0].payload)
+
+
 def test_an_empty_collection_answers_with_nothing(make: Callable[..., Index]) -> None:
     index = make()
     assert index.search([Query(vector=matrix(1)[0], limit=5)])[0].hits == ()
@@ -309,6 +330,7 @@ def test_a_zero_vector_is_a_point_where_distance_is_the_metric(make: Callable[..
         Query(vector=matrix(1)[0], limit=0),
         Query(vector=matrix(1)[0], limit=10**6),
         Query(vector=matrix(1)[0], limit=1, group_by="unheard-of"),
+        Query(vector=matrix(1)[0], limit=1, fields=("study", "unheard-of")),
         Query(vector=matrix(1)[0], limit=1, group_by="study", group_limit=0),
         Query(vector=matrix(1)[0], limit=1, accuracy=Recall(1.5)),
         Query(vector=matrix(1)[0], limit=1, filter=Filter(must=(Match(field="unheard-of", values=(1,)),))),

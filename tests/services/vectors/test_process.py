@@ -65,6 +65,17 @@ def test_an_unimplemented_field_or_call_is_refused_over_the_wire(running: engine
     assert isinstance(translated(field.value), Invalid)
 
 
+def test_only_the_payload_fields_that_were_named_travel(running: engines.VectorsProcess) -> None:
+    with closing(running.store()) as store:
+        index = store.create("named", Spec(dim=DIM))
+        index.write(gallery(20))
+        query = Query(vector=matrix(1)[0], limit=9, fields=("study", "birads"))
+        (answer,) = index.search([query])
+    assert all(set(hit.payload) <= {"study", "birads"} and "study" in hit.payload for hit in answer.hits)
+    assert answer.engine_ms is not None
+    assert 0 < answer.engine_ms < 10_000
+
+
 def test_other_optimiser_settings_than_those_it_was_made_with_are_refused(running: engines.VectorsProcess) -> None:
     with closing(running.store()) as store, grpc.insecure_channel(f"unix://{running.socket}") as channel:
         store.create("fixed", Spec(dim=DIM))
