@@ -10,13 +10,15 @@ from typing import Literal
 
 from shared.errors import Invalid
 
-Pooling = Literal["average", "fc7", "boxes"]
+#: How features become a vector: average: global mean of the last feature map; fc7: second dense layer after its ReLU;
+#: boxes: the null encoder's; content: ACIR's parts, each centred and unit; members: each member's own
+Pooling = Literal["average", "fc7", "boxes", "content", "members"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Backbone:
     dim: int
-    pooling: Pooling  #: average: global mean of the last feature map; fc7: second dense layer after its ReLU
+    pooling: Pooling
     head: str  #: submodule that is taken off; its weights may be absent from a file and are never kept
     head_pools: bool = False  #: the classifier did the pooling too, so a global mean takes its place
 
@@ -32,6 +34,9 @@ BACKBONES: Mapping[str, Backbone] = {
     "squeezenet1_0": Backbone(dim=512, pooling="average", head="classifier", head_pools=True),
 }
 
+#: Kinds that are more than a backbone; their options say of what they are made (`shared.encoder.kinds`).
+COMPOSED = ("acir", "ensemble")
+
 #: Which trained weights of torchvision the papers' code used.
 PAPER_WEIGHTS: Mapping[str, str] = {
     "densenet121": "torchvision:IMAGENET1K_V1",
@@ -46,7 +51,7 @@ def backbone(architecture: str) -> Backbone:
     try:
         return BACKBONES[architecture]
     except KeyError:
-        raise Invalid(f"unknown architecture; there are: {', '.join([*BACKBONES, 'null'])}") from None
+        raise Invalid(f"unknown architecture; there are: {', '.join([*BACKBONES, *COMPOSED, 'null'])}") from None
 
 
 def parse_seed(weights: str) -> int | None:

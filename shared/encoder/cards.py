@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
@@ -16,12 +17,16 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from shared.encoder.backbones import Pooling
+from shared.encoder.ood import Calibration
 from shared.errors import Conflict, Invalid, NotFound
 from shared.imaging.recipe import Recipe
 
 CARD, WEIGHTS, GRAPH = "card.json", "weights.safetensors", "model.onnx"
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Options = Mapping[str, Any]  #: JSON; `shared.encoder.kinds` says which an architecture has
+Variants = Literal["none", "five"]  #: test-time augmentation: see `shared.encoder.tta`
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
@@ -50,7 +55,7 @@ class Graph:
     sha256: str  #: of model.onnx
     opset: int
     exporter: str
-    max_abs_diff: float
+    max_abs_diff: float  #: of the embeddings
     min_cosine: float
 
 
@@ -71,18 +76,24 @@ class Card:
     numeric: Literal["fp32"] = "fp32"
     metric: Literal["cosine", "dot", "l2"] = "cosine"  #: embeddings are raw; a cosine index normalises
     bits: int = 0  #: length of the hash code; 0: no hash head
+    options: Options = field(default_factory=dict)  #: of what the architecture is made
+    tta: Variants = "none"
+    reconstructs: bool = False  #: there is a decoder, and so an out-of-distribution score
+    about: Mapping[str, Any] = field(default_factory=dict)  #: data, recipe, figures, limits, licence, command
+    #: by modality; an archive's own, kept in the database, come before these
+    calibrations: Mapping[str, Calibration] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        if self.dim < 1 or self.channels < 1 or self.bits < 0 or self.recipe.size < 32:
-            raise Invalid("a card needs a dimension, a channel and a side of at least 32 pixels")
+        if self.dim < 1 or self.channels < 1 or self.bits < 0 or self.bits % 8 or self.recipe.size < 32:
+            raise Invalid("a card needs a dimension, a channel, bits in eights and a side of at least 32 pixels")
         if not len(self.mean) == len(self.std) == self.channels or not min(self.std) > 0:
             raise Invalid("a card has a mean and a deviation greater than zero for each channel")
 
     @property
     def fingerprint(self) -> str:
         """The identity of the vector space: 64 hexadecimal digits."""
-        ingredients = {
+        ingredients: dict[str, Any] = {
             "weights": self.weights.sha256,
             "architecture": self.architecture,
             "dim": self.dim,
@@ -94,9 +105,13 @@ class Card:
                 "std": self.std,
             },
             "pooling": self.pooling,
-            "tta": "none",  # named already, so that a card with variants gets another fingerprint than this one
+            "tta": self.tta,
             "numeric": self.numeric,
         }
+        if self.options:  # only then: cards that are older than options keep their fingerprint
+            ingredients["options"] = self.options
+        if self.reconstructs:
+            ingredients["reconstructs"] = True
         return hashlib.sha256(json.dumps(ingredients, sort_keys=True).encode()).hexdigest()
 
     @property
@@ -105,6 +120,16 @@ class Card:
         if self.weights.trained:
             return f"{self.architecture} ({self.weights.source})"
         return f"{self.architecture} (untrained, seed {self.weights.seed})"
+
+    @property
+    def fitted_hash(self) -> bool:
+        """The code comes from a head that was fitted on embeddings (`shared.encoder.hashing`), not from the network."""
+        return "hash" in self.options
+
+    @property
+    def kind_options(self) -> Options:
+        """The options of the network itself."""
+        return {key: value for key, value in self.options.items() if key != "hash"}
 
     def to_json(self) -> dict[str, Any]:
         return {**asdict(self), "fingerprint": self.fingerprint}

@@ -1,18 +1,23 @@
 """Torch network to ONNX graph, and the proof that both say the same."""
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from shared.encoder.cards import Graph, sha256_of
-from shared.encoder.network import Network
-from shared.encoder.runtime import onnx_forward
+from shared.encoder.cards import Graph, Variants, sha256_of
+from shared.encoder.kinds import assemble
+from shared.encoder.network import named
+from shared.encoder.runtime import Raw, onnx_forward
 from shared.encoder.samples import samples
 from shared.encoder.simplify import simplify
 from shared.errors import Invalid
-from shared.types import Embeddings
+from shared.types import Embeddings, Pixels
 
 OPSET = 18
 MIN_COSINE = 0.9999  #: below it, a runtime is another numeric class (DESIGN idea 5)
@@ -20,19 +25,18 @@ MAX_DIFF = 1e-3  #: of the largest component: far above rounding (1e-6), far bel
 _FRAMES, _SEED = 4, 20241
 
 
-def export(network: Network, side: int, path: Path) -> Graph:
+def export(network: nn.Module, side: int, path: Path) -> Graph:
     """The network's graph stands at `path`, checked against the network itself.
+
+    Args:
+        network: grey pixels (n, side, side) to (n, dim) or `Outputs`.
 
     Raises:
         Invalid: their outputs differ, or are degenerate (NaN, zero).
     """
-    _write(network.around(simplify(network.body)), side, path)
-    frames = samples(_FRAMES, side, _SEED)
-    with torch.inference_mode():
-        wanted = network(torch.from_numpy(frames)).numpy()
-    diff, cosine = agreement(wanted, onnx_forward(path, threads=1)(frames))
-    if not (cosine >= MIN_COSINE and diff <= MAX_DIFF * float(np.abs(wanted).max())):
-        raise Invalid(f"graph and network disagree: cosine {cosine:.6f}, largest difference {diff:.2e}")
+    wanted = outputs(network, side)
+    _write(_Graphed(simplify(network), list(wanted)), side, path)
+    diff, cosine = _compare(wanted, onnx_forward(path, threads=1)(_frames(side)))
     return Graph(
         sha256=sha256_of(path),
         opset=OPSET,
@@ -40,6 +44,55 @@ def export(network: Network, side: int, path: Path) -> Graph:
         max_abs_diff=diff,
         min_cosine=min(cosine, 1.0),
     )
+
+
+def measure(
+    body: nn.Module, mean: Sequence[float], std: Sequence[float], tta: Variants, side: int, graph: Path | None
+) -> dict[str, Any]:
+    """What a card has to say of the network, and its graph at `graph`, if there is to be one.
+
+    Raises: `Invalid` if the network takes no images of this side, gives nothing of use, or the graph disagrees.
+    """
+    network = assemble(body, mean, std, tta, side)
+    raw = outputs(network, side)
+    return {
+        "dim": raw["embeddings"].shape[1],
+        "bits": raw["logits"].shape[1] if "logits" in raw else 0,
+        "reconstructs": "errors" in raw,
+        "graph": None if graph is None else export(network, side, graph),
+    }
+
+
+def outputs(network: nn.Module, side: int) -> Raw:
+    """What the network gives for the frames of the check. Raises `Invalid` for a vector that is NaN or zero."""
+    try:
+        with torch.inference_mode():
+            raw = {name: value.numpy() for name, value in named(network(torch.from_numpy(_frames(side)))).items()}
+    except RuntimeError:
+        raise Invalid(f"the network takes no images of {side} x {side} pixels") from None
+    if not (all(np.isfinite(rows).all() for rows in raw.values()) and raw["embeddings"].any(axis=1).all()):
+        raise Invalid("the network gives vectors that are NaN, infinite or zero")
+    return raw
+
+
+def _frames(side: int) -> Pixels:
+    return samples(_FRAMES, side, _SEED)
+
+
+def _compare(wanted: Raw, found: Raw) -> tuple[float, float]:
+    diff, cosine = agreement(wanted["embeddings"], found["embeddings"])
+    if not (cosine >= MIN_COSINE and diff <= _slack(wanted["embeddings"])):
+        raise Invalid(f"graph and network disagree: cosine {cosine:.6f}, largest difference {diff:.2e}")
+    for name in wanted.keys() - {"embeddings"}:
+        away = np.abs(wanted[name] - found[name])
+        if not (away <= _slack(wanted[name])).all():
+            raise Invalid(f"graph and network disagree: {name}, largest difference {away.max():.2e}")
+    return diff, cosine
+
+
+def _slack(values: NDArray[np.float32]) -> float:
+    """How far two runtimes may be apart; so a bit of the code differs only where its logit is nearer to 0 than this."""
+    return MAX_DIFF * float(np.abs(values).max())
 
 
 def agreement(a: Embeddings, b: Embeddings) -> tuple[float, float]:
@@ -50,7 +103,20 @@ def agreement(a: Embeddings, b: Embeddings) -> tuple[float, float]:
         return float(np.abs(x - y).max()), float(cosines.min())
 
 
-def _write(network: Network, side: int, path: Path) -> None:
+class _Graphed(nn.Module):
+    """The outputs that exist, as a tuple: a graph cannot give None."""
+
+    def __init__(self, network: nn.Module, names: list[str]) -> None:
+        super().__init__()
+        self.network = network
+        self.names = names
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
+        outputs = named(self.network(pixels))
+        return tuple(outputs[name] for name in self.names)
+
+
+def _write(graphed: _Graphed, side: int, path: Path) -> None:
     """The graph, by the TorchScript exporter.
 
     For these networks it is equal to the dynamo exporter's in speed and result, and takes 1 s where that takes 13
@@ -59,12 +125,12 @@ def _write(network: Network, side: int, path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the deprecation, and notes of the tracer on constant shapes
         torch.onnx.export(
-            network,
+            graphed.eval(),
             (torch.zeros(2, side, side),),
             path,
             input_names=["pixels"],
-            output_names=["embeddings"],
-            dynamic_axes={"pixels": {0: "n"}, "embeddings": {0: "n"}},
+            output_names=graphed.names,
+            dynamic_axes={name: {0: "n"} for name in ("pixels", *graphed.names)},
             opset_version=OPSET,
             dynamo=False,
         )

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from shared.encoder.backbones import backbone
+from shared.encoder.backbones import BACKBONES, backbone
 from shared.encoder.vision import models
 from shared.errors import Invalid
 
@@ -21,6 +21,13 @@ class Outputs(NamedTuple):
     errors: Tensor | None = None  #: (n,): reconstruction error; higher is stranger
 
 
+def named(outputs: Tensor | Outputs) -> State:
+    """The outputs that there are, by name."""
+    if isinstance(outputs, Tensor):
+        return {"embeddings": outputs}
+    return {name: value for name, value in outputs._asdict().items() if value is not None}
+
+
 class Network(nn.Module):
     """Grey pixels (n, side, side) in [0, 1] to (n, dim) or `Outputs`: repeat channels, normalise, body."""
 
@@ -30,16 +37,17 @@ class Network(nn.Module):
     def __init__(self, body: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.body = body
-        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
-
-    def around(self, body: nn.Module) -> "Network":
-        """The same preprocessing with another body."""
-        return Network(body, self.mean.flatten().tolist(), self.std.flatten().tolist()).eval()
+        # not persistent: they stand in the card, and weights are the body's own
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, pixels: Tensor) -> Tensor | Outputs:
+        return self.body(self.normalised(pixels))  # type: ignore[no-any-return]
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """What the body takes: (n, channels, side, side)."""
         coloured = pixels.unsqueeze(1).expand(-1, self.mean.shape[1], -1, -1)
-        return self.body((coloured - self.mean) / self.std)  # type: ignore[no-any-return]
+        return (coloured - self.mean) / self.std
 
 
 def body(architecture: str, *, empty: bool = False) -> nn.Module:
@@ -62,14 +70,18 @@ def state_of(module: nn.Module) -> State:
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], architecture: str) -> None:
-    """The module holds the weights as float32. The classifier's may be there or not: they are not used.
+    """The module holds the weights as float32.
+
+    Those of parts that only training needs may be there or not, and are not used: a backbone's classifier; ACIR's
+    classifier, and its decoder where the module has none.
 
     Raises:
         Invalid: a weight is missing, unexpected, of another shape, or not finite.
     """
-    head = backbone(architecture).head + "."
-    given = {key: value.float() for key, value in state.items() if not (_counter(key) or key.startswith(head))}
     wanted = state_of(module)
+    spare = (BACKBONES[architecture].head + ".",) if architecture in BACKBONES else ("classifier.", "decoder.")
+    unused = tuple(part for part in spare if not any(key.startswith(part) for key in wanted))
+    given = {key: value.float() for key, value in state.items() if not (_counter(key) or key.startswith(unused))}
     problems = [
         _tell("missing", wanted.keys() - given.keys()),
         _tell("unexpected", given.keys() - wanted.keys()),

@@ -1,19 +1,23 @@
 """A card's folder to a loaded encoder. Torch and ONNX Runtime are imported only when one is loaded."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from shared.encoder.base import Encoded, Encoder
 from shared.encoder.cards import GRAPH, WEIGHTS, Card, read
+from shared.encoder.hashing import codes, load_hash
 from shared.encoder.null import NULL, Projection
 from shared.errors import Invalid
-from shared.types import Embeddings, Pixels
+from shared.types import Pixels
 
 Runtime = Literal["onnx", "torch"]
-Forward = Callable[[Pixels], Embeddings]
+#: What one pass gives, by name: embeddings (n, dim); logits (n, bits) and errors (n,) where the model has them.
+Raw = Mapping[str, NDArray[np.float32]]
+Forward = Callable[[Pixels], Raw]
 
 #: Frames per forward pass: bounds memory, and beyond it no runtime gets faster (benchmarks/results/encoding.md).
 BATCH = 4
@@ -27,19 +31,35 @@ def load(folder: Path, runtime: Runtime = "onnx", threads: int = 1) -> Encoder:
         Invalid: card, weights or graph are malformed or were changed, or there is no such runtime.
     """
     card = read(folder)
+    forward, version = _forward(card, folder, runtime, threads)
+    return Loaded(card, _hashed(forward, folder) if card.fitted_hash else forward, version)
+
+
+def _forward(card: Card, folder: Path, runtime: Runtime, threads: int) -> tuple[Forward, str]:
     if card.architecture == NULL:
-        return Loaded(card, Projection(folder, card.dim), f"numpy {np.__version__}")
+        projection = Projection(folder, card.dim)
+        return lambda batch: {"embeddings": projection(batch)}, f"numpy {np.__version__}"
     if runtime == "onnx":
         if card.graph is None:
             raise Invalid("the model has no ONNX graph")
         import onnxruntime
 
-        return Loaded(card, onnx_forward(folder / GRAPH, threads), f"onnxruntime {onnxruntime.__version__}")
+        return onnx_forward(folder / GRAPH, threads), f"onnxruntime {onnxruntime.__version__}"
     if runtime == "torch":
         import torch
 
-        return Loaded(card, torch_forward(card, folder / WEIGHTS, threads), f"torch {torch.__version__}")
+        return torch_forward(card, folder / WEIGHTS, threads), f"torch {torch.__version__}"
     raise Invalid("a runtime is onnx or torch")
+
+
+def _hashed(forward: Forward, folder: Path) -> Forward:
+    head = load_hash(folder / WEIGHTS)
+
+    def both(batch: Pixels) -> Raw:
+        raw = forward(batch)
+        return {**raw, "logits": head.logits(raw["embeddings"])}
+
+    return both
 
 
 class Loaded:
@@ -49,16 +69,32 @@ class Loaded:
         self.card = card
         self._forward = forward
         self._info = {"runtime": runtime, "device": device}
+        self._shapes: dict[str, tuple[int, ...]] = {"embeddings": (card.dim,)}
+        if card.bits:
+            self._shapes["logits"] = (card.bits,)
+        if card.reconstructs:
+            self._shapes["errors"] = ()
 
     def encode(self, pixels: Pixels) -> Encoded:
         self._check_pixels(pixels)
-        embeddings = np.empty((len(pixels), self.card.dim), np.float32)
+        found = {name: np.empty((len(pixels), *shape), np.float32) for name, shape in self._shapes.items()}
         for start in range(0, len(pixels), BATCH):
             part = np.ascontiguousarray(pixels[start : start + BATCH])
-            embeddings[start : start + BATCH] = self._forward(part)
-        if not (np.isfinite(embeddings).all() and embeddings.any(axis=1).all()):
+            raw = self._forward(part)
+            for name, rows in found.items():
+                if name not in raw or raw[name].shape != (len(part), *self._shapes[name]):
+                    raise Invalid(f"the model's {name} are not those of its card")
+                rows[start : start + BATCH] = raw[name]
+        embeddings = found["embeddings"]
+        if not (all(np.isfinite(rows).all() for rows in found.values()) and embeddings.any(axis=1).all()):
             raise Invalid("the model gave a vector that is NaN, infinite or zero")
-        return Encoded(embeddings=embeddings, runtime=self._info)
+        logits = found.get("logits")
+        return Encoded(
+            embeddings=embeddings,
+            codes=None if logits is None else codes(logits),
+            ood=found.get("errors"),
+            runtime=self._info,
+        )
 
     def _check_pixels(self, pixels: Pixels) -> None:
         side = self.card.recipe.size
@@ -84,10 +120,11 @@ def onnx_forward(graph: Path, threads: int) -> Forward:
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.log_severity_level = 3  # errors only
     session = onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-    (pixels,), (embeddings,) = session.get_inputs(), session.get_outputs()
+    (pixels,) = session.get_inputs()
+    names = [output.name for output in session.get_outputs()]
 
-    def forward(batch: Pixels) -> Embeddings:
-        return session.run([embeddings.name], {pixels.name: batch})[0]  # type: ignore[no-any-return]
+    def forward(batch: Pixels) -> Raw:
+        return dict(zip(names, session.run(names, {pixels.name: batch}), strict=True))
 
     return forward
 
@@ -95,17 +132,15 @@ def onnx_forward(graph: Path, threads: int) -> Forward:
 def torch_forward(card: Card, weights: Path, threads: int) -> Forward:
     """The same forward pass by torch, eager, without gradients."""
     import torch
-    from safetensors.torch import load_file
 
-    from shared.encoder.network import Network, body, fill
+    from shared.encoder.kinds import load_network
+    from shared.encoder.network import named
 
     torch.set_num_threads(threads)
-    module = body(card.architecture, empty=True)
-    fill(module, load_file(weights), card.architecture)
-    network = Network(module, card.mean, card.std).eval()
+    network = load_network(card, weights)
 
-    def forward(batch: Pixels) -> Embeddings:
+    def forward(batch: Pixels) -> Raw:
         with torch.inference_mode():
-            return network(torch.from_numpy(batch)).numpy()  # type: ignore[no-any-return]
+            return {name: value.numpy() for name, value in named(network(torch.from_numpy(batch))).items()}
 
     return forward

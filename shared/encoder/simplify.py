@@ -7,22 +7,22 @@ from torch import nn
 _TRANSITION = (nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.AvgPool2d)
 
 
-def simplify(body: nn.Module) -> nn.Module:
-    """The body, or a cheaper one that computes the same; the given one stays as it is.
+def simplify(network: nn.Module) -> nn.Module:
+    """The network, or a cheaper one that computes the same; the given one stays as it is.
 
     DenseNet's transitions convolve 1 x 1 and then average 2 x 2. Both are linear and act on different axes, so they
     commute; pooled first, the convolution sees a quarter of the pixels: 8 % of DenseNet121's arithmetic is saved.
     """
-    if not _transitions(body):
-        return body
-    body = copy.deepcopy(body)
-    for transition in _transitions(body):
+    if not _transitions(network):
+        return network
+    network = copy.deepcopy(network)
+    for transition in _transitions(network):
         transition[2], transition[3] = transition[3], transition[2]
-    return body
+    return network
 
 
-def _transitions(body: nn.Module) -> list[nn.Sequential]:
-    return [part for part in body.modules() if isinstance(part, nn.Sequential) and _is_transition(part)]
+def _transitions(network: nn.Module) -> list[nn.Sequential]:
+    return [part for part in network.modules() if isinstance(part, nn.Sequential) and _is_transition(part)]
 
 
 def _is_transition(part: nn.Sequential) -> bool:

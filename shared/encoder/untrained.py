@@ -7,54 +7,71 @@ without batch normalisation have each layer standardised instead.
 Source: Salimans & Kingma 2016 (data-dependent initialisation); Mishkin & Matas 2016 (LSUV).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from shared.encoder.cards import IMAGENET_MEAN, IMAGENET_STD
-from shared.encoder.network import Network, body
+from shared.encoder.cards import Options
+from shared.encoder.ensemble import Ensemble
+from shared.encoder.heads import Headed
+from shared.encoder.kinds import body, kind
+from shared.encoder.network import Network
 from shared.encoder.samples import samples
 
 _FRAMES, _SIDE, _FRAMES_SEED = 8, 224, 20240
 
 
-def untrained(architecture: str, seed: int) -> nn.Module:
-    """The backbone with the seed's weights: the same on the same machine and version of torch."""
+def untrained(architecture: str, seed: int, options: Options | None = None) -> nn.Module:
+    """The body with the seed's weights: the same on the same machine and version of torch."""
+    options = options or {}
     with _deterministic(seed):
-        module = body(architecture)
-        norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm2d)]
-        network = Network(module, IMAGENET_MEAN, IMAGENET_STD)
-        frames = torch.from_numpy(samples(_FRAMES, _SIDE, _FRAMES_SEED))
+        module = body(architecture, options)
+        frames = torch.from_numpy(samples(_FRAMES, options.get("side", _SIDE), _FRAMES_SEED))
+        normalisation = kind(architecture)
         with torch.no_grad():
-            if norms:
-                _measure(network, norms, frames)
-            else:
-                _standardise(network, frames)
+            _settle(module, Network(module, normalisation.mean, normalisation.std).normalised(frames))
     return module
 
 
-def _measure(network: Network, norms: list[nn.BatchNorm2d], frames: Tensor) -> None:
+def _settle(module: nn.Module, frames: Tensor) -> None:
+    """The module's own statistics fit the frames, which are what it takes."""
+    if isinstance(module, Ensemble):
+        for member in module.networks():
+            _settle(member.body, member.normalised(frames[:, 0]))
+        return
+    if isinstance(module, Headed):
+        _settle(module.backbone, frames)
+        frames = module.backbone(frames)
+        module = module.head
+    norms = [part for part in module.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
+    if norms:
+        _measure(module, norms, frames)
+    else:
+        _standardise(module, frames)
+
+
+def _measure(module: nn.Module, norms: Sequence[nn.BatchNorm1d | nn.BatchNorm2d], frames: Tensor) -> None:
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # plain mean over the batches seen: here one
         norm.train()
-    network(frames)
+    module(frames)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
         norm.eval()
 
 
-def _standardise(network: Network, frames: Tensor) -> None:
+def _standardise(module: nn.Module, frames: Tensor) -> None:
     """Each layer's output gets mean 0 and variance 1, in one pass: a layer sees what the scaled ones before it give."""
     hooks = [
         part.register_forward_hook(_rescale)
-        for part in network.modules()
+        for part in module.modules()
         if isinstance(part, nn.Conv2d | nn.Linear) and part.bias is not None
     ]
-    network(frames)
+    module(frames)
     for hook in hooks:
         hook.remove()
 

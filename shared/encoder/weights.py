@@ -9,9 +9,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from shared.encoder.backbones import parse_seed
-from shared.encoder.cards import Weights, sha256_of
-from shared.encoder.network import State, body, fill, state_of
+from shared.encoder.backbones import BACKBONES, parse_seed
+from shared.encoder.cards import Options, Weights, sha256_of
+from shared.encoder.kinds import body
+from shared.encoder.network import State, fill, state_of
 from shared.encoder.untrained import untrained
 from shared.encoder.vision import models
 from shared.errors import Invalid, NotFound, Unavailable
@@ -21,7 +22,7 @@ _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A filled backbone and what its card has to say of the weights."""
+    """A filled body and what its card has to say of the weights."""
 
     body: nn.Module
     source: str
@@ -29,10 +30,16 @@ class Source:
     seed: int | None = None
     origin_sha256: str | None = None
 
-    def save(self, path: Path, note: str) -> Weights:
-        """The weights stand at `path`; a file made from untrained ones says so itself."""
+    def save(self, path: Path, note: str, *, half: bool = False) -> Weights:
+        """The weights stand at `path`; a file made from untrained ones says so itself.
+
+        With `half` they are rounded to float16, in the file and in the body.
+        """
+        if half:
+            self.body.half().float()
+        state = {key: value.half() if half else value for key, value in state_of(self.body).items()}
         # one key only: safetensors writes several in no order, and the digest would be another each time
-        save_file(state_of(self.body), path, metadata={"source": self.source})
+        save_file(state, path, metadata={"source": self.source})
         return Weights(
             source=self.source,
             sha256=sha256_of(path),
@@ -43,13 +50,13 @@ class Source:
         )
 
 
-def find(architecture: str, weights: str) -> Source:
-    """The backbone with the weights that `weights` names.
+def find(architecture: str, weights: str, options: Options | None = None) -> Source:
+    """The body with the weights that `weights` names.
 
     Args:
-        architecture: a name of `BACKBONES`.
-        weights: `torchvision:IMAGENET1K_V1` (any name torchvision has for the architecture), `random:SEED`, or the
-            path of a .safetensors file with torchvision's names.
+        architecture, options: as in `shared.encoder.kinds`.
+        weights: `torchvision:IMAGENET1K_V1` (any name torchvision has for a bare backbone), `random:SEED`, or the
+            path of a .safetensors file with the body's names, which are torchvision's for a bare backbone.
 
     Raises:
         Invalid: the words or the file do not fit the architecture.
@@ -58,10 +65,12 @@ def find(architecture: str, weights: str) -> Source:
     """
     seed = parse_seed(weights)
     if seed is not None:
-        return Source(body=untrained(architecture, seed), source=f"random:{seed}", trained=False, seed=seed)
-    if weights.startswith("torchvision:"):
-        return _from_torchvision(architecture, weights)
-    return _from_file(architecture, Path(weights))
+        return Source(body=untrained(architecture, seed, options), source=f"random:{seed}", trained=False, seed=seed)
+    if not weights.startswith("torchvision:"):
+        return _from_file(architecture, Path(weights), options)
+    if architecture not in BACKBONES or options:
+        raise Invalid("torchvision has weights of bare backbones only")
+    return _from_torchvision(architecture, weights)
 
 
 def modern(state: State) -> State:
@@ -87,7 +96,7 @@ def _from_torchvision(architecture: str, weights: str) -> Source:
     return Source(body=module, source=weights)
 
 
-def _from_file(architecture: str, path: Path) -> Source:
+def _from_file(architecture: str, path: Path, options: Options | None) -> Source:
     if path.suffix != ".safetensors":
         raise Invalid(
             "weights are torchvision:NAME, random:SEED, or a .safetensors file; "
@@ -101,7 +110,7 @@ def _from_file(architecture: str, path: Path) -> Source:
         state = load_file(path)
     except SafetensorError:
         raise Invalid("the weights file is not in safetensors format") from None
-    module = body(architecture, empty=True)
+    module = body(architecture, options, empty=True)
     fill(module, modern(state), architecture)
     seed = parse_seed(mark)
     if seed is not None:

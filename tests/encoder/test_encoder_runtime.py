@@ -97,10 +97,10 @@ def test_pixels_that_the_card_does_not_describe_are_refused(built, pixels: np.nd
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
 def test_a_vector_that_is_nan_infinite_or_zero_never_leaves_the_encoder(built, bad: float) -> None:
-    def forward(batch: np.ndarray) -> np.ndarray:
+    def forward(batch: np.ndarray) -> dict[str, np.ndarray]:
         out = np.ones((len(batch), 64), np.float32)
         out[-1] = bad
-        return out
+        return {"embeddings": out}
 
     with pytest.raises(Invalid, match="NaN, infinite or zero"):
         Loaded(read(built("null")), forward, "fake 1.0").encode(samples(3, 224, 0))

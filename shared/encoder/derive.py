@@ -1,0 +1,196 @@
+"""New models from models that are there: ensembles, fitted hash codes, and a graph where there was none."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from shared.encoder.build import as_json, beside
+from shared.encoder.cards import GRAPH, WEIGHTS, Card, Variants, check_name, read, sha256_of, write
+from shared.encoder.ensemble import PRESETS
+from shared.encoder.export import export, measure
+from shared.encoder.hashing import COMPONENTS, MEAN, fit_hash, principal
+from shared.encoder.kinds import body, kind, load_network
+from shared.encoder.network import State, fill
+from shared.encoder.null import NULL
+from shared.encoder.weights import Source
+from shared.errors import Invalid
+from shared.types import Embeddings
+
+_PROJECTED = 512  #: components of an ensemble's projection, where there are as many training images
+
+
+def build_hashed(
+    folder: Path,
+    base: Path,
+    embeddings: Embeddings,
+    bits: int,
+    seed: int = 0,
+    name: str | None = None,
+    *,
+    rotate: bool = False,
+) -> Card:
+    """The base's model with a hash code fitted to the embeddings it gave of training images. Its graph is the same.
+
+    Args:
+        folder: a new folder; `name` is its name unless another is given.
+        base: folder of a model without a code, the null encoder's too.
+        embeddings: (n, dim), by the base, of images that train and are never searched for.
+        bits, seed, rotate: of `fit_hash`.
+
+    Raises:
+        Conflict: there is a model in the folder.
+        Invalid: the base has a code, or embeddings and bits do not fit it.
+    """
+    name = folder.name if name is None else name
+    check_name(name)
+    card = read(base)
+    if card.bits:
+        raise Invalid("the model has a hash code already")
+    if embeddings.ndim != 2 or embeddings.shape[1] != card.dim:
+        raise Invalid(f"the embeddings are not the model's: they have to be (n, {card.dim})")
+    head = fit_hash(embeddings, bits, seed, rotate=rotate)
+    with beside(folder) as temporary:
+        fitted = {MEAN: torch.from_numpy(head.mean), COMPONENTS: torch.from_numpy(head.components)}
+        state = load_file(base / WEIGHTS) | fitted
+        save_file(state, temporary / WEIGHTS, metadata={"source": card.weights.source})
+        if card.graph is not None:
+            shutil.copyfile(base / GRAPH, temporary / GRAPH)
+        card = replace(
+            card,
+            name=name,
+            bits=bits,
+            options={**card.options, "hash": "itq" if rotate else "pca"},
+            weights=replace(card.weights, sha256=sha256_of(temporary / WEIGHTS)),
+            about={**card.about, "hash": {"images": len(embeddings), "seed": seed, "base": card.fingerprint}},
+        )
+        write(card, temporary)
+    return card
+
+
+def build_ensemble(  # noqa: PLR0913 - as above
+    folder: Path,
+    name: str,
+    members: Sequence[Path],
+    join: str = "unit",
+    *,
+    tta: Variants = "none",
+    weights: Sequence[float] = (),
+    features: Embeddings | None = None,
+    preset: str | None = None,
+    note: str = "",
+    about: Mapping[str, Any] | None = None,
+) -> Card:
+    """One model of several, whose weights it holds.
+
+    Args:
+        members: folders of models with the same recipe; not null, not ensembles.
+        join: unit, raw, mean or pca; see `shared.encoder.ensemble.Join`.
+        tta: of each member, before they are joined.
+        weights: of the mean.
+        features: for pca, (n, dim): what the unit ensemble of the same members gives for training images.
+        preset: a name of `shared.encoder.ensemble.PRESETS`; the members have to be as it says, in its order.
+
+    Raises:
+        Conflict: there is a model in the folder.
+        Invalid: members, join and the rest do not fit together.
+    """
+    check_name(name)
+    cards = [read(member) for member in members]
+    _check(cards, preset)
+    options, state = _joined(members, cards)
+    options |= {"join": join, **({"weights": list(weights)} if weights else {})}
+    if features is not None:
+        state |= _projection(features)
+        options["projection"] = list(state["projection.components"].shape)
+    module = body("ensemble", options, empty=True)
+    fill(module, state, "ensemble")
+    first = next((card.weights for card in cards if not card.weights.trained), None)
+    origin = {"source": "members"} if first is None else {"source": first.source, "trained": False, "seed": first.seed}
+    known, recipe = kind("ensemble"), cards[0].recipe
+    with beside(folder) as temporary:
+        saved = Source(body=module, **origin).save(temporary / WEIGHTS, note)
+        card = Card(
+            name=name,
+            architecture="ensemble",
+            options=as_json(options),
+            tta=tta,
+            recipe=recipe,
+            pooling=known.pooling,
+            channels=1,
+            mean=known.mean,
+            std=known.std,
+            weights=saved,
+            about=as_json({"members": [card.fingerprint for card in cards], **(about or {})}),
+            **measure(module, known.mean, known.std, tta, recipe.size, temporary / GRAPH),
+        )
+        write(card, temporary)
+    return card
+
+
+def with_graph(folder: Path, base: Path) -> Card:
+    """The base's model stands in `folder` with a graph made on this machine; its fingerprint is the same.
+
+    Raises:
+        Conflict: there is a model in the folder.
+        Invalid: the base is malformed, has no network, or the graph does not agree with it.
+    """
+    card = read(base)
+    if card.architecture == NULL:
+        raise Invalid("the null encoder has no network, and so no graph")
+    with beside(folder) as temporary:
+        shutil.copyfile(base / WEIGHTS, temporary / WEIGHTS)
+        graph = export(load_network(card, base / WEIGHTS), card.recipe.size, temporary / GRAPH)
+        card = replace(card, graph=graph)
+        write(card, temporary)
+    return card
+
+
+def _check(cards: Sequence[Card], preset: str | None) -> None:
+    if not cards:
+        raise Invalid("an ensemble has members")
+    if any(card.recipe != cards[0].recipe for card in cards):
+        raise Invalid("the members of an ensemble see the same pixels: their recipes have to be equal")
+    if any(card.architecture in (NULL, "ensemble") or card.tta != "none" for card in cards):
+        raise Invalid("an ensemble's members are networks, neither null nor ensembles, and have no views of their own")
+    if preset is None:
+        return
+    if preset not in PRESETS:
+        raise Invalid(f"unknown ensemble; there are: {', '.join(PRESETS)}")
+    wanted = [(part.architecture, part.head) for part in PRESETS[preset]]
+    if wanted != [(card.architecture, card.options.get("head")) for card in cards]:
+        names = ", ".join(f"{part.architecture} ({part.training})" for part in PRESETS[preset])
+        raise Invalid(f"{preset} takes, in this order: {names}")
+
+
+def _joined(members: Sequence[Path], cards: Sequence[Card]) -> tuple[dict[str, Any], State]:
+    """Options and weights of the members; a member's fitted hash head stays behind."""
+    options: list[dict[str, Any]] = []
+    state: State = {}
+    for i, (folder, card) in enumerate(zip(members, cards, strict=True)):
+        options.append(
+            {
+                "architecture": card.architecture,
+                "options": dict(card.kind_options),
+                "mean": list(card.mean),
+                "std": list(card.std),
+            }
+        )
+        weights = load_file(folder / WEIGHTS)
+        state |= {f"members.{i}.body.{key}": value for key, value in weights.items() if key not in (MEAN, COMPONENTS)}
+    return {"members": options}, state
+
+
+def _projection(features: Embeddings) -> State:
+    """At most 512 components, and one fewer than the images: the centred vectors of n images span no more."""
+    centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
+    components = principal(centred, min(_PROJECTED, len(features) - 1, features.shape[1]))
+    return {
+        "projection.mean": torch.from_numpy(features.mean(0, dtype=np.float64)).float(),
+        "projection.components": torch.from_numpy(components).float(),
+    }

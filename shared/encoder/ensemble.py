@@ -1,0 +1,108 @@
+"""Several models as one: each sees the same grey pixels, and their vectors are joined.
+
+Source: arXiv 2508.04790 and its released code, which concatenates raw vectors, so that the model with the longest
+vectors decides; here each is made unit first, and `raw` is kept for fidelity.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared.encoder.network import Network, Outputs
+from shared.encoder.tta import Views, average
+from shared.errors import Invalid
+
+#: unit: each made unit, then concatenated; raw: concatenated as they are; mean: weighted mean of the unit vectors;
+#: pca: principal components of the unit concatenation
+Join = Literal["unit", "raw", "mean", "pca"]
+
+
+class Part(NamedTuple):
+    """A member as the paper names it."""
+
+    architecture: str
+    training: Literal["frozen", "advanced", "metric"]
+
+    @property
+    def head(self) -> str | None:
+        return "metric" if self.training == "metric" else None
+
+
+_DENSE, _RES = "densenet121", "resnet50"
+#: The named ensembles of the paper, of 3072, 2560, 1024 and 7168 dimensions.
+PRESETS: Mapping[str, tuple[Part, ...]] = {
+    "best_two_advanced": (Part(_DENSE, "advanced"), Part(_RES, "advanced")),
+    "mixed_best": (Part(_DENSE, "advanced"), Part(_DENSE, "metric"), Part(_DENSE, "frozen")),
+    "best_two_metric": (Part(_DENSE, "metric"), Part(_RES, "metric")),
+    "mega_all": (
+        Part(_DENSE, "advanced"),
+        Part(_RES, "advanced"),
+        Part(_DENSE, "metric"),
+        Part(_RES, "metric"),
+        Part(_DENSE, "frozen"),
+        Part(_RES, "frozen"),
+    ),
+}
+
+
+class Ensemble(nn.Module):
+    """Grey pixels (n, 1, side, side) to (n, dim). Members' codes and errors are left out: they are of other spaces.
+
+    With `views`, each member's vectors are averaged over them before they are joined.
+    """
+
+    def __init__(self, members: Sequence[Network], join: Join = "unit", weights: Sequence[float] = ()) -> None:
+        super().__init__()
+        if not members:
+            raise Invalid("an ensemble has members")
+        if join == "mean":
+            weights = weights or [1.0] * len(members)
+            if len(weights) != len(members) or not min(weights) > 0:
+                raise Invalid("a weighted mean has a weight above zero for each member")
+        elif weights:
+            raise Invalid("only a weighted mean has weights")
+        self.members = nn.ModuleList(members)
+        self.join = join
+        self.weights = [weight / sum(weights) for weight in weights]
+        self.projection: Projection | None = None
+        self.views: Views | None = None
+
+    def networks(self) -> list[Network]:
+        return [member for member in self.members if isinstance(member, Network)]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        grey = pixels[:, 0]
+        seen = grey if self.views is None else self.views(grey)
+        vectors = [self._vectors(member, seen) for member in self.networks()]
+        if self.join == "raw":
+            return torch.cat(vectors, 1)
+        units = [functional.normalize(vector, dim=1) for vector in vectors]
+        if self.join == "mean":
+            if len({u.shape[1] for u in units}) > 1:
+                raise Invalid("vectors of different lengths have no mean; join them by unit, raw or pca")
+            return torch.stack([u * weight for u, weight in zip(units, self.weights, strict=True)]).sum(0)
+        joined = torch.cat(units, 1)
+        return joined if self.projection is None else self.projection(joined)
+
+    def _vectors(self, member: Network, pixels: Tensor) -> Tensor:
+        found = member(pixels)
+        raw: Tensor = found.embeddings if isinstance(found, Outputs) else found
+        return raw if self.views is None else average(raw)
+
+
+class Projection(nn.Module):
+    """(n, dim) to (n, components): principal components, fitted on training images."""
+
+    mean: Tensor
+    components: Tensor
+
+    def __init__(self, components: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("components", torch.zeros(components, dim))
+
+    def forward(self, vectors: Tensor) -> Tensor:
+        return (vectors - self.mean) @ self.components.T

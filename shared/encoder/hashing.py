@@ -1,0 +1,93 @@
+"""A hash code for a model that has none: principal components of its unit vectors, and their signs.
+
+The head is fitted once on training images, stands among the card's weights, and is applied to the embeddings after
+the forward pass: in numpy, so that every runtime gives the same code and the graph stays the base model's.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.encoder.ood import unit
+from shared.errors import Invalid
+from shared.types import Codes, Embeddings
+
+MEAN, COMPONENTS = "hash.mean", "hash.components"  #: names of its tensors
+_ROUNDS = 50  #: of ITQ: Gong & Lazebnik's own
+
+
+class HashHead(NamedTuple):
+    mean: NDArray[np.float32]  #: (dim,)
+    components: NDArray[np.float32]  #: (bits, dim)
+
+    def logits(self, embeddings: Embeddings) -> NDArray[np.float32]:
+        """(n, bits) of (n, dim), whatever the embeddings' lengths: a cosine does not see them either."""
+        return np.asarray((unit(embeddings) - self.mean) @ self.components.T, np.float32)
+
+
+def codes(logits: NDArray[np.float32]) -> Codes:
+    """(n, bits / 8): a bit is set where the logit is at least 0, so that the sign of 0 is +1."""
+    return np.packbits(logits >= 0, axis=1)
+
+
+def fit_hash(embeddings: Embeddings, bits: int, seed: int = 0, *, rotate: bool = False) -> HashHead:
+    """The head of `bits` bits: the first principal components, each of either sign for half of a symmetric cloud.
+
+    `rotate` turns them by iterative quantisation, so that each bit carries about as much as another.
+
+    Args:
+        embeddings: (n, dim) of training images, n above `bits`; never of the images to be found.
+        bits: a multiple of 8, at most dim.
+        seed: of the first rotation.
+
+    Raises:
+        Invalid: bits do not fit, or the vectors span fewer than `bits` directions.
+
+    Source: Gong & Lazebnik 2011 (CVPR), PCA and ITQ.
+    """
+    n, dim = embeddings.shape
+    if bits < 8 or bits % 8 or bits > min(dim, n - 1):
+        raise Invalid(f"the bits of a fitted code are a multiple of 8, at most the dimension and fewer than {n} images")
+    rows = unit(embeddings).astype(np.float64)
+    mean = rows.mean(0)
+    components = principal(rows - mean, bits)
+    if rotate:
+        components = _rotation((rows - mean) @ components.T, seed).T @ components
+    return HashHead(mean.astype(np.float32), components.astype(np.float32))
+
+
+def principal(centred: NDArray[np.float64], count: int) -> NDArray[np.float64]:
+    """(count, dim): directions of the largest variance, the largest entry of each positive, so that they are unique.
+
+    Raises: `Invalid` if fewer directions vary.
+    """
+    _, sizes, rows = np.linalg.svd(centred, full_matrices=False)
+    if not sizes[count - 1] > 1e-6 * sizes[0]:
+        raise Invalid(f"the vectors vary in fewer than {count} directions")
+    rows = rows[:count]
+    signs = np.sign(rows[np.arange(count), np.abs(rows).argmax(1)])
+    return rows * signs[:, None]  # type: ignore[no-any-return]
+
+
+def _rotation(projected: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
+    """The turn (bits, bits) that brings the vectors nearest to their own signs, from a random start."""
+    bits = projected.shape[1]
+    turn, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((bits, bits)))
+    for _ in range(_ROUNDS):
+        signs = np.where(projected @ turn >= 0, 1.0, -1.0)
+        left, _, right = np.linalg.svd(projected.T @ signs)
+        turn = left @ right
+    return turn
+
+
+def load_hash(weights: Path) -> HashHead:
+    """The head among the weights of a card. Raises `Invalid` if there is none."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, "np") as file:
+            return HashHead(file.get_tensor(MEAN), file.get_tensor(COMPONENTS))
+    except SafetensorError:
+        raise Invalid("the weights hold no hash head") from None

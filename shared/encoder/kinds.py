@@ -1,0 +1,140 @@
+"""The registry of kinds: an architecture's name and options to a torch module.
+
+A kind's options are JSON, stand in the card, and are part of its fingerprint:
+
+- a backbone: `{}`, or `{"head": "metric"}` for metric learning's head;
+- `acir`: `widths` (full, s, xs), `bits`, `side`, `head` (kan, linear), `darf`, `decoder`;
+- `ensemble`: `members`, a list of `{architecture, options, mean, std}`; `join`; `weights` of a weighted mean;
+  `projection`, the shape (components, dim) of principal components.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+from pydantic import ConfigDict, Field, ValidationError, validate_call
+from safetensors.torch import load_file
+from torch import nn
+
+from shared.encoder.backbones import BACKBONES, COMPOSED, Pooling, backbone
+from shared.encoder.cards import IMAGENET_MEAN, IMAGENET_STD, Card, Options
+from shared.encoder.ensemble import Ensemble, Join, Projection
+from shared.encoder.hashing import COMPONENTS, MEAN
+from shared.encoder.heads import Headed, MetricHead
+from shared.encoder.network import Network, fill
+from shared.encoder.network import body as trunk
+from shared.encoder.tta import Tta, Views
+from shared.errors import Invalid
+
+_checked = validate_call(config=ConfigDict(strict=True, allow_inf_nan=False))
+
+
+class Kind(NamedTuple):
+    make: Callable[..., nn.Module]  #: called with the options by name, and `empty`
+    pooling: Pooling
+    mean: tuple[float, ...] = IMAGENET_MEAN  #: what its inputs are normalised by, unless its card says otherwise
+    std: tuple[float, ...] = IMAGENET_STD
+
+
+def kind(architecture: str) -> Kind:
+    """Raises `Invalid` for an unknown architecture, naming those there are."""
+    if architecture not in COMPOSED:
+        return Kind(partial(_backbone, architecture), backbone(architecture).pooling)
+    return _COMPOSED[architecture]
+
+
+def body(architecture: str, options: Options | None = None, *, empty: bool = False) -> nn.Module:
+    """The module of RGB (n, channels, side, side), in eval mode: freshly initialised, or `empty` to be filled.
+
+    Raises: `Invalid` for an unknown architecture, or options that are not its own.
+    """
+    made = kind(architecture).make
+    try:
+        module = made(**(options or {}), empty=empty)
+    except ValidationError as error:
+        places = sorted({".".join(str(part) for part in item["loc"]) for item in error.errors()})
+        raise Invalid(f"the options are not those of {architecture}: {', '.join(places)}") from None
+    return module.eval().requires_grad_(requires_grad=False)
+
+
+def assemble(module: nn.Module, mean: Sequence[float], std: Sequence[float], tta: str, side: int) -> nn.Module:
+    """The whole of a model around its body: grey pixels (n, side, side) in [0, 1] to (n, dim) or `Outputs`."""
+    network = Network(module, mean, std).eval()
+    if tta == "none":
+        return network
+    views = Views(side)
+    if not isinstance(module, Ensemble):
+        return Tta(network, views).eval()
+    module.views = views  # inside: members are averaged over the views before they are joined
+    return network
+
+
+def load_network(card: Card, weights: Path) -> nn.Module:
+    """The whole network of the card, filled. Raises `Invalid` for weights that do not fit."""
+    module = body(card.architecture, card.kind_options, empty=True)
+    state = load_file(weights)
+    if card.fitted_hash:
+        state = {key: value for key, value in state.items() if key not in (MEAN, COMPONENTS)}
+    fill(module, state, card.architecture)
+    return assemble(module, card.mean, card.std, card.tta, card.recipe.size)
+
+
+@_checked
+def _backbone(architecture: str, *, head: Literal["metric"] | None = None, empty: bool) -> nn.Module:
+    module = trunk(architecture, empty=empty)
+    return module if head is None else Headed(module, MetricHead(BACKBONES[architecture].dim))
+
+
+@_checked
+def _acir(
+    *,
+    widths: Literal["full", "s", "xs"],
+    bits: Annotated[int, Field(ge=8, le=4096, multiple_of=8)],
+    side: int = 224,
+    head: Literal["kan", "linear"] = "kan",
+    darf: bool = True,
+    decoder: bool = True,
+    empty: bool,  # noqa: ARG001 - it has tables that are computed, not loaded, so it is always made whole
+) -> nn.Module:
+    from shared.encoder.acir import WIDTHS, Acir
+
+    return Acir(WIDTHS[widths], bits, 0, side=side, head=head, darf=darf, decoder=decoder)
+
+
+@_checked
+def _ensemble(
+    *,
+    members: Sequence[dict[str, Any]],
+    join: Join = "unit",
+    weights: Sequence[float] = (),
+    projection: Sequence[int] = (),
+    empty: bool,
+) -> nn.Module:
+    module = Ensemble([_member(**member, empty=empty) for member in members], join, weights)
+    if (join == "pca") != (len(projection) == 2):
+        raise Invalid("a projection, (components, dim), belongs to the join pca, and to no other")
+    if projection:
+        module.projection = Projection(projection[0], projection[1])
+    return module
+
+
+@_checked
+def _member(
+    *,
+    architecture: str,
+    options: dict[str, Any] | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    empty: bool,
+) -> Network:
+    known = kind(architecture)
+    if architecture == "ensemble":
+        raise Invalid("an ensemble's members are no ensembles")
+    return Network(body(architecture, options, empty=empty), mean or known.mean, std or known.std)
+
+
+_COMPOSED: Mapping[str, Kind] = {
+    "acir": Kind(_acir, "content", (0.0,) * 3, (1.0,) * 3),
+    "ensemble": Kind(_ensemble, "members", (0.0,), (1.0,)),
+}

@@ -1,0 +1,98 @@
+"""Test-time augmentation: the mean over five views of an image.
+
+Source: arXiv 2508.04790 and its released code (plain; flipped; rotated; enlarged and cropped; brighter with more
+contrast). There, rotation and brightness are drawn anew for each image, so that no vector can be made again; here
+they are fixed (`recommended`), or drawn once by a seed (`released-code`), for experiments.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared.encoder.network import Outputs
+
+Preset = Literal["recommended", "released-code"]
+VIEWS = 5
+_ENLARGED = 240 / 224
+
+
+class Views(nn.Module):
+    """Grey pixels (n, side, side) in [0, 1] to (5 n, side, side), view by view, the plain ones first."""
+
+    grid: Tensor
+
+    def __init__(self, side: int, preset: Preset = "recommended", seed: int = 0) -> None:
+        super().__init__()
+        self.angle, self.brightness, self.contrast = 5.0, 1.1, 1.1
+        if preset == "released-code":
+            generator = torch.Generator().manual_seed(seed)
+            draw = (torch.rand(3, generator=generator, dtype=torch.float64) * 2 - 1).tolist()
+            self.angle, self.brightness, self.contrast = 5 * draw[0], 1 + 0.1 * draw[1], 1 + 0.1 * draw[2]
+        self.side = side
+        self.register_buffer("grid", _rotation(self.angle, side), persistent=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        views = (pixels, pixels.flip(-1), self._rotated(pixels), self._enlarged(pixels), self._jittered(pixels))
+        return torch.cat(views)
+
+    def _rotated(self, pixels: Tensor) -> Tensor:
+        """Counter-clockwise about the centre; what comes from outside is black."""
+        grid = self.grid.expand(pixels.shape[0], -1, -1, -1)
+        return functional.grid_sample(pixels.unsqueeze(1), grid, mode="bilinear", align_corners=False).squeeze(1)
+
+    def _enlarged(self, pixels: Tensor) -> Tensor:
+        larger = round(self.side * _ENLARGED)
+        start = (larger - self.side) // 2
+        resized = functional.interpolate(
+            pixels.unsqueeze(1), size=(larger, larger), mode="bilinear", align_corners=False
+        )
+        return resized[:, 0, start : start + self.side, start : start + self.side]
+
+    def _jittered(self, pixels: Tensor) -> Tensor:
+        """Brightness, then contrast around the image's own mean, each clipped: as ColorJitter does to a grey image."""
+        bright = (pixels * self.brightness).clamp(0, 1)
+        mean = bright.mean((1, 2), keepdim=True)
+        return (bright * self.contrast + mean * (1 - self.contrast)).clamp(0, 1)
+
+
+class Tta(nn.Module):
+    """A network of grey pixels, its outputs averaged over the views.
+
+    Embeddings are the mean of the raw vectors, then made unit (unless `unit` is false); logits are averaged; errors are
+    the plain view's, because a calibration was made on plain images.
+    """
+
+    def __init__(self, network: nn.Module, views: Views, *, unit: bool = True) -> None:
+        super().__init__()
+        self.network = network
+        self.views = views
+        self.unit = unit
+
+    def forward(self, pixels: Tensor) -> Tensor | Outputs:
+        outputs = self.network(self.views(pixels))
+        if isinstance(outputs, Tensor):
+            return self._embeddings(outputs)
+        return Outputs(
+            self._embeddings(outputs.embeddings),
+            None if outputs.logits is None else average(outputs.logits),
+            None if outputs.errors is None else outputs.errors.reshape(VIEWS, -1)[0],
+        )
+
+    def _embeddings(self, vectors: Tensor) -> Tensor:
+        return functional.normalize(average(vectors), dim=1) if self.unit else average(vectors)
+
+
+def average(rows: Tensor) -> Tensor:
+    """(5 n, dim), view by view, to the (n, dim) means."""
+    return rows.reshape(VIEWS, -1, rows.shape[1]).mean(0)
+
+
+def _rotation(degrees: float, side: int) -> Tensor:
+    """(1, side, side, 2): where each pixel of the turned image comes from, in [-1, 1]."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    # rows grow downwards: looking up by this matrix turns what is seen counter-clockwise
+    turn = torch.tensor([[[cos, -sin, 0.0], [sin, cos, 0.0]]])
+    return functional.affine_grid(turn, [1, 1, side, side], align_corners=False)
