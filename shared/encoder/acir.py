@@ -195,7 +195,6 @@ class Acir(nn.Module):
         self.decoder = Decoder(w.deep, w.decoder, side) if decoder else None
 
     def features(self, x: Tensor) -> Features:
-        """Raises `Invalid` for images of another side than the network's."""
         shallow, deep = self.stem(x)
         cls, cells = self.transformer(deep)
         relation = None if self.darf is None else self.darf(shallow, deep)

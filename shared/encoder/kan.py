@@ -38,4 +38,5 @@ class SplineLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(n, inputs) to (n, outputs)."""
         splines = (self.scale.unsqueeze(-1) * self.coefficients).flatten(1)
-        return functional.linear(functional.silu(x), self.base) + functional.linear(spline_bases(x).flatten(1), splines)
+        bases = spline_bases(x.float()).flatten(1)  # 8 bits of bfloat16 would not tell places on the grid apart
+        return functional.linear(functional.silu(x), self.base) + functional.linear(bases, splines)

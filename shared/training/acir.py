@@ -1,0 +1,185 @@
+"""ACIR is trained in two stages: first all but the decoder, then the decoder alone. Source: arXiv 2503.09370."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared.datasets.collection import Collection
+from shared.encoder.acir import WIDTHS, Acir, Decoder, Head, content, relative_error, squared_error
+from shared.encoder.build import build
+from shared.encoder.network import state_of
+from shared.errors import Invalid
+from shared.imaging.recipe import Recipe
+from shared.training.experiment import Batch, Encode, Experiment, Method
+from shared.training.hashing import Objective, class_weights, fingerprint, objective
+from shared.training.selection import macro_precision
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """The options of an `acir` card."""
+
+    widths: Literal["full", "s", "xs"]
+    bits: int
+    side: int = 224
+    head: Head = "kan"
+    darf: bool = True
+
+    def network(self, classes: int, *, decoder: bool) -> Acir:
+        return Acir(
+            WIDTHS[self.widths], self.bits, classes, side=self.side, head=self.head, darf=self.darf, decoder=decoder
+        )
+
+    def options(self, *, decoder: bool) -> dict[str, Any]:
+        return {**asdict(self), "decoder": decoder}
+
+
+class Hashed(nn.Module):
+    def __init__(self, network: Acir, loss: Objective) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hashing(Method[Hashed]):
+    """Stage 1: trunk and hash head, by any objective over the logits and an auxiliary classifier."""
+
+    shape: Shape
+    objective: str = "acir"  #: a name of `shared.training.hashing.METHODS`
+    gamma: float = 0.25
+    alpha: float = 0.5  #: of the quantisation
+    auxiliary: float = 0.5  #: of the cross-entropy over the head's middle layer
+    fingerprint: int = 16  #: pixels
+    weighted: bool = False  #: by inverse class frequency: for shuffled batches; class-balanced ones need none
+    half: bool = False  #: the weights are stored as float16
+
+    def build(self, data: Collection) -> Hashed:
+        """Raises `Invalid` for OrthoHash, whose batch normalisation over the logits has no place in the network."""
+        if self.objective == "orthohash":
+            raise Invalid("OrthoHash is trained on features only: its normalisation is no part of the network")
+        classes = len(data.classes)
+        weights = class_weights(torch.from_numpy(data.labels), classes) if self.weighted else torch.ones(classes)
+        loss = objective(self.objective, classes, self.shape.bits, weights, gamma=self.gamma, alpha=self.alpha)
+        return Hashed(self.shape.network(classes, decoder=False), loss)
+
+    def groups(self, model: Hashed) -> Mapping[str, Iterable[nn.Parameter]]:
+        stem = {id(p) for p in model.network.stem.parameters()}
+        return {
+            "stem": model.network.stem.parameters(),
+            "rest": [p for p in model.parameters() if id(p) not in stem],
+        }
+
+    def step(self, model: Hashed, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        network = model.network
+        logits, hidden = network.head(network.features(rgb(batch.pixels)).blended)
+        hashing = model.loss(logits, batch.labels, fingerprint(batch.clean, self.fingerprint))
+        if network.classifier is None:
+            return hashing, {"hashing": hashing}
+        guess = network.classifier(hidden)
+        classifying = functional.cross_entropy(guess.float(), batch.labels)
+        accuracy = (guess.argmax(1) == batch.labels).float().mean()
+        return hashing + self.auxiliary * classifying, {"hashing": hashing, "accuracy": accuracy}
+
+    def embed(self, model: Hashed, pixels: Tensor) -> Tensor:
+        return content(model.network.features(rgb(pixels)))
+
+    def validate(self, model: Hashed, held: Collection, encode: Encode) -> Mapping[str, float]:  # noqa: ARG002
+        return {"macro_precision_at_10": macro_precision(encode(held), held, 10)}
+
+    def save(self, model: Hashed, folder: Path, experiment: Experiment) -> None:
+        _save(model.network, self.shape, folder, experiment, decoder=False, half=self.half)
+
+
+class Reconstructing(nn.Module):
+    """Only the decoder is trained. The rest stays in evaluation mode, or its batch normalisation would drift."""
+
+    def __init__(self, network: Acir) -> None:
+        super().__init__()
+        self.network = network.requires_grad_(requires_grad=False)
+        self.decoder.requires_grad_(requires_grad=True)
+
+    @property
+    def decoder(self) -> Decoder:
+        if self.network.decoder is None:
+            raise Invalid("this network has no decoder")
+        return self.network.decoder
+
+    def train(self, mode: bool = True) -> "Reconstructing":
+        super().train(mode=False)
+        self.decoder.train(mode)
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reconstruction(Method[Reconstructing]):
+    """Stage 2: the decoder paints the input again from the deep map, by mean squared error.
+
+    Source: section 1.5; that it is the squared error is our choice, the paper's loss is not known.
+    """
+
+    shape: Shape
+    weights: str  #: path of the safetensors that stage 1 wrote
+    half: bool = False
+
+    def build(self, data: Collection) -> Reconstructing:  # noqa: ARG002 - it needs no classes
+        """Raises `Invalid` if the weights are not those of this shape."""
+        network = self.shape.network(0, decoder=True)
+        state = {name: value.float() for name, value in load_file(self.weights).items()}
+        try:
+            missing, unexpected = network.load_state_dict(state, strict=False)
+        except RuntimeError:
+            raise Invalid("the weights of stage 1 are of another shape") from None
+        lost = [name for name in missing if not name.startswith("decoder.") and "num_batches" not in name]
+        foreign = [name for name in unexpected if not name.startswith("classifier.")]
+        if lost or foreign:
+            raise Invalid("the weights of stage 1 are of another shape")
+        return Reconstructing(network)
+
+    def groups(self, model: Reconstructing) -> Mapping[str, Iterable[nn.Parameter]]:
+        return {"decoder": model.decoder.parameters()}
+
+    def step(self, model: Reconstructing, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        x = rgb(batch.pixels)
+        with torch.no_grad():
+            deep = model.network.features(x).deep
+        loss = squared_error(x, model.decoder(deep)).mean()
+        return loss, {}
+
+    def embed(self, model: Reconstructing, pixels: Tensor) -> Tensor:
+        """(n, 1): the OOD score, which is all that this stage changes."""
+        x = rgb(pixels)
+        return relative_error(x, model.decoder(model.network.features(x).deep))[:, None]
+
+    def validate(self, model: Reconstructing, held: Collection, encode: Encode) -> Mapping[str, float]:  # noqa: ARG002
+        return {"negative_error": -float(encode(held).mean())}
+
+    def save(self, model: Reconstructing, folder: Path, experiment: Experiment) -> None:
+        _save(model.network, self.shape, folder, experiment, decoder=True, half=self.half)
+
+
+def rgb(pixels: Tensor) -> Tensor:
+    """(n, side, side) to (n, 3, side, side)."""
+    return pixels[:, None].expand(-1, 3, -1, -1)
+
+
+def _save(network: Acir, shape: Shape, folder: Path, experiment: Experiment, *, decoder: bool, half: bool) -> None:
+    weights = folder.with_name("trained.safetensors")
+    save_file(state_of(network), weights)
+    build(
+        folder,
+        experiment.name,
+        "acir",
+        str(weights),
+        Recipe(size=shape.side),
+        options=shape.options(decoder=decoder),
+        half=half,
+        note=f"{experiment.name} ({experiment.preset})",
+    )
+    weights.unlink()
