@@ -70,6 +70,9 @@ class Row:
     view: str | None = None
     study_date: date | None = None
     modality: str | None = None
+    #: it also says whose and which study a DICOM file is: published sets take that out of the headers, or put there
+    #: something that makes strangers one patient, or each view another
+    identity: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,222 @@
+"""CBIS-DDSM: scanned films; labels by lesion, of which the worst is the image's.
+
+ROOT/**/Mass-Training_P_00001_LEFT_CC/**/*.dcm       the whole film
+ROOT/**/Mass-Training_P_00001_LEFT_CC_1/**/*.dcm     crop and mask of its first lesion
+ROOT/**/{mass,calc}_case_description_{train,test}_set.csv
+
+The tables' `patient_id` groups the images; the headers' PatientID is the folder's name, another for each view. File
+names differ between downloads, so images are found by their folder.
+
+Assessment 0 means that it is incomplete: of several lesions it counts for less than any category, and an image of
+which nothing else is said stays 0.
+
+Source: Lee et al., Scientific Data 4:170177 (2017); doi 10.7937/K9/TCIA.2016.7O02S9CY.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from shared.datasets import cells
+from shared.datasets.record import Imported, Record, imported
+from shared.datasets.tables import Line, find, listing, read_csv
+from shared.errors import Invalid
+
+DATASET, LICENCE = "cbis-ddsm", "CC-BY-3.0"
+TABLES = {
+    f"{kind}_case_description_{part}_set.csv": split
+    for kind in ("mass", "calc")
+    for part, split in (("train", "train"), ("test", "test"))
+}
+COLUMNS = (
+    "patientid", "leftorrightbreast", "imageview", "breastdensity", "abnormalityid", "abnormalitytype", "assessment",
+    "pathology", "imagefilepath", "croppedimagefilepath", "roimaskfilepath",
+)  # fmt: skip
+FOLDER = re.compile(r"(Mass|Calc)-(Training|Test)_P_\d+_(LEFT|RIGHT)_(CC|MLO)(_\d+)?", re.IGNORECASE)
+DESCRIPTIONS = ("massshape", "massmargins", "calctype", "calcdistribution")
+_PATHOLOGIES = {"malignant": "malignant", "benign": "benign", "benign_without_callback": "benign", "normal": "normal"}
+
+
+@dataclass(frozen=True, slots=True)
+class Lesion:
+    """One abnormality of an image. Paths are relative to the root."""
+
+    image_id: str
+    number: str
+    kind: str
+    birads: int | None
+    pathology: str | None
+    mask: Path
+    crop: Path | None
+
+
+def read(root: Path) -> Imported:
+    """Every whole film that a table names; crops and masks are no images of their own.
+
+    Raises:
+        Invalid: none of the four tables, no image, a column missing, or a value that is not understood.
+    """
+    warnings: Counter[str] = Counter()
+    files = listing(root)
+    folders = _folders(files)
+    sides: dict[str, set[str]] = {}
+    records = []
+    for image, (split, lines) in _by_image(root, files).items():
+        path = _film(folders.get(image, ()), lines[0], warnings)
+        if path is not None:
+            records.append(_record(image, path, split, lines, warnings))
+            sides.setdefault(lines[0]["patientid"], set()).add(split)
+    if not records:
+        raise Invalid("no image of CBIS-DDSM that its tables name is in the folder")
+    named = {record.path for record in records}
+    films = [found for name, found in folders.items() if not _lesion_folder(name)]
+    warnings["image-without-row"] += sum(not named & set(found) for found in films)
+    # masses and calcifications were split each on their own
+    warnings["patient-in-train-and-test"] += sum(len(found) > 1 for found in sides.values())
+    return imported(root, records, +warnings)
+
+
+def read_lesions(root: Path, warnings: Counter[str]) -> list[Lesion]:
+    """The lesions with their masks. Some rows name crop and mask the wrong way round: the mask is the binary one.
+
+    Reads the pixels of every crop and mask.
+
+    Raises: as `read`.
+    """
+    files = listing(root)
+    folders = _folders(files)
+    lesions = []
+    for image, (_, lines) in _by_image(root, files).items():
+        for line in lines:
+            near = _candidates(folders, line)
+            masks = [path for path in near if is_binary(root / path)]
+            if len(masks) != 1:
+                warnings["lesion-without-mask"] += 1
+                continue
+            warnings["crop-and-mask-swapped"] += masks[0].as_posix().endswith(_said(line["croppedimagefilepath"]))
+            lesions.append(
+                Lesion(
+                    image_id=image,
+                    number=line["abnormalityid"],
+                    kind=line["abnormalitytype"],
+                    birads=line.parse("assessment", cells.birads),
+                    pathology=line.parse("pathology", parse_pathology),
+                    mask=masks[0],
+                    crop=next((path for path in near if path != masks[0]), None),
+                )
+            )
+    return lesions
+
+
+def is_binary(path: Path) -> bool:
+    """Whether a DICOM file has at most two values, as a mask has. Raises: `Invalid` where it cannot be read."""
+    import numpy as np
+    import pydicom
+    from pydicom.errors import InvalidDicomError
+
+    try:
+        pixels = pydicom.dcmread(path).pixel_array
+    except (InvalidDicomError, AttributeError, ValueError, OSError, RuntimeError, NotImplementedError):
+        raise Invalid("a crop or mask of the data set cannot be read") from None
+    return bool(np.isin(pixels, (pixels.min(), pixels.max())).all())
+
+
+def parse_pathology(cell: str) -> str | None:
+    """BENIGN_WITHOUT_CALLBACK is benign: it needed no biopsy to know."""
+    if cells.missing(cell):
+        return None
+    if cell.lower() not in _PATHOLOGIES:
+        raise ValueError("not a pathology: malignant, benign or benign_without_callback")
+    return _PATHOLOGIES[cell.lower()]
+
+
+def _said(cell: str) -> str:
+    """A path as a row means it: some cells hold quotes and line ends."""
+    return re.sub(r"[\"'\s]", "", cell)
+
+
+def _folder(cell: str) -> str:
+    return _said(cell).partition("/")[0]
+
+
+def _lesion_folder(name: str) -> bool:
+    match = FOLDER.fullmatch(name)
+    return match is not None and match[5] is not None
+
+
+def _folders(files: Iterable[Path]) -> dict[str, list[Path]]:
+    """The DICOM files by the folder that names film or lesion."""
+    found: dict[str, list[Path]] = {}
+    for path in files:
+        name = next((part for part in path.parts[:-1] if FOLDER.fullmatch(part)), None)
+        if name is not None and path.suffix.lower() == ".dcm":
+            found.setdefault(name, []).append(path)
+    return found
+
+
+def _by_image(root: Path, files: Sequence[Path]) -> dict[str, tuple[str, list[Line]]]:
+    """The rows by the folder of their film, with the split of their table."""
+    found: dict[str, tuple[str, list[Line]]] = {}
+    tables = [(path, split) for name, split in TABLES.items() if (path := find(root, files, name))]
+    if not tables:
+        raise Invalid(f"the data set has none of its tables: {', '.join(TABLES)}")
+    for path, split in tables:
+        for line in read_csv(path, COLUMNS):
+            found.setdefault(_folder(line["imagefilepath"]), (split, []))[1].append(line)
+    return found
+
+
+def _film(found: Sequence[Path], line: Line, warnings: Counter[str]) -> Path | None:
+    """The one file of the folder, or the one that the row names."""
+    exact = [path for path in found if path.as_posix().endswith(_said(line["imagefilepath"]))]
+    if len(found) > 1 and len(exact) != 1:
+        warnings["several-images"] += 1
+        return None
+    warnings["row-without-image"] += not found
+    return next(iter(exact or found), None)
+
+
+def _candidates(folders: Mapping[str, Sequence[Path]], line: Line) -> list[Path]:
+    names = {_folder(line["croppedimagefilepath"]), _folder(line["roimaskfilepath"])}
+    return sorted(path for name in names for path in folders.get(name, ()))
+
+
+def _record(image: str, path: Path, split: str, lines: Sequence[Line], warnings: Counter[str]) -> Record:
+    first = lines[0]
+    birads = [value for line in lines if (value := line.parse("assessment", cells.birads)) is not None]
+    warnings["incomplete-beside-others"] += 0 in birads and any(birads)
+    pathologies = {line.parse("pathology", parse_pathology) for line in lines}
+    return Record(
+        dataset=DATASET,
+        patient_id=first["patientid"],
+        exam_id=first["patientid"],  # the tables have no dates; the collection has one exam of a patient
+        image_id=image,
+        path=path,
+        laterality=first.parse("leftorrightbreast", cells.laterality),
+        view=first.parse("imageview", cells.view),
+        modality="SFM",
+        birads=max(birads, default=None),
+        birads_raw="$".join(line["assessment"] for line in lines),
+        level="lesion-max",
+        density=_density(first["breastdensity"], warnings),
+        pathology=next((one for one in ("malignant", "benign", "normal") if one in pathologies), None),
+        split=split,
+        licence_tag=LICENCE,
+        findings=_described(lines),
+    )
+
+
+def _density(cell: str, warnings: Counter[str]) -> str | None:
+    """1 to 4; the tables also hold a 0, which is no class."""
+    try:
+        return cells.density(cell)
+    except ValueError:
+        warnings["density-unknown"] += 1
+        return None
+
+
+def _described(lines: Sequence[Line]) -> tuple[str, ...]:
+    said = (" ".join([line["abnormalitytype"], *(line[name] for name in DESCRIPTIONS if line[name])]) for line in lines)
+    return tuple(dict.fromkeys(one.lower() for one in said))

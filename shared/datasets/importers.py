@@ -1,0 +1,29 @@
+"""Which published sets there are importers for."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from shared.datasets import cbis_ddsm, cdd_cesm, inbreast, vindr
+from shared.datasets.record import Imported
+from shared.errors import Invalid, NotFound
+
+DatasetName = Literal["cdd-cesm", "vindr-mammo", "inbreast", "cbis-ddsm"]
+
+IMPORTERS: Mapping[str, Callable[[Path], Imported]] = {
+    module.DATASET: module.read for module in (cdd_cesm, vindr, inbreast, cbis_ddsm)
+}
+
+
+def read(dataset: str, root: Path) -> Imported:
+    """A real download of a published set, in the one form.
+
+    Raises:
+        NotFound: there is no importer of that name.
+        Invalid: `root` is no folder, or not of that set: the message says what is missing.
+    """
+    if dataset not in IMPORTERS:
+        raise NotFound(f"no data set of that name; there are {', '.join(IMPORTERS)}")
+    if not root.is_dir():
+        raise Invalid("a data set is a folder")
+    return IMPORTERS[dataset](root)
