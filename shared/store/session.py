@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -65,7 +66,7 @@ def reachable() -> Iterator[None]:
         yield
     except PoolTimeout:
         raise Unavailable("the database is busy", retry_after_s=2) from None
-    except (OperationalError, InterfaceError) as error:
+    except (OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError) as error:
         raise Unavailable("the database cannot be reached") from error
     except DBAPIError as error:
         if error.connection_invalidated:
