@@ -1,0 +1,155 @@
+"""A report's runs as rows: every figure with its interval, beside what a list scores that knows nothing."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.metrics import vote
+from shared.metrics.baselines import lift
+from shared.metrics.bootstrap import Interval, interval, intervals
+from shared.training.evaluate import Report, Run
+
+ALL = "all"
+NAN = float("nan")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Figure:
+    """One figure with its interval over patients, beside a random list and the majority retriever."""
+
+    protocol: str
+    leaks: bool
+    metric: str
+    part: str  #: all, or column=value
+    name: str
+    micro: Interval
+    macro: Interval
+    random_micro: float
+    random_macro: float
+    majority_micro: float
+    majority_macro: float
+    lift_micro: float  #: over the random list
+    lift_macro: float
+    sd_micro: float  #: over seeds; NaN where there is one
+    sd_macro: float
+    queries: int
+    unanswerable: int  #: queries without a relevant item, in no mean
+    short: int  #: lists shorter than k
+    patients: int
+    seeds: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vote:
+    """The label by the k nearest."""
+
+    protocol: str
+    leaks: bool
+    metric: str
+    k: int
+    balanced_accuracy: Interval
+    knows_nothing: float  #: balanced accuracy of any constant answer
+    macro_f1: float
+    quadratic_kappa: float
+    balanced_accuracy_456: float  #: BI-RADS {1, 2, 3} against {4, 5, 6}
+
+
+def figures(report: Report) -> list[Figure]:
+    """All figures of all runs, of all queries and of those of each value of each column."""
+    return [
+        figure
+        for run in report.runs
+        for part, chosen in _parts_of(report, run)
+        for figure in _figures(run, part, chosen, report.plan.resamples)
+    ]
+
+
+def votes(report: Report) -> list[Vote]:
+    found = []
+    for run in report.runs:
+        truth = report.subjects.labels[run.rows]
+        for k, predicted in run.votes.items():
+            known = (predicted >= 0) & (run.found.relevant > 0)
+            right = (predicted == truth)[known].astype(np.float64)
+            clusters = run.found.clusters[known]
+            numbers = vote.figures(truth[known], predicted[known], len(report.subjects.classes), report.subjects.grades)
+            found.append(
+                Vote(
+                    protocol=run.protocol,
+                    leaks=run.leaks,
+                    metric=run.metric,
+                    k=k,
+                    balanced_accuracy=interval(right, clusters, labels=truth[known], resamples=report.plan.resamples),
+                    knows_nothing=1 / len(np.unique(truth[known])),
+                    macro_f1=numbers["macro_f1"],
+                    quadratic_kappa=numbers.get("quadratic_kappa", NAN),
+                    balanced_accuracy_456=numbers.get("balanced_accuracy_456", NAN),
+                )
+            )
+    return found
+
+
+def per_class(report: Report) -> list[dict[str, Any]]:
+    """One row for each class of each run: its queries, its figures, and those of a random list."""
+    rows = []
+    for run in report.runs:
+        names = [name for name in run.random.values if name == "mAP" or name.startswith(("P@", "nDCG@"))]
+        for label, title in enumerate(report.subjects.classes):
+            asked = run.found.labels == label
+            if asked.any():
+                row = {"protocol": run.protocol, "metric": run.metric, "class": title, "queries": int(asked.sum())}
+                row |= {name: run.found.per_class(name).get(label, NAN) for name in names}
+                rows.append(row | {f"random {name}": run.random.per_class(name).get(label, NAN) for name in names})
+    return rows
+
+
+def _parts_of(report: Report, run: Run) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    yield ALL, np.ones(len(run.rows), np.bool_)
+    for column, values in report.subjects.columns.items():
+        kinds = np.unique(values)
+        for value in kinds if len(kinds) > 1 else ():
+            yield f"{column}={value or 'unknown'}", values[run.rows] == value
+
+
+def _figures(run: Run, part: str, chosen: NDArray[np.bool_], resamples: int) -> Iterator[Figure]:
+    found, random, majority = (side.where(chosen) for side in (run.found, run.random, run.majority))
+    if found.unanswerable == len(found):
+        return
+    micro = intervals(found.values, found.clusters, resamples=resamples)
+    macro = intervals(found.values, found.clusters, labels=found.labels, resamples=resamples)
+    by_seed = [found.where(run.seeds[chosen] == seed) for seed in np.unique(run.seeds)]
+    for name in found.values:
+        known = name in random.values
+        chance = (random.micro(name), random.macro(name)) if known else (NAN, NAN)
+        k = int(name.rpartition("@")[2]) if name.rpartition("@")[2].isdigit() else 0
+        yield Figure(
+            protocol=run.protocol,
+            leaks=run.leaks,
+            metric=run.metric,
+            part=part,
+            name=name,
+            micro=micro[name],
+            macro=macro[name],
+            random_micro=chance[0],
+            random_macro=chance[1],
+            majority_micro=majority.micro(name) if known else NAN,
+            majority_macro=majority.macro(name) if known else NAN,
+            lift_micro=lift(micro[name].mean, chance[0]),
+            lift_macro=lift(macro[name].mean, chance[1]),
+            sd_micro=_deviation([side.micro(name) for side in by_seed]),
+            sd_macro=_deviation([side.macro(name) for side in by_seed]),
+            queries=len(found),
+            unanswerable=found.unanswerable,
+            short=int((found.length < k).sum()),
+            patients=len(np.unique(found.clusters)),
+            seeds=len(by_seed),
+        )
+
+
+def _deviation(values: Sequence[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
+    return float(np.std(known, ddof=1)) if len(known) > 1 else NAN
