@@ -148,11 +148,15 @@ def _by_cluster(values: Floats, clusters: Ints, labels: Ints | None) -> tuple[Fl
         raise Invalid("there is no value to resample")
     _, cluster = np.unique(clusters[known], return_inverse=True)
     kind = np.zeros(int(known.sum()), np.int64) if labels is None else np.unique(labels[known], return_inverse=True)[1]
-    shape = (int(cluster.max()) + 1, values.shape[1], int(kind.max()) + 1)
-    sums, counts = np.zeros(shape), np.zeros((shape[0], 1, shape[2]))
-    np.add.at(sums, (cluster, slice(None), kind), values[known])
-    np.add.at(counts, (cluster, 0, kind), 1)
-    return sums, counts
+    patients, classes = int(cluster.max()) + 1, int(kind.max()) + 1
+    cell = cluster * classes + kind
+
+    def added(weights: Floats) -> Floats:
+        sums = np.bincount(cell, weights=weights, minlength=patients * classes)
+        return np.asarray(sums, np.float64).reshape(patients, classes)
+
+    sums = np.stack([added(figure) for figure in values[known].T], axis=1)
+    return sums, added(np.ones(len(cell)))[:, None]
 
 
 def _resample(sums: Floats, counts: Floats, resamples: int, seed: int) -> Floats:
@@ -177,7 +181,7 @@ def _flips(sums: Floats, counts: Floats, resamples: int, seed: int) -> Floats:
     step = max(1, _BLOCK // len(sums))
     found = []
     for start in range(0, resamples, step):
-        signs = rng.integers(2, size=(min(step, resamples - start), len(sums))) * 2.0 - 1
+        signs = rng.choice([-1.0, 1.0], size=(min(step, resamples - start), len(sums)))
         found.append(_mean(_weighed(signs, sums), counts.sum(axis=0)))
     return np.concatenate(found)
 

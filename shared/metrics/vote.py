@@ -68,8 +68,8 @@ def figures(truth: Labels, predicted: Labels, classes: int, grades: Labels | Non
     found = {"balanced_accuracy": balanced_accuracy(table), "macro_f1": macro_f1(table)}
     if grades is not None:
         found["quadratic_kappa"] = quadratic_kappa(table, grades)
-        if grades.min() >= 1 and grades.max() <= 6:
-            suspicious = (grades >= 4).astype(np.int64)
+        suspicious = (grades >= 4).astype(np.int64)
+        if grades.min() >= 1 and grades.max() <= 6 and suspicious.any() and not suspicious.all():
             halves = confusion(suspicious[truth], suspicious[predicted], 2)
             found["balanced_accuracy_456"] = balanced_accuracy(halves)
     return found

@@ -1,8 +1,8 @@
 """Evaluation: vectors of labelled images, protocols and distances to figures, each beside what knows nothing."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,13 +28,18 @@ class Plan:
     components: int | None = None  #: embeddings are reduced to so many principal components of the training part
 
 
+class Space(NamedTuple):
+    metric: Metric
+    vectors: NDArray[Any]  #: (n, dim) embeddings for cosine and l2, (n, bits / 8) packed codes for hamming
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One protocol under one distance; the queries of all seeds one after the other."""
+    """One protocol in one space; the queries of all seeds one after the other."""
 
     protocol: str
     leaks: bool
-    metric: Metric
+    space: str
     found: PerQuery
     random: PerQuery  #: expectations for a random order of each query's own gallery
     majority: PerQuery  #: of a retriever that shows the commonest class first
@@ -55,15 +60,13 @@ class Report:
 
 def evaluate(
     subjects: Subjects,
-    vectors: Mapping[Metric, NDArray[Any]],
+    spaces: Mapping[str, Space],
     plan: Plan | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Each protocol of the plan under each distance.
+    """Each protocol of the plan in each space: a model's vectors under a distance, by a name of the caller's.
 
     Args:
-        vectors: (n, dim) embeddings for `cosine` and `l2`, (n, bits / 8) packed codes for `hamming`; their rows are
-            the subjects'.
         about: what the report says of the model and of the run.
 
     Raises:
@@ -72,16 +75,35 @@ def evaluate(
         NotFound: there is no such protocol.
     """
     plan = plan or Plan()
-    if not vectors or any(len(array) != len(subjects) for array in vectors.values()):
-        raise Invalid("each image has one vector for each distance")
-    runs = []
+    if not spaces or any(len(space.vectors) != len(subjects) for space in spaces.values()):
+        raise Invalid("each image has one vector in each space")
+    runs: list[Run] = []
     for name in plan.protocols:
         chosen = protocol(name)
         folds = chosen.folds(subjects, plan.seeds)
-        runs += [
-            _run(subjects, array, metric, folds, plan, name=name, leaks=chosen.leaks)
-            for metric, array in vectors.items()
-        ]
+        bare = [_sides(subjects, np.zeros((len(subjects), 1)), fold) for fold in folds]
+        random, majority = (
+            joined([baseline(*sides, ks=plan.ks, grades=subjects.grades) for sides in bare])
+            for baseline in (random_figures, majority_figures)
+        )
+        for title, space in spaces.items():
+            found, votes = _measured(subjects, space, folds, plan)
+            sizes = [len(fold.gallery) for fold in folds]
+            runs.append(
+                Run(
+                    protocol=name,
+                    leaks=chosen.leaks,
+                    space=title,
+                    found=found,
+                    random=random,
+                    majority=majority,
+                    seeds=np.concatenate([np.full(len(fold.queries), fold.seed) for fold in folds]),
+                    rows=np.concatenate([fold.queries for fold in folds]),
+                    votes=votes,
+                    gallery=(min(sizes), max(sizes)),
+                    codes=_codes(space, folds),
+                )
+            )
     return Report(subjects=subjects, plan=plan, runs=runs, about=dict(about or {}))
 
 
@@ -98,67 +120,38 @@ def principal(vectors: NDArray[np.float32], fold: Fold, components: int) -> NDAr
     return np.asarray((vectors - middle) @ axes[:components].T, np.float32)
 
 
-def _run(
-    subjects: Subjects,
-    array: NDArray[Any],
-    metric: Metric,
-    folds: Sequence[Fold],
-    plan: Plan,
-    *,
-    name: str,
-    leaks: bool,
-) -> Run:
-    parts = list(_parts(subjects, array, metric, folds, plan))
-    found, random, majority = (joined(list(side)) for side in zip(*(p[:3] for p in parts), strict=True))
-    sizes = [len(fold.gallery) for fold in folds]
-    codes = {}
-    if metric == "hamming":
-        unique = [unique_codes(array[fold.gallery]) for fold in folds]
-        codes = {"bits": array.shape[1] * 8, "unique codes": round(float(np.mean(unique)))}
-    return Run(
-        protocol=name,
-        leaks=leaks,
-        metric=metric,
-        found=found,
-        random=random,
-        majority=majority,
-        seeds=np.concatenate([np.full(len(fold.queries), fold.seed) for fold in folds]),
-        rows=np.concatenate([fold.queries for fold in folds]),
-        votes={k: np.concatenate([p[3][k] for p in parts]) for k in parts[0][3]},
-        gallery=(min(sizes), max(sizes)),
-        codes=codes,
-    )
-
-
-def _parts(
-    subjects: Subjects, array: NDArray[Any], metric: Metric, folds: Sequence[Fold], plan: Plan
-) -> Iterator[tuple[PerQuery, PerQuery, PerQuery, dict[int, Rows]]]:
+def _measured(subjects: Subjects, space: Space, folds: Sequence[Fold], plan: Plan) -> tuple[PerQuery, dict[int, Rows]]:
+    """The figures of all folds' queries, and their class by the k nearest."""
+    parts, votes = [], []
     for fold in folds:
-        used = array
-        if plan.components is not None and metric != "hamming":
-            used = principal(array, fold, plan.components)
-        queries, gallery = (_side(subjects, used, fold.keys, rows) for rows in (fold.queries, fold.gallery))
-        found = measure(queries, gallery, metric=metric, ks=plan.ks, grades=subjects.grades)
-        if metric == "hamming":
-            radii = range(0, array.shape[1] * 2 + 1, 2)  # up to a quarter of the bits
+        vectors = space.vectors
+        if plan.components is not None and space.metric != "hamming":
+            vectors = principal(vectors, fold, plan.components)
+        queries, gallery = _sides(subjects, vectors, fold)
+        found = measure(queries, gallery, metric=space.metric, ks=plan.ks, grades=subjects.grades)
+        if space.metric == "hamming":
+            radii = range(0, vectors.shape[1] * 2 + 1, 2)  # up to a quarter of the bits
             found = replace(found, values=found.values | ball(queries, gallery, radii).values)
-        yield (
-            found,
-            random_figures(queries, gallery, ks=plan.ks, grades=subjects.grades),
-            majority_figures(queries, gallery, ks=plan.ks, grades=subjects.grades),
-            _votes(found, gallery.labels, len(subjects.classes), plan.ks),
+        near = np.where(found.neighbours >= 0, gallery.labels[found.neighbours], -1)
+        votes.append({k: vote(near[:, :k], len(subjects.classes)) for k in plan.ks})
+        parts.append(found)
+    return joined(parts), {k: np.concatenate([voted[k] for voted in votes]) for k in plan.ks}
+
+
+def _sides(subjects: Subjects, vectors: NDArray[Any], fold: Fold) -> tuple[Side, Side]:
+    def side(rows: Rows) -> Side:
+        return Side(
+            vectors=vectors[rows],
+            labels=subjects.labels[rows],
+            keys=None if fold.keys is None else fold.keys[rows],
+            clusters=subjects.groups[rows],
         )
 
-
-def _side(subjects: Subjects, array: NDArray[Any], keys: Rows | None, rows: Rows) -> Side:
-    return Side(
-        vectors=array[rows],
-        labels=subjects.labels[rows],
-        keys=None if keys is None else keys[rows],
-        clusters=subjects.groups[rows],
-    )
+    return side(fold.queries), side(fold.gallery)
 
 
-def _votes(found: PerQuery, labels: Rows, classes: int, ks: Sequence[int]) -> dict[int, Rows]:
-    near = np.where(found.neighbours >= 0, labels[found.neighbours], -1)
-    return {k: vote(near[:, :k], classes) for k in ks}
+def _codes(space: Space, folds: Sequence[Fold]) -> dict[str, int]:
+    if space.metric != "hamming":
+        return {}
+    unique = [unique_codes(space.vectors[fold.gallery]) for fold in folds]
+    return {"bits": space.vectors.shape[1] * 8, "unique codes": round(float(np.mean(unique)))}

@@ -23,7 +23,7 @@ class Figure:
 
     protocol: str
     leaks: bool
-    metric: str
+    space: str
     part: str  #: all, or column=value
     name: str
     micro: Interval
@@ -49,7 +49,7 @@ class Vote:
 
     protocol: str
     leaks: bool
-    metric: str
+    space: str
     k: int
     balanced_accuracy: Interval
     knows_nothing: float  #: balanced accuracy of any constant answer
@@ -81,7 +81,7 @@ def votes(report: Report) -> list[Vote]:
                 Vote(
                     protocol=run.protocol,
                     leaks=run.leaks,
-                    metric=run.metric,
+                    space=run.space,
                     k=k,
                     balanced_accuracy=interval(right, clusters, labels=truth[known], resamples=report.plan.resamples),
                     knows_nothing=1 / len(np.unique(truth[known])),
@@ -101,7 +101,7 @@ def per_class(report: Report) -> list[dict[str, Any]]:
         for label, title in enumerate(report.subjects.classes):
             asked = run.found.labels == label
             if asked.any():
-                row = {"protocol": run.protocol, "metric": run.metric, "class": title, "queries": int(asked.sum())}
+                row = {"protocol": run.protocol, "space": run.space, "class": title, "queries": int(asked.sum())}
                 row |= {name: run.found.per_class(name).get(label, NAN) for name in names}
                 rows.append(row | {f"random {name}": run.random.per_class(name).get(label, NAN) for name in names})
     return rows
@@ -129,7 +129,7 @@ def _figures(run: Run, part: str, chosen: NDArray[np.bool_], resamples: int) -> 
         yield Figure(
             protocol=run.protocol,
             leaks=run.leaks,
-            metric=run.metric,
+            space=run.space,
             part=part,
             name=name,
             micro=micro[name],

@@ -17,12 +17,12 @@ SEED = 0
 def curves(rows: Sequence[Figure], ks: Sequence[int], path: Path) -> None:
     """P@k by k, one line for each run with its interval, and the random list of its protocol, dashed."""
     figure, axes = _axes()
-    runs = list(dict.fromkeys((row.protocol, row.metric) for row in rows))
-    for number, (protocol, metric) in enumerate(runs):
-        of_k = {row.name: row for row in rows if (row.protocol, row.metric, row.part) == (protocol, metric, ALL)}
+    runs = list(dict.fromkeys((row.protocol, row.space) for row in rows))
+    for number, (protocol, space) in enumerate(runs):
+        of_k = {row.name: row for row in rows if (row.protocol, row.space, row.part) == (protocol, space, ALL)}
         points = [of_k[f"P@{k}"] for k in ks]
         colour = f"C{number % 10}"
-        axes.plot(ks, [p.micro.mean for p in points], "o-", color=colour, label=f"{protocol}, {metric}")
+        axes.plot(ks, [p.micro.mean for p in points], "o-", color=colour, label=f"{protocol}, {space}")
         axes.fill_between(ks, [p.micro.low for p in points], [p.micro.high for p in points], color=colour, alpha=0.15)
         axes.plot(ks, [p.random_micro for p in points], "--", color=colour, linewidth=0.8)
     axes.set(xscale="log", xlabel="k", ylabel="P@k (micro); dashed: random list", ylim=(0, 1.02))
@@ -39,7 +39,7 @@ def maps(subjects: Subjects, vectors: NDArray[Any], folder: Path) -> dict[str, s
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
-    from threadpoolctl import threadpool_limits
+    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
     rng = np.random.default_rng(SEED)
     rows = np.sort(rng.permutation(len(vectors))[:SHOWN])

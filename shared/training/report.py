@@ -55,11 +55,11 @@ def markdown(
     yield from (f"- {key}: {value}" for key, value in (_data(report) | dict(report.about)).items())
     yield from ("", _HOW, "")
     for run in report.runs:
-        yield from _run_table(run, [r for r in rows if (r.protocol, r.metric) == (run.protocol, run.metric)])
+        yield from _run_table(run, [r for r in rows if (r.protocol, r.space) == (run.protocol, run.space)])
     yield from ("## Classes", "")
     if classes:
         shown = [
-            name for name in ("protocol", "metric", "class", "queries", "P@10", "nDCG@10", "mAP") if name in classes[0]
+            name for name in ("protocol", "space", "class", "queries", "P@10", "nDCG@10", "mAP") if name in classes[0]
         ]
         shown += [f"random {name}" for name in ("P@10", "mAP") if f"random {name}" in classes[0]]
         yield from table(shown, ([_shown(row[name]) for name in shown] for row in classes))
@@ -90,7 +90,7 @@ _HOW = (
 
 def _run_table(run: Run, rows: Sequence[Figure]) -> Iterator[str]:
     leak = " (LEAKS by design: a query may meet its own patient)" if run.leaks else ""
-    yield from (f"## {run.protocol}, {run.metric}{leak}", "")
+    yield from (f"## {run.protocol}, {run.space}{leak}", "")
     low, high = run.gallery
     whole = [row for row in rows if row.part == ALL]
     seeds = whole[0].seeds

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from shared.errors import Conflict, Invalid, NotFound
-from shared.training.evaluate import Plan, evaluate, principal
+from shared.training.evaluate import Plan, Space, evaluate, principal
 from shared.training.figures import figures, per_class, votes
 from shared.training.protocols import PROTOCOLS, Fold, Protocol, Subjects, check, protocol
 from shared.training.report import write
@@ -117,7 +117,10 @@ class TestEvaluate:
     def test_protocols_that_leak_score_higher_on_vectors_that_know_the_patient(self):
         subjects, vectors = made(signal=0.0, each=8)
         plan = Plan(protocols=tuple(PROTOCOLS), ks=(1, 2), seeds=(0,))
-        found = {run.protocol: run.found.micro("P@1") for run in evaluate(subjects, {"cosine": vectors}, plan).runs}
+        found = {
+            run.protocol: run.found.micro("P@1")
+            for run in evaluate(subjects, {"cosine": Space("cosine", vectors)}, plan).runs
+        }
         assert found["paper1-compat"] == found["paper1-compat-without-self"] == 1.0
         assert found["paper2-v1-compat"] > 0.5
         assert max(found[name] for name in HONEST) < 0.5
@@ -125,10 +128,9 @@ class TestEvaluate:
     def test_codes_and_embeddings_are_measured_side_by_side(self):
         subjects, vectors = made()
         codes = np.packbits(vectors >= 0, axis=1)
-        report = evaluate(
-            subjects, {"cosine": vectors, "l2": vectors, "hamming": codes}, Plan(seeds=(0, 1), ks=(1, 10))
-        )
-        assert [run.metric for run in report.runs] == ["cosine", "l2", "hamming"]
+        spaces = {"a": Space("cosine", vectors), "b": Space("l2", vectors), "c": Space("hamming", codes)}
+        report = evaluate(subjects, spaces, Plan(seeds=(0, 1), ks=(1, 10)))
+        assert [run.space for run in report.runs] == ["a", "b", "c"]
         hamming = report.runs[2]
         assert hamming.codes["bits"] == 16
         assert 1 < hamming.codes["unique codes"] <= hamming.gallery[1]
@@ -146,19 +148,19 @@ class TestEvaluate:
         own = reduced[fold.train] - reduced[fold.train].mean(axis=0)
         assert np.allclose(own.T @ own, np.diag(np.diag(own.T @ own)), atol=1e-2)
         with pytest.raises(Invalid, match="principal"):
-            evaluate(subjects, {"cosine": vectors}, Plan(protocols=("lopo",), components=5))
+            evaluate(subjects, {"cosine": Space("cosine", vectors)}, Plan(protocols=("lopo",), components=5))
 
     def test_vectors_of_other_images_are_refused(self):
         subjects, vectors = made()
         with pytest.raises(Invalid):
-            evaluate(subjects, {"cosine": vectors[:-1]})
+            evaluate(subjects, {"cosine": Space("cosine", vectors[:-1])})
 
 
 @pytest.fixture(scope="module")
 def report():
     subjects, vectors = made()
     plan = Plan(protocols=("patient", "lopo"), ks=(1, 10, 100), seeds=(0, 1), resamples=1000)
-    return evaluate(subjects, {"cosine": vectors}, plan, {"model": "made up"})
+    return evaluate(subjects, {"cosine": Space("cosine", vectors)}, plan, {"model": "made up"})
 
 
 class TestReport:
@@ -214,5 +216,5 @@ class TestReport:
     def test_a_run_that_leaks_says_so_in_its_heading(self, tmp_path):
         subjects, vectors = made()
         plan = Plan(protocols=("paper1-compat",), ks=(1,), resamples=1000)
-        write(evaluate(subjects, {"cosine": vectors}, plan), tmp_path / "out")
+        write(evaluate(subjects, {"cosine": Space("cosine", vectors)}, plan), tmp_path / "out")
         assert "paper1-compat, cosine (LEAKS" in (tmp_path / "out" / "report.md").read_text()
