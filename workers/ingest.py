@@ -1,10 +1,14 @@
 import os
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy.orm import Session
 
-from shared.datasets.folder import read_labels
+from shared.datasets import importers
+from shared.datasets.folder import LabelTable, read_labels
+from shared.datasets.record import label_table
 from shared.errors import SimilisError, Unavailable
 from shared.log import get
 from shared.pipeline import encode, receive
@@ -64,27 +68,47 @@ def told(error: Exception) -> str:
     return str(error) if isinstance(error, SimilisError) else f"internal error ({type(error).__name__})"
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What is known of a folder's images before they are looked at."""
+
+    table: LabelTable | None = None
+    skip: frozenset[bytes] = frozenset()  #: files that are no studies
+    odd: Mapping[str, int] = field(default_factory=dict)  #: counts of what was odd about a published set
+
+
+def said_of(params: Mapping[str, Any]) -> Said:
+    """Raises: `Invalid` where table or data set cannot be read."""
+    if dataset := params.get("dataset"):
+        found = importers.read(dataset, Path(params["path"]))
+        odd = {f"dataset:{kind}": count for kind, count in sorted(found.warnings.items())}
+        return Said(label_table(found), frozenset(os.fsencode(path) for path in found.others), odd)
+    if labels := params.get("labels"):
+        return Said(read_labels(Path(labels)), frozenset({os.fsencode(labels)}))
+    return Said()
+
+
 def _scan(held: Held, *, watch: bool) -> None:
     rt = runtime()
-    labels = held.params.get("labels")
+    said = said_of(held.params)
     stopped = False
 
     def report(db: Session, progress: Progress) -> bool:
         nonlocal stopped
         still_here()
-        counts = progress.to_json()
+        counts = progress.to_json(**said.odd)
         go_on = operations.progress(
             db, held, done=progress.done, total=progress.total, counts=counts, lease_s=SCAN_LEASE_S
         )
         stopped = not go_on
         return go_on
 
-    rules = replace(rt.watch_rules if watch else rt.rules, skip=frozenset({os.fsencode(labels)} if labels else ()))
+    rules = replace(rt.watch_rules if watch else rt.rules, skip=said.skip)
     progress = receive.scan(
         rt.transaction,
         rt.sandbox,
         Path(held.params["path"]),
-        table=read_labels(Path(labels)) if labels else None,
+        table=said.table,
         rules=rules,
         operation_id=held.id,
         report=report,
@@ -95,6 +119,6 @@ def _scan(held: Held, *, watch: bool) -> None:
         elif watch:
             operations.rest(db, held, rt.settings.intake.watch_interval_s)
         else:
-            counts = progress.to_json(scanned=True)
+            counts = progress.to_json(scanned=True, **said.odd)
             operations.progress(db, held, done=progress.done, total=progress.total, counts=counts, lease_s=SCAN_LEASE_S)
             enqueue(db, Job.PROJECT)  # it also ends operations that have nothing left to do

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
+from shared.datasets.importers import DatasetName
 from shared.errors import Invalid
 from shared.pipeline.search import Filters, Request
 from shared.store.catalog import Wanted
@@ -144,6 +145,9 @@ ServerPath = Annotated[str, Field(max_length=4096), AfterValidator(_plain_path)]
 class ScanIn(In):
     path: ServerPath
     labels: ServerPath | None = None
+    dataset: Annotated[
+        DatasetName | None, Field(description="The folder is a download of this published set, with its labels")
+    ] = None
     watch: bool = False
 
 

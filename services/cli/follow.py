@@ -16,6 +16,7 @@ POLL_S = 0.5
 PLAIN_EVERY_S = 15.0  #: without a terminal, a line comes so often at most, or at each quarter
 _UNDECIDED = frozenset({"received", "encoding", "released"})
 _MODELLESS = "waiting for a model"  #: a phase
+ODD = "dataset:"  #: before a count of what was odd about a published set
 _ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -198,6 +199,10 @@ def summarise(answer: Answer) -> None:
         rows.append(("unchanged", "", "", operation.unchanged, "known since an earlier intake"))
     if operation.counts.get("settling"):
         rows.append(("settling", "", "", operation.counts["settling"], "perhaps still being written; looked at again"))
+    odd = {name.removeprefix(ODD): count for name, count in operation.counts.items() if name.startswith(ODD)}
+    rows += [
+        ("warning", "", name, count, "odd about the data set; taken in all the same") for name, count in odd.items()
+    ]
     if rows:
         table(("outcome", "gate", "reason", "files", "meaning"), rows, right=("files",))
     took = f" in {answer['took_s']:.1f} s" if answer.get("took_s") and operation.ended else ""

@@ -2,13 +2,14 @@
 
 import uuid
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
 from services.cli.client import Answer, Client, connected
 from services.cli.follow import follow, summarise
 from services.cli.terminal import AsJson, say, tell, tell_json
+from shared.datasets.importers import DatasetName
 
 
 def register(app: typer.Typer) -> None:
@@ -23,6 +24,10 @@ def ingest(
     labels: Annotated[
         Path | None, typer.Option(help="A CSV table: study, laterality, view, BI-RADS, density, pathology ...")
     ] = None,
+    dataset: Annotated[
+        str | None,
+        typer.Option(help=f"The folder is a download of a published set: {', '.join(get_args(DatasetName))}."),
+    ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Go on continuously with what comes later.")] = False,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until all is searchable.")] = True,
     as_json: AsJson = False,
@@ -32,7 +37,7 @@ def ingest(
     Refused files do not stop it: they are told in the summary, and `similis operations files` names them.
     Exit 1 when the operation itself failed.
     """
-    answer = begin(client, path, labels, watch=watch)
+    answer = begin(client, path, labels, dataset, watch=watch)
     operation_id = str(answer["id"])
     if not wait:
         if as_json:
@@ -51,11 +56,15 @@ def ingest(
     report(answer, as_json=as_json)
 
 
-def begin(client: Client, path: Path, labels: Path | None = None, *, watch: bool = False) -> Answer:
+def begin(
+    client: Client, path: Path, labels: Path | None = None, dataset: str | None = None, *, watch: bool = False
+) -> Answer:
     """The scan is under way; the answer is its operation."""
-    asked = {"path": str(path.expanduser().resolve()), "watch": watch}
+    asked: Answer = {"path": str(path.expanduser().resolve()), "watch": watch}
     if labels is not None:
         asked["labels"] = str(labels.expanduser().resolve())
+    if dataset is not None:
+        asked["dataset"] = dataset
     # with the key of this call, a request that is sent again after a lost answer begins nothing twice
     return client.post("/v1/ingest/scans", json=asked, headers={"Idempotency-Key": str(uuid.uuid4())})
 

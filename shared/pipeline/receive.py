@@ -106,11 +106,15 @@ def within(path: Path, roots: Sequence[Path], *, any_root: bool) -> Path:
 
 
 def identify(inspected: Inspected, row: Row | None, secret: bytes) -> Header:
-    """The header with what a table says of it; a plain image has its study and patient from the table alone."""
+    """The header with what a table says of it.
+
+    A plain image has its study and patient from the table alone, a DICOM file from its header, unless the row is of
+    a published set, which knows better.
+    """
     header = inspected.header
     if header is None:
         raise failed(Reason.NOT_A_STUDY_OBJECT)
-    if row is None or inspected.kind == "dicom":
+    if row is None or (inspected.kind == "dicom" and not row.identity):
         return header
     changes: dict[str, object] = {
         name: value
@@ -123,6 +127,8 @@ def identify(inspected: Inspected, row: Row | None, secret: bytes) -> Header:
         )
         if value
     }
+    if row.patient:
+        changes["issuer_of_patient_id"] = ""
     if row.study:
         changes["study_instance_uid"] = study_uid(row.study, secret)
     return replace(header, **changes)  # type: ignore[arg-type]  # the names above are fields of Header

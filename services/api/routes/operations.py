@@ -39,9 +39,13 @@ def begin_scan(
     idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
 ) -> dict[str, Any]:
     """A folder of the server is taken in, in place. With the same Idempotency-Key nothing is begun twice."""
+    if asked.dataset is not None and (asked.labels is not None or asked.watch):
+        raise Invalid("a published set brings its own labels and is complete: no table, and nothing to watch")
     params: dict[str, Any] = {"path": _allowed(rt, asked.path), "watch": asked.watch}
     if asked.labels is not None:
         params["labels"] = _allowed(rt, asked.labels)
+    if asked.dataset is not None:
+        params["dataset"] = asked.dataset
     digest = hashlib.sha256(f"{bearer.id}|{idempotency_key}".encode()).digest() if idempotency_key else None
     operation = operations.create(db, "scan", params, digest)
     enqueue(db, Job.SCAN)
