@@ -14,6 +14,7 @@ from shared.datasets.collection import Collection
 from shared.encoder.acir import WIDTHS, Acir, Decoder, Head, content, relative_error, squared_error
 from shared.encoder.build import build
 from shared.encoder.network import state_of
+from shared.encoder.weights import find
 from shared.errors import Invalid
 from shared.imaging.recipe import Recipe
 from shared.training.experiment import Batch, Encode, Experiment, Method
@@ -58,6 +59,7 @@ class Hashing(Method[Hashed]):
     auxiliary: float = 0.5  #: of the cross-entropy over the head's middle layer
     fingerprint: int = 16  #: pixels
     weighted: bool = False  #: by inverse class frequency: for shuffled batches; class-balanced ones need none
+    stem: str = ""  #: architecture and weights it starts from, as `resnet50 torchvision:IMAGENET1K_V1`; empty: nothing
     half: bool = False  #: the weights are stored as float16
 
     def build(self, data: Collection) -> Hashed:
@@ -67,7 +69,11 @@ class Hashing(Method[Hashed]):
         classes = len(data.classes)
         weights = class_weights(torch.from_numpy(data.labels), classes) if self.weighted else torch.ones(classes)
         loss = objective(self.objective, classes, self.shape.bits, weights, gamma=self.gamma, alpha=self.alpha)
-        return Hashed(self.shape.network(classes, decoder=False), loss)
+        network = self.shape.network(classes, decoder=False)
+        if self.stem:
+            architecture, weights_of_stem = self.stem.split(" ", 1)
+            network.stem.load_state_dict(find(architecture, weights_of_stem).body.state_dict())
+        return Hashed(network, loss)
 
     def groups(self, model: Hashed) -> Mapping[str, Iterable[nn.Parameter]]:
         stem = {id(p) for p in model.network.stem.parameters()}

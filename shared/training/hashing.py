@@ -55,25 +55,29 @@ def signs(u: Tensor) -> Tensor:
     return (u >= 0).to(u.dtype) * 2 - 1
 
 
+def single(u: Tensor) -> Tensor:
+    """At least float32: bfloat16's 8 bits tell no distances of long codes apart."""
+    return u.to(torch.promote_types(u.dtype, torch.float32))
+
+
 def relaxed_hamming(u: Tensor) -> Tensor:
     """(n, n) in [0, 1]: (1 - cosine) / 2, which for codes of -1 and +1 is the Hamming distance over the bits.
 
     Not centred, unlike the released code: a constant added to u flips bits and must not go unseen.
     """
-    unit = functional.normalize(u.float(), dim=1)
+    unit = functional.normalize(single(u), dim=1)
     return (1 - unit @ unit.T) / 2
 
 
 def quantisation_loss(u: Tensor) -> Tensor:
     """0 where all |u| of a row are equal: mean of log(1 + (1 - cos(|u|, 1)) / 2)."""
-    return torch.log1p(
-        (1 - functional.cosine_similarity(u.float().abs(), torch.ones_like(u.float()), dim=1)) / 2
-    ).mean()
+    magnitudes = single(u).abs()
+    return torch.log1p((1 - functional.cosine_similarity(magnitudes, torch.ones_like(magnitudes), dim=1)) / 2).mean()
 
 
 def released_quantisation_loss(u: Tensor) -> Tensor:
     """What the released code computes. Its centring sends the vector of ones to 0, so it is log 1.5 whatever u is."""
-    magnitudes = u.float().abs()
+    magnitudes = single(u).abs()
     ones = torch.ones_like(magnitudes)
     a, b = magnitudes - magnitudes.mean(1, keepdim=True), ones - ones.mean(1, keepdim=True)
     rho = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + _EPS)
@@ -103,7 +107,7 @@ def sch_loss(
         prints: (n, d) unit vectors.
         weights: (classes,).
     """
-    similarity = (prints.detach() @ prints.detach().T).clamp(0, 1).float()
+    similarity = (prints.detach() @ prints.detach().T).clamp(0, 1)
     d = relaxed_hamming(u).clamp(_EPS, 1 - _EPS)  # identical rows would have a logarithm of 0
     near, far = torch.log1p(-d), torch.log(d)
     if mode == "released":
@@ -123,7 +127,7 @@ def dtsh_loss(u: Tensor, labels: Tensor, *, margin: float | None = None, quantis
 
     theta = u_i . u_j / 2. The margin is bits / 4 unless given (the authors' code has 5 with theta doubled).
     """
-    u = u.float()
+    u = single(u)
     theta = u @ u.T / 2
     margin = u.shape[1] / 4 if margin is None else margin
     same = labels[:, None] == labels
@@ -180,11 +184,11 @@ class Csq(Objective):
         self.quantisation = quantisation
 
     def forward(self, u: Tensor, labels: Tensor, prints: Tensor) -> Tensor:  # noqa: ARG002
-        codes = u.float().tanh()
-        wanted = (self.centres[labels] + 1) / 2
+        u = single(u)
+        wanted = ((self.centres[labels] + 1) / 2).to(u.dtype)
         # BCE((tanh u + 1) / 2) is that of a sigmoid of 2u, whose logits do not overflow
-        central = functional.binary_cross_entropy_with_logits(2 * u.float(), wanted)
-        return central + self.quantisation * (codes.abs() - 1).pow(2).mean()
+        central = functional.binary_cross_entropy_with_logits(2 * u, wanted)
+        return central + self.quantisation * (u.tanh().abs() - 1).pow(2).mean()
 
 
 class OrthoHash(Objective):
@@ -200,7 +204,7 @@ class OrthoHash(Objective):
         self.scale, self.margin = scale, margin
 
     def forward(self, u: Tensor, labels: Tensor, prints: Tensor) -> Tensor:  # noqa: ARG002
-        cosines = functional.normalize(self.norm(u.float()), dim=1) @ functional.normalize(self.codebook, dim=1).T
+        cosines = functional.normalize(self.norm(single(u)), dim=1) @ functional.normalize(self.codebook, dim=1).T
         own = functional.one_hot(labels, len(self.codebook)).to(cosines.dtype)
         return functional.cross_entropy(self.scale * (cosines - self.margin * own), labels)
 
@@ -218,7 +222,7 @@ class GreedyHash(Objective):
         self.quantisation = quantisation
 
     def forward(self, u: Tensor, labels: Tensor, prints: Tensor) -> Tensor:  # noqa: ARG002
-        u = u.float()
+        u = single(u)
         code = u + (signs(u) - u).detach()
         return functional.cross_entropy(self.classifier(code), labels) + self.quantisation * (
             (u.abs() - 1).abs().pow(3).mean()

@@ -1,0 +1,87 @@
+"""ACIR (arXiv 2503.09370), stage 1. Stage 2, the decoder, is `decoder` over the weights that stage 1 wrote.
+
+`released-code` is the authors' repository: shuffled batches weighted by class, its loss, fingerprints of 32 pixels.
+`paper` has the paper's 16 pixels. `recommended` has our loss, which keeps images of a class apart, and balanced
+batches; at the small widths it starts from nothing, at 112 pixels, as a CPU can.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, get_args
+
+from shared.training.acir import Hashing, Reconstruction, Shape
+from shared.training.augment import Augment
+from shared.training.data import Named
+from shared.training.experiment import Cosine, Experiment, Optimiser, Shuffled
+from shared.training.samplers import ClassBalanced
+
+Widths = Literal["full", "s", "xs"]
+
+PRESETS = ("recommended", "paper", "released-code")
+VARIANTS = get_args(Widths)
+BITS = 64
+CROPS = Augment(scale=(0.8, 1.0), horizontal=0.5, vertical=0.5, degrees=0, brightness=0, contrast=0, erasing=0)
+FLIPS = replace(CROPS, scale=(1.0, 1.0))
+
+
+def experiment(preset: str, variant: Widths) -> Experiment:
+    side = 224 if variant == "full" else 112
+    method = Hashing(
+        shape=Shape(widths=variant, bits=BITS, side=side),
+        objective="acir-released",
+        stem="resnet50 torchvision:IMAGENET1K_V1" if variant == "full" else "",
+        weighted=True,
+    )
+    paper = Experiment(
+        name=f"acir-{variant}",
+        preset=preset,
+        data=Named(name="radiology_16class", side=side),
+        side=side,
+        method=method,
+        sampler=Shuffled(batch=256),
+        augmentation=CROPS,
+        optimiser=Optimiser(rates={"stem": 3e-4, "rest": 3e-4}, weight_decay=0.01, betas=(0.9, 0.95)),
+        schedule=Cosine(warmup=10, start=1 / 3, least=5e-6),
+        epochs=150,
+        patience=50,
+        precision="fp32",
+    )
+    if preset == "paper":
+        return paper
+    if preset == "released-code":
+        return replace(paper, method=replace(method, fingerprint=32))
+    # a pretrained stem moves a tenth as fast as what is new; one that starts from nothing as fast as the rest
+    rates = {"stem": 3e-5, "rest": 3e-4} if variant == "full" else {"stem": 1e-3, "rest": 1e-3}
+    return replace(
+        paper,
+        method=replace(method, objective="acir", weighted=False),
+        sampler=ClassBalanced(classes=16, per_class=4),
+        optimiser=replace(paper.optimiser, rates=rates),
+        schedule=Cosine(warmup=1),
+        epochs=40,
+        patience=10,
+        precision="bf16",
+    )
+
+
+def decoder(stage1: Experiment, weights: Path, epochs: int = 30) -> Experiment:
+    """Stage 2: images are only flipped, since what was cropped or dimmed is not what is to be painted.
+
+    Args:
+        stage1: an experiment of `Hashing`.
+        weights: the safetensors in its model's folder.
+    """
+    if not isinstance(stage1.method, Hashing):
+        raise TypeError("stage 2 follows an experiment of ACIR's stage 1")
+    return replace(
+        stage1,
+        name=f"{stage1.name}-decoder",
+        method=Reconstruction(shape=stage1.method.shape, weights=str(weights)),
+        sampler=Shuffled(batch=64),
+        augmentation=FLIPS,
+        optimiser=Optimiser(rates={"decoder": 3e-4}),
+        schedule=Cosine(),
+        epochs=epochs,
+        patience=5,
+        selection="negative_error",
+    )

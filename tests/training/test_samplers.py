@@ -1,0 +1,51 @@
+import numpy as np
+import pytest
+
+from shared.errors import Invalid
+from shared.training.samplers import ClassBalanced
+
+LABELS = np.repeat([0, 1, 2, 3], [40, 9, 6, 2])
+GROUPS = np.arange(len(LABELS)) // 3
+
+
+def batches(seed=0, classes=3, per_class=4, labels=LABELS, groups=GROUPS):
+    return list(ClassBalanced(classes=classes, per_class=per_class).batches(labels, groups, seed))
+
+
+def test_every_batch_holds_as_many_images_of_each_of_its_classes():
+    made = batches()
+    assert len(made) == len(LABELS) // 12
+    for rows in made:
+        counts = np.bincount(LABELS[rows], minlength=4)
+        assert sorted(counts.tolist()) == [0, 4, 4, 4]
+
+
+def test_the_same_seed_draws_the_same_and_another_seed_does_not():
+    assert np.array_equal(batches(5), batches(5))
+    assert not np.array_equal(batches(5), batches(6))
+
+
+def test_an_image_comes_again_only_when_all_of_its_class_have_come():
+    drawn = np.concatenate(batches(classes=4, per_class=2, labels=np.tile(LABELS, 1)))
+    for label in (0, 1):
+        mine = drawn[LABELS[drawn] == label]
+        size = (label == LABELS).sum()
+        assert len(set(mine[:size].tolist())) == min(len(mine), size)
+
+
+def test_pairs_come_from_different_groups_while_there_are_any():
+    for rows in batches(classes=2, per_class=3, labels=LABELS[:49], groups=GROUPS[:49]):
+        for label in np.unique(LABELS[rows]):
+            mine = rows[LABELS[rows] == label]
+            if label == 0:
+                assert len(set(GROUPS[mine].tolist())) >= 2
+
+
+def test_fewer_classes_than_asked_for_are_all_taken():
+    (first, *_) = batches(classes=9, per_class=2)
+    assert set(LABELS[first].tolist()) == {0, 1, 2, 3}
+
+
+def test_a_single_class_is_refused():
+    with pytest.raises(Invalid, match="two classes"):
+        batches(labels=np.zeros(8, int), groups=np.arange(8))
