@@ -1,0 +1,70 @@
+"""A published mammography set as a table of pictures with BI-RADS categories, for trainings and evaluations.
+
+The pictures go through the platform's own sandbox and recipe, so that DICOM's windows and polarity are applied.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from shared.datasets import importers
+from shared.datasets.record import Record
+from shared.datasets.sets import Table
+from shared.errors import Invalid, Rejected
+from shared.imaging.recipe import Recipe
+from shared.imaging.sandbox import Sandbox
+from shared.log import get
+
+#: what an image may be told by; 0 is an examination that is incomplete, 6 one that is over: neither is a look
+CATEGORIES = (1, 2, 3, 4, 5)
+
+log = get(__name__)
+
+
+def published(dataset: str, root: Path, side: int, kind: str = "") -> Table:
+    """The images with a category of 1 to 5, grouped by patient, in the published split where there is one.
+
+    A patient whom the published split has on both sides is in train alone. Each image's source is the set and its
+    kind, as in cdd-cesm/DM_low_energy. Images that cannot be decoded are left out, and logged by their number.
+
+    Args:
+        side: pixels of the squares.
+        kind: take only records of this modality; empty takes all.
+
+    Raises:
+        Invalid: not a download of that set, or nothing of it is left.
+    """
+    records = [
+        record
+        for record in importers.read(dataset, root).records
+        if record.birads in CATEGORIES and kind in {"", record.modality}
+    ]
+    pictures = dict(_decode(root, records, side))
+    if len(pictures) < len(records):
+        log.warning("images_left_out", count=len(records) - len(pictures), total=len(records))
+    kept = [record for n, record in enumerate(records) if n in pictures]
+    if not kept:
+        raise Invalid("no image with a BI-RADS category of 1 to 5 could be read from the data set")
+    trained = {record.patient_id for record in kept if record.split == "train"}
+    found = sorted({record.birads for record in kept if record.birads is not None})
+    return Table(
+        images=np.stack(list(pictures.values())),
+        labels=[found.index(record.birads) for record in kept if record.birads is not None],
+        classes=tuple(f"BI-RADS {category}" for category in found),
+        groups=[record.patient_id for record in kept],
+        split=["train" if record.patient_id in trained else record.split or "" for record in kept],
+        sources=[f"{dataset}/{record.modality}" for record in kept],
+        licence=kept[0].licence_tag,
+    )
+
+
+def _decode(root: Path, records: Sequence[Record], side: int) -> list[tuple[int, np.ndarray]]:
+    recipe = Recipe(size=side, pad="square", frames=1)
+    with Sandbox() as sandbox:
+        answers = sandbox.decode_many([root / record.path for record in records], recipe)
+        return [
+            (n, np.rint(a.pixels[0] * 255).astype(np.uint8))
+            for n, a in enumerate(answers)
+            if not isinstance(a, Rejected)
+        ]

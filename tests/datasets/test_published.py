@@ -1,0 +1,70 @@
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared.datasets.development import load
+from shared.datasets.published import published
+from shared.errors import Invalid, NotFound
+from tests.datasets import made
+from tests.datasets.test_cbis_ddsm import UIDS, line, write
+
+NAMES = {f"P{p}_{side}_{kind}_CC": p % 5 + 1 for p in range(1, 21) for side in "LR" for kind in ("DM", "CM")}
+
+
+def test_a_download_is_a_collection_by_patient_with_categories_for_classes(tmp_path):
+    made.cdd_cesm(tmp_path / "cdd-cesm", NAMES)
+    held = load("cdd-cesm", tmp_path, 48)
+    assert held.images.shape == (80, 48, 48)
+    assert held.classes == tuple(f"BI-RADS {n}" for n in (1, 2, 3, 4, 5))
+    assert set(held.sources) == {"cdd-cesm/DM_low_energy", "cdd-cesm/CESM_subtracted"}
+    assert len(np.unique(held.groups)) == 20
+    for part in ("train", "val", "test"):
+        assert set(held.part(part).labels) == set(range(5))
+    parts = [set(held.part(part).groups) for part in ("train", "val", "test")]
+    assert not parts[0] & parts[1]
+    assert not (parts[0] | parts[1]) & parts[2]
+
+
+def test_images_stand_beside_their_own_labels_and_are_padded_with_zero(tmp_path):
+    root = made.cdd_cesm(tmp_path, NAMES)
+    held = load("cdd-cesm:DM_low_energy", root, 96)
+    assert len(held) == 40
+    paths = sorted((root / made.LOW).iterdir())
+    for n, path in enumerate(paths):
+        assert held.classes[held.labels[n]] == f"BI-RADS {NAMES[path.stem]}"
+        with Image.open(path) as picture:
+            assert np.abs(held.images[n][:, 8:88].astype(int) - np.asarray(picture)).mean() < 4
+    assert not held.images[:, :, :8].any()
+
+
+def test_incomplete_and_proven_categories_and_undecodable_images_are_left_out(tmp_path):
+    names = {"P1_L_DM_CC": 0, "P2_L_DM_CC": 6, "P3_L_DM_CC": None, "P4_L_DM_CC": 3, "P5_L_DM_CC": 4}
+    root = made.cdd_cesm(tmp_path, names)
+    broken = root / made.LOW / "P5_L_DM_CC.jpg"
+    broken.write_bytes(broken.read_bytes()[:200])
+    table = published("cdd-cesm", root, 32)
+    assert (table.classes, list(table.groups), list(table.labels)) == (("BI-RADS 3",), ["4"], [0])
+
+
+def test_a_patient_on_both_sides_of_the_published_split_is_in_train_alone(tmp_path):
+    both, other = "P_00001", "P_00002"
+    write(
+        tmp_path,
+        mass=[line(both)],
+        calc_test=[line(both, kind="Calc", part="Test"), line(other, kind="Calc", part="Test")],
+    )
+    for n, film in enumerate(sorted((tmp_path / "CBIS-DDSM").iterdir())):
+        made.dicom(film / UIDS / "1-1.dcm", made.noise(n), n)
+    table = published("cbis-ddsm", tmp_path, 32)
+    assert sorted(zip(table.groups, table.split, strict=True)) == [(both, "train"), (both, "train"), (other, "test")]
+
+
+def test_without_a_side_or_a_download_or_any_category_there_is_no_collection(tmp_path):
+    with pytest.raises(Invalid, match="side"):
+        load("cdd-cesm", tmp_path)
+    with pytest.raises(Invalid, match="no image"):
+        load("cdd-cesm", tmp_path, 32)
+    with pytest.raises(Invalid, match="category"):
+        load("cdd-cesm", made.cdd_cesm(tmp_path, {"P1_L_DM_CC": 0}), 32)
+    with pytest.raises(NotFound, match="cdd-cesm"):
+        load("cdd", tmp_path, 32)
