@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from shared.datasets.importers import DatasetName
+from shared.datasets.names import DatasetName
 from shared.errors import Invalid
 from shared.pipeline.search import Filters, Request
 from shared.store.catalog import Wanted

@@ -9,7 +9,7 @@ import typer
 from services.cli.client import Answer, Client, connected
 from services.cli.follow import follow, summarise
 from services.cli.terminal import AsJson, say, tell, tell_json
-from shared.datasets.importers import DatasetName
+from shared.datasets.names import DatasetName
 
 
 def register(app: typer.Typer) -> None:

@@ -2,8 +2,8 @@
 
 ROOT/**/P12_L_DM_CC.jpg            low energy (DM) or subtracted (CM), in two folders or a flat one
 ROOT/Radiology-manual-annotations.xlsx
-ROOT/Radiology_hand_drawn_segmentations_v2.csv     optional: `via.read_regions`
-ROOT/**/P12.docx                   optional: `reports.read_opinions`
+ROOT/Radiology_hand_drawn_segmentations_v2.csv     optional: `read_regions`
+ROOT/**/P12.docx                   optional: reports, compared with the sheet
 
 The file name is the truth about patient, side, view and kind: it travelled with the pixels. The sheet says the rest.
 
@@ -16,10 +16,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shared.datasets import cells
+from shared.datasets import cells, via
 from shared.datasets.record import Imported, Modality, Record, imported
 from shared.datasets.reports import Opinion, read_opinions
 from shared.datasets.tables import Line, find, listing, read_sheet
+from shared.datasets.via import Region
 from shared.errors import Invalid
 
 DATASET, LICENCE = "cdd-cesm", "CC-BY-4.0"
@@ -79,6 +80,23 @@ def read(root: Path) -> Imported:
     records = _with_densities(records, warnings)
     _compare(records, read_opinions(root, files, warnings), warnings)
     return imported(root, records, +warnings)
+
+
+def read_regions(root: Path, warnings: Counter[str]) -> Mapping[str, tuple[Region, ...]]:
+    """The hand-drawn regions by `image_id`; none where the download has no segmentations.
+
+    Raises: `Invalid` for what is not the annotator's table.
+    """
+    path = find(root, listing(root), SEGMENTATIONS)
+    if path is None:
+        return {}
+    found: dict[str, tuple[Region, ...]] = {}
+    for text, regions in via.read_regions(path, warnings).items():
+        name = parse_name(text)
+        warnings["region-without-name"] += name is None
+        if name is not None:
+            found[name.image] = (*found.get(name.image, ()), *regions)
+    return found
 
 
 def _workbook(root: Path, files: list[Path]) -> Path:

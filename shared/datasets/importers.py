@@ -1,14 +1,11 @@
-"""Which published sets there are importers for."""
+"""The importers of published sets, by name."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Literal
 
 from shared.datasets import cbis_ddsm, cdd_cesm, inbreast, vindr
 from shared.datasets.record import Imported
 from shared.errors import Invalid, NotFound
-
-DatasetName = Literal["cdd-cesm", "vindr-mammo", "inbreast", "cbis-ddsm"]
 
 IMPORTERS: Mapping[str, Callable[[Path], Imported]] = {
     module.DATASET: module.read for module in (cdd_cesm, vindr, inbreast, cbis_ddsm)

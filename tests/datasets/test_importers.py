@@ -3,6 +3,7 @@ from typing import get_args
 import pytest
 
 from shared.datasets import importers
+from shared.datasets.names import DatasetName
 from shared.datasets.record import FINDINGS_LENGTH, label_table
 from shared.datasets.tables import listing, read_csv
 from shared.errors import Invalid, NotFound
@@ -10,7 +11,7 @@ from tests.datasets import made
 
 
 def test_the_names_that_the_api_offers_are_those_that_there_are_importers_for():
-    assert set(get_args(importers.DatasetName)) == set(importers.IMPORTERS)
+    assert set(get_args(DatasetName)) == set(importers.IMPORTERS)
 
 
 def test_an_unknown_set_is_not_found_and_a_file_is_no_set(tmp_path):
