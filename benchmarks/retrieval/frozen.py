@@ -1,0 +1,287 @@
+"""Method 1: frozen features and exact search (arXiv 2411.01473), with the weights there are.
+
+`python -m benchmarks.retrieval.frozen` encodes each set with each network, measures under every protocol with L2 and
+cosine, times FAISS's flat indexes, and writes JSON lines first, then tables and pictures. Encoded sets are kept in
+the scratch folder and sets with figures are skipped, so a run that was stopped goes on.
+
+ImageNet weights are at hand for SqueezeNet and MobileNetV2; DenseNet121, ResNet50, VGG16 and EfficientNet-B0 are
+the papers' networks with random weights: a baseline of texture, not a reproduction of their figures.
+"""
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+import faiss as _faiss
+import numpy as np
+from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+
+from benchmarks.report import RESULTS, facts, write
+from benchmarks.retrieval.tables import figure_tables, timing_table
+from shared.datasets.collection import Collection
+from shared.datasets.development import hold_out, load
+from shared.encoder.build import build
+from shared.encoder.convert import convert
+from shared.encoder.runtime import load as load_encoder
+from shared.imaging.recipe import Recipe
+from shared.metrics.retrieval import KS
+from shared.training.evaluate import Plan, Report, evaluate
+from shared.training.figures import figures, votes
+from shared.training.pictures import maps
+from shared.training.protocols import PROTOCOLS, Subjects, protocol
+from shared.training.vectors import Vectors, encode
+
+faiss: Any = _faiss  # its stubs lack half of it
+OUT = RESULTS / "retrieval" / "frozen"
+RESAMPLES = 1000
+REPEATS = 300  #: single queries timed
+
+
+@dataclass(frozen=True, slots=True)
+class Net:
+    name: str
+    architecture: str
+    weights: str  #: a file of the development data, or random:SEED
+    side: int
+    mean: tuple[float, ...] | None = None  #: None: ImageNet's
+    std: tuple[float, ...] | None = None
+    share: float = 1.0  #: of the groups of a large set
+
+
+@dataclass(frozen=True, slots=True)
+class Set:
+    name: str
+    grades: tuple[int, ...] | None = None  #: ordinal value of each class
+    large: bool = False
+
+
+HALF = (0.5, 0.5, 0.5)
+NETS = (
+    Net("squeezenet", "squeezenet1_0", "weights/squeezenet1_0_imagenet_fp16.pth", 224),
+    Net("mobilenet", "mobilenet_v2", "weights/mobilenet_v2_imagenet_fp16.pth", 224, HALF, HALF),
+    # images of 64 pixels gain nothing from 224, and random networks take a quarter of the time at half the side
+    Net("densenet121-random", "densenet121", "random:0", 112),
+    Net("resnet50-random", "resnet50", "random:0", 112),
+    Net("efficientnet-random", "efficientnet_b0", "random:0", 112),
+    # the slowest, and its graph takes no other side: an eighth of the patients
+    Net("vgg16-random", "vgg16", "random:0", 224, share=0.125),
+)
+#: The proxy calls MIAS's normal, benign and malignant BI-RADS 1, 2 and 5; no radiologist did (SOURCE.md).
+SETS = (
+    Set("mias", (1, 2, 5)),
+    Set("mias-density", (1, 2, 3)),
+    Set("busi", (1, 2, 5)),
+    Set("radiology_16class", large=True),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--scratch", type=Path, default=Path(gettempdir()) / "similis-frozen")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--nets", nargs="*", default=[net.name for net in NETS])
+    parser.add_argument("--sets", nargs="*", default=[one.name for one in SETS])
+    asked = parser.parse_args()
+    about = facts("retrieval.frozen", {"splits of patient": 0, "bootstrap": 0, "random weights": 0})
+    asked.out.mkdir(parents=True, exist_ok=True)
+    threadpool_limits(asked.threads)  # of BLAS and FAISS alike
+    for one in (one for one in SETS if one.name in asked.sets):
+        raw = asked.out / f"{one.name}.jsonl"
+        if raw.exists():
+            print(f"{one.name}: {raw} is there")
+            continue
+        encoded = {net.name: _encoded(net, one, asked) for net in NETS if net.name in asked.nets}
+        lines = list(_measured(one, encoded))
+        partial = raw.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(about | line) + "\n" for line in lines), encoding="utf-8")
+        partial.rename(raw)
+        _draw(one, encoded, asked)
+    _tables(about, asked.out)
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    net: Net
+    data: Collection
+    rows: NDArray[np.int64]  #: of the whole set
+    vectors: NDArray[np.float32]
+    encode_ms: float  #: per image
+
+
+def _encoded(net: Net, one: Set, asked: argparse.Namespace) -> Encoded:
+    """The set's images through the network; kept in the scratch folder, with what one image took."""
+    data = load(one.name, asked.data, net.side)
+    rows = _chosen(net, one, data)
+    data = data.where(rows)
+    kept = asked.scratch / "features" / f"{net.name}-{net.side}-{one.name.partition('-')[0]}-{net.share}.npz"
+    if not kept.exists():
+        encoder = load_encoder(_model(net, asked), "onnx", asked.threads)
+        began = time.process_time()
+        vectors = encode(encoder, data.images).embeddings
+        took = (time.process_time() - began) * 1000 / len(data)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        partial = kept.with_suffix(".partial.npz")
+        np.savez(partial, vectors=vectors, encode_ms=took)
+        partial.rename(kept)
+        print(f"{one.name}, {net.name}: {len(data)} images, {took:.1f} ms of processor time each", flush=True)
+    with np.load(kept) as held:
+        return Encoded(net, data, rows, held["vectors"], float(held["encode_ms"]))
+
+
+def _chosen(net: Net, one: Set, data: Collection) -> NDArray[np.int64]:
+    """All rows, or whole groups of a share of a large set, of each part of its split alike."""
+    if not one.large or net.share == 1:
+        return np.arange(len(data))
+    taken = np.zeros(len(data), np.bool_)
+    for part in np.unique(data.split):
+        taken |= hold_out(data.split == part, data.labels, data.groups, net.share)
+    return np.flatnonzero(taken)
+
+
+def _model(net: Net, asked: argparse.Namespace) -> Path:
+    """The network as a card's folder with its graph, as the platform would load it."""
+    folder: Path = asked.scratch / "models" / f"{net.name}-{net.side}"
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    weights = net.weights
+    if not weights.startswith("random"):
+        weights = str(asked.scratch / f"{net.name}.safetensors")
+        if not Path(weights).exists():
+            convert(asked.data / net.weights, Path(weights))
+    recipe = Recipe(size=net.side, pad="square")
+    build(folder, net.name, net.architecture, weights, recipe, net.mean, net.std)
+    return folder
+
+
+def _measured(one: Set, encoded: dict[str, Encoded]) -> Iterator[dict[str, Any]]:
+    """A line for each network, distance and protocol, and one for each timing."""
+    for rows in {tuple(e.rows) for e in encoded.values()}:
+        mine = [e for e in encoded.values() if tuple(e.rows) == rows]
+        subjects = Subjects.of(mine[0].data, None if one.grades is None else np.array(one.grades))
+        spaces = {
+            f"{e.net.name} {metric}": space
+            for e in mine
+            for metric, space in Vectors(e.vectors, None).spaces(("cosine", "l2")).items()
+        }
+        report = evaluate(subjects, spaces, Plan(protocols=tuple(PROTOCOLS), resamples=RESAMPLES))
+        print(f"{one.name}: {len(subjects)} images, {len(spaces)} spaces measured", flush=True)
+        yield from _lines(one, report)
+    for e in encoded.values():
+        yield {"kind": "timing", "set": one.name, "net": e.net.name, **_timed(e)}
+
+
+def _lines(one: Set, report: Report) -> Iterator[dict[str, Any]]:
+    of_run: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for row in figures(report):
+        if row.part != "all" and row.name not in {"P@10", "mAP"}:
+            continue
+        net, _, metric = row.space.rpartition(" ")
+        line = of_run.setdefault(
+            (row.space, row.protocol, row.part),
+            {
+                "kind": "figures", "set": one.name, "net": net, "distance": metric, "protocol": row.protocol,
+                "leaks": row.leaks, "part": row.part, "images": len(report.subjects), "queries": row.queries,
+                "patients": row.patients, "unanswerable": row.unanswerable, "seeds": row.seeds, "figures": {},
+            },
+        )  # fmt: skip
+        line["figures"][row.name] = {
+            "micro": _three(row.micro), "macro": _three(row.macro), "random": [row.random_micro, row.random_macro],
+            "majority": [row.majority_micro, row.majority_macro], "sd": [row.sd_micro, row.sd_macro],
+            "short": row.short,
+        }  # fmt: skip
+    for vote in votes(report):
+        line = of_run[vote.space, vote.protocol, "all"]
+        line.setdefault("votes", {})[vote.k] = {
+            "balanced_accuracy": _three(vote.balanced_accuracy), "macro_f1": vote.macro_f1,
+            "quadratic_kappa": vote.quadratic_kappa, "balanced_accuracy_456": vote.balanced_accuracy_456,
+        }  # fmt: skip
+    yield from map(_rounded, of_run.values())
+
+
+def _three(interval: Any) -> list[float]:  # noqa: ANN401
+    return [interval.mean, interval.low, interval.high]
+
+
+def _rounded(value: Any) -> Any:  # noqa: ANN401 - JSON
+    if isinstance(value, float):
+        return None if np.isnan(value) else round(value, 5)
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, list) else value
+
+
+def _timed(e: Encoded) -> dict[str, Any]:
+    """Milliseconds of one flat search for 100 items among all images of the set, one query at a time.
+
+    The engine's answers are checked against our own ranking: the share of equal distances among the first ten.
+    """
+    found: dict[str, Any] = {
+        "index size": len(e.vectors),
+        "dim": e.vectors.shape[1],
+        "encode_ms": round(e.encode_ms, 2),
+    }
+    unit = e.vectors / np.linalg.norm(e.vectors, axis=1, keepdims=True)
+    asked = np.random.default_rng(0).permutation(len(unit))[:REPEATS]
+    for name, make, vectors in (("FlatL2", faiss.IndexFlatL2, e.vectors), ("FlatIP", faiss.IndexFlatIP, unit)):
+        index = make(vectors.shape[1])
+        index.add(np.ascontiguousarray(vectors))
+        took, same = [], []
+        for row in asked:
+            began = time.perf_counter_ns()
+            near, _ = index.search(vectors[row : row + 1], min(KS[-1], len(vectors)))
+            took.append((time.perf_counter_ns() - began) / 1e6)
+            exact = vectors @ vectors[row] if name == "FlatIP" else -np.square(vectors - vectors[row]).sum(axis=1)
+            ours = -np.sort(-exact)[:10]
+            theirs = near[0, :10] if name == "FlatIP" else -near[0, :10]
+            same.append(np.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * np.abs(exact).max()))
+        found[name] = {"p50_ms": float(np.percentile(took, 50)), "p95_ms": float(np.percentile(took, 95))}
+        found[name]["same first ten"] = float(np.mean(same))
+    found["load"] = round(os.getloadavg()[0], 1)
+    return {key: _rounded(value) for key, value in found.items()}
+
+
+def _draw(one: Set, encoded: dict[str, Encoded], asked: argparse.Namespace) -> None:
+    e = next(iter(encoded.values()))
+    folder = asked.out / one.name
+    folder.mkdir(exist_ok=True)
+    said = maps(Subjects.of(e.data), e.vectors, folder)
+    (folder / "pictures.json").write_text(json.dumps({"net": e.net.name} | said) + "\n", encoding="utf-8")
+
+
+def _tables(about: dict[str, Any], out: Path) -> None:
+    lines = [json.loads(line) for path in sorted(out.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    drawn = {path.parent.name: json.loads(path.read_text()) for path in sorted(out.glob("*/pictures.json"))}
+    body = ["# Frozen features and exact search", "", *_notes(), "", *figure_tables(lines, out), *timing_table(lines)]
+    for name, said in drawn.items():
+        body += ["", f"## Pictures: {name}, {said['net']}", ""]
+        body += [f"![{kind}]({name}/{kind}.png) {said[kind]}" for kind in ("pca", "tsne")]
+    write("tables", about, {"lines": len(lines)}, body, out)
+
+
+def _notes() -> Sequence[str]:
+    leaking = ", ".join(name for name in PROTOCOLS if protocol(name).leaks)
+    return (
+        "Micro and macro (mean of classes) with 95 % intervals over patients or groups; random: the expectation of a",
+        "random order; majority: the gallery's commonest class first. The protocols are those of",
+        f"`shared/training/protocols.py`; {leaking} let a query meet its own patient and are shown for comparison.",
+        "`split` is the set's own (16 classes: gallery = train and val, queries = test); `patient` is the mean of five",
+        "arrangements. ImageNet weights: SqueezeNet and MobileNetV2, at 224 pixels. The papers' four networks have",
+        "random weights (no others are at hand), at 112 pixels, VGG16 at 224; VGG16 saw an eighth of the groups of the",
+        "16 classes, so its gallery is smaller, and chance is that of the whole set. MIAS: 322 films of 161 women,",
+        "severity (a stand-in for BI-RADS 1, 2, 5) and tissue; BUSI: patients unknown, so `patient` and `lopo` separate",
+        "images only. Nothing here is a BI-RADS result.",
+    )
+
+
+if __name__ == "__main__":
+    main()

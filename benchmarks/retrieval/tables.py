@@ -1,0 +1,181 @@
+"""The frozen-feature tables, from the raw lines alone."""
+
+import csv
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.report import table
+from shared.metrics.retrieval import KS
+
+Line = Mapping[str, Any]
+
+SHOWN = ("P@10", "R@10", "nDCG@10", "mAP")
+
+
+def figure_tables(lines: Sequence[Line], out: Path) -> list[str]:
+    """Markdown: per set the main figures under every protocol, the whole of `patient` by k, parts, votes.
+
+    All figures go to figures.csv in the folder.
+    """
+    rows = [line for line in lines if line["kind"] == "figures"]
+    _csv(out / "figures.csv", rows)
+    body = []
+    for name in dict.fromkeys(line["set"] for line in rows):
+        mine = [line for line in rows if line["set"] == name]
+        whole = [line for line in mine if line["part"] == "all"]
+        body += [f"## {name}", "", *_by_protocol(whole), ""]
+        main = "split" if name == "radiology_16class" else "patient"
+        body += [f"Protocol `{main}` by k, micro (nDCG* has the retrieved list as its ideal: the papers' own):", ""]
+        body += [*_by_k([line for line in whole if line["protocol"] == main]), ""]
+        parts = [
+            line for line in mine if line["part"] != "all" and line["protocol"] == main and line["distance"] == "cosine"
+        ]
+        if parts:
+            body += [f"Parts, protocol `{main}`, cosine:", "", *_by_part(parts), ""]
+        body += [f"Votes of the ten nearest, protocol `{main}`, cosine:", ""]
+        body += [*_votes([line for line in whole if line["protocol"] == main and line["distance"] == "cosine"]), ""]
+    return body
+
+
+def timing_table(lines: Sequence[Line]) -> list[str]:
+    """Markdown: search alone, and encoding apart."""
+    head = ("set", "network", "index size", "dim", "FlatL2 p50 / p95 ms", "FlatIP p50 / p95 ms", "same first ten",
+            "encode ms of processor time", "load average")  # fmt: skip
+    rows = [
+        (
+            line["set"], line["net"], line["index size"], line["dim"], _times(line["FlatL2"]), _times(line["FlatIP"]),
+            min(line[kind]["same first ten"] for kind in ("FlatL2", "FlatIP")), line["encode_ms"], line["load"],
+        )
+        for line in lines if line["kind"] == "timing"
+    ]  # fmt: skip
+    return [
+        "## Search time",
+        "",
+        "FAISS, one thread, one query at a time for 100 items, search alone.",
+        "",
+        *table(head, rows),
+    ]
+
+
+def _by_protocol(rows: Sequence[Line]) -> list[str]:
+    head = [
+        "network",
+        "distance",
+        "protocol",
+        "queries",
+        *(f"{name} micro" for name in SHOWN),
+        "P@10 macro",
+        "mAP macro",
+    ]
+    found: list[list[object]] = []
+    for line in rows:
+        f = line["figures"]
+        cells = [*(_three(f[name]["micro"]) for name in SHOWN), _three(f["P@10"]["macro"]), _three(f["mAP"]["macro"])]
+        name = line["protocol"] + " (leaks)" * line["leaks"]
+        found.append([line["net"], line["distance"], name, line["queries"], *cells])
+    most = max(line["images"] for line in rows)  # what knows nothing is shown for the whole set
+    one_each = {line["protocol"]: line for line in rows if line["images"] == most}
+    for kind in ("random", "majority"):
+        for protocol, line in one_each.items():
+            f = line["figures"]
+            cells = [*(_one(f[name][kind][0]) for name in SHOWN), _one(f["P@10"][kind][1]), _one(f["mAP"][kind][1])]
+            found.append([f"*{kind}*", "", protocol, line["queries"], *cells])
+    return table(head, found)
+
+
+def _by_k(rows: Sequence[Line]) -> list[str]:
+    head = ["network", "distance", "figure", *(f"k = {k}" for k in KS)]
+    names = {"P": "P", "R": "R", "nDCG": "nDCG", "nDCG_retrieved_ideal": "nDCG*"}
+    found = [
+        [line["net"], line["distance"], shown, *(f"{line['figures'][f'{name}@{k}']['micro'][0]:.3f}" for k in KS)]
+        for line in rows
+        for name, shown in names.items()
+    ]
+    first = rows[0]["figures"]
+    found += [
+        ["*random*", "", name, *(_one(first[f"{name}@{k}"]["random"][0]) for k in KS)] for name in ("P", "R", "nDCG")
+    ]
+    return table(head, found)
+
+
+def _by_part(rows: Sequence[Line]) -> list[str]:
+    head = ["network", "part", "queries", *(word for name in ("P@10", "mAP") for word in (name, "random"))]
+    found = []
+    for line in rows:
+        pairs = [(line["figures"][name]["micro"], line["figures"][name]["random"][0]) for name in ("P@10", "mAP")]
+        cells = [cell for value, chance in pairs for cell in (_three(value), _one(chance))]
+        found.append([line["net"], line["part"], line["queries"], *cells])
+    return table(head, found)
+
+
+def _votes(rows: Sequence[Line]) -> list[str]:
+    head = (
+        "network",
+        "balanced accuracy",
+        "macro F1",
+        "quadratic kappa",
+        "balanced accuracy of 4, 5, 6 against 1, 2, 3",
+    )
+    found = []
+    for line in rows:
+        v = line["votes"]["10"]
+        found.append(
+            (
+                line["net"],
+                _three(v["balanced_accuracy"]),
+                _one(v["macro_f1"]),
+                _one(v["quadratic_kappa"]),
+                _one(v["balanced_accuracy_456"]),
+            )
+        )
+    return table(head, found)
+
+
+def _csv(path: Path, rows: Sequence[Line]) -> None:
+    keys = (
+        "set",
+        "net",
+        "distance",
+        "protocol",
+        "leaks",
+        "part",
+        "images",
+        "queries",
+        "patients",
+        "unanswerable",
+        "seeds",
+    )
+    head = (*keys, "figure", "micro", "micro_low", "micro_high", "macro", "macro_low", "macro_high", "random_micro",
+            "random_macro", "majority_micro", "majority_macro", "sd_micro", "sd_macro", "short")  # fmt: skip
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(head)
+        writer.writerows(_flat(rows, keys))
+
+
+def _flat(rows: Sequence[Line], keys: Sequence[str]) -> Iterator[list[object]]:
+    for line in rows:
+        for name, f in line["figures"].items():
+            yield [
+                *(line[key] for key in keys),
+                name,
+                *f["micro"],
+                *f["macro"],
+                *f["random"],
+                *f["majority"],
+                *f["sd"],
+                f["short"],
+            ]
+
+
+def _three(values: Sequence[float]) -> str:
+    return f"{values[0]:.3f} [{values[1]:.3f}, {values[2]:.3f}]"
+
+
+def _one(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _times(found: Mapping[str, float]) -> str:
+    return f"{found['p50_ms']:.3f} / {found['p95_ms']:.3f}"

@@ -1,0 +1,128 @@
+"""`similis evaluate`: a model, labelled images and a protocol to a report. What is heavy is imported when it runs."""
+
+import shlex
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from shared.config import Settings
+from shared.errors import Conflict, Invalid, NotFound
+
+if TYPE_CHECKING:  # numpy, scikit-learn and the encoders come with them
+    from shared.encoder.base import Encoder
+    from shared.training.protocols import Subjects
+    from shared.training.vectors import Vectors
+
+Label = Literal["birads", "density", "pathology"]
+ALL = "all"
+
+
+def evaluate_command(  # noqa: PLR0913 - the options, one by one
+    *,
+    model: Annotated[str, typer.Option(help="A model's folder, or the name of one in the home.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the report.")],
+    collection: Annotated[str, typer.Option(help="A development set: radiology_16class, mias, busi, ...")] = "",
+    folder: Annotated[Path | None, typer.Option(help="Your own images: DICOM, PNG or JPEG.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="The table of the folder's images.")] = None,
+    label: Annotated[Label, typer.Option(help="Which column of the table is relevant.")] = "birads",
+    protocol: Annotated[
+        list[str] | None, typer.Option(help="patient, lopo, split, paper1-compat, paper2-v1-compat, all.")
+    ] = None,
+    distance: Annotated[
+        list[str] | None, typer.Option(help="cosine or l2; codes are always compared by hamming.")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Arrangements of the protocol patient.")] = 5,
+    resamples: Annotated[int, typer.Option(min=1000, help="Of the bootstrap over patients.")] = 2000,
+    components: Annotated[int | None, typer.Option(min=1, help="Principal components, of the training part.")] = None,
+    data: Annotated[Path, typer.Option(help="The folder of the development sets.")] = Path("../shared/data"),
+    home: Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.similis.")] = None,
+    threads: Annotated[int, typer.Option(min=1)] = 1,
+    pictures: Annotated[bool, typer.Option(help="PCA and t-SNE of the embeddings.")] = True,
+) -> None:
+    """Evaluate a model's retrieval on labelled images: figures, tables and plots stand in a new folder."""
+    if bool(collection) == (folder is not None) or (folder is not None) != (labels is not None):
+        raise typer.BadParameter("name a --collection, or a --folder with its --labels", param_hint="--collection")
+    if (out / "report.json").exists():
+        raise Conflict("there is a report in the folder already")
+
+    from shared.encoder.cards import read
+    from shared.encoder.runtime import load
+    from shared.training.evaluate import Plan, evaluate
+    from shared.training.report import write
+
+    path = _model(model, home)
+    card = read(path)
+    wanted = _protocols(protocol or ["patient"], given=bool(collection))
+    encoder = load(path, "torch" if card.graph is None and card.architecture != "null" else "onnx", threads)
+    _say(f"encoding with {card.name}, {card.label}")
+    if folder is not None and labels is not None:
+        from shared.training.vectors import of_folder
+
+        subjects, vectors = of_folder(encoder, folder, labels, label)
+    else:
+        subjects, vectors = _of_collection(encoder, collection, data)
+    plan = Plan(protocols=wanted, seeds=tuple(range(seeds)), resamples=resamples, components=components)
+    _say(f"measuring {len(subjects)} images under {', '.join(wanted)}")
+    report = evaluate(subjects, vectors.spaces(_distances(distance)), plan, _about(encoder))
+    write(report, out, vectors.embeddings if pictures else None)
+    typer.echo(str(out / "report.md"))
+
+
+def _model(name: str, home: Path | None) -> Path:
+    """The folder itself, or that of a model's name in the home. Raises: `NotFound`."""
+    from shared.encoder.cards import CARD
+
+    settings = Settings() if home is None else Settings(home=home)
+    for path in (Path(name), settings.models_dir / name):
+        if (path / CARD).is_file():
+            return path
+    raise NotFound("there is no such model: name its folder, or one of `similis models list`")
+
+
+def _protocols(names: list[str], *, given: bool) -> tuple[str, ...]:
+    """What is asked for; of `all`, `split` only where the images bring one. Raises: `NotFound`."""
+    from shared.training.protocols import PROTOCOLS, protocol
+
+    if ALL in names:
+        return tuple(name for name in PROTOCOLS if given or name != "split")
+    return tuple(protocol(name).name for name in names)
+
+
+def _distances(names: list[str] | None) -> list[str]:
+    chosen = names or ["cosine"]
+    if not set(chosen) <= {"cosine", "l2"}:
+        raise Invalid("a distance is cosine or l2")
+    return chosen
+
+
+def _of_collection(encoder: "Encoder", name: str, data: Path) -> "tuple[Subjects, Vectors]":
+    import numpy as np
+
+    from shared.datasets.development import load
+    from shared.training.vectors import of_collection
+
+    found = load(name, data, encoder.card.recipe.size)
+    ordinal = [title.rpartition(" ")[2] for title in found.classes]
+    grades = np.array([int(grade) for grade in ordinal]) if all(grade.isdecimal() for grade in ordinal) else None
+    return of_collection(encoder, found, grades)
+
+
+def _about(encoder: "Encoder") -> dict[str, Any]:
+    import platform
+
+    card = encoder.card
+    return {
+        "model": f"{card.name}, {card.label}",
+        "fingerprint": card.fingerprint,
+        "trained": card.weights.trained,
+        "command": shlex.join(["similis", *sys.argv[1:]]),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+    }
+
+
+def _say(words: str) -> None:
+    sys.stderr.write(words + "\n")

@@ -1,0 +1,133 @@
+import csv
+import json
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from typer.testing import CliRunner
+
+from shared.encoder.build import build
+from shared.encoder.runtime import load
+from shared.errors import Conflict, Invalid, NotFound
+from shared.imaging.recipe import Recipe
+from shared.training.evaluate_cli import evaluate_command
+from shared.training.vectors import of_folder
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("home") / "models" / "tiny"
+    build(folder, "tiny", "null", "random:0", Recipe(size=64), dim=32)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory):
+    """Thirty women with two pictures each; the category shows as brightness, and the table knows all but two."""
+    folder = tmp_path_factory.mktemp("archive")
+    rng = np.random.default_rng(0)
+    rows = []
+    for woman in range(30):
+        category = woman % 3
+        for view in ("CC", "MLO"):
+            name = f"{woman:02d}-{view}.png"
+            ramp = np.linspace(0, 1, 64) ** (1 + 2 * category)
+            picture = np.tile(ramp, (64, 1)) * 200 + rng.integers(0, 40, size=(64, 64))
+            Image.fromarray(picture.astype(np.uint8)).save(folder / name)
+            birads = {0: "1", 1: "3", 2: "5"}[category] if woman else "0"
+            rows.append({"file": name, "patient": f"w{woman}", "view": view, "modality": "MG", "birads": birads})
+    Image.fromarray(np.full((64, 64), 7, np.uint8)).save(folder / "unknown.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nbroken")
+    with (folder / "labels.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+@pytest.fixture
+def run():
+    app = typer.Typer()
+    app.command()(evaluate_command)
+
+    def go(*words):
+        return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+
+    return go
+
+
+def test_a_folder_of_ones_own_with_its_table_becomes_a_report(run, model, archive, tmp_path):
+    done = run(
+        "--model", model, "--folder", archive, "--labels", archive / "labels.csv", "--out", tmp_path / "report",
+        "--protocol", "all", "--seeds", 2, "--resamples", 1000, "--no-pictures",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert str(tmp_path / "report" / "report.md") in done.stdout
+    facts = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert facts["data"]["classes"] == {"1": 18, "3": 20, "5": 20}
+    assert facts["data"]["patients or groups"] == 29
+    assert facts["about"]["trained"] is False
+    found = {(row["protocol"], row["part"], row["name"]): row for row in facts["figures"]}
+    protocols = {row["protocol"] for row in facts["figures"]}
+    assert protocols == {"paper1-compat", "paper1-compat-without-self", "paper2-v1-compat", "patient", "lopo"}
+    assert found["lopo", "all", "P@10"]["micro"] > 2 * found["lopo", "all", "P@10"]["random_micro"]
+    assert found["lopo", "view=CC", "P@10"]["queries"] == 29
+    votes = {(row["protocol"], row["k"]): row for row in facts["votes"]}
+    assert votes["lopo", 5]["quadratic_kappa"] > 0.5
+
+
+def test_what_was_left_out_is_counted(model, archive):
+    subjects, vectors = of_folder(load(model), archive, archive / "labels.csv", "birads")
+    assert len(subjects) == len(vectors.embeddings) == 58
+    assert list(subjects.grades) == [1, 3, 5]
+    assert "1 files not decoded" in subjects.note
+    assert "3 files without a label" in subjects.note  # the unknown one, and two of BI-RADS 0
+
+
+def test_rows_and_vectors_belong_together(model, archive):
+    subjects, vectors = of_folder(load(model), archive, archive / "labels.csv", "birads")
+    with Image.open(archive / "29-MLO.png") as image:
+        pixels = np.asarray(image, np.float32)[None] / 255
+    own = load(model).encode(pixels).embeddings[0]
+    nearest = np.linalg.norm(vectors.embeddings - own, axis=1).argmin()
+    assert subjects.columns["view"][nearest] == "MLO"
+    assert subjects.classes[subjects.labels[nearest]] == "5"
+    assert nearest == len(subjects) - 1
+
+
+def test_a_table_without_a_label_of_any_file_is_refused(model, archive):
+    with pytest.raises(Invalid):
+        of_folder(load(model), archive, archive / "labels.csv", "density")
+
+
+def test_a_made_up_collection_and_a_model_by_name(run, model, tmp_path):
+    done = run(
+        "--model", "tiny", "--home", model.parent.parent, "--collection", "phantoms:12:1", "--out", tmp_path / "report",
+        "--protocol", "split", "--distance", "l2", "--resamples", 1000,
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert {"report.md", "pca.png", "tsne.png", "figures.csv"} <= {
+        path.name for path in (tmp_path / "report").iterdir()
+    }
+    assert "## split, l2" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_report_is_never_overwritten(run, model, tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    with pytest.raises(Conflict):
+        run("--model", model, "--collection", "phantoms:2:1", "--out", tmp_path)
+
+
+@pytest.mark.parametrize("words", [(), ("--collection", "mias", "--folder", "x"), ("--folder", "x"), ("--labels", "x")])
+def test_the_images_are_named_in_one_way(run, model, tmp_path, words):
+    assert run("--model", model, "--out", tmp_path / "report", *words).exit_code == 2
+
+
+def test_what_there_is_not_is_told(run, model, tmp_path):
+    with pytest.raises(NotFound, match="no such model"):
+        run("--model", "missing", "--home", tmp_path, "--collection", "phantoms:2:1", "--out", tmp_path / "report")
+    with pytest.raises(NotFound, match="no such protocol"):
+        run("--model", model, "--collection", "phantoms:2:1", "--protocol", "all-of-it", "--out", tmp_path / "report")
+    with pytest.raises(Invalid, match="distance"):
+        run("--model", model, "--collection", "phantoms:2:1", "--distance", "l1", "--out", tmp_path / "report")
