@@ -4,11 +4,12 @@ Making and converting happen in this process, because weights and cards are file
 server knows of them goes through its API.
 """
 
+import json
 import shutil
 import tempfile
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -19,6 +20,10 @@ from shared.errors import Conflict
 from shared.imaging.recipe import Recipe
 
 Home = Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.similis.")]
+Note = Annotated[str, typer.Option(help="Licence and origin of the weights.")]
+Tta = Annotated[
+    Literal["none", "five"], typer.Option(help="five: the mean over five views of an image, at five times the cost.")
+]
 
 
 def register(app: typer.Typer) -> None:
@@ -28,6 +33,7 @@ def register(app: typer.Typer) -> None:
     room.command("list")(list_models)
     room.command()(show)
     room.command()(make)
+    room.command()(ensemble)
     room.command()(convert)
     app.add_typer(room, name="models")
 
@@ -78,26 +84,75 @@ def show(
 def make(  # noqa: PLR0913 - each argument is an ingredient of the card
     name: Annotated[str, typer.Argument(help="What it is called; a-z, 0-9, '.', '_', '-'.")],
     *,
-    architecture: Annotated[str, typer.Option(help="densenet121, resnet50, vgg16, efficientnet_b0 ...")],
+    architecture: Annotated[str, typer.Option(help="densenet121, resnet50, vgg16, efficientnet_b0, acir ...")],
     weights: Annotated[str, typer.Option(help="torchvision:NAME, random:SEED, or a .safetensors file.")],
     size: Annotated[int, typer.Option(min=32, help="Side of the square input.")] = 224,
     voi: Annotated[str, typer.Option(help="apply or ignore the file's window.")] = "apply",
     crop: Annotated[str, typer.Option(help="none, or breast: to what is not background.")] = "none",
     mirror: Annotated[str, typer.Option(help="none, or left: the chest wall to the left.")] = "none",
     pad: Annotated[str, typer.Option(help="squash, or square: keep the aspect ratio.")] = "squash",
-    note: Annotated[str, typer.Option(help="Licence and origin of the weights.")] = "",
+    options: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help='Of what it is made, e.g. {"widths": "s", "bits": 64}.')
+    ] = None,
+    tta: Tta = "none",
+    half: Annotated[bool, typer.Option("--half", help="Store the weights as float16.")] = False,
+    about: Annotated[
+        Path | None, typer.Option(metavar="FILE.json", help="Data, recipe, figures, limits, licence, command.")
+    ] = None,
+    note: Note = "",
     home: Home = None,
 ) -> None:
     """Make a card: weights, preprocessing, and the ONNX graph, checked against the network."""
     recipe = {"size": size, "voi": voi, "crop": crop, "mirror": mirror, "pad": pad}
     _check(recipe)
+    made_of, words = _object(options), _object(about)
     from shared.encoder.build import build
 
     folder = _settings(home).models_dir / name
     say(f"building {architecture} and its ONNX graph ...")
-    card = build(folder, name, architecture, weights, Recipe.from_json(recipe), note=note)
-    tell(str(folder))
-    say(f"{card.label}, fingerprint {card.fingerprint[:12]}; tell the server with `similis models add {folder}`")
+    build(
+        folder,
+        name,
+        architecture,
+        weights,
+        Recipe.from_json(recipe),
+        note=note,
+        options=made_of,
+        tta=tta,
+        half=half,
+        about=words,
+    )
+    _made(folder)
+
+
+def ensemble(  # noqa: PLR0913 - as above
+    name: Annotated[str, typer.Argument(help="What it is called; a-z, 0-9, '.', '_', '-'.")],
+    *,
+    members: Annotated[list[Path], typer.Option(help="A model, by name or folder; once for each, in their order.")],
+    join: Annotated[
+        Literal["unit", "raw", "mean", "pca"],
+        typer.Option(help="Concatenated, each made unit; as they are; averaged; or reduced to principal components."),
+    ] = "unit",
+    weight: Annotated[list[float] | None, typer.Option(help="Of each member in a mean, in their order.")] = None,
+    features: Annotated[
+        Path | None, typer.Option(metavar="FILE.npy", help="For pca: the unit ensemble's vectors of training images.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(help="Check the members: best_two_advanced, mixed_best ...")] = None,
+    tta: Tta = "none",
+    note: Note = "",
+    home: Home = None,
+) -> None:
+    """Make one model of several that see the same pixels; it holds their weights."""
+    from shared.encoder.derive import build_ensemble, read_features
+
+    models = _settings(home).models_dir
+    folders = [member if member.is_dir() else models / member.name for member in members]
+    vectors = None if features is None else read_features(features)
+    say(f"joining {len(folders)} models and building their ONNX graph ...")
+    build_ensemble(
+        models / name, name, folders, join, tta=tta, weights=weight or (), features=vectors, preset=preset, note=note
+    )
+    _made(models / name)
 
 
 def convert(
@@ -151,6 +206,29 @@ def _check(recipe: dict[str, Any]) -> None:
     for option, words in (allowed | {"pad": ("squash", "square")}).items():
         if recipe[option] not in words:
             raise typer.BadParameter(f"one of {', '.join(words)}", param_hint=f"--{option}")
+
+
+def _made(folder: Path) -> None:
+    from shared.encoder import cards
+
+    card = cards.read(folder, verify=False)
+    tell(str(folder))
+    parts = [card.label, f"{card.dim} dimensions", *([f"{card.bits} bits"] if card.bits else [])]
+    say(f"{', '.join(parts)}, fingerprint {card.fingerprint[:12]}; tell the server with `similis models add {folder}`")
+
+
+def _object(file: Path | None) -> dict[str, Any] | None:
+    if file is None:
+        return None
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise typer.BadParameter(f"there is no file {file}") from None
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise typer.BadParameter(f"{file} holds no JSON object")
+    return found
 
 
 def _settings(home: Path | None) -> Settings:

@@ -19,7 +19,7 @@ from shared.encoder.kinds import body, kind, load_network
 from shared.encoder.network import State, fill
 from shared.encoder.null import NULL
 from shared.encoder.weights import Source
-from shared.errors import Invalid
+from shared.errors import Invalid, NotFound
 from shared.types import Embeddings
 
 _PROJECTED = 512  #: components of an ensemble's projection, where there are as many training images
@@ -131,6 +131,19 @@ def build_ensemble(  # noqa: PLR0913 - as above
         )
         write(card, temporary)
     return card
+
+
+def read_features(file: Path) -> Embeddings:
+    """(n, dim) of a .npy file. Raises `NotFound` or `Invalid`."""
+    try:
+        found = np.load(file, allow_pickle=False)
+    except FileNotFoundError:
+        raise NotFound("there is no such file of features") from None
+    except (ValueError, EOFError):
+        raise Invalid("the features are not in .npy format") from None
+    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind != "f":
+        raise Invalid("the features are a .npy file of (n, dim) numbers")
+    return found.astype(np.float32)
 
 
 def with_graph(folder: Path, base: Path) -> Card:

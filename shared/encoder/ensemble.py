@@ -81,7 +81,7 @@ class Ensemble(nn.Module):
             return torch.cat(vectors, 1)
         units = [functional.normalize(vector, dim=1) for vector in vectors]
         if self.join == "mean":
-            if len({u.shape[1] for u in units}) > 1:
+            if len({int(u.shape[1]) for u in units}) > 1:
                 raise Invalid("vectors of different lengths have no mean; join them by unit, raw or pca")
             return torch.stack([u * weight for u, weight in zip(units, self.weights, strict=True)]).sum(0)
         joined = torch.cat(units, 1)

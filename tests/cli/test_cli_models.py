@@ -8,6 +8,7 @@ from services.cli.models import bring
 from shared.encoder import cards
 from shared.encoder.build import build
 from shared.errors import Conflict, Invalid, NotFound
+from shared.imaging.recipe import Recipe
 
 
 @pytest.fixture
@@ -84,6 +85,47 @@ def test_an_unknown_architecture_exits_5_and_names_those_there_are(similis, tmp_
     ran = similis("models", "make", "mine", "--architecture", "x", "--weights", "random:5", "--home", tmp_path)
     assert ran.code == 5
     assert "densenet121" in ran.err
+
+
+def test_a_model_is_made_of_what_its_options_say(similis, tmp_path):
+    (tmp_path / "options.json").write_text('{"head": "metric"}')
+    (tmp_path / "about.json").write_text('{"limits": "a test"}')
+    ran = similis("models", "make", "mine", "--architecture", "squeezenet1_0", "--weights", "random:5", "--size", 64,
+                  "--options", tmp_path / "options.json", "--about", tmp_path / "about.json", "--tta", "five", "--half",
+                  "--home", tmp_path)  # fmt: skip
+    assert ran.code == 0, ran.err
+    made = cards.read(tmp_path / "models" / "mine")
+    assert (made.options, made.about, made.tta) == ({"head": "metric"}, {"limits": "a test"}, "five")
+    with safe_open(tmp_path / "models" / "mine" / cards.WEIGHTS, "pt") as file:
+        assert file.get_tensor("head.layers.0.weight").dtype == torch.float16
+
+
+@pytest.mark.parametrize(("text", "code"), [(None, 2), ("[]", 2), ("{", 2), ('{"head": "other"}', 5)])
+def test_options_that_are_none_make_no_model(similis, tmp_path, text, code):
+    if text is not None:
+        (tmp_path / "o.json").write_text(text)
+    ran = similis("models", "make", "mine", "--architecture", "squeezenet1_0", "--weights", "random:5",
+                  "--options", tmp_path / "o.json", "--home", tmp_path / "home")  # fmt: skip
+    assert ran.code == code
+    assert not (tmp_path / "home" / "models" / "mine").exists()
+
+
+def test_an_ensemble_is_made_of_models_by_name_or_folder(similis, tmp_path):
+    models = tmp_path / "models"
+    for name, seed in (("one", 1), ("two", 2)):
+        build(models / name, name, "squeezenet1_0", f"random:{seed}", Recipe(size=64))
+    models.joinpath("two").rename(tmp_path / "two")
+    ran = similis("models", "ensemble", "both", "--members", "one", "--members", tmp_path / "two", "--join", "mean",
+                  "--weight", 3, "--weight", 1, "--home", tmp_path)  # fmt: skip
+    assert (ran.code, ran.out) == (0, f"{models / 'both'}\n")
+    made = cards.read(models / "both")
+    assert (made.dim, made.options["join"], made.options["weights"], made.tta) == (512, "mean", [3.0, 1.0], "none")
+    refused = similis("models", "ensemble", "named", "--members", "one", "--members", tmp_path / "two",
+                      "--preset", "best_two_metric", "--home", tmp_path)  # fmt: skip
+    assert refused.code == 5
+    assert "densenet121 (metric)" in refused.err
+    assert not (models / "named").exists()
+    assert similis("models", "ensemble", "x", "--members", "none", "--home", tmp_path).code == 3
 
 
 def test_weights_are_converted_from_a_pickle_to_safetensors(similis, tmp_path):

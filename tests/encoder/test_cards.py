@@ -1,6 +1,6 @@
 import json
 import shutil
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from shared.encoder.build import build
 from shared.encoder.cards import CARD, GRAPH, WEIGHTS, Card, Graph, Weights, folders, read, write
+from shared.encoder.ood import calibrate
 from shared.errors import Conflict, Invalid, NotFound
 from shared.imaging.recipe import Recipe
 
@@ -21,6 +22,21 @@ CARD_1 = Card(
     weights=Weights(source="random:7", sha256=DIGEST, trained=False, seed=7),
     graph=Graph(sha256="cd" * 32, opset=18, exporter="torch 2.13.0", max_abs_diff=1e-6, min_cosine=0.9999999),
 )
+
+#: The untrained densenet121 of seed 0, as every archive made before cards had options knows it.
+DEFAULT = Card(
+    name="densenet121",
+    architecture="densenet121",
+    dim=1024,
+    pooling="average",
+    weights=Weights(
+        source="random:0",
+        sha256="112c2070b6e1571cd280bd415eb9331ba1e3ab2b864d088ede0c7b7387c580f0",
+        trained=False,
+        seed=0,
+    ),
+)
+CALIBRATION = calibrate([1 + i / 10 for i in range(30)], DIGEST)
 
 floats = st.floats(0.01, 2, allow_nan=False)
 cards = st.builds(
@@ -48,6 +64,12 @@ cards = st.builds(
     ),
     mean=st.tuples(floats, floats, floats),
     std=st.tuples(floats, floats, floats),
+    bits=st.sampled_from([0, 8, 64]),
+    options=st.dictionaries(st.text(max_size=5), st.integers() | st.lists(st.booleans(), max_size=2), max_size=2),
+    tta=st.sampled_from(["none", "five"]),
+    reconstructs=st.booleans(),
+    about=st.dictionaries(st.text(max_size=5), st.text(max_size=5) | st.floats(-1, 1), max_size=2),
+    calibrations=st.dictionaries(st.sampled_from(["MG", "US"]), st.just(CALIBRATION)),
 )
 
 
@@ -61,6 +83,17 @@ def test_a_card_survives_json(card: Card) -> None:
 def test_the_fingerprint_of_a_known_card_is_pinned() -> None:
     # stored vectors carry it: if this changes, every archive has to be encoded again
     assert CARD_1.fingerprint == "cb1c64cfada8c76137d5d071c517e1a05c25df6256f31ae708e4f25e3681049a"
+
+
+def test_the_default_models_fingerprint_is_what_it_was_before_cards_had_options() -> None:
+    assert DEFAULT.fingerprint == "c7cf7eec967ffad32cc403114ea15978ad7ce71cc1234ae9f35304149d81a8cf"
+
+
+def test_a_card_that_is_older_than_options_loads_unchanged() -> None:
+    data = CARD_1.to_json()
+    for key in ("options", "tta", "reconstructs", "about", "calibrations"):
+        data.pop(key)
+    assert Card.from_json(data) == CARD_1
 
 
 @pytest.mark.parametrize(
@@ -78,6 +111,9 @@ def test_the_fingerprint_of_a_known_card_is_pinned() -> None:
         {"std": (0.5, 0.5, 0.5)},
         {"channels": 1, "mean": (0.5,), "std": (0.5,)},
         {"pooling": "fc7"},
+        {"options": {"head": "metric"}},
+        {"tta": "five"},
+        {"reconstructs": True},
     ],
     ids=lambda change: next(iter(change)),
 )
@@ -92,8 +128,10 @@ def test_every_ingredient_of_a_vector_changes_the_fingerprint(change: dict) -> N
         {"graph": None},
         {"graph": replace(CARD_1.graph, opset=20)},
         {"weights": replace(CARD_1.weights, note="another", source="file")},
+        {"about": {"limits": "research use"}},
+        {"calibrations": {"MG": CALIBRATION}},
     ],
-    ids=["name", "no graph", "graph", "provenance"],
+    ids=["name", "no graph", "graph", "provenance", "about", "calibrations"],
 )
 def test_names_runtimes_and_provenance_do_not_change_the_fingerprint(change: dict) -> None:
     assert replace(CARD_1, **change).fingerprint == CARD_1.fingerprint
@@ -124,6 +162,13 @@ def test_an_unknown_key_is_refused_wherever_it_stands(part: tuple[str, ...]) -> 
         ("std", [0.5, 0.5, 0.0]),
         ("pooling", "guess"),
         ("numeric", "int8"),
+        ("bits", 12),
+        ("tta", "six"),
+        ("options", []),
+        ("reconstructs", 1),
+        ("about", "words"),
+        ("calibrations", {"MG": {"rule": "mean+3sd"}}),
+        ("calibrations", {"MG": {**asdict(CALIBRATION), "threshold": "2"}}),
         ("recipe", {"size": "224"}),
         ("recipe", {"size": 8}),
         ("recipe", {"crop": "nose"}),
