@@ -3,7 +3,6 @@
 Torch is imported by the commands when they run, never by the registration.
 """
 
-import ast
 import json
 import sys
 from dataclasses import fields, is_dataclass, replace
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.errors import Invalid, NotFound
+from shared.training.evaluate_cli import evaluate_command
 
 if TYPE_CHECKING:  # torch comes with it
     from shared.training.experiment import Experiment
@@ -25,6 +25,7 @@ CONFIGS = Path(__file__).parent / "configs"
 def register(app: typer.Typer) -> None:
     """Add the commands that train and evaluate."""
     app.command()(train)
+    app.command("evaluate")(evaluate_command)
 
 
 def train(  # noqa: PLR0913 - the options, one by one
@@ -66,20 +67,14 @@ def train(  # noqa: PLR0913 - the options, one by one
 
 
 def listed() -> list[str]:
-    """What there is to train, a line each; the files are read, not run, because running them imports torch."""
+    """What there is to train, a line each."""
     lines = []
     for path in sorted(CONFIGS.glob("[a-z]*.py")):
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-        named = {
-            target.id: ast.literal_eval(node.value)
-            for node in tree.body
-            if isinstance(node, ast.Assign)
-            for target in node.targets
-            if isinstance(target, ast.Name) and target.id in {"PRESETS", "VARIANTS"}
-        }
-        about = (ast.get_docstring(tree) or "").partition("\n")[0]
-        names = [f"{path.stem}:{variant}" for variant in named.get("VARIANTS", ())] or [path.stem]
-        lines += [f"{name:32}{', '.join(named.get('PRESETS', ())):40}{about}" for name in names]
+        module = _module(path.stem)
+        about = (module.__doc__ or "").partition("\n")[0]
+        variants = getattr(module, "VARIANTS", ())
+        names = [f"{path.stem}:{variant}" for variant in variants] or [path.stem]
+        lines += [f"{name:32}{', '.join(module.PRESETS):40}{about}" for name in names]
     return lines
 
 

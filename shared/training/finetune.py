@@ -84,6 +84,9 @@ class AdvancedFT(Method[Classifier]):
 def trainable(architecture: str, weights: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Network:
     """The backbone with its weights and preprocessing, every parameter of it open to training."""
     body = find(architecture, weights).body
+    for name, buffer in body.named_buffers():
+        if name.endswith("num_batches_tracked"):
+            buffer.zero_()  # weights come without counters: they would hold what stood in memory
     return Network(body.requires_grad_(requires_grad=True), mean, std)
 
 

@@ -1,0 +1,227 @@
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.nn import functional
+
+from shared.datasets.collection import Collection
+from shared.errors import Conflict, Invalid
+from shared.training import checkpoint as kept
+from shared.training import train as loop
+from shared.training.augment import Augment
+from shared.training.experiment import Batch, Encode, Experiment, Json, Method, Optimiser, Shuffled, WarmRestarts
+from tests.training.small_set import Stripes, stripes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Small(Method[nn.Sequential]):
+    """A network with everything that keeps state or draws numbers: normalisation, dropout, several weights."""
+
+    scores: tuple[float, ...] = ()  #: what validation says, epoch by epoch; empty: what is true
+
+    def build(self, data: Collection) -> nn.Sequential:
+        return nn.Sequential(
+            nn.Conv2d(1, 8, 5, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.3), nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(), nn.Linear(128, len(data.classes)),
+        )  # fmt: skip
+
+    def step(self, model: nn.Sequential, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
+        loss = functional.cross_entropy(model(batch.pixels[:, None]), batch.labels)
+        return loss, {"half": loss / 2}
+
+    def embed(self, model: nn.Sequential, pixels: Tensor) -> Tensor:
+        return model[:-1](pixels[:, None])
+
+    def validate(self, model: nn.Sequential, held: Collection, encode: Encode) -> Mapping[str, float]:
+        if not self.scores:
+            return Method.validate(self, model, held, encode)
+        seen = int(model[1].num_batches_tracked)  # one batch an epoch, so this is the epoch
+        return {"macro_precision_at_10": self.scores[seen - 1]}
+
+    def save(self, model: nn.Sequential, folder: Path, experiment: Experiment) -> None:
+        folder.mkdir()
+        save_file(model.state_dict(), folder / "weights.safetensors")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fused:
+    """An augmentation that stops the training at its nth batch, if told to."""
+
+    degrees: float = 5
+
+    def __call__(self, images: Tensor, side: int) -> Tensor:
+        if fuse and fuse.pop() == "stop":
+            raise KeyboardInterrupt
+        return Augment(degrees=self.degrees)(images, side)
+
+
+fuse: list[str] = []  # one entry per batch, the next one last
+
+
+@pytest.fixture(autouse=True)
+def _no_fuse() -> None:
+    fuse.clear()
+
+
+def train(one: Experiment, out: Path, **options: bool) -> Json:
+    """On one thread: the images are few, and other tests run beside."""
+    return loop.train(one, Path(), out, threads=1, **options)
+
+
+def experiment(**changes: object) -> Experiment:
+    made = Experiment(
+        name="small",
+        data=Stripes(),
+        side=32,
+        method=Small(),
+        sampler=Shuffled(batch=16),
+        augmentation=Fused(),
+        optimiser=Optimiser(rates={"all": 1e-2}),
+        schedule=WarmRestarts(first=2),
+        epochs=3,
+        patience=3,
+        precision="fp32",
+    )
+    return replace(made, **changes)
+
+
+def weights(out: Path) -> dict[str, Tensor]:
+    return load_file(out / "model" / "weights.safetensors")
+
+
+def same(one: Path, other: Path) -> bool:
+    a, b = weights(one), weights(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_the_same_experiment_gives_the_same_weights_twice_and_another_seed_others(tmp_path: Path) -> None:
+    for out, seed in (("a", 1), ("b", 1), ("c", 2)):
+        torch.rand(3)  # whatever the caller drew before
+        train(experiment(seed=seed), tmp_path / out)
+    assert same(tmp_path / "a", tmp_path / "b")
+    assert not same(tmp_path / "a", tmp_path / "c")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_training_that_was_stopped_amid_an_epoch_ends_with_the_weights_of_an_unbroken_one(
+    tmp_path: Path, precision: str
+) -> None:
+    one = experiment(precision=precision)
+    train(one, tmp_path / "unbroken")
+    batches = sum(1 for _ in Shuffled(batch=16).batches(np.zeros(40), np.zeros(40), 0))
+    fuse.extend(["stop", *["go on"] * (batches + 1)])  # in the second epoch
+    with pytest.raises(KeyboardInterrupt):
+        train(one, tmp_path / "broken")
+    assert kept.load(tmp_path / "broken").epoch == 1
+    assert not (tmp_path / "broken" / "metrics.json").exists()
+    train(one, tmp_path / "broken")
+    assert same(tmp_path / "unbroken", tmp_path / "broken")
+
+
+def test_the_caller_keeps_generator_and_threads(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    wanted, threads = torch.rand(4), torch.get_num_threads()
+    torch.manual_seed(5)
+    train(experiment(epochs=1), tmp_path / "a")
+    assert torch.equal(torch.rand(4), wanted)
+    assert torch.get_num_threads() == threads
+
+
+def test_training_learns_what_is_there_to_be_learned(tmp_path: Path) -> None:
+    figures = train(experiment(epochs=8, patience=8, augmentation=Augment(degrees=0, horizontal=0)), tmp_path)
+    first, last = figures["history"][0], figures["history"][-1]
+    assert last["loss"] < first["loss"] / 1.5
+    assert figures["best_score"] > 0.6  # chance is .25
+    assert last["half"] == pytest.approx(last["loss"] / 2, rel=1e-5)
+
+
+def one_batch_an_epoch(*scores: float, **changes: object) -> Experiment:
+    return experiment(method=Small(scores=scores), sampler=Shuffled(batch=40), epochs=len(scores), **changes)
+
+
+def test_the_weights_of_the_best_epoch_are_kept(tmp_path: Path) -> None:
+    figures = train(one_batch_an_epoch(0.1, 0.5, 0.2), tmp_path / "best")
+    assert (figures["best_epoch"], figures["best_score"]) == (1, 0.5)
+    assert int(weights(tmp_path / "best")["1.num_batches_tracked"]) == 2
+    train(one_batch_an_epoch(0.1, 0.5, 0.2, reload_best=False), tmp_path / "last")
+    assert int(weights(tmp_path / "last")["1.num_batches_tracked"]) == 3
+
+
+def test_training_ends_after_as_many_epochs_of_patience(tmp_path: Path) -> None:
+    figures = train(one_batch_an_epoch(0.1, 0.5, 0.2, 0.3, 0.4, 0.9, patience=2), tmp_path)
+    assert [entry["epoch"] for entry in figures["history"]] == [0, 1, 2, 3]
+    assert figures["best_epoch"] == 1
+
+
+def test_a_finished_model_is_never_overwritten(tmp_path: Path) -> None:
+    train(experiment(epochs=1), tmp_path / "a")
+    before = weights(tmp_path / "a")
+    for again in (experiment(epochs=1), experiment(epochs=1, seed=9)):
+        with pytest.raises(Conflict, match="finished"):
+            train(again, tmp_path / "a")
+    assert all(torch.equal(value, before[name]) for name, value in weights(tmp_path / "a").items())
+
+
+def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("years of work")
+    with pytest.raises(Conflict, match="no training"):
+        train(experiment(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_an_unfinished_training_is_resumed_by_the_same_experiment_only_and_only_if_wanted(tmp_path: Path) -> None:
+    fuse.append("stop")
+    with pytest.raises(KeyboardInterrupt):
+        train(experiment(), tmp_path)
+    with pytest.raises(Conflict, match="differ in clip, seed"):
+        train(experiment(seed=4, clip=2.0), tmp_path)
+    with pytest.raises(Conflict, match="unfinished"):
+        train(experiment(), tmp_path, resume=False)
+    assert train(experiment(), tmp_path)["best_epoch"] >= 0
+
+
+def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
+    with kept.claimed(tmp_path, experiment(), resume=True), pytest.raises(Conflict, match="runs in this folder"):
+        train(experiment(), tmp_path)
+    train(experiment(epochs=1), tmp_path / "free")
+
+
+def test_a_checkpoint_that_was_cut_off_leaves_the_one_before(tmp_path: Path) -> None:
+    kept.save(kept.Checkpoint(epoch=3, best_epoch=1), tmp_path)
+    with pytest.raises(RuntimeError, match="no space"), kept.replacing(tmp_path / kept.CHECKPOINT) as path:
+        path.write_bytes(b"half a chec")
+        raise RuntimeError("no space")
+    assert kept.load(tmp_path).epoch == 3
+
+
+def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="finite"):
+        train(experiment(optimiser=Optimiser(rates={"all": 1e30}), clip=1e30), tmp_path)
+
+
+def test_a_group_in_both_parts_is_refused(tmp_path: Path) -> None:
+    @dataclass(frozen=True, slots=True, kw_only=True)
+    class Leaky:
+        def load(self, root: Path) -> Collection:
+            data = stripes(64, 32, 0)
+            return replace(data, groups=data.groups % 5)
+
+    with pytest.raises(Invalid, match="a group has images"):
+        train(experiment(data=Leaky()), tmp_path)
+
+
+def test_the_figures_say_what_was_done(tmp_path: Path) -> None:
+    one = experiment(epochs=1)
+    figures = train(one, tmp_path)
+    assert figures == json.loads((tmp_path / "metrics.json").read_text())
+    assert figures["digest"] == one.digest
+    assert figures["images"] == {"train": 40, "val": 16}
+    assert json.loads((tmp_path / "experiment.json").read_text())["data"] == {
+        "kind": "Stripes", "n": 64, "side": 32, "seed": 0,
+    }  # fmt: skip
