@@ -7,7 +7,7 @@ With hits rel_i in {0, 1}, R relevant items left after exclusion, and expectatio
     R@k         hits / R
     nDCG@k      sum_k rel_i / log2(i + 1), over its value for the ideal list of min(k, R) hits
     nDCG_retrieved_ideal@k   over its value for the retrieved list, sorted: as in arXiv 2411.01473 and 2508.04790,
-                not standard, for comparison with their tables alone
+                not standard, for comparison with their tables alone; of the list as it stands, ties by position
     mAP, mAP@k  mean precision at the relevant places, over R or min(k, R); mAP is over the whole ranking
     MRR, hit@k  1 / first hit; whether there is one among k
     graded_nDCG@k, grade_difference@k   gain 1 - |b_q - b_i| / span, and mean |b_q - b_i| over what was retrieved
@@ -176,7 +176,7 @@ def _figures(ranking: Ranking, hits: NDArray[np.bool_], ks: Sequence[int]) -> di
         found[f"P_adj@{k}"] = count / np.minimum(some, k)
         found[f"R@{k}"] = count / some
         found[f"nDCG@{k}"] = ndcg(gains, relevant, k)
-        found[f"nDCG_retrieved_ideal@{k}"] = ndcg_retrieved_ideal(gains, k)
+        found[f"nDCG_retrieved_ideal@{k}"] = ndcg_retrieved_ideal(hits.astype(np.float64), k)
         found[f"mAP@{k}"] = at_hits[:, :k].sum(axis=1) / np.minimum(some, k)
         found[f"hit@{k}"] = 1 - misses[k]
     return found
