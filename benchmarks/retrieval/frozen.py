@@ -278,8 +278,8 @@ def _notes() -> Sequence[str]:
         "arrangements. ImageNet weights: SqueezeNet and MobileNetV2, at 224 pixels. The papers' four networks have",
         "random weights (no others are at hand), at 112 pixels, VGG16 at 224; VGG16 saw an eighth of the groups of the",
         "16 classes and of BUSI, so its gallery is smaller, and chance is that of the whole set. MIAS: 322 films of",
-        "161 women, severity (a stand-in for BI-RADS 1, 2, 5) and tissue. BUSI: patients unknown, so `patient` and `lopo`",
-        "separate images only. Nothing here is a BI-RADS result.",
+        "161 women, severity (a stand-in for BI-RADS 1, 2, 5) and tissue. BUSI: patients unknown, so `patient` and",
+        "`lopo` separate images only. Nothing here is a BI-RADS result.",
     )
 
 

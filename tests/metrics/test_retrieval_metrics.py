@@ -120,6 +120,8 @@ class TestTies:
             queries, Side(vectors=codes[list(order)], labels=labels[list(order)]), metric="hamming", ks=(1, 3)
         )
         for name, values in plain.values.items():
+            if "ideal" in name:  # the papers' own, of the list as it stands
+                continue
             assert moved.values[name] == pytest.approx(values), name
 
     def test_one_bucket_of_everything_scores_what_chance_would(self):
