@@ -28,11 +28,17 @@ def untrained(architecture: str, seed: int, options: Options | None = None) -> n
     options = options or {}
     with _deterministic(seed):
         module = body(architecture, options)
-        frames = torch.from_numpy(samples(_FRAMES, options.get("side", _SIDE), _FRAMES_SEED))
+        frames = torch.from_numpy(samples(_FRAMES, _side(options), _FRAMES_SEED))
         normalisation = kind(architecture)
         with torch.no_grad():
             _settle(module, Network(module, normalisation.mean, normalisation.std).normalised(frames))
     return module
+
+
+def _side(options: Options) -> int:
+    """What the body, or one of its members, insists on."""
+    every = (options, *(member.get("options") or {} for member in options.get("members", ())))
+    return next((one["side"] for one in every if "side" in one), _SIDE)
 
 
 def _settle(module: nn.Module, frames: Tensor) -> None:

@@ -122,10 +122,13 @@ def test_one_untrained_member_makes_the_ensemble_untrained(members, tmp_path: Pa
     assert not again.weights.trained
 
 
-def test_members_that_do_not_go_together_are_refused(members, tmp_path: Path, built) -> None:
+def test_members_that_do_not_go_together_are_refused(members, tmp_path: Path) -> None:
     build(tmp_path / "wide", "wide", "squeezenet1_0", "random:0", Recipe(size=96))
+    build(tmp_path / "views", "views", "squeezenet1_0", "random:0", Recipe(size=SIDE), tta="five")
+    build(tmp_path / "null", "null", "null", "random:0", Recipe(size=SIDE))
     build_ensemble(tmp_path / "e", "e", members[:2])
-    for wrong in ([], [members[0], tmp_path / "wide"], [members[0], built("null")], [members[0], tmp_path / "e"]):
+    others = [tmp_path / name for name in ("wide", "views", "null", "e")]
+    for wrong in ([], *([members[0], other] for other in others)):
         with pytest.raises(Invalid):
             build_ensemble(tmp_path / "x", "x", wrong)
     with pytest.raises(NotFound):

@@ -10,7 +10,7 @@ from torch import nn
 
 from shared.encoder.build import build
 from shared.encoder.cards import GRAPH, WEIGHTS, read
-from shared.encoder.derive import with_graph
+from shared.encoder.derive import build_ensemble, with_graph
 from shared.encoder.export import export
 from shared.encoder.hashing import codes
 from shared.encoder.heads import MetricHead
@@ -147,6 +147,18 @@ def test_a_seed_makes_the_same_composed_network_again() -> None:
         one, again, other = (state_of(untrained(architecture, seed, options)) for seed in (1, 1, 2))
         assert all(torch.equal(one[key], again[key]) for key in one)
         assert any(not torch.equal(one[key], other[key]) for key in one)
+
+
+def test_acir_as_a_member_gives_its_vectors_and_keeps_its_code_to_itself(acir: Path, tmp_path: Path) -> None:
+    build(tmp_path / "sq", "sq", "squeezenet1_0", "random:0", Recipe(size=112))
+    card = build_ensemble(tmp_path / "e", "e", [acir, tmp_path / "sq"])
+    assert (card.dim, card.bits, card.reconstructs) == (read(acir).dim + 512, 0, False)
+    pixels = samples(2, 112, 5)
+    parts = [load(folder).encode(pixels).embeddings for folder in (acir, tmp_path / "sq")]
+    wanted = np.concatenate([rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in parts], 1)
+    np.testing.assert_allclose(load(tmp_path / "e").encode(pixels).embeddings, wanted, atol=1e-4)
+    seeded = build(tmp_path / "r", "r", "ensemble", "random:4", Recipe(size=112), options=card.options, graph=False)
+    assert (seeded.dim, seeded.weights.seed) == (card.dim, 4)
 
 
 def test_half_precision_is_stored_and_is_what_both_runtimes_compute_with(acir: Path, tmp_path: Path) -> None:
