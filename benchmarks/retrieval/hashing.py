@@ -1,0 +1,228 @@
+"""ACIR's hashing against its rivals on the 16 classes: quality, structure within classes, balls, bytes, search time.
+
+Every trunk is trained from end to end; on the features of ACIR's own, each head of the grid is trained. Raw results
+go to `runs.jsonl` line by line, so that a stopped run goes on where it was; tables are made from them at the end.
+
+    python -m benchmarks.retrieval.hashing --profile quick
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.report import RESULTS, Json, commit, facts, machine, write
+from benchmarks.retrieval import hashing_tables as tables
+from benchmarks.retrieval.heads import Head, codes, grid, measured
+from benchmarks.retrieval.trunk import Seen, Trunk, keep, packed, seen, seen_by_backbone
+from shared.datasets import development
+from shared.datasets.collection import Collection
+from shared.encoder.acir import WIDTHS
+from shared.training.configs import acir
+from shared.training.hashing import METHODS
+
+COLLECTION, STORED = "radiology_16class", 64
+BITS = (16, 32, 64, 128, 256, 512)
+GALLERY, ASKED, K = 100_000, 200, 100  #: of the search times
+
+OUT = RESULTS / "retrieval" / "hashing"
+INTRODUCTION = """# Hashing on the 16 classes
+
+Gallery: the train split ({gallery} images; a validation part of them trained nothing). Queries: the test split
+({queries}). No group of patients or slices is on both sides. Relevant: the same of 16 classes. Ties count with their
+expectation over all orders.
+
+Trunk: ACIR with widths `{widths}` at 112 pixels, {epochs} epochs from nothing, trained once per seed with ACIR's own
+loss at {bits} bits: its features favour ACIR, if anything. Heads were trained on cached features and saw no
+augmentation. All methods share optimiser, batches (16 classes x 8), epochs and a cross-entropy on the head's middle
+layer; only the hashing loss differs. `acir` is our soft loss, `acir-released` that of the released code with a
+quantiser that works, `pairwise` the same loss with all fingerprints equal.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    trunks: tuple[Trunk, ...]  #: on those of ACIR with DaRF, heads are trained
+
+
+def profile(name: str) -> Profile:
+    """`quick` is what an hour of one core allows; `full` is the paper's comparison from end to end, for a GPU."""
+    if name == "quick":
+        return Profile(tuple(Trunk(widths="xs", epochs=5, seed=seed) for seed in range(3)))
+    kinds: tuple[Json, ...] = ({}, {"objective": "csq"}, {"objective": "pairwise"}, {"darf": False})
+    return Profile(tuple(Trunk(widths="s", epochs=40, seed=seed, **kind) for seed in range(3) for kind in kinds))
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Whatever of the profile is not in the file yet is run and appended; then the tables are written."""
+    chosen = options(arguments)
+    torch.set_num_threads(chosen.threads)
+    about = facts("retrieval.hashing", {"trunks and heads": chosen.seeds})
+    collection = development.load(COLLECTION, chosen.data, STORED)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    log = Log(chosen.out / "runs.jsonl", chosen.scratch / "average-precision")
+    for trunk in profile(chosen.profile).trunks:
+        if trunk.seed >= chosen.seeds:
+            continue
+        _trunk(trunk, collection, chosen, log)
+    for source, weights in _backbones(chosen.data):
+        _backbone(source, weights, collection, chosen, log)
+    for bits in (*BITS, 0):
+        log.once({"kind": "search", "bits": bits}, lambda bits=bits: (search_time(bits), None))
+    text = [*_introduction(chosen.profile, collection), *tables.body(log.records, log.average_precision, collection)]
+    tables.flat(log.records, chosen.out / "figures.csv")
+    write("hashing", about, {"profile": chosen.profile, "runs": len(log.records)}, text, chosen.out)
+
+
+def _introduction(name: str, collection: Collection) -> list[str]:
+    trunk = profile(name).trunks[0]
+    asked = int((collection.split == "test").sum())
+    return [
+        INTRODUCTION.format(
+            gallery=len(collection) - asked, queries=asked, widths=trunk.widths, epochs=trunk.epochs, bits=acir.BITS
+        )
+    ]
+
+
+class Log:
+    """Records as JSON lines; the average precisions of single queries are too many for them and stand beside."""
+
+    def __init__(self, path: Path, beside: Path) -> None:
+        self.path, self.beside = path, beside
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        self.records: list[Json] = [json.loads(line) for line in lines]
+
+    def once(self, key: Json, run: Any) -> None:  # noqa: ANN401 - () -> (figures, average precisions or None)
+        """What the key names is in the file after the call."""
+        if any(record["key"] == key for record in self.records):
+            return
+        started = time.process_time()
+        figures, average = run()
+        record = {
+            "key": key,
+            "figures": figures,
+            "cpu_s": round(time.process_time() - started, 1),
+            "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "commit": commit(),
+            "machine": machine(),
+        }
+        if average is not None:
+            self.beside.mkdir(parents=True, exist_ok=True)
+            keep(self.beside / f"{name_of(key)}.npz", average=average)
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        self.records.append(record)
+        print(name_of(key), {n: round(v, 3) for n, v in figures.items() if isinstance(v, float)}, flush=True)
+
+    def average_precision(self, key: Json) -> NDArray[np.float64] | None:
+        path = self.beside / f"{name_of(key)}.npz"
+        return np.load(path)["average"] if path.exists() else None
+
+
+def name_of(key: Json) -> str:
+    parts = [f"{name}={value}" for name, value in key.items()]
+    return "_".join(parts).replace("/", "-")
+
+
+def _trunk(trunk: Trunk, collection: Collection, chosen: argparse.Namespace, log: Log) -> None:
+    found = seen(trunk, collection, chosen.data, chosen.scratch)
+    key = {"kind": "trunk", **asdict(trunk)}
+    log.once({**key, "search": "float"}, lambda: measured(found.embeddings, collection, "cosine"))
+    if found.logits is not None:
+        own = packed(found.logits)
+        log.once({**key, "search": "code"}, lambda: measured(own, collection, "hamming"))
+    if trunk.objective == "acir" and trunk.darf:
+        fusion = 2 * WIDTHS[trunk.widths].fusion
+        _heads(trunk.name, found, collection, fusion, grid(BITS, METHODS), trunk.seed, log)
+
+
+def _heads(
+    trunk: str, found: Seen, collection: Collection, fusion: int, heads: Sequence[Head], seed: int, log: Log
+) -> None:
+    for head in heads:
+        log.once(
+            {"kind": "head", "trunk": trunk, "seed": seed, **asdict(head)},
+            lambda head=head: measured(codes(head, found, collection, fusion, seed), collection, "hamming"),
+        )
+
+
+def _backbones(data: Path) -> Iterator[tuple[str, str]]:
+    """MobileNetV2 as ImageNet left it, and as it was drawn."""
+    trained = data / "weights" / "mobilenet_v2_imagenet_fp16.pth"  # trained on inputs in [-1, 1]
+    if trained.exists():
+        yield "mobilenet_v2:imagenet", str(trained)
+    yield "mobilenet_v2:random", "random:0"
+
+
+def _backbone(name: str, weights: str, collection: Collection, chosen: argparse.Namespace, log: Log) -> None:
+    found = seen_by_backbone(
+        name.split(":", maxsplit=1)[0], _converted(weights, chosen.scratch), collection, chosen.scratch
+    )
+    log.once(
+        {"kind": "trunk", "trunk": name, "search": "float"}, lambda: measured(found.embeddings, collection, "cosine")
+    )
+    _heads(name, found, collection, 0, [Head(method=method) for method in METHODS], 0, log)
+
+
+def _converted(weights: str, scratch: Path) -> str:
+    """A pickle's weights as safetensors; anything else as it is."""
+    if not weights.endswith(".pth"):
+        return weights
+    from shared.encoder.convert import convert
+
+    out = scratch / f"{Path(weights).stem}.safetensors"
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        convert(Path(weights), out)
+    return str(out)
+
+
+def search_time(bits: int) -> dict[str, float]:
+    """Milliseconds of one exact FAISS search among 100,000 random codes (bits 0: unit vectors of 592 floats)."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    rng = np.random.default_rng(bits)
+    if bits:
+        vectors = rng.integers(0, 256, (GALLERY, bits // 8), np.uint8)
+        index: Any = faiss.IndexBinaryFlat(bits)
+    else:
+        vectors = rng.standard_normal((GALLERY, 592), np.float32)
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        index = faiss.IndexFlatIP(592)
+    index.add(vectors)
+    spent = []
+    for query in vectors[:ASKED]:
+        started = time.thread_time()
+        index.search(query[None], K)
+        spent.append(1000 * (time.thread_time() - started))
+    p50, p95 = np.percentile(spent[ASKED // 10 :], [50, 95])  # the first ones warm caches
+    return {"p50_cpu_ms": float(p50), "p95_cpu_ms": float(p95), "bytes": float(vectors.shape[1] * vectors.itemsize)}
+
+
+def options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the development data")
+    parser.add_argument(
+        "--scratch",
+        type=Path,
+        default=Path(gettempdir()) / "similis-hashing",
+        help="trunks and features; not committed",
+    )
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--profile", choices=("quick", "full"), default="quick")
+    parser.add_argument("--seeds", type=int, default=3, help="how many of the profile's seeds")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

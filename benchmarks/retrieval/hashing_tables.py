@@ -1,0 +1,233 @@
+"""The hashing tables, from the raw lines alone (and the average precision of each query, for paired tests)."""
+
+import csv
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.report import Json, table
+from benchmarks.retrieval.heads import Head, radii
+from shared.datasets.collection import Collection
+from shared.metrics.bootstrap import compare, holm
+
+Record = Mapping[str, Any]
+PER_QUERY = Callable[[Json], NDArray[np.float64] | None]
+USUAL = Head().bits
+
+
+def body(records: Sequence[Record], average_precision: PER_QUERY, collection: Collection) -> list[str]:
+    """Markdown of all tables that there are records for; means over trunk seeds, ± their standard deviation."""
+    heads = [r for r in records if r["key"]["kind"] == "head"]
+    own = [r for r in heads if ":" not in r["key"]["trunk"]]
+    plain = [r for r in own if not _change(r, "method", "bits")]
+    return [
+        "## Mean average precision by bits (tie-aware, micro, heads on the trunk's features)",
+        "",
+        *_by_bits(plain, records, "mAP"),
+        "",
+        "## Order within a class by bits (nDCG by similarity of fingerprints of 16 pixels)",
+        "",
+        *_by_bits(plain, records, "within_class_nDCG"),
+        "",
+        "## Different codes in the gallery by bits",
+        "",
+        *_by_bits(plain, [], "unique_codes", "{:.0f}"),
+        "",
+        f"## At {USUAL} bits",
+        "",
+        *_at_usual(plain, records),
+        "",
+        *_balls(plain),
+        "",
+        *_against(plain, average_precision, collection),
+        "",
+        "## One change at a time (ACIR, 64 bits)",
+        "",
+        *_changes([r for r in own if r["key"]["method"] == "acir" and r["key"]["labels"] == "fine"]),
+        "",
+        "## Trained on the sets alone (4 classes), asked for the 16 classes",
+        "",
+        *_coarse([r for r in own if r["key"]["labels"] == "coarse"]),
+        "",
+        "## Heads on a frozen MobileNetV2",
+        "",
+        *_backbones(records),
+        "",
+        "## Bytes and search time",
+        "",
+        *_times(records),
+    ]
+
+
+def flat(records: Sequence[Record], path: Path) -> None:
+    """Every figure of every run, one row each."""
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["run", "figure", "value"])
+        for record in records:
+            name = " ".join(f"{key}={value}" for key, value in record["key"].items())
+            figures = {**record["figures"], **record["figures"].get("ball", {})}
+            writer.writerows([name, figure, value] for figure, value in figures.items() if figure != "ball")
+
+
+def _change(record: Record, *beside: str) -> dict[str, Any]:
+    """What the head has that is not usual, apart from the fields named."""
+    fields = {name: value for name, value in record["key"].items() if name not in ("kind", "trunk", "seed")}
+    return {name: value for name, value in Head(**fields).changed.items() if name not in beside}
+
+
+def _spread(values: Iterable[float], form: str = "{:.3f}") -> str:
+    found = list(values)
+    if not found:
+        return ""
+    return form.format(mean(found)) + (f" ± {form.format(stdev(found))}" if len(found) > 1 else "")
+
+
+def _figures(records: Iterable[Record], name: str) -> list[float]:
+    return [r["figures"][name] for r in records if name in r["figures"]]
+
+
+def _unique(records: Iterable[Record], field: str) -> list[Any]:
+    return list(dict.fromkeys(r["key"][field] for r in records))
+
+
+def _trunks(records: Sequence[Record], search: str) -> dict[str, list[Record]]:
+    """Those trained from end to end, by what they are."""
+    found: dict[str, list[Record]] = {}
+    for r in records:
+        key = r["key"]
+        if key["kind"] == "trunk" and key["search"] == search and "widths" in key:
+            found.setdefault(f"{key['objective']}{'' if key['darf'] else ' without DaRF'}", []).append(r)
+    return found
+
+
+def _by_bits(heads: Sequence[Record], records: Sequence[Record], name: str, form: str = "{:.3f}") -> list[str]:
+    lengths = sorted(_unique(heads, "bits"))
+    rows = [
+        [method, *(_spread(_figures(_of(heads, method=method, bits=bits), name), form) for bits in lengths)]
+        for method in _unique(heads, "method")
+    ]
+    for search, label in (("float", "float"), ("code", f"its own code of {USUAL} bits")):
+        for kind, found in _trunks(records, search).items():
+            rows.append(
+                [f"*{kind}, end to end, {label}*", _spread(_figures(found, name), form), *[""] * (len(lengths) - 1)]
+            )
+    return table(["method", *map(str, lengths)], rows)
+
+
+def _of(records: Iterable[Record], **fields: object) -> list[Record]:
+    return [r for r in records if all(r["key"].get(name) == value for name, value in fields.items())]
+
+
+def _at_usual(heads: Sequence[Record], records: Sequence[Record]) -> list[str]:
+    names = ("mAP", "mAP_macro", "mAP@100", "P@10", "within_class_nDCG")
+    usual = _of(heads, bits=USUAL)
+    groups = {method: _of(usual, method=method) for method in _unique(usual, "method")}
+    groups |= {f"*{kind}, end to end*": found for kind, found in _trunks(records, "code").items()}
+    groups |= {f"*{kind}, end to end, float*": found for kind, found in _trunks(records, "float").items()}
+    rows = []
+    for method, found in groups.items():
+        first = found[0]["figures"]
+        interval = f"[{first['mAP_low']:.3f}, {first['mAP_high']:.3f}]"
+        unique = _spread(_figures(found, "unique_codes"), "{:.0f}")
+        rows.append([method, len(found), *(_spread(_figures(found, name)) for name in names), interval, unique])
+    return table(["method", "seeds", *names, "mAP of seed 0, 95 % over groups", "different codes"], rows)
+
+
+def _balls(heads: Sequence[Record]) -> list[str]:
+    usual = _of(heads, bits=USUAL)
+    reach = radii(USUAL)
+    rows = []
+    for method in _unique(usual, "method"):
+        balls = [r["figures"]["ball"] for r in _of(usual, method=method)]
+        cells = [_spread(ball[f"R@H<={r}"] for ball in balls) for r in reach]
+        more = [_spread(ball[name] for ball in balls) for name in ("P@H<=2", "empty@H<=2")]
+        rows.append([method, *cells, *more])
+    return table(["method", *(f"recall, radius {r}" for r in reach), "P@H<=2", "share of empty balls"], rows)
+
+
+def _against(heads: Sequence[Record], average_precision: PER_QUERY, collection: Collection) -> list[str]:
+    """ACIR against each other method: the same queries, their precision averaged over the trunk seeds first."""
+    usual = _of(heads, bits=USUAL)
+    asked = collection.split == "test"
+    found: dict[str, NDArray[np.float64]] = {}
+    for method in _unique(usual, "method"):
+        values = [average_precision(dict(r["key"])) for r in _of(usual, method=method)]
+        known = [value for value in values if value is not None]
+        if known and len(known) == len(values):
+            found[method] = np.mean(known, axis=0)
+    if "acir" not in found:
+        return []
+    others = [method for method in found if method != "acir"]
+    made = [compare(found["acir"], found[method], collection.groups[asked]) for method in others]
+    adjusted = holm([one.p for one in made])
+    rows = [
+        [method, one.difference, f"{p:.4f}", f"{one.effect:.2f}"]
+        for method, one, p in zip(others, made, adjusted, strict=True)
+    ]
+    head = ["ACIR minus", "difference of mAP, 95 % over groups", "p (sign flips over groups, Holm)", "effect (d_z)"]
+    return table(head, rows)
+
+
+def _changes(heads: Sequence[Record]) -> list[str]:
+    usual = [r for r in heads if r["key"]["bits"] == USUAL]
+    groups: dict[str, list[Record]] = {}
+    for r in usual:
+        change = _change(r)
+        name = ", ".join(f"{key} {value}" for key, value in change.items()) or "*as usual*"
+        groups.setdefault(name, []).append(r)
+    return table(["change", "seeds", *SHOWN], [[name, len(found), *_shown(found)] for name, found in groups.items()])
+
+
+SHOWN = ("mAP", "mAP macro", "within-class nDCG", "different codes", f"recall, radius {USUAL // 8}")
+
+
+def _shown(found: Sequence[Record]) -> list[str]:
+    return [
+        _spread(_figures(found, "mAP")),
+        _spread(_figures(found, "mAP_macro")),
+        _spread(_figures(found, "within_class_nDCG")),
+        _spread(_figures(found, "unique_codes"), "{:.0f}"),
+        _spread(r["figures"]["ball"][f"R@H<={USUAL // 8}"] for r in found),
+    ]
+
+
+def _coarse(heads: Sequence[Record]) -> list[str]:
+    rows = [
+        [method, len(found), *_shown(found)]
+        for method in _unique(heads, "method")
+        if (found := _of(heads, method=method))
+    ]
+    return table(["method", "seeds", *SHOWN], rows)
+
+
+def _backbones(records: Sequence[Record]) -> list[str]:
+    rows = []
+    for r in records:
+        key = r["key"]
+        if ":" not in str(key.get("trunk", "")):
+            continue
+        if key["kind"] == "trunk":
+            shown = [_spread(_figures([r], name)) for name in ("mAP", "mAP_macro", "within_class_nDCG")]
+            rows.append([key["trunk"], "*float*", *shown, "", ""])
+        else:
+            rows.append([key["trunk"], key["method"], *_shown([r])])
+    return table(["trunk", "method", *SHOWN], rows)
+
+
+def _times(records: Sequence[Record]) -> list[str]:
+    found = [r for r in records if r["key"]["kind"] == "search"]
+    rows = [
+        [
+            r["key"]["bits"] or "float, 592 dimensions",
+            f"{r['figures']['bytes']:.0f}",
+            f"{r['figures']['p50_cpu_ms']:.2f}",
+            f"{r['figures']['p95_cpu_ms']:.2f}",
+        ]
+        for r in found
+    ]
+    return table(["bits", "bytes an image", "p50, ms of processor time", "p95"], rows)

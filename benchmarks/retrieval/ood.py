@@ -1,0 +1,196 @@
+"""What the reconstruction error finds among images that do not belong, and what it takes for foreign that does.
+
+ACIR's trunk of seed 0 is trained on all modalities of the 16 classes, its decoder after it (stage 2). Thresholds come
+from the validation part, of all modalities together and of each alone; figures are of the test part, the outliers of
+the development data, and, for one modality, the test images of the others.
+
+    python -m benchmarks.retrieval.ood
+"""
+
+import argparse
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from benchmarks.report import RESULTS, Json, facts, table, write
+from benchmarks.retrieval.hashing import COLLECTION, STORED, profile
+from benchmarks.retrieval.trunk import WEIGHTS, Trunk, keep
+from shared.datasets import development
+from shared.datasets.collection import Collection
+from shared.encoder.acir import content, relative_error, squared_error
+from shared.encoder.ood import Mahalanobis, Scores, calibrate, data_digest, knn_distance
+from shared.training.acir import rgb
+from shared.training.checkpoint import METRICS, MODEL
+from shared.training.configs import acir
+from shared.training.data import encode
+from shared.training.train import train
+
+MULTIPLIERS = (1.0, 2.0, 3.0, 4.0, 5.0)
+SCORES = ("relative error", "squared error", "kNN distance", "Mahalanobis")
+EVERYTHING = "all modalities"
+OUT = RESULTS / "retrieval" / "ood"
+INTRODUCTION = """# Out of distribution
+
+Stored score: squared error of the reconstruction over the image's variance + 0.001. Detection: share of a kind above
+the threshold; false alarms: share of the test images of the known modality above it. All images pass through 64
+pixels, grey. A kind with few images has a coarse share; `n` says how many.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Scores are kept in the scratch folder; figures and tables are written anew."""
+    chosen = _options(arguments)
+    torch.set_num_threads(chosen.threads)
+    about = facts("retrieval.ood", {"trunk and decoder": 0})
+    trunk = profile(chosen.profile).trunks[0]
+    known = development.load(COLLECTION, chosen.data, STORED)
+    foreign = development.load("ood", chosen.data, STORED)
+    looked = {one.name: _looked(trunk, one, chosen) for one in (known, foreign)}
+    rows = list(_rows(known, foreign, looked))
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    with (chosen.out / "runs.jsonl").open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(row) + "\n" for row in rows)
+    with (chosen.out / "figures.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    write(
+        "ood", about, {"trunk": trunk.name, "decoder_epochs": chosen.epochs}, [INTRODUCTION, *_tables(rows)], chosen.out
+    )
+
+
+def _looked(trunk: Trunk, collection: Collection, chosen: argparse.Namespace) -> Mapping[str, NDArray[np.float32]]:
+    """Content and both errors of each image, by the network with its trained decoder."""
+    path = chosen.scratch / "features" / f"{trunk.name}-decoder-{chosen.epochs}-{collection.name}.npz"
+    if not path.exists():
+        out = chosen.scratch / "trunks" / f"{trunk.name}-decoder-{chosen.epochs}"
+        if not (out / METRICS).exists():
+            stage1 = trunk.trained(chosen.data, chosen.scratch) / WEIGHTS
+            train(acir.decoder(trunk.experiment, stage1, chosen.epochs), chosen.data, out)
+        network = trunk.network(out / MODEL, decoder=True)
+
+        def look(pixels: Tensor) -> Tensor:
+            x = rgb(pixels)
+            features = network.features(x)
+            painted = network.decoder(features.deep)  # type: ignore[misc]  # it was built with one
+            errors = torch.stack([relative_error(x, painted), squared_error(x, painted)], 1)
+            return torch.cat([errors, content(features)], 1)
+
+        found = encode(look, collection, trunk.experiment.side).numpy()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keep(path, relative=found[:, 0], squared=found[:, 1], content=found[:, 2:])
+    return dict(np.load(path))
+
+
+def _rows(known: Collection, foreign: Collection, looked: Mapping[str, Mapping[str, Any]]) -> Iterator[Json]:
+    """One row per modality, score, rule and kind of image."""
+    inside, outside = looked[known.name], looked[foreign.name]
+    outliers = np.asarray(foreign.classes)[foreign.labels]
+    for modality in (EVERYTHING, *np.unique(known.sources)):
+        of = np.isin(known.sources, np.unique(known.sources) if modality == EVERYTHING else [modality])
+        fit, held = of & (known.split == "train"), of & (known.split == "val")
+        tested = np.where(of, "known", np.char.add("other: ", known.sources))
+        for name in SCORES:
+            score = _score(name, inside, fit, known.labels)
+            own, test = score(inside), known.split == "test"
+            found = {str(kind): own[test & (tested == kind)] for kind in dict.fromkeys(["known", *np.unique(tested)])}
+            found |= {str(kind): score(outside)[outliers == kind] for kind in np.unique(outliers)}
+            digest = data_digest(map(str, np.flatnonzero(held)))
+            for rule, threshold in _thresholds(own[held], digest):
+                yield from (
+                    {
+                        "modality": str(modality),
+                        "score": name,
+                        "rule": rule,
+                        "threshold": float(threshold),
+                        "calibrated_on": int(held.sum()),
+                        "kind": kind,
+                        "n": len(values),
+                        "above": float((values > threshold).mean()),
+                        "auroc": auroc(found["known"], values),
+                    }
+                    for kind, values in found.items()
+                )
+
+
+def _thresholds(values: Scores, digest: str) -> Iterator[tuple[str, float]]:
+    for multiplier in MULTIPLIERS:
+        yield f"mean + {multiplier:g} sd", float(values.mean() + multiplier * values.std(ddof=1))
+    yield "log", calibrate(values, digest, "log").threshold
+    yield "quantile", calibrate(values, digest, "quantile").threshold
+
+
+def _score(name: str, inside: Mapping[str, Any], fit: NDArray[np.bool_], labels: NDArray[np.int64]) -> Any:  # noqa: ANN401
+    """What maps looked-at images to (n,) scores; features are compared with the train part's."""
+    if name == "relative error":
+        return lambda images: images["relative"]
+    if name == "squared error":
+        return lambda images: images["squared"]
+    if name == "kNN distance":
+        return lambda images: knn_distance(images["content"], inside["content"][fit])
+    mahalanobis = Mahalanobis.fit(inside["content"][fit], labels[fit])
+    return lambda images: mahalanobis.scores(images["content"])
+
+
+def auroc(known: Scores, foreign: Scores) -> float:
+    """The chance that a foreign image scores above a known one; a tie is half."""
+    ordered = np.sort(known)
+    below = np.searchsorted(ordered, foreign, "left") + np.searchsorted(ordered, foreign, "right")
+    return float(below.mean() / (2 * len(known)))
+
+
+def _tables(rows: Sequence[Json]) -> list[str]:
+    """Per modality: kinds by score at the usual rule; then what the multiplier does."""
+    body = []
+    for modality in dict.fromkeys(row["modality"] for row in rows):
+        mine = [row for row in rows if row["modality"] == modality]
+        usual = [row for row in mine if row["rule"] == "mean + 3 sd"]
+        body += [f"## {modality} (calibrated on {mine[0]['calibrated_on']} images)", ""]
+        body += ["Share above mean + 3 sd, and AUROC against the known test images:", "", *_kinds(usual), ""]
+        body += ["Relative error, threshold swept:", "", *_sweep(mine), ""]
+    return body
+
+
+def _kinds(rows: Sequence[Json]) -> list[str]:
+    found = {(row["kind"], row["score"]): row for row in rows}
+    kinds = list(dict.fromkeys(row["kind"] for row in rows))
+    lines = [
+        [
+            f"**{kind}** (false alarms)" if kind == "known" else kind,
+            found[kind, SCORES[0]]["n"],
+            *(f"{found[kind, score]['above']:.2f} / {found[kind, score]['auroc']:.2f}" for score in SCORES),
+        ]
+        for kind in kinds
+    ]
+    return table(["kind", "n", *SCORES], lines)
+
+
+def _sweep(rows: Sequence[Json]) -> list[str]:
+    mine = [row for row in rows if row["score"] == SCORES[0]]
+    rules = list(dict.fromkeys(row["rule"] for row in mine))
+    kinds = dict.fromkeys(row["kind"] for row in mine)
+    lines = [[kind, *(f"{row['above']:.2f}" for row in mine if row["kind"] == kind)] for kind in kinds]
+    return table(["kind", *rules], lines)
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--scratch", type=Path, default=Path(gettempdir()) / "similis-hashing", help="as of hashing")
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--profile", choices=("quick", "full"), default="quick")
+    parser.add_argument("--epochs", type=int, default=4, help="of the decoder")
+    parser.add_argument("--threads", type=int, default=1)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    main()

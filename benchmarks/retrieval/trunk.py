@@ -1,0 +1,126 @@
+"""ACIR's trunk on the 16 classes, trained once per seed, and what it sees in every image, kept on disk.
+
+Heads are trained on these features. They see no augmentation, and a trunk that was shaped by ACIR's own loss.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from shared.datasets.collection import Collection
+from shared.encoder.acir import Acir, content
+from shared.encoder.network import Network
+from shared.encoder.weights import find
+from shared.training.acir import Hashing, Shape, rgb
+from shared.training.checkpoint import METRICS, MODEL
+from shared.training.configs import acir
+from shared.training.data import encode
+from shared.training.experiment import Experiment
+from shared.training.train import train
+
+WEIGHTS = "weights.safetensors"
+SIDE = 128  #: of the frozen backbones
+HALF = (0.5, 0.5, 0.5)  #: mean and deviation that the MobileNetV2 at hand was trained with
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Trunk:
+    """One training from end to end."""
+
+    widths: acir.Widths
+    epochs: int
+    objective: str = "acir"
+    darf: bool = True
+    seed: int = 0
+
+    @property
+    def name(self) -> str:
+        return f"{self.widths}-{self.objective}{'' if self.darf else '-no-darf'}-{self.epochs}-{self.seed}"
+
+    @property
+    def shape(self) -> Shape:
+        return Shape(widths=self.widths, bits=acir.BITS, side=112, darf=self.darf)
+
+    @property
+    def experiment(self) -> Experiment:
+        base = acir.experiment("recommended", self.widths)
+        method = Hashing(shape=self.shape, objective=self.objective)
+        return replace(base, name=f"acir-{self.name}", method=method, epochs=self.epochs, seed=self.seed)
+
+    def trained(self, data: Path, scratch: Path) -> Path:
+        """The folder of the trained model; training goes on where it stopped, or is not needed any more."""
+        out = scratch / "trunks" / self.name
+        if not (out / METRICS).exists():
+            train(self.experiment, data, out)
+        return out / MODEL
+
+    def network(self, model: Path, *, decoder: bool = False) -> Acir:
+        body = find("acir", str(model / WEIGHTS), self.shape.options(decoder=decoder)).body
+        if not isinstance(body, Acir):
+            raise TypeError("the weights are not ACIR's")
+        return body
+
+
+class Seen(NamedTuple):
+    """What a trunk sees; rows are the collection's."""
+
+    blended: Tensor  #: (n, dim) z, what a head reads
+    embeddings: NDArray[np.float32]  #: (n, dim) content, what a float search compares
+    logits: NDArray[np.float32] | None  #: (n, bits) of the head that the trunk was trained with
+
+
+def seen(trunk: Trunk, collection: Collection, data: Path, scratch: Path) -> Seen:
+    """What the trained trunk sees in the collection, from disk if it looked before."""
+    path = scratch / "features" / f"{trunk.name}-{collection.name}.npz"
+    if not path.exists():
+        network = trunk.network(trunk.trained(data, scratch))
+        bits = acir.BITS
+
+        def look(pixels: Tensor) -> Tensor:
+            features = network.features(rgb(pixels))
+            return torch.cat([network.head(features.blended)[0], features.blended, content(features)], 1)
+
+        found = encode(look, collection, trunk.experiment.side).numpy()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keep(
+            path,
+            logits=found[:, :bits],
+            blended=found[:, bits : bits + network.dim],
+            embeddings=found[:, bits + network.dim :],
+        )
+    held = np.load(path)
+    return Seen(torch.from_numpy(held["blended"]), held["embeddings"], held["logits"])
+
+
+def seen_by_backbone(architecture: str, weights: str, collection: Collection, scratch: Path) -> Seen:
+    """The pooled features of a backbone, frozen: what a trunk with another past sees."""
+    path = scratch / "features" / f"{architecture}-{Path(weights).stem.replace(':', '-')}-{collection.name}.npz"
+    if not path.exists():
+        network = Network(find(architecture, weights).body, HALF, HALF).eval()
+        found = encode(lambda pixels: _vectors(network, pixels), collection, SIDE).numpy()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keep(path, embeddings=found)
+    embeddings = np.load(path)["embeddings"]
+    return Seen(torch.from_numpy(embeddings), embeddings, None)
+
+
+def keep(path: Path, **arrays: NDArray[np.float32]) -> None:
+    """The arrays stand at `path`, whole."""
+    beside = path.with_suffix(".part.npz")
+    np.savez(beside, **arrays)  # type: ignore[arg-type]  # its keywords are the arrays
+    beside.rename(path)
+
+
+def _vectors(network: Network, pixels: Tensor) -> Tensor:
+    found = network(pixels)
+    return found if isinstance(found, Tensor) else found.embeddings
+
+
+def packed(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """(n, bits / 8): a bit is set where the logit is at least 0."""
+    return np.packbits(logits >= 0, axis=1)
