@@ -151,15 +151,18 @@ def precisions(hits: NDArray[np.bool_], tied: Ties | None) -> Floats:
 
     Source: He, Cakir, Bargal and Sclaroff, "Hashing as tie-aware learning to rank", CVPR 2018.
     """
-    places = np.arange(1, hits.shape[1] + 1)
-    total = np.cumsum(hits, axis=1).astype(np.float64)
+    total = np.cumsum(hits, axis=1, dtype=np.int32)
+    here = hits if tied is None else tied.total(hits)  # r
+    row, column = at = np.nonzero(here)  # few places: all others have 0
+    terms = np.zeros(hits.shape)
     if tied is None:
-        return np.asarray(hits * total / places)
-    here = tied.total(hits)  # r
-    before = np.take_along_axis(total - hits, tied.first, axis=1)  # P
-    t = places - tied.first
-    terms = here / tied.size * (before + 1 + (t - 1) * (here - 1) / np.maximum(tied.size - 1, 1)) / places
-    return np.asarray(terms)
+        terms[at] = total[at] / (column + 1)
+        return terms
+    first, size, relevant = tied.first[at], tied.size[at], here[at]
+    before = total[row, first] - hits[row, first]  # P
+    later = (column - first) * (relevant - 1) / np.maximum(size - 1, 1)
+    terms[at] = relevant / size * (before + 1 + later) / (column + 1)
+    return terms
 
 
 def _figures(ranking: Ranking, hits: NDArray[np.bool_], ks: Sequence[int]) -> dict[str, Floats]:
