@@ -53,7 +53,7 @@ def markdown(
     """Lines: what was measured, a table for each run, parts, classes, votes."""
     yield from (f"# Retrieval: {report.subjects.name}", "")
     yield from (f"- {key}: {value}" for key, value in (_data(report) | dict(report.about)).items())
-    yield from ("", _HOW, "")
+    yield from ("", _HOW, "", "## All protocols", "", *_summary(report, rows), "")
     for run in report.runs:
         yield from _run_table(run, [r for r in rows if (r.protocol, r.space) == (run.protocol, run.space)])
     yield from ("## Classes", "")
@@ -86,6 +86,18 @@ _HOW = (
     "over k. `nDCG_retrieved_ideal` is the papers' own and not standard. Queries without a relevant item are in no "
     "mean."
 )
+
+
+def _summary(report: Report, rows: Sequence[Figure]) -> Iterator[str]:
+    k = 10 if 10 in report.plan.ks else report.plan.ks[0]
+    wanted = (f"P@{k}", f"nDCG@{k}", "mAP")
+    head = ("protocol", "space", "figure", "micro", "random", "majority", "lift", "macro", "random", "majority", "lift")
+    whole = [row for row in rows if row.part == ALL and row.name in wanted]
+    yield from table(head, ((_heading(row), row.space, *_line(row)[:9]) for row in whole))
+
+
+def _heading(row: Figure) -> str:
+    return f"{row.protocol} (LEAKS)" if row.leaks else row.protocol
 
 
 def _run_table(run: Run, rows: Sequence[Figure]) -> Iterator[str]:

@@ -200,6 +200,9 @@ class TestReport:
         write(report, tmp_path / "out", vectors)
         text = (tmp_path / "out" / "report.md").read_text()
         assert "## patient, cosine" in text
+        one_table = text.split("## All protocols")[1].split("##")[0]
+        assert "| lopo | cosine | mAP |" in one_table
+        assert "| patient | cosine | P@10 |" in one_table
         assert "LEAKS" not in text
         assert "model: made up" in text
         for name in ("precision_at_k.png", "pca.png", "tsne.png"):
@@ -217,4 +220,4 @@ class TestReport:
         subjects, vectors = made()
         plan = Plan(protocols=("paper1-compat",), ks=(1,), resamples=1000)
         write(evaluate(subjects, {"cosine": Space("cosine", vectors)}, plan), tmp_path / "out")
-        assert "paper1-compat, cosine (LEAKS" in (tmp_path / "out" / "report.md").read_text()
+        assert "## paper1-compat, cosine (LEAKS" in (tmp_path / "out" / "report.md").read_text()
