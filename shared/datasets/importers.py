@@ -5,7 +5,7 @@ from pathlib import Path
 
 from shared.datasets import cbis_ddsm, cdd_cesm, inbreast, vindr
 from shared.datasets.record import Imported
-from shared.errors import Invalid, NotFound
+from shared.errors import Invalid, NotFound, Unavailable
 
 IMPORTERS: Mapping[str, Callable[[Path], Imported]] = {
     module.DATASET: module.read for module in (cdd_cesm, vindr, inbreast, cbis_ddsm)
@@ -17,10 +17,13 @@ def read(dataset: str, root: Path) -> Imported:
 
     Raises:
         NotFound: there is no importer of that name.
-        Invalid: `root` is no folder, or not of that set: the message says what is missing.
+        Invalid: `root` is a file, or not of that set: the message says what is missing.
+        Unavailable: `root` is not there now, as a share may be.
     """
     if dataset not in IMPORTERS:
         raise NotFound(f"no data set of that name; there are {', '.join(IMPORTERS)}")
+    if not root.exists():
+        raise Unavailable("the folder of the data set cannot be reached")
     if not root.is_dir():
         raise Invalid("a data set is a folder")
     return IMPORTERS[dataset](root)

@@ -6,7 +6,7 @@ from shared.datasets import importers
 from shared.datasets.names import DatasetName
 from shared.datasets.record import FINDINGS_LENGTH, label_table
 from shared.datasets.tables import listing, read_csv
-from shared.errors import Invalid, NotFound
+from shared.errors import Invalid, NotFound, Unavailable
 from tests.datasets import made
 
 
@@ -20,6 +20,11 @@ def test_an_unknown_set_is_not_found_and_a_file_is_no_set(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(Invalid, match="is a folder"):
         importers.read("cdd-cesm", tmp_path / "file")
+
+
+def test_a_share_that_is_away_is_waited_for(tmp_path):
+    with pytest.raises(Unavailable):
+        importers.read("cdd-cesm", tmp_path / "away")
 
 
 def test_a_label_table_says_of_each_file_what_its_record_says_and_leaves_the_age_behind(tmp_path):
