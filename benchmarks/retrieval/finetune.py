@@ -1,0 +1,181 @@
+"""Method 2: what fine-tuning, metric learning, test-time views and ensembles each bring (arXiv 2508.04790).
+
+`python -m benchmarks.retrieval.finetune` trains MobileNetV2 and SqueezeNet from ImageNet weights on the training
+split of `radiology_16class`, and measures every system on its test split: the ablation that the paper lacks. Models
+and vectors are kept in the scratch folder, so a run that was stopped goes on, and a longer one adds to it.
+`--profile full` is the same grid with five seeds and twenty epochs: a job for a GPU.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from tempfile import gettempdir
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benchmarks.report import RESULTS, facts, write
+from benchmarks.retrieval.gains import Member, System, lines_of, tables
+from shared.datasets.collection import Collection
+from shared.datasets.development import load
+from shared.encoder.build import build
+from shared.encoder.cards import IMAGENET_MEAN, IMAGENET_STD
+from shared.encoder.convert import convert
+from shared.encoder.runtime import load as load_encoder
+from shared.encoder.tta import VIEWS, Views
+from shared.imaging.recipe import Recipe
+from shared.training.cli import load as experiment_of
+from shared.training.data import Named
+from shared.training.experiment import Experiment
+from shared.training.train import train
+
+OUT = RESULTS / "retrieval" / "finetune"
+SET, SIDE = "radiology_16class", 128
+Vectors = NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Net:
+    architecture: str
+    weights: str  #: a file of the development data
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
+    folded: bool = False  #: batch normalisation is folded into the convolutions, so its statistics are frozen
+
+
+HALF = (0.5, 0.5, 0.5)
+NETS: Mapping[str, Net] = {
+    "squeezenet": Net("squeezenet1_0", "squeezenet1_0_imagenet_fp16.pth"),
+    "mobilenet": Net("mobilenet_v2", "mobilenet_v2_imagenet_fp16.pth", HALF, HALF, folded=True),
+}
+CONFIGS = {"advanced": "advanced_ft", "metric": "metric_learning"}
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    seeds: tuple[int, ...]
+    epochs: int
+
+
+PROFILES: Mapping[str, Profile] = {"quick": Profile((0,), 3), "full": Profile((0, 1, 2, 3, 4), 20)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--profile", choices=PROFILES, default="quick")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--scratch", type=Path, default=Path(gettempdir()) / "similis-finetune")
+    parser.add_argument("--threads", type=int, default=1)
+    asked = parser.parse_args()
+    profile = PROFILES[asked.profile]
+    about = facts("retrieval.finetune", {"training": profile.seeds[-1], "bootstrap": 0})
+    torch.set_num_threads(asked.threads)
+    data = load(SET, asked.data, SIDE)
+    members = list(_members(profile, data, asked))
+    lines = [about | {"profile": asked.profile} | line for line in lines_of(systems(members), data)]
+    asked.out.mkdir(parents=True, exist_ok=True)
+    raw = asked.out / f"{asked.profile}.jsonl"
+    partial = raw.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    partial.rename(raw)
+    costs = {f"{m.net} {m.training} {m.seed}": m.cost for m in members if m.cost}
+    write("tables", about, {"trainings": costs}, tables(lines, costs, profile.epochs, asked.out), asked.out)
+
+
+def systems(members: Sequence[Member]) -> list[System]:
+    """Each member alone, plain and over the views; and the paper's ensembles of those of a seed."""
+    found = [System.of([m], "unit", views=views) for m in members for views in (False, True)]
+    frozen = [m for m in members if m.training == "frozen"]
+    for seed in sorted({m.seed for m in members if m.training != "frozen"}):
+        mine = {(m.net, m.training): m for m in [*frozen, *(m for m in members if m.seed == seed)]}
+        for name, parts in _ensembles(list(NETS)).items():
+            chosen = [mine[part] for part in parts if part in mine]
+            if len(chosen) == len(parts):
+                found += [System.of(chosen, join, views=False, name=name) for join in ("unit", "raw", "pca")]
+                found.append(System.of(chosen, "unit", views=True, name=name))
+    return found
+
+
+def _ensembles(nets: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
+    """The paper's, the last network in the place of its DenseNet121, the one before in that of its ResNet50."""
+    best, other = nets[-1], nets[-2]
+    return {
+        "best_two_advanced": [(best, "advanced"), (other, "advanced")],
+        "best_two_metric": [(best, "metric"), (other, "metric")],
+        "mixed_best": [(best, "advanced"), (best, "metric"), (best, "frozen")],
+        "mega_all": [(net, how) for how in ("advanced", "metric", "frozen") for net in (best, other)],
+    }
+
+
+def _members(profile: Profile, data: Collection, asked: argparse.Namespace) -> Iterator[Member]:
+    """The networks, frozen and trained, with the vectors of every image; cheap ones first."""
+    for name, net in NETS.items():
+        weights = _weights(net, asked)
+        folder = asked.scratch / "models" / f"{name}-frozen"
+        if not folder.exists():
+            build(folder, f"{name}-frozen", net.architecture, str(weights), Recipe(size=SIDE), net.mean, net.std)
+        yield Member(name, "frozen", 0, _encoded(folder, data, asked), data, {})
+    for seed in profile.seeds:
+        for name, net in NETS.items():
+            for how in CONFIGS:
+                one = experiment(name, net, how, _weights(net, asked), profile.epochs, seed)
+                out = asked.scratch / f"{one.name}-{one.epochs}-{seed}"
+                cost = _trained(one, out, asked)
+                yield Member(name, how, seed, _encoded(out / "model", data, asked), data, cost)
+
+
+def experiment(name: str, net: Net, how: str, weights: Path, epochs: int, seed: int) -> Experiment:
+    """The recommended preset on the network's own weights, for so many epochs."""
+    one = experiment_of(f"{CONFIGS[how]}:{net.architecture}", "recommended")
+    method: Any = one.method
+    method = replace(method, weights=str(weights), freeze_norm=net.folded, mean=net.mean, std=net.std)
+    # the images have 64 pixels: a stored side above the input's would sharpen no crop
+    data = Named(name=SET, side=SIDE)
+    return replace(one, name=f"{name}-{how}", data=data, side=SIDE, method=method, epochs=epochs, seed=seed)
+
+
+def _trained(one: Experiment, out: Path, asked: argparse.Namespace) -> dict[str, Any]:
+    """What the training took and how it went; it is run unless it was."""
+    if not (out / "metrics.json").exists():
+        began = time.process_time()
+        train(one, asked.data, out, threads=asked.threads)
+        print(f"{out.name}: {time.process_time() - began:.0f} s of processor time", flush=True)
+    said = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    keys = ("best_epoch", "best_score", "seconds", "digest")
+    return {key: said[key] for key in keys} | {"epochs": len(said["history"])}
+
+
+def _weights(net: Net, asked: argparse.Namespace) -> Path:
+    path: Path = asked.scratch / f"{net.architecture}.safetensors"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        convert(asked.data / "weights" / net.weights, path)
+    return path
+
+
+def _encoded(model: Path, data: Collection, asked: argparse.Namespace) -> Vectors:
+    """(5, n, dim): the model's vectors of every view of every image, the plain one first; kept beside the model."""
+    kept = model.with_name(f"{model.name}.npy")
+    if not kept.exists():
+        encoder = load_encoder(model, "onnx", asked.threads)
+        views = Views(SIDE)
+        made = []
+        for start in range(0, len(data), 16):
+            pixels = torch.from_numpy(data.images[start : start + 16]).float() / 255
+            seen = views(pixels).numpy()
+            made.append(encoder.encode(seen).embeddings.reshape(VIEWS, len(pixels), -1))
+        partial = kept.with_suffix(".partial.npy")
+        np.save(partial, np.concatenate(made, axis=1))
+        partial.rename(kept)
+    vectors: Vectors = np.load(kept)
+    return vectors
+
+
+if __name__ == "__main__":
+    main()
