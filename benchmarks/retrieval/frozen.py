@@ -42,6 +42,9 @@ faiss: Any = _faiss  # its stubs lack half of it
 OUT = RESULTS / "retrieval" / "frozen"
 RESAMPLES = 1000
 REPEATS = 300  #: single queries timed
+KEPT = {"mAP", "MRR", "P_adj@10", "hit@10", "graded_nDCG@10", "grade_difference@10"} | {
+    f"{name}@{k}" for name in ("P", "R", "nDCG", "nDCG_retrieved_ideal") for k in KS
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +105,8 @@ def main() -> None:
         encoded = {net.name: _encoded(net, one, asked) for net in NETS if net.name in asked.nets}
         lines = list(_measured(one, encoded))
         partial = raw.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(about | line) + "\n" for line in lines), encoding="utf-8")
+        told = [{"kind": "about"} | about, *lines]
+        partial.write_text("".join(json.dumps(line) + "\n" for line in told), encoding="utf-8")
         partial.rename(raw)
         _draw(one, encoded, asked)
     _tables(about, asked.out)
@@ -183,7 +187,7 @@ def _measured(one: Set, encoded: dict[str, Encoded]) -> Iterator[dict[str, Any]]
 def _lines(one: Set, report: Report) -> Iterator[dict[str, Any]]:
     of_run: dict[tuple[str, str, str], dict[str, Any]] = {}
     for row in figures(report):
-        if row.part != "all" and row.name not in {"P@10", "mAP"}:
+        if row.name not in (KEPT if row.part == "all" else {"P@10", "mAP"}):
             continue
         net, _, metric = row.space.rpartition(" ")
         line = of_run.setdefault(
@@ -214,7 +218,7 @@ def _three(interval: Any) -> list[float]:  # noqa: ANN401
 
 def _rounded(value: Any) -> Any:  # noqa: ANN401 - JSON
     if isinstance(value, float):
-        return None if np.isnan(value) else round(value, 5)
+        return None if np.isnan(value) else round(value, 4)
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     return [_rounded(item) for item in value] if isinstance(value, list) else value

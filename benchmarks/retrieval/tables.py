@@ -16,7 +16,7 @@ SHOWN = ("P@10", "R@10", "nDCG@10", "mAP")
 def figure_tables(lines: Sequence[Line], out: Path) -> list[str]:
     """Markdown: per set the main figures under every protocol, the whole of `patient` by k, parts, votes.
 
-    All figures go to figures.csv in the folder.
+    The main figures of all lines go to figures.csv in the folder.
     """
     rows = [line for line in lines if line["kind"] == "figures"]
     _csv(out / "figures.csv", rows)
@@ -156,7 +156,7 @@ def _csv(path: Path, rows: Sequence[Line]) -> None:
 
 def _flat(rows: Sequence[Line], keys: Sequence[str]) -> Iterator[list[object]]:
     for line in rows:
-        for name, f in line["figures"].items():
+        for name, f in ((name, line["figures"][name]) for name in SHOWN if name in line["figures"]):
             yield [
                 *(line[key] for key in keys),
                 name,
