@@ -18,6 +18,8 @@ QUEUES: dict[Job, str] = {
     Job.SCAN: "scan",
     Job.ENCODE: "ingest",
     Job.PROJECT: "index",
+    Job.REINDEX: "reindex",
+    Job.BACKFILL: "ingest",
     Job.SWEEP: "index",
 }
 

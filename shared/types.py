@@ -123,4 +123,6 @@ class Job(StrEnum):
     SCAN = "similis.scan"
     ENCODE = "similis.encode"
     PROJECT = "similis.project"
+    REINDEX = "similis.reindex"
+    BACKFILL = "similis.backfill"
     SWEEP = "similis.sweep"

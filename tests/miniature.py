@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import sqlalchemy as sa
 
 from shared.encoder.base import Encoder
 from shared.encoder.build import build
@@ -18,10 +19,11 @@ from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Inspected
 from shared.index.base import Index
 from shared.index.memory import MemoryStore
-from shared.pipeline import encode, lifecycle, project, receive
+from shared.pipeline import backfill, encode, lifecycle, project, receive, reindex
 from shared.pipeline.encode import Effort
 from shared.pipeline.receive import Rules
 from shared.queue import MemoryQueue
+from shared.store import generations, operations
 from shared.store.generations import Published
 from shared.store.session import Store
 from shared.types import Decoded, Header, PixelStats
@@ -150,6 +152,29 @@ class Platform:
 
     def project(self) -> int:
         return project.drain(self.begin, self.index, gather_s=0)[0]
+
+    def begin_generation(self, model: str = "null", **choices: Any) -> int:
+        """A generation is open beside the live one; nothing of it is filled yet."""
+        with self.begin() as db:
+            row = generations.model(db, model)
+            return lifecycle.begin_generation(db, self.indexes, row, **choices).id
+
+    def reindex(self, rounds: int = 12, **how: Any) -> None:
+        """Workers, until the builds have ended or stand still."""
+        for _ in range(rounds):
+            with self.begin() as db:  # nobody waits for a rest to be over
+                db.execute(sa.text("UPDATE operation SET not_before = NULL"))
+                due = operations.due(db, "reindex")
+            reindex.advance(self.begin, self.index, **how)
+            busy = backfill.drain(self.begin, self.sandbox, self.encoder, self.effort) + self.project()
+            if not due and not busy:
+                return
+
+    def published(self) -> Published:
+        with self.begin() as db:
+            found = generations.published(db)
+        assert found is not None
+        return found
 
     def take_in(self, count: int) -> None:
         """`count` images are searchable."""

@@ -41,7 +41,8 @@ SECRET = {name for name, value in KNOWN.items() if isinstance(value, SecretStr)}
 
 def test_it_names_every_process_of_production():
     assert set(SERVICES) == {
-        "postgres", "broker", "qdrant", "migrate", "api", "worker-scan", "worker-ingest", "worker-index", "beat",
+        "postgres", "broker", "qdrant", "migrate", "api", "worker-scan", "worker-ingest", "worker-index",
+        "worker-reindex", "beat",
     }  # fmt: skip
 
 
@@ -221,10 +222,10 @@ def started(tmp_path, postgres_url, valkey_url):
 def test_the_very_commands_become_ready_against_separate_engines(started):
     started.start_vectors()
     assert started.start("migrate").wait(60) == 0, started.log("migrate")
-    for name in ("api", "worker-scan", "worker-ingest", "worker-index", "beat"):
+    for name in ("api", "worker-scan", "worker-ingest", "worker-index", "worker-reindex", "beat"):
         started.start(name)
     assert until(lambda: started.readyz()[0] == 200, 60, 0.1), started.log("api")
-    for name in ("worker-scan", "worker-ingest", "worker-index", "beat"):
+    for name in ("worker-scan", "worker-ingest", "worker-index", "worker-reindex", "beat"):
         assert until(lambda name=name: started.check(name) == 0, 60, 0.2), started.log(name)
         assert not has_ended(started.children[name])
     key = (started.secrets / "api_key").read_text()

@@ -1,7 +1,7 @@
 """What goes out."""
 
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -221,15 +221,30 @@ class Coverage(Out):
     ratio: float
 
 
+class RecallOut(Out):
+    """Against exact search, the query's patient excluded; `points` is how many the index held then."""
+
+    recall: float
+    k: int
+    sample: int
+    points: int
+
+
 class GenerationOut(Out):
     id: int
     model: str
     fingerprint: str
     collection: str
-    state: str
+    state: Literal["building", "paused", "ready", "failed", "retiring", "retired"]
     live: bool
+    rollback_target: bool
     spec: dict[str, Any]
     coverage: Coverage
+    throttle: float | None
+    gate: float
+    recall: RecallOut | None
+    operation: UUID | None
+    progress: int = Field(ge=0, le=100)
     created_at: datetime
 
 
@@ -239,8 +254,30 @@ class IndexOut(Out):
     bytes_disk: int | None
 
 
+class ExceptionOut(Out):
+    """An image that the generation lacks."""
+
+    image: int
+    sop_instance_uid: str
+    reason: str
+    explanation: str | None
+
+
+class ImagesOut(Out):
+    """Of the images that searches find today: held, on their way, and lacking for good."""
+
+    total: int
+    covered: int
+    coming: int
+    exceptions: int
+    by_reason: dict[str, int]
+
+
 class GenerationDetail(GenerationOut):
     index: IndexOut | None
+    images: ImagesOut
+    exceptions: list[ExceptionOut]
+    error: str | None
 
 
 class GenerationsOut(Out):

@@ -51,4 +51,8 @@ Db = Annotated[Session, Depends(_db, scope="function")]
 CanSearch = Annotated[Bearer, Depends(Needs(Scope.SEARCH))]
 CanRead = Annotated[Bearer, Depends(Needs(Scope.READ))]
 CanIngest = Annotated[Bearer, Depends(Needs(Scope.INGEST))]
+CanReindex = Annotated[Bearer, Depends(Needs(Scope.REINDEX))]
+CanErase = Annotated[Bearer, Depends(Needs(Scope.ERASE))]
+#: Whoever may begin long work may watch it.
+CanWatch = Annotated[Bearer, Depends(Needs(Scope.INGEST, Scope.REINDEX, Scope.ERASE))]
 CanAdmin = Annotated[Bearer, Depends(Needs(Scope.ADMIN))]

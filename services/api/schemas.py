@@ -2,12 +2,13 @@
 
 import re
 from datetime import date, datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.datasets.names import DatasetName
 from shared.errors import Invalid
+from shared.index.base import Metric
 from shared.pipeline.search import Filters, Request
 from shared.store.catalog import Wanted
 from shared.store.keys import Scope
@@ -155,13 +156,37 @@ class ModelIn(In):
     card: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="A folder's name under the models")]
 
 
+class GenerationIn(In):
+    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Its name or fingerprint")]
+    metric: Metric | None = Field(None, description="Default: the model's own")
+    scale: Literal["exact", "hnsw", "hnsw-int8"] = "hnsw-int8"
+    m: Annotated[int, Field(ge=2, le=256)] = 16
+    ef_construct: Annotated[int, Field(ge=4, le=10_000)] = 100
+    throttle: Annotated[float | None, Field(ge=1, le=1e6, description="Images per second")] = None
+    gate: Annotated[float, Field(ge=0, le=1, description="recall@10 that publishing asks for")] = 0.97
+
+    def choices(self) -> dict[str, Any]:
+        """Fields of `shared.index.base.Spec`, as they were asked for."""
+        return self.model_dump(exclude={"model", "throttle", "gate"}, exclude_none=True)
+
+
+class SwitchIn(In):
+    accept: Annotated[
+        list[Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")]],
+        Field(max_length=10_000, description="Images that may be lacking, each by its id or SOP Instance UID"),
+    ] = []
+
+
+class RetireIn(In):
+    force: bool = Field(False, description="Also the generation that a rollback would lead to")
+
+
 class KeyIn(In):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._@-]{0,63}$")]
     scopes: Annotated[list[Scope], Field(min_length=1)]
     days: Annotated[int | None, Field(ge=1, le=3650)] = None
 
 
+SHAPES = (SearchIn, BatchIn, StudiesIn, ScanIn, ModelIn, GenerationIn, SwitchIn, RetireIn, KeyIn)
 #: Every name that a request may have, to be offered when one is misspelt.
-NAMES = tuple(
-    sorted({name for shape in (SearchIn, BatchIn, StudiesIn, ScanIn, ModelIn, KeyIn) for name in shape.model_fields})
-)
+NAMES = tuple(sorted({name for shape in SHAPES for name in shape.model_fields}))

@@ -2,6 +2,9 @@
 
 Decoding runs one batch ahead of the forward pass, in the sandbox. Nothing is written before the images are
 settled under their fence; then everything about a batch is written in one transaction.
+
+The live model judges an image. What another open model cannot do with it is an exception of that model's own, and
+costs the image no place elsewhere.
 """
 
 import io
@@ -19,15 +22,16 @@ from PIL import Image as Pillow
 from sqlalchemy.orm import Session
 
 from shared.encoder.base import Encoded, Encoder
-from shared.errors import Invalid, Rejected, Unavailable
+from shared.errors import Invalid, NotFound, Rejected, Unavailable
 from shared.imaging.gates import metadata_gate, pixel_gate
 from shared.imaging.reasons import Reason
 from shared.imaging.recipe import Recipe
 from shared.log import get
 from shared.pipeline.lease import Keeper
-from shared.store import encodings, generations, images, ledger
+from shared.store import backfill, encodings, generations, images, ledger
 from shared.store.generations import Published
 from shared.store.images import Claimed, Verdict
+from shared.store.locks import Lock, share
 from shared.store.session import Begin, enqueue
 from shared.types import Decoded, Job, Status, point_id
 
@@ -59,15 +63,25 @@ class Work:
     """One claimed batch on its way."""
 
     claimed: list[Claimed]
-    models: list[Published]
+    models: list[Published]  #: the first one judges
     decoded: dict[Recipe, list[Decoded | Rejected]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where batches are claimed, and what becomes of them."""
+
+    claim: Callable[[], Work]
+    settle: Callable[[Work, "Result"], int]
+    renew: Callable[[Session, Sequence[Claimed]], None]
+    give_back: Callable[[Sequence[Claimed]], None]
 
 
 class Holding:
     """The claims of this process, renewed together; a wedged batch ends the process."""
 
-    def __init__(self, effort: Effort) -> None:
-        self.effort = effort
+    def __init__(self, effort: Effort, renew: Callable[[Session, Sequence[Claimed]], None]) -> None:
+        self.effort, self._renew = effort, renew
         self._held: dict[int, tuple[Claimed, float]] = {}
         self._lock = threading.Lock()
 
@@ -91,7 +105,7 @@ class Holding:
             log.error("worker_wedged", count=len(self.claims()))
             os._exit(70)  # a native call that never returns cannot be interrupted otherwise
         if claims := self.claims():
-            images.renew(db, claims, self.effort.lease_s)
+            self._renew(db, claims)
 
 
 def drain(
@@ -101,18 +115,36 @@ def drain(
     effort: Effort,
     budget_s: float = 20.0,
 ) -> int:
-    """Due images have been settled until none was left or the budget was used; returns how many.
+    """Due images have been settled until none was left or the budget was used; returns how many."""
+    source = Source(
+        claim=lambda: claim(begin, encoder_of, effort),
+        settle=lambda work, result: settle(begin, work, result),
+        renew=lambda db, claimed: images.renew(db, claimed, effort.lease_s),
+        give_back=lambda claimed: give_back(begin, claimed),
+    )
+    return work_off(begin, source, sandbox, encoder_of, effort, budget_s)
+
+
+def work_off(
+    begin: Begin,
+    source: Source,
+    sandbox: Decoder,
+    encoder_of: Callable[[Published], Encoder],
+    effort: Effort,
+    budget_s: float,
+) -> int:
+    """Batches of the source have been settled until none came or the budget was used; returns how many images.
 
     The budget keeps one message short, so that stopping a worker is quick; whoever calls rings again. Whatever is
     claimed and not settled when an error ends this is given back.
     """
-    until, settled, holding = time.monotonic() + budget_s, 0, Holding(effort)
+    until, settled, holding = time.monotonic() + budget_s, 0, Holding(effort, source.renew)
     with Keeper(begin, effort.lease_s, holding.renew), ThreadPoolExecutor(1, "decode") as ahead:
 
         def start() -> Future[Work] | None:
             if time.monotonic() >= until:
                 return None
-            work = claim(begin, encoder_of, effort)
+            work = source.claim()
             holding.take(work.claimed)
             return ahead.submit(decode, sandbox, work) if work.claimed else None
 
@@ -121,30 +153,40 @@ def drain(
             while coming is not None:
                 work = coming.result()
                 coming = start()
-                settled += settle(begin, work, forward(work, encoder_of))
+                settled += source.settle(work, forward(work, encoder_of))
                 holding.leave(work.claimed)
         finally:
             if left := holding.claims():
-                give_back(begin, left)
+                source.give_back(left)
     return settled
 
 
 def claim(begin: Begin, encoder_of: Callable[[Published], Encoder], effort: Effort) -> Work:
     """A batch is ours, and every model that it needs is loaded.
 
-    Without an open generation nothing is claimed: the images wait for a model. Nor is anything while a model cannot
-    be loaded here, which is this worker's fault and not the images'.
+    Without an open generation nothing is claimed: the images wait for a model. Nor is anything while the live model
+    cannot be loaded here, which is this worker's fault and not the images'. Another model that cannot be loaded waits.
     """
     with begin() as db:
-        models = list({p.model_id: p for p in generations.opened(db)}.values())
-    for model in models:
-        encoder_of(model)
+        opened = list({p.model_id: p for p in generations.opened(db)}.values())
+    models = [model for i, model in enumerate(opened) if _loads(encoder_of, model, needed=i == 0)]
     if not models:
         return Work([], [])
     with begin() as db:
         images.exhaust(db, effort.max_failures)
         claimed = images.claim(db, limit=effort.batch, lease_s=effort.lease_s, max_failures=effort.max_failures)
     return Work(claimed, models)
+
+
+def _loads(encoder_of: Callable[[Published], Encoder], model: Published, *, needed: bool) -> bool:
+    try:
+        encoder_of(model)
+    except (NotFound, Invalid):
+        if needed:
+            raise
+        log.warning("model_not_loaded", fingerprint=model.fingerprint, exc_info=True)
+        return False
+    return True
 
 
 def give_back(begin: Begin, claimed: Sequence[Claimed]) -> None:
@@ -177,43 +219,48 @@ class Result:
     verdicts: list[Verdict] = field(default_factory=list)
     rows: list[encodings.Row] = field(default_factory=list)
     thumbnails: list[tuple[int, bytes]] = field(default_factory=list)
+    exceptions: list[tuple[int, Verdict]] = field(default_factory=list)  #: (model, what it made of a passed image)
 
 
 def forward(work: Work, encoder_of: Callable[[Published], Encoder]) -> Result:
     """Gates 1 and 2, then one forward pass per model over all frames of the batch."""
     result = Result()
-    good = [c for i, c in enumerate(work.claimed) if _admit(work, i, c, result)]
-    by_id = {c.id: i for i, c in enumerate(work.claimed)}
-    failed: set[int] = set()
-    for model in work.models:
-        parts = [(c, work.decoded[recipe_of(model)][by_id[c.id]]) for c in good if c.id not in failed]
-        decoded = [(c, d) for c, d in parts if isinstance(d, Decoded)]
-        for c, d, encoded in _encode(decoded, encoder_of, model):
-            if isinstance(encoded, Encoded):
-                result.rows += _rows(c, d, encoded, model)
-            else:
-                failed.add(c.id)
-                result.verdicts.append(encoded)
-    result.rows = [r for r in result.rows if r.image_id not in failed]
-    for c in good:
-        if c.id not in failed:
+    judge, *others = work.models
+    passed: set[int] = set()
+    for c, decoded, found in _through(work, judge, encoder_of):
+        if isinstance(decoded, Decoded):  # whoever reviews a stopped one needs a picture, too
+            result.thumbnails.append((c.id, _jpeg(decoded)))
+        if isinstance(found, Verdict):
+            result.verdicts.append(found)
+        else:
+            passed.add(c.id)
+            result.rows += found
             result.verdicts.append(Verdict(image=c, status=Status.ENCODED))
-            first = next(d for d in (ds[by_id[c.id]] for ds in work.decoded.values()) if isinstance(d, Decoded))
-            result.thumbnails.append((c.id, _jpeg(first)))
+    for model in others:
+        for _, _, found in _through(work, model, encoder_of, passed):
+            if isinstance(found, Verdict):
+                result.exceptions.append((model.model_id, found))
+            else:
+                result.rows += found
     return result
 
 
-def _admit(work: Work, position: int, claimed: Claimed, result: Result) -> bool:
-    """One image passes decoding and gates 1 and 2, or has its verdict."""
-    for recipe, decoded in work.decoded.items():
-        one = decoded[position]
-        stop = one if isinstance(one, Rejected) else metadata_gate(one.header, recipe) or pixel_gate(one.stats)
-        if stop is not None:
-            result.verdicts.append(_stopped(claimed, stop))
-            if isinstance(one, Decoded):  # whoever reviews it needs a picture
-                result.thumbnails.append((claimed.id, _jpeg(one)))
-            return False
-    return True
+def _through(
+    work: Work, model: Published, encoder_of: Callable[[Published], Encoder], only: set[int] | None = None
+) -> Iterator[tuple[Claimed, Decoded | Rejected, list[encodings.Row] | Verdict]]:
+    """Each image, or some, through one model: its rows, or the verdict of what stopped it."""
+    recipe, good = recipe_of(model), []
+    for c, decoded in zip(work.claimed, work.decoded[recipe], strict=True):
+        if only is not None and c.id not in only:
+            continue
+        if isinstance(decoded, Rejected):
+            yield c, decoded, _stopped(c, decoded)
+        elif (stop := metadata_gate(decoded.header, recipe) or pixel_gate(decoded.stats)) is not None:
+            yield c, decoded, _stopped(c, stop)
+        else:
+            good.append((c, decoded))
+    for c, d, encoded in _encode(good, encoder_of, model):
+        yield c, d, encoded if isinstance(encoded, Verdict) else _rows(c, d, encoded, model)
 
 
 def _stopped(claimed: Claimed, stop: Rejected) -> Verdict:
@@ -298,32 +345,53 @@ def _jpeg(decoded: Decoded) -> bytes:
 def settle(begin: Begin, work: Work, result: Result) -> int:
     """The batch is written in one transaction, as far as it is still ours; returns how many images were."""
     with begin() as db:
+        share(db, Lock.GENERATIONS)  # from here on no generation is opened that we would not see below
         ours = images.settle(db, result.verdicts)
-        rows = [r for r in result.rows if r.image_id in ours]
-        encodings.save(db, rows)
-        encodings.save_thumbnails(db, [t for t in result.thumbnails if t[0] in ours])
-        _post(db, work, rows, ours)
+        write(db, work, result, ours)
+        encoded = [v.image.id for v in result.verdicts if v.image.id in ours and v.status is Status.ENCODED]
+        _hand_over(db, work, result, encoded)
         lost_place = [
             v.image.id
             for v in result.verdicts
             if v.image.id in ours and v.status not in (Status.ENCODED, Status.RECEIVED)
         ]
         ledger.withdraw(db, lost_place)  # an image that was searchable and no longer belongs
+        backfill.drop(db, lost_place)
         enqueue(db, Job.PROJECT)
     if len(ours) < len(result.verdicts):
         log.info("claims_lost", count=len(result.verdicts) - len(ours))
     return len(ours)
 
 
-def _post(db: Session, work: Work, rows: Sequence[encodings.Row], revisions: Mapping[int, int]) -> None:
-    """Every open generation of each model is told what it must hold now."""
+def write(db: Session, work: Work, result: Result, revisions: Mapping[int, int]) -> None:
+    """Encodings, thumbnails and ledger rows of the images that are ours, each with its revision."""
+    rows = [r for r in result.rows if r.image_id in revisions]
+    encodings.save(db, rows)
+    encodings.save_thumbnails(db, [t for t in result.thumbnails if t[0] in revisions])
     uids = {c.id: c.sop_uid for c in work.claimed}
+    failed = {(m, v.image.id) for m, v in result.exceptions if v.status is not Status.RECEIVED}
     for model in work.models:
         mine = [r for r in rows if r.model_id == model.model_id]
         entries = [
             ledger.Entry(point_id(uids[r.image_id], r.frame), r.image_id, r.frame, revisions[r.image_id]) for r in mine
         ]
         kept = [(r.image_id, r.frame) for r in mine]
-        gone = encodings.drop_other_frames(db, model.model_id, sorted({i for i, _ in kept}), kept)
+        looked_at = {i for i, _ in kept} | {i for m, i in failed if m == model.model_id and i in revisions}
+        gone = encodings.drop_other_frames(db, model.model_id, sorted(looked_at), kept)
         entries += [ledger.Entry(point_id(uids[i], frame), i, frame, revisions[i], "delete") for i, frame in gone]
-        ledger.post(db, model.model_id, entries)
+        ledger.post(db, model.model_id, entries)  # every open generation is told what it must hold now
+
+
+def _hand_over(db: Session, work: Work, result: Result, encoded: Sequence[int]) -> None:
+    """What open models have not done with these images is theirs to do, or their named exception."""
+    backfill.drop(db, encoded, [model.model_id for model in work.models])
+    late = {p.model_id for p in generations.opened(db)} - {model.model_id for model in work.models}
+    mine = [(model, verdict) for model, verdict in result.exceptions if verdict.image.id in set(encoded)]
+    again = [(model, v.image.id) for model, v in mine if v.status is Status.RECEIVED]
+    backfill.add(
+        db,
+        due=[*again, *((model, image) for model in sorted(late) for image in encoded)],
+        failed=[(model, v.image.id, v.reason or v.status) for model, v in mine if v.status is not Status.RECEIVED],
+    )
+    if late or again:
+        enqueue(db, Job.BACKFILL)

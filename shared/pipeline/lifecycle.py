@@ -1,13 +1,31 @@
-"""Models and generations: registered, opened beside the live one, published."""
+"""Models and generations: registered, opened beside the live one, published, rolled back, retired.
 
+The switch is one row. It is refused unless nothing that searches find today would vanish by it, and the new index
+has shown that it finds what an exact search finds.
+"""
+
+import time
+import uuid
+from collections.abc import Collection
 from typing import Any
 
 from sqlalchemy.orm import Session
 
 from shared.encoder.cards import Card
+from shared.errors import Conflict
 from shared.index.base import IndexStore, Metric, Spec
-from shared.store import generations
+from shared.store import backfill, coverage, generations, ledger, operations
+from shared.store.coverage import Gap
+from shared.store.locks import Lock, alone
+from shared.store.session import enqueue
 from shared.store.tables import Generation, Model
+from shared.types import Job
+
+PATIENCE_S = 10.0
+TOLD = 5  #: images that a refusal names; all of them stand with the generation
+MOST_GAPS = 10_000  #: that can be accepted one by one
+GROWN = 1.25  #: a recall was measured on an index of about this size, or is measured again ...
+SMALL = 1000  #: ... but so few points more change nothing
 
 
 def add_model(db: Session, indexes: IndexStore, folder: str, card: Card) -> Model:
@@ -23,18 +41,195 @@ def add_model(db: Session, indexes: IndexStore, folder: str, card: Card) -> Mode
     if live is None or (model.id not in before and not generations.used(db)):
         generations.publish(db, open_generation(db, indexes, model).id)
         if live is not None:
-            generations.retire(db, live.generation_id)
+            generations.retire(db, live.generation_id, force=True)
     return model
 
 
-def open_generation(db: Session, indexes: IndexStore, model: Model, **choices: Any) -> Generation:  # noqa: ANN401
-    """A collection stands ready and its ledger is open; `choices` are fields of `Spec`."""
+def open_generation(
+    db: Session,
+    indexes: IndexStore,
+    model: Model,
+    *,
+    operation_id: uuid.UUID | None = None,
+    throttle: float | None = None,
+    gate: float | None = None,
+    **choices: Any,  # noqa: ANN401 - each of its own type
+) -> Generation:
+    """A collection stands ready and its ledger is open; `choices` are fields of `Spec`.
+
+    Raises: `Invalid` for a spec that no index can have.
+    """
     card = model.card
-    spec = Spec(dim=card["dim"], metric=Metric(card.get("metric", "cosine")), **choices)
-    generation = generations.add(
-        db,
-        model.id,
-        {"dim": spec.dim, "metric": spec.metric.value, "scale": spec.scale, "m": spec.m, "ef": spec.ef_construct},
-    )
-    indexes.create(generation.collection, spec)
-    return generation
+    spec = Spec(**{"dim": card["dim"], "metric": Metric(card.get("metric", "cosine"))} | choices)
+    number = generations.reserve(db)
+    indexes.create(generations.collection_of(number, model.id), spec)
+    told = {"dim": spec.dim, "metric": spec.metric.value, "scale": spec.scale, "m": spec.m, "ef": spec.ef_construct}
+    return generations.add(db, model.id, told, number=number, operation_id=operation_id, throttle=throttle, gate=gate)
+
+
+def begin_generation(
+    db: Session,
+    indexes: IndexStore,
+    model: Model,
+    *,
+    key_digest: bytes | None = None,
+    throttle: float | None = None,
+    gate: float | None = None,
+    **choices: Any,  # noqa: ANN401 - fields of `Spec`
+) -> Generation:
+    """A generation is open beside the live one, and the operation that fills it is due.
+
+    With the digest of an Idempotency-Key, a second call returns the first one's generation.
+    """
+    asked = {"model": model.name, "throttle": throttle, "gate": gate} | choices
+    operation = operations.create(db, "reindex", asked, key_digest)
+    found = generations.built_by(db, operation.id)
+    if found is None:
+        found = open_generation(db, indexes, model, operation_id=operation.id, throttle=throttle, gate=gate, **choices)
+        enqueue(db, Job.REINDEX)
+    return found
+
+
+class _Behind(Conflict):
+    """All it lacks is on its way to the index."""
+
+
+def publish(
+    db: Session, generation_id: int, accept: Collection[str] = (), *, patience_s: float = PATIENCE_S
+) -> Generation:
+    """Searches ask this generation from the commit on.
+
+    Args:
+        accept: image ids or SOP Instance UIDs of those that it may lack, each named.
+        patience_s: for new images that the live generation got a moment earlier.
+
+    Raises: `Conflict` where it is not complete, its recall is not measured or below its gate; with the numbers.
+    """
+    found = generations.get(db, generation_id)
+    if found.filled_at is None:
+        raise Conflict(f"generation {found.id} is not filled yet: images up to {found.filled_to} were looked at")
+    _check_recall(db, found)
+    return _switch(db, found, accept, patience_s)
+
+
+def rollback(
+    db: Session, generation_id: int, accept: Collection[str] = (), *, patience_s: float = PATIENCE_S
+) -> Generation:
+    """Searches leave this generation for the one that was published before it; rolling that back undoes it.
+
+    Raises: `Conflict` where this one is not published, nothing was before it, or that lacks what searches find today.
+    """
+    row = generations.live(db)
+    if row is None or row.generation_id != generation_id:
+        raise Conflict(f"generation {generation_id} is not published")
+    if row.previous_id is None:
+        raise Conflict("there is no generation to roll back to")
+    found = generations.get(db, row.previous_id)
+    return _switch(db, found, {*accept, *map(str, found.accepted)}, patience_s)
+
+
+def _switch(db: Session, found: Generation, accept: Collection[str], patience_s: float) -> Generation:
+    """Checked and switched while nobody writes: what was complete a moment ago may be behind by now."""
+    until = time.monotonic() + patience_s
+    while True:
+        try:
+            _check_gaps(db, found, accept)  # without the lock: a refusal disturbs nobody
+            with db.begin_nested():  # gives the lock back where it fails
+                alone(db, Lock.GENERATIONS)
+                found.accepted = [gap.image_id for gap in _check_gaps(db, found, accept)]
+                generations.publish(db, found.id)
+        except _Behind:
+            if time.monotonic() >= until:
+                raise
+            time.sleep(0.05)
+        else:
+            return found
+
+
+def _check_gaps(db: Session, found: Generation, accept: Collection[str]) -> list[Gap]:
+    """The accepted exceptions. Raises: `Conflict` for any gap that is not."""
+    named = frozenset(accept)
+    lacking = coverage.gaps(db, found.id, found.model_id, MOST_GAPS + 1)
+    left = [gap for gap in lacking if named.isdisjoint(gap.named)]
+    if left or len(lacking) > MOST_GAPS:
+        covered = coverage.count(db, found.id, found.model_id)
+        some = ", ".join(f"{gap.image_id} ({gap.reason})" for gap in left[:TOLD])
+        raise (_Behind if {gap.reason for gap in left} == {"to-index"} else Conflict)(
+            f"generation {found.id} covers {covered.covered} of {covered.images} images, {len(left)} are lacking and "
+            f"not accepted: {some}{' ...' if len(left) > TOLD else ''}"
+        )
+    return lacking
+
+
+def _check_recall(db: Session, found: Generation) -> None:
+    if found.measured is None:
+        raise Conflict(f"the recall of generation {found.id} has not been measured yet; resume it to have it measured")
+    recall = found.measured["recall"]
+    if recall < round(found.gate, 6):  # single precision in its row
+        raise Conflict(
+            f"recall@{found.measured['k']} of generation {found.id} is {recall:.4f} "
+            f"({found.measured['sample']} queries), below its gate of {found.gate:.4f}"
+        )
+    now, then = ledger.coverage(db, found.id).applied, found.measured["points"]
+    if now > GROWN * then + SMALL:
+        raise Conflict(
+            f"the recall of generation {found.id} was measured on {then} points, and it holds {now} now; resume it to "
+            "have it measured again"
+        )
+
+
+def retire(db: Session, generation_id: int, *, force: bool = False) -> Generation:
+    """Nothing more is written to it, and after a grace period its collection and ledger are gone.
+
+    Raises: `Conflict` for the live one, and without `force` for the only one that a rollback leads to.
+    """
+    operation_id = generations.get(db, generation_id).operation_id
+    if operation_id is not None:  # before the generation's own row, as a fill locks them
+        operations.abandon(db, operation_id)
+    found = generations.retire(db, generation_id, force=force)
+    backfill.drop_model(db, found.model_id)
+    enqueue(db, Job.REINDEX)
+    return found
+
+
+def cancel(db: Session, generation_id: int) -> Generation:
+    """A generation that was never published is given up; what its model has encoded stays for another time.
+
+    Raises: `Conflict` for the live one, and for one that a rollback leads to.
+    """
+    return retire(db, generation_id)
+
+
+def pause(db: Session, generation_id: int) -> Generation:
+    """Nothing more is filled in or encoded for it; new images still go to it, and deletes too.
+
+    Raises: `Conflict` where nothing is under way.
+    """
+    found = _open(db, generation_id)
+    if found.operation_id is None:
+        raise Conflict(f"generation {found.id} is not being built")
+    operations.pause(db, found.operation_id)
+    return found
+
+
+def resume(db: Session, generation_id: int) -> Generation:
+    """It goes on; if it had ended, its exceptions are tried again, and its recall is measured anew."""
+    found = _open(db, generation_id)
+    if found.operation_id is None:
+        found.operation_id = operations.create(db, "reindex", {}).id
+    else:
+        operation = operations.get(db, found.operation_id)
+        if operation.state not in ("pending", "running"):
+            if operation.state != "paused":
+                backfill.retry(db, found.model_id)
+            operations.retry(db, found.operation_id)
+    enqueue(db, Job.REINDEX)
+    enqueue(db, Job.BACKFILL)
+    return found
+
+
+def _open(db: Session, generation_id: int) -> Generation:
+    found = generations.get(db, generation_id)
+    if found.state != "open":
+        raise Conflict(f"generation {found.id} is retired")
+    return found

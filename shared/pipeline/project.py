@@ -12,6 +12,7 @@ from shared.log import get
 from shared.store import encodings, generations, ledger, operations
 from shared.store.generations import Published
 from shared.store.ledger import Pending
+from shared.store.locks import Lock, share
 from shared.store.session import Begin
 
 log = get(__name__)
@@ -51,6 +52,7 @@ def _guarded(begin: Begin, open_index: Callable[[str], Index], generation: Publi
 def _step(begin: Begin, open_index: Callable[[str], Index], generation: Published) -> int:
     """Up to `STEP` rows of one generation; the row locks are held while the index is written."""
     with begin() as db:
+        share(db, Lock.GENERATIONS)  # whoever publishes finds nothing half applied
         rows = ledger.take(db, generation.generation_id, generation.model_id, STEP)
         if not rows:
             return 0

@@ -3,7 +3,8 @@
 from sqlalchemy.orm import Session
 
 from shared.pipeline.encode import Effort
-from shared.store import images, ledger, operations
+from shared.pipeline.reindex import GRACE_S
+from shared.store import backfill, generations, images, ledger, operations
 from shared.store.session import enqueue
 from shared.types import Job
 
@@ -14,7 +15,11 @@ def ring_for_due(db: Session, effort: Effort) -> None:
     operations.finish_settled(db)
     if images.due(db)[0]:
         enqueue(db, Job.ENCODE)
-    if operations.due(db):
+    if operations.due(db, "scan"):
         enqueue(db, Job.SCAN)
-    if ledger.oldest_pending_s(db) is not None:
+    if operations.due(db, "reindex") or generations.purgeable(db, GRACE_S):
+        enqueue(db, Job.REINDEX)
+    if backfill.asking(db):
+        enqueue(db, Job.BACKFILL)
+    if ledger.oldest_pending_s(db) is not None or operations.due(db, "erase"):
         enqueue(db, Job.PROJECT)

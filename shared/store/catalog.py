@@ -112,8 +112,8 @@ class Progress:
 _PROGRESS = sa.text(
     """
     SELECT count(*) AS images, count(*) FILTER (WHERE i.status IN ('received', 'encoding')) AS undecided,
-           count(*) FILTER (WHERE EXISTS (SELECT 1 FROM ledger l WHERE l.image_id = i.id AND l.state = 'pending'))
-             AS unindexed,
+           count(*) FILTER (WHERE EXISTS (SELECT 1 FROM ledger l WHERE l.image_id = i.id AND l.state = 'pending'
+             AND l.generation_id IN (SELECT generation_id FROM live))) AS unindexed,
            NOT EXISTS (SELECT 1 FROM generation WHERE state = 'open') AS awaits_model
     FROM image i
     WHERE i.id IN (SELECT f.image_id FROM file f WHERE f.operation_id = :operation AND f.outcome = 'taken')

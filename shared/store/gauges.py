@@ -26,7 +26,7 @@ _PENDING = sa.text("SELECT count(*) FROM ledger WHERE state = 'pending'")
 
 def read(connection: sa.Connection) -> Gauges:
     waiting, oldest = images.due(connection)
-    scans = operations.due(connection)
+    scans = operations.due(connection, "scan")
     pending = connection.execute(_PENDING).scalar_one()
     stopped = connection.execute(_STOPPED).all()
     generations = connection.execute(_OPEN).all()

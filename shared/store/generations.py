@@ -1,5 +1,10 @@
-"""Models, generations and the one published pointer."""
+"""Models, generations and the one published pointer.
 
+Whoever opens, publishes or retires holds `Lock.GENERATIONS` alone; who writes or applies ledgers shares it. So what
+is settled knows every generation there is, and what is published is what was checked.
+"""
+
+import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,6 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, NotFound
+from shared.store.locks import Lock, alone
 from shared.store.tables import Generation, Live, Model
 
 
@@ -67,24 +73,59 @@ def model(db: Session, name_or_fingerprint: str) -> Model:
     return found[0]
 
 
-def add(db: Session, model_id: int, spec: dict[str, Any]) -> Generation:
-    """A generation is open: from this commit on every encoding of its model gets a row in its ledger."""
-    number = db.scalar(sa.select(sa.func.coalesce(sa.func.max(Generation.id), 0) + 1))
-    generation = Generation(model_id=model_id, collection=f"g{number}-m{model_id}", spec=spec)
+def reserve(db: Session) -> int:
+    """A number that no generation has had; also one that a rollback gives up is not used again."""
+    number: int = db.execute(sa.text("SELECT nextval(pg_get_serial_sequence('generation', 'id'))")).scalar_one()
+    return number
+
+
+def collection_of(number: int, model_id: int) -> str:
+    return f"g{number}-m{model_id}"
+
+
+def add(
+    db: Session,
+    model_id: int,
+    spec: dict[str, Any],
+    *,
+    number: int | None = None,
+    operation_id: uuid.UUID | None = None,
+    throttle: float | None = None,
+    gate: float | None = None,
+) -> Generation:
+    """A generation is open: from this commit on every encoding of its model gets a row in its ledger.
+
+    With the operation that builds it, what stands already is to be filled in; without, nothing stands.
+    """
+    alone(db, Lock.GENERATIONS)
+    number = number or reserve(db)
+    generation = Generation(
+        id=number,
+        model_id=model_id,
+        collection=collection_of(number, model_id),
+        spec=spec,
+        operation_id=operation_id,
+        throttle=throttle,
+    )
+    if gate is not None:
+        generation.gate = gate
+    if operation_id is None:
+        generation.filled_at = sa.func.clock_timestamp()
     db.add(generation)
     db.flush()  # its id names it everywhere
     return generation
 
 
+_OPENED = sa.text(
+    "SELECT g.id, g.collection, m.id, m.fingerprint, m.folder, m.card FROM generation g "
+    "JOIN model m ON m.id = g.model_id WHERE g.state = 'open' "
+    "ORDER BY g.id = (SELECT generation_id FROM live) DESC NULLS LAST, g.id"
+)
+
+
 def opened(db: Session | sa.Connection) -> list[Published]:
-    """Every generation that is kept up to date, the live one among them."""
-    rows = db.execute(
-        sa.text(
-            "SELECT g.id, g.collection, m.id, m.fingerprint, m.folder, m.card FROM generation g "
-            "JOIN model m ON m.id = g.model_id WHERE g.state = 'open' ORDER BY g.id"
-        )
-    )
-    return [Published(*row) for row in rows]
+    """Every generation that is kept up to date, the live one first."""
+    return [Published(*row) for row in db.execute(_OPENED)]
 
 
 def get(db: Session, generation_id: int) -> Generation:
@@ -95,23 +136,34 @@ def get(db: Session, generation_id: int) -> Generation:
     return found
 
 
+def built_by(db: Session, operation_id: uuid.UUID) -> Generation | None:
+    return db.scalar(sa.select(Generation).where(Generation.operation_id == operation_id))
+
+
 def every(db: Session) -> Sequence[Generation]:
     return db.scalars(sa.select(Generation).order_by(Generation.id)).all()
 
 
+def live(db: Session, *, lock: bool = False) -> Live | None:
+    """The pointer's row, with the generation before it."""
+    return db.get(Live, 1, with_for_update=lock or None)
+
+
 def publish(db: Session, generation_id: int) -> None:
-    """The pointer names this generation.
+    """The pointer names this generation, and remembers the one before it.
 
     Raises: `Conflict` if it is retired.
     """
+    alone(db, Lock.GENERATIONS)
     if get(db, generation_id).state != "open":
         raise Conflict("a retired generation cannot be published")
-    live = db.get(Live, 1, with_for_update=True)
-    if live is None:
+    row = live(db, lock=True)
+    if row is None:
         db.add(Live(id=1, generation_id=generation_id))
-    else:
-        live.generation_id = generation_id
-        live.published_at = sa.func.clock_timestamp()
+    elif row.generation_id != generation_id:
+        row.previous_id, row.generation_id = row.generation_id, generation_id
+        row.published_at = sa.func.clock_timestamp()
+    db.flush()
 
 
 def used(db: Session) -> bool:
@@ -123,12 +175,56 @@ def used(db: Session) -> bool:
     )
 
 
-def retire(db: Session, generation_id: int) -> None:
-    """Nothing more is written to this generation.
+def retire(db: Session, generation_id: int, *, force: bool = False) -> Generation:
+    """Nothing more is written to this generation; a while later it is purged.
 
-    Raises: `Conflict` for the published one.
+    Raises: `Conflict` for the published one, and without `force` for the one that a rollback would lead to.
     """
-    live = db.get(Live, 1)
-    if live is not None and live.generation_id == generation_id:
+    alone(db, Lock.GENERATIONS)
+    row, found = live(db, lock=True), get(db, generation_id)
+    if row is not None and row.generation_id == generation_id:
         raise Conflict("the published generation cannot be retired")
-    get(db, generation_id).state = "retired"
+    if row is not None and row.previous_id == generation_id:
+        if not force:
+            raise Conflict("a rollback would lead to this generation: retire it with force, or keep it")
+        row.previous_id = None
+    if found.state == "open":
+        found.state, found.retired_at = "retired", sa.func.clock_timestamp()
+    db.flush()
+    return found
+
+
+_ALLOW = sa.text(
+    """
+    WITH pace AS (
+        SELECT id, throttle, greatest(coalesce(paced_from, '-infinity'), now - interval '5 seconds') AS since, now
+        FROM generation, (SELECT clock_timestamp() AS now) AS clock WHERE id = :id FOR UPDATE OF generation
+    ), allowed AS (
+        SELECT id, throttle, since, least(:most, floor(extract(epoch FROM now - since) * throttle)) AS n FROM pace
+    )
+    UPDATE generation SET paced_from = since + make_interval(secs => n / allowed.throttle)
+    FROM allowed WHERE generation.id = allowed.id RETURNING CAST(n AS int)
+    """
+)
+
+
+def allow(db: Session, generation: Generation, most: int) -> int:
+    """How many rows its throttle lets pass now, at most `most`; five seconds' worth may gather.
+
+    A bucket in the row, so that however many work at once, together they keep to it.
+    """
+    if generation.throttle is None:
+        return most
+    n: int = db.execute(_ALLOW, {"id": generation.id, "most": most}).scalar_one()
+    return n
+
+
+_PURGEABLE = sa.text(
+    "SELECT id FROM generation WHERE state = 'retired' AND purged_at IS NULL "
+    "AND retired_at < clock_timestamp() - make_interval(secs => :grace) ORDER BY id"
+)
+
+
+def purgeable(db: Session, grace_s: float) -> list[int]:
+    """Retired for so long that no query can still be looking into them."""
+    return list(db.execute(_PURGEABLE, {"grace": grace_s}).scalars())

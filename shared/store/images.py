@@ -21,6 +21,7 @@ class Claimed:
     attempt: int
     sop_uid: str
     path: bytes
+    revision: int = 0  #: where what is written must be of the revision that was claimed
 
 
 #: Due: received and rested, or claimed by somebody whose lease has ended. An ended lease is a failure.

@@ -8,9 +8,12 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
+
+from shared.types import point_id
 
 _POST = sa.text(
     """
@@ -19,10 +22,11 @@ _POST = sa.text(
     FROM unnest(CAST(:points AS uuid[]), CAST(:images AS bigint[]), CAST(:frames AS int[]), CAST(:ops AS text[]),
                 CAST(:revisions AS bigint[])) AS u(point_id, image_id, frame, op, revision)
     CROSS JOIN generation g
-    WHERE g.state = 'open' AND (g.model_id = :model OR u.op = 'delete')
+    WHERE g.state = 'open' AND g.model_id = :model
     ON CONFLICT (generation_id, point_id) DO UPDATE SET
         op = excluded.op, revision = excluded.revision, image_id = excluded.image_id, state = 'pending',
-        attempt = 0, not_before = NULL, last_error = NULL, queued_at = clock_timestamp(), applied_at = NULL
+        attempt = 0, not_before = NULL, last_error = NULL, queued_at = clock_timestamp(),
+        applied_at = CASE WHEN ledger.op = 'upsert' THEN ledger.applied_at END
     WHERE ledger.revision <= excluded.revision
     """
 )
@@ -38,20 +42,50 @@ class Entry:
 
 
 def post(db: Session, model_id: int, entries: Sequence[Entry]) -> None:
-    """Each entry is due in every open generation of the model; deletes are due in every open generation."""
-    if not entries:
-        return
-    db.execute(
-        _POST,
-        {
-            "points": [e.point_id for e in entries],
-            "images": [e.image_id for e in entries],
-            "frames": [e.frame for e in entries],
-            "ops": [e.op for e in entries],
-            "revisions": [e.revision for e in entries],
-            "model": model_id,
-        },
-    )
+    """Each entry is due in every open generation of the model: another model may have chosen other frames."""
+    if entries:
+        db.execute(_POST, _columns(entries) | {"ops": [e.op for e in entries], "model": model_id})
+
+
+def _columns(entries: Sequence[Entry]) -> dict[str, object]:
+    return {
+        "points": [e.point_id for e in entries],
+        "images": [e.image_id for e in entries],
+        "frames": [e.frame for e in entries],
+        "revisions": [e.revision for e in entries],
+    }
+
+
+_FILL = sa.text(
+    """
+    INSERT INTO ledger (generation_id, point_id, image_id, frame, op, revision)
+    SELECT :generation, u.point_id, u.image_id, u.frame, 'upsert', u.revision
+    FROM unnest(CAST(:points AS uuid[]), CAST(:images AS bigint[]), CAST(:frames AS int[]),
+                CAST(:revisions AS bigint[])) AS u(point_id, image_id, frame, revision)
+    ON CONFLICT DO NOTHING
+    """
+)
+
+
+def fill(db: Session, generation_id: int, entries: Sequence[Entry]) -> None:
+    """Each entry is due in this generation, unless somebody wrote its row in the meantime: that one is newer."""
+    if entries:
+        db.execute(_FILL, _columns(entries) | {"generation": generation_id})
+
+
+_STORED = sa.text(
+    """
+    SELECT i.id, i.sop_uid, i.revision, e.frame FROM image i
+    JOIN encoding e ON e.image_id = i.id AND e.model_id = :model
+    WHERE i.id = ANY(CAST(:images AS bigint[])) AND i.status NOT IN ('deleted', 'rejected', 'quarantined')
+    """
+)
+
+
+def stored(db: Session, model_id: int, images: Sequence[int]) -> list[Entry]:
+    """What a generation of this model must hold of these images."""
+    rows = db.execute(_STORED, {"model": model_id, "images": list(images)})
+    return [Entry(point_id(row.sop_uid, row.frame), row.id, row.frame, row.revision) for row in rows]
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,3 +222,40 @@ def withdraw(db: Session, images: Sequence[int]) -> None:
     """Whatever stands of these images in any generation is due to be deleted."""
     if images:
         db.execute(_WITHDRAW, {"images": list(images)})
+
+
+class Sampled(NamedTuple):
+    embedding: bytes
+    patient_key: bytes
+
+
+_SAMPLE = sa.text(
+    """
+    WITH chosen AS (
+        SELECT image_id, frame FROM ledger WHERE generation_id = :generation AND state = 'applied' AND op = 'upsert'
+        ORDER BY hashtextextended(CAST(point_id AS text), :seed) LIMIT :limit
+    )
+    SELECT e.embedding, s.patient_key FROM chosen c
+    JOIN encoding e ON e.image_id = c.image_id AND e.frame = c.frame AND e.model_id = :model
+    JOIN image i ON i.id = c.image_id
+    JOIN study s ON s.id = i.study_id
+    """
+)
+
+
+def sample(db: Session, generation_id: int, model_id: int, limit: int, seed: int) -> list[Sampled]:
+    """Points of this generation to ask with, the same ones for the same seed while nothing changes."""
+    values = {"generation": generation_id, "model": model_id, "limit": limit, "seed": seed}
+    return [Sampled._make(row) for row in db.execute(_SAMPLE, values)]
+
+
+_CLEAR = sa.text(
+    "DELETE FROM ledger WHERE generation_id = :generation AND point_id IN "
+    "(SELECT point_id FROM ledger WHERE generation_id = :generation LIMIT :limit)"
+)
+
+
+def clear(db: Session, generation_id: int, limit: int) -> bool:
+    """Up to `limit` rows of a purged generation are gone; whether there were any."""
+    done: sa.CursorResult[Any] = db.execute(_CLEAR, {"generation": generation_id, "limit": limit})  # type: ignore[assignment]
+    return done.rowcount > 0

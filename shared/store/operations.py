@@ -102,6 +102,15 @@ def renew(db: Session, held: Held, lease_s: float) -> None:
     )
 
 
+def mine(db: Session, held: Held) -> bool:
+    """Still ours to go on with: neither paused, cancelled nor taken over. Locked, so it stays so until the commit."""
+    found = db.execute(
+        sa.text("SELECT cancel FROM operation WHERE id = :id AND attempt = :attempt AND state = 'running' FOR UPDATE"),
+        {"id": held.id, "attempt": held.attempt},
+    ).one_or_none()
+    return found is not None and not found.cancel
+
+
 def rest(db: Session, held: Held, seconds: float, error: str | None = None) -> None:
     """The operation is due again after so many seconds (a watch between its rounds)."""
     db.execute(
@@ -163,7 +172,8 @@ _SETTLED = sa.text(
     WHERE o.state = 'running' AND o.counts ? 'scanned'
       AND NOT EXISTS (SELECT 1 FROM image i WHERE i.operation_id = o.id AND i.status IN ('received', 'encoding'))
       AND NOT EXISTS (SELECT 1 FROM image i JOIN ledger l ON l.image_id = i.id
-                      WHERE i.operation_id = o.id AND l.state = 'pending')
+                      WHERE i.operation_id = o.id AND l.state = 'pending'
+                        AND l.generation_id IN (SELECT generation_id FROM live))
     """
 )
 
@@ -188,13 +198,33 @@ def outcomes(db: Session, operation_id: uuid.UUID) -> list[tuple[str, str | None
     return [tuple(row) for row in rows]
 
 
-def due(db: Session | sa.Connection) -> int:
-    """How many operations could be claimed now."""
+def due(db: Session | sa.Connection, kind: str) -> int:
+    """How many operations of this kind could be claimed now."""
     found: int = db.execute(
         sa.text(
             "SELECT count(*) FROM operation WHERE state IN ('pending', 'running') AND NOT (counts ? 'scanned') "
-            "AND (lease_until IS NULL OR lease_until < clock_timestamp()) "
+            "AND kind = :kind AND (lease_until IS NULL OR lease_until < clock_timestamp()) "
             "AND (not_before IS NULL OR not_before <= clock_timestamp())"
-        )
+        ),
+        {"kind": kind},
     ).scalar_one()
     return found
+
+
+def pause(db: Session, operation_id: uuid.UUID) -> None:
+    """Whoever holds it stops at its next step; nobody claims it.
+
+    Raises: `Conflict` when it has ended.
+    """
+    operation = get(db, operation_id)
+    if operation.state not in ("pending", "running", "paused"):
+        raise Conflict(f"the operation has {operation.state}")
+    operation.state = "paused"
+
+
+def abandon(db: Session, operation_id: uuid.UUID) -> None:
+    """What it was for is given up: if it has not ended, it is cancelled, and whoever holds it stops."""
+    operation = get(db, operation_id)
+    if operation.state in ("pending", "running", "paused"):
+        operation.state, operation.lease_until = "cancelled", None
+        operation.finished_at = sa.func.clock_timestamp()

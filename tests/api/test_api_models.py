@@ -1,4 +1,4 @@
-"""Models, generations and keys."""
+"""Models and keys."""
 
 from datetime import UTC, datetime, timedelta
 
@@ -42,23 +42,6 @@ def test_a_card_that_was_changed_is_refused(client, archive, tmp_path):
     assert refused.status_code == 400
     assert "weights" in refused.json()["detail"]
     assert client.post("/v1/models", json={"card": "absent"}).status_code == 404
-
-
-def test_a_generation_tells_how_much_it_holds(client, archive):
-    archive.take_in(1)
-    (listed,) = client.get("/v1/generations").json()["generations"]
-    assert listed["coverage"] == {"applied": 4, "pending": 0, "failed": 0, "ratio": 1.0}
-    assert (listed["id"], listed["model"], listed["live"], listed["state"]) == (1, "null-a", True, "open")
-    shown = client.get("/v1/generations/1").json()
-    assert listed.items() <= shown.items()
-    assert shown["index"] == {"points": 4, "indexed": 4, "bytes_disk": None}
-    assert client.get("/v1/generations/7").status_code == 404
-
-
-def test_while_the_engine_is_away_the_generation_is_still_told(client, archive):
-    archive.rt.indexes.drop("g1-m1")
-    archive.rt._indexes.clear()
-    assert client.get("/v1/generations/1").json()["index"] is None
 
 
 def test_a_new_key_is_shown_once_and_opens_what_it_may(client, archive):

@@ -39,7 +39,8 @@ from tests import tiny
 from tests.oracle import Oracle
 
 ROLES = (
-    "postgres", "valkey", "vectors", "api", "worker-ingest1", "worker-ingest2", "worker-scan", "worker-index", "beat",
+    "postgres", "valkey", "vectors", "api", "worker-ingest1", "worker-ingest2", "worker-scan", "worker-index",
+    "worker-reindex", "beat",
 )  # fmt: skip
 LEASE_WITHIN_S = 5.0  #: so long a kill waits for somebody to hold a lease
 BACK_WITHIN_S = 60.0

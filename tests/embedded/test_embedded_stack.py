@@ -62,7 +62,7 @@ def test_the_first_start_makes_a_key_that_the_api_knows(stack):
 
 
 def test_every_process_of_the_design_runs(stack):
-    lasting = {*ENGINES, "api", "worker-ingest1", "worker-scan", "worker-index", "beat"}
+    lasting = {*ENGINES, "api", "worker-ingest1", "worker-scan", "worker-index", "worker-reindex", "beat"}
     states = lambda: {name: one["state"] for name, one in stack.home.state["processes"].items()}  # noqa: E731
     assert until(lambda: states() == {**dict.fromkeys(lasting, "ready"), "model": "done"}, 120, 0.1), states()
 
@@ -91,7 +91,10 @@ def test_a_second_up_is_refused_with_exit_4(stack, home):
     assert "Traceback" not in told.stderr
 
 
-@pytest.mark.parametrize("name", [*ENGINES, "api", "worker-ingest1", "worker-scan", "worker-index", "beat"])
+WORKERS = ("worker-ingest1", "worker-scan", "worker-index", "worker-reindex")
+
+
+@pytest.mark.parametrize("name", [*ENGINES, "api", *WORKERS, "beat"])
 def test_whatever_is_killed_comes_back(stack, name):
     before = identities(stack)[name]
     before.signal(signal.SIGKILL)

@@ -1,20 +1,17 @@
-from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Response
 from sqlalchemy.orm import Session
 
-from services.api.answers import GenerationDetail, GenerationsOut, ModelDetail, ModelsOut
+from services.api.answers import ModelDetail, ModelsOut
 from services.api.dependencies import CanAdmin, CanRead, Db, Rt
 from services.api.schemas import ModelIn
 from shared.encoder import cards
 from shared.encoder.cards import Card
-from shared.errors import NotFound, Unavailable
 from shared.pipeline import lifecycle
-from shared.runtime import Runtime
-from shared.store import generations, ledger
+from shared.store import generations
 from shared.store.session import enqueue
-from shared.store.tables import Generation, Model
+from shared.store.tables import Model
 from shared.types import Job
 
 router = APIRouter(tags=["models"])
@@ -65,47 +62,3 @@ def _detail(db: Session, row: Model) -> dict[str, Any]:
     live = generations.published(db)
     own = [generation.id for generation in generations.every(db) if generation.model_id == row.id]
     return _model(row, live.model_id if live else None) | {"card": row.card, "generations": own}
-
-
-@router.get("/v1/generations", response_model=GenerationsOut)
-def list_generations(db: Db, _: CanRead) -> dict[str, Any]:
-    """Every index build, with how much of its ledger it holds."""
-    named = {row.id: row for row in generations.models(db)}
-    return {"generations": [_generation(db, row, named) for row in generations.every(db)]}
-
-
-@router.get("/v1/generations/{generation_id}", response_model=GenerationDetail)
-def show_generation(rt: Rt, db: Db, _: CanRead, generation_id: int) -> dict[str, Any]:
-    """One index build; `index` is what the engine itself says, or null while it is away."""
-    row = generations.get(db, generation_id)
-    named = {model.id: model for model in generations.models(db)}
-    return _generation(db, row, named) | {"index": _index(rt, row)}
-
-
-def _generation(db: Session, row: Generation, named: Mapping[int, Model]) -> dict[str, Any]:
-    live = generations.published(db)
-    covered = ledger.coverage(db, row.id)
-    return {
-        "id": row.id,
-        "model": named[row.model_id].name,
-        "fingerprint": named[row.model_id].fingerprint,
-        "collection": row.collection,
-        "state": row.state,
-        "live": live is not None and live.generation_id == row.id,
-        "spec": row.spec,
-        "coverage": {
-            "applied": covered.applied,
-            "pending": covered.pending,
-            "failed": covered.failed,
-            "ratio": covered.ratio,
-        },
-        "created_at": row.created_at,
-    }
-
-
-def _index(rt: Runtime, row: Generation) -> dict[str, Any] | None:
-    try:
-        info = rt.index(row.collection).info()
-    except (Unavailable, NotFound):
-        return None
-    return {"points": info.points, "indexed": info.indexed, "bytes_disk": info.bytes_disk}

@@ -10,11 +10,11 @@ from fastapi import APIRouter, Header, Query, Response
 from sqlalchemy.orm import Session
 
 from services.api.answers import FilesOut, OperationDetail, OperationsOut
-from services.api.dependencies import CanIngest, Db, Rt
+from services.api.dependencies import CanIngest, CanWatch, Db, Rt
 from services.api.errors import explain
 from services.api.routes.studies import read_cursor, write_cursor
 from services.api.schemas import ScanIn
-from shared.errors import Invalid
+from shared.errors import Conflict, Invalid
 from shared.pipeline import receive
 from shared.runtime import Runtime
 from shared.store import catalog, files, images, operations
@@ -64,7 +64,7 @@ def _allowed(rt: Runtime, text: str) -> str:
 
 
 @router.get("/v1/operations", response_model=OperationsOut)
-def list_operations(db: Db, _: CanIngest, limit: Limit = 50, cursor: Cursor = None) -> dict[str, Any]:
+def list_operations(db: Db, _: CanWatch, limit: Limit = 50, cursor: Cursor = None) -> dict[str, Any]:
     """The newest first."""
     before = datetime.fromtimestamp(read_cursor(cursor) / 1e6, UTC) if cursor else None
     rows = operations.page(db, limit + 1, before)
@@ -81,7 +81,7 @@ def _micros(moment: datetime) -> int:
 
 
 @router.get("/v1/operations/{operation_id}", response_model=OperationDetail)
-def show_operation(db: Db, _: CanIngest, operation_id: UUID) -> dict[str, Any]:
+def show_operation(db: Db, _: CanWatch, operation_id: UUID) -> dict[str, Any]:
     """How far it is, and what became of its files."""
     return _detail(db, operations.get(db, operation_id))
 
@@ -113,6 +113,7 @@ def list_files(
 @router.post("/v1/operations/{operation_id}:cancel", response_model=OperationDetail)
 def cancel_operation(db: Db, _: CanIngest, operation_id: UUID) -> dict[str, Any]:
     """No more of it is begun; what was registered stays."""
+    _only_scans(db, operation_id)
     operation = operations.cancel(db, operation_id)
     db.flush()
     db.refresh(operation)
@@ -122,6 +123,7 @@ def cancel_operation(db: Db, _: CanIngest, operation_id: UUID) -> dict[str, Any]
 @router.post("/v1/operations/{operation_id}:retry", status_code=202, response_model=OperationDetail)
 def retry_operation(db: Db, _: CanIngest, operation_id: UUID) -> dict[str, Any]:
     """It is due again: what is done stays done, what failed is tried once more."""
+    _only_scans(db, operation_id)
     operation = operations.retry(db, operation_id)
     images.retry_failed(db, operation_id)
     catalog.look_again(db, operation_id)
@@ -130,6 +132,15 @@ def retry_operation(db: Db, _: CanIngest, operation_id: UUID) -> dict[str, Any]:
     db.flush()
     db.refresh(operation)
     return _detail(db, operation)
+
+
+def _only_scans(db: Session, operation_id: UUID) -> None:
+    """Raises: `Conflict` for what is steered elsewhere."""
+    kind = operations.get(db, operation_id).kind
+    if kind == "reindex":
+        raise Conflict("a generation is cancelled and resumed at /v1/generations")
+    if kind != "scan":
+        raise Conflict("what is erased is erased: this operation only waits for the proof")
 
 
 def _detail(db: Session, operation: Operation) -> dict[str, Any]:
@@ -176,8 +187,12 @@ def _summary(db: Session, operation: Operation) -> dict[str, Any]:
 def _phase(operation: Operation, standing: catalog.Progress) -> str:
     if operation.state in ENDED:
         return "ended"
+    if operation.state == "paused":
+        return "paused"
     if operation.state == "pending":
         return "waiting"
+    if operation.kind != "scan":
+        return "building" if operation.kind == "reindex" else "erasing"
     if "scanned" not in operation.counts:
         return "registering"
     if not standing.undecided:
@@ -191,6 +206,8 @@ def _progress(operation: Operation, undecided: int, unindexed: int) -> int:
         return 100
     if not operation.total:
         return 0
+    if operation.kind != "scan":
+        return min(99, 100 * operation.done // operation.total)
     registered = min(operation.done, operation.total)
     decided = max(registered - undecided, 0)
     share = 0.1 * registered + 0.8 * decided + 0.1 * max(decided - unindexed, 0)

@@ -1,0 +1,182 @@
+"""Generations as resources: built beside the live one, checked, published, rolled back, retired."""
+
+import hashlib
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Response
+from sqlalchemy.orm import Session
+
+from services.api.answers import GenerationDetail, GenerationsOut
+from services.api.dependencies import CanRead, CanReindex, Db, Rt
+from services.api.errors import explain
+from services.api.schemas import GenerationIn, RetireIn, SwitchIn
+from shared.errors import NotFound, Unavailable
+from shared.pipeline import lifecycle
+from shared.runtime import Runtime
+from shared.store import coverage, generations, ledger, operations
+from shared.store.tables import Generation, Model, Operation
+
+router = APIRouter(tags=["generations"])
+
+SHOWN = 1000  #: images that are lacking, named in one answer
+EXPLAINED: Mapping[str, str] = {
+    "to-encode": "Its model has yet to encode it.",
+    "to-index": "It is on its way to the index.",
+    "missing": "It has no row yet; resuming looks at all images again.",
+    "refused": "The index refused its vector.",
+}
+
+
+@router.get("/v1/generations", response_model=GenerationsOut)
+def list_generations(db: Db, _: CanRead) -> dict[str, Any]:
+    """Every index build, with how much of its ledger it holds."""
+    named = {row.id: row for row in generations.models(db)}
+    return {"generations": [_generation(db, row, named) for row in generations.every(db)]}
+
+
+@router.post("/v1/generations", status_code=202, response_model=GenerationDetail)
+def begin_generation(
+    rt: Rt,
+    db: Db,
+    bearer: CanReindex,
+    asked: GenerationIn,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+) -> dict[str, Any]:
+    """A generation is built beside the live one; searches notice nothing until it is published."""
+    model = generations.model(db, asked.model)
+    digest = hashlib.sha256(f"{bearer.id}|{idempotency_key}".encode()).digest() if idempotency_key else None
+    row = lifecycle.begin_generation(
+        db, rt.indexes, model, key_digest=digest, throttle=asked.throttle, gate=asked.gate, **asked.choices()
+    )
+    response.headers["Location"] = f"/v1/generations/{row.id}"
+    return _detail(rt, db, row)
+
+
+@router.get("/v1/generations/{generation_id}", response_model=GenerationDetail)
+def show_generation(rt: Rt, db: Db, _: CanRead, generation_id: int) -> dict[str, Any]:
+    """One index build; `index` is what the engine itself says, or null while it is away."""
+    return _detail(rt, db, generations.get(db, generation_id))
+
+
+@router.post("/v1/generations/{generation_id}:pause", response_model=GenerationDetail)
+def pause_generation(rt: Rt, db: Db, _: CanReindex, generation_id: int) -> dict[str, Any]:
+    """Nothing more is filled in or encoded for it; new images still go to it."""
+    return _detail(rt, db, lifecycle.pause(db, generation_id))
+
+
+@router.post("/v1/generations/{generation_id}:resume", status_code=202, response_model=GenerationDetail)
+def resume_generation(rt: Rt, db: Db, _: CanReindex, generation_id: int) -> dict[str, Any]:
+    """It goes on; if it had ended, its exceptions are tried again and its recall is measured anew."""
+    return _detail(rt, db, lifecycle.resume(db, generation_id))
+
+
+@router.post("/v1/generations/{generation_id}:cancel", response_model=GenerationDetail)
+def cancel_generation(rt: Rt, db: Db, _: CanReindex, generation_id: int) -> dict[str, Any]:
+    """It is given up and purged; what its model has encoded stays."""
+    return _detail(rt, db, lifecycle.cancel(db, generation_id))
+
+
+@router.post("/v1/generations/{generation_id}:publish", response_model=GenerationDetail)
+def publish_generation(
+    rt: Rt, db: Db, _: CanReindex, generation_id: int, asked: SwitchIn | None = None
+) -> dict[str, Any]:
+    """Searches ask it from now on. 409 with the numbers unless it is complete and its recall reaches its gate."""
+    return _detail(rt, db, lifecycle.publish(db, generation_id, (asked or SwitchIn()).accept))
+
+
+@router.post("/v1/generations/{generation_id}:rollback", response_model=GenerationDetail)
+def rollback_generation(
+    rt: Rt, db: Db, _: CanReindex, generation_id: int, asked: SwitchIn | None = None
+) -> dict[str, Any]:
+    """Searches leave this generation for the one that was published before it, which is the answer."""
+    return _detail(rt, db, lifecycle.rollback(db, generation_id, (asked or SwitchIn()).accept))
+
+
+@router.post("/v1/generations/{generation_id}:retire", status_code=202, response_model=GenerationDetail)
+def retire_generation(
+    rt: Rt, db: Db, _: CanReindex, generation_id: int, asked: RetireIn | None = None
+) -> dict[str, Any]:
+    """Nothing more is written to it; a minute later its collection and ledger are removed."""
+    return _detail(rt, db, lifecycle.retire(db, generation_id, force=(asked or RetireIn()).force))
+
+
+def _generation(db: Session, row: Generation, named: Mapping[int, Model]) -> dict[str, Any]:
+    live = generations.live(db)
+    covered = ledger.coverage(db, row.id)
+    operation = None if row.operation_id is None else operations.get(db, row.operation_id)
+    return {
+        "id": row.id,
+        "model": named[row.model_id].name,
+        "fingerprint": named[row.model_id].fingerprint,
+        "collection": row.collection,
+        "state": _state(row, operation),
+        "live": live is not None and live.generation_id == row.id,
+        "rollback_target": live is not None and live.previous_id == row.id,
+        "spec": row.spec,
+        "coverage": {
+            "applied": covered.applied,
+            "pending": covered.pending,
+            "failed": covered.failed,
+            "ratio": covered.ratio,
+        },
+        "throttle": row.throttle,
+        "gate": round(row.gate, 6),
+        "recall": row.measured,
+        "operation": row.operation_id,
+        "progress": _progress(operation),
+        "created_at": row.created_at,
+    }
+
+
+def _state(row: Generation, operation: Operation | None) -> str:
+    if row.state == "retired":
+        return "retiring" if row.purged_at is None else "retired"
+    if operation is None or operation.state == "succeeded":
+        return "ready"
+    return {"pending": "building", "running": "building", "paused": "paused"}.get(operation.state, "failed")
+
+
+def _progress(operation: Operation | None) -> int:
+    if operation is None or operation.state == "succeeded":
+        return 100
+    return min(99, 100 * operation.done // operation.total) if operation.total else 0
+
+
+def _detail(rt: Runtime, db: Session, row: Generation) -> dict[str, Any]:
+    db.flush()
+    db.refresh(row)
+    named = {model.id: model for model in generations.models(db)}
+    covered = coverage.count(db, row.id, row.model_id)
+    lacking = coverage.gaps(db, row.id, row.model_id, SHOWN)
+    operation = None if row.operation_id is None else operations.get(db, row.operation_id)
+    return _generation(db, row, named) | {
+        "index": None if row.state == "retired" else _index(rt, row),
+        "images": {
+            "total": covered.images,
+            "covered": covered.covered,
+            "coming": covered.coming,
+            "exceptions": covered.exceptions,
+            "by_reason": covered.by_reason,
+        },
+        "exceptions": [
+            {
+                "image": gap.image_id,
+                "sop_instance_uid": gap.sop_uid,
+                "reason": gap.reason,
+                "explanation": EXPLAINED.get(gap.reason) or explain(gap.reason),
+            }
+            for gap in lacking
+            if gap.reason not in coverage.PASSING
+        ],
+        "error": operation.error if operation else None,
+    }
+
+
+def _index(rt: Runtime, row: Generation) -> dict[str, Any] | None:
+    try:
+        info = rt.index(row.collection).info()
+    except (Unavailable, NotFound):
+        return None
+    return {"points": info.points, "indexed": info.indexed, "bytes_disk": info.bytes_disk}

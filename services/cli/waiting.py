@@ -1,0 +1,45 @@
+"""Watching a build or an erasure: one bar where there is a terminal, a line now and then where there is none."""
+
+import sys
+import time
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from services.cli.client import Answer, Client, part
+from services.cli.terminal import err, say
+
+POLL_S = 0.5
+PLAIN_EVERY_S = 15.0
+STANDING = frozenset({"succeeded", "failed", "cancelled", "paused"})  #: nothing more happens by itself
+
+
+def watch(client: Client, operation_id: str, noun: str, *, poll_s: float = POLL_S) -> Answer:
+    """The operation has ended or is paused; how far it was is shown meanwhile."""
+    shows = _bar if sys.stderr.isatty() else _lines
+    return shows(client, f"/v1/operations/{part(operation_id)}", noun, poll_s)
+
+
+def _bar(client: Client, path: str, noun: str, poll_s: float) -> Answer:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=err()) as bar:
+        task = bar.add_task(noun, total=None)
+        while True:
+            answer = client.get(path)
+            bar.update(task, completed=answer["done"], total=answer.get("total"))
+            if answer["state"] in STANDING:
+                return answer
+            time.sleep(poll_s)
+
+
+def _lines(client: Client, path: str, noun: str, poll_s: float) -> Answer:
+    told, at = -1, time.monotonic()
+    while True:
+        answer = client.get(path)
+        done, total, standing = answer["done"], answer.get("total") or 0, answer["state"] in STANDING
+        quarter = 4 * done // total if total else -1
+        if standing or quarter > told or time.monotonic() - at > PLAIN_EVERY_S:
+            told, at = quarter, time.monotonic()
+            say(f"{noun}: {done} of {total or '?'} ({answer['state']})")
+        if standing:
+            return answer
+        time.sleep(poll_s)

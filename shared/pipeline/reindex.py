@@ -1,0 +1,215 @@
+"""Re-index: a generation beside the live one is filled, watched until it lacks nothing, and measured.
+
+What is stored is not encoded again: rows of the ledger are written from the encodings, and the projector does the
+rest. What its model has not encoded is left to `backfill`. Every step is one transaction and begins where the last
+one ended, so it may be killed, paused and taken over anywhere.
+"""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as StillGoing
+from contextlib import suppress
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from shared.errors import NotFound, SimilisError, Unavailable
+from shared.imaging.pseudonym import patient_number
+from shared.index.base import Exact, Filter, Index, IndexStore, Match, Query, Recall
+from shared.log import get
+from shared.pipeline.lease import Keeper
+from shared.pipeline.search import LEAST_DEPTH, TARGET
+from shared.store import backfill, coverage, encodings, generations, ledger, operations
+from shared.store.operations import Held
+from shared.store.session import Begin, enqueue
+from shared.store.tables import Generation
+from shared.types import Job
+
+log = get(__name__)
+
+LEASE_S = 30.0
+CHUNK = 2000  #: images looked at in one transaction
+REST_S = 1.0  #: until it is looked again whether all has come
+AWAY_S = 10.0  #: until an engine that was away is asked again
+GRACE_S = 60.0  #: a query that still knows a retired generation has long been answered
+K, SAMPLE, SEED = 10, 100, 0
+TIE = 1e-6  #: of the k-th score: equal scores are equally right
+
+Opened = Callable[[str], Index]
+
+
+def advance(
+    begin: Begin,
+    open_index: Opened,
+    *,
+    budget_s: float = 20.0,
+    chunk: int = CHUNK,
+    alive: Callable[[], None] = lambda: None,
+) -> bool:
+    """One due build has got on as far as it could; True: call again, there may be more to do at once."""
+    with begin() as db:
+        held = operations.claim(db, "reindex", LEASE_S)
+    if held is None:
+        return False
+    try:
+        with Keeper(begin, LEASE_S, lambda db: operations.renew(db, held, LEASE_S)):
+            return _build(begin, open_index, held, budget_s, chunk, alive)
+    except Unavailable as error:  # it comes back, and the build goes on where it was
+        with begin() as db:
+            operations.rest(db, held, AWAY_S, str(error))
+    except Exception as error:
+        if not isinstance(error, SimilisError):
+            log.exception("reindex_failed", operation_id=str(held.id))
+        told = str(error) if isinstance(error, SimilisError) else f"internal error ({type(error).__name__})"
+        with begin() as db:
+            operations.end(db, held, "failed", told)
+    return True
+
+
+def _build(
+    begin: Begin, open_index: Opened, held: Held, budget_s: float, chunk: int, alive: Callable[[], None]
+) -> bool:
+    until = time.monotonic() + budget_s
+    with begin() as db:
+        built = generations.built_by(db, held.id)
+    if built is None:
+        raise NotFound("the generation of this operation is gone")
+    number = built.id
+    while True:
+        alive()
+        with begin() as db:
+            if not operations.mine(db, held):
+                return False  # paused, cancelled, or another's
+            found = generations.get(db, number)
+            looked_at = fill(db, found, chunk)
+            if found.filled_at is None and (looked_at == 0 or time.monotonic() >= until):
+                _report(db, held, found)
+                operations.rest(db, held, REST_S if looked_at == 0 else 0.0)
+                return looked_at > 0
+            if found.filled_at is not None:
+                break
+    with begin() as db:
+        covered = _report(db, held, generations.get(db, number))
+        if covered.coming:
+            if covered.by_reason.get("missing"):  # a row went astray: cheap to look at all of them again
+                found = generations.get(db, number)
+                found.filled_to, found.filled_at = 0, None
+            enqueue(db, Job.PROJECT)
+            enqueue(db, Job.BACKFILL)
+            operations.rest(db, held, REST_S)
+            return False
+    _finish(begin, open_index, held, number, alive)
+    return True
+
+
+def fill(db: Session, found: Generation, chunk: int = CHUNK) -> int:
+    """The next images' stored encodings are in its ledger, the others are due to be encoded; returns how many.
+
+    The images are locked first: who erases or replaces one does so before or after, and never unseen. Rows that
+    others wrote meanwhile stay. Less than a chunk is the end: what comes later goes to every open generation anyway.
+    """
+    db.refresh(found, with_for_update=True)
+    allowed = generations.allow(db, found, chunk) if found.state == "open" and found.filled_at is None else 0
+    if allowed == 0:
+        return 0
+    ids = db.execute(
+        sa.text("SELECT id FROM image WHERE id > :after ORDER BY id LIMIT :limit FOR SHARE"),
+        {"after": found.filled_to, "limit": allowed},
+    )
+    images = list(ids.scalars())
+    ledger.fill(db, found.id, ledger.stored(db, found.model_id, images))
+    backfill.fill(db, found.model_id, images)
+    if images:
+        found.filled_to = images[-1]
+    if len(images) < allowed:
+        found.filled_at = sa.func.clock_timestamp()
+    enqueue(db, Job.PROJECT)
+    enqueue(db, Job.BACKFILL)
+    db.flush()
+    db.refresh(found)
+    return len(images)
+
+
+def _report(db: Session, held: Held, found: Generation) -> coverage.Coverage:
+    covered = coverage.count(db, found.id, found.model_id)
+    counts = dict(covered.by_reason) | {"looked_at": found.filled_to}
+    operations.progress(
+        db, held, done=covered.covered, total=covered.images, counts=json.dumps(counts), lease_s=LEASE_S
+    )
+    return covered
+
+
+def _finish(begin: Begin, open_index: Opened, held: Held, number: int, alive: Callable[[], None]) -> None:
+    """Linked, measured, and ended. What is published is decided by a person."""
+    with begin() as db:
+        found = generations.get(db, number)
+        rows = ledger.sample(db, found.id, found.model_id, SAMPLE, SEED)
+    index = open_index(found.collection)
+    link(index, alive)
+    measured = recall(index, rows, alive)
+    with begin() as db:
+        if operations.mine(db, held):
+            found = generations.get(db, number)
+            found.measured = measured
+            _report(db, held, found)
+            operations.end(db, held, "succeeded")
+
+
+def link(index: Index, alive: Callable[[], None], every_s: float = 5.0) -> None:
+    """The graph covers every point; this may take minutes, during which `alive` is called."""
+    with ThreadPoolExecutor(1, "link") as beside:
+        coming = beside.submit(index.optimize)
+        while not coming.done():
+            alive()
+            with suppress(StillGoing):
+                coming.result(timeout=every_s)
+        coming.result()
+
+
+def recall(index: Index, rows: Sequence[ledger.Sampled], alive: Callable[[], None] = lambda: None) -> dict[str, float]:
+    """Recall@10 of what searches ask for, against exact search, the query's patient excluded in both.
+
+    Between two exact searches the engine rests as long as the last one took: others are searching.
+    """
+    found = wanted = 0
+    for row in rows:
+        alive()
+        vector = encodings.unpack(row.embedding)
+        other = Filter(must_not=(Match(field="patient", values=(patient_number(row.patient_key),)),))
+        began = time.monotonic()
+        truth, asked = index.search(
+            [
+                Query(vector=vector, limit=K, filter=other, accuracy=Exact()),
+                Query(vector=vector, limit=LEAST_DEPTH, filter=other, accuracy=Recall(TARGET)),
+            ]
+        )
+        if not truth.hits:
+            continue
+        ids, worst = {hit.id for hit in truth.hits}, truth.hits[-1].score - TIE
+        found += sum(hit.id in ids or hit.score >= worst for hit in asked.hits[:K])
+        wanted += len(truth.hits)
+        time.sleep(min(time.monotonic() - began, 0.2))
+    return {"recall": found / wanted if wanted else 1.0, "k": K, "sample": len(rows), "points": index.count()}
+
+
+def purge(begin: Begin, indexes: IndexStore, grace_s: float = GRACE_S, chunk: int = 10_000) -> int:
+    """Collections and ledgers of generations that were retired a while ago are gone; returns how many were.
+
+    The collection first: while its rows stand, an erasure still waits for it.
+    """
+    with begin() as db:
+        due = generations.purgeable(db, grace_s)
+    for number in due:
+        with begin() as db:
+            collection = generations.get(db, number).collection
+        with suppress(NotFound):
+            indexes.drop(collection)
+        while True:
+            with begin() as db:
+                if ledger.clear(db, number, chunk):
+                    continue
+                generations.get(db, number).purged_at = sa.func.clock_timestamp()
+                break
+    return len(due)

@@ -1,0 +1,202 @@
+"""Images that a model has yet to encode beside the normal path.
+
+The row is the job, with the lease and the fence of an image's own; besides, what is written must be of the revision
+that was claimed. A row that failed for good is a named exception of the model's generations.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from shared.store.images import Claimed, Verdict
+from shared.types import Status
+
+_FILL = sa.text(
+    """
+    INSERT INTO backfill (model_id, image_id)
+    SELECT :model, i.id FROM image i
+    WHERE i.id = ANY(CAST(:images AS bigint[])) AND i.status NOT IN ('deleted', 'rejected', 'quarantined')
+      AND (i.status = 'encoded'
+           OR EXISTS (SELECT 1 FROM ledger l WHERE l.image_id = i.id AND l.op = 'upsert' AND l.applied_at IS NOT NULL))
+      AND NOT EXISTS (SELECT 1 FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model)
+    ON CONFLICT DO NOTHING
+    """
+)
+
+
+def fill(db: Session, model_id: int, images: Sequence[int]) -> None:
+    """Of these images, those that searches find and this model has not encoded are due."""
+    db.execute(_FILL, {"model": model_id, "images": list(images)})
+
+
+_ADD = sa.text(
+    """
+    INSERT INTO backfill (model_id, image_id, state, reason)
+    SELECT * FROM unnest(CAST(:models AS bigint[]), CAST(:images AS bigint[]), CAST(:states AS text[]),
+                         CAST(:reasons AS text[]))
+    ON CONFLICT (model_id, image_id) DO UPDATE SET state = excluded.state, reason = excluded.reason,
+        attempt = backfill.attempt + 1, failures = 0, lease_until = NULL, not_before = NULL
+    """
+)
+
+
+def add(db: Session, due: Iterable[tuple[int, int]], failed: Iterable[tuple[int, int, str]] = ()) -> None:
+    """(model, image) are due; (model, image, reason) are exceptions. Whoever held one of them has lost it."""
+    rows = [(m, i, "due", None) for m, i in due] + [(m, i, "failed", reason) for m, i, reason in failed]
+    if rows:
+        models, images, states, reasons = zip(*rows, strict=True)
+        db.execute(
+            _ADD, {"models": list(models), "images": list(images), "states": list(states), "reasons": list(reasons)}
+        )
+
+
+def drop(db: Session, images: Sequence[int], models: Sequence[int] | None = None) -> None:
+    """Nothing is due of these images, for these models or for any."""
+    db.execute(
+        sa.text(
+            "DELETE FROM backfill WHERE image_id = ANY(CAST(:images AS bigint[])) "
+            "AND (CAST(:models AS bigint[]) IS NULL OR model_id = ANY(CAST(:models AS bigint[])))"
+        ),
+        {"images": list(images), "models": None if models is None else list(models)},
+    )
+
+
+def drop_model(db: Session, model_id: int) -> None:
+    """Nothing is due for a model of which no generation is open."""
+    db.execute(
+        sa.text(
+            "DELETE FROM backfill WHERE model_id = :model AND NOT EXISTS "
+            "(SELECT 1 FROM generation WHERE model_id = :model AND state = 'open')"
+        ),
+        {"model": model_id},
+    )
+
+
+def retry(db: Session, model_id: int) -> None:
+    """The exceptions of this model are tried again."""
+    db.execute(
+        sa.text("UPDATE backfill SET state = 'due', failures = 0, not_before = NULL WHERE model_id = :model"),
+        {"model": model_id},
+    )
+
+
+_DUE = """
+    state = 'due' AND (lease_until IS NULL OR lease_until < clock_timestamp())
+    AND (not_before IS NULL OR not_before <= clock_timestamp())
+"""
+#: An ended lease is a failure; so the last of them is found out by who claims next.
+_FAILURES = "failures + (CASE WHEN lease_until IS NOT NULL THEN 1 ELSE 0 END)"
+
+_CLAIM = sa.text(
+    f"""
+    WITH due AS (
+        SELECT image_id, {_FAILURES} AS failed FROM backfill
+        WHERE model_id = :model AND {_DUE} AND {_FAILURES} < :failures
+        ORDER BY image_id LIMIT :limit FOR UPDATE SKIP LOCKED
+    )
+    UPDATE backfill b SET attempt = b.attempt + 1, failures = due.failed,
+                          lease_until = clock_timestamp() + make_interval(secs => :lease)
+    FROM due JOIN image i ON i.id = due.image_id
+    WHERE b.model_id = :model AND b.image_id = due.image_id
+    RETURNING i.id, b.attempt, i.sop_uid, i.path, i.revision
+    """  # noqa: S608 - only the constants above are inserted
+)
+
+_EXHAUST = sa.text(
+    f"""
+    UPDATE backfill SET state = 'failed', reason = coalesce(last_error, 'worker-died'), lease_until = NULL
+    WHERE model_id = :model AND {_DUE} AND {_FAILURES} >= :failures
+    """  # noqa: S608 - only the constants above are inserted
+)
+
+
+def claim(db: Session, model_id: int, *, limit: int, lease_s: float, max_failures: int) -> list[Claimed]:
+    """Up to `limit` images of this model are ours until the lease ends, each with its revision."""
+    db.execute(_EXHAUST, {"model": model_id, "failures": max_failures})
+    values = {"model": model_id, "limit": limit, "lease": lease_s, "failures": max_failures}
+    return sorted((Claimed(*row) for row in db.execute(_CLAIM, values)), key=lambda image: image.id)
+
+
+def renew(db: Session, model_id: int, claimed: Iterable[Claimed], lease_s: float) -> None:
+    ours = list(claimed)
+    db.execute(
+        sa.text(
+            "UPDATE backfill SET lease_until = clock_timestamp() + make_interval(secs => :lease) "
+            "FROM unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[])) AS u(id, attempt) "
+            "WHERE model_id = :model AND image_id = u.id AND backfill.attempt = u.attempt AND lease_until IS NOT NULL"
+        ),
+        {"model": model_id, "ids": [c.id for c in ours], "attempts": [c.attempt for c in ours], "lease": lease_s},
+    )
+
+
+_LOCK = sa.text("SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR SHARE")
+_SETTLE = sa.text(
+    """
+    UPDATE backfill b SET lease_until = NULL, last_error = u.reason,
+        state = CASE WHEN u.over THEN 'failed' ELSE 'due' END, reason = CASE WHEN u.over THEN u.reason END,
+        failures = b.failures + CASE WHEN u.fault THEN 1 ELSE 0 END,
+        not_before = clock_timestamp() + make_interval(secs => u.retry)
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[]), CAST(:revisions AS bigint[]), CAST(:overs AS bool[]),
+                CAST(:reasons AS text[]), CAST(:retries AS float8[]), CAST(:faults AS bool[]))
+         AS u(id, attempt, revision, over, reason, retry, fault)
+    JOIN image i ON i.id = u.id AND i.revision = u.revision
+                AND i.status NOT IN ('deleted', 'rejected', 'quarantined')
+    WHERE b.model_id = :model AND b.image_id = u.id AND b.attempt = u.attempt AND b.state = 'due'
+      AND EXISTS (SELECT 1 FROM generation g WHERE g.model_id = :model AND g.state = 'open')
+    RETURNING b.image_id, i.revision
+    """
+)
+
+
+def settle(db: Session, model_id: int, verdicts: Sequence[Verdict]) -> dict[int, int]:
+    """Those that were still ours, of the revision that was claimed, have moved on; returns their revisions.
+
+    `encoded` leaves no row, `received` is due again, anything else is an exception. The images stay locked, so that
+    neither an erasure nor other bytes come between this and what is written of them.
+    """
+    db.execute(_LOCK, {"ids": [v.image.id for v in verdicts]})
+    rows = db.execute(
+        _SETTLE,
+        {
+            "model": model_id,
+            "ids": [v.image.id for v in verdicts],
+            "attempts": [v.image.attempt for v in verdicts],
+            "revisions": [v.image.revision for v in verdicts],
+            "overs": [v.status not in (Status.ENCODED, Status.RECEIVED) for v in verdicts],
+            "reasons": [v.reason for v in verdicts],
+            "retries": [v.retry_after_s for v in verdicts],
+            "faults": [v.our_fault for v in verdicts],
+        },
+    )
+    ours = {row.image_id: row.revision for row in rows}
+    drop(db, [v.image.id for v in verdicts if v.image.id in ours and v.status is Status.ENCODED], [model_id])
+    return ours
+
+
+def release(db: Session, model_id: int, claimed: Sequence[Claimed]) -> None:
+    """Claims that were not settled are due again at once, and it does not count against them."""
+    db.execute(
+        sa.text(
+            "UPDATE backfill SET lease_until = NULL "
+            "FROM unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[])) AS u(id, attempt) "
+            "WHERE model_id = :model AND image_id = u.id AND backfill.attempt = u.attempt"
+        ),
+        {"model": model_id, "ids": [c.id for c in claimed], "attempts": [c.attempt for c in claimed]},
+    )
+
+
+_ASKING = sa.text(
+    f"""
+    SELECT m.id FROM model m
+    WHERE EXISTS (SELECT 1 FROM backfill WHERE model_id = m.id AND {_DUE})
+      AND EXISTS (SELECT 1 FROM generation g LEFT JOIN operation o ON o.id = g.operation_id
+                  WHERE g.model_id = m.id AND g.state = 'open' AND o.state IS DISTINCT FROM 'paused')
+    ORDER BY m.id
+    """  # noqa: S608 - only the constant above is inserted
+)
+
+
+def asking(db: Session | sa.Connection) -> list[int]:
+    """The models that have something to encode now, and are not paused."""
+    return list(db.execute(_ASKING).scalars())

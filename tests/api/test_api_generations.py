@@ -1,0 +1,151 @@
+"""Generations over HTTP: built beside the live one, published, rolled back, retired; refusals tell the numbers."""
+
+import pytest
+import sqlalchemy as sa
+
+from shared.pipeline import backfill, project, reindex
+from shared.store.keys import Scope
+from shared.types import Job
+from tests.api.conftest import Painter, serving
+
+
+@pytest.fixture
+def two_models(client, archive):
+    for study in (1, 2, 3):
+        archive.take_in(study)
+    assert client.post("/v1/models", json={"card": "null-b"}).status_code == 201
+    return client
+
+
+def work(archive, rounds=6):
+    """Workers, in this thread."""
+    rt = archive.rt
+    for _ in range(rounds):
+        with rt.transaction() as db:
+            db.execute(sa.text("UPDATE operation SET not_before = NULL"))
+        reindex.advance(rt.transaction, rt.index)
+        backfill.drain(rt.transaction, Painter(), rt.encoder, rt.effort)
+        project.drain(rt.transaction, rt.index, gather_s=0)
+
+
+def test_a_generation_tells_how_much_it_holds(client, archive):
+    archive.take_in(1)
+    (listed,) = client.get("/v1/generations").json()["generations"]
+    assert listed["coverage"] == {"applied": 4, "pending": 0, "failed": 0, "ratio": 1.0}
+    told = {name: listed[name] for name in ("id", "model", "live", "rollback_target", "state", "progress", "recall")}
+    assert told == {
+        "id": 1, "model": "null-a", "live": True, "rollback_target": False, "state": "ready", "progress": 100,
+        "recall": None,
+    }  # fmt: skip
+    shown = client.get("/v1/generations/1").json()
+    assert listed.items() <= shown.items()
+    assert shown["index"] == {"points": 4, "indexed": 4, "bytes_disk": None}
+    assert shown["images"] == {"total": 4, "covered": 4, "coming": 0, "exceptions": 0, "by_reason": {"covered": 4}}
+    assert client.get("/v1/generations/7").status_code == 404
+
+
+def test_while_the_engine_is_away_the_generation_is_still_told(client, archive):
+    archive.rt.indexes.drop("g1-m1")
+    archive.rt._indexes.clear()
+    assert client.get("/v1/generations/1").json()["index"] is None
+
+
+def test_the_archive_changes_its_model_and_back(two_models, archive):
+    client = two_models
+    begun = client.post("/v1/generations", json={"model": "null-b", "m": 8, "throttle": 1000})
+    assert (begun.status_code, begun.headers["Location"]) == (202, "/v1/generations/2")
+    assert Job.REINDEX in archive.rt.queue.rung
+    body = begun.json()
+    assert (body["state"], body["progress"], body["spec"]["m"], body["throttle"]) == ("building", 0, 8, 1000.0)
+    refused = client.post("/v1/generations/2:publish")
+    assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+    assert "not filled yet" in refused.json()["detail"]
+    work(archive)
+    built = client.get("/v1/generations/2").json()
+    assert (built["state"], built["progress"], built["live"]) == ("ready", 100, False)
+    assert built["recall"] == {"recall": 1.0, "k": 10, "sample": 12, "points": 12}
+    operation = client.get(f"/v1/operations/{built['operation']}").json()
+    assert (operation["kind"], operation["state"], operation["done"]) == ("reindex", "succeeded", 12)
+    before = client.get("/v1/studies/1.2.3.1/similar?k=1").json()
+    assert client.post("/v1/generations/2:publish").json()["live"] is True
+    after = client.get("/v1/studies/1.2.3.1/similar").json()
+    assert (after["generation"], after["model"]["name"]) == (2, "null-b")
+    stale = client.get("/v1/studies/1.2.3.1/similar", params={"k": 1, "cursor": before["next"]})
+    assert (stale.status_code, "stale" in stale.json()["detail"]) == (409, True)
+    assert client.get("/v1/generations/1").json()["rollback_target"] is True
+    assert client.post("/v1/generations/1:rollback").status_code == 409  # not the published one
+    assert client.post("/v1/generations/2:rollback").json()["id"] == 1
+    assert client.get("/v1/studies/1.2.3.1/similar").json()["model"]["name"] == "null-a"
+    assert client.post("/v1/generations/2:retire").status_code == 409
+    assert client.post("/v1/generations/2:retire", json={"force": True}).json()["state"] == "retiring"
+    assert client.post("/v1/generations/1:retire", json={"force": True}).status_code == 409
+
+
+def test_pause_resume_and_cancel(two_models, archive):
+    client = two_models
+    client.post("/v1/generations", json={"model": "null-b"})
+    assert client.post("/v1/generations/2:pause").json()["state"] == "paused"
+    work(archive, rounds=1)
+    assert client.get("/v1/generations/2").json()["coverage"]["applied"] == 0
+    assert client.post("/v1/generations/2:resume").json()["state"] == "building"
+    assert client.post("/v1/generations/2:cancel").json()["state"] == "retiring"
+    assert client.post("/v1/generations/2:resume").status_code == 409
+    assert client.post("/v1/generations/1:cancel").status_code == 409
+    assert client.post("/v1/generations/1:pause").status_code == 409  # nothing builds it
+
+
+def test_the_same_idempotency_key_begins_one_generation(two_models):
+    sent = [
+        two_models.post("/v1/generations", json={"model": "null-b"}, headers={"Idempotency-Key": "one"})
+        for _ in range(2)
+    ]
+    assert [answer.json()["id"] for answer in sent] == [2, 2]
+    other = two_models.post("/v1/generations", json={"model": "null-a"}, headers={"Idempotency-Key": "one"})
+    assert other.status_code == 409
+    assert len(two_models.get("/v1/generations").json()["generations"]) == 2
+
+
+def test_what_it_lacks_is_named_and_can_be_accepted_by_name(two_models, archive):
+    client = two_models
+    client.post("/v1/generations", json={"model": "null-b"})
+    work(archive)
+    with archive.rt.transaction() as db:
+        db.execute(
+            sa.text(
+                "UPDATE ledger SET state = 'failed', last_error = 'refused' WHERE generation_id = 2 AND image_id = 3"
+            )
+        )
+    shown = client.get("/v1/generations/2").json()
+    (lacking,) = shown["exceptions"]
+    assert (lacking["image"], lacking["reason"]) == (3, "refused")
+    assert shown["images"]["exceptions"] == 1
+    refused = client.post("/v1/generations/2:publish")
+    assert "covers 11 of 12 images" in refused.json()["detail"]
+    assert lacking["sop_instance_uid"] not in refused.text
+    accepted = client.post("/v1/generations/2:publish", json={"accept": [lacking["sop_instance_uid"]]})
+    assert accepted.json()["live"] is True
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"model": "nobody"}, 404),
+        ({"model": "null-b", "m": 1}, 400),
+        ({"model": "null-b", "metric": "hamming"}, 400),
+        ({"model": "null-b", "trottle": 3}, 400),
+        ({"model": "null-b", "throttle": 0}, 400),
+    ],
+)
+def test_a_wrong_request_opens_nothing(two_models, body, status):
+    refused = two_models.post("/v1/generations", json=body)
+    assert refused.status_code == status
+    assert len(two_models.get("/v1/generations").json()["generations"]) == 1
+
+
+def test_a_build_is_steered_by_its_generation(two_models, archive):
+    operation = two_models.post("/v1/generations", json={"model": "null-b"}).json()["operation"]
+    with serving(archive) as client:
+        headers = archive.key(Scope.REINDEX)
+        assert client.get(f"/v1/operations/{operation}", headers=headers).json()["phase"] == "waiting"
+    for verb in ("cancel", "retry"):
+        assert two_models.post(f"/v1/operations/{operation}:{verb}").status_code == 409

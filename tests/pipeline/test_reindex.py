@@ -1,0 +1,489 @@
+"""A generation of a known model: filled from what is stored, watched, measured, published, rolled back, retired."""
+
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from shared.errors import Conflict, Unavailable
+from shared.index.base import Answer, Index, Query, Recall
+from shared.pipeline import lifecycle, reindex
+from shared.pipeline.search import Request, by_studies
+from shared.store import coverage, generations, operations
+from shared.store.tables import Generation
+from shared.types import Job
+from tests.miniature import Platform, header
+
+
+@pytest.fixture
+def filled(platform: Platform) -> Platform:
+    platform.add_model()
+    platform.take_in(16)
+    return platform
+
+
+def shown(platform: Platform, number: int) -> Generation:
+    with platform.begin() as db:
+        return generations.get(db, number)
+
+
+def operation(platform: Platform, number: int) -> operations.Operation:
+    with platform.begin() as db:
+        operation_id = generations.get(db, number).operation_id
+        assert operation_id is not None
+        return operations.get(db, operation_id)
+
+
+def covered(platform: Platform, number: int) -> coverage.Coverage:
+    with platform.begin() as db:
+        return coverage.count(db, number, generations.get(db, number).model_id)
+
+
+def publish(platform: Platform, number: int, accept: Sequence[str] = (), patience_s: float = 0.0) -> None:
+    with platform.begin() as db:
+        lifecycle.publish(db, number, accept, patience_s=patience_s)
+
+
+def points(platform: Platform, number: int) -> dict[Any, int]:
+    return {p: r for batch in platform.index(shown(platform, number).collection).scan() for p, r in batch}
+
+
+def found(platform: Platform, study: str = "1.2.4.1", k: int = 3) -> list[str]:
+    with platform.store.reading() as connection:
+        ranking = by_studies(connection, platform.index, [study], Request(k=k))[0]
+    return [one.study_uid for one in ranking.studies]
+
+
+def test_a_known_model_is_built_without_touching_a_pixel(filled: Platform) -> None:
+    filled.sandbox.decoded.clear()
+    number = filled.begin_generation(m=8)
+    assert Job.REINDEX in filled.queue.rung
+    filled.reindex()
+    assert filled.sandbox.decoded == []
+    assert points(filled, number) == points(filled, 1)
+    assert (operation(filled, number).state, operation(filled, number).done) == ("succeeded", 16)
+    assert shown(filled, number).measured == {"recall": 1.0, "k": 10, "sample": 16, "points": 16}
+    before = found(filled)
+    publish(filled, number)
+    assert filled.published().generation_id == number
+    assert found(filled) == before
+
+
+class Crash(BaseException):
+    pass
+
+
+class CrashingAt:
+    """`begin`, where the process dies right before or right after the commit of the n-th transaction."""
+
+    def __init__(self, platform: Platform, number: int, *, after: bool) -> None:
+        self.platform, self.left, self.after = platform, number, after
+
+    def __call__(self) -> AbstractContextManager[Session]:
+        return self._begin()
+
+    @contextmanager
+    def _begin(self) -> Iterator[Session]:
+        self.left -= 1
+        last = self.left == 0
+        with self.platform.begin() as db:
+            yield db
+            if last and not self.after:
+                raise Crash
+        if last:
+            raise Crash
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_killed_between_any_two_steps_a_build_loses_and_doubles_nothing(filled: Platform, *, after: bool) -> None:
+    for step in range(1, 12):  # claim, four chunks, report; claim, look again, report, sample, end
+        number = filled.begin_generation()
+        crashing = CrashingAt(filled, step, after=after)
+        with pytest.raises(Crash):
+            for _ in range(2):
+                reindex.advance(crashing, filled.index, chunk=5)
+                filled.project()
+                rested(filled)
+        with filled.begin() as db:  # the lease of the dead one ends
+            db.execute(sa.text("UPDATE operation SET lease_until = clock_timestamp()"))
+        filled.reindex(chunk=5)
+        assert operation(filled, number).state == "succeeded"
+        assert points(filled, number) == points(filled, 1)
+        publish(filled, number)
+
+
+def rested(platform: Platform) -> None:
+    with platform.begin() as db:
+        db.execute(sa.text("UPDATE operation SET not_before = NULL"))
+
+
+def test_the_fill_of_a_stale_worker_changes_nothing(filled: Platform) -> None:
+    number = filled.begin_generation()
+    with filled.begin() as db:
+        stale = operations.claim(db, "reindex", 0.0)
+    with filled.begin() as db:
+        assert operations.claim(db, "reindex", 30.0) is not None
+        assert stale is not None
+    assert reindex._build(filled.begin, filled.index, stale, 5, 5, lambda: None) is False
+    assert shown(filled, number).filled_to == 0
+
+
+def test_what_comes_while_it_is_built_goes_to_both(filled: Platform) -> None:
+    number = filled.begin_generation()
+    reindex.advance(filled.begin, filled.index, chunk=4, budget_s=0)
+    for n in range(16, 20):
+        filled.put(f"{n:04}.dcm", header(n))
+    filled.put("0001.dcm", header(1), b"other bytes")
+    filled.scan()
+    filled.encode()
+    filled.reindex()
+    assert len(points(filled, number)) == 20
+    assert points(filled, number) == points(filled, 1)
+
+
+def test_an_image_settled_while_a_generation_is_opened_is_not_missed(filled: Platform) -> None:
+    """Dual write begins with the opening's own transaction: it waits for those that do not see it yet."""
+    from shared.pipeline import encode
+
+    filled.put("late.dcm", header(16))
+    filled.scan()
+    work = encode.claim(filled.begin, filled.encoder, filled.effort)
+    result = encode.forward(encode.decode(filled.sandbox, work), filled.encoder)
+    settling, opened, go = threading.Event(), threading.Event(), threading.Event()
+
+    @contextmanager
+    def slowly() -> Iterator[Session]:
+        with filled.begin() as db:
+            yield db
+            settling.set()
+            assert go.wait(10)
+
+    def open_it() -> None:
+        numbers.append(filled.begin_generation())
+        opened.set()
+
+    numbers: list[int] = []
+    one = threading.Thread(target=lambda: encode.settle(slowly, work, result))
+    two = threading.Thread(target=open_it)
+    one.start()
+    assert settling.wait(10)
+    two.start()
+    assert not opened.wait(0.3)  # it waits
+    go.set()
+    one.join(10)
+    two.join(10)
+    filled.reindex()
+    assert len(points(filled, numbers[0])) == 17
+
+
+def test_what_is_withdrawn_while_a_fill_runs_does_not_come_back(filled: Platform) -> None:
+    number = filled.begin_generation()
+    with filled.begin() as db:
+        db.execute(sa.text("SELECT 1"))
+        reindex.fill(db, generations.get(db, number), 20)
+        gone = threading.Thread(target=_delete, args=(filled, 1))
+        gone.start()
+        gone.join(0.3)
+        assert gone.is_alive()  # the fill holds the image
+    gone.join(10)
+    filled.reindex()
+    assert len(points(filled, number)) == 15
+
+
+def _delete(platform: Platform, image: int) -> None:
+    with platform.begin() as db:
+        db.execute(sa.text("UPDATE image SET status = 'deleted' WHERE id = :id"), {"id": image})
+        from shared.store import ledger
+
+        ledger.withdraw(db, [image])
+
+
+def test_publishing_is_refused_before_it_is_filled(filled: Platform) -> None:
+    number = filled.begin_generation()
+    with pytest.raises(Conflict, match="not filled yet"):
+        publish(filled, number)
+
+
+def test_publishing_is_refused_before_recall_is_measured(filled: Platform) -> None:
+    number = filled.begin_generation()
+    with filled.begin() as db:
+        reindex.fill(db, generations.get(db, number))
+    filled.project()
+    with pytest.raises(Conflict, match="not been measured"):
+        publish(filled, number)
+
+
+def test_publishing_is_refused_below_the_gate(filled: Platform) -> None:
+    number = filled.begin_generation(gate=0.9)
+    reindex.advance(filled.begin, filled.index)
+    filled.project()
+    filled.reindex()
+    with filled.begin() as db:
+        db.execute(
+            sa.text("UPDATE generation SET measured = jsonb_set(measured, '{recall}', '0.89') WHERE id = :id"),
+            {"id": number},
+        )
+    with pytest.raises(Conflict, match=r"recall@10 of generation 2 is 0\.8900 .* below its gate of 0\.9000"):
+        publish(filled, number)
+
+
+def test_publishing_is_refused_while_an_image_is_lacking_unless_it_is_named(filled: Platform) -> None:
+    number = filled.begin_generation()
+    filled.reindex()
+    with filled.begin() as db:
+        db.execute(
+            sa.text(
+                "UPDATE ledger SET state = 'failed', last_error = 'refused' "
+                "WHERE generation_id = :g AND image_id IN (3, 5)"
+            ),
+            {"g": number},
+        )
+        uid = db.execute(sa.text("SELECT sop_uid FROM image WHERE id = 5")).scalar_one()
+    with pytest.raises(Conflict, match=r"covers 14 of 16 images, 2 are lacking and not accepted: 3 \(refused\), 5"):
+        publish(filled, number)
+    with pytest.raises(Conflict, match=r"1 are lacking and not accepted: 5 \(refused\)"):
+        publish(filled, number, ["3"])
+    publish(filled, number, ["3", uid])  # by id, and by SOP Instance UID
+    assert filled.published().generation_id == number
+    assert shown(filled, number).accepted == [3, 5]
+
+
+def test_a_row_that_went_astray_is_a_gap_and_is_filled_again(filled: Platform) -> None:
+    number = filled.begin_generation()
+    filled.reindex()
+    with filled.begin() as db:
+        db.execute(sa.text("DELETE FROM ledger WHERE generation_id = :g AND image_id = 3"), {"g": number})
+    with pytest.raises(Conflict, match=r"3 \(missing\)"):
+        publish(filled, number)
+    with filled.begin() as db:
+        lifecycle.resume(db, number)
+    filled.reindex()
+    publish(filled, number)
+
+
+def test_what_the_live_one_got_a_moment_earlier_is_waited_for(filled: Platform) -> None:
+    number = filled.begin_generation()
+    filled.reindex()
+    filled.put("late.dcm", header(16))
+    filled.scan()
+    filled.encode()
+    with filled.begin() as db:
+        db.execute(sa.text("UPDATE ledger SET not_before = clock_timestamp() + interval '1 hour'"))
+        db.execute(sa.text("UPDATE ledger SET not_before = NULL WHERE generation_id = 1"))
+    filled.project()
+    with pytest.raises(Conflict, match=r"17 \(to-index\)"):
+        publish(filled, number)
+    timer = threading.Timer(0.3, lambda: _catch_up(filled))
+    timer.start()
+    publish(filled, number, patience_s=10)
+    timer.join()
+    assert len(points(filled, number)) == 17
+
+
+def _catch_up(platform: Platform) -> None:
+    with platform.begin() as db:
+        db.execute(sa.text("UPDATE ledger SET not_before = NULL"))
+    platform.project()
+
+
+class Forgetful:
+    """An index whose approximate answers lack every second hit."""
+
+    def __init__(self, inner: Index) -> None:
+        self.inner, self.spec, self.count, self.optimize = inner, inner.spec, inner.count, inner.optimize
+
+    def search(self, queries: Sequence[Query]) -> list[Answer]:
+        answers = self.inner.search(queries)
+        return [
+            Answer(hits=a.hits[::2], exact=False) if isinstance(q.accuracy, Recall) else a
+            for q, a in zip(queries, answers, strict=True)
+        ]
+
+
+def test_recall_is_measured_against_exact_search_without_the_querys_patient(filled: Platform) -> None:
+    filled.take_in(40)
+    with filled.begin() as db:
+        rows = reindex.ledger.sample(db, 1, 1, 20, 0)
+        assert rows == reindex.ledger.sample(db, 1, 1, 20, 0)
+    index = filled.index("g1-m1")
+    assert reindex.recall(index, rows)["recall"] == 1.0
+    assert reindex.recall(Forgetful(index), rows)["recall"] < 0.9  # type: ignore[arg-type]
+    assert reindex.recall(index, [])["recall"] == 1.0
+
+
+def test_equal_scores_are_equally_right(platform: Platform) -> None:
+    from shared.index.base import Hit
+
+    a, b = (Hit(np.random.default_rng(n).bytes(16), 0.5, {}) for n in (1, 2))  # type: ignore[arg-type]
+
+    class Tied:
+        def search(self, queries: Sequence[Query]) -> list[Answer]:
+            return [Answer(hits=(a,), exact=True), Answer(hits=(b,), exact=False)]
+
+        def count(self) -> int:
+            return 2
+
+    row = reindex.ledger.Sampled(np.ones(4, "<f2").tobytes(), b"k" * 16)
+    assert reindex.recall(Tied(), [row])["recall"] == 1.0  # type: ignore[arg-type]
+
+
+def test_a_rollback_returns_to_what_was_published_before_and_back(filled: Platform) -> None:
+    with pytest.raises(Conflict, match="no generation to roll back to"), filled.begin() as db:
+        lifecycle.rollback(db, 1)
+    number = filled.begin_generation()
+    filled.reindex()
+    publish(filled, number)
+    filled.put("late.dcm", header(16))
+    filled.scan()
+    filled.encode()
+    filled.project()
+    with pytest.raises(Conflict, match="not published"), filled.begin() as db:
+        lifecycle.rollback(db, 1)
+    for left, expected in ((number, 1), (1, number)):
+        with filled.begin() as db:
+            lifecycle.rollback(db, left)
+        assert filled.published().generation_id == expected
+        assert len(points(filled, expected)) == 17
+
+
+def test_a_rollback_to_what_lacks_something_is_refused(filled: Platform) -> None:
+    number = filled.begin_generation()
+    filled.reindex()
+    publish(filled, number)
+    with filled.begin() as db:
+        db.execute(sa.text("UPDATE ledger SET state = 'failed', last_error = 'refused' WHERE generation_id = 1"))
+    with pytest.raises(Conflict, match="covers 0 of 16 images"), filled.begin() as db:
+        lifecycle.rollback(db, number)
+    assert filled.published().generation_id == number
+
+
+def test_the_live_one_and_the_only_way_back_are_not_retired(filled: Platform) -> None:
+    number = filled.begin_generation()
+    filled.reindex()
+    publish(filled, number)
+    for one, said in ((number, "published"), (1, "rollback")):
+        with pytest.raises(Conflict, match=said), filled.begin() as db:
+            lifecycle.retire(db, one)
+    with filled.begin() as db:
+        lifecycle.retire(db, 1, force=True)
+    with pytest.raises(Conflict, match="no generation to roll back to"), filled.begin() as db:
+        lifecycle.rollback(db, number)
+
+
+def test_a_retired_generation_is_purged_after_its_grace(filled: Platform) -> None:
+    number = filled.begin_generation()
+    filled.reindex()
+    with filled.begin() as db:
+        lifecycle.retire(db, number)
+        lifecycle.retire(db, number)
+    assert reindex.purge(filled.begin, filled.indexes, grace_s=60) == 0
+    assert filled.indexes.names() == ["g1-m1", "g2-m1"]
+    for crash in (2, 3, 4):  # dies before the collection, and among the rows
+        with pytest.raises(Crash):
+            reindex.purge(CrashingAt(filled, crash, after=True), filled.indexes, grace_s=0, chunk=5)
+    assert reindex.purge(filled.begin, filled.indexes, grace_s=0) == 1
+    assert reindex.purge(filled.begin, filled.indexes, grace_s=0) == 0
+    assert filled.indexes.names() == ["g1-m1"]
+    with filled.begin() as db:
+        assert db.execute(sa.text("SELECT count(*) FROM ledger WHERE generation_id = 2")).scalar_one() == 0
+        assert db.execute(sa.text("SELECT count(*) FROM ledger WHERE generation_id = 1")).scalar_one() == 16
+
+
+def test_a_query_keeps_its_generation_for_its_whole_life(filled: Platform) -> None:
+    number = filled.begin_generation()
+    filled.reindex()
+
+    def switching(collection: str) -> Index:
+        publish(filled, number)
+        with filled.begin() as db:
+            lifecycle.retire(db, 1, force=True)
+        reindex.purge(filled.begin, filled.indexes)
+        return filled.index(collection)
+
+    with filled.store.reading() as connection:
+        ranking = by_studies(connection, switching, ["1.2.4.1"], Request(k=3))[0]
+        assert (ranking.published.generation_id, len(ranking.studies)) == (1, 2)
+        with pytest.raises(Conflict, match="stale"):
+            walked = by_studies(connection, filled.index, ["1.2.4.1"], Request(k=1))[0]
+            with filled.begin() as db:
+                generations.publish(db, filled.begin_generation())
+            by_studies(connection, filled.index, ["1.2.4.1"], Request(k=1, cursor=walked.next))
+
+
+def test_a_paused_build_stands_still_and_goes_on_where_it_was(filled: Platform) -> None:
+    number = filled.begin_generation()
+    reindex.advance(filled.begin, filled.index, chunk=4, budget_s=0)
+    with filled.begin() as db:
+        lifecycle.pause(db, number)
+    filled.reindex()
+    assert (shown(filled, number).filled_to, operation(filled, number).state) == (4, "paused")
+    with filled.begin() as db:
+        lifecycle.resume(db, number)
+    filled.reindex(chunk=4)
+    assert operation(filled, number).state == "succeeded"
+    assert len(points(filled, number)) == 16
+
+
+def test_a_worker_that_is_at_it_stops_when_it_is_paused(filled: Platform) -> None:
+    number = filled.begin_generation()
+    seen: list[int] = []
+
+    def pause() -> None:
+        seen.append(shown(filled, number).filled_to)
+        if len(seen) == 2:
+            with filled.begin() as db:
+                lifecycle.pause(db, number)
+
+    reindex.advance(filled.begin, filled.index, chunk=4, alive=pause)
+    assert seen == [0, 4]
+    assert shown(filled, number).filled_to == 4
+
+
+def test_a_cancelled_build_is_given_up(filled: Platform) -> None:
+    number = filled.begin_generation()
+    reindex.advance(filled.begin, filled.index, chunk=4, budget_s=0)
+    with filled.begin() as db:
+        lifecycle.cancel(db, number)
+    filled.reindex()
+    assert (shown(filled, number).state, operation(filled, number).state) == ("retired", "cancelled")
+    reindex.purge(filled.begin, filled.indexes, grace_s=0)
+    assert filled.indexes.names() == ["g1-m1"]
+    for act in (lifecycle.pause, lifecycle.resume):
+        with pytest.raises(Conflict, match="retired"), filled.begin() as db:
+            act(db, number)
+    with pytest.raises(Conflict, match="published"), filled.begin() as db:
+        lifecycle.cancel(db, 1)
+
+
+def test_the_throttle_holds_for_all_who_work_at_once(filled: Platform) -> None:
+    number = filled.begin_generation(throttle=2.0)
+    with filled.begin() as db:
+        one = generations.get(db, number)
+        assert [generations.allow(db, one, 100) for _ in range(2)] == [10, 0]  # five seconds' worth, then none
+        db.execute(sa.text("UPDATE generation SET paced_from = clock_timestamp() - interval '2 s'"))
+        assert generations.allow(db, one, 3) == 3
+        assert generations.allow(db, one, 3) == 1
+    with filled.begin() as db:
+        db.execute(sa.text("UPDATE generation SET paced_from = clock_timestamp() - interval '2 s' WHERE id = 2"))
+    reindex.advance(filled.begin, filled.index)
+    assert shown(filled, number).filled_to == 4
+
+
+def test_an_engine_that_is_away_while_it_is_measured_costs_a_wait(filled: Platform) -> None:
+    number = filled.begin_generation()
+    reindex.advance(filled.begin, filled.index)
+    filled.project()
+
+    def away(_: str) -> Index:
+        raise Unavailable("the engine is away")
+
+    rested(filled)
+    reindex.advance(filled.begin, away)
+    assert (operation(filled, number).state, operation(filled, number).error) == ("running", "the engine is away")
+    filled.reindex()
+    assert operation(filled, number).state == "succeeded"

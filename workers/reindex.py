@@ -1,0 +1,22 @@
+from shared.pipeline import backfill, reindex
+from shared.types import Job
+from workers.heartbeat import still_here
+from workers.runtime import runtime
+from workers.tasks import task
+
+
+@task(Job.REINDEX)
+def build_generations() -> None:
+    """Carry on one due build, and purge what was retired; ring again if there may be more."""
+    rt = runtime()
+    reindex.purge(rt.transaction, rt.indexes)
+    if reindex.advance(rt.transaction, rt.index, alive=still_here):
+        rt.queue.ring(Job.REINDEX)
+
+
+@task(Job.BACKFILL)
+def encode_backfill() -> None:
+    """Encode for a while what a new model has not encoded yet; ring again if there may be more."""
+    rt = runtime()
+    if backfill.drain(rt.transaction, rt.sandbox, rt.encoder, rt.effort):
+        rt.queue.ring(Job.BACKFILL)
