@@ -119,7 +119,8 @@ def _members(profile: Profile, data: Collection, asked: argparse.Namespace) -> I
         weights = _weights(net, asked)
         folder = asked.scratch / "models" / f"{name}-frozen"
         if not folder.exists():
-            build(folder, f"{name}-frozen", net.architecture, str(weights), Recipe(size=SIDE), net.mean, net.std)
+            recipe = Recipe(size=SIDE, pad="square")
+            build(folder, f"{name}-frozen", net.architecture, str(weights), recipe, net.mean, net.std)
         yield Member(name, "frozen", 0, _encoded(folder, data, asked), data, {})
     for seed in profile.seeds:
         for name, net in NETS.items():

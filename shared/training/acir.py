@@ -16,7 +16,6 @@ from shared.encoder.build import build
 from shared.encoder.network import state_of
 from shared.encoder.weights import find
 from shared.errors import Invalid
-from shared.imaging.recipe import Recipe
 from shared.training.experiment import Batch, Encode, Experiment, Method
 from shared.training.hashing import Objective, class_weights, fingerprint, objective
 from shared.training.selection import macro_precision
@@ -183,7 +182,7 @@ def _save(network: Acir, shape: Shape, folder: Path, experiment: Experiment, *, 
         experiment.name,
         "acir",
         str(weights),
-        Recipe(size=shape.side),
+        experiment.recipe,
         options=shape.options(decoder=decoder),
         half=half,
         note=f"{experiment.name} ({experiment.preset})",

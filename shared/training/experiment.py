@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from shared.datasets.collection import Collection
 from shared.errors import Invalid
+from shared.imaging.recipe import Recipe
 from shared.training.selection import macro_precision
 
 Json = dict[str, Any]
@@ -196,6 +197,11 @@ class Experiment:
             raise Invalid("an experiment has at least 32 pixels, one epoch, one of patience, one view, and a clip")
         if self.precision not in ("fp32", "bf16"):
             raise Invalid("the precision is fp32 or bf16")
+
+    @property
+    def recipe(self) -> Recipe:
+        """The preprocessing for the model's card: collections are padded to squares, so the platform has to as well."""
+        return Recipe(size=self.side, pad="square")
 
     def to_json(self) -> Json:
         described = describe(self)

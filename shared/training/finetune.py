@@ -16,7 +16,6 @@ from shared.encoder.build import build
 from shared.encoder.cards import IMAGENET_MEAN, IMAGENET_STD
 from shared.encoder.network import Network, state_of
 from shared.encoder.weights import find
-from shared.imaging.recipe import Recipe
 from shared.training.experiment import Batch, Encode, Experiment, Method
 from shared.training.selection import macro_precision
 
@@ -117,6 +116,8 @@ def save_network(
     weights = folder.with_name("trained.safetensors")
     save_file(state_of(body), weights)
     note = f"{experiment.name} ({experiment.preset}), from {Path(of.weights).name}"
-    recipe = Recipe(size=experiment.side)
-    build(folder, experiment.name, of.architecture, str(weights), recipe, of.mean, of.std, options=options, note=note)
+    build(
+        folder, experiment.name, of.architecture, str(weights), experiment.recipe, of.mean, of.std,
+        options=options, note=note,
+    )  # fmt: skip
     weights.unlink()
