@@ -55,7 +55,8 @@ class PerQuery:
     def per_class(self, name: str) -> dict[int, float]:
         """The mean over the queries of each class that has one that can be answered."""
         known = self.relevant > 0
-        return {int(c): float(self.values[name][known & (self.labels == c)].mean()) for c in self._classes(known)}
+        classes = np.unique(self.labels[known])
+        return {int(c): float(self.values[name][known & (self.labels == c)].mean()) for c in classes}
 
     def macro(self, name: str) -> float:
         """The mean of the classes' means: a rare class counts as much as a common one."""
@@ -67,9 +68,6 @@ class PerQuery:
             **{f.name: getattr(self, f.name)[chosen] for f in fields(self) if f.name != "values"},
             values={name: values[chosen] for name, values in self.values.items()},
         )
-
-    def _classes(self, known: NDArray[np.bool_]) -> NDArray[np.int64]:
-        return np.unique(self.labels[known])
 
 
 def joined(parts: Sequence[PerQuery]) -> PerQuery:
