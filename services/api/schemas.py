@@ -178,7 +178,7 @@ class SwitchIn(In):
 
 
 class RetireIn(In):
-    force: bool = Field(False, description="Also the generation that a rollback would lead to")
+    force: Annotated[bool, Field(description="Also the generation that a rollback would lead to")] = False
 
 
 class KeyIn(In):

@@ -1,0 +1,327 @@
+"""A generation of a new model: built from the images, beside intake, with the machinery of intake."""
+
+import os
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from shared.encoder.base import Encoder
+from shared.errors import Conflict, Invalid, NotFound, Unavailable
+from shared.imaging.reasons import Reason, failed, undecodable
+from shared.pipeline import backfill, encode, lifecycle, reindex
+from shared.store import backfill as rows
+from shared.store import coverage, generations, images
+from shared.store.generations import Published
+from tests.miniature import Platform, header
+
+
+@pytest.fixture
+def filled(platform: Platform) -> Platform:
+    platform.add_model()
+    platform.take_in(12)
+    platform.add_model("second", seed=3, dim=32)
+    return platform
+
+
+def query(platform: Platform, text: str, **values: Any) -> list[tuple[Any, ...]]:
+    with platform.store.reading() as connection:
+        return [tuple(row) for row in connection.execute(sa.text(text), values)]
+
+
+def encoded(platform: Platform, model: int) -> list[tuple[Any, ...]]:
+    return query(platform, "SELECT image_id, frame, embedding FROM encoding WHERE model_id = :m ORDER BY 1, 2", m=model)
+
+
+def due(platform: Platform) -> list[tuple[Any, ...]]:
+    return query(platform, "SELECT image_id, state, reason FROM backfill ORDER BY 1")
+
+
+def opened(platform: Platform, **choices: Any) -> int:
+    """A generation of the second model, filled as far as rows go."""
+    number = platform.begin_generation("second", **choices)
+    with platform.begin() as db:
+        reindex.fill(db, generations.get(db, number))
+    return number
+
+
+def drain(platform: Platform, **how: Any) -> int:
+    return backfill.drain(platform.begin, platform.sandbox, platform.encoder, platform.effort, **how)
+
+
+def claim(platform: Platform, lease_s: float = 5.0) -> encode.Work:
+    with platform.begin() as db:
+        model = next(p for p in generations.opened(db) if p.model_id == 2)
+    return backfill._claim(platform.begin, model, replace(platform.effort, lease_s=lease_s), first=True)
+
+
+def settle(platform: Platform, work: encode.Work) -> int:
+    result = encode.forward(encode.decode(platform.sandbox, work), platform.encoder)
+    return backfill._settle(platform.begin, work.models[0], work, result)
+
+
+def test_a_new_model_is_built_from_the_images_and_nothing_else_is_written(filled: Platform) -> None:
+    before = encoded(filled, 1)
+    states = query(filled, "SELECT id, status, revision, attempt, settled_at FROM image ORDER BY id")
+    number = filled.begin_generation("second")
+    filled.sandbox.decoded.clear()
+    filled.reindex()
+    assert len(filled.sandbox.decoded) == 12
+    assert len(encoded(filled, 2)) == 12
+    assert encoded(filled, 1) == before
+    assert query(filled, "SELECT id, status, revision, attempt, settled_at FROM image ORDER BY id") == states
+    assert due(filled) == []
+    with filled.begin() as db:
+        lifecycle.publish(db, number, patience_s=0)
+    assert filled.index(filled.published().collection).count() == 12
+
+
+def test_what_the_new_model_cannot_encode_is_a_named_exception_and_keeps_its_place(filled: Platform) -> None:
+    (path,) = query(filled, "SELECT path FROM image WHERE id = 5")[0]
+    filled.sandbox.pixels[path] = undecodable(Reason.CORRUPT)
+    number = filled.begin_generation("second")
+    filled.reindex()
+    assert due(filled) == [(5, "failed", "corrupt-pixel-data")]
+    with pytest.raises(Conflict, match=r"covers 11 of 12 images, .*: 5 \(corrupt-pixel-data\)"), filled.begin() as db:
+        lifecycle.publish(db, number, patience_s=0)
+    assert filled.index("g1-m1").count() == 12
+    with filled.begin() as db:
+        lifecycle.publish(db, number, ["5"], patience_s=0)
+    del filled.sandbox.pixels[path]  # the file is repaired; whoever resumes tries it again
+    with filled.begin() as db:
+        lifecycle.resume(db, number)
+    filled.reindex()
+    assert due(filled) == []
+    assert filled.index(f"g{number}-m2").count() == 12
+
+
+class Picky:
+    """A model that gives no vector for one picture."""
+
+    def __init__(self, inner: Encoder, pixel: float) -> None:
+        self.inner, self.pixel, self.card = inner, pixel, inner.card
+
+    def encode(self, pixels: np.ndarray) -> Any:
+        if (pixels[:, 0, 0] == self.pixel).any():
+            raise Invalid("no vector")
+        return self.inner.encode(pixels)
+
+
+def test_a_new_image_that_another_model_refuses_is_searchable_all_the_same(filled: Platform) -> None:
+    number = opened(filled)
+    drain(filled)
+    path = os.fsencode(filled.put("new.dcm", header(12)))
+    first = float(filled.sandbox._decoded(path, encode.recipe_of(filled.published())).pixels[0, 0, 0])
+
+    def encoder_of(model: Published) -> Encoder:
+        return filled.encoder(model) if model.model_id == 1 else Picky(filled.encoder(model), first)
+
+    filled.scan()
+    encode.drain(filled.begin, filled.sandbox, encoder_of, filled.effort)
+    filled.project()
+    assert query(filled, "SELECT status FROM image WHERE sop_uid = '1.2.3.13'") == [("encoded",)]
+    assert (filled.index("g1-m1").count(), filled.index(f"g{number}-m2").count()) == (13, 12)
+    ((_, state, reason),) = due(filled)
+    assert (state, reason) == ("failed", Reason.BAD_EMBEDDING.value)
+
+
+def test_the_live_model_judges_whatever_the_others_say(filled: Platform) -> None:
+    opened(filled)
+    drain(filled)
+    filled.put("new.dcm", header(12, presentation_intent="FOR PROCESSING"))
+    filled.scan()
+    filled.encode()
+    assert query(filled, "SELECT status FROM image WHERE sop_uid = '1.2.3.13'") == [("quarantined",)]
+    assert due(filled) == []
+
+
+def test_a_model_that_cannot_be_loaded_here_holds_up_no_intake(filled: Platform) -> None:
+    opened(filled)
+    drain(filled)
+
+    def encoder_of(model: Published) -> Encoder:
+        if model.model_id == 2:
+            raise NotFound("there is no such card here")
+        return filled.encoder(model)
+
+    filled.put("new.dcm", header(12))
+    filled.scan()
+    encode.drain(filled.begin, filled.sandbox, encoder_of, filled.effort)
+    assert [state for _, state, _ in due(filled)] == ["due"]  # it is encoded where the model is
+    assert backfill.drain(filled.begin, filled.sandbox, encoder_of, filled.effort) == 0
+    assert drain(filled) == 1
+    assert len(encoded(filled, 2)) == 13
+
+
+def test_an_image_that_was_claimed_before_the_opening_is_done_after_it(filled: Platform) -> None:
+    filled.put("new.dcm", header(12))
+    filled.scan()
+    work = encode.claim(filled.begin, filled.encoder, filled.effort)
+    number = opened(filled)
+    result = encode.forward(encode.decode(filled.sandbox, work), filled.encoder)
+    assert encode.settle(filled.begin, work, result) == 1
+    filled.reindex()
+    assert filled.index(f"g{number}-m2").count() == 13
+
+
+def test_two_workers_never_hold_the_same_image(filled: Platform) -> None:
+    opened(filled)
+    held = [claim(filled).claimed for _ in range(3)]
+    assert sorted(c.id for batch in held for c in batch) == list(range(1, 13))
+    assert claim(filled).claimed == []
+
+
+def test_a_dead_workers_images_are_taken_over_and_its_late_word_is_not_heard(filled: Platform) -> None:
+    opened(filled)
+    dead = claim(filled, lease_s=0.0)
+    again = claim(filled)
+    assert {c.id for c in again.claimed} == {c.id for c in dead.claimed}
+    assert settle(filled, dead) == 0
+    assert encoded(filled, 2) == []
+    assert settle(filled, again) == 4
+
+
+def test_every_worker_that_dies_on_an_image_counts_and_the_last_names_it(filled: Platform) -> None:
+    opened(filled)
+    for _ in range(filled.effort.max_failures + 1):
+        claim(filled, lease_s=0.0)
+    drain(filled)
+    assert due(filled) == [(n, "failed", "worker-died") for n in range(1, 5)]
+
+
+def test_other_bytes_between_claim_and_settling_are_not_missed(filled: Platform) -> None:
+    opened(filled)
+    work = claim(filled)
+    decoded = encode.decode(filled.sandbox, work)
+    path = query(filled, "SELECT path FROM image WHERE id = 2")[0][0]
+    uid = work.claimed[1].sop_uid
+    filled.put(os.fsdecode(path).rpartition("/")[2], header(int(uid.rpartition(".")[2]) - 1), b"other bytes")
+    filled.scan()
+    result = encode.forward(decoded, filled.encoder)
+    assert backfill._settle(filled.begin, work.models[0], work, result) == 3
+    assert 2 not in {row[0] for row in encoded(filled, 2)}
+    filled.encode()
+    filled.reindex()
+    (stored,) = [row[2] for row in encoded(filled, 2) if row[0] == 2]
+    fresh = filled.sandbox._decoded(path, encode.recipe_of(work.models[0]))
+    assert stored == encode.encodings.pack(filled.encoder(work.models[0]).encode(fresh.pixels).embeddings[0])
+
+
+def test_an_image_erased_between_claim_and_settling_stays_erased(filled: Platform) -> None:
+    opened(filled)
+    work = claim(filled)
+    with filled.begin() as db:
+        db.execute(sa.text("UPDATE image SET status = 'deleted' WHERE id = 1"))
+    assert settle(filled, work) == 3
+    assert query(filled, "SELECT 1 FROM encoding WHERE image_id = 1 AND model_id = 2") == []
+    assert query(filled, "SELECT 1 FROM ledger WHERE image_id = 1 AND generation_id = 2") == []
+
+
+def test_what_is_held_when_an_error_ends_it_is_given_back(filled: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(filled)
+
+    def away(*_: object) -> None:
+        raise Unavailable("the database went away")
+
+    with monkeypatch.context() as patched, pytest.raises(Unavailable):
+        patched.setattr(encode.encodings, "save", away)
+        drain(filled)
+    assert query(filled, "SELECT count(*) FROM backfill WHERE lease_until IS NOT NULL OR failures > 0") == [(0,)]
+    assert drain(filled) == 12
+
+
+def test_a_share_that_is_away_costs_a_wait_and_no_exception(filled: Platform) -> None:
+    opened(filled)
+    (path,) = query(filled, "SELECT path FROM image WHERE id = 5")[0]
+    filled.sandbox.pixels[path] = failed(Reason.UNREADABLE)
+    drain(filled)
+    assert due(filled) == [(5, "due", None)]
+    del filled.sandbox.pixels[path]
+    with filled.begin() as db:
+        db.execute(sa.text("UPDATE backfill SET not_before = NULL"))
+    drain(filled)
+    assert due(filled) == []
+
+
+def test_new_images_come_first(filled: Platform) -> None:
+    opened(filled)
+    filled.put("new.dcm", header(12))
+    filled.scan()
+    assert drain(filled) == 4  # one batch, so that it gets on all the same
+    filled.encode()
+    assert drain(filled) == 8
+
+
+def test_a_paused_build_encodes_nothing_and_the_throttle_holds(filled: Platform) -> None:
+    number = opened(filled)
+    with filled.begin() as db:
+        lifecycle.pause(db, number)
+        assert rows.asking(db) == []
+    assert drain(filled) == 0
+    with filled.begin() as db:
+        lifecycle.resume(db, number)
+        db.execute(
+            sa.text(
+                "UPDATE generation SET throttle = 1, paced_from = clock_timestamp() - interval '2 s' WHERE id = :id"
+            ),
+            {"id": number},
+        )
+    assert drain(filled) == 2
+
+
+def test_a_cancelled_build_leaves_nothing_to_do_and_keeps_what_was_encoded(filled: Platform) -> None:
+    number = opened(filled)
+    work = claim(filled)
+    assert settle(filled, work) == 4
+    late = claim(filled)
+    with filled.begin() as db:
+        lifecycle.cancel(db, number)
+    assert due(filled) == []
+    assert settle(filled, late) == 0
+    again = opened(filled)
+    filled.sandbox.decoded.clear()
+    filled.reindex()
+    assert len(filled.sandbox.decoded) == 8  # the four are filled in from what is stored
+    assert filled.index(f"g{again}-m2").count() == 12
+
+
+def test_an_old_encoding_of_a_closed_model_does_not_outlive_its_bytes(filled: Platform) -> None:
+    number = filled.begin_generation("second")
+    filled.reindex()
+    with filled.begin() as db:
+        lifecycle.retire(db, number)
+    filled.put("0001.dcm", header(1), b"other bytes")
+    filled.scan()
+    filled.encode()
+    assert len(encoded(filled, 2)) == 11
+    again = filled.begin_generation("second")
+    filled.reindex()
+    (image,) = query(filled, "SELECT id, path FROM image WHERE sop_uid = '1.2.3.2'")
+    (stored,) = [row[2] for row in encoded(filled, 2) if row[0] == image[0]]
+    with filled.begin() as db:
+        model = next(p for p in generations.opened(db) if p.model_id == 2)
+    fresh = filled.sandbox._decoded(image[1], encode.recipe_of(model))
+    assert stored == encode.encodings.pack(filled.encoder(model).encode(fresh.pixels).embeddings[0])
+    with filled.begin() as db:
+        assert coverage.count(db, again, 2).covered == 12
+
+
+def test_frames_that_one_model_no_longer_takes_stay_in_the_others_generation(filled: Platform) -> None:
+    with filled.begin() as db:
+        entries = encode.ledger.stored(db, 1, [1])
+        point = entries[0].point_id
+        encode.ledger.post(db, 2, [encode.ledger.Entry(point, 1, 1, 9, "delete")])
+    assert query(filled, "SELECT op FROM ledger WHERE generation_id = 1 AND image_id = 1") == [("upsert",)]
+
+
+def test_images_in_quarantine_are_no_part_of_it(filled: Platform) -> None:
+    filled.put("raw.dcm", header(12, presentation_intent="FOR PROCESSING"))
+    filled.scan()
+    filled.encode()
+    number = opened(filled)
+    assert len(due(filled)) == 12
+    with filled.begin() as db:
+        assert coverage.count(db, number, 2).images == 12
+        assert images.statuses(db)["quarantined"] == 1
