@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from shared.errors import Invalid, NotFound
-from shared.training.evaluate_cli import evaluate_command
+from shared.training.evaluate_cli import Label, evaluate_command
 
 if TYPE_CHECKING:  # torch comes with it
     from shared.training.experiment import Experiment
@@ -34,6 +34,9 @@ def train(  # noqa: PLR0913 - the options, one by one
     ] = "",
     *,
     data: Annotated[Path, typer.Option(help="The folder of the data sets.")] = Path("../shared/data"),
+    folder: Annotated[Path | None, typer.Option(help="Your own images instead: DICOM, PNG or JPEG.")] = None,
+    labels: Annotated[Path | None, typer.Option(help="The table of the folder's images.")] = None,
+    label: Annotated[Label, typer.Option(help="Which column of the table is to be told.")] = "birads",
     out: Annotated[Path | None, typer.Option(help="A new folder. Default: runs/NAME-PRESET-SEED.")] = None,
     preset: Annotated[str, typer.Option(help="recommended, or how closely a paper is followed.")] = "recommended",
     seed: Annotated[int | None, typer.Option(min=0, help="Default: the configuration's.")] = None,
@@ -54,16 +57,23 @@ def train(  # noqa: PLR0913 - the options, one by one
         raise typer.BadParameter("name a configuration; --list says which there are", param_hint="CONFIG")
     changes = [one.partition("=")[::2] for one in change or []]
     changes += [(name, str(value)) for name, value in (("seed", seed), ("epochs", epochs)) if value is not None]
+    if (folder is None) != (labels is None):
+        raise typer.BadParameter("a --folder and its --labels belong together", param_hint="--folder")
     experiment = load(config, preset)
     for name, value in changes:
         experiment = changed(experiment, name, value)
-    folder = out or Path("runs") / f"{experiment.name}-{preset}-{experiment.seed}"
+    if folder is not None:
+        from shared.training.archive import Archive
+
+        own = Archive(folder=str(folder.resolve()), labels=str(labels), label=label, side=experiment.side)
+        experiment = replace(experiment, data=own)
+    target = out or Path("runs") / f"{experiment.name}-{preset}-{experiment.seed}"
 
     from shared.training.train import train as run
 
-    figures = run(experiment, data, folder, resume=resume, threads=threads)
+    figures = run(experiment, data, target, resume=resume, threads=threads)
     sys.stderr.write(f"best of {len(figures['history'])} epochs: {figures['selection']} {figures['best_score']:.4f}\n")
-    typer.echo(str(folder / "model"))
+    typer.echo(str(target / "model"))
 
 
 def listed() -> list[str]:

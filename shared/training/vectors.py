@@ -4,22 +4,20 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.datasets.collection import Collection
-from shared.datasets.folder import SUFFIXES, LabelTable, Row, read_labels
+from shared.datasets.folder import LabelTable, Row, read_labels
 from shared.encoder.base import Encoder
-from shared.errors import Invalid, Rejected
-from shared.imaging.sandbox import Sandbox
+from shared.errors import Invalid
+from shared.training.archive import Label, labelled
 from shared.training.evaluate import Space
 from shared.training.protocols import Subjects
 from shared.types import Codes, Decoded, Embeddings, Pixels
 
-Label = Literal["birads", "density", "pathology"]
-BATCH = 64  #: images encoded, or files decoded, at a time
+BATCH = 64  #: images encoded at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,25 +60,14 @@ def of_folder(encoder: Encoder, folder: Path, labels: Path, label: Label) -> tup
         Invalid: the table is malformed, or no file has a label.
     """
     table = read_labels(labels)
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     counted: Counter[str] = Counter()
     kept: list[tuple[str, str, dict[str, str]]] = []
 
     def pixels() -> Iterator[Pixels]:
-        for path, decoded in _decoded(encoder, paths, counted):
-            header = decoded.header
-            row = table.find(
-                folder, path, sop_instance_uid=header.sop_instance_uid, study_uid=header.study_instance_uid
-            )
-            value = None if row is None else getattr(row.labels, label)
-            if row is None or value is None or (label == "birads" and value == 0):
-                counted["without a label"] += 1
-                continue
-            patient = row.patient or header.patient_id
-            counted["of unknown patients"] += not patient
-            facts = (str(value), patient or str(path), _columns(row, decoded))
-            kept.extend([facts] * len(decoded.pixels))
-            yield decoded.pixels
+        for one in labelled(folder, table, label, encoder.card.recipe, counted):
+            facts = (one.value, one.patient, _columns(one.row, one.decoded))
+            kept.extend([facts] * len(one.decoded.pixels))
+            yield one.decoded.pixels
 
     vectors = _joined(encoder, pixels())
     return _subjects(kept, label, counted, table), vectors
@@ -97,17 +84,6 @@ def _joined(encoder: Encoder, batches: Iterable[Pixels]) -> Vectors:
     if not embeddings:
         raise Invalid("there is no image with a label")
     return Vectors(np.concatenate(embeddings), np.concatenate(codes) if codes else None)
-
-
-def _decoded(encoder: Encoder, paths: Sequence[Path], counted: Counter[str]) -> Iterator[tuple[Path, Decoded]]:
-    with Sandbox() as sandbox:
-        for at in range(0, len(paths), BATCH):
-            part = paths[at : at + BATCH]
-            for path, answer in zip(part, sandbox.decode_many(part, encoder.card.recipe), strict=True):
-                if isinstance(answer, Rejected):
-                    counted["not decoded"] += 1
-                else:
-                    yield path, answer
 
 
 def _columns(row: Row, decoded: Decoded) -> dict[str, str]:

@@ -1,3 +1,4 @@
+import csv
 import subprocess
 import sys
 from collections.abc import Callable
@@ -6,9 +7,12 @@ from pathlib import Path
 import pytest
 import typer
 
+from shared.datasets.archive import write_archive
 from shared.encoder import cards
-from shared.errors import Conflict, NotFound
+from shared.errors import Conflict, Invalid, NotFound
+from shared.training.archive import Archive
 from shared.training.cli import register
+from shared.training.data import parts
 
 FILE = """
 from dataclasses import replace
@@ -63,6 +67,50 @@ def test_the_folder_is_named_after_the_experiment(
     monkeypatch.chdir(tmp_path)
     similis("train", config, "--set", "method.weights=random:0", "--threads", 1)
     assert (tmp_path / "runs" / "stripes-recommended-0" / "metrics.json").exists()
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real files with their table, some of them broken or no images."""
+    folder = tmp_path_factory.mktemp("own") / "archive"
+    write_archive(folder, studies=8, seed=1)
+    return folder
+
+
+def own(archive: Path, labels: Path) -> Archive:
+    return Archive(folder=str(archive), labels=str(labels), label="density", side=48)
+
+
+def test_an_archive_of_ones_own_is_decoded_by_the_platform_and_split_by_patient(archive: Path) -> None:
+    data = own(archive, archive / "labels.csv").load(Path())
+    with (archive / "labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert data.images.shape == (len(rows), 48, 48) == (32, 48, 48)
+    fit, held = parts(data)
+    assert not set(fit.groups) & set(held.groups)
+    assert len(fit) + len(held) == len(data)
+    assert len(set(data.groups)) == len({row["patient"] for row in rows})
+    assert sorted(data.classes[label] for label in data.labels) == sorted(row["density"] for row in rows)
+    assert 0.02 < data.images.mean() / 255 < 0.9
+
+
+def test_a_single_kind_of_label_is_nothing_to_train_on(archive: Path, tmp_path: Path) -> None:
+    head, *lines = (archive / "labels.csv").read_text().splitlines()
+    kind = next(csv.DictReader([head, *lines]))["density"]
+    (tmp_path / "one.csv").write_text("\n".join([head, *(line for line in lines if f",{kind}," in line)]) + "\n")
+    with pytest.raises(Invalid, match="two kinds"):
+        own(archive, tmp_path / "one.csv").load(Path())
+
+
+def test_a_model_is_trained_on_an_archive_of_ones_own(
+    similis: Callable[..., None], archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "own_archive:squeezenet1_0", "--folder", archive, "--labels", archive / "labels.csv"]
+    words += ["--label", "density", "--epochs", 1, "--threads", 1, "--out", tmp_path / "out"]
+    similis(*words, "--set", "method.weights=random:0", "--set", "side=48")
+    assert cards.read(Path(capsys.readouterr().out.strip())).recipe.size == 48
+    with pytest.raises(typer.BadParameter, match="belong together"):
+        similis("train", "own_archive", "--folder", archive)
 
 
 def test_what_can_be_trained_is_listed(similis: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:

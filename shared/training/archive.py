@@ -1,0 +1,97 @@
+"""One's own archive: a folder of DICOM, PNG or JPEG files and a table of labels, by the platform's own decoding."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from shared.datasets.collection import Collection
+from shared.datasets.development import VAL, hold_out
+from shared.datasets.folder import SUFFIXES, LabelTable, Row, read_labels
+from shared.errors import Invalid, Rejected
+from shared.imaging.recipe import Recipe
+from shared.imaging.sandbox import Sandbox
+from shared.types import Decoded
+
+Label = Literal["birads", "density", "pathology"]
+_BATCH = 64  #: files decoded at a time
+
+
+class Labelled(NamedTuple):
+    """A decoded file that the table has a label for. Holds the patient as the table writes it: never log one."""
+
+    row: Row
+    decoded: Decoded
+    value: str
+    patient: str  #: of the table, else of the file; a file of an unknown patient is a patient of its own
+
+
+def labelled(
+    folder: Path, table: LabelTable, label: Label, recipe: Recipe, counted: Counter[str]
+) -> Iterator[Labelled]:
+    """The files below the folder that have a label, in the order of their paths; `counted` says what was left out.
+
+    BI-RADS 0, which is no point of the scale, counts as no label.
+    """
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    with Sandbox() as sandbox:
+        for at in range(0, len(paths), _BATCH):
+            part = paths[at : at + _BATCH]
+            for path, answer in zip(part, sandbox.decode_many(part, recipe), strict=True):
+                if isinstance(answer, Rejected):
+                    counted["not decoded"] += 1
+                    continue
+                header = answer.header
+                row = table.find(
+                    folder, path, sop_instance_uid=header.sop_instance_uid, study_uid=header.study_instance_uid
+                )
+                value = None if row is None else getattr(row.labels, label)
+                if row is None or value is None or (label == "birads" and value == 0):
+                    counted["without a label"] += 1
+                    continue
+                patient = row.patient or header.patient_id
+                counted["of unknown patients"] += not patient
+                yield Labelled(row, answer, str(value), patient or str(path))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Archive:
+    """Labelled files to train on; 15 % of the images, whole patients and always the same ones, are selected by.
+
+    None of them is a test: evaluate on files that were not among these.
+    """
+
+    folder: str
+    labels: str  #: the table; columns as `shared.datasets.folder.COLUMNS` names them
+    label: Label
+    side: int
+
+    def load(self, root: Path) -> Collection:  # noqa: ARG002 - it has its own folder
+        """Raises: `Invalid` where the table is malformed, or there are labels of fewer than two kinds."""
+        counted: Counter[str] = Counter()
+        recipe = Recipe(size=self.side, pad="square")
+        images, values, patients, modalities = [], [], [], []
+        for one in labelled(Path(self.folder), read_labels(Path(self.labels)), self.label, recipe, counted):
+            for pixels in one.decoded.pixels:
+                images.append(np.rint(pixels * 255).astype(np.uint8))
+                values.append(one.value)
+                patients.append(one.patient)
+                modalities.append(one.row.modality or one.decoded.header.modality)
+        classes, labels = np.unique(values, return_inverse=True)
+        if len(classes) < 2:
+            raise Invalid("a training needs labelled images of at least two kinds")
+        groups = np.unique(patients, return_inverse=True)[1].astype(np.int64)
+        held = hold_out(np.ones(len(images), np.bool_), labels.astype(np.int64), groups, VAL)
+        return Collection(
+            name=f"folder, {self.label}",
+            images=np.stack(images),
+            labels=labels.astype(np.int64),
+            classes=tuple(str(name) for name in classes),
+            groups=groups,
+            split=np.where(held, "val", "train"),
+            sources=np.array(modalities),
+            licence="the archive's own",
+        )

@@ -1,0 +1,17 @@
+"""One's own archive: a small network fine-tuned on labelled images, on a CPU in a night at most.
+
+`similis train own_archive --folder IMAGES --labels labels.csv --label pathology` trains on files of one's own; without
+a folder it trains on the sixteen classes of the development data, which is how it was measured.
+"""
+
+from dataclasses import replace
+
+from shared.training.configs import advanced_ft
+from shared.training.experiment import Experiment
+
+PRESETS = ("recommended",)
+VARIANTS = ("mobilenet_v2", "squeezenet1_0", "densenet121", "resnet50")
+
+
+def experiment(preset: str, variant: str) -> Experiment:
+    return replace(advanced_ft.experiment(preset, variant), name=f"own-archive-{variant}", epochs=12, patience=4)
