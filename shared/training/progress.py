@@ -11,12 +11,14 @@ from shared.training.checkpoint import Checkpoint
 
 
 class Progress:
-    def __init__(self, name: str, epochs: int, selection: str) -> None:
+    """Of the epochs from `first` on; times are those of this run alone."""
+
+    def __init__(self, name: str, first: int, epochs: int, selection: str) -> None:
         self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self._status = self._console.status("starting ...") if self._console.is_terminal else None
-        self._name, self._epochs, self._selection = name, epochs, selection
-        self._images, self._done = 0, 0.0  # of the epoch that runs
-        self._finished = 0
+        self._name, self._first, self._epochs, self._selection = name, first, epochs, selection
+        self._images = 0  # of the epoch that runs
+        self._done = 0  # epochs of this run
         self._started = self._epoch_started = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -30,26 +32,28 @@ class Progress:
         if self._status:
             self._status.stop()
 
-    def batch(self, images: int, number: int, count: int) -> None:
-        """So many batches of the epoch's `count` are done; the last one had so many images."""
+    def batch(self, images: int, share: float) -> None:
+        """A batch of so many images is done; with it, so much of the epoch."""
         self._images += images
-        self._done = number / count
         if self._status:
-            self._status.update(f"{self._name}: {self._done:4.0%} of this epoch, {self._rate():.0f} images/s")
+            done = self._done + share
+            left = (self._epochs - self._first - done) * (time.monotonic() - self._started) / done
+            self._status.update(
+                f"{self._name}: {share:4.0%} of this epoch, {self._rate():.0f} images/s, at most {_duration(left)} left"
+            )
 
     def epoch(self, state: Checkpoint) -> None:
         """An epoch is over: its line stays."""
         last = state.history[-1]
-        self._finished += 1
-        spent = time.monotonic() - self._started
-        left = spent / self._finished * (self._epochs - state.epoch)
+        self._done += 1
+        left = (self._epochs - state.epoch) * (time.monotonic() - self._started) / self._done
         self._console.print(
             f"{self._name}  epoch {state.epoch}/{self._epochs}  loss {last['loss']:.4f}  "
             f"{self._selection} {last[self._selection]:.4f} "
             f"(best {state.best_score:.4f}, epoch {state.best_epoch + 1})  "
             f"{self._rate():.0f} images/s  at most {_duration(left)} left"
         )
-        self._images, self._done, self._epoch_started = 0, 0.0, time.monotonic()
+        self._images, self._epoch_started = 0, time.monotonic()
 
     def _rate(self) -> float:
         return self._images / max(time.monotonic() - self._epoch_started, 1e-9)

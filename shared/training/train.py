@@ -48,7 +48,7 @@ def train(experiment: Experiment, root: Path, out: Path, *, resume: bool = True,
             model.load_state_dict(state.model)
             optimiser.load_state_dict(state.optimiser)
 
-        with Progress(experiment.name, experiment.epochs, experiment.selection) as progress:
+        with Progress(experiment.name, state.epoch, experiment.epochs, experiment.selection) as progress:
             while state.epoch < experiment.epochs and state.stale < experiment.patience:
                 started = time.monotonic()
                 losses = _epoch(experiment, model, optimiser, fit, state.epoch, progress)
@@ -86,7 +86,7 @@ def _epoch(
             group["lr"] = experiment.schedule.rate(group["base"], epoch + number / len(plan), experiment.epochs)
         for name, value in _step(experiment, model, optimiser, batch).items():
             sums[name] = sums.get(name, 0.0) + float(value)
-        progress.batch(len(batch.labels), number + 1, len(plan))
+        progress.batch(len(batch.labels), (number + 1) / len(plan))
     return {name: total / len(plan) for name, total in sums.items()}
 
 

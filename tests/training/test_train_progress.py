@@ -1,0 +1,43 @@
+"""What a person sees of a training: a pseudo-terminal gets one moving line, a file a line per epoch."""
+
+import os
+import pty
+import sys
+from pathlib import Path
+
+import pytest
+
+from shared.training.checkpoint import Checkpoint
+from shared.training.progress import Progress
+
+STATE = Checkpoint(epoch=1, best_epoch=0, best_score=0.5, history=[{"loss": 1.25, "figure": 0.5}])
+
+
+def test_a_file_gets_a_line_per_epoch_and_no_control_characters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / "err").open("w") as file:
+        monkeypatch.setattr(sys, "stderr", file)
+        with Progress("small", 0, 3, "figure") as progress:
+            progress.batch(16, 0.5)
+            progress.batch(16, 1.0)
+            progress.epoch(STATE)
+    written = (tmp_path / "err").read_text()
+    assert written.count("\n") == 1
+    assert "small  epoch 1/3  loss 1.2500  figure 0.5000 (best 0.5000, epoch 1)" in written
+    assert "left" in written
+    assert "\x1b" not in written
+
+
+def test_a_terminal_gets_a_moving_line_with_speed_and_time_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    master, slave = pty.openpty()
+    monkeypatch.setenv("TERM", "xterm")
+    with os.fdopen(slave, "w") as terminal:
+        monkeypatch.setattr(sys, "stderr", terminal)
+        with Progress("small", 2, 4, "figure") as progress:
+            progress.batch(16, 0.5)
+            progress._status._live.refresh()  # it refreshes by itself, twelve times a second
+    shown = os.read(master, 1 << 16).decode()
+    os.close(master)
+    assert "50% of this epoch" in shown
+    assert "images/s, at most 0 min" in shown
