@@ -169,8 +169,8 @@ def _check(cards: Sequence[Card], preset: str | None) -> None:
         raise Invalid("an ensemble has members")
     if any(card.recipe != cards[0].recipe for card in cards):
         raise Invalid("the members of an ensemble see the same pixels: their recipes have to be equal")
-    if any(card.architecture in (NULL, "ensemble") or card.tta != "none" for card in cards):
-        raise Invalid("an ensemble's members are networks, neither null nor ensembles, and have no views of their own")
+    if any(card.architecture == NULL or card.tta != "none" for card in cards):
+        raise Invalid("an ensemble's members are networks without views of their own: it has them for all")
     if preset is None:
         return
     if preset not in PRESETS:
