@@ -60,9 +60,13 @@ CONFIGS = {"advanced": "advanced_ft", "metric": "metric_learning"}
 class Profile:
     seeds: tuple[int, ...]
     epochs: int
+    views: tuple[str, ...]  #: which networks are seen through the five views
 
 
-PROFILES: Mapping[str, Profile] = {"quick": Profile((0,), 3), "full": Profile((0, 1, 2, 3, 4), 20)}
+PROFILES: Mapping[str, Profile] = {
+    "quick": Profile((0,), 3, ("frozen", "advanced")),
+    "full": Profile((0, 1, 2, 3, 4), 20, ("frozen", "advanced", "metric")),
+}
 
 
 def main() -> None:
@@ -89,8 +93,8 @@ def main() -> None:
 
 
 def systems(members: Sequence[Member]) -> list[System]:
-    """Each member alone, plain and over the views; and the paper's ensembles of those of a seed."""
-    found = [System.of([m], "unit", views=views) for m in members for views in (False, True)]
+    """Each member alone, plain and over its views; and the paper's ensembles of those of a seed."""
+    found = [System.of([m], "unit", views=views) for m in members for views in (False, True) if m.seen or not views]
     frozen = [m for m in members if m.training == "frozen"]
     for seed in sorted({m.seed for m in members if m.training != "frozen"}):
         mine = {(m.net, m.training): m for m in [*frozen, *(m for m in members if m.seed == seed)]}
@@ -98,7 +102,7 @@ def systems(members: Sequence[Member]) -> list[System]:
             chosen = [mine[part] for part in parts if part in mine]
             if len(chosen) == len(parts):
                 found += [System.of(chosen, join, views=False, name=name) for join in ("unit", "raw", "pca")]
-                found.append(System.of(chosen, "unit", views=True, name=name))
+                found += [System.of(chosen, "unit", views=True, name=name)] if all(m.seen for m in chosen) else []
     return found
 
 
@@ -121,14 +125,14 @@ def _members(profile: Profile, data: Collection, asked: argparse.Namespace) -> I
         if not folder.exists():
             recipe = Recipe(size=SIDE, pad="square")
             build(folder, f"{name}-frozen", net.architecture, str(weights), recipe, net.mean, net.std)
-        yield Member(name, "frozen", 0, _encoded(folder, data, asked), data, {})
+        yield Member(name, "frozen", 0, _encoded(folder, data, asked, "frozen" in profile.views), data, {})
     for seed in profile.seeds:
         for name, net in NETS.items():
             for how in CONFIGS:
                 one = experiment(name, net, how, _weights(net, asked), profile.epochs, seed)
                 out = asked.scratch / f"{one.name}-{one.epochs}-{seed}"
                 cost = _trained(one, out, asked)
-                yield Member(name, how, seed, _encoded(out / "model", data, asked), data, cost)
+                yield Member(name, how, seed, _encoded(out / "model", data, asked, how in profile.views), data, cost)
 
 
 def experiment(name: str, net: Net, how: str, weights: Path, epochs: int, seed: int) -> Experiment:
@@ -160,22 +164,22 @@ def _weights(net: Net, asked: argparse.Namespace) -> Path:
     return path
 
 
-def _encoded(model: Path, data: Collection, asked: argparse.Namespace) -> Vectors:
-    """(5, n, dim): the model's vectors of every view of every image, the plain one first; kept beside the model."""
-    kept = model.with_name(f"{model.name}.npy")
+def _encoded(model: Path, data: Collection, asked: argparse.Namespace, seen: bool) -> Vectors:
+    """(1 or 5, n, dim): the model's vectors of every image, and of its other views; kept beside the model."""
+    kept = model.with_name(f"{model.name}-{VIEWS if seen else 1}.npy")
     if not kept.exists():
         encoder = load_encoder(model, "onnx", asked.threads)
-        views = Views(SIDE)
+        views = Views(SIDE) if seen else torch.nn.Identity()
         made = []
         for start in range(0, len(data), 16):
             pixels = torch.from_numpy(data.images[start : start + 16]).float() / 255
-            seen = views(pixels).numpy()
-            made.append(encoder.encode(seen).embeddings.reshape(VIEWS, len(pixels), -1))
+            vectors = encoder.encode(views(pixels).numpy()).embeddings
+            made.append(vectors.reshape(-1, len(pixels), vectors.shape[1]))
         partial = kept.with_suffix(".partial.npy")
         np.save(partial, np.concatenate(made, axis=1))
         partial.rename(kept)
-    vectors: Vectors = np.load(kept)
-    return vectors
+    found: Vectors = np.load(kept)
+    return found
 
 
 if __name__ == "__main__":

@@ -32,9 +32,14 @@ class Member:
     net: str
     training: str  #: frozen, advanced or metric
     seed: int
-    views: Vectors  #: (5, n, dim), the plain view first
+    views: Vectors  #: (views, n, dim), the plain one first
     data: Collection
     cost: Mapping[str, Any]  #: of its training
+
+    @property
+    def seen(self) -> bool:
+        """There is more than the plain view."""
+        return len(self.views) > 1
 
     def vectors(self, *, views: bool) -> Vectors:
         """(n, dim): of the plain view, or the unit mean over the views, as the platform encodes with `tta: five`."""

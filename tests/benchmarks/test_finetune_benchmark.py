@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,13 @@ def test_the_grid_has_every_member_and_the_papers_ensembles(members: list[Member
     assert {(s.join, s.views) for s in found if s.name == "mega_all"} == {
         ("unit", False), ("raw", False), ("pca", False), ("unit", True),
     }  # fmt: skip
+
+
+def test_what_has_one_view_only_is_not_averaged(data: Collection, members: list[Member]) -> None:
+    plain = [replace(m, views=m.views[:1]) if m.training == "metric" else m for m in members]
+    found = systems(plain)
+    assert not [s for s in found if s.views and any(m.training == "metric" for m in s.members)]
+    assert [s for s in found if s.views and s.name == "best_two_advanced"]
 
 
 def test_ensembles_never_mix_seeds(data: Collection, members: list[Member]) -> None:
