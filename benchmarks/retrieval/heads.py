@@ -38,7 +38,7 @@ class Head:
     alpha: float = 0.5
     gamma: float = 0.25
     prints: int = 16  #: pixels of the fingerprints
-    kind: Fingerprints = "image"
+    marks: Fingerprints = "image"  #: what the fingerprints are of
     layer: Layer = "kan"
     darf: bool = True  #: reads f_D
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -63,7 +63,7 @@ def codes(head: Head, seen: Seen, collection: Collection, fusion: int, seed: int
     labels = torch.from_numpy(collection.labels if head.labels == "fine" else coarse(collection))
     fit = torch.from_numpy(np.flatnonzero(collection.split == "train"))
     images = torch.from_numpy(collection.images).float() / 255
-    marks = fingerprints(images, head.prints, kind=head.kind, seed=seed)
+    marks = fingerprints(images, head.prints, kind=head.marks, seed=seed)
     model, loss = _trained(head, features[fit], labels[fit], marks[fit], collection.groups[fit.numpy()], seed)
     with torch.inference_mode():
         return packed(loss.logits(model(features)[0]).numpy())
@@ -153,7 +153,7 @@ def grid(bits: tuple[int, ...], methods: tuple[str, ...]) -> list[Head]:
         *({"alpha": value} for value in (0.25, 0.75)),
         *({"gamma": value} for value in (0.15, 0.4)),
         *({"prints": value} for value in (8, 32)),
-        *({"kind": value} for value in ("random", "uniform")),
+        *({"marks": value} for value in ("random", "uniform")),
         {"layer": "linear"},
         {"darf": False},
         *(
