@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vectors: {error}", file=sys.stderr)  # noqa: T201 - for the person who started it
         return HELD
     gc.collect()
-    gc.freeze()  # what is loaded stays: looking through it again and again cost 0.2 ms a search
+    gc.freeze()  # what is loaded stays, and need not be looked through again and again
     gc.set_threshold(50_000)
     server.start()
     log.get(__name__).info("vectors ready", port=server.port, count=len(server.shards.names()))

@@ -10,10 +10,8 @@ small graph of their own beside the large one (2 to 5 s, a search looks into bot
 The child is this module: `python -m services.vectors.optimize SHARD PARENT_PID SEGMENTS`.
 """
 
-import ctypes
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -24,13 +22,13 @@ from typing import Final
 import grpc
 import qdrant_edge as edge
 
+from services.vectors.engine import die_with_parent
 from services.vectors.shards import MIN_FREE_BYTES, Collection, read_config, sync_tree, warm
 from services.vectors.translate import Refused, config_of
 from shared import log
 
 DEFAULT_ABOVE: Final = 2000  # unindexed points, when the collection does not say
 NICE: Final = 10
-PR_SET_PDEATHSIG: Final = 1
 NOTHING_TO_DO: Final = 10
 WHOLE: Final = "whole"  # a file in the shard's folder: how many points its large graph was made of
 GROWTH: Final = 1.25
@@ -154,7 +152,7 @@ def threshold(collection: Collection) -> int:
 def segments(collection: Collection) -> int:
     whole = collection.path / WHOLE
     made_of = int(whole.read_text(encoding="ascii")) if whole.exists() else 0
-    points = collection.read(lambda shard: shard.info().points_count)
+    points = collection.info().points_count
     return MERGED if points > GROWTH * made_of else BESIDE
 
 
@@ -173,10 +171,8 @@ def copy(source: Path, target: Path) -> None:
 
 def main(shard: Path, parent: int, segment_number: int) -> int:
     """Optimise the shard at this path, alone; its files are on disk and in memory when this returns."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        return 1
-    os.nice(NICE)
+    die_with_parent(parent)
+    os.nice(NICE)  # in its owner's session, where it counts against the engines also where the kernel groups by session
     held = edge.EdgeShard.load(str(shard), config_of(read_config(shard.parent), segment_number))
     changed = held.optimize()
     if segment_number == MERGED:

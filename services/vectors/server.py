@@ -1,59 +1,52 @@
 """The part of Qdrant's own gRPC that Similis uses, answered by Qdrant Edge.
 
-One process owns the shards: Edge holds the GIL in every call and allows one process per shard. So this one does
-nothing else, and the API and the workers talk to it as they would to a server.
+This process knows the collections and passes on what concerns points, as the bytes it is, to the engine of the
+collection (`services.vectors.engine`). The API and the workers talk to it as they would to a server.
 """
 
 import hmac
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import wraps
+from functools import partial, wraps
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import grpc
-import qdrant_edge as edge
+from google.protobuf.message import Message  # type: ignore[import-untyped]  # ships no types
 from qdrant_client import grpc as pb
 from qdrant_client.grpc.collections_service_pb2_grpc import (
     CollectionsServicer,
     add_CollectionsServicer_to_server,
 )
-from qdrant_client.grpc.points_service_pb2_grpc import PointsServicer, add_PointsServicer_to_server
 from qdrant_client.grpc.qdrant_pb2_grpc import QdrantServicer, add_QdrantServicer_to_server
 
 from services.vectors import translate
 from services.vectors.optimize import Optimizer
-from services.vectors.replies import Fields, timed
 from services.vectors.shards import Collection, Shards
 from services.vectors.translate import Refused
 from shared import log
 
-THREADS: Final = 8  # the engine is serial; these let requests wait in line instead of being refused
+THREADS: Final = 8  # an engine is serial; these let requests wait in line instead of being refused
 _log = log.get(__name__)
 M = TypeVar("M")
 
 
 def answers(method: Callable[[Any, Any], M]) -> Callable[[Any, Any, grpc.ServicerContext], M]:
-    """Check the request field by field; turn `Refused` into its status and a fault into INTERNAL."""
+    """Check a message field by field (bytes are passed on); turn `Refused` into its status, a fault into INTERNAL."""
 
     @wraps(method)
     def handle(self: Any, request: Any, context: grpc.ServicerContext) -> M:  # noqa: ANN401 - any message
-        started = time.perf_counter()
         try:
-            translate.check(request)
-            reply = method(self, request)
+            if isinstance(request, Message):
+                translate.check(request)
+            return method(self, request)
         except Refused as error:
             context.abort(error.code, str(error))
         except Exception as error:
             _log.exception("request failed", method=method.__name__, exception_type=type(error).__name__)
             context.abort(grpc.StatusCode.INTERNAL, "the engine failed")
-        if isinstance(reply, bytes):
-            return timed(reply, time.perf_counter() - started)  # type: ignore[return-value]  # M is bytes
-        if hasattr(reply, "time"):
-            reply.time = time.perf_counter() - started
-        return reply
+        raise AssertionError("abort has raised")
 
     return handle
 
@@ -83,25 +76,15 @@ class Collections(CollectionsServicer):
 
     def _info(self, collection: Collection) -> pb.CollectionInfo:
         busy, failed = self._optimizer.busy(collection), self._optimizer.failed(collection)
-        held = collection.read(lambda shard: shard.info())
-        status = (
+        info = collection.info()
+        info.status = (
             pb.CollectionStatus.Yellow if busy else pb.CollectionStatus.Red if failed else pb.CollectionStatus.Green
         )
-        info = pb.CollectionInfo(
-            status=status,
-            optimizer_status=pb.OptimizerStatus(ok=not failed, error="optimising failed" if failed else ""),
-            segments_count=held.segments_count,
-            points_count=held.points_count,
-            indexed_vectors_count=held.indexed_vectors_count,
-        )
+        info.optimizer_status.CopyFrom(pb.OptimizerStatus(ok=not failed, error="optimising failed" if failed else ""))
         info.config.params.vectors_config.CopyFrom(collection.config.vectors_config)
         info.config.optimizer_config.CopyFrom(collection.config.optimizers_config)
         for key, value in collection.config.metadata.items():
             info.config.metadata[key].CopyFrom(value)
-        for field, schema in held.payload_schema.items():
-            keyword = schema.data_type == edge.PayloadSchemaType.Keyword
-            kind = pb.PayloadSchemaType.Keyword if keyword else pb.PayloadSchemaType.Integer
-            info.payload_schema[field].CopyFrom(pb.PayloadSchemaInfo(data_type=kind, points=schema.points))
         return info
 
     @answers
@@ -122,79 +105,47 @@ class Collections(CollectionsServicer):
         return pb.CollectionOperationResponse(result=self._shards.drop(request.collection_name))
 
 
-class Points(PointsServicer):
+class Points:
+    """Requests and replies are the bytes that came; the collection's engine reads and makes them."""
+
     def __init__(self, shards: Shards, optimizer: Optimizer) -> None:
         self._shards = shards
         self._optimizer = optimizer
 
-    @answers
-    def CreateFieldIndex(self, request: pb.CreateFieldIndexCollection) -> pb.PointsOperationResponse:  # noqa: N802
-        schema = translate.field_schema(request)
-        self._shards.get(request.collection_name).index_field(request.field_name, schema)
-        return _done()
+    def handlers(self) -> Any:  # noqa: ANN401 - grpc ships no types
+        """For grpc: bytes in, bytes out; what else Qdrant has is answered with UNIMPLEMENTED."""
+        calls = {name: getattr(self, name) for name in ("Upsert", "Delete", "CreateFieldIndex", "QueryGroups")}
+        calls |= {name: partial(self.Read, name) for name in ("QueryBatch", "Get", "Scroll", "Count")}
+        rpc = {name: grpc.unary_unary_rpc_method_handler(call) for name, call in calls.items()}
+        return grpc.method_handlers_generic_handler("qdrant.Points", rpc)
+
+    def Read(self, name: str, raw: bytes, context: grpc.ServicerContext) -> bytes:  # noqa: N802
+        return self._read((name, raw), context)
 
     @answers
-    def Upsert(self, request: pb.UpsertPoints) -> pb.PointsOperationResponse:  # noqa: N802
-        """Always waits and flushes, whatever `wait` and `ordering` say: the strongest of each."""
+    def _read(self, call: tuple[str, bytes]) -> bytes:
+        return self._shards.get(collection_of(call[1])).ask(*call)
+
+    @answers
+    def Upsert(self, raw: bytes) -> bytes:  # noqa: N802 - Qdrant's name
+        request = pb.UpsertPoints.FromString(raw)
         collection = self._shards.get(request.collection_name)
-        points = [translate.point_of(point, collection.sizes) for point in request.points]
-        guard = translate.filter_of(request.update_filter) if request.HasField("update_filter") else None
-        operation = edge.UpdateOperation.upsert_points(points, condition=guard)
-        collection.write(operation, [point.id.uuid for point in request.points])
+        reply = collection.write("Upsert", raw, [point.id.uuid for point in request.points])
         self._optimizer.consider(collection)
-        return _done()
+        return reply
 
     @answers
-    def Delete(self, request: pb.DeletePoints) -> pb.PointsOperationResponse:  # noqa: N802
-        if request.points.WhichOneof("points_selector_one_of") != "points":
-            raise translate.wrong("points are deleted by id")
-        ids = translate.ids_of(request.points.points.ids)
-        self._shards.get(request.collection_name).write(edge.UpdateOperation.delete_points(ids), ids)
-        return _done()
+    def Delete(self, raw: bytes) -> bytes:  # noqa: N802
+        request = pb.DeletePoints.FromString(raw)
+        ids = [id_.uuid for id_ in request.points.points.ids]
+        return self._shards.get(request.collection_name).write("Delete", raw, ids)
 
     @answers
-    def Get(self, request: pb.GetPoints) -> pb.GetResponse:  # noqa: N802
-        ids, payload = translate.ids_of(request.ids), _listed(translate.payload_of(request.with_payload))
-        collection = self._shards.get(request.collection_name)
-        records = collection.read(lambda shard: shard.retrieve(ids, payload, request.with_vectors.enable))
-        return pb.GetResponse(result=[translate.retrieved(record) for record in records])
+    def CreateFieldIndex(self, raw: bytes) -> bytes:  # noqa: N802
+        return self._shards.get(collection_of(raw)).index_field(raw)
 
     @answers
-    def Scroll(self, request: pb.ScrollPoints) -> pb.ScrollResponse:  # noqa: N802
-        wanted = edge.ScrollRequest(
-            offset=request.offset.uuid or None,
-            limit=request.limit or 10,
-            filter=translate.filter_of(request.filter) if request.HasField("filter") else None,
-            with_payload=_listed(translate.payload_of(request.with_payload)),
-            with_vector=request.with_vectors.enable,
-        )
-        collection = self._shards.get(request.collection_name)
-        records, following = collection.read(lambda shard: shard.scroll(wanted))
-        offset = pb.PointId(uuid=str(following)) if following is not None else None
-        return pb.ScrollResponse(result=[translate.retrieved(record) for record in records], next_page_offset=offset)
-
-    @answers
-    def Count(self, request: pb.CountPoints) -> pb.CountResponse:  # noqa: N802
-        wanted = edge.CountRequest(
-            exact=request.exact or not request.HasField("exact"),
-            filter=translate.filter_of(request.filter) if request.HasField("filter") else None,
-        )
-        collection = self._shards.get(request.collection_name)
-        return pb.CountResponse(result=pb.CountResult(count=collection.read(lambda shard: shard.count(wanted))))
-
-    @answers
-    def QueryBatch(self, request: pb.QueryBatchPoints) -> bytes:  # noqa: N802
-        """A serialised QueryBatchResponse: see `_bytes_out`."""
-        collection = self._shards.get(request.collection_name)
-        for query in request.query_points:
-            if query.collection_name not in {"", request.collection_name}:
-                raise translate.wrong("a batch asks one collection")
-        wanted = [translate.query_of(query, collection.sizes) for query in request.query_points]
-        found = collection.read(lambda shard: shard.query_batch(edge.QueryBatchRequest(queries=wanted)))
-        return collection.replies.batch(found, [translate.payload_of(q.with_payload) for q in request.query_points])
-
-    @answers
-    def QueryGroups(self, request: pb.QueryPointGroups) -> pb.QueryGroupsResponse:  # noqa: ARG002, N802
+    def QueryGroups(self, raw: bytes) -> bytes:  # noqa: ARG002, N802
         raise Refused(grpc.StatusCode.UNIMPLEMENTED, "QueryGroups is not implemented here")  # Edge has no groups
 
 
@@ -204,13 +155,9 @@ class Root(QdrantServicer):
         return pb.HealthCheckReply(title="similis vectors (Qdrant Edge)", version=version("qdrant-edge-py"))
 
 
-def _listed(fields: Fields) -> bool | list[str]:
-    """As Edge takes them."""
-    return fields if isinstance(fields, bool) else list(fields)
-
-
-def _done() -> pb.PointsOperationResponse:
-    return pb.PointsOperationResponse(result=pb.UpdateResult(status=pb.UpdateStatus.Completed))
+def collection_of(raw: bytes) -> str:
+    """Every request about points begins with the collection's name: field 1."""
+    return str(pb.GetCollectionInfoRequest.FromString(raw).collection_name)
 
 
 class KeyGuard(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
@@ -231,12 +178,6 @@ class KeyGuard(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc ships no t
         return self._refuse
 
 
-def _bytes_out(name: str, method: Callable[..., bytes], request: Any) -> Any:  # noqa: ANN401 - grpc ships no types
-    """A method of Points that gives the reply's bytes; registered first, it is the one that is found."""
-    handler = grpc.unary_unary_rpc_method_handler(method, request.FromString, bytes)
-    return grpc.method_handlers_generic_handler("qdrant.Points", {name: handler})
-
-
 class VectorsServer:
     """The running service. Raises `Refused` when the folder is held by another process."""
 
@@ -251,9 +192,7 @@ class VectorsServer:
         pool = ThreadPoolExecutor(THREADS, thread_name_prefix="grpc")
         self._server = grpc.server(pool, interceptors=[KeyGuard(key)], options=options)
         add_CollectionsServicer_to_server(Collections(self.shards, self._optimizer), self._server)  # type: ignore[no-untyped-call]
-        points = Points(self.shards, self._optimizer)
-        self._server.add_generic_rpc_handlers((_bytes_out("QueryBatch", points.QueryBatch, pb.QueryBatchPoints),))
-        add_PointsServicer_to_server(points, self._server)  # type: ignore[no-untyped-call]
+        self._server.add_generic_rpc_handlers((Points(self.shards, self._optimizer).handlers(),))
         add_QdrantServicer_to_server(Root(), self._server)  # type: ignore[no-untyped-call]
         self.port = self._server.add_insecure_port(listen)
 

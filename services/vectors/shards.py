@@ -1,4 +1,4 @@
-"""Collections on disk, each an Edge shard that only this process may touch.
+"""Collections on disk, each an Edge shard that only this process and its children may touch.
 
     DIR/lock                          held for the life of the process
     DIR/<collection>/collection.json  the request that made it
@@ -18,7 +18,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final
 
 import grpc
 import qdrant_edge as edge
@@ -26,11 +26,10 @@ from google.protobuf import json_format  # type: ignore[import-untyped]  # ships
 from qdrant_client import grpc as pb
 
 from services.vectors import translate
-from services.vectors.replies import Replies
+from services.vectors.nursery import WRITES, Engine, Gone, Nursery
 from services.vectors.translate import Refused
 from shared import log
 
-T = TypeVar("T")
 MIN_FREE_BYTES: Final = 256 * 2**20  # a full disk is a SIGBUS: Edge writes through memory maps
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 REPLAY: Final = 256  # points per step of catching up
@@ -38,13 +37,12 @@ _log = log.get(__name__)
 
 
 class Collection:
-    """One shard and its place on disk; safe to share between threads.
+    """One shard, held by an engine, and its place on disk; safe to share between threads.
 
-    Edge holds the GIL in every call, so `_use` costs no parallelism; it keeps a swap from closing the shard under a
-    reader. `_write` keeps writes in order, and is held over the flush, which `_use` is not.
+    `_write` keeps writes in order and is held until they are on disk; questions take no lock of ours.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, nursery: Nursery) -> None:
         self.folder = folder
         self.name = folder.name
         self.config = read_config(folder)
@@ -52,55 +50,67 @@ class Collection:
         self.sizes = {name: int(params.size) for name, params in vectors.items()}
         self.linked = any(params.hnsw_config.m > 0 for params in vectors.values())
         self.dropped = False
+        self._nursery = nursery
         self._write = threading.Lock()
-        self._use = threading.Lock()
+        self._change = threading.Lock()
         self._touched: set[str] | None = None  # ids written since the shadow was copied
         self._remove_stale()
         self.path = self._current()
-        warm(self.path)
-        self._shard = edge.EdgeShard.load(str(self.path))
-        self.replies = Replies(lambda ids: self.read(lambda shard: shard.retrieve(ids, True, False)))
+        self._engine = nursery.engine(self.path, self.sizes)
 
     @classmethod
-    def create(cls, root: Path, config: pb.CreateCollection) -> "Collection":
+    def create(cls, root: Path, config: pb.CreateCollection, nursery: Nursery) -> "Collection":
         folder = root / f".new.{config.collection_name}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        edge.EdgeShard.create(str(folder / "shard.0"), translate.config_of(config)).close()
+        edge.EdgeShard.create(str(folder / "shard.0"), translate.config_of(config, wal=False)).close()
         (folder / "collection.json").write_text(json_format.MessageToJson(config), encoding="utf-8")
         (folder / "current").symlink_to("shard.0")
         sync_tree(folder)
         folder.rename(root / config.collection_name)
         sync(root)
-        return cls(root / config.collection_name)
+        return cls(root / config.collection_name, nursery)
 
-    def read(self, call: Callable[[Any], T]) -> T:
-        with self._use:
-            self._require_open()
-            return call(self._shard)
+    def ask(self, name: str, raw: bytes) -> bytes:
+        """The engine's reply. An engine that has ended is started again; the caller is told to ask once more."""
+        while True:
+            if self.dropped:
+                raise Refused(grpc.StatusCode.NOT_FOUND, "there is no such collection")
+            engine = self._engine
+            try:
+                return engine.ask(name, raw)
+            except Gone:
+                with self._change:
+                    if engine is self._engine and not self.dropped:
+                        _log.warning("engine ended")
+                        self._engine = self._nursery.engine(self.path, self.sizes)
+                if name in WRITES:  # it may have been applied or not; a question is simply asked again
+                    raise Refused(grpc.StatusCode.UNAVAILABLE, "the engine ended; ask again") from None
 
-    def write(self, operation: Any, ids: Sequence[str]) -> None:  # noqa: ANN401 - Edge's UpdateOperation
-        """The operation is applied and on disk."""
+    def write(self, name: str, raw: bytes, ids: Sequence[str]) -> bytes:
+        """The write is applied and on disk."""
         require_space(self.folder)
         with self._write:
             if self._touched is not None:
                 self._touched.update(ids)
-            self.read(lambda shard: shard.update(operation))
-            self.replies.forget(ids)
-            self.read(lambda shard: shard.flush())
+            return self.ask(name, raw)
 
-    def index_field(self, field: str, schema: Any) -> None:  # noqa: ANN401 - Edge's union has no name
+    def index_field(self, raw: bytes) -> bytes:
         """The payload index exists. Refused while a shadow is optimised, which would not have it."""
         with self._write:
             if self._touched is not None:
                 raise Refused(grpc.StatusCode.UNAVAILABLE, "the collection is being optimised; ask again")
-            # not flushed: the next write is, and a client that makes the collection again asks for what is missing
-            self.read(lambda shard: shard.update(edge.UpdateOperation.create_field_index(field, schema)))
+            return self.ask("CreateFieldIndex", raw)
+
+    def info(self) -> pb.CollectionInfo:
+        """Of it what the engine knows: numbers, and the payload indexes."""
+        info: pb.CollectionInfo = pb.CollectionInfo.FromString(self.ask("Info", b""))
+        return info
 
     def unindexed(self) -> int:
         if not self.linked:
             return 0
-        info = self.read(lambda shard: shard.info())
+        info = self.info()
         return int(max(0, info.points_count - info.indexed_vectors_count))
 
     @contextmanager
@@ -109,7 +119,7 @@ class Collection:
         target = self.folder / f"shard.{int(self.path.name.split('.')[1]) + 1}"
         try:
             with self._write:
-                self.read(lambda shard: shard.flush())
+                self.ask("Flush", b"")
                 copy(self.path, target)
                 self._touched = set()
             yield target
@@ -122,18 +132,19 @@ class Collection:
     def adopt(self, target: Path) -> None:
         """The shadow, with every write that came meanwhile, is the shard; searches never stop.
 
-        Most of the catching up happens beside the writers, the last step in front of them.
+        It is loaded by an engine of its own. Most of the catching up happens beside the writers, the last step in
+        front of them.
         """
-        fresh = edge.EdgeShard.load(str(target))
+        fresh = self._nursery.engine(target, self.sizes)
         try:
             while len(pending := self._take_touched()) > REPLAY:
                 self._replay(fresh, pending)
             with self._write:
                 self._replay(fresh, pending | self._take_touched_now())
-                fresh.flush()
+                fresh.ask("Flush", b"")
                 self._point_to(target)
-                with self._use:
-                    old_path, old, self.path, self._shard = self.path, self._shard, target, fresh
+                with self._change:
+                    old_path, old, self.path, self._engine = self.path, self._engine, target, fresh
         except BaseException:
             fresh.close()
             raise
@@ -149,31 +160,26 @@ class Collection:
         taken, self._touched = self._touched or set(), set()
         return taken
 
-    def _replay(self, fresh: Any, ids: set[str]) -> None:  # noqa: ANN401 - an EdgeShard
+    def _replay(self, fresh: Engine, ids: set[str]) -> None:
         """The points stand in the new shard as they stand in the old one, or in neither."""
         listed = sorted(ids)
         for start in range(0, len(listed), REPLAY):
             part = listed[start : start + REPLAY]
-            records = self._retrieve(part)
-            points = [edge.Point(id=row.id, vector=row.vector, payload=row.payload) for row in records]
-            gone = set(part) - {str(row.id) for row in records}
-            if points:
-                fresh.update(edge.UpdateOperation.upsert_points(points))
+            wanted = pb.GetPoints(collection_name=self.name, ids=[pb.PointId(uuid=id_) for id_ in part])
+            wanted.with_payload.enable = wanted.with_vectors.enable = True
+            records = pb.GetResponse.FromString(self.ask("Get", wanted.SerializeToString())).result
+            gone = set(part) - {record.id.uuid for record in records}
+            if records:
+                points = [translate.stored(record) for record in records]
+                fresh.ask("Upsert", pb.UpsertPoints(collection_name=self.name, points=points).SerializeToString())
             if gone:
-                fresh.update(edge.UpdateOperation.delete_points(sorted(gone)))
-
-    def _retrieve(self, ids: list[str]) -> list[Any]:
-        return self.read(lambda shard: list(shard.retrieve(ids, True, True)))
+                selected = pb.PointsSelector(points=pb.PointsIdsList(ids=[pb.PointId(uuid=id_) for id_ in gone]))
+                fresh.ask("Delete", pb.DeletePoints(collection_name=self.name, points=selected).SerializeToString())
 
     def close(self) -> None:
-        with self._write, self._use:
+        with self._write, self._change:
             self.dropped = True
-            self._shard.flush()
-            self._shard.close()
-
-    def _require_open(self) -> None:
-        if self.dropped:
-            raise Refused(grpc.StatusCode.NOT_FOUND, "there is no such collection")
+            self._engine.close()
 
     def _current(self) -> Path:
         return self.folder / (self.folder / "current").readlink()
@@ -207,8 +213,11 @@ class Shards:
         for folder in (*root.glob(".new.*"), *root.glob(".gone.*")):
             shutil.rmtree(folder)
         self._change = threading.Lock()
+        self._nursery = Nursery()
         self._collections = {
-            folder.name: Collection(folder) for folder in sorted(root.iterdir()) if (folder / "current").is_symlink()
+            folder.name: Collection(folder, self._nursery)
+            for folder in sorted(root.iterdir())
+            if (folder / "current").is_symlink()
         }
 
     def create(self, config: pb.CreateCollection) -> None:
@@ -218,7 +227,7 @@ class Shards:
             if config.collection_name in self._collections:
                 raise Refused(grpc.StatusCode.ALREADY_EXISTS, "the collection exists already")
             require_space(self.root)
-            self._collections[config.collection_name] = Collection.create(self.root, config)
+            self._collections[config.collection_name] = Collection.create(self.root, config, self._nursery)
 
     def get(self, name: str) -> Collection:
         found = self._collections.get(name)
@@ -247,6 +256,7 @@ class Shards:
             for collection in self._collections.values():
                 collection.close()
             self._collections = {}
+            self._nursery.close()
         os.close(self._lock)
 
 

@@ -112,10 +112,11 @@ def check(message: Message) -> None:
             check(value)
 
 
-def config_of(request: pb.CreateCollection, segments: int = 1) -> edge.EdgeConfig:
+def config_of(request: pb.CreateCollection, segments: int = 1, *, wal: bool | None = None) -> edge.EdgeConfig:
     """The shard's layout, with one search thread (Edge holds the GIL, more would only wait).
 
     The indexing threshold is 1 kB: an optimiser is only started by who has counted, and then links everything.
+    `wal` is fixed when a shard is made: without, as every write is flushed before it is acknowledged. None keeps it.
     """
     vectors = request.vectors_config.params_map.map
     if not vectors:
@@ -125,6 +126,7 @@ def config_of(request: pb.CreateCollection, segments: int = 1) -> edge.EdgeConfi
         optimizers=edge.EdgeOptimizersConfig(default_segment_number=segments, indexing_threshold=1),
         max_search_threads=1,
         payload_memory=edge.Memory.Cached,
+        wal_enabled=wal,
     )
 
 
@@ -301,6 +303,14 @@ def fill_payload(target: Any, payload: Mapping[str, int | str] | None) -> None: 
             target[key].string_value = value
         else:
             target[key].integer_value = value
+
+
+def stored(record: pb.RetrievedPoint) -> pb.PointStruct:
+    """The point as it would be written again."""
+    point = pb.PointStruct(id=record.id, payload=record.payload)
+    for name, vector in record.vectors.vectors.vectors.items():
+        point.vectors.vectors.vectors[name].dense.CopyFrom(vector.dense)
+    return point
 
 
 def retrieved(record: Any) -> pb.RetrievedPoint:  # noqa: ANN401 - Edge's Record

@@ -215,7 +215,8 @@ class LazyPayload(Mapping[str, int | str]):
         if key not in self._values:  # a protobuf map would make the entry
             raise KeyError(key)
         value = self._values[key]
-        return value.string_value if value.WhichOneof("kind") == "string_value" else int(value.integer_value)
+        found: int | str = value.string_value if value.HasField("string_value") else value.integer_value
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._values)

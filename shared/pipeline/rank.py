@@ -6,6 +6,7 @@ was not returned lies below.
 """
 
 import uuid
+from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -39,12 +40,12 @@ class Candidate:
 
 def rank(images: Sequence[QueryImage], answers: Sequence[Answer], gone: Collection[uuid.UUID] = ()) -> list[Candidate]:
     """The studies that were hit, best first; the points that are `gone` count for nothing."""
-    hits: dict[int | str, dict[int, list[Hit]]] = {}  # study, query image
+    hits: defaultdict[int | str, defaultdict[int, list[Hit]]] = defaultdict(lambda: defaultdict(list))  # study, image
     for position, answer in enumerate(answers):
         for hit in answer.hits:
-            if hit.id not in gone:
-                hits.setdefault(hit.payload["study"], {}).setdefault(position, []).append(hit)
-    floors = [min((hit.score for hit in answer.hits), default=0.0) for answer in answers]
+            if not gone or hit.id not in gone:
+                hits[hit.payload["study"]][position].append(hit)
+    floors = [answer.hits[-1].score if answer.hits else 0.0 for answer in answers]  # hits come by falling score
     candidates = [_candidate(study, found, images, floors) for study, found in hits.items()]
     return sorted(candidates, key=lambda candidate: -candidate.score)
 

@@ -1,6 +1,8 @@
 """No acknowledged point is lost, whenever the process dies: in a write, while optimising, half way to a file."""
 
+import os
 import random
+import signal
 import subprocess
 import sys
 import threading
@@ -8,12 +10,11 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
 
-from services.vectors import optimize, translate
+from services.vectors import engine, optimize
 from services.vectors.shards import Shards
 from shared.errors import SimilisError
 from shared.index import checks, wire
@@ -153,7 +154,7 @@ def test_what_a_kill_left_half_made_is_removed_at_the_start(tmp_path: Path) -> N
         (tmp_path / left / "file").write_bytes(b"half")
     held = Shards(tmp_path)
     assert held.names() == ["a"]
-    assert held.get("a").read(lambda shard: shard.info().points_count) == 10
+    assert held.get("a").info().points_count == 10
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "lock"]
     assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["collection.json", "current", "shard.0"]
     held.close()
@@ -162,10 +163,7 @@ def test_what_a_kill_left_half_made_is_removed_at_the_start(tmp_path: Path) -> N
 def write(held: Shards, points: list[Point]) -> None:
     vectors = checks.prepare(SPEC, [point.vector for point in points])
     request = wire.upsert("a", points, vectors)
-    listed = [translate.point_of(point, {"dense": DIM}) for point in request.points]
-    held.get("a").write(
-        translate.edge.UpdateOperation.upsert_points(listed), [point.id.uuid for point in request.points]
-    )
+    held.get("a").write("Upsert", request.SerializeToString(), [point.id.uuid for point in request.points])
 
 
 def test_the_child_links_what_is_there_and_says_when_there_is_nothing(tmp_path: Path) -> None:
@@ -251,17 +249,17 @@ def test_a_write_in_progress_when_the_shadow_catches_up_is_in_the_new_shard(tmp_
     write(held, gallery(10))
     collection = held.get("a")
     announced, go_on = threading.Event(), threading.Event()
-    forward = collection.read
+    forward = collection.ask
 
-    def slow(call: Callable[[Any], Any]) -> Any:
+    def slow(name: str, raw: bytes) -> bytes:
         if threading.current_thread().name == "late":
             announced.set()
             go_on.wait(10)
-        return forward(call)
+        return forward(name, raw)
 
     with collection.shadow(optimize.copy) as target:
         write(held, revised(range(10, 400), 1))  # more than one step of catching up
-        collection.read = slow  # type: ignore[method-assign]
+        collection.ask = slow  # type: ignore[method-assign]
         late = threading.Thread(target=write, args=(held, revised(range(400, 401), 1)), name="late")
         late.start()
         assert announced.wait(10)
@@ -271,6 +269,50 @@ def test_a_write_in_progress_when_the_shadow_catches_up_is_in_the_new_shard(tmp_
         go_on.set()
         late.join(10)
         adopting.join(10)
-        collection.read = forward  # type: ignore[method-assign]
-    assert collection.read(lambda shard: shard.info().points_count) == 401
+        collection.ask = forward  # type: ignore[method-assign]
+    assert collection.info().points_count == 401
     held.close()
+
+
+def engine_pids(running: engines.VectorsProcess) -> list[int]:
+    """What the nursery has forked."""
+    assert running.process is not None
+    below = {line.split()[0]: line.split()[1:] for line in processes()}
+    nurseries = [pid for pid, (ppid, *_) in below.items() if int(ppid) == running.process.pid]
+    return [int(pid) for pid, (ppid, *_) in below.items() if ppid in nurseries]
+
+
+def processes() -> list[str]:
+    return subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_an_engine_that_dies_is_started_again_and_has_lost_nothing(tmp_path: Path) -> None:
+    with engines.vectors_process(tmp_path) as running, closing(running.store()) as store:
+        index = store.create("a", SPEC)
+        for revision in (1, 2, 3):
+            index.write(revised(range(200), revision))
+            (pid,) = engine_pids(running)
+            os.kill(pid, signal.SIGKILL)
+            assert_holds(index, dict.fromkeys(range(200), revision))
+            assert engine_pids(running) != [pid]
+        os.kill(engine_pids(running)[0], signal.SIGKILL)
+        index.write(revised(range(200, 210), 4))  # refused once, and sent again
+        assert index.count() == 210
+
+
+def test_a_shard_is_held_by_one_engine_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "WAIT_S", 0.1)
+    with engine.held(tmp_path), pytest.raises(BlockingIOError), engine.held(tmp_path):
+        pass
+    with engine.held(tmp_path):
+        pass
+
+
+def test_engines_end_with_the_process_that_owns_them(tmp_path: Path) -> None:
+    with engines.vectors_process(tmp_path) as running, closing(running.store()) as store:
+        store.create("a", SPEC).write(revised(range(10), 1))
+        (pid,) = engine_pids(running)
+        running.kill()
+        until(lambda: not Path(f"/proc/{pid}/exe").exists(), 10)
+        running.start()
+        assert_holds(store.open("a"), dict.fromkeys(range(10), 1))

@@ -126,7 +126,7 @@ def test_a_nearly_full_disk_is_refused_before_edge_meets_it(tmp_path: Path, monk
     held.create(wire.create("a", Spec(dim=DIM)))
     monkeypatch.setattr(shards, "MIN_FREE_BYTES", 2**62)
     with pytest.raises(shards.Refused) as caught:
-        held.get("a").write(None, [])
+        held.get("a").write("Upsert", b"", [])
     assert caught.value.code is grpc.StatusCode.RESOURCE_EXHAUSTED
     held.close()
 

@@ -1,0 +1,259 @@
+"""One shard in a process of its own: what holds it up, loading above all, holds up nobody else.
+
+Edge holds the GIL in every call. So a shard is loaded, searched and written to in a child (`Service`), and the process
+that answers gRPC (`services.vectors.server`) passes requests on, as the bytes they are. A child has one thread for
+questions and one for writes, each at the end of a socket; between two steps of a write a question gets its turn.
+
+Children are forked by a nursery, which has imported everything: 10 ms instead of a second. The nursery is this
+module: `python -m services.vectors.engine FD PARENT_PID`. Nursery and children end when their sockets do.
+"""
+
+import ctypes
+import fcntl
+import gc
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, Final
+
+import grpc
+import qdrant_edge as edge
+from qdrant_client import grpc as pb
+
+from services.vectors import translate
+from services.vectors.replies import Fields, Replies, timed
+from services.vectors.translate import Refused
+from shared import log
+
+PR_SET_PDEATHSIG: Final = 1
+STEP: Final = 32  # points that are written before a question may have its turn: about 5 ms
+WAIT_S: Final = 10.0  # for the child of a killed process to let go of the shard
+_log = log.get(__name__)
+
+
+class Service:
+    """The shard's side of Qdrant's Points service, and what the owner of the shard asks besides."""
+
+    def __init__(self, path: Path, sizes: dict[str, int]) -> None:
+        self._sizes = sizes
+        self._shard = edge.EdgeShard.load(str(path))
+        self._replies = Replies(lambda ids: self._shard.retrieve(ids, True, False))
+        self._calls: dict[str, tuple[Any, Callable[[Any], Any]]] = {
+            "QueryBatch": (pb.QueryBatchPoints, self.query_batch),
+            "Get": (pb.GetPoints, self.get),
+            "Scroll": (pb.ScrollPoints, self.scroll),
+            "Count": (pb.CountPoints, self.count),
+            "Info": (pb.GetCollectionInfoRequest, self.info),
+            "Upsert": (pb.UpsertPoints, self.upsert),
+            "Delete": (pb.DeletePoints, self.delete),
+            "CreateFieldIndex": (pb.CreateFieldIndexCollection, self.index_field),
+            "Flush": (pb.HealthCheckRequest, self.flush),
+        }
+
+    def answer(self, name: str, raw: bytes) -> bytes:
+        """A status, then the reply; the request is checked field by field."""
+        started = time.perf_counter()
+        message, call = self._calls[name]
+        try:
+            request = message.FromString(raw)
+            translate.check(request)
+            reply = call(request)
+        except Refused as error:
+            return bytes([error.code.value[0]]) + str(error).encode()
+        except Exception as error:
+            _log.exception("request failed", method=name, exception_type=type(error).__name__)
+            return bytes([grpc.StatusCode.INTERNAL.value[0]]) + b"the engine failed"
+        if isinstance(reply, bytes):
+            return b"\0" + timed(reply, time.perf_counter() - started)
+        if hasattr(reply, "time"):
+            reply.time = time.perf_counter() - started
+        sent: bytes = reply.SerializeToString()
+        return b"\0" + sent
+
+    def query_batch(self, request: pb.QueryBatchPoints) -> bytes:
+        for query in request.query_points:
+            if query.collection_name not in {"", request.collection_name}:
+                raise translate.wrong("a batch asks one collection")
+        wanted = [translate.query_of(query, self._sizes) for query in request.query_points]
+        found = self._shard.query_batch(edge.QueryBatchRequest(queries=wanted))
+        return self._replies.batch(found, [translate.payload_of(query.with_payload) for query in request.query_points])
+
+    def get(self, request: pb.GetPoints) -> pb.GetResponse:
+        ids, payload = translate.ids_of(request.ids), _listed(translate.payload_of(request.with_payload))
+        records = self._shard.retrieve(ids, payload, request.with_vectors.enable)
+        return pb.GetResponse(result=[translate.retrieved(record) for record in records])
+
+    def scroll(self, request: pb.ScrollPoints) -> pb.ScrollResponse:
+        wanted = edge.ScrollRequest(
+            offset=request.offset.uuid or None,
+            limit=request.limit or 10,
+            filter=translate.filter_of(request.filter) if request.HasField("filter") else None,
+            with_payload=_listed(translate.payload_of(request.with_payload)),
+            with_vector=request.with_vectors.enable,
+        )
+        records, following = self._shard.scroll(wanted)
+        offset = pb.PointId(uuid=str(following)) if following is not None else None
+        return pb.ScrollResponse(result=[translate.retrieved(record) for record in records], next_page_offset=offset)
+
+    def count(self, request: pb.CountPoints) -> pb.CountResponse:
+        wanted = edge.CountRequest(
+            exact=request.exact or not request.HasField("exact"),
+            filter=translate.filter_of(request.filter) if request.HasField("filter") else None,
+        )
+        return pb.CountResponse(result=pb.CountResult(count=self._shard.count(wanted)))
+
+    def info(self, _request: pb.GetCollectionInfoRequest) -> pb.CollectionInfo:
+        held = self._shard.info()
+        info = pb.CollectionInfo(
+            segments_count=held.segments_count,
+            points_count=held.points_count,
+            indexed_vectors_count=held.indexed_vectors_count,
+        )
+        for field, schema in held.payload_schema.items():
+            keyword = schema.data_type == edge.PayloadSchemaType.Keyword
+            kind = pb.PayloadSchemaType.Keyword if keyword else pb.PayloadSchemaType.Integer
+            info.payload_schema[field].CopyFrom(pb.PayloadSchemaInfo(data_type=kind, points=schema.points))
+        return info
+
+    def upsert(self, request: pb.UpsertPoints) -> pb.PointsOperationResponse:
+        """The points are applied and on disk, whatever `wait` and `ordering` say: the strongest of each.
+
+        Step by step, and each is whole; a kill in between leaves some of them written and none acknowledged.
+        """
+        points = [translate.point_of(point, self._sizes) for point in request.points]
+        guard = translate.filter_of(request.update_filter) if request.HasField("update_filter") else None
+        for start in range(0, len(points), STEP):
+            self._shard.update(edge.UpdateOperation.upsert_points(points[start : start + STEP], condition=guard))
+            self._replies.forget(point.id.uuid for point in request.points[start : start + STEP])
+        self._shard.flush()
+        return done()
+
+    def delete(self, request: pb.DeletePoints) -> pb.PointsOperationResponse:
+        if request.points.WhichOneof("points_selector_one_of") != "points":
+            raise translate.wrong("points are deleted by id")
+        ids = translate.ids_of(request.points.points.ids)
+        self._shard.update(edge.UpdateOperation.delete_points(ids))
+        self._replies.forget(ids)
+        self._shard.flush()
+        return done()
+
+    def index_field(self, request: pb.CreateFieldIndexCollection) -> pb.PointsOperationResponse:
+        """Not flushed: the next write is, and a client that makes the collection again asks for what is missing."""
+        schema = translate.field_schema(request)
+        self._shard.update(edge.UpdateOperation.create_field_index(request.field_name, schema))
+        return done()
+
+    def flush(self, _request: pb.HealthCheckRequest) -> pb.PointsOperationResponse:
+        self._shard.flush()
+        return done()
+
+    def close(self) -> None:
+        self._shard.flush()
+        self._shard.close()
+
+
+def done() -> pb.PointsOperationResponse:
+    return pb.PointsOperationResponse(result=pb.UpdateResult(status=pb.UpdateStatus.Completed))
+
+
+def _listed(fields: Fields) -> bool | list[str]:
+    """As Edge takes them."""
+    return fields if isinstance(fields, bool) else list(fields)
+
+
+def serve(path: Path, sizes: dict[str, int], reads: Connection, writes: Connection) -> None:
+    """The shard at this path was served until both sockets ended; then it is flushed and closed."""
+    with held(path):
+        service = Service(path, sizes)
+        gc.collect()
+        gc.freeze()  # what is loaded stays: looking through it again and again cost 0.2 ms a search
+        gc.set_threshold(50_000)
+        sys.setswitchinterval(0.001)  # a question does not wait long for the Python parts of a write
+        writes.send_bytes(b"\0")
+        reader = threading.Thread(target=_answer, args=(service, reads), name="reads")
+        reader.start()
+        _answer(service, writes)
+        reader.join()
+        service.close()
+
+
+def _answer(service: Service, peer: Connection) -> None:
+    try:
+        while True:
+            name, _, raw = peer.recv_bytes().partition(b"\0")
+            peer.send_bytes(service.answer(name.decode("ascii"), raw))
+    except (EOFError, OSError):
+        return
+
+
+@contextmanager
+def held(path: Path) -> Iterator[None]:
+    """The folder is locked: a child that outlives its owner for a moment and its successor never share a shard.
+
+    Raises: `BlockingIOError` where the other does not let go.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        until = time.monotonic() + WAIT_S
+        while True:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > until:
+                    raise
+            time.sleep(0.02)
+        yield
+    finally:
+        os.close(handle)
+
+
+def die_with_parent(parent: int) -> None:
+    """Raises: `SystemExit` when it is gone already."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        raise SystemExit(1)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The nursery: a child for each message, which holds a path and brings its two sockets along."""
+    die_with_parent(int(arguments[1]))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # the owner tells us by closing the socket
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+    log.configure("vectors")
+    gc.freeze()
+    with socket.socket(fileno=int(arguments[0])) as orders:
+        while True:
+            order, handles, _, _ = socket.recv_fds(orders, 1 << 16, 2)
+            if not order:
+                return 0
+            pid = os.getpid()
+            if os.fork() == 0:
+                orders.close()
+                os._exit(_child(order, handles, pid))
+            for handle in handles:
+                os.close(handle)
+
+
+def _child(order: bytes, handles: Sequence[int], parent: int) -> int:
+    die_with_parent(parent)
+    path, *named = order.decode("utf-8").split("\0")
+    sizes = {name: int(size) for name, size in (one.split("=") for one in named)}
+    try:
+        serve(Path(path), sizes, Connection(handles[0]), Connection(handles[1]))
+    except Exception as error:
+        _log.exception("engine ended", exception_type=type(error).__name__)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
