@@ -51,6 +51,7 @@ quantiser that works, `pairwise` the same loss with all fingerprints equal.
 @dataclass(frozen=True, slots=True)
 class Profile:
     trunks: tuple[Trunk, ...]  #: on those of ACIR with DaRF, heads are trained
+    apart: tuple[str, ...] = ("mias", "busi")  #: sets on which the size of fingerprints is varied, each alone
 
 
 def profile(name: str) -> Profile:
@@ -58,7 +59,8 @@ def profile(name: str) -> Profile:
     if name == "quick":
         return Profile(tuple(Trunk(widths="xs", epochs=5, seed=seed) for seed in range(3)))
     kinds: tuple[Json, ...] = ({}, {"objective": "csq"}, {"objective": "pairwise"}, {"darf": False})
-    return Profile(tuple(Trunk(widths="s", epochs=40, seed=seed, **kind) for seed in range(3) for kind in kinds))
+    trunks = tuple(Trunk(widths="s", epochs=40, seed=seed, **kind) for seed in range(3) for kind in kinds)
+    return Profile(trunks, ("radiology_mednist", "mias", "busi"))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -75,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _trunk(trunk, collection, chosen, log)
     for source, weights in _backbones(chosen.data):
         _backbone(source, weights, collection, chosen, log)
+    for name in profile(chosen.profile).apart:
+        _apart(development.load(name, chosen.data, STORED), chosen, log)
     for bits in (*BITS, 0):
         log.once({"kind": "search", "bits": bits}, lambda bits=bits: (search_time(bits), None))
     text = [*_introduction(chosen.profile, collection), *tables.body(log.records, log.average_precision, collection)]
@@ -170,6 +174,14 @@ def _backbone(name: str, weights: str, collection: Collection, chosen: argparse.
         {"kind": "trunk", "trunk": name, "search": "float"}, lambda: measured(found.embeddings, collection, "cosine")
     )
     _heads(name, found, collection, 0, [Head(method=method) for method in METHODS], 0, log)
+
+
+def _apart(collection: Collection, chosen: argparse.Namespace, log: Log) -> None:
+    """Fingerprints of three sizes on one set alone, over frozen features."""
+    name, weights = next(_backbones(chosen.data))
+    found = seen_by_backbone(name.partition(":")[0], _converted(weights, chosen.scratch), collection, chosen.scratch)
+    sizes = [Head(prints=size) for size in (8, 16, 32)]
+    _heads(f"{name} on {collection.name}", found, collection, 0, sizes, 0, log)
 
 
 def _converted(weights: str, scratch: Path) -> str:

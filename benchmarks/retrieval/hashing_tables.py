@@ -57,6 +57,10 @@ def body(records: Sequence[Record], average_precision: PER_QUERY, collection: Co
         "",
         *_backbones(records),
         "",
+        "## Size of the fingerprints on one set alone (frozen MobileNetV2)",
+        "",
+        *_apart(records),
+        "",
         "## Bytes and search time",
         "",
         *_times(records),
@@ -209,7 +213,7 @@ def _backbones(records: Sequence[Record]) -> list[str]:
     rows = []
     for r in records:
         key = r["key"]
-        if ":" not in str(key.get("trunk", "")):
+        if ":" not in str(key.get("trunk", "")) or " on " in key["trunk"]:
             continue
         if key["kind"] == "trunk":
             shown = [_spread(_figures([r], name)) for name in ("mAP", "mAP_macro", "within_class_nDCG")]
@@ -217,6 +221,12 @@ def _backbones(records: Sequence[Record]) -> list[str]:
         else:
             rows.append([key["trunk"], key["method"], *_shown([r])])
     return table(["trunk", "method", *SHOWN], rows)
+
+
+def _apart(records: Sequence[Record]) -> list[str]:
+    found = [r for r in records if " on " in str(r["key"].get("trunk", ""))]
+    rows = [[r["key"]["trunk"].partition(" on ")[2], r["key"]["prints"], *_shown([r])] for r in found]
+    return table(["set", "pixels", *SHOWN], rows)
 
 
 def _times(records: Sequence[Record]) -> list[str]:

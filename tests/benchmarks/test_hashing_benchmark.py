@@ -106,9 +106,18 @@ def test_tables_are_made_of_the_records_alone(tmp_path, collection, seen):
     for seed in (0, 1):
         hashing._heads(f"xs-{seed}", seen, collection, 20, heads, seed, log)
     hashing._heads("mobilenet_v2:random", seen, collection, 20, [Head()], 0, log)
+    hashing._heads("mobilenet_v2:imagenet on stripes", seen, collection, 20, [Head(prints=8)], 0, log)
     log.once({"kind": "search", "bits": 64}, lambda: (hashing.search_time(64), None))
     text = "\n".join(hashing_tables.body(log.records, log.average_precision, collection))
-    for row in ("| acir |", "| csq |", "| alpha 0.25 |", "| mobilenet_v2:random |", "end to end, float", "| 64 | 8 |"):
+    for row in (
+        "| acir |",
+        "| csq |",
+        "| alpha 0.25 |",
+        "| mobilenet_v2:random |",
+        "| stripes | 8 |",
+        "end to end, float",
+        "| 64 | 8 |",
+    ):
         assert row in text
     both = [r["figures"]["mAP"] for r in log.records if r["key"].get("method") == "csq" and r["key"]["bits"] == 16]
     assert f"{np.mean(both):.3f} ± {np.std(both, ddof=1):.3f}" in text
