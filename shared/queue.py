@@ -20,6 +20,7 @@ QUEUES: dict[Job, str] = {
     Job.PROJECT: "index",
     Job.REINDEX: "reindex",
     Job.BACKFILL: "ingest",
+    Job.REPLAY: "reindex",
     Job.SWEEP: "index",
 }
 

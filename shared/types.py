@@ -42,9 +42,10 @@ MOVES: Mapping[Status, frozenset[Status]] = {
     _S.RECEIVED: frozenset({_S.ENCODING, _S.DELETED}),
     # back to received: an attempt that failed for a passing reason
     _S.ENCODING: frozenset({_S.ENCODED, _S.QUARANTINED, _S.EMPTY, _S.FAILED, _S.RECEIVED, _S.DELETED}),
-    # back to received: the bytes of the image changed, or a retry was asked for
-    _S.ENCODED: frozenset({_S.RECEIVED, _S.DELETED}),
-    _S.QUARANTINED: frozenset({_S.RELEASED, _S.REJECTED, _S.RECEIVED, _S.DELETED}),
+    # back to received: the bytes of the image changed, or a retry was asked for; between encoded and quarantined:
+    # another threshold was replayed
+    _S.ENCODED: frozenset({_S.RECEIVED, _S.QUARANTINED, _S.DELETED}),
+    _S.QUARANTINED: frozenset({_S.RELEASED, _S.REJECTED, _S.RECEIVED, _S.ENCODED, _S.DELETED}),
     _S.EMPTY: frozenset({_S.RECEIVED, _S.DELETED}),
     _S.FAILED: frozenset({_S.RECEIVED, _S.DELETED}),
     _S.RELEASED: frozenset({_S.ENCODING, _S.ENCODED, _S.RECEIVED, _S.DELETED}),
@@ -125,4 +126,5 @@ class Job(StrEnum):
     PROJECT = "similis.project"
     REINDEX = "similis.reindex"
     BACKFILL = "similis.backfill"
+    REPLAY = "similis.replay"
     SWEEP = "similis.sweep"

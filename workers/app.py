@@ -12,7 +12,10 @@ from shared.log import configure
 SWEEP_S = 2.0
 
 settings = Settings()
-app = Celery("similis", include=["workers.ingest", "workers.index", "workers.maintenance", "workers.reindex"])
+app = Celery(
+    "similis",
+    include=["workers.ingest", "workers.index", "workers.maintenance", "workers.quarantine", "workers.reindex"],
+)
 app.conf.update(
     broker_url=settings.broker.url.get_secret_value(),
     task_serializer="json",

@@ -51,6 +51,7 @@ class Reason(StrEnum):
     STUDY_CONFLICT = "study-conflict"
     OTHER_BYTES = "other-bytes"
     ENDED = "erased-or-rejected"
+    ERASED = "erased"
     WORKER_DIED = "worker-died"
     ENCODER_ERROR = "encoder-error"
     BAD_EMBEDDING = "bad-embedding"
@@ -64,6 +65,8 @@ class Reason(StrEnum):
     DEPTH_OF_VALUES = "too-few-values"
     NO_CONTENT = "nearly-no-content"
     NOISE = "noise"
+    # feature gate
+    UNLIKE = "out-of-distribution"
 
 
 _R = Reason
@@ -107,6 +110,7 @@ SENTENCES: Mapping[Reason, str] = MappingProxyType(
         _R.STUDY_CONFLICT: "The image belongs to another study already.",
         _R.OTHER_BYTES: "An image of this UID with other bytes was taken in before, and is kept.",
         _R.ENDED: "An image of this UID was erased or rejected before, and stays so.",
+        _R.ERASED: "The image, its study or its patient was erased on request, and does not come back.",
         _R.WORKER_DIED: "Every worker that began this image died on it.",
         _R.ENCODER_ERROR: "The encoder failed on this image several times.",
         _R.BAD_EMBEDDING: "The encoder gave no usable vector for this image.",
@@ -118,6 +122,7 @@ SENTENCES: Mapping[Reason, str] = MappingProxyType(
         _R.DEPTH_OF_VALUES: "The picture has too few different values: a mask or a wrong depth.",
         _R.NO_CONTENT: "Nearly all of the picture is background.",
         _R.NOISE: "Neighbouring pixels have nothing to do with each other.",
+        _R.UNLIKE: "The model cannot explain the picture: it is unlike those its threshold was calibrated on.",
     }
 )
 

@@ -3,8 +3,8 @@
 Decoding runs one batch ahead of the forward pass, in the sandbox. Nothing is written before the images are
 settled under their fence; then everything about a batch is written in one transaction.
 
-The live model judges an image. What another open model cannot do with it is an exception of that model's own, and
-costs the image no place elsewhere.
+The live model judges an image: by gates 1 and 2 before its forward pass, by gate 3 after it. What another open model
+cannot do with it is an exception of that model's own, and costs the image no place elsewhere.
 """
 
 import io
@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,13 +22,14 @@ from PIL import Image as Pillow
 from sqlalchemy.orm import Session
 
 from shared.encoder.base import Encoded, Encoder
-from shared.errors import Invalid, NotFound, Rejected, Unavailable
+from shared.errors import Gate, Invalid, NotFound, Rejected, Unavailable
 from shared.imaging.gates import metadata_gate, pixel_gate
 from shared.imaging.reasons import Reason
 from shared.imaging.recipe import Recipe
 from shared.log import get
+from shared.pipeline.judge import judge, statistic
 from shared.pipeline.lease import Keeper
-from shared.store import backfill, encodings, generations, images, ledger
+from shared.store import backfill, calibrations, encodings, generations, images, ledger
 from shared.store.generations import Published
 from shared.store.images import Claimed, Verdict
 from shared.store.locks import Lock, share
@@ -255,7 +256,7 @@ def _through(
             continue
         if isinstance(decoded, Rejected):
             yield c, decoded, _stopped(c, decoded)
-        elif (stop := metadata_gate(decoded.header, recipe) or pixel_gate(decoded.stats)) is not None:
+        elif not c.released and (stop := metadata_gate(decoded.header, recipe) or pixel_gate(decoded.stats)):
             yield c, decoded, _stopped(c, stop)
         else:
             good.append((c, decoded))
@@ -346,15 +347,17 @@ def settle(begin: Begin, work: Work, result: Result) -> int:
     """The batch is written in one transaction, as far as it is still ours; returns how many images were."""
     with begin() as db:
         share(db, Lock.GENERATIONS)  # from here on no generation is opened that we would not see below
+        result.verdicts = _feature_gate(db, work.models[0], result)
         ours = images.settle(db, result.verdicts)
-        write(db, work, result, ours)
-        encoded = [v.image.id for v in result.verdicts if v.image.id in ours and v.status is Status.ENCODED]
-        _hand_over(db, work, result, encoded)
         lost_place = [
             v.image.id
             for v in result.verdicts
             if v.image.id in ours and v.status not in (Status.ENCODED, Status.RECEIVED)
         ]
+        encodings.forget(db, lost_place)  # of other bytes; what a reviewer may release is written below
+        write(db, work, result, ours)
+        encoded = [v.image.id for v in result.verdicts if v.image.id in ours and v.status is Status.ENCODED]
+        _hand_over(db, work, result, encoded)
         ledger.withdraw(db, lost_place)  # an image that was searchable and no longer belongs
         backfill.drop(db, lost_place)
         enqueue(db, Job.PROJECT)
@@ -363,8 +366,32 @@ def settle(begin: Begin, work: Work, result: Result) -> int:
     return len(ours)
 
 
+def _feature_gate(db: Session, model: Published, result: Result) -> list[Verdict]:
+    """Gate 3, in the transaction that settles: whoever puts a threshold in force knows what was judged before."""
+    frames: dict[int, list[float | None]] = {}
+    for row in result.rows:
+        if row.model_id == model.model_id:
+            frames.setdefault(row.image_id, []).append(row.ood)
+    thresholds = calibrations.in_force(db, model.model_id)
+    modalities = calibrations.modalities(db, list(frames))
+    verdicts = []
+    for verdict in result.verdicts:
+        found = verdict
+        if verdict.status is Status.ENCODED:
+            own = judge(statistic(frames[verdict.image.id]), thresholds.get(modalities.get(verdict.image.id, "")))
+            found = replace(verdict, score=own.score, calibration_id=own.calibration_id)
+            if own.stops and not verdict.image.released:
+                found = replace(found, status=Status.QUARANTINED, gate=Gate.FEATURES.value, reason=Reason.UNLIKE.value)
+        verdicts.append(found)
+    return verdicts
+
+
 def write(db: Session, work: Work, result: Result, revisions: Mapping[int, int]) -> None:
-    """Encodings, thumbnails and ledger rows of the images that are ours, each with its revision."""
+    """Encodings, thumbnails and ledger rows of the images that are ours, each with its revision.
+
+    What was stopped has its encodings, so that it can be released without another pass, and no row in a ledger.
+    """
+    shown = {v.image.id for v in result.verdicts if v.status is Status.ENCODED}
     rows = [r for r in result.rows if r.image_id in revisions]
     encodings.save(db, rows)
     encodings.save_thumbnails(db, [t for t in result.thumbnails if t[0] in revisions])
@@ -373,7 +400,9 @@ def write(db: Session, work: Work, result: Result, revisions: Mapping[int, int])
     for model in work.models:
         mine = [r for r in rows if r.model_id == model.model_id]
         entries = [
-            ledger.Entry(point_id(uids[r.image_id], r.frame), r.image_id, r.frame, revisions[r.image_id]) for r in mine
+            ledger.Entry(point_id(uids[r.image_id], r.frame), r.image_id, r.frame, revisions[r.image_id])
+            for r in mine
+            if r.image_id in shown
         ]
         kept = [(r.image_id, r.frame) for r in mine]
         looked_at = {i for i, _ in kept} | {i for m, i in failed if m == model.model_id and i in revisions}

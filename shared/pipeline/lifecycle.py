@@ -14,6 +14,7 @@ from sqlalchemy.orm import Session
 from shared.encoder.cards import Card
 from shared.errors import Conflict
 from shared.index.base import IndexStore, Metric, Spec
+from shared.pipeline import thresholds
 from shared.store import backfill, coverage, generations, ledger, operations
 from shared.store.coverage import Gap
 from shared.store.locks import Lock, alone
@@ -37,6 +38,7 @@ def add_model(db: Session, indexes: IndexStore, folder: str, card: Card) -> Mode
     """
     before = {model.id for model in generations.models(db)}
     model = generations.add_model(db, fingerprint=card.fingerprint, name=card.name, folder=folder, card=card.to_json())
+    thresholds.bring(db, model.id, card)
     live = generations.published(db)
     if live is None or (model.id not in before and not generations.used(db)):
         generations.publish(db, open_generation(db, indexes, model).id)

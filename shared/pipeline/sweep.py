@@ -19,6 +19,8 @@ def ring_for_due(db: Session, effort: Effort) -> None:
         enqueue(db, Job.SCAN)
     if operations.due(db, "reindex") or generations.purgeable(db, GRACE_S):
         enqueue(db, Job.REINDEX)
+    if operations.due(db, "replay"):
+        enqueue(db, Job.REPLAY)
     if backfill.asking(db):
         enqueue(db, Job.BACKFILL)
     if ledger.oldest_pending_s(db) is not None or operations.due(db, "erase"):

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from shared.store.images import Claimed, Verdict
+from shared.store.images import RELEASED, Claimed, Verdict
 from shared.types import Status
 
 _FILL = sa.text(
@@ -99,7 +99,7 @@ _CLAIM = sa.text(
                           lease_until = clock_timestamp() + make_interval(secs => :lease)
     FROM due JOIN image i ON i.id = due.image_id
     WHERE b.model_id = :model AND b.image_id = due.image_id
-    RETURNING i.id, b.attempt, i.sop_uid, i.path, i.revision
+    RETURNING i.id, b.attempt, i.sop_uid, i.path, i.revision, {RELEASED.format('i')}
     """  # noqa: S608 - only the constants above are inserted
 )
 

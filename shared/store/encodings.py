@@ -91,6 +91,19 @@ def drop_other_frames(
     return [tuple(row) for row in rows]
 
 
+def stand(db: Session, model_id: int, image_id: int) -> bool:
+    """Whether this model has encoded this image."""
+    statement = sa.text("SELECT EXISTS (SELECT 1 FROM encoding WHERE image_id = :image AND model_id = :model)")
+    return bool(db.execute(statement, {"image": image_id, "model": model_id}).scalar_one())
+
+
+def forget(db: Session, images: Sequence[int]) -> None:
+    """Nothing stands of what any model made of these images."""
+    if images:
+        statement = sa.text("DELETE FROM encoding WHERE image_id = ANY(CAST(:images AS bigint[]))")
+        db.execute(statement, {"images": list(images)})
+
+
 _THUMBNAILS = sa.text(
     """
     INSERT INTO thumbnail (image_id, jpeg)

@@ -22,6 +22,7 @@ class Claimed:
     sop_uid: str
     path: bytes
     revision: int = 0  #: where what is written must be of the revision that was claimed
+    released: bool = False  #: a person has released these bytes: no gate stops them
 
 
 #: Due: received and rested, or claimed by somebody whose lease has ended. An ended lease is a failure.
@@ -31,6 +32,11 @@ _DUE = """
 """
 _FAILURES = "failures + (CASE WHEN status = 'encoding' THEN 1 ELSE 0 END)"
 
+#: A decision is about bytes: others under the same UID are judged again.
+RELEASED = """
+    EXISTS (SELECT 1 FROM review r WHERE r.image_id = {0}.id AND r.digest = {0}.digest AND r.decision = 'released')
+"""
+
 _CLAIM = sa.text(
     f"""
     UPDATE image SET status = 'encoding', attempt = attempt + 1, failures = {_FAILURES},
@@ -39,7 +45,7 @@ _CLAIM = sa.text(
         SELECT id FROM image WHERE {_DUE} AND {_FAILURES} < :failures
         ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
     )
-    RETURNING id, attempt, sop_uid, path
+    RETURNING id, attempt, sop_uid, path, revision, {RELEASED.format('image')}
     """  # noqa: S608 - only the constants above are inserted
 )
 
@@ -87,6 +93,7 @@ class Verdict:
     gate: str | None = None
     reason: str | None = None
     score: float | None = None
+    calibration_id: int | None = None  #: by which the score was judged
     retry_after_s: float | None = None  #: only with status `received`: not before so many seconds
     our_fault: bool = False  #: only with status `received`: counts towards giving up
 
@@ -94,13 +101,15 @@ class Verdict:
 _SETTLE = sa.text(
     """
     UPDATE image SET status = u.status, gate = u.gate, reason = u.reason, score = u.score, lease_until = NULL,
+        calibration_id = u.calibration,
         not_before = clock_timestamp() + make_interval(secs => u.retry),
         last_error = CASE WHEN u.status = 'received' THEN u.reason END,
         failures = image.failures + CASE WHEN u.fault THEN 1 ELSE 0 END,
         settled_at = CASE WHEN u.status <> 'received' THEN clock_timestamp() END
     FROM unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[]), CAST(:statuses AS text[]), CAST(:gates AS text[]),
-                CAST(:reasons AS text[]), CAST(:scores AS real[]), CAST(:retries AS float8[]), CAST(:faults AS bool[]))
-         AS u(id, attempt, status, gate, reason, score, retry, fault)
+                CAST(:reasons AS text[]), CAST(:scores AS real[]), CAST(:calibrations AS bigint[]),
+                CAST(:retries AS float8[]), CAST(:faults AS bool[]))
+         AS u(id, attempt, status, gate, reason, score, calibration, retry, fault)
     WHERE image.id = u.id AND image.attempt = u.attempt AND image.status = 'encoding'
     RETURNING image.id, image.revision
     """
@@ -123,6 +132,7 @@ def settle(db: Session, verdicts: Sequence[Verdict]) -> dict[int, int]:
             "gates": [v.gate for v in verdicts],
             "reasons": [v.reason for v in verdicts],
             "scores": [v.score for v in verdicts],
+            "calibrations": [v.calibration_id for v in verdicts],
             "retries": [v.retry_after_s for v in verdicts],
             "faults": [v.our_fault for v in verdicts],
         },

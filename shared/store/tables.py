@@ -13,6 +13,7 @@ from sqlalchemy import (
     Computed,
     Date,
     DateTime,
+    Double,
     ForeignKey,
     Identity,
     Index,
@@ -21,6 +22,7 @@ from sqlalchemy import (
     MetaData,
     SmallInteger,
     Text,
+    UniqueConstraint,
     func,
     text,
 )
@@ -104,7 +106,9 @@ class Image(Lease, Base):
     status: Mapped[str] = mapped_column(server_default="received")
     gate: Mapped[str | None]
     reason: Mapped[str | None]
-    score: Mapped[float | None]  #: what the gate measured
+    score: Mapped[float | None]  #: what the feature gate measured
+    #: by which it was judged; None: its model had none for this modality, or another gate came first
+    calibration_id: Mapped[int | None] = mapped_column(ForeignKey("calibration.id"))
     revision: Mapped[int] = mapped_column(server_default="1")  #: bumped when the bytes or the labels change
     #: claims that ended badly by our own fault; what passes (a share that is away) does not count
     failures: Mapped[int] = mapped_column(Integer, server_default="0")
@@ -134,6 +138,7 @@ class File(Base):
     labels_digest: Mapped[bytes | None]
     operation_id: Mapped[uuid.UUID | None] = mapped_column(index=True)
     seen_at: Mapped[datetime] = _now()
+    __table_args__ = (Index("ix_file_stopped", "id", postgresql_where=text("outcome = 'quarantined'")),)
 
 
 class Model(Base):
@@ -240,6 +245,64 @@ class Backfill(Lease, Base):
         CheckConstraint("state IN ('due', 'failed')", name="state"),
         Index("ix_backfill_due", "model_id", "image_id", postgresql_where=text("state = 'due'")),
     )
+
+
+class Calibration(Base):
+    """A threshold of one model for one modality. Rows are never changed; the newest one holds."""
+
+    __tablename__ = "calibration"
+    id: Mapped[int] = _id()
+    model_id: Mapped[int] = mapped_column(ForeignKey("model.id", ondelete="CASCADE"))
+    modality: Mapped[str]
+    source: Mapped[str]  #: card: it came with the model; archive: from stored scores; given: by a person
+    rule: Mapped[str]  #: as `shared.encoder.ood` has them, or `given`
+    threshold: Mapped[float] = mapped_column(Double)  #: an image is stopped above it
+    mean: Mapped[float | None] = mapped_column(Double)
+    std: Mapped[float | None] = mapped_column(Double)
+    quantiles: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    n: Mapped[int]  #: calibrating images
+    data_sha256: Mapped[str]
+    made_by: Mapped[str | None]  #: a key's name
+    created_at: Mapped[datetime] = _now()
+    __table_args__ = (
+        CheckConstraint("source IN ('card', 'archive', 'given')", name="source"),
+        Index("ix_calibration_newest", "model_id", "modality", "id"),
+    )
+
+
+class Review(Base):
+    """What a person said of a stopped image, once for these bytes. Its note is free text: shown, never logged."""
+
+    __tablename__ = "review"
+    id: Mapped[int] = _id()
+    image_id: Mapped[int] = mapped_column(ForeignKey("image.id", ondelete="CASCADE"))
+    digest: Mapped[bytes]
+    decision: Mapped[str]
+    gate: Mapped[str]
+    reason: Mapped[str]
+    score: Mapped[float | None]
+    threshold: Mapped[float | None] = mapped_column(Double)
+    reviewer: Mapped[str]  #: the key's name
+    key_id: Mapped[int]
+    note: Mapped[str] = mapped_column(server_default="")
+    created_at: Mapped[datetime] = _now()
+    __table_args__ = (
+        UniqueConstraint("image_id", "digest", name="uq_review_image_id"),
+        CheckConstraint("decision IN ('released', 'rejected')", name="decision"),
+    )
+
+
+class Audit(Base):
+    """Who did what; rows are only added, and outlive what they name by opaque numbers."""
+
+    __tablename__ = "audit"
+    id: Mapped[int] = _id()
+    at: Mapped[datetime] = _now()
+    actor: Mapped[str]  #: the key's name
+    key_id: Mapped[int]
+    action: Mapped[str]
+    image_id: Mapped[int | None]  #: no foreign key: it stands when the image is gone
+    details: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
 
 
 class Tombstone(Base):

@@ -51,7 +51,7 @@ def begin_scan(
     enqueue(db, Job.SCAN)
     response.headers["Location"] = f"/v1/operations/{operation.id}"
     db.refresh(operation)
-    return _detail(db, operation)
+    return detail(db, operation)
 
 
 def _allowed(rt: Runtime, text: str) -> str:
@@ -83,7 +83,7 @@ def _micros(moment: datetime) -> int:
 @router.get("/v1/operations/{operation_id}", response_model=OperationDetail)
 def show_operation(db: Db, _: CanWatch, operation_id: UUID) -> dict[str, Any]:
     """How far it is, and what became of its files."""
-    return _detail(db, operations.get(db, operation_id))
+    return detail(db, operations.get(db, operation_id))
 
 
 @router.get("/v1/operations/{operation_id}/files", response_model=FilesOut)
@@ -117,7 +117,7 @@ def cancel_operation(db: Db, _: CanIngest, operation_id: UUID) -> dict[str, Any]
     operation = operations.cancel(db, operation_id)
     db.flush()
     db.refresh(operation)
-    return _detail(db, operation)
+    return detail(db, operation)
 
 
 @router.post("/v1/operations/{operation_id}:retry", status_code=202, response_model=OperationDetail)
@@ -131,7 +131,7 @@ def retry_operation(db: Db, _: CanIngest, operation_id: UUID) -> dict[str, Any]:
     enqueue(db, Job.ENCODE)
     db.flush()
     db.refresh(operation)
-    return _detail(db, operation)
+    return detail(db, operation)
 
 
 def _only_scans(db: Session, operation_id: UUID) -> None:
@@ -139,11 +139,13 @@ def _only_scans(db: Session, operation_id: UUID) -> None:
     kind = operations.get(db, operation_id).kind
     if kind == "reindex":
         raise Conflict("a generation is cancelled and resumed at /v1/generations")
+    if kind == "replay":
+        raise Conflict("a replay goes to its end: replay another threshold to change it")
     if kind != "scan":
         raise Conflict("what is erased is erased: this operation only waits for the proof")
 
 
-def _detail(db: Session, operation: Operation) -> dict[str, Any]:
+def detail(db: Session, operation: Operation) -> dict[str, Any]:
     outcomes = operations.outcomes(db, operation.id)
     return _summary(db, operation) | {
         "outcomes": [
@@ -192,7 +194,7 @@ def _phase(operation: Operation, standing: catalog.Progress) -> str:
     if operation.state == "pending":
         return "waiting"
     if operation.kind != "scan":
-        return "building" if operation.kind == "reindex" else "erasing"
+        return {"reindex": "building", "replay": "replaying"}.get(operation.kind, "erasing")
     if "scanned" not in operation.counts:
         return "registering"
     if not standing.undecided:

@@ -1,0 +1,158 @@
+"""The quarantine: what was stopped waits for a person, and is decided on once.
+
+Every act is one transaction: the image's row is locked, the decision, its record and what the index must hold are
+written together, so a kill leaves all of it or nothing. A decision is about these bytes; no threshold overturns it.
+"""
+
+import uuid
+from collections.abc import Sequence
+from contextlib import suppress
+
+from sqlalchemy.orm import Session
+
+from shared.errors import Conflict, Gate, Invalid, NotFound
+from shared.imaging.reasons import SENTENCES, Reason
+from shared.store import backfill, encodings, generations, ledger, operations, reviews
+from shared.store.images import check_move
+from shared.store.locks import Lock, share
+from shared.store.reviews import Actor, Stopped, Wanted
+from shared.store.session import enqueue
+from shared.store.tables import Review
+from shared.types import Job, Status
+
+MOST_AT_ONCE = 10_000  #: images of one bulk retry
+#: Gates that say whether an image belongs; the others say that it cannot be read, which no person changes.
+RELEASABLE = frozenset({Gate.METADATA, Gate.PIXELS, Gate.FEATURES})
+
+
+def release(db: Session, image_id: int, actor: Actor, note: str = "") -> Review:
+    """The image becomes searchable: at once where its encoding is stored, else after it was encoded without gates.
+
+    The same key saying it again changes nothing.
+
+    Raises: `NotFound` where it was erased, `Conflict` where it was decided on, or cannot be decoded.
+    """
+    share(db, Lock.GENERATIONS)  # no generation is opened that would miss it
+    return _decide(db, image_id, Status.RELEASED, actor, note)
+
+
+def reject(db: Session, image_id: int, actor: Actor, note: str = "") -> Review:
+    """The image never becomes searchable, whatever comes under its UID. Raises: as `release`."""
+    return _decide(db, image_id, Status.REJECTED, actor, note)
+
+
+def _decide(db: Session, image_id: int, decision: Status, actor: Actor, note: str) -> Review:
+    stopped = reviews.lock(db, image_id)
+    if stopped is None:
+        raise NotFound("no such image")
+    for said in reviews.of(db, image_id):
+        if said.digest == stopped.digest:
+            if (said.decision, said.key_id) == (decision, actor.key_id):
+                return said
+            raise Conflict(f"this image was {said.decision} already")
+    if stopped.status != Status.QUARANTINED:
+        raise Conflict(f"this image is {stopped.status}, not in the quarantine")
+    if decision is Status.RELEASED:
+        _check_readable(stopped)
+    check_move(Status(stopped.status), decision)
+    review = reviews.add(db, stopped, decision, actor, note)
+    word = "release" if decision is Status.RELEASED else "reject"
+    reviews.audit(db, actor, word, {"gate": stopped.gate, "reason": stopped.reason}, image_id)
+    if decision is Status.REJECTED:
+        reviews.move(db, [image_id], Status.REJECTED)
+    elif stopped.gate == Gate.FEATURES and _admissible(db, image_id):
+        reviews.move(db, [image_id], Status.ENCODED)
+        admit(db, [image_id])
+    else:
+        reviews.move(db, [image_id], Status.RECEIVED)
+        enqueue(db, Job.ENCODE)
+    return review
+
+
+def _check_readable(stopped: Stopped) -> None:
+    if stopped.gate in RELEASABLE:
+        return
+    why = SENTENCES[Reason(stopped.reason)] if stopped.reason else ""
+    raise Conflict(
+        f"this image cannot be read, so it cannot be released: {why} Retry it after a codec or limit changed."
+    )
+
+
+def _admissible(db: Session, image_id: int) -> bool:
+    """The published model has encoded these bytes: only gate 3 keeps what it stopped."""
+    live = generations.published(db)
+    return live is not None and encodings.stand(db, live.model_id, image_id)
+
+
+def admit(db: Session, images: Sequence[int]) -> None:
+    """Encoded images, locked by the caller, are due in every open generation, encoded anew where a model lacks them."""
+    models = {p.model_id for p in generations.opened(db)}
+    lacking = []
+    for model in sorted(models):
+        entries = ledger.stored(db, model, images)
+        ledger.post(db, model, entries)
+        held = {entry.image_id for entry in entries}
+        lacking += [(model, image) for image in images if image not in held]
+    backfill.add(db, lacking)
+    enqueue(db, Job.PROJECT)
+    if lacking:
+        enqueue(db, Job.BACKFILL)
+
+
+def withdraw(db: Session, images: Sequence[int]) -> None:
+    """Whatever stands of these images leaves every generation; their encodings stay, for a release."""
+    ledger.withdraw(db, images)
+    backfill.drop(db, images)
+    enqueue(db, Job.PROJECT)
+
+
+def retry(db: Session, image_id: int, actor: Actor) -> None:
+    """The image is decoded and judged again, by the codecs, limits and thresholds of today.
+
+    Raises: `NotFound`, `Conflict` for one that is not in the quarantine.
+    """
+    stopped = reviews.lock(db, image_id)
+    if stopped is None:
+        raise NotFound("no such image")
+    if stopped.status != Status.QUARANTINED:
+        raise Conflict(f"this image is {stopped.status}, not in the quarantine")
+    _due_again(db, [image_id])
+    reviews.audit(db, actor, "retry", {"gate": stopped.gate, "reason": stopped.reason}, image_id)
+
+
+def retry_file(db: Session, file_id: int, actor: Actor) -> None:
+    """The file is read again by the scan that met it. Raises: `NotFound`."""
+    found = reviews.forget_files(db, Wanted(), file_id)
+    if not found:
+        raise NotFound("no such file")
+    _scan_again(db, found)
+    reviews.audit(db, actor, "retry", {"file": file_id})
+
+
+def retry_many(db: Session, wanted: Wanted, actor: Actor) -> tuple[int, int]:
+    """All that one gate or one reason stopped is tried again; returns how many images and how many files.
+
+    Raises: `Invalid` where neither a gate nor a reason is named.
+    """
+    if wanted.gate is None and wanted.reason is None:
+        raise Invalid("name a gate or a reason to retry")
+    images = reviews.lock_pending(db, wanted, MOST_AT_ONCE)
+    _due_again(db, images)
+    files = reviews.forget_files(db, wanted) if wanted.modality is None else []
+    _scan_again(db, files)
+    details = {"gate": wanted.gate, "reason": wanted.reason, "images": len(images), "files": len(files)}
+    reviews.audit(db, actor, "retry", details)
+    return len(images), len(files)
+
+
+def _due_again(db: Session, images: Sequence[int]) -> None:
+    encodings.forget(db, images)  # while it is not judged again, no build may take it for one that belongs
+    reviews.move(db, images, Status.RECEIVED)
+    enqueue(db, Job.ENCODE)
+
+
+def _scan_again(db: Session, found: Sequence[uuid.UUID | None]) -> None:
+    for operation in {one for one in found if one is not None}:
+        with suppress(Conflict, NotFound):  # a scan that has not ended comes by anyway
+            operations.retry(db, operation)
+    enqueue(db, Job.SCAN)

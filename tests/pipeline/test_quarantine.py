@@ -1,0 +1,260 @@
+"""What a gate stopped waits for one decision, and nothing of it is found before."""
+
+import os
+import threading
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import sqlalchemy as sa
+
+from shared.errors import Conflict, Invalid, NotFound, Unavailable
+from shared.imaging.reasons import Reason, hostile, undecodable
+from shared.pipeline import encode, quarantine, thresholds
+from shared.store import generations, reviews
+from shared.store.reviews import Wanted
+from shared.types import Job
+from tests.miniature import STATS, header
+from tests.strange import ANNA, BORIS, Bright, bright, calibrated
+
+__all__ = ["bright", "calibrated"]  # fixtures
+
+STRANGE = 24
+
+
+@pytest.fixture
+def stopped(calibrated: Bright) -> Bright:
+    """One image is unlike the others, and was stopped."""
+    calibrated.paint(STRANGE, 0.9)
+    calibrated.take()
+    assert calibrated.status(STRANGE) == "quarantined"
+    return calibrated
+
+
+def uid(n: int) -> str:
+    return f"1.2.3.{n + 1}"
+
+
+def test_an_image_unlike_the_others_is_stopped_with_score_and_threshold(stopped: Bright) -> None:
+    with stopped.begin() as db:
+        (item,) = reviews.page(db, Wanted(), ("image", 2**62), 10)
+    assert (item.gate, item.reason, item.model, item.pictured) == ("features", "out-of-distribution", "null", True)
+    assert item.score == pytest.approx(0.9, abs=0.01)
+    assert 0.5 < (item.threshold or 0) < 0.6
+    assert uid(STRANGE) not in stopped.searchable()
+    assert len(stopped.searchable()) == 24
+
+
+def test_without_a_calibration_everything_passes_and_it_is_said(bright: Bright) -> None:
+    bright.paint(0, 0.9)
+    bright.take()
+    assert bright.status(0) == "encoded"
+    (row,) = bright.column("SELECT row(score > 0.8, calibration_id IS NULL) = row(true, true) FROM image")
+    assert row is True
+
+
+def test_another_modality_has_no_threshold(calibrated: Bright) -> None:
+    calibrated.paint(STRANGE, 0.9, modality="US")
+    calibrated.take()
+    assert calibrated.status(STRANGE) == "encoded"
+
+
+def test_a_released_image_is_searchable_without_another_pass(stopped: Bright) -> None:
+    looked_at = len(stopped.sandbox.decoded)
+    with stopped.begin() as db:
+        quarantine.release(db, stopped.number(STRANGE), ANNA, "an implant, but a breast")
+    assert Job.PROJECT in stopped.queue.rung
+    stopped.project()
+    assert stopped.status(STRANGE) == "encoded"
+    assert uid(STRANGE) in stopped.searchable()
+    assert len(stopped.sandbox.decoded) == looked_at
+
+
+def test_a_rejected_image_never_becomes_searchable(stopped: Bright) -> None:
+    with stopped.begin() as db:
+        quarantine.reject(db, stopped.number(STRANGE), ANNA)
+    stopped.sandbox.brightness.clear()
+    stopped.put(f"{STRANGE:04}.dcm", header(STRANGE), b"other bytes, as ordinary as can be")
+    stopped.take()
+    stopped.add_model("second", seed=5, dim=32)
+    stopped.begin_generation("second")
+    stopped.reindex()
+    assert stopped.status(STRANGE) == "rejected"
+    assert stopped.column("SELECT 1 FROM ledger WHERE image_id = :id", id=stopped.number(STRANGE)) == []
+
+
+def test_what_is_in_the_quarantine_goes_into_no_new_generation(stopped: Bright) -> None:
+    stopped.begin_generation("null")
+    stopped.reindex()
+    assert stopped.column("SELECT 1 FROM ledger WHERE image_id = :id", id=stopped.number(STRANGE)) == []
+    with stopped.begin() as db:
+        quarantine.release(db, stopped.number(STRANGE), ANNA)
+    assert len(stopped.column("SELECT 1 FROM ledger WHERE image_id = :id", id=stopped.number(STRANGE))) == 2
+
+
+def test_a_released_image_stays_released_when_its_bytes_come_again(stopped: Bright) -> None:
+    with stopped.begin() as db:
+        quarantine.release(db, stopped.number(STRANGE), ANNA)
+    path = stopped.folder / "archive" / f"{STRANGE:04}.dcm"
+    os.utime(path, ns=(5, 5))
+    stopped.take()
+    with stopped.begin() as db:  # even if it is encoded anew
+        db.execute(sa.text("UPDATE image SET status = 'received'"))
+    stopped.encode()
+    assert stopped.status(STRANGE) == "encoded"
+
+
+def test_a_released_image_with_other_bytes_is_judged_again(stopped: Bright) -> None:
+    with stopped.begin() as db:
+        quarantine.release(db, stopped.number(STRANGE), ANNA)
+    stopped.put(f"{STRANGE:04}.dcm", header(STRANGE), b"other bytes, and as strange")
+    stopped.take()
+    assert stopped.status(STRANGE) == "quarantined"
+    assert uid(STRANGE) not in stopped.searchable()
+    with stopped.begin() as db:  # and of these bytes nobody has said anything
+        quarantine.reject(db, stopped.number(STRANGE), BORIS)
+    assert stopped.status(STRANGE) == "rejected"
+
+
+@pytest.mark.parametrize("gate", ["metadata", "pixels"])
+def test_what_the_first_gates_stopped_is_encoded_after_its_release(bright: Bright, gate: str) -> None:
+    bright.paint(0, presentation_intent="FOR PROCESSING" if gate == "metadata" else "")
+    if gate == "pixels":
+        bright.sandbox.stats = replace(STATS, spread=0.0, distinct=1, content=0.0)
+    bright.take()
+    assert bright.column("SELECT gate FROM image") == [gate]
+    with bright.begin() as db:
+        quarantine.release(db, bright.number(0), ANNA)
+    assert (bright.status(0), Job.ENCODE in bright.queue.rung) == ("received", True)
+    bright.encode()
+    bright.project()
+    assert bright.status(0) == "encoded"
+    assert bright.searchable() == {uid(0)}
+
+
+@pytest.mark.parametrize("why", [hostile(Reason.MEMORY), undecodable(Reason.CORRUPT)])
+def test_what_cannot_be_read_is_retried_and_not_released(bright: Bright, why: Any) -> None:
+    bright.paint(0)
+    path = os.fsencode(bright.folder / "archive" / "0000.dcm")
+    bright.sandbox.pixels[path] = why
+    bright.take()
+    with bright.begin() as db, pytest.raises(Conflict, match="cannot be read"):
+        quarantine.release(db, bright.number(0), ANNA)
+    with bright.begin() as db:
+        quarantine.retry(db, bright.number(0), ANNA)
+    bright.encode()
+    assert bright.status(0) == "quarantined"
+    del bright.sandbox.pixels[path]  # a codec came
+    with bright.begin() as db:
+        assert quarantine.retry_many(db, Wanted(gate=why.gate.value), ANNA) == (1, 0)
+    bright.encode()
+    assert bright.status(0) == "encoded"
+    with bright.begin() as db, pytest.raises(Conflict, match="not in the quarantine"):
+        quarantine.retry(db, bright.number(0), ANNA)
+
+
+def test_a_file_that_was_stopped_before_it_was_an_image_is_listed_and_retried(bright: Bright) -> None:
+    path = bright.put("bomb.dcm", hostile(Reason.DEFLATE_RATIO))
+    bright.paint(0, presentation_intent="FOR PROCESSING")
+    bright.take()
+    with bright.begin() as db:
+        items = reviews.page(db, Wanted(), ("image", 2**62), 10)
+        assert [(i.kind, i.gate) for i in items] == [("image", "metadata"), ("file", "limits")]
+        assert reviews.page(db, Wanted(), ("image", items[0].id), 10) == items[1:]
+        assert reviews.page(db, Wanted(modality="MG"), ("image", 2**62), 10) == items[:1]
+    bright.sandbox.headers[os.fsencode(path)] = header(1)  # a limit was raised
+    bright.scan()
+    assert bright.column("SELECT count(*) FROM image") == [1]  # nothing changed that the scan would see
+    with bright.begin() as db:
+        quarantine.retry_file(db, items[1].id, ANNA)
+        with pytest.raises(NotFound):
+            quarantine.retry_file(db, 999, ANNA)
+    bright.take()
+    assert bright.status(1) == "encoded"
+
+
+def test_a_bulk_retry_names_what_it_retries(bright: Bright) -> None:
+    with bright.begin() as db, pytest.raises(Invalid):
+        quarantine.retry_many(db, Wanted(modality="MG"), ANNA)
+
+
+def test_two_reviewers_at_once_make_one_decision(stopped: Bright) -> None:
+    image, both, answers = stopped.number(STRANGE), threading.Barrier(2), []
+
+    def decide(act: Any, actor: Any) -> None:
+        both.wait()
+        try:
+            with stopped.begin() as db:
+                act(db, image, actor)
+            answers.append((actor.name, "done"))
+        except Conflict:
+            answers.append((actor.name, "conflict"))
+
+    pair = [threading.Thread(target=decide, args=(quarantine.release, ANNA)),
+            threading.Thread(target=decide, args=(quarantine.reject, BORIS))]  # fmt: skip
+    for one in pair:
+        one.start()
+    for one in pair:
+        one.join()
+    assert sorted(word for _, word in answers) == ["conflict", "done"]
+    (winner,) = [name for name, word in answers if word == "done"]
+    assert stopped.column("SELECT reviewer FROM review") == [winner]
+    assert stopped.column("SELECT actor FROM audit WHERE image_id = :id", id=image) == [winner]
+    stopped.project()
+    released = winner == "Anna"
+    assert stopped.status(STRANGE) == ("encoded" if released else "rejected")
+    assert (uid(STRANGE) in stopped.searchable()) is released
+
+
+def test_a_decision_that_is_said_twice_is_one(stopped: Bright) -> None:
+    for _ in range(2):  # the answer was lost, and the client asked again
+        with stopped.begin() as db:
+            quarantine.release(db, stopped.number(STRANGE), ANNA)
+    assert stopped.column("SELECT count(*) FROM review") == [1]
+    assert stopped.column("SELECT count(*) FROM audit WHERE action = 'release'") == [1]
+    with stopped.begin() as db, pytest.raises(Conflict, match="released already"):
+        quarantine.reject(db, stopped.number(STRANGE), ANNA)
+
+
+def test_a_connection_that_dies_in_between_leaves_nothing_of_a_decision(stopped: Bright) -> None:
+    image = stopped.number(STRANGE)
+    with pytest.raises(Unavailable), stopped.begin() as db:
+        quarantine.release(db, image, ANNA)
+        backend = db.execute(sa.text("SELECT pg_backend_pid()")).scalar_one()
+        stopped.column("SELECT pg_terminate_backend(:pid)", pid=backend)
+    assert stopped.status(STRANGE) == "quarantined"
+    assert stopped.column("SELECT count(*) FROM review") == [0]
+    assert stopped.column("SELECT count(*) FROM ledger WHERE image_id = :id", id=image) == [0]
+    with stopped.begin() as db:
+        quarantine.reject(db, image, BORIS)
+    assert stopped.column("SELECT reviewer FROM review") == ["Boris"]
+
+
+def test_an_erased_image_cannot_be_released(stopped: Bright) -> None:
+    image = stopped.number(STRANGE)
+    with stopped.begin() as db:
+        db.execute(sa.text("UPDATE image SET status = 'deleted' WHERE id = :id"), {"id": image})
+    for gone in (image, 999):
+        with stopped.begin() as db, pytest.raises(NotFound):
+            quarantine.release(db, gone, ANNA)
+    assert stopped.column("SELECT count(*) FROM review") == [0]
+
+
+def test_what_is_judged_while_a_threshold_comes_into_force_is_judged_by_one_of_them(calibrated: Bright) -> None:
+    """Whoever settles holds the lock; a threshold in force means that all before it is written."""
+    calibrated.paint(STRANGE, 0.9)
+    calibrated.scan()
+    work = encode.claim(calibrated.begin, calibrated.encoder, calibrated.effort)
+    result = encode.forward(encode.decode(calibrated.sandbox, work), calibrated.encoder)
+    with calibrated.begin() as db:  # meanwhile
+        model = generations.model(db, "null")
+        thresholds.begin_replay(db, model, "MG", thresholds.Choice(threshold=0.95), BORIS)
+    encode.settle(calibrated.begin, work, result)
+    assert calibrated.status(STRANGE) == "encoded"
+
+
+def test_notes_are_kept_and_nothing_of_them_is_audited(stopped: Bright) -> None:
+    with stopped.begin() as db:
+        quarantine.release(db, stopped.number(STRANGE), ANNA, "asked Mrs X")
+    assert stopped.column("SELECT note FROM review") == ["asked Mrs X"]
+    assert all("Mrs" not in str(row) for row in stopped.column("SELECT CAST(row(audit.*) AS text) FROM audit"))

@@ -1,0 +1,255 @@
+"""Thresholds: made from stored scores, put in force, replayed exactly as planned, and never over a person's word."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from shared.encoder import ood
+from shared.encoder.cards import Card
+from shared.errors import Conflict, Invalid, NotFound
+from shared.pipeline import quarantine, thresholds
+from shared.pipeline.judge import judge, statistic
+from shared.pipeline.thresholds import Choice, Plan
+from shared.store import calibrations, generations, operations
+from shared.store.calibrations import Threshold
+from shared.store.tables import Operation
+from tests.strange import ANNA, BORIS, Bright, bright, calibrated
+
+__all__ = ["bright", "calibrated"]  # fixtures
+
+
+def plan(platform: Bright, threshold: float) -> Plan:
+    with platform.begin() as db:
+        return thresholds.plan(db, generations.model(db, "null"), "MG", threshold)
+
+
+def replayed(platform: Bright, **choice: float | str) -> Operation:
+    """A replay, applied to its end, three images at a time."""
+    with platform.begin() as db:
+        number = thresholds.begin_replay(
+            db, generations.model(db, "null"), "MG", Choice(**choice), BORIS  # type: ignore[arg-type]
+        ).id  # fmt: skip
+    while thresholds.advance(platform.begin, chunk=3):
+        pass
+    platform.project()
+    with platform.begin() as db:
+        return operations.get(db, number)
+
+
+@pytest.mark.parametrize(
+    ("score", "threshold", "word"),
+    [
+        (0.5, 0.5, "passed"),
+        (0.5000001, 0.5, "stopped"),
+        (float("nan"), 0.5, "stopped"),
+        (float("nan"), None, "uncalibrated"),
+        (9.0, None, "uncalibrated"),
+        (None, 0.5, "unmeasured"),
+        (None, None, "unmeasured"),
+    ],
+)
+def test_an_image_is_stopped_above_its_threshold_only(score: float, threshold: float | None, word: str) -> None:
+    found = judge(score, None if threshold is None else Threshold(7, threshold))
+    assert (found.word, found.stops) == (word, word == "stopped")
+    assert found.calibration_id == (7 if word in ("passed", "stopped") else None)
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1), st.randoms())
+def test_the_score_of_an_image_does_not_depend_on_the_order_of_its_frames(scores: list[float], random: object) -> None:
+    before = statistic(scores)
+    random.shuffle(scores)  # type: ignore[attr-defined]
+    assert statistic(scores) == before
+    assert min(scores) <= (before or 0.0) <= max(scores)
+
+
+def test_an_image_without_all_its_scores_has_none() -> None:
+    assert statistic([]) is None
+    assert statistic([1.0, None]) is None
+
+
+def test_a_calibration_tells_from_what_it_was_made(calibrated: Bright) -> None:
+    with calibrated.begin() as db:
+        (row,) = calibrations.history(db, 1)
+    scores = calibrated.column("SELECT CAST(ood AS float8) FROM encoding")
+    assert (row.source, row.rule, row.n, row.made_by) == ("archive", "mean+3sd", 24, "Anna")
+    assert row.threshold == pytest.approx(np.mean(scores) + 3 * np.std(scores, ddof=1))  # type: ignore[arg-type]
+    names = [bytes(one).hex() for one in calibrated.column("SELECT digest FROM image")]  # type: ignore[arg-type]
+    assert row.data_sha256 == ood.data_digest(names)
+    assert calibrated.column("SELECT actor || ' ' || action FROM audit") == ["Anna calibrate"]
+
+
+def test_too_few_scores_make_no_calibration(bright: Bright) -> None:
+    for n in range(19):
+        bright.paint(n)
+    bright.take()
+    with bright.begin() as db, pytest.raises(Invalid, match="at least 20 scores"):
+        thresholds.calibrate(db, generations.model(db, "null"), ANNA)
+    assert bright.column("SELECT count(*) FROM calibration") == [0]
+
+
+def test_a_calibration_may_be_made_from_one_folder_and_skips_what_has_too_few(calibrated: Bright) -> None:
+    for n in range(30, 52):
+        calibrated.paint(n, 0.7, modality="US")
+    calibrated.paint(60, 0.6, modality="CT")
+    calibrated.take()
+    with calibrated.begin() as db:
+        made = thresholds.calibrate(
+            db, generations.model(db, "null"), ANNA, "quantile", folder=calibrated.folder / "archive"
+        )
+        with pytest.raises(Invalid):
+            thresholds.calibrate(db, generations.model(db, "null"), ANNA, folder=calibrated.folder / "arch")
+    assert [(c.modality, c.n) for c in made.calibrations] == [("MG", 24), ("US", 22)]
+    assert made.skipped == {"CT": 1}
+
+
+def test_what_gate_3_stopped_makes_no_threshold_and_is_counted(calibrated: Bright) -> None:
+    calibrated.paint(30, 0.9)
+    calibrated.take()
+    with calibrated.begin() as db:
+        made = thresholds.calibrate(db, generations.model(db, "null"), ANNA)
+    assert made.left_out == {"MG": 1}
+    assert made.calibrations[0].n == 24
+
+
+def test_a_plan_changes_nothing_and_a_replay_does_what_was_planned(calibrated: Bright) -> None:
+    for n, level in ((24, 0.6), (25, 0.7), (26, 0.9)):
+        calibrated.paint(n, level)
+    calibrated.take()
+    before = calibrated.column("SELECT CAST(row(id, status, score, calibration_id) AS text) FROM image ORDER BY id")
+    low, high = plan(calibrated, 0.5), plan(calibrated, 0.8)
+    assert before == calibrated.column(
+        "SELECT CAST(row(id, status, score, calibration_id) AS text) FROM image ORDER BY id"
+    )
+    assert [f.image_id for f in high.admit] == [calibrated.number(24), calibrated.number(25)]
+    assert (high.stop, high.counts["stay"]) == ([], 25)
+    assert low.admit == []
+    assert 0 < len(low.stop) < 24
+
+    done = replayed(calibrated, threshold=0.5)
+    assert done.state == "succeeded"
+    quarantined = set(calibrated.column("SELECT id FROM image WHERE status = 'quarantined'"))
+    assert quarantined == {f.image_id for f in low.stop} | {calibrated.number(n) for n in (24, 25, 26)}
+    assert len(calibrated.searchable()) == 27 - len(quarantined)
+    assert (done.counts["stop"], done.done) == (len(low.stop), 27)
+
+    again = plan(calibrated, 0.8)
+    done = replayed(calibrated, threshold=0.8)
+    assert (done.counts["admit"], len(again.admit)) == (len(low.stop) + 2, done.counts["admit"])
+    assert calibrated.column("SELECT sop_uid FROM image WHERE status = 'quarantined'") == ["1.2.3.27"]
+    assert len(calibrated.searchable()) == 26
+    assert plan(calibrated, 0.8).counts == {"stay": 27}
+    assert calibrated.column("SELECT DISTINCT threshold FROM image i JOIN calibration c ON c.id = calibration_id") == [
+        0.8
+    ]
+
+
+def test_a_persons_word_is_never_overturned(calibrated: Bright) -> None:
+    for n in (24, 25, 26):
+        calibrated.paint(n, 0.9)
+    calibrated.take()
+    with calibrated.begin() as db:
+        quarantine.release(db, calibrated.number(24), ANNA)
+        quarantine.reject(db, calibrated.number(25), ANNA)
+    found = plan(calibrated, 0.1)
+    assert (found.counts["stop"], found.counts["decided"]) == (24, 1)  # who was rejected is out of the question
+    replayed(calibrated, threshold=0.1)
+    assert [calibrated.status(n) for n in (24, 25, 26)] == ["encoded", "rejected", "quarantined"]
+    assert calibrated.searchable() == {"1.2.3.25"}
+    replayed(calibrated, threshold=2.0)
+    assert [calibrated.status(n) for n in (24, 25, 26)] == ["encoded", "rejected", "encoded"]
+
+
+def test_an_archive_without_a_calibration_gets_one_by_a_replay(bright: Bright) -> None:
+    for n in range(22):
+        bright.paint(n)
+    bright.take()
+    with bright.begin() as db, pytest.raises(Conflict, match="name a threshold or a rule"):
+        thresholds.begin_replay(db, generations.model(db, "null"), "MG", Choice(), BORIS)
+    assert replayed(bright, rule="log").state == "succeeded"
+    assert bright.column("SELECT count(*) FROM image WHERE calibration_id IS NULL") == [0]
+
+
+def test_calibrations_of_another_model_or_modality_are_refused(calibrated: Bright) -> None:
+    calibrated.add_model("second", seed=5, dim=32)
+    with calibrated.begin() as db:
+        (row,) = calibrations.history(db, 1)
+        second = generations.model(db, "second")
+        for model, modality in ((second, "MG"), (generations.model(db, "null"), "US")):
+            with pytest.raises(Conflict, match="another model or modality"):
+                thresholds.propose(db, model, modality, Choice(calibration_id=row.id))
+        with pytest.raises(Conflict, match="only the published model judges"):
+            thresholds.begin_replay(db, second, "MG", Choice(threshold=0.5), BORIS)
+        with pytest.raises(NotFound):
+            thresholds.propose(db, second, "MG", Choice(calibration_id=99))
+        with pytest.raises(Invalid):
+            thresholds.propose(db, second, "MG", Choice(threshold=1.0, rule="log"))
+        assert calibrations.in_force(db, second.id) == {}
+
+
+def test_an_earlier_calibration_can_be_brought_back(calibrated: Bright) -> None:
+    replayed(calibrated, threshold=0.1)
+    assert calibrated.searchable() == set()
+    with calibrated.begin() as db:
+        first = calibrations.history(db, 1)[-1]
+    replayed(calibrated, calibration_id=first.id)
+    assert len(calibrated.searchable()) == 24
+    with calibrated.begin() as db:
+        newest = calibrations.history(db, 1)[0]
+    assert (newest.threshold, newest.source, newest.made_by) == (first.threshold, "archive", "Boris")
+
+
+def test_a_replay_that_was_overtaken_stops_where_it_is(calibrated: Bright) -> None:
+    with calibrated.begin() as db:
+        model = generations.model(db, "null")
+        number = thresholds.begin_replay(db, model, "MG", Choice(threshold=0.1), BORIS).id
+        thresholds.begin_replay(db, model, "MG", Choice(threshold=2.0), ANNA)
+    while thresholds.advance(calibrated.begin):
+        pass
+    with calibrated.begin() as db:
+        first = operations.get(db, number)
+    assert (first.state, first.error) == ("failed", "another threshold came into force meanwhile")
+    assert calibrated.column("SELECT DISTINCT status FROM image") == ["encoded"]
+
+
+def test_a_replay_that_dies_is_carried_on(calibrated: Bright) -> None:
+    with calibrated.begin() as db:
+        thresholds.begin_replay(db, generations.model(db, "null"), "MG", Choice(threshold=0.1), BORIS)
+
+    steps = 0
+
+    def dies() -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            raise MemoryError
+
+    with pytest.raises(MemoryError):
+        thresholds.advance(calibrated.begin, chunk=5, alive=dies)
+    assert calibrated.column("SELECT count(*) FROM image WHERE status = 'quarantined'") == [10]
+    with calibrated.begin() as db:
+        db.execute(sa.text("UPDATE operation SET lease_until = clock_timestamp() - interval '1 s'"))
+    assert thresholds.advance(calibrated.begin, chunk=5)
+    assert calibrated.column("SELECT count(*) FROM image WHERE status = 'quarantined'") == [24]
+    assert calibrated.column("SELECT state FROM operation WHERE kind = 'replay'") == ["succeeded"]
+
+
+def test_a_card_brings_its_calibrations_and_the_archives_own_override_them(bright: Bright) -> None:
+    scores = np.linspace(0.4, 0.6, 50)
+    brought = ood.calibrate(scores, ood.data_digest(["made up"]))
+    card = replace(Card.from_json(dict(bright.published().card)), calibrations={"MG": brought})
+    for _ in range(2):
+        with bright.begin() as db:
+            thresholds.bring(db, 1, card)
+    assert bright.column("SELECT source FROM calibration") == ["card"]
+    assert bright.column("SELECT threshold FROM calibration") == [brought.threshold]
+    for n in range(22):
+        bright.paint(n)
+    bright.take()
+    with bright.begin() as db:
+        thresholds.calibrate(db, generations.model(db, "null"), ANNA)
+        thresholds.bring(db, 1, card)
+        assert calibrations.in_force(db, 1)["MG"].threshold < brought.threshold

@@ -1,0 +1,13 @@
+from shared.pipeline import thresholds
+from shared.types import Job
+from workers.heartbeat import still_here
+from workers.runtime import runtime
+from workers.tasks import task
+
+
+@task(Job.REPLAY)
+def replay_thresholds() -> None:
+    """Carry on one due replay; ring again if there may be more."""
+    rt = runtime()
+    if thresholds.advance(rt.transaction, alive=still_here):
+        rt.queue.ring(Job.REPLAY)
