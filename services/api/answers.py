@@ -284,6 +284,10 @@ class GenerationsOut(Out):
     generations: list[GenerationOut]
 
 
+class LiftedOut(Out):
+    tombstones: int
+
+
 class KeyOut(Out):
     id: int
     name: str

@@ -17,7 +17,7 @@ from services.api.auth import Callers, refuse_undeclared, scopes_of
 from services.api.edge import Edge
 from services.api.limits import Slots
 from services.api.metrics import Metrics, software
-from services.api.routes import generations, health, instances, keys, models, operations, search, studies
+from services.api.routes import erase, generations, health, instances, keys, models, operations, search, studies
 from services.api.schemas import BatchIn
 from shared.errors import Denied
 from shared.log import get
@@ -30,6 +30,7 @@ ROUTERS = (
     health.router,
     search.router,
     studies.router,
+    erase.router,
     instances.router,
     operations.router,
     models.router,

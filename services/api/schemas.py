@@ -181,12 +181,17 @@ class RetireIn(In):
     force: Annotated[bool, Field(description="Also the generation that a rollback would lead to")] = False
 
 
+class PatientIn(In):
+    patient_id: Annotated[str, Field(min_length=1, max_length=64, description="As in the header, PatientID")]
+    issuer: Annotated[str, Field(max_length=64, description="IssuerOfPatientID")] = ""
+
+
 class KeyIn(In):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._@-]{0,63}$")]
     scopes: Annotated[list[Scope], Field(min_length=1)]
     days: Annotated[int | None, Field(ge=1, le=3650)] = None
 
 
-SHAPES = (SearchIn, BatchIn, StudiesIn, ScanIn, ModelIn, GenerationIn, SwitchIn, RetireIn, KeyIn)
+SHAPES = (SearchIn, BatchIn, StudiesIn, ScanIn, ModelIn, GenerationIn, SwitchIn, RetireIn, PatientIn, KeyIn)
 #: Every name that a request may have, to be offered when one is misspelt.
 NAMES = tuple(sorted({name for shape in SHAPES for name in shape.model_fields}))

@@ -14,7 +14,10 @@ import typer
 from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError
 
 #: Each module adds its commands by `register(app)`.
-ROOMS = ("processes", "ingest", "search", "studies", "operations", "models", "generations", "sample", "demo", "keys")
+ROOMS = (
+    "processes", "ingest", "search", "studies", "operations", "models", "generations", "erase", "sample", "demo",
+    "keys",
+)  # fmt: skip
 
 EXIT_CODES: dict[type[SimilisError], int] = {NotFound: 3, Conflict: 4, Invalid: 5, Denied: 1, SimilisError: 1}
 

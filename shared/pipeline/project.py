@@ -9,6 +9,7 @@ from shared.errors import Conflict, Invalid, NotFound
 from shared.imaging.pseudonym import patient_number
 from shared.index.base import Index, Payload, Point
 from shared.log import get
+from shared.pipeline import erase
 from shared.store import encodings, generations, ledger, operations
 from shared.store.generations import Published
 from shared.store.ledger import Pending
@@ -37,6 +38,7 @@ def drain(
             time.sleep(gather_s)
     with begin() as db:
         operations.finish_settled(db)
+    erase.certify(begin, open_index)
     return done, left
 
 

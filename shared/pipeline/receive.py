@@ -25,8 +25,10 @@ from shared.errors import Gate, Invalid, Outcome, Rejected, Unavailable
 from shared.imaging.pseudonym import patient_key
 from shared.imaging.reasons import Reason, failed
 from shared.imaging.sandbox import Inspected
+from shared.pipeline import erase
 from shared.store import files, studies
 from shared.store.files import Record, Seen
+from shared.store.locks import Lock, share
 from shared.store.session import Begin, enqueue
 from shared.store.studies import Incoming, Known
 from shared.types import Header, Job, Labels, Status
@@ -195,6 +197,7 @@ def _stop(reason: Reason) -> Verdict:
 
 def register(db: Session, found: Sequence[Found], rules: Rules, operation_id: uuid.UUID | None) -> Counter[str]:
     """Each file has a row, each new image is `received`, and the encoder is rung for; returns the outcomes."""
+    share(db, Lock.INTAKE)  # nothing is erased between asking and registering
     records: list[Record] = []
     candidates: list[tuple[Found, Incoming]] = []
     for file in found:
@@ -211,10 +214,27 @@ def register(db: Session, found: Sequence[Found], rules: Rules, operation_id: uu
                     labels_digest=file.stamp,
                 )
             )
+    candidates, refused = _without_erased(db, candidates, rules.secret)
+    records += refused
     records += _settle_candidates(db, candidates, rules, operation_id)
     files.record(db, records, operation_id)
     enqueue(db, Job.ENCODE)
     return Counter(record.outcome for record in records)
+
+
+def _without_erased(
+    db: Session, candidates: Sequence[tuple[Found, Incoming]], secret: bytes
+) -> tuple[list[tuple[Found, Incoming]], list[Record]]:
+    """What a tombstone names is refused, whatever else stands or does not stand of it."""
+    names = [(i.header.sop_instance_uid, i.header.study_instance_uid, i.patient_key) for _, i in candidates]
+    erased = erase.refused(db, secret, names)
+    kept = [one for one, gone in zip(candidates, erased, strict=True) if not gone]
+    refused = [
+        Record(seen=file.seen, outcome="kept", reason=Reason.ERASED.value, labels_digest=file.stamp)
+        for (file, _), gone in zip(candidates, erased, strict=True)
+        if gone
+    ]
+    return kept, refused
 
 
 def _incoming(file: Found, secret: bytes) -> Incoming:

@@ -47,6 +47,10 @@ ROUTES = {
         ("POST", f"/v1/generations/{{generation_id}}:{verb}"): (f"/v1/generations/99:{verb}", Scope.REINDEX, None)
         for verb in ("pause", "resume", "cancel", "publish", "rollback", "retire")
     },
+    ("DELETE", "/v1/studies/{study_instance_uid}"): ("/v1/studies/1.2.3.99", Scope.ERASE, None),
+    ("POST", "/v1/studies/{study_instance_uid}:lift"): ("/v1/studies/1.2.3.99:lift", Scope.ERASE, None),
+    ("POST", "/v1/patients:erase"): ("/v1/patients:erase", Scope.ERASE, {"patient_id": "nobody"}),
+    ("POST", "/v1/patients:lift"): ("/v1/patients:lift", Scope.ERASE, {"patient_id": "nobody"}),
     ("GET", "/v1/keys"): ("/v1/keys", Scope.ADMIN, None),
     ("POST", "/v1/keys"): ("/v1/keys", Scope.ADMIN, {"name": "other", "scopes": ["read"]}),
     ("DELETE", "/v1/keys/{key_id}"): ("/v1/keys/999", Scope.ADMIN, None),

@@ -1,0 +1,50 @@
+"""Erasing a study or a patient, for good; and the operator's way to let it come again.
+
+What was asked about stays in the request: no answer, log line or row repeats a UID or a patient ID.
+"""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Response
+from sqlalchemy.orm import Session
+
+from services.api.answers import LiftedOut, OperationDetail
+from services.api.dependencies import CanErase, Db, Rt
+from services.api.routes.operations import detail
+from services.api.schemas import PatientIn, Uid
+from shared.pipeline import erase
+from shared.store.tables import Operation
+
+router = APIRouter(tags=["erase"])
+
+StudyUid = Annotated[Uid, Path()]
+
+
+@router.delete("/v1/studies/{study_instance_uid}", status_code=202, response_model=OperationDetail)
+def erase_study(rt: Rt, db: Db, _: CanErase, study_instance_uid: StudyUid, response: Response) -> dict[str, Any]:
+    """Gone from every answer at once; the operation ends when no index holds a point of it. Its files are refused."""
+    return _told(db, erase.erase_study(db, rt.rules.secret, study_instance_uid), response)
+
+
+@router.post("/v1/patients:erase", status_code=202, response_model=OperationDetail)
+def erase_patient(rt: Rt, db: Db, _: CanErase, asked: PatientIn, response: Response) -> dict[str, Any]:
+    """Every study of the patient is gone, likewise."""
+    return _told(db, erase.erase_patient(db, rt.rules.secret, asked.issuer, asked.patient_id), response)
+
+
+@router.post("/v1/studies/{study_instance_uid}:lift", response_model=LiftedOut)
+def lift_study(rt: Rt, db: Db, _: CanErase, study_instance_uid: StudyUid) -> dict[str, int]:
+    """An erased study may be taken in again by the next scan."""
+    return {"tombstones": erase.lift_study(db, rt.rules.secret, study_instance_uid)}
+
+
+@router.post("/v1/patients:lift", response_model=LiftedOut)
+def lift_patient(rt: Rt, db: Db, _: CanErase, asked: PatientIn) -> dict[str, int]:
+    """What was erased with the patient may be taken in again by the next scan."""
+    return {"tombstones": erase.lift_patient(db, rt.rules.secret, asked.issuer, asked.patient_id)}
+
+
+def _told(db: Session, operation: Operation, response: Response) -> dict[str, Any]:
+    response.headers["Location"] = f"/v1/operations/{operation.id}"
+    db.refresh(operation)
+    return detail(db, operation)

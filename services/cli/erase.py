@@ -1,0 +1,65 @@
+"""`similis erase`: a study or a patient, for good."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from services.cli.client import Answer, Client, connected, part
+from services.cli.terminal import AsJson, say, tell, tell_json
+from services.cli.waiting import watch
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command that erases."""
+    app.command()(erase)
+
+
+@connected
+def erase(  # noqa: PLR0913 - each argument is an option of the command
+    client: Client,
+    *,
+    study: Annotated[str | None, typer.Option(help="A StudyInstanceUID.")] = None,
+    patient: Annotated[str | None, typer.Option(help="A PatientID as headers have it; - reads it from stdin.")] = None,
+    issuer: Annotated[str, typer.Option(help="Its IssuerOfPatientID, where headers have one.")] = "",
+    lift: Annotated[bool, typer.Option("--lift", help="The other way: what was erased may be taken in again.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until no index holds a point of it.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Erase a study or a patient: rows, vectors in every generation, pictures. The files themselves are not touched.
+
+    They are refused when a scan meets them again, until they are lifted.
+    """
+    if (study is None) == (patient is None):
+        raise typer.BadParameter("name either a study or a patient", param_hint="--study, --patient")
+    who = {"patient_id": sys.stdin.readline().strip() if patient == "-" else patient, "issuer": issuer}
+    if lift:
+        answer = client.post(f"/v1/studies/{part(study)}:lift") if study else client.post("/v1/patients:lift", json=who)
+        _told(answer, f"{answer['tombstones']} tombstones are lifted; the next scan takes the files in", as_json)
+        return
+    if not yes:
+        typer.confirm(f"Erase this {'study' if study else 'patient'} for good?", abort=True, err=True)
+    answer = client.delete(f"/v1/studies/{part(study)}") if study else client.post("/v1/patients:erase", json=who)
+    if wait:
+        answer = _certified(client, answer)
+    counts = answer["counts"]
+    proof = "no index holds a point of it" if answer["state"] == "succeeded" else f"the proof is {answer['state']}"
+    _told(answer, f"erased {counts['images']} images of {counts['studies']} studies; {proof}", as_json)
+    if wait and answer["state"] != "succeeded":
+        raise typer.Exit(1)
+
+
+def _certified(client: Client, answer: Answer) -> Answer:
+    try:
+        return watch(client, str(answer["id"]), "points deleted")
+    except KeyboardInterrupt:
+        say(f"\nit is erased; `similis operations show {answer['id']}` tells when the proof is there")
+        raise typer.Exit(130) from None
+
+
+def _told(answer: Answer, line: str, as_json: bool) -> None:
+    if as_json:
+        tell_json(answer)
+    else:
+        tell(line)

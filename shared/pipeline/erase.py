@@ -1,0 +1,176 @@
+"""Erase: a study or a patient is gone from the commit on, and its operation ends when no index holds a point of it.
+
+What searches join with Postgres is gone at once; the deletes are due in every generation, also in those that are being
+built; a tombstone refuses the files when they come again.
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+
+from sqlalchemy.orm import Session
+
+from shared.errors import Conflict, NotFound, Unavailable
+from shared.imaging.pseudonym import patient_key
+from shared.index.base import Index
+from shared.log import get
+from shared.store import erasure, ledger, operations, tombstones
+from shared.store.erasure import Copy, Named
+from shared.store.locks import Lock, alone
+from shared.store.operations import Held
+from shared.store.session import Begin, enqueue
+from shared.store.tables import Operation
+from shared.store.tombstones import Kind, digest
+from shared.types import Job
+
+log = get(__name__)
+
+LEASE_S = 30.0
+REST_S = 1.0
+CHUNK = 5000
+
+
+def erase_study(db: Session, secret: bytes, study_uid: str) -> Operation:
+    """The study is gone; asked again, it is the same operation.
+
+    Raises: `NotFound` where it never stood.
+    """
+    alone(db, Lock.INTAKE)
+    return _erase(db, secret, erasure.standing(db, study_uid=study_uid), digest(secret, "study", study_uid), "study")
+
+
+def erase_patient(db: Session, secret: bytes, issuer: str, patient_id: str) -> Operation:
+    """Every study of the patient is gone; asked again while nothing new came, it is the same operation.
+
+    Raises: `NotFound` for a patient of whom nothing stood, `Invalid` without a patient ID.
+    """
+    key = patient_key(secret, issuer, patient_id)
+    alone(db, Lock.INTAKE)
+    return _erase(db, secret, erasure.standing(db, patient_key=key), digest(secret, "patient", key), "patient")
+
+
+def _erase(
+    db: Session, secret: bytes, standing: tuple[Sequence[Named], Sequence[Named]], name: bytes, kind: Kind
+) -> Operation:
+    studies, images = standing
+    if not studies:
+        stone = tombstones.find(db, name)
+        if stone is None:
+            raise NotFound(f"no such {kind}")
+        return operations.get(db, stone.operation_id)
+    operation = operations.create(db, "erase", {"of": kind})
+    buried: dict[bytes, Kind] = {digest(secret, "image", image.uid): "image" for image in images}
+    buried |= {digest(secret, "study", study.uid): "study" for study in studies}
+    buried[name] = kind
+    tombstones.bury(db, buried, operation.id)
+    erasure.empty(db, studies, images, operation.id)
+    ledger.withdraw(db, [image.id for image in images])
+    operation.counts = {"images": len(images), "studies": len(studies)}
+    operation.total = len(erasure.copies(db, operation.id))
+    enqueue(db, Job.PROJECT)
+    db.flush()
+    return operation
+
+
+def lift_study(db: Session, secret: bytes, study_uid: str) -> int:
+    """The study may be taken in again; returns how many tombstones there were.
+
+    Raises: `NotFound` for one that was not erased, `Conflict` for one that was erased with its patient.
+    """
+    return _lift(db, digest(secret, "study", study_uid), "study")
+
+
+def lift_patient(db: Session, secret: bytes, issuer: str, patient_id: str) -> int:
+    """What was erased with the patient may be taken in again. Raises: `NotFound`."""
+    return _lift(db, digest(secret, "patient", patient_key(secret, issuer, patient_id)), "patient")
+
+
+def _lift(db: Session, name: bytes, kind: Kind) -> int:
+    alone(db, Lock.INTAKE)
+    stone = tombstones.find(db, name)
+    if stone is None:
+        raise NotFound(f"no such {kind} was erased")
+    if operations.get(db, stone.operation_id).params["of"] != kind:
+        raise Conflict("this study was erased with its patient: lift the patient")
+    erasure.look_again(db)
+    return tombstones.lift(db, stone.operation_id)
+
+
+def certify(begin: Begin, open_index: Callable[[str], Index]) -> None:
+    """Every due erasure has ended, if no generation holds a point of it; what still stands is deleted once more."""
+    while True:
+        with begin() as db:
+            held = operations.claim(db, "erase", LEASE_S)
+            copies = erasure.copies(db, held.id) if held is not None else []
+        if held is None:
+            return
+        try:
+            waiting = any(copy.open and not copy.applied for copy in copies)
+            standing = [] if waiting else _standing(open_index, copies)
+        except Unavailable as error:
+            with begin() as db:
+                operations.rest(db, held, REST_S, str(error))
+            raise
+        with begin() as db:
+            if operations.mine(db, held):
+                _conclude(db, held, copies, standing, waiting=waiting)
+
+
+def _conclude(db: Session, held: Held, copies: Sequence[Copy], standing: Sequence[Copy], *, waiting: bool) -> None:
+    open_ = [copy for copy in standing if copy.open]
+    for number, own in groupby(open_, key=lambda copy: copy.generation_id):
+        log.warning("erased_point_stands", generation_id=number)
+        erasure.delete_again(db, number, [copy.point_id for copy in own])
+    done = sum(copy.applied or not copy.open for copy in copies) - len(standing)
+    operation = operations.get(db, held.id)
+    operation.done, operation.total = max(done, 0), len(copies)
+    if waiting or standing:
+        enqueue(db, Job.PROJECT)
+        operations.rest(db, held, REST_S)
+        return
+    generations = len({copy.generation_id for copy in copies})
+    operation.counts = dict(operation.counts) | {"points": len(copies), "generations": generations}
+    db.flush()
+    operations.end(db, held, "succeeded")
+
+
+def _standing(open_index: Callable[[str], Index], copies: Sequence[Copy]) -> list[Copy]:
+    """The copies that an index still holds; from a retired generation, which nobody writes to, they are taken here."""
+    found: list[Copy] = []
+    for collection, own in groupby(copies, key=lambda copy: copy.collection):
+        mine = {copy.point_id: copy for copy in own}
+        try:
+            index = open_index(collection)
+            here = [mine[point.id] for point in index.get(list(mine))]
+        except NotFound:
+            continue  # a collection that is gone holds nothing
+        if retired := [copy.point_id for copy in here if not copy.open]:
+            index.delete(retired)
+        found += here
+    return found
+
+
+def replay(db: Session, secret: bytes) -> int:
+    """What tombstones name and stands all the same, after a restore, is erased again; returns how many images."""
+    alone(db, Lock.INTAKE)
+    after, erased = 0, 0
+    while rows := erasure.known(db, after, CHUNK):
+        after = rows[-1].image_id
+        names = {row: _names(secret, row.sop_uid, row.study_uid, row.patient_key) for row in rows}
+        buried = tombstones.buried(db, [name for own in names.values() for name in own])
+        studies = {row.study_uid for row, own in names.items() if buried.intersection(own)}
+        for uid in sorted(studies):
+            standing = erasure.standing(db, study_uid=uid)
+            _erase(db, secret, standing, digest(secret, "study", uid), "study")
+            erased += len(standing[1])
+    return erased
+
+
+def _names(secret: bytes, sop_uid: str, study_uid: str, patient: bytes) -> tuple[bytes, bytes, bytes]:
+    return digest(secret, "image", sop_uid), digest(secret, "study", study_uid), digest(secret, "patient", patient)
+
+
+def refused(db: Session, secret: bytes, files: Sequence[tuple[str, str, bytes]]) -> list[bool]:
+    """Of each (SOP Instance UID, Study Instance UID, patient key), whether it was erased and must not come back."""
+    names = [_names(secret, *file) for file in files]
+    buried = tombstones.buried(db, [name for own in names for name in own])
+    return [bool(buried.intersection(own)) for own in names]

@@ -1,0 +1,120 @@
+"""What of a study or a patient stands in Postgres, and what is left when it is erased: numbers without a meaning."""
+
+import uuid
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+
+class Named(NamedTuple):
+    """An image or a study by its row and its UID."""
+
+    id: int
+    uid: str
+
+
+_STUDIES = sa.text("SELECT id, uid FROM study WHERE uid = :uid OR patient_key = :patient ORDER BY id FOR UPDATE")
+_IMAGES = sa.text(
+    "SELECT id, sop_uid FROM image WHERE study_id = ANY(CAST(:studies AS bigint[])) AND status <> 'deleted' "
+    "ORDER BY id FOR UPDATE"
+)
+
+
+def standing(
+    db: Session, *, study_uid: str | None = None, patient_key: bytes | None = None
+) -> tuple[list[Named], list[Named]]:
+    """The study, or those of a patient, and their images; locked: who encodes or fills one in waits, or is too late."""
+    studies = [Named._make(row) for row in db.execute(_STUDIES, {"uid": study_uid, "patient": patient_key})]
+    images = db.execute(_IMAGES, {"studies": [study.id for study in studies]})
+    return studies, [Named._make(row) for row in images]
+
+
+_EMPTY_IMAGES = sa.text(
+    """
+    UPDATE image SET status = 'deleted', sop_uid = 'erased-' || id, series_uid = '', sop_class = '',
+        transfer_syntax = '', modality = '', laterality = NULL, view = NULL, view_modifiers = '{}', body_part = '',
+        manufacturer = '', presentation_intent = '', rows = 0, columns = 0, frames = 0, digest = '', path = '',
+        birads = NULL, density = NULL, pathology = NULL, labels = '{}', gate = NULL, reason = NULL, score = NULL,
+        last_error = NULL, lease_until = NULL, not_before = NULL, settled_at = clock_timestamp(),
+        revision = revision + 1, operation_id = :operation
+    WHERE id = ANY(CAST(:images AS bigint[]))
+    """
+)
+_EMPTY_STUDIES = sa.text(
+    """
+    UPDATE study SET uid = 'erased-' || id, patient_key = '', study_date = NULL
+    WHERE id = ANY(CAST(:studies AS bigint[]))
+    """
+)
+
+
+def empty(db: Session, studies: Sequence[Named], images: Sequence[Named], operation_id: uuid.UUID) -> None:
+    """Of these the bare rows are left; encodings, pictures, files' rows and what is due are gone."""
+    ids = [image.id for image in images]
+    for table in ("encoding", "thumbnail", "file", "backfill", "review"):
+        db.execute(
+            sa.text(f"DELETE FROM {table} WHERE image_id = ANY(CAST(:images AS bigint[]))"),  # noqa: S608 - a constant
+            {"images": ids},
+        )
+    db.execute(_EMPTY_IMAGES, {"images": ids, "operation": operation_id})
+    db.execute(_EMPTY_STUDIES, {"studies": [study.id for study in studies]})
+
+
+class Copy(NamedTuple):
+    """A point that a generation may still hold."""
+
+    generation_id: int
+    collection: str
+    open: bool
+    point_id: uuid.UUID
+    applied: bool
+
+
+_COPIES = sa.text(
+    """
+    SELECT g.id, g.collection, g.state = 'open', l.point_id, l.op = 'delete' AND l.state = 'applied'
+    FROM image i JOIN ledger l ON l.image_id = i.id JOIN generation g ON g.id = l.generation_id
+    WHERE i.operation_id = :operation AND i.status = 'deleted' AND g.purged_at IS NULL ORDER BY g.id
+    """
+)
+
+
+def copies(db: Session, operation_id: uuid.UUID) -> list[Copy]:
+    """Where points of what this operation erased may stand, in every generation that is not purged."""
+    return [Copy._make(row) for row in db.execute(_COPIES, {"operation": operation_id})]
+
+
+def delete_again(db: Session, generation_id: int, points: Sequence[uuid.UUID]) -> None:
+    """The index holds what its ledger says it deleted: it is due once more."""
+    db.execute(
+        sa.text(
+            "UPDATE ledger SET state = 'pending', op = 'delete', not_before = NULL, queued_at = clock_timestamp() "
+            "WHERE generation_id = :generation AND point_id = ANY(CAST(:points AS uuid[]))"
+        ),
+        {"generation": generation_id, "points": list(points)},
+    )
+
+
+def look_again(db: Session) -> None:
+    """Files that were refused because they had been erased are looked at by the next scan."""
+    db.execute(sa.text("UPDATE file SET mtime_ns = -1 WHERE reason = 'erased'"))
+
+
+class Known(NamedTuple):
+    image_id: int
+    sop_uid: str
+    study_uid: str
+    patient_key: bytes
+
+
+_KNOWN = sa.text(
+    "SELECT i.id, i.sop_uid, s.uid, s.patient_key FROM image i JOIN study s ON s.id = i.study_id "
+    "WHERE i.status <> 'deleted' AND i.id > :after ORDER BY i.id LIMIT :limit"
+)
+
+
+def known(db: Session, after: int, limit: int) -> list[Known]:
+    """The next images that stand, by id, with all that a tombstone may name."""
+    return [Known._make(row) for row in db.execute(_KNOWN, {"after": after, "limit": limit})]

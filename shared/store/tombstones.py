@@ -1,0 +1,59 @@
+"""What was erased and must not come back, as keyed hashes: without the secret nobody learns from them who it was.
+
+Whoever erases holds `Lock.INTAKE` alone, who registers files shares it: no file slips in between.
+"""
+
+import hmac
+import uuid
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from shared.store.tables import Tombstone
+
+Kind = Literal["image", "study", "patient"]
+
+
+def digest(secret: bytes, kind: Kind, name: str | bytes) -> bytes:
+    """16 bytes that name an image or a study by its UID, or a patient by the keyed pseudonym.
+
+    Source: RFC 2104, HMAC-SHA-256, truncated to 128 bits.
+    """
+    text = name.encode() if isinstance(name, str) else name
+    return hmac.digest(secret, f"erased {kind} ".encode() + text, "sha256")[:16]
+
+
+def bury(db: Session, digests: Mapping[bytes, Kind], operation_id: uuid.UUID) -> None:
+    """These do not come back. What an earlier erasure buried stays its own."""
+    if digests:
+        db.execute(
+            sa.text(
+                "INSERT INTO tombstone (digest, kind, operation_id) SELECT u.digest, u.kind, CAST(:operation AS uuid) "
+                "FROM unnest(CAST(:digests AS bytea[]), CAST(:kinds AS text[])) AS u(digest, kind) "
+                "ON CONFLICT DO NOTHING"
+            ),
+            {"digests": list(digests), "kinds": list(digests.values()), "operation": operation_id},
+        )
+
+
+def buried(db: Session, digests: Iterable[bytes]) -> set[bytes]:
+    """Those of them that were erased."""
+    rows = db.execute(
+        sa.text("SELECT digest FROM tombstone WHERE digest = ANY(CAST(:digests AS bytea[]))"),
+        {"digests": list(digests)},
+    )
+    return set(rows.scalars())
+
+
+def find(db: Session, name: bytes) -> Tombstone | None:
+    return db.get(Tombstone, name)
+
+
+def lift(db: Session, operation_id: uuid.UUID) -> int:
+    """What this erasure buried may come again; returns how many tombstones there were."""
+    rows = db.execute(
+        sa.text("DELETE FROM tombstone WHERE operation_id = :operation RETURNING digest"), {"operation": operation_id}
+    )
+    return len(rows.all())
