@@ -283,9 +283,9 @@ def _notes() -> Sequence[str]:
         "`split` is the set's own (16 classes: gallery = train and val, queries = test); `patient` is the mean of five",
         "arrangements. ImageNet weights: SqueezeNet and MobileNetV2, at 224 pixels. The papers' four networks have",
         "random weights (no others are at hand): at 112 pixels, for the 16 classes at their own 64; VGG16 at 224, and",
-        "of the 16 classes only 4 % of the groups, so its gallery is smaller, and chance is that of the whole set.",
+        "of the 16 classes only 8 % of the images, so its gallery is smaller, and chance is that of the whole set.",
         "MIAS: 322 films of 161 women, severity (a stand-in for BI-RADS 1, 2, 5) and tissue. BUSI: patients unknown,",
-        "so `patient` and `lopo` separate images only. Nothing here is a BI-RADS result.",
+        "so `patient` and `lopo` separate images only. Nothing here is a BI-RADS result: no such set is at hand.",
     )
 
 
