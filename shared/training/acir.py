@@ -84,7 +84,8 @@ class Hashing(Method[Hashed]):
     def step(self, model: Hashed, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         network = model.network
         logits, hidden = network.head(network.features(rgb(batch.pixels)).blended)
-        hashing = model.loss(logits, batch.labels, fingerprint(batch.clean, self.fingerprint))
+        prints = fingerprint(batch.clean, self.fingerprint, centred=self.objective != "acir-released")
+        hashing = model.loss(logits, batch.labels, prints)
         if network.classifier is None:
             return hashing, {"hashing": hashing}
         guess = network.classifier(hidden)
@@ -99,7 +100,7 @@ class Hashing(Method[Hashed]):
         return {"macro_precision_at_10": macro_precision(encode(held), held, 10)}
 
     def save(self, model: Hashed, folder: Path, experiment: Experiment) -> None:
-        _save(model.network, self.shape, folder, experiment, decoder=False, half=self.half)
+        save_network(model.network, self.shape, folder, experiment, decoder=False, half=self.half)
 
 
 class Reconstructing(nn.Module):
@@ -153,20 +154,20 @@ class Reconstruction(Method[Reconstructing]):
     def step(self, model: Reconstructing, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         x = rgb(batch.pixels)
         with torch.no_grad():
-            deep = model.network.features(x).deep
+            deep = model.network.stem(x)[1]
         loss = squared_error(x, model.decoder(deep)).mean()
         return loss, {}
 
     def embed(self, model: Reconstructing, pixels: Tensor) -> Tensor:
         """(n, 1): the OOD score, which is all that this stage changes."""
         x = rgb(pixels)
-        return relative_error(x, model.decoder(model.network.features(x).deep))[:, None]
+        return relative_error(x, model.decoder(model.network.stem(x)[1]))[:, None]
 
     def validate(self, model: Reconstructing, held: Collection, encode: Encode) -> Mapping[str, float]:  # noqa: ARG002
         return {"negative_error": -float(encode(held).mean())}
 
     def save(self, model: Reconstructing, folder: Path, experiment: Experiment) -> None:
-        _save(model.network, self.shape, folder, experiment, decoder=True, half=self.half)
+        save_network(model.network, self.shape, folder, experiment, decoder=True, half=self.half)
 
 
 def rgb(pixels: Tensor) -> Tensor:
@@ -174,7 +175,10 @@ def rgb(pixels: Tensor) -> Tensor:
     return pixels[:, None].expand(-1, 3, -1, -1)
 
 
-def _save(network: Acir, shape: Shape, folder: Path, experiment: Experiment, *, decoder: bool, half: bool) -> None:
+def save_network(
+    network: Acir, shape: Shape, folder: Path, experiment: Experiment, *, decoder: bool, half: bool
+) -> None:
+    """The network stands in the new folder as a model with its card and graph."""
     weights = folder.with_name("trained.safetensors")
     save_file(state_of(network), weights)
     build(

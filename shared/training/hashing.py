@@ -34,10 +34,12 @@ def fingerprint(images: Tensor, size: int = 16, *, centred: bool = True) -> Tens
     return functional.normalize(flat - flat.mean(1, keepdim=True) if centred else flat, dim=1)
 
 
-def fingerprints(images: Tensor, size: int = 16, *, kind: Fingerprints = "image", seed: int = 0) -> Tensor:
+def fingerprints(
+    images: Tensor, size: int = 16, *, centred: bool = True, kind: Fingerprints = "image", seed: int = 0
+) -> Tensor:
     """Those of the images, or what they are compared with: `random` says nothing, `uniform` calls all images alike."""
     if kind == "image":
-        return fingerprint(images, size)
+        return fingerprint(images, size, centred=centred)
     if kind == "uniform":
         return torch.full((len(images), size * size), 1 / size)
     drawn = torch.randn(len(images), size * size, generator=torch.Generator().manual_seed(seed))
@@ -235,7 +237,10 @@ METHODS = ("acir", "acir-released", "csq", "orthohash", "greedyhash", "dtsh", "p
 def objective(
     name: str, classes: int, bits: int, weights: Tensor, *, seed: int = 0, gamma: float = 0.25, alpha: float = 0.5
 ) -> Objective:
-    """One of `METHODS`; gamma and alpha are ACIR's. Raises `Invalid` for another name."""
+    """One of `METHODS`; gamma and alpha are ACIR's. `acir-released` wants fingerprints that are not centred.
+
+    Raises: `Invalid` for another name.
+    """
     if name in {"acir", "pairwise"}:
         return Sch(weights, gamma=gamma, alpha=alpha, plain=name == "pairwise")
     if name == "acir-released":
