@@ -1,5 +1,7 @@
 """`similis generations` and `similis erase`: what is asked of the server, what a person reads, and how it ends."""
 
+import io
+
 import pytest
 
 BUILT = {
@@ -96,14 +98,14 @@ def test_a_study_is_erased_with_its_proof(similis, server, home):
     assert "erased 4 images of 1 studies; no index holds a point of it" in ran.out
 
 
-def test_nothing_is_erased_without_a_yes(similis, server, home):
+@pytest.mark.parametrize("said", ["", "n\n"])
+def test_nothing_is_erased_without_a_yes(similis, server, home, monkeypatch, said):
+    monkeypatch.setattr("sys.stdin", io.StringIO(said))
     assert similis("erase", "--study", "1.2.3", "--home", home).code == 1
     assert server.asked == []
 
 
 def test_a_patient_id_may_come_by_stdin(similis, server, home, monkeypatch):
-    import io
-
     monkeypatch.setattr("sys.stdin", io.StringIO("MRN-1\n"))
     server.on("POST /v1/patients:erase", ERASED, 202)
     ran = similis("erase", "--patient", "-", "--issuer", "H", "--yes", "--no-wait", "--home", home)

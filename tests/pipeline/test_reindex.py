@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, Unavailable
 from shared.index.base import Answer, Index, Query, Recall
-from shared.pipeline import lifecycle, reindex
+from shared.pipeline import lifecycle, project, reindex
 from shared.pipeline.search import Request, by_studies
 from shared.store import coverage, generations, operations
 from shared.store.tables import Generation
@@ -283,6 +283,36 @@ def test_what_the_live_one_got_a_moment_earlier_is_waited_for(filled: Platform) 
     publish(filled, number, patience_s=10)
     timer.join()
     assert len(points(filled, number)) == 17
+
+
+def test_publishing_waits_for_who_is_applying(filled: Platform) -> None:
+    """Else the live one would get an image between the check and the switch."""
+    number = filled.begin_generation()
+    filled.reindex()
+    filled.put("late.dcm", header(16))
+    filled.scan()
+    filled.encode()
+    writing, go = threading.Event(), threading.Event()
+
+    class Slow:
+        def __init__(self, inner: Index) -> None:
+            self.inner = inner
+
+        def write(self, points: Sequence[Any]) -> None:
+            writing.set()
+            assert go.wait(10)
+            self.inner.write(points)
+
+    live = filled.published()
+    applying = threading.Thread(
+        target=lambda: project._step(filled.begin, lambda name: Slow(filled.index(name)), live)  # type: ignore[arg-type,return-value]
+    )
+    applying.start()
+    assert writing.wait(10)
+    threading.Timer(0.3, go.set).start()
+    with pytest.raises(Conflict, match=r"17 \(to-index\)"):
+        publish(filled, number)
+    applying.join(10)
 
 
 def _catch_up(platform: Platform) -> None:

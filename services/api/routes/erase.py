@@ -13,6 +13,9 @@ from services.api.dependencies import CanErase, Db, Rt
 from services.api.routes.operations import detail
 from services.api.schemas import PatientIn, Uid
 from shared.pipeline import erase
+from shared.store import reviews
+from shared.store.keys import Bearer
+from shared.store.reviews import Actor
 from shared.store.tables import Operation
 
 router = APIRouter(tags=["erase"])
@@ -21,30 +24,36 @@ StudyUid = Annotated[Uid, Path()]
 
 
 @router.delete("/v1/studies/{study_instance_uid}", status_code=202, response_model=OperationDetail)
-def erase_study(rt: Rt, db: Db, _: CanErase, study_instance_uid: StudyUid, response: Response) -> dict[str, Any]:
+def erase_study(rt: Rt, db: Db, bearer: CanErase, study_instance_uid: StudyUid, response: Response) -> dict[str, Any]:
     """Gone from every answer at once; the operation ends when no index holds a point of it. Its files are refused."""
-    return _told(db, erase.erase_study(db, rt.rules.secret, study_instance_uid), response)
+    return _told(db, bearer, erase.erase_study(db, rt.rules.secret, study_instance_uid), response)
 
 
 @router.post("/v1/patients:erase", status_code=202, response_model=OperationDetail)
-def erase_patient(rt: Rt, db: Db, _: CanErase, asked: PatientIn, response: Response) -> dict[str, Any]:
+def erase_patient(rt: Rt, db: Db, bearer: CanErase, asked: PatientIn, response: Response) -> dict[str, Any]:
     """Every study of the patient is gone, likewise."""
-    return _told(db, erase.erase_patient(db, rt.rules.secret, asked.issuer, asked.patient_id), response)
+    return _told(db, bearer, erase.erase_patient(db, rt.rules.secret, asked.issuer, asked.patient_id), response)
 
 
 @router.post("/v1/studies/{study_instance_uid}:lift", response_model=LiftedOut)
-def lift_study(rt: Rt, db: Db, _: CanErase, study_instance_uid: StudyUid) -> dict[str, int]:
+def lift_study(rt: Rt, db: Db, bearer: CanErase, study_instance_uid: StudyUid) -> dict[str, int]:
     """An erased study may be taken in again by the next scan."""
-    return {"tombstones": erase.lift_study(db, rt.rules.secret, study_instance_uid)}
+    return _lifted(db, bearer, erase.lift_study(db, rt.rules.secret, study_instance_uid))
 
 
 @router.post("/v1/patients:lift", response_model=LiftedOut)
-def lift_patient(rt: Rt, db: Db, _: CanErase, asked: PatientIn) -> dict[str, int]:
+def lift_patient(rt: Rt, db: Db, bearer: CanErase, asked: PatientIn) -> dict[str, int]:
     """What was erased with the patient may be taken in again by the next scan."""
-    return {"tombstones": erase.lift_patient(db, rt.rules.secret, asked.issuer, asked.patient_id)}
+    return _lifted(db, bearer, erase.lift_patient(db, rt.rules.secret, asked.issuer, asked.patient_id))
 
 
-def _told(db: Session, operation: Operation, response: Response) -> dict[str, Any]:
+def _told(db: Session, bearer: Bearer, operation: Operation, response: Response) -> dict[str, Any]:
+    reviews.audit(db, Actor(bearer.name, bearer.id), "erase", {"operation": str(operation.id), **operation.params})
     response.headers["Location"] = f"/v1/operations/{operation.id}"
     db.refresh(operation)
     return detail(db, operation)
+
+
+def _lifted(db: Session, bearer: Bearer, count: int) -> dict[str, int]:
+    reviews.audit(db, Actor(bearer.name, bearer.id), "lift", {"tombstones": count})
+    return {"tombstones": count}

@@ -14,7 +14,9 @@ from services.api.schemas import GenerationIn, RetireIn, SwitchIn
 from shared.errors import NotFound, Unavailable
 from shared.pipeline import lifecycle
 from shared.runtime import Runtime
-from shared.store import coverage, generations, ledger, operations
+from shared.store import coverage, generations, ledger, operations, reviews
+from shared.store.keys import Bearer
+from shared.store.reviews import Actor
 from shared.store.tables import Generation, Model, Operation
 
 router = APIRouter(tags=["generations"])
@@ -73,33 +75,40 @@ def resume_generation(rt: Rt, db: Db, _: CanReindex, generation_id: int) -> dict
 
 
 @router.post("/v1/generations/{generation_id}:cancel", response_model=GenerationDetail)
-def cancel_generation(rt: Rt, db: Db, _: CanReindex, generation_id: int) -> dict[str, Any]:
+def cancel_generation(rt: Rt, db: Db, bearer: CanReindex, generation_id: int) -> dict[str, Any]:
     """It is given up and purged; what its model has encoded stays."""
-    return _detail(rt, db, lifecycle.cancel(db, generation_id))
+    return _acted(rt, db, bearer, "cancel", lifecycle.cancel(db, generation_id))
 
 
 @router.post("/v1/generations/{generation_id}:publish", response_model=GenerationDetail)
 def publish_generation(
-    rt: Rt, db: Db, _: CanReindex, generation_id: int, asked: SwitchIn | None = None
+    rt: Rt, db: Db, bearer: CanReindex, generation_id: int, asked: SwitchIn | None = None
 ) -> dict[str, Any]:
     """Searches ask it from now on. 409 with the numbers unless it is complete and its recall reaches its gate."""
-    return _detail(rt, db, lifecycle.publish(db, generation_id, (asked or SwitchIn()).accept))
+    return _acted(rt, db, bearer, "publish", lifecycle.publish(db, generation_id, (asked or SwitchIn()).accept))
 
 
 @router.post("/v1/generations/{generation_id}:rollback", response_model=GenerationDetail)
 def rollback_generation(
-    rt: Rt, db: Db, _: CanReindex, generation_id: int, asked: SwitchIn | None = None
+    rt: Rt, db: Db, bearer: CanReindex, generation_id: int, asked: SwitchIn | None = None
 ) -> dict[str, Any]:
     """Searches leave this generation for the one that was published before it, which is the answer."""
-    return _detail(rt, db, lifecycle.rollback(db, generation_id, (asked or SwitchIn()).accept))
+    return _acted(rt, db, bearer, "rollback", lifecycle.rollback(db, generation_id, (asked or SwitchIn()).accept))
 
 
 @router.post("/v1/generations/{generation_id}:retire", status_code=202, response_model=GenerationDetail)
 def retire_generation(
-    rt: Rt, db: Db, _: CanReindex, generation_id: int, asked: RetireIn | None = None
+    rt: Rt, db: Db, bearer: CanReindex, generation_id: int, asked: RetireIn | None = None
 ) -> dict[str, Any]:
     """Nothing more is written to it; a minute later its collection and ledger are removed."""
-    return _detail(rt, db, lifecycle.retire(db, generation_id, force=(asked or RetireIn()).force))
+    return _acted(rt, db, bearer, "retire", lifecycle.retire(db, generation_id, force=(asked or RetireIn()).force))
+
+
+def _acted(rt: Runtime, db: Session, bearer: Bearer, action: str, row: Generation) -> dict[str, Any]:
+    """Who moved the pointer, or gave something up, is on record."""
+    details = {"generation": row.id, "accepted": row.accepted} if row.accepted else {"generation": row.id}
+    reviews.audit(db, Actor(bearer.name, bearer.id), f"generation-{action}", details)
+    return _detail(rt, db, row)
 
 
 def _generation(db: Session, row: Generation, named: Mapping[int, Model]) -> dict[str, Any]:
