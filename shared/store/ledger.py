@@ -27,7 +27,7 @@ _POST = sa.text(
         op = excluded.op, revision = excluded.revision, image_id = excluded.image_id, state = 'pending',
         attempt = 0, not_before = NULL, last_error = NULL, queued_at = clock_timestamp(),
         applied_at = CASE WHEN ledger.op = 'upsert' THEN ledger.applied_at END
-    WHERE ledger.revision <= excluded.revision
+    WHERE ledger.revision <= excluded.revision OR ledger.image_id < excluded.image_id  -- erased, lifted, come again
     """
 )
 
@@ -138,7 +138,12 @@ def take(db: Session, generation_id: int, model_id: int, limit: int) -> list[Pen
     points = db.execute(_LOCK, {"generation": generation_id, "limit": limit}).scalars().all()
     if not points:
         return []
-    rows = db.execute(_READ, {"generation": generation_id, "model": model_id, "points": points})
+    return read(db, generation_id, model_id, points)
+
+
+def read(db: Session, generation_id: int, model_id: int, points: Sequence[uuid.UUID]) -> list[Pending]:
+    """What these rows say the index must hold, whatever their state."""
+    rows = db.execute(_READ, {"generation": generation_id, "model": model_id, "points": list(points)})
     return [Pending(*row) for row in rows]
 
 

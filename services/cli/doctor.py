@@ -1,0 +1,145 @@
+"""`similis doctor`: what does not agree is named, and on request repaired. It needs the database and the index."""
+
+import shutil
+import stat
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from services.cli.terminal import AsJson, say, table, tell, tell_json
+from shared.config import Settings
+from shared.errors import NotFound
+
+if TYPE_CHECKING:
+    from shared.pipeline.reconcile import Finding
+
+FINDINGS = 6  #: the exit code
+ROOM_BYTES = 2 << 30  #: below this intake stops soon
+SECRETS = ("api.key", "pseudonym.key", "vectors.key", "database.password", "database.url", "broker.url")
+
+SAID = {
+    "calibration-foreign": "judged by a threshold of a model that has not seen the image",
+    "collection-missing": "the collection of an open generation is gone",
+    "collection-stray": "a collection that belongs to no generation",
+    "disk-low": "less than 2 GiB are free",
+    "encoding-invalid": "a stored encoding that is no usable vector",
+    "encoding-missing": "encoded, they say, and nothing is stored",
+    "erased-remains": "something is left of an erased image",
+    "file-changed": "the file has other bytes than were taken in",
+    "file-missing": "the file is gone; its image can still be found",
+    "file-without-image": "a file that was taken in and has no image",
+    "job-exhausted": "given up after several attempts",
+    "ledger-missing": "an encoded image that a generation does not know of",
+    "ledger-orphan": "a generation is to hold what must not be found",
+    "ledger-stale": "a generation is to hold another revision than the image has",
+    "lease-expired": "begun, and nobody works on it",
+    "model-changed": "the folder holds another model than the registered one",
+    "operation-stuck": "an operation that nobody works on",
+    "payload-drift": "the index says something else of a point than the rows",
+    "point-missing": "applied, they say, and the index lacks it",
+    "point-phantom": "the index holds a point that nothing accounts for",
+    "point-stale": "the index holds another revision",
+    "point-zero": "the index holds a vector that is zero or no number",
+    "pointer-missing": "no generation is published",
+    "pointer-retired": "the published generation is retired",
+    "secret-open": "others may read a secret",
+    "tombstoned": "it was erased, and stands",
+    "vector-differs": "the index holds another vector than the encoding",
+    "wrong-fingerprint": "the index holds a vector of another model",
+}
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command that compares everything with everything."""
+    app.command()(doctor)
+
+
+def doctor(
+    home: Annotated[Path | None, typer.Option(help="The home of a local server. Default: ~/.similis.")] = None,
+    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended; workers do the rest.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read every file and compare every vector.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare files, rows, ledgers, indexes, jobs and tombstones; exit 6 where something does not agree.
+
+    Only internal numbers are shown. Safe while images come in. With --repair the exit is 0 if all was repaired.
+    """
+    from shared.pipeline.reconcile import Site, examine
+    from shared.runtime import Runtime
+
+    folder = (home or Settings().home).expanduser()
+    runtime = Runtime(settings(folder))
+    try:
+        place = Site(
+            begin=runtime.transaction,
+            indexes=runtime.indexes,
+            models=runtime.settings.models_dir,
+            secret=runtime.rules.secret,
+        )
+        found = [*_machine(folder, repair=repair)]
+        found += examine(place, repair=repair, deep=deep, say=lambda name: say(f"looking at {name}"))
+    finally:
+        runtime.close()
+    if as_json:
+        tell_json({"findings": [asdict(one) for one in found], "repaired": repair})
+    else:
+        _show(found)
+    if any(not (one.repaired and repair) for one in found):
+        raise typer.Exit(FINDINGS)
+
+
+def _show(found: "list[Finding]") -> None:
+    if not found:
+        tell("nothing: files, rows, ledgers and indexes agree")
+        return
+    rows = [
+        [one.kind, one.count, SAID[one.kind], "yes" if one.repaired else "", ", ".join(map(str, one.ids))]
+        for one in found
+    ]
+    table(("finding", "count", "what it means", "repaired", "ids"), rows, right=("count",))
+
+
+def settings(home: Path) -> Settings:
+    """Those of the stack that runs on this home, or of the environment where the home has no database.
+
+    Raises: `NotFound` where there is neither.
+    """
+    from services.embedded.home import Home
+
+    place = Home(home.resolve())
+    if not (home / "database.url").exists():
+        found = Settings()
+        if not found.database.url.get_secret_value():
+            raise NotFound(f"there is no installation in {home}: name it with --home, or set SIMILIS_DATABASE__URL")
+        return found
+
+    def secret(name: str) -> str:
+        return (home / name).read_text(encoding="utf-8").strip()
+
+    return Settings.model_validate(
+        Settings().model_dump()
+        | {
+            "home": place.path,
+            "database": {"url": secret("database.url")},
+            "qdrant": {"url": f"unix://{place.sockets / 'vectors.sock'}", "api_key": secret("vectors.key")},
+            "pseudonym_key": secret("pseudonym.key"),
+        }
+    )
+
+
+def _machine(home: Path, *, repair: bool) -> "Iterator[Finding]":
+    """Of the home itself: its secrets are its owner's alone, and there is room."""
+    from shared.pipeline.reconcile import Finding
+
+    if not home.is_dir():
+        return
+    names = [name for name in SECRETS if (home / name).exists() and stat.S_IMODE((home / name).stat().st_mode) & 0o077]
+    for name in names if repair else ():
+        (home / name).chmod(0o600)
+    if names:
+        yield Finding(kind="secret-open", count=len(names), ids=[*names], repaired=repair)
+    if shutil.disk_usage(home).free < ROOM_BYTES:
+        yield Finding(kind="disk-low", count=1, ids=[])

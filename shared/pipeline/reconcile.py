@@ -1,0 +1,357 @@
+"""Reconcile: the files, the rows, the ledgers and the indexes are compared, and what does not agree is named.
+
+Safe while images come in: whatever looks wrong from afar is looked at again under a lock before it is called a
+finding. The index is never written to from here: what must change in it is made due, and the projector does it.
+"""
+
+import os
+import random
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+from sqlalchemy.orm import Session
+
+from shared.encoder import cards
+from shared.errors import Invalid, NotFound
+from shared.index import checks as vectors
+from shared.index.base import Index, IndexStore, Metric, Point, Spec
+from shared.pipeline import erase, project
+from shared.store import checks, encodings, erasure, generations, ledger, operations
+from shared.store.checks import Registered, Row, apply_again
+from shared.store.generations import Published
+from shared.store.locks import Lock, alone
+from shared.store.session import Begin, enqueue
+from shared.types import Job
+
+SHOWN = 20  #: ids that a finding names
+SAMPLE = 300  #: points of each generation whose vectors are compared, without `deep`
+STEP = 256  #: points held by one transaction
+FILES = 2000  #: files looked at between two questions to the database
+#: A vector whose relative distance from its encoding is greater has a cosine below 0.9999 with it.
+APART = 0.014
+CREATING_S = 1.0  #: a collection stands for a moment before its generation's row does
+
+
+@dataclass(kw_only=True)
+class Finding:
+    """Something that does not agree: `ids` are the first twenty, of images, points, files, generations or models."""
+
+    kind: str
+    count: int
+    ids: list[int | str]
+    repaired: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """What is compared.
+
+    Args:
+        models: where the cards lie.
+        secret: of the pseudonyms and tombstones.
+        digest: of a file's bytes, as intake takes it.
+    """
+
+    begin: Begin
+    indexes: IndexStore
+    models: Path
+    secret: bytes
+    digest: Callable[[Path], bytes] = field(default=lambda path: blake3().update_mmap(path).digest())
+
+
+def examine(
+    site: Site, *, repair: bool = False, deep: bool = False, say: Callable[[str], None] = lambda _: None
+) -> list[Finding]:
+    """Everything that does not agree, by kind; with `repair`, it has been mended or made due.
+
+    `deep` reads every file and every vector. What a repair made due is no finding any more: workers do it.
+
+    Raises: `Unavailable` where the database or the index is away.
+    """
+    found: list[Finding] = []
+    for name, look in _LOOKS:
+        say(name)
+        found += [one for one in look(site, repair, deep) if one.count]
+    return found
+
+
+def _named(kind: str, ids: Sequence[int | str], *, repaired: bool) -> Finding:
+    return Finding(kind=kind, count=len(ids), ids=list(ids[:SHOWN]), repaired=repaired)
+
+
+def _generations(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: ARG001
+    """The pointer names an open generation, and every collection belongs to one."""
+    with site.begin() as db:
+        alone(db, Lock.GENERATIONS)
+        row, opened = generations.live(db, lock=True), generations.opened(db)
+        if row is not None and generations.get(db, row.generation_id).state == "retired":
+            mended = repair and _reopen(db, row.generation_id)
+            yield _named("pointer-retired", [row.generation_id], repaired=mended)
+        if row is None and opened:
+            if repair:
+                generations.publish(db, opened[-1].generation_id)
+            yield _named("pointer-missing", [opened[-1].generation_id], repaired=repair)
+    if stray := _stray(site):
+        time.sleep(CREATING_S)
+        stray = [name for name in _stray(site) if name in stray]
+        for name in stray if repair else ():
+            site.indexes.drop(name)
+        yield _named("collection-stray", stray, repaired=repair)
+
+
+def _reopen(db: Session, number: int) -> bool:
+    """The published generation is kept up to date again, and filled with what came while it was not."""
+    found = generations.get(db, number)
+    if found.purged_at is not None:
+        return False
+    found.state, found.retired_at = "open", None
+    found.filled_to, found.filled_at = 0, None
+    found.operation_id = operations.create(db, "reindex", {"repair": number}).id
+    enqueue(db, Job.REINDEX)
+    enqueue(db, Job.PROJECT)
+    return True
+
+
+def _stray(site: Site) -> list[str]:
+    """Collections that no generation has, or whose generation was purged."""
+    names = site.indexes.names()
+    with site.begin() as db:
+        known = {one.collection for one in generations.every(db) if one.purged_at is None}
+    return [name for name in names if name not in known]
+
+
+def _models(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:
+    """Each model that a generation serves has its own card in its folder, and in its row."""
+    wrong, mended = [], 0
+    with site.begin() as db:
+        served = {one.model_id for one in generations.opened(db)}
+        for model in generations.models(db):
+            if model.id not in served:
+                continue
+            if _fingerprint(site.models / model.folder, deep) == model.fingerprint == model.card.get("fingerprint"):
+                continue
+            wrong.append(model.id)
+            folders = (f for f in cards.folders(site.models) if _fingerprint(f, True) == model.fingerprint)
+            if repair and (home := next(folders, None)) is not None:
+                model.folder, model.card = home.name, cards.read(home).to_json()
+                mended += 1
+    yield _named("model-changed", wrong, repaired=bool(wrong) and mended == len(wrong))
+
+
+def _fingerprint(folder: Path, verify: bool) -> str | None:
+    try:
+        return cards.read(folder, verify=verify).fingerprint
+    except (NotFound, Invalid):
+        return None
+
+
+def _rows(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: ARG001
+    """What the rows alone say. Looked at again while nobody writes or applies, and mended there."""
+    for check in checks.IMAGES:
+        with site.begin() as db:
+            ids = check.found(db)
+        if ids:
+            with site.begin() as db:
+                alone(db, Lock.GENERATIONS)
+                ids = check.found(db)
+                if repair and ids:
+                    check.mend(db, ids)
+            yield _named(check.kind, ids, repaired=repair)
+    with site.begin() as db:
+        stuck = checks.stuck(db)
+        if repair:
+            checks.let_go(db, stuck)
+    yield _named("operation-stuck", [str(one.id) for one in stuck], repaired=repair)
+
+
+def _tombstones(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: ARG001
+    """Nothing stands that was erased."""
+    if not (ids := _risen(site)):
+        return
+    with site.begin() as db:
+        alone(db, Lock.INTAKE)  # an erasure under way has ended
+    ids = _risen(site)
+    if repair and ids:
+        with site.begin() as db:
+            erase.replay(db, site.secret)
+    yield _named("tombstoned", ids, repaired=repair)
+
+
+def _risen(site: Site) -> list[int]:
+    after = 0
+    risen: list[int] = []
+    while True:
+        with site.begin() as db:
+            rows = erasure.known(db, after, FILES)
+            files = [(row.sop_uid, row.study_uid, row.patient_key) for row in rows]
+            gone = erase.refused(db, site.secret, files) if rows else []
+        if not rows:
+            return risen
+        after = rows[-1].image_id
+        risen += [row.image_id for row, named in zip(rows, gone, strict=True) if named]
+
+
+def _files(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:
+    """Each image has its file, and each file that was taken in its image."""
+    wrong: dict[str, list[Registered]] = {"file-missing": [], "file-changed": [], "file-without-image": []}
+    after = 0
+    while True:
+        with site.begin() as db:
+            rows = checks.files(db, after, FILES)
+        if not rows:
+            break
+        after = rows[-1].id
+        odd = {row: kind for row in rows if (kind := _odd(site, row, deep)) is not None}
+        with site.begin() as db:  # a scan may have been there meanwhile
+            same = {row for row in checks.files(db, rows[0].id - 1, FILES) if row in odd}
+            for row in same:
+                wrong[odd[row]].append(row)
+    for kind, rows in wrong.items():
+        if repair and rows:
+            with site.begin() as db:
+                _look_again(db, kind, rows)
+        ids: list[int] = sorted(row.image_id or row.id for row in rows)
+        yield _named(kind, ids, repaired=repair)
+
+
+def _odd(site: Site, row: Registered, deep: bool) -> str | None:
+    if row.image_id is None:
+        return "file-without-image"
+    path = Path(os.fsdecode(row.path))
+    try:
+        found = path.stat()
+        if (found.st_size, found.st_mtime_ns) != (row.size, row.mtime_ns):
+            return "file-changed"
+        return "file-changed" if deep and site.digest(path) != row.digest else None
+    except OSError:
+        return "file-missing"
+
+
+def _look_again(db: Session, kind: str, rows: Sequence[Registered]) -> None:
+    for row in rows if kind == "file-missing" else ():
+        assert row.image_id is not None  # noqa: S101 - or it would be a file without an image
+        copy = next((one for one in checks.copies(db, row.image_id) if os.path.isfile(one)), None)  # noqa: PTH113 - bytes
+        if copy is not None:
+            checks.move(db, row.image_id, copy)
+    checks.look_again(db, [row.id for row in rows], missing=kind == "file-missing")
+
+
+def _points(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:
+    """Each open generation's index holds what its ledger says, and nothing else."""
+    with site.begin() as db:
+        opened = generations.opened(db)
+    wrong: dict[str, list[int | str]] = {}
+    for generation in opened:
+        try:
+            index = site.indexes.open(generation.collection)
+        except NotFound:
+            if repair:
+                _create(site, generation)
+            wrong.setdefault("collection-missing", []).append(generation.generation_id)
+            continue
+        suspects = _suspects(site, index, generation, deep)
+        for start in range(0, len(suspects), STEP):
+            for kind, name in _judged(site, index, generation, suspects[start : start + STEP], repair):
+                wrong.setdefault(kind, []).append(name)
+    for kind, names in sorted(wrong.items()):
+        yield _named(kind, names, repaired=repair)
+
+
+def _create(site: Site, generation: Published) -> None:
+    with site.begin() as db:
+        alone(db, Lock.GENERATIONS)
+        told = dict(generations.get(db, generation.generation_id).spec)
+        told["ef_construct"] = told.pop("ef")
+        site.indexes.create(generation.collection, Spec(**told | {"metric": Metric(told["metric"])}))
+        checks.all_due(db, generation.generation_id)
+
+
+def _suspects(site: Site, index: Index, generation: Published, deep: bool) -> list[uuid.UUID]:
+    """Points whose place or revision looks wrong from afar, and a sample of the others: all of them, if deep."""
+    seen = {point: revision for batch in index.scan() for point, revision in batch}
+    with site.begin() as db:
+        held = ledger.held(db, generation.generation_id)
+    differ = {point for point in held.keys() | seen.keys() if held.get(point) != seen.get(point)}
+    rest = sorted(held.keys() - differ)
+    if not deep:
+        rest = random.Random(0).sample(rest, min(SAMPLE, len(rest)))  # noqa: S311 - which ones does not matter
+    return sorted(differ) + rest
+
+
+def _judged(
+    site: Site, index: Index, generation: Published, points: Sequence[uuid.UUID], repair: bool
+) -> list[tuple[str, int | str]]:
+    """(kind, id) of those that are wrong, while nobody can apply their rows."""
+    found: list[tuple[str, int | str]] = []
+    with site.begin() as db:
+        rows, unknown = checks.hold(db, generation.generation_id, generation.model_id, points)
+        here = {point.id: point for point in index.get(list(points))}
+        strangers = sorted(unknown & here.keys())
+        wrong, newer, bad = [], [], []
+        for id_, row in rows.items():
+            kind = _diagnosis(db, index.spec, generation, row, here.get(id_))
+            if kind == "encoding-invalid":
+                bad.append(row.wanted.image_id)
+                found.append((kind, row.wanted.image_id))
+            elif kind is not None:
+                wrong.append(id_)
+                found.append((kind, str(id_)))
+                if kind == "point-stale" and vectors.revision(here[id_]) > row.wanted.revision:
+                    newer.append(id_)  # the index would keep it
+        if repair:
+            index.delete(newer)
+            apply_again(db, generation.generation_id, wrong, strangers)
+            checks.encode_again(db, bad)
+    return found + [("point-phantom", str(id_)) for id_ in strangers]
+
+
+def _diagnosis(db: Session, spec: Spec, generation: Published, row: Row, point: Point | None) -> str | None:
+    """What is wrong with a point at rest."""
+    wanted = row.wanted
+    if row.state != "applied":
+        return None  # its turn comes
+    if wanted.op == "delete":
+        return None if point is None else "point-phantom"
+    if wanted.embedding is None or len(wanted.embedding) != 2 * spec.dim:
+        return None  # a matter of its row
+    try:
+        (expected,) = vectors.prepare(spec, [encodings.unpack(wanted.embedding)])
+    except Invalid:
+        return "encoding-invalid"
+    if point is None:
+        return "point-missing"
+    if vectors.revision(point) != wanted.revision:
+        return "point-stale"
+    if not np.isfinite(point.vector).all() or not point.vector.any():
+        return "point-zero"
+    if _apart(point.vector, expected):
+        return _whose(db, spec, generation, row, point)
+    return "payload-drift" if dict(point.payload) != project.payload(wanted) else None
+
+
+def _whose(db: Session, spec: Spec, generation: Published, row: Row, point: Point) -> str:
+    for other in checks.other_encodings(db, generation.model_id, row.wanted.image_id):
+        vector = encodings.unpack(other)
+        if vector.shape == (spec.dim,) and not _apart(point.vector, vectors.prepare(spec, [vector])[0]):
+            return "wrong-fingerprint"
+    return "vector-differs"
+
+
+def _apart(a: NDArray[np.float32], b: NDArray[np.float32]) -> bool:
+    return a.shape != b.shape or bool(np.linalg.norm(a - b) > APART * np.linalg.norm(b))
+
+
+_LOOKS = (
+    ("generations", _generations),
+    ("models", _models),
+    ("tombstones", _tombstones),
+    ("rows", _rows),
+    ("files", _files),
+    ("indexes", _points),
+)

@@ -1,0 +1,367 @@
+"""What must be true of the rows, as questions that name what is not, and the one statement that mends each.
+
+Each question is one statement, so it sees one moment. Answers are internal ids: no UID, no name, no path.
+"""
+
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from shared.store import ledger
+from shared.store.ledger import Pending
+from shared.store.session import enqueue
+from shared.types import Job
+
+#: A lease that ended so long ago was seen by nobody: neither a worker nor the sweep.
+SILENT_S = 60.0
+#: What no index may hold.
+_GONE = "('deleted', 'rejected', 'quarantined')"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Check:
+    """One thing that must hold: `find` gives the ids where it does not, `mend` makes it true or due."""
+
+    kind: str
+    find: str
+    mend: Callable[[Session, list[int]], None]
+
+    def found(self, db: Session) -> list[int]:
+        return list(db.execute(sa.text(self.find)).scalars())
+
+
+def _run(statement: str, *jobs: Job) -> Callable[[Session, list[int]], None]:
+    def mend(db: Session, ids: list[int]) -> None:
+        db.execute(sa.text(statement), {"ids": ids})
+        for job in jobs:
+            enqueue(db, job)
+
+    return mend
+
+
+def encode_again(db: Session, images: Sequence[int]) -> None:
+    """These encoded images are due again; their bytes are the same, and so is their revision."""
+    db.execute(
+        sa.text(
+            "UPDATE image SET status = 'received', failures = 0, not_before = NULL "
+            "WHERE id = ANY(CAST(:ids AS bigint[])) AND status = 'encoded'"
+        ),
+        {"ids": list(images)},
+    )
+    enqueue(db, Job.ENCODE)
+
+
+def _post_again(db: Session, images: list[int]) -> None:
+    for model in db.execute(sa.text("SELECT DISTINCT model_id FROM generation WHERE state = 'open'")).scalars().all():
+        ledger.post(db, model, ledger.stored(db, model, images))
+    enqueue(db, Job.PROJECT)
+
+
+def _withdraw(db: Session, images: list[int]) -> None:
+    ledger.withdraw(db, images)
+    enqueue(db, Job.PROJECT)
+
+
+#: Ids are those of images.
+IMAGES = (
+    Check(
+        kind="encoding-missing",
+        find="""
+        SELECT i.id FROM image i, live v JOIN generation g ON g.id = v.generation_id
+        WHERE i.status = 'encoded' AND i.id <> ALL(g.accepted)
+          AND NOT EXISTS (SELECT 1 FROM encoding e WHERE e.image_id = i.id AND e.model_id = g.model_id)
+          AND NOT EXISTS (SELECT 1 FROM backfill b WHERE b.image_id = i.id AND b.model_id = g.model_id)
+        ORDER BY 1
+        """,
+        mend=encode_again,
+    ),
+    Check(  # of another length than the model's vectors
+        kind="encoding-invalid",
+        find="""
+        SELECT DISTINCT e.image_id FROM encoding e JOIN model m ON m.id = e.model_id JOIN image i ON i.id = e.image_id
+        WHERE i.status = 'encoded' AND octet_length(e.embedding) <> 2 * CAST(m.card ->> 'dim' AS int)
+          AND m.id IN (SELECT model_id FROM generation WHERE state = 'open') ORDER BY 1
+        """,
+        mend=encode_again,
+    ),
+    Check(
+        kind="ledger-missing",
+        find="""
+        SELECT DISTINCT i.id FROM image i JOIN encoding e ON e.image_id = i.id
+        JOIN generation g ON g.model_id = e.model_id AND g.state = 'open' AND g.filled_at IS NOT NULL
+        WHERE i.status = 'encoded' AND NOT EXISTS (
+            SELECT 1 FROM ledger l
+            WHERE l.generation_id = g.id AND l.image_id = i.id AND l.frame = e.frame AND l.op = 'upsert')
+        ORDER BY 1
+        """,
+        mend=_post_again,
+    ),
+    Check(  # of a revision that the image does not have, and nobody is about to encode it
+        kind="ledger-stale",
+        find="""
+        SELECT DISTINCT i.id FROM ledger l JOIN image i ON i.id = l.image_id
+        JOIN generation g ON g.id = l.generation_id AND g.state = 'open'
+        WHERE i.status = 'encoded' AND l.op = 'upsert' AND l.revision <> i.revision
+          AND NOT EXISTS (SELECT 1 FROM backfill b WHERE b.image_id = i.id AND b.model_id = g.model_id)
+        ORDER BY 1
+        """,
+        mend=_run(
+            "UPDATE ledger SET revision = i.revision, state = 'pending', attempt = 0, not_before = NULL, "
+            "queued_at = clock_timestamp() FROM image i WHERE ledger.image_id = i.id "
+            "AND i.id = ANY(CAST(:ids AS bigint[])) AND ledger.op = 'upsert' AND ledger.revision <> i.revision",
+            Job.PROJECT,
+        ),
+    ),
+    Check(
+        kind="ledger-orphan",
+        find=f"""
+        SELECT DISTINCT l.image_id FROM ledger l LEFT JOIN image i ON i.id = l.image_id
+        WHERE l.op = 'upsert' AND (i.id IS NULL OR i.status IN {_GONE}) ORDER BY 1
+        """,  # noqa: S608 - only the constant above is inserted
+        mend=_withdraw,
+    ),
+    Check(
+        kind="erased-remains",
+        find="""
+        SELECT i.id FROM image i WHERE i.status = 'deleted' AND (
+            EXISTS (SELECT 1 FROM encoding e WHERE e.image_id = i.id)
+            OR EXISTS (SELECT 1 FROM thumbnail t WHERE t.image_id = i.id)) ORDER BY 1
+        """,
+        mend=_run(
+            "WITH pictures AS (DELETE FROM thumbnail WHERE image_id = ANY(CAST(:ids AS bigint[]))) "
+            "DELETE FROM encoding WHERE image_id = ANY(CAST(:ids AS bigint[]))"
+        ),
+    ),
+    Check(
+        kind="lease-expired",
+        find=f"""
+        SELECT id FROM image WHERE status = 'encoding'
+          AND (lease_until IS NULL OR lease_until < clock_timestamp() - interval '{SILENT_S:.0f} seconds')
+        UNION SELECT image_id FROM backfill WHERE state = 'due'
+          AND lease_until < clock_timestamp() - interval '{SILENT_S:.0f} seconds' ORDER BY 1
+        """,  # noqa: S608 - only the constant above is inserted
+        mend=_run(
+            "WITH late AS (UPDATE backfill SET lease_until = NULL, failures = failures + 1 "
+            "WHERE image_id = ANY(CAST(:ids AS bigint[])) AND lease_until < clock_timestamp()) "
+            "UPDATE image SET status = 'received', lease_until = NULL, failures = failures + 1 "
+            "WHERE id = ANY(CAST(:ids AS bigint[])) AND status = 'encoding' "
+            "AND (lease_until IS NULL OR lease_until < clock_timestamp())",
+            Job.ENCODE,
+            Job.BACKFILL,
+        ),
+    ),
+    Check(  # given up by our own fault; a verdict about the file leaves no error behind
+        kind="job-exhausted",
+        find="""
+        SELECT id FROM image WHERE status = 'failed' AND (reason = 'worker-died' OR last_error IS NOT NULL)
+        UNION SELECT l.image_id FROM ledger l JOIN generation g ON g.id = l.generation_id
+              WHERE l.state = 'failed' AND g.state = 'open' AND l.image_id <> ALL(g.accepted)
+        UNION SELECT b.image_id FROM backfill b JOIN generation g ON g.model_id = b.model_id AND g.state = 'open'
+              WHERE b.state = 'failed' AND b.reason = 'worker-died' AND b.image_id <> ALL(g.accepted)
+        ORDER BY 1
+        """,
+        mend=_run(
+            "WITH points AS (UPDATE ledger SET state = 'pending', attempt = 0, not_before = NULL, "
+            "queued_at = clock_timestamp() WHERE state = 'failed' AND image_id = ANY(CAST(:ids AS bigint[]))), "
+            "fills AS (UPDATE backfill SET state = 'due', failures = 0, not_before = NULL, last_error = NULL "
+            "WHERE state = 'failed' AND image_id = ANY(CAST(:ids AS bigint[])) AND reason = 'worker-died') "
+            "UPDATE image SET status = 'received', failures = 0, not_before = NULL, reason = NULL, last_error = NULL "
+            "WHERE id = ANY(CAST(:ids AS bigint[])) AND status = 'failed' "
+            "AND (reason = 'worker-died' OR last_error IS NOT NULL)",
+            Job.ENCODE,
+            Job.PROJECT,
+            Job.BACKFILL,
+        ),
+    ),
+    Check(  # judged by a threshold of a model that has not seen it, or for another modality
+        kind="calibration-foreign",
+        find="""
+        SELECT i.id FROM image i JOIN calibration c ON c.id = i.calibration_id
+        WHERE (i.status = 'encoded' OR (i.status = 'quarantined' AND i.gate = 'features'))
+          AND (c.modality <> i.modality
+               OR NOT EXISTS (SELECT 1 FROM encoding e WHERE e.image_id = i.id AND e.model_id = c.model_id))
+        ORDER BY 1
+        """,
+        mend=_run(
+            """
+            WITH judge AS (SELECT model_id FROM generation WHERE id = (SELECT generation_id FROM live)),
+            scores AS (
+                SELECT e.image_id, CAST(avg(e.ood) AS real) AS score FROM encoding e, judge
+                WHERE e.model_id = judge.model_id AND e.image_id = ANY(CAST(:ids AS bigint[])) GROUP BY 1)
+            UPDATE image SET score = (SELECT score FROM scores WHERE image_id = image.id),
+                calibration_id = (
+                    SELECT c.id FROM calibration c, judge, scores
+                    WHERE c.model_id = judge.model_id AND c.modality = image.modality
+                      AND scores.image_id = image.id AND scores.score IS NOT NULL ORDER BY c.id DESC LIMIT 1)
+            WHERE id = ANY(CAST(:ids AS bigint[]))
+            """
+        ),
+    ),
+)
+
+
+class Stuck(NamedTuple):
+    """An operation whose holder is gone."""
+
+    id: uuid.UUID
+    kind: str
+
+
+_STUCK = sa.text(
+    "SELECT id, kind FROM operation WHERE state = 'running' AND NOT (counts ? 'scanned') "
+    "AND lease_until < clock_timestamp() - make_interval(secs => :silent) ORDER BY created_at FOR UPDATE SKIP LOCKED"
+)
+
+
+def stuck(db: Session) -> list[Stuck]:
+    """Operations whose lease ended long ago; locked."""
+    return [Stuck._make(row) for row in db.execute(_STUCK, {"silent": SILENT_S})]
+
+
+def let_go(db: Session, operations: Sequence[Stuck]) -> None:
+    """Whoever asks next may take them."""
+    db.execute(
+        sa.text("UPDATE operation SET lease_until = NULL WHERE id = ANY(CAST(:ids AS uuid[]))"),
+        {"ids": [one.id for one in operations]},
+    )
+
+
+class Registered(NamedTuple):
+    """A file that is said to be an image, and the image it is said to be."""
+
+    id: int
+    path: bytes
+    size: int
+    mtime_ns: int
+    image_id: int | None
+    digest: bytes | None  #: the image's
+
+
+_FILES = sa.text(
+    """
+    SELECT f.id, f.path, f.size, f.mtime_ns, i.id, i.digest FROM file f LEFT JOIN image i ON i.id = f.image_id
+    WHERE f.id > :after AND f.outcome = 'taken' AND f.mtime_ns >= 0
+      AND (i.id IS NULL OR (i.path = f.path AND i.status NOT IN ('received', 'encoding', 'deleted', 'rejected')))
+    ORDER BY f.id LIMIT :limit
+    """
+)
+
+
+def files(db: Session | sa.Connection, after: int, limit: int) -> list[Registered]:
+    """The next files by id whose image was decided, without those that the next scan looks at again anyway."""
+    return [Registered._make(row) for row in db.execute(_FILES, {"after": after, "limit": limit})]
+
+
+_LOOK = sa.text(
+    "UPDATE file SET mtime_ns = -1, outcome = CASE WHEN :missing THEN 'failed' ELSE outcome END, "
+    "reason = CASE WHEN :missing THEN 'unreadable-file' ELSE reason END "
+    "WHERE id = ANY(CAST(:ids AS bigint[])) RETURNING operation_id"
+)
+_SCAN_AGAIN = sa.text(
+    "UPDATE operation SET state = 'pending', cancel = false, error = NULL, finished_at = NULL, counts = '{}', "
+    "lease_until = NULL, not_before = NULL WHERE id = ANY(CAST(:ids AS uuid[])) AND kind = 'scan' "
+    "AND state IN ('succeeded', 'failed')"
+)
+
+
+def look_again(db: Session, files: Sequence[int], *, missing: bool = False) -> None:
+    """The scan that registered these files looks at them again, with its table of labels.
+
+    Of a missing one its row says so. The image stays: its encoding answers searches, and the file may come back.
+    """
+    operations = set(db.execute(_LOOK, {"ids": list(files), "missing": missing}).scalars()) - {None}
+    if not missing:
+        db.execute(_SCAN_AGAIN, {"ids": list(operations)})
+        enqueue(db, Job.SCAN)
+
+
+_COPIES = sa.text(
+    "SELECT f.path FROM file f JOIN image i ON i.id = f.image_id WHERE i.id = :image AND f.outcome = 'same' "
+    "AND f.digest = i.digest ORDER BY f.id"
+)
+
+
+def copies(db: Session, image_id: int) -> list[bytes]:
+    """Where else the same bytes were seen."""
+    return list(db.execute(_COPIES, {"image": image_id}).scalars())
+
+
+def move(db: Session, image_id: int, path: bytes) -> None:
+    """The image's file is this copy now."""
+    db.execute(sa.text("UPDATE image SET path = :path WHERE id = :id"), {"id": image_id, "path": path})
+    db.execute(
+        sa.text("UPDATE file SET outcome = 'taken' WHERE image_id = :id AND path = :path"),
+        {"id": image_id, "path": path},
+    )
+
+
+class Row(NamedTuple):
+    """A ledger row at rest: what the index must hold of a point."""
+
+    state: str
+    wanted: Pending
+
+
+_STATES = sa.text(
+    "SELECT point_id, state FROM ledger WHERE generation_id = :generation AND point_id = ANY(CAST(:points AS uuid[]))"
+)
+_LOCK = sa.text(
+    "SELECT point_id FROM ledger WHERE generation_id = :generation AND point_id = ANY(CAST(:points AS uuid[])) "
+    "ORDER BY point_id FOR UPDATE SKIP LOCKED"
+)
+
+
+def hold(
+    db: Session, generation_id: int, model_id: int, points: Sequence[uuid.UUID]
+) -> tuple[dict[uuid.UUID, Row], set[uuid.UUID]]:
+    """The rows of these points, locked; and the points that have none.
+
+    A row that somebody else has locked is being written or applied, and left out: it is no finding.
+    """
+    values = {"generation": generation_id, "points": list(points)}
+    mine = list(db.execute(_LOCK, values).scalars())
+    states = {row.point_id: row.state for row in db.execute(_STATES, values)}
+    rows = {row.point_id: Row(states[row.point_id], row) for row in ledger.read(db, generation_id, model_id, mine)}
+    return rows, set(points) - states.keys()
+
+
+_DUE_AGAIN = sa.text(
+    "UPDATE ledger SET state = 'pending', attempt = 0, not_before = NULL, queued_at = clock_timestamp() "
+    "WHERE generation_id = :generation AND point_id = ANY(CAST(:points AS uuid[]))"
+)
+_DELETE_UNKNOWN = sa.text(
+    "INSERT INTO ledger (generation_id, point_id, image_id, frame, op, revision) "
+    "SELECT :generation, u.id, 0, 0, 'delete', 0 FROM unnest(CAST(:points AS uuid[])) AS u(id) ON CONFLICT DO NOTHING"
+)
+
+
+def apply_again(db: Session, generation_id: int, known: Sequence[uuid.UUID], unknown: Sequence[uuid.UUID]) -> None:
+    """The projector writes or deletes the known points once more, and deletes those that no row knows.
+
+    A row for them rather than a delete at once: should their image come in this moment, its row wins.
+    """
+    db.execute(_DUE_AGAIN, {"generation": generation_id, "points": list(known)})
+    db.execute(_DELETE_UNKNOWN, {"generation": generation_id, "points": list(unknown)})
+    enqueue(db, Job.PROJECT)
+
+
+def other_encodings(db: Session, model_id: int, image_id: int) -> list[bytes]:
+    """What other models made of the image."""
+    statement = sa.text("SELECT embedding FROM encoding WHERE image_id = :image AND model_id <> :model")
+    return list(db.execute(statement, {"image": image_id, "model": model_id}).scalars())
+
+
+def all_due(db: Session, generation_id: int) -> None:
+    """Everything that this generation must hold is written again: its index is empty."""
+    db.execute(
+        sa.text(
+            "UPDATE ledger SET state = CASE WHEN op = 'upsert' THEN 'pending' ELSE 'applied' END, attempt = 0, "
+            "not_before = NULL, applied_at = NULL, queued_at = clock_timestamp() WHERE generation_id = :generation"
+        ),
+        {"generation": generation_id},
+    )
+    enqueue(db, Job.PROJECT)

@@ -1,0 +1,450 @@
+"""The doctor: each of fifteen kinds of damage is found, named and repaired, and a second look finds nothing."""
+
+import os
+import threading
+import uuid
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from shared.encoder.build import build
+from shared.index.base import Point
+from shared.pipeline import erase, reconcile
+from shared.pipeline.reconcile import Finding, Site, examine
+from shared.store.ledger import Pending
+from shared.types import point_id
+from tests.miniature import SECRET, Platform, header
+
+POINT = point_id("1.2.3.1", 1)  # of image 1
+
+
+def site(platform: Platform) -> Site:
+    return Site(
+        begin=platform.begin,
+        indexes=platform.indexes,
+        models=platform.folder / "models",
+        secret=SECRET,
+        digest=lambda path: sha256(path.read_bytes()).digest(),
+    )
+
+
+def look(platform: Platform, *, repair: bool = False) -> list[Finding]:
+    return examine(site(platform), repair=repair, deep=True)
+
+
+@pytest.fixture
+def filled(platform: Platform) -> Platform:
+    platform.add_model()
+    for n in range(8):
+        platform.put(f"{n:04}.dcm", header(n), f"bytes of {n}".encode())
+    work(platform)
+    return platform
+
+
+def work(platform: Platform) -> None:
+    """Everything that is due is done, as by the workers."""
+    platform.scan()
+    platform.encode()
+    platform.project()
+    platform.reindex()
+
+
+def run(platform: Platform, statement: str, **values: object) -> None:
+    with platform.begin() as db:
+        db.execute(sa.text(statement), values)
+
+
+def index(platform: Platform):  # the twin, whose insides a test may damage
+    return platform.indexes.open(platform.published().collection)
+
+
+def path(platform: Platform, n: int) -> Path:
+    return platform.folder / "archive" / f"{n:04}.dcm"
+
+
+# --- the damage; each returns the id that the finding must name ---
+
+
+def missing_file(p: Platform) -> object:
+    path(p, 0).unlink()
+    return 1
+
+
+def changed_file(p: Platform) -> object:
+    """Size and time as they were."""
+    before = path(p, 0).stat()
+    path(p, 0).write_bytes(b"bytes of 9")
+    p.sandbox.content[os.fsencode(path(p, 0))] = b"bytes of 9"
+    os.utime(path(p, 0), ns=(before.st_atime_ns, before.st_mtime_ns))
+    return 1
+
+
+def file_without_image(p: Platform) -> object:
+    with p.begin() as db:
+        statement = "UPDATE file SET image_id = NULL WHERE image_id = 1 RETURNING id"
+        number: int = db.execute(sa.text(statement)).scalar_one()
+    run(p, "DELETE FROM image WHERE id = 1")
+    run(p, "DELETE FROM ledger WHERE image_id = 1")
+    index(p).delete([POINT])
+    return number
+
+
+def missing_encoding(p: Platform) -> object:
+    run(p, "DELETE FROM encoding WHERE image_id = 1")
+    return 1
+
+
+def missing_ledger_row(p: Platform) -> object:
+    run(p, "DELETE FROM ledger WHERE image_id = 1")
+    return 1
+
+
+def phantom(p: Platform) -> object:
+    stranger = uuid.UUID(int=7)
+    index(p).write([Point(id=stranger, vector=np.ones(64, np.float32), payload={"revision": 1})])
+    return str(stranger)
+
+
+def deleted_point_that_stands(p: Platform) -> object:
+    kept = index(p).get([POINT])
+    run(p, "UPDATE ledger SET op = 'delete', state = 'pending' WHERE image_id = 1")
+    p.project()
+    index(p).write(kept)
+    run(p, "DELETE FROM encoding WHERE image_id = 1")
+    run(p, "UPDATE image SET status = 'empty' WHERE id = 1")
+    return str(POINT)
+
+
+def older_revision(p: Platform) -> object:
+    run(p, "UPDATE image SET revision = 4 WHERE id = 1")
+    run(p, "UPDATE ledger SET revision = 4 WHERE image_id = 1")
+    return str(POINT)
+
+
+def newer_revision(p: Platform) -> object:
+    (point,) = index(p).get([POINT])
+    index(p).write([Point(id=POINT, vector=point.vector, payload={**point.payload, "revision": 9})])
+    return str(POINT)
+
+
+def stale_ledger(p: Platform) -> object:
+    run(p, "UPDATE image SET revision = 4 WHERE id = 1")
+    return 1
+
+
+def vector_of_another_model(p: Platform) -> object:
+    """Another model, known to the archive, has encoded it; its vector stands in this one's collection."""
+    p.begin_generation(p.add_model("other", seed=5).name)
+    p.reindex()
+    mine = index(p)
+    (point,), (strange,) = mine.get([POINT]), p.index("g2-m2").get([POINT])
+    mine.write([Point(id=POINT, vector=strange.vector, payload=point.payload)])
+    return str(POINT)
+
+
+def card_of_another_model(p: Platform) -> object:
+    models = p.folder / "models"
+    (models / "null").rename(models / "elsewhere")
+    build(models / "null", "null", "null", "random:9", dim=64)
+    return 1
+
+
+def vector_of_nothing(p: Platform) -> object:
+    (point,) = index(p).get([POINT])
+    index(p).write([Point(id=POINT, vector=np.roll(point.vector, 1), payload=point.payload)])
+    return str(POINT)
+
+
+def _overwrite(p: Platform, value: float) -> object:
+    rows = index(p)._rows  # no engine takes such a vector by its door
+    rows._vectors[rows._at[POINT]] = value
+    return str(POINT)
+
+
+def zero_vector(p: Platform) -> object:
+    return _overwrite(p, 0.0)
+
+
+def nan_vector(p: Platform) -> object:
+    return _overwrite(p, np.nan)
+
+
+def nan_encoding(p: Platform) -> object:
+    run(p, "UPDATE encoding SET embedding = :e WHERE image_id = 1", e=np.full(64, np.nan, "<f2").tobytes())
+    return 1
+
+
+def short_encoding(p: Platform) -> object:
+    run(p, "UPDATE encoding SET embedding = substring(embedding FROM 1 FOR 40) WHERE image_id = 1")
+    return 1
+
+
+def drift(p: Platform) -> object:
+    (point,) = index(p).get([POINT])
+    index(p).write([Point(id=POINT, vector=point.vector, payload={**point.payload, "view": "ML"})])
+    return str(POINT)
+
+
+def expired_lease(p: Platform) -> object:
+    late = "clock_timestamp() - interval '2 minutes'"
+    run(p, f"UPDATE image SET status = 'encoding', attempt = attempt + 1, lease_until = {late} WHERE id = 1")
+    return 1
+
+
+def lease_without_end(p: Platform) -> object:
+    run(p, "UPDATE image SET status = 'encoding', lease_until = NULL WHERE id = 1")
+    return 1
+
+
+def exhausted_image(p: Platform) -> object:
+    run(p, "UPDATE image SET status = 'failed', failures = 5, reason = 'worker-died' WHERE id = 1")
+    return 1
+
+
+def exhausted_point(p: Platform) -> object:
+    index(p).delete([POINT])
+    run(p, "UPDATE ledger SET state = 'failed', attempt = 3, last_error = 'refused' WHERE image_id = 1")
+    return 1
+
+
+def applied_but_absent(p: Platform) -> object:
+    index(p).delete([POINT])
+    return str(POINT)
+
+
+def lost_collection(p: Platform) -> object:
+    p.indexes.drop(p.published().collection)
+    return 1
+
+
+def stray_collection(p: Platform) -> object:
+    p.indexes.create("g77-m1", index(p).spec)
+    return "g77-m1"
+
+
+def pointer_to_a_retired_one(p: Platform) -> object:
+    run(p, "UPDATE generation SET state = 'retired', retired_at = clock_timestamp()")
+    p.put("late.dcm", header(8), b"bytes of late")
+    return 1
+
+
+def no_pointer(p: Platform) -> object:
+    run(p, "DELETE FROM live")
+    return 1
+
+
+def tombstoned_image(p: Platform) -> object:
+    """As after a restore from a backup that is older than the erasure."""
+    with p.begin() as db:
+        operation = erase.erase_study(db, SECRET, "1.2.4.1").id
+        db.flush()
+        stones = db.execute(sa.text("SELECT digest, kind FROM tombstone")).all()
+        db.rollback()
+    with p.begin() as db:
+        db.execute(sa.text("INSERT INTO operation (id, kind) VALUES (:id, 'erase')"), {"id": operation})
+        for digest, kind in stones:
+            db.execute(
+                sa.text("INSERT INTO tombstone (digest, kind, operation_id) VALUES (:d, :k, :o)"),
+                {"d": digest, "k": kind, "o": operation},
+            )
+        db.execute(sa.text("UPDATE operation SET state = 'succeeded' WHERE kind = 'erase'"))
+    return 1
+
+
+def what_an_erasure_left(p: Platform) -> object:
+    with p.begin() as db:
+        kept = db.execute(sa.text("SELECT jpeg FROM thumbnail WHERE image_id = 1")).scalar_one()
+        erase.erase_study(db, SECRET, "1.2.4.1")
+    p.project()
+    run(p, "INSERT INTO thumbnail (image_id, jpeg) VALUES (1, :jpeg)", jpeg=kept)
+    return 1
+
+
+def orphan_in_a_ledger(p: Platform) -> object:
+    run(p, "UPDATE image SET status = 'quarantined', gate = 'features' WHERE id = 1")
+    return 1
+
+
+def foreign_calibration(p: Platform) -> object:
+    p.add_model("other", seed=5)
+    run(
+        p,
+        "INSERT INTO calibration (model_id, modality, source, rule, threshold, n, data_sha256) "
+        "VALUES (2, 'MG', 'given', 'given', 0.5, 30, '')",
+    )
+    run(p, "UPDATE image SET calibration_id = 1, score = 0.4 WHERE id = 1")
+    return 1
+
+
+DAMAGE: list[tuple[str, Callable[[Platform], object]]] = [
+    ("file-missing", missing_file),
+    ("file-changed", changed_file),
+    ("file-without-image", file_without_image),
+    ("encoding-missing", missing_encoding),
+    ("ledger-missing", missing_ledger_row),
+    ("point-phantom", phantom),
+    ("point-phantom", deleted_point_that_stands),
+    ("point-stale", older_revision),
+    ("point-stale", newer_revision),
+    ("ledger-stale", stale_ledger),
+    ("wrong-fingerprint", vector_of_another_model),
+    ("model-changed", card_of_another_model),
+    ("vector-differs", vector_of_nothing),
+    ("point-zero", zero_vector),
+    ("point-zero", nan_vector),
+    ("encoding-invalid", nan_encoding),
+    ("encoding-invalid", short_encoding),
+    ("payload-drift", drift),
+    ("lease-expired", expired_lease),
+    ("lease-expired", lease_without_end),
+    ("job-exhausted", exhausted_image),
+    ("job-exhausted", exhausted_point),
+    ("point-missing", applied_but_absent),
+    ("collection-missing", lost_collection),
+    ("collection-stray", stray_collection),
+    ("pointer-retired", pointer_to_a_retired_one),
+    ("pointer-missing", no_pointer),
+    ("tombstoned", tombstoned_image),
+    ("erased-remains", what_an_erasure_left),
+    ("ledger-orphan", orphan_in_a_ledger),
+    ("calibration-foreign", foreign_calibration),
+]
+
+
+@pytest.mark.parametrize(("kind", "damage"), DAMAGE, ids=[damage.__name__ for _, damage in DAMAGE])
+def test_damage_is_found_named_and_repaired(filled: Platform, kind: str, damage: Callable[[Platform], object]) -> None:
+    assert look(filled) == []
+    named = damage(filled)
+    found = look(filled)
+    assert [named in one.ids and one.count == len(one.ids) for one in found if one.kind == kind] == [True]
+    again = look(filled)
+    assert again == found, "looking changes nothing"
+    assert all(one.repaired for one in look(filled, repair=True))
+    work(filled)
+    assert look(filled) == []
+    assert look(filled, repair=True) == []
+    expected = {point_id(f"1.2.3.{n + 1}", 1) for n in range(8)}
+    held = {id_ for batch in index(filled).scan() for id_, _ in batch}
+    if kind in ("tombstoned", "erased-remains"):
+        assert len(held) == 4
+    elif damage in (orphan_in_a_ledger, deleted_point_that_stands):
+        assert held == expected - {POINT}
+    else:
+        assert held >= expected
+
+
+def test_every_kind_that_the_text_names_is_among_them() -> None:
+    assert len({kind for kind, _ in DAMAGE}) >= 15
+
+
+def test_a_changed_file_is_encoded_anew_and_a_lost_one_stays_searchable(filled: Platform) -> None:
+    before = index(filled).get([POINT])[0].vector
+    changed_file(filled)
+    path(filled, 1).unlink()
+    look(filled, repair=True)
+    work(filled)
+    assert not np.allclose(index(filled).get([POINT])[0].vector, before)
+    assert index(filled).get([point_id("1.2.3.2", 1)])
+    with filled.store.reading() as connection:
+        outcome = connection.execute(sa.text("SELECT outcome, reason FROM file WHERE image_id = 2")).one()
+    assert tuple(outcome) == ("failed", "unreadable-file")
+
+
+def test_a_copy_takes_the_place_of_a_lost_file(filled: Platform) -> None:
+    copy = filled.put("copy.dcm", header(0), b"bytes of 0")
+    filled.scan()
+    path(filled, 0).unlink()
+    look(filled, repair=True)
+    assert look(filled) == []
+    with filled.store.reading() as connection:
+        assert connection.execute(sa.text("SELECT path FROM image WHERE id = 1")).scalar_one() == os.fsencode(copy)
+
+
+def test_many_findings_are_counted_and_twenty_named(filled: Platform) -> None:
+    for n in range(30):
+        index(filled).write([Point(id=uuid.UUID(int=n + 1), vector=np.ones(64, np.float32), payload={"revision": 1})])
+    (found,) = look(filled)
+    assert (found.kind, found.count, len(found.ids)) == ("point-phantom", 30, 20)
+
+
+def test_without_deep_files_are_not_read(filled: Platform) -> None:
+    changed_file(filled)
+    assert examine(site(filled)) == []
+    assert [one.kind for one in look(filled)] == ["file-changed"]
+
+
+def test_nothing_is_found_while_images_come_in(platform: Platform) -> None:
+    """Scans, encodes, projects and erases go on beside it."""
+    platform.add_model()
+    stop, faults = threading.Event(), []
+
+    def take_in() -> None:
+        try:
+            for n in range(0, 120, 8):
+                for k in range(n, n + 8):
+                    platform.put(f"{k:04}.dcm", header(k), f"bytes of {k}".encode())
+                platform.scan()
+                platform.encode()
+                platform.project()
+                if n % 40 == 32:
+                    with platform.begin() as db:
+                        erase.erase_study(db, SECRET, f"1.2.4.{n // 4 + 1}")
+        except Exception as error:
+            faults.append(error)
+        finally:
+            stop.set()
+
+    busy = threading.Thread(target=take_in)
+    busy.start()
+    looks = 0
+    while not stop.is_set():
+        assert look(platform) == []
+        looks += 1
+    busy.join()
+    assert faults == []
+    assert looks >= 3
+    assert look(platform) == []
+
+
+def test_what_is_under_way_is_seen_from_afar_and_is_no_finding(
+    filled: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The guard: without the second look under the lock, a point being applied would be called missing."""
+    late: list[Pending] = []
+    held = reconcile.ledger.held
+
+    def behind(db, generation_id):
+        """A row is applied between the scan of the index and the reading of the ledger."""
+        if not late:
+            late.append(True)  # type: ignore[arg-type]
+            filled.put("late.dcm", header(8), b"bytes of late")
+            filled.scan()
+            filled.encode()
+            filled.project()
+        return held(db, generation_id)
+
+    monkeypatch.setattr(reconcile.ledger, "held", behind)
+    suspects = reconcile._suspects(site(filled), index(filled), filled.published(), deep=False)
+    assert point_id("1.2.3.9", 1) in suspects
+    late.clear()
+    assert look(filled) == []
+
+
+def test_what_was_erased_lifted_and_taken_in_again_is_held_again(filled: Platform) -> None:
+    """The row of the image before it had another number and a higher revision."""
+    filled.put("0000.dcm", header(0), b"other bytes of 0")
+    os.utime(path(filled, 0), ns=(1, 1))
+    work(filled)
+    with filled.begin() as db:
+        erase.erase_study(db, SECRET, "1.2.4.1")
+    work(filled)
+    assert index(filled).get([POINT]) == []
+    with filled.begin() as db:
+        erase.lift_study(db, SECRET, "1.2.4.1")
+    work(filled)
+    assert len(index(filled).get([POINT])) == 1
+    assert look(filled) == []
