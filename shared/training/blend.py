@@ -1,0 +1,113 @@
+"""What the shipped model is trained on: sets that may be given on, phantoms, and textures, as one collection."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.datasets import development
+from shared.datasets.collection import Collection
+from shared.datasets.phantom import render
+from shared.datasets.textures import textures
+from shared.datasets.women import exams
+
+TEXTURE = "texture"  #: each picture of this class is a class of its own
+_PHANTOM = (256, 200)  #: rows, cols
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blend:
+    """MedNIST (CC BY-SA 4.0), a part of PneumoniaMNIST (CC BY 4.0), synthetic mammograms and textures."""
+
+    side: int  #: stored side
+    chests: int = 1500  #: of PneumoniaMNIST: 28 x 28 images, so that they do not outweigh the others
+    exams: int = 150  #: synthetic studies, of eight or four images
+    textures: int = 4000
+    seed: int = 0
+
+    def load(self, root: Path) -> Collection:
+        chests = development.load("cxr", root, self.side)
+        fit = np.flatnonzero(chests.split == "train")
+        spare = np.random.default_rng(self.seed).permutation(fit)[self.chests :]
+        made = [
+            development.load("radiology_mednist", root, self.side),
+            chests.where(np.setdiff1d(np.arange(len(chests)), spare)),
+            mammograms(self.exams, self.side, self.seed),
+            _pictures(self.textures, self.side, self.seed),
+        ]
+        return joined("blend", made)
+
+
+def mammograms(count: int, side: int, seed: int) -> Collection:
+    """`count` synthetic exams. A class is density and finding; every seventh woman is of the validation part."""
+    images, names, women = [], [], []
+    for exam in islice(exams(seed), count):
+        for breast, finding in zip(exam.breasts, exam.findings, strict=True):
+            for view in ("CC", "MLO"):
+                stored = render(breast, view, *_PHANTOM)
+                images.append(development.square((stored >> 4).astype(np.uint8), side))
+                names.append(f"{breast.density} {finding.lesion}")
+                women.append(exam.woman)
+    classes, labels = np.unique(names, return_inverse=True)
+    groups = np.array(women, np.int64)
+    return Collection(
+        name="phantoms",
+        images=np.stack(images),
+        labels=labels.astype(np.int64),
+        classes=tuple(map(str, classes)),
+        groups=groups,
+        split=np.where(groups % 7 == 0, "val", "train"),
+        sources=np.full(len(images), "phantoms"),
+        licence="Apache-2.0",
+    )
+
+
+def _pictures(count: int, side: int, seed: int) -> Collection:
+    numbers = np.arange(count, dtype=np.int64)
+    return Collection(
+        name="textures",
+        images=textures(count, side, seed),
+        labels=np.zeros(count, np.int64),
+        classes=(TEXTURE,),
+        groups=numbers,
+        split=np.full(count, "train"),
+        sources=np.full(count, "textures"),
+        licence="Apache-2.0",
+    )
+
+
+def joined(name: str, made: list[Collection]) -> Collection:
+    """All of them in their order; classes and groups stay apart, and a class says where it is from."""
+    groups: list[NDArray[np.int64]] = []
+    classes: list[str] = []
+    labels: list[NDArray[np.int64]] = []
+    for one in made:
+        groups.append(one.groups + (groups[-1].max() + 1 if groups else 0))
+        labels.append(one.labels + len(classes))
+        classes += [TEXTURE if one.classes == (TEXTURE,) else f"{one.name}/{own}" for own in one.classes]
+    return replace(
+        made[0],
+        name=name,
+        images=np.concatenate([one.images for one in made]),
+        labels=np.concatenate(labels),
+        classes=tuple(classes),
+        groups=np.concatenate(groups),
+        split=np.concatenate([one.split for one in made]),
+        sources=np.concatenate([one.sources for one in made]),
+        licence=" and ".join(dict.fromkeys(one.licence for one in made)),
+    )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Portion:
+    """An epoch is so many batches of the images, drawn without repetition: checkpoints come by the minute."""
+
+    batch: int
+    batches_per_epoch: int
+
+    def batches(self, labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> Iterator[NDArray[np.int64]]:  # noqa: ARG002
+        order = np.random.default_rng(seed).permutation(len(labels))[: self.batch * self.batches_per_epoch]
+        yield from np.split(order, range(self.batch, len(order), self.batch))

@@ -1,0 +1,46 @@
+"""similis-base: the model that is shipped. `trunk` first; then `decoder`, over the weights that trunk left."""
+
+from dataclasses import replace
+
+from shared.training.acir import Reconstruction, Shape
+from shared.training.blend import Blend, Portion
+from shared.training.distort import Distort
+from shared.training.experiment import Cosine, Experiment, Optimiser
+from shared.training.selfsupervised import Descriptive
+
+PRESETS = ("recommended",)
+VARIANTS = ("trunk", "decoder")
+#: 64 bits: 8 bytes an image, and half of ACIR's 128, because there is less to tell apart than in a hospital's archive
+SHAPE = Shape(widths="xs", bits=64, side=112)
+WEIGHTS = "runs/similis-base-trunk-recommended-0/model/weights.safetensors"  #: what `decoder` starts from
+FLIPS = Distort(area=(1, 1), stretch=0, degrees=0, gamma=0, contrast=0, inverted=0, coarse=0, noise=0)
+
+
+def experiment(preset: str, variant: str) -> Experiment:
+    trunk = Experiment(
+        name="similis-base-trunk",
+        preset=preset,
+        data=Blend(side=SHAPE.side),
+        side=SHAPE.side,
+        method=Descriptive(shape=SHAPE),
+        sampler=Portion(batch=32, batches_per_epoch=100),
+        augmentation=Distort(),
+        optimiser=Optimiser(rates={"all": 1e-3}, weight_decay=0.02),
+        schedule=Cosine(warmup=0.5),
+        epochs=12,
+        patience=12,
+        reload_best=False,  # the figure that it would be chosen by is of classes that were seen
+    )
+    if variant == "trunk":
+        return trunk
+    return replace(
+        trunk,
+        name="similis-base",
+        method=Reconstruction(shape=SHAPE, weights=WEIGHTS, half=True),
+        augmentation=FLIPS,
+        optimiser=Optimiser(rates={"decoder": 1e-3}),
+        epochs=6,
+        patience=6,
+        selection="negative_error",
+        reload_best=True,
+    )
