@@ -4,15 +4,20 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from shared.encoder.base import Encoded, Encoder
 from shared.imaging.recipe import Recipe
+from shared.pipeline import thresholds
+from shared.store import generations
 from shared.store.generations import Published
 from shared.store.reviews import Actor
+from shared.store.tables import Operation
 from shared.types import Decoded, Pixels
 from tests.miniature import FakeSandbox, Platform, header
 
@@ -75,6 +80,11 @@ class Bright(Platform):
         assert isinstance(found, int)
         return found
 
+    def begin_replay(self, db: Session, actor: Actor = BORIS, model: str = "null", **choice: Any) -> Operation:
+        row = generations.model(db, model)
+        found = thresholds.propose(db, row, "MG", thresholds.Choice(**choice))
+        return thresholds.begin_replay(db, row, "MG", found, actor)
+
     def searchable(self) -> set[str]:
         """SOP Instance UIDs that the published index holds."""
         index = self.index(self.published().collection)
@@ -94,9 +104,6 @@ def bright(database_url: str, tmp_path: Path) -> Iterator[Bright]:
 @pytest.fixture
 def calibrated(bright: Bright) -> Bright:
     """Twenty-four ordinary images, and a threshold made from them: about 0.5 + 0.015."""
-    from shared.pipeline import thresholds
-    from shared.store import generations
-
     for n in range(24):
         bright.paint(n)
     bright.take()

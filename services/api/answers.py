@@ -59,6 +59,16 @@ class Stop(Out):
     explanation: str | None
 
 
+class GateOut(Out):
+    """What one gate says of the query image; score and threshold are those of the feature gate."""
+
+    gate: str
+    verdict: Literal["passed", "stopped", "uncalibrated", "unmeasured"]
+    reason: str | None
+    score: float | None
+    threshold: float | None
+
+
 class QueryImageOut(Out):
     sop_instance_uid: str | None
     frame: int
@@ -70,6 +80,7 @@ class QueryOut(Out):
     study_instance_uid: str | None
     images: list[QueryImageOut]
     stopped_by: list[Stop]
+    gates: list[GateOut] = Field(description="Of an uploaded image; a stored one was judged when it was taken in")
 
 
 class Hidden(Out):
@@ -129,6 +140,7 @@ class ImageOut(Out):
     gate: str | None
     reason: str | None
     score: float | None
+    calibrated: bool | None = Field(description="Whether gate 3 had a threshold for it; null before it was judged")
     searchable: bool
     why_not: str | None
     thumbnail: str | None
@@ -286,6 +298,103 @@ class GenerationsOut(Out):
 
 class LiftedOut(Out):
     tombstones: int
+
+
+class ItemOut(Out):
+    """One that was stopped. A file was stopped before it was known which image it holds."""
+
+    item: str
+    gate: str | None
+    reason: str | None
+    explanation: str | None
+    since: datetime | None
+    sop_instance_uid: str | None
+    study_instance_uid: str | None
+    modality: str | None
+    score: float | None
+    threshold: float | None
+    model: str | None
+    operation: UUID | None
+    releasable: bool
+    thumbnail: str | None
+
+
+class QuarantineOut(Out):
+    items: list[ItemOut]
+    next: str | None
+
+
+class ReviewOut(Out):
+    item: str
+    decision: Literal["released", "rejected"]
+    gate: str
+    reason: str
+    score: float | None
+    threshold: float | None
+    reviewer: str
+    note: str
+    at: datetime
+
+
+class ReviewsOut(Out):
+    reviews: list[ReviewOut]
+
+
+class RetriedOut(Out):
+    images: int
+    files: int
+
+
+class CalibrationOut(Out):
+    """The newest one of a modality is in force."""
+
+    id: int
+    model: str
+    modality: str
+    source: Literal["card", "archive", "given"]
+    rule: str
+    threshold: float
+    mean: float | None
+    std: float | None
+    quantiles: dict[str, float]
+    n: int
+    data_sha256: str
+    made_by: str | None
+    created_at: datetime
+    in_force: bool
+
+
+class CalibrationsOut(Out):
+    """`without` counts searchable images by modality that no threshold has judged."""
+
+    calibrations: list[CalibrationOut]
+    without: dict[str, int]
+
+
+class CalibratedOut(Out):
+    calibrations: list[CalibrationOut]
+    skipped: dict[str, int] = Field(description="Modalities with too few scores, and how many they have")
+    left_out: dict[str, int] = Field(description="Images that gate 3 had stopped, by modality: not taken for known")
+
+
+class FlipOut(Out):
+    image: int
+    sop_instance_uid: str
+    score: float | None
+
+
+class ReplayOut(Out):
+    """What a threshold changes: searchable images that it stops, stopped ones that it admits."""
+
+    model: str
+    modality: str
+    threshold: float
+    rule: str
+    counts: dict[str, int]
+    stop: list[FlipOut]
+    admit: list[FlipOut]
+    applied: bool
+    operation: UUID | None
 
 
 class KeyOut(Out):

@@ -17,7 +17,18 @@ from services.api.auth import Callers, refuse_undeclared, scopes_of
 from services.api.edge import Edge
 from services.api.limits import Slots
 from services.api.metrics import Metrics, software
-from services.api.routes import erase, generations, health, instances, keys, models, operations, search, studies
+from services.api.routes import (
+    erase,
+    generations,
+    health,
+    instances,
+    keys,
+    models,
+    operations,
+    quarantine,
+    search,
+    studies,
+)
 from services.api.schemas import BatchIn
 from shared.errors import Denied
 from shared.log import get
@@ -35,6 +46,7 @@ ROUTERS = (
     operations.router,
     models.router,
     generations.router,
+    quarantine.router,
     keys.router,
 )
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from shared.log import get
@@ -69,7 +69,17 @@ class Stored(Collector):
             ("queue",),
             {(q,): age for q, (_, age) in found.queues.items()},
         )
-        yield _gauge("similis_quarantine_items", "Stopped images", ("gate", "state"), found.stopped)
+        yield _gauge("similis_quarantine_items", "Stopped images and files", ("gate", "state"), found.stopped)
+        decisions = CounterMetricFamily("similis_quarantine_reviews", "What reviewers did", labels=("action",))
+        for label, n in found.reviews.items():
+            decisions.add_metric(label, n)
+        yield decisions
+        yield _gauge(
+            "similis_images_uncalibrated",
+            "Searchable images for which gate 3 had no threshold",
+            ("modality",),
+            found.uncalibrated,
+        )
         yield _gauge(
             "similis_index_coverage_ratio",
             "Share of its ledger that a generation holds",

@@ -6,8 +6,9 @@ from typing import Any
 
 from services.api.errors import explain
 from shared.encoder.cards import Card
+from shared.errors import Gate
 from shared.pipeline.rank import QueryImage
-from shared.pipeline.search import Found, Pair, Ranking, Request
+from shared.pipeline.search import Found, Pair, Ranking, Request, Subject
 from shared.store.generations import Published
 
 Json = dict[str, Any]
@@ -39,6 +40,7 @@ def ranking(found: Ranking, request: Request, took_ms: float) -> Json:
                 {"gate": s.gate.value if s.gate else None, "reason": s.reason, "explanation": explain(s.reason)}
                 for s in subject.stops
             ],
+            "gates": _gates(subject),
         },
         "studies": [_study(rank, study) for rank, study in enumerate(found.studies, 1)],
         "hidden": {"studies": found.hidden_studies, "images": found.hidden_images},
@@ -52,6 +54,25 @@ def ranking(found: Ranking, request: Request, took_ms: float) -> Json:
         "timings_ms": found.timings_ms,
         "next": found.next,
     }
+
+
+def _gates(subject: Subject) -> list[Json]:
+    """All three, also those that would have let it pass; a stored study was judged when it was taken in."""
+    if subject.features is None:
+        return []
+    own, stops = subject.features, {stop.gate: stop.reason for stop in subject.stops}
+    told = [
+        {
+            "gate": gate.value,
+            "verdict": "stopped" if gate in stops else "passed",
+            "reason": stops.get(gate),
+            "score": None,
+            "threshold": None,
+        }
+        for gate in (Gate.METADATA, Gate.PIXELS)
+    ]
+    last = {"verdict": own.word, "score": own.score, "threshold": own.threshold}
+    return [*told, {"gate": Gate.FEATURES.value, "reason": stops.get(Gate.FEATURES)} | last]
 
 
 def _asked(image: QueryImage) -> Json:

@@ -3,11 +3,13 @@
 import re
 from datetime import date, datetime
 from typing import Annotated, Any, Literal
+from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
 
 from shared.datasets.names import DatasetName
-from shared.errors import Invalid
+from shared.encoder.ood import Rule
+from shared.errors import Gate, Invalid
 from shared.index.base import Metric
 from shared.pipeline.search import Filters, Request
 from shared.store.catalog import Wanted
@@ -186,12 +188,68 @@ class PatientIn(In):
     issuer: Annotated[str, Field(max_length=64, description="IssuerOfPatientID")] = ""
 
 
+def _no_nul(text: str) -> str:
+    if "\0" in text:
+        raise ValueError("a note has no NUL")
+    return text
+
+
+_Word = Annotated[str, Field(pattern=r"^[a-z-]{1,40}$")]
+_Modality = Annotated[str, Field(pattern=r"^[A-Z0-9_ ]{1,16}$")]
+_ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Its name or fingerprint")]
+Item = Annotated[str, Field(pattern=r"^(image|file)-\d{1,18}$", description="As the list shows it")]
+
+
+class QuarantineIn(In):
+    gate: Gate | None = None
+    reason: _Word | None = None
+    modality: _Modality | None = None
+    model: Annotated[_ModelName | None, Field(description="Whose threshold stopped it")] = None
+    since: Annotated[AwareDatetime | None, Field(description="Stopped then or later")] = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    cursor: Item | None = None
+
+
+class NoteIn(In):
+    note: Annotated[str, Field(max_length=1000), AfterValidator(_no_nul)] = ""
+
+
+class RetryIn(In):
+    gate: Gate | None = None
+    reason: _Word | None = None
+    modality: _Modality | None = None
+
+
+class CalibrateIn(In):
+    """From which stored images: all that are encoded, or those of an operation or below a folder."""
+
+    modality: Annotated[_Modality | None, Field(description="Default: every one that has scores")] = None
+    rule: Rule = "mean+3sd"
+    operation: UUID | None = None
+    folder: ServerPath | None = None
+
+
+class ReplayIn(In):
+    """Which threshold: one of these, or the one in force."""
+
+    model: _ModelName
+    modality: _Modality
+    threshold: Annotated[float | None, Field(allow_inf_nan=False)] = None
+    rule: Rule | None = None
+    calibration: Annotated[int | None, Field(ge=1, description="An earlier one")] = None
+    apply: Annotated[bool, Field(description="Put it in force and judge what is stored; else only tell")] = False
+    shown: Annotated[int, Field(ge=0, le=10_000, description="Images to name of each way")] = 100
+
+
 class KeyIn(In):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._@-]{0,63}$")]
     scopes: Annotated[list[Scope], Field(min_length=1)]
     days: Annotated[int | None, Field(ge=1, le=3650)] = None
 
 
-SHAPES = (SearchIn, BatchIn, StudiesIn, ScanIn, ModelIn, GenerationIn, SwitchIn, RetireIn, PatientIn, KeyIn)
+SHAPES = (
+    SearchIn, BatchIn, StudiesIn, ScanIn, ModelIn, GenerationIn, SwitchIn, RetireIn, PatientIn,
+    QuarantineIn, NoteIn, RetryIn, CalibrateIn, ReplayIn, KeyIn,
+)  # fmt: skip
 #: Every name that a request may have, to be offered when one is misspelt.
 NAMES = tuple(sorted({name for shape in SHAPES for name in shape.model_fields}))

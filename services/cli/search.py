@@ -137,3 +137,9 @@ def _who_answered(answer: Answer) -> None:
         warn(f"UNTRAINED MODEL: the weights of {model['name']} are random; this ranking means nothing medically")
     for stop in answer["query"]["stopped_by"]:
         warn(f"the query image would not be taken in: {stop.get('explanation') or stop['reason']}")
+    for gate in answer["query"].get("gates", []):
+        if gate["score"] is not None:
+            limit = (
+                "no threshold for its modality" if gate["threshold"] is None else f"threshold {gate['threshold']:.4g}"
+            )
+            tell(f"gate {gate['gate']}: {gate['verdict']}, score {gate['score']:.4g}, {limit}")

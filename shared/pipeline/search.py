@@ -7,20 +7,22 @@ behind the hits. The published pointer is read once; a query keeps its generatio
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 
 import sqlalchemy as sa
 
-from shared.encoder.base import Encoder
-from shared.errors import Conflict, Invalid, NotFound, Rejected, Unavailable
+from shared.encoder.base import Encoded, Encoder
+from shared.errors import Conflict, Gate, Invalid, NotFound, Outcome, Rejected, Unavailable
 from shared.imaging.gates import metadata_gate, pixel_gate
 from shared.imaging.pseudonym import patient_key, patient_number
+from shared.imaging.reasons import Reason
 from shared.imaging.recipe import Recipe
 from shared.index.base import Accuracy, Answer, Between, Condition, Exact, Filter, Index, Match, Query, Recall
 from shared.pipeline import cursor, rank
+from shared.pipeline.judge import Judgement, judge, statistic
 from shared.pipeline.rank import Candidate, QueryImage
-from shared.store import encodings, generations, neighbours
+from shared.store import calibrations, encodings, generations, neighbours
 from shared.store.generations import Published
 from shared.store.neighbours import HitRow, QueryRow
 from shared.types import Decoded, Header
@@ -100,6 +102,7 @@ class Subject:
     patient_key: bytes | None = None
     #: gates that would have stopped the query image, reported and never hidden
     stops: tuple[Rejected, ...] = ()
+    features: Judgement | None = None  #: of gate 3, for an image from outside
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -177,37 +180,36 @@ def by_image(
     live = _published(connection)
     recipe = Recipe.from_json(live.card["recipe"])
     decoded = decode(recipe)
-    stops = tuple(s for s in (metadata_gate(decoded.header, recipe), pixel_gate(decoded.stats)) if s is not None)
-    encoded = encoder_of(live).encode(decoded.pixels)
     header = decoded.header
+    stops = [metadata_gate(header, recipe), pixel_gate(decoded.stats)]
+    encoded = encoder_of(live).encode(decoded.pixels)
+    features = _features(connection, live, encoded, header.modality)
+    if features.stops:
+        stops.append(Rejected(Outcome.QUARANTINED, Reason.UNLIKE.value, Gate.FEATURES))
     images = tuple(
         QueryImage(vector=vector, frame=frame, laterality=header.laterality, view=header.view)
         for frame, vector in zip(decoded.frames, encoded.embeddings, strict=True)
     )
-    subject = _outsider(connection, header, images, stops, secret)
+    said = Subject(images=images, stops=tuple(s for s in stops if s is not None), features=features)
+    subject = _outsider(connection, header, said, secret)
     return _rank(connection, index_of, live, [subject], request, started)[0]
 
 
-def _outsider(
-    connection: sa.Connection,
-    header: Header,
-    images: tuple[QueryImage, ...],
-    stops: tuple[Rejected, ...],
-    secret: bytes,
-) -> Subject:
+def _features(connection: sa.Connection, live: Published, encoded: Encoded, modality: str) -> Judgement:
+    """What gate 3 says of an image from outside, by the threshold that is in force for those that are taken in."""
+    scores = [] if encoded.ood is None else [float(score) for score in encoded.ood]
+    return judge(statistic(scores), calibrations.in_force(connection, live.model_id).get(modality))
+
+
+def _outsider(connection: sa.Connection, header: Header, said: Subject, secret: bytes) -> Subject:
     """An uploaded image. If the archive has it, or its study, that is its own, whatever its header hides."""
     key = patient_key(secret, header.issuer_of_patient_id, header.patient_id) if header.patient_id else None
     own = neighbours.whose(connection, header.sop_instance_uid, header.study_instance_uid)
     if own is None:
-        return Subject(images=images, patient_key=key, stops=stops)
+        return replace(said, patient_key=key)
     study_id, patient, image_id = own
-    return Subject(
-        images=images,
-        study_id=study_id,
-        image_ids=() if image_id is None else (image_id,),
-        patient_key=patient,
-        stops=stops,
-    )
+    image_ids = () if image_id is None else (image_id,)
+    return replace(said, study_id=study_id, image_ids=image_ids, patient_key=patient)
 
 
 def _published(connection: sa.Connection) -> Published:

@@ -223,15 +223,14 @@ def _way(row: Scored, threshold: float) -> tuple[str, float | None]:
     return ("stop" if own.stops else "admit"), own.score
 
 
-def begin_replay(db: Session, model: Model, modality: str, choice: Choice, actor: Actor) -> Operation:
-    """The threshold is in force, and the operation that judges what is stored by it is due.
+def begin_replay(db: Session, model: Model, modality: str, found: Proposal, actor: Actor) -> Operation:
+    """The proposed threshold is in force, and the operation that judges what is stored by it is due.
 
-    Raises: as `propose`; `Conflict` for a model that is not published, which judges nothing.
+    Raises: `Conflict` for a model that is not published, which judges nothing.
     """
     live = generations.published(db)
     if live is None or live.model_id != model.id:
         raise Conflict("only the published model judges: publish it, then replay its threshold")
-    found = propose(db, model, modality, choice)
     number = found.calibration_id
     if number is None:
         number = calibrations.add(db, model.id, modality, found.source, actor.name, **found.columns).id

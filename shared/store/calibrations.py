@@ -171,3 +171,11 @@ def judge(db: Session, calibration_id: int, reason: str, verdicts: Mapping[int, 
             "scores": [score for _, score in verdicts.values()],
         },
     )
+
+
+def unjudged(db: Session | sa.Connection) -> dict[str, int]:
+    """Searchable images by modality that no threshold has judged."""
+    rows = db.execute(
+        sa.text("SELECT modality, count(*) FROM image WHERE status = 'encoded' AND calibration_id IS NULL GROUP BY 1")
+    )
+    return {row[0]: row[1] for row in rows}

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from shared.store import images, ledger, operations
+from shared.store import calibrations, images, ledger, operations
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,11 +13,16 @@ class Gauges:
     queues: dict[str, tuple[float, float]]  #: depth and age of the oldest, in seconds
     stopped: dict[tuple[str, ...], float]  #: by gate and status
     coverage: dict[tuple[str, ...], float]  #: by model and generation
+    reviews: dict[tuple[str, ...], float]  #: by what was done
+    uncalibrated: dict[tuple[str, ...], float]  #: searchable images that no threshold has judged, by modality
 
 
 _STOPPED = sa.text(
-    "SELECT coalesce(gate, 'none'), status, count(*) FROM image WHERE status IN ('quarantined', 'failed') GROUP BY 1, 2"
+    "SELECT coalesce(gate, 'none'), status, count(*) FROM image WHERE status IN ('quarantined', 'failed') "
+    "GROUP BY 1, 2 "
+    "UNION ALL SELECT coalesce(gate, 'none'), 'file', count(*) FROM file WHERE outcome = 'quarantined' GROUP BY 1"
 )
+_DONE = sa.text("SELECT action, count(*) FROM audit WHERE action IN ('release', 'reject', 'retry') GROUP BY 1")
 _OPEN = sa.text(
     "SELECT g.id, m.name FROM generation g JOIN model m ON m.id = g.model_id WHERE g.state = 'open' ORDER BY g.id"
 )
@@ -38,5 +43,7 @@ def read(connection: sa.Connection) -> Gauges:
             "index": (float(pending), float(ledger.oldest_pending_s(connection) or 0.0)),
         },
         stopped={(gate, status): float(n) for gate, status, n in stopped},
+        reviews={(row[0],): float(row[1]) for row in connection.execute(_DONE)},
+        uncalibrated={(modality,): float(n) for modality, n in calibrations.unjudged(connection).items()},
         coverage={(name, str(id_)): ledger.coverage(connection, id_).ratio for id_, name in generations},
     )

@@ -16,7 +16,7 @@ from tests.api.conftest import serving
 
 ID = "00000000-0000-4000-8000-000000000000"
 PUBLIC = None
-WATCH = (Scope.INGEST, Scope.REINDEX, Scope.ERASE)  #: any of them
+WATCH = (Scope.INGEST, Scope.REVIEW, Scope.REINDEX, Scope.ERASE)  #: any of them
 
 #: (method, template) -> (address, scope or scopes that open it, JSON body). A route that is missing here fails.
 ROUTES = {
@@ -51,6 +51,16 @@ ROUTES = {
     ("POST", "/v1/studies/{study_instance_uid}:lift"): ("/v1/studies/1.2.3.99:lift", Scope.ERASE, None),
     ("POST", "/v1/patients:erase"): ("/v1/patients:erase", Scope.ERASE, {"patient_id": "nobody"}),
     ("POST", "/v1/patients:lift"): ("/v1/patients:lift", Scope.ERASE, {"patient_id": "nobody"}),
+    ("GET", "/v1/quarantine"): ("/v1/quarantine", Scope.REVIEW, None),
+    ("GET", "/v1/quarantine/{item}"): ("/v1/quarantine/image-99", Scope.REVIEW, None),
+    **{
+        ("POST", f"/v1/quarantine/{{item}}:{verb}"): (f"/v1/quarantine/image-99:{verb}", Scope.REVIEW, None)
+        for verb in ("release", "reject", "retry")
+    },
+    ("POST", "/v1/quarantine:retry"): ("/v1/quarantine:retry", Scope.REVIEW, {"gate": "decode"}),
+    ("POST", "/v1/quarantine:replay"): ("/v1/quarantine:replay", Scope.REVIEW, {"model": "nobody", "modality": "MG"}),
+    ("GET", "/v1/models/{name}/calibrations"): ("/v1/models/null-a/calibrations", Scope.READ, None),
+    ("POST", "/v1/models/{name}/calibrations"): ("/v1/models/nobody/calibrations", Scope.REVIEW, {}),
     ("GET", "/v1/keys"): ("/v1/keys", Scope.ADMIN, None),
     ("POST", "/v1/keys"): ("/v1/keys", Scope.ADMIN, {"name": "other", "scopes": ["read"]}),
     ("DELETE", "/v1/keys/{key_id}"): ("/v1/keys/999", Scope.ADMIN, None),

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.imaging.reasons import Reason, hostile, undecodable
-from shared.pipeline import encode, quarantine, thresholds
-from shared.store import generations, reviews
+from shared.pipeline import encode, quarantine
+from shared.store import reviews
 from shared.store.reviews import Wanted
 from shared.types import Job
 from tests.miniature import STATS, header
@@ -247,8 +247,7 @@ def test_what_is_judged_while_a_threshold_comes_into_force_is_judged_by_one_of_t
     work = encode.claim(calibrated.begin, calibrated.encoder, calibrated.effort)
     result = encode.forward(encode.decode(calibrated.sandbox, work), calibrated.encoder)
     with calibrated.begin() as db:  # meanwhile
-        model = generations.model(db, "null")
-        thresholds.begin_replay(db, model, "MG", thresholds.Choice(threshold=0.95), BORIS)
+        calibrated.begin_replay(db, threshold=0.95)
     encode.settle(calibrated.begin, work, result)
     assert calibrated.status(STRANGE) == "encoded"
 

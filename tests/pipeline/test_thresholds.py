@@ -17,7 +17,7 @@ from shared.pipeline.thresholds import Choice, Plan
 from shared.store import calibrations, generations, operations
 from shared.store.calibrations import Threshold
 from shared.store.tables import Operation
-from tests.strange import ANNA, BORIS, Bright, bright, calibrated
+from tests.strange import ANNA, Bright, bright, calibrated
 
 __all__ = ["bright", "calibrated"]  # fixtures
 
@@ -30,9 +30,7 @@ def plan(platform: Bright, threshold: float) -> Plan:
 def replayed(platform: Bright, **choice: float | str) -> Operation:
     """A replay, applied to its end, three images at a time."""
     with platform.begin() as db:
-        number = thresholds.begin_replay(
-            db, generations.model(db, "null"), "MG", Choice(**choice), BORIS  # type: ignore[arg-type]
-        ).id  # fmt: skip
+        number = platform.begin_replay(db, **choice).id
     while thresholds.advance(platform.begin, chunk=3):
         pass
     platform.project()
@@ -168,7 +166,7 @@ def test_an_archive_without_a_calibration_gets_one_by_a_replay(bright: Bright) -
         bright.paint(n)
     bright.take()
     with bright.begin() as db, pytest.raises(Conflict, match="name a threshold or a rule"):
-        thresholds.begin_replay(db, generations.model(db, "null"), "MG", Choice(), BORIS)
+        bright.begin_replay(db)
     assert replayed(bright, rule="log").state == "succeeded"
     assert bright.column("SELECT count(*) FROM image WHERE calibration_id IS NULL") == [0]
 
@@ -182,7 +180,7 @@ def test_calibrations_of_another_model_or_modality_are_refused(calibrated: Brigh
             with pytest.raises(Conflict, match="another model or modality"):
                 thresholds.propose(db, model, modality, Choice(calibration_id=row.id))
         with pytest.raises(Conflict, match="only the published model judges"):
-            thresholds.begin_replay(db, second, "MG", Choice(threshold=0.5), BORIS)
+            calibrated.begin_replay(db, model="second", threshold=0.5)
         with pytest.raises(NotFound):
             thresholds.propose(db, second, "MG", Choice(calibration_id=99))
         with pytest.raises(Invalid):
@@ -204,9 +202,8 @@ def test_an_earlier_calibration_can_be_brought_back(calibrated: Bright) -> None:
 
 def test_a_replay_that_was_overtaken_stops_where_it_is(calibrated: Bright) -> None:
     with calibrated.begin() as db:
-        model = generations.model(db, "null")
-        number = thresholds.begin_replay(db, model, "MG", Choice(threshold=0.1), BORIS).id
-        thresholds.begin_replay(db, model, "MG", Choice(threshold=2.0), ANNA)
+        number = calibrated.begin_replay(db, threshold=0.1).id
+        calibrated.begin_replay(db, threshold=2.0)
     while thresholds.advance(calibrated.begin):
         pass
     with calibrated.begin() as db:
@@ -217,7 +214,7 @@ def test_a_replay_that_was_overtaken_stops_where_it_is(calibrated: Bright) -> No
 
 def test_a_replay_that_dies_is_carried_on(calibrated: Bright) -> None:
     with calibrated.begin() as db:
-        thresholds.begin_replay(db, generations.model(db, "null"), "MG", Choice(threshold=0.1), BORIS)
+        calibrated.begin_replay(db, threshold=0.1)
 
     steps = 0
 

@@ -21,6 +21,8 @@ router = APIRouter(tags=["studies"])
 FIRST = 2**62
 HELD_BACK = frozenset({Status.QUARANTINED, Status.REJECTED})  #: pictures that only a reviewer may see
 
+JUDGED = frozenset({Status.ENCODED, Status.QUARANTINED, Status.REJECTED})
+
 _WAITING: Mapping[str, str] = {
     Status.RECEIVED: "It waits to be encoded.",
     Status.ENCODING: "It is being encoded.",
@@ -111,6 +113,7 @@ def _image(row: Row[Any], bearer: Bearer, *, published: bool) -> dict[str, Any]:
             **row.labels,
             **{n: getattr(row, n) for n in ("birads", "density", "pathology") if getattr(row, n) is not None},
         },
+        "calibrated": row.calibration_id is not None if row.status in JUDGED else None,
         "searchable": why_not is None,
         "why_not": why_not,
         "thumbnail": f"/v1/instances/{row.sop_uid}/thumbnail" if shown else None,

@@ -1,0 +1,209 @@
+"""The review queue: what the gates stopped, one decision each, and the thresholds of gate 3."""
+
+from pathlib import Path as FilePath
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query, Response
+from sqlalchemy.orm import Session
+
+from services.api.answers import (
+    CalibratedOut,
+    CalibrationsOut,
+    QuarantineOut,
+    ReplayOut,
+    RetriedOut,
+    ReviewOut,
+    ReviewsOut,
+)
+from services.api.dependencies import CanRead, CanReview, Db
+from services.api.errors import explain
+from services.api.routes.models import Name
+from services.api.schemas import CalibrateIn, Item, NoteIn, QuarantineIn, ReplayIn, RetryIn
+from shared.errors import Conflict, NotFound
+from shared.pipeline import quarantine, thresholds
+from shared.pipeline.thresholds import Choice, Flip, Proposal
+from shared.store import calibrations, generations, reviews
+from shared.store.keys import Bearer
+from shared.store.reviews import Actor, Wanted
+from shared.store.tables import Calibration, Model, Review
+
+router = APIRouter(tags=["quarantine"])
+
+FIRST = ("image", 2**62)
+One = Annotated[Item, Path()]
+
+
+@router.get("/v1/quarantine", response_model=QuarantineOut)
+def list_quarantine(db: Db, _: CanReview, asked: Annotated[QuarantineIn, Query()]) -> dict[str, Any]:
+    """What waits for a decision: images, then files that never became one, the latest first."""
+    wanted = Wanted(
+        gate=asked.gate,
+        reason=asked.reason,
+        modality=asked.modality,
+        model_id=generations.model(db, asked.model).id if asked.model else None,
+        since=asked.since,
+    )
+    rows = reviews.page(db, wanted, _parts(asked.cursor) if asked.cursor else FIRST, asked.limit + 1)
+    shown = [_item(row) for row in rows[: asked.limit]]
+    return {"items": shown, "next": shown[-1]["item"] if len(rows) > asked.limit else None}
+
+
+def _item(row: reviews.Item) -> dict[str, Any]:
+    return {
+        "item": f"{row.kind}-{row.id}",
+        **{name: getattr(row, name) for name in ("gate", "reason", "since", "modality", "score", "threshold", "model")},
+        "explanation": explain(row.reason),
+        "sop_instance_uid": row.sop_uid,
+        "study_instance_uid": row.study_uid,
+        "operation": row.operation_id,
+        "releasable": row.kind == "image" and row.gate in quarantine.RELEASABLE,
+        "thumbnail": f"/v1/instances/{row.sop_uid}/thumbnail" if row.pictured else None,
+    }
+
+
+def _parts(item: str) -> tuple[str, int]:
+    kind, _, number = item.partition("-")
+    return kind, int(number)
+
+
+def _image(item: str) -> int:
+    """Raises: `Conflict` for a file, on which there is nothing to decide."""
+    kind, number = _parts(item)
+    if kind == "file":
+        raise Conflict("this file was not taken in, so it is found by nobody: it can only be retried")
+    return number
+
+
+@router.get("/v1/quarantine/{item}", response_model=ReviewsOut)
+def show_reviews(db: Db, _: CanReview, item: One) -> dict[str, Any]:
+    """What was said of an image and by whom, the latest first; it need not be in the quarantine any more."""
+    number = _image(item)
+    if reviews.lock(db, number) is None:
+        raise NotFound("no such image")
+    return {"reviews": [_review(row) for row in reviews.of(db, number)]}
+
+
+@router.post("/v1/quarantine/{item}:release", response_model=ReviewOut)
+def release(db: Db, bearer: CanReview, item: One, said: NoteIn | None = None) -> dict[str, Any]:
+    """The image becomes searchable. 409 where it was decided on already, or cannot be read."""
+    return _said(db, quarantine.release(db, _image(item), _actor(bearer), (said or NoteIn()).note))
+
+
+@router.post("/v1/quarantine/{item}:reject", response_model=ReviewOut)
+def reject(db: Db, bearer: CanReview, item: One, said: NoteIn | None = None) -> dict[str, Any]:
+    """The image never becomes searchable. 409 where it was decided on already."""
+    return _said(db, quarantine.reject(db, _image(item), _actor(bearer), (said or NoteIn()).note))
+
+
+@router.post("/v1/quarantine/{item}:retry", status_code=202, response_model=RetriedOut)
+def retry(db: Db, bearer: CanReview, item: One) -> dict[str, int]:
+    """It is read and judged again, by the codecs, limits and thresholds of today."""
+    kind, number = _parts(item)
+    if kind == "file":
+        quarantine.retry_file(db, number, _actor(bearer))
+        return {"images": 0, "files": 1}
+    quarantine.retry(db, number, _actor(bearer))
+    return {"images": 1, "files": 0}
+
+
+@router.post("/v1/quarantine:retry", status_code=202, response_model=RetriedOut)
+def retry_many(db: Db, bearer: CanReview, asked: RetryIn) -> dict[str, int]:
+    """All that a gate or a reason stopped, at most 10,000 images at once."""
+    wanted = Wanted(gate=asked.gate, reason=asked.reason, modality=asked.modality)
+    images, files = quarantine.retry_many(db, wanted, _actor(bearer))
+    return {"images": images, "files": files}
+
+
+@router.post("/v1/quarantine:replay", response_model=ReplayOut)
+def replay(db: Db, bearer: CanReview, asked: ReplayIn, response: Response) -> dict[str, Any]:
+    """Which stored images a threshold would flip; with `apply`, it is put in force and they are."""
+    model = generations.model(db, asked.model)
+    choice = Choice(threshold=asked.threshold, rule=asked.rule, calibration_id=asked.calibration)
+    found = thresholds.propose(db, model, asked.modality, choice)
+    told = _plan(db, model, asked, found)
+    if asked.apply:
+        operation = thresholds.begin_replay(db, model, asked.modality, found, _actor(bearer))
+        response.status_code = 202
+        response.headers["Location"] = f"/v1/operations/{operation.id}"
+        told |= {"applied": True, "operation": operation.id}
+    return told
+
+
+def _plan(db: Session, model: Model, asked: ReplayIn, found: Proposal) -> dict[str, Any]:
+    plan = thresholds.plan(db, model, asked.modality, found.threshold, asked.shown)
+    return {
+        "model": model.name,
+        "modality": asked.modality,
+        "threshold": found.threshold,
+        "rule": found.columns["rule"],
+        "counts": dict(plan.counts),
+        "stop": [_flip(one) for one in plan.stop],
+        "admit": [_flip(one) for one in plan.admit],
+        "applied": False,
+        "operation": None,
+    }
+
+
+def _flip(one: Flip) -> dict[str, Any]:
+    return {"image": one.image_id, "sop_instance_uid": one.sop_uid, "score": one.score}
+
+
+@router.get("/v1/models/{name}/calibrations", response_model=CalibrationsOut)
+def list_calibrations(db: Db, _: CanRead, name: Name, modality: str | None = None) -> dict[str, Any]:
+    """Every threshold that a model has had, the newest first, and what is searchable without one."""
+    model = generations.model(db, name)
+    return {
+        "calibrations": _calibrations(db, model, calibrations.history(db, model.id, modality)),
+        "without": calibrations.unjudged(db),
+    }
+
+
+@router.post("/v1/models/{name}/calibrations", status_code=201, response_model=CalibratedOut)
+def calibrate(db: Db, bearer: CanReview, name: Name, asked: CalibrateIn | None = None) -> dict[str, Any]:
+    """Thresholds are made from stored scores and judge what comes; a replay judges what is stored."""
+    wanted = asked or CalibrateIn()
+    model = generations.model(db, name)
+    made = thresholds.calibrate(
+        db,
+        model,
+        _actor(bearer),
+        wanted.rule,
+        modality=wanted.modality,
+        operation_id=wanted.operation,
+        folder=FilePath(wanted.folder) if wanted.folder else None,
+    )
+    return {
+        "calibrations": _calibrations(db, model, made.calibrations),
+        "skipped": made.skipped,
+        "left_out": made.left_out,
+    }
+
+
+def _calibrations(db: Session, model: Model, rows: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - a sequence of rows
+    newest = {one.calibration_id for one in calibrations.in_force(db, model.id).values()}
+    return [_calibration(row, model) | {"in_force": row.id in newest} for row in rows]
+
+
+_COLUMNS = (
+    "id", "modality", "source", "rule", "threshold", "mean", "std", "quantiles", "n", "data_sha256", "made_by",
+    "created_at",
+)  # fmt: skip
+
+
+def _calibration(row: Calibration, model: Model) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in _COLUMNS} | {"model": model.name}
+
+
+def _actor(bearer: Bearer) -> Actor:
+    return Actor(bearer.name, bearer.id)
+
+
+def _said(db: Session, row: Review) -> dict[str, Any]:
+    db.flush()
+    db.refresh(row)
+    return _review(row)
+
+
+def _review(row: Review) -> dict[str, Any]:
+    fields = ("decision", "gate", "reason", "score", "threshold", "reviewer", "note")
+    return {"item": f"image-{row.image_id}", "at": row.created_at} | {name: getattr(row, name) for name in fields}

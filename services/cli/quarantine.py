@@ -1,0 +1,203 @@
+"""`similis quarantine`: what the gates stopped, decided on by a person; and the thresholds of gate 3."""
+
+from typing import Annotated, Any
+
+import typer
+
+from services.cli.client import Answer, Client, connected, part
+from services.cli.terminal import AsJson, say, table, tell, tell_json
+from services.cli.waiting import watch
+from shared.errors import Invalid
+
+Item = Annotated[str, typer.Argument(metavar="ITEM", help="As `similis quarantine list` shows it, such as image-17.")]
+Note = Annotated[str, typer.Option(help="Why; kept with the decision, and never logged.")]
+ModelName = Annotated[str, typer.Option("--model", help="A model that the server knows, by name or fingerprint.")]
+RuleName = Annotated[str | None, typer.Option(help="mean+3sd, quantile (the 0.99 one) or log.")]
+Modality = Annotated[str | None, typer.Option(help="Such as MG.")]
+GateName = Annotated[str | None, typer.Option(help="limits, decode, metadata, pixels or features.")]
+ReasonName = Annotated[str | None, typer.Option(help="Such as out-of-distribution.")]
+SHOWN = 20  #: images named of each way, unless asked for more
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands about the quarantine."""
+    room = typer.Typer(help="The quarantine: what was stopped, and by which threshold.", no_args_is_help=True)
+    for command in (show, release, reject, retry, calibrate, calibrations, replay):
+        room.command()(command)
+    room.command("list")(list_items)
+    app.add_typer(room, name="quarantine")
+
+
+@connected
+def list_items(  # noqa: PLR0913 - each argument is an option of the command
+    client: Client,
+    *,
+    gate: GateName = None,
+    reason: ReasonName = None,
+    modality: Modality = None,
+    model: Annotated[str | None, typer.Option(help="Whose threshold stopped it.")] = None,
+    since: Annotated[str | None, typer.Option(help="Stopped then or later, such as 2026-01-31T08:00:00Z.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 100,
+    cursor: Annotated[str | None, typer.Option(help="The next page, from an earlier answer.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what waits for a decision, the latest first."""
+    asked = {"gate": gate, "reason": reason, "modality": modality, "model": model, "since": since, "cursor": cursor}
+    answer = client.get("/v1/quarantine", **asked, limit=limit)
+    if as_json:
+        tell_json(answer)
+        return
+    rows = [
+        (i["item"], i["gate"], i["reason"], i["score"], i["threshold"], i["modality"], i["sop_instance_uid"])
+        for i in answer["items"]
+    ]
+    table(("item", "gate", "reason", "score", "threshold", "mod", "SOPInstanceUID"), rows, right=("score", "threshold"))
+    if answer.get("next"):
+        say(f"more: the same again with --cursor {answer['next']}")
+
+
+@connected
+def show(client: Client, item: Item, as_json: AsJson = False) -> None:
+    """Show what was said of an image, by whom and why."""
+    answer = client.get(f"/v1/quarantine/{part(item)}")
+    if as_json:
+        tell_json(answer)
+        return
+    rows = [(r["at"], r["decision"], r["reviewer"], r["gate"], r["score"], r["note"]) for r in answer["reviews"]]
+    table(("at", "decision", "reviewer", "gate", "score", "note"), rows, right=("score",))
+
+
+@connected
+def release(client: Client, item: Item, note: Note = "", as_json: AsJson = False) -> None:
+    """Let an image be found. Exit 4 where it was decided on already, or cannot be read."""
+    _decide(client, item, "release", note, as_json=as_json)
+
+
+@connected
+def reject(client: Client, item: Item, note: Note = "", as_json: AsJson = False) -> None:
+    """Keep an image out for good. Exit 4 where it was decided on already."""
+    _decide(client, item, "reject", note, as_json=as_json)
+
+
+def _decide(client: Client, item: str, verb: str, note: str, *, as_json: bool) -> None:
+    answer = client.post(f"/v1/quarantine/{part(item)}:{verb}", json={"note": note})
+    if as_json:
+        tell_json(answer)
+    else:
+        tell(f"{answer['item']}: {answer['decision']} by {answer['reviewer']}")
+
+
+@connected
+def retry(
+    client: Client,
+    item: Annotated[
+        str | None, typer.Argument(metavar="ITEM", help="One of them; else all of a gate or reason.")
+    ] = None,
+    *,
+    gate: GateName = None,
+    reason: ReasonName = None,
+    modality: Modality = None,
+    as_json: AsJson = False,
+) -> None:
+    """Read and judge it again, after a codec, a limit or a threshold was changed."""
+    if (item is None) == (gate is None and reason is None):
+        raise typer.BadParameter("name an item, or a --gate or --reason")
+    if item is not None:
+        answer = client.post(f"/v1/quarantine/{part(item)}:retry")
+    else:
+        asked = {"gate": gate, "reason": reason, "modality": modality}
+        answer = client.post("/v1/quarantine:retry", json={name: v for name, v in asked.items() if v is not None})
+    if as_json:
+        tell_json(answer)
+    else:
+        tell(f"due again: {answer['images']} images, {answer['files']} files")
+
+
+@connected
+def calibrate(
+    client: Client,
+    model: ModelName,
+    *,
+    modality: Modality = None,
+    rule: RuleName = None,
+    operation: Annotated[str | None, typer.Option(help="Only images that this operation registered.")] = None,
+    folder: Annotated[str | None, typer.Option(help="Only images below this folder of the server.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make thresholds from the stored scores of encoded images; from then on they judge what comes."""
+    asked = {"modality": modality, "rule": rule, "operation": operation, "folder": folder}
+    given = {name: value for name, value in asked.items() if value is not None}
+    answer = client.post(f"/v1/models/{part(model)}/calibrations", json=given)
+    if as_json:
+        tell_json(answer)
+        return
+    _table(answer["calibrations"])
+    for name, count in answer["skipped"].items():
+        say(f"{name or 'no modality'}: {count} scores are too few, so it has no threshold of its own")
+    for name, count in answer["left_out"].items():
+        say(f"{name or 'no modality'}: {count} images that gate 3 had stopped were left out")
+    say("what is stored stays as it was; `similis quarantine replay` shows what would change")
+
+
+@connected
+def calibrations(client: Client, model: ModelName, modality: Modality = None, as_json: AsJson = False) -> None:
+    """List the thresholds of a model, and what was let pass without one."""
+    answer = client.get(f"/v1/models/{part(model)}/calibrations", modality=modality)
+    if as_json:
+        tell_json(answer)
+        return
+    _table(answer["calibrations"])
+    for name, count in sorted(answer["without"].items()):
+        tell(f"{name or 'no modality'}: {count} searchable images were let pass without a threshold")
+
+
+def _table(rows: list[Answer]) -> None:
+    columns = ("id", "modality", "source", "rule", "threshold", "mean", "std", "n", "by", "in force")
+    cells = [
+        (r["id"], r["modality"], r["source"], r["rule"], r["threshold"], r["mean"], r["std"], r["n"], r["made_by"],
+         r["in_force"])
+        for r in rows
+    ]  # fmt: skip
+    table(columns, cells, right=("id", "threshold", "mean", "std", "n"))
+
+
+@connected
+def replay(  # noqa: PLR0913 - each argument is an option of the command
+    client: Client,
+    model: ModelName,
+    modality: Annotated[str, typer.Option(help="Such as MG.")],
+    *,
+    threshold: Annotated[float | None, typer.Option(help="Scores above it are stopped.")] = None,
+    rule: RuleName = None,
+    calibration: Annotated[int | None, typer.Option(min=1, help="An earlier one, by its id.")] = None,
+    shown: Annotated[int, typer.Option(min=0, max=10_000, help="Images to name of each way.")] = SHOWN,
+    apply: Annotated[bool, typer.Option("--apply", help="Put it in force and judge what is stored.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="With --apply: stay until it is done.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show which stored images a threshold would flip; with --apply, flip them. No decision is overturned."""
+    choice = {"threshold": threshold, "rule": rule, "calibration": calibration}
+    given = {name: value for name, value in choice.items() if value is not None}
+    if len(given) > 1:
+        raise Invalid("name one of --threshold, --rule and --calibration")
+    asked: dict[str, Any] = {"model": model, "modality": modality, "apply": apply, "shown": shown}
+    answer = client.post("/v1/quarantine:replay", json=asked | given)
+    if follow and answer["operation"] is not None:
+        answer["state"] = watch(client, answer["operation"], "replay")["state"]
+    if as_json:
+        tell_json(answer)
+        return
+    counts = answer["counts"]
+    tell(
+        f"threshold {answer['threshold']:.6g} ({answer['rule']}): stops {counts.get('stop', 0)} searchable images, "
+        f"admits {counts.get('admit', 0)} stopped ones, {counts.get('stay', 0)} stay; "
+        f"{counts.get('decided', 0)} were decided on by a person, {counts.get('unmeasured', 0)} have no score"
+    )
+    ways = [("stops", one) for one in answer["stop"]] + [("admits", one) for one in answer["admit"]]
+    if ways:
+        rows = [(way, one["image"], one["sop_instance_uid"], one["score"]) for way, one in ways]
+        table(("", "image", "SOPInstanceUID", "score"), rows, right=("image", "score"))
+    if answer["applied"]:
+        tell(f"in force; operation {answer['operation']} {answer.get('state', 'judges what is stored')}")
+    else:
+        say("nothing was changed; --apply does it")

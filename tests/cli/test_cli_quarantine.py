@@ -1,0 +1,95 @@
+"""`similis quarantine`: what is asked of the server, what a person reads, and how it ends."""
+
+import pytest
+
+ITEM = {
+    "item": "image-17", "gate": "features", "reason": "out-of-distribution", "score": 3.0, "threshold": 0.52,
+    "modality": "MG", "sop_instance_uid": "1.2.3",
+}  # fmt: skip
+SAID = {"item": "image-17", "decision": "released", "reviewer": "Anna", "at": "2026-01-01", "gate": "features",
+        "score": 3.0, "note": "an implant"}  # fmt: skip
+PLAN = {
+    "model": "base", "modality": "MG", "threshold": 0.6, "rule": "given", "applied": False, "operation": None,
+    "counts": {"stop": 1, "admit": 2, "stay": 97, "decided": 3},
+    "stop": [{"image": 5, "sop_instance_uid": "1.2.5", "score": 0.7}], "admit": [],
+}  # fmt: skip
+CALIBRATION = {
+    "id": 4, "modality": "MG", "source": "archive", "rule": "log", "threshold": 0.52, "mean": 0.5, "std": 0.01,
+    "n": 400, "made_by": "Anna", "in_force": True,
+}  # fmt: skip
+
+
+def test_the_queue_is_a_table_and_names_the_next_page(similis, server, home):
+    server.on("GET /v1/quarantine", {"items": [ITEM], "next": "image-17"})
+    ran = similis("quarantine", "list", "--gate", "features", "--modality", "MG", "--home", home)
+    assert (ran.code, server.asked[0].path) == (0, "/v1/quarantine?gate=features&modality=MG&limit=100")
+    assert "image-17" in ran.out
+    assert "0.52" in ran.out
+    assert "--cursor image-17" in ran.err
+
+
+@pytest.mark.parametrize("verb", ["release", "reject"])
+def test_a_decision_goes_with_its_note(similis, server, home, verb):
+    server.on(f"POST /v1/quarantine/image-17:{verb}", SAID)
+    ran = similis("quarantine", verb, "image-17", "--note", "an implant", "--home", home)
+    assert (ran.code, server.asked[0].json) == (0, {"note": "an implant"})
+    assert "released by Anna" in ran.out
+
+
+def test_a_decision_that_another_made_first_is_a_conflict(similis, server, home):
+    server.problem("POST /v1/quarantine/image-17:reject", 409, "this image was released already")
+    ran = similis("quarantine", "reject", "image-17", "--home", home)
+    assert ran.code == 4
+    assert "released already" in ran.err
+
+
+def test_what_was_said_is_shown(similis, server, home):
+    server.on("GET /v1/quarantine/image-17", {"reviews": [SAID]})
+    assert "an implant" in similis("quarantine", "show", "image-17", "--home", home).out
+
+
+def test_one_or_many_are_retried_and_never_all_by_mistake(similis, server, home):
+    server.on("POST /v1/quarantine/file-3:retry", {"images": 0, "files": 1})
+    server.on("POST /v1/quarantine:retry", {"images": 4, "files": 2})
+    assert "0 images, 1 files" in similis("quarantine", "retry", "file-3", "--home", home).out
+    assert "4 images, 2 files" in similis("quarantine", "retry", "--reason", "no-permitted-decoder", "--home", home).out
+    assert server.asked[1].json == {"reason": "no-permitted-decoder"}
+    assert similis("quarantine", "retry", "--home", home).code == 2
+
+
+def test_calibrate_tells_what_was_made_and_what_was_not(similis, server, home):
+    made = {"calibrations": [CALIBRATION], "skipped": {"CT": 3}, "left_out": {"MG": 2}}
+    server.on("POST /v1/models/base/calibrations", made, 201)
+    ran = similis("quarantine", "calibrate", "--model", "base", "--rule", "log", "--home", home)
+    assert (ran.code, server.asked[0].json) == (0, {"rule": "log"})
+    assert "archive" in ran.out
+    assert "CT: 3 scores are too few" in ran.err
+    assert "MG: 2 images that gate 3 had stopped were left out" in ran.err
+
+
+def test_what_passed_without_a_threshold_is_said(similis, server, home):
+    server.on("GET /v1/models/base/calibrations", {"calibrations": [CALIBRATION], "without": {"US": 12}})
+    ran = similis("quarantine", "calibrations", "--model", "base", "--home", home)
+    assert "US: 12 searchable images were let pass without a threshold" in ran.out
+
+
+def test_a_replay_is_shown_and_only_applied_when_asked(similis, server, home):
+    server.on("POST /v1/quarantine:replay", PLAN)
+    argv = ("quarantine", "replay", "--model", "base", "--modality", "MG", "--threshold", 0.6, "--home", home)
+    ran = similis(*argv)
+    assert server.asked[0].json == {"model": "base", "modality": "MG", "apply": False, "shown": 20, "threshold": 0.6}
+    assert "stops 1 searchable images, admits 2 stopped ones, 97 stay; 3 were decided on" in ran.out
+    assert "1.2.5" in ran.out
+    assert "nothing was changed" in ran.err
+    server.answers.clear()
+    server.on("POST /v1/quarantine:replay", PLAN | {"applied": True, "operation": "op-1"}, 202)
+    server.on("GET /v1/operations/op-1", {"id": "op-1", "state": "succeeded", "done": 100, "total": 100})
+    ran = similis(*argv, "--apply", "--follow")
+    assert server.asked[-2].json["apply"] is True
+    assert "operation op-1 succeeded" in ran.out
+
+
+def test_two_thresholds_at_once_are_refused_here(similis, server, home):
+    argv = ("--model", "base", "--modality", "MG", "--threshold", 0.6, "--rule", "log", "--home", home)
+    assert similis("quarantine", "replay", *argv).code == 5
+    assert server.asked == []
