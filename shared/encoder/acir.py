@@ -82,6 +82,21 @@ S = Widths(
     hidden=256,
     decoder=((256, 128), (64, 64), (32, 32)),
 )
+S_HALF = Widths(
+    blocks=(2, 2, 2, 2),
+    bottleneck=False,
+    base=40,
+    shallow_heads=(4, 32),
+    deep_heads=(4, 64),
+    darf_heads=(4, 32),
+    dim=256,
+    depth=4,
+    heads=4,
+    last=3,
+    fusion=256,
+    hidden=128,
+    decoder=((128, 64), (32, 32), (16, 16)),
+)
 XS = Widths(
     blocks=(2, 2, 2, 2),
     bottleneck=False,
@@ -97,7 +112,7 @@ XS = Widths(
     hidden=128,
     decoder=((128, 64), (32, 32), (16, 16)),
 )
-WIDTHS = {"full": FULL, "s": S, "xs": XS}
+WIDTHS = {"full": FULL, "s": S, "s-half": S_HALF, "xs": XS}
 
 
 class Features(NamedTuple):

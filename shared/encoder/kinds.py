@@ -3,7 +3,7 @@
 A kind's options are JSON, stand in the card, and are part of its fingerprint:
 
 - a backbone: `{}`, or `{"head": "metric"}` for metric learning's head;
-- `acir`: `widths` (full, s, xs), `bits`, `side`, `head` (kan, linear), `darf`, `decoder`;
+- `acir`: `widths` (full, s, s-half, xs), `bits`, `side`, `head` (kan, linear), `darf`, `decoder`;
 - `ensemble`: `members`, a list of `{architecture, options, mean, std}`; `join`; `weights` of a weighted mean;
   `projection`, the shape (components, dim) of principal components.
 """
@@ -89,7 +89,7 @@ def _backbone(architecture: str, *, head: Literal["metric"] | None = None, empty
 @_checked
 def _acir(
     *,
-    widths: Literal["full", "s", "xs"],
+    widths: Literal["full", "s", "s-half", "xs"],
     bits: Annotated[int, Field(ge=8, le=4096, multiple_of=8)],
     side: int = 224,
     head: Literal["kan", "linear"] = "kan",

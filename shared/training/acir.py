@@ -25,7 +25,7 @@ from shared.training.selection import macro_precision
 class Shape:
     """The options of an `acir` card."""
 
-    widths: Literal["full", "s", "xs"]
+    widths: Literal["full", "s", "s-half", "xs"]
     bits: int
     side: int = 224
     head: Head = "kan"

@@ -9,7 +9,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from shared.encoder import vision
-from shared.encoder.acir import FULL, WIDTHS, XS, Acir, Features, S, content, relative_error, squared_error
+from shared.encoder.acir import FULL, S_HALF, WIDTHS, XS, Acir, Features, S, content, relative_error, squared_error
 from shared.encoder.stem import Stem
 from shared.errors import Invalid
 
@@ -71,6 +71,7 @@ def test_the_small_widths_cost_what_they_promise():
     assert parameters(on_paper(S)) == pytest.approx(29.8, abs=0.05)
     assert macs(on_paper(S)) - inside == pytest.approx(2_750, abs=10)
     assert on_paper(S).dim == 1152
+    assert parameters(on_paper(S_HALF)) == pytest.approx(9.8, abs=0.05)
     assert parameters(on_paper(XS)) < 12
 
 

@@ -15,7 +15,7 @@ from shared.training.data import Named
 from shared.training.experiment import Cosine, Experiment, Optimiser, Shuffled
 from shared.training.samplers import ClassBalanced
 
-Widths = Literal["full", "s", "xs"]
+Widths = Literal["full", "s", "s-half", "xs"]
 
 PRESETS = ("recommended", "paper", "released-code")
 VARIANTS = get_args(Widths)
