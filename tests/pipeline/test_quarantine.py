@@ -12,6 +12,7 @@ from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.imaging.reasons import Reason, hostile, undecodable
 from shared.pipeline import encode, quarantine
 from shared.store import reviews
+from shared.store.locks import Lock, share
 from shared.store.reviews import Wanted
 from shared.types import Job
 from tests.miniature import STATS, header
@@ -250,6 +251,37 @@ def test_what_is_judged_while_a_threshold_comes_into_force_is_judged_by_one_of_t
         calibrated.begin_replay(db, threshold=0.95)
     encode.settle(calibrated.begin, work, result)
     assert calibrated.status(STRANGE) == "encoded"
+
+
+def test_a_threshold_waits_for_whoever_is_settling(calibrated: Bright) -> None:
+    with calibrated.begin() as settling:
+        share(settling, Lock.GENERATIONS)
+        with pytest.raises(Unavailable), calibrated.begin() as db:
+            db.execute(sa.text("SET LOCAL lock_timeout = '200ms'"))
+            calibrated.begin_replay(db, threshold=0.95)
+    assert calibrated.column("SELECT count(*) FROM calibration") == [1]
+
+
+@pytest.mark.parametrize("how", ["retried", "replaced"])
+def test_what_is_to_be_judged_again_goes_into_no_new_generation_meanwhile(stopped: Bright, how: str) -> None:
+    if how == "retried":
+        with stopped.begin() as db:
+            quarantine.retry(db, stopped.number(STRANGE), ANNA)
+    else:
+        stopped.put(f"{STRANGE:04}.dcm", header(STRANGE), b"other bytes, and as strange")
+        stopped.scan()
+    assert stopped.status(STRANGE) == "received"
+    stopped.begin_generation("null")
+    stopped.reindex(rounds=1)
+    assert stopped.column("SELECT 1 FROM ledger WHERE image_id = :id", id=stopped.number(STRANGE)) == []
+
+
+def test_a_release_never_publishes_what_was_made_of_other_bytes(calibrated: Bright) -> None:
+    """Stopped by gate 1 since its bytes changed: what gate 3 once had of it is gone."""
+    calibrated.put("0003.dcm", header(3, presentation_intent="FOR PROCESSING"), b"raw now")
+    calibrated.take()
+    assert calibrated.status(3) == "quarantined"
+    assert calibrated.column("SELECT 1 FROM encoding WHERE image_id = :id", id=calibrated.number(3)) == []
 
 
 def test_notes_are_kept_and_nothing_of_them_is_audited(stopped: Bright) -> None:

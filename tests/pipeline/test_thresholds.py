@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.encoder import ood
+from shared.encoder.build import build
 from shared.encoder.cards import Card
+from shared.encoder.runtime import load
 from shared.errors import Conflict, Invalid, NotFound
-from shared.pipeline import quarantine, thresholds
+from shared.imaging.recipe import Recipe
+from shared.pipeline import lifecycle, quarantine, thresholds
 from shared.pipeline.judge import judge, statistic
 from shared.pipeline.thresholds import Choice, Plan
 from shared.store import calibrations, generations, operations
@@ -250,3 +253,25 @@ def test_a_card_brings_its_calibrations_and_the_archives_own_override_them(brigh
         thresholds.calibrate(db, generations.model(db, "null"), ANNA)
         thresholds.bring(db, 1, card)
         assert calibrations.in_force(db, 1)["MG"].threshold < brought.threshold
+
+
+def test_a_real_model_brings_its_threshold_and_stops_by_its_reconstruction(bright: Bright) -> None:
+    """The card, the import, the network's own error and the gate, none of them a stand-in."""
+    options = {"widths": "xs", "bits": 16, "side": 112, "head": "linear", "darf": False}
+    folder = bright.folder / "models" / "tiny"
+    brought = ood.calibrate(np.linspace(9.0, 9.2, 30), ood.data_digest(["made up"]))
+    card = build(
+        folder, "tiny", "acir", "random:0", Recipe(size=112), options=options, calibrations={"MG": brought}, graph=False
+    )
+    network = load(folder, runtime="torch")
+    bright.encoder = lambda _model: network  # type: ignore[method-assign]
+    with bright.begin() as db:
+        lifecycle.add_model(db, bright.indexes, "tiny", card)
+    bright.paint(0)
+    bright.paint(1, 0.5)
+    bright.take()
+    scores = dict(zip((0, 1), bright.column("SELECT CAST(ood AS float8) FROM encoding ORDER BY image_id"), strict=True))
+    judged = {n: "quarantined" if float(str(scores[n])) > brought.threshold else "encoded" for n in (0, 1)}
+    assert {n: bright.status(n) for n in (0, 1)} == judged
+    assert set(judged.values()) == {"quarantined", "encoded"}, scores
+    assert bright.column("SELECT source FROM calibration") == ["card"]
