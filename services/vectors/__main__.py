@@ -12,8 +12,8 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
+from services.vectors.refused import Refused
 from services.vectors.server import VectorsServer
-from services.vectors.translate import Refused
 from shared import log
 
 HELD = 4

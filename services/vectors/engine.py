@@ -17,6 +17,7 @@ import socket
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
@@ -28,12 +29,15 @@ import qdrant_edge as edge
 from qdrant_client import grpc as pb
 
 from services.vectors import translate
+from services.vectors.codes import CodeTable, from_text, hidden, key_of
+from services.vectors.refused import Refused, wrong
 from services.vectors.replies import Fields, Replies, timed
-from services.vectors.translate import Refused
+from services.vectors.translate import Layout
 from shared import log
 
 PR_SET_PDEATHSIG: Final = 1
 STEP: Final = 32  # points that are written before a question may have its turn: about 5 ms
+PAGE: Final = 4096  # points that are read at once when a shard is loaded
 WAIT_S: Final = 10.0  # for the child of a killed process to let go of the shard
 _log = log.get(__name__)
 
@@ -41,9 +45,11 @@ _log = log.get(__name__)
 class Service:
     """The shard's side of Qdrant's Points service, and what the owner of the shard asks besides."""
 
-    def __init__(self, path: Path, sizes: dict[str, int]) -> None:
-        self._sizes = sizes
+    def __init__(self, path: Path, layout: Layout) -> None:
+        self._layout = layout
         self._shard = edge.EdgeShard.load(str(path))
+        self._tables = {name: CodeTable(bits) for name, bits in layout.bits.items()}
+        self._fill_tables()
         self._replies = Replies(lambda ids: self._shard.retrieve(ids, True, False))
         self._calls: dict[str, tuple[Any, Callable[[Any], Any]]] = {
             "QueryBatch": (pb.QueryBatchPoints, self.query_batch),
@@ -52,6 +58,7 @@ class Service:
             "Count": (pb.CountPoints, self.count),
             "Info": (pb.GetCollectionInfoRequest, self.info),
             "Upsert": (pb.UpsertPoints, self.upsert),
+            "Replay": (pb.UpsertPoints, self.replay),
             "Delete": (pb.DeletePoints, self.delete),
             "CreateFieldIndex": (pb.CreateFieldIndexCollection, self.index_field),
             "Flush": (pb.HealthCheckRequest, self.flush),
@@ -80,27 +87,41 @@ class Service:
     def query_batch(self, request: pb.QueryBatchPoints) -> bytes:
         for query in request.query_points:
             if query.collection_name not in {"", request.collection_name}:
-                raise translate.wrong("a batch asks one collection")
-        wanted = [translate.query_of(query, self._sizes) for query in request.query_points]
-        found = self._shard.query_batch(edge.QueryBatchRequest(queries=wanted))
+                raise wrong("a batch asks one collection")
+        found: list[Sequence[tuple[int, float]]] = [
+            translate.nearest_codes(query, self._layout, self._tables[query.using])
+            if query.using in self._tables
+            else []
+            for query in request.query_points
+        ]
+        dense = [row for row, query in enumerate(request.query_points) if query.using not in self._tables]
+        if dense:
+            wanted = [translate.query_of(request.query_points[row], self._layout) for row in dense]
+            hits: Any = self._shard.query_batch(edge.QueryBatchRequest(queries=wanted))
+            for row, points in zip(dense, hits, strict=True):
+                # an int hashes in C, a UUID in Python; each reading of `id` makes a new one
+                found[row] = [(point.id.int, point.score) for point in points]
         return self._replies.batch(found, [translate.payload_of(query.with_payload) for query in request.query_points])
 
     def get(self, request: pb.GetPoints) -> pb.GetResponse:
-        ids, payload = translate.ids_of(request.ids), _listed(translate.payload_of(request.with_payload))
+        payload = self._wanted(translate.payload_of(request.with_payload), vectors=request.with_vectors.enable)
+        ids = translate.ids_of(request.ids)
         records = self._shard.retrieve(ids, payload, request.with_vectors.enable)
-        return pb.GetResponse(result=[translate.retrieved(record) for record in records])
+        return pb.GetResponse(result=[translate.retrieved(record, self._layout) for record in records])
 
     def scroll(self, request: pb.ScrollPoints) -> pb.ScrollResponse:
         wanted = edge.ScrollRequest(
             offset=request.offset.uuid or None,
             limit=request.limit or 10,
             filter=translate.filter_of(request.filter) if request.HasField("filter") else None,
-            with_payload=_listed(translate.payload_of(request.with_payload)),
+            with_payload=self._wanted(translate.payload_of(request.with_payload), vectors=request.with_vectors.enable),
             with_vector=request.with_vectors.enable,
         )
         records, following = self._shard.scroll(wanted)
         offset = pb.PointId(uuid=str(following)) if following is not None else None
-        return pb.ScrollResponse(result=[translate.retrieved(record) for record in records], next_page_offset=offset)
+        return pb.ScrollResponse(
+            result=[translate.retrieved(record, self._layout) for record in records], next_page_offset=offset
+        )
 
     def count(self, request: pb.CountPoints) -> pb.CountResponse:
         wanted = edge.CountRequest(
@@ -127,19 +148,27 @@ class Service:
 
         Step by step, and each is whole; a kill in between leaves some of them written and none acknowledged.
         """
-        points = [translate.point_of(point, self._sizes) for point in request.points]
+        reply = self.replay(request)
+        self._shard.flush()
+        return reply
+
+    def replay(self, request: pb.UpsertPoints) -> pb.PointsOperationResponse:
+        """The points are applied and not yet on disk: a new shard catches up, and is flushed once."""
+        points = [translate.point_of(point, self._layout) for point in request.points]
         guard = translate.filter_of(request.update_filter) if request.HasField("update_filter") else None
         for start in range(0, len(points), STEP):
             self._shard.update(edge.UpdateOperation.upsert_points(points[start : start + STEP], condition=guard))
+            self._follow([point.id.uuid for point in request.points[start : start + STEP]])
             self._replies.forget(point.id.uuid for point in request.points[start : start + STEP])
-        self._shard.flush()
         return done()
 
     def delete(self, request: pb.DeletePoints) -> pb.PointsOperationResponse:
         if request.points.WhichOneof("points_selector_one_of") != "points":
-            raise translate.wrong("points are deleted by id")
+            raise wrong("points are deleted by id")
         ids = translate.ids_of(request.points.points.ids)
         self._shard.update(edge.UpdateOperation.delete_points(ids))
+        for table in self._tables.values():
+            table.drop(uuid.UUID(id_).int for id_ in ids)
         self._replies.forget(ids)
         self._shard.flush()
         return done()
@@ -154,6 +183,32 @@ class Service:
         self._shard.flush()
         return done()
 
+    def _fill_tables(self) -> None:
+        offset = None
+        while self._tables:
+            wanted = edge.ScrollRequest(offset=offset, limit=PAGE, with_payload=True, with_vector=False)
+            records, offset = self._shard.scroll(wanted)
+            self._put(records)
+            if offset is None:
+                return
+
+    def _follow(self, ids: list[Any]) -> None:
+        """What stands in the shard now, whether the write was guarded off or not, stands in the tables."""
+        if self._tables:
+            self._put(self._shard.retrieve(ids, True, False))
+
+    def _put(self, records: Sequence[Any]) -> None:
+        for record in records:
+            shown = {key: value for key, value in record.payload.items() if not hidden(key)}
+            for name, table in self._tables.items():
+                table.put(record.id.int, from_text(record.payload[key_of(name)]), shown)
+
+    def _wanted(self, fields: Fields, *, vectors: bool) -> bool | list[str]:
+        """As Edge takes them; codes lie in the payload."""
+        if isinstance(fields, bool):
+            return fields or (vectors and bool(self._tables))
+        return [*fields, *(key_of(name) for name in self._tables if vectors)]
+
     def close(self) -> None:
         self._shard.flush()
         self._shard.close()
@@ -163,15 +218,10 @@ def done() -> pb.PointsOperationResponse:
     return pb.PointsOperationResponse(result=pb.UpdateResult(status=pb.UpdateStatus.Completed))
 
 
-def _listed(fields: Fields) -> bool | list[str]:
-    """As Edge takes them."""
-    return fields if isinstance(fields, bool) else list(fields)
-
-
-def serve(path: Path, sizes: dict[str, int], reads: Connection, writes: Connection) -> None:
+def serve(path: Path, layout: Layout, reads: Connection, writes: Connection) -> None:
     """The shard at this path was served until both sockets ended; then it is flushed and closed."""
     with held(path):
-        service = Service(path, sizes)
+        service = Service(path, layout)
         gc.collect()
         gc.freeze()  # what is loaded stays: looking through it again and again cost 0.2 ms a search
         gc.set_threshold(50_000)
@@ -245,10 +295,9 @@ def main(arguments: Sequence[str]) -> int:
 
 def _child(order: bytes, handles: Sequence[int], parent: int) -> int:
     die_with_parent(parent)
-    path, *named = order.decode("utf-8").split("\0")
-    sizes = {name: int(size) for name, size in (one.split("=") for one in named)}
+    path, layout = order.decode("utf-8").split("\0")
     try:
-        serve(Path(path), sizes, Connection(handles[0]), Connection(handles[1]))
+        serve(Path(path), Layout.from_text(layout), Connection(handles[0]), Connection(handles[1]))
     except Exception as error:
         _log.exception("engine ended", exception_type=type(error).__name__)
         return 1

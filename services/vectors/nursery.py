@@ -5,7 +5,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,10 +12,11 @@ from typing import Final
 
 import grpc
 
-from services.vectors.translate import Refused
+from services.vectors.refused import Refused
+from services.vectors.translate import Layout
 
 CLOSES_WITHIN_S: Final = 20.0
-WRITES: Final = frozenset({"Upsert", "Delete", "CreateFieldIndex", "Flush"})
+WRITES: Final = frozenset({"Upsert", "Replay", "Delete", "CreateFieldIndex", "Flush"})
 CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
@@ -72,10 +72,10 @@ class Nursery:
             argv = [sys.executable, "-m", "services.vectors.engine", str(theirs.fileno()), str(os.getpid())]
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
 
-    def engine(self, shard: Path, sizes: Mapping[str, int]) -> Engine:
+    def engine(self, shard: Path, layout: Layout) -> Engine:
         """The shard is loaded in a child of its own. Raises: `RuntimeError` where it cannot be."""
         pairs = [socket.socketpair() for _ in range(2)]
-        order = "\0".join([str(shard), *(f"{name}={size}" for name, size in sizes.items())]).encode("utf-8")
+        order = f"{shard}\0{layout.to_text()}".encode()
         with self._lock:
             if self._process.poll() is not None:
                 self._orders.close()

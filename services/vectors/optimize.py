@@ -23,8 +23,9 @@ import grpc
 import qdrant_edge as edge
 
 from services.vectors.engine import die_with_parent
+from services.vectors.refused import Refused
 from services.vectors.shards import MIN_FREE_BYTES, Collection, read_config, sync_tree, warm
-from services.vectors.translate import Refused, config_of
+from services.vectors.translate import config_of
 from shared import log
 
 DEFAULT_ABOVE: Final = 2000  # unindexed points, when the collection does not say
@@ -146,7 +147,7 @@ class Optimizer:
 def threshold(collection: Collection) -> int:
     """How many unindexed points are too many: the collection's `indexing_threshold`, as a number of points."""
     kilobytes = collection.config.optimizers_config.indexing_threshold
-    return int(kilobytes * 1024 // (4 * sum(collection.sizes.values()))) or DEFAULT_ABOVE
+    return int(kilobytes * 1024 // (4 * sum(collection.layout.sizes.values()))) or DEFAULT_ABOVE
 
 
 def segments(collection: Collection) -> int:

@@ -45,16 +45,17 @@ class Replies:
                 for number in numbers:
                     heads.pop(number, None)
 
-    def batch(self, found: Sequence[Sequence[Any]], fields: Sequence[Fields]) -> bytes:
-        """A QueryBatchResponse: the hits of each query, with what of the payload it wants; deleted ones left out."""
-        # an int hashes in C, a UUID in Python; each reading of `id` makes a new one
-        hits = [[(point.id.int, point.score) for point in points] for points in found]
+    def batch(self, found: Sequence[Sequence[tuple[int, float]]], fields: Sequence[Fields]) -> bytes:
+        """A QueryBatchResponse: each query's hits (number of the id, score), with the payload that it wants.
+
+        What was deleted meanwhile is left out.
+        """
         wanted: dict[Fields, set[int]] = {own: set() for own in fields}
-        for points, own in zip(hits, fields, strict=True):
+        for points, own in zip(found, fields, strict=True):
             wanted[own].update(number for number, _ in points)
         known = {own: self._heads_of(own, numbers) for own, numbers in wanted.items()}
         parts = []
-        for points, own in zip(hits, fields, strict=True):
+        for points, own in zip(found, fields, strict=True):
             heads = known[own]
             rows = [heads[number] + _SCORE.pack(score) for number, score in points if number in heads]
             parts.append(_delimited(b"".join(rows)))

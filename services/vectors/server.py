@@ -23,8 +23,8 @@ from qdrant_client.grpc.qdrant_pb2_grpc import QdrantServicer, add_QdrantService
 
 from services.vectors import translate
 from services.vectors.optimize import Optimizer
+from services.vectors.refused import Refused
 from services.vectors.shards import Collection, Shards
-from services.vectors.translate import Refused
 from shared import log
 
 THREADS: Final = 8  # an engine is serial; these let requests wait in line instead of being refused

@@ -27,7 +27,7 @@ from qdrant_client import grpc as pb
 
 from services.vectors import translate
 from services.vectors.nursery import WRITES, Engine, Gone, Nursery
-from services.vectors.translate import Refused
+from services.vectors.refused import Refused, wrong
 from shared import log
 
 MIN_FREE_BYTES: Final = 256 * 2**20  # a full disk is a SIGBUS: Edge writes through memory maps
@@ -47,8 +47,8 @@ class Collection:
         self.name = folder.name
         self.config = read_config(folder)
         vectors = self.config.vectors_config.params_map.map
-        self.sizes = {name: int(params.size) for name, params in vectors.items()}
-        self.linked = any(params.hnsw_config.m > 0 for params in vectors.values())
+        self.layout = translate.layout_of(self.config)
+        self.linked = any(vectors[name].hnsw_config.m > 0 for name in self.layout.sizes)
         self.dropped = False
         self._nursery = nursery
         self._write = threading.Lock()
@@ -56,7 +56,7 @@ class Collection:
         self._touched: set[str] | None = None  # ids written since the shadow was copied
         self._remove_stale()
         self.path = self._current()
-        self._engine = nursery.engine(self.path, self.sizes)
+        self._engine = nursery.engine(self.path, self.layout)
 
     @classmethod
     def create(cls, root: Path, config: pb.CreateCollection, nursery: Nursery) -> "Collection":
@@ -83,7 +83,7 @@ class Collection:
                 with self._change:
                     if engine is self._engine and not self.dropped:
                         _log.warning("engine ended")
-                        self._engine = self._nursery.engine(self.path, self.sizes)
+                        self._engine = self._nursery.engine(self.path, self.layout)
                 if name in WRITES:  # it may have been applied or not; a question is simply asked again
                     raise Refused(grpc.StatusCode.UNAVAILABLE, "the engine ended; ask again") from None
 
@@ -135,7 +135,7 @@ class Collection:
         It is loaded by an engine of its own. Most of the catching up happens beside the writers, the last step in
         front of them.
         """
-        fresh = self._nursery.engine(target, self.sizes)
+        fresh = self._nursery.engine(target, self.layout)
         try:
             while len(pending := self._take_touched()) > REPLAY:
                 self._replay(fresh, pending)
@@ -171,7 +171,7 @@ class Collection:
             gone = set(part) - {record.id.uuid for record in records}
             if records:
                 points = [translate.stored(record) for record in records]
-                fresh.ask("Upsert", pb.UpsertPoints(collection_name=self.name, points=points).SerializeToString())
+                fresh.ask("Replay", pb.UpsertPoints(collection_name=self.name, points=points).SerializeToString())
             if gone:
                 selected = pb.PointsSelector(points=pb.PointsIdsList(ids=[pb.PointId(uuid=id_) for id_ in gone]))
                 fresh.ask("Delete", pb.DeletePoints(collection_name=self.name, points=selected).SerializeToString())
@@ -222,7 +222,7 @@ class Shards:
 
     def create(self, config: pb.CreateCollection) -> None:
         if not NAME.fullmatch(config.collection_name):
-            raise translate.wrong("a collection's name is letters, digits, - and _")
+            raise wrong("a collection's name is letters, digits, - and _")
         with self._change:
             if config.collection_name in self._collections:
                 raise Refused(grpc.StatusCode.ALREADY_EXISTS, "the collection exists already")

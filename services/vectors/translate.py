@@ -4,14 +4,21 @@ Every request is walked against `ALLOWED`, message by message: a field that is s
 be ignored without a word (a score threshold, a shard key, a prefetch), and the answer would be a different one.
 """
 
+import json
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import grpc
 import numpy as np
 import qdrant_edge as edge
 from google.protobuf.message import Message  # type: ignore[import-untyped]  # ships no types
+from numpy.typing import NDArray
 from qdrant_client import grpc as pb
+
+from services.vectors import codes
+from services.vectors.refused import Refused, wrong
+from shared.index.codes import signs
 
 #: The fields of each message that mean something here. A payload's values are checked where they are read.
 ALLOWED: Final[Mapping[str, frozenset[str]]] = {
@@ -20,9 +27,10 @@ ALLOWED: Final[Mapping[str, frozenset[str]]] = {
         "CreateCollection": "collection_name vectors_config optimizers_config metadata",
         "VectorsConfig": "params_map",
         "VectorParamsMap": "map",
-        "VectorParams": "size distance hnsw_config quantization_config",
+        "VectorParams": "size distance hnsw_config quantization_config datatype",
         "HnswConfigDiff": "m ef_construct",
-        "QuantizationConfig": "scalar",
+        "QuantizationConfig": "scalar binary",
+        "BinaryQuantization": "always_ram",
         "ScalarQuantization": "type quantile always_ram",
         "OptimizersConfigDiff": "indexing_threshold",
         "UpdateCollection": "collection_name optimizers_config",
@@ -53,7 +61,7 @@ ALLOWED: Final[Mapping[str, frozenset[str]]] = {
         "ScrollPoints": "collection_name filter offset limit with_payload with_vectors",
         "CountPoints": "collection_name filter exact",
         "QueryBatchPoints": "collection_name query_points",
-        "QueryPoints": "collection_name query using filter params limit with_payload",
+        "QueryPoints": "collection_name query using filter params limit with_payload score_threshold",
         "Query": "nearest",
         "VectorInput": "dense",
         "SearchParams": "hnsw_ef exact quantization indexed_only",
@@ -74,18 +82,6 @@ DISTANCE: Final = {
     pb.Distance.Euclid: edge.Distance.Euclid,
 }
 FULL_SCAN_KB: Final = 10_000  # Qdrant's own default: below, a filtered set is scanned rather than walked
-
-
-class Refused(Exception):
-    """A request that is answered with this status."""
-
-    def __init__(self, code: grpc.StatusCode, message: str) -> None:
-        super().__init__(message)
-        self.code = code
-
-
-def wrong(message: str) -> Refused:
-    return Refused(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def check(message: Message) -> None:
@@ -118,16 +114,49 @@ def config_of(request: pb.CreateCollection, segments: int = 1, *, wal: bool | No
     The indexing threshold is 1 kB: an optimiser is only started by who has counted, and then links everything.
     `wal` is fixed when a shard is made: without, as every write is flushed before it is acknowledged. None keeps it.
     """
+    layout = layout_of(request)
     vectors = request.vectors_config.params_map.map
-    if not vectors:
-        raise wrong("a collection needs named vectors")
+    if not layout.sizes:
+        raise wrong("a collection needs named vectors, and one besides codes")
     return edge.EdgeConfig(
-        vectors={name: _vector_params(params) for name, params in vectors.items()},
+        vectors={name: _vector_params(vectors[name]) for name in layout.sizes},
         optimizers=edge.EdgeOptimizersConfig(default_segment_number=segments, indexing_threshold=1),
         max_search_threads=1,
         payload_memory=edge.Memory.Cached,
         wal_enabled=wal,
     )
+
+
+class Layout(NamedTuple):
+    """The named vectors of a collection: those that Edge holds, and the codes, which we hold."""
+
+    sizes: dict[str, int]
+    bits: dict[str, int]
+
+    def to_text(self) -> str:
+        return json.dumps(self)
+
+    @classmethod
+    def from_text(cls, text: str) -> "Layout":
+        return cls(*json.loads(text))
+
+
+def layout_of(request: pb.CreateCollection) -> Layout:
+    vectors = request.vectors_config.params_map.map
+    bits = {name: int(params.size) for name, params in vectors.items() if _holds_codes(params)}
+    return Layout({name: int(params.size) for name, params in vectors.items() if name not in bits}, bits)
+
+
+def _holds_codes(params: pb.VectorParams) -> bool:
+    """Binary quantisation is for codes alone: scores of anything else would silently be of its signs."""
+    if not params.quantization_config.HasField("binary"):
+        if params.datatype not in {pb.Datatype.Default, pb.Datatype.Float32}:
+            raise wrong("a vector's datatype is float32")
+        return False
+    graph = params.hnsw_config
+    if params.distance != pb.Distance.Dot or not graph.HasField("m") or graph.m or params.size % 8 or not params.size:
+        raise wrong("binary quantisation is for codes: whole bytes under Dot, without a graph")
+    return True
 
 
 def _vector_params(params: pb.VectorParams) -> edge.EdgeVectorParams:
@@ -215,24 +244,33 @@ def vector_of(message: pb.DenseVector, size: int) -> "memoryview[float]":
 
     Raises: `Refused` for what Edge itself would take, NaN and infinity, and for another dimension.
     """
+    return memoryview(_floats(message, size))  # type: ignore[arg-type]  # an array is a buffer
+
+
+def _floats(message: pb.DenseVector, size: int) -> NDArray[np.float32]:
     if len(message.data) != size:
         raise wrong(f"a vector has {len(message.data)} dimensions, the collection {size}")
     # a packed repeated float is the array's own bytes, after one tag and the length
-    data = message.SerializeToString()[-4 * size :]
-    if not np.isfinite(np.frombuffer(data, dtype="<f4")).all():
+    values = np.frombuffer(message.SerializeToString()[-4 * size :], dtype="<f4")
+    if not np.isfinite(values).all():
         raise wrong("a vector holds NaN or infinity")
-    return memoryview(data).cast("f")
+    return values
 
 
-def point_of(message: pb.PointStruct, sizes: Mapping[str, int]) -> edge.Point:
+def point_of(message: pb.PointStruct, layout: Layout) -> edge.Point:
     vectors: dict[str, Any] = {}  # Edge's stubs say list
-    for name, vector in message.vectors.vectors.vectors.items():
-        if name not in sizes:
-            raise wrong("a point has a vector of another name")
-        vectors[name] = vector_of(vector.dense, sizes[name])
-    if len(vectors) != len(sizes):
-        raise wrong("a point lacks a vector")
     payload = {name: _value(value) for name, value in message.payload.items()}
+    if any(codes.hidden(name) for name in payload):
+        raise wrong("a payload field has a name of ours")
+    for name, vector in message.vectors.vectors.vectors.items():
+        if name in layout.bits:
+            payload[codes.key_of(name)] = codes.to_text(_floats(vector.dense, layout.bits[name]))
+        elif name in layout.sizes:
+            vectors[name] = vector_of(vector.dense, layout.sizes[name])
+        else:
+            raise wrong("a point has a vector of another name")
+    if len(message.vectors.vectors.vectors) != len(layout.sizes) + len(layout.bits):
+        raise wrong("a point lacks a vector")
     return edge.Point(id=_id(message.id), vector=vectors, payload=payload)
 
 
@@ -255,16 +293,11 @@ def _value(message: pb.Value) -> int | str:
     raise Refused(grpc.StatusCode.UNIMPLEMENTED, "a payload value is a string or a whole number")
 
 
-def query_of(message: pb.QueryPoints, sizes: Mapping[str, int]) -> edge.QueryRequest:
-    if message.using not in sizes:
-        raise wrong("`using` names no vector of the collection")
-    if not message.HasField("query") or not message.query.nearest.HasField("dense"):
-        raise wrong("a query needs a nearest dense vector")
-    if not message.limit:
-        raise wrong("a query needs a limit")
-    if payload_of(message.with_payload) is False:
-        raise Refused(grpc.StatusCode.UNIMPLEMENTED, "QueryPoints.with_payload is all of it, or fields by name")
-    vector: Any = vector_of(message.query.nearest.dense, sizes[message.using])
+def query_of(message: pb.QueryPoints, layout: Layout) -> edge.QueryRequest:
+    _check_query(message, layout.sizes)
+    if message.HasField("score_threshold"):
+        raise Refused(grpc.StatusCode.UNIMPLEMENTED, "QueryPoints.score_threshold is for codes")
+    vector: Any = vector_of(message.query.nearest.dense, layout.sizes[message.using])
     return edge.QueryRequest(
         limit=message.limit,
         query=edge.Query.Nearest(vector, using=message.using),
@@ -273,6 +306,30 @@ def query_of(message: pb.QueryPoints, sizes: Mapping[str, int]) -> edge.QueryReq
         with_payload=False,  # the reply adds it
         with_vector=False,
     )
+
+
+def nearest_codes(message: pb.QueryPoints, layout: Layout, table: codes.CodeTable) -> list[codes.Found]:
+    """The answer to a query by code; exact, whatever its params say."""
+    _check_query(message, layout.bits)
+    code = codes.from_text(codes.to_text(_floats(message.query.nearest.dense, table.bits)))
+    radius = None
+    if message.HasField("score_threshold"):  # strictly above, as on a server
+        radius = math.ceil((table.bits - message.score_threshold) / 2) - 1
+        if radius < 0:
+            return []
+    wanted = message.filter if message.HasField("filter") else None
+    return table.top(code, message.limit, radius, wanted)
+
+
+def _check_query(message: pb.QueryPoints, named: Mapping[str, int]) -> None:
+    if message.using not in named:
+        raise wrong("`using` names no vector of the collection")
+    if not message.HasField("query") or not message.query.nearest.HasField("dense"):
+        raise wrong("a query needs a nearest dense vector")
+    if not message.limit:
+        raise wrong("a query needs a limit")
+    if payload_of(message.with_payload) is False:
+        raise Refused(grpc.StatusCode.UNIMPLEMENTED, "QueryPoints.with_payload is all of it, or fields by name")
 
 
 def _search_params(message: pb.SearchParams) -> edge.SearchParams:
@@ -299,6 +356,8 @@ def payload_of(message: pb.WithPayloadSelector) -> bool | tuple[str, ...]:
 
 def fill_payload(target: Any, payload: Mapping[str, int | str] | None) -> None:  # noqa: ANN401 - a protobuf map
     for key, value in (payload or {}).items():
+        if codes.hidden(key):
+            continue
         if isinstance(value, str):
             target[key].string_value = value
         else:
@@ -313,9 +372,13 @@ def stored(record: pb.RetrievedPoint) -> pb.PointStruct:
     return point
 
 
-def retrieved(record: Any) -> pb.RetrievedPoint:  # noqa: ANN401 - Edge's Record
+def retrieved(record: Any, layout: Layout) -> pb.RetrievedPoint:  # noqa: ANN401 - Edge's Record
     row = pb.RetrievedPoint(id=pb.PointId(uuid=str(record.id)))
     fill_payload(row.payload, record.payload)
     for name, vector in (record.vector or {}).items():
         row.vectors.vectors.vectors[name].dense.data.extend(vector)
+    if record.vector:
+        for name, bits in layout.bits.items():
+            code = codes.from_text(record.payload[codes.key_of(name)])
+            row.vectors.vectors.vectors[name].dense.data.extend(signs(code, bits).tolist())
     return row

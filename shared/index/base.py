@@ -47,6 +47,7 @@ class Spec:
     scale: Literal["exact", "hnsw", "hnsw-int8"] = "hnsw-int8"
     m: int = 16
     ef_construct: int = 100
+    bits: int = 0  #: length of the hash code that every point carries beside its vector; 0: none
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,6 +55,7 @@ class Point:
     id: uuid.UUID
     vector: NDArray[np.float32]  #: (dim,)
     payload: Payload  #: must hold "revision"
+    code: NDArray[np.uint8] | None = None  #: (bits / 8,), packed most significant bit first, where the spec has bits
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,6 +133,37 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class CodeQuery:
+    """A Hamming ball: all points whose code differs in at most `radius` bits, or in no more than the k-th nearest.
+
+    Never a list cut at k: hundreds of images share a distance, and which of them came would be chance.
+    """
+
+    code: NDArray[np.uint8]  #: (bits / 8,), packed
+    k: int | None = None  #: exactly one of `k` and `radius`
+    radius: int | None = None  #: in bits, itself included
+    filter: Filter = field(default_factory=Filter)
+    most: int = 10_000  #: a larger ball is cut, nearest first, equal distances by id
+    fields: tuple[str, ...] | None = None  #: as in `Query`
+
+
+class Near(NamedTuple):
+    id: uuid.UUID
+    distance: int  #: Hamming, in bits
+    payload: Payload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ball:
+    """What lies in a ball, by rising distance, equal distances by id: exact on every engine."""
+
+    hits: tuple[Near, ...]
+    radius: int  #: of the whole ball; the k-th distance where k was asked for
+    cut: bool = False  #: there is more within the radius than was asked for at most
+    engine_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Info:
     points: int
     indexed: int  #: points that the graph covers; the rest is searched by brute force
@@ -155,6 +188,9 @@ class Index(Protocol):
 
     def search(self, queries: Sequence[Query]) -> list[Answer]:
         """One answer per query, in order; an empty list gives an empty list."""
+
+    def near(self, queries: Sequence[CodeQuery]) -> list[Ball]:
+        """One ball per query, in order. Raises: `Invalid` where the points carry no codes, or of another length."""
 
     def get(self, ids: Sequence[uuid.UUID]) -> list[Point]:
         """The points that exist, in the order asked; vectors as the engine holds them (cosine: unit length)."""

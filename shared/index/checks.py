@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import Invalid
-from shared.index.base import PAYLOAD, Between, Filter, Match, Metric, Payload, Point, Query, Recall, Spec
+from shared.index.base import PAYLOAD, Between, CodeQuery, Filter, Match, Metric, Payload, Point, Query, Recall, Spec
 
 NAME = re.compile(r"[a-z0-9-]{1,64}")
 MAX_DIM = 65_536
+MAX_BITS = 4096
 MAX_LIMIT = 20_000  # twice the largest Hamming ball that is answered whole
 EXACT_INT = 2**53  # ranges travel as doubles: larger numbers would be compared rounded
 LARGE = 1e18  # a longer vector overflows float32 scores
@@ -28,6 +29,8 @@ def check_name(name: str) -> None:
 def check_spec(spec: Spec) -> None:
     if not 1 <= spec.dim <= MAX_DIM:
         raise Invalid(f"dim must be 1 to {MAX_DIM}, not {spec.dim}")
+    if spec.bits % 8 or not 0 <= spec.bits <= MAX_BITS:
+        raise Invalid(f"bits must be a multiple of 8 up to {MAX_BITS}, or 0")
     if not 2 <= spec.m <= 256 or not 4 <= spec.ef_construct <= 10_000:
         raise Invalid("m must be 2 to 256 and ef_construct 4 to 10000")
 
@@ -52,6 +55,37 @@ def prepare(spec: Spec, vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.fl
     if (length > LARGE).any():
         raise Invalid("a vector is so long that its scores overflow")
     return stacked
+
+
+def check_codes(spec: Spec, points: Sequence[Point]) -> None:
+    """Raises: `Invalid` for a code that is missing, of another length, or there although the spec has no bits."""
+    for point in points:
+        if (point.code is None) != (spec.bits == 0):
+            raise Invalid("a point carries a code exactly where its collection does")
+        if point.code is not None:
+            check_code(spec, point.code)
+
+
+def check_code(spec: Spec, code: NDArray[np.uint8]) -> None:
+    if code.dtype != np.uint8 or code.shape != (spec.bits // 8,):
+        raise Invalid(f"a code has {8 * code.size} bits, the collection {spec.bits}")
+
+
+def check_code_query(spec: Spec, query: CodeQuery) -> None:
+    if not spec.bits:
+        raise Invalid("the points of this collection carry no codes")
+    check_code(spec, query.code)
+    if (query.k is None) == (query.radius is None):
+        raise Invalid("a ball has k or a radius, not both")
+    if query.k is not None and not 1 <= query.k <= query.most:
+        raise Invalid(f"k must be 1 to {query.most}")
+    if query.radius is not None and not 0 <= query.radius <= spec.bits:
+        raise Invalid(f"a radius is 0 to {spec.bits} bits")
+    if not 1 <= query.most < MAX_LIMIT:
+        raise Invalid(f"most must be 1 to {MAX_LIMIT - 1}")
+    for name in query.fields or ():
+        _kind(name)
+    check_filter(query.filter)
 
 
 def newest(points: Sequence[Point]) -> list[Point]:

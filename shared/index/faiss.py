@@ -16,8 +16,8 @@ import faiss as _faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.index import checks
-from shared.index.base import Answer, Exact, Filter, Hit, Info, Metric, Point, Query, Spec
+from shared.index import checks, codes
+from shared.index.base import Answer, Ball, CodeQuery, Exact, Filter, Hit, Info, Metric, Point, Query, Spec
 from shared.index.grouping import cut
 from shared.index.memory import LocalStore
 from shared.index.rows import Rows
@@ -102,6 +102,20 @@ class FaissIndex:
             distances, rows = flat.search(vector[None], limit, params=faiss.SearchParameters(sel=selector))
         kept = rows[0] >= 0
         return rows[0][kept], _scores(self.spec.metric, distances[0][kept])
+
+    def near(self, queries: Sequence[CodeQuery]) -> list[Ball]:
+        for query in queries:
+            checks.check_code_query(self.spec, query)
+        with self._lock:
+            return [self._ball(query) for query in queries]
+
+    def _ball(self, query: CodeQuery) -> Ball:
+        started = time.perf_counter()
+        code = codes.padded(query.code[None])[0]
+        scan = codes.ball(
+            self._rows.codes, code, lambda rows: self._rows.mask(query.filter, rows), k=query.k, radius=query.radius
+        )
+        return self._rows.ball(query, scan, started)
 
     def get(self, ids: Sequence[uuid.UUID]) -> list[Point]:
         with self._lock:

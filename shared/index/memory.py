@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from shared.errors import Conflict, NotFound
 from shared.index import checks
-from shared.index.base import Answer, Filter, Index, Info, Metric, Point, Query, Spec
+from shared.index.base import Answer, Ball, CodeQuery, Filter, Index, Info, Metric, Point, Query, Spec
+from shared.index.codes import Scan
 from shared.index.grouping import cut
 from shared.index.rows import Rows
 
@@ -46,6 +47,23 @@ class MemoryIndex:
         wanted = query.limit if query.group_by is None else len(rows)
         hits = cut(self._rows.best(rows, scores, wanted), query) if wanted else []
         return Answer(hits=tuple(hits), exact=True, engine_ms=(time.perf_counter() - started) * 1000)
+
+    def near(self, queries: Sequence[CodeQuery]) -> list[Ball]:
+        for query in queries:
+            checks.check_code_query(self.spec, query)
+        with self._lock:
+            return [self._ball(query) for query in queries]
+
+    def _ball(self, query: CodeQuery) -> Ball:
+        """Every distance, counted bit by bit: what the scans of the other engines are compared with."""
+        started = time.perf_counter()
+        rows = np.flatnonzero(self._rows.mask(query.filter))
+        differing = self._rows.codes[rows, : self.spec.bits // 8] ^ query.code
+        distances = np.unpackbits(differing, axis=1).sum(axis=1, dtype=np.int32)
+        nearest = np.sort(distances)[: query.k]
+        radius = query.radius if query.radius is not None else int(nearest[-1]) if len(nearest) else 0
+        kept = distances <= radius
+        return self._rows.ball(query, Scan(rows[kept], distances[kept], radius), started)
 
     def get(self, ids: Sequence[uuid.UUID]) -> list[Point]:
         with self._lock:

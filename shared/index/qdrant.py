@@ -17,10 +17,11 @@ from qdrant_client import grpc as pb
 from shared.errors import Conflict, Invalid, NotFound, SimilisError, Unavailable
 from shared.index import checks
 from shared.index import wire as messages
-from shared.index.base import PAYLOAD, Answer, Filter, Hit, Info, Point, Query, Spec
+from shared.index.base import PAYLOAD, Answer, Ball, CodeQuery, Filter, Hit, Info, Near, Point, Query, Spec
 from shared.index.grouping import cut, ordered, overfetch
 
 BATCH: Final = 256  # points per upsert: about 1 MB of 1,024-d vectors
+AHEAD: Final = 4  # so many times k codes are asked for at first
 RETRY_FOR_S: Final = 1.0  # a killed engine is back within 0.3 s
 _Code = grpc.StatusCode
 ERRORS: Final[dict[Any, type[SimilisError]]] = {
@@ -105,6 +106,7 @@ class QdrantIndex:
         self._groups = True  # until the peer says that it cannot
 
     def write(self, points: Sequence[Point]) -> None:
+        checks.check_codes(self.spec, points)
         fresh = checks.newest(points)
         vectors = checks.prepare(self.spec, [point.vector for point in fresh])
         for start in range(0, len(fresh), BATCH):
@@ -194,6 +196,43 @@ class QdrantIndex:
         members = [hit for group in reply.result.groups for hit in group.hits]
         return cut(ordered(messages.hits(members, self.spec.metric)), query), reply.time * 1000
 
+    def near(self, queries: Sequence[CodeQuery]) -> list[Ball]:
+        """By top lists, which ties may cut, and by thresholds, which take them whole.
+
+        A list of several times k mostly reaches beyond the k-th distance, and then the ball is whole; else it is asked
+        for by its radius, and one that is larger than wanted is fetched entirely, so that the same part is kept.
+        """
+        for query in queries:
+            checks.check_code_query(self.spec, query)
+        if not queries:
+            return []
+        limits = [min(AHEAD * query.k, query.most) + 1 if query.k else query.most + 1 for query in queries]
+        found, engine_ms = self._codes(queries, limits, [query.radius for query in queries])
+        radii = [_radius(query, hits) for query, hits in zip(queries, found, strict=True)]
+        for enough in (lambda query: query.most + 1, lambda query: self.count(query.filter)):
+            short = [row for row, hits in enumerate(found) if _short(hits, limits[row], radii[row])]
+            if short:
+                for row in short:
+                    limits[row] = enough(queries[row])
+                asked = [queries[row] for row in short], [limits[row] for row in short], [radii[row] for row in short]
+                more, more_ms = self._codes(*asked)
+                engine_ms += more_ms
+                found = [more[short.index(row)] if row in short else hits for row, hits in enumerate(found)]
+        return [
+            _ball(query, hits, radius, engine_ms) for query, hits, radius in zip(queries, found, radii, strict=True)
+        ]
+
+    def _codes(
+        self, queries: Sequence[CodeQuery], limits: Sequence[int], radii: Sequence[int | None]
+    ) -> tuple[list[list[Near]], float]:
+        wanted = [
+            messages.near(self.name, self.spec, query, max(limit, 1), radius)
+            for query, limit, radius in zip(queries, limits, radii, strict=True)
+        ]
+        request = pb.QueryBatchPoints(collection_name=self.name, query_points=wanted)
+        reply = self._call(self._wire.points.QueryBatch, request)
+        return [messages.nears(result.result, self.spec.bits) for result in reply.result], reply.time * 1000
+
     def get(self, ids: Sequence[uuid.UUID]) -> list[Point]:
         found: dict[uuid.UUID, Point] = {}
         for start in range(0, len(ids), BATCH):
@@ -204,8 +243,7 @@ class QdrantIndex:
                 with_vectors=pb.WithVectorsSelector(enable=True),
             )
             for row in self._call(self._wire.points.Get, request).result:
-                vector = messages.unpack(row.vectors.vectors.vectors[messages.VECTOR])
-                point = Point(id=messages.parse_id(row.id.uuid), vector=vector, payload=messages.plain(row.payload))
+                point = messages.point_of(row)
                 found[point.id] = point
         return [found[id_] for id_ in ids if id_ in found]
 
@@ -250,6 +288,23 @@ class QdrantIndex:
             time.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 1.0)
         return bool(info.indexed_vectors_count > before.indexed)
+
+
+def _radius(query: CodeQuery, hits: Sequence[Near]) -> int:
+    """Of the ball: as asked, or the k-th distance of a list that is long enough."""
+    if query.radius is not None:
+        return query.radius
+    return hits[min(query.k or 1, len(hits)) - 1].distance if hits else 0
+
+
+def _short(hits: Sequence[Near], limit: int, radius: int) -> bool:
+    """The list was cut where the ball was not yet over."""
+    return len(hits) >= limit and hits[-1].distance <= radius
+
+
+def _ball(query: CodeQuery, hits: Sequence[Near], radius: int, engine_ms: float) -> Ball:
+    inside = [hit for hit in hits if hit.distance <= radius]
+    return Ball(hits=tuple(inside[: query.most]), radius=radius, cut=len(inside) > query.most, engine_ms=engine_ms)
 
 
 class QdrantStore:

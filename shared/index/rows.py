@@ -4,6 +4,7 @@ A row is written once. A newer revision tombstones the old row and appends one, 
 append stays in step; `compact` gives the room back.
 """
 
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Final
@@ -11,8 +12,22 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.index import checks
-from shared.index.base import PAYLOAD, Between, Condition, Filter, Hit, Payload, Point, Spec
+from shared.index import checks, codes
+from shared.index.base import (
+    PAYLOAD,
+    Ball,
+    Between,
+    CodeQuery,
+    Condition,
+    Filter,
+    Hit,
+    Near,
+    Payload,
+    Point,
+    Spec,
+)
+from shared.index.codes import Scan
+from shared.types import Codes
 
 MISSING: Final = np.iinfo(np.int64).min  # refused as a payload value (`checks`)
 
@@ -22,6 +37,7 @@ class Rows:
         self.spec = spec
         self.size = 0  #: rows in use, tombstones included
         self._vectors = np.empty((0, spec.dim), np.float32)
+        self._codes = codes.padded(np.empty((0, spec.bits // 8), np.uint8))
         self._alive = np.empty(0, bool)
         self._columns = {name: np.empty(0, np.int64) for name in PAYLOAD}
         self._words: dict[str, int] = {}  # strings of the code fields, numbered
@@ -36,8 +52,14 @@ class Rows:
     def vectors(self) -> NDArray[np.float32]:
         return self._vectors[: self.size]
 
+    @property
+    def codes(self) -> Codes:
+        """(size, bytes), `codes.padded`."""
+        return self._codes[: self.size]
+
     def write(self, points: Sequence[Point]) -> int:
         """Append what is not older than what stands there; returns the first new row."""
+        checks.check_codes(self.spec, points)
         fresh = checks.newest(points)
         vectors = checks.prepare(self.spec, [point.vector for point in fresh])
         first = self.size
@@ -55,6 +77,8 @@ class Rows:
             self._grow(max(1024, 2 * self.size))
         row = self.size
         self._vectors[row], self._alive[row] = vector, True
+        if point.code is not None:
+            self._codes[row, : len(point.code)] = point.code
         for name, column in self._columns.items():
             column[row] = self._number(point.payload[name]) if name in point.payload else MISSING
         self._ids.append(point.id)
@@ -65,6 +89,7 @@ class Rows:
     def _grow(self, capacity: int) -> None:
         more = capacity - len(self._alive)
         self._vectors = np.concatenate([self._vectors, np.empty((more, self.spec.dim), np.float32)])
+        self._codes = np.concatenate([self._codes, np.zeros((more, self._codes.shape[1]), np.uint8)])
         self._alive = np.concatenate([self._alive, np.zeros(more, bool)])
         for name, column in self._columns.items():
             self._columns[name] = np.concatenate([column, np.full(more, MISSING)])
@@ -78,17 +103,18 @@ class Rows:
             if row is not None:
                 self._alive[row] = False
 
-    def mask(self, filter_: Filter) -> NDArray[np.bool_]:
-        """Which rows are alive and fulfil the filter."""
-        mask = self._alive[: self.size].copy()
+    def mask(self, filter_: Filter, rows: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+        """Which rows, or which of these, are alive and fulfil the filter."""
+        chosen = slice(self.size) if rows is None else rows
+        mask = self._alive[chosen].copy()
         for condition in filter_.must:
-            mask &= self._fulfil(condition)
+            mask &= self._fulfil(condition, chosen)
         for condition in filter_.must_not:
-            mask &= ~self._fulfil(condition)
+            mask &= ~self._fulfil(condition, chosen)
         return mask
 
-    def _fulfil(self, condition: Condition) -> NDArray[np.bool_]:
-        column = self._columns[condition.field][: self.size]
+    def _fulfil(self, condition: Condition, chosen: slice | NDArray[np.int64]) -> NDArray[np.bool_]:
+        column = self._columns[condition.field][chosen]
         if isinstance(condition, Between):
             low = -checks.EXACT_INT if condition.low is None else condition.low
             high = checks.EXACT_INT if condition.high is None else condition.high
@@ -106,9 +132,19 @@ class Rows:
         order = sorted(range(len(rows)), key=lambda i: (-scores[i], self._ids[rows[i]].int))[:limit]
         return [Hit(self._ids[rows[i]], float(scores[i]), self._payloads[rows[i]]) for i in order]
 
+    def ball(self, query: CodeQuery, scan: Scan, started: float) -> Ball:
+        """The answer to a query whose ball has been scanned."""
+        listed, cut = codes.ordered(scan, self._ids.__getitem__, query.most)
+        hits = tuple(Near(id_, distance, self._payloads[row]) for id_, distance, row in listed)
+        return Ball(hits=hits, radius=scan.radius, cut=cut, engine_ms=(time.perf_counter() - started) * 1000)
+
     def points(self, ids: Sequence[uuid.UUID]) -> list[Point]:
         rows = [(id_, self._at[id_]) for id_ in ids if id_ in self._at]
-        return [Point(id=id_, vector=self._vectors[row].copy(), payload=self._payloads[row]) for id_, row in rows]
+        return [self._point(id_, row) for id_, row in rows]
+
+    def _point(self, id_: uuid.UUID, row: int) -> Point:
+        code = self._codes[row, : self.spec.bits // 8].copy() if self.spec.bits else None
+        return Point(id=id_, vector=self._vectors[row].copy(), payload=self._payloads[row], code=code)
 
     def scan(self, batch: int) -> Iterator[Sequence[tuple[uuid.UUID, int]]]:
         ids = sorted(self._at)
@@ -121,5 +157,5 @@ class Rows:
         fresh = Rows(self.spec)
         fresh._words = self._words
         for id_, row in self._at.items():
-            fresh._append(Point(id=id_, vector=self._vectors[row], payload=self._payloads[row]), self._vectors[row])
+            fresh._append(self._point(id_, row), self._vectors[row])
         return fresh

@@ -20,19 +20,23 @@ from shared.index.base import (
     PAYLOAD,
     Accuracy,
     Between,
+    CodeQuery,
     Condition,
     Exact,
     Filter,
     Hit,
     Match,
     Metric,
+    Near,
     Payload,
     Point,
     Spec,
 )
 from shared.index.checks import EXACT_INT, revision
+from shared.index.codes import signs
 
 VECTOR: Final = "dense"
+CODE: Final = "code"
 SPEC_KEY: Final = "similis"  # the collection's metadata entry that holds its spec
 #: From so many unindexed points on a graph pays: below, brute force is as fast (DESIGN.md, embedded stack).
 INDEX_FROM: Final = 2000
@@ -62,8 +66,37 @@ def create(name: str, spec: Spec) -> pb.CreateCollection:
         params.quantization_config.CopyFrom(pb.QuantizationConfig(scalar=scalar))
     request = pb.CreateCollection(collection_name=name, optimizers_config=optimizers(spec))
     request.vectors_config.params_map.map[VECTOR].CopyFrom(params)
+    if spec.bits:
+        request.vectors_config.params_map.map[CODE].CopyFrom(code_params(spec.bits))
     request.metadata[SPEC_KEY].string_value = json.dumps(asdict(spec), sort_keys=True)
     return request
+
+
+def code_params(bits: int) -> pb.VectorParams:
+    """Codes as -1 and +1: under Dot with binary quantisation and no graph a score is bits - 2 distances, exactly.
+
+    Of the layouts that look alike, uint8 with binary quantisation gives one score for all, and TurboQuant rotates.
+    """
+    params = pb.VectorParams(size=bits, distance=pb.Distance.Dot, datatype=pb.Datatype.Float16)
+    params.hnsw_config.CopyFrom(pb.HnswConfigDiff(m=0))
+    params.quantization_config.CopyFrom(pb.QuantizationConfig(binary=pb.BinaryQuantization(always_ram=True)))
+    return params
+
+
+def near(name: str, spec: Spec, query: CodeQuery, limit: int, radius: int | None) -> pb.QueryPoints:
+    """The `limit` nearest codes, of those within `radius`."""
+    message = pb.QueryPoints(
+        collection_name=name,
+        using=CODE,
+        filter=filter_of(query.filter),
+        params=pb.SearchParams(quantization=pb.QuantizationSearchParams(rescore=False)),  # scores are exact as they are
+        limit=limit,
+        with_payload=selector(query.fields, None),
+    )
+    pack(message.query.nearest.dense, signs(query.code, spec.bits))
+    if radius is not None:
+        message.score_threshold = spec.bits - 2 * radius - 1  # strictly above: at bits - 2r the rim would be lost
+    return message
 
 
 def optimizers(spec: Spec) -> pb.OptimizersConfigDiff:
@@ -119,6 +152,13 @@ def unpack(message: pb.VectorOutput) -> NDArray[np.float32]:
     return np.array(data, dtype=np.float32)
 
 
+def point_of(row: pb.RetrievedPoint) -> Point:
+    """A stored point, with its code where it has one."""
+    vectors = row.vectors.vectors.vectors
+    code = np.packbits(unpack(vectors[CODE]) > 0) if CODE in vectors else None
+    return Point(id=parse_id(row.id.uuid), vector=unpack(vectors[VECTOR]), payload=plain(row.payload), code=code)
+
+
 def varint(value: int) -> bytes:
     out = bytearray()
     while value > 0x7F:
@@ -134,6 +174,8 @@ def upsert(name: str, points: Sequence[Point], vectors: NDArray[np.float32]) -> 
     for point, vector in zip(points, vectors, strict=True):
         row = request.points.add(id=point_id(point.id))
         pack(row.vectors.vectors.vectors[VECTOR].dense, vector)
+        if point.code is not None:
+            pack(row.vectors.vectors.vectors[CODE].dense, signs(point.code, 8 * len(point.code)))
         for key, value in point.payload.items():
             if isinstance(value, str):
                 row.payload[key].string_value = value
@@ -232,6 +274,14 @@ class LazyPayload(Mapping[str, int | str]):
 def hits(points: Sequence[pb.ScoredPoint], metric: Metric) -> list[Hit]:
     sign = -1.0 if metric is Metric.L2 else 1.0
     return [Hit(parse_id(point.id.uuid), sign * point.score, LazyPayload(point.payload)) for point in points]
+
+
+def nears(points: Sequence[pb.ScoredPoint], bits: int) -> list[Near]:
+    """By distance, then id, whatever the engine made of ties."""
+    rows = [
+        Near(parse_id(point.id.uuid), (bits - round(point.score)) // 2, LazyPayload(point.payload)) for point in points
+    ]
+    return sorted(rows, key=lambda row: (row.distance, row.id.int))
 
 
 def plain(payload: Mapping[str, Any]) -> Payload:

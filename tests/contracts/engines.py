@@ -155,7 +155,13 @@ class LocalPoints:
             using=query.using,
             query_filter=GrpcToRest.convert_filter(query.filter),
             limit=query.limit,
+            score_threshold=query.score_threshold if query.HasField("score_threshold") else None,
         )
+        # a server compares strictly, the local mode does not
+        kept = [
+            one for one in held.points if not query.HasField("score_threshold") or one.score > query.score_threshold
+        ]
+        held.points = kept
         return pb.BatchResult(result=[self._scored(point) for point in held.points])
 
     def _scored(self, point: Any) -> Any:

@@ -1,0 +1,175 @@
+"""Hash codes in memory beside the shard, because a scan of packed bits is exact and six times faster than Edge's.
+
+On the wire a code is what Qdrant can hold: a vector of -1 and +1 under Dot, binary quantisation, no graph. Here its
+bits are kept: in the point's payload, so that they are as durable as the point, and in this table, which is filled
+when the shard is loaded and follows every write. 256 bits cost 32 bytes, and 8 for each payload field and the id.
+"""
+
+import base64
+import threading
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from qdrant_client import grpc as pb
+
+from services.vectors.refused import wrong
+from shared.index import codes
+from shared.types import Codes
+
+MISSING: Final = np.iinfo(np.int64).min
+Rows = NDArray[np.int64]
+
+
+class Found(NamedTuple):
+    id: int  #: the UUID's number
+    score: float  #: bits - 2 distances
+
+
+class CodeTable:
+    """The codes of one named vector, and what filters need of the payloads; rows in no order."""
+
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+        self._size = 0
+        self._codes: Codes = codes.padded(np.empty((0, bits // 8), np.uint8))
+        self._ids: list[int] = []
+        self._at: dict[int, int] = {}
+        self._columns: dict[str, NDArray[np.int64]] = {}
+        self._words: dict[str, int] = {}  # strings, numbered
+        self._lock = threading.Lock()
+
+    def put(self, id_: int, code: Codes, payload: Mapping[str, int | str]) -> None:
+        with self._lock:
+            row = self._at.get(id_)
+            if row is None:
+                row = self._at[id_] = self._size
+                self._ids.append(id_)
+                self._size += 1
+                if self._size > len(self._codes):
+                    self._grow(max(1024, 2 * self._size))
+            self._codes[row, : len(code)] = code
+            for name in payload.keys() - self._columns.keys():
+                self._columns[name] = np.full(len(self._codes), MISSING)
+            for name, column in self._columns.items():
+                column[row] = self._number(payload[name]) if name in payload else MISSING
+
+    def drop(self, ids: Iterable[int]) -> None:
+        """The last row takes the place of one that goes."""
+        with self._lock:
+            for id_ in ids:
+                row = self._at.pop(id_, None)
+                if row is None:
+                    continue
+                self._size -= 1
+                last = self._ids.pop()
+                if row != self._size:
+                    self._ids[row], self._at[last] = last, row
+                    self._codes[row] = self._codes[self._size]
+                    for column in self._columns.values():
+                        column[row] = column[self._size]
+
+    def top(self, code: Codes, limit: int, radius: int | None, wanted: pb.Filter | None) -> list[Found]:
+        """The nearest, equal distances by id; with `radius`, of those within."""
+        query = codes.padded(code[None])[0]
+        with self._lock:
+            scan = codes.ball(
+                self._codes[: self._size],
+                query,
+                lambda rows: self._mask(wanted, rows),
+                k=limit if radius is None else None,
+                radius=radius,
+            )
+            listed, _ = codes.ordered(scan, lambda row: uuid.UUID(int=self._ids[row]), limit)
+        return [Found(id_.int, self.bits - 2 * distance) for id_, distance, _ in listed]
+
+    def _grow(self, capacity: int) -> None:
+        more = capacity - len(self._codes)
+        self._codes = np.concatenate([self._codes, np.zeros((more, self._codes.shape[1]), np.uint8)])
+        for name, column in self._columns.items():
+            self._columns[name] = np.concatenate([column, np.full(more, MISSING)])
+
+    def _number(self, value: int | str) -> int:
+        return self._words.setdefault(value, len(self._words)) if isinstance(value, str) else value
+
+    def _mask(self, wanted: pb.Filter | None, rows: Rows | None) -> NDArray[np.bool_]:
+        rows = np.arange(self._size) if rows is None else rows
+        return np.ones(len(rows), bool) if wanted is None else self._fulfil(wanted, rows)
+
+    def _fulfil(self, wanted: pb.Filter, rows: Rows) -> NDArray[np.bool_]:
+        mask = np.ones(len(rows), bool)
+        for condition in wanted.must:
+            mask &= self._condition(condition, rows)
+        for condition in wanted.must_not:
+            mask &= ~self._condition(condition, rows)
+        if wanted.should:
+            mask &= np.logical_or.reduce([self._condition(condition, rows) for condition in wanted.should])
+        return mask
+
+    def _condition(self, condition: pb.Condition, rows: Rows) -> NDArray[np.bool_]:
+        match condition.WhichOneof("condition_one_of"):
+            case "field":
+                return self._field(condition.field, rows)
+            case "has_id":
+                chosen = [self._at.get(uuid.UUID(id_.uuid).int, -1) for id_ in condition.has_id.has_id]
+                return np.isin(rows, np.array(chosen, np.int64))
+            case "filter":
+                return self._fulfil(condition.filter, rows)
+        raise wrong("a condition is empty")
+
+    def _field(self, field: pb.FieldCondition, rows: Rows) -> NDArray[np.bool_]:
+        column = self._columns.get(field.key)
+        if column is None:
+            return np.zeros(len(rows), bool)
+        values = column[rows]
+        if field.HasField("range"):
+            return np.asarray((values != MISSING) & _in_range(values, field.range))
+        return np.asarray(np.isin(values, np.array(self._values(field.match), np.int64)))
+
+    def _values(self, match: pb.Match) -> list[int]:
+        match match.WhichOneof("match_value"):
+            case "keyword":
+                return [self._words.get(match.keyword, MISSING + 1)]
+            case "keywords":
+                return [self._words.get(word, MISSING + 1) for word in match.keywords.strings]
+            case "integer":
+                return [match.integer]
+            case "integers":
+                return list(match.integers.integers)
+        raise wrong("a match is empty")
+
+
+def _in_range(values: NDArray[np.int64], bounds: pb.Range) -> NDArray[np.bool_]:
+    mask = np.ones(len(values), bool)
+    if bounds.HasField("gt"):
+        mask &= values > bounds.gt
+    if bounds.HasField("gte"):
+        mask &= values >= bounds.gte
+    if bounds.HasField("lt"):
+        mask &= values < bounds.lt
+    if bounds.HasField("lte"):
+        mask &= values <= bounds.lte
+    return mask
+
+
+def key_of(name: str) -> str:
+    """The payload field that holds the bits of this vector; no client can name one like it."""
+    return f"_bits_{name}"
+
+
+def hidden(key: str) -> bool:
+    return key.startswith("_bits_")
+
+
+def to_text(vector: Sequence[float] | NDArray[np.float32]) -> str:
+    """The bits of a vector of -1 and +1. Raises: `Refused` for anything else: its distances would be wrong."""
+    values = np.asarray(vector)
+    if not np.isin(values, (-1, 1)).all():
+        raise wrong("a code is a vector of -1 and +1")
+    return base64.b64encode(np.packbits(values > 0).tobytes()).decode("ascii")
+
+
+def from_text(text: str) -> Codes:
+    return np.frombuffer(base64.b64decode(text), np.uint8)

@@ -1,0 +1,124 @@
+"""Exact Hamming balls over packed codes.
+
+Codes are full of duplicates, which graph indexes break on (recall .76 where half are copies), and a scan of a million
+takes a millisecond. So every engine of ours scans. Source: Norouzi et al., "Fast search in Hamming space with
+multi-index hashing", for the ball; FAISS for the scan.
+"""
+
+import uuid
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from shared.types import Codes
+
+WORD: Final = 8  #: bytes; shorter codes are padded with zeros: the scan has no fast path below 64 bits
+SAMPLE: Final = 16_384  #: codes that a radius is guessed from; no more than these are simply counted through
+SPARE: Final = 4  #: so many times k should lie within the guessed radius
+FEW: Final = 0.1  #: up to this share of the rows, their distances are counted apart from the others
+
+Rows = NDArray[np.int64]
+Distances = NDArray[np.int32]
+#: Which of these rows count (alive, and within the filter); of None, which of all.
+Allowed = Callable[[Rows | None], NDArray[np.bool_]]
+
+
+class Scan(NamedTuple):
+    rows: Rows
+    distances: Distances
+    radius: int  #: of the ball
+
+
+def padded(codes: Codes) -> Codes:
+    """(n, bytes) to (n, a multiple of eight bytes), C-contiguous; distances stay what they are."""
+    missing = -codes.shape[1] % WORD
+    return np.ascontiguousarray(np.pad(codes, ((0, 0), (0, missing))))
+
+
+def distances(codes: Codes, code: Codes) -> Distances:
+    """Hamming distance of each of (n, bytes) to one (bytes,), both `padded`, plainly."""
+    words = np.bitwise_count(codes.view(np.uint64) ^ code.view(np.uint64))
+    return words.sum(axis=1, dtype=np.int32)  # type: ignore[no-any-return]
+
+
+def ball(codes: Codes, code: Codes, allowed: Allowed, *, k: int | None, radius: int | None) -> Scan:
+    """The rows within `radius`, or as near as the k-th nearest that is allowed, in no order.
+
+    Args:
+        codes: (n, bytes), `padded`.
+        code: (bytes,), `padded`.
+    """
+    if k is None:
+        assert radius is not None  # noqa: S101 - checked at the seam
+        rows, found = within(codes, code, radius)
+        kept = allowed(rows)
+        return Scan(rows[kept], found[kept], radius)
+    guess = _guess(codes, code, k)
+    if guess is not None:
+        rows, found = within(codes, code, guess)
+        kept = allowed(rows)
+        if np.count_nonzero(kept) >= k:
+            return _nearest(rows[kept], found[kept], k)
+    every = allowed(None)
+    if np.count_nonzero(every) <= FEW * len(every):
+        rows = np.flatnonzero(every)
+        return _nearest(rows, distances(codes[rows], code), k)
+    rows, found = within(codes, code, 8 * codes.shape[1])
+    kept = every[rows]
+    return _nearest(rows[kept], found[kept], k)
+
+
+def within(codes: Codes, code: Codes, radius: int) -> tuple[Rows, Distances]:
+    """All rows whose distance is at most `radius`."""
+    if len(codes) <= SAMPLE:
+        found = distances(codes, code)
+        rows = np.flatnonzero(found <= radius)
+        return rows, found[rows]
+    import faiss as _faiss
+
+    faiss: Any = _faiss
+    result = faiss.RangeSearchResult(1)
+    query, table = faiss.swig_ptr(code), faiss.swig_ptr(codes)
+    faiss.hamming_range_search(query, table, 1, len(codes), radius + 1, codes.shape[1], result)  # strictly below
+    count = int(faiss.rev_swig_ptr(result.lims, 2)[1])
+    if not count:
+        return np.empty(0, np.int64), np.empty(0, np.int32)
+    labels, found = (faiss.rev_swig_ptr(part, count) for part in (result.labels, result.distances))
+    return labels.astype(np.int64), found.astype(np.int32)
+
+
+def ordered(scan: Scan, ids: Callable[[int], uuid.UUID], most: int) -> tuple[list[tuple[uuid.UUID, int, int]], bool]:
+    """(id, distance, row) by distance, then id; and whether the ball was larger than `most`."""
+    rows, found, cut = scan.rows, scan.distances, len(scan.rows) > most
+    if cut:
+        last = np.partition(found, most - 1)[most - 1]
+        kept = found <= last
+        rows, found = rows[kept], found[kept]
+    listed = [(ids(row), distance, row) for row, distance in zip(rows.tolist(), found.tolist(), strict=True)]
+    listed.sort(key=lambda one: (one[1], one[0].int))
+    return listed[:most], cut
+
+
+def signs(code: Sequence[int] | Codes, bits: int) -> NDArray[np.float32]:
+    """A packed code as Qdrant has it: -1 for 0, +1 for 1. Their dot product is bits - 2 distances."""
+    return np.unpackbits(np.asarray(code, np.uint8), count=bits).astype(np.float32) * 2 - 1
+
+
+def _guess(codes: Codes, code: Codes, k: int) -> int | None:
+    """A radius within which some `SPARE * k` codes should lie, from evenly spaced ones; None where a sample is all."""
+    step = len(codes) // SAMPLE
+    if step < 1:
+        return None
+    sample = distances(np.ascontiguousarray(codes[::step]), code)
+    place = min(SPARE * k // step + 2, len(sample) - 1)
+    return int(np.partition(sample, place)[place])
+
+
+def _nearest(rows: Rows, found: Distances, k: int) -> Scan:
+    if len(rows) <= k:
+        return Scan(rows, found, int(found.max(initial=0)))
+    radius = int(np.partition(found, k - 1)[k - 1])
+    kept = found <= radius
+    return Scan(rows[kept], found[kept], radius)
