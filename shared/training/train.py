@@ -1,6 +1,7 @@
 """The training loop. It reads from top to bottom and knows no method: `Experiment` says what is trained and how."""
 
 import platform
+import shlex
 import shutil
 import sys
 import time
@@ -161,7 +162,7 @@ def _metrics(
         "images": {"train": len(fit), "val": len(held)},
         "classes": list(fit.classes),
         "licence": fit.licence,
-        "command": sys.argv,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()} {device.type}, {torch.get_num_threads()} threads",
         "torch": torch.__version__,
