@@ -44,10 +44,10 @@ def _run(statement: str, *jobs: Job) -> Callable[[Session, list[int]], None]:
 
 
 def encode_again(db: Session, images: Sequence[int]) -> None:
-    """These encoded images are due again; their bytes are the same, and so is their revision."""
+    """These encoded images are due again, as another revision: what was written of the one before is older."""
     db.execute(
         sa.text(
-            "UPDATE image SET status = 'received', failures = 0, not_before = NULL "
+            "UPDATE image SET status = 'received', revision = revision + 1, failures = 0, not_before = NULL "
             "WHERE id = ANY(CAST(:ids AS bigint[])) AND status = 'encoded'"
         ),
         {"ids": list(images)},

@@ -167,7 +167,8 @@ def replace(db: Session, image_id: int, new: Incoming, operation_id: uuid.UUID |
 
 _REDESCRIBE = sa.text(
     f"""
-    WITH changed AS (UPDATE image SET {_DESCRIBE} WHERE id = :id RETURNING id, revision)
+    WITH changed AS (UPDATE image SET {_DESCRIBE} WHERE id = :id RETURNING id,
+        revision - CASE WHEN status IN ('received', 'encoding') THEN 1 ELSE 0 END AS revision)
     UPDATE ledger SET revision = changed.revision, state = 'pending', queued_at = clock_timestamp(), attempt = 0
     FROM changed WHERE ledger.image_id = changed.id AND ledger.op = 'upsert'
     """  # noqa: S608 - only the constant above is inserted
@@ -175,7 +176,10 @@ _REDESCRIBE = sa.text(
 
 
 def redescribe(db: Session, image_id: int, new: Incoming, operation_id: uuid.UUID | None) -> None:
-    """The same bytes are said to show something else: every generation is told, no pixel is touched."""
+    """The same bytes are said to show something else: every generation is told, no pixel is touched.
+
+    While other bytes wait to be encoded, what stands is told as older than they are (see `ledger.stored`).
+    """
     db.execute(_REDESCRIBE, _one(image_id, new, operation_id))
 
 
