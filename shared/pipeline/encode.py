@@ -372,8 +372,9 @@ def _feature_gate(db: Session, model: Published, result: Result) -> list[Verdict
     for row in result.rows:
         if row.model_id == model.model_id:
             frames.setdefault(row.image_id, []).append(row.ood)
-    thresholds = calibrations.in_force(db, model.model_id)
-    modalities = calibrations.modalities(db, list(frames))
+    scored = [image for image, own in frames.items() if None not in own]
+    thresholds = calibrations.in_force(db, model.model_id) if scored else {}
+    modalities = calibrations.modalities(db, scored) if thresholds else {}
     verdicts = []
     for verdict in result.verdicts:
         found = verdict

@@ -138,28 +138,30 @@ def propose(db: Session, model: Model, modality: str, choice: Choice) -> Proposa
     named = [one for one in (choice.threshold, choice.rule, choice.calibration_id) if one is not None]
     if len(named) > 1:
         raise Invalid("name one of a threshold, a rule and a calibration")
-    in_force = calibrations.in_force(db, model.id).get(modality)
-    if choice.threshold is not None or choice.rule is not None:
-        known, _ = _known(calibrations.every_scored(db, model.id, Chosen(modality=modality)))
-        if choice.rule is not None:
-            columns, source = _columns(_made(known, choice.rule)), "archive"
-        else:
-            columns, source = _given(known, choice.threshold or 0.0), "given"
-        return Proposal(threshold=columns["threshold"], source=source, columns=columns)
-    number = choice.calibration_id or (in_force.calibration_id if in_force else None)
+    now = calibrations.in_force(db, model.id).get(modality)
+    if choice.rule is not None:
+        columns, source = _columns(_made(_stored(db, model, modality), choice.rule)), "archive"
+    elif choice.threshold is not None:
+        columns, source = _given(_stored(db, model, modality), choice.threshold), "given"
+    else:
+        columns, source = _earlier(db, model, modality, choice.calibration_id or (now.calibration_id if now else None))
+    same = now is not None and now.threshold == columns["threshold"]
+    number = now.calibration_id if now is not None and same else None
+    return Proposal(threshold=columns["threshold"], source=source, columns=columns, calibration_id=number)
+
+
+def _stored(db: Session, model: Model, modality: str) -> list[tuple[str, float]]:
+    return _known(calibrations.every_scored(db, model.id, Chosen(modality=modality)))[0]
+
+
+def _earlier(db: Session, model: Model, modality: str, number: int | None) -> tuple[dict[str, Any], str]:
     if number is None:
         raise Conflict("no calibration of this model is in force for this modality: name a threshold or a rule")
     row = calibrations.get(db, number)
     if (row.model_id, row.modality) != (model.id, modality):
         raise Conflict(f"calibration {row.id} is of another model or modality: a threshold belongs to one")
-    columns = {name: getattr(row, name) for name in ("rule", "threshold", "mean", "std", "quantiles", "n")}
-    standing = row.id if in_force is not None and in_force.calibration_id == row.id else None
-    return Proposal(
-        threshold=row.threshold,
-        source=row.source,
-        columns=columns | {"data_sha256": row.data_sha256},
-        calibration_id=standing,
-    )
+    names = ("rule", "threshold", "mean", "std", "quantiles", "n", "data_sha256")
+    return {name: getattr(row, name) for name in names}, row.source
 
 
 def _given(known: Sequence[tuple[str, float]], threshold: float) -> dict[str, Any]:

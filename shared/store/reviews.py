@@ -132,6 +132,12 @@ def lock(db: Session, image_id: int) -> Stopped | None:
     return None if row is None or row.status == Status.DELETED else Stopped._make(row)
 
 
+def stands(db: Session, image_id: int) -> bool:
+    """There is such an image, and it was not erased."""
+    statement = sa.text("SELECT EXISTS (SELECT 1 FROM image WHERE id = :id AND status <> 'deleted')")
+    return bool(db.execute(statement, {"id": image_id}).scalar_one())
+
+
 def of(db: Session, image_id: int) -> Sequence[Review]:
     """What was said of an image, of other bytes too, the latest first."""
     return db.scalars(sa.select(Review).where(Review.image_id == image_id).order_by(Review.id.desc())).all()

@@ -46,12 +46,18 @@ def test_no_answer_log_line_or_metric_holds_the_canary(client, filled, monkeypat
             client.post("/v1/ingest/scans", json={"path": f"/{CANARY}"}),
             client.post("/v1/keys", json={"name": CANARY + "\n", "scopes": ["read"]}),
             client.get("/v1/operations"),
+            client.get("/v1/quarantine"),
+            client.get(f"/v1/quarantine?reason={CANARY}"),
+            client.post("/v1/quarantine/image-1:reject", json={"note": CANARY}),
+            client.post(f"/v1/quarantine/{CANARY}:release", json={"note": CANARY}),
+            client.post("/v1/quarantine:replay", json={"model": CANARY, "modality": CANARY}),
+            client.post("/v1/models/null-a/calibrations", json={"folder": f"/{CANARY}"}),
             client.get("/metrics"),
         ]
     finally:
         logging.getLogger().handlers = before
         structlog.reset_defaults()
-    assert {answer.status_code for answer in answers} == {200, 400, 404, 410, 422}
+    assert {answer.status_code for answer in answers} == {200, 400, 404, 409, 410, 422}
     for answer in answers:
         assert CANARY[:16].encode() not in answer.content, answer.request.url
         assert CANARY not in str(answer.headers)

@@ -215,6 +215,13 @@ def test_a_replay_that_was_overtaken_stops_where_it_is(calibrated: Bright) -> No
     assert calibrated.column("SELECT DISTINCT status FROM image") == ["encoded"]
 
 
+def test_the_same_replay_asked_for_twice_is_no_second_threshold(calibrated: Bright) -> None:
+    """A client asks again when the answer was lost."""
+    for _ in range(2):
+        assert replayed(calibrated, threshold=0.1).state == "succeeded"
+    assert calibrated.column("SELECT count(*) FROM calibration") == [2]
+
+
 def test_a_replay_that_dies_is_carried_on(calibrated: Bright) -> None:
     with calibrated.begin() as db:
         calibrated.begin_replay(db, threshold=0.1)

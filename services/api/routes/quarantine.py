@@ -78,7 +78,7 @@ def _image(item: str) -> int:
 def show_reviews(db: Db, _: CanReview, item: One) -> dict[str, Any]:
     """What was said of an image and by whom, the latest first; it need not be in the quarantine any more."""
     number = _image(item)
-    if reviews.lock(db, number) is None:
+    if not reviews.stands(db, number):
         raise NotFound("no such image")
     return {"reviews": [_review(row) for row in reviews.of(db, number)]}
 
