@@ -95,7 +95,7 @@ def main() -> None:
     parser.add_argument("--nets", nargs="*", default=[net.name for net in NETS])
     parser.add_argument("--sets", nargs="*", default=[one.name for one in SETS])
     asked = parser.parse_args()
-    about = facts("retrieval.frozen", {"splits of patient": 0, "bootstrap": 0, "random weights": 0})
+    about = facts("retrieval.frozen", {"first of the five splits of patient": 0, "bootstrap": 0, "random weights": 0})
     asked.out.mkdir(parents=True, exist_ok=True)
     threadpool_limits(asked.threads)  # of BLAS and FAISS alike
     for one in (one for one in SETS if one.name in asked.sets):
@@ -285,7 +285,8 @@ def _notes() -> Sequence[str]:
         "random weights (no others are at hand): at 112 pixels, for the 16 classes at their own 64; VGG16 at 224, and",
         "of the 16 classes only 8 % of the images, so its gallery is smaller, and chance is that of the whole set.",
         "MIAS: 322 films of 161 women, severity (a stand-in for BI-RADS 1, 2, 5) and tissue. BUSI: patients unknown,",
-        "so `patient` and `lopo` separate images only. Nothing here is a BI-RADS result: no such set is at hand.",
+        "so `patient` and `lopo` separate images only; it was left out for VGG16. Nothing here is a BI-RADS result: no",
+        "such set is at hand. The first line of each set's .jsonl says when and by which command it was measured.",
     )
 
 
