@@ -296,7 +296,7 @@ def test_publishing_waits_for_who_is_applying(filled: Platform) -> None:
 
     class Slow:
         def __init__(self, inner: Index) -> None:
-            self.inner = inner
+            self.inner, self.spec = inner, inner.spec
 
         def write(self, points: Sequence[Any]) -> None:
             writing.set()
