@@ -26,6 +26,8 @@ class Match(Out):
     sop_instance_uid: str
     frame: int
     score: float
+    hamming: int | None = Field(description="Bits in which the codes differ; of a search by codes")
+    content: float | None = Field(description="Pearson correlation of the embeddings; of mode=hash")
     laterality: str | None
     view: str | None
     modality: str
@@ -95,7 +97,9 @@ class RankingOut(Out):
     excluded: list[str]
     model: ModelRef
     generation: int
+    mode: Literal["dense", "hash", "hybrid"]
     exact: bool
+    cut: bool = Field(description="A Hamming ball held more than the 10,000 images that are looked at")
     emulated: list[str]
     as_of: datetime
     took_ms: float

@@ -74,7 +74,11 @@ class SearchIn(In):
     k: int = Field(10, ge=1, le=10_000, description="How many studies")
     exclude: Codes = Field(["SELF", "STUDY", "PATIENT"], description="self, study, patient: any of them, or none")
     view: Literal["any", "match"] = Field("any", description="match: only images of the query image's own view")
-    mode: Literal["dense", "hash", "hybrid"] = "dense"
+    mode: Literal["dense", "hash", "hybrid"] = Field(
+        "dense",
+        description="dense: by the embedding; hash: a Hamming ball by content; hybrid: a wide ball by the embedding",
+    )
+    radius: int | None = Field(None, ge=0, le=4096, description="Of mode=hash, in bits; default: as wide as k needs")
     exact: bool = Field(False, description="Compare with every image instead of following the graph")
     cursor: Annotated[str | None, Field(max_length=16_384)] = None
     Modality: Codes = []
@@ -87,8 +91,6 @@ class SearchIn(In):
 
     def request(self) -> Request:
         """Raises: `Invalid`."""
-        if self.mode != "dense":
-            raise Invalid("the published model has no hash codes: it answers mode=dense only")
         excluded = frozenset(word.lower() for word in self.exclude) - {"none"}
         if len(self.exclude) > 1 and "NONE" in self.exclude:
             raise Invalid("exclude is none, or some of self, study and patient")
@@ -103,7 +105,14 @@ class SearchIn(In):
             date_to=high,
         )
         return Request(
-            k=self.k, exclude=excluded, view=self.view, filters=filters, exact=self.exact, cursor=self.cursor
+            k=self.k,
+            exclude=excluded,
+            view=self.view,
+            filters=filters,
+            exact=self.exact,
+            cursor=self.cursor,
+            mode=self.mode,
+            radius=self.radius,
         )
 
 

@@ -35,6 +35,12 @@ def search(  # noqa: PLR0913 - each argument is an option of the command
     birads: Annotated[str | None, typer.Option(help="Such as 4,5.")] = None,
     density: Annotated[str | None, typer.Option(help="Such as C,D.")] = None,
     date: Annotated[str | None, typer.Option(help="StudyDate range, such as 20200101-20211231.")] = None,
+    mode: Annotated[
+        str, typer.Option(help="dense: the embedding; hash: codes; hybrid: codes, then embedding.")
+    ] = "dense",
+    radius: Annotated[
+        int | None, typer.Option(min=0, help="Of --mode hash, in bits; default: as wide as -k needs.")
+    ] = None,
     exact: Annotated[bool, typer.Option("--exact", help="Compare with every image, not by the graph.")] = False,
     cursor: Annotated[str | None, typer.Option(help="The next page, from an earlier answer.")] = None,
     as_json: AsJson = False,
@@ -52,6 +58,8 @@ def search(  # noqa: PLR0913 - each argument is an option of the command
         "birads": birads,
         "density": density,
         "StudyDate": date,
+        "mode": None if mode == "dense" else mode,
+        "radius": radius,
         "exact": "true" if exact else None,
         "cursor": cursor,
     }
@@ -122,12 +130,15 @@ def pair(match: Answer, *, views_known: bool = True) -> str:
     side, view = match.get("laterality") or "", match.get("view") or ""
     name = "-".join(text for text in (side, view) if text) or match.get("modality") or "image"
     other = views_known and not match["same_view"]
-    return f"{name} {match['score']:.2f}{'*' if other else ''}"
+    bits = "" if match.get("hamming") is None else f"/{match['hamming']}"
+    return f"{name} {match['score']:.2f}{bits}{'*' if other else ''}"
 
 
 def _who_answered(answer: Answer) -> None:
     model, hidden = answer["model"], answer["hidden"]
     how = "exact" if answer["exact"] else "approximate"
+    if answer.get("mode", "dense") != "dense":
+        how = f"by codes ({answer['mode']}; after the slash: bits that differ){', ball cut' if answer['cut'] else ''}"
     tell(
         f"model {model['name']}, {model['label']}, fingerprint {model['fingerprint'][:12]}; "
         f"generation {answer['generation']}, {how}; {answer['took_ms']:.1f} ms"

@@ -129,6 +129,7 @@ class Answer:
     hits: tuple[Hit, ...]
     exact: bool
     emulated: frozenset[str] = frozenset()
+    cut: bool = False  #: of a search by codes: the ball held more than was looked at
     engine_ms: float | None = None
 
 

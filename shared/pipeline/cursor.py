@@ -85,6 +85,6 @@ def read(request: Asked, generation_id: int, subject: HasStudy) -> Page:
 
 def _bound(request: Asked, subject: HasStudy) -> str:
     """What must not change between pages: everything asked but the page itself."""
-    fields = {name: getattr(request, name) for name in ("k", "exclude", "view", "filters", "exact")}
+    fields = {name: getattr(request, name) for name in ("k", "exclude", "view", "filters", "exact", "mode", "radius")}
     fields["exclude"] = sorted(fields["exclude"])
     return sha256(f"{subject.study_uid}|{sorted(fields.items())}".encode()).hexdigest()[:16]

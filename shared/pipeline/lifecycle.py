@@ -62,10 +62,12 @@ def open_generation(
     Raises: `Invalid` for a spec that no index can have.
     """
     card = model.card
-    spec = Spec(**{"dim": card["dim"], "metric": Metric(card.get("metric", "cosine"))} | choices)
+    own = {"dim": card["dim"], "metric": Metric(card.get("metric", "cosine")), "bits": card.get("bits", 0)}
+    spec = Spec(**own | choices)
     number = generations.reserve(db)
     indexes.create(generations.collection_of(number, model.id), spec)
     told = {"dim": spec.dim, "metric": spec.metric.value, "scale": spec.scale, "m": spec.m, "ef": spec.ef_construct}
+    told["bits"] = spec.bits
     return generations.add(db, model.id, told, number=number, operation_id=operation_id, throttle=throttle, gate=gate)
 
 

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, Invalid, NotFound
 from shared.imaging.pseudonym import patient_number
-from shared.index.base import Index, Payload, Point
+from shared.index.base import Index, Payload, Point, Spec
 from shared.log import get
 from shared.pipeline import erase
 from shared.store import encodings, generations, ledger, operations
@@ -71,12 +72,12 @@ def _step(begin: Begin, open_index: Callable[[str], Index], generation: Publishe
 def _write(db: Session, index: Index, generation: Published, rows: Sequence[Pending]) -> Sequence[Pending]:
     """All at once; if one is refused, one by one, so that the rest is not held up. Returns what is written."""
     try:
-        index.write([to_point(row) for row in rows])
+        index.write([to_point(row, index.spec) for row in rows])
     except Invalid:
         written = []
         for row in rows:
             try:
-                index.write([to_point(row)])
+                index.write([to_point(row, index.spec)])
                 written.append(row)
             except Invalid:
                 log.warning("point_refused", generation_id=generation.generation_id, image_id=row.image_id)
@@ -85,10 +86,11 @@ def _write(db: Session, index: Index, generation: Published, rows: Sequence[Pend
     return rows
 
 
-def to_point(row: Pending) -> Point:
+def to_point(row: Pending, spec: Spec) -> Point:
     """Opaque numbers and coded attributes travel with the vector; no UID and no name."""
     assert row.embedding is not None  # noqa: S101 - the caller has sorted these out
-    return Point(id=row.point_id, vector=encodings.unpack(row.embedding), payload=payload(row))
+    code = np.frombuffer(row.code, np.uint8) if spec.bits and row.code is not None else None
+    return Point(id=row.point_id, vector=encodings.unpack(row.embedding), payload=payload(row), code=code)
 
 
 def payload(row: Pending) -> Payload:

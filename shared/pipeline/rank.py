@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from shared.index.base import Answer, Hit
 
+HAMMING = "hamming"  #: what a search by codes adds to a hit's payload: the distance in bits
 FIELDS = ("study", "view", "laterality")  #: what a ranking reads of a hit's payload
 
 
@@ -27,6 +28,7 @@ class QueryImage:
     frame: int = 1
     laterality: str | None = None
     view: str | None = None
+    code: NDArray[np.uint8] | None = None  #: packed, where the model has a hash head
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,9 @@ import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
+from typing import Literal
 
+import numpy as np
 import sqlalchemy as sa
 
 from shared.encoder.base import Encoded, Encoder
@@ -18,8 +20,9 @@ from shared.imaging.gates import metadata_gate, pixel_gate
 from shared.imaging.pseudonym import patient_key, patient_number
 from shared.imaging.reasons import Reason
 from shared.imaging.recipe import Recipe
-from shared.index.base import Accuracy, Answer, Between, Condition, Exact, Filter, Index, Match, Query, Recall
-from shared.pipeline import cursor, rank
+from shared.index.base import Accuracy, Answer, Between, Condition, Exact, Filter, Hit, Index, Match, Query, Recall
+from shared.pipeline import cursor, hashes, rank
+from shared.pipeline.hashes import Search
 from shared.pipeline.judge import Judgement, judge, statistic
 from shared.pipeline.rank import Candidate, QueryImage
 from shared.store import calibrations, encodings, generations, neighbours
@@ -76,6 +79,9 @@ class Request:
     filters: Filters = field(default_factory=Filters)
     exact: bool = False
     cursor: str | None = None
+    #: "hash" takes the Hamming ball and ranks it by content, "hybrid" takes a wide ball and ranks it by the embedding
+    mode: Literal["dense", "hash", "hybrid"] = "dense"
+    radius: int | None = None  #: of the ball, in bits; None: as wide as the k-th nearest images lie
 
     def check(self, max_k: int) -> None:
         """Raises: `Invalid`."""
@@ -85,6 +91,8 @@ class Request:
             raise Invalid("exclude takes self, study and patient")
         if self.view not in ("any", "match"):
             raise Invalid("view is any or match")
+        if self.radius is not None and (self.mode != "hash" or self.radius < 0):
+            raise Invalid("a radius is a number of bits, and goes with mode=hash")
 
     @property
     def accuracy(self) -> Accuracy:
@@ -112,6 +120,7 @@ class Pair:
     query: QueryImage
     hit: HitRow
     score: float
+    hamming: int | None = None  #: bits in which the codes differ, where the search was by codes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -134,6 +143,7 @@ class Ranking:
     published: Published
     exact: bool
     emulated: frozenset[str]
+    cut: bool  #: a Hamming ball held more images than are looked at
     as_of: datetime
     next: str | None
     timings_ms: Mapping[str, float]
@@ -187,8 +197,14 @@ def by_image(
     if features.stops:
         stops.append(Rejected(Outcome.QUARANTINED, Reason.UNLIKE.value, Gate.FEATURES))
     images = tuple(
-        QueryImage(vector=vector, frame=frame, laterality=header.laterality, view=header.view)
-        for frame, vector in zip(decoded.frames, encoded.embeddings, strict=True)
+        QueryImage(
+            vector=vector,
+            frame=frame,
+            laterality=header.laterality,
+            view=header.view,
+            code=None if encoded.codes is None else encoded.codes[i],
+        )
+        for i, (frame, vector) in enumerate(zip(decoded.frames, encoded.embeddings, strict=True))
     )
     said = Subject(images=images, stops=tuple(s for s in stops if s is not None), features=features)
     subject = _outsider(connection, header, said, secret)
@@ -223,7 +239,14 @@ def _subject(rows: Sequence[QueryRow]) -> Subject:
     chosen = [rows[i] for i in spaced(len(rows), MAX_VECTORS)]
     stacked = encodings.stack([row.embedding for row in chosen])
     images = tuple(
-        QueryImage(vector=vector, sop_uid=row.sop_uid, frame=row.frame, laterality=row.laterality, view=row.view)
+        QueryImage(
+            vector=vector,
+            sop_uid=row.sop_uid,
+            frame=row.frame,
+            laterality=row.laterality,
+            view=row.view,
+            code=None if row.code is None else np.frombuffer(row.code, np.uint8),
+        )
         for row, vector in zip(chosen, stacked, strict=True)
     )
     return Subject(
@@ -254,7 +277,11 @@ def _rank(
         raise Invalid("a cursor belongs to one query")
     page = cursor.read(request, live.generation_id, subjects[0]) if request.cursor else cursor.first(live.read_at)
     asked = time.perf_counter()
-    found = _ask(index_of(live.collection), subjects, request, page)
+    index = index_of(live.collection)
+    search: Search = lambda _, queries: index.search(queries)  # noqa: E731
+    if request.mode != "dense":
+        search = hashes.searcher(connection, index, live, request.mode, request.radius)
+    found = _ask(search, subjects, request, page)
     answered = time.perf_counter()
     rankings = []
     for subject, own in zip(subjects, found, strict=True):
@@ -270,6 +297,7 @@ def _rank(
                 published=live,
                 exact=all(answer.exact for answer in own),
                 emulated=frozenset().union(*(answer.emulated for answer in own)),
+                cut=any(answer.cut for answer in own),
                 as_of=page.as_of,
                 next=cursor.write(request, live.generation_id, subject, page, shown) if full else None,
                 timings_ms=_timings(started, asked, answered, own),
@@ -278,7 +306,7 @@ def _rank(
     return rankings
 
 
-def _ask(index: Index, subjects: Sequence[Subject], request: Request, page: cursor.Page) -> list[list[Answer]]:
+def _ask(search: Search, subjects: Sequence[Subject], request: Request, page: cursor.Page) -> list[list[Answer]]:
     """The hits of each subject's images, in one batch; deeper where they lie in fewer than `k` studies."""
     depth = max(DEPTH * request.k, LEAST_DEPTH)
     found: list[list[Answer]] = [[] for _ in subjects]
@@ -286,7 +314,8 @@ def _ask(index: Index, subjects: Sequence[Subject], request: Request, page: curs
     while asking:
         depth = min(depth, MOST_DEPTH)
         queries = [_queries(subjects[i], request, page, depth) for i in asking]
-        answers = iter(index.search([query for own in queries for query in own]))
+        images = [image for i in asking for image in subjects[i].images]
+        answers = iter(search(images, [query for own in queries for query in own]))
         for i, own in zip(asking, queries, strict=True):
             found[i] = [next(answers) for _ in own]
         asking = [i for i in asking if depth < MOST_DEPTH and _too_few(found[i], request.k, depth)]
@@ -331,7 +360,8 @@ def _shown(
 
 def _found(subject: Subject, candidate: Candidate, rows: Mapping[uuid.UUID, HitRow]) -> Found:
     pairs = tuple(
-        Pair(query=subject.images[i], hit=rows[hit.id], score=hit.score) for i, hit in sorted(candidate.matches.items())
+        Pair(query=subject.images[i], hit=rows[hit.id], score=hit.score, hamming=_hamming(hit))
+        for i, hit in sorted(candidate.matches.items())
     )
     row = pairs[0].hit
     return Found(
@@ -341,6 +371,11 @@ def _found(subject: Subject, candidate: Candidate, rows: Mapping[uuid.UUID, HitR
         score=candidate.score,
         pairs=pairs,
     )
+
+
+def _hamming(hit: Hit) -> int | None:
+    found = hit.payload.get(rank.HAMMING)
+    return None if found is None else int(found)
 
 
 def _timings(started: float, asked: float, answered: float, answers: Sequence[Answer]) -> dict[str, float]:

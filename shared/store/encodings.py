@@ -31,8 +31,8 @@ def unpack(data: bytes) -> NDArray[np.float32]:
 
 
 def stack(rows: Sequence[bytes]) -> Embeddings:
-    """(n, dim) from packed rows of one dimension."""
-    return np.frombuffer(b"".join(rows), "<f2").reshape(len(rows), -1).astype(np.float32)
+    """(n, dim) from packed rows of one dimension; (0, 0) from none."""
+    return np.frombuffer(b"".join(rows), "<f2").reshape(len(rows), -1 if rows else 0).astype(np.float32)
 
 
 _SAVE = sa.text(

@@ -14,8 +14,8 @@ import psycopg
 import sqlalchemy as sa
 
 _VECTORS: Final = """
-    SELECT i.id, i.sop_uid, i.laterality, i.view, e.frame, e.embedding, s.id AS study_id, s.uid AS study_uid,
-           s.patient_key
+    SELECT i.id, i.sop_uid, i.laterality, i.view, e.frame, e.embedding, e.code, s.id AS study_id,
+           s.uid AS study_uid, s.patient_key
     FROM study s
     JOIN image i ON i.study_id = s.id AND i.status NOT IN ('deleted', 'rejected', 'quarantined')
     JOIN encoding e ON e.image_id = i.id AND e.model_id = %(model)s
@@ -39,6 +39,7 @@ class QueryRow:
     view: str | None
     frame: int
     embedding: bytes
+    code: bytes | None
     study_id: int
     study_uid: str
     patient_key: bytes
@@ -102,6 +103,21 @@ def behind(
     """The rows of the points that may be shown. A point without one is an orphan, erased, or newer than asked."""
     values: dict[str, Any] = {"generation": generation_id, "points": list(points), "as_of": as_of}
     return {row[0]: HitRow._make(row) for row in _rows(connection, _BEHIND, values)}
+
+
+_EMBEDDINGS: Final = """
+    SELECT l.point_id, e.embedding
+    FROM ledger l JOIN encoding e ON e.image_id = l.image_id AND e.frame = l.frame AND e.model_id = %(model)s
+    WHERE l.generation_id = %(generation)s AND l.point_id = ANY(%(points)s) AND l.op = 'upsert'
+    """
+
+
+def embeddings(
+    connection: sa.Connection, generation_id: int, model_id: int, points: Sequence[uuid.UUID]
+) -> dict[uuid.UUID, bytes]:
+    """The stored embeddings of these points; of an orphan there is none."""
+    values = {"generation": generation_id, "model": model_id, "points": list(points)}
+    return dict(_rows(connection, _EMBEDDINGS, values))
 
 
 _WHOSE = sa.text(

@@ -10,6 +10,9 @@ from pydicom.data import get_testdata_file
 
 from services.api import present
 from services.api.answers import RankingOut
+from shared.encoder import cards
+from shared.encoder.derive import build_hashed
+from shared.pipeline import lifecycle
 from tests.api.conftest import CANARY, png, serving
 
 
@@ -108,8 +111,30 @@ def test_a_cursor_belongs_to_its_query(client, filled):
 @pytest.mark.parametrize("mode", ["hash", "hybrid"])
 def test_a_mode_that_the_model_does_not_have_is_refused_in_words(client, filled, mode):
     refused = client.get(f"/v1/studies/1.2.3.1/similar?mode={mode}")
-    assert (refused.status_code, refused.json()["code"]) == (400, "invalid")
-    assert "dense" in refused.json()["detail"]
+    assert refused.status_code == 409
+    assert "mode=dense" in refused.json()["detail"]
+
+
+def test_a_search_by_codes_tells_distance_and_content(client, archive, models):
+    sample = np.random.default_rng(0).standard_normal((200, 64)).astype(np.float32)
+    if not (models / "coded").is_dir():
+        build_hashed(models / "coded", models / "null-a", sample, 32, name="coded")
+    with archive.rt.transaction() as db:  # nothing is encoded yet: the newest model is the published one
+        lifecycle.add_model(db, archive.rt.indexes, "coded", cards.read(models / "coded"))
+    for study in range(1, 9):
+        archive.take_in(study)
+    answer = client.get("/v1/studies/1.2.3.1/similar?mode=hash&k=3").json()
+    assert (answer["mode"], answer["exact"], answer["cut"]) == ("hash", True, False)
+    match = answer["studies"][0]["matches"][0]
+    assert 0 <= match["hamming"] <= 32
+    assert match["content"] == match["score"]
+    near = client.get("/v1/studies/1.2.3.1/similar?mode=hash&radius=2").json()
+    assert all(m["hamming"] <= 2 for study in near["studies"] for m in study["matches"])
+    hybrid = client.get("/v1/studies/1.2.3.1/similar?mode=hybrid&k=3").json()
+    assert hybrid["studies"][0]["matches"][0]["content"] is None
+    dense = client.get("/v1/studies/1.2.3.1/similar?k=3").json()
+    assert dense["studies"][0]["matches"][0]["hamming"] is None
+    assert client.get("/v1/studies/1.2.3.1/similar?radius=3").status_code == 400
 
 
 def test_k_has_a_limit(client, filled):

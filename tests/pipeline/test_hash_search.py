@@ -1,0 +1,138 @@
+from typing import Any
+
+import numpy as np
+import pytest
+
+from shared.encoder.build import build
+from shared.encoder.derive import build_hashed
+from shared.errors import Conflict, Invalid
+from shared.index.faiss import FaissStore
+from shared.pipeline import hashes, lifecycle, search
+from shared.pipeline.search import Ranking, Request
+from shared.store import encodings, neighbours
+from tests.miniature import Platform
+
+BITS = 16
+
+
+def uid(study: int) -> str:
+    return f"1.2.4.{study + 1}"
+
+
+def ask(platform: Platform, study: int = 0, **request: Any) -> Ranking:
+    with platform.store.reading() as connection:
+        return search.by_studies(connection, platform.index, [uid(study)], Request(**request))[0]
+
+
+def hashed(platform: Platform, name: str = "hashed") -> None:
+    """A null encoder with a fitted hash head is published."""
+    models = platform.folder / "models"
+    base = build(models / f"{name}-base", f"{name}-base", "null", "random:0", dim=32)
+    sample = np.random.default_rng(0).standard_normal((200, base.dim)).astype(np.float32)
+    card = build_hashed(models / name, models / f"{name}-base", sample, BITS, name=name)
+    with platform.begin() as db:
+        lifecycle.add_model(db, platform.indexes, name, card)
+
+
+@pytest.fixture
+def archive(platform: Platform) -> Platform:
+    hashed(platform)
+    platform.take_in(48)  # 12 studies of 6 women
+    return platform
+
+
+def told(answer: Ranking) -> list[Any]:
+    return [(s.study_uid, s.score, [(p.hit.sop_uid, p.score, p.hamming) for p in s.pairs]) for s in answer.studies]
+
+
+def rows(platform: Platform) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Embedding and unpacked code of each image, by its UID."""
+    with platform.store.reading() as connection:
+        found = neighbours.vectors(connection, [uid(n) for n in range(12)], 1)
+    return {
+        row.sop_uid: (encodings.unpack(row.embedding), np.unpackbits(np.frombuffer(row.code or b"", np.uint8)))
+        for row in found
+    }
+
+
+def test_pairs_carry_the_distance_of_codes_and_the_correlation_of_content(archive: Platform) -> None:
+    held = rows(archive)
+    answer = ask(archive, mode="hash", k=50)
+    assert answer.exact
+    assert not answer.cut
+    assert {s.study_uid for s in answer.studies} == {uid(n) for n in range(2, 12)}
+    for pair in (pair for study in answer.studies for pair in study.pairs):
+        (a, x), (b, y) = held[pair.query.sop_uid or ""], held[pair.hit.sop_uid]
+        assert pair.hamming == int((x != y).sum())
+        assert pair.score == pytest.approx(np.corrcoef(a, b)[0, 1], abs=1e-4)
+
+
+def test_a_radius_takes_all_within_it_and_nothing_beyond(archive: Platform) -> None:
+    held = rows(archive)
+    answer = ask(archive, mode="hash", k=50, radius=6)
+    within = {
+        (a, b)
+        for a, (_, x) in held.items()
+        for b, (_, y) in held.items()
+        if a in {image.sop_uid for image in answer.subject.images} and int((x != y).sum()) <= 6
+    }
+    pairs = [pair for study in answer.studies for pair in study.pairs]
+    assert pairs
+    assert all((pair.query.sop_uid, pair.hit.sop_uid) in within for pair in pairs)
+    studies = {hit for _, hit in within if int(hit.rsplit(".", 1)[1]) > 8}  # of other women
+    assert {pair.hit.study_uid for pair in pairs} == {uid((int(s.rsplit(".", 1)[1]) - 1) // 4) for s in studies}
+
+
+def test_hybrid_ranks_a_wide_ball_as_a_dense_search_would(archive: Platform) -> None:
+    dense = ask(archive, k=50, exact=True)
+    hybrid = ask(archive, mode="hybrid", k=50)
+    assert [s.study_uid for s in hybrid.studies] == [s.study_uid for s in dense.studies]
+    for a, b in zip(hybrid.studies, dense.studies, strict=True):
+        assert a.score == pytest.approx(b.score, abs=1e-3)
+    assert all(pair.hamming is not None for study in hybrid.studies for pair in study.pairs)
+
+
+def test_every_engine_gives_the_same_order(archive: Platform) -> None:
+    """Codes of sixteen bits over a few hundred images: most distances are shared."""
+    first = told(ask(archive, mode="hash", k=5))
+    collection = archive.indexes.names()[-1]
+    twin, faiss = archive.indexes.open(collection), FaissStore()
+    points = twin.get([point for batch in twin.scan() for point, _ in batch])
+    other = faiss.create(collection, twin.spec)
+    other.write(list(reversed(points)))
+    with archive.store.reading() as connection:
+        found = search.by_studies(connection, faiss.open, [uid(0)], Request(mode="hash", k=5))[0]
+    assert told(found) == first
+    assert told(ask(archive, mode="hash", k=5)) == first
+
+
+def test_pages_go_on_where_the_last_ended(archive: Platform) -> None:
+    whole = [s.study_uid for s in ask(archive, mode="hash", k=8).studies]
+    first = ask(archive, mode="hash", k=4)
+    second = ask(archive, mode="hash", k=4, cursor=first.next)
+    assert len({*whole, *(s.study_uid for s in first.studies)}) == 8
+    assert not {s.study_uid for s in first.studies} & {s.study_uid for s in second.studies}
+    with pytest.raises(Invalid, match="another query"):
+        ask(archive, mode="dense", k=4, cursor=first.next)
+
+
+def test_a_model_without_codes_says_what_to_do(platform: Platform) -> None:
+    platform.add_model()
+    platform.take_in(8)
+    for mode in ("hash", "hybrid"):
+        with pytest.raises(Conflict, match="no hash codes"):
+            ask(platform, mode=mode)
+
+
+def test_a_radius_belongs_to_a_search_by_codes() -> None:
+    with pytest.raises(Invalid, match="mode=hash"):
+        Request(radius=3).check(100)
+
+
+def test_equal_images_have_equal_content() -> None:
+    rng = np.random.default_rng(0)
+    matrix = np.repeat(rng.standard_normal((3, 1024)).astype(np.float32), 333, axis=0)
+    scores = np.round(hashes.content(matrix[0], matrix), hashes.DIGITS)
+    assert len(np.unique(scores)) == 3
+    assert scores[0] == 1.0
+    assert hashes.content(matrix[0], np.ones((1, 1024), np.float32))[0] == 0.0
