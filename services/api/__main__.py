@@ -1,6 +1,8 @@
 """`python -m services.api`: serve until told to stop."""
 
+import socket
 import sys
+from collections.abc import Callable
 
 import uvicorn
 
@@ -14,7 +16,21 @@ from shared.runtime import Runtime
 log = get("services.api")
 
 
-def main() -> int:
+class Server(uvicorn.Server):
+    """Tells when it answers: with a socket that was open before, nobody can see it from outside."""
+
+    def __init__(self, config: uvicorn.Config, serving: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._serving = serving
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._serving()
+
+
+def main(listener: socket.socket | None = None, serving: Callable[[], None] = lambda: None) -> int:
+    """Serve, on this open socket or on one of our own; gives an exit code."""
     settings = Settings()
     configure("api", json=settings.log_json, level=settings.log_level)
     try:
@@ -23,7 +39,7 @@ def main() -> int:
         sys.stderr.write(f"similis api: {error}\n")
         return 1
     log.info("starting", host=settings.api.host, port=settings.api.port)
-    uvicorn.run(
+    config = uvicorn.Config(
         app,
         host=settings.api.host,
         port=settings.api.port,
@@ -33,7 +49,9 @@ def main() -> int:
         timeout_keep_alive=30,
         timeout_graceful_shutdown=10,
     )
-    return 0
+    server = Server(config, serving)
+    server.run(sockets=None if listener is None else [listener])
+    return 0 if server.started else 3
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ def api() -> list[str]:
     return [*PYTHON, "services.api"]
 
 
-def api_after_migration(key_file: Path) -> list[str]:
-    """`migrate`, then `api`, in one process that loads only once."""
-    return [*PYTHON, "services.embedded.api", "--key-file", str(key_file)]
+def api_after_migration(key_file: Path, listener: int, sign: Path) -> list[str]:
+    """`migrate`, then `api`, in one process that loads only once; it serves an open socket and says when it does."""
+    told = ["--key-file", str(key_file), "--listener", str(listener), "--sign", str(sign)]
+    return [*PYTHON, "services.embedded.api", *told]
 
 
 def vectors(folder: Path, listen: str, key_file: Path) -> list[str]:

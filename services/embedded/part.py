@@ -52,6 +52,7 @@ class Program:
     once: bool = False  #: ready means: ended with 0
     awaited: bool = True  #: the stack is not ready before it is; false: it works on while the stack serves
     stop_steps: Steps = field(default=((signal.SIGTERM, 10.0),))
+    keep: Sequence[int] = ()  #: open files of ours that it inherits
 
     def prepare(self) -> bool:
         for path in self.leftovers:
@@ -59,7 +60,7 @@ class Program:
         return True
 
     def spawn(self, output: IO[bytes] | int) -> subprocess.Popen[bytes]:
-        return process.spawn(self.argv, env=self.env, cwd=self.cwd, output=output)
+        return process.spawn(self.argv, env=self.env, cwd=self.cwd, output=output, keep=self.keep)
 
     def ready(self) -> bool:
         return not self.once and self.serves()

@@ -49,7 +49,7 @@ def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
-def spawn(
+def spawn(  # noqa: PLR0913 - what a child of ours may need
     argv: Sequence[str],
     *,
     env: Mapping[str, str] | None = None,
@@ -58,8 +58,11 @@ def spawn(
     output: IO[bytes] | int = subprocess.DEVNULL,
     death_signal: signal.Signals = signal.SIGTERM,
     user: int | None = None,
+    keep: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
     """A child in a session of its own, so that Ctrl-C does not reach it, which gets `death_signal` when we die.
+
+    It inherits the open files in `keep`, by the same numbers.
 
     Call it from the main thread: for the kernel the parent is the thread, and its end would end the child.
     """
@@ -81,6 +84,7 @@ def spawn(
         user=user,
         group=user,
         extra_groups=None if user is None else [],
+        pass_fds=keep,
         preexec_fn=tie,  # noqa: PLW1509 - called from the main thread, and it only makes system calls
     )
 

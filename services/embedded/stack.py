@@ -21,6 +21,7 @@ from services.embedded.supervisor import Supervisor, bury_orphans, to_terminal
 from services.embedded.valkey import Valkey
 from shared.errors import Conflict, Denied, Unavailable
 
+BACKLOG = 1024  #: connections that wait while the API is started again
 WORKER_PATIENCE_S = 20.0  # a batch is finished or given back; the lease covers the rest
 
 
@@ -69,22 +70,27 @@ def serve(
     began = time.monotonic()
     with home.lock():
         bury_orphans(home, say)
-        port = free_port(options.host, options.port)
-        say(f"starting on {home.path}")
-        supervisor = build(home, options, port, say)
-        url = supervisor.facts["url"]
+        with listen(options.host, options.port) as listener:
+            say(f"starting on {home.path}")
+            supervisor = build(home, options, listener, say)
+            url = supervisor.facts["url"]
 
-        def on_ready() -> None:
-            say(f"ready after {time.monotonic() - began:.1f} s at {url}; API key in {home / 'api.key'}; Ctrl-C stops")
-            if ready is not None:
-                ready(url)
+            def on_ready() -> None:
+                took_s = time.monotonic() - began
+                say(f"ready after {took_s:.1f} s at {url}; API key in {home / 'api.key'}; Ctrl-C stops")
+                if ready is not None:
+                    ready(url)
 
-        supervisor.run(on_ready)
+            supervisor.run(on_ready)
         say("stopped")
 
 
-def build(home: Home, options: Options, port: int, say: Callable[[str], None]) -> Supervisor:
-    """Every process of the stack, none started yet; the secrets are in their files."""
+def build(home: Home, options: Options, listener: socket.socket, say: Callable[[str], None]) -> Supervisor:
+    """Every process of the stack, none started yet; the secrets are in their files.
+
+    The listening socket is ours: while the API is started again, connections wait in it.
+    """
+    port: int = listener.getsockname()[1]
     postgres, valkey = Postgres(home.path), Valkey(home.path)
     vectors_socket = home.sockets / "vectors.sock"
     env = commands.environment(
@@ -105,8 +111,16 @@ def build(home: Home, options: Options, port: int, say: Callable[[str], None]) -
         leftovers=[vectors_socket],
         stop_steps=((signal.SIGTERM, 30.0),),  # flushes
     )
-    start_api = commands.api_after_migration(home / "api.key")
-    api = Program("api", start_api, env, home.path, serves=lambda: answers(options.host, port))
+    sign, listener_fd = home.sockets / "api.serves", listener.fileno()
+    api = Program(
+        "api",
+        commands.api_after_migration(home / "api.key", listener_fd, sign),
+        env,
+        home.path,
+        serves=lambda: sign.exists() and answers(options.host, port),  # without the sign we would wait in line
+        leftovers=[sign],
+        keep=[listener_fd],
+    )
     model = Program("model", commands.default_model(), env, home.path, once=True, awaited=False)
     celery = [*_workers(home, env, options.slots), _beat(home, env)]
     # while initdb works, the others load; what takes the cores from the API's own start comes after it
@@ -150,17 +164,22 @@ def _in_url(host: str) -> str:
     return f"[{seen}]" if ":" in seen else seen
 
 
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens there; on any free port for 0. Raises: `Conflict`."""
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise Conflict(f"port {port} on {host} cannot be had ({error.strerror}): choose another with --port") from None
+    return listener
+
+
 def free_port(host: str, port: int) -> int:
     """The port itself if it is free, any free one for 0. Raises: `Conflict`."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise Conflict(
-                f"port {port} on {host} cannot be had ({error.strerror}): choose another with --port"
-            ) from None
+    with listen(host, port) as probe:
         return int(probe.getsockname()[1])
 
 

@@ -2,6 +2,7 @@
 
 import json
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
@@ -101,6 +102,19 @@ def test_whatever_is_killed_comes_back(stack, name):
     assert until(lambda: identities(stack).get(name) not in (None, before), 20)
     assert until(lambda: serves(stack), 30, 0.1)
     assert until(lambda: get(stack, "/v1/studies", stack.api_key) == 200, 10, 0.1)
+
+
+def test_connections_wait_while_the_api_starts_again(stack):
+    """The socket is the supervisor's: nobody is refused."""
+    before = identities(stack)["api"]
+    before.signal(signal.SIGKILL)
+    assert until(lambda: not before.alive, 5)
+    host, port = stack.home.state["host"], stack.home.state["port"]
+    with socket.create_connection((host, port), timeout=1) as waiting:  # nobody is there to accept it
+        waiting.settimeout(60)
+        waiting.sendall(f"GET /livez HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        assert waiting.recv(15) == b"HTTP/1.1 200 OK"
+    assert until(lambda: serves(stack), 30, 0.1)
 
 
 def test_after_kill_9_of_the_whole_tree_the_next_up_recovers_by_itself(tmp_path):
