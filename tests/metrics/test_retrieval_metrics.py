@@ -238,11 +238,11 @@ def test_ten_thousand_by_ten_thousand_takes_seconds_and_bounded_memory(metric):
     if metric == "cosine":
         vectors = rng.normal(size=(10_000, 128)).astype(np.float32)
     side = Side(vectors=vectors, labels=rng.integers(16, size=10_000), keys=np.arange(10_000) // 4)
-    started = time.perf_counter()
+    started = time.process_time()
     tracemalloc.start()
     figures = measure(side, side, metric=metric)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert figures.micro("P@10") == pytest.approx(1 / 16, abs=0.005)
     assert peak < 600e6
-    assert time.perf_counter() - started < 240  # 25 s on two idle cores; generous, because machines are shared
+    assert time.process_time() - started < 90  # 10 s here; processor time, because machines are shared
