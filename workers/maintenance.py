@@ -1,4 +1,6 @@
-from shared.pipeline import sweep
+from functools import cache
+
+from shared.pipeline import stones, sweep
 from shared.types import Job
 from workers.runtime import runtime
 from workers.tasks import task
@@ -10,3 +12,10 @@ def ring_again() -> None:
     rt = runtime()
     with rt.transaction() as db:
         sweep.ring_for_due(db, rt.effort)
+    with rt.transaction() as db:  # apart: a home that cannot be written to must not silence the bells
+        keeper().keep(db)
+
+
+@cache
+def keeper() -> stones.Keeper:
+    return stones.Keeper(runtime().settings.home / stones.NAME)

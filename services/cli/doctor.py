@@ -11,7 +11,6 @@ import typer
 
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 from shared.config import Settings
-from shared.errors import NotFound
 
 if TYPE_CHECKING:
     from shared.pipeline.reconcile import Finding
@@ -67,6 +66,7 @@ def doctor(
 
     Only internal numbers are shown. Safe while images come in. With --repair the exit is 0 if all was repaired.
     """
+    from services.embedded.attach import settings
     from shared.pipeline.reconcile import Site, examine
     from shared.runtime import Runtime
 
@@ -86,12 +86,12 @@ def doctor(
     if as_json:
         tell_json({"findings": [asdict(one) for one in found], "repaired": repair})
     else:
-        _show(found)
+        show(found)
     if any(not (one.repaired and repair) for one in found):
         raise typer.Exit(FINDINGS)
 
 
-def _show(found: "list[Finding]") -> None:
+def show(found: "list[Finding]") -> None:
     if not found:
         tell("nothing: files, rows, ledgers and indexes agree")
         return
@@ -100,34 +100,6 @@ def _show(found: "list[Finding]") -> None:
         for one in found
     ]
     table(("finding", "count", "what it means", "repaired", "ids"), rows, right=("count",))
-
-
-def settings(home: Path) -> Settings:
-    """Those of the stack that runs on this home, or of the environment where the home has no database.
-
-    Raises: `NotFound` where there is neither.
-    """
-    from services.embedded.home import Home
-
-    place = Home(home.resolve())
-    if not (home / "database.url").exists():
-        found = Settings()
-        if not found.database.url.get_secret_value():
-            raise NotFound(f"there is no installation in {home}: name it with --home, or set SIMILIS_DATABASE__URL")
-        return found
-
-    def secret(name: str) -> str:
-        return (home / name).read_text(encoding="utf-8").strip()
-
-    return Settings.model_validate(
-        Settings().model_dump()
-        | {
-            "home": place.path,
-            "database": {"url": secret("database.url")},
-            "qdrant": {"url": f"unix://{place.sockets / 'vectors.sock'}", "api_key": secret("vectors.key")},
-            "pseudonym_key": secret("pseudonym.key"),
-        }
-    )
 
 
 def _machine(home: Path, *, repair: bool) -> "Iterator[Finding]":

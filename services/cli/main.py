@@ -16,7 +16,7 @@ from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError
 #: Each module adds its commands by `register(app)`.
 ROOMS = (
     "processes", "ingest", "search", "studies", "operations", "models", "generations", "quarantine", "erase",
-    "sample", "demo", "keys", "doctor",
+    "sample", "demo", "keys", "doctor", "backup",
 )  # fmt: skip
 
 EXIT_CODES: dict[type[SimilisError], int] = {NotFound: 3, Conflict: 4, Invalid: 5, Denied: 1, SimilisError: 1}

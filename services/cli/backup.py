@@ -1,0 +1,66 @@
+"""`similis backup` and `similis restore`: of the home of an installation on this machine."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.cli.terminal import AsJson, say, tell, tell_json
+from shared.config import Settings
+
+Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the backup.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands that keep and bring back."""
+    app.command()(backup)
+    app.command()(restore)
+
+
+def backup(
+    folder: Folder,
+    home: Annotated[Path | None, typer.Option(help="The home of a local server. Default: ~/.similis.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Keep database, models, tombstones and the key of the pseudonyms in a new folder; images may come in meanwhile.
+
+    The folder must be protected like the images: it holds the key. Vectors are not in it, and the archive's files are
+    not: they stay where they are.
+    """
+    from services.embedded import backup as backups
+
+    manifest = backups.backup((home or Settings().home).expanduser(), folder, say)
+    if as_json:
+        tell_json(manifest)
+        return
+    size = sum(one["bytes"] for one in manifest["files"].values())
+    counts = manifest["counts"]
+    tell(f"kept {counts['image']} images of {counts['study']} studies in {folder}: {size / 1e6:.1f} MB")
+
+
+def restore(
+    folder: Folder,
+    home: Annotated[Path, typer.Option(help="The home to be made; it must be empty or absent.")],
+    tombstones: Annotated[
+        Path | None, typer.Option(help="The file `tombstones` of the lost home: what was erased after the backup.")
+    ] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Afterwards compare every file and every vector.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Make a home from a backup; vectors are written again from the encodings. Exit 6 where --verify found something.
+
+    What was erased since is erased again before anything is served.
+    """
+    from services.cli.doctor import FINDINGS, show
+    from services.embedded import backup as backups
+
+    done = backups.restore(folder, home, say, tombstones=tombstones, verify=verify)
+    if as_json:
+        tell_json(asdict(done))
+    else:
+        tell(f"restored to {home}: {done.points} points written, {done.erased} images erased again")
+        if verify:
+            show(done.findings)
+    if done.findings:
+        raise typer.Exit(FINDINGS)

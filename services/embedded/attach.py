@@ -1,0 +1,33 @@
+"""The settings of an installation, for care of it from outside its processes."""
+
+from pathlib import Path
+
+from services.embedded.home import Home
+from shared.config import Settings
+from shared.errors import NotFound
+
+
+def settings(home: Path) -> Settings:
+    """Those of the stack that keeps its files in this home, or of the environment where the home has no database.
+
+    Raises: `NotFound` where there is neither.
+    """
+    given = Settings()
+    if not (home / "database.url").exists():
+        if not given.database.url.get_secret_value():
+            raise NotFound(f"there is no installation in {home}: name it with --home, or set SIMILIS_DATABASE__URL")
+        return given
+
+    def secret(name: str) -> str:
+        return (home / name).read_text(encoding="utf-8").strip()
+
+    place = Home(home.resolve())
+    return Settings.model_validate(
+        given.model_dump()
+        | {
+            "home": place.path,
+            "database": {"url": secret("database.url")},
+            "qdrant": {"url": f"unix://{place.sockets / 'vectors.sock'}", "api_key": secret("vectors.key")},
+            "pseudonym_key": secret("pseudonym.key"),
+        }
+    )

@@ -1,0 +1,290 @@
+"""Backup and restore of one home: the database, the models, the pseudonyms' key and the tombstones.
+
+Vectors are not in it: they are written again from the stored encodings, and compared with them. What was erased after
+the backup is erased again before anything is served.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from alembic.script import ScriptDirectory
+
+from migrations import run as migrations
+from services.embedded import attach, commands, process
+from services.embedded.home import Home, sync, write
+from services.embedded.postgres import MAJOR, Postgres, binaries
+from services.embedded.stack import connects
+from shared.config import Settings
+from shared.encoder import cards
+from shared.errors import Conflict, Invalid, NotFound, Unavailable
+from shared.index.base import Metric, Spec
+from shared.pipeline import project, reconcile, stones
+from shared.pipeline.reconcile import Finding, Site
+from shared.runtime import Runtime
+from shared.store import checks, generations
+from shared.store.session import Store
+
+MANIFEST, DUMP, KEY, MODELS = "manifest.json", "database.dump", "pseudonym.key", "models"
+FORMAT = 1
+_COUNTS = ("study", "image", "encoding", "generation", "tombstone")
+
+Say = Callable[[str], None]
+
+
+def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
+    """The folder holds a whole backup, durably, or does not exist; gives its manifest. Safe while images come in.
+
+    It holds the key of the pseudonyms: whoever may read it may read what the home holds.
+
+    Raises: `Conflict` where the folder exists, `NotFound` where the home has no installation.
+    """
+    folder = folder.absolute()
+    if folder.exists():
+        raise Conflict("the folder for the backup exists already")
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(mode=0o700, parents=True)
+    try:
+        with _database(home) as settings:
+            say("dumping the database")
+            _dump(settings.database.url.get_secret_value(), part / DUMP)
+            manifest = _about(settings)
+            say("copying the models")
+            _copy_models(settings.models_dir, part / MODELS)
+            _tombstones(settings, part / stones.NAME)
+            write(part / KEY, settings.pseudonym_key.get_secret_value())
+            manifest["settings"] = settings.model_dump(mode="json", exclude={"home", "models"})
+        manifest["files"] = {str(path.relative_to(part)): _digest(path) for path in _files(part)}
+        write(part / MANIFEST, json.dumps(manifest, indent=2))
+        for place in [*(p for p in part.rglob("*") if p.is_dir()), part]:
+            sync(place)
+        part.rename(folder)
+        sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return manifest
+
+
+@contextmanager
+def _database(home: Path) -> Iterator[Settings]:
+    """The settings of an installation whose database runs, if need be for this alone."""
+    settings = attach.settings(home)
+    with ExitStack() as stack:
+        if (home / "pg").exists() and not Home(home.resolve()).locked:
+            place = Home.at(home)
+            stack.enter_context(place.lock())
+            stack.enter_context(Postgres(place.path))
+        yield settings
+
+
+def _dump(url: str, out: Path) -> None:
+    _postgres("pg_dump", url, "--format=custom", "--compress=6", "--no-owner", "--no-privileges", f"--file={out}")
+    with out.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _postgres(program: str, url: str, *arguments: str) -> None:
+    """One of the wheel's programs has done its work on the database. The password is no argument: others see those."""
+    parts = sa.make_url(url)
+    host, port = parts.query.get("host", parts.host), parts.port
+    told = [f"--host={host}", f"--username={parts.username}", f"--dbname={parts.database}", "--no-password"]
+    env = {"PGPASSWORD": str(parts.password or ""), "PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}
+    argv = [str(binaries() / program), *told, *([f"--port={port}"] if port else []), *arguments]
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    if done.returncode:
+        last = done.stderr.strip().splitlines()[:1]
+        raise Unavailable(f"{program} failed: {last[0] if last else done.returncode}")
+
+
+def _about(settings: Settings) -> dict[str, Any]:
+    store = Store(settings.database.url.get_secret_value(), pool_size=1)
+    try:
+        with store.reading() as connection:
+            schema = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one()
+            counts = {
+                name: connection.execute(sa.text(f"SELECT count(*) FROM {name}")).scalar_one()  # noqa: S608 - constants
+                for name in _COUNTS
+            }
+    finally:
+        store.close()
+    return {
+        "format": FORMAT,
+        "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "schema": schema,
+        "postgres": MAJOR,
+        "similis": version("similis"),
+        "python": sys.version.split()[0],
+        "counts": counts,
+    }
+
+
+def _copy_models(models: Path, out: Path) -> None:
+    """Every model that has a card. A card never changes, so a copy is whole."""
+    out.mkdir(mode=0o700)
+    for folder in cards.folders(models) if models.is_dir() else ():
+        shutil.copytree(folder, out / folder.name)
+    for path in _files(out):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+
+
+def _tombstones(settings: Settings, path: Path) -> None:
+    store = Store(settings.database.url.get_secret_value(), pool_size=1)
+    try:
+        with store.transaction() as db:
+            stones.write(db, path)
+    finally:
+        store.close()
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def _digest(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """What became of a restore: images erased again, points written again, and what the doctor found."""
+
+    erased: int
+    points: int
+    findings: list[Finding]
+
+
+def check(folder: Path) -> dict[str, Any]:
+    """The manifest of a backup that is whole and that this version can read.
+
+    Raises: `NotFound`, `Invalid` where a file is missing or changed, `Conflict` for a newer one.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        files, made = dict(manifest["files"]), (manifest["format"], manifest["postgres"], manifest["schema"])
+    except FileNotFoundError:
+        raise NotFound("there is no backup in this folder") from None
+    except (ValueError, KeyError, TypeError):
+        raise Invalid("the manifest of this backup is damaged") from None
+    known = {script.revision for script in ScriptDirectory.from_config(migrations.config()).walk_revisions()}
+    if made[0] > FORMAT or made[1] > MAJOR or made[2] not in known:
+        raise Conflict("this backup was made by a newer Similis: restore it with that version")
+    wrong = [name for name, told in files.items() if not (folder / name).is_file() or _digest(folder / name) != told]
+    if wrong or not {DUMP, KEY, stones.NAME} <= files.keys():
+        raise Invalid(f"the backup is damaged: {', '.join(wrong) or 'files are missing'}")
+    return manifest
+
+
+def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = None, verify: bool = False) -> Restored:
+    """The home holds what the backup held, ready for `similis up`, or does not exist.
+
+    Args:
+        tombstones: the file of that name of the home that was lost, if it is still there: what was erased after the
+            backup. One that lies in the new home by itself is taken, too.
+        verify: afterwards the doctor compares every file and every vector.
+
+    Raises: as `check`; `Conflict` where the home is in use, `NotFound` where the named tombstones are not there.
+    """
+    check(folder)
+    home = home.expanduser().absolute()
+    left = {path.name for path in home.iterdir()} if home.exists() else set()
+    if left - {stones.NAME}:
+        raise Conflict("the home is not empty")
+    if tombstones is not None and not tombstones.is_file():
+        raise NotFound("there is no such file of tombstones")
+    part = home.with_name(f".{home.name}.restoring")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        place = Home.at(part)
+        shutil.copytree(folder / MODELS, place / MODELS, dirs_exist_ok=True)
+        write(place / KEY, (folder / KEY).read_text(encoding="utf-8"))
+        known = [path for path in (tombstones, home / stones.NAME, folder / stones.NAME) if path and path.exists()]
+        with place.lock(), Postgres(place.path) as server:
+            found = _fill(place, server, folder, known, say, verify=verify)
+        shutil.rmtree(place / "run", ignore_errors=True)
+        (home / stones.NAME).unlink(missing_ok=True)  # its lines stand in the new one
+        part.rename(home)  # over an empty folder, or none
+        sync(home.parent)
+        Home.at(home).keep("database.url", Postgres(home).url)  # its socket has moved with it
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return found
+
+
+def _fill(place: Home, server: Postgres, folder: Path, known: list[Path], say: Say, *, verify: bool) -> Restored:
+    """Database, tombstones and vectors, in this order: what was erased is never written to an index."""
+    say("restoring the database")
+    arguments = ("--exit-on-error", "--no-owner", "--no-privileges", "--single-transaction", str(folder / DUMP))
+    _postgres("pg_restore", server.url, *arguments)
+    migrations.upgrade(server.url)
+    socket = place.sockets / "vectors.sock"
+    commands.write_secrets(place, {"database": server.url, "broker": ""})
+    with _vectors(place, socket):
+        runtime = Runtime(attach.settings(place.path))
+        try:
+            with runtime.transaction() as db:
+                erased = sum(stones.replay(db, path, runtime.rules.secret) for path in known)
+                stones.write(db, place / stones.NAME)
+            say("writing the vectors again from their encodings")
+            points = _rebuild(runtime, say)
+            findings = _verify(runtime, say) if verify else []
+        finally:
+            runtime.close()
+    return Restored(erased=erased, points=points, findings=findings)
+
+
+@contextmanager
+def _vectors(place: Home, socket: Path) -> Iterator[None]:
+    """The vector engine serves this home."""
+    argv = commands.vectors(place / "vectors", f"unix://{socket}", place / "vectors.key")
+    with (place / "logs/vectors.log").open("ab") as output:
+        child = process.spawn(argv, cwd=place.path, output=output)
+    try:
+        if not process.until(lambda: process.has_ended(child) or connects(socket), 60.0, 0.05) or child.poll():
+            raise Unavailable("the vector engine did not start")
+        yield
+    finally:
+        process.stop(child, (signal.SIGTERM, 30.0))
+
+
+def _rebuild(runtime: Runtime, say: Say) -> int:
+    """Every open generation has its collection, and all that its ledger says; returns how many rows were applied."""
+    with runtime.transaction() as db:
+        for one in generations.every(db):
+            if one.state == "open":
+                told = dict(one.spec)
+                told["ef_construct"] = told.pop("ef")
+                runtime.indexes.create(one.collection, Spec(**told | {"metric": Metric(told["metric"])}))
+                checks.all_due(db, one.id)
+    points, left = 0, True
+    while left:
+        done, left = project.drain(runtime.transaction, runtime.index, gather_s=0)
+        points += done
+        say(f"{points} points written")
+    return points
+
+
+def _verify(runtime: Runtime, say: Say) -> list[Finding]:
+    site = Site(
+        begin=runtime.transaction,
+        indexes=runtime.indexes,
+        models=runtime.settings.models_dir,
+        secret=runtime.rules.secret,
+    )
+    return reconcile.examine(site, deep=True, say=lambda name: say(f"looking at {name}"))

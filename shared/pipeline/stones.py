@@ -1,0 +1,88 @@
+"""Tombstones outside the database: a backup that is older than an erasure must not bring back what was erased.
+
+One file in the home, rewritten beside and renamed whenever they change. Keyed hashes, as in the table.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from shared.errors import Invalid
+from shared.pipeline import erase
+from shared.store.tables import Tombstone
+
+NAME = "tombstones"
+_STAND = sa.text("SELECT count(*), max(created_at) FROM tombstone")
+
+
+class Keeper:
+    """Keeps the file in step with the table; asks for two numbers unless something changed."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[object, ...] | None = None
+
+    def keep(self, db: Session) -> None:
+        """The file names every tombstone that is committed."""
+        seen = tuple(db.execute(_STAND).one())
+        if seen == self._seen or (seen[0] == 0 and not self._path.exists()):
+            return
+        write(db, self._path)
+        self._seen = seen
+
+
+def write(db: Session, path: Path) -> int:
+    """The file holds every tombstone, durably; returns how many."""
+    stones = db.scalars(sa.select(Tombstone).order_by(Tombstone.digest)).all()
+    lines = [
+        json.dumps({"digest": one.digest.hex(), "kind": one.kind, "operation": str(one.operation_id)}) for one in stones
+    ]
+    part = path.with_name(f".{path.name}.part")
+    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write("".join(f"{line}\n" for line in lines))
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+    return len(stones)
+
+
+_BURY = sa.text(
+    "INSERT INTO tombstone (digest, kind, operation_id) SELECT u.digest, u.kind, u.operation "
+    "FROM unnest(CAST(:digests AS bytea[]), CAST(:kinds AS text[]), CAST(:operations AS uuid[])) "
+    "AS u(digest, kind, operation) ON CONFLICT DO NOTHING"
+)
+#: The erasure that buried them, where the database does not know it: a later lift asks for it.
+_KNOWN = sa.text(
+    "INSERT INTO operation (id, kind, params, state, finished_at) "
+    "SELECT o, 'erase', jsonb_build_object('of', k), 'succeeded', clock_timestamp() "
+    "FROM unnest(CAST(:operations AS uuid[]), CAST(:kinds AS text[])) AS u(o, k) ON CONFLICT DO NOTHING"
+)
+_WIDTH = {"image": 0, "study": 1, "patient": 2}
+
+
+def replay(db: Session, path: Path, secret: bytes) -> int:
+    """What the file names is buried in this database, and erased where it stands; returns how many images were.
+
+    Raises: `Invalid` for a file that is no such list.
+    """
+    if path.exists():
+        _bury(db, path)
+    return erase.replay(db, secret)
+
+
+def _bury(db: Session, path: Path) -> None:
+    try:
+        stones = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        rows = [(bytes.fromhex(one["digest"]), str(one["kind"]), str(one["operation"])) for one in stones]
+        widest: dict[str, str] = {}
+        for _, kind, operation in rows:
+            widest[operation] = max(widest.get(operation, "image"), kind, key=_WIDTH.__getitem__)
+    except (ValueError, KeyError, TypeError):
+        raise Invalid("the file of tombstones is damaged") from None
+    db.execute(_KNOWN, {"operations": list(widest), "kinds": list(widest.values())})
+    columns = dict(zip(("digests", "kinds", "operations"), map(list, zip(*rows, strict=True)), strict=True))
+    db.execute(_BURY, columns or {"digests": [], "kinds": [], "operations": []})

@@ -1,0 +1,214 @@
+"""Backup while images come in, restore on an empty home, and the doctor on the real stack."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import sqlalchemy as sa
+
+from services.embedded import backup as backups
+from services.embedded import process
+from services.embedded.client import Embedded
+from shared.errors import Conflict, Invalid, NotFound
+from tests.e2e.killing import Archive
+
+SIMILIS = Path(sys.executable).parent / "similis"
+STUDIES = 24
+ERASED = "1.2.826.0.1.3680043.8.7"
+
+
+def similis(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([SIMILIS, *map(str, words)], capture_output=True, text=True, check=False, timeout=300)
+
+
+def client(stack: Embedded) -> httpx.Client:
+    return httpx.Client(base_url=stack.url, headers={"Authorization": f"Bearer {stack.api_key}"}, timeout=30)
+
+
+def answers(stack: Embedded) -> dict[str, object]:
+    """For some studies, what is found, by which score."""
+    found: dict[str, object] = {}
+    with client(stack) as http:
+        for study in range(1, STUDIES + 1, 3):
+            uid = f"1.2.826.0.1.3680043.8.{study}"
+            reply = http.get(f"/v1/studies/{uid}/similar", params={"k": 5, "exact": True})
+            if reply.status_code == 404:
+                found[uid] = None
+                continue
+            reply.raise_for_status()
+            found[uid] = [(one["study_instance_uid"], round(one["score"], 5)) for one in reply.json()["studies"]]
+    return found
+
+
+def scan(stack: Embedded, folder: Path) -> None:
+    with client(stack) as http:
+        assert http.post("/v1/ingest/scans", json={"path": str(folder)}).status_code == 202
+
+
+@pytest.fixture(scope="module")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
+    made = Archive(tmp_path_factory.mktemp("kept"), STUDIES)
+    made.stack = Embedded(made.home, workers=1)
+    made.open()
+    if (untrained := made.stack.pid_of("model")) is not None:
+        process.kill_tree(untrained)  # it is building a network that nobody needs any more
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_backup_taken_mid_ingest_gives_the_same_answers_elsewhere(archive: Archive, tmp_path: Path) -> None:
+    folder = archive.parts[0]
+    scan(archive.stack, folder)
+    assert process.until(lambda: _count(archive, "image") > 0, 60, 0.01)
+    kept = similis("backup", tmp_path / "backup", "--home", archive.home, "--json")
+    assert kept.returncode == 0, kept.stderr
+    manifest = json.loads(kept.stdout)
+    assert manifest["counts"]["image"] > 0
+    assert archive.settle(300)
+    with client(archive.stack) as http:
+        assert http.delete(f"/v1/studies/{ERASED}").status_code == 202
+    assert archive.settle(120)
+    stones = archive.home / "tombstones"
+    assert process.until(lambda: stones.exists() and len(stones.read_text().splitlines()) == 3, 30, 0.1)
+    expected = answers(archive.stack)
+    assert expected[ERASED] is None
+
+    home = tmp_path / "new"
+    told = similis("restore", tmp_path / "backup", "--home", home, "--tombstones", stones, "--verify", "--json")
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert json.loads(told.stdout)["findings"] == []
+    with Embedded(home, workers=1) as stack:
+        scan(stack, folder)  # what came after the backup
+        assert process.until(lambda: answers_or_none(stack) == expected, 240, 0.5), answers_or_none(stack)
+        checked = similis("doctor", "--home", home, "--deep")
+        assert checked.returncode == 0, checked.stdout
+
+
+def answers_or_none(stack: Embedded) -> dict[str, object] | None:
+    try:
+        return answers(stack)
+    except httpx.HTTPError:
+        return None
+
+
+def _count(archive: Archive, table: str) -> int:
+    with archive.store.reading() as connection:
+        number: int = connection.execute(sa.text(f"SELECT count(*) FROM {table}")).scalar_one()
+    return number
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_doctor_names_and_repairs_on_the_real_stack(archive: Archive) -> None:
+    if _count(archive, "image") == 0:
+        scan(archive.stack, archive.parts[0])
+        assert process.until(lambda: _count(archive, "image") > 0, 60, 0.05)
+    assert archive.settle(300)
+    index = archive.index()
+    points = [point for batch in index.scan() for point, _ in batch]
+    index.delete(points[:3])
+    (archive.home / "api.key").chmod(0o644)
+    told = similis("doctor", "--home", archive.home, "--json")
+    assert told.returncode == 6, told.stderr
+    found = {one["kind"]: one for one in json.loads(told.stdout)["findings"]}
+    assert found.keys() == {"point-missing", "secret-open"}
+    assert found["point-missing"]["ids"] == [str(point) for point in points[:3]]
+    mended = similis("doctor", "--home", archive.home, "--repair")
+    assert mended.returncode == 0, mended.stderr
+    assert process.until(lambda: len(index.get(points)) == len(points), 60, 0.2)
+    assert archive.settle(30)
+    again = similis("doctor", "--home", archive.home, "--deep", "--repair")
+    assert again.returncode == 0
+    assert "agree" in again.stdout
+
+
+# --- what is refused; no engine runs for it ---
+
+
+@pytest.fixture
+def whole(tmp_path: Path) -> Path:
+    """Looks like a backup of this version, as far as `check` looks."""
+    folder = tmp_path / "whole"
+    (folder / "models").mkdir(parents=True)
+    for name in (backups.DUMP, backups.KEY, "tombstones"):
+        (folder / name).write_text("x")
+    manifest = {
+        "format": 1,
+        "postgres": 18,
+        "schema": _head(),
+        "files": {path.name: backups._digest(path) for path in backups._files(folder)},
+    }
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def _head() -> str:
+    from alembic.script import ScriptDirectory
+
+    from migrations import run
+
+    return str(ScriptDirectory.from_config(run.config()).get_current_head())
+
+
+def _change(folder: Path, **more: object) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | more))
+
+
+def test_a_whole_one_is_read(whole: Path) -> None:
+    assert backups.check(whole)["format"] == 1
+
+
+@pytest.mark.parametrize("newer", [{"schema": "ffff_later"}, {"format": 2}, {"postgres": 19}])
+def test_a_newer_one_is_refused(whole: Path, newer: dict[str, object]) -> None:
+    _change(whole, **newer)
+    with pytest.raises(Conflict, match="newer"):
+        backups.check(whole)
+
+
+def test_a_damaged_one_is_refused(whole: Path) -> None:
+    (whole / backups.DUMP).write_text("y")
+    with pytest.raises(Invalid, match=r"damaged: database\.dump"):
+        backups.check(whole)
+    (whole / backups.DUMP).unlink()
+    with pytest.raises(Invalid, match="damaged"):
+        backups.check(whole)
+    (whole / "manifest.json").write_text("{")
+    with pytest.raises(Invalid, match="manifest"):
+        backups.check(whole)
+
+
+def test_no_backup_and_no_home_are_told(tmp_path: Path) -> None:
+    with pytest.raises(NotFound):
+        backups.check(tmp_path)
+    with pytest.raises(NotFound):
+        backups.backup(tmp_path / "nothing", tmp_path / "out", print)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_home_in_use_and_a_folder_that_exists_are_refused(whole: Path, tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / "pg").mkdir()
+    with pytest.raises(Conflict, match="not empty"):
+        backups.restore(whole, home, print)
+    with pytest.raises(Conflict, match="exists"):
+        backups.backup(home, whole, print)
+
+
+def test_a_restore_that_fails_leaves_nothing(whole: Path, tmp_path: Path) -> None:
+    """The dump is no dump."""
+    home = tmp_path / "home"
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(Exception, match="pg_restore failed"):
+        backups.restore(whole, home, print)
+    assert sorted(os.listdir(tmp_path)) == before
