@@ -1,0 +1,114 @@
+"""The model changes while everything is in motion; and the oracle sees what a missing fence lets through."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from services.api import present
+from shared.imaging.sandbox import Sandbox
+from shared.pipeline import encode, receive
+from shared.pipeline.search import Request, by_studies
+from shared.store import images
+from tests import tiny
+from tests.e2e import fire
+from tests.e2e.fire import Witness, vectors
+from tests.miniature import Platform
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_nobody_notices_that_the_model_changes_under_fire(tmp_path: Path) -> None:
+    report = fire.run(tmp_path, images=80, switches=2, seed=3)
+    assert report.findings == []
+    assert report.switches == 2
+    assert len(report.by_model) == 2
+    assert report.kills.total() >= 2
+    assert report.queries > 20
+
+
+@pytest.fixture
+def small(database_url: str, tmp_path: Path) -> Iterator[Platform]:
+    """Two models, real files, the real sandbox."""
+    made = Platform(database_url, tmp_path)
+    made.sandbox = Sandbox()  # type: ignore[assignment]
+    made.add_model()
+    yield made
+    made.sandbox.close()  # type: ignore[attr-defined]
+    made.close()
+
+
+def scan(platform: Platform, folder: Path) -> None:
+    receive.scan(
+        platform.begin,
+        platform.sandbox,
+        folder,
+        table=None,
+        rules=platform.rules,
+        operation_id=None,
+        report=lambda _db, _progress: True,
+    )
+
+
+def witnessed(platform: Platform, files: dict[str, Path]) -> list[str]:
+    """What the fire's witness says of an answer for each study, under whatever is published."""
+    live = platform.published()
+    witness = Witness(vectors([platform.encoder(live)], files))
+    found = []
+    for study in sorted({fire._study(uid) for uid in files}):
+        wanted = Request(k=10, exclude=frozenset())
+        with platform.store.reading() as connection:
+            (ranking,) = by_studies(connection, platform.index, [study], wanted)
+        found += list(witness.wrong(present.ranking(ranking, wanted, 1.0)))
+    return found
+
+
+def late_writer(platform: Platform, folder: Path) -> dict[str, Path]:
+    """A worker has decoded images of a study; then the files change, another worker encodes them, and it wakes."""
+    files = tiny.archive(folder, 4)
+    scan(platform, folder)
+    late = encode.claim(platform.begin, platform.encoder, replace(platform.effort, batch=8, lease_s=0.0))
+    stale = encode.forward(encode.decode(platform.sandbox, late), platform.encoder)
+    for study in range(2):
+        for image in range(2):
+            tiny.write(folder / f"{study:05}-{image}.dcm", study, image, version=1)
+    scan(platform, folder)
+    fresh = encode.claim(platform.begin, platform.encoder, replace(platform.effort, batch=8))
+    encode.settle(platform.begin, fresh, encode.forward(encode.decode(platform.sandbox, fresh), platform.encoder))
+    encode.settle(platform.begin, late, stale)
+    platform.project()
+    return files
+
+
+def test_the_witness_is_content_with_a_fenced_writer(small: Platform, tmp_path: Path) -> None:
+    assert witnessed(small, late_writer(small, tmp_path / "files")) == []
+
+
+def test_without_the_fence_the_witness_sees_the_stale_vectors(
+    small: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statement = str(images._SETTLE)
+    fence = "AND image.attempt = u.attempt AND image.status = 'encoding'"
+    assert fence in statement
+    monkeypatch.setattr(images, "_SETTLE", sa.text(statement.replace(fence, "")))
+    assert witnessed(small, late_writer(small, tmp_path / "files")) != []
+
+
+def test_the_witness_sees_vectors_of_another_model(small: Platform, tmp_path: Path) -> None:
+    """As if a generation had been filled with what the other model made."""
+    files = tiny.archive(tmp_path / "files", 4)
+    scan(small, tmp_path / "files")
+    small.encode()
+    small.project()
+    assert witnessed(small, files) == []
+    other = small.add_model("other", seed=7)
+    number = small.begin_generation("other")
+    small.reindex()
+    with small.begin() as db:
+        db.execute(sa.text("UPDATE generation SET collection = 'swapped' WHERE id = 1"))
+        db.execute(sa.text("UPDATE generation SET collection = 'g1-m1' WHERE id = :id"), {"id": number})
+        db.execute(sa.text("UPDATE live SET generation_id = :id"), {"id": number})
+    assert small.published().fingerprint == other.fingerprint
+    assert witnessed(small, files) != []
