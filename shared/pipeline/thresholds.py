@@ -238,6 +238,7 @@ def begin_replay(db: Session, model: Model, modality: str, found: Proposal, acto
         number = calibrations.add(db, model.id, modality, found.source, actor.name, **found.columns).id
     params = {"calibration": number, "model": model.name, "modality": modality}
     operation = operations.create(db, "replay", params)
+    operation.total = calibrations.judged_again(db, modality)
     reviews.audit(db, actor, "replay", params | {"threshold": found.threshold})
     enqueue(db, Job.REPLAY)
     return operation
@@ -281,7 +282,8 @@ def _step(db: Session, held: Held, chunk: int) -> bool:
     counts += _apply(db, row, rows)
     counts["looked_at"] = rows[-1].image_id
     done = operation.done + len(rows)
-    operations.progress(db, held, done=done, total=done, counts=json.dumps(counts), lease_s=LEASE_S)
+    total = max(done, operation.total or 0)
+    operations.progress(db, held, done=done, total=total, counts=json.dumps(counts), lease_s=LEASE_S)
     return True
 
 

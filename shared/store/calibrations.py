@@ -123,6 +123,18 @@ def every_scored(db: Session, model_id: int, chosen: Chosen, step: int = 5000) -
         after = rows[-1].image_id
 
 
+_COUNT = sa.text(
+    "SELECT count(*) FROM image WHERE modality = :modality "
+    "AND (status = 'encoded' OR (status = 'quarantined' AND gate = 'features'))"
+)
+
+
+def judged_again(db: Session, modality: str) -> int:
+    """How many images a replay looks at."""
+    found: int = db.execute(_COUNT, {"modality": modality}).scalar_one()
+    return found
+
+
 def lock_scored(db: Session, model_id: int, chosen: Chosen, after: int, limit: int) -> list[Scored]:
     """As `scored`, locked. By one statement and read by the next: what was waited for is read as it is then."""
     seen = scored(db, model_id, chosen, after, limit)
