@@ -66,13 +66,21 @@ def profile(name: str) -> Profile:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Whatever of the profile is not in the file yet is run and appended; then the tables are written."""
+    """What is not in the file yet is run and appended; then the tables are written of what is there."""
     chosen = options(arguments)
     torch.set_num_threads(chosen.threads)
     about = facts("retrieval.hashing", {"trunks and heads": chosen.seeds})
     collection = development.load(COLLECTION, chosen.data, STORED)
     chosen.out.mkdir(parents=True, exist_ok=True)
     log = Log(chosen.out / "runs.jsonl", chosen.scratch / "average-precision")
+    if not chosen.tables:
+        _run(collection, chosen, log)
+    text = [*_introduction(chosen.profile, collection), *tables.body(log.records, log.average_precision, collection)]
+    tables.flat(log.records, chosen.out / "figures.csv")
+    write("hashing", about, {"profile": chosen.profile, "runs": len(log.records)}, text, chosen.out)
+
+
+def _run(collection: Collection, chosen: argparse.Namespace, log: "Log") -> None:
     for trunk in profile(chosen.profile).trunks:
         if trunk.seed >= chosen.seeds:
             continue
@@ -83,9 +91,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _apart(development.load(name, chosen.data, STORED), chosen, log)
     for bits in (*BITS, 0):
         log.once({"kind": "search", "bits": bits}, lambda bits=bits: (search_time(bits), None))
-    text = [*_introduction(chosen.profile, collection), *tables.body(log.records, log.average_precision, collection)]
-    tables.flat(log.records, chosen.out / "figures.csv")
-    write("hashing", about, {"profile": chosen.profile, "runs": len(log.records)}, text, chosen.out)
 
 
 def _introduction(name: str, collection: Collection) -> list[str]:
@@ -234,6 +239,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--profile", choices=("quick", "full"), default="quick")
     parser.add_argument("--seeds", type=int, default=3, help="how many of the profile's seeds")
+    parser.add_argument("--tables", action="store_true", help="write the tables of what was run so far; run nothing")
     parser.add_argument("--threads", type=int, default=1)
     return parser.parse_args(arguments)
 

@@ -115,11 +115,10 @@ def _by_bits(heads: Sequence[Record], records: Sequence[Record], name: str, form
         [method, *(_spread(_figures(_of(heads, method=method, bits=bits), name), form) for bits in lengths)]
         for method in _unique(heads, "method")
     ]
-    for search, label in (("float", "float"), ("code", f"its own code of {USUAL} bits")):
+    for search, label in (("float", "float"), ("code", "its own code")):
         for kind, found in _trunks(records, search).items():
-            rows.append(
-                [f"*{kind}, end to end, {label}*", _spread(_figures(found, name), form), *[""] * (len(lengths) - 1)]
-            )
+            shown = _spread(_figures(found, name), form)
+            rows.append([f"*{kind}, end to end, {label}*", *(shown if bits == USUAL else "" for bits in lengths)])
     return table(["method", *map(str, lengths)], rows)
 
 

@@ -11,6 +11,7 @@ import argparse
 import csv
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -31,8 +32,10 @@ from shared.training.acir import rgb
 from shared.training.checkpoint import METRICS, MODEL
 from shared.training.configs import acir
 from shared.training.data import encode
+from shared.training.experiment import Optimiser
 from shared.training.train import train
 
+RATE = 2e-3  #: of the decoder: with few epochs, more than the recipe's 3e-4
 MULTIPLIERS = (1.0, 2.0, 3.0, 4.0, 5.0)
 SCORES = ("relative error", "squared error", "kNN distance", "Mahalanobis")
 EVERYTHING = "all modalities"
@@ -74,7 +77,8 @@ def _looked(trunk: Trunk, collection: Collection, chosen: argparse.Namespace) ->
         out = chosen.scratch / "trunks" / f"{trunk.name}-decoder-{chosen.epochs}"
         if not (out / METRICS).exists():
             stage1 = trunk.trained(chosen.data, chosen.scratch) / WEIGHTS
-            train(acir.decoder(trunk.experiment, stage1, chosen.epochs), chosen.data, out)
+            experiment = acir.decoder(trunk.experiment, stage1, chosen.epochs)
+            train(replace(experiment, optimiser=Optimiser(rates={"decoder": RATE})), chosen.data, out)
         network = trunk.network(out / MODEL, decoder=True)
 
         def look(pixels: Tensor) -> Tensor:
