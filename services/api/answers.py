@@ -217,6 +217,7 @@ class FilesOut(Out):
 class ModelOut(ModelRef):
     architecture: str
     dim: int
+    bits: int
     published: bool
     created_at: datetime
 

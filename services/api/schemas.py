@@ -167,6 +167,12 @@ class ModelIn(In):
     card: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="A folder's name under the models")]
 
 
+class HashIn(In):
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="Of the new model")]
+    bits: Annotated[int, Field(ge=8, le=4096, multiple_of=8)] = 64
+    rotate: bool = Field(True, description="Iterative quantisation after PCA: bits of about equal worth")
+
+
 class GenerationIn(In):
     model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Its name or fingerprint")]
     metric: Metric | None = Field(None, description="Default: the model's own")

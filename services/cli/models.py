@@ -32,6 +32,7 @@ def register(app: typer.Typer) -> None:
     room.command()(add)
     room.command("list")(list_models)
     room.command()(show)
+    room.command("hash")(hashed)
     room.command()(make)
     room.command()(ensemble)
     room.command()(convert)
@@ -79,6 +80,24 @@ def show(
     for key, value in answer.items():
         nested: dict[str, Any] = value if isinstance(value, dict) else {"": value}
         table(("", ""), [(".".join(filter(None, (key, inner))), what) for inner, what in nested.items()])
+
+
+@connected
+def hashed(
+    client: Client,
+    base: Annotated[str, typer.Argument(help="A model that has no hash code.")],
+    *,
+    name: Annotated[str, typer.Option(help="What the model with a code is called.")],
+    bits: Annotated[int, typer.Option(min=8, help="A multiple of eight.")] = 64,
+    as_json: AsJson = False,
+) -> None:
+    """Fit a hash code to what the archive holds, as a new model; `similis generations create` builds its index."""
+    answer = client.post(f"/v1/models/{part(base)}:hash", json={"name": name, "bits": bits})
+    if as_json:
+        tell_json(answer)
+        return
+    tell(f"{answer['name']}  {answer['fingerprint']}")
+    say(f"build its index beside the published one with `similis generations create {answer['name']} --follow`")
 
 
 def make(  # noqa: PLR0913 - each argument is an ingredient of the card

@@ -7,6 +7,7 @@ has shown that it finds what an exact search finds.
 import time
 import uuid
 from collections.abc import Collection
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -15,7 +16,7 @@ from shared.encoder.cards import Card
 from shared.errors import Conflict
 from shared.index.base import IndexStore, Metric, Spec
 from shared.pipeline import thresholds
-from shared.store import backfill, coverage, generations, ledger, operations
+from shared.store import backfill, coverage, encodings, generations, ledger, operations
 from shared.store.coverage import Gap
 from shared.store.locks import Lock, alone
 from shared.store.session import enqueue
@@ -23,6 +24,7 @@ from shared.store.tables import Generation, Model
 from shared.types import Job
 
 PATIENCE_S = 10.0
+FITTED_ON = 20_000  #: embeddings that a hash code is fitted to, 80 MB at 1,024 dimensions
 TOLD = 5  #: images that a refusal names; all of them stand with the generation
 MOST_GAPS = 10_000  #: that can be accepted one by one
 GROWN = 1.25  #: a recall was measured on an index of about this size, or is measured again ...
@@ -45,6 +47,26 @@ def add_model(db: Session, indexes: IndexStore, folder: str, card: Card) -> Mode
         if live is not None:
             generations.retire(db, live.generation_id, force=True)
     return model
+
+
+def add_hashed(
+    db: Session, indexes: IndexStore, models: Path, base: str, name: str, bits: int, *, rotate: bool = True
+) -> Model:
+    """A known model with a hash code, fitted to what the archive holds, is known under another name.
+
+    It is another model: its generation is built from the images.
+
+    Raises:
+        Conflict: the name is taken.
+        Invalid: the model has a code, or too little is encoded for so many bits.
+    """
+    from shared.encoder.derive import build_hashed
+
+    row = generations.model(db, base)
+    card = build_hashed(
+        models / name, models / row.folder, encodings.sample(db, row.id, FITTED_ON), bits, name=name, rotate=rotate
+    )
+    return add_model(db, indexes, name, card)
 
 
 def open_generation(

@@ -35,6 +35,18 @@ def stack(rows: Sequence[bytes]) -> Embeddings:
     return np.frombuffer(b"".join(rows), "<f2").reshape(len(rows), -1 if rows else 0).astype(np.float32)
 
 
+def sample(db: Session, model_id: int, most: int) -> Embeddings:
+    """(n, dim): up to so many embeddings of images that may be found, the same ones while nothing changes."""
+    rows = db.execute(
+        sa.text(
+            "SELECT e.embedding FROM encoding e JOIN image i ON i.id = e.image_id AND i.status = 'encoded' "
+            "WHERE e.model_id = :model ORDER BY sha256(CAST(e.image_id AS text)::bytea), e.frame LIMIT :most"
+        ),
+        {"model": model_id, "most": most},
+    )
+    return stack(rows.scalars().all())
+
+
 _SAVE = sa.text(
     """
     INSERT INTO encoding (image_id, frame, model_id, embedding, code, ood, runtime)

@@ -40,6 +40,7 @@ ROUTES = {
     ("GET", "/v1/models"): ("/v1/models", Scope.READ, None),
     ("POST", "/v1/models"): ("/v1/models", Scope.ADMIN, {"card": "nothing-here"}),
     ("GET", "/v1/models/{name}"): ("/v1/models/null-a", Scope.READ, None),
+    ("POST", "/v1/models/{name}:hash"): ("/v1/models/nobody:hash", Scope.ADMIN, {"name": "other"}),
     ("GET", "/v1/generations"): ("/v1/generations", Scope.READ, None),
     ("GET", "/v1/generations/{generation_id}"): ("/v1/generations/1", Scope.READ, None),
     ("POST", "/v1/generations"): ("/v1/generations", Scope.REINDEX, {"model": "nobody"}),

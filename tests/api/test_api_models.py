@@ -1,5 +1,6 @@
 """Models and keys."""
 
+import uuid
 from datetime import UTC, datetime, timedelta
 
 from shared.encoder import cards
@@ -66,3 +67,18 @@ def test_a_revoked_key_is_refused_at_once_where_it_was_revoked(client):
     assert client.delete(f"/v1/keys/{body['id']}").status_code == 204
     assert client.get("/v1/models", headers=headers).status_code == 401
     assert client.delete("/v1/keys/12345").status_code == 404
+
+
+def test_a_model_gets_a_code_fitted_to_what_the_archive_holds(client, archive):
+    for study in range(1, 6):
+        archive.take_in(study)
+    name = f"fitted-{uuid.uuid4().hex[:8]}"  # the models folder is shared by all tests
+    made = client.post("/v1/models/null-a:hash", json={"name": name, "bits": 16})
+    assert made.status_code == 201, made.text
+    assert (made.json()["bits"], made.json()["published"]) == (16, False)
+    assert made.json()["fingerprint"] != client.get("/v1/models/null-a").json()["fingerprint"]
+    again = client.post("/v1/models/null-a:hash", json={"name": name, "bits": 16})
+    assert again.status_code == 409
+    too_many = client.post("/v1/models/null-a:hash", json={"name": f"{name}-64", "bits": 64})
+    assert too_many.status_code == 400
+    assert "fewer than 20 images" in too_many.json()["detail"]

@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 
 from services.api.answers import ModelDetail, ModelsOut
 from services.api.dependencies import CanAdmin, CanRead, Db, Rt
-from services.api.schemas import ModelIn
+from services.api.schemas import HashIn, ModelIn
 from shared.encoder import cards
 from shared.encoder.cards import Card
 from shared.pipeline import lifecycle
@@ -44,6 +44,16 @@ def show_model(db: Db, _: CanRead, name: Name) -> dict[str, Any]:
     return _detail(db, generations.model(db, name))
 
 
+@router.post("/v1/models/{name}:hash", status_code=201, response_model=ModelDetail)
+def add_hashed(rt: Rt, db: Db, _: CanAdmin, name: Name, asked: HashIn, response: Response) -> dict[str, Any]:
+    """The model with a hash code fitted to the archive's embeddings, as a new model; its generation comes after."""
+    row = lifecycle.add_hashed(
+        db, rt.indexes, rt.settings.models_dir, name, asked.name, asked.bits, rotate=asked.rotate
+    )
+    response.headers["Location"] = f"/v1/models/{row.name}"
+    return _detail(db, row)
+
+
 def _model(row: Model, live: int | None) -> dict[str, Any]:
     card = Card.from_json(dict(row.card))
     return {
@@ -53,6 +63,7 @@ def _model(row: Model, live: int | None) -> dict[str, Any]:
         "trained": card.weights.trained,
         "architecture": card.architecture,
         "dim": card.dim,
+        "bits": card.bits,
         "published": row.id == live,
         "created_at": row.created_at,
     }
