@@ -30,11 +30,10 @@ from services.embedded.stack import connects
 from shared.config import Settings
 from shared.encoder import cards
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
-from shared.index.base import Metric, Spec
 from shared.pipeline import project, reconcile, stones
 from shared.pipeline.reconcile import Finding, Site
 from shared.runtime import Runtime
-from shared.store import checks, generations
+from shared.store import generations
 from shared.store.session import Store
 
 MANIFEST, DUMP, KEY, MODELS = "manifest.json", "database.dump", "pseudonym.key", "models"
@@ -268,10 +267,7 @@ def _rebuild(runtime: Runtime, say: Say) -> int:
     with runtime.transaction() as db:
         for one in generations.every(db):
             if one.state == "open":
-                told = dict(one.spec)
-                told["ef_construct"] = told.pop("ef")
-                runtime.indexes.create(one.collection, Spec(**told | {"metric": Metric(told["metric"])}))
-                checks.all_due(db, one.id)
+                reconcile.begin_again(db, runtime.indexes, one)
     points, left = 0, True
     while left:
         done, left = project.drain(runtime.transaction, runtime.index, gather_s=0)

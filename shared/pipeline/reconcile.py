@@ -27,6 +27,7 @@ from shared.store.checks import Registered, Row, apply_again
 from shared.store.generations import Published
 from shared.store.locks import Lock, alone
 from shared.store.session import Begin, enqueue
+from shared.store.tables import Generation
 from shared.types import Job
 
 SHOWN = 20  #: ids that a finding names
@@ -252,7 +253,9 @@ def _points(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:
             index = site.indexes.open(generation.collection)
         except NotFound:
             if repair:
-                _create(site, generation)
+                with site.begin() as db:
+                    alone(db, Lock.GENERATIONS)
+                    begin_again(db, site.indexes, generations.get(db, generation.generation_id))
             wrong.setdefault("collection-missing", []).append(generation.generation_id)
             continue
         suspects = _suspects(site, index, generation, deep)
@@ -263,13 +266,12 @@ def _points(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:
         yield _named(kind, names, repaired=repair)
 
 
-def _create(site: Site, generation: Published) -> None:
-    with site.begin() as db:
-        alone(db, Lock.GENERATIONS)
-        told = dict(generations.get(db, generation.generation_id).spec)
-        told["ef_construct"] = told.pop("ef")
-        site.indexes.create(generation.collection, Spec(**told | {"metric": Metric(told["metric"])}))
-        checks.all_due(db, generation.generation_id)
+def begin_again(db: Session, indexes: IndexStore, generation: Generation) -> None:
+    """The generation's collection, which was lost, stands empty, and all that its ledger says is due."""
+    told = dict(generation.spec)
+    told["ef_construct"] = told.pop("ef")
+    indexes.create(generation.collection, Spec(**told | {"metric": Metric(told["metric"])}))
+    checks.all_due(db, generation.id)
 
 
 def _suspects(site: Site, index: Index, generation: Published, deep: bool) -> list[uuid.UUID]:
