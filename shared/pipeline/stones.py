@@ -84,5 +84,9 @@ def _bury(db: Session, path: Path) -> None:
     except (ValueError, KeyError, TypeError):
         raise Invalid("the file of tombstones is damaged") from None
     db.execute(_KNOWN, {"operations": list(widest), "kinds": list(widest.values())})
-    columns = dict(zip(("digests", "kinds", "operations"), map(list, zip(*rows, strict=True)), strict=True))
-    db.execute(_BURY, columns or {"digests": [], "kinds": [], "operations": []})
+    columns = {
+        "digests": [one[0] for one in rows],
+        "kinds": [one[1] for one in rows],
+        "operations": [one[2] for one in rows],
+    }
+    db.execute(_BURY, columns)

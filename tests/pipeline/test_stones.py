@@ -1,0 +1,84 @@
+"""Tombstones outside the database."""
+
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+
+from shared.errors import Invalid
+from shared.pipeline import erase, stones
+from shared.pipeline.stones import Keeper
+from tests.miniature import SECRET, Platform
+
+
+@pytest.fixture
+def filled(platform: Platform) -> Platform:
+    platform.add_model()
+    platform.take_in(8)
+    return platform
+
+
+def kept(platform: Platform, path: Path) -> None:
+    with platform.begin() as db:
+        stones.write(db, path)
+
+
+def replayed(platform: Platform, path: Path) -> int:
+    with platform.begin() as db:
+        return stones.replay(db, path, SECRET)
+
+
+def test_what_was_erased_after_a_backup_is_erased_again_and_can_be_lifted(filled: Platform, tmp_path: Path) -> None:
+    path = tmp_path / "tombstones"
+    with filled.begin() as db:
+        erase.erase_study(db, SECRET, "1.2.4.1")
+        stones.write(db, path)
+        db.rollback()  # the database is as it was before, the file is not
+    assert replayed(filled, path) == 4
+    filled.project()
+    assert filled.index(filled.published().collection).count() == 4
+    assert replayed(filled, path) == 0
+    with filled.begin() as db:
+        assert erase.lift_study(db, SECRET, "1.2.4.1") == 5
+    filled.scan()
+    filled.encode()
+    filled.project()
+    assert filled.index(filled.published().collection).count() == 8
+
+
+def test_a_file_without_lines_or_no_file_erases_nothing(filled: Platform, tmp_path: Path) -> None:
+    kept(filled, tmp_path / "tombstones")
+    assert (tmp_path / "tombstones").read_text() == ""
+    assert replayed(filled, tmp_path / "tombstones") == 0
+    assert replayed(filled, tmp_path / "nothing") == 0
+
+
+@pytest.mark.parametrize("text", ["{", '{"digest": "zz", "kind": "image", "operation": "x"}', '{"kind": "image"}'])
+def test_a_damaged_file_is_refused_and_nothing_is_erased(filled: Platform, tmp_path: Path, text: str) -> None:
+    (tmp_path / "tombstones").write_text(text)
+    with pytest.raises(Invalid):
+        replayed(filled, tmp_path / "tombstones")
+
+
+def test_the_keeper_writes_when_something_changed_and_only_then(filled: Platform, tmp_path: Path) -> None:
+    path = tmp_path / "tombstones"
+    keeper = Keeper(path)
+
+    def keep() -> bool:
+        before = path.stat().st_ino if path.exists() else None
+        with filled.begin() as db:
+            keeper.keep(db)
+        return path.exists() and path.stat().st_ino != before
+
+    assert not keep()
+    with filled.begin() as db:
+        erase.erase_study(db, SECRET, "1.2.4.1")
+    assert keep()
+    assert len(path.read_text().splitlines()) == 5
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert not keep()
+    with filled.begin() as db:
+        erase.lift_study(db, SECRET, "1.2.4.1")
+        assert db.execute(sa.text("SELECT count(*) FROM tombstone")).scalar_one() == 0
+    assert keep()
+    assert path.read_text() == ""
