@@ -99,6 +99,7 @@ class Report:
     queries: int = 0
     waited: int = 0  #: 503 with Retry-After
     resets: int = 0
+    litter: int = 0  #: collections of generations whose beginning was killed
     by_model: Counter[str] = field(default_factory=Counter)
     kills: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
@@ -293,7 +294,12 @@ class Fire:
             models=self.archive.home / "models",
             secret=key,
         )
-        yield from (f"doctor: {one.kind} {one.count} {one.ids[:3]}" for one in reconcile.examine(site, deep=True))
+        found = reconcile.examine(site, deep=True, repair=True)
+        # a killed request to begin a generation leaves its empty collection: counted, and the doctor takes it away
+        self.report.litter = sum(one.count for one in found if one.kind == "collection-stray")
+        found = [one for one in found if one.kind != "collection-stray"]
+        found += reconcile.examine(site, deep=True)
+        yield from (f"doctor: {one.kind} {one.count} {one.ids[:3]}" for one in found)
 
 
 def _study(sop_uid: str) -> str:
@@ -343,7 +349,7 @@ def _guarded(fire: Fire, name: str) -> None:
 def write(report: Report, about: Json, out: Path) -> None:
     """`out`.md for people, `out`.json for programs."""
     figures = report.to_json()
-    counted = ("images", "switches", "rollbacks", "erased", "queries", "waited", "resets")
+    counted = ("images", "switches", "rollbacks", "erased", "queries", "waited", "resets", "litter")
     body = [
         "# The model changes, and nobody notices",
         "",

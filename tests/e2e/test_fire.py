@@ -21,7 +21,7 @@ from tests.miniature import Platform
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_nobody_notices_that_the_model_changes_under_fire(tmp_path: Path) -> None:
-    report = fire.run(tmp_path, images=60, switches=2, seed=3, pauses_s=(5.0, 9.0))
+    report = fire.run(tmp_path, images=40, switches=2, seed=3, pauses_s=(5.0, 9.0))
     assert report.findings == []
     assert report.switches == 2
     assert len(report.by_model) == 2
