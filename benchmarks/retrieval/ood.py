@@ -23,10 +23,10 @@ from torch import Tensor
 
 from benchmarks.report import RESULTS, Json, facts, table, write
 from benchmarks.retrieval.hashing import COLLECTION, STORED, profile
-from benchmarks.retrieval.trunk import WEIGHTS, Trunk, keep
+from benchmarks.retrieval.trunk import WEIGHTS, Trunk, keep, seen
 from shared.datasets import development
 from shared.datasets.collection import Collection
-from shared.encoder.acir import content, relative_error, squared_error
+from shared.encoder.acir import relative_error, squared_error
 from shared.encoder.ood import Mahalanobis, Scores, calibrate, data_digest, knn_distance
 from shared.training.acir import rgb
 from shared.training.checkpoint import METRICS, MODEL
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _looked(trunk: Trunk, collection: Collection, chosen: argparse.Namespace) -> Mapping[str, NDArray[np.float32]]:
-    """Content and both errors of each image, by the network with its trained decoder."""
+    """Content and both errors of each image, by the network with its trained decoder; NaN of the train part."""
     path = chosen.scratch / "features" / f"{trunk.name}-decoder-{chosen.epochs}-{collection.name}.npz"
     if not path.exists():
         out = chosen.scratch / "trunks" / f"{trunk.name}-decoder-{chosen.epochs}"
@@ -81,17 +81,16 @@ def _looked(trunk: Trunk, collection: Collection, chosen: argparse.Namespace) ->
             train(replace(experiment, optimiser=Optimiser(rates={"decoder": RATE})), chosen.data, out)
         network = trunk.network(out / MODEL, decoder=True)
 
-        def look(pixels: Tensor) -> Tensor:
+        def errors(pixels: Tensor) -> Tensor:
             x = rgb(pixels)
-            features = network.features(x)
-            painted = network.decoder(features.deep)  # type: ignore[misc]  # it was built with one
-            errors = torch.stack([relative_error(x, painted), squared_error(x, painted)], 1)
-            return torch.cat([errors, content(features)], 1)
+            painted = network.decoder(network.stem(x)[1])  # type: ignore[misc]  # it was built with one
+            return torch.stack([relative_error(x, painted), squared_error(x, painted)], 1)
 
-        found = encode(look, collection, trunk.experiment.side).numpy()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        keep(path, relative=found[:, 0], squared=found[:, 1], content=found[:, 2:])
-    return dict(np.load(path))
+        asked = collection.split != "train"
+        found = np.full((len(collection), 2), np.nan, np.float32)
+        found[asked] = encode(errors, collection.where(asked), trunk.experiment.side).numpy()
+        keep(path, relative=found[:, 0], squared=found[:, 1])
+    return {**np.load(path), "content": seen(trunk, collection, chosen.data, chosen.scratch).embeddings}
 
 
 def _rows(known: Collection, foreign: Collection, looked: Mapping[str, Mapping[str, Any]]) -> Iterator[Json]:
