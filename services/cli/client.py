@@ -173,8 +173,8 @@ def _error(response: "httpx.Response") -> SimilisError:
         problem = {}
     said = problem.get("detail") or problem.get("title") or f"the server answered {response.status_code}"
     wrong = [item for item in problem.get("errors") or [] if isinstance(item, dict)]
-    places = [f"{item.get('where', '?')}: {item.get('message', 'wrong')}" for item in wrong]
-    text = "; ".join(dict.fromkeys([str(said), *places]))
+    places = [f"{_field(item)}: {item.get('message', 'wrong')}" for item in wrong]
+    text = "; ".join(dict.fromkeys(places)) or str(said)  # `detail` only lists the same fields
     kind = BY_STATUS.get(response.status_code, SimilisError)
     if issubclass(kind, Unavailable | Throttled):
         seconds = response.headers.get("Retry-After", "")
@@ -182,6 +182,11 @@ def _error(response: "httpx.Response") -> SimilisError:
     if kind is SimilisError and problem.get("trace_id"):
         text += f" (trace {problem['trace_id']})"
     return kind(text)
+
+
+def _field(item: Mapping[str, Any]) -> str:
+    """`query.k` is `k` to whoever typed an option."""
+    return str(item.get("where", "?")).partition(".")[2] or str(item.get("where", "?"))
 
 
 def part(text: str) -> str:

@@ -76,7 +76,7 @@ def api() -> None:
 
 
 def worker(
-    queue: Annotated[str, typer.Option(help="Which work: ingest, index or scan.")],
+    queue: Annotated[str, typer.Option(help="Which work: scan, ingest, index or reindex.")],
     check: Annotated[bool, typer.Option("--check", help="Only tell by the exit code whether one lives.")] = False,
 ) -> None:
     """Work on one queue in this process."""
