@@ -145,23 +145,35 @@ def rollback(
 
     Raises: `Conflict` where this one is not published, nothing was before it, or that lacks what searches find today.
     """
+    found = generations.get(db, _before(db, generation_id))
+    return _switch(db, found, {*accept, *map(str, found.accepted)}, patience_s, leaving=generation_id)
+
+
+def _before(db: Session, generation_id: int) -> int:
+    """The generation that a rollback of this one leads to. Raises: `Conflict`."""
     row = generations.live(db)
     if row is None or row.generation_id != generation_id:
         raise Conflict(f"generation {generation_id} is not published")
     if row.previous_id is None:
         raise Conflict("there is no generation to roll back to")
-    found = generations.get(db, row.previous_id)
-    return _switch(db, found, {*accept, *map(str, found.accepted)}, patience_s)
+    return row.previous_id
 
 
-def _switch(db: Session, found: Generation, accept: Collection[str], patience_s: float) -> Generation:
-    """Checked and switched while nobody writes: what was complete a moment ago may be behind by now."""
+def _switch(
+    db: Session, found: Generation, accept: Collection[str], patience_s: float, leaving: int | None = None
+) -> Generation:
+    """Checked and switched while nobody writes: what was complete a moment ago may be behind by now.
+
+    Nor may another have moved the pointer meanwhile: `leaving` is the generation that a rollback still has to find.
+    """
     until = time.monotonic() + patience_s
     while True:
         try:
             _check_gaps(db, found, accept)  # without the lock: a refusal disturbs nobody
             with db.begin_nested():  # gives the lock back where it fails
                 alone(db, Lock.GENERATIONS)
+                if leaving is not None and _before(db, leaving) != found.id:
+                    raise Conflict("the generation to roll back to has changed meanwhile")
                 found.accepted = [gap.image_id for gap in _check_gaps(db, found, accept)]
                 generations.publish(db, found.id)
         except _Behind:

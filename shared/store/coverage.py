@@ -24,7 +24,7 @@ _NEEDED = """
             WHEN own.refused IS NOT NULL THEN own.refused
             WHEN own.image_id IS NULL AND b.state = 'failed' THEN b.reason
             WHEN own.image_id IS NULL AND b.state = 'due' THEN 'to-encode'
-            WHEN own.frames IS DISTINCT FROM stored.frames THEN 'missing'
+            WHEN own.image_id IS NULL OR own.frames IS DISTINCT FROM stored.frames THEN 'missing'
             WHEN (shown.held AND NOT own.held) OR (shown.settled AND NOT own.settled) THEN 'to-index'
         END AS gap
         FROM image i

@@ -145,8 +145,8 @@ def every(db: Session) -> Sequence[Generation]:
 
 
 def live(db: Session, *, lock: bool = False) -> Live | None:
-    """The pointer's row, with the generation before it."""
-    return db.get(Live, 1, with_for_update=lock or None)
+    """The pointer's row as it is now, with the generation before it, also where this session had read it already."""
+    return db.get(Live, 1, with_for_update=lock or None, populate_existing=True)
 
 
 def publish(db: Session, generation_id: int) -> None:
@@ -155,7 +155,9 @@ def publish(db: Session, generation_id: int) -> None:
     Raises: `Conflict` if it is retired.
     """
     alone(db, Lock.GENERATIONS)
-    if get(db, generation_id).state != "open":
+    found = get(db, generation_id)
+    db.refresh(found, ["state"])  # the session may have read it before it had the lock
+    if found.state != "open":
         raise Conflict("a retired generation cannot be published")
     row = live(db, lock=True)
     if row is None:
@@ -221,10 +223,11 @@ def allow(db: Session, generation: Generation, most: int) -> int:
 
 _PURGEABLE = sa.text(
     "SELECT id FROM generation WHERE state = 'retired' AND purged_at IS NULL "
+    "AND id NOT IN (SELECT generation_id FROM live) "
     "AND retired_at < clock_timestamp() - make_interval(secs => :grace) ORDER BY id"
 )
 
 
 def purgeable(db: Session, grace_s: float) -> list[int]:
-    """Retired for so long that no query can still be looking into them."""
+    """Retired for so long that no query can still be looking into them; what the pointer names never is."""
     return list(db.execute(_PURGEABLE, {"grace": grace_s}).scalars())

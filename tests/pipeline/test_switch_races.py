@@ -1,0 +1,116 @@
+"""Two people move the pointer at once; and what a generation lacks without a trace is still lacking."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import sqlalchemy as sa
+
+from shared.errors import Conflict
+from shared.pipeline import lifecycle, reindex
+from shared.store import coverage, generations
+from shared.store.tables import Generation
+from tests.miniature import Platform
+
+
+@pytest.fixture
+def filled(platform: Platform) -> Platform:
+    platform.add_model()
+    platform.take_in(8)
+    return platform
+
+
+def built(platform: Platform) -> int:
+    number = platform.begin_generation()
+    platform.reindex()
+    return number
+
+
+def publish(platform: Platform, number: int) -> None:
+    with platform.begin() as db:
+        lifecycle.publish(db, number)
+
+
+def rollback(platform: Platform, number: int) -> None:
+    with platform.begin() as db:
+        lifecycle.rollback(db, number)
+
+
+@contextmanager
+def meanwhile(platform: Platform, act: Callable[[Platform, int], None], number: int) -> Iterator[list[BaseException]]:
+    """`act` has read what it needs and waits for the lock that the body holds; what it raised is known afterwards."""
+    raised: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            act(platform, number)
+        except Conflict as error:
+            raised.append(error)
+
+    other = threading.Thread(target=run)
+    yield _waiting(other, raised, platform)
+    other.join(20)
+    assert not other.is_alive()
+
+
+def _waiting(other: threading.Thread, raised: list[BaseException], platform: Platform) -> list[BaseException]:
+    blocked = sa.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
+    other.start()
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        with platform.store.reading() as connection:
+            if connection.execute(blocked).scalar_one():
+                return raised
+        time.sleep(0.01)
+    raise AssertionError("nobody waits for the lock")
+
+
+def test_what_is_retired_while_it_waits_to_be_published_is_not_published(filled: Platform) -> None:
+    number = built(filled)
+    with filled.begin() as db:
+        lifecycle.retire(db, number)
+        with meanwhile(filled, publish, number) as raised:
+            db.commit()
+    assert len(raised) == 1
+    assert "retired" in str(raised[0])
+    assert filled.published().generation_id == 1
+
+
+def test_a_rollback_that_waited_while_another_was_published_is_refused(filled: Platform) -> None:
+    second, third = built(filled), built(filled)
+    publish(filled, second)
+    with filled.begin() as db:
+        lifecycle.publish(db, third)
+        with meanwhile(filled, rollback, second) as raised:
+            db.commit()
+    assert len(raised) == 1
+    assert "not published" in str(raised[0])
+    assert filled.published().generation_id == third
+
+
+def test_what_searches_ask_is_never_purged(filled: Platform) -> None:
+    """Whatever else went wrong with its row: the doctor can only reopen what is still there."""
+    with filled.begin() as db:
+        db.execute(sa.update(Generation).values(state="retired", retired_at=sa.func.now() - sa.text("interval '1 h'")))
+    assert reindex.purge(filled.begin, filled.indexes) == 0
+    assert filled.indexes.names() == [filled.published().collection]
+
+
+def test_an_image_that_left_no_trace_in_a_build_is_missing_and_found_again(filled: Platform) -> None:
+    filled.add_model("other", seed=3, dim=32)
+    number = filled.begin_generation("other")
+    filled.reindex()
+    with filled.begin() as db:
+        row = generations.get(db, number)
+        db.execute(sa.text("DELETE FROM ledger WHERE generation_id = :g AND image_id = 1"), {"g": number})
+        db.execute(sa.text("DELETE FROM encoding WHERE model_id = :m AND image_id = 1"), {"m": row.model_id})
+        assert coverage.count(db, number, row.model_id).by_reason == {"covered": 7, "missing": 1}
+    with pytest.raises(Conflict, match="covers 7 of 8 images"):
+        publish(filled, number)
+    with filled.begin() as db:
+        lifecycle.resume(db, number)
+    filled.reindex()
+    publish(filled, number)
+    assert filled.published().generation_id == number
