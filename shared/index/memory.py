@@ -93,14 +93,14 @@ class MemoryIndex:
 def score(
     metric: Metric, vectors: NDArray[np.float32], rows: NDArray[np.intp], query: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Score of each named row, higher is better."""
+    """Score of each named row, higher is better; of equal rows equal, as a BLAS product does not give it."""
     scores = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), CHUNK):
         part = vectors[rows[start : start + CHUNK]]
         if metric is Metric.L2:
             scores[start : start + CHUNK] = -np.linalg.norm(part - query, axis=1)
         else:
-            scores[start : start + CHUNK] = part @ query
+            scores[start : start + CHUNK] = np.einsum("ij,j->i", part, query)
     return scores
 
 

@@ -200,7 +200,8 @@ class QdrantIndex:
         """By top lists, which ties may cut, and by thresholds, which take them whole.
 
         A list of several times k mostly reaches beyond the k-th distance, and then the ball is whole; else it is asked
-        for by its radius, and one that is larger than wanted is fetched entirely, so that the same part is kept.
+        for by its radius. Of one that is larger than wanted, the distance at which it is cut is fetched entirely, so
+        that the same part is kept, and nothing beyond it: the radius may take in the whole archive.
         """
         for query in queries:
             checks.check_code_query(self.spec, query)
@@ -209,12 +210,14 @@ class QdrantIndex:
         limits = [min(AHEAD * query.k, query.most) + 1 if query.k else query.most + 1 for query in queries]
         found, engine_ms = self._codes(queries, limits, [query.radius for query in queries])
         radii = [_radius(query, hits) for query, hits in zip(queries, found, strict=True)]
-        for enough in (lambda query: query.most + 1, lambda query: self.count(query.filter)):
+        for rim in (False, True):
             short = [row for row, hits in enumerate(found) if _short(hits, limits[row], radii[row])]
+            short = [row for row in short if rim or limits[row] <= queries[row].most]
             if short:
                 for row in short:
-                    limits[row] = enough(queries[row])
-                asked = [queries[row] for row in short], [limits[row] for row in short], [radii[row] for row in short]
+                    limits[row] = self.count(queries[row].filter) if rim else queries[row].most + 1
+                reach = [found[row][-1].distance for row in short]
+                asked = [queries[row] for row in short], [limits[row] for row in short], reach
                 more, more_ms = self._codes(*asked)
                 engine_ms += more_ms
                 found = [more[short.index(row)] if row in short else hits for row, hits in enumerate(found)]

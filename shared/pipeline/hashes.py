@@ -55,11 +55,15 @@ def searcher(
 
 
 def content(vector: NDArray[np.float32], matrix: Embeddings) -> NDArray[np.float32]:
-    """Pearson correlation of (dim,) with each of (n, dim); of a vector without variance 0."""
+    """Pearson correlation of (dim,) with each of (n, dim); of a vector without variance 0.
+
+    Row by row: a BLAS product sums the rows of one matrix in several orders, and equal images would differ.
+    """
     centred = matrix - matrix.mean(axis=1, keepdims=True)
     own = vector - vector.mean()
     lengths = np.linalg.norm(centred, axis=1) * np.linalg.norm(own)
-    return np.asarray(np.divide(centred @ own, lengths, out=np.zeros(len(matrix), np.float32), where=lengths > 0))
+    products = np.einsum("ij,j->i", centred, own)
+    return np.asarray(np.divide(products, lengths, out=np.zeros(len(matrix), np.float32), where=lengths > 0))
 
 
 def _as_the_index(spec: Spec, vector: NDArray[np.float32], matrix: Embeddings) -> NDArray[np.float32]:

@@ -160,6 +160,30 @@ def test_a_ball_that_is_too_large_is_cut_and_says_so(make: Callable[..., Index])
         assert told(ball) == counted(held, query)[:12]
 
 
+def test_of_a_ball_that_is_too_large_no_more_comes_than_its_rim_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A radius of all bits is the whole archive: what is asked for ends where the cut falls."""
+    held = points(np.random.default_rng(9).integers(0, 256, (2000, 8), dtype=np.uint8))
+    with closing(engines.local_mode()) as opened:
+        index = opened.create("large", Spec(dim=4, bits=BITS, scale="exact"))
+        index.write(held)
+        came: list[int] = []
+        ask = index._wire.points.QueryBatch  # type: ignore[attr-defined]
+
+        def counting(*request: object, **more: object) -> object:
+            reply = ask(*request, **more)
+            came.append(sum(len(result.result) for result in reply.result))
+            return reply
+
+        monkeypatch.setattr(index._wire.points, "QueryBatch", counting)  # type: ignore[attr-defined]
+        query = CodeQuery(code=held[0].code, radius=BITS, most=100)
+        ball = index.near([query])[0]
+    expected = counted(held, query)
+    assert told(ball) == expected[:100]
+    assert (ball.cut, ball.radius) == (True, BITS)
+    assert came == [101, sum(distance <= expected[100][0] for distance, _ in expected)]
+    assert came[1] < 500
+
+
 def test_codes_follow_writes_deletes_and_revisions(make: Callable[..., Index]) -> None:
     codes = centralised(50)
     index = make()

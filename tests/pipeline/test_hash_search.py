@@ -6,6 +6,7 @@ import pytest
 from shared.encoder.build import build
 from shared.encoder.derive import build_hashed
 from shared.errors import Conflict, Invalid
+from shared.index.base import Metric, Spec
 from shared.index.faiss import FaissStore
 from shared.pipeline import hashes, lifecycle, search
 from shared.pipeline.search import Ranking, Request
@@ -127,6 +128,17 @@ def test_a_model_without_codes_says_what_to_do(platform: Platform) -> None:
 def test_a_radius_belongs_to_a_search_by_codes() -> None:
     with pytest.raises(Invalid, match="mode=hash"):
         Request(radius=3).check(100)
+
+
+@pytest.mark.parametrize("metric", list(Metric))
+def test_equal_images_are_equal_whatever_stands_around_them(metric: Metric) -> None:
+    rng = np.random.default_rng(0)
+    for copies in range(5, 60):
+        row = np.abs(rng.standard_normal(1024)).astype(np.float32)
+        own = row + 0.7 * rng.standard_normal(1024).astype(np.float32)
+        matrix = np.repeat(row[None], copies, axis=0)
+        assert len(np.unique(hashes.content(own, matrix))) == 1
+        assert len(np.unique(hashes._as_the_index(Spec(dim=1024, metric=metric), own, matrix))) == 1
 
 
 def test_equal_images_have_equal_content() -> None:
