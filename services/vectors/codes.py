@@ -2,7 +2,8 @@
 
 On the wire a code is what Qdrant can hold: a vector of -1 and +1 under Dot, binary quantisation, no graph. Here its
 bits are kept: in the point's payload, so that they are as durable as the point, and in this table, which is filled
-when the shard is loaded and follows every write. 256 bits cost 32 bytes, and 8 for each payload field and the id.
+when the shard is loaded and follows every write. A code of 256 bits with ten payload fields costs 240 bytes: 32 of
+bits, 80 of fields, the rest for Python's ids and where they stand (131,072 rows, `tracemalloc`).
 """
 
 import base64
