@@ -76,6 +76,10 @@ def _build(
         built = generations.built_by(db, held.id)
     if built is None:
         raise NotFound("the generation of this operation is gone")
+    if built.state == "retired":  # while somebody resumed it
+        with begin() as db:
+            operations.end(db, held, "cancelled")
+        return True
     number = built.id
     while True:
         alive()

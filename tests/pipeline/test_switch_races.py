@@ -10,7 +10,7 @@ import sqlalchemy as sa
 
 from shared.errors import Conflict
 from shared.pipeline import lifecycle, reindex
-from shared.store import coverage, generations
+from shared.store import coverage, generations, operations
 from shared.store.tables import Generation
 from tests.miniature import Platform
 
@@ -88,6 +88,20 @@ def test_a_rollback_that_waited_while_another_was_published_is_refused(filled: P
     assert len(raised) == 1
     assert "not published" in str(raised[0])
     assert filled.published().generation_id == third
+
+
+def test_a_build_that_is_resumed_while_it_is_retired_ends(filled: Platform) -> None:
+    """Resuming has looked, and found it open; else it would ask for its images every second, for ever."""
+    number = built(filled)
+    with filled.begin() as db:
+        operation_id = lifecycle._open(db, number).operation_id
+        assert operation_id is not None
+        with filled.begin() as other:
+            lifecycle.retire(other, number)
+        operations.retry(db, operation_id)
+    filled.reindex()
+    with filled.begin() as db:
+        assert operations.get(db, operation_id).state == "cancelled"
 
 
 def test_what_searches_ask_is_never_purged(filled: Platform) -> None:
