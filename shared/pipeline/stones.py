@@ -5,6 +5,7 @@ One file in the home, rewritten beside and renamed whenever they change. Keyed h
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -40,13 +41,17 @@ def write(db: Session, path: Path) -> int:
     lines = [
         json.dumps({"digest": one.digest.hex(), "kind": one.kind, "operation": str(one.operation_id)}) for one in stones
     ]
-    part = path.with_name(f".{path.name}.part")
-    descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # two sweeps may write at once
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write("".join(f"{line}\n" for line in lines))
         file.flush()
         os.fsync(file.fileno())
-    part.replace(path)
+    Path(name).replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the name is durable, too
+    finally:
+        os.close(folder)
     return len(stones)
 
 

@@ -275,12 +275,12 @@ def _step(db: Session, held: Held, chunk: int) -> bool:
         operations.end(db, held, "failed", why)
         return False
     counts = Counter({name: int(n) for name, n in operation.counts.items()})
-    rows = calibrations.lock_scored(db, row.model_id, Chosen(modality=row.modality), counts["looked_at"], chunk)
-    if not rows:
+    rows, last = calibrations.lock_scored(db, row.model_id, Chosen(modality=row.modality), counts["looked_at"], chunk)
+    if last is None:
         operations.end(db, held, "succeeded")
         return False
     counts += _apply(db, row, rows)
-    counts["looked_at"] = rows[-1].image_id
+    counts["looked_at"] = last
     done = operation.done + len(rows)
     total = max(done, operation.total or 0)
     operations.progress(db, held, done=done, total=total, counts=json.dumps(counts), lease_s=LEASE_S)

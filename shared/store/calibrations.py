@@ -135,15 +135,19 @@ def judged_again(db: Session, modality: str) -> int:
     return found
 
 
-def lock_scored(db: Session, model_id: int, chosen: Chosen, after: int, limit: int) -> list[Scored]:
-    """As `scored`, locked. By one statement and read by the next: what was waited for is read as it is then."""
+def lock_scored(db: Session, model_id: int, chosen: Chosen, after: int, limit: int) -> tuple[list[Scored], int | None]:
+    """As `scored`, locked, and the last image that was looked at; None where there is no further one.
+
+    Locked by one statement and read by the next: what was waited for is read as it is then, and may be out of reach.
+    """
     seen = scored(db, model_id, chosen, after, limit)
     db.execute(
         sa.text("SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR UPDATE"),
         {"ids": [row.image_id for row in seen]},
     )
     locked = {row.image_id for row in seen}
-    return [row for row in scored(db, model_id, chosen, after, limit) if row.image_id in locked]
+    still = [row for row in scored(db, model_id, chosen, after, limit) if row.image_id in locked]
+    return still, seen[-1].image_id if seen else None
 
 
 _WITH_SCORES = sa.text(

@@ -39,7 +39,7 @@ def evaluate_command(  # noqa: PLR0913 - the options, one by one
     components: Annotated[int | None, typer.Option(min=1, help="Principal components, of the training part.")] = None,
     data: Annotated[Path, typer.Option(help="The folder of the development sets.")] = Path("../shared/data"),
     home: Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.similis.")] = None,
-    threads: Annotated[int, typer.Option(min=1)] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Of the encoder.")] = 1,
     pictures: Annotated[bool, typer.Option(help="PCA and t-SNE of the embeddings.")] = True,
 ) -> None:
     """Evaluate a model's retrieval on labelled images: figures, tables and plots stand in a new folder."""
