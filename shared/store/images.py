@@ -45,7 +45,7 @@ _CLAIM = sa.text(
         SELECT id FROM image WHERE {_DUE} AND {_FAILURES} < :failures
         ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
     )
-    RETURNING id, attempt, sop_uid, path, revision, {RELEASED.format('image')}
+    RETURNING id, attempt, sop_uid, path, revision, {RELEASED.format("image")}
     """  # noqa: S608 - only the constants above are inserted
 )
 
