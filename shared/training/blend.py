@@ -1,6 +1,6 @@
-"""What the shipped model is trained on: sets that may be given on, phantoms, and textures, as one collection."""
+"""What the shipped model is trained on: sets that may be given on, and pictures drawn here, as one collection."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -11,20 +11,23 @@ from numpy.typing import NDArray
 from shared.datasets import development
 from shared.datasets.collection import Collection
 from shared.datasets.phantom import render
-from shared.datasets.textures import textures
+from shared.datasets.sketches import sketches
+from shared.datasets.textures import Grey, textures
 from shared.datasets.women import exams
 
 TEXTURE = "texture"  #: each picture of this class is a class of its own
+DRAWN = ("phantoms", "sketches", "textures")  #: sources of what no camera saw
 _PHANTOM = (256, 200)  #: rows, cols
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blend:
-    """MedNIST (CC BY-SA 4.0), a part of PneumoniaMNIST (CC BY 4.0), synthetic mammograms and textures."""
+    """MedNIST (CC BY-SA 4.0), a part of PneumoniaMNIST (CC BY 4.0), and phantoms, sketches and textures drawn here."""
 
     side: int  #: stored side
     chests: int = 1500  #: of PneumoniaMNIST: 28 x 28 images, so that they do not outweigh the others
     exams: int = 150  #: synthetic studies, of eight or four images
+    sketches: int = 1800
     textures: int = 4000
     seed: int = 0
 
@@ -36,7 +39,8 @@ class Blend:
             development.load("radiology_mednist", root, self.side),
             chests.where(np.setdiff1d(np.arange(len(chests)), spare)),
             mammograms(self.exams, self.side, self.seed),
-            _pictures(self.textures, self.side, self.seed),
+            _drawn("sketches", *sketches(self.sketches, self.side, self.seed)),
+            _drawn("textures", textures(self.textures, self.side, self.seed), [TEXTURE] * self.textures),
         ]
         return joined("blend", made)
 
@@ -65,16 +69,17 @@ def mammograms(count: int, side: int, seed: int) -> Collection:
     )
 
 
-def _pictures(count: int, side: int, seed: int) -> Collection:
-    numbers = np.arange(count, dtype=np.int64)
+def _drawn(name: str, images: Grey, names: Sequence[str]) -> Collection:
+    """Pictures drawn here, all to train on; each is of nobody."""
+    classes, labels = np.unique(names, return_inverse=True)
     return Collection(
-        name="textures",
-        images=textures(count, side, seed),
-        labels=np.zeros(count, np.int64),
-        classes=(TEXTURE,),
-        groups=numbers,
-        split=np.full(count, "train"),
-        sources=np.full(count, "textures"),
+        name=name,
+        images=images,
+        labels=labels.astype(np.int64),
+        classes=tuple(map(str, classes)),
+        groups=np.arange(len(images), dtype=np.int64),
+        split=np.full(len(images), "train"),
+        sources=np.full(len(images), name),
         licence="Apache-2.0",
     )
 

@@ -1,61 +1,74 @@
 """How the trunk and the hash head of the shipped model learn: from what images are like, a little from what they are.
 
-Each part of ACIR's content predicts the descriptors of the view it is given (`shared.training.descriptors`), so that
-a similarity of contents is one of layout and grain, also between images of modalities that were never seen; classes,
-where there are any, draw their images together. The code is to keep those similarities: ACIR's structure-aware
-hashing, with descriptors as the structure. The decoder follows as for any ACIR (`shared.training.acir`).
+The first two parts of ACIR's content predict descriptors of the view they are given (`shared.training.descriptors`),
+so that a similarity of contents is one of layout and grain, also between images of modalities that were never seen;
+the third draws the images of a class together, where there is one. The code is to keep those similarities: ACIR's
+structure-aware hashing, with all that as the structure. At the end the last layers are computed anew
+(`shared.training.readout`), and the hash head is fitted to what they give. The decoder follows as for any ACIR
+(`shared.training.acir`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.datasets.collection import Collection
 from shared.encoder.acir import Acir, content
+from shared.encoder.hashing import fit_hash
 from shared.training.acir import Shape, rgb, save_network
-from shared.training.blend import TEXTURE
+from shared.training.blend import DRAWN, TEXTURE
 from shared.training.data import resized
 from shared.training.descriptors import Targets
 from shared.training.experiment import Batch, Experiment, Method
 from shared.training.hashing import quantisation_loss, relaxed_hamming
+from shared.training.readout import chunks, contents, whiten
 
 _FITTED = 1500  #: images that the targets are fitted on
 _EPS = 1e-6
+_HEAD_BATCH = 256
 
-#: gradients, brightness, grain and its quarters in the targets of f_G, f_L and f_D
-LAYOUT, GRAIN, BOTH = (1.0, 0.7, 0.0, 0.0), (0.0, 0.0, 1.0, 1.0), (1.0, 0.7, 1.0, 1.0)
+#: gradients, brightness, grain and its quarters in the targets of f_G and f_L
+LAYOUT, GRAIN = (1.0, 0.7, 0.0, 0.0), (0.0, 0.0, 1.0, 1.0)
 
 
 class Pupil(nn.Module):
     """The network that is kept, and the targets that are not."""
 
-    def __init__(self, acir: Acir, targets: Targets, unlabelled: int) -> None:
+    def __init__(self, acir: Acir, targets: Targets, data: Collection) -> None:
         super().__init__()
         self.acir = acir
         self.targets = targets
-        self.unlabelled = unlabelled  #: the class whose images are unlike each other; -1 where there is none
+        self.data = data
+        #: the class whose images are unlike each other; -1 where there is none
+        self.unlabelled = data.classes.index(TEXTURE) if TEXTURE in data.classes else -1
+
+    def same(self, labels: Tensor) -> Tensor:
+        """(n, n): who is of one class."""
+        return (labels[:, None] == labels) & (labels != self.unlabelled)[:, None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Descriptive(Method[Pupil]):
-    """Parts of the content follow descriptors; classes pull with weight `classes`; codes follow the targets."""
+    """f_G follows layout, f_L grain, f_D classes, with weight `classes`; codes follow all three."""
 
     shape: Shape
-    classes: float = 0.1
-    hashing: float = 0.5
+    classes: float = 0.2
+    hashing: float = 0.3
     gamma: float = 0.25  #: share of the bits by which images of one class that look unlike may differ
+    views: int = 8000  #: of which the readouts are computed and the hash head is finished
+    head_steps: int = 1500
 
     def build(self, data: Collection) -> Pupil:
         acir = self.shape.network(0, decoder=False)
         rows = torch.randperm(len(data))[:_FITTED]
         images = resized(torch.from_numpy(data.images[rows.numpy()]).float() / 255, self.shape.side)
-        dims = [acir.whole.out_features, acir.local.out_features, acir.dim - 2 * acir.whole.out_features]
-        unlabelled = data.classes.index(TEXTURE) if TEXTURE in data.classes else -1
-        return Pupil(acir, Targets(dims, (LAYOUT, GRAIN, BOTH), images), unlabelled)
+        dims = [acir.whole.out_features, acir.local.out_features]
+        return Pupil(acir, Targets(dims, (LAYOUT, GRAIN), images), data)
 
     def groups(self, model: Pupil) -> Mapping[str, Iterable[nn.Parameter]]:
         return {"all": model.acir.parameters()}
@@ -65,27 +78,62 @@ class Descriptive(Method[Pupil]):
         logits = model.acir.head(features.blended)[0]
         with torch.autocast(batch.pixels.device.type, enabled=False):
             wanted = model.targets(batch.pixels)
-            found = [centred(part) for part in features.parts]
-            missed = torch.stack([1 - (a * b).sum(1).mean() for a, b in zip(found, wanted, strict=True)])
-            likeness = torch.stack([target @ target.T for target in wanted]).mean(0)
-            same = batch.labels[:, None] == batch.labels
-            same &= (batch.labels != model.unlabelled)[:, None]
-            classes = class_contrast(content(features), same)
-            code = structure_loss(logits, likeness, same, self.gamma)
-        loss = missed.mean() + self.classes * classes + self.hashing * code
-        return loss, {"layout": missed[0], "grain": missed[1], "both": missed[2], "classes": classes, "code": code}
+            whole, local, relation = (centred(part) for part in features.parts)
+            layout, grain = (1 - (a * b).sum(1).mean() for a, b in zip((whole, local), wanted, strict=True))
+            same = model.same(batch.labels)
+            classes = class_contrast(relation, same)
+            code = structure_loss(logits, products([*wanted, relation.detach()]), same, self.gamma)
+        loss = (layout + grain) / 2 + self.classes * classes + self.hashing * code
+        return loss, {"layout": layout, "grain": grain, "classes": classes, "code": code}
 
     def embed(self, model: Pupil, pixels: Tensor) -> Tensor:
         return content(model.acir.features(rgb(pixels)))
 
     def save(self, model: Pupil, folder: Path, experiment: Experiment) -> None:
+        self.settle(model, experiment)
         save_network(model.acir, self.shape, folder, experiment, decoder=False, half=True)
+
+    def settle(self, model: Pupil, experiment: Experiment) -> None:
+        """The readouts are whitened on views of real images; the hash head follows a rotation fitted to what they give.
+
+        Contents stand still by then, so iterative quantisation (Gong and Lazebnik 2011) has an answer that descent on
+        pairs does not find: codes of images of unseen kinds are evener, and keep more of their order.
+        """
+        torch.manual_seed(experiment.seed)
+        rows = torch.randint(len(model.data), (self.views,))
+        stored = chunks(torch.from_numpy(model.data.images)[rows])
+        views = torch.cat([experiment.augmentation(part.float() / 255, self.shape.side) for part in stored])
+        real = torch.from_numpy(~np.isin(model.data.sources, DRAWN))[rows]
+        whiten(model.acir.eval(), rgb(views[real]))
+        found = contents(model.acir, rgb(views))
+        blended = torch.cat(found, 1)
+        joined = torch.cat([centred(part) for part in found], 1)
+        fitted = fit_hash(joined.numpy(), self.shape.bits, experiment.seed, rotate=True)
+        wanted = torch.from_numpy(fitted.logits(joined.numpy()))
+        self._follow(model.acir.head, blended, wanted / wanted.std())
+
+    def _follow(self, head: nn.Module, blended: Tensor, wanted: Tensor) -> None:
+        """The hash head gives about the wanted logits."""
+        optimiser = torch.optim.AdamW(head.parameters(), lr=3e-3, weight_decay=1e-4)
+        falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, self.head_steps)
+        for _ in range(self.head_steps):
+            drawn = torch.randint(len(blended), (_HEAD_BATCH,))
+            loss = functional.mse_loss(head(blended[drawn])[0], wanted[drawn])
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]  # torch's
+            optimiser.step()
+            falling.step()
 
 
 def centred(part: Tensor) -> Tensor:
     """Unit vectors without their mean, as `content` has them."""
     part = part.float()
     return functional.normalize(part - part.mean(1, keepdim=True), dim=1)
+
+
+def products(parts: Sequence[Tensor]) -> Tensor:
+    """(n, n): how alike images are, the mean over the parts, unit vectors (n, dim) each."""
+    return torch.stack([part @ part.T for part in parts]).mean(0)
 
 
 def class_contrast(contents: Tensor, same: Tensor, temperature: float = 0.2) -> Tensor:

@@ -23,12 +23,12 @@ def experiment(preset: str, variant: str) -> Experiment:
         data=Blend(side=SHAPE.side),
         side=SHAPE.side,
         method=Descriptive(shape=SHAPE),
-        sampler=Portion(batch=32, batches_per_epoch=100),
+        sampler=Portion(batch=64, batches_per_epoch=50),
         augmentation=Distort(),
-        optimiser=Optimiser(rates={"all": 1e-3}, weight_decay=0.02),
+        optimiser=Optimiser(rates={"all": 1.5e-3}, weight_decay=0.02),
         schedule=Cosine(warmup=0.5),
-        epochs=12,
-        patience=12,
+        epochs=20,
+        patience=20,
         reload_best=False,  # the figure that it would be chosen by is of classes that were seen
     )
     if variant == "trunk":
