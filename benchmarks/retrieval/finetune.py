@@ -76,6 +76,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--scratch", type=Path, default=Path(gettempdir()) / "similis-finetune")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--ready", action="store_true", help="train nothing: measure the models that are there")
     asked = parser.parse_args()
     profile = PROFILES[asked.profile]
     about = facts("retrieval.finetune", {"training": profile.seeds[-1], "bootstrap": 0})
@@ -131,6 +132,8 @@ def _members(profile: Profile, data: Collection, asked: argparse.Namespace) -> I
             for how in CONFIGS:
                 one = experiment(name, net, how, _weights(net, asked), profile.epochs, seed)
                 out = asked.scratch / f"{one.name}-{one.epochs}-{seed}"
+                if asked.ready and not (out / "metrics.json").exists():
+                    continue
                 cost = _trained(one, out, asked)
                 yield Member(name, how, seed, _encoded(out / "model", data, asked, how in profile.views), data, cost)
 

@@ -99,7 +99,7 @@ def test_what_knows_the_class_gains_and_everything_stands_beside_chance(
     found = systems(members)
     lines = list(lines_of(found, data))
     figures = {(line["system"], line["join"], line["views"]): line for line in lines if line["kind"] == "figures"}
-    gains = [line for line in lines if line["kind"] == "comparison"]
+    gains = [line for line in lines if line["kind"] == "gain"]
     assert (len(figures), len(gains)) == (len(found) + 2, len(found) - 1)
     assert figures["random", "", False]["figures"]["P@10"]["micro"][0] == pytest.approx(0.25, abs=0.03)
     best = figures["squeezenet metric", "unit", False]["figures"]["mAP"]
@@ -109,8 +109,19 @@ def test_what_knows_the_class_gains_and_everything_stands_beside_chance(
     assert gain["against"].endswith("frozen")
     assert gain["difference"][0] == pytest.approx(best["macro"][0] - against, abs=2e-4)
     assert 0 < gain["p"] <= gain["p_holm"] <= 1  # eight groups: no gain is certain after adjustment
+    steps = {(line["system"], line["join"], line["views"]): line for line in lines if line["kind"] == "step"}
+    assert len(steps) == len(found) - 2  # frozen networks were made of nothing
+    for key, against in (
+        (("squeezenet metric", "unit", False), ("squeezenet frozen", "unit", False)),
+        (("squeezenet metric", "unit", True), ("squeezenet metric", "unit", False)),
+        (("mega_all", "raw", False), ("squeezenet metric", "unit", False)),
+    ):
+        mine, theirs = (figures[one]["figures"]["mAP"]["macro"][0] for one in (key, against))
+        assert (steps[key]["against"], steps[key]["against_views"]) == (against[0], False)
+        assert steps[key]["difference"][0] == pytest.approx(mine - theirs, abs=2e-4)
     text = "\n".join(tables(lines, {"squeezenet metric 0": members[2].cost}, 2, tmp_path))
     assert text.count("| mega_all |") == 4
+    assert text.count("| mega_all, raw |") == 1
     assert len((tmp_path / "figures.csv").read_text().splitlines()) == len(figures) + 1
 
 
