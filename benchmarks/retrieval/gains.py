@@ -186,7 +186,7 @@ def tables(lines: Sequence[Line], costs: Mapping[str, Mapping[str, Any]], epochs
     return [
         "# Fine-tuning, metric learning, views and ensembles",
         "",
-        *_notes(rows[0], epochs, against),
+        *_notes(rows[0], len({line["seed"] for line in rows}), epochs, against),
         "",
         *table(head, body),
         "",
@@ -203,11 +203,12 @@ def tables(lines: Sequence[Line], costs: Mapping[str, Mapping[str, Any]], epochs
         "",
         "## Trainings",
         "",
-        *table(("network, method, seed", "epochs", "best", "macro P@10 of the validation part", "seconds"), trained),
+        *table(("network, method, seed", "epochs", "best", "macro P@10 of the validation part", "wall s"), trained),
     ]
 
 
-def _notes(line: Line, epochs: int, against: str) -> Sequence[str]:
+def _notes(line: Line, seeds: int, epochs: int, against: str) -> Sequence[str]:
+    spread = "Each row is one training" if seeds > 1 else "Trained once"
     return (
         f"`radiology_16class` at 128 pixels: gallery = train and val ({line['gallery']} images), queries = test",
         f"({line['queries']}), no group on both sides, cosine; intervals of 95 % over groups (bootstrap, 2,000 draws).",
@@ -216,7 +217,8 @@ def _notes(line: Line, epochs: int, against: str) -> Sequence[str]:
         "the gallery's labels, as an archive's own model would; the queries' never. gain: macro mAP minus that of",
         f"{against}, the best frozen network, paired by query; p: sign flips of whole groups, adjusted by Holm for all",
         "rows of this table. random: the expectation of a random order; majority: the gallery's commonest class first.",
-        "Sixteen coarse and fine classes of 64-pixel images: no BI-RADS result, no reproduction of the papers.",
+        f"{spread}: the intervals are of the queries, not of trainings. Sixteen coarse and fine classes of 64-pixel",
+        "images: no BI-RADS result, no reproduction of the papers.",
     )
 
 
