@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: help demo test up check lint clean
+.PHONY: help demo test soak up check lint clean
 
 help:  ## what there is
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
@@ -20,8 +20,12 @@ demo: $(STAMP)  ## sample archive in, similar studies out, then end
 up: $(STAMP)  ## start the embedded stack and keep serving
 	$(BIN)/similis up
 
-test: $(STAMP)  ## every test, on real engines
-	$(BIN)/pytest
+test: $(STAMP)  ## every test but the soaks, on real engines; those that start whole stacks one after the other
+	$(BIN)/pytest -m "not soak" -n 2 --dist loadfile --ignore tests/cli --ignore tests/embedded --ignore tests/e2e
+	$(BIN)/pytest -m "not soak" tests/cli tests/embedded tests/e2e
+
+soak: $(STAMP)  ## what takes minutes: models changed, backups restored and processes killed on whole stacks
+	$(BIN)/pytest -m soak
 
 check: $(STAMP)  ## ruff, mypy --strict, import contracts, migrations up and down
 	$(BIN)/ruff check .

@@ -18,7 +18,7 @@ from tests.e2e.fire import Witness, vectors
 from tests.miniature import Platform
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_nobody_notices_that_the_model_changes_under_fire(tmp_path: Path) -> None:
     report = fire.run(tmp_path, images=40, switches=2, seed=3, pauses_s=(5.0, 9.0))

@@ -20,7 +20,7 @@ STUDIES = 4  # of three women; sixteen images, so that a fitted code has eight b
 READY_WITHIN_S = 240.0  # the stack builds its first model, DenseNet121, while it runs
 ACIR = {"widths": "s", "bits": 64, "side": 112}
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
 
 Json = dict[str, Any]
 

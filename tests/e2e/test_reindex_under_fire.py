@@ -18,7 +18,7 @@ from tests.e2e.test_end_to_end import similis
 
 STUDIES = 16
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 
 
 class Asking:

@@ -63,7 +63,7 @@ def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
         made.close()
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_a_backup_taken_mid_ingest_gives_the_same_answers_elsewhere(archive: Archive, tmp_path: Path) -> None:
     folder = archive.parts[0]
@@ -106,7 +106,7 @@ def _count(archive: Archive, table: str) -> int:
     return number
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_the_doctor_names_and_repairs_on_the_real_stack(archive: Archive) -> None:
     if _count(archive, "image") == 0:

@@ -168,7 +168,7 @@ def test_features_that_are_none_are_refused(tmp_path: Path) -> None:
             read_features(tmp_path / f"{name}.npy")
 
 
-@pytest.mark.slow  # 35 million weights, five views of 224 x 224
+@pytest.mark.soak  # 35 million weights, five views of 224 x 224
 def test_the_super_ensemble_with_five_views_at_full_size(built, tmp_path: Path) -> None:
     folders = [built("densenet121"), built("resnet50")]
     card = build_ensemble(tmp_path / "super", "super", folders, preset="best_two_advanced", tta="five")
