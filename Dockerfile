@@ -7,6 +7,7 @@ COPY workers workers
 COPY shared shared
 COPY migrations migrations
 COPY benchmarks benchmarks
+COPY models models
 RUN python -m venv /opt/similis \
  && /opt/similis/bin/pip install --no-cache-dir --disable-pip-version-check . -c constraints.txt
 
