@@ -13,7 +13,16 @@ from shared.metrics.retrieval import measure
 from shared.training.hashing import fingerprint, objective
 from shared.training.samplers import ClassBalanced
 
-BITS, GALLERY, EPOCHS = 32, 1000, 100
+BITS, GALLERY, EPOCHS = 32, 1000, 80
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Networks this small gain nothing from more, and wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
