@@ -111,7 +111,7 @@ def speed(model: Path, scratch: Path, rounds: int = 15) -> list[Json]:
 
 def calibrations(encoder: Encoder, data: Path) -> dict[str, Calibration]:
     """By modality, from the validation parts of what the model was trained on."""
-    held = Blend(side=encoder.card.recipe.size, sketches=8, textures=8).load(data).part("val")
+    held = Blend(side=encoder.card.recipe.size, drawn=False).load(data).part("val")
     scores = encoded(encoder, held.images)[2]
     names = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in held.images])
     of_class = np.array(held.classes)[held.labels]
@@ -223,7 +223,7 @@ def _per_class(found: Found) -> Json:
 def _foreign(encoder: Encoder, asked: argparse.Namespace) -> Iterator[Json]:
     """The share above each modality's threshold: of test images that belong, and of images that do not."""
     side = encoder.card.recipe.size
-    held = Blend(side=side, sketches=8, textures=8).load(asked.data)
+    held = Blend(side=side, drawn=False).load(asked.data)
     names = np.array(held.classes)[held.labels]
     odd = development.load("ood", asked.data, side)
     scores = {

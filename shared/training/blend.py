@@ -29,6 +29,7 @@ class Blend:
     exams: int = 150  #: synthetic studies, of eight or four images
     sketches: int = 1800
     textures: int = 4000
+    drawn: bool = True  #: with the phantoms, sketches and textures
     seed: int = 0
 
     def load(self, root: Path) -> Collection:
@@ -38,10 +39,13 @@ class Blend:
         made = [
             development.load("radiology_mednist", root, self.side),
             chests.where(np.setdiff1d(np.arange(len(chests)), spare)),
-            mammograms(self.exams, self.side, self.seed),
-            _drawn("sketches", *sketches(self.sketches, self.side, self.seed)),
-            _drawn("textures", textures(self.textures, self.side, self.seed), [TEXTURE] * self.textures),
         ]
+        if self.drawn:
+            made += [
+                mammograms(self.exams, self.side, self.seed),
+                _drawn("sketches", *sketches(self.sketches, self.side, self.seed)),
+                _drawn("textures", textures(self.textures, self.side, self.seed), [TEXTURE] * self.textures),
+            ]
         return joined("blend", made)
 
 
