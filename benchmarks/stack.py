@@ -107,7 +107,7 @@ class Stack:
 
     def settle_down(self, timeout_s: float = 180) -> None:
         """The default model, which the stack builds beside its start, is done, and nothing else is due."""
-        known = sa.text("SELECT count(*) FROM model WHERE name = 'densenet121'")
+        known = sa.text("SELECT count(*) FROM model WHERE name = 'similis-base'")
         if not process.until(lambda: self.one(known) > 0 and self.left() == 0, timeout_s, 0.2):
             raise Unavailable("the stack does not settle")
         with self.store.transaction() as db:

@@ -119,7 +119,7 @@ def _show(stack: Embedded, archive: Path, studies: int, clock: Clock) -> None:
         records = write_archive(archive, studies, SEED)
     with connect(stack.url, stack.home / "api.key", stack.home.path, say) as client:
         operation = begin(client, archive, archive / LABELS)  # files are registered while the model is built
-        with clock.step("model", "building the untrained default model and its ONNX graph"):
+        with clock.step("model", "making the ONNX graph of the shipped model"):
             _await_model(client)
         with clock.quietly("intake"):
             answer = follow(client, str(operation["id"]))

@@ -1,4 +1,4 @@
-"""The first model: until a hospital brings one, an encoder that says of itself that it is untrained."""
+"""The first model: until a hospital brings one, the encoder that is shipped."""
 
 import fcntl
 import sys
@@ -11,7 +11,6 @@ from shared.config import Settings
 from shared.encoder import cards
 from shared.encoder.cards import Card
 from shared.errors import Conflict, Invalid, NotFound, SimilisError
-from shared.imaging.recipe import Recipe
 from shared.log import configure, get
 from shared.pipeline import lifecycle
 from shared.runtime import Runtime
@@ -21,8 +20,9 @@ from shared.types import Job
 
 log = get(__name__)
 
-NAME = "densenet121"
-WEIGHTS = "random:0"
+#: what is shipped stands beside the packages, in a checkout as in site-packages; its graph is made at the first start
+SHIPPED = Path(__file__).parents[2] / "models" / "similis-base"
+NAME = SHIPPED.name
 
 
 def ensure(settings: Settings) -> Card | None:
@@ -62,10 +62,10 @@ def _card(folder: Path) -> Card:
     try:
         return cards.read(folder)
     except NotFound:
-        from shared.encoder.build import build
+        from shared.encoder.derive import with_graph  # brings torch
 
     try:
-        return build(folder, NAME, NAME, WEIGHTS, Recipe(), note="untrained: for trying out, and for tests")
+        return with_graph(folder, SHIPPED)
     except Conflict:  # another machine that shares the folder was faster
         return cards.read(folder)
 

@@ -1,6 +1,6 @@
 """The first model is there by itself: once, whoever asks and however often, and never beside a hospital's own.
 
-A small model stands for the default one, which takes a quarter of a minute to build; the demo builds the real one.
+A small model stands for the shipped one, whose graph takes seconds; one test and the demo make the real one.
 """
 
 import json
@@ -17,7 +17,9 @@ import pytest
 
 from services.embedded import default_model
 from shared.config import Settings
+from shared.encoder import cards
 from shared.encoder.build import build
+from shared.encoder.runtime import load
 from shared.errors import Invalid
 from shared.index.qdrant import QdrantStore
 from shared.pipeline import lifecycle
@@ -101,13 +103,13 @@ def test_two_processes_at_once_register_one_model_and_both_succeed(built):
     written = [child.communicate(timeout=120) for child in children]
     assert [child.returncode for child in children] == [0, 0], written
     assert sorted(bool(out) for out, _ in written) == [False, True]
-    assert built.known() == (["densenet121"], "densenet121")
+    assert built.known() == ([default_model.NAME], default_model.NAME)
 
 
 def test_asked_again_it_does_nothing(built):
     assert default_model.ensure(built.settings) is not None
     assert default_model.ensure(built.settings) is None
-    assert built.known() == (["densenet121"], "densenet121")
+    assert built.known() == ([default_model.NAME], default_model.NAME)
 
 
 def test_where_a_hospital_has_brought_its_own_model_none_is_added(site):
@@ -120,6 +122,16 @@ def test_where_a_hospital_has_brought_its_own_model_none_is_added(site):
     assert default_model.ensure(site.settings) is None
     assert site.known() == (["ours"], "ours")
     assert not (site.home / "models" / default_model.NAME).exists()
+
+
+def test_at_a_first_start_the_shipped_model_is_registered_with_a_graph_of_its_own(site):
+    made = default_model.ensure(site.settings)
+    assert made is not None
+    shipped = cards.read(default_model.SHIPPED)
+    assert made.fingerprint == shipped.fingerprint
+    assert (made.graph is not None, shipped.graph) == (True, None)
+    assert load(site.home / "models" / default_model.NAME).card == made
+    assert site.known() == (["similis-base"], "similis-base")
 
 
 def test_without_a_database_it_says_what_is_missing(tmp_path):
