@@ -59,7 +59,8 @@ def test_no_tracked_file_is_large() -> None:
         pytest.skip("this is no checkout")
     for name in listed.stdout.decode().split("\0"):
         if name and (ROOT / name).exists():
-            assert (ROOT / name).stat().st_size < 3_000_000, name
+            most = 25_000_000 if name.startswith("models/") else 3_000_000  # the shipped weights, committed once
+            assert (ROOT / name).stat().st_size < most, name
 
 
 def test_no_gpl_codec_can_come_in() -> None:
