@@ -38,7 +38,7 @@ def test_advanced_ft_descends_the_smoothed_cross_entropy_of_its_head(batch: Batc
     features, logits = model(batch.pixels)
     log_p = logits.log_softmax(1)
     picked = log_p[torch.arange(32), batch.labels]
-    assert float(loss) == pytest.approx(float((-0.9 * picked - 0.1 * log_p.mean(1)).mean()), rel=1e-5)
+    assert loss.item() == pytest.approx((-0.9 * picked - 0.1 * log_p.mean(1)).mean().item(), rel=1e-5)
     assert float(parts["accuracy"]) == pytest.approx(float((logits.argmax(1) == batch.labels).float().mean()))
     assert torch.equal(method.embed(model, batch.pixels), features)
     loss.backward()
@@ -116,7 +116,7 @@ def test_a_batch_of_one_class_has_no_triplets_and_still_a_gradient(mining: Minin
     unit = functional.normalize(torch.randn(4, 8), dim=1).requires_grad_()
     loss = metric(mining=mining)._triplet(unit, torch.zeros(4, dtype=torch.int64))
     loss.backward()
-    assert float(loss) == 0
+    assert loss.item() == 0
 
 
 @pytest.mark.parametrize(("shares", "names"), [((0.6, 0.3, 0.1), 3), ((0.7, 0.3, 0.0), 2)])
@@ -125,8 +125,8 @@ def test_the_losses_are_combined_by_their_weights(batch: Batch, shares: tuple[fl
     model = method.build(stripes(32, 32, 0)).eval()
     loss, parts = method.step(model, batch)
     assert len(parts) == names
-    values = [float(parts[name]) for name in ("triplet", "classification", "centre") if name in parts]
-    assert float(loss) == pytest.approx(sum(w * v for w, v in zip(shares, values, strict=False)), rel=1e-5)
+    values = [parts[name].item() for name in ("triplet", "classification", "centre") if name in parts]
+    assert loss.item() == pytest.approx(sum(w * v for w, v in zip(shares, values, strict=False)), rel=1e-5)
 
 
 def test_the_centre_loss_is_taken_before_or_after_vectors_are_made_unit(batch: Batch) -> None:
@@ -134,9 +134,9 @@ def test_the_centre_loss_is_taken_before_or_after_vectors_are_made_unit(batch: B
     for of in ("raw", "unit"):
         model = metric().build(stripes(32, 32, 0)).eval()
         raw = model(batch.pixels)
-        losses[of] = float(metric(centres_of=of).step(model, batch)[1]["centre"])
+        losses[of] = metric(centres_of=of).step(model, batch)[1]["centre"].item()
         vectors = raw if of == "raw" else functional.normalize(raw, dim=1)
-        assert losses[of] == pytest.approx(float(vectors.square().sum(1).mean() / 2), rel=1e-4)
+        assert losses[of] == pytest.approx((vectors.square().sum(1).mean() / 2).item(), rel=1e-4)
     assert losses["unit"] == pytest.approx(0.5, rel=1e-4)  # the centres stand at zero
 
 
