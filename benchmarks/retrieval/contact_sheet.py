@@ -10,11 +10,13 @@ another transfer syntax.
 import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image as Picture
 
 from benchmarks.retrieval.base import loaded
 from shared.datasets.archive import PACKAGE_FILES, write_archive
@@ -28,7 +30,7 @@ SEED = 5
 #: what is asked with: kinds of phantoms (density, finding), and files of pydicom
 QUERIES = (
     *("A none", "B spiculated", "C mass", "D none"),
-    *("CT_small.dcm", "MR_small.dcm", "examples_rgb_color.dcm", "693_J2KI.dcm"),
+    *("examples_overlay.dcm", "examples_rgb_color.dcm", "693_J2KI.dcm"),
 )
 
 Unit = NDArray[np.float32]  #: (n, dim)
@@ -89,7 +91,9 @@ def draw(images: Sequence[Image], unit: Unit, found: dict[int, list[int]], out: 
             score = "asked" if row == query else f"{unit[row] @ unit[query]:.2f}"
             axes.set_title(f"{score}\n{images[row].caption}", fontsize=6)
     out.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_figure(out, dpi=110)
+    painted = BytesIO()
+    FigureCanvasAgg(figure).print_figure(painted, dpi=100)
+    Picture.open(painted).convert("L").quantize(64).save(out, optimize=True)
 
 
 def _phantoms(archive: Path, studies: int, recipe: Recipe) -> Iterator[Image]:
