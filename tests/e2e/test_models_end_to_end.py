@@ -74,7 +74,7 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
     stack.start()
     try:
         made = Hospital(stack, records)
-        ready = process.until(lambda: made.http.get("/readyz").json()["model"] == "densenet121", READY_WITHIN_S, 0.5)
+        ready = process.until(lambda: made.http.get("/readyz").json()["model"] == "similis-base", READY_WITHIN_S, 0.5)
         assert ready
         labels = str(folder / "archive" / "labels.csv")
         taken = made.run("ingest", str(folder / "archive" / "mammography"), "--labels", labels)
@@ -91,7 +91,8 @@ def make_models(hospital: Hospital) -> None:
     home = hospital.home
     options = home.parent / "acir.json"
     options.write_text(json.dumps(ACIR))
-    command(home, "models", "make", "resnet50", "--architecture", "resnet50", "--weights", "random:0")
+    for name in ("densenet121", "resnet50"):
+        command(home, "models", "make", name, "--architecture", name, "--weights", "random:0")
     members = ("--members", "densenet121", "--members", "resnet50")
     command(home, "models", "ensemble", "super", *members, "--join", "unit", "--tta", "five")
     command(
