@@ -38,10 +38,11 @@ from shared.store.session import Store
 from tests import tiny
 from tests.oracle import Oracle
 
-ROLES = (
-    "postgres", "valkey", "vectors", "api", "worker-ingest1", "worker-ingest2", "worker-scan", "worker-index",
-    "worker-reindex", "beat",
-)  # fmt: skip
+SHARES = {  #: how often a role is chosen beyond its three times; what holds leases most often
+    "postgres": 2, "valkey": 1, "vectors": 2, "api": 1, "worker-ingest1": 4, "worker-ingest2": 4, "worker-scan": 2,
+    "worker-index": 2, "worker-reindex": 1, "beat": 1,
+}  # fmt: skip
+ROLES = tuple(SHARES)
 LEASE_WITHIN_S = 5.0  #: so long a kill waits for somebody to hold a lease
 BACK_WITHIN_S = 60.0
 
@@ -168,7 +169,7 @@ class Archive:
 def plan(kills: int, rng: random.Random) -> list[str]:
     """Each role at least three times where there are kills enough, then at random, ingest workers favoured."""
     deck = [role for role in ROLES for _ in range(3)] if kills >= 3 * len(ROLES) else []
-    deck += rng.choices(ROLES, weights=[2, 1, 2, 1, 4, 4, 2, 2, 1], k=kills - len(deck))
+    deck += rng.choices(ROLES, weights=list(SHARES.values()), k=kills - len(deck))
     rng.shuffle(deck)
     return deck
 

@@ -94,7 +94,7 @@ def test_a_port_that_is_taken_is_refused_before_anything_starts():
 def test_a_worker_of_an_unknown_queue_is_a_usage_error(app):
     told = run.invoke(app, ["worker", "--queue", "nothing"])
     assert told.exit_code == 2
-    assert "index, ingest, scan" in told.stderr
+    assert "index, ingest, reindex, scan" in told.stderr
 
 
 def test_a_worker_is_healthy_while_its_sign_of_life_is_young(app, tmp_path, monkeypatch):

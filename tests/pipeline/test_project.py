@@ -43,7 +43,7 @@ class Away:
     """An index that cannot be reached."""
 
     def __init__(self, inner: Index) -> None:
-        self.inner = inner
+        self.inner, self.spec = inner, inner.spec
 
     def write(self, points: Sequence[Point]) -> None:
         raise Unavailable("the index is away")
@@ -61,7 +61,7 @@ class Picky:
     """An index that refuses one point."""
 
     def __init__(self, inner: Index) -> None:
-        self.inner = inner
+        self.inner, self.spec = inner, inner.spec
 
     def write(self, points: Sequence[Point]) -> None:
         if any(point.payload["image"] == 3 for point in points):

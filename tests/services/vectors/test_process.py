@@ -54,14 +54,14 @@ def test_an_unimplemented_field_or_call_is_refused_over_the_wire(running: engine
         store.create("loud", Spec(dim=DIM))
         stub = pb.PointsStub(channel)
         request = pb.QueryBatchPoints(collection_name="loud")
-        request.query_points.add(score_threshold=0.5)
+        request.query_points.add(offset=1)
         with pytest.raises(grpc.RpcError) as field:
             stub.QueryBatch(request, metadata=metadata)
         with pytest.raises(grpc.RpcError) as call:
             stub.Facet(pb.FacetCounts(collection_name="loud"), metadata=metadata)
         store.drop("loud")
     assert field.value.code() is call.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    assert "QueryPoints.score_threshold" in field.value.details()
+    assert "QueryPoints.offset" in field.value.details()
     assert isinstance(translated(field.value), Invalid)
 
 

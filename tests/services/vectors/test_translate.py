@@ -12,6 +12,7 @@ from qdrant_client import grpc as pb
 from services.vectors import translate
 from services.vectors.translate import ALLOWED, Refused
 
+DENSE = translate.Layout(sizes={"dense": 2}, bits={})
 KINDS = {
     FieldDescriptor.CPPTYPE_STRING: "x",
     FieldDescriptor.CPPTYPE_BOOL: True,
@@ -89,7 +90,7 @@ def test_a_payload_value_that_edge_would_hold_otherwise_is_refused(kind: str) ->
     else:
         setattr(value, kind, 0)
     with pytest.raises(Refused, match="payload value"):
-        translate.point_of(point, {})
+        translate.point_of(point, DENSE)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -112,9 +113,9 @@ def test_a_finite_vector_whose_square_overflows_is_not_called_infinite() -> None
     ("make", "message"),
     [
         (lambda: translate.vector_of(pb.DenseVector(data=[1.0]), 3), "1 dimensions"),
-        (lambda: translate.query_of(pb.QueryPoints(using="other"), {"dense": 2}), "using"),
-        (lambda: translate.query_of(pb.QueryPoints(using="dense"), {"dense": 2}), "nearest"),
-        (lambda: translate.point_of(pb.PointStruct(), {"dense": 2}), "lacks a vector"),
+        (lambda: translate.query_of(pb.QueryPoints(using="other"), DENSE), "using"),
+        (lambda: translate.query_of(pb.QueryPoints(using="dense"), DENSE), "nearest"),
+        (lambda: translate.point_of(pb.PointStruct(), DENSE), "lacks a vector"),
         (lambda: translate.ids_of([pb.PointId(num=3)]), "UUID"),
         (lambda: translate.filter_of(pb.Filter(must=[pb.Condition()])), "empty"),
         (lambda: translate.config_of(pb.CreateCollection()), "named vectors"),
