@@ -48,6 +48,9 @@ class Api(_Part):
 
 
 class Intake(_Part):
+    store: Path | None = None  #: where files that are sent to us are kept; default home/blobs
+    reserve_mb: int = Field(default=2048, ge=0)  #: nothing is taken in while less than this, or 5 %, is free
+    admission: Path | None = None  #: file of the site's rules of admission
     roots: tuple[Path, ...] = ()  #: folders that scans may read; empty means any (embedded) or none (production)
     any_root: bool = False
     batch: int = Field(default=8, ge=1, le=64)
@@ -83,6 +86,10 @@ class Settings(BaseSettings):
     @property
     def models_dir(self) -> Path:
         return self.models or self.home / "models"
+
+    @property
+    def blobs_dir(self) -> Path:
+        return self.intake.store or self.home / "blobs"
 
     @classmethod
     def settings_customise_sources(

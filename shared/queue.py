@@ -22,6 +22,7 @@ QUEUES: dict[Job, str] = {
     Job.BACKFILL: "ingest",
     Job.REPLAY: "reindex",
     Job.SWEEP: "index",
+    Job.TIDY: "scan",
 }
 
 

@@ -15,9 +15,12 @@ from shared.encoder.base import Encoder
 from shared.errors import Invalid
 from shared.imaging.sandbox import Sandbox
 from shared.index.base import Index, IndexStore
+from shared.pipeline import admission
+from shared.pipeline.admission import Admission
 from shared.pipeline.encode import Effort
 from shared.pipeline.receive import Rules
 from shared.queue import CeleryQueue, MemoryQueue, Queue
+from shared.store.blobs import MIB, Blobs
 from shared.store.generations import Published
 from shared.store.session import Store
 
@@ -56,6 +59,16 @@ class Runtime:
     def sandbox(self) -> Sandbox:
         return Sandbox()
 
+    @cached_property
+    def blobs(self) -> Blobs:
+        return Blobs(self.settings.blobs_dir.absolute(), self.settings.intake.reserve_mb * MIB)
+
+    @cached_property
+    def admission(self) -> Admission:
+        """The site's rules, read once. Raises: `Invalid`."""
+        path = self.settings.intake.admission
+        return admission.read(path) if path else Admission()
+
     def transaction(self) -> AbstractContextManager[Session]:
         """One unit of work; the bells it asked for ring after its commit."""
         return self.store.transaction(self.queue.ring)
@@ -92,6 +105,7 @@ class Runtime:
         return Rules(
             secret=self.settings.pseudonym_key.get_secret_value().encode(),
             same_uid=i.same_uid_policy,
+            admission=self.admission,
         )
 
     @property

@@ -128,3 +128,4 @@ class Job(StrEnum):
     BACKFILL = "similis.backfill"
     REPLAY = "similis.replay"
     SWEEP = "similis.sweep"
+    TIDY = "similis.tidy"

@@ -10,6 +10,7 @@ from shared.config import Settings
 from shared.log import configure
 
 SWEEP_S = 2.0
+TIDY_S = 3600.0
 
 settings = Settings()
 app = Celery(
@@ -42,7 +43,8 @@ app.conf.update(
     task_default_queue="ingest",
     timezone="UTC",
     beat_schedule={
-        "sweep": {"task": "similis.sweep", "schedule": SWEEP_S, "options": {"queue": "index", "expires": 10}}
+        "sweep": {"task": "similis.sweep", "schedule": SWEEP_S, "options": {"queue": "index", "expires": 10}},
+        "tidy": {"task": "similis.tidy", "schedule": TIDY_S, "options": {"queue": "scan", "expires": TIDY_S}},
     },
 )
 

@@ -1,9 +1,12 @@
 from functools import cache
 
-from shared.pipeline import stones, sweep
+from shared.log import get
+from shared.pipeline import arrive, stones, sweep
 from shared.types import Job
 from workers.runtime import runtime
 from workers.tasks import task
+
+log = get(__name__)
 
 
 @task(Job.SWEEP)
@@ -14,6 +17,14 @@ def ring_again() -> None:
         sweep.ring_for_due(db, rt.effort)
     with rt.transaction() as db:  # apart: a home that cannot be written to must not silence the bells
         keeper().keep(db)
+
+
+@task(Job.TIDY)
+def tidy() -> None:
+    """Sent files that no row names are gone."""
+    rt = runtime()
+    if gone := arrive.sweep(rt.transaction, rt.blobs):
+        log.info("orphan_files_removed", files=gone)
 
 
 @cache

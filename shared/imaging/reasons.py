@@ -51,6 +51,8 @@ class Reason(StrEnum):
     STUDY_CONFLICT = "study-conflict"
     OTHER_BYTES = "other-bytes"
     ENDED = "erased-or-rejected"
+    SITE_RULE = "site-rule"
+    UIDS_DIFFER = "uids-differ"
     ERASED = "erased"
     WORKER_DIED = "worker-died"
     ENCODER_ERROR = "encoder-error"
@@ -111,6 +113,8 @@ SENTENCES: Mapping[Reason, str] = MappingProxyType(
         _R.OTHER_BYTES: "An image of this UID with other bytes was taken in before, and is kept.",
         _R.ENDED: "An image of this UID was erased or rejected before, and stays so.",
         _R.ERASED: "The image, its study or its patient was erased on request, and does not come back.",
+        _R.SITE_RULE: "A rule of this site says so.",
+        _R.UIDS_DIFFER: "The data set has other UIDs than its sender announced.",
         _R.WORKER_DIED: "Every worker that began this image died on it.",
         _R.ENCODER_ERROR: "The encoder failed on this image several times.",
         _R.BAD_EMBEDDING: "The encoder gave no usable vector for this image.",

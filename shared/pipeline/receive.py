@@ -26,7 +26,9 @@ from shared.imaging.pseudonym import patient_key
 from shared.imaging.reasons import Reason, failed
 from shared.imaging.sandbox import Inspected
 from shared.pipeline import erase
-from shared.store import files, studies
+from shared.pipeline.admission import Action, Admission
+from shared.store import arrivals, files, studies
+from shared.store.arrivals import Arrival, Origin
 from shared.store.files import Record, Seen
 from shared.store.locks import Lock, share
 from shared.store.session import Begin, enqueue
@@ -50,6 +52,7 @@ class Rules:
     same_uid: str = "same_source"  #: never, same_source or always: what other bytes under a known UID may do
     settle_s: float = 0.0  #: a file younger than this is left for the next round
     skip: frozenset[bytes] = frozenset()  #: files that are no studies, such as the label table itself
+    admission: Admission = field(default_factory=Admission)
 
 
 def walk(root: Path) -> Iterator[Seen]:
@@ -157,13 +160,38 @@ class Found:
     inspected: Inspected | Rejected
     row: Row | None = None
     stamp: bytes | None = None
+    expects: tuple[str, str] = ("", "")  #: SOP and Study Instance UID that a sender announced
+
+
+Candidate = tuple[Found, Incoming]
+
+
+@dataclass(frozen=True, slots=True)
+class Registered:
+    """What was decided of a file, and what of it may be told: no header where it could not be read, or is erased."""
+
+    file: Found
+    record: Record
+    header: Header | None = None
+    rule: str = ""  #: of the site, that decided
+
+    @property
+    def arrival(self) -> Arrival:
+        return Arrival(
+            study_uid=self.header.study_instance_uid if self.header else "",
+            sop_uid=self.header.sop_instance_uid if self.header else "",
+            outcome=self.record.outcome,
+            reason=self.record.reason,
+            rule=self.rule,
+            image_id=self.record.image_id,
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """What to do with one file whose image may stand already."""
 
-    outcome: str  #: taken, same (another copy), kept (policy), or quarantined
+    outcome: str  #: taken, same (another copy), kept (policy), quarantined; of a site's rule discarded or refused
     act: str  #: nothing, insert, replace or redescribe
     reason: Reason | None = None
     gate: Gate | None = None
@@ -182,7 +210,7 @@ def decide(incoming: Incoming, known: Known | None, patient: bytes, policy: str)
         return _stop(Reason.STUDY_CONFLICT)
     if known.status in (Status.DELETED, Status.REJECTED):
         return Verdict("kept", "nothing", Reason.ENDED)
-    same_source = known.path == incoming.path
+    same_source = known.path == incoming.path or (incoming.sender != "" and incoming.sender == known.sender)
     if known.digest == incoming.digest:
         new = incoming.labels != Labels() and studies.told_of(incoming) != known.told
         return Verdict("taken" if same_source else "same", "redescribe" if new else "nothing")
@@ -196,52 +224,89 @@ def _stop(reason: Reason) -> Verdict:
 
 
 def register(db: Session, found: Sequence[Found], rules: Rules, operation_id: uuid.UUID | None) -> Counter[str]:
-    """Each file has a row, each new image is `received`, and the encoder is rung for; returns the outcomes."""
+    """Files of a folder, in place: each has a row, whatever became of it; returns the outcomes."""
+    done = admit(db, found, rules, Origin(source="folder", operation_id=operation_id))
+    files.record(db, [one.record for one in done], operation_id)
+    return Counter(one.record.outcome for one in done)
+
+
+def admit(db: Session, found: Sequence[Found], rules: Rules, origin: Origin) -> list[Registered]:
+    """Each new image is `received`, the journal knows of every file, and the encoder is rung for.
+
+    Returns what was decided of each file, in order; the caller writes the rows of those that stay.
+    """
     share(db, Lock.INTAKE)  # nothing is erased between asking and registering
-    records: list[Record] = []
+    done: list[Registered] = []
     candidates: list[tuple[Found, Incoming]] = []
     for file in found:
         try:
-            candidates.append((file, _incoming(file, rules.secret)))
+            candidates.append((file, _incoming(file, rules.secret, origin)))
         except Rejected as refusal:
             gate = refusal.gate.value if refusal.gate else None
-            records.append(
-                Record(
-                    seen=file.seen,
-                    outcome=refusal.outcome.value,
-                    gate=gate,
-                    reason=refusal.reason,
-                    labels_digest=file.stamp,
-                )
+            record = Record(
+                seen=file.seen,
+                outcome=refusal.outcome.value,
+                gate=gate,
+                reason=refusal.reason,
+                labels_digest=file.stamp,
             )
-    candidates, refused = _without_erased(db, candidates, rules.secret)
-    records += refused
-    records += _settle_candidates(db, candidates, rules, operation_id)
-    files.record(db, records, operation_id)
+            done.append(Registered(file, record))
+    for step in (_without_erased, _admitted):
+        candidates, refused = step(db, candidates, rules, origin)
+        done += refused
+    done += _settle_candidates(db, candidates, rules, origin)
+    order = {id(file): place for place, file in enumerate(found)}
+    done.sort(key=lambda one: order[id(one.file)])
+    arrivals.add(db, [one.arrival for one in done], origin)
     enqueue(db, Job.ENCODE)
-    return Counter(record.outcome for record in records)
+    return done
 
 
 def _without_erased(
-    db: Session, candidates: Sequence[tuple[Found, Incoming]], secret: bytes
-) -> tuple[list[tuple[Found, Incoming]], list[Record]]:
-    """What a tombstone names is refused, whatever else stands or does not stand of it."""
+    db: Session, candidates: Sequence[Candidate], rules: Rules, _: Origin
+) -> tuple[list[Candidate], list[Registered]]:
+    """What a tombstone names is refused, whatever else stands or does not stand of it; no journal names it."""
     names = [(i.header.sop_instance_uid, i.header.study_instance_uid, i.patient_key) for _, i in candidates]
-    erased = erase.refused(db, secret, names)
+    erased = erase.refused(db, rules.secret, names)
     kept = [one for one, gone in zip(candidates, erased, strict=True) if not gone]
     refused = [
-        Record(seen=file.seen, outcome="kept", reason=Reason.ERASED.value, labels_digest=file.stamp)
+        Registered(file, Record(seen=file.seen, outcome="kept", reason=Reason.ERASED.value, labels_digest=file.stamp))
         for (file, _), gone in zip(candidates, erased, strict=True)
         if gone
     ]
     return kept, refused
 
 
-def _incoming(file: Found, secret: bytes) -> Incoming:
+def _admitted(
+    _: Session, candidates: Sequence[Candidate], rules: Rules, origin: Origin
+) -> tuple[list[Candidate], list[Registered]]:
+    """Without those that a rule of the site turns away."""
+    kept: list[Candidate] = []
+    turned: list[Registered] = []
+    for file, incoming in candidates:
+        action, name = rules.admission.decide(
+            incoming.header, source=origin.source, sender=origin.sender, called=origin.called
+        )
+        if action is Action.ACCEPT:
+            kept.append((file, incoming))
+        elif action is Action.QUARANTINE:
+            kept.append((file, replace(incoming, held_by=name)))
+        else:
+            outcome = {Action.DISCARD: "discarded", Action.REFUSE: "refused"}[action]
+            reason = Reason.SITE_RULE.value
+            record = Record(seen=file.seen, outcome=outcome, reason=reason, labels_digest=file.stamp)
+            turned.append(Registered(file, record, incoming.header, name))
+    return kept, turned
+
+
+def _incoming(file: Found, secret: bytes, origin: Origin) -> Incoming:
     """Raises: `Rejected`."""
     if isinstance(file.inspected, Rejected):
         raise file.inspected
     header = identify(file.inspected, file.row, secret)
+    announced = zip(file.expects, (header.sop_instance_uid, header.study_instance_uid), strict=True)
+    if any(said and said != is_ for said, is_ in announced):
+        raise failed(Reason.UIDS_DIFFER)
     key = patient_key(
         secret, header.issuer_of_patient_id, header.patient_id, study_instance_uid=header.study_instance_uid
     )
@@ -252,15 +317,12 @@ def _incoming(file: Found, secret: bytes) -> Incoming:
         path=file.seen.path,
         labels=file.row.labels if file.row is not None else Labels(),
         described=file.row is not None or file.inspected.kind == "dicom",
+        sender=f"{origin.source}:{origin.sender}" if origin.sender else "",
     )
 
 
-def _settle_candidates(
-    db: Session,
-    candidates: Sequence[tuple[Found, Incoming]],
-    rules: Rules,
-    operation_id: uuid.UUID | None,
-) -> list[Record]:
+def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rules, origin: Origin) -> list[Registered]:
+    operation_id = origin.operation_id
     standing = studies.known(db, [i.header.sop_instance_uid for _, i in candidates])
     records = [_record(f, i, Verdict("taken", "nothing"), standing) for f, i in candidates if _seen_before(i, standing)]
     candidates = [(f, i) for f, i in candidates if not _seen_before(i, standing)]
@@ -282,6 +344,8 @@ def _settle_candidates(
         verdict = decide(incoming, None if new else standing.get(uid), patient, rules.same_uid)
         if uid in standing:
             _act(db, verdict, standing[uid].id, incoming, operation_id)
+            if incoming.held_by and verdict.act in {"insert", "replace"}:
+                studies.hold(db, standing[uid].id, Gate.METADATA, Reason.SITE_RULE)
         records.append(_record(file, incoming, verdict, standing))
     return records
 
@@ -292,9 +356,9 @@ def _seen_before(incoming: Incoming, standing: Mapping[str, Known]) -> bool:
     return not incoming.described and known is not None and known.digest == incoming.digest
 
 
-def _record(file: Found, incoming: Incoming, verdict: Verdict, standing: Mapping[str, Known]) -> Record:
+def _record(file: Found, incoming: Incoming, verdict: Verdict, standing: Mapping[str, Known]) -> Registered:
     known = standing.get(incoming.header.sop_instance_uid)
-    return Record(
+    record = Record(
         seen=file.seen,
         outcome=str(verdict.outcome),
         digest=incoming.digest,
@@ -303,6 +367,7 @@ def _record(file: Found, incoming: Incoming, verdict: Verdict, standing: Mapping
         reason=str(verdict.reason) if verdict.reason else None,
         labels_digest=file.stamp,
     )
+    return Registered(file, record, incoming.header, incoming.held_by)
 
 
 def _act(db: Session, verdict: Verdict, image_id: int, incoming: Incoming, operation_id: uuid.UUID | None) -> None:

@@ -58,6 +58,13 @@ def empty(db: Session, studies: Sequence[Named], images: Sequence[Named], operat
             sa.text(f"DELETE FROM {table} WHERE image_id = ANY(CAST(:images AS bigint[]))"),  # noqa: S608 - a constant
             {"images": ids},
         )
+    db.execute(
+        sa.text(
+            "DELETE FROM arrival WHERE study_uid = ANY(CAST(:studies AS text[])) "
+            "OR image_id = ANY(CAST(:images AS bigint[]))"
+        ),
+        {"studies": [study.uid for study in studies], "images": ids},
+    )
     db.execute(_EMPTY_IMAGES, {"images": ids, "operation": operation_id})
     db.execute(_EMPTY_STUDIES, {"studies": [study.id for study in studies]})
 

@@ -43,6 +43,15 @@ def unchanged(db: Session, seen: Sequence[Seen], labels: Sequence[bytes | None])
     return {s.path for s, label in zip(seen, labels, strict=True) if known.get(s.path) == (s.size, s.mtime_ns, label)}
 
 
+def known(db: Session, paths: Sequence[bytes]) -> set[bytes]:
+    """Those of the paths that a row names."""
+    rows = db.execute(
+        sa.text("SELECT path FROM file WHERE path_digest = ANY(CAST(:digests AS bytea[]))"),
+        {"digests": [sha256(path).digest() for path in paths]},
+    )
+    return {bytes(row.path) for row in rows}
+
+
 _RECORD = sa.text(
     """
     INSERT INTO file (path, size, mtime_ns, digest, image_id, outcome, gate, reason, labels_digest, operation_id)

@@ -21,6 +21,8 @@ class Incoming:
     path: bytes
     labels: Labels
     described: bool = True  #: header or table say what it shows; false: a picture that no table knows
+    sender: str = ""  #: source and name of who sent it, for files that were sent
+    held_by: str = ""  #: the site's rule by which it waits for a person
 
 
 def told_of(new: Incoming) -> tuple[object, ...]:
@@ -41,6 +43,7 @@ class Known:
     patient_key: bytes
     study_uid: str
     told: tuple[object, ...]  #: what a table may have said of it, see `told_of`
+    sender: str = ""  #: who sent these bytes
 
 
 def ensure(db: Session, incoming: Sequence[Incoming]) -> dict[str, tuple[int, bytes]]:
@@ -130,13 +133,19 @@ def known(db: Session, sop_uids: Sequence[str]) -> dict[str, Known]:
     rows = db.execute(
         sa.text(
             "SELECT i.id, i.sop_uid, i.digest, i.path, i.status, s.patient_key, s.uid, i.birads, i.density, "
-            "i.pathology, i.labels, i.view, i.laterality, i.modality FROM image i JOIN study s ON s.id = i.study_id "
+            "i.pathology, i.labels, i.view, i.laterality, i.modality, "
+            "(SELECT a.source || ':' || a.sender FROM arrival a "
+            "WHERE a.image_id = i.id AND a.outcome = 'taken' AND a.sender <> '' ORDER BY a.id DESC LIMIT 1) AS sender "
+            "FROM image i JOIN study s ON s.id = i.study_id "
             "WHERE i.sop_uid = ANY(CAST(:uids AS text[])) ORDER BY i.id FOR UPDATE OF i"
         ),
         {"uids": list(sop_uids)},
     )
     return {
-        r.sop_uid: Known(r.id, r.sop_uid, r.digest, r.path, r.status, r.patient_key, r.uid, tuple(r[7:])) for r in rows
+        r.sop_uid: Known(
+            r.id, r.sop_uid, r.digest, r.path, r.status, r.patient_key, r.uid, tuple(r[7:-1]), r.sender or ""
+        )
+        for r in rows
     }
 
 
@@ -163,6 +172,17 @@ _REPLACE = sa.text(
 def replace(db: Session, image_id: int, new: Incoming, operation_id: uuid.UUID | None) -> None:
     """The image has other bytes: a new revision, due for encoding; the old one stays searchable until then."""
     db.execute(_REPLACE, _one(image_id, new, operation_id))
+
+
+def hold(db: Session, image_id: int, gate: str, reason: str) -> None:
+    """An image that has just come waits for a person."""
+    db.execute(
+        sa.text(
+            "UPDATE image SET status = 'quarantined', gate = :gate, reason = :reason, settled_at = clock_timestamp() "
+            "WHERE id = :id AND status = 'received'"
+        ),
+        {"id": image_id, "gate": gate, "reason": reason},
+    )
 
 
 _REDESCRIBE = sa.text(

@@ -141,6 +141,25 @@ class File(Base):
     __table_args__ = (Index("ix_file_stopped", "id", postgresql_where=text("outcome = 'quarantined'")),)
 
 
+class Arrival(Base):
+    """The journal of what came in, one row for each file; no foreign key: it tells of what was refused, too."""
+
+    __tablename__ = "arrival"
+    id: Mapped[int] = _id()
+    at: Mapped[datetime] = _now()
+    source: Mapped[str]  #: folder, dicom, stow or backfill
+    sender: Mapped[str]  #: AE title, name of an API key, or host
+    called: Mapped[str]
+    study_uid: Mapped[str] = mapped_column(index=True)
+    sop_uid: Mapped[str]
+    outcome: Mapped[str]
+    reason: Mapped[str | None]
+    rule: Mapped[str]  #: of the site's admission rules, the one that decided
+    image_id: Mapped[int | None]
+    operation_id: Mapped[uuid.UUID | None]
+    __table_args__ = (Index("ix_arrival_taken", "image_id", "id", postgresql_where=text("outcome = 'taken'")),)
+
+
 class Model(Base):
     __tablename__ = "model"
     id: Mapped[int] = _id()

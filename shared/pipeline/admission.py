@@ -1,0 +1,107 @@
+"""A site's rules of admission: which images come in, which wait for a person, and which do not.
+
+A small TOML file; the first rule whose every condition holds decides, and without one the image is accepted.
+
+    [[rule]]
+    name = "no raw detector data"
+    when = { modality = ["MG", "DX"], presentation_intent = "FOR PROCESSING" }
+    then = "discard"
+
+    [[rule]]
+    name = "the test scanner waits"
+    when = { source = "dicom", sender = "TEST*" }
+    then = "quarantine"
+"""
+
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from shared.errors import Invalid
+from shared.types import Header
+
+
+class Action(StrEnum):
+    ACCEPT = "accept"
+    QUARANTINE = "quarantine"  #: kept, but not searchable until a person has released it
+    DISCARD = "discard"  #: nothing is kept, and the sender is told that all is well
+    REFUSE = "refuse"  #: nothing is kept, and the sender is told so
+
+
+#: what a condition may name: of the header, and of where the file comes from
+HEADER = ("modality", "sop_class_uid", "transfer_syntax_uid", "body_part", "manufacturer", "presentation_intent",
+          "photometric", "laterality", "view")  # fmt: skip
+ORIGIN = ("source", "sender", "called")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Conditions are patterns (`*`, `?`, `[...]`), compared in upper case; of several for one name, one must hold."""
+
+    name: str
+    when: Mapping[str, tuple[str, ...]]
+    then: Action
+
+    def holds(self, facts: Mapping[str, str]) -> bool:
+        return all(any(fnmatchcase(facts[name], p) for p in patterns) for name, patterns in self.when.items())
+
+
+@dataclass(frozen=True, slots=True)
+class Admission:
+    """The rules, in order."""
+
+    rules: tuple[Rule, ...] = ()
+
+    def decide(self, header: Header, *, source: str, sender: str = "", called: str = "") -> tuple[Action, str]:
+        """What to do with an image, and the name of the rule that says so, "" where none does."""
+        if not self.rules:
+            return Action.ACCEPT, ""
+        facts = {name: str(getattr(header, name) or "").upper() for name in HEADER}
+        facts |= {"source": source.upper(), "sender": sender.upper(), "called": called.upper()}
+        found = next((rule for rule in self.rules if rule.holds(facts)), None)
+        return (found.then, found.name) if found else (Action.ACCEPT, "")
+
+
+def read(path: Path) -> Admission:
+    """The rules in a file. Raises: `Invalid`, which names the rule that is wrong."""
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise Invalid("the file of admission rules cannot be read") from None
+    except ValueError as error:
+        raise Invalid(f"the file of admission rules is no TOML: {error}") from None
+    if set(found) - {"rule"} or not isinstance(found.get("rule", []), list):
+        raise Invalid("a file of admission rules has [[rule]] tables and nothing else")
+    rules = tuple(_rule(number, told) for number, told in enumerate(found.get("rule", []), 1))
+    names = [rule.name for rule in rules]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise Invalid(f"two admission rules have the name {twice[0]!r}")
+    return Admission(rules)
+
+
+def _rule(number: int, told: Any) -> Rule:  # noqa: ANN401 - what a person wrote
+    name = told.get("name") if isinstance(told, dict) else None
+    if not isinstance(name, str) or not name:
+        raise Invalid(f"admission rule {number} has no name")
+    if odd := sorted(set(told) - {"name", "when", "then"}):
+        raise Invalid(f"admission rule {name!r}: {odd[0]!r} is not known; there are name, when and then")
+    try:
+        then = Action(told.get("then"))
+    except ValueError:
+        raise Invalid(f"admission rule {name!r}: `then` is one of {', '.join(Action)}") from None
+    when = told.get("when", {})
+    if not isinstance(when, dict) or (odd := sorted(set(when) - {*HEADER, *ORIGIN})):
+        known = ", ".join(sorted((*HEADER, *ORIGIN)))
+        raise Invalid(f"admission rule {name!r}: `when` may name {known}")
+    return Rule(name, {key: _patterns(name, key, value) for key, value in when.items()}, then)
+
+
+def _patterns(name: str, key: str, value: Any) -> tuple[str, ...]:  # noqa: ANN401
+    values = [value] if isinstance(value, str) else value
+    if not isinstance(values, list) or not values or not all(isinstance(one, str) for one in values):
+        raise Invalid(f"admission rule {name!r}: {key} is a text or a list of texts")
+    return tuple(one.upper() for one in values)

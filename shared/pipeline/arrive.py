@@ -1,0 +1,102 @@
+"""Files that are sent to us: by C-STORE, by STOW, by a pull from another archive. One way in for all of them.
+
+The order is the promise: on the disk, then rows, then the name by which the rows know it, then the commit, then the
+answer. A crash before the commit leaves at most a file without a row, which the sweep takes; nobody was told of it.
+"""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from shared.errors import Rejected
+from shared.imaging.answers import Inspected
+from shared.imaging.reasons import Reason
+from shared.pipeline.receive import BATCH, Found, Inspector, Registered, Rules, admit
+from shared.store import files
+from shared.store.arrivals import Origin
+from shared.store.blobs import Blobs, Part
+from shared.store.files import Seen
+from shared.store.session import Begin
+
+ORPHAN_S = 3600.0  #: so long a file without a row may belong to somebody who is about to commit
+
+#: what stays with us, and is answered as success; a file of a known UID with other bytes is kept beside it
+KEPT = frozenset({"taken", "same", "kept", "quarantined"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Arrived:
+    """What became of one file that was sent."""
+
+    outcome: str  #: taken, same, kept, quarantined, empty, failed, discarded or refused
+    reason: str | None = None
+    sop_instance_uid: str = ""
+    study_instance_uid: str = ""
+    kept: bool  #: it is ours now, durably; else nothing but a line in the journal remains
+
+
+def arrive(
+    begin: Begin, inspector: Inspector, blobs: Blobs, parts: Sequence[Part], origin: Origin, rules: Rules
+) -> list[Arrived]:
+    """What is `kept` of these parts is durable, has its rows, and is rung for; one answer for each, in order.
+
+    Raises: `Unavailable` where the disk, the database or the sandbox is away; then nothing is acknowledged.
+    """
+    for part in parts:
+        part.finish()
+    looked = inspector.inspect_many([part.path for part in parts])
+    found = [
+        Found(seen=_seen(blobs, part, inspected), inspected=inspected, expects=part.expects)
+        for part, inspected in zip(parts, looked, strict=True)
+    ]
+    with begin() as db:
+        done = admit(db, found, rules, origin)
+        answers = [_answer(one) for one in done]
+        files.record(db, [one.record for one, a in zip(done, answers, strict=True) if a.kept], origin.operation_id)
+        for part, one, answer in zip(parts, found, answers, strict=True):
+            if answer.kept and not isinstance(one.inspected, Rejected):
+                blobs.keep(part, one.inspected.digest)
+    return answers
+
+
+def _seen(blobs: Blobs, part: Part, inspected: Inspected | Rejected) -> Seen:
+    """Where the file will stand; of one that is turned away, where it stands until then."""
+    place = part.path if isinstance(inspected, Rejected) else blobs.place(inspected.digest)
+    return Seen(path=os.fsencode(place), size=part.size, mtime_ns=part.path.stat().st_mtime_ns)
+
+
+def _answer(done: Registered) -> Arrived:
+    known, outcome, reason = done.header is not None, done.record.outcome, done.record.reason
+    return Arrived(
+        outcome=outcome,
+        reason=reason,
+        sop_instance_uid=done.header.sop_instance_uid if done.header else "",
+        study_instance_uid=done.header.study_instance_uid if done.header else "",
+        kept=known and outcome in KEPT and reason != Reason.ENDED,
+    )
+
+
+def sweep(begin: Begin, blobs: Blobs) -> int:
+    """Files without a row are gone: what a crash has left, and what was erased; returns how many there were.
+
+    A file is asked for twice, the second time when it cannot be on its way any more.
+    """
+    gone = 0
+    for paths in batched(blobs.old(ORPHAN_S), BATCH):
+        with begin() as db:
+            known = files.known(db, [os.fsencode(path) for path in paths])
+        for path in paths:
+            if os.fsencode(path) not in known:
+                with suppress(FileNotFoundError):
+                    path.unlink()
+                    gone += 1
+    return gone
+
+
+def batched(paths: Iterable[Path], n: int) -> Iterator[list[Path]]:
+    rest = iter(paths)
+    while batch := list(islice(rest, n)):
+        yield batch

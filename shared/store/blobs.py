@@ -1,0 +1,134 @@
+"""Files that were sent to us, as they came: under the name of their content, which no DICOM value can choose.
+
+A part is written beside, and becomes a blob by one rename; so a blob is whole, and one content has one name.
+"""
+
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from shared.errors import Unavailable
+
+MIB = 2**20
+RESERVE_RATIO = 0.05  #: of the disk, or `reserve_bytes` where that is less
+PREAMBLE = 128
+CHECK_EVERY = 64 * MIB  #: a long part asks again whether there is room
+
+
+class Full(Unavailable):
+    """The disk is below its reserve: nothing is taken in until there is room."""
+
+
+class Part:
+    """A file on its way in; it goes away with its context unless it was kept.
+
+    Attributes:
+        path: where it stands.
+        size: bytes so far.
+        expects: SOP and Study Instance UID that its sender announced, "" where nothing was said.
+    """
+
+    def __init__(self, blobs: "Blobs", path: Path) -> None:
+        self.path = path
+        self.size = 0
+        self.expects = ("", "")
+        self._blobs = blobs
+        self._file = path.open("xb")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+    def write(self, chunk: bytes | memoryview) -> None:
+        """The next bytes. Raises: `Full`."""
+        if self.size // CHECK_EVERY != (self.size + len(chunk)) // CHECK_EVERY:
+            self._blobs.check_room()
+        self._file.write(chunk)
+        self.size += len(chunk)
+
+    def finish(self) -> None:
+        """Everything is on the disk; the preamble of a DICOM file, which may be a program, is zeros."""
+        self._file.flush()
+        with self.path.open("r+b") as file:
+            head = file.read(PREAMBLE + 4)
+            if head[PREAMBLE:] == b"DICM" and any(head[:PREAMBLE]):
+                file.seek(0)
+                file.write(bytes(PREAMBLE))
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@dataclass(frozen=True)
+class Blobs:
+    """The store in one folder; several processes may use it at once."""
+
+    root: Path
+    reserve_bytes: int = 2048 * MIB
+
+    def part(self) -> Part:
+        """A new part. Raises: `Full`."""
+        self.check_room()
+        folder = self._incoming
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return Part(self, folder / f"{secrets.token_hex(16)}.part")
+
+    def check_room(self) -> None:
+        """Raises: `Full`."""
+        self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        disk = shutil.disk_usage(self.root)
+        if disk.free < min(self.reserve_bytes, RESERVE_RATIO * disk.total):
+            raise Full("the disk is nearly full: nothing is taken in until there is room", retry_after_s=60)
+
+    def place(self, digest: bytes) -> Path:
+        """Where a content stands, or would."""
+        name = digest.hex()
+        return self.root / name[:2] / name[2:4] / f"{name}.dcm"
+
+    def keep(self, part: Part, digest: bytes) -> None:
+        """The finished part is the blob of this content, durably."""
+        place = self.place(digest)
+        for folder in (place.parent.parent, place.parent):
+            if not folder.exists():
+                folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+                _sync(folder.parent)
+        part.path.rename(place)  # over one of the same content, too: its time is new, so no sweep takes it
+        _sync(place.parent)
+
+    def has(self, path: Path) -> bool:
+        """Whether this path is one of ours."""
+        return path.is_relative_to(self.root)
+
+    def old(self, age_s: float) -> Iterator[Path]:
+        """Blobs and parts that nobody has touched for so long, folder by folder."""
+        before = time.time() - age_s
+        for folder, _, names in os.walk(self.root):
+            for name in sorted(names):
+                path = Path(folder, name)
+                try:
+                    if path.stat().st_mtime < before:
+                        yield path
+                except FileNotFoundError:
+                    continue
+
+    @property
+    def _incoming(self) -> Path:
+        return self.root / "incoming"
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,241 @@
+"""Files that are sent: what is acknowledged is durable and known, what is not leaves a line in the journal at most."""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pydicom
+import pytest
+import sqlalchemy as sa
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+
+from shared.errors import Unavailable
+from shared.imaging.sandbox import Sandbox
+from shared.pipeline import arrive, erase
+from shared.pipeline.admission import Action, Admission, Rule
+from shared.pipeline.arrive import Arrived
+from shared.store import arrivals
+from shared.store.arrivals import Origin
+from shared.store.blobs import Blobs, Full
+from tests.miniature import SECRET, Platform
+
+SCANNER = Origin(source="dicom", sender="SCANNER", called="SIMILIS")
+UID = "1.2.826.0.1.3680043.10.1"
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+def instance(
+    n: int = 1, *, study: int = 1, patient: str = "WOMAN", value: int = 0, preamble: bytes = bytes(128)
+) -> bytes:
+    """One small mammogram as a DICOM file."""
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.1.2"
+    meta.MediaStorageSOPInstanceUID = f"{UID}.{study}.{n}"
+    meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image = Dataset()
+    image.file_meta = meta
+    image.SOPClassUID, image.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+    image.StudyInstanceUID, image.SeriesInstanceUID = f"{UID}.{study}", f"{UID}.{study}.0"
+    image.PatientID, image.Modality = patient, "MG"
+    image.Rows = image.Columns = 8
+    image.BitsAllocated = image.BitsStored = 8
+    image.HighBit, image.PixelRepresentation, image.SamplesPerPixel = 7, 0, 1
+    image.PhotometricInterpretation = "MONOCHROME2"
+    image.PixelData = bytes([value] * 64)
+    image.preamble = preamble
+    with pydicom.filebase.DicomBytesIO() as out:
+        pydicom.dcmwrite(out, image, enforce_file_format=True)
+        return bytes(out.getvalue())
+
+
+class Door:
+    """A platform with a store of blobs, into which bytes are sent."""
+
+    def __init__(self, platform: Platform, sandbox: Sandbox) -> None:
+        self.platform, self.sandbox = platform, sandbox
+        self.blobs = Blobs(platform.folder / "blobs", reserve_bytes=0)
+        self.rules = platform.rules
+
+    def send(self, *contents: bytes, origin: Origin = SCANNER, expects: tuple[str, str] = ("", "")) -> list[Arrived]:
+        parts = [self.blobs.part() for _ in contents]
+        try:
+            for part, content in zip(parts, contents, strict=True):
+                part.write(content)
+                part.expects = expects
+            return arrive.arrive(self.platform.begin, self.sandbox, self.blobs, parts, origin, self.rules)
+        finally:
+            for part in parts:
+                part.__exit__(None, None, None)
+
+    def files(self) -> list[Path]:
+        return sorted(path for path in self.blobs.root.rglob("*") if path.is_file())
+
+    def rows(self, statement: str) -> list[tuple[object, ...]]:
+        with self.platform.store.reading() as connection:
+            return [tuple(row) for row in connection.execute(sa.text(statement))]
+
+    def journal(self, study: int = 1) -> list[tuple[str, str, str | None, str]]:
+        with self.platform.store.reading() as connection:
+            rows = arrivals.journal(connection, f"{UID}.{study}", 100)
+        return [(row.event, row.outcome, row.reason, row.sender) for row in rows]
+
+
+@pytest.fixture
+def door(platform: Platform, sandbox: Sandbox) -> Door:
+    return Door(platform, sandbox)
+
+
+def test_what_is_taken_stands_under_the_name_of_its_content(door: Door) -> None:
+    (answer,) = door.send(instance())
+    assert (answer.outcome, answer.kept, answer.sop_instance_uid) == ("taken", True, f"{UID}.1.1")
+    (path,) = door.files()
+    ((known, status),) = door.rows("SELECT path, status FROM image")
+    assert (known, status) == (os.fsencode(path), "received")
+    assert UID not in str(path)
+    assert "WOMAN" not in str(path)
+    assert path.read_bytes() == instance()
+    assert door.journal() == [("arrived", "taken", None, "SCANNER")]
+
+
+def test_the_same_again_is_one_file_and_two_lines(door: Door) -> None:
+    answers = door.send(instance(), instance()) + door.send(instance())
+    assert [answer.outcome for answer in answers] == ["taken"] * 3
+    assert all(answer.kept for answer in answers)
+    assert len(door.files()) == 1
+    assert door.rows("SELECT count(*) FROM image") == [(1,)]
+    assert len(door.journal()) == 3
+
+
+def test_a_preamble_may_be_a_program_and_is_taken_out(door: Door) -> None:
+    door.send(instance(preamble=b"MZ" + b"\x90" * 126))
+    assert door.files()[0].read_bytes() == instance()
+
+
+def test_new_bytes_from_the_same_sender_replace_and_from_another_are_kept_beside(door: Door) -> None:
+    door.send(instance())
+    (corrected,) = door.send(instance(value=7))
+    assert (corrected.outcome, corrected.kept) == ("taken", True)
+    (other,) = door.send(instance(value=9), origin=Origin(source="dicom", sender="OTHER"))
+    assert (other.outcome, other.reason, other.kept) == ("kept", "other-bytes", True)
+    ((path, revision),) = door.rows("SELECT path, revision FROM image")
+    assert Path(os.fsdecode(path)).read_bytes() == instance(value=7)  # type: ignore[arg-type]
+    assert revision == 2
+    assert len(door.files()) == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "expects", "reason"),
+    [
+        (b"no DICOM at all", ("", ""), "not-a-study-object"),
+        (instance()[:400], ("", ""), "missing-uid"),
+        (instance(), (f"{UID}.1.2", ""), "uids-differ"),
+        (instance(), ("", f"{UID}.2"), "uids-differ"),
+    ],
+)
+def test_what_cannot_be_understood_leaves_nothing(
+    door: Door, content: bytes, expects: tuple[str, str], reason: str
+) -> None:
+    (answer,) = door.send(content, expects=expects)
+    assert (answer.kept, answer.reason) == (False, reason)
+    assert door.files() == []
+    assert door.rows("SELECT count(*) FROM image") == [(0,)]
+    assert door.rows("SELECT outcome, reason, sender FROM arrival") == [("failed", reason, "SCANNER")]
+
+
+def test_a_bad_one_does_not_stop_the_others(door: Door) -> None:
+    answers = door.send(instance(1), b"junk", instance(2))
+    assert [answer.kept for answer in answers] == [True, False, True]
+    assert answers[2].sop_instance_uid == f"{UID}.1.2"
+    assert len(door.files()) == 2
+
+
+def test_without_a_database_nothing_is_acknowledged_and_the_sweep_takes_what_is_left(
+    door: Door, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = door.platform.begin
+    monkeypatch.setattr(door.platform, "begin", _breaks)
+    with pytest.raises(Unavailable):
+        door.send(instance())
+    monkeypatch.setattr(door.platform, "begin", good)
+    assert door.files() == []
+
+
+def test_a_commit_that_fails_leaves_a_file_that_the_sweep_takes(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(door.platform.queue, "ring", lambda _: None)
+    keep = Blobs.keep
+
+    def then_break(self: Blobs, part: object, digest: bytes) -> None:
+        keep(self, part, digest)  # type: ignore[arg-type]
+        raise Unavailable("the database went away before the commit")
+
+    monkeypatch.setattr(Blobs, "keep", then_break)
+    with pytest.raises(Unavailable):
+        door.send(instance(2))
+    monkeypatch.setattr(Blobs, "keep", keep)
+    door.send(instance(1))
+    assert len(door.files()) == 2
+    assert arrive.sweep(door.platform.begin, door.blobs) == 0  # it may still be on its way
+    for path in door.files():
+        os.utime(path, (0, time.time() - 2 * arrive.ORPHAN_S))
+    assert arrive.sweep(door.platform.begin, door.blobs) == 1
+    assert [path.read_bytes() for path in door.files()] == [instance(1)]
+
+
+def test_rules_of_the_site(door: Door) -> None:
+    def rule(action: Action) -> Admission:
+        return Admission((Rule("house", {"sender": ("SCAN*",), "modality": ("MG",)}, action),))
+
+    for action, outcome, kept in ((Action.REFUSE, "refused", False), (Action.DISCARD, "discarded", False)):
+        door.rules = replace(door.rules, admission=rule(action))
+        (answer,) = door.send(instance())
+        assert (answer.outcome, answer.kept, answer.reason) == (outcome, kept, "site-rule")
+        assert door.files() == []
+    door.rules = replace(door.rules, admission=rule(Action.QUARANTINE))
+    (answer,) = door.send(instance())
+    assert answer.kept
+    assert door.rows("SELECT status, gate, reason FROM image") == [("quarantined", "metadata", "site-rule")]
+    (elsewhere,) = door.send(instance(2), origin=Origin(source="stow", sender="viewer"))
+    assert elsewhere.outcome == "taken"
+    assert door.rows("SELECT status FROM image ORDER BY id") == [("quarantined",), ("received",)]
+    assert door.rows("SELECT rule FROM arrival WHERE sender = 'SCANNER'") == [("house",)] * 3
+
+
+def test_what_was_erased_does_not_come_back_and_leaves_no_name(door: Door) -> None:
+    door.send(instance())
+    with door.platform.begin() as db:
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    assert door.journal() == []
+    (answer,) = door.send(instance())
+    assert (answer.kept, answer.reason) == (False, "erased")
+    assert door.rows("SELECT study_uid, sop_uid, reason FROM arrival") == [("", "", "erased")]
+    for path in door.files():
+        os.utime(path, (0, 0))
+    assert arrive.sweep(door.platform.begin, door.blobs) == 1
+    assert door.files() == []
+
+
+@pytest.mark.parametrize(("free", "fits"), [(3 * 2**30, True), (2**30, False)])
+def test_a_disk_below_its_reserve_takes_nothing(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, *, free: int, fits: bool
+) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**12, 10**12 - free, free))  # type: ignore[attr-defined]
+    blobs = Blobs(platform.folder / "blobs")
+    if fits:
+        with blobs.part() as part:
+            part.write(b"x")
+    else:
+        with pytest.raises(Full):
+            blobs.part()
+
+
+def _breaks() -> None:
+    raise Unavailable("the database cannot be reached")
