@@ -35,6 +35,8 @@ class Arrived:
     reason: str | None = None
     sop_instance_uid: str = ""
     study_instance_uid: str = ""
+    series_instance_uid: str = ""
+    sop_class_uid: str = ""
     kept: bool  #: it is ours now, durably; else nothing but a line in the journal remains
 
 
@@ -70,11 +72,15 @@ def _seen(blobs: Blobs, part: Part, inspected: Inspected | Rejected) -> Seen:
 
 def _answer(done: Registered) -> Arrived:
     known, outcome, reason = done.header is not None, done.record.outcome, done.record.reason
+    # its sender is told which one it was, also where our own journal does not name it
+    header = None if isinstance(done.file.inspected, Rejected) else done.file.inspected.header
     return Arrived(
         outcome=outcome,
         reason=reason,
-        sop_instance_uid=done.header.sop_instance_uid if done.header else "",
-        study_instance_uid=done.header.study_instance_uid if done.header else "",
+        sop_instance_uid=header.sop_instance_uid if header else "",
+        study_instance_uid=header.study_instance_uid if header else "",
+        series_instance_uid=header.series_instance_uid if header else "",
+        sop_class_uid=header.sop_class_uid if header else "",
         kept=known and outcome in KEPT and reason != Reason.ENDED,
     )
 
