@@ -350,6 +350,44 @@ class RetriedOut(Out):
     files: int
 
 
+class LetterOut(Out):
+    letter: str
+    kind: Literal["image", "encoding", "point", "file"]
+    reason: str
+    explanation: str | None
+    attempts: int
+    since: datetime
+    sop_instance_uid: str | None
+    study_instance_uid: str | None
+    operation: UUID | None = Field(description="Of a file: who met it; its list of files names the path")
+
+
+class LettersOut(Out):
+    letters: list[LetterOut]
+    next: str | None
+
+
+class LettersRetriedOut(Out):
+    retried: dict[str, int]
+
+
+class JournalLine(Out):
+    at: datetime
+    event: Literal["arrived", "judged", "reviewed", "indexed"]
+    outcome: str
+    reason: str | None
+    explanation: str | None
+    sop_instance_uid: str
+    source: str = Field(description="arrived: folder, dicom, stow, backfill; judged: the gate; indexed: the generation")
+    sender: str = Field(description="AE title, name of a key, or host; of a review the key's name")
+    rule: str = Field(description="The site's rule that decided")
+
+
+class JournalOut(Out):
+    study_instance_uid: str
+    journal: list[JournalLine]
+
+
 class CalibrationOut(Out):
     """The newest one of a modality is in force."""
 

@@ -23,6 +23,7 @@ from services.api.routes import (
     health,
     instances,
     keys,
+    letters,
     models,
     operations,
     quarantine,
@@ -47,6 +48,7 @@ ROUTERS = (
     models.router,
     generations.router,
     quarantine.router,
+    letters.router,
     keys.router,
 )
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

@@ -235,6 +235,26 @@ class RetryIn(In):
     modality: _Modality | None = None
 
 
+Letter = Annotated[
+    str, Field(pattern=r"^(image-\d{1,18}|encoding-\d{1,18}-\d{1,18}|point(-\d{1,18}){3}|file-\d{1,18})$",
+               description="As the list shows it")
+]  # fmt: skip
+LetterKind = Literal["image", "encoding", "point", "file"]
+_Reason = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z_-]{0,39}$", description="As the list shows it")]
+
+
+class LettersIn(In):
+    kind: LetterKind | None = None
+    reason: _Reason | None = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    cursor: Annotated[str | None, Field(pattern=r"^[0-9T:.+-]{19,40}~[a-z0-9-]{1,80}$")] = None
+
+
+class LettersRetryIn(In):
+    kind: LetterKind | None = None
+    reason: _Reason | None = None
+
+
 class CalibrateIn(In):
     """From which stored images: all that are encoded, or those of an operation or below a folder."""
 

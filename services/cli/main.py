@@ -15,8 +15,8 @@ from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError
 
 #: Each module adds its commands by `register(app)`.
 ROOMS = (
-    "processes", "ingest", "search", "studies", "operations", "models", "generations", "quarantine", "erase",
-    "sample", "demo", "keys", "doctor", "backup",
+    "processes", "ingest", "search", "studies", "operations", "models", "generations", "quarantine", "letters", "rules",
+    "erase", "sample", "demo", "keys", "doctor", "backup",
 )  # fmt: skip
 
 EXIT_CODES: dict[type[SimilisError], int] = {NotFound: 3, Conflict: 4, Invalid: 5, Denied: 1, SimilisError: 1}

@@ -1,11 +1,13 @@
 """`similis studies`: what is in the archive, and why something in it is not searchable."""
 
+from collections import Counter
+from collections.abc import Iterator
 from itertools import islice
 from typing import Annotated
 
 import typer
 
-from services.cli.client import Client, connected, part
+from services.cli.client import Answer, Client, connected, part
 from services.cli.search import labelled
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 
@@ -53,10 +55,11 @@ def show(
     study: Annotated[str, typer.Argument(metavar="UID", help="StudyInstanceUID.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show one study, image by image: state, labels, and why one is not searchable."""
+    """Show one study, image by image: state, labels, and why one is not searchable; and what happened to it."""
     answer = client.get(f"/v1/studies/{part(study)}")
+    lines = client.get(f"/v1/studies/{part(study)}/journal", limit=1000)["journal"]
     if as_json:
-        tell_json(answer)
+        tell_json(answer | {"journal": lines})
         return
     tell(f"study {answer['study_instance_uid']}  {answer.get('study_date') or 'no date'}")
     images = [image for series in answer["series"] for image in series["images"]]
@@ -74,3 +77,14 @@ def show(
         for image in images
     ]
     table(("image", "side", "view", "status", "gate", "reason", "searchable", "labels"), rows)
+    table(("at", "event", "outcome", "images", "reason", "of", "sender", "rule"), list(_by_minute(lines)))
+
+
+def _by_minute(lines: list[Answer]) -> Iterator[tuple[object, ...]]:
+    """The journal of many images in few lines: what happened alike within a minute is one."""
+    told = Counter(
+        (one["at"][:16], one["event"], one["outcome"], one["reason"], one["source"], one["sender"], one["rule"])
+        for one in lines
+    )
+    for (at, event, outcome, *more), count in told.items():
+        yield at, event, outcome, count, *more

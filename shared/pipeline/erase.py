@@ -67,6 +67,7 @@ def _erase(
     operation.counts = {"images": len(images), "studies": len(studies)}
     operation.total = len(erasure.copies(db, operation.id))
     enqueue(db, Job.PROJECT)
+    enqueue(db, Job.TIDY)  # files that were sent to us are ours to remove
     db.flush()
     return operation
 

@@ -4,15 +4,14 @@ Every act is one transaction: the image's row is locked, the decision, its recor
 written together, so a kill leaves all of it or nothing. A decision is about these bytes; no threshold overturns it.
 """
 
-import uuid
 from collections.abc import Sequence
-from contextlib import suppress
 
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, Gate, Invalid, NotFound
 from shared.imaging.reasons import SENTENCES, Reason
-from shared.store import backfill, encodings, generations, ledger, operations, reviews
+from shared.pipeline.letters import scan_again
+from shared.store import backfill, encodings, generations, ledger, reviews
 from shared.store.images import check_move
 from shared.store.locks import Lock, share
 from shared.store.reviews import Actor, Stopped, Wanted
@@ -125,7 +124,7 @@ def retry_file(db: Session, file_id: int, actor: Actor) -> None:
     found = reviews.forget_files(db, Wanted(), file_id)
     if not found:
         raise NotFound("no such file")
-    _scan_again(db, found)
+    scan_again(db, [one for one in found if one is not None])
     reviews.audit(db, actor, "retry", {"file": file_id})
 
 
@@ -139,7 +138,7 @@ def retry_many(db: Session, wanted: Wanted, actor: Actor) -> tuple[int, int]:
     images = reviews.lock_pending(db, wanted, MOST_AT_ONCE)
     _due_again(db, images)
     files = reviews.forget_files(db, wanted) if wanted.modality is None else []
-    _scan_again(db, files)
+    scan_again(db, [one for one in files if one is not None])
     details = {"gate": wanted.gate, "reason": wanted.reason, "images": len(images), "files": len(files)}
     reviews.audit(db, actor, "retry", details)
     return len(images), len(files)
@@ -149,10 +148,3 @@ def _due_again(db: Session, images: Sequence[int]) -> None:
     encodings.forget(db, images)  # while it is not judged again, no build may take it for one that belongs
     reviews.move(db, images, Status.RECEIVED)
     enqueue(db, Job.ENCODE)
-
-
-def _scan_again(db: Session, found: Sequence[uuid.UUID | None]) -> None:
-    for operation in {one for one in found if one is not None}:
-        with suppress(Conflict, NotFound):  # a scan that has not ended comes by anyway
-            operations.retry(db, operation)
-    enqueue(db, Job.SCAN)

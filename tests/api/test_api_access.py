@@ -48,6 +48,10 @@ ROUTES = {
         ("POST", f"/v1/generations/{{generation_id}}:{verb}"): (f"/v1/generations/99:{verb}", Scope.REINDEX, None)
         for verb in ("pause", "resume", "cancel", "publish", "rollback", "retire")
     },
+    ("GET", "/v1/studies/{study_instance_uid}/journal"): ("/v1/studies/1.2.3.1/journal", Scope.READ, None),
+    ("GET", "/v1/dead-letters"): ("/v1/dead-letters", Scope.INGEST, None),
+    ("POST", "/v1/dead-letters/{letter}:retry"): ("/v1/dead-letters/image-99:retry", Scope.INGEST, None),
+    ("POST", "/v1/dead-letters:retry"): ("/v1/dead-letters:retry", Scope.INGEST, {"kind": "image"}),
     ("DELETE", "/v1/studies/{study_instance_uid}"): ("/v1/studies/1.2.3.99", Scope.ERASE, None),
     ("POST", "/v1/studies/{study_instance_uid}:lift"): ("/v1/studies/1.2.3.99:lift", Scope.ERASE, None),
     ("POST", "/v1/patients:erase"): ("/v1/patients:erase", Scope.ERASE, {"patient_id": "nobody"}),

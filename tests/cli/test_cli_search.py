@@ -120,7 +120,13 @@ def test_a_study_is_shown_image_by_image_with_the_reason_why_one_is_not_searchab
     bad = image | {"status": "quarantined", "gate": "pixels", "reason": "blank", "searchable": False}
     series = [{"series_instance_uid": "1.5", "modality": "MG", "images": [good, bad | {"why_not": "held back"}]}]
     server.on(f"GET /v1/studies/{UID}", {"study_instance_uid": UID, "study_date": None, "series": series})
+    line = {"event": "arrived", "outcome": "taken", "reason": None, "source": "dicom", "sender": "ROOM1", "rule": ""}
+    lines = [line | {"at": f"2026-11-20T10:00:0{second}"} for second in (5, 3)]
+    server.on(f"GET /v1/studies/{UID}/journal", {"journal": lines})
     out = similis("studies", "show", UID, "--home", home).out
+    assert ["2026-11-20T10:00", "arrived", "taken", "2", "dicom", "ROOM1"] in [
+        line.split() for line in out.splitlines()
+    ]
     assert "encoded" in out
     assert "held back" in out
     assert "BI-RADS 2" in out

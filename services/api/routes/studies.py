@@ -7,12 +7,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from sqlalchemy import Row
 
-from services.api.answers import StudiesOut, StudyDetail
+from services.api.answers import JournalOut, StudiesOut, StudyDetail
 from services.api.dependencies import CanRead, Rt
 from services.api.errors import explain
 from services.api.schemas import StudiesIn, Uid
 from shared.errors import Invalid, NotFound
-from shared.store import catalog, generations
+from shared.store import arrivals, catalog, generations
 from shared.store.keys import Bearer, Scope
 from shared.types import Status
 
@@ -96,6 +96,29 @@ def show_study(rt: Rt, bearer: CanRead, study_instance_uid: Annotated[Uid, Path(
                 "images": [_image(row, bearer, published=published) for row in rows],
             }
             for uid, rows in ((uid, list(rows)) for uid, rows in groupby(images, key=lambda row: row.series_uid))
+        ],
+    }
+
+
+@router.get("/v1/studies/{study_instance_uid}/journal", response_model=JournalOut)
+def study_journal(
+    rt: Rt, _: CanRead, study_instance_uid: Annotated[Uid, Path()], limit: Annotated[int, Query(ge=1, le=1000)] = 200
+) -> dict[str, Any]:
+    """What came when from whom, and what was made of it, the latest first; also of what was refused."""
+    with rt.store.reading() as connection:
+        rows = arrivals.journal(connection, study_instance_uid, limit)
+    if not rows:
+        raise NotFound("no such study")
+    names = ("at", "event", "outcome", "reason", "source", "sender", "rule")
+    return {
+        "study_instance_uid": study_instance_uid,
+        "journal": [
+            {
+                **{name: getattr(row, name) for name in names},
+                "explanation": explain(row.reason),
+                "sop_instance_uid": row.sop_uid,
+            }
+            for row in rows
         ],
     }
 

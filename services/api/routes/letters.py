@@ -1,0 +1,65 @@
+"""Dead letters: what ended badly, why, and once more."""
+
+from datetime import datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Query
+
+from services.api.answers import LettersOut, LettersRetriedOut
+from services.api.dependencies import CanIngest, Db
+from services.api.errors import explain
+from services.api.schemas import Letter, LettersIn, LettersRetryIn
+from shared.errors import Invalid
+from shared.pipeline import letters as pipeline
+from shared.store import letters
+from shared.store.letters import Wanted
+from shared.store.reviews import Actor
+
+router = APIRouter(tags=["dead letters"])
+
+
+@router.get("/v1/dead-letters", response_model=LettersOut)
+def list_letters(db: Db, _: CanIngest, asked: Annotated[LettersIn, Query()]) -> dict[str, Any]:
+    """Work that was given up, the latest first, with its reason."""
+    wanted = Wanted(kind=asked.kind, reason=asked.reason)
+    rows = letters.page(db, wanted, _after(asked.cursor), asked.limit + 1)
+    shown = rows[: asked.limit]
+    last = shown[-1] if len(rows) > len(shown) else None
+    return {
+        "letters": [
+            {
+                **{name: getattr(row, name) for name in ("letter", "kind", "reason", "attempts", "since")},
+                "explanation": explain(row.reason),
+                "sop_instance_uid": row.sop_uid,
+                "study_instance_uid": row.study_uid,
+                "operation": row.operation_id,
+            }
+            for row in shown
+        ],
+        "next": f"{last.since.isoformat()}~{last.letter}" if last else None,
+    }
+
+
+def _after(cursor: str | None) -> tuple[datetime, str] | None:
+    """Raises: `Invalid`."""
+    if cursor is None:
+        return None
+    since, _, letter = cursor.partition("~")
+    try:
+        return datetime.fromisoformat(since), letter
+    except ValueError:
+        raise Invalid("this is not a cursor") from None
+
+
+@router.post("/v1/dead-letters/{letter}:retry", status_code=202, response_model=LettersRetriedOut)
+def retry(db: Db, bearer: CanIngest, letter: Annotated[Letter, Path()]) -> dict[str, Any]:
+    """This one is tried again. 404 where it is none any more."""
+    pipeline.retry(db, letter, Actor(bearer.name, bearer.id))
+    return {"retried": {letter.partition("-")[0]: 1}}
+
+
+@router.post("/v1/dead-letters:retry", status_code=202, response_model=LettersRetriedOut)
+def retry_many(db: Db, bearer: CanIngest, asked: LettersRetryIn) -> dict[str, Any]:
+    """All of a kind or a reason are tried again, at most 10,000 at once."""
+    done = pipeline.retry_many(db, Wanted(kind=asked.kind, reason=asked.reason), Actor(bearer.name, bearer.id))
+    return {"retried": dict(done)}

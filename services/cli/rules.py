@@ -1,0 +1,72 @@
+"""`similis rules`: a site's rules of admission, read and tried before they are in force."""
+
+import os
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import track
+
+from services.cli.terminal import AsJson, err, table, tell, tell_json
+from shared.errors import Rejected
+
+File = Annotated[Path, typer.Argument(metavar="RULES", help="A TOML file with [[rule]] tables.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands about rules."""
+    room = typer.Typer(help="Rules of admission: what comes in, waits, or stays out.", no_args_is_help=True)
+    room.command()(check)
+    room.command("try")(dry_run)
+    app.add_typer(room, name="rules")
+
+
+def check(rules: File, as_json: AsJson = False) -> None:
+    """Read the file and say what it means. Exit 5 where it is wrong, naming the rule."""
+    from shared.pipeline import admission
+
+    found = admission.read(rules).rules
+    if as_json:
+        tell_json({"rules": [{"name": r.name, "when": dict(r.when), "then": r.then} for r in found]})
+        return
+    rows = [(r.name, r.then, ", ".join(f"{k} = {' | '.join(v)}" for k, v in r.when.items()) or "always") for r in found]
+    table(("rule", "then", "when"), rows)
+
+
+def dry_run(
+    rules: File,
+    folder: Annotated[Path, typer.Argument(help="A folder with files; nothing is taken in.")],
+    *,
+    source: Annotated[str, typer.Option(help="As if they came by folder, dicom, stow or backfill.")] = "folder",
+    sender: Annotated[str, typer.Option(help="As if this AE title, or this key, had sent them.")] = "",
+    called: Annotated[str, typer.Option(help="As if they had called this AE title.")] = "",
+    each: Annotated[bool, typer.Option("--each", help="Name every file.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what the rules would do with the files of a folder."""
+    from shared.imaging.sandbox import Sandbox
+    from shared.pipeline import admission, receive
+
+    found = admission.read(rules)
+    told: list[tuple[str, str, str]] = []
+    paths = [Path(os.fsdecode(seen.path)) for seen in receive.see(folder)]
+    with Sandbox() as sandbox:
+        for at in track(range(0, len(paths), receive.BATCH), "reading headers", console=err(), transient=True):
+            some = paths[at : at + receive.BATCH]
+            for path, looked in zip(some, sandbox.inspect_many(some), strict=True):
+                if isinstance(looked, Rejected) or looked.header is None:
+                    reason = looked.reason if isinstance(looked, Rejected) else "not-a-study-object"
+                    told.append((str(path.relative_to(folder)), "no study object", reason))
+                    continue
+                action, name = found.decide(looked.header, source=source, sender=sender, called=called)
+                told.append((str(path.relative_to(folder)), action, name))
+    counts = Counter((action, name) for _, action, name in told)
+    if as_json:
+        files = [{"file": file, "then": action, "rule": name} for file, action, name in told] if each else []
+        tell_json({"counts": [{"then": a, "rule": n, "files": c} for (a, n), c in counts.items()], "files": files})
+        return
+    if each:
+        table(("file", "then", "rule"), told)
+    table(("then", "rule", "files"), [(a, n or "none fits", c) for (a, n), c in counts.items()], right=("files",))
+    tell(f"{len(told)} files; nothing was taken in")

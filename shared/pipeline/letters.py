@@ -1,0 +1,62 @@
+"""Dead letters are tried again: one, or all of a kind or a reason."""
+
+import uuid
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+
+from sqlalchemy.orm import Session
+
+from shared.errors import Conflict, Invalid, NotFound
+from shared.store import letters, operations, reviews
+from shared.store.letters import Kind, Wanted
+from shared.store.locks import Lock, share
+from shared.store.reviews import Actor
+from shared.store.session import enqueue
+from shared.types import Job
+
+MOST_AT_ONCE = 10_000
+
+_RUNG: dict[Kind, Job] = {"image": Job.ENCODE, "encoding": Job.BACKFILL, "point": Job.PROJECT, "file": Job.SCAN}
+
+
+def retry(db: Session, letter: str, actor: Actor) -> None:
+    """This one is due again. Raises: `NotFound` where it is no dead letter (any more)."""
+    kind: Kind = letter.partition("-")[0]  # type: ignore[assignment]  # the route's pattern knows the kinds
+    if not _due(db, kind, [letter]):
+        raise NotFound("no such dead letter")
+    reviews.audit(db, actor, "retry", {"letter": letter})
+
+
+def retry_many(db: Session, wanted: Wanted, actor: Actor) -> Counter[str]:
+    """All of a kind or a reason, the latest 10,000 at most; returns how many of each kind.
+
+    Raises: `Invalid` where neither is named.
+    """
+    if wanted.kind is None and wanted.reason is None:
+        raise Invalid("name a kind or a reason to retry")
+    found = letters.page(db, wanted, None, MOST_AT_ONCE)
+    done: Counter[str] = Counter()
+    for kind in _RUNG:
+        if names := [row.letter for row in found if row.kind == kind]:
+            done[kind] = _due(db, kind, names)
+    reviews.audit(db, actor, "retry", {"kind": wanted.kind, "reason": wanted.reason, "letters": done.total()})
+    return done
+
+
+def _due(db: Session, kind: Kind, names: Sequence[str]) -> int:
+    if kind == "point":
+        share(db, Lock.GENERATIONS)  # who publishes counts what is due
+    found = letters.due_again(db, kind, names)
+    scan_again(db, [one for one in found if one is not None])
+    enqueue(db, _RUNG[kind])
+    return len(found)
+
+
+def scan_again(db: Session, found: Sequence[uuid.UUID]) -> None:
+    """The scans that met files to be read again come by once more."""
+    for operation in set(found):
+        with suppress(Conflict, NotFound):  # a scan that has not ended comes by anyway
+            operations.retry(db, operation)
+    if found:
+        enqueue(db, Job.SCAN)

@@ -1,0 +1,98 @@
+"""Dead letters: work that ended badly, whatever its kind, with the reason; each can be made due again.
+
+image     every attempt to encode it failed by our own fault
+encoding  another model could not encode it, beside the normal path
+point     the index refused it
+file      it could not be read, or is no study object
+"""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+Kind = Literal["image", "encoding", "point", "file"]
+
+_LETTERS = """
+    SELECT 'image' AS kind, 'image-' || i.id AS letter, coalesce(i.reason, i.last_error, '') AS reason,
+           i.failures AS attempts, coalesce(i.settled_at, i.received_at) AS since, i.sop_uid, s.uid AS study_uid,
+           i.operation_id
+    FROM image i JOIN study s ON s.id = i.study_id WHERE i.status = 'failed'
+    UNION ALL
+    SELECT 'encoding', 'encoding-' || b.model_id || '-' || b.image_id, coalesce(b.reason, b.last_error, ''),
+           b.failures, i.received_at, i.sop_uid, s.uid, NULL
+    FROM backfill b JOIN image i ON i.id = b.image_id JOIN study s ON s.id = i.study_id WHERE b.state = 'failed'
+    UNION ALL
+    SELECT 'point', 'point-' || l.generation_id || '-' || l.image_id || '-' || l.frame, coalesce(l.last_error, ''),
+           l.attempt, l.queued_at, i.sop_uid, s.uid, NULL
+    FROM ledger l JOIN image i ON i.id = l.image_id JOIN study s ON s.id = i.study_id WHERE l.state = 'failed'
+    UNION ALL
+    SELECT 'file', 'file-' || f.id, coalesce(f.reason, ''), 1, f.seen_at, NULL, NULL, f.operation_id
+    FROM file f WHERE f.outcome = 'failed' AND f.mtime_ns <> -1
+"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What the list is narrowed to."""
+
+    kind: Kind | None = None
+    reason: str | None = None
+
+
+_PAGE = sa.text(
+    f"""
+    SELECT * FROM ({_LETTERS}) AS letters
+    WHERE (CAST(:kind AS text) IS NULL OR kind = :kind) AND (CAST(:reason AS text) IS NULL OR reason = :reason)
+      AND (CAST(:since AS timestamptz) IS NULL OR (since, letter) < (:since, :letter))
+    ORDER BY since DESC, letter DESC LIMIT :limit
+    """  # noqa: S608 - only the constant above is inserted
+)
+
+
+def page(db: Session, wanted: Wanted, after: tuple[datetime, str] | None, limit: int) -> Sequence[sa.Row[Any]]:
+    """(kind, letter, reason, attempts, since, sop_uid, study_uid, operation_id), the latest first."""
+    since, letter = after or (None, None)
+    values = {"kind": wanted.kind, "reason": wanted.reason, "since": since, "letter": letter, "limit": limit}
+    return db.execute(_PAGE, values).all()
+
+
+def counts(connection: Session | sa.Connection) -> list[tuple[str, str, int]]:
+    """(kind, reason, how many)."""
+    statement = f"SELECT kind, reason, count(*) FROM ({_LETTERS}) AS letters GROUP BY 1, 2 ORDER BY 1, 2"  # noqa: S608
+    return [tuple(row) for row in connection.execute(sa.text(statement))]
+
+
+#: what each kind is made due by; the ids are the numbers in the name of the letter
+_DUE: dict[str, str] = {
+    "image": """
+        UPDATE image SET status = 'received', failures = 0, not_before = NULL, lease_until = NULL, gate = NULL,
+            reason = NULL
+        WHERE status = 'failed' AND ('image-' || id) = ANY(CAST(:letters AS text[])) RETURNING NULL::uuid
+    """,
+    "encoding": """
+        UPDATE backfill SET state = 'due', failures = 0, not_before = NULL, lease_until = NULL, reason = NULL
+        WHERE state = 'failed' AND ('encoding-' || model_id || '-' || image_id) = ANY(CAST(:letters AS text[]))
+        RETURNING NULL::uuid
+    """,
+    "point": """
+        UPDATE ledger SET state = 'pending', attempt = 0, not_before = NULL, queued_at = clock_timestamp()
+        WHERE state = 'failed'
+          AND ('point-' || generation_id || '-' || image_id || '-' || frame) = ANY(CAST(:letters AS text[]))
+        RETURNING NULL::uuid
+    """,
+    "file": """
+        UPDATE file SET mtime_ns = -1
+        WHERE outcome = 'failed' AND mtime_ns <> -1 AND ('file-' || id) = ANY(CAST(:letters AS text[]))
+        RETURNING operation_id
+    """,
+}
+
+
+def due_again(db: Session, kind: Kind, letters: Sequence[str]) -> list[uuid.UUID | None]:
+    """These are tried again; returns one entry for each, the operation of a file that a scan must meet again."""
+    return list(db.execute(sa.text(_DUE[kind]), {"letters": list(letters)}).scalars())

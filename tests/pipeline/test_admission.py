@@ -1,0 +1,79 @@
+"""A site's rules: the first that fits decides, and a file that is wrong says where."""
+
+from pathlib import Path
+
+import pytest
+
+from shared.errors import Invalid
+from shared.pipeline import admission
+from shared.pipeline.admission import Action, Admission
+from tests.miniature import header
+
+RULES = """
+[[rule]]
+name = "raw detector data"
+when = { modality = ["MG", "DX"], presentation_intent = "FOR PROCESSING" }
+then = "discard"
+
+[[rule]]
+name = "the test scanner"
+when = { source = "dicom", sender = "TEST*" }
+then = "quarantine"
+
+[[rule]]
+name = "mammography only"
+when = { modality = ["[!M]?", "M[!G]"] }
+then = "refuse"
+"""
+
+
+def read(folder: Path, text: str) -> Admission:
+    path = folder / "rules.toml"
+    path.write_text(text)
+    return admission.read(path)
+
+
+@pytest.mark.parametrize(
+    ("image", "origin", "decided"),
+    [
+        ({}, {"source": "dicom", "sender": "ROOM1"}, (Action.ACCEPT, "")),
+        ({"presentation_intent": "FOR PROCESSING"}, {"source": "folder"}, (Action.DISCARD, "raw detector data")),
+        ({"presentation_intent": "FOR PRESENTATION"}, {"source": "folder"}, (Action.ACCEPT, "")),
+        ({}, {"source": "dicom", "sender": "test-7"}, (Action.QUARANTINE, "the test scanner")),
+        ({}, {"source": "stow", "sender": "test-7"}, (Action.ACCEPT, "")),
+        ({"modality": "CT"}, {"source": "dicom", "sender": "TEST1"}, (Action.QUARANTINE, "the test scanner")),
+        ({"modality": "MR"}, {"source": "folder"}, (Action.REFUSE, "mammography only")),
+    ],
+)
+def test_the_first_rule_that_fits_decides(
+    tmp_path: Path, image: dict[str, str], origin: dict[str, str], decided: tuple[Action, str]
+) -> None:
+    assert read(tmp_path, RULES).decide(header(1, **image), **origin) == decided
+
+
+def test_without_rules_all_is_accepted(tmp_path: Path) -> None:
+    assert read(tmp_path, "").decide(header(1), source="folder") == (Action.ACCEPT, "")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("[[rule]\n", "no TOML"),
+        ("rules = 1\n", "nothing else"),
+        ('[[rule]]\nthen = "accept"\n', "rule 1 has no name"),
+        ('[[rule]]\nname = "a"\nthen = "drop"\n', "'a': `then` is one of accept, quarantine, discard, refuse"),
+        ('[[rule]]\nname = "a"\nthen = "accept"\nwen = {}\n', "'a': 'wen' is not known"),
+        ('[[rule]]\nname = "a"\nthen = "accept"\nwhen = { PatientName = "X" }\n', "'a': `when` may name"),
+        ('[[rule]]\nname = "a"\nthen = "accept"\nwhen = { modality = 7 }\n', "'a': modality is a text"),
+        ('[[rule]]\nname = "a"\nthen = "accept"\nwhen = { modality = [] }\n', "'a': modality is a text"),
+        ('[[rule]]\nname = "a"\nthen = "accept"\n[[rule]]\nname = "a"\nthen = "refuse"\n', "two admission rules"),
+    ],
+)
+def test_a_file_that_is_wrong_says_where(tmp_path: Path, text: str, says: str) -> None:
+    with pytest.raises(Invalid, match=says):
+        read(tmp_path, text)
+
+
+def test_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match="cannot be read"):
+        admission.read(tmp_path / "none.toml")
