@@ -42,6 +42,7 @@ class Api(_Part):
     port: int = Field(default=8000, ge=0, le=65535)
     require_key: bool = True  #: may be switched off on loopback only
     max_upload_mb: int = Field(default=512, ge=1)
+    max_store_mb: int = Field(default=8192, ge=1)  #: of one STOW-RS request, which goes to the disk as it comes
     max_k: int = Field(default=200, ge=1, le=10_000)
     rate_per_s: float = Field(default=50.0, gt=0)  #: per key, token bucket
     burst: int = Field(default=200, ge=1)

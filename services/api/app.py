@@ -18,6 +18,7 @@ from services.api.edge import Edge
 from services.api.limits import Slots
 from services.api.metrics import Metrics, software
 from services.api.routes import (
+    dicomweb_store,
     erase,
     generations,
     health,
@@ -50,7 +51,9 @@ ROUTERS = (
     quarantine.router,
     letters.router,
     keys.router,
+    dicomweb_store.router,
 )
+MIB = 1024 * 1024
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -73,12 +76,13 @@ def create(rt: Runtime) -> FastAPI:
     # one decoder child and one encoder, neither of them for two at once
     app.state.decoding, app.state.readiness = Slots(slots=1, waiting=8), health.Readiness()
     app.state.uploads = Slots(slots=4, waiting=0)  # each may hold max_upload_mb of memory
+    app.state.storing = Slots(slots=8, waiting=0)  # each holds a few chunks, the rest is on the disk
     errors.install(app)
     style = base64.b64encode(hashlib.sha256(health.STYLE.encode()).digest()).decode()
     app.add_middleware(
         Edge,
         metrics=app.state.metrics,
-        max_upload=api.max_upload_mb * 1024 * 1024,
+        limits={"/v1/searches": api.max_upload_mb * MIB, "/dicom-web/studies": api.max_store_mb * MIB},
         style=style,
         only_loopback=not api.require_key,
     )

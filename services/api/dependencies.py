@@ -33,11 +33,16 @@ async def _uploads(request: Request) -> Slots:
     return request.app.state.uploads  # type: ignore[no-any-return]
 
 
+async def _storing(request: Request) -> Slots:
+    return request.app.state.storing  # type: ignore[no-any-return]
+
+
 Rt = Annotated[Runtime, Depends(_runtime)]
 Measured = Annotated[Metrics, Depends(_metrics)]
 Known = Annotated[Callers, Depends(_callers)]
 Decoding = Annotated[Slots, Depends(_decoding)]
 Uploads = Annotated[Slots, Depends(_uploads)]
+StoringPlaces = Annotated[Slots, Depends(_storing)]
 
 
 def _db(rt: Rt) -> Iterator[Session]:
@@ -50,6 +55,7 @@ Db = Annotated[Session, Depends(_db, scope="function")]
 
 CanSearch = Annotated[Bearer, Depends(Needs(Scope.SEARCH))]
 CanRead = Annotated[Bearer, Depends(Needs(Scope.READ))]
+CanRetrieve = Annotated[Bearer, Depends(Needs(Scope.RETRIEVE))]
 CanIngest = Annotated[Bearer, Depends(Needs(Scope.INGEST))]
 CanReview = Annotated[Bearer, Depends(Needs(Scope.REVIEW))]
 CanReindex = Annotated[Bearer, Depends(Needs(Scope.REINDEX))]

@@ -6,6 +6,7 @@ Plain ASGI: a middleware of functions would cost more than the search itself.
 import ipaddress
 import secrets
 import time
+from collections.abc import Mapping
 
 import structlog
 from starlette.datastructures import Headers
@@ -20,8 +21,7 @@ from shared.log import get
 
 log = get(__name__)
 
-SMALL = 1024 * 1024  #: the most that any body but an upload may hold
-UPLOADS = frozenset({"/v1/searches"})
+SMALL = 1024 * 1024  #: the most that a body may hold where no other limit is named
 METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
 PROBES = frozenset({"/livez", "/readyz"})
 HEADERS = {
@@ -35,8 +35,10 @@ HEADERS = {
 
 
 class Edge:
-    def __init__(self, app: ASGIApp, metrics: Metrics, max_upload: int, style: str, *, only_loopback: bool) -> None:
-        self.app, self.metrics, self.max_upload, self.only_loopback = app, metrics, max_upload, only_loopback
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, limits: Mapping[str, int], style: str, *, only_loopback: bool
+    ) -> None:
+        self.app, self.metrics, self.limits, self.only_loopback = app, metrics, limits, only_loopback
         self.headers = [
             (name.lower().encode(), value.replace("{style}", style).encode()) for name, value in HEADERS.items()
         ]
@@ -82,14 +84,18 @@ class Edge:
         except SimilisError as refusal:
             await errors.of_error(Request(scope), refusal)(scope, receive, send)
             return
-        limit = self.max_upload if scope["path"] in UPLOADS else SMALL
-        await self.app(scope, counted(receive, limit), send)
+        await self.app(scope, counted(receive, self._limit(scope["path"])), send)
+
+    def _limit(self, path: str) -> int:
+        """Bytes that a body may have, by the longest address it is below of those that have a limit of their own."""
+        own = [at for at in self.limits if path == at or path.startswith(f"{at}/")]
+        return self.limits[max(own, key=len)] if own else SMALL
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         if headers.get("content-encoding", "identity") != "identity":
             raise UnsupportedMedia("bodies are taken uncompressed only")
         length = headers.get("content-length", "0")
-        limit = self.max_upload if scope["path"] in UPLOADS else SMALL
+        limit = self._limit(scope["path"])
         if not length.isascii() or not length.isdigit() or int(length) > limit:
             raise TooLarge(f"a body here has at most {limit} bytes")
         if self.only_loopback and not is_local(headers.get("host", "")):

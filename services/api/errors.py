@@ -29,6 +29,7 @@ from shared.errors import (
     Unidentified,
 )
 from shared.imaging.reasons import SENTENCES, Reason
+from shared.store.blobs import Full
 
 TYPES = "urn:similis:problem:"  #: registered in the OpenAPI document; a name, not an address
 
@@ -39,6 +40,10 @@ class TooLarge(Invalid):
 
 class UnsupportedMedia(Invalid):
     """The body is of a kind that this route does not take."""
+
+
+class NotAcceptable(Invalid):
+    """The answer is not there in any form that the caller takes."""
 
 
 class Gone(NotFound):
@@ -57,12 +62,14 @@ KINDS: Mapping[type[SimilisError], Kind] = {
     Rejected: Kind(422, "rejected", "The file is not taken in"),
     TooLarge: Kind(413, "too-large", "The body is over the limit"),
     UnsupportedMedia: Kind(415, "unsupported-media", "This kind of body is not taken here"),
+    NotAcceptable: Kind(406, "not-acceptable", "The answer is not there in this form"),
     NotFound: Kind(404, "not-found", "There is no such thing"),
     Gone: Kind(410, "gone", "What it points at is no longer there"),
     Conflict: Kind(409, "conflict", "It is in another state than the request supposes"),
     Denied: Kind(403, "denied", "This key may not do that"),
     Unidentified: Kind(401, "unidentified", "Who is calling?"),
     Throttled: Kind(429, "throttled", "Too much at once"),
+    Full: Kind(507, "full", "There is no room for it"),
     Unavailable: Kind(503, "unavailable", "Something behind us is down or busy"),
     SimilisError: Kind(500, "internal", "Our own fault"),
 }

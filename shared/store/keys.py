@@ -19,6 +19,7 @@ PREFIX = "sml_"
 class Scope(StrEnum):
     SEARCH = "search"
     READ = "read"
+    RETRIEVE = "retrieve"  # original files, which name the patient
     INGEST = "ingest"
     REVIEW = "quarantine:review"
     REINDEX = "reindex"

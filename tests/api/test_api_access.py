@@ -52,6 +52,8 @@ ROUTES = {
     ("GET", "/v1/dead-letters"): ("/v1/dead-letters", Scope.INGEST, None),
     ("POST", "/v1/dead-letters/{letter}:retry"): ("/v1/dead-letters/image-99:retry", Scope.INGEST, None),
     ("POST", "/v1/dead-letters:retry"): ("/v1/dead-letters:retry", Scope.INGEST, {"kind": "image"}),
+    ("POST", "/dicom-web/studies"): ("/dicom-web/studies", Scope.INGEST, None),
+    ("POST", "/dicom-web/studies/{study_instance_uid}"): ("/dicom-web/studies/1.2.3.1", Scope.INGEST, None),
     ("DELETE", "/v1/studies/{study_instance_uid}"): ("/v1/studies/1.2.3.99", Scope.ERASE, None),
     ("POST", "/v1/studies/{study_instance_uid}:lift"): ("/v1/studies/1.2.3.99:lift", Scope.ERASE, None),
     ("POST", "/v1/patients:erase"): ("/v1/patients:erase", Scope.ERASE, {"patient_id": "nobody"}),

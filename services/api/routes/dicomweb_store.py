@@ -1,0 +1,110 @@
+"""STOW-RS (PS3.18 section 10.5): files are sent to us over HTTP."""
+
+import asyncio
+import functools
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Path, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import Response
+from pydantic_core import to_json
+from starlette.requests import ClientDisconnect
+
+from services.api import accept, dicom_json, storing
+from services.api.dependencies import CanIngest, Rt, StoringPlaces
+from services.api.errors import UnsupportedMedia
+from services.api.limits import Slots
+from services.api.schemas import Uid
+from services.api.storing import DICOM, Storing
+from shared.errors import Invalid
+from shared.multipart import Splitter, media_type
+from shared.pipeline.arrive import arrive
+from shared.runtime import Runtime
+from shared.store.arrivals import Origin
+from shared.store.keys import Bearer
+
+router = APIRouter(prefix="/dicom-web", tags=["dicomweb"])
+
+CHUNK = 1024 * 1024  #: bytes that are written at once, beside the loop
+SILENCE_S = 60.0  #: a body that stands still for so long is given up
+ARRIVES_WITHIN_S = 3600.0
+
+_ANSWER: dict[str, Any] = {"content": {dicom_json.MEDIA_TYPE: {"schema": {"type": "object"}}}}
+_STORED: dict[int | str, dict[str, Any]] = {
+    200: _ANSWER | {"description": "All of them are stored, durably"},
+    202: _ANSWER | {"description": "Some are stored; FailedSOPSequence says what became of the others"},
+    409: _ANSWER | {"description": "None is stored"},
+}
+_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            kind: {"schema": {"type": "string", "format": "binary"}}
+            for kind in ('multipart/related; type="application/dicom"', DICOM)
+        },
+    }
+}
+
+
+@router.post("/studies", response_class=Response, responses=_STORED, openapi_extra=_BODY)
+async def store(request: Request, rt: Rt, bearer: CanIngest, places: StoringPlaces) -> Response:
+    """Files of any studies are taken in; each is answered for, and those that are stored are durable."""
+    return await _stored(request, rt, bearer, places, "")
+
+
+@router.post("/studies/{study_instance_uid}", response_class=Response, responses=_STORED, openapi_extra=_BODY)
+async def store_in_study(
+    request: Request, rt: Rt, bearer: CanIngest, places: StoringPlaces, study_instance_uid: Annotated[Uid, Path()]
+) -> Response:
+    """Files of this study are taken in; those of another one fail with A900."""
+    return await _stored(request, rt, bearer, places, study_instance_uid)
+
+
+async def _stored(request: Request, rt: Runtime, bearer: Bearer, places: Slots, study: str) -> Response:
+    kind = accept.best(request, dicom_json.OFFERED)
+    splitter = _splitter(request)
+    origin = Origin(source="stow", sender=bearer.name)
+    take = functools.partial(_take, rt, origin)
+    with places.taken("storing"):  # no one waits in line here, so this never blocks the loop
+        body = Storing(rt.blobs, take, study, splitter, rt.sandbox.limits.file_bytes)
+        try:
+            async with asyncio.timeout(ARRIVES_WITHIN_S):
+                await _pour(request, body)
+                answers = await run_in_threadpool(body.finish)
+        except TimeoutError:
+            raise Invalid("the body did not arrive in time") from None
+        except ClientDisconnect:
+            raise Invalid("the client left in the middle of the body") from None
+        finally:
+            body.close()
+    status, told = storing.told(answers, f"{str(request.base_url).rstrip('/')}/dicom-web")
+    return Response(to_json(told), status, media_type=kind)
+
+
+def _take(rt: Runtime, origin: Origin, parts: Any) -> Any:  # noqa: ANN401 - as `storing.Take`
+    return arrive(rt.transaction, rt.sandbox, rt.blobs, parts, origin, rt.rules)
+
+
+def _splitter(request: Request) -> Splitter | None:
+    """Of a multipart body; None for a single file. Raises: `UnsupportedMedia`, `Invalid`."""
+    kind, given = media_type(request.headers.get("content-type", ""))
+    if kind == DICOM:
+        return None
+    if kind != "multipart/related" or given.get("type", DICOM).lower() != DICOM:
+        raise UnsupportedMedia(f'send multipart/related; type="{DICOM}", or {DICOM}')
+    return Splitter(given.get("boundary", ""))
+
+
+async def _pour(request: Request, body: Storing) -> None:
+    """The body is on its way to the disk, as fast as it comes and never all in memory."""
+    stream, held = aiter(request.stream()), bytearray()
+    while True:
+        async with asyncio.timeout(SILENCE_S):
+            chunk = await anext(stream, None)
+        if chunk is not None:
+            held += chunk
+        if held and (chunk is None or len(held) >= CHUNK):
+            await run_in_threadpool(body.feed, bytes(held))
+            held.clear()
+        if chunk is None:
+            return
