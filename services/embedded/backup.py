@@ -1,4 +1,4 @@
-"""Backup and restore of one home: the database, the models, the pseudonyms' key and the tombstones.
+"""Backup and restore of one home: the database, sent files, the models, the pseudonyms' key and the tombstones.
 
 Vectors are not in it: they are written again from the stored encodings, and compared with them. What was erased after
 the backup is erased again before anything is served.
@@ -33,10 +33,11 @@ from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.pipeline import project, reconcile, stones
 from shared.pipeline.reconcile import Finding, Site
 from shared.runtime import Runtime
-from shared.store import generations
+from shared.store import checks, files, generations
+from shared.store.blobs import SUFFIX
 from shared.store.session import Store
 
-MANIFEST, DUMP, KEY, MODELS = "manifest.json", "database.dump", "pseudonym.key", "models"
+MANIFEST, DUMP, KEY, MODELS, BLOBS = "manifest.json", "database.dump", "pseudonym.key", "models", "blobs"
 FORMAT = 1
 _COUNTS = ("study", "image", "encoding", "generation", "tombstone")
 
@@ -67,6 +68,8 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
             write(part / KEY, settings.pseudonym_key.get_secret_value())
             manifest["settings"] = settings.model_dump(mode="json", exclude={"home", "models"})
         manifest["files"] = {str(path.relative_to(part)): _digest(path) for path in _files(part)}
+        say("copying the files that were sent to us")
+        manifest["blobs"] = _copy_blobs(settings.blobs_dir.absolute(), part / BLOBS)  # after the dump, which names them
         write(part / MANIFEST, json.dumps(manifest, indent=2))
         for place in [*(p for p in part.rglob("*") if p.is_dir()), part]:
             sync(place)
@@ -141,6 +144,23 @@ def _copy_models(models: Path, out: Path) -> None:
             os.fsync(file.fileno())
 
 
+def _copy_blobs(blobs: Path, out: Path) -> dict[str, Any]:
+    """Every file that was sent to us, also since the dump; each has its digest for a name."""
+    out.mkdir(mode=0o700)
+    count = size = 0
+    for place in sorted(blobs.glob(f"??/??/*{SUFFIX}")):
+        copy = out / place.relative_to(blobs)
+        copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            shutil.copy2(place, copy)  # its time stands in its row, too
+        except FileNotFoundError:
+            continue  # erased meanwhile
+        with copy.open("rb") as file:
+            os.fsync(file.fileno())
+        count, size = count + 1, size + copy.stat().st_size
+    return {"root": str(blobs), "count": count, "bytes": size}
+
+
 def _tombstones(settings: Settings, path: Path) -> None:
     store = Store(settings.database.url.get_secret_value(), pool_size=1)
     try:
@@ -186,6 +206,9 @@ def check(folder: Path) -> dict[str, Any]:
     wrong = [name for name, told in files.items() if not (folder / name).is_file() or _digest(folder / name) != told]
     if wrong or not {DUMP, KEY, stones.NAME} <= files.keys():
         raise Invalid(f"the backup is damaged: {', '.join(wrong) or 'files are missing'}")
+    sizes = [path.stat().st_size for path in (folder / BLOBS).glob(f"??/??/*{SUFFIX}")]
+    if (told := manifest.get("blobs")) and (len(sizes), sum(sizes)) != (told["count"], told["bytes"]):
+        raise Invalid("the backup is damaged: files that were sent to us are missing or cut")
     return manifest
 
 
@@ -199,7 +222,7 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
 
     Raises: as `check`; `Conflict` where the home is in use, `NotFound` where the named tombstones are not there.
     """
-    check(folder)
+    manifest = check(folder)
     home = home.expanduser().absolute()
     left = {path.name for path in home.iterdir()} if home.exists() else set()
     if left - {stones.NAME}:
@@ -211,10 +234,17 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
     try:
         place = Home.at(part)
         shutil.copytree(folder / MODELS, place / MODELS, dirs_exist_ok=True)
+        if (folder / BLOBS).exists():
+            say("copying the files that were sent to us")
+            shutil.copytree(folder / BLOBS, place / BLOBS)
         write(place / KEY, (folder / KEY).read_text(encoding="utf-8"))
         known = [path for path in (tombstones, home / stones.NAME, folder / stones.NAME) if path and path.exists()]
         with place.lock(), Postgres(place.path) as server:
-            found = _fill(place, server, folder, known, say, verify=verify)
+            _restore_database(server, folder, say)
+            if sent := manifest.get("blobs"):
+                _rename_blobs(server, sent["root"], place / BLOBS)
+            found = _fill(place, server, known, say, verify=verify)
+            _rename_blobs(server, str(place / BLOBS), home / BLOBS)
         shutil.rmtree(place / "run", ignore_errors=True)
         (home / stones.NAME).unlink(missing_ok=True)  # its lines stand in the new one
         part.rename(home)  # over an empty folder, or none
@@ -226,18 +256,23 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
     return found
 
 
-def _fill(place: Home, server: Postgres, folder: Path, known: list[Path], say: Say, *, verify: bool) -> Restored:
-    """Database, tombstones and vectors, in this order: what was erased is never written to an index."""
+def _restore_database(server: Postgres, folder: Path, say: Say) -> None:
+    """The rows stand, in the tables of this version."""
     say("restoring the database")
     arguments = ("--exit-on-error", "--no-owner", "--no-privileges", "--single-transaction", str(folder / DUMP))
     _postgres("pg_restore", server.url, *arguments)
     migrations.upgrade(server.url)
+
+
+def _fill(place: Home, server: Postgres, known: list[Path], say: Say, *, verify: bool) -> Restored:
+    """Tombstones and vectors, in this order: what was erased is never written to an index."""
     socket = place.sockets / "vectors.sock"
     commands.write_secrets(place, {"database": server.url, "broker": ""})
     with _vectors(place, socket):
         runtime = Runtime(attach.settings(place.path))
         try:
             with runtime.transaction() as db:
+                checks.let_all_go(db)
                 erased = sum(stones.replay(db, path, runtime.rules.secret) for path in known)
                 stones.write(db, place / stones.NAME)
             say("writing the vectors again from their encodings")
@@ -246,6 +281,16 @@ def _fill(place: Home, server: Postgres, folder: Path, known: list[Path], say: S
         finally:
             runtime.close()
     return Restored(erased=erased, points=points, findings=findings)
+
+
+def _rename_blobs(server: Postgres, old: str, new: Path) -> None:
+    """Rows name the files that were sent to us where they stand now."""
+    store = Store(server.url, pool_size=1)
+    try:
+        with store.transaction() as db:
+            files.move(db, os.fsencode(old), os.fsencode(new))
+    finally:
+        store.close()
 
 
 @contextmanager

@@ -6,7 +6,6 @@ answer. A crash before the commit leaves at most a file without a row, which the
 
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,14 +13,16 @@ from pathlib import Path
 from shared.errors import Rejected
 from shared.imaging.answers import Inspected
 from shared.imaging.reasons import Reason
-from shared.pipeline.receive import BATCH, Found, Inspector, Registered, Rules, admit
+from shared.pipeline.receive import Found, Inspector, Registered, Rules, admit
 from shared.store import files
 from shared.store.arrivals import Origin
-from shared.store.blobs import Blobs, Part
+from shared.store.blobs import MTIME_NS, Blobs, Part
 from shared.store.files import Seen
+from shared.store.locks import Lock, alone
 from shared.store.session import Begin
 
-ORPHAN_S = 3600.0  #: so long a file without a row may belong to somebody who is about to commit
+STALE_S = 3600.0  #: a part that nobody has written to for so long is nobody's
+CHUNK = 1000  #: files that are looked up at once
 
 #: what stays with us, and is answered as success; a file of a known UID with other bytes is kept beside it
 KEPT = frozenset({"taken", "same", "kept", "quarantined"})
@@ -67,7 +68,7 @@ def arrive(
 def _seen(blobs: Blobs, part: Part, inspected: Inspected | Rejected) -> Seen:
     """Where the file will stand; of one that is turned away, where it stands until then."""
     place = part.path if isinstance(inspected, Rejected) else blobs.place(inspected.digest)
-    return Seen(path=os.fsencode(place), size=part.size, mtime_ns=part.path.stat().st_mtime_ns)
+    return Seen(path=os.fsencode(place), size=part.size, mtime_ns=MTIME_NS)
 
 
 def _answer(done: Registered) -> Arrived:
@@ -86,18 +87,20 @@ def _answer(done: Registered) -> Arrived:
 
 
 def sweep(begin: Begin, blobs: Blobs) -> int:
-    """Files without a row are gone: what a crash has left, and what was erased; returns how many there were.
-
-    A file is asked for twice, the second time when it cannot be on its way any more.
-    """
-    gone = 0
-    for paths in batched(blobs.old(ORPHAN_S), BATCH):
+    """Files without a row are gone: what a crash has left, and what was erased; returns how many there were."""
+    gone = blobs.forget_parts(STALE_S)
+    for paths in batched(blobs.every(), CHUNK):
         with begin() as db:
             known = files.known(db, [os.fsencode(path) for path in paths])
-        for path in paths:
-            if os.fsencode(path) not in known:
-                with suppress(FileNotFoundError):
-                    path.unlink()
+        lost = [path for path in paths if os.fsencode(path) not in known]
+        if not lost:
+            continue
+        with begin() as db:
+            alone(db, Lock.INTAKE)  # whoever had put a file there has committed its row, or never will
+            known = files.known(db, [os.fsencode(path) for path in lost])
+            for path in lost:
+                if os.fsencode(path) not in known:
+                    path.unlink(missing_ok=True)
                     gone += 1
     return gone
 

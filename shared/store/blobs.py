@@ -8,6 +8,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +19,8 @@ from shared.errors import Unavailable
 MIB = 2**20
 RESERVE_RATIO = 0.05  #: of the disk, or `reserve_bytes` where that is less
 PREAMBLE = 128
+SUFFIX = ".dcm"
+MTIME_NS = 0  #: of every blob: a content has no time
 CHECK_EVERY = 64 * MIB  #: a long part asks again whether there is room
 
 
@@ -31,13 +34,13 @@ class Part:
     Attributes:
         path: where it stands.
         size: bytes so far.
-        expects: SOP and Study Instance UID that its sender announced, "" where nothing was said.
+        expects: SOP Instance, Study Instance and SOP Class UID that its sender announced, "" where nothing was said.
     """
 
     def __init__(self, blobs: "Blobs", path: Path) -> None:
         self.path = path
         self.size = 0
-        self.expects = ("", "")
+        self.expects: tuple[str, ...] = ()
         self._blobs = blobs
         self._file = path.open("xb")
 
@@ -93,7 +96,7 @@ class Blobs:
     def place(self, digest: bytes) -> Path:
         """Where a content stands, or would."""
         name = digest.hex()
-        return self.root / name[:2] / name[2:4] / f"{name}.dcm"
+        return self.root / name[:2] / name[2:4] / f"{name}{SUFFIX}"
 
     def keep(self, part: Part, digest: bytes) -> None:
         """The finished part is the blob of this content, durably."""
@@ -102,24 +105,25 @@ class Blobs:
             if not folder.exists():
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 _sync(folder.parent)
-        part.path.rename(place)  # over one of the same content, too: its time is new, so no sweep takes it
+        os.utime(part.path, ns=(MTIME_NS, MTIME_NS))
+        part.path.rename(place)  # over one of the same content, too
         _sync(place.parent)
 
-    def has(self, path: Path) -> bool:
-        """Whether this path is one of ours."""
-        return path.is_relative_to(self.root)
+    def every(self) -> Iterator[Path]:
+        """All blobs, folder by folder."""
+        for upper in sorted(self.root.glob("??")):
+            for lower in sorted(upper.iterdir()):
+                yield from sorted(lower.glob(f"*{SUFFIX}"))
 
-    def old(self, age_s: float) -> Iterator[Path]:
-        """Blobs and parts that nobody has touched for so long, folder by folder."""
-        before = time.time() - age_s
-        for folder, _, names in os.walk(self.root):
-            for name in sorted(names):
-                path = Path(folder, name)
-                try:
-                    if path.stat().st_mtime < before:
-                        yield path
-                except FileNotFoundError:
-                    continue
+    def forget_parts(self, age_s: float) -> int:
+        """Parts that nobody has written to for so long are gone, a crash has left them; returns how many."""
+        before, gone = time.time() - age_s, 0
+        for path in self._incoming.glob("*.part"):
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < before:
+                    path.unlink()
+                    gone += 1
+        return gone
 
     @property
     def _incoming(self) -> Path:

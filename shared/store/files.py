@@ -52,6 +52,16 @@ def known(db: Session, paths: Sequence[bytes]) -> set[bytes]:
     return {bytes(row.path) for row in rows}
 
 
+def move(db: Session, old: bytes, new: bytes) -> None:
+    """What stood below one folder stands below another."""
+    for table in ("file", "image"):
+        statement = (
+            f"UPDATE {table} SET path = CAST(:new AS bytea) || substring(path FROM length(CAST(:old AS bytea)) + 1) "  # noqa: S608 - a constant
+            "WHERE substring(path FOR length(CAST(:old AS bytea)) + 1) = CAST(:old AS bytea) || CAST(:slash AS bytea)"
+        )
+        db.execute(sa.text(statement), {"old": old, "new": new, "slash": b"/"})
+
+
 _RECORD = sa.text(
     """
     INSERT INTO file (path, size, mtime_ns, digest, image_id, outcome, gate, reason, labels_digest, operation_id)

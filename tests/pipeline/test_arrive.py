@@ -18,7 +18,7 @@ from shared.imaging.sandbox import Sandbox
 from shared.pipeline import arrive, erase
 from shared.pipeline.admission import Action, Admission, Rule
 from shared.pipeline.arrive import Arrived
-from shared.store import arrivals
+from shared.store import arrivals, files
 from shared.store.arrivals import Origin
 from shared.store.blobs import Blobs, Full
 from tests.miniature import SECRET, Platform
@@ -182,11 +182,12 @@ def test_a_commit_that_fails_leaves_a_file_that_the_sweep_takes(door: Door, monk
         door.send(instance(2))
     monkeypatch.setattr(Blobs, "keep", keep)
     door.send(instance(1))
-    assert len(door.files()) == 2
-    assert arrive.sweep(door.platform.begin, door.blobs) == 0  # it may still be on its way
-    for path in door.files():
-        os.utime(path, (0, time.time() - 2 * arrive.ORPHAN_S))
-    assert arrive.sweep(door.platform.begin, door.blobs) == 1
+    with door.blobs.part() as coming:  # somebody is about to send a file
+        assert len(door.files()) == 3
+        assert arrive.sweep(door.platform.begin, door.blobs) == 1
+        assert coming.path.exists()
+        os.utime(coming.path, (0, time.time() - 2 * arrive.STALE_S))
+        assert arrive.sweep(door.platform.begin, door.blobs) == 1
     assert [path.read_bytes() for path in door.files()] == [instance(1)]
 
 
@@ -217,8 +218,6 @@ def test_what_was_erased_does_not_come_back_and_leaves_no_name(door: Door) -> No
     (answer,) = door.send(instance())
     assert (answer.kept, answer.reason) == (False, "erased")
     assert door.rows("SELECT study_uid, sop_uid, reason FROM arrival") == [("", "", "erased")]
-    for path in door.files():
-        os.utime(path, (0, 0))
     assert arrive.sweep(door.platform.begin, door.blobs) == 1
     assert door.files() == []
 
@@ -239,3 +238,14 @@ def test_a_disk_below_its_reserve_takes_nothing(
 
 def _breaks() -> None:
     raise Unavailable("the database cannot be reached")
+
+
+def test_files_that_moved_are_known_where_they_stand_now(door: Door) -> None:
+    door.send(instance())
+    with door.platform.begin() as db:
+        files.move(db, os.fsencode(door.blobs.root), b"/elsewhere")
+    name = door.files()[0].relative_to(door.blobs.root)
+    assert door.rows("SELECT path FROM image UNION ALL SELECT path FROM file") == [(f"/elsewhere/{name}".encode(),)] * 2
+    with door.platform.begin() as db:
+        files.move(db, b"/else", b"/wrong")
+    assert door.rows("SELECT count(*) FROM file WHERE path LIKE '/elsewhere/%'") == [(1,)]
