@@ -27,7 +27,9 @@ def erase(  # noqa: PLR0913 - each argument is an option of the command
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until no index holds a point of it.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Erase a study or a patient: rows, vectors in every generation, pictures. The files themselves are not touched.
+    """Erase a study or a patient: rows, vectors in every generation, pictures.
+
+    Files that were sent to us go, too; those of a scanned folder are not touched.
 
     They are refused when a scan meets them again, until they are lifted.
     """
