@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 CLUSTERS = 200
 SUBSPACE = 48
+COPY = 1e-3  #: unit vectors nearer than this are one vector twice: float32 knows their cosine to about 1e-7
 
 
 def clustered(n: int, dim: int, seed: int) -> NDArray[np.float32]:
@@ -34,10 +35,17 @@ def clustered(n: int, dim: int, seed: int) -> NDArray[np.float32]:
 
 
 def local_dimension(gallery: NDArray[np.float32], queries: NDArray[np.float32], k: int = 100) -> float:
-    """Median local intrinsic dimension by maximum likelihood.
+    """Median local intrinsic dimension by maximum likelihood; copies of a query do not count as its neighbours.
+
+    NaN where no query has two neighbours at different distances.
 
     Source: Levina and Bickel, Maximum likelihood estimation of intrinsic dimension, 2004.
     """
     cosine = np.clip(queries @ gallery.T, -1, 1)
-    nearest = np.sqrt(np.maximum(2 - 2 * -np.sort(-cosine, axis=1)[:, :k], 1e-12))
-    return float(np.median(-1 / np.mean(np.log(nearest[:, :-1] / nearest[:, -1:]), axis=1)))
+    nearest = np.sqrt(np.maximum(2 - 2 * -np.sort(-cosine, axis=1)[:, :k], 0))
+    found = []
+    for distances in nearest:
+        apart = distances[distances > COPY]
+        if len(apart) > 1 and apart[0] < apart[-1]:
+            found.append(-1 / np.mean(np.log(apart[:-1] / apart[-1])))
+    return float(np.median(found)) if found else float("nan")

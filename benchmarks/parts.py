@@ -16,7 +16,7 @@ from blake3 import blake3
 from sqlalchemy.orm import Session
 
 from benchmarks import processes
-from benchmarks.index_probe import KEY, vectors_process
+from benchmarks.latency.vectors import KEY, vectors_process
 from migrations import run
 from services.embedded.postgres import Postgres
 from shared.encoder.base import Encoder

@@ -21,7 +21,8 @@ def encode_radiographs(folder: Path, encoder: str, scratch: Path) -> tuple[Embed
     """(n, dim) of every image in the npz files under `folder`, in their order, and what they are.
 
     Args:
-        encoder: `densenet121`, untrained; or the path of a MobileNetV2 state dict, whose inputs are in [-1, 1].
+        encoder: `densenet121`, untrained; the path of a MobileNetV2 state dict, whose inputs are in [-1, 1]; or the
+            folder of a model, as `models/similis-base`.
 
     Raises:
         NotFound: there are no images.
@@ -61,7 +62,9 @@ def enlarged(images: NDArray[np.uint8], side: int) -> Pixels:
 
 
 def model(encoder: str, scratch: Path) -> Path:
-    """The folder of a card made for this run."""
+    """The folder of a model: the given one, or a card made for this run."""
+    if (Path(encoder) / "card.json").is_file():
+        return Path(encoder)
     folder = scratch / "real-model"
     if not encoder.endswith(".pth"):
         build(folder, encoder, encoder, "random:0")

@@ -225,7 +225,7 @@ def _match(condition: Match) -> pb.Match:
 
 
 def effort(target: float) -> int:
-    """The ef for this recall@10 (`EF`); benchmarks/index_probe.py measures it again."""
+    """The ef for this recall@10 (`EF`); `similis bench run` measures it again."""
     return next(ef for reached, ef in EF if target <= reached)
 
 

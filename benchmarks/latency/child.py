@@ -1,0 +1,133 @@
+"""One job in a process of its own: `python -m benchmarks.latency.child` with the job on stdin, raw lines on stdout.
+
+Numeric libraries are told by the environment (`ONE_THREAD`, set by the parent) to use one thread.
+"""
+
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks import processes
+from benchmarks.latency import engines, measure
+from benchmarks.latency.data import Data
+from benchmarks.latency.engines.base import FIELDS, Engine
+from benchmarks.latency.profiles import Plan
+
+Json = dict[str, Any]
+ONE_THREAD: Final = dict.fromkeys([f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")], "1")
+BUILT: Final = "built"  #: the file that says that a folder is whole
+
+
+def build(engine: Engine, data: Path, folder: Path) -> Json:
+    """The engine's index stands in the folder."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    rows = np.load(data / "rows.npy")
+    with np.load(data / "columns.npz") as held:
+        columns = {name: held[name] for name in FIELDS}
+    watch, cpu = processes.Stopwatch(), _cpu_s()
+    engine.build(folder, rows, columns)
+    found = {"wall_s": round(watch.wall_s, 3), "cpu_s": round(_cpu_s() - cpu, 3)}
+    sync(folder)
+    (folder / BUILT).touch()
+    files = [path for path in folder.rglob("*") if path.is_file() and path.name != BUILT]
+    disk = sum(path.stat().st_blocks * 512 for path in files)  # Edge's files are sparse
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"what": "build", "disk_mib": round(disk / 2**20, 2), "peak_mib": round(peak, 1)} | found
+
+
+def _cpu_s() -> float:
+    """Of this process, and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def sync(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+
+
+def evict(folder: Path) -> None:
+    """The page cache forgets the folder's files, and no others: the machine is not ours alone."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb") as file:
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def run(engine: Engine, job: Json, folder: Path) -> None:
+    """All measurements of one round that are not done; each is written as soon as it is there."""
+    done = {identity(key) for key in job["done"]}
+    plan = Plan(**{field.name: _tuple(job["plan"][field.name]) for field in fields(Plan)})
+    data = Data.load(Path(job["data"]))  # before the memory is read; its rows are mapped, and touched later
+    evict(folder)
+    before = {os.getpid(): _memory(os.getpid())}
+    started = time.perf_counter()
+    opened = engine.open(folder, data.columns)
+    open_ms = (time.perf_counter() - started) * 1000
+    try:
+        session = measure.Session(engine, opened, data, plan, job["round"])
+        for key, measurement in measure.run(session, first=job["round"] == 0):
+            if identity(key) in done and key["what"] != "batch":  # the batches say which effort reaches the goal
+                continue
+            found = measure.undisturbed(measurement)
+            if key["what"] == "cold":
+                found |= {"open_ms": round(open_ms, 3)} | grown(opened.pids(), before)
+            if identity(key) not in done:
+                done.add(identity(key))
+                emit(key | found)
+    finally:
+        opened.close()
+
+
+def grown(pids: list[int], before: dict[int, tuple[float, float]]) -> Json:
+    """What the engine's processes take, less what this one took without it; nothing where there are none here."""
+    if not pids:
+        return {}
+    now = [_memory(pid) for pid in pids]
+    was = [before.get(pid, (0.0, 0.0)) for pid in pids]
+    names = ("anonymous_mib", "pss_mib")
+    return {name: round(sum(n[i] - w[i] for n, w in zip(now, was, strict=True)), 2) for i, name in enumerate(names)}
+
+
+def _memory(pid: int) -> tuple[float, float]:
+    return processes.anonymous_mib(pid), processes.pss_mib(pid)
+
+
+def identity(key: Json) -> str:
+    """The same text for the same measurement, whatever was measured."""
+    names = ("what", "effort", "k", "filter", "clients")
+    return json.dumps({name: key[name] for name in names if name in key}, sort_keys=True)
+
+
+def emit(line: Json) -> None:
+    os.write(OUT, json.dumps(line).encode() + b"\n")
+
+
+def _tuple(value: Any) -> Any:  # noqa: ANN401
+    return tuple(value) if isinstance(value, list) else value
+
+
+def main() -> None:
+    job = json.load(sys.stdin)
+    engine, folder = engines.of(job["module"])[job["engine"]], Path(job["folder"])
+    if job["step"] == "build":
+        emit(build(engine, Path(job["data"]), folder))
+    else:
+        run(engine, job, folder)
+
+
+if __name__ == "__main__":
+    OUT: Final = os.dup(1)
+    os.dup2(2, 1)  # what an engine prints is no measurement
+    main()

@@ -1,0 +1,164 @@
+"""A data set on disk: rows, queries, attributes, and the truth about every query under every filter."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.clustered import local_dimension
+from benchmarks.latency import datasets
+from benchmarks.latency.datasets.base import Made
+from benchmarks.latency.engines.base import FIELDS, Array, Clause
+from shared.errors import Invalid
+
+DEEPEST: Final = 100  #: neighbours that the truth holds for each query
+NEAR: Final = 2e-6  #: cosines as near as this are equal: what float32 sums of 3,072 products differ by
+IMAGES_OF_A_PATIENT: Final = 8
+MODALITY_SHARE: Final = 0.2
+#: The filters of the product. A query's own patient is hidden; one modality, which lies in one part of the space;
+#: and two rare attributes that have nothing to do with what an image looks like.
+FILTERS: Final = ("all", "patient", "modality", "1 %", "0.1 %")
+PART: Final = 32
+
+
+def clauses(name: str, patients: NDArray[np.int64]) -> list[Clause] | None:
+    """One clause for each query; None: nothing is filtered."""
+    match name:
+        case "all":
+            return None
+        case "patient":
+            return [Clause("patient", int(patient), exclude=True) for patient in patients]
+        case "modality":
+            return [Clause("modality", 1)] * len(patients)
+        case "1 %":
+            return [Clause("hundredth", 7)] * len(patients)
+        case "0.1 %":
+            return [Clause("thousandth", 7)] * len(patients)
+    raise Invalid(f"there is no filter {name}")
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    rows: Array
+    queries: Array
+    columns: dict[str, NDArray[np.int64]]
+    patients: NDArray[np.int64]  #: of the queries
+    truth: dict[str, Array]  #: by filter: (q, <= DEEPEST) similarities, falling, -inf where there are no more
+    about: dict[str, Any]
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        with np.load(folder / "truth.npz") as held:
+            truth = {name: held[name] for name in FILTERS}
+        with np.load(folder / "columns.npz") as held:
+            columns = {name: held[name] for name in FIELDS}
+            patients = held["query_patients"]
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        rows = np.load(folder / "rows.npy", mmap_mode="r")
+        return cls(rows, np.load(folder / "queries.npy"), columns, patients, truth, about)
+
+    def similarities(self, query: int, ids: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Of the rows to the query, in float64; minus infinity for -1."""
+        found = np.full(len(ids), -np.inf)
+        there = ids >= 0
+        found[there] = similarity(self.queries[query], np.asarray(self.rows[ids[there]]))
+        return found
+
+    def clauses(self, name: str) -> list[Clause] | None:
+        return clauses(name, self.patients)
+
+
+def similarity(query: Array, rows: Array) -> NDArray[np.float64]:
+    """Higher is nearer: the cosine of unit vectors, or minus the Hamming distance of codes."""
+    if rows.dtype == np.uint8:
+        return np.asarray(-np.bitwise_count(rows ^ query).sum(axis=1, dtype=np.float64))
+    return np.asarray(rows.astype(np.float64) @ query.astype(np.float64))
+
+
+def prepare(name: str, cache: Path, queries: int, seed: int) -> Path:
+    """The folder of this data set in the cache; made, with its truth, unless it is there."""
+    folder = cache / hashlib.sha256(f"{name}|{queries}|{seed}".encode()).hexdigest()[:16]
+    if (folder / "about.json").is_file():
+        return folder
+    folder.mkdir(parents=True, exist_ok=True)
+    made = datasets.make(name, queries, seed)
+    rows, asked = _unit(made.rows), _unit(made.queries)
+    columns = _columns(rows, made, seed)
+    patients = made.patients if made.patients is not None else columns["patient"][_nearest(rows, asked)]
+    truth = _truth(rows, asked, columns, patients)
+    np.save(folder / "rows.npy", rows)
+    np.save(folder / "queries.npy", asked)
+    np.savez(folder / "columns.npz", query_patients=patients, **columns)  # type: ignore[arg-type]  # its stubs
+    np.savez(folder / "truth.npz", **truth)  # type: ignore[arg-type]
+    about = made.about | {"data": name, "rows": len(rows), "queries": len(asked)} | _described(rows, asked)
+    (folder / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
+    return folder
+
+
+def _unit(rows: Array) -> Array:
+    if rows.dtype == np.uint8:
+        return np.ascontiguousarray(rows)
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    if not np.isfinite(lengths).all() or not lengths.all():
+        raise Invalid("a vector is zero, infinite or not a number")
+    return np.ascontiguousarray(rows / lengths, np.float32)
+
+
+def _columns(rows: Array, made: Made, seed: int) -> dict[str, NDArray[np.int64]]:
+    """Attributes that the data do not have are drawn: patients of eight images, modality by a cut through space."""
+    rng = np.random.default_rng([seed, 3])
+    count = len(rows)
+    floats = rows[:, :64].astype(np.float32)
+    side = floats @ rng.standard_normal(floats.shape[1], dtype=np.float32)
+    drawn = {
+        "patient": rng.permutation(count) // IMAGES_OF_A_PATIENT,
+        "modality": (side > np.quantile(side, 1 - MODALITY_SHARE)).astype(np.int64),
+        "hundredth": rng.integers(0, 100, count),
+        "thousandth": rng.integers(0, 1000, count),
+    }
+    return {name: np.asarray(made.columns.get(name, drawn[name]), np.int64) for name in FIELDS}
+
+
+def _nearest(rows: Array, queries: Array) -> NDArray[np.int64]:
+    return np.array([int(np.argmax(_scores(rows, query[None])[0])) for query in queries], np.int64)
+
+
+def _scores(rows: Array, queries: Array) -> Array:
+    if rows.dtype == np.uint8:
+        words, asked = rows.view(np.uint64), queries.view(np.uint64)
+        return np.stack([-np.bitwise_count(words ^ code).sum(axis=1, dtype=np.int16) for code in asked])
+    scores: Array = queries @ rows.T
+    return scores
+
+
+def _truth(
+    rows: Array, queries: Array, columns: dict[str, NDArray[np.int64]], patients: NDArray[np.int64]
+) -> dict[str, Array]:
+    """By filter the falling similarities of the nearest: float32 proposes some more than asked for, float64 orders."""
+    truth = {name: np.full((len(queries), DEEPEST), -np.inf) for name in FILTERS}
+    for start in range(0, len(queries), PART):
+        scores = _scores(rows, queries[start : start + PART])
+        for row, own in enumerate(scores, start):
+            for name in FILTERS:
+                wanted = clauses(name, patients[row : row + 1])
+                allowed = np.arange(len(rows)) if wanted is None else np.flatnonzero(wanted[0].mask(columns))
+                depth = min(DEEPEST + 32, len(allowed))
+                if not depth:
+                    continue
+                proposed = allowed[np.argpartition(-own[allowed], depth - 1)[:depth]]
+                exact = np.sort(similarity(queries[row], rows[proposed]))[::-1][:DEEPEST]
+                truth[name][row, : len(exact)] = exact
+    return truth
+
+
+def _described(rows: Array, queries: Array) -> dict[str, Any]:
+    if rows.dtype == np.uint8:
+        kept = len(np.unique(rows.view([("", np.uint64)] * (rows.shape[1] // 8))))
+        return {"kind": "codes", "dim": 8 * rows.shape[1], "copies": round(1 - kept / len(rows), 3)}
+    dimension = local_dimension(rows, queries[:100], min(100, len(rows) - 1))
+    known = None if np.isnan(dimension) else round(dimension, 1)
+    return {"kind": "vectors", "dim": rows.shape[1], "intrinsic_dimension": known}

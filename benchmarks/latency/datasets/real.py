@@ -1,0 +1,26 @@
+"""`real:FOLDER@ENCODER`: images in the npz files of a folder, encoded by a model's folder or an architecture.
+
+Modality is the file that an image is from; what the sets say of patients is not known here.
+"""
+
+import tempfile
+from pathlib import Path
+
+from benchmarks.latency.datasets.base import Made, held_out
+from shared.errors import Invalid, NotFound
+
+
+def make(text: str, queries: int, seed: int) -> Made:
+    """The queries are images held out by `seed`."""
+    from benchmarks.real import encode_radiographs
+
+    folder, _, encoder = text.partition("@")
+    if not encoder:
+        raise Invalid("real data read real:FOLDER@ENCODER")
+    if not Path(folder).is_dir():
+        raise NotFound("there is no such folder of images")
+    with tempfile.TemporaryDirectory() as scratch:
+        rows, said = encode_radiographs(Path(folder), encoder, Path(scratch))
+    kept, asked = held_out(rows, queries, seed)
+    about = {"source": f"{said}; {len(asked)} held out by seed {seed}", "seed": seed}
+    return Made(rows=rows[kept], queries=rows[asked], about=about)

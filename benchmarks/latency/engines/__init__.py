@@ -1,0 +1,36 @@
+"""Every module of this folder that does not begin with an underscore lists its engines in `ENGINES`."""
+
+import importlib
+import pkgutil
+from collections.abc import Sequence
+from fnmatch import fnmatch
+
+from benchmarks.latency.engines.base import Engine
+from shared.errors import NotFound
+
+
+def modules() -> list[str]:
+    return sorted(info.name for info in pkgutil.iter_modules(__path__) if info.name[0] != "_" and info.name != "base")
+
+
+def of(module: str) -> dict[str, Engine]:
+    """The engines of one module; what the others need is not imported."""
+    return {engine.name: engine for engine in importlib.import_module(f"{__name__}.{module}").ENGINES}
+
+
+def module_of(engine: Engine) -> str:
+    return next(module for module in modules() if engine.name in of(module))
+
+
+def engines() -> dict[str, Engine]:
+    """All engines by name."""
+    return {name: engine for module in modules() for name, engine in of(module).items()}
+
+
+def chosen(patterns: Sequence[str]) -> list[Engine]:
+    """Engines whose names match one of the patterns (`faiss-*`), in their order. Raises: `NotFound`."""
+    known = engines()
+    for pattern in patterns:
+        if not any(fnmatch(name, pattern) for name in known):
+            raise NotFound(f"there is no engine {pattern}; there are {', '.join(known)}")
+    return [engine for name, engine in known.items() if any(fnmatch(name, pattern) for pattern in patterns)]

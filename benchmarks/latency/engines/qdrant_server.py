@@ -1,0 +1,106 @@
+"""A real Qdrant server, where `--qdrant-url` names one: by gRPC through the platform's adapter, and by plain REST.
+
+The address is that of gRPC (`http://host:6334`); REST is expected one port below. The key, if any, is read from
+SIMILIS_QDRANT__API_KEY. The collections are the platform's own layout; memory and disk are the server's, and not told.
+"""
+
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx
+import numpy as np
+
+from benchmarks.latency.engines import _grpc
+from benchmarks.latency.engines.base import Array, Clause, Columns, Effort, Engine, Found, Opened, efforts
+from shared.index import wire
+from shared.index.qdrant import QdrantStore
+
+URL: Final = "SIMILIS_BENCH_QDRANT_URL"
+KEY: Final = "SIMILIS_QDRANT__API_KEY"
+
+
+def _absent() -> str:
+    return "" if os.environ.get(URL) else "no --qdrant-url"
+
+
+def _store() -> QdrantStore:
+    return QdrantStore(os.environ[URL], os.environ.get(KEY, ""), timeout_s=600)
+
+
+def _build(scale: str) -> Callable[[Path, Array, Columns], None]:
+    """The server keeps the rows; the folder keeps the collection's name."""
+
+    def build(folder: Path, rows: Array, columns: Columns) -> None:
+        name = f"bench-{uuid.uuid4().hex[:12]}"
+        store = _store()
+        _grpc.fill(store, name, rows, columns, scale)
+        store.close()
+        (folder / "collection").write_text(name)
+
+    return build
+
+
+def _grpc_open(folder: Path, columns: Columns) -> _grpc.Collection:
+    del columns
+    return _grpc.Collection(_store(), (folder / "collection").read_text(), [])
+
+
+class _Rest:
+    def __init__(self, folder: Path, columns: Columns) -> None:
+        del columns
+        parts = urlsplit(os.environ[URL])
+        headers = {"api-key": key} if (key := os.environ.get(KEY)) else {}
+        address = f"{parts.scheme}://{parts.hostname}:{(parts.port or 6334) - 1}"
+        self._http = httpx.Client(base_url=address, headers=headers, timeout=600, trust_env=False)
+        self._path = f"/collections/{(folder / 'collection').read_text()}/points/query/batch"
+
+    def search(self, queries: Array, k: int, effort: Effort, clauses: Sequence[Clause] | None) -> Found:
+        wanted: Sequence[Clause | None] = clauses or [None] * len(queries)
+        searches = [_request(query, k, effort, clause) for query, clause in zip(queries, wanted, strict=True)]
+        answer = self._http.post(self._path, json={"searches": searches})
+        body = answer.raise_for_status().json()
+        ids = np.full((len(queries), k), -1, np.int64)
+        for row, result in enumerate(body["result"]):
+            found = [uuid.UUID(point["id"]).int for point in result["points"]]
+            ids[row, : len(found)] = found
+        return Found(ids, body["time"] * 1000)
+
+    def close(self) -> None:
+        self._http.close()
+
+    def pids(self) -> list[int]:
+        return []
+
+
+def _request(query: Array, k: int, effort: Effort, clause: Clause | None) -> dict[str, Any]:
+    params: dict[str, Any] = {"exact": True}
+    if effort:
+        target = effort["target"]
+        params = {"hnsw_ef": wire.effort(target), "quantization": {"rescore": True, "oversampling": 1.5}}
+    asked: dict[str, Any] = {"query": query.tolist(), "using": wire.VECTOR, "limit": k, "params": params}
+    if clause is not None:
+        value = str(clause.value) if clause.field == "modality" else clause.value
+        condition = {"key": _grpc.FIELD[clause.field], "match": {"value": value}}
+        asked["filter"] = {"must_not" if clause.exclude else "must": [condition]}
+    return asked
+
+
+def _engine(name: str, transport: Callable[[Path, Columns], Opened], scale: str, kind: str = "vectors") -> Engine:
+    tried = efforts("target", *_grpc.TARGETS) if scale != "exact" else ({},)
+    return Engine(
+        name=name, build=_build(scale), open=transport, exact=scale == "exact", efforts=tried, available=_absent,
+        kind=kind,  # type: ignore[arg-type]  # one of two
+    )  # fmt: skip
+
+
+ENGINES = (
+    _engine("server-grpc-exact", _grpc_open, "exact"),
+    _engine("server-grpc-int8", _grpc_open, "hnsw-int8"),
+    _engine("server-grpc-codes", _grpc_open, "exact", "codes"),
+    _engine("server-rest-exact", _Rest, "exact"),
+    _engine("server-rest-int8", _Rest, "hnsw-int8"),
+)

@@ -1,0 +1,50 @@
+"""The platform's own vectors process behind gRPC over a UNIX socket: what an engine costs as it is served."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from benchmarks import processes
+from benchmarks.latency.engines import _grpc
+from benchmarks.latency.engines.base import Array, Columns, Engine, efforts
+from benchmarks.latency.vectors import KEY, VectorsProcess
+from shared.index.qdrant import QdrantStore
+
+NAME = "bench"
+
+
+class _Served(_grpc.Collection):
+    def __init__(self, folder: Path, columns: Columns) -> None:
+        del columns
+        self._process = VectorsProcess(folder / "data")
+        store = QdrantStore(self._process.url, KEY, timeout_s=120)
+        super().__init__(store, NAME, [])
+
+    def close(self) -> None:
+        super().close()
+        self._process.stop()
+
+    def pids(self) -> list[int]:
+        return [self._process.pid, *processes.tree(self._process.pid, processes.children())]
+
+
+def _build(scale: str) -> Callable[[Path, Array, Columns], None]:
+    def build(folder: Path, rows: Array, columns: Columns) -> None:
+        process = VectorsProcess(folder / "data")
+        try:
+            store = QdrantStore(process.url, KEY, timeout_s=600)
+            _grpc.fill(store, NAME, rows, columns, scale)
+            store.close()
+        finally:
+            process.stop()
+
+    return build
+
+
+ENGINES = (
+    Engine(name="similis-exact", build=_build("exact"), open=_Served, exact=True, most=20_000),
+    Engine(
+        name="similis-int8", build=_build("hnsw-int8"), open=_Served, efforts=efforts("target", *_grpc.TARGETS),
+        settings={"m": 16, "ef_construct": 100, "copies": "int8"},
+    ),
+    Engine(name="similis-codes", build=_build("exact"), open=_Served, exact=True, kind="codes", most=200_000),
+)  # fmt: skip

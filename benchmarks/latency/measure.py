@@ -1,0 +1,253 @@
+"""The measurements of one opened engine: raw numbers, one dictionary each.
+
+Every latency is that of the call as a client in Python makes it. Closed loops ask one question after the other;
+the open loop asks at fixed times whatever the answers take, and counts from when a question was due.
+"""
+
+import gc
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.latency.data import NEAR, Data
+from benchmarks.latency.engines.base import Clause, Effort, Engine, Found, Opened
+from benchmarks.latency.profiles import Plan
+
+Json = dict[str, Any]
+Measurement = tuple[Json, Callable[[], Json]]  #: what identifies it, and what measures it
+
+K: Final = 10
+GOAL: Final = 0.95  #: recall@10 at which the effort-independent measurements are made
+LEAST: Final = 20  #: questions, however long they take
+WARM: Final = 30
+LOAD: Final = 0.5  #: of what one thread can answer is asked in the open loop
+FASTEST: Final = 2000.0  #: questions a second: beyond, a thread's own waking is what one measures
+
+
+def quantiles(ms: list[float]) -> list[float]:
+    """The 0th to the 100th percentile, to the microsecond: the raw distribution in little space."""
+    return [round(float(value), 4) for value in np.percentile(ms, range(101))]
+
+
+def recalls(data: Data, name: str, rows: list[int], ids: NDArray[np.int64], k: int) -> NDArray[np.float64]:
+    """By query the share of the k true neighbours; rows as near as the k-th count as it, repeated rows once.
+
+    NaN where nothing passes the filter.
+    """
+    shares = []
+    for row, found in zip(rows, ids, strict=True):
+        truth = data.truth[name][row, :k]
+        truth = truth[np.isfinite(truth)]
+        if not len(truth):
+            shares.append(np.nan)
+            continue
+        unique = np.unique(found[found >= 0])
+        allowed = data.clauses(name)
+        if allowed is not None:
+            unique = unique[[bool(_passes(data, allowed[row], int(one))) for one in unique]]
+        near = data.similarities(row, unique) >= truth[-1] - NEAR
+        shares.append(min(int(np.count_nonzero(near)), len(truth)) / len(truth))
+    return np.asarray(shares)
+
+
+def _passes(data: Data, clause: Clause, row: int) -> bool:
+    return bool((data.columns[clause.field][row] == clause.value) != clause.exclude)
+
+
+@dataclass
+class Session:
+    """One engine, opened, over one data set."""
+
+    engine: Engine
+    opened: Opened
+    data: Data
+    plan: Plan
+    seed: int
+
+    def __post_init__(self) -> None:
+        self.order = np.random.default_rng(self.seed).permutation(len(self.data.queries)).tolist()
+
+    def ask(self, row: int, k: int, effort: Effort, name: str) -> Found:
+        clauses = self.data.clauses(name)
+        own = None if clauses is None else clauses[row : row + 1]
+        return self.opened.search(self.data.queries[row : row + 1], k, effort, own)
+
+    def cold(self) -> Json:
+        """The first questions of a fresh process."""
+        ms = []
+        for row in self.order[:11]:
+            started = time.perf_counter()
+            self.ask(row, K, self.engine.efforts[-1], "all")
+            ms.append((time.perf_counter() - started) * 1000)
+        return {"first_ms": round(ms[0], 4), "next_ms": round(float(np.median(ms[1:])), 4)}
+
+    def batch(self, effort: Effort) -> Json:
+        """All queries in one call."""
+        started = time.perf_counter()
+        found = self.opened.search(self.data.queries, K, effort, None)
+        spent = time.perf_counter() - started
+        more = {} if self.engine.limit else self._recall("all", list(range(len(found.ids))), found.ids, K)
+        return {"n": len(self.data.queries), "per_s": round(len(self.data.queries) / spent, 1)} | more
+
+    def single(self, effort: Effort, k: int, name: str) -> Json:
+        """One question after the other, until the plan's time or its questions are over."""
+        clauses = self.data.clauses(name)
+        rows, ids, ms, engine_ms = [], [], [], []
+        until, cpu = time.perf_counter() + self.plan.seconds, time.process_time()
+        for row in self.order[: self.plan.queries]:
+            own = None if clauses is None else clauses[row : row + 1]
+            query = self.data.queries[row : row + 1]
+            started = time.perf_counter()
+            found = self.opened.search(query, k, effort, own)
+            ended = time.perf_counter()
+            ms.append((ended - started) * 1000)
+            rows.append(row)
+            ids.append(found.ids[0])
+            if found.engine_ms is not None:
+                engine_ms.append(found.engine_ms)
+            if ended > until and len(ms) >= LEAST:
+                break
+        cpu = (time.process_time() - cpu) * 1000 / len(ms)
+        result: Json = {"n": len(ms), "ms": quantiles(ms), "cpu_ms": round(cpu, 4)}
+        if engine_ms:
+            result["engine_ms"] = round(float(np.median(engine_ms)), 4)
+        return result if self.engine.limit else result | self._recall(name, rows, np.stack(ids), k)
+
+    def _recall(self, name: str, rows: list[int], ids: NDArray[np.int64], k: int) -> Json:
+        shares = recalls(self.data, name, rows, ids, k)
+        known = shares[np.isfinite(shares)]
+        if not len(known):
+            return {}
+        error = float(known.std(ddof=1)) / len(known) ** 0.5 if len(known) > 1 else 0.0
+        return {"recall": round(float(known.mean()), 5), "recall_error": round(float(error), 5)}
+
+    def capacity(self, effort: Effort, clients: int) -> Json:
+        """Answers per second when so many threads ask as fast as they can."""
+        return {"per_s": round(self._many(effort, clients, None, self.ask)[0], 1)}
+
+    def open_loop(self, effort: Effort, clients: int) -> Json:
+        """Questions at fixed times, at `LOAD` of what one thread can answer; `floor_ms` is the loop's own share."""
+        rate = min(LOAD * self._many(effort, 1, None, self.ask, short=True)[0], FASTEST)
+        _, ms = self._many(effort, clients, rate, self.ask)
+        _, floor = self._many(effort, clients, rate, lambda *_: None, short=True)
+        return {"rate_per_s": round(rate, 1), "n": len(ms), "ms": quantiles(ms), "floor_ms": quantiles(floor)[50]}
+
+    def _many(
+        self, effort: Effort, clients: int, rate: float | None, ask: Callable[..., object], *, short: bool = False
+    ) -> tuple[float, list[float]]:
+        """Answers per second, and how long each took from when it was due (without a rate: from when it was asked)."""
+        seconds = self.plan.seconds / 4 if short else self.plan.seconds
+        ms, lock, number = list[float](), threading.Lock(), iter(range(10**9))
+        began = time.perf_counter() + 0.02
+        most = None if rate is None else max(LEAST, int(rate * seconds))
+
+        def client() -> None:
+            while True:
+                with lock:
+                    n = next(number)
+                now = time.perf_counter()
+                if (n >= most) if most is not None else (now > began + seconds and n >= LEAST):
+                    return
+                due = now if rate is None else began + n / rate
+                if due > now:
+                    time.sleep(due - now)
+                ask(self.order[n % len(self.order)], K, effort, "all")
+                took = (time.perf_counter() - due) * 1000
+                with lock:
+                    ms.append(took)
+
+        threads = [threading.Thread(target=client) for _ in range(clients)]
+        started = time.perf_counter()
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        return len(ms) / (time.perf_counter() - started), ms
+
+    def parity(self) -> Json:
+        """Under every filter the similarities of what is found are those of the oracle, place by place.
+
+        Which of equally near rows come is nobody's fault; `worst` is the largest difference at any place.
+        """
+        worst, wrong = 0.0, 0
+        names = [name for name in self.plan.filters if name == "all" or self.engine.filters]
+        rows = self.order[: self.plan.checked]
+        for name in names:
+            for row in rows:
+                ids = self.ask(row, K, self.engine.efforts[-1], name).ids[0]
+                truth = self.data.truth[name][row, :K]
+                found = np.full(K, -np.inf)
+                unique = np.unique(ids[ids >= 0])
+                found[: len(unique)] = np.sort(self.data.similarities(row, unique))[::-1]
+                finite = np.isfinite(truth)
+                same = np.array_equal(finite, np.isfinite(found))
+                gap = float(np.abs(truth[finite] - found[finite]).max(initial=0)) if same else np.inf
+                clauses = self.data.clauses(name)
+                passed = clauses is None or all(_passes(self.data, clauses[row], int(one)) for one in unique)
+                wrong += not (passed and gap <= NEAR)
+                worst = max(worst, gap if np.isfinite(gap) else 2.0)
+        return {"checked": len(rows) * len(names), "wrong": wrong, "worst": worst}
+
+    def goal(self, reached: dict[int, float]) -> Effort:
+        """The least effort whose recall reaches the goal; the greatest where none does."""
+        efforts = self.engine.efforts
+        return next((effort for n, effort in enumerate(efforts) if reached.get(n, 0) >= GOAL), efforts[-1])
+
+
+def run(session: Session, *, first: bool) -> Iterator[Measurement]:
+    """What is measured in one round, in order; in the `first`, what is the same in all of them, too."""
+    engine = session.engine
+    yield {"what": "cold"}, session.cold
+    if engine.exact and first:
+        yield {"what": "parity"}, session.parity
+    for row in session.order[:WARM]:
+        session.ask(row, K, engine.efforts[-1], "all")
+    reached: dict[int, float] = {}
+    for place, effort in enumerate(engine.efforts):
+        yield {"what": "batch", "effort": dict(effort)}, partial(_noted, session, place, reached)
+    for place in np.random.default_rng(session.seed).permutation(len(engine.efforts)).tolist():
+        yield _single(session, engine.efforts[place], K, "all")
+    if not engine.limit:
+        yield from _at(session, session.goal(reached))
+
+
+def _noted(session: Session, place: int, reached: dict[int, float]) -> Json:
+    found = session.batch(session.engine.efforts[place])
+    reached[place] = found.get("recall", 1.0)
+    return found
+
+
+def _at(session: Session, effort: Effort) -> Iterator[Measurement]:
+    """By k, by filter and by number of clients, at one effort."""
+    plan = session.plan
+    for k in plan.ks:
+        yield _single(session, effort, k, "all")
+    for name in plan.filters:
+        if name != "all" and session.engine.filters:
+            yield _single(session, effort, K, name)
+    for clients in plan.clients:
+        key = {"effort": dict(effort), "clients": clients}
+        yield {"what": "capacity"} | key, partial(session.capacity, effort, clients)
+        yield {"what": "open"} | key, partial(session.open_loop, effort, clients)
+
+
+def _single(session: Session, effort: Effort, k: int, name: str) -> Measurement:
+    key = {"what": "single", "effort": dict(effort), "k": k, "filter": name}
+    return key, partial(session.single, effort, k, name)
+
+
+def undisturbed(measurement: Callable[[], Json]) -> Json:
+    """The measurement without this process's garbage collector, and what the machine's load was."""
+    gc.collect()
+    gc.disable()
+    try:
+        return measurement() | {"load": round(os.getloadavg()[0], 2)}
+    finally:
+        gc.enable()

@@ -1,0 +1,182 @@
+"""The order of things: each data set is made, each engine built, then round after round each measured in turn.
+
+Every build and every round of an engine has a process of its own, so threads and memory are its alone; the order of
+engines is drawn anew for each round, so that what else the machine does falls on all of them.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from benchmarks import report
+from benchmarks.latency import child, raw
+from benchmarks.latency.data import prepare
+from benchmarks.latency.engines import chosen, module_of
+from benchmarks.latency.engines.base import Engine
+from benchmarks.latency.profiles import Profile, Set
+from shared.errors import Invalid
+
+Json = dict[str, Any]
+Say = Callable[[str, float], None]  #: what is done now, and which part of all is done
+SEED: Final = 7
+TIMEOUT_S: Final = 3600.0
+PACKAGES: Final = ("faiss-cpu", "qdrant-edge-py", "qdrant-client", "numpy", "hnswlib", "usearch")
+
+
+@dataclass
+class Outcome:
+    """What a run has to say beside its measurements."""
+
+    different: list[str] = field(default_factory=list)  #: exact engines that are not
+    failed: list[str] = field(default_factory=list)
+    skipped: list[str] = field(default_factory=list)
+
+
+def run(profile: Profile, out: Path, patterns: Sequence[str], say: Say, *, scratch: Path, resume: bool) -> Outcome:
+    """Raw lines of everything that the profile asks for stand in `out`.
+
+    Raises: `Invalid` if results stand there already and are not to be resumed.
+    """
+    known = raw.read(out) if (out / raw.FILE).is_file() else []
+    if known and not resume:
+        raise Invalid(f"{out.name} holds results already; --resume goes on with them")
+    writer = raw.Writer(out)
+    try:
+        return _Run(profile, known, writer, say, scratch).all(patterns)
+    finally:
+        writer.close()
+
+
+class _Run:
+    def __init__(self, profile: Profile, known: list[Json], writer: raw.Writer, say: Say, scratch: Path) -> None:
+        self.profile, self.known, self.say, self.scratch = profile, known, say, scratch
+        self.writer = writer
+        self.outcome = Outcome()
+        self.id = uuid.uuid4().hex[:8]
+        self.steps = self.taken = 0
+
+    def all(self, patterns: Sequence[str]) -> Outcome:
+        asked = chosen(patterns)
+        sets = [(one, [e for e in chosen(one.engines) if e in asked]) for one in self.profile.sets]
+        self.steps = sum(1 + len(engines) * (1 + self.profile.rounds) for _, engines in sets)
+        self.writer.add({"what": "environment", "run": self.id} | environment(self.profile))
+        for one, engines in sets:
+            self._data_set(one, engines)
+        self.writer.add({"what": "end", "run": self.id, "load": os.getloadavg()[0]})
+        self.say("done", 1.0)
+        return self.outcome
+
+    def _step(self, text: str) -> None:
+        self.say(text, self.taken / max(self.steps, 1))
+        self.taken += 1
+
+    def _data_set(self, one: Set, engines: list[Engine]) -> None:
+        self._step(f"{one.data}: data and truth")
+        folder = prepare(one.data, self.scratch / "data", self.profile.queries, SEED)
+        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+        if not any(line["what"] == "data" and line["data"] == one.data for line in self.known):
+            self.writer.add({"what": "data", "run": self.id} | about)
+        ready = [engine for engine in engines if self._fits(engine, one.data, about)]
+        self.taken += (len(engines) - len(ready)) * (1 + self.profile.rounds)
+        for engine in ready:
+            self._build(engine, one.data, folder)
+        for number in range(self.profile.rounds):
+            for place in np.random.default_rng([SEED, number]).permutation(len(ready)):
+                self._measure(ready[place], one.data, folder, number)
+        for engine in ready:
+            shutil.rmtree(self._place(engine, folder), ignore_errors=True)
+
+    def _fits(self, engine: Engine, data: str, about: Json) -> bool:
+        """It is for such data, and can run here; if only the latter fails, that is said."""
+        if engine.kind != about["kind"]:
+            return False
+        why = engine.missing() or (f"more than {engine.most:,} rows" if about["rows"] > engine.most else "")
+        if why:
+            self.outcome.skipped.append(f"{engine.name} on {data}: {why}")
+            self._write(engine, data, 0, {"what": "skipped", "why": why})
+        return not why
+
+    def _place(self, engine: Engine, data: Path) -> Path:
+        return self.scratch / "built" / data.name / engine.name
+
+    def _build(self, engine: Engine, data: str, folder: Path) -> None:
+        self._step(f"{data}: {engine.name}, build")
+        measured = any(_of(line, engine, data) and line["what"] == "build" for line in self.known)
+        if self._over(engine, data) or (measured and (self._place(engine, folder) / child.BUILT).is_file()):
+            return
+        self._child(engine, data, folder, 0, {"step": "build"}, quiet=measured)
+
+    def _over(self, engine: Engine, data: str) -> bool:
+        """All its rounds are done: nothing needs it any more."""
+        ended = [line for line in self.known if _of(line, engine, data) and line["what"] == "round"]
+        return len({line["round"] for line in ended}) >= self.profile.rounds
+
+    def _measure(self, engine: Engine, data: str, folder: Path, number: int) -> None:
+        self._step(f"{data}: {engine.name}, round {number + 1} of {self.profile.rounds}")
+        own = [line for line in self.known if _of(line, engine, data) and line["round"] == number]
+        if any(line["what"] == "round" for line in own) or not (self._place(engine, folder) / child.BUILT).is_file():
+            return
+        if f"{engine.name} on {data}" in self.outcome.different:
+            return
+        more = {"step": "measure", "round": number, "done": own, "plan": asdict(self.profile.plan)}
+        if self._child(engine, data, folder, number, more):
+            self._write(engine, data, number, {"what": "round"})
+
+    def _child(self, engine: Engine, data: str, folder: Path, number: int, more: Json, *, quiet: bool = False) -> bool:
+        """A process has done the job; its lines are written. One that fails is named, and the run goes on."""
+        job = {"engine": engine.name, "module": module_of(engine), "data": str(folder)} | more
+        job["folder"] = str(self._place(engine, folder))
+        done = subprocess.run(
+            [sys.executable, "-m", "benchmarks.latency.child"],
+            input=json.dumps(job).encode(), capture_output=True, check=False,
+            env=os.environ | child.ONE_THREAD, timeout=TIMEOUT_S,
+        )  # fmt: skip
+        for text in done.stdout.splitlines():
+            line = json.loads(text)
+            if not quiet:
+                self._write(engine, data, number, line)
+            if line["what"] == "parity" and line["wrong"]:
+                self.outcome.different.append(f"{engine.name} on {data}")
+        if done.returncode:
+            why = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:300]
+            self.outcome.failed.append(f"{engine.name} on {data}, {more['step']}: {why}")
+            self._write(engine, data, number, {"what": "failed", "step": more["step"], "why": why})
+        return not done.returncode
+
+    def _write(self, engine: Engine, data: str, number: int, line: Json) -> None:
+        self.writer.add({"run": self.id, "data": data, "engine": engine.name, "round": number} | line)
+
+
+def _of(line: Json, engine: Engine, data: str) -> bool:
+    return line.get("engine") == engine.name and line.get("data") == data
+
+
+def environment(profile: Profile) -> Json:
+    """Machine, versions, commit, command, threads and seeds, for the environment line."""
+    import faiss as module
+
+    faiss: Any = module
+    about = report.facts("latency", {"data and order": SEED})
+    about["command"] = " ".join(["similis", *sys.argv[1:]])
+    about["versions"] = {name: _version(name) for name in PACKAGES}
+    about["faiss_compiled"] = str(faiss.get_compile_options()).strip()
+    about["threads"] = "search 1, build all cores; open loop and capacity as many as there are clients"
+    about["profile"] = asdict(profile)
+    return about
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "absent"
