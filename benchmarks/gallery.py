@@ -42,8 +42,8 @@ class Gallery:
         return [self.uid(study) for study in range(len(self))]
 
 
-def write(store: Store, live: Published, gallery: Gallery) -> None:
-    """Studies, images, encodings and what the ledger must hold stand in Postgres; the projector finds them due."""
+def write(store: Store, live: Published, gallery: Gallery, *, due: bool = True) -> None:
+    """Studies, images and encodings stand in Postgres; and, if `due`, in the ledger, where the projector finds them."""
     with store.engine.begin() as connection:
         first_study, first_image = (
             connection.execute(sa.text(f"SELECT coalesce(max(id), 0) + 1 FROM {table}")).scalar_one()  # noqa: S608
@@ -72,7 +72,7 @@ def write(store: Store, live: Published, gallery: Gallery) -> None:
             "ledger (generation_id, point_id, image_id, frame, op, revision)",
             (
                 (live.generation_id, point_id(_sop(gallery, n), 1), first_image + n, 1, "upsert", 1)
-                for n in range(len(gallery) * IMAGES)
+                for n in range(len(gallery) * IMAGES if due else 0)
             ),
         )
         for table in ("study", "image"):
