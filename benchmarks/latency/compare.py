@@ -1,0 +1,49 @@
+"""Two runs beside each other: what was measured in both, and whether it moved by more than it moves anyway."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from benchmarks.latency import raw
+from benchmarks.latency.summary import Figure, Results, results
+from benchmarks.report import table
+
+APART = 1.1  #: medians nearer than this are called the same even if the rounds of both lie close
+
+
+def compared(before: Path, after: Path) -> Iterator[str]:
+    """Lines of Markdown: the single questions of both runs, those that moved first.
+
+    One moved if its medians are more than a tenth apart and no round of the one reaches into the rounds of the other.
+    """
+    first, second = (results(raw.read(folder)) for folder in (before, after))
+    pairs = [(a, b) for key, a in _singles(first).items() if (b := _singles(second).get(key))]
+    yield f"{before.name}: {_place(first)}"
+    yield f"{after.name}: {_place(second)}"
+    rows = sorted((_row(a, b) for a, b in pairs), key=lambda row: (row[0] == "same", row[1:]))
+    yield from table(
+        ["", "data", "engine", "setting", "k", "filter", "p50 before", "p50 after", "ratio", "recall"], rows
+    )
+    moved = sum(row[0] != "same" for row in rows)
+    yield f"{moved} of {len(rows)} moved by more than their spread."
+
+
+def _place(res: Results) -> str:
+    line = res.environments[-1]
+    return f"{line['date']}, commit {line['commit']}, {line['machine']}"
+
+
+def _singles(res: Results) -> dict[tuple[object, ...], Figure]:
+    return {(f.data, f.engine, f.effort, f.k, f.filter): f for f in res.figures if f.what == "single" and f.p50}
+
+
+def _row(a: Figure, b: Figure) -> list[str]:
+    assert a.p50 is not None  # noqa: S101 - `_singles` has none without
+    assert b.p50 is not None  # noqa: S101
+    ratio = b.p50.median / a.p50.median if a.p50.median else float("inf")
+    verdict = "same"
+    if ratio > APART and b.p50.low > a.p50.high:
+        verdict = "slower"
+    elif ratio < 1 / APART and b.p50.high < a.p50.low:
+        verdict = "faster"
+    shares = f"{a.recall:.3f} → {b.recall:.3f}" if a.recall is not None and b.recall is not None else "-"
+    return [verdict, a.data, a.engine, a.effort, str(a.k), a.filter, str(a.p50), str(b.p50), f"{ratio:.2f}", shares]
