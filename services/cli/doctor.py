@@ -21,6 +21,7 @@ SECRETS = ("api.key", "pseudonym.key", "vectors.key", "database.password", "data
 
 SAID = {
     "calibration-foreign": "judged by a threshold of a model that has not seen the image",
+    "collection-damaged": "the index cannot open the collection of an open generation",
     "collection-missing": "the collection of an open generation is gone",
     "collection-stray": "a collection that belongs to no generation",
     "disk-low": "less than 2 GiB are free",

@@ -62,6 +62,7 @@ class Service:
             "Delete": (pb.DeletePoints, self.delete),
             "CreateFieldIndex": (pb.CreateFieldIndexCollection, self.index_field),
             "Flush": (pb.HealthCheckRequest, self.flush),
+            "Ping": (pb.HealthCheckRequest, lambda _: done()),
         }
 
     def answer(self, name: str, raw: bytes) -> bytes:
@@ -220,6 +221,7 @@ def done() -> pb.PointsOperationResponse:
 
 def serve(path: Path, layout: Layout, reads: Connection, writes: Connection) -> None:
     """The shard at this path was served until both sockets ended; then it is flushed and closed."""
+    writes.send_bytes(str(os.getpid()).encode("ascii"))  # who to kill, should loading never end
     with held(path):
         service = Service(path, layout)
         gc.collect()

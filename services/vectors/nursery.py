@@ -1,11 +1,15 @@
 """The owner's end of the children that hold the shards (`services.vectors.engine`)."""
 
 import os
+import signal
 import socket
+import struct
 import subprocess
 import sys
 import threading
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Final
@@ -16,6 +20,10 @@ from services.vectors.refused import Refused
 from services.vectors.translate import Layout
 
 CLOSES_WITHIN_S: Final = 20.0
+#: Of one request, from the moment that it is the engine's turn. The longest that are known take a few seconds: an exact
+#: search of a million vectors, a payload index of a full shard, a flush to a slow disk.
+ANSWERS_WITHIN_S: Final = 60.0
+LOADS_WITHIN_S: Final = 600.0
 WRITES: Final = frozenset({"Upsert", "Replay", "Delete", "CreateFieldIndex", "Flush"})
 CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -24,29 +32,71 @@ class Gone(Exception):
     """The child has ended, or was closed."""
 
 
-class Engine:
-    """A child that holds one shard; questions wait for questions, writes for writes."""
+class Hung(Gone):
+    """The child did not answer in time, and was killed."""
 
-    def __init__(self, reads: Connection, writes: Connection) -> None:
+
+class Engine:
+    """A child that holds one shard; questions wait for questions, writes for writes.
+
+    Raises: `Refused` (DATA_LOSS) where the shard cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        reads: Connection,
+        writes: Connection,
+        *,
+        answers_within_s: float = ANSWERS_WITHIN_S,
+        loads_within_s: float = LOADS_WITHIN_S,
+    ) -> None:
         self._ends = {False: (reads, threading.Lock()), True: (writes, threading.Lock())}
+        self._asked: dict[bool, float] = {}
+        self._pid: int | None = None
+        limit(writes, loads_within_s)
         try:
+            pid = int(writes.recv_bytes())
+            self._pid = os.pidfd_open(pid)
             writes.recv_bytes()
         except (EOFError, OSError):
+            self._kill()
             self.close()
-            raise RuntimeError("a shard cannot be loaded; the log says why") from None
+            raise Refused(grpc.StatusCode.DATA_LOSS, "a shard cannot be loaded; the log says why") from None
+        for end in (reads, writes):
+            limit(end, answers_within_s)
 
     def ask(self, name: str, raw: bytes) -> bytes:
-        """The serialised reply. Raises: `Refused`, `Gone`."""
+        """The serialised reply. Raises: `Refused`, `Gone`, `Hung`."""
         end, lock = self._ends[name in WRITES]
-        with lock:
+        with lock, self._timed(name in WRITES):
             try:
                 end.send_bytes(name.encode("ascii") + b"\0" + raw)
                 answer = end.recv_bytes()
+            except BlockingIOError:  # what it says later would be the answer to another question
+                self._kill()
+                raise Hung from None
             except (EOFError, OSError):
                 raise Gone from None
         if answer[0]:
             raise Refused(CODES[answer[0]], answer[1:].decode("utf-8"))
         return answer[1:]
+
+    def silent_s(self) -> float:
+        """For how long the engine has owed an answer."""
+        return time.monotonic() - min(self._asked.copy().values(), default=time.monotonic())
+
+    @contextmanager
+    def _timed(self, writes: bool) -> Iterator[None]:
+        self._asked[writes] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self._asked[writes]
+
+    def _kill(self) -> None:
+        if self._pid is not None:
+            with suppress(ProcessLookupError):
+                signal.pidfd_send_signal(self._pid, signal.SIGKILL)
 
     def close(self) -> None:
         """What is being asked is answered; the child has flushed, let go of the shard, and ended."""
@@ -57,12 +107,24 @@ class Engine:
                         half.shutdown(socket.SHUT_WR)
                     if end.poll(CLOSES_WITHIN_S):
                         end.recv_bytes()
+        if self._pid is not None:
+            os.close(self._pid)
+            self._pid = None
+
+
+def limit(end: Connection, seconds: float) -> None:
+    """Reading from it and writing to it end with `BlockingIOError` when nothing has moved for so long."""
+    moment = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
+    with socket.socket(fileno=os.dup(end.fileno())) as same:
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, moment)
+        same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, moment)
 
 
 class Nursery:
     """Forks an engine for a shard; started again should it end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, answers_within_s: float = ANSWERS_WITHIN_S, loads_within_s: float = LOADS_WITHIN_S) -> None:
+        self._limits = {"answers_within_s": answers_within_s, "loads_within_s": loads_within_s}
         self._lock = threading.Lock()
         self._start()
 
@@ -73,7 +135,7 @@ class Nursery:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
 
     def engine(self, shard: Path, layout: Layout) -> Engine:
-        """The shard is loaded in a child of its own. Raises: `RuntimeError` where it cannot be."""
+        """The shard is loaded in a child of its own. Raises: `Refused` where it cannot be."""
         pairs = [socket.socketpair() for _ in range(2)]
         order = f"{shard}\0{layout.to_text()}".encode()
         with self._lock:
@@ -84,7 +146,7 @@ class Nursery:
         for _, theirs in pairs:
             theirs.close()
         reads, writes = (Connection(ours.detach()) for ours, _ in pairs)
-        return Engine(reads, writes)
+        return Engine(reads, writes, **self._limits)
 
     def close(self) -> None:
         self._orders.close()

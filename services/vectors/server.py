@@ -94,6 +94,7 @@ class Collections(CollectionsServicer):
 
     @answers
     def CollectionExists(self, request: pb.CollectionExistsRequest) -> pb.CollectionExistsResponse:  # noqa: N802
+        """Also one that cannot be loaded: it is in the way of another of its name."""
         exists = request.collection_name in self._shards.names()
         return pb.CollectionExistsResponse(result=pb.CollectionExists(exists=exists))
 
@@ -101,7 +102,8 @@ class Collections(CollectionsServicer):
     def Delete(self, request: pb.DeleteCollection) -> pb.CollectionOperationResponse:  # noqa: N802
         if request.collection_name not in self._shards.names():
             return pb.CollectionOperationResponse(result=False)
-        self._optimizer.forget(self._shards.get(request.collection_name))
+        if request.collection_name not in self._shards.broken:
+            self._optimizer.forget(self._shards.get(request.collection_name))
         return pb.CollectionOperationResponse(result=self._shards.drop(request.collection_name))
 
 
@@ -150,9 +152,16 @@ class Points:
 
 
 class Root(QdrantServicer):
+    def __init__(self, shards: Shards) -> None:
+        self._shards = shards
+
     @answers
     def HealthCheck(self, request: pb.HealthCheckRequest) -> pb.HealthCheckReply:  # noqa: ARG002, N802
-        return pb.HealthCheckReply(title="similis vectors (Qdrant Edge)", version=version("qdrant-edge-py"))
+        """UNAVAILABLE while an engine hangs; what cannot be loaded is named, and the rest is served."""
+        if silent := self._shards.silent():
+            raise Refused(grpc.StatusCode.UNAVAILABLE, f"no answer from {', '.join(silent)}")
+        lost = f"; cannot be loaded: {', '.join(sorted(self._shards.broken))}" if self._shards.broken else ""
+        return pb.HealthCheckReply(title=f"similis vectors (Qdrant Edge){lost}", version=version("qdrant-edge-py"))
 
 
 def collection_of(raw: bytes) -> str:
@@ -193,7 +202,7 @@ class VectorsServer:
         self._server = grpc.server(pool, interceptors=[KeyGuard(key)], options=options)
         add_CollectionsServicer_to_server(Collections(self.shards, self._optimizer), self._server)  # type: ignore[no-untyped-call]
         self._server.add_generic_rpc_handlers((Points(self.shards, self._optimizer).handlers(),))
-        add_QdrantServicer_to_server(Root(), self._server)  # type: ignore[no-untyped-call]
+        add_QdrantServicer_to_server(Root(self.shards), self._server)  # type: ignore[no-untyped-call]
         self.port = self._server.add_insecure_port(listen)
 
     def start(self) -> None:

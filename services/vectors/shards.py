@@ -26,13 +26,15 @@ from google.protobuf import json_format  # type: ignore[import-untyped]  # ships
 from qdrant_client import grpc as pb
 
 from services.vectors import translate
-from services.vectors.nursery import WRITES, Engine, Gone, Nursery
+from services.vectors.nursery import WRITES, Engine, Gone, Hung, Nursery
 from services.vectors.refused import Refused, wrong
 from shared import log
 
 MIN_FREE_BYTES: Final = 256 * 2**20  # a full disk is a SIGBUS: Edge writes through memory maps
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 REPLAY: Final = 256  # points per step of catching up
+WATCH_S: Final = 5.0  # between two rounds of asking the engines whether they are there
+SILENT_S: Final = 15.0  # an engine that has owed an answer for so long is reported
 _log = log.get(__name__)
 
 
@@ -72,20 +74,28 @@ class Collection:
         return cls(root / config.collection_name, nursery)
 
     def ask(self, name: str, raw: bytes) -> bytes:
-        """The engine's reply. An engine that has ended is started again; the caller is told to ask once more."""
+        """The engine's reply. An engine that has ended or hangs is started again.
+
+        A question is asked again then; not where it hung, which it may do again.
+        """
         while True:
             if self.dropped:
                 raise Refused(grpc.StatusCode.NOT_FOUND, "there is no such collection")
             engine = self._engine
             try:
                 return engine.ask(name, raw)
-            except Gone:
+            except Gone as error:
                 with self._change:
                     if engine is self._engine and not self.dropped:
-                        _log.warning("engine ended")
+                        _log.warning("engine hung" if isinstance(error, Hung) else "engine ended", collection=self.name)
                         self._engine = self._nursery.engine(self.path, self.layout)
-                if name in WRITES:  # it may have been applied or not; a question is simply asked again
+                        engine.close()
+                if name in WRITES or isinstance(error, Hung):  # a write may have been applied or not
                     raise Refused(grpc.StatusCode.UNAVAILABLE, "the engine ended; ask again") from None
+
+    def silent_s(self) -> float:
+        """For how long its engine has owed an answer."""
+        return self._engine.silent_s()
 
     def write(self, name: str, raw: bytes, ids: Sequence[str]) -> bytes:
         """The write is applied and on disk."""
@@ -199,9 +209,12 @@ class Collection:
 
 
 class Shards:
-    """All collections of one folder, which no other process may open."""
+    """All collections of one folder, which no other process may open.
 
-    def __init__(self, root: Path) -> None:
+    One that cannot be loaded is `broken`: it has its name, can be dropped, and is tried again at the next start.
+    """
+
+    def __init__(self, root: Path, nursery: Callable[[], Nursery] = Nursery) -> None:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.root = root
         self._lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -213,45 +226,74 @@ class Shards:
         for folder in (*root.glob(".new.*"), *root.glob(".gone.*")):
             shutil.rmtree(folder)
         self._change = threading.Lock()
-        self._nursery = Nursery()
-        self._collections = {
-            folder.name: Collection(folder, self._nursery)
-            for folder in sorted(root.iterdir())
-            if (folder / "current").is_symlink()
-        }
+        self._nursery = nursery()
+        self._collections: dict[str, Collection] = {}
+        self.broken: dict[str, Path] = {}
+        for folder in sorted(root.iterdir()):
+            if (folder / "current").is_symlink():
+                self._open(folder)
+        self._stopped = threading.Event()
+        threading.Thread(target=self._look_after, name="watch", daemon=True).start()
+
+    def _open(self, folder: Path) -> None:
+        try:
+            self._collections[folder.name] = Collection(folder, self._nursery)
+        except Exception as error:  # whatever it is, the others are served
+            _log.exception("collection cannot be loaded", collection=folder.name, exception_type=type(error).__name__)
+            self.broken[folder.name] = folder
+
+    def _look_after(self) -> None:
+        """Each engine is asked now and then, so that one that hangs is noticed when nobody else asks."""
+        while not self._stopped.wait(WATCH_S):
+            for collection in list(self._collections.values()):
+                try:
+                    collection.ask("Ping", b"")
+                except Refused:  # said in the log where it happened
+                    continue
+                except Exception as error:
+                    _log.exception("watch failed", exception_type=type(error).__name__)
+
+    def silent(self) -> list[str]:
+        """Collections whose engines have owed an answer for too long."""
+        return [name for name, one in sorted(self._collections.items()) if one.silent_s() > SILENT_S]
 
     def create(self, config: pb.CreateCollection) -> None:
         if not NAME.fullmatch(config.collection_name):
             raise wrong("a collection's name is letters, digits, - and _")
         with self._change:
-            if config.collection_name in self._collections:
+            if config.collection_name in self.names():
                 raise Refused(grpc.StatusCode.ALREADY_EXISTS, "the collection exists already")
             require_space(self.root)
             self._collections[config.collection_name] = Collection.create(self.root, config, self._nursery)
 
     def get(self, name: str) -> Collection:
         found = self._collections.get(name)
+        if name in self.broken:
+            raise Refused(grpc.StatusCode.DATA_LOSS, f"collection {name} cannot be loaded; the log says why")
         if found is None:
             raise Refused(grpc.StatusCode.NOT_FOUND, "there is no such collection")
         return found
 
     def drop(self, name: str) -> bool:
         with self._change:
-            collection = self._collections.pop(name, None)
-            if collection is None:
+            collection, folder = self._collections.pop(name, None), self.broken.pop(name, None)
+            if collection is not None:
+                collection.close()
+                folder = collection.folder
+            if folder is None:
                 return False
-            collection.close()
             gone = self.root / f".gone.{name}"
-            collection.folder.rename(gone)
+            folder.rename(gone)
             sync(self.root)
         shutil.rmtree(gone, ignore_errors=True)
         return True
 
     def names(self) -> list[str]:
-        return sorted(self._collections)
+        return sorted([*self._collections, *self.broken])
 
     def close(self) -> None:
         """Everything is flushed and the folder is free."""
+        self._stopped.set()
         with self._change:
             for collection in self._collections.values():
                 collection.close()

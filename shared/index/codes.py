@@ -5,6 +5,7 @@ takes a millisecond. So every engine of ours scans. Source: Norouzi et al., "Fas
 multi-index hashing", for the ball; FAISS for the scan.
 """
 
+import heapq
 import uuid
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
@@ -93,12 +94,17 @@ def ordered(scan: Scan, ids: Callable[[int], uuid.UUID], most: int) -> tuple[lis
     """(id, distance, row) by distance, then id; and whether the ball was larger than `most`."""
     rows, found, cut = scan.rows, scan.distances, len(scan.rows) > most
     if cut:
-        last = np.partition(found, most - 1)[most - 1]
-        kept = found <= last
-        rows, found = rows[kept], found[kept]
+        last = int(np.partition(found, most - 1)[most - 1])
+        inside = found < last
+        rim = heapq.nsmallest(  # which may be the whole archive: no more than `most` of it are held at a time
+            most - int(np.count_nonzero(inside)),
+            ((ids(int(row)), last, int(row)) for row in rows[found == last]),
+            key=lambda one: one[0].int,
+        )
+        rows, found = rows[inside], found[inside]
     listed = [(ids(row), distance, row) for row, distance in zip(rows.tolist(), found.tolist(), strict=True)]
     listed.sort(key=lambda one: (one[1], one[0].int))
-    return listed[:most], cut
+    return listed + rim if cut else listed, cut
 
 
 def signs(code: Sequence[int] | Codes, bits: int) -> NDArray[np.float32]:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import grpc
 from qdrant_client import grpc as pb
 
-from shared.errors import Conflict, Invalid, NotFound, SimilisError, Unavailable
+from shared.errors import Conflict, Damaged, Invalid, NotFound, SimilisError, Unavailable
 from shared.index import checks
 from shared.index import wire as messages
 from shared.index.base import PAYLOAD, Answer, Ball, CodeQuery, Filter, Hit, Info, Near, Point, Query, Spec
@@ -68,6 +68,8 @@ def translated(error: grpc.RpcError) -> SimilisError:
     """Our error for a status; only what the caller can mend quotes the engine's own words."""
     if error.code() in REFUSED:
         return Unavailable("the vector engine refuses our key")
+    if error.code() is _Code.DATA_LOSS:
+        return Damaged("the vector engine cannot load this collection: `similis doctor --repair` makes it again")
     kind = ERRORS.get(error.code())
     if kind is None:
         return Unavailable(f"the vector engine answers {error.code().name}")
@@ -210,17 +212,20 @@ class QdrantIndex:
         limits = [min(AHEAD * query.k, query.most) + 1 if query.k else query.most + 1 for query in queries]
         found, engine_ms = self._codes(queries, limits, [query.radius for query in queries])
         radii = [_radius(query, hits) for query, hits in zip(queries, found, strict=True)]
-        for rim in (False, True):
-            short = [row for row, hits in enumerate(found) if _short(hits, limits[row], radii[row])]
-            short = [row for row in short if rim or limits[row] <= queries[row].most]
-            if short:
-                for row in short:
-                    limits[row] = self.count(queries[row].filter) if rim else queries[row].most + 1
-                reach = [found[row][-1].distance for row in short]
-                asked = [queries[row] for row in short], [limits[row] for row in short], reach
-                more, more_ms = self._codes(*asked)
+        short = [row for row, hits in enumerate(found) if _short(hits, limits[row], radii[row])]
+        if wider := [row for row in short if limits[row] <= queries[row].most]:
+            asked = [queries[row] for row in wider]
+            reach = [found[row][-1].distance for row in wider]
+            more, more_ms = self._codes(asked, [query.most + 1 for query in asked], reach)
+            engine_ms += more_ms
+            for row, hits in zip(wider, more, strict=True):
+                found[row], limits[row] = hits, queries[row].most + 1
+        for row in short:  # one by one: a rim may hold the whole archive
+            if _short(found[row], limits[row], radii[row]):
+                every = self.count(queries[row].filter)
+                (hits,), more_ms = self._codes([queries[row]], [every], [found[row][-1].distance])
                 engine_ms += more_ms
-                found = [more[short.index(row)] if row in short else hits for row, hits in enumerate(found)]
+                found[row] = hits[: queries[row].most + 1]
         return [
             _ball(query, hits, radius, engine_ms) for query, hits, radius in zip(queries, found, radii, strict=True)
         ]

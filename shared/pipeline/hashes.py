@@ -5,6 +5,7 @@ Pearson correlation of the embeddings, then by id. The correlation is computed h
 by the engines: so ids and order are the same on each of them. Source: arXiv 2503.09370, content-guided ranking.
 """
 
+import uuid
 from collections.abc import Callable, Sequence
 from typing import Final, Literal
 
@@ -24,6 +25,7 @@ from shared.types import Embeddings
 Search = Callable[[Sequence[QueryImage], Sequence[Query]], list[Answer]]
 #: A hybrid search looks at so many times the images that it is asked for; `benchmarks.hashes` says what that finds.
 WIDE: Final = 10
+HELD: Final = 10_000  #: embeddings in memory at a time: as many as a ball may hold, 20 MB at 1,024 dimensions
 DIGITS: Final = 6  #: of a score: what lies below is the rounding of sums, and equal images must be equal
 
 
@@ -39,10 +41,13 @@ def searcher(
         balls = index.near(
             [_ball(image, query, widening, radius) for image, query in zip(images, queries, strict=True)]
         )
-        points = list({hit.id for ball in balls for hit in ball.hits})
-        stored = neighbours.embeddings(connection, live.generation_id, live.model_id, points)
         answers = []
+        stored: dict[uuid.UUID, bytes] = {}
         for query, ball in zip(queries, balls, strict=True):
+            missing = [hit.id for hit in ball.hits if hit.id not in stored]
+            if len(stored) + len(missing) > HELD:  # of one ball, or of several small ones
+                stored, missing = {}, [hit.id for hit in ball.hits]
+            stored |= neighbours.embeddings(connection, live.generation_id, live.model_id, missing)
             known = [hit for hit in ball.hits if hit.id in stored]  # an orphan has no content
             matrix = encodings.stack([stored[hit.id] for hit in known]).reshape(-1, index.spec.dim)
             scores = (

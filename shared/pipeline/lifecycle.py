@@ -18,7 +18,7 @@ from shared.index.base import IndexStore, Metric, Spec
 from shared.pipeline import thresholds
 from shared.store import backfill, coverage, encodings, generations, ledger, operations
 from shared.store.coverage import Gap
-from shared.store.locks import Lock, alone
+from shared.store.locks import Lock, alone, share
 from shared.store.session import enqueue
 from shared.store.tables import Generation, Model
 from shared.types import Job
@@ -86,6 +86,7 @@ def open_generation(
     card = model.card
     own = {"dim": card["dim"], "metric": Metric(card.get("metric", "cosine")), "bits": card.get("bits", 0)}
     spec = Spec(**own | choices)
+    share(db, Lock.CREATING)
     number = generations.reserve(db)
     indexes.create(generations.collection_of(number, model.id), spec)
     told = {"dim": spec.dim, "metric": spec.metric.value, "scale": spec.scale, "m": spec.m, "ef": spec.ef_construct}

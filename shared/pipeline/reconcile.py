@@ -4,12 +4,13 @@ Safe while images come in: whatever looks wrong from afar is looked at again und
 finding. The index is never written to from here: what must change in it is made due, and the projector does it.
 """
 
+import heapq
 import os
 import random
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from shared.encoder import cards
-from shared.errors import Invalid, NotFound
+from shared.errors import Damaged, Invalid, NotFound
 from shared.index import checks as vectors
 from shared.index.base import Index, IndexStore, Metric, Point, Spec
 from shared.pipeline import erase, project
@@ -33,10 +34,9 @@ from shared.types import Job
 SHOWN = 20  #: ids that a finding names
 SAMPLE = 300  #: points of each generation whose vectors are compared, without `deep`
 STEP = 256  #: points held by one transaction
-FILES = 2000  #: files looked at between two questions to the database
+FILES = 2000  #: files, or ledger rows, looked at between two questions to the database
 #: A vector whose relative distance from its encoding is greater has a cosine below 0.9999 with it.
 APART = 0.014
-CREATING_S = 1.0  #: a collection stands for a moment before its generation's row does
 
 
 @dataclass(kw_only=True)
@@ -98,11 +98,12 @@ def _generations(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # 
             if repair:
                 generations.publish(db, opened[-1].generation_id)
             yield _named("pointer-missing", [opened[-1].generation_id], repaired=repair)
-    if stray := _stray(site):
-        time.sleep(CREATING_S)
-        stray = [name for name in _stray(site) if name in stray]
-        for name in stray if repair else ():
-            site.indexes.drop(name)
+    if _stray(site):
+        with site.begin() as db:
+            alone(db, Lock.CREATING)  # a collection stands before its generation's row does
+            stray = _stray(site)
+            for name in stray if repair else ():
+                site.indexes.drop(name)
         yield _named("collection-stray", stray, repaired=repair)
 
 
@@ -251,16 +252,18 @@ def _points(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:
     for generation in opened:
         try:
             index = site.indexes.open(generation.collection)
-        except NotFound:
+        except (NotFound, Damaged) as error:
             if repair:
                 with site.begin() as db:
                     alone(db, Lock.GENERATIONS)
+                    site.indexes.drop(generation.collection)
                     begin_again(db, site.indexes, generations.get(db, generation.generation_id))
-            wrong.setdefault("collection-missing", []).append(generation.generation_id)
+            kind = "collection-damaged" if isinstance(error, Damaged) else "collection-missing"
+            wrong.setdefault(kind, []).append(generation.generation_id)
             continue
         suspects = _suspects(site, index, generation, deep)
-        for start in range(0, len(suspects), STEP):
-            for kind, name in _judged(site, index, generation, suspects[start : start + STEP], repair):
+        while step := list(islice(suspects, STEP)):
+            for kind, name in _judged(site, index, generation, step, repair):
                 wrong.setdefault(kind, []).append(name)
     for kind, names in sorted(wrong.items()):
         yield _named(kind, names, repaired=repair)
@@ -274,16 +277,36 @@ def begin_again(db: Session, indexes: IndexStore, generation: Generation) -> Non
     checks.all_due(db, generation.id)
 
 
-def _suspects(site: Site, index: Index, generation: Published, deep: bool) -> list[uuid.UUID]:
-    """Points whose place or revision looks wrong from afar, and a sample of the others: all of them, if deep."""
-    seen = {point: revision for batch in index.scan() for point, revision in batch}
-    with site.begin() as db:
-        held = ledger.held(db, generation.generation_id)
-    differ = {point for point in held.keys() | seen.keys() if held.get(point) != seen.get(point)}
-    rest = sorted(held.keys() - differ)
-    if not deep:
-        rest = random.Random(0).sample(rest, min(SAMPLE, len(rest)))  # noqa: S311 - which ones does not matter
-    return sorted(differ) + rest
+def _suspects(site: Site, index: Index, generation: Published, deep: bool) -> Iterator[uuid.UUID]:
+    """Points whose place or revision looks wrong from afar, and a sample of the others: all of them, if deep.
+
+    Index and ledger come by id, a page at a time, and are merged: no archive is too large for the memory.
+    """
+    seen = (entry for batch in index.scan() for entry in batch)
+    chance, rest, agreed = random.Random(0), [], 0  # noqa: S311 - which ones does not matter
+    for _, group in groupby(heapq.merge(seen, _held(site, generation)), key=lambda entry: entry[0]):
+        pair = list(group)
+        point = pair[0][0]
+        if deep or len(pair) != 2 or pair[0][1] != pair[1][1]:
+            yield point
+            continue
+        agreed += 1
+        if len(rest) < SAMPLE:
+            rest.append(point)
+        elif (place := chance.randrange(agreed)) < SAMPLE:
+            rest[place] = point
+    yield from rest
+
+
+def _held(site: Site, generation: Published) -> Iterator[tuple[uuid.UUID, int]]:
+    after = uuid.UUID(int=0)
+    while True:
+        with site.begin() as db:
+            page = ledger.held(db, generation.generation_id, after, FILES)
+        yield from page
+        if len(page) < FILES:
+            return
+        after = page[-1][0]
 
 
 def _judged(

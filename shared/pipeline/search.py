@@ -6,7 +6,7 @@ behind the hits. The published pointer is read once; a query keeps its generatio
 
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date, datetime
 from typing import Literal
@@ -107,7 +107,8 @@ class Subject:
     study_uid: str | None = None
     study_id: int | None = None
     image_ids: tuple[int, ...] = ()
-    patient_key: bytes | None = None
+    #: whose images they are: of an image from outside the archive and its header may name two
+    patients: tuple[bytes, ...] = ()
     #: gates that would have stopped the query image, reported and never hidden
     stops: tuple[Rejected, ...] = ()
     features: Judgement | None = None  #: of gate 3, for an image from outside
@@ -218,14 +219,17 @@ def _features(connection: sa.Connection, live: Published, encoded: Encoded, moda
 
 
 def _outsider(connection: sa.Connection, header: Header, said: Subject, secret: bytes) -> Subject:
-    """An uploaded image. If the archive has it, or its study, that is its own, whatever its header hides."""
-    key = patient_key(secret, header.issuer_of_patient_id, header.patient_id) if header.patient_id else None
+    """An uploaded image. If the archive has it, or its study, that is its own, whatever its header hides.
+
+    The patient that the header names is hidden, too: the archive may know the study under a number given before.
+    """
+    named = [patient_key(secret, header.issuer_of_patient_id, header.patient_id)] if header.patient_id else []
     own = neighbours.whose(connection, header.sop_instance_uid, header.study_instance_uid)
     if own is None:
-        return replace(said, patient_key=key)
+        return replace(said, patients=tuple(named))
     study_id, patient, image_id = own
     image_ids = () if image_id is None else (image_id,)
-    return replace(said, study_id=study_id, image_ids=image_ids, patient_key=patient)
+    return replace(said, study_id=study_id, image_ids=image_ids, patients=tuple(dict.fromkeys([patient, *named])))
 
 
 def _published(connection: sa.Connection) -> Published:
@@ -254,7 +258,7 @@ def _subject(rows: Sequence[QueryRow]) -> Subject:
         study_uid=rows[0].study_uid,
         study_id=rows[0].study_id,
         image_ids=tuple(dict.fromkeys(row.image_id for row in rows)),
-        patient_key=rows[0].patient_key,
+        patients=(rows[0].patient_key,),
     )
 
 
@@ -276,15 +280,12 @@ def _rank(
     if request.cursor is not None and len(subjects) != 1:
         raise Invalid("a cursor belongs to one query")
     page = cursor.read(request, live.generation_id, subjects[0]) if request.cursor else cursor.first(live.read_at)
-    asked = time.perf_counter()
     index = index_of(live.collection)
     search: Search = lambda _, queries: index.search(queries)  # noqa: E731
     if request.mode != "dense":
         search = hashes.searcher(connection, index, live, request.mode, request.radius)
-    found = _ask(search, subjects, request, page)
-    answered = time.perf_counter()
     rankings = []
-    for subject, own in zip(subjects, found, strict=True):
+    for subject, own, asked, answered in _answers(search, subjects, request, page):
         shown = _shown(connection, live, subject, own, request, page)
         full = len(shown) == request.k  # a page that is not full is the last one
         hidden = _hidden(connection, subject, request)
@@ -304,6 +305,22 @@ def _rank(
             )
         )
     return rankings
+
+
+def _answers(
+    search: Search, subjects: Sequence[Subject], request: Request, page: cursor.Page
+) -> Iterator[tuple[Subject, list[Answer], float, float]]:
+    """Each subject with its hits, and when they were asked for and came.
+
+    All in one batch; by codes one subject after the other, as a ball may hold thousands.
+    """
+    batches = [subjects] if request.mode == "dense" else [[one] for one in subjects]
+    for batch in batches:
+        asked = time.perf_counter()
+        found = _ask(search, batch, request, page)
+        answered = time.perf_counter()
+        for subject, own in zip(batch, found, strict=True):
+            yield subject, own, asked, answered
 
 
 def _ask(search: Search, subjects: Sequence[Subject], request: Request, page: cursor.Page) -> list[list[Answer]]:
@@ -393,8 +410,8 @@ def _timings(started: float, asked: float, answered: float, answers: Sequence[An
 
 def _queries(subject: Subject, request: Request, page: cursor.Page, depth: int) -> list[Query]:
     never: list[Condition] = []
-    if "patient" in request.exclude and subject.patient_key is not None:
-        never.append(Match(field="patient", values=(patient_number(subject.patient_key),)))
+    if "patient" in request.exclude and subject.patients:
+        never.append(Match(field="patient", values=tuple(map(patient_number, subject.patients))))
     elif "study" in request.exclude and subject.study_id is not None:
         never.append(Match(field="study", values=(subject.study_id,)))
     elif "self" in request.exclude and subject.image_ids:
@@ -423,7 +440,7 @@ def _same_view(image: QueryImage, request: Request) -> tuple[Condition, ...]:
 def _hidden(connection: sa.Connection, subject: Subject, request: Request) -> tuple[int, int]:
     return neighbours.hidden(
         connection,
-        patient_key=subject.patient_key if "patient" in request.exclude else None,
+        patients=subject.patients if "patient" in request.exclude else (),
         study_id=subject.study_id if "study" in request.exclude else None,
         image_ids=subject.image_ids if "self" in request.exclude else (),
     )

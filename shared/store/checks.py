@@ -230,6 +230,19 @@ def let_go(db: Session, operations: Sequence[Stuck]) -> None:
     )
 
 
+_LET_ALL_GO = (
+    "UPDATE operation SET lease_until = NULL WHERE lease_until IS NOT NULL",
+    "UPDATE backfill SET lease_until = NULL WHERE lease_until IS NOT NULL",
+    "UPDATE image SET status = 'received', lease_until = NULL WHERE status = 'encoding'",
+)
+
+
+def let_all_go(db: Session) -> None:
+    """Nobody holds anything: in a restored database, whose workers are those of another home."""
+    for statement in _LET_ALL_GO:
+        db.execute(sa.text(statement))
+
+
 class Registered(NamedTuple):
     """A file that is said to be an image, and the image it is said to be."""
 

@@ -203,16 +203,16 @@ def coverage(db: Session | sa.Connection, generation_id: int) -> Coverage:
     return Coverage(*row)
 
 
-def held(db: Session | sa.Connection, generation_id: int) -> dict[uuid.UUID, int]:
-    """(point id, revision) of everything the index must hold now: what a reconciliation compares with."""
-    rows = db.execute(
-        sa.text(
-            "SELECT point_id, revision FROM ledger WHERE generation_id = :generation "
-            "AND state = 'applied' AND op = 'upsert'"
-        ),
-        {"generation": generation_id},
-    )
-    return {row[0]: row[1] for row in rows}
+_HELD = sa.text(
+    "SELECT point_id, revision FROM ledger WHERE generation_id = :generation AND point_id > :after "
+    "AND state = 'applied' AND op = 'upsert' ORDER BY point_id LIMIT :limit"
+)
+
+
+def held(db: Session | sa.Connection, generation_id: int, after: uuid.UUID, limit: int) -> list[tuple[uuid.UUID, int]]:
+    """(point id, revision) of what the index must hold now, the next ones by id: what a reconciliation compares."""
+    rows = db.execute(_HELD, {"generation": generation_id, "after": after, "limit": limit})
+    return [(row[0], row[1]) for row in rows]
 
 
 def oldest_pending_s(db: Session | sa.Connection) -> float | None:

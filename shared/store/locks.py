@@ -1,4 +1,4 @@
-"""Two locks of the database, where rows cannot be locked because they do not stand yet. Held until the commit."""
+"""Three locks of the database, where rows cannot be locked because they do not stand yet. Held until the commit."""
 
 from enum import IntEnum
 
@@ -11,6 +11,7 @@ SPACE = 0x53494D  # "SIM": apart from whatever else locks in this database
 class Lock(IntEnum):
     GENERATIONS = 1  #: shared by who writes or applies ledgers; alone for who opens, publishes or retires
     INTAKE = 2  #: shared by who registers files; alone for who erases
+    CREATING = 3  #: shared by who makes a collection, until its row stands; alone for who looks for strays
 
 
 def share(db: Session, lock: Lock) -> None:

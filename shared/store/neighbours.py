@@ -147,18 +147,20 @@ _OF_IMAGES: Final = _HIDDEN + "i.id = ANY(%(value)s)"
 def hidden(
     connection: sa.Connection,
     *,
-    patient_key: bytes | None = None,
+    patients: Sequence[bytes] = (),
     study_id: int | None = None,
     image_ids: Sequence[int] = (),
 ) -> tuple[int, int]:
     """How many studies and images the widest of these exclusions keeps out of sight.
 
-    A patient's images include the study's, and a study's its own; so one indexed look-up tells all.
+    A patient's images include the study's, and a study's its own; so one indexed look-up tells all, mostly of one
+    patient.
     """
-    value: bytes | int | list[int]
-    if patient_key is not None:
-        statement, value = _OF_PATIENT, patient_key
-    elif study_id is not None:
+    value: int | list[int]
+    if patients:
+        counts = [_rows(connection, _OF_PATIENT, {"value": key})[0] for key in patients]
+        return sum(row[0] for row in counts), sum(row[1] for row in counts)
+    if study_id is not None:
         statement, value = _OF_STUDY, study_id
     elif image_ids:
         statement, value = _OF_IMAGES, list(image_ids)

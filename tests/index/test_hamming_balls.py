@@ -1,5 +1,8 @@
 """The scan that engines share, against counting bits; sizes at which the radius is guessed from a sample."""
 
+import tracemalloc
+import uuid
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -53,3 +56,28 @@ def test_short_codes_are_padded_without_a_difference() -> None:
 def test_signs_score_as_qdrant_does() -> None:
     a, b = np.random.default_rng(3).integers(0, 256, (2, 4), dtype=np.uint8)
     assert codes.signs(a, 32) @ codes.signs(b, 32) == 32 - 2 * plainly(a[None], b)[0]
+
+
+@pytest.mark.parametrize("most", [1, 7, 20, 39, 40])
+def test_a_ball_is_cut_nearest_first_and_then_by_id(most: int) -> None:
+    rng = np.random.default_rng(4)
+    rows, found = np.arange(40), rng.integers(0, 4, 40).astype(np.int32)
+    numbers = rng.permutation(40)
+    listed, cut = codes.ordered(codes.Scan(rows, found, 4), lambda row: uuid.UUID(int=int(numbers[row])), most)
+    expected = sorted((int(found[row]), int(numbers[row]), row) for row in range(40))[:most]
+    assert [(distance, id_.int, row) for id_, distance, row in listed] == expected
+    assert cut == (most < 40)
+
+
+def test_a_rim_of_the_whole_archive_is_cut_in_little_memory() -> None:
+    """100,000 equal codes; as a list of ids they take 15 MB."""
+    many = 100_000
+    scan = codes.Scan(np.arange(many), np.zeros(many, np.int32), 0)
+    tracemalloc.start()
+    try:
+        listed, cut = codes.ordered(scan, lambda row: uuid.UUID(int=many - row), 100)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert ([id_.int for id_, _, _ in listed], cut) == (list(range(1, 101)), True)
+    assert peak < 3e6

@@ -2,8 +2,10 @@
 
 import os
 import threading
+import time
+import tracemalloc
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,9 +14,12 @@ import pytest
 import sqlalchemy as sa
 
 from shared.encoder.build import build
-from shared.index.base import Point
-from shared.pipeline import erase, reconcile
+from shared.errors import Damaged
+from shared.index.base import Index, Point, Spec
+from shared.index.memory import MemoryIndex, MemoryStore
+from shared.pipeline import erase, lifecycle, reconcile
 from shared.pipeline.reconcile import Finding, Site, examine
+from shared.store import checks, generations, operations
 from shared.store.ledger import Pending
 from shared.types import point_id
 from tests.miniature import SECRET, Platform, header
@@ -221,6 +226,28 @@ def lost_collection(p: Platform) -> object:
     return 1
 
 
+def damaged_collection(p: Platform) -> object:
+    """The engine knows the collection and cannot open it."""
+    p.indexes = Damaging(p.indexes)
+    return 1
+
+
+class Damaging(MemoryStore):
+    def __init__(self, held: MemoryStore) -> None:
+        super().__init__()
+        self._collections = held._collections
+        self._lost = set(held.names())
+
+    def open(self, name: str) -> Index:
+        if name in self._lost:
+            raise Damaged("cannot be opened")
+        return super().open(name)
+
+    def drop(self, name: str) -> None:
+        self._lost.discard(name)
+        super().drop(name)
+
+
 def stray_collection(p: Platform) -> object:
     p.indexes.create("g77-m1", index(p).spec)
     return "g77-m1"
@@ -305,6 +332,7 @@ DAMAGE: list[tuple[str, Callable[[Platform], object]]] = [
     ("job-exhausted", exhausted_point),
     ("point-missing", applied_but_absent),
     ("collection-missing", lost_collection),
+    ("collection-damaged", damaged_collection),
     ("collection-stray", stray_collection),
     ("pointer-retired", pointer_to_a_retired_one),
     ("pointer-missing", no_pointer),
@@ -417,7 +445,7 @@ def test_what_is_under_way_is_seen_from_afar_and_is_no_finding(
     late: list[Pending] = []
     held = reconcile.ledger.held
 
-    def behind(db, generation_id):
+    def behind(db, generation_id, after, limit):
         """A row is applied between the scan of the index and the reading of the ledger."""
         if not late:
             late.append(True)  # type: ignore[arg-type]
@@ -425,10 +453,10 @@ def test_what_is_under_way_is_seen_from_afar_and_is_no_finding(
             filled.scan()
             filled.encode()
             filled.project()
-        return held(db, generation_id)
+        return held(db, generation_id, after, limit)
 
     monkeypatch.setattr(reconcile.ledger, "held", behind)
-    suspects = reconcile._suspects(site(filled), index(filled), filled.published(), deep=False)
+    suspects = list(reconcile._suspects(site(filled), index(filled), filled.published(), deep=False))
     assert point_id("1.2.3.9", 1) in suspects
     late.clear()
     assert look(filled) == []
@@ -448,3 +476,91 @@ def test_what_was_erased_lifted_and_taken_in_again_is_held_again(filled: Platfor
     work(filled)
     assert len(index(filled).get([POINT])) == 1
     assert look(filled) == []
+
+
+def test_a_generation_whose_making_was_killed_leaves_a_collection_that_repair_drops(filled: Platform) -> None:
+    with pytest.raises(KeyboardInterrupt), filled.begin() as db:
+        lifecycle.begin_generation(db, filled.indexes, generations.model(db, "null"), scale="exact")
+        raise KeyboardInterrupt
+    (stray,) = set(filled.indexes.names()) - {filled.published().collection}
+    (found,) = look(filled, repair=True)
+    assert (found.kind, found.ids, found.repaired) == ("collection-stray", [stray], True)
+    assert filled.indexes.names() == [filled.published().collection]
+    assert look(filled) == []
+
+
+def test_a_collection_whose_generation_is_being_made_is_no_stray(filled: Platform) -> None:
+    """However long that takes: here it waits for a writer of ledgers."""
+    made, found = threading.Event(), []
+
+    def make() -> None:
+        with filled.begin() as db:
+            lifecycle.begin_generation(db, filled.indexes, generations.model(db, "null"), scale="exact")
+
+    def repair() -> None:
+        made.wait(5)
+        found.extend(look(filled, repair=True))
+
+    create = filled.indexes.create
+
+    def announced(name: str, spec: Spec) -> Index:
+        index = create(name, spec)
+        made.set()
+        time.sleep(0.5)
+        return index
+
+    filled.indexes.create = announced  # type: ignore[method-assign]
+    both = [threading.Thread(target=make), threading.Thread(target=repair)]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert found == []
+    assert len(filled.indexes.names()) == 2
+
+
+def test_comparing_a_large_index_takes_the_memory_of_two_pages(filled: Platform) -> None:
+    """40,000 points would take some 12 MB at once."""
+    many = 40_000
+    run(
+        filled,
+        "INSERT INTO ledger (generation_id, point_id, image_id, frame, op, revision, state, applied_at) "
+        "SELECT 1, CAST(lpad(to_hex(n), 32, '0') AS uuid), 1, 1, 'upsert', 1, 'applied', clock_timestamp() "
+        "FROM generate_series(1, :many) AS n",
+        many=many,
+    )
+    run(filled, "DELETE FROM ledger WHERE point_id > '00000000-0000-0000-0000-0000ffffffff'")
+
+    class Long(MemoryIndex):
+        def scan(self, batch: int = 1000) -> Iterator[list[tuple[uuid.UUID, int]]]:
+            for start in range(1, many + 1, batch):
+                yield [(uuid.UUID(int=n), 2 if n == 777 else 1) for n in range(start, min(start + batch, many + 1))]
+
+    def compare() -> list[uuid.UUID]:
+        return list(reconcile._suspects(site(filled), Long(index(filled).spec), filled.published(), False))
+
+    assert compare()[0] == uuid.UUID(int=777)
+    tracemalloc.start()
+    try:
+        suspects = compare()
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert len(set(suspects)) == 1 + reconcile.SAMPLE
+    assert peak < 4e6
+
+
+def test_what_was_under_way_when_a_backup_was_taken_goes_on_and_is_no_finding(filled: Platform) -> None:
+    late = "clock_timestamp() - interval '1 hour'"
+    run(
+        filled,
+        f"INSERT INTO operation (kind, state, params, lease_until) VALUES ('scan', 'running', '{{}}', {late})",
+    )
+    run(filled, f"UPDATE image SET status = 'encoding', attempt = attempt + 1, lease_until = {late} WHERE id = 1")
+    assert {one.kind for one in look(filled)} == {"operation-stuck", "lease-expired"}
+    with filled.begin() as db:
+        checks.let_all_go(db)
+    assert look(filled) == []
+    with filled.begin() as db:
+        assert operations.claim(db, "scan", 5) is not None
+    assert filled.encode() == 1

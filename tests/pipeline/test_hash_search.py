@@ -1,3 +1,4 @@
+import tracemalloc
 from typing import Any
 
 import numpy as np
@@ -148,3 +149,41 @@ def test_equal_images_have_equal_content() -> None:
     assert len(np.unique(scores)) == 3
     assert scores[0] == 1.0
     assert hashes.content(matrix[0], np.ones((1, 1024), np.float32))[0] == 0.0
+
+
+@pytest.mark.parametrize("mode", ["hash", "hybrid"])
+def test_a_batch_of_large_balls_takes_the_memory_of_one(archive: Platform, mode: Any) -> None:
+    """Each ball holds the whole archive; they are looked at one study after the other."""
+
+    def peak(studies: int) -> int:
+        tracemalloc.start()
+        try:
+            with archive.store.reading() as connection:
+                asked = Request(mode=mode, k=1, radius=BITS if mode == "hash" else None)
+                found = search.by_studies(connection, archive.index, [uid(n) for n in range(studies)], asked)
+            assert len(found) == studies
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(12)  # imports and caches
+    assert peak(12) < 2 * peak(2)
+
+
+def test_embeddings_are_held_for_one_ball_at_a_time(archive: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = told(ask(archive, mode="hash", k=5, radius=BITS))
+    read: list[int] = []
+    fetch = neighbours.embeddings
+
+    def counted(*arguments: Any) -> Any:
+        read.append(len(arguments[-1]))
+        return fetch(*arguments)
+
+    monkeypatch.setattr(neighbours, "embeddings", counted)
+    ask(archive, mode="hash", k=5, radius=BITS)
+    assert read[0] == 40
+    assert read[1:] == [0, 0, 0]  # the four balls are one, and small
+    monkeypatch.setattr(hashes, "HELD", 10)
+    read.clear()
+    assert told(ask(archive, mode="hash", k=5, radius=BITS)) == whole
+    assert read == [40, 40, 40, 40]

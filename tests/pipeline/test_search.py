@@ -211,6 +211,27 @@ def test_an_upload_that_the_archive_has_is_hidden_even_without_its_patient(archi
     assert answer.hidden_studies == 2
 
 
+def test_an_upload_hides_the_patient_of_the_archive_and_the_one_its_header_names(archive: Platform) -> None:
+    """The archive has the image under one number, the header names another that the archive knows, too."""
+    from dataclasses import replace
+
+    from shared.types import Decoded
+    from tests.miniature import SECRET
+
+    stored = next(iter(archive.sandbox.headers))
+
+    def renumbered(recipe: Any) -> Decoded:
+        one = archive.sandbox._decoded(stored, recipe)
+        return replace(one, header=replace(one.header, patient_id="WOMAN-2"))
+
+    with archive.store.reading() as connection:
+        answer = search.by_image(connection, archive.index, renumbered, archive.encoder, SECRET, Request(k=50))
+    shown = {s.study_uid for s in answer.studies}
+    assert not {uid(0), uid(1), uid(4), uid(5)} & shown
+    assert {uid(2), uid(3)} <= shown
+    assert (answer.hidden_studies, answer.hidden_images) == (4, 16)
+
+
 def test_a_study_of_many_alike_images_does_not_crowd_out_the_others(platform: Platform) -> None:
     """One study has more near images than are asked for at first; the answer still has k studies."""
     platform.add_model()

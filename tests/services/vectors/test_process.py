@@ -15,7 +15,7 @@ import pytest
 from qdrant_client import grpc as pb
 
 from services.vectors import shards
-from shared.errors import Invalid, Unavailable
+from shared.errors import Damaged, Invalid, Unavailable
 from shared.index import wire
 from shared.index.base import Point, Query, Spec
 from shared.index.qdrant import QdrantStore, translated
@@ -146,6 +146,7 @@ class Status(grpc.RpcError):
 @pytest.mark.parametrize("code", [code for code in grpc.StatusCode if code is not grpc.StatusCode.OK])
 def test_every_status_has_an_error_and_only_the_callers_own_quote_the_engine(code: grpc.StatusCode) -> None:
     error = translated(Status(code))
+    assert isinstance(error, Damaged) == (code is grpc.StatusCode.DATA_LOSS)
     assert ("what the engine says" in str(error)) == (not isinstance(error, Unavailable))
 
 

@@ -1,0 +1,119 @@
+"""One engine that fails takes nobody with it: a shard that cannot be loaded, a child that hangs."""
+
+import os
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from functools import partial
+from pathlib import Path
+
+import grpc
+import pytest
+from qdrant_client import grpc as pb
+
+from services.vectors import shards
+from services.vectors.nursery import Nursery
+from services.vectors.refused import Refused
+from services.vectors.shards import Shards
+from shared.errors import Damaged
+from shared.index import checks, wire
+from shared.index.base import Query, Spec
+from tests.contracts import engines
+from tests.contracts.test_index import gallery, matrix
+
+DIM = 32
+SPEC = Spec(dim=DIM)
+
+
+def health(running: engines.VectorsProcess) -> str:
+    with grpc.insecure_channel(f"unix://{running.socket}") as channel:
+        metadata = [("api-key", engines.KEY)]
+        return str(pb.QdrantStub(channel).HealthCheck(pb.HealthCheckRequest(), metadata=metadata).title)
+
+
+@pytest.mark.parametrize("damage", ["segment", "config"])
+def test_a_shard_that_cannot_be_loaded_is_named_and_the_others_are_served(tmp_path: Path, damage: str) -> None:
+    with engines.vectors_process(tmp_path) as running:
+        with closing(running.store()) as store:
+            for name in ("sound", "torn"):
+                store.create(name, SPEC).write(gallery(20))
+        running.stop()
+        torn = running.data / "torn"
+        (torn / "collection.json" if damage == "config" else torn / "current" / "edge_config.json").write_text("{")
+        running.start()
+        with closing(running.store()) as store:
+            assert store.open("sound").search([Query(vector=matrix(1)[0], limit=3)])[0].hits
+            assert store.names() == ["sound", "torn"]
+            with pytest.raises(Damaged, match="cannot load"):
+                store.open("torn")
+            assert "cannot be loaded: torn" in health(running)
+            store.drop("torn")
+            store.create("torn", SPEC).write(gallery(5))
+            assert store.open("torn").count() == 5
+            assert "cannot be loaded" not in health(running)
+        assert sorted(path.name for path in running.data.iterdir()) == ["lock", "sound", "torn"]
+
+
+@pytest.fixture
+def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shards]:
+    """One collection of ten points, whose engine is given half a second."""
+    monkeypatch.setattr(shards, "SILENT_S", 0.2)
+    held = Shards(tmp_path, partial(Nursery, answers_within_s=0.5))
+    held.create(wire.create("a", SPEC))
+    points = gallery(10)
+    vectors = checks.prepare(SPEC, [point.vector for point in points])
+    request = wire.upsert("a", points, vectors)
+    held.get("a").write("Upsert", request.SerializeToString(), [point.id.uuid for point in request.points])
+    yield held
+    held.close()
+
+
+def hang(held: Shards) -> None:
+    """The child that holds the shard stands still, as on a disk that does not answer."""
+    (pid,) = children(held._nursery._process.pid)
+    os.kill(pid, signal.SIGSTOP)
+
+
+def children(pid: int) -> list[int]:
+    return [int(one) for one in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("raw", [b"", b"x" * (1 << 22)], ids=["waiting", "sending"])
+def test_an_engine_that_hangs_is_killed_and_another_answers(quick: Shards, raw: bytes) -> None:
+    hang(quick)
+    started = time.monotonic()
+    with pytest.raises(Refused, match="ask again") as caught:
+        quick.get("a").ask("Count", raw)
+    assert caught.value.code is grpc.StatusCode.UNAVAILABLE
+    assert time.monotonic() - started < 3
+    assert quick.get("a").info().points_count == 10
+
+
+def test_a_hung_engine_is_noticed_when_nobody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "WATCH_S", 0.1)
+    monkeypatch.setattr(shards, "SILENT_S", 0.2)
+    held = Shards(tmp_path, partial(Nursery, answers_within_s=0.6))
+    try:
+        held.create(wire.create("a", SPEC))
+        (before,) = children(held._nursery._process.pid)
+        hang(held)
+        seen, until = [], time.monotonic() + 10
+        while (now := children(held._nursery._process.pid)) in ([], [before]):
+            assert time.monotonic() < until
+            seen += held.silent()
+            time.sleep(0.02)
+        assert now != [before]
+        assert set(seen) == {"a"}
+        assert held.get("a").info().points_count == 0
+        assert held.silent() == []
+    finally:
+        held.close()
+
+
+def test_the_limit_is_of_one_request_and_not_of_the_engines_life(quick: Shards) -> None:
+    before = children(quick._nursery._process.pid)
+    for _ in range(8):
+        assert quick.get("a").info().points_count == 10
+        time.sleep(0.1)
+    assert children(quick._nursery._process.pid) == before
