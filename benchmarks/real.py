@@ -8,8 +8,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shared.encoder.build import build
+from shared.encoder.cards import read
 from shared.encoder.convert import convert
-from shared.encoder.runtime import load
+from shared.encoder.runtime import Runtime, load
 from shared.errors import NotFound
 from shared.types import Embeddings, Pixels
 
@@ -36,7 +37,10 @@ def encode_radiographs(folder: Path, encoder: str, scratch: Path) -> tuple[Embed
         raise NotFound("there are no npz files with images in this folder")
     stacked = np.concatenate(images)
     folder = model(encoder, scratch)
-    encoders = [load(folder) for _ in range(SLOTS)]
+    runtime: Runtime = (
+        "torch" if read(folder).graph is None else "onnx"
+    )  # the shipped model's graph is made at its start
+    encoders = [load(folder, runtime) for _ in range(SLOTS)]
     parts = [stacked[start : start + PART] for start in range(0, len(stacked), PART)]
     with ThreadPoolExecutor(SLOTS) as pool:  # ONNX Runtime lets go of the interpreter while it computes
         vectors = list(
