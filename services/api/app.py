@@ -18,6 +18,9 @@ from services.api.edge import Edge
 from services.api.limits import Slots
 from services.api.metrics import Metrics, software
 from services.api.routes import (
+    dicomweb_pictures,
+    dicomweb_query,
+    dicomweb_retrieve,
     dicomweb_store,
     erase,
     generations,
@@ -52,6 +55,9 @@ ROUTERS = (
     letters.router,
     keys.router,
     dicomweb_store.router,
+    dicomweb_query.router,
+    dicomweb_pictures.router,
+    dicomweb_retrieve.router,
 )
 MIB = 1024 * 1024
 LOOPBACK = ("127.0.0.1", "::1", "localhost")

@@ -169,6 +169,14 @@ def client(archive: Archive) -> Iterator[TestClient]:
 
 
 @pytest.fixture
+def roomy(archive: Archive) -> Archive:
+    """The same, on a disk that may be as full as the developer's."""
+    intake = archive.rt.settings.intake.model_copy(update={"reserve_mb": 0})
+    archive.rt.settings = archive.rt.settings.model_copy(update={"intake": intake})
+    return archive
+
+
+@pytest.fixture
 def filled(archive: Archive) -> Archive:
     """Twelve studies; 1 and 2 are of one woman."""
     for study in range(1, 13):

@@ -18,6 +18,10 @@ ID = "00000000-0000-4000-8000-000000000000"
 PUBLIC = None
 WATCH = (Scope.INGEST, Scope.REVIEW, Scope.REINDEX, Scope.ERASE)  #: any of them
 
+DICOM_STUDY = "/studies/{study_instance_uid}"
+DICOM_SERIES = DICOM_STUDY + "/series/{series_instance_uid}"
+DICOM_INSTANCE = DICOM_SERIES + "/instances/{sop_instance_uid}"
+
 #: (method, template) -> (address, scope or scopes that open it, JSON body). A route that is missing here fails.
 ROUTES = {
     ("GET", "/livez"): ("/livez", PUBLIC, None),
@@ -52,6 +56,30 @@ ROUTES = {
     ("GET", "/v1/dead-letters"): ("/v1/dead-letters", Scope.INGEST, None),
     ("POST", "/v1/dead-letters/{letter}:retry"): ("/v1/dead-letters/image-99:retry", Scope.INGEST, None),
     ("POST", "/v1/dead-letters:retry"): ("/v1/dead-letters:retry", Scope.INGEST, {"kind": "image"}),
+    **{
+        ("GET", f"/dicom-web{template}"): (f"/dicom-web{address}", scope, None)
+        for template, address, scope in (
+            ("/studies", "/studies", Scope.READ),
+            ("/series", "/series", Scope.READ),
+            ("/instances", "/instances", Scope.READ),
+            (DICOM_STUDY, "/studies/1.2", Scope.RETRIEVE),
+            (f"{DICOM_STUDY}/metadata", "/studies/1.2/metadata", Scope.READ),
+            (f"{DICOM_STUDY}/series", "/studies/1.2/series", Scope.READ),
+            (f"{DICOM_STUDY}/instances", "/studies/1.2/instances", Scope.READ),
+            (DICOM_SERIES, "/studies/1.2/series/1.3", Scope.RETRIEVE),
+            (f"{DICOM_SERIES}/metadata", "/studies/1.2/series/1.3/metadata", Scope.READ),
+            (f"{DICOM_SERIES}/instances", "/studies/1.2/series/1.3/instances", Scope.READ),
+            (DICOM_INSTANCE, "/studies/1.2/series/1.3/instances/1.4", Scope.RETRIEVE),
+            *(
+                (
+                    f"{DICOM_INSTANCE}/{what.replace('1', '{frame}')}",
+                    f"/studies/1.2/series/1.3/instances/1.4/{what}",
+                    Scope.READ,
+                )
+                for what in ("metadata", "thumbnail", "rendered", "frames/1/rendered")
+            ),
+        )
+    },
     ("POST", "/dicom-web/studies"): ("/dicom-web/studies", Scope.INGEST, None),
     ("POST", "/dicom-web/studies/{study_instance_uid}"): ("/dicom-web/studies/1.2.3.1", Scope.INGEST, None),
     ("DELETE", "/v1/studies/{study_instance_uid}"): ("/v1/studies/1.2.3.99", Scope.ERASE, None),

@@ -23,7 +23,8 @@ def test_statuses_say_what_the_caller_can_do():
     listed = {kind.__name__: errors.KINDS[kind].status for kind in errors.KINDS}
     assert listed == {
         "Invalid": 400, "Rejected": 422, "TooLarge": 413, "UnsupportedMedia": 415, "NotAcceptable": 406, "Full": 507,
-        "NotFound": 404, "Gone": 410, "Conflict": 409, "Denied": 403, "Unidentified": 401, "Throttled": 429, "Unavailable": 503, "SimilisError": 500,
+        "NotFound": 404, "Gone": 410, "Conflict": 409, "Denied": 403, "Unidentified": 401,
+        "Throttled": 429, "Unavailable": 503, "SimilisError": 500,
     }  # fmt: skip
 
 

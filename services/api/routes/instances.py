@@ -39,9 +39,9 @@ def thumbnail(
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
 ) -> Response:
     """The image in grey, its longest side at most 256 pixels."""
-    row = _row(rt, sop_instance_uid, bearer)
+    row = row_of(rt, sop_instance_uid, bearer)
     if row.jpeg is None:
-        raise Conflict(_unseen(row))
+        raise Conflict(unseen(row))
     tag = f'"{hashlib.sha256(row.jpeg).hexdigest()[:20]}"'
     if if_none_match is not None and tag in (part.strip().removeprefix("W/") for part in if_none_match.split(",")):
         return Response(status_code=304, headers={"ETag": tag})
@@ -58,17 +58,17 @@ def rendered(
     size: Annotated[int, Query(ge=32, le=2048)] = 1024,
 ) -> Response:
     """One frame of the original as it would be shown: 8 bit grey, its longest side at most `size` pixels."""
-    row = _row(rt, sop_instance_uid, bearer)
+    row = row_of(rt, sop_instance_uid, bearer)
     if row.status == Status.EMPTY:
-        raise Conflict(_unseen(row))
+        raise Conflict(unseen(row))
     with decoding.taken("decoding"):
-        pixels = _decoded(rt, row, frame, size)
+        pixels = decoded_frame(rt, row, frame, size)
     out = io.BytesIO()
     Pillow.fromarray(pixels).save(out, "PNG", compress_level=1)
     return Response(out.getvalue(), media_type="image/png")
 
 
-def _row(rt: Runtime, sop_uid: str, bearer: Bearer) -> Row[Any]:
+def row_of(rt: Runtime, sop_uid: str, bearer: Bearer) -> Row[Any]:
     """Raises: `NotFound`, in the same words for one that is not there and one that only a reviewer may see."""
     with rt.store.reading() as connection:
         row = catalog.picture(connection, sop_uid)
@@ -77,11 +77,11 @@ def _row(rt: Runtime, sop_uid: str, bearer: Bearer) -> Row[Any]:
     return row
 
 
-def _unseen(row: Row[Any]) -> str:
+def unseen(row: Row[Any]) -> str:
     return f"there is no picture of this image: {explain(row.reason) or f'it is {row.status}'}"
 
 
-def _decoded(rt: Runtime, row: Row[Any], frame: int, size: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
+def decoded_frame(rt: Runtime, row: Row[Any], frame: int, size: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
     """(rows, cols). Raises: `Gone`, `Conflict`, `Rejected`, `Invalid`."""
     path = FilePath(os.fsdecode(row.path))
     longest = max(row.rows, row.columns, 1)

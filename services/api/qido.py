@@ -1,0 +1,174 @@
+"""The query of QIDO-RS read strictly: what we match, what we cannot, what the answer holds (PS3.18 section 8.3.4)."""
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import date
+
+from services.api.dicom_json import ATTRIBUTES, KEYWORDS, Json, item
+from services.api.schemas import dates
+from shared.errors import Invalid
+from shared.store.qido import COLUMNS, Level, Matching
+
+MOST_VALUES = 200
+LIMIT, MOST, FARTHEST = 100, 200, 10**12
+
+#: what an answer holds, and what it holds besides where `includefield` asks for it
+DEFAULT: Mapping[Level, tuple[str, ...]] = {
+    "study": (
+        "StudyInstanceUID", "StudyDate", "ModalitiesInStudy", "InstanceAvailability", "RetrieveURL",
+        "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances",
+    ),
+    "series": (
+        "StudyInstanceUID", "StudyDate", "SeriesInstanceUID", "Modality", "InstanceAvailability", "RetrieveURL",
+        "NumberOfSeriesRelatedInstances",
+    ),
+    "instance": (
+        "StudyInstanceUID", "StudyDate", "SeriesInstanceUID", "SOPInstanceUID", "SOPClassUID", "Modality", "Rows",
+        "Columns", "NumberOfFrames", "AvailableTransferSyntaxUID", "InstanceAvailability", "RetrieveURL",
+    ),
+}  # fmt: skip
+MORE: Mapping[Level, tuple[str, ...]] = {
+    "study": (),
+    "series": ("BodyPartExamined", "Manufacturer"),
+    "instance": ("BodyPartExamined", "Manufacturer", "ImageLaterality", "ViewPosition", "PresentationIntentType"),
+}
+MATCHED = (*COLUMNS, "StudyDate", "ModalitiesInStudy")
+
+_TAG = re.compile(r"[0-9A-Fa-f]{8}")
+_UID = re.compile(r"[0-9.]{1,64}")
+_NUMBER = re.compile(r"[0-9]{1,9}")
+_PATIENT = 0x0010  #: the group of what names a patient
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asked:
+    matching: Matching
+    fields: tuple[str, ...]
+    limit: int
+    offset: int
+    warnings: tuple[str, ...]
+
+
+def read(given: Iterable[tuple[str, str]], level: Level) -> Asked:
+    """Raises: `Invalid` for what is wrong, and for what would name a patient."""
+    numbers = {"limit": LIMIT, "offset": 0}
+    filters: dict[str, list[str]] = {}
+    fields, warnings = set(DEFAULT[level]), dict[str, None]()
+    for name, value in given:
+        if name in numbers:
+            numbers[name] = _number(name, value)
+        elif name == "includefield":
+            fields |= _included(value, level, warnings)
+        elif name == "fuzzymatching":
+            if value.lower() not in ("true", "false"):
+                raise Invalid("fuzzymatching is true or false")
+            if value.lower() == "true":
+                warnings["fuzzymatching is not supported: only literal matching has been performed"] = None
+        elif name != "accept":
+            _filter(name, value, filters, warnings)
+    low, high = _dates(filters.pop("StudyDate", []))
+    return Asked(
+        matching=Matching(
+            modalities_in_study=tuple(filters.pop("ModalitiesInStudy", ())),
+            values={k: [int(v) for v in found] if _numeric(k) else found for k, found in filters.items()},
+            date_from=low,
+            date_to=high,
+        ),
+        fields=tuple(sorted(fields)),
+        limit=numbers["limit"],
+        offset=numbers["offset"],
+        warnings=tuple(warnings),
+    )
+
+
+def keyword_of(name: str) -> tuple[str, int]:
+    """The keyword and tag of an attribute that is named by either, of a sequence's own where its items are asked for.
+
+    Raises: `Invalid` where the dictionary does not know it.
+    """
+    first = name.partition(".")[0]
+    if first in ATTRIBUTES:
+        return first, int(ATTRIBUTES[first][0], 16)
+    if first.upper() in KEYWORDS:
+        return KEYWORDS[first.upper()], int(first, 16)
+    from pydicom.datadict import keyword_for_tag, tag_for_keyword
+
+    tag = int(first, 16) if _TAG.fullmatch(first) else tag_for_keyword(first)
+    keyword = keyword_for_tag(tag) if tag is not None else ""
+    if tag is None or not keyword:
+        raise Invalid("a parameter is neither one of QIDO-RS nor an attribute of the DICOM dictionary")
+    return keyword, tag
+
+
+def _number(name: str, value: str) -> int:
+    found = int(value) if value.isascii() and value.isdigit() and len(value) <= 15 else -1
+    if not (1 <= found <= MOST if name == "limit" else 0 <= found <= FARTHEST):
+        raise Invalid(f"limit is 1 to {MOST}, and offset 0 to {FARTHEST}")
+    return found
+
+
+def _included(value: str, level: Level, warnings: dict[str, None]) -> set[str]:
+    found = set()
+    for name in value.split(","):
+        if name == "all":
+            found |= set(MORE[level])
+            continue
+        keyword, _ = keyword_of(name)
+        if keyword in (*DEFAULT[level], *MORE[level]):
+            found.add(keyword)
+        else:
+            warnings[f"{keyword} is not held at this level and left out"] = None
+    return found
+
+
+def _filter(name: str, value: str, filters: dict[str, list[str]], warnings: dict[str, None]) -> None:
+    keyword, tag = keyword_of(name)
+    if not value.strip("*"):  # universal matching (PS3.4 C.2.2.2.3) narrows nothing
+        return
+    if tag >> 16 == _PATIENT:
+        raise Invalid("no patient is named here: this archive keeps keyed pseudonyms only, which cannot be searched")
+    if keyword not in MATCHED or "." in name:
+        warnings[f"{keyword} is not kept here and was not matched"] = None
+        return
+    filters.setdefault(keyword, []).extend(_values(keyword, value))
+    if len(filters[keyword]) > MOST_VALUES:
+        raise Invalid(f"at most {MOST_VALUES} values are matched at once")
+
+
+def _numeric(keyword: str) -> bool:
+    return ATTRIBUTES[keyword][1] in ("US", "IS")
+
+
+def _values(keyword: str, value: str) -> list[str]:
+    """Raises: `Invalid`; a value is never repeated in the answer."""
+    vr = ATTRIBUTES[keyword][1]
+    values = [value] if vr in ("LO", "DA") else [one.strip() for one in value.replace("\\", ",").split(",")]
+    if not all(one and len(one) <= 64 and one.isprintable() for one in values):
+        raise Invalid(f"a value of {keyword} is empty, too long, or not printable")
+    if vr == "UI" and not all(_UID.fullmatch(one) for one in values):
+        raise Invalid(f"{keyword} is matched by UIDs")
+    if _numeric(keyword) and not all(_NUMBER.fullmatch(one) for one in values):
+        raise Invalid(f"{keyword} is matched by whole numbers")
+    return [one.upper() for one in values] if vr == "CS" else values
+
+
+def _dates(values: list[str]) -> tuple[date | None, date | None]:
+    if len(values) > 1:
+        raise Invalid("StudyDate is one day or one range")
+    try:
+        return dates(values[0] if values else None)
+    except ValueError:
+        raise Invalid("a date range reads 20240101-20241231; either side may be left out") from None
+
+
+def answer(row: Mapping[str, object], fields: Iterable[str], base: str) -> Json:
+    """One match in the DICOM JSON model."""
+    more = {"InstanceAvailability": "ONLINE", "RetrieveURL": place(row, base)}
+    found = {name: more.get(name, row.get(name)) for name in fields}
+    return item({name: None if value == "unknown" else value for name, value in found.items()})
+
+
+def place(row: Mapping[str, object], base: str) -> str:
+    steps = (("studies", "StudyInstanceUID"), ("series", "SeriesInstanceUID"), ("instances", "SOPInstanceUID"))
+    return base + "".join(f"/{step}/{row[name]}" for step, name in steps if row.get(name))

@@ -1,0 +1,152 @@
+"""QIDO-RS (PS3.18 section 10.6): studies, series and instances by the attributes that Similis keeps."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Annotated, Any, NamedTuple
+
+from fastapi import APIRouter, Depends, Path, Request
+from fastapi.responses import Response
+from pydantic_core import to_json
+
+from services.api import accept, dicom_json, qido
+from services.api.dependencies import CanRead, Rt
+from services.api.schemas import Uid
+from shared.errors import NotFound
+from shared.runtime import Runtime
+from shared.store import qido as rows
+from shared.store.qido import Level
+
+router = APIRouter(prefix="/dicom-web", tags=["dicomweb"])
+
+INSTANCE = "/studies/{study_instance_uid}/series/{series_instance_uid}/instances/{sop_instance_uid}"
+Study = Annotated[Uid, Path()]
+Series = Annotated[Uid, Path()]
+
+
+class Where(NamedTuple):
+    """An instance by its whole address."""
+
+    study: str
+    series: str
+    sop: str
+
+
+def _where(study_instance_uid: Study, series_instance_uid: Series, sop_instance_uid: Annotated[Uid, Path()]) -> Where:
+    return Where(study_instance_uid, series_instance_uid, sop_instance_uid)
+
+
+Instance = Annotated[Where, Depends(_where)]
+
+
+def held(rt: Runtime, study: str, series: str = "", sop: str = "") -> Sequence[Any]:
+    """The rows of what the address names. Raises: `NotFound`."""
+    with rt.store.reading() as connection:
+        found = rows.held(connection, study, series, sop)
+    if not found:
+        raise NotFound("no such study, series or instance")
+    return found
+
+
+_FOUND: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The matches, in the DICOM JSON model",
+        "content": {dicom_json.MEDIA_TYPE: {"schema": {"type": "array", "items": {"type": "object"}}}},
+    },
+    204: {"description": "Nothing matches, or no more of it"},
+}
+_TEXTS = {
+    "UI": r"^([0-9.]{1,64}(,[0-9.]{1,64})*)?$",
+    "DA": r"^(\d{8}|\d{8}-|-\d{8}|\d{8}-\d{8})?$",
+    "US": r"^(\d{1,9}(,\d{1,9})*)?$",
+    "IS": r"^(\d{1,9}(,\d{1,9})*)?$",
+    "CS": r"^([A-Za-z0-9_ *?]{1,16}(,[A-Za-z0-9_ *?]{1,16})*)?$",
+    "LO": r"^[A-Za-z0-9_ *?.-]{0,64}$",
+}
+
+
+def _documented() -> dict[str, Any]:
+    matched = [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "description": f"Also as {dicom_json.ATTRIBUTES[name][0]}",
+            "schema": {"type": "string", "maxLength": 400, "pattern": _TEXTS[dicom_json.ATTRIBUTES[name][1]]},
+        }
+        for name in qido.MATCHED
+    ]
+    numbers = (("limit", 1, qido.MOST, qido.LIMIT), ("offset", 0, qido.FARTHEST, 0))
+    paging = [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "schema": {"type": "integer", "minimum": low, "maximum": high, "default": default},
+        }
+        for name, low, high, default in numbers
+    ]
+    words = [
+        ("includefield", {"type": "string", "enum": ["all", *dicom_json.ATTRIBUTES]}),
+        ("fuzzymatching", {"type": "string", "enum": ["true", "false"]}),
+    ]
+    more = [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in words]
+    return {"parameters": [*matched, *paging, *more]}
+
+
+def base_of(request: Request) -> str:
+    return f"{str(request.base_url).rstrip('/')}/dicom-web"
+
+
+def _found(request: Request, rt: Runtime, level: Level, **named: str) -> Response:
+    kind = accept.best(request, dicom_json.OFFERED)
+    asked = qido.read(request.query_params.multi_items(), level)
+    matching = replace(asked.matching, values={**asked.matching.values, **{k: [uid] for k, uid in named.items()}})
+    with rt.store.reading() as connection:
+        found = rows.find(connection, level, matching, asked.limit, asked.offset)
+    headers = {"Warning": ", ".join(f'299 similis "{warning}"' for warning in asked.warnings)} if asked.warnings else {}
+    if not found:
+        return Response(status_code=204, headers=headers)
+    body = to_json([qido.answer(row, asked.fields, base_of(request)) for row in found])
+    return Response(body, headers=headers, media_type=kind)
+
+
+_HOW: dict[str, Any] = {"response_class": Response, "responses": _FOUND, "openapi_extra": _documented()}
+
+
+@router.get("/studies", **_HOW)
+def studies(request: Request, rt: Rt, _: CanRead) -> Response:
+    """Studies that match, in the order in which they came."""
+    return _found(request, rt, "study")
+
+
+@router.get("/series", **_HOW)
+def series(request: Request, rt: Rt, _: CanRead) -> Response:
+    """Series of any study."""
+    return _found(request, rt, "series")
+
+
+@router.get("/instances", **_HOW)
+def instances(request: Request, rt: Rt, _: CanRead) -> Response:
+    """Instances of any study."""
+    return _found(request, rt, "instance")
+
+
+@router.get("/studies/{study_instance_uid}/series", **_HOW)
+def series_of_study(request: Request, rt: Rt, _: CanRead, study_instance_uid: Study) -> Response:
+    """Series of this study."""
+    return _found(request, rt, "series", StudyInstanceUID=study_instance_uid)
+
+
+@router.get("/studies/{study_instance_uid}/instances", **_HOW)
+def instances_of_study(request: Request, rt: Rt, _: CanRead, study_instance_uid: Study) -> Response:
+    """Instances of this study."""
+    return _found(request, rt, "instance", StudyInstanceUID=study_instance_uid)
+
+
+@router.get("/studies/{study_instance_uid}/series/{series_instance_uid}/instances", **_HOW)
+def instances_of_series(
+    request: Request, rt: Rt, _: CanRead, study_instance_uid: Study, series_instance_uid: Series
+) -> Response:
+    """Instances of this series."""
+    named = {"StudyInstanceUID": study_instance_uid, "SeriesInstanceUID": series_instance_uid}
+    return _found(request, rt, "instance", **named)

@@ -1,0 +1,207 @@
+"""WADO-RS (PS3.18 section 10.4): metadata, and the files themselves.
+
+Metadata is what Similis keeps, an allow-list without the patient. Files are handed out as they were taken in, to
+callers whose key has the scope `retrieve`: they name the patient.
+"""
+
+import os
+import secrets
+import stat
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any
+
+from blake3 import blake3
+from fastapi import APIRouter, Request
+from fastapi.responses import Response, StreamingResponse
+from pydantic_core import to_json
+
+from services.api import accept, dicom_json, qido
+from services.api.dependencies import CanRead, CanRetrieve, Rt
+from services.api.errors import Gone, NotAcceptable
+from services.api.routes.dicomweb_query import INSTANCE, Instance, Series, Study, base_of, held
+from services.api.routes.studies import may_see
+from services.api.storing import DICOM
+from shared.errors import Conflict, NotFound, Rejected
+from shared.imaging.answers import Inspected
+from shared.imaging.sources import open_source
+from shared.runtime import Runtime
+from shared.store.keys import Bearer
+from shared.types import Header
+
+router = APIRouter(prefix="/dicom-web", tags=["dicomweb"])
+
+CHUNK = 1024 * 1024
+RELATED = "multipart/related"
+ALL = (*qido.DEFAULT["instance"], *qido.MORE["instance"])
+
+Row = Any  #: a mapping, as `shared.store.qido.held` gives it
+
+_JSON: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "Each instance in the DICOM JSON model: what Similis keeps of it, which names no patient",
+        "content": {dicom_json.MEDIA_TYPE: {"schema": {"type": "array", "items": {"type": "object"}}}},
+    }
+}
+_FILES: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The files as they were taken in", "content": {f'{RELATED}; type="{DICOM}"': {}}}
+}
+
+
+# — metadata
+
+
+def _metadata(request: Request, rt: Runtime, found: Sequence[Row]) -> Response:
+    kind = accept.best(request, dicom_json.OFFERED)
+    looked = rt.sandbox.inspect_many([_path(row) for row in found])
+    items = []
+    for row, what in zip(found, looked, strict=True):
+        more = _of_header(what.header) if isinstance(what, Inspected) and what.digest == row["digest"] else {}
+        items.append(dict(sorted((qido.answer(row, ALL, base_of(request)) | dicom_json.item(more)).items())))
+    return Response(to_json(items), media_type=kind)
+
+
+def _of_header(header: Header | None) -> dict[str, object]:
+    """What only the file's header tells; read in the sandbox, and left out where the file is away or another now."""
+    if header is None:
+        return {}
+    words = {True: "YES", False: "NO", None: None}
+    return {
+        "ImageType": header.image_type,
+        "PhotometricInterpretation": header.photometric,
+        "BitsStored": header.bits_stored,
+        "BurnedInAnnotation": words[header.burned_in],
+        "BreastImplantPresent": words[header.implant],
+    }
+
+
+def _path(row: Row) -> FilePath:
+    return FilePath(os.fsdecode(row["path"]))
+
+
+@router.get("/studies/{study_instance_uid}/metadata", response_class=Response, responses=_JSON)
+def study_metadata(request: Request, rt: Rt, _: CanRead, study_instance_uid: Study) -> Response:
+    """What Similis keeps of each instance of the study."""
+    return _metadata(request, rt, held(rt, study_instance_uid))
+
+
+@router.get(
+    "/studies/{study_instance_uid}/series/{series_instance_uid}/metadata", response_class=Response, responses=_JSON
+)
+def series_metadata(
+    request: Request, rt: Rt, _: CanRead, study_instance_uid: Study, series_instance_uid: Series
+) -> Response:
+    """What Similis keeps of each instance of the series."""
+    return _metadata(request, rt, held(rt, study_instance_uid, series_instance_uid))
+
+
+@router.get(f"{INSTANCE}/metadata", response_class=Response, responses=_JSON)
+def instance_metadata(request: Request, rt: Rt, _: CanRead, where: Instance) -> Response:
+    """What Similis keeps of the instance."""
+    return _metadata(request, rt, held(rt, *where))
+
+
+# — files
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A file that is still what was taken in."""
+
+    path: FilePath
+    syntax: str
+    size: int
+    mtime_ns: int
+
+    def chunks(self) -> Iterator[bytes]:
+        """Raises: `Gone` where it has changed since it was looked at."""
+        with os.fdopen(os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
+            now = os.fstat(file.fileno())
+            if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
+                raise Gone("the file has changed while it was handed out")
+            while chunk := file.read(CHUNK):
+                yield chunk
+
+
+def _original(rt: Runtime, row: Row) -> Original:
+    """Raises: `Gone` where the file is away, `Conflict` where its path holds something else by now."""
+    path, digest = _path(row), blake3()
+    try:
+        with os.fdopen(open_source(path, rt.sandbox.limits), "rb") as file:
+            facts = os.fstat(file.fileno())
+            while chunk := file.read(CHUNK):
+                digest.update(chunk)
+    except Rejected:
+        raise Gone("the original file is no longer where it was taken in") from None
+    if digest.digest() != row["digest"] or not stat.S_ISREG(facts.st_mode):
+        raise Conflict("the file has changed since it was taken in")
+    return Original(path, row["AvailableTransferSyntaxUID"], facts.st_size, facts.st_mtime_ns)
+
+
+def _files(request: Request, rt: Runtime, bearer: Bearer, found: Sequence[Row]) -> Response:
+    """Raises: `NotFound`, `NotAcceptable`, `Gone`, `Conflict`; before the first byte is sent."""
+    seen = [row for row in found if may_see(row["status"], bearer)]
+    if not seen:
+        raise NotFound("no such study, series or instance")
+    alone = _wanted(request, seen)
+    originals = [_original(rt, row) for row in seen]
+    if alone:
+        (one,) = originals
+        return StreamingResponse(one.chunks(), headers={"Content-Length": str(one.size)}, media_type=DICOM)
+    boundary = secrets.token_hex(16)
+    return StreamingResponse(
+        _related(originals, boundary), media_type=f'{RELATED}; type="{DICOM}"; boundary={boundary}'
+    )
+
+
+def _wanted(request: Request, found: Sequence[Row]) -> bool:
+    """Whether the one file is asked for without multipart around it.
+
+    Files go out in the transfer syntax in which they came: we transcode nothing, and where a client names none,
+    which asks for Explicit VR Little Endian by the letter of the standard, that is still what it gets.
+
+    Raises: `NotAcceptable`.
+    """
+    syntaxes = {row["AvailableTransferSyntaxUID"] for row in found}
+    for wanted in accept.ranges(request):
+        asked = wanted.params.get("transfer-syntax", "*")
+        if "" in syntaxes or (asked != "*" and syntaxes != {asked}):
+            continue
+        if wanted.kind == DICOM and len(found) == 1:
+            return True
+        if wanted.fits(RELATED) and wanted.params.get("type", DICOM).lower() in (DICOM, "*/*"):
+            return False
+    raise NotAcceptable(
+        f'files are there as {RELATED}; type="{DICOM}", one alone as {DICOM}, in the transfer syntax in which they '
+        "came; pictures that were taken in from a folder are no DICOM files"
+    )
+
+
+def _related(originals: Sequence[Original], boundary: str) -> Iterator[bytes]:
+    for one in originals:
+        syntax = f"; transfer-syntax={one.syntax}"
+        yield f"--{boundary}\r\nContent-Type: {DICOM}{syntax}\r\nContent-Length: {one.size}\r\n\r\n".encode()
+        yield from one.chunks()
+        yield b"\r\n"
+    yield f"--{boundary}--\r\n".encode()
+
+
+@router.get("/studies/{study_instance_uid}", response_class=Response, responses=_FILES)
+def study_files(request: Request, rt: Rt, bearer: CanRetrieve, study_instance_uid: Study) -> Response:
+    """The files of a study, as they were taken in."""
+    return _files(request, rt, bearer, held(rt, study_instance_uid))
+
+
+@router.get("/studies/{study_instance_uid}/series/{series_instance_uid}", response_class=Response, responses=_FILES)
+def series_files(
+    request: Request, rt: Rt, bearer: CanRetrieve, study_instance_uid: Study, series_instance_uid: Series
+) -> Response:
+    """The files of a series, as they were taken in."""
+    return _files(request, rt, bearer, held(rt, study_instance_uid, series_instance_uid))
+
+
+@router.get(INSTANCE, response_class=Response, responses=_FILES)
+def instance_file(request: Request, rt: Rt, bearer: CanRetrieve, where: Instance) -> Response:
+    """The file of an instance, as it was taken in."""
+    return _files(request, rt, bearer, held(rt, *where))

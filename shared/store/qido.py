@@ -1,0 +1,156 @@
+"""Studies, series and instances as DICOM names them: what QIDO-RS asks for and WADO-RS hands out."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.orm import aliased
+
+from shared.store.tables import Image, Study
+
+Level = Literal["study", "series", "instance"]
+
+#: what may be matched, by DICOM keyword
+COLUMNS: Mapping[str, Any] = {
+    "StudyInstanceUID": Study.uid,
+    "SeriesInstanceUID": Image.series_uid,
+    "SOPInstanceUID": Image.sop_uid,
+    "SOPClassUID": Image.sop_class,
+    "AvailableTransferSyntaxUID": Image.transfer_syntax,
+    "Modality": Image.modality,
+    "BodyPartExamined": Image.body_part,
+    "Manufacturer": Image.manufacturer,
+    "ImageLaterality": Image.laterality,
+    "ViewPosition": Image.view,
+    "PresentationIntentType": Image.presentation_intent,
+    "Rows": Image.rows,
+    "Columns": Image.columns,
+    "NumberOfFrames": Image.frames,
+}
+_ALIVE = Image.status != "deleted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Matching:
+    """What a query is narrowed to; what is empty does not narrow.
+
+    Attributes:
+        values: keyword of `COLUMNS` -> one of these, in which `*` and `?` stand for any characters.
+        modalities_in_study: the study has an image of one of these, whichever image matches the rest.
+    """
+
+    values: Mapping[str, Sequence[str | int]] = field(default_factory=dict)
+    modalities_in_study: Sequence[str] = ()
+    date_from: date | None = None
+    date_to: date | None = None
+
+    def conditions(self) -> list[sa.ColumnElement[bool]]:
+        found = [_any_of(COLUMNS[name], values) for name, values in self.values.items() if values]
+        if self.date_from is not None:
+            found.append(Study.study_date >= self.date_from)
+        if self.date_to is not None:
+            found.append(Study.study_date <= self.date_to)
+        if self.modalities_in_study:
+            other = aliased(Image)
+            found.append(
+                sa.exists().where(
+                    other.study_id == Study.id,
+                    other.status != "deleted",
+                    _any_of(other.modality, self.modalities_in_study),
+                )
+            )
+        return found
+
+
+def _any_of(column: Any, values: Sequence[str | int]) -> sa.ColumnElement[bool]:  # noqa: ANN401
+    plain = [value for value in values if not (isinstance(value, str) and set(value) & {"*", "?"})]
+    tests = [column.in_(plain)] if plain else []
+    tests += [column.like(_pattern(str(value)), escape="\\") for value in values if value not in plain]
+    return sa.or_(*tests)
+
+
+def _pattern(value: str) -> str:
+    """DICOM's wildcards as SQL's. Source: PS3.4 C.2.2.2.4."""
+    for special in "\\%_":
+        value = value.replace(special, "\\" + special)
+    return value.replace("*", "%").replace("?", "_")
+
+
+def find(connection: sa.Connection, level: Level, matching: Matching, limit: int, offset: int) -> Sequence[Any]:
+    """A page of rows whose columns have DICOM's names, in the order in which their studies came.
+
+    That order only grows at its end, so that a page does not shift while images come in.
+    """
+    query = {"study": _studies, "series": _series, "instance": _instances}[level](matching)
+    return connection.execute(query.limit(limit).offset(offset)).mappings().all()
+
+
+def _studies(matching: Matching) -> sa.Select[*tuple[Any, ...]]:
+    images = aliased(Image)
+    of_study = [images.study_id == Study.id, images.status != "deleted"]
+    return (
+        sa.select(
+            Study.uid.label("StudyInstanceUID"),
+            Study.study_date.label("StudyDate"),
+            sa.select(sa.func.array_agg(sa.distinct(images.modality)))
+            .where(*of_study)
+            .scalar_subquery()
+            .label("ModalitiesInStudy"),
+            sa.select(sa.func.count(sa.distinct(images.series_uid)))
+            .where(*of_study)
+            .scalar_subquery()
+            .label("NumberOfStudyRelatedSeries"),
+            sa.select(sa.func.count()).where(*of_study).scalar_subquery().label("NumberOfStudyRelatedInstances"),
+        )
+        .where(sa.exists().where(Image.study_id == Study.id, _ALIVE, *matching.conditions()))
+        .order_by(Study.id)
+    )
+
+
+def _series(matching: Matching) -> sa.Select[*tuple[Any, ...]]:
+    page = (
+        sa.select(Study.id, Study.uid, Study.study_date, Image.series_uid)
+        .join(Image, Image.study_id == Study.id)
+        .where(_ALIVE, *matching.conditions())
+        .distinct()
+        .subquery()
+    )
+    images = aliased(Image)
+    of_series = [images.study_id == page.c.id, images.series_uid == page.c.series_uid, images.status != "deleted"]
+
+    def one(what: Any, name: str) -> Any:  # noqa: ANN401 - SQLAlchemy's own expressions
+        return sa.select(what).where(*of_series).scalar_subquery().label(name)
+
+    return sa.select(
+        page.c.uid.label("StudyInstanceUID"),
+        page.c.study_date.label("StudyDate"),
+        page.c.series_uid.label("SeriesInstanceUID"),
+        one(sa.func.min(images.modality), "Modality"),
+        one(sa.func.min(images.body_part), "BodyPartExamined"),
+        one(sa.func.min(images.manufacturer), "Manufacturer"),
+        one(sa.func.count(), "NumberOfSeriesRelatedInstances"),
+    ).order_by(page.c.id, page.c.series_uid)
+
+
+def _instances(matching: Matching) -> sa.Select[*tuple[Any, ...]]:
+    return (
+        sa.select(
+            *(column.label(name) for name, column in COLUMNS.items()),
+            Study.study_date.label("StudyDate"),
+            Image.status,
+            Image.path,
+            Image.digest,
+        )
+        .join(Study, Image.study_id == Study.id)
+        .where(_ALIVE, *matching.conditions())
+        .order_by(Image.id)
+    )
+
+
+def held(connection: sa.Connection, study: str, series: str = "", sop: str = "") -> Sequence[Any]:
+    """The instances of a study, of one of its series, or the one that is named; with status, path and digest."""
+    named = {"StudyInstanceUID": study, "SeriesInstanceUID": series, "SOPInstanceUID": sop}
+    matching = Matching(values={name: [uid] for name, uid in named.items() if uid})
+    return connection.execute(_instances(matching)).mappings().all()

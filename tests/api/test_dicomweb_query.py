@@ -1,0 +1,145 @@
+"""QIDO-RS: what is found, what an answer holds, and what is refused."""
+
+from shared.store.keys import Scope
+from tests.api.conftest import CANARY
+
+STUDY, SERIES, SOP = "0020000D", "0020000E", "00080018"
+
+
+def found(client, address, tag=STUDY):
+    answer = client.get(f"/dicom-web/{address}")
+    assert answer.status_code in (200, 204), answer.text
+    if answer.status_code == 204:
+        assert answer.content == b""
+        return []
+    assert answer.headers["content-type"] == "application/dicom+json"
+    return [item[tag]["Value"][0] for item in answer.json()]
+
+
+def test_a_study_is_told_with_all_that_is_kept_of_it(client, filled):
+    (study,) = client.get("/dicom-web/studies?StudyInstanceUID=1.2.3.3").json()
+    assert study == {
+        "00080020": {"vr": "DA", "Value": ["20240104"]},
+        "00080056": {"vr": "CS", "Value": ["ONLINE"]},
+        "00080061": {"vr": "CS", "Value": ["MG"]},
+        "00081190": {"vr": "UR", "Value": ["http://127.0.0.1/dicom-web/studies/1.2.3.3"]},
+        "0020000D": {"vr": "UI", "Value": ["1.2.3.3"]},
+        "00201206": {"vr": "IS", "Value": [1]},
+        "00201208": {"vr": "IS", "Value": [4]},
+    }
+
+
+def test_series_and_instances_are_told_below_their_study(client, filled):
+    (series,) = client.get("/dicom-web/studies/1.2.3.3/series").json()
+    assert (series[SERIES]["Value"], series["00201209"]["Value"]) == (["1.2.3.3.9"], [4])
+    assert "00080070" not in series
+    uids = [f"1.2.3.3.{n}" for n in range(4)]
+    assert found(client, "studies/1.2.3.3/instances", SOP) == uids
+    assert found(client, "studies/1.2.3.3/series/1.2.3.3.9/instances", SOP) == uids
+    assert found(client, "studies/1.2.3.3/series/1.2.3.4.9/instances", SOP) == []
+    assert len(found(client, "series", SERIES)) == 12
+    assert len(found(client, "instances", SOP)) == 48
+
+
+FOUND = (
+    ("StudyInstanceUID=1.2.3.3,1.2.3.5", [3, 5]),
+    ("0020000D=1.2.3.3&StudyInstanceUID=1.2.3.5", [3, 5]),
+    ("0020000d=1.2.3.3", [3]),
+    ("StudyDate=20240104", [3]),
+    ("StudyDate=20240104-20240106", [3, 4, 5]),
+    ("StudyDate=20240111-", [10, 11, 12]),
+    ("00080020=-20240103", [1, 2]),
+    ("StudyDate=20240104-20240106&StudyInstanceUID=1.2.3.5", [5]),
+    ("SOPInstanceUID=1.2.3.7.2", [7]),
+    ("ModalitiesInStudy=mg&limit=2", [1, 2]),
+    ("ModalitiesInStudy=CT", []),
+    ("ModalitiesInStudy=C*,M?&limit=1", [1]),
+    ("Modality=M_", []),
+    ("ImageLaterality=L&Rows=100,200&StudyDate=20240104", [3]),
+    ("Rows=99", []),
+    ("ViewPosition=M*&limit=1&offset=2", [3]),
+    ("StudyDate=&ModalitiesInStudy=*&limit=1", [1]),
+    ("PatientID=&PatientName=*&limit=1", [1]),
+    ("limit=5&offset=10", [11, 12]),
+    ("offset=12", []),
+    ("offset=1000000000000", []),
+)
+
+
+def test_studies_are_found_by_what_is_kept_of_them(client, filled):
+    answers = {query: found(client, f"studies?{query}") for query, _ in FOUND}
+    assert answers == {query: [f"1.2.3.{n}" for n in studies] for query, studies in FOUND}
+
+
+def test_counts_are_those_of_the_study_not_of_what_matched(client, filled):
+    (study,) = client.get("/dicom-web/studies?SOPInstanceUID=1.2.3.7.2").json()
+    assert study["00201208"]["Value"] == [4]
+    (series,) = client.get("/dicom-web/series?SOPInstanceUID=1.2.3.7.2").json()
+    assert series["00201209"]["Value"] == [4]
+
+
+def test_the_address_narrows_whatever_the_query_says(client, filled):
+    assert set(found(client, "studies/1.2.3.3/instances?StudyInstanceUID=1.2.3.5")) == {"1.2.3.3"}
+
+
+def test_more_attributes_come_when_they_are_asked_for(client, filled):
+    (plain,) = client.get("/dicom-web/instances?SOPInstanceUID=1.2.3.3.1").json()
+    (one,) = client.get("/dicom-web/instances?SOPInstanceUID=1.2.3.3.1&includefield=ImageLaterality,00185101").json()
+    (all_,) = client.get("/dicom-web/instances?SOPInstanceUID=1.2.3.3.1&includefield=all").json()
+    assert set(one) - set(plain) == {"00200062", "00185101"}
+    assert (one["00200062"]["Value"], one["00185101"]["Value"]) == (["L"], ["MLO"])
+    assert set(one) <= set(all_)
+
+
+WARNED = (
+    ("AccessionNumber=1", "AccessionNumber is not kept here and was not matched"),
+    ("00100010.00080020=", None),
+    ("includefield=PatientName", "PatientName is not held at this level and left out"),
+    ("includefield=00081030", "StudyDescription is not held"),
+    ("fuzzymatching=true", "fuzzymatching is not supported: only literal matching has been performed"),
+    ("fuzzymatching=false", None),
+)
+
+
+def test_what_is_not_matched_is_said_in_a_warning(client, filled):
+    for query, warning in WARNED:
+        answer = client.get(f"/dicom-web/studies?limit=1&{query}")
+        assert answer.status_code == 200, query
+        said = answer.headers.get("warning", "")
+        assert said.startswith(f'299 similis "{warning}') if warning else said == "", query
+
+
+WRONG = (
+        "limit=0", "limit=201", "limit=x", "offset=-1", "offset=1e3", "StudyDate=2024", "StudyDate=20249999",
+        "StudyDate=20240101&StudyDate=20240102", "StudyInstanceUID=abc", "Rows=ten", f"Modality={'x' * 65}",
+        "Modality=%00", "NoSuchAttribute=1", "includefield=NoSuchAttribute", "fuzzymatching=perhaps",
+        f"PatientID={CANARY}", f"00100010={CANARY}", f"OtherPatientIDs={CANARY}", "Rows=99999999999999999999",
+        "StudyInstanceUID=" + ",".join(["1"] * 201),
+)  # fmt: skip
+
+
+def test_a_wrong_query_is_refused_and_not_repeated(client):
+    for query in WRONG:
+        answer = client.get(f"/dicom-web/studies?{query}")
+        assert (answer.status_code, answer.headers["content-type"]) == (400, "application/problem+json"), query
+        assert CANARY not in answer.text
+        if "Patient" in query or query.startswith("0010"):
+            assert "pseudonyms" in answer.json()["detail"]
+
+
+def test_what_was_erased_is_not_found(client, filled):
+    assert client.delete("/v1/studies/1.2.3.3").status_code in (200, 202)
+    assert found(client, "studies?StudyInstanceUID=1.2.3.3") == []
+    assert found(client, "studies/1.2.3.3/instances") == []
+
+
+def test_another_form_of_answer_is_refused(client, filled):
+    assert client.get("/dicom-web/studies", headers={"Accept": "application/dicom+xml"}).status_code == 406
+    assert client.get("/dicom-web/studies", headers={"Accept": "text/html, */*;q=0"}).status_code == 406
+    for accepted in ("application/json", "application/dicom+json;q=0.5, */*;q=0.1", "*", "application/*"):
+        assert client.get("/dicom-web/studies", headers={"Accept": accepted}).status_code == 200, accepted
+
+
+def test_asking_needs_a_key_that_may_read(client, filled):
+    client.headers.update(filled.key(Scope.INGEST))
+    assert client.get("/dicom-web/studies").status_code == 403
