@@ -48,6 +48,24 @@ class Api(_Part):
     burst: int = Field(default=200, ge=1)
 
 
+class Dicom(_Part):
+    host: str = "127.0.0.1"
+    port: int = Field(default=11112, ge=0, le=65535)
+    ae_title: str = Field(default="SIMILIS", min_length=1, max_length=16, pattern=r"^[!-\[\]-~]([ -\[\]-~]*[!-\[\]-~])?$")
+    peers: Path | None = None  #: file of who may send; without one, only this machine may
+    processes: int = Field(default=2, ge=1, le=64)
+    max_instance_mb: int = Field(default=512, ge=1)
+    associations: int = Field(default=64, ge=1)
+    associations_per_address: int = Field(default=8, ge=1)
+    association_s: float = Field(default=3600.0, gt=0)
+    idle_s: float = Field(default=60.0, gt=0)
+    pdu_s: float = Field(default=5.0, gt=0)
+    tls_certificate: Path | None = None
+    tls_key: Path | None = None
+    tls_ca: Path | None = None  #: where given, senders must show a certificate that it has signed
+    metrics_port: int = Field(default=0, ge=0, le=65535)  #: 0: none
+
+
 class Intake(_Part):
     store: Path | None = None  #: where files that are sent to us are kept; default home/blobs
     reserve_mb: int = Field(default=2048, ge=0)  #: nothing is taken in while less than this, or 5 %, is free
@@ -81,6 +99,7 @@ class Settings(BaseSettings):
     broker: Broker = Broker()
     qdrant: Qdrant = Qdrant()
     api: Api = Api()
+    dicom: Dicom = Dicom()
     intake: Intake = Intake()
     encoding: Encoding = Encoding()
 

@@ -15,7 +15,8 @@ from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError
 
 #: Each module adds its commands by `register(app)`.
 ROOMS = (
-    "processes", "ingest", "search", "studies", "operations", "models", "generations", "quarantine", "letters", "rules",
+    "processes", "dicom",
+    "ingest", "search", "studies", "operations", "models", "generations", "quarantine", "letters", "rules",
     "erase", "sample", "demo", "keys", "doctor", "backup",
 )  # fmt: skip
 

@@ -35,12 +35,18 @@ def up(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
     workers: Annotated[int, typer.Option(min=0, help="Ingest workers; 0 means one for each core.")] = 0,
     auth: Annotated[bool, typer.Option("--auth/--no-auth", help="Ask callers for an API key.")] = True,
+    dicom: Annotated[bool, typer.Option("--dicom/--no-dicom", help="Receive over the DICOM network, too.")] = True,
+    dicom_port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="0 picks a free one. [default: 11112]", show_default=False)
+    ] = None,
 ) -> None:
     """Start the embedded stack and keep serving; Ctrl-C stops everything in order."""
     from services.embedded.stack import Options, serve
 
+    receiving = Settings().dicom
+    called = (receiving.port if dicom_port is None else dicom_port) if dicom else None
     try:
-        serve(Options(_home(home), host, port, workers, auth), ready=_print)
+        serve(Options(_home(home), host, port, workers, auth, called, receiving.host), ready=_print)
     except Denied as error:
         raise typer.BadParameter(str(error)) from None
 
@@ -72,7 +78,7 @@ def api() -> None:
     """Serve the HTTP API in this process."""
     from services.embedded import commands
 
-    _become(commands.api())
+    become(commands.api())
 
 
 def worker(
@@ -85,7 +91,7 @@ def worker(
     if queue not in commands.WORKER_QUEUES:
         raise typer.BadParameter(f"one of {', '.join(commands.WORKER_QUEUES)}", param_hint="--queue")
     _exit_if(check, queue)
-    _become(commands.worker(queue, queue))
+    become(commands.worker(queue, queue))
 
 
 def beat(
@@ -96,7 +102,7 @@ def beat(
     from services.embedded import commands
 
     _exit_if(check, "beat")
-    _become(commands.beat(schedule))
+    become(commands.beat(schedule))
 
 
 def vectors(
@@ -107,7 +113,7 @@ def vectors(
     """Serve vectors from Qdrant Edge in this process, in place of a Qdrant server."""
     from services.embedded import commands
 
-    _become(commands.vectors(folder, listen, api_key_file))
+    become(commands.vectors(folder, listen, api_key_file))
 
 
 def migrate(
@@ -116,7 +122,7 @@ def migrate(
     """Bring the database to the newest schema, then end."""
     from services.embedded import commands
 
-    _become(commands.migrate(key_file))
+    become(commands.migrate(key_file))
 
 
 def secrets(
@@ -147,7 +153,7 @@ def _exit_if(check: bool, name: str) -> None:
         raise typer.Exit(0 if lives(Settings().home, name) else 1)
 
 
-def _become(argv: list[str]) -> None:
+def become(argv: list[str]) -> None:
     """This process is replaced: signals and exit codes are the program's own."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -180,6 +186,7 @@ def _status(folder: Path) -> dict[str, Any]:
         "ready": code == 200,
         "url": state["url"],
         "port": state["port"],
+        "dicom": state.get("dicom"),
         "pid": (state.get("supervisor") or {}).get("pid"),
         "up_s": round(time.time() - float(state["started_at"]), 1),
         "readyz": answer,
@@ -205,6 +212,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if not found["running"]:
         return [f"similis does not run on {found['home']}"]
     lines = [f"{found['url']}  {'ready' if found['ready'] else 'not ready'}  up {found['up_s']} s  {found['home']}"]
+    if found["dicom"] is not None:
+        lines.append(f"DICOM: AE {found['dicom']['ae_title']} at {found['dicom']['host']}:{found['dicom']['port']}")
     for name, entry in found["processes"].items():
         lines.append(f"  {name:<16} {entry['state']:<9} pid {entry['pid'] or '-':<8} restarts {entry['restarts']}")
     return lines

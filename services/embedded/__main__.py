@@ -16,9 +16,10 @@ def main() -> int:
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--no-auth", action="store_true")
+    parser.add_argument("--dicom-port", type=int, help="without it, nothing is received over the DICOM network")
     args = parser.parse_args()
     try:
-        serve(Options(args.home, args.host, args.port, args.workers, not args.no_auth), ready=announce)
+        serve(Options(args.home, args.host, args.port, args.workers, not args.no_auth, args.dicom_port), ready=announce)
     except Denied as error:
         to_terminal(str(error))
         return 2

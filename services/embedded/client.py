@@ -20,21 +20,34 @@ class Embedded:
 
     Args:
         workers: ingest workers; 0 means one for each core.
+        dicom_port: of the receiver, 0 for any free one; None for none.
         timeout_s: how long the start may take.
     """
 
     def __init__(
-        self, home: Path, *, port: int = 0, workers: int = 0, auth: bool = True, timeout_s: float = 120.0
+        self,
+        home: Path,
+        *,
+        port: int = 0,
+        workers: int = 0,
+        auth: bool = True,
+        dicom_port: int | None = None,
+        timeout_s: float = 120.0,
     ) -> None:
         self.home = Home.at(home)
         self.timeout_s = timeout_s
         flags = ["--home", str(self.home.path), "--port", str(port), "--workers", str(workers)]
+        flags += [] if dicom_port is None else ["--dicom-port", str(dicom_port)]
         self.argv = [sys.executable, "-P", "-m", "services.embedded", *flags, *([] if auth else ["--no-auth"])]
         self.child: subprocess.Popen[bytes] | None = None
 
     @property
     def url(self) -> str:
         return str(self.home.state["url"])
+
+    @property
+    def dicom_port(self) -> int:
+        return int(self.home.state["dicom"]["port"])
 
     @property
     def api_key(self) -> str:

@@ -10,6 +10,13 @@ from shared.queue import QUEUES
 
 #: -P: the current folder is not searched for modules, whatever a hospital keeps there
 PYTHON = (sys.executable, "-P", "-m")
+PATHS = frozenset(
+    "SIMILIS_" + name
+    for name in (
+        "MODELS", "DICOM__PEERS", "DICOM__TLS_CERTIFICATE", "DICOM__TLS_KEY", "DICOM__TLS_CA", "INTAKE__STORE",
+        "INTAKE__ADMISSION",
+    )
+)  # fmt: skip
 WORKER_QUEUES = tuple(sorted(set(QUEUES.values())))
 
 
@@ -25,6 +32,12 @@ def api_after_migration(key_file: Path, listener: int, sign: Path) -> list[str]:
 
 def vectors(folder: Path, listen: str, key_file: Path) -> list[str]:
     return [*PYTHON, "services.vectors", "--dir", str(folder), "--listen", listen, "--api-key-file", str(key_file)]
+
+
+def dicom(listener: int | None = None, sign: Path | None = None) -> list[str]:
+    """The receiver; on an open socket where one is given, and it says when it takes connections."""
+    told = [] if listener is None else ["--listener", str(listener)]
+    return [*PYTHON, "services.dicom", *told, *([] if sign is None else ["--sign", str(sign)])]
 
 
 def worker(queue: str, name: str) -> list[str]:
@@ -86,8 +99,8 @@ def environment(
     env = {name: value for name, value in base.items() if name.removesuffix("_FILE") not in decided}
     if "SIMILIS_INTAKE__ROOTS" not in env:
         env.setdefault("SIMILIS_INTAKE__ANY_ROOT", "true")  # the caller of the API is the user of this machine
-    if env.get("SIMILIS_MODELS"):  # the processes stand in another folder than the caller
-        env["SIMILIS_MODELS"] = os.path.abspath(env["SIMILIS_MODELS"])  # noqa: PTH100 - links stay links
+    for name in PATHS & env.keys():  # the processes stand in another folder than the caller
+        env[name] = env[name] and os.path.abspath(env[name])  # noqa: PTH100 - links stay links
     return env | ours | {"PYTHONUNBUFFERED": "1"}
 
 

@@ -7,7 +7,7 @@ import signal
 import socket
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from services.embedded.process import Identity, boot_id, until
 from services.embedded.production import sign_of_life
 from services.embedded.supervisor import Supervisor, bury_orphans, to_terminal
 from services.embedded.valkey import Valkey
+from shared.config import Settings
 from shared.errors import Conflict, Denied, Unavailable
 
 BACKLOG = 1024  #: connections that wait while the API is started again
@@ -34,6 +35,8 @@ class Options:
     port: int = 8000  #: 0: any free one
     workers: int = 0  #: of the ingest queue; 0: one for each core
     auth: bool = True
+    dicom_port: int | None = 11112  #: 0: any free one; None: nothing is received over the DICOM network
+    dicom_host: str = "127.0.0.1"
 
     @property
     def slots(self) -> int:
@@ -70,9 +73,13 @@ def serve(
     began = time.monotonic()
     with home.lock():
         bury_orphans(home, say)
-        with listen(options.host, options.port) as listener:
+        with ExitStack() as open_ports:
+            listener = open_ports.enter_context(listen(options.host, options.port))
+            dicom = None
+            if options.dicom_port is not None:
+                dicom = open_ports.enter_context(listen(options.dicom_host, options.dicom_port, "--dicom-port"))
             say(f"starting on {home.path}")
-            supervisor = build(home, options, listener, say)
+            supervisor = build(home, options, listener, say, dicom)
             url = supervisor.facts["url"]
 
             def on_ready() -> None:
@@ -85,10 +92,16 @@ def serve(
         say("stopped")
 
 
-def build(home: Home, options: Options, listener: socket.socket, say: Callable[[str], None]) -> Supervisor:
+def build(
+    home: Home,
+    options: Options,
+    listener: socket.socket,
+    say: Callable[[str], None],
+    dicom: socket.socket | None = None,
+) -> Supervisor:
     """Every process of the stack, none started yet; the secrets are in their files.
 
-    The listening socket is ours: while the API is started again, connections wait in it.
+    The listening sockets are ours: while the API or the receiver is started again, connections wait in them.
     """
     port: int = listener.getsockname()[1]
     postgres, valkey = Postgres(home.path), Valkey(home.path)
@@ -122,7 +135,7 @@ def build(home: Home, options: Options, listener: socket.socket, say: Callable[[
         keep=[listener_fd],
     )
     model = Program("model", commands.default_model(), env, home.path, once=True, awaited=False)
-    celery = [*_workers(home, env, options.slots), _beat(home, env)]
+    celery = [*_workers(home, env, options.slots), _beat(home, env), *_dicom(home, env, dicom)]
     # while initdb works, the others load; what takes the cores from the API's own start comes after it
     parts: list[tuple[Part, tuple[str, ...]]] = [(valkey, ()), (vectors, ()), (api, ()), (postgres, ())]
     parts += [*((one, ("api", "valkey")) for one in celery), (model, ("api", "vectors"))]
@@ -131,6 +144,7 @@ def build(home: Home, options: Options, listener: socket.socket, say: Callable[[
         "url": f"http://{_in_url(options.host)}:{port}",
         "host": options.host,
         "port": port,
+        "dicom": _facts_of(dicom),
         "boot": boot_id(),
         "started_at": time.time(),
     }
@@ -145,6 +159,38 @@ def _workers(home: Home, env: dict[str, str], slots: int) -> list[Program]:
 
 def _beat(home: Home, env: dict[str, str]) -> Program:
     return _living("beat", "beat", commands.beat(home.sockets / "beat"), home, env)
+
+
+def _dicom(home: Home, env: dict[str, str], listener: socket.socket | None) -> list[Program]:
+    """The receiver, unless it was not asked for; it serves when it answers a C-ECHO."""
+    if listener is None:
+        return []
+    sign, number = home.sockets / "dicom.serves", listener.fileno()
+    env = env | {
+        "SIMILIS_DICOM__HOST": listener.getsockname()[0],
+        "SIMILIS_DICOM__PORT": str(listener.getsockname()[1]),
+    }
+    argv, patience = commands.dicom(number, sign), ((signal.SIGTERM, WORKER_PATIENCE_S),)
+    return [
+        Program(
+            "dicom",
+            argv,
+            env,
+            home.path,
+            serves=sign.exists,
+            leftovers=[sign],
+            stop_steps=patience,
+            awaited=False,
+            keep=[number],
+        )
+    ]
+
+
+def _facts_of(dicom: socket.socket | None) -> dict[str, str | int] | None:
+    if dicom is None:
+        return None
+    host, port = dicom.getsockname()[:2]
+    return {"host": host, "port": port, "ae_title": Settings().dicom.ae_title}
 
 
 def _living(name: str, node: str, argv: list[str], home: Home, env: dict[str, str]) -> Program:
@@ -164,8 +210,8 @@ def _in_url(host: str) -> str:
     return f"[{seen}]" if ":" in seen else seen
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there; on any free port for 0. Raises: `Conflict`."""
+def listen(host: str, port: int, option: str = "--port") -> socket.socket:
+    """A socket that listens there; on any free port for 0. Raises: `Conflict`, which names the option to change."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -173,7 +219,9 @@ def listen(host: str, port: int) -> socket.socket:
         listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
-        raise Conflict(f"port {port} on {host} cannot be had ({error.strerror}): choose another with --port") from None
+        raise Conflict(
+            f"port {port} on {host} cannot be had ({error.strerror}): choose another with {option}"
+        ) from None
     return listener
 
 

@@ -160,7 +160,7 @@ class Found:
     inspected: Inspected | Rejected
     row: Row | None = None
     stamp: bytes | None = None
-    expects: tuple[str, str] = ("", "")  #: SOP and Study Instance UID that a sender announced
+    expects: tuple[str, ...] = ()  #: SOP Instance, Study Instance and SOP Class UID that a sender announced
 
 
 Candidate = tuple[Found, Incoming]
@@ -304,7 +304,8 @@ def _incoming(file: Found, secret: bytes, origin: Origin) -> Incoming:
     if isinstance(file.inspected, Rejected):
         raise file.inspected
     header = identify(file.inspected, file.row, secret)
-    announced = zip(file.expects, (header.sop_instance_uid, header.study_instance_uid), strict=True)
+    uids = (header.sop_instance_uid, header.study_instance_uid, header.sop_class_uid)
+    announced = zip(file.expects, uids, strict=False)  # it may announce the first ones only
     if any(said and said != is_ for said, is_ in announced):
         raise failed(Reason.UIDS_DIFFER)
     key = patient_key(

@@ -1,0 +1,60 @@
+"""`python -m services.dicom`: receive until told to stop."""
+
+import argparse
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from services.dicom import echo, peers, tls
+from services.dicom.door import Door, listen, listen_for_checks
+from shared.config import Settings
+from shared.errors import SimilisError
+from shared.log import configure, get
+
+log = get("services.dicom")
+
+
+def main(listener: socket.socket | None = None, serving: Callable[[], None] = lambda: None) -> int:
+    """Serve, on this open socket or on one of our own; gives an exit code."""
+    settings = Settings()
+    dicom = settings.dicom
+    configure("dicom", json=settings.log_json, level=settings.log_level)
+    try:
+        known = peers.known(dicom.peers, dicom.host)
+        tls.context(dicom)  # the receivers make their own; an error is told here, once
+    except SimilisError as error:
+        sys.stderr.write(f"similis dicom: {error}\n")
+        return 1
+    path = echo.socket_of(settings.home)
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        with echo.short(path) as name:
+            check = listen_for_checks(path, name)
+        listener = listener or listen(dicom.host, dicom.port)
+        door = Door(dicom, known, listener, check)
+        if dicom.metrics_port:
+            door.metrics.serve(dicom.host, dicom.metrics_port)
+    except OSError as error:
+        sys.stderr.write(f"similis dicom: a port cannot be had ({error.strerror}); choose another\n")
+        return 1
+    log.info("starting", host=dicom.host, port=listener.getsockname()[1], count=dicom.processes)
+    with listener, check:
+        door.run(serving)
+    path.unlink(missing_ok=True)
+    return 0
+
+
+def run() -> int:
+    parser = argparse.ArgumentParser(prog="services.dicom")
+    parser.add_argument("--listener", type=int, help="the number of a listening socket, inherited")
+    parser.add_argument("--sign", type=Path, help="a file that is there while connections are taken")
+    args = parser.parse_args()
+    listener = None if args.listener is None else socket.socket(fileno=args.listener)
+    if listener is not None:
+        listener.set_inheritable(False)  # a receiver that outlives us must not hold the port
+    return main(listener, (lambda: None) if args.sign is None else args.sign.touch)
+
+
+if __name__ == "__main__":
+    sys.exit(run())

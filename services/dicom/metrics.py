@@ -1,0 +1,30 @@
+"""Numbers of the receiver for Prometheus, at a port of its own: it is a process of its own.
+
+No label holds a UID, a patient or a title that a stranger may choose.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server
+
+
+class Metrics:
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.associations = Counter(
+            "similis_dicom_associations", "Connections by what became of them", ("result",), registry=self.registry
+        )
+        self.instances = Counter(
+            "similis_instances_received", "Instances that were sent to us", ("source", "result"), registry=self.registry
+        )
+        self.bytes = Counter(
+            "similis_received_bytes", "Bytes of instances that were taken in", ("source",), registry=self.registry
+        )
+        self.open = Gauge("similis_dicom_associations_open", "Connections that are open now", registry=self.registry)
+        self.receivers = Gauge("similis_dicom_receivers", "Processes that receive now", registry=self.registry)
+        self.restarts = Counter("similis_dicom_restarts", "Receivers that were started again", registry=self.registry)
+        self.checks = Counter(
+            "similis_dicom_checks", "C-ECHOs of our own watchdog", ("result",), registry=self.registry
+        )
+        ProcessCollector(registry=self.registry)
+
+    def serve(self, host: str, port: int) -> None:
+        start_http_server(port, addr=host, registry=self.registry)

@@ -1,0 +1,96 @@
+"""Who may send: AE titles, each with the addresses it comes from. Both must fit, as either alone is easily borrowed.
+
+[[peer]]
+ae_title = "SCANNER1"
+addresses = ["10.1.2.3"]
+
+[[peer]]
+ae_title = "*"                      # any title, from these addresses
+addresses = ["10.1.3.0/24", "fd00:3::/64"]
+"""
+
+import ipaddress
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from shared.errors import Denied, Invalid
+
+ANY = "*"
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+_AE_TITLE = 16  #: most characters, PS3.5 6.2
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    ae_title: str
+    networks: tuple[Network, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """The allow-list."""
+
+    peers: tuple[Peer, ...]
+
+    def knows(self, address: str) -> bool:
+        """Whether anybody may call from there: asked before a single byte is read."""
+        return any(_within(address, peer) for peer in self.peers)
+
+    def admits(self, ae_title: str, address: str) -> bool:
+        return any(peer.ae_title in (ANY, ae_title) and _within(address, peer) for peer in self.peers)
+
+
+LOOPBACK = Peers((Peer(ANY, (ipaddress.ip_network("127.0.0.0/8"), ipaddress.ip_network("::1/128"))),))
+
+
+def _within(address: str, peer: Peer) -> bool:
+    found = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(found, ipaddress.IPv6Address) and found.ipv4_mapped is not None:
+        found = found.ipv4_mapped
+    return any(found in network for network in peer.networks)
+
+
+def known(path: Path | None, host: str) -> Peers:
+    """The peers of the file, or this machine alone without one.
+
+    Raises: `Invalid`, which names what is wrong; `Denied` for a host that others reach, without a file.
+    """
+    if path is not None:
+        return read(path)
+    try:
+        own = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        own = False
+    if not own:
+        raise Denied(f"others can reach {host}: say who may send, in a file named by SIMILIS_DICOM__PEERS")
+    return LOOPBACK
+
+
+def read(path: Path) -> Peers:
+    """Raises: `Invalid`."""
+    try:
+        found = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise Invalid("the file of DICOM peers cannot be read") from None
+    except ValueError as error:
+        raise Invalid(f"the file of DICOM peers is no TOML: {error}") from None
+    told = found.get("peer")
+    if set(found) != {"peer"} or not isinstance(told, list) or not told:
+        raise Invalid("a file of DICOM peers has [[peer]] tables, at least one, and nothing else")
+    return Peers(tuple(_peer(number, one) for number, one in enumerate(told, 1)))
+
+
+def _peer(number: int, told: Any) -> Peer:  # noqa: ANN401 - what a person wrote
+    if not isinstance(told, dict) or set(told) != {"ae_title", "addresses"}:
+        raise Invalid(f"DICOM peer {number} has an ae_title and addresses, and nothing else")
+    title, addresses = told["ae_title"], told["addresses"]
+    if not isinstance(title, str) or not 0 < len(title.strip()) <= _AE_TITLE:
+        raise Invalid(f"DICOM peer {number}: the ae_title has 1 to 16 characters; {ANY!r} stands for any")
+    if not isinstance(addresses, list) or not addresses:
+        raise Invalid(f"DICOM peer {number}: addresses is a list of addresses or networks")
+    try:
+        return Peer(title.strip(), tuple(ipaddress.ip_network(one) for one in addresses))
+    except (ValueError, TypeError) as error:
+        raise Invalid(f"DICOM peer {number}: {error}") from None

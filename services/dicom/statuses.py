@@ -1,0 +1,67 @@
+"""What a sender is told: DIMSE statuses, from what became of its instance and from our errors.
+
+Source: PS3.4 B.2.3 (C-STORE), PS3.7 Annex C.
+"""
+
+from enum import IntEnum
+
+from pydicom.dataset import Dataset
+
+from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError, Throttled, Unavailable
+from shared.imaging.reasons import Reason
+from shared.pipeline.arrive import Arrived
+
+
+class Status(IntEnum):
+    SUCCESS = 0x0000
+    PROCESSING_FAILURE = 0x0110
+    NOT_AUTHORIZED = 0x0124
+    OUT_OF_RESOURCES = 0xA700
+    MISMATCH = 0xA900
+    NOT_UNDERSTOOD = 0xC000
+
+
+class Refusal(Invalid):
+    """A data set that is turned away before it was looked at."""
+
+    def __init__(self, message: str, *, mismatch: bool = False) -> None:
+        super().__init__(message)
+        self.status = Status.MISMATCH if mismatch else Status.NOT_UNDERSTOOD
+
+
+#: The nearest class above an error decides; a test holds it against `shared.errors`.
+ERRORS: dict[type[SimilisError], Status] = {
+    Unavailable: Status.OUT_OF_RESOURCES,
+    Throttled: Status.OUT_OF_RESOURCES,
+    Denied: Status.NOT_AUTHORIZED,
+    Invalid: Status.NOT_UNDERSTOOD,
+    NotFound: Status.PROCESSING_FAILURE,
+    Conflict: Status.PROCESSING_FAILURE,
+    SimilisError: Status.PROCESSING_FAILURE,
+}
+
+_ENDED = frozenset({Reason.ENDED.value, Reason.ERASED.value})
+
+
+def of_error(error: SimilisError) -> Status:
+    if isinstance(error, Refusal):
+        return error.status
+    return next(ERRORS[kind] for kind in type(error).__mro__ if kind in ERRORS)
+
+
+def of_arrived(arrived: Arrived) -> Status:
+    """Success for what is ours now, and for what a rule of the site throws away in silence."""
+    if arrived.kept or arrived.outcome == "discarded":
+        return Status.SUCCESS
+    if arrived.outcome == "refused" or arrived.reason in _ENDED:
+        return Status.NOT_AUTHORIZED
+    return Status.MISMATCH if arrived.reason == Reason.UIDS_DIFFER else Status.NOT_UNDERSTOOD
+
+
+def answer(status: Status, comment: str = "") -> Dataset:
+    """The response: a comment is one of our own words, and never quotes the data set."""
+    response = Dataset()
+    response.Status = int(status)
+    if comment:
+        response.ErrorComment = comment[:64]
+    return response

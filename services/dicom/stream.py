@@ -1,0 +1,133 @@
+"""A data set goes to the disk as its fragments come in, and is counted; nothing of it is parsed here.
+
+pynetdicom keeps a data set in memory (a `BytesIO`), or writes a file of its own without a limit, which an aborted
+association leaves behind. What stands here in the place of that `BytesIO` writes into a part of the blob store: the
+bytes as they were received, after a header of our own.
+"""
+
+from io import BytesIO
+from typing import TYPE_CHECKING
+
+from pydicom.uid import UID
+from pynetdicom.dimse import DIMSEServiceProvider
+from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
+from pynetdicom.dsutils import create_file_meta, encode_file_meta
+
+from services.dicom.statuses import Refusal
+from shared.errors import SimilisError, Unavailable
+from shared.imaging.read import valid_uid
+from shared.store.blobs import PREAMBLE, Blobs, Part
+
+if TYPE_CHECKING:
+    from pynetdicom.association import Association
+    from pynetdicom.pdu_primitives import P_DATA
+
+IMPLEMENTATION = UID("2.25.71467130950248888588603640801109631252")  #: of Similis, in every file that it has received
+VERSION = "SIMILIS"
+COMMAND_BYTES = 16 * 1024  #: a command set has a few hundred
+WAITING = 2  #: messages that nobody has looked at yet; a sender waits for each answer (PS3.7 D.3.3.3, no window)
+_INVALID = "Evt19"  #: PS3.8 9.2.1: an unrecognised or invalid PDU; the association is aborted
+
+
+class Incoming(BytesIO):
+    """The data set of one message. Nothing is ever held in it.
+
+    Attributes:
+        part: the file so far; None before the first fragment, and once it was refused.
+        count: bytes that came.
+        refusal: why nothing of it will be taken; the rest is then read and thrown away, so that it can be told.
+    """
+
+    def __init__(self, message: DIMSEMessage, association: "Association", blobs: Blobs, limit: int) -> None:
+        super().__init__()
+        self.part: Part | None = None
+        self.refusal: SimilisError | None = None
+        self._message: DIMSEMessage | None = message
+        self._association, self._blobs, self._limit = association, blobs, limit
+        self.count = 0
+
+    def write(self, fragment: bytes) -> int:  # type: ignore[override] # pynetdicom writes bytes
+        if self.refusal is None:
+            try:
+                self._take(fragment)
+            except SimilisError as error:
+                self.refusal = error
+            except OSError:
+                self.refusal = Unavailable("the disk does not take it")
+            if self.refusal is not None:
+                self._discard()
+        return len(fragment)
+
+    def close(self) -> None:
+        """Its file is gone, unless it was kept."""
+        self._discard()
+        super().close()
+
+    def _take(self, fragment: bytes) -> None:
+        self.count += len(fragment)
+        if self.count > self._limit:
+            raise Refusal("the data set is larger than the limit")
+        if self.part is None:
+            message, self._message = self._message, None  # no circle: what nobody refers to closes its file
+            self.part = self._begin(message)
+        self.part.write(fragment)
+
+    def _begin(self, message: DIMSEMessage | None) -> Part:
+        """A part with its preamble and file meta information. Raises: `Refusal`, `Unavailable`."""
+        if not isinstance(message, C_STORE_RQ):
+            raise Refusal("there is no C-STORE to which it belongs")
+        context = self._association._accepted_cx.get(message.context_id or 0)  # noqa: SLF001 - as pynetdicom does
+        command = message.command_set
+        if context is None or "AffectedSOPClassUID" not in command or "AffectedSOPInstanceUID" not in command:
+            raise Refusal("the C-STORE names no SOP class or instance, or no context that was accepted")
+        sop_class, sop_instance = str(command.AffectedSOPClassUID), str(command.AffectedSOPInstanceUID)
+        if not valid_uid(sop_instance) or sop_class != context.abstract_syntax:
+            raise Refusal("the UIDs of the command are not valid, or are not of its context", mismatch=True)
+        meta = create_file_meta(
+            sop_class_uid=UID(sop_class),
+            sop_instance_uid=UID(sop_instance),
+            transfer_syntax=context.transfer_syntax[0],
+            implementation_uid=IMPLEMENTATION,
+            implementation_version=VERSION,
+        )
+        part = self._blobs.part()
+        part.expects = (sop_instance, "", sop_class)
+        part.write(bytes(PREAMBLE) + b"DICM" + encode_file_meta(meta))
+        return part
+
+    def _discard(self) -> None:
+        part, self.part = self.part, None
+        if part is not None:
+            part.__exit__(None, None, None)
+
+
+class Streaming(DIMSEServiceProvider):
+    """pynetdicom's own, with an `Incoming` in each message, and bounds on what a peer may pile up in memory."""
+
+    def __init__(self, association: "Association", blobs: Blobs, limit: int) -> None:
+        super().__init__(association)
+        self._blobs, self._limit = blobs, limit
+
+    def receive_primitive(self, primitive: "P_DATA") -> None:
+        if self.message is None:
+            self.message = DIMSEMessage()
+            self.message.data_set = Incoming(self.message, self.assoc, self._blobs, self._limit)
+        message = self.message  # theirs is None again once it is complete
+        try:
+            super().receive_primitive(primitive)
+            piled = message.encoded_command_set.tell() > COMMAND_BYTES
+        except Exception:  # whatever a hostile command set does to a parser
+            piled = True
+        if piled or self.msg_queue.qsize() > WAITING:
+            self.dul.event_queue.put(_INVALID)
+
+    def close(self) -> None:
+        """No file of a message that was not finished, or not looked at, is left."""
+        message, self.message = self.message, None
+        left = [message.data_set] if message is not None else []
+        while not self.msg_queue.empty():
+            _, primitive = self.msg_queue.get_nowait()
+            left.append(getattr(primitive, "DataSet", None))
+        for one in left:
+            if one is not None:
+                one.close()

@@ -1,0 +1,220 @@
+"""A real receiver with a real database: started once per module, asked by real peers."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from pydicom import config
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.uid import ExplicitVRLittleEndian
+from pynetdicom import AE, _config
+from pynetdicom.association import Association
+
+from services.dicom import echo
+from services.embedded import process
+from services.embedded.process import until
+from shared.store.session import Store
+from tests import engines
+
+UID = "1.2.826.0.1.3680043.10.2"
+MAMMOGRAM = "1.2.840.10008.5.1.4.1.1.1.2"
+SECRET = "a test's own secret, 32 bytes long"
+PATIENT = "WOMAN^OF^THE^TESTS"
+
+_config.LOG_HANDLER_LEVEL = "none"
+
+
+def instance(n: int = 1, *, study: int = 1, value: int = 0, side: int = 8, **more: object) -> Dataset:
+    """One small mammogram."""
+    image = Dataset()
+    image.file_meta = FileMetaDataset()
+    image.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    image.SOPClassUID, image.SOPInstanceUID = MAMMOGRAM, f"{UID}.{study}.{n}"
+    image.StudyInstanceUID, image.SeriesInstanceUID = f"{UID}.{study}", f"{UID}.{study}.0"
+    image.PatientName, image.PatientID, image.Modality = PATIENT, PATIENT, "MG"
+    image.Rows = image.Columns = side
+    image.BitsAllocated = image.BitsStored = 8
+    image.HighBit, image.PixelRepresentation, image.SamplesPerPixel = 7, 0, 1
+    image.PhotometricInterpretation = "MONOCHROME2"
+    image.PixelData = bytes([value]) * side**2
+    for keyword, other in more.items():
+        setattr(image, keyword, other)
+    return image
+
+
+def written(image: Dataset, folder: Path, name: str = "") -> Path:
+    """The image as a file, with a preamble that could be a program."""
+    image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
+    image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
+    image.preamble = b"MZ" + b"\x90" * 126
+    path = folder / (name or f"{image.SOPInstanceUID}.dcm")
+    image.save_as(path, enforce_file_format=True)
+    return path
+
+
+@dataclass
+class Running:
+    """A receiver that runs, and what it has of the world."""
+
+    folder: Path
+    database_url: str
+    settings: dict[str, str] = field(default_factory=dict)
+    port: int = 0
+    child: subprocess.Popen[bytes] | None = None
+
+    @property
+    def home(self) -> Path:
+        return self.folder / "home"
+
+    @property
+    def env(self) -> dict[str, str]:
+        ours = {
+            "SIMILIS_HOME": str(self.home),
+            "SIMILIS_DATABASE__URL": self.database_url,
+            "SIMILIS_PSEUDONYM_KEY": SECRET,
+            "SIMILIS_LOG_LEVEL": "DEBUG",
+            "SIMILIS_INTAKE__RESERVE_MB": "0",
+            "SIMILIS_DICOM__PROCESSES": "1",
+        }
+        return {**os.environ, **ours, **self.settings}
+
+    def start(self) -> "Running":
+        self.home.mkdir(parents=True, exist_ok=True)
+        sign = self.folder / "serves"
+        sign.unlink(missing_ok=True)
+        with socket.create_server(("127.0.0.1", self.port)) as listener, self.log.open("ab") as output:
+            self.port = listener.getsockname()[1]
+            os.set_inheritable(listener.fileno(), True)
+            argv = [sys.executable, "-P", "-m", "services.dicom", "--listener", str(listener.fileno())]
+            env = self.env | {"SIMILIS_DICOM__PORT": str(self.port)}
+            self.child = process.spawn([*argv, "--sign", str(sign)], env=env, output=output, keep=[listener.fileno()])
+        assert until(lambda: sign.exists() or self.ended, 30), self.said
+        assert not self.ended, self.said
+        return self
+
+    @property
+    def ended(self) -> bool:
+        return self.child is None or process.has_ended(self.child)
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "dicom.log"
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text(errors="replace") if self.log.exists() else ""
+
+    def stop(self) -> int:
+        child, self.child = self.child, None
+        return 0 if child is None else process.stop(child, (signal.SIGTERM, 20.0))
+
+    def kill(self) -> None:
+        """The door and its receivers died at once, as when the power goes."""
+        child, self.child = self.child, None
+        assert child is not None
+        process.kill_tree(child.pid)
+        process.bury(child)
+
+    def receivers(self) -> list[int]:
+        assert self.child is not None
+        return [int(pid) for pid in Path(f"/proc/{self.child.pid}/task/{self.child.pid}/children").read_text().split()]
+
+    def echo(self, calling: str = "ANYBODY", called: str = "SIMILIS", timeout_s: float = 10.0) -> bool:
+        return echo.ask(socket.create_connection(("127.0.0.1", self.port), 5), called, timeout_s, calling)
+
+    def associated(self, calling: str = "SCANNER", called: str = "SIMILIS", context: str = MAMMOGRAM, **more: object):
+        ae = AE(ae_title=calling)
+        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 20
+        ae.add_requested_context(context, [ExplicitVRLittleEndian])
+        return ae.associate("127.0.0.1", self.port, ae_title=called, **more)
+
+    def send(self, *images: Dataset, **more: object) -> list[int]:
+        """The statuses of the answers."""
+        with closing(self.associated(**more)) as association:
+            assert association.is_established
+            return [association.send_c_store(image).Status for image in images]
+
+    def rows(self, statement: str) -> list[tuple[object, ...]]:
+        with self._database() as store, store.reading() as connection:
+            return [tuple(row) for row in connection.execute(sa.text(statement))]
+
+    def execute(self, statement: str) -> None:
+        with self._database() as store, store.transaction() as db:
+            db.execute(sa.text(statement))
+
+    @contextmanager
+    def _database(self) -> Iterator[Store]:
+        store = Store(self.database_url, pool_size=1)
+        try:
+            yield store
+        finally:
+            store.close()
+
+    def blobs(self) -> list[Path]:
+        return sorted(path for path in (self.home / "blobs").rglob("*") if path.is_file())
+
+    def clear(self) -> None:
+        """As new, but for the processes."""
+        self.execute("TRUNCATE arrival, file, image, study CASCADE")
+        shutil.rmtree(self.home / "blobs", ignore_errors=True)
+
+
+@contextmanager
+def closing(association: Association) -> Iterator[Association]:
+    """It is released at the end, whatever happened."""
+    try:
+        yield association
+    finally:
+        if association.is_established:
+            association.release()
+
+
+@pytest.fixture(scope="session")
+def session_database(postgres, migrated) -> Iterator[str]:
+    """One database for all receivers of this session; each test begins with it empty."""
+    yield from engines._fresh(postgres, migrated)
+
+
+@pytest.fixture(scope="module")
+def long_running(tmp_path_factory, session_database) -> Iterator[Running]:
+    """A receiver with its defaults, for a whole module."""
+    made = Running(tmp_path_factory.mktemp("dicom"), session_database).start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def receiver(long_running: Running) -> Running:
+    long_running.clear()
+    return long_running
+
+
+@pytest.fixture
+def start(tmp_path, database_url) -> Iterator[object]:
+    """Starts a receiver with these settings, for this test only."""
+    made: list[Running] = []
+
+    def begin(**settings: object) -> Running:
+        names = {f"SIMILIS_{name.upper()}": str(value) for name, value in settings.items()}
+        made.append(Running(tmp_path, database_url, names).start())
+        return made[-1]
+
+    yield begin
+    for one in made:
+        one.stop()
+
+
+@pytest.fixture
+def lenient(monkeypatch) -> None:
+    """pydicom lets us write what it would rather not."""
+    monkeypatch.setattr(config.settings, "_reading_validation_mode", config.IGNORE)
+    monkeypatch.setattr(config.settings, "_writing_validation_mode", config.IGNORE)
