@@ -9,7 +9,6 @@
     │   └── Unidentified  the caller has not said who they are
     ├── Throttled         too much at once: slow down
     └── Unavailable       something behind us is down or busy: try again later
-        └── Damaged       a part of it cannot be opened: it has to be repaired
 
 Messages never carry a patient attribute, a pixel, or a file name from outside. Each edge has one table from
 these classes to its own language (HTTP, retry-or-not); a test checks that each table is complete.
@@ -46,10 +45,6 @@ class Unavailable(SimilisError):
     def __init__(self, message: str, retry_after_s: int = 5) -> None:
         super().__init__(message)
         self.retry_after_s = retry_after_s
-
-
-class Damaged(Unavailable):
-    pass
 
 
 class Throttled(SimilisError):

@@ -13,6 +13,8 @@ from typing import Literal, NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.errors import Unavailable
+
 #: What travels with a vector: opaque numbers and coded attributes, no UID, no name (see `PAYLOAD`).
 Payload = Mapping[str, int | str]
 
@@ -29,6 +31,10 @@ PAYLOAD: Mapping[str, Literal["id", "code", "number"]] = {
     "birads": "number",
     "study_date": "number",  # YYYYMMDD
 }
+
+
+class Damaged(Unavailable):
+    """The engine is there and cannot open this collection: only a repair helps."""
 
 
 class Metric(StrEnum):
@@ -218,7 +224,7 @@ class IndexStore(Protocol):
         """
 
     def open(self, name: str) -> Index:
-        """Raises `NotFound`."""
+        """Raises `NotFound`, `Damaged`."""
 
     def drop(self, name: str) -> None:
         """The collection is gone; an unknown one is no error."""

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from shared.encoder import cards
-from shared.errors import Damaged, Invalid, NotFound
+from shared.errors import Invalid, NotFound
 from shared.index import checks as vectors
-from shared.index.base import Index, IndexStore, Metric, Point, Spec
+from shared.index.base import Damaged, Index, IndexStore, Metric, Point, Spec
 from shared.pipeline import erase, project
 from shared.store import checks, encodings, erasure, generations, ledger, operations
 from shared.store.checks import Registered, Row, apply_again

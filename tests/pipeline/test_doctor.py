@@ -14,8 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from shared.encoder.build import build
-from shared.errors import Damaged
-from shared.index.base import Index, Point, Spec
+from shared.index.base import Damaged, Index, Point, Spec
 from shared.index.memory import MemoryIndex, MemoryStore
 from shared.pipeline import erase, lifecycle, reconcile
 from shared.pipeline.reconcile import Finding, Site, examine

@@ -16,9 +16,8 @@ from services.vectors import shards
 from services.vectors.nursery import Nursery
 from services.vectors.refused import Refused
 from services.vectors.shards import Shards
-from shared.errors import Damaged
 from shared.index import checks, wire
-from shared.index.base import Query, Spec
+from shared.index.base import Damaged, Query, Spec
 from tests.contracts import engines
 from tests.contracts.test_index import gallery, matrix
 
@@ -57,9 +56,9 @@ def test_a_shard_that_cannot_be_loaded_is_named_and_the_others_are_served(tmp_pa
 
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shards]:
-    """One collection of ten points, whose engine is given half a second."""
+    """One collection of ten points, whose engine is given little time."""
     monkeypatch.setattr(shards, "SILENT_S", 0.2)
-    held = Shards(tmp_path, partial(Nursery, answers_within_s=0.5))
+    held = Shards(tmp_path, partial(Nursery, answers_within_s=1.5))
     held.create(wire.create("a", SPEC))
     points = gallery(10)
     vectors = checks.prepare(SPEC, [point.vector for point in points])
@@ -86,19 +85,19 @@ def test_an_engine_that_hangs_is_killed_and_another_answers(quick: Shards, raw: 
     with pytest.raises(Refused, match="ask again") as caught:
         quick.get("a").ask("Count", raw)
     assert caught.value.code is grpc.StatusCode.UNAVAILABLE
-    assert time.monotonic() - started < 3
+    assert time.monotonic() - started < 20
     assert quick.get("a").info().points_count == 10
 
 
 def test_a_hung_engine_is_noticed_when_nobody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "WATCH_S", 0.1)
     monkeypatch.setattr(shards, "SILENT_S", 0.2)
-    held = Shards(tmp_path, partial(Nursery, answers_within_s=0.6))
+    held = Shards(tmp_path, partial(Nursery, answers_within_s=1.5))
     try:
         held.create(wire.create("a", SPEC))
         (before,) = children(held._nursery._process.pid)
         hang(held)
-        seen, until = [], time.monotonic() + 10
+        seen, until = [], time.monotonic() + 30
         while (now := children(held._nursery._process.pid)) in ([], [before]):
             assert time.monotonic() < until
             seen += held.silent()
@@ -113,7 +112,7 @@ def test_a_hung_engine_is_noticed_when_nobody_asks(tmp_path: Path, monkeypatch: 
 
 def test_the_limit_is_of_one_request_and_not_of_the_engines_life(quick: Shards) -> None:
     before = children(quick._nursery._process.pid)
-    for _ in range(8):
+    for _ in range(20):
         assert quick.get("a").info().points_count == 10
         time.sleep(0.1)
     assert children(quick._nursery._process.pid) == before

@@ -15,9 +15,9 @@ import pytest
 from qdrant_client import grpc as pb
 
 from services.vectors import shards
-from shared.errors import Damaged, Invalid, Unavailable
+from shared.errors import Invalid, Unavailable
 from shared.index import wire
-from shared.index.base import Point, Query, Spec
+from shared.index.base import Damaged, Point, Query, Spec
 from shared.index.qdrant import QdrantStore, translated
 from tests.contracts import engines
 from tests.contracts.test_index import gallery, id_of, matrix
