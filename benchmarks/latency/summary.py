@@ -74,7 +74,7 @@ class Results:
         return sorted(held)
 
 
-def results(lines: Iterable[Json]) -> Results:
+def results(lines: Sequence[Json]) -> Results:
     """The figures of a run. An engine that failed the parity check has none."""
     by_kind: dict[str, list[Json]] = defaultdict(list)
     for line in lines:
@@ -94,9 +94,22 @@ def results(lines: Iterable[Json]) -> Results:
         places=_places(by_kind["build"] + by_kind["cold"], wrong),
         parity=by_kind["parity"],
         skipped=by_kind["skipped"],
-        failed=by_kind["failed"],
+        failed=_still_failed(lines),
         load=Spread.of(loads, 1) if loads else None,
     )
+
+
+def _still_failed(lines: Iterable[Json]) -> list[Json]:
+    """Failures that a later attempt has not mended."""
+    open_: dict[tuple[Any, ...], Json] = {}
+    for line in lines:
+        where = line.get("data"), line.get("engine"), line.get("round")
+        match line["what"]:
+            case "failed":
+                open_[*where, line["step"]] = line
+            case "build" | "round" as ended:
+                open_.pop((*where, "build" if ended == "build" else "measure"), None)
+    return list(open_.values())
 
 
 def _key(line: Json) -> tuple[Any, ...]:

@@ -17,15 +17,20 @@ def _lists(rows: int) -> int:
     return max(1, min(lists, rows // 39))
 
 
+def _parts(dim: int) -> int:
+    """As many bytes as divide the dimensions evenly."""
+    return next(parts for parts in range(max(1, dim // PART), 0, -1) if dim % parts == 0)
+
+
 def _flat(faiss: Any, dim: int, rows: int) -> Any:  # noqa: ANN401
     return faiss.index_factory(dim, f"IVF{_lists(rows)},Flat", faiss.METRIC_INNER_PRODUCT)
 
 
 def _quantised(faiss: Any, dim: int, rows: int) -> Any:  # noqa: ANN401
     bits = 8 if rows >= 39 * 256 else 6
-    text = f"IVF{_lists(rows)},PQ{dim // PART}x{bits},RFlat"
+    text = f"IVF{_lists(rows)},PQ{_parts(dim)}x{bits},RFlat"
     index = faiss.index_factory(dim, text, faiss.METRIC_INNER_PRODUCT)
-    inner = faiss.extract_index_ivf(index)
+    inner = faiss.downcast_index(faiss.extract_index_ivf(index))
     inner.cp.max_points_per_centroid = inner.pq.cp.max_points_per_centroid = ENOUGH
     return index
 

@@ -1,0 +1,115 @@
+"""`similis bench`: a run leaves raw lines, goes on where it was stopped, and fails where an exact engine is not."""
+
+import json
+import re
+
+import pytest
+from typer.testing import CliRunner
+
+from benchmarks.cli import bench
+from benchmarks.latency import raw
+
+ENGINES = "numpy,numpy-codes,faiss-flat-ip,faiss-binary,edge-exact,faiss-hnsw,memory-scan"
+DATA = ("--data", "clustered:16:300", "--data", "codes:64:300")
+
+BROKEN = """
+from benchmarks.latency.engines import numpy_exact
+from benchmarks.latency.engines.base import Engine, Found
+
+class Broken(numpy_exact._Scan):
+    def search(self, queries, k, effort, clauses):
+        return Found(super().search(queries, k + 1, effort, clauses).ids[:, 1:])
+
+ENGINES = (Engine(name="broken", build=numpy_exact._build, open=Broken, exact=True),)
+"""
+
+
+def run(*args: str):
+    return CliRunner().invoke(bench, ["run", "--profile", "smoke", *args])
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    out = tmp_path_factory.mktemp("bench") / "results"
+    result = run("--engines", ENGINES, *DATA, "--out", str(out))
+    assert result.exit_code == 0, result.output
+    return out
+
+
+def test_a_run_measures_every_engine_on_data_of_its_kind(done) -> None:
+    lines = raw.read(done)
+    assert {line["engine"] for line in lines if line["what"] == "single"} == set(ENGINES.split(","))
+    (environment,) = [line for line in lines if line["what"] == "environment"]
+    assert {"machine", "versions", "commit", "command", "seeds", "threads"} <= environment.keys()
+    exact = {line["engine"] for line in lines if line["what"] == "parity"}
+    assert exact == set(ENGINES.split(",")) - {"faiss-hnsw", "memory-scan"}
+    assert all(line["run"] == environment["run"] for line in lines)
+
+
+def test_the_report_is_one_file_and_names_what_to_pick(done) -> None:
+    page = (done / "report.html").read_text()
+    assert not re.search(r'(?:src|href)="(?!#)', page.replace('xlink:href="#', '"#'))
+    assert "What to pick" in page
+    assert page.count("<svg") >= 4
+    assert "At recall 0.99" in (done / "report.md").read_text()
+    assert (done / "report.csv").read_text().count("\n") > 20
+
+
+def test_what_is_measured_is_not_measured_again_and_what_is_missing_is(done, tmp_path) -> None:
+    out = tmp_path / "again"
+    out.mkdir()
+    kept = [line for line in (done / raw.FILE).read_text().splitlines() if '"faiss-hnsw"' not in line]
+    (out / raw.FILE).write_text("\n".join(kept) + '\n{"what": "sing')  # killed in the middle of a line
+    assert run("--engines", ENGINES, *DATA, "--out", str(out)).exit_code != 0  # not without --resume
+    result = run("--engines", ENGINES, *DATA, "--out", str(out), "--resume")
+    assert result.exit_code == 0, result.output
+    lines = raw.read(out)
+    last = lines[-1]["run"]
+    again = {line["engine"] for line in lines if line["run"] == last and "engine" in line}
+    assert again == {"faiss-hnsw"}
+    assert json.loads(json.dumps(lines[: len(kept)])) == [json.loads(line) for line in kept]
+
+
+def test_an_exact_engine_that_is_not_ends_the_run_with_findings(tmp_path, monkeypatch) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "broken_engine.py").write_text(BROKEN)
+    monkeypatch.setenv("SIMILIS_BENCH_ENGINES", str(own))  # the process that measures finds it there
+    from benchmarks.latency import engines
+
+    monkeypatch.setattr(engines, "__path__", [*engines.__path__, str(own)])
+    out = tmp_path / "out"
+    result = run("--engines", "broken,faiss-flat-ip", "--data", "clustered:16:200", "--out", str(out))
+    assert result.exit_code == 6
+    assert "NOT EXACT: broken on clustered:16:200" in result.output
+    text = (out / "report.md").read_text()
+    assert "NOT EXACT" in text
+    assert not re.search(r"^\| broken \|", text, re.MULTILINE)  # no figure of it
+
+
+def test_an_engine_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "failing_engine.py").write_text(
+        BROKEN.replace("return Found", "raise RuntimeError('burnt') #").replace('"broken"', '"failing"')
+    )
+    monkeypatch.setenv("SIMILIS_BENCH_ENGINES", str(own))
+    from benchmarks.latency import engines
+
+    monkeypatch.setattr(engines, "__path__", [*engines.__path__, str(own)])
+    out = tmp_path / "out"
+    result = run("--engines", "failing,numpy", "--data", "clustered:16:200", "--out", str(out))
+    assert result.exit_code == 1
+    assert "burnt" in result.output
+    assert {line["engine"] for line in raw.read(out) if line["what"] == "round"} == {"numpy"}
+
+
+def test_an_unknown_engine_or_profile_is_refused(tmp_path) -> None:
+    assert run("--engines", "nothing-*", "--out", str(tmp_path / "a")).exit_code != 0
+    assert CliRunner().invoke(bench, ["run", "--profile", "x", "--out", str(tmp_path / "b")]).exit_code != 0
+
+
+def test_two_runs_of_the_same_are_compared(done) -> None:
+    result = CliRunner().invoke(bench, ["compare", str(done), str(done)])
+    assert result.exit_code == 0
+    assert re.search(r"0 of \d\d moved", result.output)
