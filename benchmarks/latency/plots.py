@@ -46,24 +46,24 @@ class Pictures:
         self.res = res
         self.style = colours(sorted({f.engine for f in res.figures}))
 
-    def all(self) -> list[tuple[str, str]]:
-        """(caption, SVG), those that have something to show."""
+    def all(self) -> list[tuple[str, str, str]]:
+        """(data in words or nothing, caption, SVG), those that have something to show."""
         made = []
         for data, about in self.res.data.items():
             where = label(data, about)
             for caption, draw in (
-                (f"Recall and latency, {where}. Up and left is better; bars: lowest and highest round.", self.pareto),
+                ("Recall and latency. Right and down is better; bars: lowest and highest round.", self.pareto),
                 (
-                    f"All latencies at recall 0.95 or better, {where}: the share of questions answered within.",
+                    "All latencies at recall 0.95 or better: the share of questions answered within.",
                     self.spread,
                 ),
-                (f"Filters, {where}: p50 by filter; hollow where recall falls below 0.95.", self.filters),
+                ("Filters: p50 by filter; hollow where recall falls below 0.95.", self.filters),
             ):
                 svg = self._svg(partial(draw, data))
-                made += [(caption, svg)] if svg else []
+                made += [(where, caption, svg)] if svg else []
         for family in families(self.res):
             svg = self._svg(partial(self.growth, family))
-            made += [(f"Growth with the rows, {family}: p50 at recall 0.95 or better.", svg)] if svg else []
+            made += [("", f"Growth with the rows, {family}: p50 at recall 0.95 or better.", svg)] if svg else []
         return made
 
     def _svg(self, draw: Callable[[Any], bool]) -> str:

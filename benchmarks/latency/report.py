@@ -67,25 +67,30 @@ def troubles(res: Results) -> list[str]:
 
 def _html(res: Results) -> str:
     first, *rest = tables(res)
-    pictures = "".join(
-        f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>" for caption, svg in Pictures(res).all()
-    )
-    by_data: dict[str, list[Table]] = {}
+    by_data: dict[str, list[str]] = {where: [] for where in (*(label(n, a) for n, a in res.data.items()), "")}
+    for where, caption, svg in Pictures(res).all():
+        by_data[where].append(f"<figure>{svg}<figcaption>{html.escape(caption)}</figcaption></figure>")
     for table in rest:
-        by_data.setdefault(table.title.partition(": ")[2], []).append(table)
+        by_data[table.title.partition(": ")[2]].append(_table(table))
+    vectors = [about for about in res.data.values() if about["kind"] == "vectors"]
+    shown = {"", label(most["data"], most) if (most := max(vectors, key=_size, default=None)) else ""}
     sections = "".join(
-        f"<details{' open' if not name else ''}><summary>{html.escape(name or 'All data')}</summary>"
-        f"{''.join(map(_table, held))}</details>"
+        f"<details{' open' if name in shown else ''}><summary>{html.escape(name or 'All data')}</summary>"
+        f"{''.join(held)}</details>"
         for name, held in by_data.items()
     )
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
         f"<title>Vector engines, measured</title><style>{STYLE}</style><h1>Vector engines, measured</h1>"
         f'<p class="note">{html.escape(res.environments[-1]["machine"])}</p>'
-        f'<div class="pick">{_table(first)}</div>{_wrong(res)}<h2>Pictures</h2>{pictures}<h2>Tables</h2>{sections}'
+        f'<div class="pick">{_table(first)}</div>{_wrong(res)}<h2>Data set by data set</h2>{sections}'
         f"<h2>How it was measured</h2>{_list(circumstances(res))}"
         f"<h2>What is left out</h2>{_list(troubles(res))}</html>\n"
     )
+
+
+def _size(about: Json) -> int:
+    return int(about["rows"])
 
 
 def _wrong(res: Results) -> str:
