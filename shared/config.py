@@ -35,6 +35,7 @@ class Qdrant(_Part):
     url: str = ""  #: http(s)://host:grpc-port, or unix:///path for the embedded vectors process
     api_key: SecretStr = SecretStr("")
     timeout_s: float = Field(default=10.0, gt=0)
+    canary_s: float = Field(default=300.0, ge=0)  #: between two rounds of the recall canary; 0: none
 
 
 class Api(_Part):

@@ -21,6 +21,7 @@ QUEUES: dict[Job, str] = {
     Job.REINDEX: "reindex",
     Job.BACKFILL: "ingest",
     Job.REPLAY: "reindex",
+    Job.CANARY: "reindex",
     Job.SWEEP: "index",
     Job.TIDY: "scan",
 }

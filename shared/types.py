@@ -127,5 +127,6 @@ class Job(StrEnum):
     REINDEX = "similis.reindex"
     BACKFILL = "similis.backfill"
     REPLAY = "similis.replay"
+    CANARY = "similis.canary"
     SWEEP = "similis.sweep"
     TIDY = "similis.tidy"

@@ -14,7 +14,7 @@ def ring_again() -> None:
     """Ring for whatever has stood still: lost messages, dead workers, ended rests."""
     rt = runtime()
     with rt.transaction() as db:
-        sweep.ring_for_due(db, rt.effort)
+        sweep.ring_for_due(db, rt.effort, rt.settings.qdrant.canary_s)
     with rt.transaction() as db:  # apart: a home that cannot be written to must not silence the bells
         keeper().keep(db)
 

@@ -1,4 +1,4 @@
-from shared.pipeline import backfill, reindex
+from shared.pipeline import backfill, canary, reindex
 from shared.types import Job
 from workers.heartbeat import still_here
 from workers.runtime import runtime
@@ -12,6 +12,13 @@ def build_generations() -> None:
     reindex.purge(rt.transaction, rt.indexes)
     if reindex.advance(rt.transaction, rt.index, alive=still_here):
         rt.queue.ring(Job.REINDEX)
+
+
+@task(Job.CANARY)
+def ask_canary() -> None:
+    """Ask the published index a few questions whose answers are known; behind builds, never beside one."""
+    rt = runtime()
+    canary.ask(rt.transaction, rt.index, rt.settings.qdrant.canary_s)
 
 
 @task(Job.BACKFILL)

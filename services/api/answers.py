@@ -247,6 +247,16 @@ class RecallOut(Out):
     points: int
 
 
+class CanaryOut(Out):
+    """Recall of the published index as it is now: stored images ask exactly and as searches do, every few minutes."""
+
+    recall: float
+    k: int
+    queries: int
+    since: datetime
+    at: datetime
+
+
 class GenerationOut(Out):
     id: int
     model: str
@@ -260,6 +270,7 @@ class GenerationOut(Out):
     throttle: float | None
     gate: float
     recall: RecallOut | None
+    canary: CanaryOut | None
     operation: UUID | None
     progress: int = Field(ge=0, le=100)
     created_at: datetime

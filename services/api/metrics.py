@@ -86,6 +86,12 @@ class Stored(Collector):
             ("model", "generation"),
             found.coverage,
         )
+        yield _gauge(
+            "similis_ann_recall_ratio",
+            "Share of the true first k that the published index finds, in the canary's last rounds",
+            ("model", "k"),
+            found.recall,
+        )
 
 
 def _gauge(name: str, words: str, labels: tuple[str, ...], values: dict[tuple[str, ...], float]) -> Metric:

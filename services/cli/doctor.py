@@ -45,6 +45,7 @@ SAID = {
     "point-zero": "the index holds a vector that is zero or no number",
     "pointer-missing": "no generation is published",
     "pointer-retired": "the published generation is retired",
+    "recall-low": "the published index finds clearly less than its gate asks for: build another generation",
     "secret-open": "others may read a secret",
     "tombstoned": "it was erased, and stands",
     "vector-differs": "the index holds another vector than the encoding",

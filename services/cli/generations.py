@@ -56,10 +56,11 @@ def list_generations(client: Client, as_json: AsJson = False) -> None:
         tell_json(answer)
         return
     rows = [
-        (g["id"], g["model"], g["state"], _role(g), g["progress"], g["coverage"]["applied"], _recall(g))
+        (g["id"], g["model"], g["state"], _role(g), g["progress"], g["coverage"]["applied"], _recall(g), _canary(g))
         for g in answer["generations"]
     ]
-    table(("id", "model", "state", "role", "%", "points", "recall@10"), rows, right=("id", "%", "points", "recall@10"))
+    numbers = ("%", "points", "recall@10", "canary")
+    table(("id", "model", "state", "role", *numbers), rows, right=("id", *numbers))
 
 
 @connected
@@ -150,6 +151,8 @@ def _summarise(answer: Answer) -> None:
         f"covers {images['covered']} of {images['total']} images, {images['coming']} on their way, "
         f"{images['exceptions']} lacking; recall@10 {_recall(answer) or 'not measured'}"
     )
+    if canary := answer.get("canary"):
+        tell(f"canary: {canary['recall']:.4f} in {canary['queries']} searches since {canary['since'][:16]}")
     if answer.get("error"):
         tell(f"error: {answer['error']}")
     if answer["exceptions"]:
@@ -159,6 +162,10 @@ def _summarise(answer: Answer) -> None:
 
 def _role(answer: Answer) -> str:
     return "published" if answer["live"] else "rollback target" if answer["rollback_target"] else ""
+
+
+def _canary(answer: Answer) -> str:
+    return f"{answer['canary']['recall']:.4f}" if answer.get("canary") else ""
 
 
 def _recall(answer: Answer) -> str:

@@ -275,7 +275,11 @@ class QdrantIndex:
 
     def info(self) -> Info:
         info = self._info()
-        return Info(points=info.points_count, indexed=min(info.indexed_vectors_count, info.points_count))
+        return Info(
+            points=info.points_count,
+            indexed=min(info.indexed_vectors_count, info.points_count),
+            optimizing=info.status == pb.CollectionStatus.Yellow,
+        )
 
     def _info(self) -> pb.CollectionInfo:
         request = pb.GetCollectionInfoRequest(collection_name=self.name)

@@ -22,7 +22,7 @@ from shared.encoder import cards
 from shared.errors import Invalid, NotFound
 from shared.index import checks as vectors
 from shared.index.base import Damaged, Index, IndexStore, Metric, Point, Spec
-from shared.pipeline import erase, project
+from shared.pipeline import canary, erase, project
 from shared.store import checks, encodings, erasure, generations, ledger, operations
 from shared.store.checks import Registered, Row, apply_again
 from shared.store.generations import Published
@@ -98,6 +98,10 @@ def _generations(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # 
             if repair:
                 generations.publish(db, opened[-1].generation_id)
             yield _named("pointer-missing", [opened[-1].generation_id], repaired=repair)
+    with site.begin() as db:
+        row = generations.live(db)
+        low = row is not None and canary.failing(generations.get(db, row.generation_id))
+    yield _named("recall-low", [row.generation_id] if row is not None and low else [], repaired=False)
     if _stray(site):
         with site.begin() as db:
             alone(db, Lock.CREATING)  # a collection stands before its generation's row does
@@ -283,7 +287,8 @@ def _suspects(site: Site, index: Index, generation: Published, deep: bool) -> It
     Index and ledger come by id, a page at a time, and are merged: no archive is too large for the memory.
     """
     seen = (entry for batch in index.scan() for entry in batch)
-    chance, rest, agreed = random.Random(0), [], 0  # noqa: S311 - which ones does not matter
+    rest: list[uuid.UUID] = []
+    chance, agreed = random.Random(0), 0  # noqa: S311 - which ones does not matter
     for _, group in groupby(heapq.merge(seen, _held(site, generation)), key=lambda entry: entry[0]):
         pair = list(group)
         point = pair[0][0]

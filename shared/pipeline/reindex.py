@@ -22,6 +22,7 @@ from shared.log import get
 from shared.pipeline.lease import Keeper
 from shared.pipeline.search import LEAST_DEPTH, TARGET
 from shared.store import backfill, coverage, encodings, generations, ledger, operations
+from shared.store.canaries import K
 from shared.store.operations import Held
 from shared.store.session import Begin, enqueue
 from shared.store.tables import Generation
@@ -34,7 +35,7 @@ CHUNK = 2000  #: images looked at in one transaction
 REST_S = 1.0  #: until it is looked again whether all has come
 AWAY_S = 10.0  #: until an engine that was away is asked again
 GRACE_S = 60.0  #: a query that still knows a retired generation has long been answered
-K, SAMPLE, SEED = 10, 100, 0
+SAMPLE, SEED = 100, 0
 TIE = 1e-6  #: of the k-th score: equal scores are equally right
 
 Opened = Callable[[str], Index]
@@ -173,9 +174,16 @@ def link(index: Index, alive: Callable[[], None], every_s: float = 5.0) -> None:
 
 
 def recall(index: Index, rows: Sequence[ledger.Sampled], alive: Callable[[], None] = lambda: None) -> dict[str, float]:
-    """Recall@10 of what searches ask for, against exact search, the query's patient excluded in both.
+    """Recall@10 of what searches ask for."""
+    found, wanted = compare(index, rows, alive)
+    return {"recall": found / wanted if wanted else 1.0, "k": K, "sample": len(rows), "points": index.count()}
 
-    Between two exact searches the engine rests as long as the last one took: others are searching.
+
+def compare(index: Index, rows: Sequence[ledger.Sampled], alive: Callable[[], None] = lambda: None) -> tuple[int, int]:
+    """How many of the true first ten come among the first ten that searches get, and how many there are.
+
+    The query's patient is excluded in both, and equal scores are equally right. Between two exact searches the engine
+    rests as long as the last one took: others are searching.
     """
     found = wanted = 0
     for row in rows:
@@ -195,7 +203,7 @@ def recall(index: Index, rows: Sequence[ledger.Sampled], alive: Callable[[], Non
         found += sum(hit.id in ids or hit.score >= worst for hit in asked.hits[:K])
         wanted += len(truth.hits)
         time.sleep(min(time.monotonic() - began, 0.2))
-    return {"recall": found / wanted if wanted else 1.0, "k": K, "sample": len(rows), "points": index.count()}
+    return found, wanted
 
 
 def purge(begin: Begin, indexes: IndexStore, grace_s: float = GRACE_S, chunk: int = 10_000) -> int:

@@ -4,12 +4,12 @@ from sqlalchemy.orm import Session
 
 from shared.pipeline.encode import Effort
 from shared.pipeline.reindex import GRACE_S
-from shared.store import backfill, generations, images, ledger, operations
+from shared.store import backfill, canaries, generations, images, ledger, operations
 from shared.store.session import enqueue
 from shared.types import Job
 
 
-def ring_for_due(db: Session, effort: Effort) -> None:
+def ring_for_due(db: Session, effort: Effort, canary_s: float = 0) -> None:
     """A bell for each kind of work that could be claimed now; too many bells do no harm."""
     images.exhaust(db, effort.max_failures)
     operations.finish_settled(db)
@@ -21,6 +21,8 @@ def ring_for_due(db: Session, effort: Effort) -> None:
         enqueue(db, Job.REINDEX)
     if operations.due(db, "replay"):
         enqueue(db, Job.REPLAY)
+    if canaries.due(db, canary_s):
+        enqueue(db, Job.CANARY)
     if backfill.asking(db):
         enqueue(db, Job.BACKFILL)
     if ledger.oldest_pending_s(db) is not None or operations.due(db, "erase"):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from shared.store import calibrations, images, ledger, operations
+from shared.store import calibrations, canaries, images, ledger, operations
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,6 +13,7 @@ class Gauges:
     queues: dict[str, tuple[float, float]]  #: depth and age of the oldest, in seconds
     stopped: dict[tuple[str, ...], float]  #: by gate and status
     coverage: dict[tuple[str, ...], float]  #: by model and generation
+    recall: dict[tuple[str, ...], float]  #: of the published generation's last canaries, by model and k
     reviews: dict[tuple[str, ...], float]  #: by what was done
     uncalibrated: dict[tuple[str, ...], float]  #: searchable images that no threshold has judged, by modality
 
@@ -26,6 +27,10 @@ _DONE = sa.text("SELECT action, count(*) FROM audit WHERE action IN ('release', 
 _OPEN = sa.text(
     "SELECT g.id, m.name FROM generation g JOIN model m ON m.id = g.model_id WHERE g.state = 'open' ORDER BY g.id"
 )
+_CANARY = sa.text(
+    "SELECT m.name, g.canary FROM generation g JOIN model m ON m.id = g.model_id "
+    "WHERE g.id = (SELECT generation_id FROM live)"
+)
 _PENDING = sa.text("SELECT count(*) FROM ledger WHERE state = 'pending'")
 
 
@@ -35,6 +40,7 @@ def read(connection: sa.Connection) -> Gauges:
     pending = connection.execute(_PENDING).scalar_one()
     stopped = connection.execute(_STOPPED).all()
     generations = connection.execute(_OPEN).all()
+    canary = [(name, canaries.told(rounds)) for name, rounds in connection.execute(_CANARY)]
     return Gauges(
         images={status: float(n) for status, n in images.statuses(connection).items()},
         queues={
@@ -45,5 +51,6 @@ def read(connection: sa.Connection) -> Gauges:
         stopped={(gate, status): float(n) for gate, status, n in stopped},
         reviews={(row[0],): float(row[1]) for row in connection.execute(_DONE)},
         uncalibrated={(modality,): float(n) for modality, n in calibrations.unjudged(connection).items()},
+        recall={(name, str(one.k)): one.recall for name, one in canary if one is not None},
         coverage={(name, str(id_)): ledger.coverage(connection, id_).ratio for id_, name in generations},
     )

@@ -261,6 +261,28 @@ def sample(db: Session, generation_id: int, model_id: int, limit: int, seed: int
     return [Sampled._make(row) for row in db.execute(_SAMPLE, values)]
 
 
+_CHOSEN = sa.text(
+    """
+    SELECT e.embedding, s.patient_key
+    FROM (SELECT gen_random_uuid() AS id FROM generate_series(1, :limit)) AS start
+    CROSS JOIN LATERAL (
+        SELECT image_id, frame FROM ledger
+        WHERE generation_id = :generation AND point_id >= start.id AND state = 'applied' AND op = 'upsert'
+        ORDER BY point_id LIMIT 1
+    ) AS c
+    JOIN encoding e ON e.image_id = c.image_id AND e.frame = c.frame AND e.model_id = :model
+    JOIN image i ON i.id = c.image_id
+    JOIN study s ON s.id = i.study_id
+    """
+)
+
+
+def chosen(db: Session, generation_id: int, model_id: int, limit: int) -> list[Sampled]:
+    """At most `limit` random points, for the price of as many look-ups: ids are hashes, and so evenly spread."""
+    values = {"generation": generation_id, "model": model_id, "limit": limit}
+    return [Sampled._make(row) for row in db.execute(_CHOSEN, values)]
+
+
 _CLEAR = sa.text(
     "DELETE FROM ledger WHERE generation_id = :generation AND point_id IN "
     "(SELECT point_id FROM ledger WHERE generation_id = :generation LIMIT :limit)"

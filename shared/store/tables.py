@@ -188,6 +188,8 @@ class Generation(Base):
     gate: Mapped[float] = mapped_column(server_default="0.97")  #: recall@10 that publishing asks for
     measured: Mapped[dict[str, Any] | None]  #: recall, sample, points and moment of the last measurement
     accepted: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default=text("'{}'"))  #: images named missing
+    canary: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default=text("'[]'"))  #: its last rounds
+    canary_at: Mapped[datetime | None]  #: when the last one began
     retired_at: Mapped[datetime | None]
     purged_at: Mapped[datetime | None]  #: collection and ledger are gone
     __table_args__ = (CheckConstraint("state IN ('open', 'retired')", name="state"),)

@@ -3,7 +3,7 @@
 import pytest
 import sqlalchemy as sa
 
-from shared.pipeline import backfill, project, reindex
+from shared.pipeline import backfill, canary, project, reindex
 from shared.store.keys import Scope
 from shared.types import Job
 from tests.api.conftest import Painter, serving
@@ -42,6 +42,18 @@ def test_a_generation_tells_how_much_it_holds(client, archive):
     assert shown["index"] == {"points": 4, "indexed": 4, "bytes_disk": None}
     assert shown["images"] == {"total": 4, "covered": 4, "coming": 0, "exceptions": 0, "by_reason": {"covered": 4}}
     assert client.get("/v1/generations/7").status_code == 404
+
+
+def test_the_canary_is_told_and_measured(client, archive):
+    for study in (1, 2, 3):
+        archive.take_in(study)
+    assert client.get("/v1/generations/1").json()["canary"] is None
+    canary.ask(archive.rt.transaction, archive.rt.index, 300.0)
+    told = client.get("/v1/generations/1").json()["canary"]
+    assert (told["recall"], told["k"]) == (1.0, 10)
+    assert 1 <= told["queries"] <= canary.QUERIES
+    assert client.get("/v1/generations").json()["generations"][0]["canary"] == told
+    assert 'similis_ann_recall_ratio{k="10",model="null-a"} 1.0' in client.get("/metrics").text
 
 
 def test_while_the_engine_is_away_the_generation_is_still_told(client, archive):

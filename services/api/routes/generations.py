@@ -14,7 +14,7 @@ from services.api.schemas import GenerationIn, RetireIn, SwitchIn
 from shared.errors import NotFound, Unavailable
 from shared.pipeline import lifecycle
 from shared.runtime import Runtime
-from shared.store import coverage, generations, ledger, operations, reviews
+from shared.store import canaries, coverage, generations, ledger, operations, reviews
 from shared.store.keys import Bearer
 from shared.store.reviews import Actor
 from shared.store.tables import Generation, Model, Operation
@@ -133,6 +133,7 @@ def _generation(db: Session, row: Generation, named: Mapping[int, Model]) -> dic
         "throttle": row.throttle,
         "gate": round(row.gate, 6),
         "recall": row.measured,
+        "canary": canaries.told(row.canary),
         "operation": row.operation_id,
         "progress": _progress(operation),
         "created_at": row.created_at,
