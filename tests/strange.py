@@ -1,4 +1,7 @@
-"""Pictures whose strangeness a test chooses: bright ones, and a model whose score is the mean brightness."""
+"""Pictures whose strangeness a test chooses: bright ones, and a model whose score is the mean brightness.
+
+Its embeddings do not see brightness, so that the gate's two votes can be told apart.
+"""
 
 import os
 from collections.abc import Iterator
@@ -13,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from shared.encoder.base import Encoded, Encoder
 from shared.imaging.recipe import Recipe
-from shared.pipeline import thresholds
+from shared.pipeline import replay, thresholds
 from shared.store import generations
 from shared.store.generations import Published
 from shared.store.reviews import Actor
@@ -37,13 +40,15 @@ class BrightSandbox(FakeSandbox):
 
 
 class Measuring:
-    """The null encoder with a score."""
+    """The null encoder of stretched pictures, with a score."""
 
     def __init__(self, inner: Encoder) -> None:
         self.inner, self.card = inner, inner.card
 
     def encode(self, pixels: Pixels) -> Encoded:
-        return replace(self.inner.encode(pixels), ood=pixels.mean((1, 2)))
+        low, high = pixels.min((1, 2), keepdims=True), pixels.max((1, 2), keepdims=True)
+        stretched = np.clip((pixels - low) / np.maximum(high - low, 1e-6), 0, 1)
+        return replace(self.inner.encode(stretched.astype(np.float32)), ood=pixels.mean((1, 2)))
 
 
 class Bright(Platform):
@@ -83,7 +88,7 @@ class Bright(Platform):
     def begin_replay(self, db: Session, actor: Actor = BORIS, model: str = "null", **choice: Any) -> Operation:
         row = generations.model(db, model)
         found = thresholds.propose(db, row, "MG", thresholds.Choice(**choice))
-        return thresholds.begin_replay(db, row, "MG", found, actor)
+        return replay.begin_replay(db, row, "MG", found, actor)
 
     def searchable(self) -> set[str]:
         """SOP Instance UIDs that the published index holds."""

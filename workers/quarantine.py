@@ -1,4 +1,4 @@
-from shared.pipeline import thresholds
+from shared.pipeline import replay
 from shared.types import Job
 from workers.heartbeat import still_here
 from workers.runtime import runtime
@@ -9,5 +9,5 @@ from workers.tasks import task
 def replay_thresholds() -> None:
     """Carry on one due replay; ring again if there may be more."""
     rt = runtime()
-    if thresholds.advance(rt.transaction, alive=still_here):
+    if replay.advance(rt.transaction, alive=still_here):
         rt.queue.ring(Job.REPLAY)

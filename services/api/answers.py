@@ -62,13 +62,15 @@ class Stop(Out):
 
 
 class GateOut(Out):
-    """What one gate says of the query image; score and threshold are those of the feature gate."""
+    """What one gate says of the query image; the feature gate's votes are a score and a distance."""
 
     gate: str
     verdict: Literal["passed", "stopped", "uncalibrated", "unmeasured"]
     reason: str | None
     score: float | None
     threshold: float | None
+    distance: float | None
+    distance_threshold: float | None
 
 
 class QueryImageOut(Out):
@@ -144,6 +146,7 @@ class ImageOut(Out):
     gate: str | None
     reason: str | None
     score: float | None
+    distance: float | None
     calibrated: bool | None = Field(description="Whether gate 3 had a threshold for it; null before it was judged")
     searchable: bool
     why_not: str | None
@@ -329,6 +332,8 @@ class ItemOut(Out):
     modality: str | None
     score: float | None
     threshold: float | None
+    distance: float | None
+    distance_threshold: float | None
     model: str | None
     operation: UUID | None
     releasable: bool
@@ -347,6 +352,8 @@ class ReviewOut(Out):
     reason: str
     score: float | None
     threshold: float | None
+    distance: float | None
+    distance_threshold: float | None
     reviewer: str
     note: str
     at: datetime
@@ -399,20 +406,31 @@ class JournalOut(Out):
     journal: list[JournalLine]
 
 
+class DistancesOut(Out):
+    """The second vote: distances of known images, each measured while its patient was held out."""
+
+    threshold: float
+    mean: float
+    std: float
+    quantiles: dict[str, float]
+    n: int
+
+
 class CalibrationOut(Out):
-    """The newest one of a modality is in force."""
+    """The newest one of a modality is in force. Without a threshold of scores, or of distances, that vote is absent."""
 
     id: int
     model: str
     modality: str
     source: Literal["card", "archive", "given"]
     rule: str
-    threshold: float
+    threshold: float | None
     mean: float | None
     std: float | None
     quantiles: dict[str, float]
     n: int
     data_sha256: str
+    distances: DistancesOut | None
     made_by: str | None
     created_at: datetime
     in_force: bool
@@ -427,7 +445,7 @@ class CalibrationsOut(Out):
 
 class CalibratedOut(Out):
     calibrations: list[CalibrationOut]
-    skipped: dict[str, int] = Field(description="Modalities with too few scores, and how many they have")
+    skipped: dict[str, int] = Field(description="Modalities with too few encoded images, and how many they have")
     left_out: dict[str, int] = Field(description="Images that gate 3 had stopped, by modality: not taken for known")
 
 
@@ -435,14 +453,17 @@ class FlipOut(Out):
     image: int
     sop_instance_uid: str
     score: float | None
+    distance: float | None
+    reason: str | None = Field(description="Of one that is stopped: which vote does")
 
 
 class ReplayOut(Out):
-    """What a threshold changes: searchable images that it stops, stopped ones that it admits."""
+    """What thresholds change: searchable images that they stop, stopped ones that they admit."""
 
     model: str
     modality: str
-    threshold: float
+    threshold: float | None
+    distance_threshold: float | None
     rule: str
     counts: dict[str, int]
     stop: list[FlipOut]

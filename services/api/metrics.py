@@ -81,6 +81,12 @@ class Stored(Collector):
             found.uncalibrated,
         )
         yield _gauge(
+            "similis_images_undistanced",
+            "Searchable images of which gate 3 measured no distance from known ones",
+            ("modality",),
+            found.undistanced,
+        )
+        yield _gauge(
             "similis_index_coverage_ratio",
             "Share of its ledger that a generation holds",
             ("model", "generation"),

@@ -58,6 +58,9 @@ def ranking(found: Ranking, request: Request, took_ms: float) -> Json:
     }
 
 
+_VOTES = ("score", "threshold", "distance", "distance_threshold")
+
+
 def _gates(subject: Subject) -> list[Json]:
     """All three, also those that would have let it pass; a stored study was judged when it was taken in."""
     if subject.features is None:
@@ -68,12 +71,11 @@ def _gates(subject: Subject) -> list[Json]:
             "gate": gate.value,
             "verdict": "stopped" if gate in stops else "passed",
             "reason": stops.get(gate),
-            "score": None,
-            "threshold": None,
+            **dict.fromkeys(_VOTES),
         }
         for gate in (Gate.METADATA, Gate.PIXELS)
     ]
-    last = {"verdict": own.word, "score": own.score, "threshold": own.threshold}
+    last = {"verdict": own.word} | {name: getattr(own, name) for name in _VOTES}
     return [*told, {"gate": Gate.FEATURES.value, "reason": stops.get(Gate.FEATURES)} | last]
 
 

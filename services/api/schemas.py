@@ -258,18 +258,19 @@ class LettersRetryIn(In):
 class CalibrateIn(In):
     """From which stored images: all that are encoded, or those of an operation or below a folder."""
 
-    modality: Annotated[_Modality | None, Field(description="Default: every one that has scores")] = None
+    modality: Annotated[_Modality | None, Field(description="Default: every one that has encoded images")] = None
     rule: Rule = "mean+3sd"
     operation: UUID | None = None
     folder: ServerPath | None = None
 
 
 class ReplayIn(In):
-    """Which threshold: one of these, or the one in force."""
+    """Which thresholds: given ones, those of a rule or of an earlier calibration, or those in force."""
 
     model: _ModelName
     modality: _Modality
-    threshold: Annotated[float | None, Field(allow_inf_nan=False)] = None
+    threshold: Annotated[float | None, Field(allow_inf_nan=False, description="Of scores")] = None
+    distance_threshold: Annotated[float | None, Field(allow_inf_nan=False, description="Of distances")] = None
     rule: Rule | None = None
     calibration: Annotated[int | None, Field(ge=1, description="An earlier one")] = None
     apply: Annotated[bool, Field(description="Put it in force and judge what is stored; else only tell")] = False

@@ -48,10 +48,12 @@ def list_items(  # noqa: PLR0913 - each argument is an option of the command
         tell_json(answer)
         return
     rows = [
-        (i["item"], i["gate"], i["reason"], i["score"], i["threshold"], i["modality"], i["sop_instance_uid"])
+        (i["item"], i["gate"], i["reason"], i["score"], i["threshold"], i["distance"], i["distance_threshold"],
+         i["modality"], i["sop_instance_uid"])
         for i in answer["items"]
-    ]
-    table(("item", "gate", "reason", "score", "threshold", "mod", "SOPInstanceUID"), rows, right=("score", "threshold"))
+    ]  # fmt: skip
+    numbers = ("score", "threshold", "distance", "its threshold")
+    table(("item", "gate", "reason", *numbers, "mod", "SOPInstanceUID"), rows, right=numbers)
     if answer.get("next"):
         say(f"more: the same again with --cursor {answer['next']}")
 
@@ -63,8 +65,9 @@ def show(client: Client, item: Item, as_json: AsJson = False) -> None:
     if as_json:
         tell_json(answer)
         return
-    rows = [(r["at"], r["decision"], r["reviewer"], r["gate"], r["score"], r["note"]) for r in answer["reviews"]]
-    table(("at", "decision", "reviewer", "gate", "score", "note"), rows, right=("score",))
+    columns = ("at", "decision", "reviewer", "gate", "reason", "score", "distance", "note")
+    rows = [tuple(review[name] for name in columns) for review in answer["reviews"]]
+    table(columns, rows, right=("score", "distance"))
 
 
 @connected
@@ -124,7 +127,7 @@ def calibrate(
     folder: Annotated[str | None, typer.Option(help="Only images below this folder of the server.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make thresholds from the stored scores of encoded images; from then on they judge what comes."""
+    """Make thresholds from what is stored of encoded images; from then on they judge what comes."""
     asked = {"modality": modality, "rule": rule, "operation": operation, "folder": folder}
     given = {name: value for name, value in asked.items() if value is not None}
     answer = client.post(f"/v1/models/{part(model)}/calibrations", json=given)
@@ -133,7 +136,7 @@ def calibrate(
         return
     _table(answer["calibrations"])
     for name, count in answer["skipped"].items():
-        say(f"{name or 'no modality'}: {count} scores are too few, so it has no threshold of its own")
+        say(f"{name or 'no modality'}: {count} encoded images are too few, so it has no threshold of its own")
     for name, count in answer["left_out"].items():
         say(f"{name or 'no modality'}: {count} images that gate 3 had stopped were left out")
     say("what is stored stays as it was; `similis quarantine replay` shows what would change")
@@ -152,13 +155,14 @@ def calibrations(client: Client, model: ModelName, modality: Modality = None, as
 
 
 def _table(rows: list[Answer]) -> None:
-    columns = ("id", "modality", "source", "rule", "threshold", "mean", "std", "n", "by", "in force")
+    numbers = ("threshold", "mean", "std", "n", "of distances", "of so many")
+    columns = ("id", "modality", "source", "rule", *numbers, "by", "in force")
     cells = [
-        (r["id"], r["modality"], r["source"], r["rule"], r["threshold"], r["mean"], r["std"], r["n"], r["made_by"],
-         r["in_force"])
+        (r["id"], r["modality"], r["source"], r["rule"], r["threshold"], r["mean"], r["std"], r["n"],
+         *((d["threshold"], d["n"]) if (d := r["distances"]) else ("none", None)), r["made_by"], r["in_force"])
         for r in rows
     ]  # fmt: skip
-    table(columns, cells, right=("id", "threshold", "mean", "std", "n"))
+    table(columns, cells, right=("id", *numbers))
 
 
 @connected
@@ -168,6 +172,7 @@ def replay(  # noqa: PLR0913 - each argument is an option of the command
     modality: Annotated[str, typer.Option(help="Such as MG.")],
     *,
     threshold: Annotated[float | None, typer.Option(help="Scores above it are stopped.")] = None,
+    distance: Annotated[float | None, typer.Option(help="Distances above it are stopped.")] = None,
     rule: RuleName = None,
     calibration: Annotated[int | None, typer.Option(min=1, help="An earlier one, by its id.")] = None,
     shown: Annotated[int, typer.Option(min=0, max=10_000, help="Images to name of each way.")] = SHOWN,
@@ -175,11 +180,11 @@ def replay(  # noqa: PLR0913 - each argument is an option of the command
     follow: Annotated[bool, typer.Option("--follow", help="With --apply: stay until it is done.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show which stored images a threshold would flip; with --apply, flip them. No decision is overturned."""
-    choice = {"threshold": threshold, "rule": rule, "calibration": calibration}
+    """Show which stored images thresholds would flip; with --apply, flip them. No decision is overturned."""
+    choice = {"threshold": threshold, "distance_threshold": distance, "rule": rule, "calibration": calibration}
     given = {name: value for name, value in choice.items() if value is not None}
-    if len(given) > 1:
-        raise Invalid("name one of --threshold, --rule and --calibration")
+    if len(given) > 1 and {"rule", "calibration"} & given.keys():
+        raise Invalid("name thresholds, --rule or --calibration")
     asked: dict[str, Any] = {"model": model, "modality": modality, "apply": apply, "shown": shown}
     answer = client.post("/v1/quarantine:replay", json=asked | given)
     if follow and answer["operation"] is not None:
@@ -189,15 +194,21 @@ def replay(  # noqa: PLR0913 - each argument is an option of the command
         return
     counts = answer["counts"]
     tell(
-        f"threshold {answer['threshold']:.6g} ({answer['rule']}): stops {counts.get('stop', 0)} searchable images, "
+        f"{_thresholds(answer)} ({answer['rule']}): stops {counts.get('stop', 0)} searchable images, "
         f"admits {counts.get('admit', 0)} stopped ones, {counts.get('stay', 0)} stay; "
         f"{counts.get('decided', 0)} were decided on by a person, {counts.get('unmeasured', 0)} have no score"
     )
     ways = [("stops", one) for one in answer["stop"]] + [("admits", one) for one in answer["admit"]]
     if ways:
-        rows = [(way, one["image"], one["sop_instance_uid"], one["score"]) for way, one in ways]
-        table(("", "image", "SOPInstanceUID", "score"), rows, right=("image", "score"))
+        columns = ("image", "sop_instance_uid", "score", "distance", "reason")
+        rows = [(way, *(one[name] for name in columns)) for way, one in ways]
+        table(("", "image", "SOPInstanceUID", *columns[2:]), rows, right=("image", "score", "distance"))
     if answer["applied"]:
         tell(f"in force; operation {answer['operation']} {answer.get('state', 'judges what is stored')}")
     else:
         say("nothing was changed; --apply does it")
+
+
+def _thresholds(answer: Answer) -> str:
+    votes = {"threshold": answer["threshold"], "of distances": answer["distance_threshold"]}
+    return ", ".join(f"{name} {value:.6g}" for name, value in votes.items() if value is not None)

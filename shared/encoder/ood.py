@@ -1,11 +1,12 @@
-"""Out of distribution: thresholds calibrated on scores of known images, and two scores on features.
+"""Out of distribution: thresholds calibrated on scores of known images, and three scores on features.
 
 Higher is stranger. The reconstruction error is the model's own (`Outputs.errors`); the distances here need only its
 embeddings, and see what a decoder misses (Denouden et al. 2018, arXiv 1812.02765).
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Self
 
@@ -21,7 +22,11 @@ Rule = Literal["mean+3sd", "quantile", "log"]
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
 MIN_SCORES = 20  #: fewer say nothing about a tail
+AXES = 64  #: of a Gaussian: beyond them one variance serves all directions
+PARTS = 5  #: of the known images, each of which is measured from the others
 _ROWS = 1024  #: of a block of distances, to bound memory
+#: Variance that rounding to float16 gives a unit vector: finer nothing is known, and nothing is divided by less.
+_ROUNDING = 2.0**-22 / 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,6 +137,104 @@ class Mahalanobis:
     def _to(self, centre: NDArray[np.float64], rows: NDArray[np.float64]) -> NDArray[np.float64]:
         away = rows - centre
         return np.einsum("ij,ij->i", away @ self.precision, away)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gaussian:
+    """Where the directions of known embeddings lie: their mean, up to 64 leading axes, and one variance for the rest.
+
+    The Mahalanobis distance (Lee et al. 2018, arXiv 1807.03888) under a covariance that is shrunk towards a sphere
+    (Ledoit & Wolf 2004), because there are seldom many more images than dimensions. It holds no image's embedding.
+    """
+
+    mean: NDArray[np.float64]  #: (dim,), of unit vectors
+    axes: NDArray[np.float64]  #: (k, dim), each as long as its variance exceeds the rest: sqrt(1 - rest / variance)
+    rest: float  #: variance in every other direction
+
+    @classmethod
+    def fit(cls, known: Features) -> Self:
+        """Of (n, dim), n at least 2. Raises: `Invalid` for fewer, or a vector that has no direction."""
+        if len(known) < 2:
+            raise Invalid("a covariance takes at least two vectors")
+        rows = unit(known).astype(np.float64)
+        n, dim = rows.shape
+        mean = rows.mean(0)
+        rows -= mean
+        variances, axes = _principal(rows)
+        sphere = max(variances.sum(), _ROUNDING) / dim
+        spread = (variances**2).sum()
+        apart = spread - dim * sphere**2
+        noise = ((rows**2).sum(1) ** 2).sum() / n**2 - spread / n
+        shrinkage = float(np.clip(noise / apart, 0, 1)) if apart > 0 else 1.0
+        k = min(AXES, len(axes), dim - 1)
+        rest = (1 - shrinkage) * variances[k:].sum() / (dim - k) + shrinkage * sphere
+        rest = max(rest, _ROUNDING / dim)
+        leading = np.maximum((1 - shrinkage) * variances[:k] + shrinkage * sphere, rest)
+        return cls(mean, axes[:k] * np.sqrt(1 - rest / leading)[:, None], float(rest)).rounded()
+
+    def rounded(self) -> Self:
+        """As it is stored: what judges at once is what judges later."""
+        return self.unpack(self.pack())
+
+    def distances(self, features: Iterable[NDArray[np.float32]]) -> list[float]:
+        """Of each vector (dim,), in standard deviations of known ones; no number for one without a direction.
+
+        One by one: a product of matrices may round otherwise in other company, and a replay is to find the same.
+        """
+        return [self._distance(np.asarray(one, np.float64)) for one in features]
+
+    def _distance(self, vector: NDArray[np.float64]) -> float:
+        if vector.shape != self.mean.shape:
+            return math.nan
+        with np.errstate(divide="ignore", invalid="ignore"):
+            away = vector / np.linalg.norm(vector) - self.mean
+        within = self.axes @ away
+        square = float(away @ away - within @ within) / self.rest
+        return math.sqrt(max(square, 0.0)) if math.isfinite(square) else math.nan
+
+    def pack(self) -> bytes:
+        """float32, little-endian: the dimension, `rest`, `mean`, then axis by axis."""
+        numbers = np.concatenate([[len(self.mean), self.rest], self.mean, self.axes.ravel()])
+        return numbers.astype("<f4").tobytes()
+
+    @classmethod
+    def unpack(cls, data: bytes) -> Self:
+        numbers = np.frombuffer(data, "<f4").astype(np.float64)
+        rows = numbers[2:].reshape(-1, int(numbers[0]))
+        return cls(rows[0], rows[1:], float(numbers[1]))
+
+
+def _principal(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """All variances of (n, dim) centred rows, the largest first, and the axes of those that are above rounding."""
+    n, dim = rows.shape
+    if n >= dim:
+        variances, vectors = np.linalg.eigh(rows.T @ rows / n)
+        variances, axes = np.maximum(variances[::-1], 0), vectors.T[::-1]
+        return variances, axes[variances > _ROUNDING / dim]
+    variances, vectors = np.linalg.eigh(rows @ rows.T / n)
+    variances, vectors = np.maximum(variances[::-1], 0), vectors[:, ::-1]
+    kept = variances > _ROUNDING / dim
+    return variances, (vectors[:, kept].T @ rows) / np.sqrt(n * variances[kept])[:, None]
+
+
+def held_out(known: Features, groups: Sequence[Hashable]) -> list[float]:
+    """Distance of each known vector from a Gaussian of others: of five parts the one it is in takes no part.
+
+    A threshold of distances from a Gaussian that was fitted to the same vectors would be too tight for fresh ones. A
+    group (a patient) stays together, unless that would put more than half of the vectors into one part.
+
+    Raises: `Invalid` for fewer than four vectors.
+    """
+    if len(known) < 4:
+        raise Invalid("too few vectors to hold any out")
+    part_of = {name: i % PARTS for i, name in enumerate(dict.fromkeys(groups))}
+    part = np.array([part_of[name] for name in groups])
+    if 2 * np.bincount(part).max() > len(part):
+        part = np.arange(len(part)) % PARTS
+    found = np.empty(len(known))
+    for one in np.unique(part):
+        found[part == one] = Gaussian.fit(known[part != one]).distances(known[part == one])
+    return found.tolist()
 
 
 def unit(vectors: Features) -> Features:

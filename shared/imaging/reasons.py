@@ -54,6 +54,7 @@ class Reason(StrEnum):
     SITE_RULE = "site-rule"
     UIDS_DIFFER = "uids-differ"
     ERASED = "erased"
+    SOURCE = "source-failed"
     WORKER_DIED = "worker-died"
     ENCODER_ERROR = "encoder-error"
     BAD_EMBEDDING = "bad-embedding"
@@ -69,6 +70,7 @@ class Reason(StrEnum):
     NOISE = "noise"
     # feature gate
     UNLIKE = "out-of-distribution"
+    FAR = "far-from-known"
 
 
 _R = Reason
@@ -113,6 +115,7 @@ SENTENCES: Mapping[Reason, str] = MappingProxyType(
         _R.OTHER_BYTES: "An image of this UID with other bytes was taken in before, and is kept.",
         _R.ENDED: "An image of this UID was erased or rejected before, and stays so.",
         _R.ERASED: "The image, its study or its patient was erased on request, and does not come back.",
+        _R.SOURCE: "The archive that it was to be pulled from did not hand it over.",
         _R.SITE_RULE: "A rule of this site says so.",
         _R.UIDS_DIFFER: "The data set has other UIDs than its sender announced.",
         _R.WORKER_DIED: "Every worker that began this image died on it.",
@@ -127,6 +130,7 @@ SENTENCES: Mapping[Reason, str] = MappingProxyType(
         _R.NO_CONTENT: "Nearly all of the picture is background.",
         _R.NOISE: "Neighbouring pixels have nothing to do with each other.",
         _R.UNLIKE: "The model cannot explain the picture: it is unlike those its threshold was calibrated on.",
+        _R.FAR: "The picture's embedding lies far from those of the known pictures of its modality.",
     }
 )
 

@@ -27,7 +27,7 @@ from shared.imaging.gates import metadata_gate, pixel_gate
 from shared.imaging.reasons import Reason
 from shared.imaging.recipe import Recipe
 from shared.log import get
-from shared.pipeline.judge import judge, statistic
+from shared.pipeline.judge import judge, standards, statistic
 from shared.pipeline.lease import Keeper
 from shared.store import backfill, calibrations, encodings, generations, images, ledger
 from shared.store.generations import Published
@@ -368,21 +368,23 @@ def settle(begin: Begin, work: Work, result: Result) -> int:
 
 def _feature_gate(db: Session, model: Published, result: Result) -> list[Verdict]:
     """Gate 3, in the transaction that settles: whoever puts a threshold in force knows what was judged before."""
-    frames: dict[int, list[float | None]] = {}
+    frames: dict[int, list[encodings.Row]] = {}
     for row in result.rows:
         if row.model_id == model.model_id:
-            frames.setdefault(row.image_id, []).append(row.ood)
-    scored = [image for image, own in frames.items() if None not in own]
-    thresholds = calibrations.in_force(db, model.model_id) if scored else {}
-    modalities = calibrations.modalities(db, scored) if thresholds else {}
+            frames.setdefault(row.image_id, []).append(row)
+    modalities = calibrations.modalities(db, list(frames)) if frames else {}
+    in_force = standards(db, model.model_id, set(modalities.values())) if frames else {}
     verdicts = []
     for verdict in result.verdicts:
         found = verdict
         if verdict.status is Status.ENCODED:
-            own = judge(statistic(frames[verdict.image.id]), thresholds.get(modalities.get(verdict.image.id, "")))
-            found = replace(verdict, score=own.score, calibration_id=own.calibration_id)
-            if own.stops and not verdict.image.released:
-                found = replace(found, status=Status.QUARANTINED, gate=Gate.FEATURES.value, reason=Reason.UNLIKE.value)
+            rows = frames[verdict.image.id]
+            standard = in_force.get(modalities.get(verdict.image.id, ""))
+            distance = standard.measure([encodings.pack(row.embedding) for row in rows]) if standard else None
+            own = judge(statistic([row.ood for row in rows]), distance, standard)
+            found = replace(verdict, score=own.score, distance=own.distance, calibration_id=own.calibration_id)
+            if own.reason is not None and not verdict.image.released:
+                found = replace(found, status=Status.QUARANTINED, gate=Gate.FEATURES.value, reason=own.reason.value)
         verdicts.append(found)
     return verdicts
 

@@ -1,17 +1,41 @@
-"""Gate 3: is an image unlike those that the model's threshold was calibrated on?
+"""Gate 3: is an image unlike those that the model's thresholds were calibrated on?
 
-Where there is no threshold for its modality an image passes, and that is said, never silent.
+Two votes, either of which stops an image: its reconstruction error, where the model has a decoder, and the distance of
+its embedding from those of known images of its modality. Where there is no threshold for its modality an image passes,
+and that is said, never silent.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from shared.store.calibrations import Threshold
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
-#: `unmeasured`: the model has no score; `uncalibrated`: there is no threshold for the modality.
+from shared.encoder.ood import Gaussian
+from shared.imaging.reasons import Reason
+from shared.store import calibrations, encodings
+
+#: `unmeasured`: there is neither score nor distance; `uncalibrated`: there is no threshold for the modality.
 Word = Literal["passed", "stopped", "uncalibrated", "unmeasured"]
+
+
+@dataclass(frozen=True, slots=True)
+class Standard:
+    """What images of one modality are judged by: a threshold for either vote, or for one of them."""
+
+    calibration_id: int
+    threshold: float | None  #: of the score
+    distance: float | None = None  #: of the distance
+    known: Gaussian | None = None  #: what distances are measured from
+
+    def measure(self, packed: Sequence[bytes]) -> float | None:
+        """Distance of an image, given the embeddings of its frames as they are stored; None without a Gaussian.
+
+        At once and at a replay: what was judged by what is stored is judged alike later.
+        """
+        return None if self.known is None else statistic(self.known.distances(map(encodings.unpack, packed)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,11 +45,29 @@ class Judgement:
     word: Word
     score: float | None = None  #: higher is stranger; None also where it came out as no number
     threshold: float | None = None
+    distance: float | None = None  #: ditto
+    distance_threshold: float | None = None
     calibration_id: int | None = None
+    reason: Reason | None = None  #: why it is stopped; where both votes stop it, the first
 
     @property
     def stops(self) -> bool:
         return self.word == "stopped"
+
+
+def standards(db: Session | sa.Connection, model_id: int, modalities: Collection[str]) -> dict[str, Standard]:
+    """Those in force, by modality; one that is missing has none."""
+    chosen = {name: one for name, one in calibrations.in_force(db, model_id).items() if name in modalities}
+    packed = calibrations.gaussians(db, [one.calibration_id for one in chosen.values() if one.distance is not None])
+    return {
+        name: Standard(
+            one.calibration_id,
+            one.threshold,
+            one.distance,
+            None if one.distance is None else Gaussian.unpack(packed[one.calibration_id]),
+        )
+        for name, one in chosen.items()
+    }
 
 
 def statistic(frames: Sequence[float | None]) -> float | None:
@@ -39,12 +81,30 @@ def statistic(frames: Sequence[float | None]) -> float | None:
     return math.fsum(known) / len(known) if all(map(math.isfinite, known)) else math.nan
 
 
-def judge(score: float | None, threshold: Threshold | None) -> Judgement:
-    """A score that is no number stops an image wherever there is a threshold."""
-    if score is None:
-        return Judgement("unmeasured")
-    told = score if math.isfinite(score) else None
-    if threshold is None:
-        return Judgement("uncalibrated", told)
-    word: Word = "passed" if score <= threshold.threshold else "stopped"
-    return Judgement(word, told, threshold.threshold, threshold.calibration_id)
+def judge(score: float | None, distance: float | None, standard: Standard | None) -> Judgement:
+    """A score or a distance that is no number stops an image wherever there is a threshold for it."""
+    told = Judgement("unmeasured", _number(score), distance=_number(distance))
+    if score is None and distance is None:
+        return told
+    if standard is None:
+        return replace(told, word="uncalibrated")
+    votes = (
+        (score, standard.threshold, Reason.UNLIKE),
+        (distance, standard.distance, Reason.FAR),
+    )
+    cast = [(value, limit, why) for value, limit, why in votes if value is not None and limit is not None]
+    if not cast:
+        return told
+    against = [why for value, limit, why in cast if not value <= limit]
+    return replace(
+        told,
+        word="stopped" if against else "passed",
+        threshold=standard.threshold,
+        distance_threshold=standard.distance,
+        calibration_id=standard.calibration_id,
+        reason=against[0] if against else None,
+    )
+
+
+def _number(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) else None

@@ -23,6 +23,7 @@ from shared.errors import Invalid, NotFound
 from shared.index import checks as vectors
 from shared.index.base import Damaged, Index, IndexStore, Metric, Point, Spec
 from shared.pipeline import canary, erase, project
+from shared.pipeline.replay import measure_again
 from shared.store import checks, encodings, erasure, generations, ledger, operations
 from shared.store.checks import Registered, Row, apply_again
 from shared.store.generations import Published
@@ -168,6 +169,8 @@ def _rows(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: A
                 ids = check.found(db)
                 if repair and ids:
                     check.mend(db, ids)
+                if repair and check.kind == "calibration-foreign":
+                    measure_again(db, ids)
             yield _named(check.kind, ids, repaired=repair)
     with site.begin() as db:
         stuck = checks.stuck(db)

@@ -18,14 +18,13 @@ from shared.encoder.base import Encoded, Encoder
 from shared.errors import Conflict, Gate, Invalid, NotFound, Outcome, Rejected, Unavailable
 from shared.imaging.gates import metadata_gate, pixel_gate
 from shared.imaging.pseudonym import patient_key, patient_number
-from shared.imaging.reasons import Reason
 from shared.imaging.recipe import Recipe
 from shared.index.base import Accuracy, Answer, Between, Condition, Exact, Filter, Hit, Index, Match, Query, Recall
 from shared.pipeline import cursor, hashes, rank
 from shared.pipeline.hashes import Search
-from shared.pipeline.judge import Judgement, judge, statistic
+from shared.pipeline.judge import Judgement, judge, standards, statistic
 from shared.pipeline.rank import Candidate, QueryImage
-from shared.store import calibrations, encodings, generations, neighbours
+from shared.store import encodings, generations, neighbours
 from shared.store.generations import Published
 from shared.store.neighbours import HitRow, QueryRow
 from shared.types import Decoded, Header
@@ -195,8 +194,8 @@ def by_image(
     stops = [metadata_gate(header, recipe), pixel_gate(decoded.stats)]
     encoded = encoder_of(live).encode(decoded.pixels)
     features = _features(connection, live, encoded, header.modality)
-    if features.stops:
-        stops.append(Rejected(Outcome.QUARANTINED, Reason.UNLIKE.value, Gate.FEATURES))
+    if features.reason is not None:
+        stops.append(Rejected(Outcome.QUARANTINED, features.reason.value, Gate.FEATURES))
     images = tuple(
         QueryImage(
             vector=vector,
@@ -213,9 +212,11 @@ def by_image(
 
 
 def _features(connection: sa.Connection, live: Published, encoded: Encoded, modality: str) -> Judgement:
-    """What gate 3 says of an image from outside, by the threshold that is in force for those that are taken in."""
+    """What gate 3 says of an image from outside, by the thresholds that are in force for those that are taken in."""
     scores = [] if encoded.ood is None else [float(score) for score in encoded.ood]
-    return judge(statistic(scores), calibrations.in_force(connection, live.model_id).get(modality))
+    standard = standards(connection, live.model_id, {modality}).get(modality)
+    distance = standard.measure([encodings.pack(row) for row in encoded.embeddings]) if standard else None
+    return judge(statistic(scores), distance, standard)
 
 
 def _outsider(connection: sa.Connection, header: Header, said: Subject, secret: bytes) -> Subject:

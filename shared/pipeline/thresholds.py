@@ -1,42 +1,33 @@
-"""Thresholds of gate 3: made from scores of known images, put in force, and replayed on what is stored.
+"""Thresholds of gate 3: made from known images, and put in force.
 
-A threshold belongs to one model and one modality. Putting one in force judges what comes; a replay judges, with the
-same function, what is stored: first as a plan that changes nothing, then chunk by chunk as an operation.
+They belong to one model and one modality: one of reconstruction errors, one of distances from the known images, or
+both. Putting them in force judges what comes; `replay` judges what is stored.
 """
 
-import json
 import math
 import os
-import time
 import uuid
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from sqlalchemy.orm import Session
 
 from shared.encoder import ood
 from shared.encoder.cards import Card
-from shared.encoder.ood import Rule
+from shared.encoder.ood import Gaussian, Rule
 from shared.errors import Conflict, Invalid
-from shared.imaging.reasons import Reason
-from shared.pipeline import quarantine
-from shared.pipeline.judge import judge, statistic
-from shared.pipeline.lease import Keeper
-from shared.store import calibrations, generations, operations, reviews
-from shared.store.calibrations import Chosen, Scored, Threshold
-from shared.store.images import check_move
-from shared.store.locks import Lock, share
-from shared.store.operations import Held
+from shared.pipeline.judge import Standard, statistic
+from shared.store import calibrations, encodings, reviews
+from shared.store.calibrations import Chosen, Known, Scored
 from shared.store.reviews import Actor
-from shared.store.session import Begin, enqueue
-from shared.store.tables import Calibration, Model, Operation
-from shared.types import Job, Status
+from shared.store.tables import Calibration, Model
+from shared.types import Status
 
-LEASE_S = 30.0
-CHUNK = 500  #: images judged in one transaction
+MOST = 1024  #: known images that distances are measured from; chosen by digest, so the same ones each time
 
 
 def bring(db: Session, model_id: int, card: Card) -> None:
@@ -56,8 +47,8 @@ class Made:
     """What became of a call to calibrate; `skipped` and `left_out` count images, by modality."""
 
     calibrations: tuple[Calibration, ...]
-    skipped: dict[str, int]  #: modalities with too few scores
-    left_out: dict[str, int]  #: stopped by gate 3: not taken for known, so a threshold made again can only sink
+    skipped: dict[str, int]  #: modalities with too few images
+    left_out: dict[str, int]  #: stopped by gate 3: not taken for known, so thresholds made again can only sink
 
 
 def calibrate(
@@ -70,35 +61,42 @@ def calibrate(
     operation_id: uuid.UUID | None = None,
     folder: Path | None = None,
 ) -> Made:
-    """From the stored scores of encoded images; it judges from the commit on, and changes nothing that is stored.
+    """From what is stored of encoded images; it judges from the commit on, and changes nothing that is stored.
 
-    Raises: `Invalid` where the named modality, or every one, has too few scores.
+    Of errors where the model has them, of distances in any case.
+
+    Raises: `Invalid` where the named modality, or every one, has too few images.
     """
-    made, skipped, left_out = [], {}, {}
-    for one in [modality] if modality is not None else calibrations.scored_modalities(db, model.id):
+    made: dict[str, dict[str, Any]] = {}
+    skipped, left_out = {}, {}
+    for one in [modality] if modality is not None else calibrations.encoded_modalities(db, model.id):
         chosen = Chosen(modality=one, operation_id=operation_id, folder=_prefix(folder))
-        known, stopped = _known(calibrations.every_scored(db, model.id, chosen))
+        scores, stopped = _scores(calibrations.every_scored(db, model.id, chosen))
+        images = _usable(calibrations.known(db, model.id, chosen, MOST))
         if stopped:
             left_out[one] = stopped
-        if len(known) < ood.MIN_SCORES:
-            skipped[one] = len(known)
-            continue
-        made.append(calibrations.add(db, model.id, one, "archive", actor.name, **_columns(_made(known, rule))))
-        said = {"calibration": made[-1].id, "model": model.name, "modality": one, "rule": rule}
-        reviews.audit(db, actor, "calibrate", said)
+        if columns := _made(scores, images, rule):
+            made[one] = columns
+        else:
+            skipped[one] = max(len(scores), len(images))
     if not made:
         raise Invalid(
-            f"a calibration takes at least {ood.MIN_SCORES} scores of encoded images; "
+            f"a calibration takes at least {ood.MIN_SCORES} encoded images; "
             f"{model.name} has {max(skipped.values(), default=0)}"
         )
-    return Made(calibrations=tuple(made), skipped=skipped, left_out=left_out)
+    rows = []
+    for one, columns in made.items():  # all are made before the first takes the lock for which intake waits
+        rows.append(calibrations.add(db, model.id, one, "archive", actor.name, **columns))
+        said = {"calibration": rows[-1].id, "model": model.name, "modality": one, "rule": rule}
+        reviews.audit(db, actor, "calibrate", said)
+    return Made(calibrations=tuple(rows), skipped=skipped, left_out=left_out)
 
 
 def _prefix(folder: Path | None) -> bytes | None:
     return None if folder is None else os.fsencode(folder).rstrip(b"/") + b"/"
 
 
-def _known(rows: Iterable[Scored]) -> tuple[list[tuple[str, float]], int]:
+def _scores(rows: Iterable[Scored]) -> tuple[list[tuple[str, float]], int]:
     """(name, score) of images that are taken for known, and how many gate 3 had stopped."""
     known, stopped = [], 0
     for row in rows:
@@ -110,48 +108,111 @@ def _known(rows: Iterable[Scored]) -> tuple[list[tuple[str, float]], int]:
     return known, stopped
 
 
-def _made(known: Sequence[tuple[str, float]], rule: Rule) -> ood.Calibration:
-    return ood.calibrate([score for _, score in known], ood.data_digest(name for name, _ in known), rule)
+@dataclass(frozen=True, slots=True)
+class _Image:
+    name: str
+    patient: bytes
+    vectors: list[NDArray[np.float32]]  #: (dim,) of each frame
+
+
+def _usable(images: Sequence[Known]) -> list[_Image]:
+    """Those all of whose embeddings have a direction."""
+    made = [_Image(one.digest.hex(), one.patient, [encodings.unpack(e) for e in one.embeddings]) for one in images]
+    return [one for one in made if all(np.isfinite(v).all() and v.any() for v in one.vectors)]
+
+
+_NO_SCORES: dict[str, Any] = {"threshold": None, "mean": None, "std": None, "quantiles": {}}
+_NO_DISTANCES: dict[str, Any] = {"distances": None, "gaussian": None}
+
+
+def _made(scores: Sequence[tuple[str, float]], images: Sequence[_Image], rule: Rule) -> dict[str, Any]:
+    """A row's columns: a threshold for each vote of which there are enough images; empty where there is none."""
+    first = _of_scores(scores, rule) if len(scores) >= ood.MIN_SCORES else {}
+    second = _of_distances(images, rule) if len(images) >= ood.MIN_SCORES else {}
+    if not first and second:
+        digest = ood.data_digest(one.name for one in images)
+        first = _NO_SCORES | {"rule": rule, "n": len(images), "data_sha256": digest}
+    return first | (second or _NO_DISTANCES) if first else {}
+
+
+def _of_scores(scores: Sequence[tuple[str, float]], rule: Rule) -> dict[str, Any]:
+    return _columns(ood.calibrate([score for _, score in scores], ood.data_digest(name for name, _ in scores), rule))
+
+
+def _of_distances(images: Sequence[_Image], rule: Rule) -> dict[str, Any]:
+    """What distances are measured from, and their threshold: each image is measured while its patient is held out."""
+    known = np.stack([vector for one in images for vector in one.vectors])
+    apart = iter(ood.held_out(known, [one.patient for one in images for _ in one.vectors]))
+    own = np.array([statistic([next(apart) for _ in one.vectors]) for one in images], np.float64)
+    told = _columns(ood.calibrate(own, "", rule))
+    kept = ("threshold", "mean", "std", "quantiles", "n")
+    return {"distances": {name: told[name] for name in kept}, "gaussian": Gaussian.fit(known).pack()}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Choice:
-    """Which threshold is replayed: at most one of these; none means the one in force."""
+    """Which thresholds are replayed: given ones, a rule, or an earlier calibration; none means those in force."""
 
     threshold: float | None = None
-    rule: Rule | None = None  #: from the scores that are stored now
+    distance_threshold: float | None = None
+    rule: Rule | None = None  #: from what is stored now
     calibration_id: int | None = None  #: an earlier one
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """A threshold, and its row if it is to be put in force again or for the first time."""
+    """Thresholds, and their row if it is to be put in force again or for the first time."""
 
-    threshold: float
     source: str
     columns: dict[str, Any]
-    calibration_id: int | None = None  #: it is in force already
+    calibration_id: int | None = None  #: they are in force already
+
+    @property
+    def standard(self) -> Standard:
+        return standard_of(self.columns, self.calibration_id or 0)
+
+
+def standard_of(columns: Mapping[str, Any], calibration_id: int) -> Standard:
+    distances = columns["distances"]
+    if distances is None:
+        return Standard(calibration_id, columns["threshold"])
+    known = Gaussian.unpack(columns["gaussian"])
+    return Standard(calibration_id, columns["threshold"], distances["threshold"], known)
 
 
 def propose(db: Session, model: Model, modality: str, choice: Choice) -> Proposal:
-    """Raises: `Invalid` for more than one choice, `NotFound`, `Conflict` for another model's or modality's."""
-    named = [one for one in (choice.threshold, choice.rule, choice.calibration_id) if one is not None]
-    if len(named) > 1:
-        raise Invalid("name one of a threshold, a rule and a calibration")
+    """Raises: `Invalid` for choices that exclude each other, `NotFound`, `Conflict` for a row of another model's."""
+    given = choice.threshold is not None or choice.distance_threshold is not None
+    if sum((given, choice.rule is not None, choice.calibration_id is not None)) > 1:
+        raise Invalid("name thresholds, a rule or a calibration")
     now = calibrations.in_force(db, model.id).get(modality)
+    current = columns_of(calibrations.get(db, now.calibration_id)) if now else None
     if choice.rule is not None:
-        columns, source = _columns(_made(_stored(db, model, modality), choice.rule)), "archive"
-    elif choice.threshold is not None:
-        columns, source = _given(_stored(db, model, modality), choice.threshold), "given"
+        columns, source = _stored(db, model, modality, choice.rule), "archive"
+    elif given:
+        columns, source = _given(db, model, modality, choice, current), "given"
     else:
         columns, source = _earlier(db, model, modality, choice.calibration_id or (now.calibration_id if now else None))
-    same = now is not None and now.threshold == columns["threshold"]
-    number = now.calibration_id if now is not None and same else None
-    return Proposal(threshold=columns["threshold"], source=source, columns=columns, calibration_id=number)
+    same = current is not None and all(current[name] == columns[name] for name in ("threshold", *_NO_DISTANCES))
+    return Proposal(source=source, columns=columns, calibration_id=now.calibration_id if now and same else None)
 
 
-def _stored(db: Session, model: Model, modality: str) -> list[tuple[str, float]]:
-    return _known(calibrations.every_scored(db, model.id, Chosen(modality=modality)))[0]
+_COLUMNS = ("rule", "threshold", "mean", "std", "quantiles", "n", "data_sha256", "distances", "gaussian")
+
+
+def columns_of(row: Calibration) -> dict[str, Any]:
+    return {name: getattr(row, name) for name in _COLUMNS}
+
+
+def _stored(db: Session, model: Model, modality: str, rule: Rule) -> dict[str, Any]:
+    chosen = Chosen(modality=modality)
+    scores, _ = _scores(calibrations.every_scored(db, model.id, chosen))
+    images = _usable(calibrations.known(db, model.id, chosen, MOST))
+    if columns := _made(scores, images, rule):
+        return columns
+    raise Invalid(
+        f"a calibration takes at least {ood.MIN_SCORES} encoded images; there are {max(len(scores), len(images))}"
+    )
 
 
 def _earlier(db: Session, model: Model, modality: str, number: int | None) -> tuple[dict[str, Any], str]:
@@ -160,158 +221,32 @@ def _earlier(db: Session, model: Model, modality: str, number: int | None) -> tu
     row = calibrations.get(db, number)
     if (row.model_id, row.modality) != (model.id, modality):
         raise Conflict(f"calibration {row.id} is of another model or modality: a threshold belongs to one")
-    names = ("rule", "threshold", "mean", "std", "quantiles", "n", "data_sha256")
-    return {name: getattr(row, name) for name in names}, row.source
+    return columns_of(row), row.source
 
 
-def _given(known: Sequence[tuple[str, float]], threshold: float) -> dict[str, Any]:
-    """A person's threshold, beside the numbers of what is stored, as far as there are enough."""
-    if not math.isfinite(threshold):
-        raise Invalid("a threshold is a number")
-    if len(known) >= ood.MIN_SCORES:
-        return _columns(_made(known, "mean+3sd")) | {"rule": "given", "threshold": threshold}
-    digest = ood.data_digest(name for name, _ in known)
-    return {
-        "rule": "given",
-        "threshold": threshold,
-        "mean": None,
-        "std": None,
-        "quantiles": {},
-        "n": len(known),
-        "data_sha256": digest,
-    }
+def _given(
+    db: Session, model: Model, modality: str, choice: Choice, current: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """A person's thresholds, beside the numbers of what is stored; the vote that is not named stays as it is.
 
-
-@dataclass(frozen=True, slots=True)
-class Flip:
-    """An image whose place another threshold changes."""
-
-    image_id: int
-    sop_uid: str
-    score: float | None
-
-
-@dataclass(kw_only=True)
-class Plan:
-    """What a replay would change; the lists hold the first `shown` images of each way, by id."""
-
-    threshold: float
-    counts: Counter[str] = field(default_factory=Counter)  #: stop, admit, stay, decided, unmeasured
-    stop: list[Flip] = field(default_factory=list)  #: searchable now
-    admit: list[Flip] = field(default_factory=list)  #: in the quarantine now
-
-
-def plan(db: Session, model: Model, modality: str, threshold: float, shown: int = 100) -> Plan:
-    """What would flip if this threshold were replayed now; nothing is changed."""
-    found = Plan(threshold=threshold)
-    for row in calibrations.every_scored(db, model.id, Chosen(modality=modality)):
-        way, score = _way(row, threshold)
-        found.counts[way] += 1
-        flips = {"stop": found.stop, "admit": found.admit}.get(way)
-        if flips is not None and len(flips) < shown:
-            flips.append(Flip(row.image_id, row.sop_uid, score))
-    return found
-
-
-def _way(row: Scored, threshold: float) -> tuple[str, float | None]:
-    """Where this threshold leads an image: the one rule of plan and replay."""
-    if row.decided:
-        return "decided", None
-    own = judge(statistic(row.frames), Threshold(0, threshold))
-    if own.word == "unmeasured":
-        return "unmeasured", None
-    if own.stops == (row.status == Status.QUARANTINED):
-        return "stay", own.score
-    return ("stop" if own.stops else "admit"), own.score
-
-
-def begin_replay(db: Session, model: Model, modality: str, found: Proposal, actor: Actor) -> Operation:
-    """The proposed threshold is in force, and the operation that judges what is stored by it is due.
-
-    Raises: `Conflict` for a model that is not published, which judges nothing.
+    Distances are measured from the known images that are in force, and without such from those that are stored.
     """
-    live = generations.published(db)
-    if live is None or live.model_id != model.id:
-        raise Conflict("only the published model judges: publish it, then replay its threshold")
-    number = found.calibration_id
-    if number is None:
-        number = calibrations.add(db, model.id, modality, found.source, actor.name, **found.columns).id
-    params = {"calibration": number, "model": model.name, "modality": modality}
-    operation = operations.create(db, "replay", params)
-    operation.total = calibrations.judged_again(db, modality)
-    reviews.audit(db, actor, "replay", params | {"threshold": found.threshold})
-    enqueue(db, Job.REPLAY)
-    return operation
-
-
-def advance(
-    begin: Begin, *, chunk: int = CHUNK, budget_s: float = 20.0, alive: Callable[[], None] = lambda: None
-) -> bool:
-    """One due replay has got on; True: call again, there may be more to do."""
-    with begin() as db:
-        held = operations.claim(db, "replay", LEASE_S)
-    if held is None:
-        return False
-    until = time.monotonic() + budget_s
-    with Keeper(begin, LEASE_S, lambda db: operations.renew(db, held, LEASE_S)):
-        while time.monotonic() < until:
-            alive()
-            with begin() as db:
-                if not _step(db, held, chunk):
-                    return True
-    with begin() as db:
-        operations.rest(db, held, 0.0)
-    return True
-
-
-def _step(db: Session, held: Held, chunk: int) -> bool:
-    """The next images stand by the threshold; False: it has ended, or is another's."""
-    share(db, Lock.GENERATIONS)
-    if not operations.mine(db, held):
-        return False
-    operation = operations.get(db, held.id)
-    row = calibrations.get(db, held.params["calibration"])
-    if why := _overtaken(db, row):
-        operations.end(db, held, "failed", why)
-        return False
-    counts = Counter({name: int(n) for name, n in operation.counts.items()})
-    rows, last = calibrations.lock_scored(db, row.model_id, Chosen(modality=row.modality), counts["looked_at"], chunk)
-    if last is None:
-        operations.end(db, held, "succeeded")
-        return False
-    counts += _apply(db, row, rows)
-    counts["looked_at"] = last
-    done = operation.done + len(rows)
-    total = max(done, operation.total or 0)
-    operations.progress(db, held, done=done, total=total, counts=json.dumps(counts), lease_s=LEASE_S)
-    return True
-
-
-def _overtaken(db: Session, row: Calibration) -> str | None:
-    live = generations.published(db)
-    if live is None or live.model_id != row.model_id:
-        return "another model was published meanwhile"
-    in_force = calibrations.in_force(db, row.model_id).get(row.modality)
-    if in_force is None or in_force.calibration_id != row.id:
-        return "another threshold came into force meanwhile"
-    return None
-
-
-def _apply(db: Session, row: Calibration, rows: Sequence[Scored]) -> Counter[str]:
-    """These locked images stand by the threshold, with what the index must hold of them."""
-    ways: dict[str, list[int]] = {"stop": [], "admit": [], "stay": [], "decided": [], "unmeasured": []}
-    verdicts: dict[int, tuple[str, float | None]] = {}
-    for one in rows:
-        way, score = _way(one, row.threshold)
-        ways[way].append(one.image_id)
-        status = {"stop": Status.QUARANTINED, "admit": Status.ENCODED}.get(way, Status(one.status))
-        if status != one.status:
-            check_move(Status(one.status), status)
-        if way in ("stop", "admit", "stay"):
-            verdicts[one.image_id] = (status.value, score)
-    calibrations.judge(db, row.id, Reason.UNLIKE.value, verdicts)
-    if ways["stop"]:
-        quarantine.withdraw(db, ways["stop"])
-    if ways["admit"]:
-        quarantine.admit(db, ways["admit"])
-    return Counter({way: len(images) for way, images in ways.items() if images})
+    numbers = (choice.threshold, choice.distance_threshold)
+    if not all(math.isfinite(one) for one in numbers if one is not None):
+        raise Invalid("a threshold is a number")
+    chosen = Chosen(modality=modality)
+    if choice.threshold is not None:
+        scores, _ = _scores(calibrations.every_scored(db, model.id, chosen))
+        known = _of_scores(scores, "mean+3sd") if len(scores) >= ood.MIN_SCORES else {}
+        digest = ood.data_digest(name for name, _ in scores)
+        first = _NO_SCORES | {"n": len(scores), "data_sha256": digest} | known | {"threshold": choice.threshold}
+    else:
+        first = {name: current[name] for name in _COLUMNS if name not in _NO_DISTANCES} if current else {}
+    second = {name: current[name] for name in _NO_DISTANCES} if current else _NO_DISTANCES
+    if choice.distance_threshold is not None:
+        if second["distances"] is None:
+            stored = _stored(db, model, modality, "mean+3sd")
+            second = {name: stored[name] for name in _NO_DISTANCES}
+            first = first or stored | {"threshold": None}
+        second = second | {"distances": second["distances"] | {"threshold": choice.distance_threshold}}
+    return first | second | {"rule": "given"}

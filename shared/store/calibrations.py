@@ -1,12 +1,12 @@
-"""Thresholds of the feature gate, and the scores they are made from and replayed on.
+"""Thresholds of the feature gate, and the scores and embeddings they are made from and replayed on.
 
 Whoever puts a threshold in force holds `Lock.GENERATIONS` alone: what was judged by the old one is written by then.
 """
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -41,21 +41,33 @@ def history(db: Session, model_id: int, modality: str | None = None) -> Sequence
 
 
 class Threshold(NamedTuple):
-    """The one in force for a modality."""
+    """Those in force for a modality, of reconstruction errors and of distances; at least one is there."""
 
     calibration_id: int
-    threshold: float
+    threshold: float | None
+    distance: float | None = None
 
 
 _IN_FORCE = sa.text(
-    "SELECT DISTINCT ON (modality) modality, id, threshold FROM calibration WHERE model_id = :model "
-    "ORDER BY modality, id DESC"
+    "SELECT DISTINCT ON (modality) modality, id, threshold, CAST(distances ->> 'threshold' AS float8) AS distance "
+    "FROM calibration WHERE model_id = :model ORDER BY modality, id DESC"
 )
 
 
 def in_force(db: Session | sa.Connection, model_id: int) -> dict[str, Threshold]:
     """By modality; one that is missing has none."""
-    return {row.modality: Threshold(row.id, row.threshold) for row in db.execute(_IN_FORCE, {"model": model_id})}
+    rows = db.execute(_IN_FORCE, {"model": model_id})
+    return {row.modality: Threshold(row.id, row.threshold, row.distance) for row in rows}
+
+
+_GAUSSIANS = sa.text(
+    "SELECT id, gaussian FROM calibration WHERE id = ANY(CAST(:ids AS bigint[])) AND gaussian IS NOT NULL"
+)
+
+
+def gaussians(db: Session | sa.Connection, calibration_ids: Sequence[int]) -> dict[int, bytes]:
+    """What distances are measured from, packed, of those calibrations that have it."""
+    return {row.id: row.gaussian for row in db.execute(_GAUSSIANS, {"ids": list(calibration_ids)})}
 
 
 def modalities(db: Session, images: Sequence[int]) -> dict[int, str]:
@@ -73,6 +85,7 @@ class Chosen:
     modality: str
     operation_id: uuid.UUID | None = None  #: registered by it
     folder: bytes | None = None  #: lying under it
+    embedded: bool = False  #: with their embeddings
 
 
 class Scored(NamedTuple):
@@ -83,17 +96,23 @@ class Scored(NamedTuple):
     status: str
     digest: bytes
     frames: list[float | None]  #: the score of each
+    embeddings: list[bytes]  #: packed, of each, where they were asked for
     decided: bool  #: a person has: no threshold changes that
 
 
 #: Stopped ones, too: which of them belong is what the caller wants to know.
-_SCORED = sa.text(
-    """
+_FIELDS = """
     SELECT i.id, i.sop_uid, i.status, i.digest,
            ARRAY(SELECT CAST(e.ood AS float8) FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model
                  ORDER BY e.frame) AS frames,
+           CASE WHEN :embedded THEN ARRAY(SELECT e.embedding FROM encoding e WHERE e.image_id = i.id
+                AND e.model_id = :model ORDER BY e.frame) ELSE '{}' END AS embeddings,
            EXISTS (SELECT 1 FROM review r WHERE r.image_id = i.id AND r.digest = i.digest) AS decided
     FROM image i
+"""
+_SCORED = sa.text(
+    _FIELDS
+    + """
     WHERE i.id > :after AND i.modality = :modality
       AND (i.status = 'encoded' OR (i.status = 'quarantined' AND i.gate = 'features'))
       AND (CAST(:operation AS uuid) IS NULL OR i.operation_id = :operation)
@@ -110,10 +129,20 @@ def scored(db: Session, model_id: int, chosen: Chosen, after: int, limit: int) -
         "modality": chosen.modality,
         "operation": chosen.operation_id,
         "folder": chosen.folder,
+        "embedded": chosen.embedded,
         "after": after,
         "limit": limit,
     }
     return [Scored._make(row) for row in db.execute(_SCORED, values)]
+
+
+_THESE = sa.text(_FIELDS + "WHERE i.id = ANY(CAST(:images AS bigint[])) ORDER BY i.id")
+
+
+def these(db: Session, model_id: int, images: Sequence[int]) -> list[Scored]:
+    """As `scored`, of the named images, with their embeddings."""
+    values = {"model": model_id, "images": list(images), "embedded": True}
+    return [Scored._make(row) for row in db.execute(_THESE, values)]
 
 
 def every_scored(db: Session, model_id: int, chosen: Chosen, step: int = 5000) -> Iterator[Scored]:
@@ -121,6 +150,35 @@ def every_scored(db: Session, model_id: int, chosen: Chosen, step: int = 5000) -
     while rows := scored(db, model_id, chosen, after, step):
         yield from rows
         after = rows[-1].image_id
+
+
+class Known(NamedTuple):
+    """An image that belongs, and what the model made of it."""
+
+    digest: bytes
+    patient: bytes
+    embeddings: list[bytes]  #: of each frame, packed
+
+
+_KNOWN = sa.text(
+    """
+    SELECT i.digest, s.patient_key AS patient,
+           ARRAY(SELECT e.embedding FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model
+                 ORDER BY e.frame) AS embeddings
+    FROM image i JOIN study s ON s.id = i.study_id
+    WHERE i.status = 'encoded' AND i.modality = :modality
+      AND (CAST(:operation AS uuid) IS NULL OR i.operation_id = :operation)
+      AND (CAST(:folder AS bytea) IS NULL OR substring(i.path FROM 1 FOR octet_length(:folder)) = :folder)
+      AND EXISTS (SELECT 1 FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model)
+    ORDER BY i.digest, i.id LIMIT :most
+    """
+)
+
+
+def known(db: Session, model_id: int, chosen: Chosen, most: int) -> list[Known]:
+    """Up to so many encoded images, in the order of their digests: by chance, and the same ones each time."""
+    values = {"modality": chosen.modality, "operation": chosen.operation_id, "folder": chosen.folder}
+    return [Known._make(row) for row in db.execute(_KNOWN, values | {"model": model_id, "most": most})]
 
 
 _COUNT = sa.text(
@@ -150,48 +208,85 @@ def lock_scored(db: Session, model_id: int, chosen: Chosen, after: int, limit: i
     return still, seen[-1].image_id if seen else None
 
 
-_WITH_SCORES = sa.text(
+_MODALITIES = sa.text(
     """
     SELECT DISTINCT i.modality FROM image i JOIN encoding e ON e.image_id = i.id AND e.model_id = :model
-    WHERE i.status = 'encoded' AND e.ood IS NOT NULL ORDER BY 1
+    WHERE i.status = 'encoded' ORDER BY 1
     """
 )
 
 
-def scored_modalities(db: Session, model_id: int) -> list[str]:
-    """Those of which this model has scores."""
-    return list(db.execute(_WITH_SCORES, {"model": model_id}).scalars())
+def encoded_modalities(db: Session, model_id: int) -> list[str]:
+    """Those of which this model has encoded images."""
+    return list(db.execute(_MODALITIES, {"model": model_id}).scalars())
+
+
+class Ruling(NamedTuple):
+    """Where an image stands by a calibration, and why."""
+
+    image_id: int
+    status: str
+    score: float | None
+    distance: float | None
+    reason: str | None
 
 
 _JUDGE = sa.text(
     """
-    UPDATE image SET status = u.status, score = u.score, calibration_id = :calibration,
+    UPDATE image SET status = u.status, score = u.score, distance = u.distance, calibration_id = :calibration,
         gate = CASE WHEN u.status = 'quarantined' THEN 'features' END,
-        reason = CASE WHEN u.status = 'quarantined' THEN CAST(:reason AS text) END,
+        reason = CASE WHEN u.status = 'quarantined' THEN u.reason END,
         settled_at = CASE WHEN image.status = u.status THEN settled_at ELSE clock_timestamp() END
-    FROM unnest(CAST(:ids AS bigint[]), CAST(:statuses AS text[]), CAST(:scores AS real[])) AS u(id, status, score)
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:statuses AS text[]), CAST(:scores AS real[]),
+                CAST(:distances AS real[]), CAST(:reasons AS text[])) AS u(id, status, score, distance, reason)
     WHERE image.id = u.id
     """
 )
 
 
-def judge(db: Session, calibration_id: int, reason: str, verdicts: Mapping[int, tuple[str, float | None]]) -> None:
-    """These images, locked by the caller, stand as (status, score) by this threshold."""
+def judge(db: Session, calibration_id: int, rulings: Sequence[Ruling]) -> None:
+    """These images, locked by the caller, stand so by this calibration."""
     db.execute(
         _JUDGE,
         {
             "calibration": calibration_id,
-            "reason": reason,
-            "ids": list(verdicts),
-            "statuses": [status for status, _ in verdicts.values()],
-            "scores": [score for _, score in verdicts.values()],
+            "ids": [one.image_id for one in rulings],
+            "statuses": [one.status for one in rulings],
+            "scores": [one.score for one in rulings],
+            "distances": [one.distance for one in rulings],
+            "reasons": [one.reason for one in rulings],
         },
     )
 
 
-def unjudged(db: Session | sa.Connection) -> dict[str, int]:
-    """Searchable images by modality that no threshold has judged."""
-    rows = db.execute(
-        sa.text("SELECT modality, count(*) FROM image WHERE status = 'encoded' AND calibration_id IS NULL GROUP BY 1")
-    )
-    return {row[0]: row[1] for row in rows}
+_NAME_AGAIN = sa.text(
+    """
+    UPDATE image SET score = u.score, distance = u.distance, calibration_id = u.calibration
+    FROM unnest(CAST(:ids AS bigint[]), CAST(:scores AS real[]), CAST(:distances AS real[]),
+                CAST(:calibrations AS bigint[])) AS u(id, score, distance, calibration)
+    WHERE image.id = u.id
+    """
+)
+Measured = tuple[int, float | None, float | None, int | None]  #: image, score, distance, calibration
+
+
+def remember(db: Session, measured: Sequence[Measured]) -> None:
+    """This stands of these images as what they were judged by; where they stand stays as it is."""
+    ids, scores, distances, numbers = zip(*measured, strict=True) if measured else ((), (), (), ())
+    values = {"ids": ids, "scores": scores, "distances": distances, "calibrations": numbers}
+    db.execute(_NAME_AGAIN, {name: list(column) for name, column in values.items()})
+
+
+_UNJUDGED = {
+    "any": sa.text(
+        "SELECT modality, count(*) FROM image WHERE status = 'encoded' AND calibration_id IS NULL GROUP BY 1"
+    ),
+    "distance": sa.text(
+        "SELECT modality, count(*) FROM image WHERE status = 'encoded' AND distance IS NULL GROUP BY 1"
+    ),
+}
+
+
+def unjudged(db: Session | sa.Connection, vote: Literal["any", "distance"] = "any") -> dict[str, int]:
+    """Searchable images by modality that no threshold has judged, or none of distances."""
+    return {row[0]: row[1] for row in db.execute(_UNJUDGED[vote])}

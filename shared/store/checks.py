@@ -186,19 +186,9 @@ IMAGES = (
                OR NOT EXISTS (SELECT 1 FROM encoding e WHERE e.image_id = i.id AND e.model_id = c.model_id))
         ORDER BY 1
         """,
-        mend=_run(
-            """
-            WITH judge AS (SELECT model_id FROM generation WHERE id = (SELECT generation_id FROM live)),
-            scores AS (
-                SELECT e.image_id, CAST(avg(e.ood) AS real) AS score FROM encoding e, judge
-                WHERE e.model_id = judge.model_id AND e.image_id = ANY(CAST(:ids AS bigint[])) GROUP BY 1)
-            UPDATE image SET score = (SELECT score FROM scores WHERE image_id = image.id),
-                calibration_id = (
-                    SELECT c.id FROM calibration c, judge, scores
-                    WHERE c.model_id = judge.model_id AND c.modality = image.modality
-                      AND scores.image_id = image.id AND scores.score IS NOT NULL ORDER BY c.id DESC LIMIT 1)
-            WHERE id = ANY(CAST(:ids AS bigint[]))
-            """
+        mend=_run(  # what holds instead is measured after it, by whoever can
+            "UPDATE image SET score = NULL, distance = NULL, calibration_id = NULL "
+            "WHERE id = ANY(CAST(:ids AS bigint[]))"
         ),
     ),
 )

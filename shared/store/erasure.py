@@ -37,8 +37,8 @@ _EMPTY_IMAGES = sa.text(
         transfer_syntax = '', modality = '', laterality = NULL, view = NULL, view_modifiers = '{}', body_part = '',
         manufacturer = '', presentation_intent = '', rows = 0, columns = 0, frames = 0, digest = '', path = '',
         birads = NULL, density = NULL, pathology = NULL, labels = '{}', gate = NULL, reason = NULL, score = NULL,
-        calibration_id = NULL, last_error = NULL, lease_until = NULL, not_before = NULL, settled_at = clock_timestamp(),
-        revision = revision + 1, operation_id = :operation
+        distance = NULL, calibration_id = NULL, last_error = NULL, lease_until = NULL, not_before = NULL,
+        settled_at = clock_timestamp(), revision = revision + 1, operation_id = :operation
     WHERE id = ANY(CAST(:images AS bigint[]))
     """
 )

@@ -16,6 +16,7 @@ class Gauges:
     recall: dict[tuple[str, ...], float]  #: of the published generation's last canaries, by model and k
     reviews: dict[tuple[str, ...], float]  #: by what was done
     uncalibrated: dict[tuple[str, ...], float]  #: searchable images that no threshold has judged, by modality
+    undistanced: dict[tuple[str, ...], float]  #: ditto, that no threshold of distances has
 
 
 _STOPPED = sa.text(
@@ -51,6 +52,7 @@ def read(connection: sa.Connection) -> Gauges:
         stopped={(gate, status): float(n) for gate, status, n in stopped},
         reviews={(row[0],): float(row[1]) for row in connection.execute(_DONE)},
         uncalibrated={(modality,): float(n) for modality, n in calibrations.unjudged(connection).items()},
+        undistanced={(modality,): float(n) for modality, n in calibrations.unjudged(connection, "distance").items()},
         recall={(name, str(one.k)): one.recall for name, one in canary if one is not None},
         coverage={(name, str(id_)): ledger.coverage(connection, id_).ratio for id_, name in generations},
     )

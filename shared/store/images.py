@@ -93,7 +93,8 @@ class Verdict:
     gate: str | None = None
     reason: str | None = None
     score: float | None = None
-    calibration_id: int | None = None  #: by which the score was judged
+    distance: float | None = None
+    calibration_id: int | None = None  #: by which score and distance were judged
     retry_after_s: float | None = None  #: only with status `received`: not before so many seconds
     our_fault: bool = False  #: only with status `received`: counts towards giving up
 
@@ -101,15 +102,15 @@ class Verdict:
 _SETTLE = sa.text(
     """
     UPDATE image SET status = u.status, gate = u.gate, reason = u.reason, score = u.score, lease_until = NULL,
-        calibration_id = u.calibration,
+        distance = u.distance, calibration_id = u.calibration,
         not_before = clock_timestamp() + make_interval(secs => u.retry),
         last_error = CASE WHEN u.status = 'received' THEN u.reason END,
         failures = image.failures + CASE WHEN u.fault THEN 1 ELSE 0 END,
         settled_at = CASE WHEN u.status <> 'received' THEN clock_timestamp() END
     FROM unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[]), CAST(:statuses AS text[]), CAST(:gates AS text[]),
-                CAST(:reasons AS text[]), CAST(:scores AS real[]), CAST(:calibrations AS bigint[]),
-                CAST(:retries AS float8[]), CAST(:faults AS bool[]))
-         AS u(id, attempt, status, gate, reason, score, calibration, retry, fault)
+                CAST(:reasons AS text[]), CAST(:scores AS real[]), CAST(:distances AS real[]),
+                CAST(:calibrations AS bigint[]), CAST(:retries AS float8[]), CAST(:faults AS bool[]))
+         AS u(id, attempt, status, gate, reason, score, distance, calibration, retry, fault)
     WHERE image.id = u.id AND image.attempt = u.attempt AND image.status = 'encoding'
     RETURNING image.id, image.revision
     """
@@ -132,6 +133,7 @@ def settle(db: Session, verdicts: Sequence[Verdict]) -> dict[int, int]:
             "gates": [v.gate for v in verdicts],
             "reasons": [v.reason for v in verdicts],
             "scores": [v.score for v in verdicts],
+            "distances": [v.distance for v in verdicts],
             "calibrations": [v.calibration_id for v in verdicts],
             "retries": [v.retry_after_s for v in verdicts],
             "faults": [v.our_fault for v in verdicts],

@@ -51,6 +51,8 @@ class Item(NamedTuple):
     modality: str | None
     score: float | None
     threshold: float | None
+    distance: float | None
+    distance_threshold: float | None
     model: str | None
     pictured: bool
     operation_id: uuid.UUID | None
@@ -58,7 +60,8 @@ class Item(NamedTuple):
 
 _IMAGES = """
     SELECT 'image' AS kind, i.id, i.gate, i.reason, i.settled_at AS since, i.sop_uid, s.uid AS study_uid, i.modality,
-           i.score, c.threshold, m.name AS model,
+           i.score, c.threshold, i.distance, CAST(c.distances ->> 'threshold' AS float8) AS distance_threshold,
+           m.name AS model,
            EXISTS (SELECT 1 FROM thumbnail t WHERE t.image_id = i.id) AS pictured, i.operation_id
     FROM image i JOIN study s ON s.id = i.study_id
     LEFT JOIN calibration c ON c.id = i.calibration_id LEFT JOIN model m ON m.id = c.model_id
@@ -77,8 +80,8 @@ _IMAGE_PAGE = sa.text(
 )
 _FILE_PAGE = sa.text(
     """
-    SELECT 'file', i.id, i.gate, i.reason, i.seen_at, NULL, NULL, NULL, CAST(NULL AS real), CAST(NULL AS float8), NULL,
-           false, i.operation_id
+    SELECT 'file', i.id, i.gate, i.reason, i.seen_at, NULL, NULL, NULL, CAST(NULL AS real), CAST(NULL AS float8),
+           CAST(NULL AS real), CAST(NULL AS float8), NULL, false, i.operation_id
     FROM file i WHERE i.outcome = 'quarantined' AND i.id < :before
       AND (CAST(:gate AS text) IS NULL OR i.gate = :gate) AND (CAST(:reason AS text) IS NULL OR i.reason = :reason)
       AND (CAST(:since AS timestamptz) IS NULL OR i.seen_at >= :since)
@@ -116,13 +119,15 @@ class Stopped(NamedTuple):
     reason: str | None
     score: float | None
     threshold: float | None
+    distance: float | None
+    distance_threshold: float | None
     digest: bytes
 
 
 _LOCK = sa.text(
-    "SELECT i.id, i.status, i.gate, i.reason, i.score, "
-    "(SELECT c.threshold FROM calibration c WHERE c.id = i.calibration_id), i.digest "
-    "FROM image i WHERE i.id = :id FOR UPDATE OF i"
+    "SELECT i.id, i.status, i.gate, i.reason, i.score, c.threshold, i.distance, "
+    "CAST(c.distances ->> 'threshold' AS float8), i.digest "
+    "FROM image i LEFT JOIN calibration c ON c.id = i.calibration_id WHERE i.id = :id FOR UPDATE OF i"
 )
 
 
@@ -153,6 +158,8 @@ def add(db: Session, stopped: Stopped, decision: Status, actor: Actor, note: str
         reason=stopped.reason or "",
         score=stopped.score,
         threshold=stopped.threshold,
+        distance=stopped.distance,
+        distance_threshold=stopped.distance_threshold,
         reviewer=actor.name,
         key_id=actor.key_id,
         note=note,

@@ -106,7 +106,8 @@ class Image(Lease, Base):
     status: Mapped[str] = mapped_column(server_default="received")
     gate: Mapped[str | None]
     reason: Mapped[str | None]
-    score: Mapped[float | None]  #: what the feature gate measured
+    score: Mapped[float | None]  #: reconstruction error that the feature gate measured
+    distance: Mapped[float | None]  #: from the known images of its modality, as it was judged
     #: by which it was judged; None: its model had none for this modality, or another gate came first
     calibration_id: Mapped[int | None] = mapped_column(ForeignKey("calibration.id"))
     revision: Mapped[int] = mapped_column(server_default="1")  #: bumped when the bytes or the labels change
@@ -269,7 +270,10 @@ class Backfill(Lease, Base):
 
 
 class Calibration(Base):
-    """A threshold of one model for one modality. Rows are never changed; the newest one holds."""
+    """The thresholds of one model for one modality. Rows are never changed; the newest one holds.
+
+    There is one of reconstruction errors, or one of distances from known embeddings, or both.
+    """
 
     __tablename__ = "calibration"
     id: Mapped[int] = _id()
@@ -277,16 +281,21 @@ class Calibration(Base):
     modality: Mapped[str]
     source: Mapped[str]  #: card: it came with the model; archive: from stored scores; given: by a person
     rule: Mapped[str]  #: as `shared.encoder.ood` has them, or `given`
-    threshold: Mapped[float] = mapped_column(Double)  #: an image is stopped above it
+    threshold: Mapped[float | None] = mapped_column(Double)  #: of errors: an image is stopped above it
     mean: Mapped[float | None] = mapped_column(Double)
     std: Mapped[float | None] = mapped_column(Double)
     quantiles: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     n: Mapped[int]  #: calibrating images
     data_sha256: Mapped[str]
+    #: threshold, mean, std, quantiles and n of the distances of known images, each held out
+    distances: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+    gaussian: Mapped[bytes | None] = mapped_column(deferred=True)  #: what they are measured from
     made_by: Mapped[str | None]  #: a key's name
     created_at: Mapped[datetime] = _now()
     __table_args__ = (
         CheckConstraint("source IN ('card', 'archive', 'given')", name="source"),
+        CheckConstraint("threshold IS NOT NULL OR distances IS NOT NULL", name="votes"),
+        CheckConstraint("(distances IS NULL) = (gaussian IS NULL)", name="gaussian"),
         Index("ix_calibration_newest", "model_id", "modality", "id"),
     )
 
@@ -303,6 +312,8 @@ class Review(Base):
     reason: Mapped[str]
     score: Mapped[float | None]
     threshold: Mapped[float | None] = mapped_column(Double)
+    distance: Mapped[float | None]
+    distance_threshold: Mapped[float | None] = mapped_column(Double)
     reviewer: Mapped[str]  #: the key's name
     key_id: Mapped[int]
     note: Mapped[str] = mapped_column(server_default="")

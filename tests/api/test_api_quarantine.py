@@ -4,29 +4,36 @@ import io
 import logging
 import sys
 from dataclasses import replace
+from zlib import crc32
 
+import numpy as np
 import pytest
 import sqlalchemy as sa
 
 from shared.encoder.base import Encoded
 from shared.imaging.reasons import Reason, hostile, undecodable
 from shared.log import configure
-from shared.pipeline import encode, project, receive, thresholds
+from shared.pipeline import project, receive, replay
 from shared.pipeline.receive import Found
 from shared.store.files import Seen
 from shared.store.keys import Scope
 from tests.api.conftest import CANARY, png, serving
 
+FAR = 0.25  #: the score, an ordinary one, of a picture whose embedding leans the other way
+
 
 class Measuring:
-    """The null encoder, whose score of a picture is chosen by the test."""
+    """An encoder whose score of a picture is chosen by the test; embeddings lean one way, but for those FAR."""
 
     def __init__(self, inner, scores):
         self.inner, self.card, self.scores = inner, inner.card, scores
 
     def encode(self, pixels) -> Encoded:
         scores = [self.scores.pop(0) if self.scores else 0.5 + 0.001 * (i % 7) for i in range(len(pixels))]
-        return replace(self.inner.encode(pixels), ood=encode.np.asarray(scores, encode.np.float32))
+        found = self.inner.encode(pixels)
+        noise = np.stack([np.random.default_rng(crc32(one.tobytes())).standard_normal(self.card.dim) for one in pixels])
+        noise[:, 0] += np.where(np.asarray(scores) == FAR, -12, 12)
+        return replace(found, embeddings=noise.astype(np.float32), ood=np.asarray(scores, np.float32))
 
 
 @pytest.fixture
@@ -162,7 +169,7 @@ def test_a_replay_is_shown_before_it_is_applied(stopped, archive):
     operation = applied.headers["Location"]
     assert stopped.get(operation).json()["phase"] == "waiting"
     assert stopped.post(f"{operation}:cancel").status_code == 409
-    while thresholds.advance(archive.rt.transaction):
+    while replay.advance(archive.rt.transaction):
         pass
     done = stopped.get(operation).json()
     assert (done["kind"], done["state"], done["counts"]["admit"], done["progress"]) == ("replay", "succeeded", 1, 100)
@@ -172,9 +179,49 @@ def test_a_replay_is_shown_before_it_is_applied(stopped, archive):
     assert [c["in_force"] for c in told] == [True, False]
 
 
+def test_an_image_that_lies_far_away_is_told_by_its_distance_wherever_it_shows(calibrated, archive, scores):
+    scores.append(FAR)
+    archive.take_in(50)
+    (item,) = items(calibrated, reason="far-from-known")
+    assert (item["gate"], item["score"], item["explanation"][:11]) == ("features", FAR, "The picture")
+    assert item["score"] < item["threshold"]
+    assert item["distance"] > item["distance_threshold"] > 0
+    shown = calibrated.get("/v1/studies/1.2.3.50").json()["series"][0]["images"]
+    assert {i["sop_instance_uid"]: i["distance"] > item["distance_threshold"] for i in shown} == {
+        "1.2.3.50.0": True, **{f"1.2.3.50.{n}": False for n in (1, 2, 3)}
+    }  # fmt: skip
+    (row,) = calibrated.get("/v1/models/null-a/calibrations").json()["calibrations"]
+    assert (row["distances"]["threshold"], row["distances"]["n"]) == (item["distance_threshold"], 24)
+    assert 'similis_images_undistanced{modality="MG"} 24.0' in calibrated.get("/metrics").text
+    asked = {"model": "null-a", "modality": "MG", "distance_threshold": 1e6}
+    plan = calibrated.post("/v1/quarantine:replay", json=asked).json()
+    assert (plan["threshold"], plan["distance_threshold"]) == (item["threshold"], 1e6)
+    (flip,) = plan["admit"]
+    assert (flip["distance"], flip["reason"]) == (pytest.approx(item["distance"]), None)
+    asked["distance_threshold"] = 0.5
+    plan = calibrated.post("/v1/quarantine:replay", json=asked).json()
+    assert {flip["reason"] for flip in plan["stop"]} == {"far-from-known"}
+    said = calibrated.post(f"/v1/quarantine/{item['item']}:release").json()
+    assert (said["distance"], said["distance_threshold"]) == (item["distance"], item["distance_threshold"])
+
+
+def test_an_uploaded_picture_that_lies_far_away_is_told_so(calibrated, archive, scores):
+    with archive.rt.transaction() as db:  # that of a plain picture
+        db.execute(sa.text("UPDATE calibration SET modality = 'OT'"))
+    for score, verdict, stops in ((0.5, "passed", []), (FAR, "stopped", ["far-from-known"])):
+        scores.append(score)
+        query = calibrated.post("/v1/searches?k=2", files={"file": ("x", png(), "image/png")}).json()["query"]
+        told = query["gates"][2]
+        assert (told["verdict"], told["score"], [stop["reason"] for stop in query["stopped_by"]]) == (
+            verdict, score, stops,
+        )  # fmt: skip
+        assert (told["distance"] > told["distance_threshold"]) == bool(stops)
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [
+        ({"model": "null-a", "modality": "MG", "rule": "log", "distance_threshold": 1}, 400),
         ({"model": "null-a", "modality": "CT"}, 409),
         ({"model": "null-a", "modality": "MG", "rule": "log", "threshold": 1}, 400),
         ({"model": "null-a", "modality": "MG", "calibration": 77}, 404),
@@ -206,6 +253,7 @@ def test_the_gates_of_an_uploaded_picture_are_told_with_its_answer(calibrated, a
     query = calibrated.post("/v1/searches?k=2", files={"file": ("x", png(), "image/png")}).json()["query"]
     assert query["gates"][2] | {"score": None} == {
         "gate": "features", "verdict": "uncalibrated", "reason": None, "score": None, "threshold": None,
+        "distance": None, "distance_threshold": None,
     }  # fmt: skip
 
 
@@ -242,7 +290,7 @@ def test_a_note_is_shown_to_reviewers_and_stands_in_no_log(stopped, archive, mon
 def test_what_a_replay_stopped_is_found_no_more(stopped, archive):
     asked = {"model": "null-a", "modality": "MG", "threshold": 0.1, "apply": True}
     stopped.post("/v1/quarantine:replay", json=asked)
-    while thresholds.advance(archive.rt.transaction):
+    while replay.advance(archive.rt.transaction):
         pass
     project.drain(archive.rt.transaction, archive.rt.index, gather_s=0)
     assert len(items(stopped)) == 28

@@ -4,18 +4,20 @@ import pytest
 
 ITEM = {
     "item": "image-17", "gate": "features", "reason": "out-of-distribution", "score": 3.0, "threshold": 0.52,
-    "modality": "MG", "sop_instance_uid": "1.2.3",
+    "distance": 41.5, "distance_threshold": 37.25, "modality": "MG", "sop_instance_uid": "1.2.3",
 }  # fmt: skip
 SAID = {"item": "image-17", "decision": "released", "reviewer": "Anna", "at": "2026-01-01", "gate": "features",
-        "score": 3.0, "note": "an implant"}  # fmt: skip
+        "reason": "far-from-known", "score": 3.0, "distance": 41.5, "note": "an implant"}  # fmt: skip
 PLAN = {
-    "model": "base", "modality": "MG", "threshold": 0.6, "rule": "given", "applied": False, "operation": None,
+    "model": "base", "modality": "MG", "threshold": 0.6, "distance_threshold": 37.25, "rule": "given",
+    "applied": False, "operation": None,
     "counts": {"stop": 1, "admit": 2, "stay": 97, "decided": 3},
-    "stop": [{"image": 5, "sop_instance_uid": "1.2.5", "score": 0.7}], "admit": [],
+    "stop": [{"image": 5, "sop_instance_uid": "1.2.5", "score": 0.7, "distance": 38.5, "reason": "far-from-known"}],
+    "admit": [],
 }  # fmt: skip
 CALIBRATION = {
     "id": 4, "modality": "MG", "source": "archive", "rule": "log", "threshold": 0.52, "mean": 0.5, "std": 0.01,
-    "n": 400, "made_by": "Anna", "in_force": True,
+    "n": 400, "distances": {"threshold": 37.25, "n": 399}, "made_by": "Anna", "in_force": True,
 }  # fmt: skip
 
 
@@ -25,6 +27,7 @@ def test_the_queue_is_a_table_and_names_the_next_page(similis, server, home):
     assert (ran.code, server.asked[0].path) == (0, "/v1/quarantine?gate=features&modality=MG&limit=100")
     assert "image-17" in ran.out
     assert "0.52" in ran.out
+    assert "37.25" in ran.out
     assert "--cursor image-17" in ran.err
 
 
@@ -63,7 +66,7 @@ def test_calibrate_tells_what_was_made_and_what_was_not(similis, server, home):
     ran = similis("quarantine", "calibrate", "--model", "base", "--rule", "log", "--home", home)
     assert (ran.code, server.asked[0].json) == (0, {"rule": "log"})
     assert "archive" in ran.out
-    assert "CT: 3 scores are too few" in ran.err
+    assert "CT: 3 encoded images are too few" in ran.err
     assert "MG: 2 images that gate 3 had stopped were left out" in ran.err
 
 
@@ -80,6 +83,8 @@ def test_a_replay_is_shown_and_only_applied_when_asked(similis, server, home):
     assert server.asked[0].json == {"model": "base", "modality": "MG", "apply": False, "shown": 20, "threshold": 0.6}
     assert "stops 1 searchable images, admits 2 stopped ones, 97 stay; 3 were decided on" in ran.out
     assert "1.2.5" in ran.out
+    assert "threshold 0.6, of distances 37.25 (given)" in ran.out
+    assert "far-from-known" in ran.out
     assert "nothing was changed" in ran.err
     server.answers.clear()
     server.on("POST /v1/quarantine:replay", PLAN | {"applied": True, "operation": "op-1"}, 202)
@@ -89,7 +94,24 @@ def test_a_replay_is_shown_and_only_applied_when_asked(similis, server, home):
     assert "operation op-1 succeeded" in ran.out
 
 
-def test_two_thresholds_at_once_are_refused_here(similis, server, home):
+def test_a_calibration_without_a_vote_says_so(similis, server, home):
+    without = CALIBRATION | {"threshold": None, "mean": None, "std": None}, CALIBRATION | {"distances": None}
+    server.on("GET /v1/models/base/calibrations", {"calibrations": list(without), "without": {}})
+    ran = similis("quarantine", "calibrations", "--model", "base", "--home", home)
+    assert ran.code == 0
+    assert ran.out.count("37.25") == 1
+    assert ran.out.count("0.52") == 1
+    assert "none" in ran.out
+
+
+def test_both_thresholds_are_asked_for_together(similis, server, home):
+    server.on("POST /v1/quarantine:replay", PLAN)
+    argv = ("--model", "base", "--modality", "MG", "--threshold", 0.6, "--distance", 40, "--home", home)
+    assert similis("quarantine", "replay", *argv).code == 0
+    assert (server.asked[0].json["threshold"], server.asked[0].json["distance_threshold"]) == (0.6, 40)
+
+
+def test_a_threshold_and_a_rule_at_once_are_refused_here(similis, server, home):
     argv = ("--model", "base", "--modality", "MG", "--threshold", 0.6, "--rule", "log", "--home", home)
     assert similis("quarantine", "replay", *argv).code == 5
     assert server.asked == []

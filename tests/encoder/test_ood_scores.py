@@ -8,7 +8,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from shared.encoder.ood import Calibration, Mahalanobis, calibrate, data_digest, knn_distance
+from shared.encoder.ood import (
+    AXES,
+    Calibration,
+    Gaussian,
+    Mahalanobis,
+    calibrate,
+    data_digest,
+    held_out,
+    knn_distance,
+)
 from shared.errors import Invalid
 
 RNG = np.random.default_rng(0)
@@ -126,3 +135,83 @@ def test_strangers_are_farther_than_fresh_known_ones_even_with_few_images() -> N
     assert np.isfinite(fitted.scores(known)).all()
     with pytest.raises(Invalid):
         Mahalanobis.fit(known[:1])
+
+
+def directions(n: int, dim: int, seed: int, lean: float = 4.0) -> np.ndarray:
+    """Vectors of any length that lean one way and spread in a few directions more than in the others."""
+    random = np.random.default_rng(seed)
+    rows = random.standard_normal((n, dim)) * np.where(np.arange(dim) < 4, 1.5, 0.3)
+    rows[:, 0] += lean
+    return (rows * random.uniform(1, 5, (n, 1))).astype(np.float32)
+
+
+@pytest.mark.parametrize(("n", "dim"), [(300, 40), (30, 40)], ids=["many", "fewer than dimensions"])
+def test_a_gaussian_with_all_its_axes_is_the_shrunk_covariance_of_directions(n: int, dim: int) -> None:
+    from sklearn.covariance import LedoitWolf
+
+    known, features = directions(n, dim, 0), directions(9, dim, 1, lean=-4)
+    rows, asked = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (known.astype(np.float64), features))
+    mean = rows.mean(0)
+    precision = LedoitWolf(assume_centered=True).fit(rows - mean).precision_
+    wanted = [np.sqrt((one - mean) @ precision @ (one - mean)) for one in asked]
+    np.testing.assert_allclose(Gaussian.fit(known).distances(features), wanted, rtol=1e-4)
+
+
+def test_directions_beyond_the_leading_axes_share_their_variance() -> None:
+    from sklearn.covariance import LedoitWolf
+
+    known, features = directions(500, 200, 0), directions(9, 200, 1)
+    rows, asked = (v / np.linalg.norm(v, axis=1, keepdims=True) for v in (known.astype(np.float64), features))
+    mean = rows.mean(0)
+    variances, axes = np.linalg.eigh(LedoitWolf(assume_centered=True).fit(rows - mean).covariance_)
+    variances[:-AXES] = variances[:-AXES].mean()
+    wanted = [np.sqrt((((one - mean) @ axes) ** 2 / variances).sum()) for one in asked]
+    found = Gaussian.fit(known)
+    assert found.axes.shape == (AXES, 200)
+    np.testing.assert_allclose(found.distances(features), wanted, rtol=1e-4)
+
+
+def test_a_gaussian_is_the_same_after_it_was_stored_and_in_whatever_company() -> None:
+    known, features = directions(60, 96, 2), directions(50, 96, 3)
+    found = Gaussian.fit(known)
+    again = Gaussian.unpack(found.pack())
+    assert again.distances(features) == found.distances(features)
+    assert [found.distances([one])[0] for one in features] == found.distances(features)
+    assert len(found.pack()) == 4 * (2 + 96 * (1 + len(found.axes)))
+    assert Gaussian.fit(known).pack() == found.pack()
+
+
+def test_distances_do_not_depend_on_length_and_are_no_number_without_a_direction() -> None:
+    known = directions(60, 96, 2)
+    found = Gaussian.fit(known)
+    np.testing.assert_allclose(found.distances(known * 7), found.distances(known), rtol=1e-5)
+    for odd in (known[0] * 0, known[0] * np.nan, known[0, :5]):
+        assert math.isnan(found.distances([odd])[0])
+    with pytest.raises(Invalid):
+        Gaussian.fit(known * 0)
+    with pytest.raises(Invalid):
+        Gaussian.fit(known[:1])
+
+
+def test_a_threshold_of_distances_that_were_held_out_does_not_stop_fresh_images() -> None:
+    """Measured from themselves, the known ones look nearer than they are."""
+    known, fresh, strange = directions(40, 256, 4), directions(400, 256, 5), directions(400, 256, 6, lean=-6)
+    fitted = Gaussian.fit(known)
+    own = calibrate(fitted.distances(known), "")
+    apart = calibrate(held_out(known, range(len(known))), "")
+    alarms = {name: one.exceeded(fitted.distances(fresh)).mean() for name, one in (("own", own), ("apart", apart))}
+    assert alarms["own"] > 0.5
+    assert alarms["apart"] < 0.03
+    assert apart.exceeded(fitted.distances(strange)).all()
+
+
+def test_a_patients_images_do_not_vouch_for_each_other() -> None:
+    """Eight almost equal images of each patient: with a sister among the known ones each would look near."""
+    patients = np.repeat(np.arange(10), 8)
+    known = directions(10, 128, 7)[patients] + directions(80, 128, 8, lean=0) * 0.02
+    known = known.astype(np.float32)
+    together, alone = held_out(known, list(patients)), held_out(known, range(80))
+    assert min(together) > 3 * max(alone)
+    assert held_out(known, [0] * 79 + [1]) == alone  # one patient has nearly all: they are taken apart
+    with pytest.raises(Invalid):
+        held_out(known[:3], range(3))

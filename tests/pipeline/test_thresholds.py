@@ -14,11 +14,11 @@ from shared.encoder.cards import Card
 from shared.encoder.runtime import load
 from shared.errors import Conflict, Invalid, NotFound
 from shared.imaging.recipe import Recipe
-from shared.pipeline import lifecycle, quarantine, thresholds
-from shared.pipeline.judge import judge, statistic
-from shared.pipeline.thresholds import Choice, Plan
+from shared.pipeline import lifecycle, quarantine, replay, thresholds
+from shared.pipeline.judge import Standard, judge, statistic
+from shared.pipeline.replay import Plan
+from shared.pipeline.thresholds import Choice
 from shared.store import calibrations, generations, operations
-from shared.store.calibrations import Threshold
 from shared.store.tables import Operation
 from tests.strange import ANNA, Bright, bright, calibrated
 
@@ -27,14 +27,16 @@ __all__ = ["bright", "calibrated"]  # fixtures
 
 def plan(platform: Bright, threshold: float) -> Plan:
     with platform.begin() as db:
-        return thresholds.plan(db, generations.model(db, "null"), "MG", threshold)
+        model = generations.model(db, "null")
+        found = thresholds.propose(db, model, "MG", Choice(threshold=threshold))
+        return replay.plan(db, model, "MG", found.standard)
 
 
 def replayed(platform: Bright, **choice: float | str) -> Operation:
     """A replay, applied to its end, three images at a time."""
     with platform.begin() as db:
         number = platform.begin_replay(db, **choice).id
-    while thresholds.advance(platform.begin, chunk=3):
+    while replay.advance(platform.begin, chunk=3):
         pass
     platform.project()
     with platform.begin() as db:
@@ -54,7 +56,7 @@ def replayed(platform: Bright, **choice: float | str) -> Operation:
     ],
 )
 def test_an_image_is_stopped_above_its_threshold_only(score: float, threshold: float | None, word: str) -> None:
-    found = judge(score, None if threshold is None else Threshold(7, threshold))
+    found = judge(score, None, None if threshold is None else Standard(7, threshold))
     assert (found.word, found.stops) == (word, word == "stopped")
     assert found.calibration_id == (7 if word in ("passed", "stopped") else None)
 
@@ -87,7 +89,7 @@ def test_too_few_scores_make_no_calibration(bright: Bright) -> None:
     for n in range(19):
         bright.paint(n)
     bright.take()
-    with bright.begin() as db, pytest.raises(Invalid, match="at least 20 scores"):
+    with bright.begin() as db, pytest.raises(Invalid, match="at least 20 encoded images"):
         thresholds.calibrate(db, generations.model(db, "null"), ANNA)
     assert bright.column("SELECT count(*) FROM calibration") == [0]
 
@@ -207,7 +209,7 @@ def test_a_replay_that_was_overtaken_stops_where_it_is(calibrated: Bright) -> No
     with calibrated.begin() as db:
         number = calibrated.begin_replay(db, threshold=0.1).id
         calibrated.begin_replay(db, threshold=2.0)
-    while thresholds.advance(calibrated.begin):
+    while replay.advance(calibrated.begin):
         pass
     with calibrated.begin() as db:
         first = operations.get(db, number)
@@ -235,11 +237,11 @@ def test_a_replay_that_dies_is_carried_on(calibrated: Bright) -> None:
             raise MemoryError
 
     with pytest.raises(MemoryError):
-        thresholds.advance(calibrated.begin, chunk=5, alive=dies)
+        replay.advance(calibrated.begin, chunk=5, alive=dies)
     assert calibrated.column("SELECT count(*) FROM image WHERE status = 'quarantined'") == [10]
     with calibrated.begin() as db:
         db.execute(sa.text("UPDATE operation SET lease_until = clock_timestamp() - interval '1 s'"))
-    assert thresholds.advance(calibrated.begin, chunk=5)
+    assert replay.advance(calibrated.begin, chunk=5)
     assert calibrated.column("SELECT count(*) FROM image WHERE status = 'quarantined'") == [24]
     assert calibrated.column("SELECT state FROM operation WHERE kind = 'replay'") == ["succeeded"]
 

@@ -21,7 +21,8 @@ from services.api.routes.models import Name
 from services.api.schemas import CalibrateIn, Item, NoteIn, QuarantineIn, ReplayIn, RetryIn
 from shared.errors import Conflict, NotFound
 from shared.pipeline import quarantine, thresholds
-from shared.pipeline.thresholds import Choice, Flip, Proposal
+from shared.pipeline.replay import Flip, begin_replay, plan
+from shared.pipeline.thresholds import Choice, Proposal
 from shared.store import calibrations, generations, reviews
 from shared.store.keys import Bearer
 from shared.store.reviews import Actor, Wanted
@@ -48,10 +49,13 @@ def list_quarantine(db: Db, _: CanReview, asked: Annotated[QuarantineIn, Query()
     return {"items": shown, "next": shown[-1]["item"] if len(rows) > asked.limit else None}
 
 
+_VOTES = ("score", "threshold", "distance", "distance_threshold")
+
+
 def _item(row: reviews.Item) -> dict[str, Any]:
     return {
         "item": f"{row.kind}-{row.id}",
-        **{name: getattr(row, name) for name in ("gate", "reason", "since", "modality", "score", "threshold", "model")},
+        **{name: getattr(row, name) for name in ("gate", "reason", "since", "modality", "model", *_VOTES)},
         "explanation": explain(row.reason),
         "sop_instance_uid": row.sop_uid,
         "study_instance_uid": row.study_uid,
@@ -116,13 +120,18 @@ def retry_many(db: Db, bearer: CanReview, asked: RetryIn) -> dict[str, int]:
 
 @router.post("/v1/quarantine:replay", response_model=ReplayOut)
 def replay(db: Db, bearer: CanReview, asked: ReplayIn, response: Response) -> dict[str, Any]:
-    """Which stored images a threshold would flip; with `apply`, it is put in force and they are."""
+    """Which stored images other thresholds would flip; with `apply`, they are put in force and the images flipped."""
     model = generations.model(db, asked.model)
-    choice = Choice(threshold=asked.threshold, rule=asked.rule, calibration_id=asked.calibration)
+    choice = Choice(
+        threshold=asked.threshold,
+        distance_threshold=asked.distance_threshold,
+        rule=asked.rule,
+        calibration_id=asked.calibration,
+    )
     found = thresholds.propose(db, model, asked.modality, choice)
     told = _plan(db, model, asked, found)
     if asked.apply:
-        operation = thresholds.begin_replay(db, model, asked.modality, found, _actor(bearer))
+        operation = begin_replay(db, model, asked.modality, found, _actor(bearer))
         response.status_code = 202
         response.headers["Location"] = f"/v1/operations/{operation.id}"
         told |= {"applied": True, "operation": operation.id}
@@ -130,22 +139,25 @@ def replay(db: Db, bearer: CanReview, asked: ReplayIn, response: Response) -> di
 
 
 def _plan(db: Session, model: Model, asked: ReplayIn, found: Proposal) -> dict[str, Any]:
-    plan = thresholds.plan(db, model, asked.modality, found.threshold, asked.shown)
+    standard = found.standard
+    would = plan(db, model, asked.modality, standard, asked.shown)
     return {
         "model": model.name,
         "modality": asked.modality,
-        "threshold": found.threshold,
+        "threshold": standard.threshold,
+        "distance_threshold": standard.distance,
         "rule": found.columns["rule"],
-        "counts": dict(plan.counts),
-        "stop": [_flip(one) for one in plan.stop],
-        "admit": [_flip(one) for one in plan.admit],
+        "counts": dict(would.counts),
+        "stop": [_flip(one) for one in would.stop],
+        "admit": [_flip(one) for one in would.admit],
         "applied": False,
         "operation": None,
     }
 
 
 def _flip(one: Flip) -> dict[str, Any]:
-    return {"image": one.image_id, "sop_instance_uid": one.sop_uid, "score": one.score}
+    told = {name: getattr(one, name) for name in ("score", "distance", "reason")}
+    return {"image": one.image_id, "sop_instance_uid": one.sop_uid} | told
 
 
 @router.get("/v1/models/{name}/calibrations", response_model=CalibrationsOut)
@@ -160,7 +172,7 @@ def list_calibrations(db: Db, _: CanRead, name: Name, modality: str | None = Non
 
 @router.post("/v1/models/{name}/calibrations", status_code=201, response_model=CalibratedOut)
 def calibrate(db: Db, bearer: CanReview, name: Name, asked: CalibrateIn | None = None) -> dict[str, Any]:
-    """Thresholds are made from stored scores and judge what comes; a replay judges what is stored."""
+    """Thresholds are made from what is stored and judge what comes; a replay judges what is stored."""
     wanted = asked or CalibrateIn()
     model = generations.model(db, name)
     made = thresholds.calibrate(
@@ -185,8 +197,8 @@ def _calibrations(db: Session, model: Model, rows: Any) -> list[dict[str, Any]]:
 
 
 _COLUMNS = (
-    "id", "modality", "source", "rule", "threshold", "mean", "std", "quantiles", "n", "data_sha256", "made_by",
-    "created_at",
+    "id", "modality", "source", "rule", "threshold", "mean", "std", "quantiles", "n", "data_sha256", "distances",
+    "made_by", "created_at",
 )  # fmt: skip
 
 
@@ -205,5 +217,5 @@ def _said(db: Session, row: Review) -> dict[str, Any]:
 
 
 def _review(row: Review) -> dict[str, Any]:
-    fields = ("decision", "gate", "reason", "score", "threshold", "reviewer", "note")
+    fields = ("decision", "gate", "reason", *_VOTES, "reviewer", "note")
     return {"item": f"image-{row.image_id}", "at": row.created_at} | {name: getattr(row, name) for name in fields}

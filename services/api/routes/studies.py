@@ -131,7 +131,8 @@ def _image(row: Row[Any], bearer: Bearer, *, published: bool) -> dict[str, Any]:
         "sop_class_uid": row.sop_class,
         "transfer_syntax_uid": row.transfer_syntax,
         **{name: getattr(row, name) for name in ("modality", "laterality", "view", "view_modifiers", "body_part")},
-        **{name: getattr(row, name) for name in ("rows", "columns", "frames", "status", "gate", "reason", "score")},
+        **{name: getattr(row, name) for name in ("rows", "columns", "frames", "status", "gate", "reason")},
+        **{name: getattr(row, name) for name in ("score", "distance")},
         "labels": {
             **row.labels,
             **{n: getattr(row, n) for n in ("birads", "density", "pathology") if getattr(row, n) is not None},

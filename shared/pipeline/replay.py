@@ -1,0 +1,190 @@
+"""A replay of gate 3: what is stored is judged by other thresholds, with the function that judges what comes.
+
+First as a plan that changes nothing, then chunk by chunk as an operation.
+"""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy.orm import Session
+
+from shared.errors import Conflict
+from shared.imaging.reasons import Reason
+from shared.pipeline import quarantine
+from shared.pipeline.judge import Judgement, Standard, judge, standards, statistic
+from shared.pipeline.lease import Keeper
+from shared.pipeline.thresholds import Proposal, columns_of, standard_of
+from shared.store import calibrations, generations, operations, reviews
+from shared.store.calibrations import Chosen, Measured, Ruling, Scored
+from shared.store.images import check_move
+from shared.store.locks import Lock, share
+from shared.store.operations import Held
+from shared.store.reviews import Actor
+from shared.store.session import Begin, enqueue
+from shared.store.tables import Calibration, Model, Operation
+from shared.types import Job, Status
+
+LEASE_S = 30.0
+CHUNK = 500  #: images judged in one transaction, or read at once with their embeddings
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """An image whose place other thresholds change; of one that they stop, the reason."""
+
+    image_id: int
+    sop_uid: str
+    score: float | None
+    distance: float | None
+    reason: Reason | None
+
+
+@dataclass(kw_only=True)
+class Plan:
+    """What a replay would change; the lists hold the first `shown` images of each way, by id."""
+
+    counts: Counter[str] = field(default_factory=Counter)  #: stop, admit, stay, decided, unmeasured
+    stop: list[Flip] = field(default_factory=list)  #: searchable now
+    admit: list[Flip] = field(default_factory=list)  #: in the quarantine now
+
+
+def plan(db: Session, model: Model, modality: str, standard: Standard, shown: int = 100) -> Plan:
+    """What would flip if these thresholds were replayed now; nothing is changed."""
+    found = Plan()
+    for row in calibrations.every_scored(db, model.id, _chosen(modality, standard), CHUNK):
+        way, own = _way(row, standard)
+        found.counts[way] += 1
+        flips = {"stop": found.stop, "admit": found.admit}.get(way)
+        if flips is not None and len(flips) < shown:
+            flips.append(Flip(row.image_id, row.sop_uid, own.score, own.distance, own.reason))
+    return found
+
+
+def _chosen(modality: str, standard: Standard) -> Chosen:
+    return Chosen(modality=modality, embedded=standard.known is not None)
+
+
+def _judge(row: Scored, standard: Standard | None) -> Judgement:
+    return judge(statistic(row.frames), standard.measure(row.embeddings) if standard else None, standard)
+
+
+def _way(row: Scored, standard: Standard) -> tuple[str, Judgement]:
+    """Where these thresholds lead an image: the one rule of plan and replay."""
+    own = _judge(row, standard)
+    if row.decided:
+        return "decided", own
+    if own.word == "unmeasured":
+        return "unmeasured", own
+    if own.stops == (row.status == Status.QUARANTINED):
+        return "stay", own
+    return ("stop" if own.stops else "admit"), own
+
+
+def begin_replay(db: Session, model: Model, modality: str, found: Proposal, actor: Actor) -> Operation:
+    """The proposed thresholds are in force, and the operation that judges what is stored by them is due.
+
+    Raises: `Conflict` for a model that is not published, which judges nothing.
+    """
+    live = generations.published(db)
+    if live is None or live.model_id != model.id:
+        raise Conflict("only the published model judges: publish it, then replay its thresholds")
+    number = found.calibration_id
+    if number is None:
+        number = calibrations.add(db, model.id, modality, found.source, actor.name, **found.columns).id
+    params = {"calibration": number, "model": model.name, "modality": modality}
+    operation = operations.create(db, "replay", params)
+    operation.total = calibrations.judged_again(db, modality)
+    said = {"threshold": found.standard.threshold, "distance_threshold": found.standard.distance}
+    reviews.audit(db, actor, "replay", params | said)
+    enqueue(db, Job.REPLAY)
+    return operation
+
+
+def advance(
+    begin: Begin, *, chunk: int = CHUNK, budget_s: float = 20.0, alive: Callable[[], None] = lambda: None
+) -> bool:
+    """One due replay has got on; True: call again, there may be more to do."""
+    with begin() as db:
+        held = operations.claim(db, "replay", LEASE_S)
+    if held is None:
+        return False
+    until = time.monotonic() + budget_s
+    with Keeper(begin, LEASE_S, lambda db: operations.renew(db, held, LEASE_S)):
+        while time.monotonic() < until:
+            alive()
+            with begin() as db:
+                if not _step(db, held, chunk):
+                    return True
+    with begin() as db:
+        operations.rest(db, held, 0.0)
+    return True
+
+
+def _step(db: Session, held: Held, chunk: int) -> bool:
+    """The next images stand by the thresholds; False: it has ended, or is another's."""
+    share(db, Lock.GENERATIONS)
+    if not operations.mine(db, held):
+        return False
+    operation = operations.get(db, held.id)
+    row = calibrations.get(db, held.params["calibration"])
+    if why := _overtaken(db, row):
+        operations.end(db, held, "failed", why)
+        return False
+    counts = Counter({name: int(n) for name, n in operation.counts.items()})
+    standard = standard_of(columns_of(row), row.id)
+    chosen = _chosen(row.modality, standard)
+    rows, last = calibrations.lock_scored(db, row.model_id, chosen, counts["looked_at"], chunk)
+    if last is None:
+        operations.end(db, held, "succeeded")
+        return False
+    counts += _apply(db, standard, rows)
+    counts["looked_at"] = last
+    done = operation.done + len(rows)
+    total = max(done, operation.total or 0)
+    operations.progress(db, held, done=done, total=total, counts=json.dumps(counts), lease_s=LEASE_S)
+    return True
+
+
+def _overtaken(db: Session, row: Calibration) -> str | None:
+    live = generations.published(db)
+    if live is None or live.model_id != row.model_id:
+        return "another model was published meanwhile"
+    in_force = calibrations.in_force(db, row.model_id).get(row.modality)
+    if in_force is None or in_force.calibration_id != row.id:
+        return "another threshold came into force meanwhile"
+    return None
+
+
+def _apply(db: Session, standard: Standard, rows: Sequence[Scored]) -> Counter[str]:
+    """These locked images stand by the thresholds, with what the index must hold of them."""
+    ways: dict[str, list[int]] = {"stop": [], "admit": [], "stay": [], "decided": [], "unmeasured": []}
+    rulings = []
+    for one in rows:
+        way, own = _way(one, standard)
+        ways[way].append(one.image_id)
+        status = {"stop": Status.QUARANTINED, "admit": Status.ENCODED}.get(way, Status(one.status))
+        if status != one.status:
+            check_move(Status(one.status), status)
+        if way in ("stop", "admit", "stay"):
+            rulings.append(Ruling(one.image_id, status.value, own.score, own.distance, own.reason))
+    calibrations.judge(db, standard.calibration_id, rulings)
+    if ways["stop"]:
+        quarantine.withdraw(db, ways["stop"])
+    if ways["admit"]:
+        quarantine.admit(db, ways["admit"])
+    return Counter({way: len(images) for way, images in ways.items() if images})
+
+
+def measure_again(db: Session, images: Sequence[int]) -> None:
+    """It stands of these locked images what the published model's thresholds say of them; none is moved by it."""
+    live = generations.published(db)
+    modalities = calibrations.modalities(db, images)
+    in_force = {} if live is None else standards(db, live.model_id, set(modalities.values()))
+    measured: list[Measured] = []
+    for row in [] if live is None else calibrations.these(db, live.model_id, images):
+        own = _judge(row, in_force.get(modalities[row.image_id]))
+        measured.append((row.image_id, own.score, own.distance, own.calibration_id))
+    calibrations.remember(db, measured)
