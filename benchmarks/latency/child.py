@@ -28,6 +28,7 @@ BUILT: Final = "built"  #: the file that says that a folder is whole
 
 def build(engine: Engine, data: Path, folder: Path) -> Json:
     """The engine's index stands in the folder."""
+    engine.drop(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     rows = np.load(data / "rows.npy")

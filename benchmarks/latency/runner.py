@@ -94,6 +94,7 @@ class _Run:
             for place in np.random.default_rng([SEED, number]).permutation(len(ready)):
                 self._measure(ready[place], one.data, folder, number)
         for engine in ready:
+            engine.drop(self._place(engine, folder))
             shutil.rmtree(self._place(engine, folder), ignore_errors=True)
 
     def _fits(self, engine: Engine, data: str, about: Json) -> bool:

@@ -68,6 +68,7 @@ class Engine:
     settings: Mapping[str, float | str] = field(default_factory=dict)  #: what it is built with, for the report
     needs: tuple[str, ...] = ()  #: modules
     available: Callable[[], str] = lambda: ""  #: why it cannot run here; empty: it can
+    drop: Callable[[Path], None] = lambda _folder: None  #: what stands elsewhere than in the folder is gone
     most: int = 2**62  #: rows: beyond, its build takes longer than any figure is worth
 
     def missing(self) -> str:

@@ -1,7 +1,8 @@
 """A real Qdrant server, where `--qdrant-url` names one: by gRPC through the platform's adapter, and by plain REST.
 
 The address is that of gRPC (`http://host:6334`); REST is expected one port below. The key, if any, is read from
-SIMILIS_QDRANT__API_KEY. The collections are the platform's own layout; memory and disk are the server's, and not told.
+SIMILIS_QDRANT__API_KEY. The collections are the platform's own layout, and dropped afterwards; memory and disk are
+the server's, and not told.
 """
 
 import os
@@ -21,6 +22,7 @@ from shared.index.qdrant import QdrantStore
 
 URL: Final = "SIMILIS_BENCH_QDRANT_URL"
 KEY: Final = "SIMILIS_QDRANT__API_KEY"
+NAME: Final = "collection"  #: the file that holds its name
 
 
 def _absent() -> str:
@@ -36,17 +38,24 @@ def _build(scale: str) -> Callable[[Path, Array, Columns], None]:
 
     def build(folder: Path, rows: Array, columns: Columns) -> None:
         name = f"bench-{uuid.uuid4().hex[:12]}"
+        (folder / NAME).write_text(name)  # first: what is cut short is dropped, too
         store = _store()
         _grpc.fill(store, name, rows, columns, scale)
         store.close()
-        (folder / "collection").write_text(name)
 
     return build
 
 
+def _drop(folder: Path) -> None:
+    if (folder / NAME).is_file():
+        store = _store()
+        store.drop((folder / NAME).read_text())
+        store.close()
+
+
 def _grpc_open(folder: Path, columns: Columns) -> _grpc.Collection:
     del columns
-    return _grpc.Collection(_store(), (folder / "collection").read_text(), [])
+    return _grpc.Collection(_store(), (folder / NAME).read_text(), [])
 
 
 class _Rest:
@@ -56,7 +65,7 @@ class _Rest:
         headers = {"api-key": key} if (key := os.environ.get(KEY)) else {}
         address = f"{parts.scheme}://{parts.hostname}:{(parts.port or 6334) - 1}"
         self._http = httpx.Client(base_url=address, headers=headers, timeout=600, trust_env=False)
-        self._path = f"/collections/{(folder / 'collection').read_text()}/points/query/batch"
+        self._path = f"/collections/{(folder / NAME).read_text()}/points/query/batch"
 
     def search(self, queries: Array, k: int, effort: Effort, clauses: Sequence[Clause] | None) -> Found:
         wanted: Sequence[Clause | None] = clauses or [None] * len(queries)
@@ -93,7 +102,7 @@ def _engine(name: str, transport: Callable[[Path, Columns], Opened], scale: str,
     tried = efforts("target", *_grpc.TARGETS) if scale != "exact" else ({},)
     return Engine(
         name=name, build=_build(scale), open=transport, exact=scale == "exact", efforts=tried, available=_absent,
-        kind=kind,  # type: ignore[arg-type]  # one of two
+        drop=_drop, kind=kind,  # type: ignore[arg-type]  # one of two
     )  # fmt: skip
 
 

@@ -7,10 +7,12 @@ import pytest
 
 from benchmarks.latency import measure
 from benchmarks.latency.data import Data, prepare
-from benchmarks.latency.engines import engines
+from benchmarks.latency.engines import engines, qdrant_server
 from benchmarks.latency.engines.base import Engine, Found, InProcess
 from benchmarks.latency.measure import Session
 from benchmarks.latency.profiles import Plan
+from benchmarks.latency.vectors import KEY, vectors_process
+from shared.index.qdrant import QdrantStore
 
 PLAN = Plan(queries=30, seconds=0.05, checked=20, clients=(2,))
 KNOWN = engines()
@@ -107,6 +109,26 @@ def test_who_waits_behind_a_stall_is_counted_from_when_the_question_was_due(made
     late = np.count_nonzero(np.array(ms) > 20)
     assert late >= 10  # in a closed loop it were one
     assert rate < 220
+
+
+@pytest.mark.parametrize("name", ["server-grpc-exact", "server-grpc-codes"])
+def test_a_peer_that_speaks_grpc_is_filled_asked_and_left_as_it_was(made, tmp_path, monkeypatch, name) -> None:
+    engine = KNOWN[name]
+    data = made[engine.kind]
+    with vectors_process() as url:
+        monkeypatch.setenv(qdrant_server.URL, url)
+        monkeypatch.setenv(qdrant_server.KEY, KEY)
+        assert not engine.missing()
+        engine.build(tmp_path, np.ascontiguousarray(data.rows), data.columns)
+        held = engine.open(tmp_path, data.columns)
+        session = Session(engine, held, data, PLAN, seed=0)
+        assert session.parity()["wrong"] == 0
+        assert session.single({}, 10, "all")["engine_ms"] > 0
+        held.close()
+        engine.drop(tmp_path)
+        store = QdrantStore(url, KEY)
+        assert store.names() == []
+        store.close()
 
 
 def test_the_least_effort_that_reaches_the_goal_is_taken() -> None:
