@@ -54,7 +54,16 @@ def circumstances(res: Results) -> list[str]:
     said.append(f"{rounds} rounds, the engines in another order in each; figures are median (lowest to highest round)")
     if res.load:
         said.append(f"Load average while measuring: {res.load}")
-    return list(dict.fromkeys(said))
+    return [*dict.fromkeys(said), *NOTES]
+
+
+NOTES: Final = (
+    "Each engine and round in a process of its own, one thread to search with; waits are those of a Python caller.",
+    "Answers are row numbers; of similis-* also one payload field. CPU ms is the caller's own: similis-* has more.",
+    "Rows have unit length. edge-*: one optimised segment, integer payload indexes (patient without links), no WAL.",
+    "faiss-ivfpq is re-ranked by float32 rows, edge's copies are re-scored by them; faiss-sq8 is not.",
+    "A tail of few questions is coarse: n stands beside it, all quantiles in raw.jsonl.",
+)
 
 
 def troubles(res: Results) -> list[str]:

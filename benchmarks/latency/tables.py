@@ -97,13 +97,20 @@ def _exact(res: Results, data: str) -> Table:
     for engine in res.exact(data):
         for f in res.sweep(data, engine):
             share = f"{floor / f.p50.median:.0%}" if floor and f.p50 else "-"
-            rows.append([engine, ms(f.p50), ms(f.p95), ms(f.p99), ms(f.cpu_ms), share, ms(_batch(res, f))])
+            rows.append([engine, *_latency(f), ms(f.cpu_ms), share, ms(_batch(res, f))])
     rows.sort(key=lambda row: float(row[1].split(" ")[0].replace(",", "")))
     if limit:
-        rows.append(["the memory's limit", ms(limit.p50), ms(limit.p95), ms(limit.p99), ms(limit.cpu_ms), "100%", "-"])
-    note = "Reading every byte once takes what the last row says; the share is of that. Batch: all queries in one call."
-    head = ["engine", "p50 ms", "p95", "p99", "CPU ms", "of the limit", "batch, queries/s"]
+        rows.append(["the memory's limit", *_latency(limit), ms(limit.cpu_ms), "100%", "-"])
+    note = (
+        "Reading every byte once takes what the last row says; the share is of that. n: questions. Batch: in one call."
+    )
+    head = ["engine", "p50 ms", "p95", "p99", "n", "CPU ms", "of the limit", "batch, queries/s"]
     return Table(f"Exact: {label(data, res.data[data])}", note, head, rows, 1)
+
+
+def _latency(figure: Figure) -> Row:
+    """Percentiles, and from how many questions."""
+    return [ms(figure.p50), ms(figure.p95), ms(figure.p99), f"{figure.n:,}"]
 
 
 def _batch(res: Results, figure: Figure) -> Spread | None:
@@ -120,18 +127,18 @@ def _at(res: Results, data: str, goal: float) -> Table:
         if found is None:
             sweep = res.sweep(data, engine)
             most = max((f.recall or 0 for f in sweep), default=0.0)
-            rows.append([engine, "-", f"ends at {most:.3f}", "-", "-", "-", "-", "-"])
+            rows.append([engine, "-", f"ends at {most:.3f}", *["-"] * 6])
             continue
         f = found.figure
         even = "-" if found.interpolated_ms is None else _short(found.interpolated_ms)
-        cells = [ms(f.p50), ms(f.p95), ms(f.p99), even, ms(_batch(res, f))]
-        rows.append([engine, f.effort, _share(f.recall), *cells])
+        cells = [*_latency(f), even, ms(_batch(res, f))]
+        rows.append([engine, _setting(res, f), _share(f.recall), *cells])
     rows.sort(key=lambda row: float(row[3].split(" ")[0].replace(",", "")) if row[3] != "-" else float("inf"))
     note = (
         f"The cheapest measured setting whose recall@{K} reaches {goal:g}; beside it the latency interpolated to just "
         "that recall, along the engine's own curve."
     )
-    head = ["engine", "setting", "recall", "p50 ms", "p95", "p99", f"p50 at {goal:g}", "batch, queries/s"]
+    head = ["engine", "setting", "recall", "p50 ms", "p95", "p99", "n", f"p50 at {goal:g}", "batch, queries/s"]
     return Table(f"At recall {goal:g}: {label(data, res.data[data])}", note, head, rows, 3)
 
 
