@@ -22,9 +22,14 @@ QUEUES: dict[Job, str] = {
     Job.BACKFILL: "ingest",
     Job.REPLAY: "reindex",
     Job.CANARY: "reindex",
-    Job.SWEEP: "index",
+    Job.SWEEP: "sweep",
     Job.TIDY: "scan",
 }
+
+
+#: What takes milliseconds needs no worker of its own. Redis is asked for a worker's queues in turn, so that it comes
+#: after one long task at most and not after all that were rung for.
+GUESTS: dict[str, str] = {"sweep": "index"}
 
 
 ENOUGH = 32  #: unheard bells of one queue

@@ -10,6 +10,7 @@ from shared.config import Settings
 from shared.log import configure
 
 SWEEP_S = 2.0
+SWEEP_LIFE_S = 60.0  #: longer than any task that it may have to wait for
 TIDY_S = 3600.0
 
 settings = Settings()
@@ -43,7 +44,7 @@ app.conf.update(
     task_default_queue="ingest",
     timezone="UTC",
     beat_schedule={
-        "sweep": {"task": "similis.sweep", "schedule": SWEEP_S, "options": {"queue": "index", "expires": 10}},
+        "sweep": {"task": "similis.sweep", "schedule": SWEEP_S, "options": {"queue": "sweep", "expires": SWEEP_LIFE_S}},
         "tidy": {"task": "similis.tidy", "schedule": TIDY_S, "options": {"queue": "scan", "expires": TIDY_S}},
     },
 )

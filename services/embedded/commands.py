@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from services.embedded.home import Home
-from shared.queue import QUEUES
+from shared.queue import GUESTS, QUEUES
 
 #: -P: the current folder is not searched for modules, whatever a hospital keeps there
 PYTHON = (sys.executable, "-P", "-m")
@@ -17,7 +17,7 @@ PATHS = frozenset(
         "INTAKE__ADMISSION",
     )
 )  # fmt: skip
-WORKER_QUEUES = tuple(sorted(set(QUEUES.values())))
+WORKER_QUEUES = tuple(sorted(set(QUEUES.values()) - GUESTS.keys()))
 
 
 def api() -> list[str]:
@@ -41,14 +41,14 @@ def dicom(listener: int | None = None, sign: Path | None = None) -> list[str]:
 
 
 def worker(queue: str, name: str) -> list[str]:
-    """One slot of one queue. Pool solo: nothing is forked, so torch, faiss and the sandbox are safe in it."""
+    """One slot of one queue and its guests. Pool solo: nothing is forked; torch, faiss, the sandbox are safe in it."""
     options = [
         "--include",
         "workers.heartbeat",
         "--pool",
         "solo",
         "--queues",
-        queue,
+        ",".join([queue, *(guest for guest, host in GUESTS.items() if host == queue)]),
         "--hostname",
         f"{name}@%h",
         "--loglevel",
