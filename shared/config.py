@@ -52,7 +52,7 @@ class Api(_Part):
 class Dicom(_Part):
     host: str = "127.0.0.1"
     port: int = Field(default=11112, ge=0, le=65535)
-    ae_title: str = Field(default="SIMILIS", min_length=1, max_length=16, pattern=r"^[!-\[\]-~]([ -\[\]-~]*[!-\[\]-~])?$")
+    ae_title: str = Field(default="SIMILIS", pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")
     peers: Path | None = None  #: file of who may send; without one, only this machine may
     processes: int = Field(default=2, ge=1, le=64)
     max_instance_mb: int = Field(default=512, ge=1)
@@ -67,12 +67,25 @@ class Dicom(_Part):
     metrics_port: int = Field(default=0, ge=0, le=65535)  #: 0: none
 
 
+class DicomwebSource(_Part):
+    """Another archive that backfills may pull from."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    url: str = Field(pattern=r"^https?://[^\s@?#]+$")
+    user: str = ""
+    password_file: Path | None = None
+    token_file: Path | None = None
+    ca_file: Path | None = None  #: authorities that vouch for it, besides the machine's own
+
+
 class Intake(_Part):
     store: Path | None = None  #: where files that are sent to us are kept; default home/blobs
     reserve_mb: int = Field(default=2048, ge=0)  #: nothing is taken in while less than this, or 5 %, is free
     admission: Path | None = None  #: file of the site's rules of admission
     roots: tuple[Path, ...] = ()  #: folders that scans may read; empty means any (embedded) or none (production)
     any_root: bool = False
+    dicomweb_sources: tuple[DicomwebSource, ...] = ()
+    any_source: bool = False  #: backfills may pull from any address
     batch: int = Field(default=8, ge=1, le=64)
     lease_s: float = Field(default=10.0, gt=0)
     max_failures: int = Field(default=5, ge=1)

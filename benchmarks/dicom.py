@@ -1,0 +1,257 @@
+"""C-STORE: one sender alone against eight at once, in the same run, and nothing that was acknowledged is lost.
+
+`python -m benchmarks.dicom` starts PostgreSQL, Valkey and the receiver, and nothing that would work on the images.
+"""
+
+import argparse
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import sqlalchemy as sa
+from blake3 import blake3
+
+from benchmarks import report
+from benchmarks.dicom_peer import Sender, Template, uid_of
+from benchmarks.memory import slope
+from benchmarks.processes import anonymous_mib
+from migrations import run as migrations
+from services.embedded import commands, process
+from services.embedded.postgres import Postgres
+from services.embedded.stack import free_port
+from services.embedded.valkey import Valkey
+from shared.store.session import Store
+
+TARGET = 0.8
+FLAT_MIB = 2.0  #: per 1,000 instances
+SENDERS = 8
+START_S = 30.0
+SHARED = 20  #: one of so many instances is sent by a neighbour, too
+
+
+@dataclass
+class Receiving:
+    """A receiver, and the engines it needs."""
+
+    port: int
+    pid: int
+    store: Store
+    blobs: Path
+    log: Path
+
+    def processes(self) -> list[int]:
+        """The door, its receivers, and their sandboxes."""
+        found = [self.pid]
+        for pid in found:
+            children = Path(f"/proc/{pid}/task").glob("*/children")
+            found += [int(child) for path in children for child in _read(path).split()]
+        return found
+
+    def rows(self, statement: str) -> list[Any]:
+        with self.store.reading() as connection:
+            return list(connection.execute(sa.text(statement)))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # a thread that has ended
+        return ""
+
+
+@contextmanager
+def receiving(folder: Path, processes: int, **settings: str) -> Iterator[Receiving]:
+    """A receiver on engines of its own, with their own settings; everything ends with the block."""
+    with ExitStack() as stack:
+        postgres = stack.enter_context(Postgres(folder))
+        valkey = stack.enter_context(Valkey(folder))
+        migrations.upgrade(postgres.url)
+        port, home, log = free_port("127.0.0.1", 0), folder / "home", folder / "dicom.log"
+        home.mkdir()
+        env = os.environ | {
+            "SIMILIS_HOME": str(home),
+            "SIMILIS_DATABASE__URL": postgres.url,
+            "SIMILIS_BROKER__URL": valkey.url,
+            "SIMILIS_PSEUDONYM_KEY": "a benchmark's own secret, 32 bytes long",
+            "SIMILIS_DICOM__PORT": str(port),
+            "SIMILIS_DICOM__PROCESSES": str(processes),
+            "SIMILIS_INTAKE__RESERVE_MB": "64",
+            **settings,
+        }
+        sign = folder / "serves"
+        with log.open("wb") as output:
+            child = process.spawn(commands.dicom(sign=sign), env=env, output=output)
+        stack.callback(process.stop, child, (signal.SIGTERM, 30.0))
+        if not process.until(sign.exists, 60):
+            raise SystemExit(log.read_text())
+        store = Store(postgres.url)
+        stack.callback(store.close)
+        yield Receiving(port, child.pid, store, home / "blobs", log)
+
+
+@dataclass
+class Watch:
+    """Anonymous memory of all processes against what they have received, once a second."""
+
+    receiver: Receiving
+    count: int = 0
+    samples: list[tuple[int, float]] = field(default_factory=list)
+    _over: threading.Event = field(default_factory=threading.Event)
+
+    def run(self) -> None:
+        while not self._over.wait(1.0):
+            self.samples.append((self.count, sum(anonymous_mib(pid) for pid in self.receiver.processes())))
+
+    def end(self) -> None:
+        self._over.set()
+
+
+def send(receiver: Receiving, template: Template, numbers: Sequence[Sequence[int]], watch: Watch) -> float:
+    """Seconds until every sender has its answers; each has one association.
+
+    Raises: `SystemExit` where an instance is not answered with success.
+    """
+    lock, start = threading.Lock(), threading.Barrier(len(numbers) + 1)
+
+    def one(which: int) -> None:
+        with Sender(receiver.port, f"SENDER{which}", source=f"127.0.1.{which + 1}") as sender:
+            start.wait(START_S)
+            for number in numbers[which]:
+                status = sender.store(uid_of(number), template.instance(number))
+                if status:
+                    raise SystemExit(f"answered {status:04X}")
+                with lock:
+                    watch.count += 1
+
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        working = [pool.submit(one, which) for which in range(len(numbers))]
+        start.wait(START_S)
+        began = time.perf_counter()
+        for work in working:
+            work.result()
+    return time.perf_counter() - began
+
+
+def shares(first: int, count: int, senders: int) -> list[list[int]]:
+    """What each sends: a part of the numbers from the first on, and some of its neighbour's."""
+    own = [list(range(first + which, first + count, senders)) for which in range(senders)]
+    if senders == 1:
+        return own
+    return [[*mine, *own[which - 1][::SHARED]] for which, mine in enumerate(own)]
+
+
+def lost(receiver: Receiving, sent: int) -> dict[str, int]:
+    """What was acknowledged and is not there: in rows, on the disk, or with other bytes."""
+    rows = {uid: Path(os.fsdecode(path)) for uid, path in receiver.rows("SELECT sop_uid, path FROM image")}
+    expected = {uid_of(number) for number in range(1, sent + 1)}
+    files = {path for path in receiver.blobs.rglob("*") if path.is_file()}
+    wrong = sum(blake3(path.read_bytes()).hexdigest() != path.stem for path in files if path.suffix == ".dcm")
+    return {
+        "expected": len(expected),
+        "rows_missing": len(expected - rows.keys()),
+        "rows_too_many": len(rows.keys() - expected),
+        "files_missing": len(set(rows.values()) - files),
+        "files_too_many": len(files - set(rows.values())),
+        "files_with_other_bytes": wrong,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.dicom", description=__doc__)
+    parser.add_argument("--instances", type=int, default=5000, help="by one sender alone, and again by eight")
+    parser.add_argument("--side", type=int, default=256, help="of an instance, in pixels of two bytes")
+    parser.add_argument("--processes", type=int, default=2, help="of the receiver")
+    parser.add_argument("--rounds", type=int, default=4, help="every other one the other way round")
+    parser.add_argument("--out", type=Path, default=report.RESULTS / "dicom")
+    options = parser.parse_args(arguments)
+    about = report.facts("dicom", {"pixels": 1})
+    template, each = Template(options.side), options.instances // options.rounds
+    spent: dict[int, list[float]] = {1: [], SENDERS: []}
+    answered = {1: 0, SENDERS: 0}
+    with ExitStack() as stack:
+        scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="similis-dicom-"))
+        with receiving(Path(scratch), options.processes) as receiver:
+            watch = Watch(receiver)
+            send(receiver, template, shares(1, 200, 4), watch)  # warm: sandboxes, pools, plans
+            sent, watch.count = 200, 0
+            sampler = threading.Thread(target=watch.run, daemon=True)
+            sampler.start()
+            for number in range(options.rounds):
+                for senders in (1, SENDERS) if number % 2 == 0 else (SENDERS, 1):
+                    told = shares(sent + 1, each, senders)
+                    spent[senders].append(send(receiver, template, told, watch))
+                    answered[senders] += sum(map(len, told))
+                    sent += each
+                    print(f"{senders} senders: {sum(map(len, told)) / spent[senders][-1]:.1f}/s", flush=True)
+            watch.end()
+            sampler.join()
+            missing = lost(receiver, sent)
+            statuses = receiver.rows("SELECT outcome, count(*) FROM arrival GROUP BY 1")
+    rates = {senders: answered[senders] / sum(times) for senders, times in spent.items()}
+    figures = {
+        "rates_per_s": {str(senders): round(rate, 1) for senders, rate in rates.items()},
+        "ratio": round(rates[SENDERS] / rates[1], 3),
+        "instance_bytes": len(template.data),
+        "answered": {str(senders): count for senders, count in answered.items()},
+        "memory_mib": {
+            "first": round(watch.samples[0][1], 1),
+            "last": round(watch.samples[-1][1], 1),
+            "slope_per_1000": round(slope(*_columns(_settled(watch.samples))), 2),
+        },
+        "lost": missing,
+        "journal": {str(outcome): int(count) for outcome, count in statuses},
+        "seconds": {str(senders): [round(t, 2) for t in times] for senders, times in spent.items()},
+    }
+    name = "dicom" if options.processes == 2 else f"dicom_{options.processes}"
+    report.write(name, about, figures, _text(options, figures), options.out)
+    if any(missing[what] for what in missing if what != "expected"):
+        sys.exit("something is lost, or too much")
+
+
+def _settled(samples: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Without the first third: pools and caches have found their size."""
+    return [one for one in samples if one[0] >= 0.3 * samples[-1][0]]
+
+
+def _columns(samples: list[tuple[int, float]]) -> tuple[list[int], list[float]]:
+    return [count for count, _ in samples], [mib for _, mib in samples]
+
+
+def _text(options: argparse.Namespace, figures: dict[str, Any]) -> list[str]:
+    rates, memory, missing = figures["rates_per_s"], figures["memory_mib"], figures["lost"]
+    reached = "reached" if figures["ratio"] >= TARGET else "not reached"
+    flat = "flat" if memory["slope_per_1000"] < FLAT_MIB else "not flat"
+    return [
+        "# C-STORE: one sender and eight",
+        "",
+        f"Eight senders together reach **{figures['ratio']}** of the rate of one alone (target {TARGET}: {reached}).",
+        "",
+        f"{options.processes} receiving processes behind one port, on PostgreSQL that syncs; instances of",
+        f"{figures['instance_bytes']:,} bytes, one association for each sender, its next instance after the answer.",
+        f"{options.rounds} rounds, every other one the other way round; one of {SHARED} instances of the eight is",
+        "sent by two of them. The senders run on the same cores, and nothing works on the images.",
+        "",
+        *report.table(
+            ("senders", "instances", "per second", "seconds of each round"),
+            [(n, figures["answered"][n], rates[n], figures["seconds"][n]) for n in rates],
+        ),
+        "",
+        f"Memory of the receiver (door, receivers, sandboxes; anonymous): {memory['first']} MiB at first,",
+        f"{memory['last']} MiB at last; per 1,000 instances after the warm part {memory['slope_per_1000']} MiB: {flat}.",
+        f"Of {missing['expected']:,} instances that were acknowledged, {missing['rows_missing']} have no row,",
+        f"{missing['files_missing']} no file, and {missing['files_with_other_bytes']} other bytes;",
+        f"{missing['files_too_many']} files are too many.",
+    ]
+
+
+if __name__ == "__main__":
+    main()
