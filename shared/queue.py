@@ -24,6 +24,7 @@ QUEUES: dict[Job, str] = {
     Job.CANARY: "reindex",
     Job.SWEEP: "sweep",
     Job.TIDY: "scan",
+    Job.PULL: "scan",
 }
 
 

@@ -1,7 +1,7 @@
 """The only place that builds things. Everything heavy is made when first used and then kept."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -12,11 +12,12 @@ from sqlalchemy.orm import Session
 
 from shared.config import Settings
 from shared.encoder.base import Encoder
-from shared.errors import Invalid
+from shared.errors import Denied, Invalid
 from shared.imaging.sandbox import Sandbox
 from shared.index.base import Index, IndexStore
 from shared.pipeline import admission
 from shared.pipeline.admission import Admission
+from shared.pipeline.dicomweb import Access, checked
 from shared.pipeline.encode import Effort
 from shared.pipeline.receive import Rules
 from shared.queue import CeleryQueue, MemoryQueue, Queue
@@ -98,6 +99,24 @@ class Runtime:
     def folder(self, name: str) -> Path:
         """Where a model's card lies; the row names it relative to the models folder, so that it may move."""
         return self.settings.models_dir / name
+
+    def access(self, source: str, own: Mapping[str, str]) -> Access:
+        """How to reach another archive: a configured one by its name or address, or any where that is allowed.
+
+        Args:
+            own: `user`, `password_file` and `token_file` for an archive that is not configured.
+
+        Raises: `Denied`, `Invalid`.
+        """
+        for known in self.settings.intake.dicomweb_sources:
+            if source.rstrip("/") in (known.name, known.url.rstrip("/")):
+                if own:
+                    raise Invalid("user and secrets of a configured source stand in its settings")
+                return Access(**known.model_dump(exclude={"name"}))
+        if not self.settings.intake.any_source:
+            raise Denied("this archive is none of the configured sources")
+        files = {name: Path(own[name]) for name in ("password_file", "token_file") if name in own}
+        return Access(url=checked(source), user=own.get("user", ""), **files)
 
     @property
     def rules(self) -> Rules:

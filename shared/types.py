@@ -123,6 +123,7 @@ class Job(StrEnum):
 
     SCAN = "similis.scan"
     ENCODE = "similis.encode"
+    PULL = "similis.pull"
     PROJECT = "similis.project"
     REINDEX = "similis.reindex"
     BACKFILL = "similis.backfill"

@@ -16,7 +16,14 @@ TIDY_S = 3600.0
 settings = Settings()
 app = Celery(
     "similis",
-    include=["workers.ingest", "workers.index", "workers.maintenance", "workers.quarantine", "workers.reindex"],
+    include=[
+        "workers.ingest",
+        "workers.index",
+        "workers.maintenance",
+        "workers.pull",
+        "workers.quarantine",
+        "workers.reindex",
+    ],
 )
 app.conf.update(
     broker_url=settings.broker.url.get_secret_value(),

@@ -18,6 +18,7 @@ from services.api.edge import Edge
 from services.api.limits import Slots
 from services.api.metrics import Metrics, software
 from services.api.routes import (
+    dicomweb_backfill,
     dicomweb_pictures,
     dicomweb_query,
     dicomweb_retrieve,
@@ -54,6 +55,7 @@ ROUTERS = (
     quarantine.router,
     letters.router,
     keys.router,
+    dicomweb_backfill.router,
     dicomweb_store.router,
     dicomweb_query.router,
     dicomweb_pictures.router,

@@ -51,7 +51,7 @@ def ingest(
     try:
         answer = follow(client, operation_id)
     except KeyboardInterrupt:
-        _goes_on(operation_id)
+        goes_on(operation_id)
         raise typer.Exit(0 if watch else 130) from None
     report(answer, as_json=as_json)
 
@@ -79,7 +79,7 @@ def report(answer: Answer, *, as_json: bool) -> None:
         raise typer.Exit(1)
 
 
-def _goes_on(operation_id: str) -> None:
+def goes_on(operation_id: str) -> None:
     say(
         f"\nthe server goes on with operation {operation_id}\n"
         f"  follow it:  similis operations show {operation_id} --follow\n"

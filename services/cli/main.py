@@ -16,7 +16,7 @@ from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError
 #: Each module adds its commands by `register(app)`.
 ROOMS = (
     "processes", "dicom",
-    "ingest", "search", "studies", "operations", "models", "generations", "quarantine", "letters", "rules",
+    "ingest", "backfill", "search", "studies", "operations", "models", "generations", "quarantine", "letters", "rules",
     "erase", "sample", "demo", "keys", "doctor", "backup",
 )  # fmt: skip
 

@@ -99,6 +99,8 @@ def environment(
     env = {name: value for name, value in base.items() if name.removesuffix("_FILE") not in decided}
     if "SIMILIS_INTAKE__ROOTS" not in env:
         env.setdefault("SIMILIS_INTAKE__ANY_ROOT", "true")  # the caller of the API is the user of this machine
+    if "SIMILIS_INTAKE__DICOMWEB_SOURCES" not in env:
+        env.setdefault("SIMILIS_INTAKE__ANY_SOURCE", "true")
     for name in PATHS & env.keys():  # the processes stand in another folder than the caller
         env[name] = env[name] and os.path.abspath(env[name])  # noqa: PTH100 - links stay links
     return env | ours | {"PYTHONUNBUFFERED": "1"}

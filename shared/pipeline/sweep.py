@@ -2,6 +2,7 @@
 
 from sqlalchemy.orm import Session
 
+from shared.pipeline import pull
 from shared.pipeline.encode import Effort
 from shared.pipeline.reindex import GRACE_S
 from shared.store import backfill, canaries, generations, images, ledger, operations
@@ -17,6 +18,8 @@ def ring_for_due(db: Session, effort: Effort, canary_s: float = 0) -> None:
         enqueue(db, Job.ENCODE)
     if operations.due(db, "scan"):
         enqueue(db, Job.SCAN)
+    if operations.due(db, pull.KIND):
+        enqueue(db, Job.PULL)
     if operations.due(db, "reindex") or generations.purgeable(db, GRACE_S):
         enqueue(db, Job.REINDEX)
     if operations.due(db, "replay"):

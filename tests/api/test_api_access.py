@@ -36,6 +36,7 @@ ROUTES = {
     ("GET", "/v1/instances/{sop_instance_uid}/thumbnail"): ("/v1/instances/1.2.3.1.0/thumbnail", Scope.READ, None),
     ("GET", "/v1/instances/{sop_instance_uid}/rendered"): ("/v1/instances/1.2.3.1.0/rendered", Scope.READ, None),
     ("POST", "/v1/ingest/scans"): ("/v1/ingest/scans", Scope.INGEST, {"path": "/nowhere"}),
+    ("POST", "/v1/ingest/backfills"): ("/v1/ingest/backfills", Scope.ADMIN, {}),
     ("GET", "/v1/operations"): ("/v1/operations", WATCH, None),
     ("GET", "/v1/operations/{operation_id}"): (f"/v1/operations/{ID}", WATCH, None),
     ("GET", "/v1/operations/{operation_id}/files"): (f"/v1/operations/{ID}/files", Scope.INGEST, None),

@@ -6,8 +6,8 @@ import pytest
 import sqlalchemy as sa
 from PIL import Image as Pillow
 
-from services.api import storing
 from shared.errors import Unavailable
+from shared.pipeline import encode, project, streamed
 from shared.pipeline.admission import Action, Admission, Rule
 from shared.store.blobs import Full
 from tests.api.conftest import serving
@@ -104,7 +104,7 @@ def test_an_object_that_is_no_image_is_told_as_such(client, archive):
 
 
 def test_more_files_than_one_batch_are_all_answered_for(client, archive, monkeypatch):
-    monkeypatch.setattr(storing, "BATCH", 3)
+    monkeypatch.setattr(streamed, "BATCH", 3)
     answer = send(client, *(instance(1, n) for n in range(1, 8)))
     assert len(values(answer, REFERENCED, "00081155")) == 7
     assert len(held(archive)) == 7
@@ -173,8 +173,6 @@ def test_only_so_many_store_at_once(client, archive):
 
 def test_what_was_stored_is_encoded_and_found(client, archive):
     assert send(client, instance(1, 1), instance(2, 1)).status_code == 200
-    from shared.pipeline import encode, project
-
     encode.drain(archive.rt.transaction, archive.rt.sandbox, archive.rt.encoder, archive.rt.effort)
     project.drain(archive.rt.transaction, archive.rt.index, gather_s=0)
     found = client.get(f"/v1/studies/{study_uid(1)}/similar").json()

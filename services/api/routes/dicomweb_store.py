@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request
@@ -18,9 +19,11 @@ from services.api.schemas import Uid
 from services.api.storing import DICOM, Storing
 from shared.errors import Invalid
 from shared.multipart import Splitter, media_type
-from shared.pipeline.arrive import arrive
+from shared.pipeline.arrive import Arrived, arrive
+from shared.pipeline.streamed import Streamed
 from shared.runtime import Runtime
 from shared.store.arrivals import Origin
+from shared.store.blobs import Part
 from shared.store.keys import Bearer
 
 router = APIRouter(prefix="/dicom-web", tags=["dicomweb"])
@@ -65,8 +68,9 @@ async def _stored(request: Request, rt: Runtime, bearer: Bearer, places: Slots, 
     splitter = _splitter(request)
     origin = Origin(source="stow", sender=bearer.name)
     take = functools.partial(_take, rt, origin)
-    with places.taken("storing"):  # no one waits in line here, so this never blocks the loop
-        body = Storing(rt.blobs, take, study, splitter, rt.sandbox.limits.file_bytes)
+    files = Streamed(rt.blobs, take, expects=("", study), most=rt.sandbox.limits.file_bytes)
+    with places.taken("storing"), files:  # no one waits in line here, so this never blocks the loop
+        body = Storing(files, splitter)
         try:
             async with asyncio.timeout(ARRIVES_WITHIN_S):
                 await _pour(request, body)
@@ -75,13 +79,11 @@ async def _stored(request: Request, rt: Runtime, bearer: Bearer, places: Slots, 
             raise Invalid("the body did not arrive in time") from None
         except ClientDisconnect:
             raise Invalid("the client left in the middle of the body") from None
-        finally:
-            body.close()
     status, told = storing.told(answers, f"{str(request.base_url).rstrip('/')}/dicom-web")
     return Response(to_json(told), status, media_type=kind)
 
 
-def _take(rt: Runtime, origin: Origin, parts: Any) -> Any:  # noqa: ANN401 - as `storing.Take`
+def _take(rt: Runtime, origin: Origin, parts: Sequence[Part]) -> list[Arrived]:
     return arrive(rt.transaction, rt.sandbox, rt.blobs, parts, origin, rt.rules)
 
 

@@ -15,7 +15,7 @@ from services.api.errors import explain
 from services.api.routes.studies import read_cursor, write_cursor
 from services.api.schemas import ScanIn
 from shared.errors import Conflict, Invalid
-from shared.pipeline import receive
+from shared.pipeline import pull, receive
 from shared.runtime import Runtime
 from shared.store import catalog, files, images, operations
 from shared.store.session import enqueue
@@ -24,6 +24,7 @@ from shared.types import Job
 
 router = APIRouter(tags=["operations"])
 
+TAKES_IN = ("scan", pull.KIND)
 ENDED = ("succeeded", "failed", "cancelled")
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Cursor = Annotated[str | None, Query(max_length=200)]
@@ -127,7 +128,7 @@ def retry_operation(db: Db, _: CanIngest, operation_id: UUID) -> dict[str, Any]:
     operation = operations.retry(db, operation_id)
     images.retry_failed(db, operation_id)
     catalog.look_again(db, operation_id)
-    enqueue(db, Job.SCAN)
+    enqueue(db, Job.SCAN if operation.kind == "scan" else Job.PULL)
     enqueue(db, Job.ENCODE)
     db.flush()
     db.refresh(operation)
@@ -141,7 +142,7 @@ def _only_scans(db: Session, operation_id: UUID) -> None:
         raise Conflict("a generation is cancelled and resumed at /v1/generations")
     if kind == "replay":
         raise Conflict("a replay goes to its end: replay another threshold to change it")
-    if kind != "scan":
+    if kind not in TAKES_IN:
         raise Conflict("what is erased is erased: this operation only waits for the proof")
 
 
@@ -171,7 +172,7 @@ def _summary(db: Session, operation: Operation) -> dict[str, Any]:
         "watch": bool(operation.params.get("watch")),
         "total": operation.total,
         "done": operation.done,
-        "counts": {name: n for name, n in operation.counts.items() if name != "scanned"},
+        "counts": {name: n for name, n in operation.counts.items() if name not in ("scanned", "cursor")},
         "images": {
             "registered": standing.images,
             "decided": standing.images - undecided,
@@ -193,10 +194,10 @@ def _phase(operation: Operation, standing: catalog.Progress) -> str:
         return "paused"
     if operation.state == "pending":
         return "waiting"
-    if operation.kind != "scan":
+    if operation.kind not in TAKES_IN:
         return {"reindex": "building", "replay": "replaying"}.get(operation.kind, "erasing")
     if "scanned" not in operation.counts:
-        return "registering"
+        return "registering" if operation.kind == "scan" else "pulling"
     if not standing.undecided:
         return "indexing"
     return "waiting for a model" if standing.awaits_model else "encoding"
@@ -208,7 +209,7 @@ def _progress(operation: Operation, undecided: int, unindexed: int) -> int:
         return 100
     if not operation.total:
         return 0
-    if operation.kind != "scan":
+    if operation.kind not in TAKES_IN:
         return min(99, 100 * operation.done // operation.total)
     registered = min(operation.done, operation.total)
     decided = max(registered - undecided, 0)

@@ -1,0 +1,102 @@
+"""Backfill: another archive is pulled from, as an operation that goes on by itself."""
+
+import hashlib
+from datetime import UTC, date, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Response
+from pydantic import AfterValidator, Field
+
+from services.api.answers import OperationDetail
+from services.api.dependencies import CanAdmin, Db, Rt
+from services.api.routes.operations import detail
+from services.api.schemas import Codes, In, Range, ServerPath, Uids, dates
+from shared.errors import Invalid
+from shared.pipeline import pull
+from shared.pipeline.pull import Hours
+from shared.store import operations
+from shared.store.session import enqueue
+from shared.types import Job
+
+router = APIRouter(tags=["operations"])
+
+_Words = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f]*$")]
+
+
+def _hours(text: str) -> str:
+    try:
+        Hours.read(text)
+    except Invalid as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+class QueryIn(In):
+    """Matching of QIDO-RS at the other archive; none by patient, since an operation's parameters are kept."""
+
+    StudyDate: Range = None
+    StudyInstanceUID: Uids = Field(default_factory=list)
+    ModalitiesInStudy: Codes = Field(default_factory=list)
+    StudyDescription: _Words | None = None
+    BodyPartExamined: _Words | None = None
+    InstitutionName: _Words | None = None
+
+    def days(self) -> tuple[date, date] | None:
+        """The days to walk; None where the query names its studies by UID. Raises: `Invalid`."""
+        if self.StudyInstanceUID and self.StudyDate:
+            raise Invalid("a query names studies by StudyInstanceUID or by StudyDate")
+        if self.StudyInstanceUID:
+            return None
+        low, high = dates(self.StudyDate)
+        first, last = low or pull.FIRST, high or datetime.now(UTC).date()
+        if first > last:
+            raise Invalid("StudyDate ends before it begins")
+        return first, last
+
+    def rest(self) -> dict[str, str]:
+        """All but the days, as the other archive is asked."""
+        found = self.model_dump(exclude={"StudyDate"}, exclude_none=True)
+        return {name: ",".join(value) if isinstance(value, list) else value for name, value in found.items() if value}
+
+
+class BackfillIn(In):
+    dicomweb: Annotated[
+        str, Field(min_length=1, max_length=500, description="A configured source, by its name or its address")
+    ]
+    query: QueryIn = Field(default_factory=QueryIn)
+    rate: Annotated[float | None, Field(ge=0.1, le=10_000, description="Instances per second")] = None
+    between: Annotated[
+        str | None, Field(pattern=r"^\d\d:\d\d-\d\d:\d\d$", description="Hours of the server's clock, 22:00-06:00"),
+        AfterValidator(lambda text: text and _hours(text)),
+    ] = None  # fmt: skip
+    user: Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f]*$")] = ""
+    password_file: Annotated[ServerPath | None, Field(description="On the server")] = None
+    token_file: Annotated[ServerPath | None, Field(description="On the server")] = None
+
+
+@router.post("/v1/ingest/backfills", status_code=202, response_model=OperationDetail)
+def begin_backfill(
+    rt: Rt,
+    db: Db,
+    bearer: CanAdmin,
+    asked: BackfillIn,
+    response: Response,
+    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+) -> dict[str, Any]:
+    """Studies of another archive are taken in over DICOMweb, window by window; what stands here is skipped.
+
+    Only configured archives are asked, unless any is allowed (embedded).
+    """
+    own = asked.model_dump(include={"user", "password_file", "token_file"}, exclude_none=True)
+    own = {name: value for name, value in own.items() if value}
+    access = rt.access(asked.dicomweb, own)
+    params: dict[str, Any] = {"path": access.url, "source": asked.dicomweb, "query": asked.query.rest(), **own}
+    if days := asked.query.days():
+        params |= {"first": days[0].isoformat(), "last": days[1].isoformat()}
+    params |= asked.model_dump(include={"rate", "between"}, exclude_none=True)
+    digest = hashlib.sha256(f"{bearer.id}|{idempotency_key}".encode()).digest() if idempotency_key else None
+    operation = operations.create(db, pull.KIND, params, digest)
+    enqueue(db, Job.PULL)
+    response.headers["Location"] = f"/v1/operations/{operation.id}"
+    db.refresh(operation)
+    return detail(db, operation)

@@ -1,0 +1,78 @@
+"""`similis backfill`: another archive is pulled from, over DICOMweb."""
+
+import uuid
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.cli.client import Answer, Client, connected
+from services.cli.follow import follow
+from services.cli.ingest import goes_on, report
+from services.cli.terminal import AsJson, say, tell, tell_json
+from shared.errors import Invalid
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command that pulls."""
+    app.command()(backfill)
+
+
+@connected
+def backfill(  # noqa: PLR0913 - each argument is an option of the command
+    client: Client,
+    *,
+    dicomweb: Annotated[str, typer.Option(help="The archive's DICOMweb address, or a configured source's name.")],
+    query: Annotated[
+        list[str] | None, typer.Option(help="Such as StudyDate=20200101-20201231 or ModalitiesInStudy=MG; repeatable.")
+    ] = None,
+    rate: Annotated[str | None, typer.Option(help="Instances per second at most, such as 5/s.")] = None,
+    between: Annotated[str | None, typer.Option(help="Only in these hours of the server, such as 22:00-06:00.")] = None,
+    user: Annotated[str, typer.Option(help="Who we are to the archive; not for a configured source.")] = "",
+    password_file: Annotated[Path | None, typer.Option(help="A file of the server with the password.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="A file of the server with a bearer token.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until all is searchable.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Pull the studies of another archive (QIDO-RS, WADO-RS); what stands here is not asked for again.
+
+    The server does it by itself, through restarts: leaving this command does not end it. Instances that do not come
+    are told in the summary, and `similis operations files` names them; `similis operations retry` asks for them again.
+    """
+    asked: Answer = {"dicomweb": dicomweb, "query": dict(_pair(one) for one in query or ()), "user": user}
+    if rate is not None:
+        asked["rate"] = _rate(rate)
+    if between is not None:
+        asked["between"] = between
+    for name, path in (("password_file", password_file), ("token_file", token_file)):
+        if path is not None:
+            asked[name] = str(path.expanduser().resolve())
+    answer = client.post("/v1/ingest/backfills", json=asked, headers={"Idempotency-Key": str(uuid.uuid4())})
+    operation_id = str(answer["id"])
+    if not wait:
+        if as_json:
+            tell_json(answer)
+        else:
+            tell(operation_id)
+        say(f"follow it with `similis operations show {operation_id} --follow`")
+        return
+    try:
+        answer = follow(client, operation_id)
+    except KeyboardInterrupt:
+        goes_on(operation_id)
+        raise typer.Exit(130) from None
+    report(answer, as_json=as_json)
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise Invalid("a query reads Attribute=value, such as StudyDate=20200101-20201231")
+    return name, value
+
+
+def _rate(text: str) -> float:
+    try:
+        return float(text.removesuffix("/s"))
+    except ValueError:
+        raise Invalid("a rate is a number of instances per second, such as 5/s") from None

@@ -1,0 +1,234 @@
+"""Another archive, asked by QIDO-RS and WADO-RS.
+
+Nothing that it answers leads anywhere: addresses are made of our own base and of UIDs that were checked, no redirect
+is followed, and what it sends is measured before it is parsed.
+"""
+
+import json
+import re
+import ssl
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
+
+from shared.errors import Denied, Invalid, Unavailable
+from shared.multipart import Begin, Data, End, Event, Splitter, media_type
+
+if TYPE_CHECKING:
+    import httpx
+
+PAGE = 100
+MOST_JSON = 64 * 1024 * 1024  #: bytes of one page
+MOST_INSTANCES = 100_000  #: of one study
+CHUNK = 256 * 1024
+DICOM = "application/dicom"
+FILES = f'multipart/related; type="{DICOM}"; transfer-syntax=*'
+
+_UID = re.compile(r"[0-2](\.(0|[1-9]\d*))+")
+STUDY, SERIES, SOP, COUNT = "0020000D", "0020000E", "00080018", "00201208"
+
+
+class Away(Unavailable):
+    """The other archive does not answer, or not now."""
+
+
+class Odd(Invalid):
+    """The other archive answered something that it should not have."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Access:
+    """How to reach an archive. The secrets are read from their files when they are used, and shown nowhere."""
+
+    url: str
+    user: str = ""
+    password_file: Path | None = None
+    token_file: Path | None = None
+    ca_file: Path | None = field(default=None)
+
+    def headers(self) -> dict[str, str]:
+        """Raises: `Invalid` where a secret cannot be read."""
+        return {"Authorization": f"Bearer {_secret(self.token_file)}"} if self.token_file else {}
+
+    def login(self) -> tuple[str, str] | None:
+        return (self.user, _secret(self.password_file)) if self.user and self.password_file else None
+
+
+def checked(url: str) -> str:
+    """The address, if it is one of an archive. Raises: `Invalid`."""
+    try:
+        parts = urlsplit(url)
+        fine = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc and parts.port != 0
+    except ValueError:
+        fine = False
+    if not fine or "?" in url or "#" in url or not url.isascii() or not url.isprintable() or " " in url:
+        raise Invalid("an archive's address reads https://host/dicom-web, without user, query or fragment")
+    return url.rstrip("/")
+
+
+def _secret(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(f"the file with the archive's secret cannot be read ({type(error).__name__})") from None
+
+
+class Archive:
+    """A connection. Raises, from every method: `Away`, `Denied` where it does not know us, `Odd`."""
+
+    def __init__(self, access: Access, *, timeout_s: float = 60.0) -> None:
+        import httpx
+
+        self.url = access.url.rstrip("/")
+        authorities = None if access.ca_file is None else str(access.ca_file)
+        self._http = httpx.Client(
+            headers={"Accept-Encoding": "identity", **access.headers()},  # what inflates cannot be measured before
+            auth=access.login(),
+            timeout=httpx.Timeout(timeout_s, connect=10.0),
+            trust_env=False,  # neither a proxy nor ~/.netrc has a say in who gets the password
+            follow_redirects=False,
+            verify=ssl.create_default_context(cafile=authorities),
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._http.close()
+
+    def ping(self) -> None:
+        """It answers a query."""
+        self._page("studies", {"limit": "1"})
+
+    def studies(self, query: Mapping[str, str], most: int) -> dict[str, int]:
+        """Study Instance UID -> instances as it counts them, 0 where it does not; at most a page more than `most`."""
+        found: dict[str, int] = {}
+        for item in self._pages("studies", {**query, "includefield": COUNT}, STUDY):
+            found[str(_value(item, STUDY))] = _count(item)
+            if len(found) > most:
+                break
+        return found
+
+    def instances(self, study: str) -> dict[str, str]:
+        """SOP Instance UID -> Series Instance UID of a study; a series that is not named is ""."""
+        found: dict[str, str] = {}
+        for item in self._pages(f"studies/{study}/instances", {}, SOP):
+            series = _value(item, SERIES)
+            found[str(_value(item, SOP))] = series if isinstance(series, str) and _UID.fullmatch(series) else ""
+            if len(found) > MOST_INSTANCES:
+                raise Odd(f"a study has more than {MOST_INSTANCES} instances")
+        return found
+
+    def files(self, study: str, series: str = "", sop: str = "") -> Iterator[Event]:
+        """The files of a study, or the one that is named, as they come, in the transfer syntax that they have."""
+        if sop and not series:
+            raise Odd("the archive does not say in which series an instance is")
+        path = f"studies/{study}" + (f"/series/{series}/instances/{sop}" if sop else "")
+        with self._asked(path, {}, FILES) as response:
+            kind, given = media_type(response.headers.get("content-type", ""))
+            if kind == DICOM:
+                yield Begin({})
+                yield from (Data(chunk) for chunk in self._chunks(response))
+                yield End()
+                return
+            if kind != "multipart/related":
+                raise Odd("the archive answered something else than DICOM files")
+            splitter = Splitter(given.get("boundary", ""))
+            for chunk in self._chunks(response):
+                for event in splitter.feed(chunk):
+                    if isinstance(event, Begin) and media_type(event.headers.get("content-type", DICOM))[0] != DICOM:
+                        raise Odd("the archive answered something else than DICOM files")
+                    yield event
+            splitter.finish()
+
+    def _pages(self, path: str, query: Mapping[str, str], key: str) -> Iterator[Mapping[str, Any]]:
+        """Every item that has a valid UID of this kind, once; ends where nothing new comes.
+
+        An archive may cap a page below what was asked, and one that ignores offsets answers the first page for ever.
+        """
+        offset, seen = 0, set[str]()
+        while True:
+            page = self._page(path, {**query, "limit": str(PAGE), "offset": str(offset)})
+            fresh = {}
+            for item in page:
+                uid = _value(item, key)
+                if isinstance(uid, str) and len(uid) <= 64 and _UID.fullmatch(uid) and uid not in seen:
+                    fresh[uid] = item
+            if not fresh:
+                return
+            seen |= fresh.keys()
+            yield from fresh.values()
+            offset += len(page)
+
+    def _page(self, path: str, query: Mapping[str, str]) -> list[Mapping[str, Any]]:
+        with self._asked(path, query, "application/dicom+json") as response:
+            raw = bytearray()
+            for chunk in self._chunks(response):
+                raw += chunk
+                if len(raw) > MOST_JSON:
+                    raise Odd("a page of the archive's answer is too large")
+        if not raw:
+            return []
+        try:
+            found = json.loads(raw)
+        except (ValueError, RecursionError):
+            raise Odd("the archive's answer is no JSON") from None
+        if not isinstance(found, list):
+            raise Odd("the archive's answer is no list")
+        return [item for item in found if isinstance(item, dict)]
+
+    def _asked(self, path: str, query: Mapping[str, str], accept: str) -> "_Response":
+        return _Response(self._http, f"{self.url}/{path}", query, accept)
+
+    @staticmethod
+    def _chunks(response: "httpx.Response") -> Iterator[bytes]:
+        import httpx
+
+        try:
+            yield from response.iter_bytes(CHUNK)
+        except (httpx.TransportError, httpx.DecodingError) as error:
+            raise Away(f"the archive's answer broke off ({type(error).__name__})") from None
+
+
+class _Response:
+    """A streamed answer with status 2xx. Raises: `Away`, `Denied`, `Odd`."""
+
+    def __init__(self, http: "httpx.Client", url: str, query: Mapping[str, str], accept: str) -> None:
+        self._stream = http.stream("GET", url, params=dict(query), headers={"Accept": accept})
+
+    def __enter__(self) -> "httpx.Response":
+        import httpx
+
+        try:
+            response = self._stream.__enter__()
+        except httpx.TransportError as error:
+            raise Away(f"the archive does not answer ({type(error).__name__})") from None
+        if response.is_success:
+            return response
+        self._stream.__exit__(None, None, None)
+        status = response.status_code
+        if status in (401, 403, 407):
+            raise Denied(f"the archive refuses us (status {status})")
+        if status in (408, 425, 429) or status >= 500:
+            raise Away(f"the archive answered {status}")
+        raise Odd(f"the archive answered {status}")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._stream.__exit__(kind, error, tb)
+
+
+def _value(item: Mapping[str, Any], tag: str) -> object:
+    element = item.get(tag)
+    values = element.get("Value") if isinstance(element, dict) else None
+    return values[0] if isinstance(values, list) and values else None
+
+
+def _count(item: Mapping[str, Any]) -> int:
+    value = _value(item, COUNT)
+    try:
+        return max(0, min(int(str(value)), MOST_INSTANCES)) if value is not None else 0
+    except ValueError:
+        return 0

@@ -1,0 +1,330 @@
+"""Backfill: what another archive has is taken in, by QIDO-RS and WADO-RS, window of days by window of days.
+
+A window is listed as a whole and walked in the order of its Study Instance UIDs; the cursor names the window and the
+last study that is done, so whoever goes on after a kill asks for that study again, and skips what came of it.
+"""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from datetime import date, datetime, timedelta
+from datetime import time as clock
+from typing import Any, Self
+from urllib.parse import urlsplit
+
+from sqlalchemy.orm import Session
+from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+
+from shared.errors import Denied, Invalid
+from shared.imaging.reasons import Reason
+from shared.multipart import End
+from shared.pipeline.arrive import Arrived, arrive
+from shared.pipeline.dicomweb import Archive, Away, Odd
+from shared.pipeline.receive import Inspector, Rules
+from shared.pipeline.streamed import BATCH, Streamed
+from shared.store import pulls
+from shared.store.arrivals import Origin
+from shared.store.blobs import Blobs, Part
+from shared.store.session import Begin
+
+KIND = "backfill-dicomweb"
+FIRST = date(1970, 1, 1)  #: where nothing is said
+WINDOW_DAYS = 366
+MOST_STUDIES = 2000  #: a window that has more is halved, down to one day
+ENOUGH = 200_000  #: of a window that is not halved
+ATTEMPTS = 5
+PATIENCE_S = 20.0  #: the longest wait between two attempts
+LISTENING_S = 5.0  #: however slow the pull, so often is a stop heard, or once for each instance
+
+LOST = ("failed", Reason.SOURCE.value)  #: an instance that did not come
+
+Report = Callable[[Session, "Progress"], bool]
+
+
+class Stopped(Exception):
+    """Whoever watches said stop, or the time is up."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What to pull. Without days the query names its studies otherwise, and is one window."""
+
+    query: Mapping[str, str]
+    first: date | None
+    last: date | None
+    rate_per_s: float | None = None  #: instances
+
+
+@dataclass(slots=True)
+class Progress:
+    """How far a pull is: instances by what became of them, and where to go on."""
+
+    total: int = 0  #: instances, as far as the archive has told
+    done: int = 0
+    studies: int = 0
+    pulled: int = 0
+    held: int = 0  #: stood here already
+    turned_away: int = 0  #: came, and were not kept
+    missing: int = 0  #: did not come
+    cursor: dict[str, str] = field(default_factory=dict)  #: `from`, `to`, `after`
+
+    def to_json(self, **more: object) -> str:
+        return json.dumps({name: value for name, value in asdict(self).items() if name not in ("total", "done")} | more)
+
+    @classmethod
+    def of(cls, counts: Mapping[str, Any], total: int) -> Self:
+        """As the row of the operation has it; instances of a study that was under way count again."""
+        known = {name: counts[name] for name in cls.__slots__ if name in counts}
+        done = sum(counts.get(name, 0) for name in ("pulled", "held", "turned_away", "missing"))
+        return cls(**(known | {"total": max(total, done), "done": done}))
+
+
+@dataclass(frozen=True, slots=True)
+class Hours:
+    """When it may run, by this machine's clock; 22:00-06:00 goes over midnight."""
+
+    begin: clock
+    end: clock
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Raises: `Invalid`."""
+        try:
+            begin, end = (datetime.strptime(part, "%H:%M").time() for part in text.split("-"))  # noqa: DTZ007
+        except ValueError:
+            raise Invalid("hours read 22:00-06:00") from None
+        if begin == end:
+            raise Invalid("hours that begin when they end are none")
+        return cls(begin, end)
+
+    def closed_s(self, now: datetime) -> float:
+        """Seconds until they begin; 0 while they last."""
+        moment = now.time()
+        inside = self.begin <= moment < self.end if self.begin < self.end else not self.end <= moment < self.begin
+        if inside:
+            return 0.0
+        opening = datetime.combine(now.date(), self.begin, now.tzinfo)
+        return (opening + timedelta(days=moment >= self.begin) - now).total_seconds()
+
+
+class Pace:
+    """So many instances a second, and none at once to make up for a pause."""
+
+    def __init__(self, rate_per_s: float | None) -> None:
+        self._every_s = 1 / rate_per_s if rate_per_s else 0.0
+        self._next = 0.0
+
+    def wait(self) -> None:
+        now = time.monotonic()
+        if self._next > now:
+            time.sleep(self._next - now)
+        self._next = max(now, self._next) + self._every_s
+
+    @property
+    def batch(self) -> int:
+        """Instances that are taken in together, so that a stop is heard in time."""
+        return BATCH if not self._every_s else max(1, min(BATCH, int(LISTENING_S / self._every_s)))
+
+
+@dataclass(slots=True, kw_only=True)
+class Pull:
+    """One worker's share of a backfill.
+
+    Attributes:
+        report: writes how far it is; False: stop.
+        over: true when this worker should let others have their turn.
+        alive: called while files come, which may take long.
+        most: bytes of one file.
+    """
+
+    begin: Begin
+    inspector: Inspector
+    blobs: Blobs
+    archive: Archive
+    plan: Plan
+    progress: Progress
+    origin: Origin
+    rules: Rules
+    report: Report
+    over: Callable[[], bool]
+    alive: Callable[[], None]
+    most: int
+
+    def run(self) -> bool:
+        """True: all of the plan is done. False: it goes on from `progress`, later.
+
+        Raises: `Stopped` where `report` said so; `Unavailable`; `Denied`; `Invalid` for an archive that is none.
+        """
+        pace = Pace(self.plan.rate_per_s)
+        while (window := self._window()) is not None:
+            low, high, listed = window
+            cursor = self.progress.cursor
+            done = cursor.get("after", "") if cursor.get("from") == _text(low) else ""
+            self.progress.cursor = {"from": _text(low), "to": _text(high), "after": done}
+            left = sorted(study for study in listed if study > done)
+            self.progress.total = self.progress.done + sum(listed[study] for study in left)
+            for study in left:
+                self._study(study, pace)
+                self.progress.cursor["after"] = study
+                self.tell()
+                if self.over():
+                    return False
+            following = "end" if high is None else _text(high + timedelta(days=1))
+            self.progress.cursor = {"from": following, "to": "", "after": ""}
+            self.tell()
+        return True
+
+    def tell(self) -> None:
+        """Raises: `Stopped`."""
+        with self.begin() as db:
+            go_on = self.report(db, self.progress)
+        if not go_on:
+            raise Stopped
+
+    def _window(self) -> tuple[date | None, date | None, dict[str, int]] | None:
+        """The next days and their studies; None at the end. One that was begun is the same again."""
+        at, until = self.progress.cursor.get("from", ""), self.progress.cursor.get("to", "")
+        first, last = self.plan.first, self.plan.last
+        if at == "end":
+            return None
+        if first is None or last is None:
+            return None, None, self._listed(self.plan.query, ENOUGH)
+        low = date.fromisoformat(at) if at else first
+        if low > last:
+            return None
+        high = date.fromisoformat(until) if until else min(low + timedelta(days=WINDOW_DAYS - 1), last)
+        while True:
+            whole = bool(until) or low == high
+            days = f"{low:%Y%m%d}-{high:%Y%m%d}" if low < high else f"{low:%Y%m%d}"
+            listed = self._listed({**self.plan.query, "StudyDate": days}, ENOUGH if whole else MOST_STUDIES)
+            if whole or len(listed) <= MOST_STUDIES:
+                return low, high, listed
+            high = low + (high - low) // 2
+
+    def _listed(self, query: Mapping[str, str], most: int) -> dict[str, int]:
+        found: dict[str, int] = patiently(lambda: self.archive.studies(query, most))
+        if len(found) > ENOUGH:
+            raise Odd(f"the archive lists more than {ENOUGH} studies for one day")
+        return found
+
+    def _study(self, study: str, pace: Pace) -> None:
+        """Its instances stand here, or it is written down which do not and why."""
+        one = _Study(self, study, pace)
+        try:
+            patiently(one.go)
+        except (Away, Denied, Odd) as error:
+            if not isinstance(error, Odd):
+                self.archive.ping()  # where all of it is away, the pull waits for it; else this study alone is at fault
+            one.give_up()
+        one.settle()
+
+
+def patiently(call: Callable[[], Any]) -> Any:  # noqa: ANN401 - what the call returns
+    """The answer, after some attempts where the archive does not answer. Raises: `Away` after the last one."""
+    for attempt in Retrying(
+        retry=retry_if_exception_type(Away),
+        wait=wait_exponential_jitter(multiplier=0.5, max=PATIENCE_S),
+        stop=stop_after_attempt(ATTEMPTS),
+        reraise=True,
+    ):
+        with attempt:
+            return call()
+    raise AssertionError  # pragma: no cover - the last attempt returns or raises
+
+
+def _text(day: date | None) -> str:
+    return "" if day is None else day.isoformat()
+
+
+class _Study:
+    """One study of a pull, through all attempts."""
+
+    def __init__(self, pull: Pull, study: str, pace: Pace) -> None:
+        self._pull, self._study, self._pace = pull, study, pace
+        self._base = pull.progress.done
+        self._listed: dict[str, str] = {}
+        self._held: set[str] = set()
+        self._came: set[str] = set()
+        self._bad: dict[str, tuple[str, str]] = {}  #: outcome and reason, by SOP Instance UID
+
+    def go(self) -> None:
+        """Every instance that the archive lists was asked for. Raises: `Away`, `Denied`, `Odd`."""
+        self._listed = self._pull.archive.instances(self._study)
+        with self._pull.begin() as db:
+            stands = pulls.held(db, list(self._listed))
+        self._held = stands - self._came
+        if len(self._listed) > 1 and not stands and not self._bad:
+            with suppress(Odd):  # an archive may know single instances only
+                self._fetch("", "")
+        for sop in self._listed:
+            if sop not in self._held and sop not in self._came and sop not in self._bad:
+                with suppress(Odd):
+                    self._fetch(self._listed[sop], sop)
+                if sop not in self._came:
+                    self._bad.setdefault(sop, LOST)
+
+    def give_up(self) -> None:
+        """What has not come by now does not."""
+        for sop in self._listed or [""]:
+            if sop not in self._held and sop not in self._came:
+                self._bad.setdefault(sop, LOST)
+
+    def settle(self) -> None:
+        """The counts and rows say what became of the study."""
+        pull, progress = self._pull, self._pull.progress
+        lost = [sop for sop, why in self._bad.items() if why == LOST]
+        with pull.begin() as db:
+            pulls.forget(db, [self._place(sop) for sop in (*self._listed, "")])
+            named = {sop: why for sop, why in self._bad.items() if why[1] != Reason.ERASED}  # no row names what was
+            pulls.turned_away(db, {self._place(sop): why for sop, why in named.items()}, pull.origin)
+            pulls.lost(db, self._study, lost, pull.origin)
+        progress.studies += 1
+        progress.held += len(self._held)
+        progress.pulled += len(self._came)
+        progress.missing += len(lost)
+        progress.turned_away += len(self._bad) - len(lost)
+        self._count()
+        progress.total = max(progress.total, progress.done)
+
+    def _count(self) -> None:
+        self._pull.progress.done = self._base + len(self._held) + len(self._came) + len(self._bad)
+
+    def _place(self, sop: str) -> str:
+        return f"{self._pull.archive.url}/studies/{self._study}" + (f"/instances/{sop}" if sop else "")
+
+    def _fetch(self, series: str, sop: str) -> None:
+        pull = self._pull
+        expects = (sop, self._study)
+        with Streamed(pull.blobs, self._take, expects=expects, most=pull.most, batch=self._pace.batch) as files:
+            for event in pull.archive.files(self._study, series, sop):
+                files.on(event)
+                pull.alive()
+                if isinstance(event, End):
+                    self._pace.wait()
+            for one in files.settle():
+                self._note(one, sop)
+
+    def _take(self, parts: Sequence[Part]) -> list[Arrived]:
+        pull = self._pull
+        answers = arrive(pull.begin, pull.inspector, pull.blobs, parts, pull.origin, pull.rules)
+        for one in answers:
+            self._note(one, "")
+        self._count()
+        pull.tell()
+        return answers
+
+    def _note(self, one: Arrived, asked: str) -> None:
+        """What came instead of something else, or could not be read, is asked for by its UID next."""
+        sop = asked or one.sop_instance_uid
+        if one.kept:
+            self._came.add(sop)
+        elif sop in self._listed:
+            self._bad[sop] = (one.outcome, one.reason or one.outcome)
+
+
+def origin_of(url: str, operation_id: uuid.UUID) -> Origin:
+    """The journal names the host it came from."""
+    return Origin(source="backfill", sender=urlsplit(url).hostname or "", operation_id=operation_id)

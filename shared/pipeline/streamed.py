@@ -1,0 +1,78 @@
+"""A multipart body becomes files as it streams by, in batches that are taken in together."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Self
+
+from shared.imaging.reasons import Reason
+from shared.multipart import Begin, Data, Event
+from shared.pipeline.arrive import Arrived
+from shared.store.blobs import Blobs, Part
+
+BATCH = 32  #: files that are committed together
+MAGIC = slice(128, 132)  #: PS3.10 section 7.1
+
+Take = Callable[[Sequence[Part]], list[Arrived]]
+
+
+class Streamed:
+    """The files of one body; what was not taken in when its context ends is gone.
+
+    Args:
+        expects: SOP and Study Instance UID that each file must have, "" where any will do.
+        most: bytes of one file; one that has more is refused, and its rest is not kept.
+
+    Attributes:
+        answers: one for each file that was taken in or refused so far.
+    """
+
+    def __init__(
+        self, blobs: Blobs, take: Take, *, expects: tuple[str, str] = ("", ""), most: int, batch: int | None = None
+    ) -> None:
+        self.answers: list[Arrived] = []
+        self._blobs, self._take, self._expects, self._most = blobs, take, expects, most
+        self._size = batch or BATCH
+        self._open = ExitStack()
+        self._parts: list[Part] = []
+        self._head = b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._open.close()
+
+    def on(self, event: Event) -> None:
+        """The next of the body. Raises: `Unavailable` (also `Full`), and what the taking raises."""
+        if isinstance(event, Begin):
+            self.begin()
+        elif isinstance(event, Data):
+            self.write(event.chunk)
+        else:
+            self.end()
+
+    def begin(self) -> None:
+        part = self._open.enter_context(self._blobs.part())
+        part.expects = self._expects
+        self._parts.append(part)
+        self._head = b""
+
+    def write(self, chunk: bytes) -> None:
+        part = self._parts[-1]
+        self._head += chunk[: max(0, MAGIC.stop - len(self._head))]
+        part.write(chunk[: max(0, self._most + 1 - part.size)])  # one byte too many, and the sandbox refuses it
+
+    def end(self) -> None:
+        if self._head[MAGIC] != b"DICM":  # a picture, say, which a folder scan would take
+            self._parts.pop()
+            self.answers.append(Arrived(outcome="failed", reason=Reason.NOT_A_STUDY_OBJECT, kept=False))
+        if len(self._parts) >= self._size:
+            self.settle()
+
+    def settle(self) -> list[Arrived]:
+        """Every file so far has its answer."""
+        if self._parts:
+            self.answers += self._take(self._parts)
+        self._parts.clear()
+        self._open.close()
+        return self.answers

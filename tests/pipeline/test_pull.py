@@ -1,0 +1,367 @@
+"""Pulling from another archive: a small server that behaves, or does not, as the test says."""
+
+import json
+import threading
+import time
+import uuid
+from collections import Counter
+from collections.abc import Iterator
+from datetime import date, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import sqlalchemy as sa
+
+from shared.errors import Denied, Invalid
+from shared.imaging.sandbox import Sandbox
+from shared.pipeline import pull
+from shared.pipeline.dicomweb import Access, Archive, Away, checked
+from shared.pipeline.pull import Hours, Pace, Plan, Progress, Pull, Stopped
+from shared.store.blobs import Blobs
+from tests.dicomweb import RELATED, instance, related, sop_uid, study_uid
+from tests.miniature import Platform
+
+JUNE = Plan(query={}, first=date(2024, 1, 1), last=date(2024, 12, 31))
+
+
+@pytest.fixture(scope="module")
+def sandbox() -> Iterator[Sandbox]:
+    with Sandbox() as sandbox:
+        yield sandbox
+
+
+class Peer:
+    """Another archive over HTTP. `hurt` may change what is answered to the n-th request of a path."""
+
+    def __init__(self) -> None:
+        self.files: dict[str, dict[str, bytes]] = {}  #: by study and instance
+        self.asked: list[str] = []
+        self.headers: list[dict[str, str]] = []
+        self.hurt = lambda *_: None  # (status, body) instead of the answer
+        self.page = 100
+        self.ignores_offset = False
+        peer = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None: ...
+
+            def do_GET(self) -> None:
+                peer.answer(self)
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/web"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+
+    def put(self, study: int, *numbers: int) -> None:
+        self.files.setdefault(study_uid(study), {}).update({sop_uid(study, n): instance(study, n) for n in numbers})
+
+    def answer(self, request: BaseHTTPRequestHandler) -> None:
+        parts = urlsplit(request.path)
+        path, query = parts.path.removeprefix("/web/"), {k: v[0] for k, v in parse_qs(parts.query).items()}
+        self.asked.append(path)
+        self.headers.append(dict(request.headers))
+        status, body = self.hurt(path, query, self.asked.count(path)) or self._found(path, query)
+        kind = RELATED["Content-Type"] if body.startswith(b"--") else "application/dicom+json"
+        request.send_response(status)
+        request.send_header("Content-Type", kind)
+        request.send_header("Content-Length", str(len(body) + (1000 if body.endswith(b"CUT") else 0)))
+        request.end_headers()
+        request.wfile.write(body)
+
+    def _found(self, path: str, query: dict[str, str]) -> tuple[int, bytes]:
+        steps = path.split("/")
+        if path == "studies":
+            return self._page([self._study(uid) for uid in self._dated(query)], query)
+        files = self.files.get(steps[1], {})
+        if steps[-1] == "instances":
+            found = [{"00080018": ui(sop), "0020000E": ui(f"{steps[1]}.1"), "0020000D": ui(steps[1])} for sop in files]
+            return self._page(found, query)
+        wanted = files.values() if len(steps) == 2 else [files[steps[-1]]] if steps[-1] in files else []
+        return (200, related(*wanted)) if wanted else (404, b"")
+
+    def _dated(self, query: dict[str, str]) -> list[str]:
+        low, _, high = query.get("StudyDate", "0-9").partition("-")
+        days = {uid: f"2024{1 + int(uid.rsplit('.', 1)[1]) % 12:02}15" for uid in self.files}
+        named = query.get("StudyInstanceUID", ",".join(self.files)).split(",")
+        return [uid for uid, day in days.items() if low <= day <= (high or low) and uid in named]
+
+    def _study(self, uid: str) -> object:
+        return {"0020000D": ui(uid), "00201208": {"vr": "IS", "Value": [len(self.files[uid])]}}
+
+    def _page(self, items: list[object], query: dict[str, str]) -> tuple[int, bytes]:
+        offset = 0 if self.ignores_offset else int(query.get("offset", 0))
+        return 200, json.dumps(items[offset : offset + min(int(query["limit"]), self.page)]).encode()
+
+
+def ui(uid: str) -> object:
+    return {"vr": "UI", "Value": [uid]}
+
+
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    peer = Peer()
+    yield peer
+    peer.server.shutdown()
+    peer.server.server_close()
+
+
+class Puller:
+    """A platform that pulls from a peer."""
+
+    def __init__(self, platform: Platform, sandbox: Sandbox, peer: Peer) -> None:
+        self.platform, self.sandbox, self.peer = platform, sandbox, peer
+        self.blobs = Blobs(platform.folder / "blobs", reserve_bytes=0)
+        self.progress, self.told = Progress(), []
+        self.operation = uuid.uuid4()
+        self.stop_after = self.over_after = 10**6
+
+    def run(self, plan: Plan = JUNE) -> bool:
+        def report(_db, progress):
+            self.told.append((progress.done, progress.to_json()))
+            return len(self.told) < self.stop_after
+
+        with Archive(Access(url=self.peer.url), timeout_s=5) as archive:
+            return Pull(
+                begin=self.platform.begin, inspector=self.sandbox, blobs=self.blobs, archive=archive, plan=plan,
+                progress=self.progress, origin=pull.origin_of(self.peer.url, self.operation),
+                rules=self.platform.rules, report=report, over=lambda: len(self.told) >= self.over_after,
+                alive=lambda: None, most=10**7,
+            ).run()  # fmt: skip
+
+    def again(self) -> None:
+        """Another worker, which knows what the row says."""
+        done, counts = self.told[-1]
+        self.progress = Progress.of(json.loads(counts), done)
+
+    def images(self) -> list[str]:
+        with self.platform.begin() as db:
+            return list(db.scalars(sa.text("SELECT sop_uid FROM image ORDER BY sop_uid")))
+
+    def files(self) -> Counter[tuple[str, str]]:
+        with self.platform.begin() as db:
+            return Counter(tuple(row) for row in db.execute(sa.text("SELECT outcome, reason FROM file")))
+
+
+@pytest.fixture
+def puller(database_url: str, tmp_path: Path, sandbox: Sandbox, peer: Peer, monkeypatch) -> Iterator[Puller]:
+    monkeypatch.setattr(pull, "PATIENCE_S", 0.01)
+    platform = Platform(database_url, tmp_path)
+    yield Puller(platform, sandbox, peer)
+    platform.close()
+
+
+def everything(peer: Peer) -> list[str]:
+    return sorted(sop for files in peer.files.values() for sop in files)
+
+
+def test_what_another_archive_has_is_taken_in_and_told(puller, peer):
+    for study in (1, 2, 3):
+        peer.put(study, 1, 2)
+    assert puller.run()
+    assert puller.images() == everything(peer)
+    assert (puller.progress.studies, puller.progress.pulled, puller.progress.done) == (3, 6, 6)
+    assert puller.files() == {("taken", None): 6}
+    assert peer.asked.count(f"studies/{study_uid(1)}") == 1  # a study that is new comes in one piece
+    with puller.platform.begin() as db:
+        told = set(db.execute(sa.text("SELECT source, sender, outcome, operation_id FROM arrival")))
+    assert told == {("backfill", "127.0.0.1", "taken", puller.operation)}
+
+
+def test_what_stands_here_is_not_asked_for_again(puller, peer):
+    peer.put(1, 1, 2)
+    puller.run()
+    peer.put(1, 3)
+    peer.asked.clear()
+    puller.progress = Progress()
+    assert puller.run()
+    assert (puller.progress.pulled, puller.progress.held) == (1, 2)
+    files = [path for path in peer.asked if path.startswith("studies/") and not path.endswith("/instances")]
+    assert files == [f"studies/{study_uid(1)}/series/{study_uid(1)}.1/instances/{sop_uid(1, 3)}"]
+
+
+def test_a_large_archive_is_walked_in_windows_that_it_can_list(puller, peer, monkeypatch):
+    monkeypatch.setattr(pull, "MOST_STUDIES", 2)
+    for study in range(1, 9):
+        peer.put(study, 1)
+    assert puller.run()
+    assert puller.images() == everything(peer)
+    assert len({json.loads(counts)["cursor"]["to"] for _, counts in puller.told}) >= 4
+
+
+def test_a_worker_that_is_stopped_anywhere_is_followed_by_one_that_goes_on(puller, peer):
+    for study in range(1, 5):
+        peer.put(study, 1, 2)
+    stops, ended = 0, False
+    while not ended:
+        puller.stop_after = len(puller.told) + 1 + stops % 3
+        try:
+            ended = puller.run()
+        except Stopped:
+            stops += 1
+            puller.again()
+    assert stops >= 3
+    assert puller.images() == everything(peer)
+    assert puller.progress.done == 8
+    assert max(Counter(path for path in peer.asked if path.count("/") == 1).values()) <= 2
+
+
+def test_others_get_their_turn_and_nothing_is_done_twice(puller, peer):
+    for study in range(1, 4):
+        peer.put(study, 1)
+    turns = 1
+    puller.over_after = 1
+    while not puller.run():
+        puller.again()
+        puller.over_after = len(puller.told) + 1
+        turns += 1
+    assert turns >= 3
+    assert puller.images() == everything(peer)
+    assert max(Counter(path for path in peer.asked if "/series/" in path).values()) == 1
+
+
+def test_an_archive_that_stumbles_is_asked_again(puller, peer):
+    peer.put(1, 1, 2)
+    peer.put(2, 1, 2)
+    broken = related(instance(1, 1), instance(1, 2))[:9000] + b"CUT"
+
+    def hurt(path, query, n):
+        if path == f"studies/{study_uid(1)}" and n == 1:
+            return 200, broken
+        return (503, b"") if n == 2 and path == "studies" else None
+
+    peer.hurt = hurt
+    assert puller.run()
+    assert puller.images() == everything(peer)
+    assert puller.progress.missing == 0
+
+
+def test_what_does_not_come_is_named_with_its_reason_and_the_rest_goes_on(puller, peer):
+    for study in (1, 2, 3):
+        peer.put(study, 1, 2)
+    peer.files[study_uid(2)][sop_uid(2, 1)] = instance(3, 9)  # not what was asked for
+
+    def hurt(path, query, n):
+        files = path == f"studies/{study_uid(1)}" or (study_uid(1) in path and "instances/" in path)
+        return (500, b"") if files else None
+
+    peer.hurt = hurt
+    assert puller.run()
+    assert puller.images() == sorted([sop_uid(2, 2), sop_uid(3, 1), sop_uid(3, 2)])
+    assert (puller.progress.missing, puller.progress.turned_away, puller.progress.done) == (2, 1, 6)
+    assert puller.files() == {("taken", None): 3, ("failed", "source-failed"): 2, ("failed", "uids-differ"): 1}
+    peer.hurt = lambda *_: None
+    peer.put(2, 1)
+    puller.progress = Progress()
+    assert puller.run()
+    assert puller.images() == everything(peer)
+    assert puller.files() == {("taken", None): 6}
+
+
+def test_an_archive_that_is_away_is_waited_for(puller, peer):
+    peer.put(1, 1)
+    peer.hurt = lambda *_: (503, b"")
+    with pytest.raises(Away, match="503"):
+        puller.run()
+    assert peer.asked.count("studies") == pull.ATTEMPTS
+    peer.hurt = lambda *_: None
+    assert puller.run()
+    assert puller.images() == everything(peer)
+
+
+def test_an_archive_that_refuses_us_ends_the_pull(puller, peer):
+    peer.hurt = lambda *_: (401, b"")
+    with pytest.raises(Denied, match="401"):
+        puller.run()
+    assert peer.asked == ["studies"]
+
+
+@pytest.mark.parametrize(
+    "answer", [b"no JSON", b"{}", b'[{"0020000D": {"Value": ["../../etc"]}}, {"0020000D": 1}, 7]', b"[" * 100_000]
+)
+def test_an_archive_that_answers_nonsense_is_not_followed(puller, peer, answer):
+    peer.hurt = lambda path, *_: (200, answer) if path == "studies" else None
+    try:
+        assert puller.run()  # nothing in it names a study
+    except Invalid as error:
+        assert "archive" in str(error)  # noqa: PT017 - either may be
+    assert set(peer.asked) == {"studies"}
+    assert puller.images() == []
+
+
+def test_no_redirect_is_followed(puller, peer):
+    peer.hurt = lambda *_: (302, b"")
+    with pytest.raises(Invalid, match="302"):
+        puller.run()
+
+
+def test_pages_that_are_capped_or_always_the_first_end(puller, peer):
+    peer.put(1, *range(1, 6))
+    peer.page = 2
+    assert puller.run()
+    assert puller.images() == everything(peer)
+    peer.ignores_offset = True
+    peer.put(2, 1, 2, 3)
+    puller.progress = Progress()
+    assert puller.run()
+    assert puller.images() == everything(peer)
+
+
+def test_studies_may_be_named_instead_of_dated(puller, peer):
+    for study in (1, 2, 3):
+        peer.put(study, 1)
+    named = f"{study_uid(1)},{study_uid(3)}"
+    assert puller.run(Plan(query={"StudyInstanceUID": named}, first=None, last=None))
+    assert puller.images() == [sop_uid(1, 1), sop_uid(3, 1)]
+
+
+def test_the_rate_is_kept(puller, peer):
+    peer.put(1, *range(1, 7))
+    began = time.monotonic()
+    assert puller.run(Plan(query={}, first=date(2024, 1, 1), last=date(2024, 12, 31), rate_per_s=10))
+    assert time.monotonic() - began >= 0.5
+    assert Pace(1).batch == 5
+    assert Pace(None).batch == pull.BATCH
+
+
+def test_credentials_are_read_from_their_files_and_stand_in_no_text(peer, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("CANARY-word\n")
+    peer.put(1, 1)
+    with Archive(Access(url=peer.url, token_file=secret)) as archive:
+        archive.ping()
+    assert peer.headers[-1]["Authorization"] == "Bearer CANARY-word"
+    with Archive(Access(url=peer.url, user="me", password_file=secret)) as archive:
+        archive.ping()
+    assert peer.headers[-1]["Authorization"].startswith("Basic ")
+    assert "CANARY" not in repr(Access(url=peer.url, token_file=secret))
+    with pytest.raises(Invalid, match="FileNotFoundError"):
+        Archive(Access(url=peer.url, token_file=tmp_path / "nothing"))
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["file:///etc", "http://me:word@host", "https://host/?a", "https://host/#a", "host", "http://h h", "http://[x"],
+)
+def test_an_address_of_another_kind_is_refused(url):
+    with pytest.raises(Invalid, match="address"):
+        checked(url)
+
+
+@pytest.mark.parametrize(
+    ("hours", "at", "closed_s"),
+    [
+        ("22:00-06:00", "23:00", 0), ("22:00-06:00", "05:59", 0), ("22:00-06:00", "06:00", 16 * 3600),
+        ("22:00-06:00", "21:00", 3600), ("08:00-09:00", "08:30", 0), ("08:00-09:00", "09:00", 23 * 3600),
+    ],
+)  # fmt: skip
+def test_hours_are_open_or_closed_for_so_long(hours, at, closed_s):
+    now = datetime.fromisoformat(f"2024-05-05T{at}")
+    assert Hours.read(hours).closed_s(now) == closed_s
+
+
+@pytest.mark.parametrize("hours", ["", "22-06", "25:00-06:00", "22:00-22:00", "22:00"])
+def test_hours_that_are_none_are_refused(hours):
+    with pytest.raises(Invalid, match="hours"):
+        Hours.read(hours)
