@@ -16,7 +16,7 @@ from pydantic_core import to_json
 from sqlalchemy.exc import IntegrityError
 from starlette.exceptions import HTTPException
 
-from services.api.schemas import NAMES
+from services.api.schemas import NAMES, WRITTEN
 from shared.errors import (
     Conflict,
     Denied,
@@ -157,6 +157,8 @@ def _message(error: Mapping[str, Any]) -> str:
     if error["type"] == "extra_forbidden":
         near = get_close_matches(str(error["loc"][-1]), NAMES, 1)
         return "there is no such name" + (f"; do you mean {near[0]}?" if near else "")
+    if error["type"] == "string_pattern_mismatch":
+        return WRITTEN.get(error["ctx"]["pattern"], "is not written as it must be: see /docs")
     if error["type"] in _NUMBERS:
         return f"not a valid {error['type'].split('_')[0]}"
     return str(error["msg"])

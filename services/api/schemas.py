@@ -16,7 +16,18 @@ from shared.store.catalog import Wanted
 from shared.store.keys import Scope
 from shared.types import Status
 
-Uid = Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")]
+UID = r"^[0-9.]{1,64}$"
+ITEM = r"^(image|file)-\d{1,18}$"
+NEW_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+#: What a refusal says instead of the pattern.
+WRITTEN = {
+    UID: "a UID is digits and dots, at most 64",
+    ITEM: "an item is image-NUMBER or file-NUMBER, as `similis quarantine list` shows it",
+    NEW_NAME: "a name begins with a small letter or a digit; then also . _ - may follow, 64 signs in all",
+    NAME: "a name is letters, digits, . _ and -, at most 64",
+}
+Uid = Annotated[str, Field(pattern=UID)]
 
 
 def _split(value: object) -> object:
@@ -168,7 +179,7 @@ class ModelIn(In):
 
 
 class HashIn(In):
-    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="Of the new model")]
+    name: Annotated[str, Field(pattern=NEW_NAME, description="Of the new model")]
     bits: Annotated[int, Field(ge=8, le=4096, multiple_of=8)] = 64
     rotate: bool = Field(True, description="Iterative quantisation after PCA: bits of about equal worth")
 
@@ -212,7 +223,7 @@ def _no_nul(text: str) -> str:
 _Word = Annotated[str, Field(pattern=r"^[a-z-]{1,40}$")]
 _Modality = Annotated[str, Field(pattern=r"^[A-Z0-9_ ]{1,16}$")]
 _ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Its name or fingerprint")]
-Item = Annotated[str, Field(pattern=r"^(image|file)-\d{1,18}$", description="As the list shows it")]
+Item = Annotated[str, Field(pattern=ITEM, description="As the list shows it")]
 
 
 class QuarantineIn(In):

@@ -49,7 +49,10 @@ def fit_hash(embeddings: Embeddings, bits: int, seed: int = 0, *, rotate: bool =
     """
     n, dim = embeddings.shape
     if bits < 8 or bits % 8 or bits > min(dim, n - 1):
-        raise Invalid(f"the bits of a fitted code are a multiple of 8, at most the dimension and fewer than {n} images")
+        raise Invalid(
+            f"a code of {bits} bits cannot be fitted: bits are a multiple of 8, at most the vectors' {dim} numbers, and "
+            f"less than the number of encoded images, of which there are {n}"
+        )
     rows = unit(embeddings).astype(np.float64)
     mean = rows.mean(0)
     components = principal(rows - mean, bits)

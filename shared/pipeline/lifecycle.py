@@ -19,7 +19,7 @@ from shared.pipeline import thresholds
 from shared.store import backfill, coverage, encodings, generations, ledger, operations
 from shared.store.coverage import Gap
 from shared.store.locks import Lock, alone, share
-from shared.store.session import enqueue
+from shared.store.session import Begin, enqueue
 from shared.store.tables import Generation, Model
 from shared.types import Job
 
@@ -50,23 +50,27 @@ def add_model(db: Session, indexes: IndexStore, folder: str, card: Card) -> Mode
 
 
 def add_hashed(
-    db: Session, indexes: IndexStore, models: Path, base: str, name: str, bits: int, *, rotate: bool = True
-) -> Model:
+    begin: Begin, indexes: IndexStore, models: Path, base: str, name: str, bits: int, *, rotate: bool = True
+) -> None:
     """A known model with a hash code, fitted to what the archive holds, is known under another name.
 
-    It is another model: its generation is built from the images.
+    It is another model: its generation is built from the images. Fitting takes seconds, and no transaction waits.
 
     Raises:
-        Conflict: the name is taken.
+        NotFound: there is no such base.
+        Conflict: the name is taken, by a model or in the folder.
         Invalid: the model has a code, or too little is encoded for so many bits.
     """
     from shared.encoder.derive import build_hashed
 
-    row = generations.model(db, base)
-    card = build_hashed(
-        models / name, models / row.folder, encodings.sample(db, row.id, FITTED_ON), bits, name=name, rotate=rotate
-    )
-    return add_model(db, indexes, name, card)
+    with begin() as db:
+        if any(model.name == name for model in generations.models(db)):
+            raise Conflict("there is a model of this name")
+        row = generations.model(db, base)
+        folder, known = models / row.folder, encodings.sample(db, row.id, FITTED_ON)
+    card = build_hashed(models / name, folder, known, bits, name=name, rotate=rotate)
+    with begin() as db:
+        add_model(db, indexes, name, card)
 
 
 def open_generation(

@@ -82,7 +82,7 @@ def calibrate(
     if not made:
         raise Invalid(
             f"a calibration takes at least {ood.MIN_SCORES} encoded images; "
-            f"{model.name} has {max(skipped.values(), default=0)}"
+            f"of model {model.name} there are {max(skipped.values(), default=0)}"
         )
     rows = []
     for one, columns in made.items():  # all are made before the first takes the lock for which intake waits

@@ -1,9 +1,12 @@
 """Models and keys."""
 
+import shutil
 import uuid
 from datetime import UTC, datetime, timedelta
 
-from shared.encoder import cards
+import sqlalchemy as sa
+
+from shared.encoder import cards, derive
 from shared.types import Job
 from tests.api.conftest import serving
 
@@ -81,4 +84,46 @@ def test_a_model_gets_a_code_fitted_to_what_the_archive_holds(client, archive):
     assert again.status_code == 409
     too_many = client.post("/v1/models/null-a:hash", json={"name": f"{name}-64", "bits": 64})
     assert too_many.status_code == 400
-    assert "fewer than 20 images" in too_many.json()["detail"]
+    assert "of which there are 20" in too_many.json()["detail"]
+    assert not (archive.rt.folder(f"{name}-64")).exists()
+
+
+def test_a_hashed_model_whose_name_is_taken_is_refused_before_anything_is_fitted_or_written(client, archive):
+    for study in range(1, 6):
+        archive.take_in(study)
+    name = f"fitted-{uuid.uuid4().hex[:8]}"
+    assert client.post("/v1/models/null-a:hash", json={"name": name, "bits": 8}).status_code == 201
+    shutil.move(archive.rt.folder(name), archive.rt.folder(f"{name}-moved"))
+    taken = client.post("/v1/models/null-a:hash", json={"name": name, "bits": 8})
+    assert (taken.status_code, taken.json()["detail"]) == (409, "there is a model of this name")
+    assert not archive.rt.folder(name).exists()
+
+
+def test_while_a_code_is_fitted_no_transaction_is_open(client, archive, monkeypatch):
+    for study in range(1, 6):
+        archive.take_in(study)
+    open_ones = []
+    fit = derive.build_hashed
+
+    def watched(*arguments, **more):
+        with archive.rt.store.reading() as connection:
+            statement = (
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND xact_start < now()"
+            )
+            open_ones.append(connection.execute(sa.text(statement)).scalar_one())
+        return fit(*arguments, **more)
+
+    monkeypatch.setattr(derive, "build_hashed", watched)
+    made = client.post("/v1/models/null-a:hash", json={"name": f"fitted-{uuid.uuid4().hex[:8]}", "bits": 8})
+    assert (made.status_code, open_ones) == (201, [0])
+
+
+def test_a_name_that_is_written_wrong_is_told_in_words_and_not_as_a_pattern(client):
+    told = client.post("/v1/quarantine/foo:release").json()
+    (error,) = told["errors"]
+    assert error["message"] == "an item is image-NUMBER or file-NUMBER, as `similis quarantine list` shows it"
+    named = client.post("/v1/models/null-a:hash", json={"name": "No Name", "bits": 8}).json()
+    (error,) = named["errors"]
+    assert error["message"].startswith("a name begins with a small letter")
+    other = client.get("/v1/studies", params={"cursor": "?"}).json()
+    assert "^" not in str([told, named, other])

@@ -45,13 +45,13 @@ def show_model(db: Db, _: CanRead, name: Name) -> dict[str, Any]:
 
 
 @router.post("/v1/models/{name}:hash", status_code=201, response_model=ModelDetail)
-def add_hashed(rt: Rt, db: Db, _: CanAdmin, name: Name, asked: HashIn, response: Response) -> dict[str, Any]:
+def add_hashed(rt: Rt, _: CanAdmin, name: Name, asked: HashIn, response: Response) -> dict[str, Any]:
     """The model with a hash code fitted to the archive's embeddings, as a new model; its generation comes after."""
-    row = lifecycle.add_hashed(
-        db, rt.indexes, rt.settings.models_dir, name, asked.name, asked.bits, rotate=asked.rotate
-    )
-    response.headers["Location"] = f"/v1/models/{row.name}"
-    return _detail(db, row)
+    models = rt.settings.models_dir
+    lifecycle.add_hashed(rt.transaction, rt.indexes, models, name, asked.name, asked.bits, rotate=asked.rotate)
+    response.headers["Location"] = f"/v1/models/{asked.name}"
+    with rt.transaction() as db:
+        return _detail(db, generations.model(db, asked.name))
 
 
 def _model(row: Model, live: int | None) -> dict[str, Any]:
