@@ -1,60 +1,86 @@
-"""What the three gates catch, miss and stop by mistake, by kind of picture, through a model's own folder.
+"""What the three gates catch, miss and stop by mistake, by kind of picture and by either vote of gate 3.
 
-The archive is MIAS mammograms. Half of its women calibrate, the other half shows false alarms; all other pictures do
-not belong, and are taken as if somebody had said that they were mammograms: said to be of a modality without a
-threshold, none of them would meet gate 3. So the same functions judge here as at intake.
+Two archives: MIAS mammograms, half of whose women calibrate while the other half shows false alarms, and MedNIST, six
+body parts that one modality mixes. All other pictures do not belong, and are taken as if somebody had said that they
+were of the archive's modality: said to be of one without a threshold, none of them would meet gate 3. So the same
+functions judge here as at intake. Beside the model stands a network without a decoder, which has the second vote only.
 """
 
 import argparse
 import csv
 import io
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import gettempdir
 
 import numpy as np
 from PIL import Image
 
 from benchmarks.report import Json, facts, table, write
 from shared.encoder.base import Encoder
-from shared.encoder.ood import Calibration, Rule, calibrate, data_digest
-from shared.errors import Invalid, Rejected
+from shared.encoder.ood import Gaussian, Rule, calibrate, held_out
+from shared.errors import Rejected
 from shared.imaging.gates import metadata_gate, pixel_gate
+from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Sandbox
-from shared.pipeline.judge import judge, statistic
-from shared.store.calibrations import Threshold
+from shared.pipeline.judge import Standard, judge, statistic
+from shared.store import encodings
 
-MODALITY = "MG"
 RULES: tuple[Rule, ...] = ("mean+3sd", "quantile", "log")
 SHIPPED = "card"
+VOTES = ("error", "distance", "both")
 SEED, MOST = 0, 200  #: pictures of each kind that are looked at
+MIAS, MEDNIST = "mammogram (MIAS)", " (MedNIST)"
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """What is known, and the modality that strangers are said to be of."""
+
+    name: str
+    modality: str
+    knows: Callable[[str], bool]  #: a kind of picture
+
+
+ARCHIVES = (
+    Archive("MIAS mammograms", "MG", lambda kind: kind == MIAS),
+    Archive("MedNIST, six body parts", "CT", lambda kind: kind.endswith(MEDNIST)),
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One file; `of` is what calibrates, known pictures that did not, or a kind that does not belong."""
+    """One file, of a kind; `patient` numbers whose it is, or the picture where nobody is named."""
 
     of: str
     source: Path | bytes
+    patient: int
 
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What came of it: the gate that stopped it before the model, or the model's score."""
+    """What came of it: the gate that stopped it before the model, or what the model made of its frames."""
 
     of: str
-    gate: str | None
-    score: float | None
+    patient: int
+    gate: str | None = None
+    score: float | None = None
+    packed: tuple[bytes, ...] = ()  #: embeddings, as they are stored
+
+    @property
+    def calibrates(self) -> bool:
+        return self.patient % 2 == 0 and self.gate is None
 
 
 def pictures(data: Path, most: int = MOST) -> Iterator[Picture]:
-    """The archive, and at most so many of each other kind, the same ones every time."""
+    """All mammograms, and at most so many of each other kind, the same ones every time."""
     with (data / "mammography_mias" / "labels.csv").open(newline="") as file:
         for row in csv.DictReader(file):
-            known = int(row["patient_id"].removeprefix("MIAS")) % 2 == 0
-            source = data / "mammography_mias" / row["file"]
-            yield Picture("calibrating" if known else "known", source)
+            woman = int(row["patient_id"].removeprefix("MIAS"))
+            yield Picture(MIAS, data / "mammography_mias" / row["file"], woman)
     others: dict[str, list[Path | bytes]] = {}
     with (data / "ood" / "labels.csv").open(newline="") as file:
         for row in csv.DictReader(file):
@@ -66,7 +92,7 @@ def pictures(data: Path, most: int = MOST) -> Iterator[Picture]:
     others["chest X-ray (PneumoniaMNIST)"] = [_png(one) for one in chests[:MOST]]
     for kind, sources in others.items():
         chosen = np.random.default_rng(SEED).permutation(len(sources))[:most]
-        yield from (Picture(kind, sources[i]) for i in sorted(chosen))
+        yield from (Picture(kind, sources[i], int(i)) for i in sorted(chosen))
 
 
 def _arrays(arrays: Path, labels: Path) -> dict[str, list[Path | bytes]]:
@@ -75,7 +101,7 @@ def _arrays(arrays: Path, labels: Path) -> dict[str, list[Path | bytes]]:
     found: dict[str, list[Path | bytes]] = {}
     with labels.open(newline="") as file:
         for row in csv.DictReader(file):
-            kind = f"{row['class_name']} (MedNIST)"
+            kind = f"{row['class_name']}{MEDNIST}"
             if row["split"] == "test" and len(found.setdefault(kind, [])) < MOST:
                 found[kind].append(_png(images[int(row["index"])]))
     return found
@@ -88,76 +114,125 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def look(sandbox: Sandbox, encoder: Encoder, all_of_them: Iterable[Picture]) -> list[Seen]:
-    """Each picture through decoder, gates 1 and 2 and the model. Raises: `Invalid` for a model without a score."""
+    """Each picture through decoder, gates 1 and 2 and the model."""
     recipe, seen = encoder.card.recipe, []
     for picture in all_of_them:
+        one = Seen(picture.of, picture.patient)
         try:
             decoded = sandbox.decode(picture.source, recipe)
         except Rejected as refusal:
-            seen.append(Seen(picture.of, refusal.gate.value if refusal.gate else refusal.outcome.value, None))
+            seen.append(replace(one, gate=refusal.gate.value if refusal.gate else refusal.outcome.value))
             continue
         stop = metadata_gate(decoded.header, recipe) or pixel_gate(decoded.stats)
         if stop is not None:
-            seen.append(Seen(picture.of, str(stop.gate), None))
+            seen.append(replace(one, gate=str(stop.gate)))
             continue
-        ood = encoder.encode(decoded.pixels).ood
-        if ood is None:
-            raise Invalid("this model has no decoder, and so no score: gate 3 lets everything pass")
-        seen.append(Seen(picture.of, None, statistic([float(score) for score in ood])))
+        encoded = encoder.encode(decoded.pixels)
+        score = None if encoded.ood is None else statistic([float(value) for value in encoded.ood])
+        packed = tuple(encodings.pack(row) for row in encoded.embeddings)
+        seen.append(replace(one, score=score, packed=packed))
     return seen
 
 
-def thresholds(seen: Sequence[Seen], brought: Mapping[str, Calibration]) -> dict[str, Calibration]:
-    """What the card brings for the modality, and each rule on the calibrating pictures."""
-    scores = [one.score for one in seen if one.of == "calibrating" and one.score is not None]
-    own = {rule: calibrate(scores, data_digest(map(str, range(len(scores)))), rule) for rule in RULES}
-    return own | ({SHIPPED: brought[MODALITY]} if MODALITY in brought else {})
+def standards(seen: Sequence[Seen], archive: Archive, encoder: Encoder) -> dict[str, Standard]:
+    """By rule, from the half that calibrates; and what the card brings for the modality."""
+    known = [one for one in seen if archive.knows(one.of) and one.calibrates]
+    scores = [one.score for one in known if one.score is not None]
+    vectors = encodings.stack([one.packed[0] for one in known])
+    apart = held_out(vectors, [f"{one.of} {one.patient}" for one in known])
+    gaussian = Gaussian.fit(vectors)
+    made = {
+        rule: Standard(
+            0,
+            calibrate(scores, "", rule).threshold if scores else None,
+            calibrate(apart, "", rule).threshold,
+            gaussian,
+        )
+        for rule in RULES
+    }
+    brought = encoder.card.calibrations.get(archive.modality)
+    return made | ({SHIPPED: Standard(0, brought.threshold)} if brought else {})
 
 
-def count(seen: Sequence[Seen], threshold: float) -> dict[str, Counter[str]]:
-    """By kind: how many each gate stopped, and how many passed."""
+def count(seen: Sequence[Seen], archive: Archive, standard: Standard) -> dict[str, Counter[str]]:
+    """By kind: pictures, how many gates 1 and 2 stopped, how many more either vote and both together, and missed."""
     found: dict[str, Counter[str]] = {}
     for one in seen:
-        own = judge(one.score, Threshold(0, threshold))
-        found.setdefault(one.of, Counter())[one.gate or ("features" if own.stops else "passed")] += 1
+        if archive.knows(one.of) and one.calibrates:
+            continue
+        own = found.setdefault("known" if archive.knows(one.of) else one.of, Counter(pictures=0, before=0))
+        own["pictures"] += 1
+        if one.gate is not None:
+            own["before"] += 1
+            continue
+        distance = standard.measure(one.packed)
+        own["error"] += judge(one.score, None, standard).stops
+        own["distance"] += judge(None, distance, standard).stops
+        own["both"] += judge(one.score, distance, standard).stops
     return found
 
 
-def report(encoder: Encoder, seen: Sequence[Seen], made: Mapping[str, Calibration]) -> tuple[list[str], Json]:
+def shares(counts: Mapping[str, Counter[str]], vote: str) -> tuple[float, float]:
+    """False alarms among the known, and what is caught of the others, gates 1 and 2 included."""
+    strange = sum((own for kind, own in counts.items() if kind != "known"), Counter[str]())
+    return tuple((own["before"] + own[vote]) / own["pictures"] for own in (counts["known"], strange))  # type: ignore[return-value]
+
+
+def report(archive: Archive, encoder: Encoder, seen: Sequence[Seen]) -> tuple[list[str], Json]:
     """Lines for people; figures by rule and kind."""
-    shipped = SHIPPED if SHIPPED in made else "mean+3sd"
-    counts = {rule: count(seen, one.threshold) for rule, one in made.items()}
+    made = standards(seen, archive, encoder)
+    counts = {rule: count(seen, archive, standard) for rule, standard in made.items()}
     rows = []
-    for kind, own in counts[shipped].items():
-        total = own.total()
-        alarm = kind in ("known", "calibrating")
-        other = (f"{1 - counts[rule][kind]['passed'] / total:.1%}" for rule in made if rule != shipped)
-        before = total - own["features"] - own["passed"]
-        stopped = f"{1 - own['passed'] / total:.1%}"
-        rows.append(
-            (kind, total, before, own["features"], own["passed"], stopped, "false alarm" if alarm else "", *other)
-        )
-    strange = {kind: own for kind, own in counts[shipped].items() if kind not in ("known", "calibrating")}
-    all_of_them = sum(own.total() for own in strange.values())
-    missed = sum(own["passed"] for own in strange.values())
-    said = (
-        f"Threshold of {shipped}: {made[shipped].threshold:.6g}, from {made[shipped].n} pictures. "
-        f"Of {all_of_them} pictures that do not belong, {all_of_them - missed} were stopped and {missed} missed."
-    )
-    head = ("kind", "pictures", "by gates 1, 2", "by gate 3", "passed", "stopped", "")
+    for kind, own in counts[RULES[0]].items():
+        missed = own["pictures"] - own["before"] - own["both"]
+        cells = (own["before"], *(own[vote] for vote in VOTES), missed)
+        rows.append((f"**{kind}** (false alarms)" if kind == "known" else kind, own["pictures"], *cells))
+    overall = [
+        (rule, *(f"{a:.1%} / {b:.1%}" for a, b in (shares(counts[rule], vote) for vote in VOTES))) for rule in made
+    ]
+    known = sum(archive.knows(one.of) and one.calibrates for one in seen)
     body = [
-        f"# What the gates stop: {encoder.card.name}, {encoder.card.label}",
+        f"## {encoder.card.name}, {archive.name}",
         "",
-        said,
+        f"Calibrated on {known} pictures. Share of the known that is stopped / of what does not belong, by all gates:",
         "",
-        *table((*head, *(f"with {rule}" for rule in made if rule != shipped)), rows),
+        *table(("rule", "gate 3 by the error", "by the distance", "by both"), overall),
+        "",
+        f"By kind, `{RULES[0]}`: how many gates 1 and 2 stopped, how many more gate 3, and how many passed all:",
+        "",
+        *table(("kind", "pictures", "gates 1, 2", "error", "distance", "both", "passed"), rows),
+        "",
     ]
     figures = {
-        "thresholds": {rule: {"threshold": one.threshold, "n": one.n} for rule, one in made.items()},
-        "shipped": shipped,
+        "thresholds": {rule: {"error": one.threshold, "distance": one.distance} for rule, one in made.items()},
+        "calibrating": known,
         "counts": {rule: {kind: dict(own) for kind, own in of.items()} for rule, of in counts.items()},
     }
     return body, figures
+
+
+def cost_ms(seen: Sequence[Seen], encoder: Encoder) -> float:
+    """Of one distance, from stored bytes."""
+    standard = standards(seen, ARCHIVES[0], encoder)[RULES[0]]
+    asked = [one.packed for one in seen if one.packed]
+    began = time.perf_counter()
+    for packed in asked:
+        standard.measure(packed)
+    return (time.perf_counter() - began) * 1000 / len(asked)
+
+
+def plain(data: Path, scratch: Path) -> Path:
+    """MobileNetV2 with ImageNet weights, as a card's folder: a network without a decoder."""
+    from shared.encoder.build import build
+    from shared.encoder.convert import convert
+
+    folder, weights, half = scratch / "mobilenet", scratch / "mobilenet.safetensors", (0.5, 0.5, 0.5)
+    if not folder.exists():
+        scratch.mkdir(parents=True, exist_ok=True)
+        if not weights.exists():
+            convert(data / "weights" / "mobilenet_v2_imagenet_fp16.pth", weights)
+        build(folder, "mobilenet-imagenet", "mobilenet_v2", str(weights), Recipe(pad="square"), half, half)
+    return folder
 
 
 def main() -> None:
@@ -167,16 +242,22 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
     parser.add_argument("--most", type=int, default=MOST, help="pictures of each kind")
     parser.add_argument("--out", type=Path, default=None, help="default: benchmarks/results")
+    parser.add_argument("--scratch", type=Path, default=Path(gettempdir()) / "similis-quarantine")
     asked = parser.parse_args()
-    from shared.encoder.runtime import load
+    from benchmarks.retrieval.base import loaded
 
     about = facts("quarantine", {"choice of pictures": SEED})
-    encoder = load(asked.model)
-    with Sandbox() as sandbox:
-        seen = look(sandbox, encoder, pictures(asked.data, asked.most))
-    made = thresholds(seen, encoder.card.calibrations)
-    body, figures = report(encoder, seen, made)
-    figures |= {"model": encoder.card.name, "fingerprint": encoder.card.fingerprint}
+    body, figures = ["# What the gates stop", ""], {}
+    for folder in (asked.model, plain(asked.data, asked.scratch)):
+        encoder = loaded(folder, asked.scratch)
+        with Sandbox() as sandbox:
+            seen = look(sandbox, encoder, pictures(asked.data, asked.most))
+        told: Json = {"fingerprint": encoder.card.fingerprint, "distance_ms": round(cost_ms(seen, encoder), 4)}
+        for archive in ARCHIVES:
+            lines, told[archive.name] = report(archive, encoder, seen)
+            body += lines
+        body += [f"One distance takes {told['distance_ms']} ms ({encoder.card.dim} dimensions).", ""]
+        figures[encoder.card.name] = told
     write("quarantine", about, figures, body, **({"folder": asked.out} if asked.out else {}))
 
 
