@@ -34,6 +34,7 @@ SHIPPED = "card"
 VOTES = ("error", "distance", "both")
 SEED, MOST = 0, 200  #: pictures of each kind that are looked at
 MIAS, MEDNIST = "mammogram (MIAS)", " (MedNIST)"
+ELSEWHERE = "mammogram of other scanners (NYU)"  #: digital, where MIAS is digitised film
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +44,11 @@ class Archive:
     name: str
     modality: str
     knows: Callable[[str], bool]  #: a kind of picture
+    owes: frozenset[str] = frozenset()  #: kinds that belong, and that nothing was calibrated on
 
 
 ARCHIVES = (
-    Archive("MIAS mammograms", "MG", lambda kind: kind == MIAS),
+    Archive("MIAS mammograms", "MG", lambda kind: kind == MIAS, frozenset({ELSEWHERE})),
     Archive("MedNIST, six body parts", "CT", lambda kind: kind.endswith(MEDNIST)),
 )
 
@@ -86,6 +88,7 @@ def pictures(data: Path, most: int = MOST) -> Iterator[Picture]:
         for row in csv.DictReader(file):
             kind = f"{row['group']}: {row['kind']}" if row["group"] == "synthetic" else row["group"]
             others.setdefault(kind, []).append(data / "ood" / row["file"])
+    others[ELSEWHERE] = sorted((data / "mammography_nyu_exam").glob("*.png"))
     others["ultrasound (BUSI)"] = sorted((data / "ultrasound_busi" / "images").iterdir())
     others |= _arrays(data / "radiology_mednist" / "mednist_9k_64.npz", data / "radiology_mednist" / "labels.csv")
     chests = np.load(data / "cxr" / "pneumoniamnist_subset.npz")["test_images"]
@@ -156,7 +159,7 @@ def standards(seen: Sequence[Seen], archive: Archive, encoder: Encoder) -> dict[
 
 def count(seen: Sequence[Seen], archive: Archive, standard: Standard) -> dict[str, Counter[str]]:
     """By kind: pictures, how many gates 1 and 2 stopped, how many more either vote and both together, and missed."""
-    found: dict[str, Counter[str]] = {}
+    found = {"known": Counter(pictures=0, before=0)}
     for one in seen:
         if archive.knows(one.of) and one.calibrates:
             continue
@@ -172,9 +175,9 @@ def count(seen: Sequence[Seen], archive: Archive, standard: Standard) -> dict[st
     return found
 
 
-def shares(counts: Mapping[str, Counter[str]], vote: str) -> tuple[float, float]:
-    """False alarms among the known, and what is caught of the others, gates 1 and 2 included."""
-    strange = sum((own for kind, own in counts.items() if kind != "known"), Counter[str]())
+def shares(counts: Mapping[str, Counter[str]], archive: Archive, vote: str) -> tuple[float, float]:
+    """False alarms among the known, and what is caught of what does not belong, gates 1 and 2 included."""
+    strange = sum((own for kind, own in counts.items() if kind not in {"known", *archive.owes}), Counter[str]())
     return tuple((own["before"] + own[vote]) / own["pictures"] for own in (counts["known"], strange))  # type: ignore[return-value]
 
 
@@ -186,9 +189,11 @@ def report(archive: Archive, encoder: Encoder, seen: Sequence[Seen]) -> tuple[li
     for kind, own in counts[RULES[0]].items():
         missed = own["pictures"] - own["before"] - own["both"]
         cells = (own["before"], *(own[vote] for vote in VOTES), missed)
-        rows.append((f"**{kind}** (false alarms)" if kind == "known" else kind, own["pictures"], *cells))
+        belongs = kind in {"known", *archive.owes}
+        rows.append((f"**{kind}**: false alarms" if belongs else kind, own["pictures"], *cells))
     overall = [
-        (rule, *(f"{a:.1%} / {b:.1%}" for a, b in (shares(counts[rule], vote) for vote in VOTES))) for rule in made
+        (rule, *(f"{a:.1%} / {b:.1%}" for a, b in (shares(counts[rule], archive, vote) for vote in VOTES)))
+        for rule in made
     ]
     known = sum(archive.knows(one.of) and one.calibrates for one in seen)
     body = [

@@ -6,7 +6,20 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from benchmarks.quarantine import ARCHIVES, MIAS, RULES, Picture, Seen, count, look, pictures, report, shares, standards
+from benchmarks.quarantine import (
+    ARCHIVES,
+    ELSEWHERE,
+    MIAS,
+    RULES,
+    Picture,
+    Seen,
+    count,
+    look,
+    pictures,
+    report,
+    shares,
+    standards,
+)
 from shared.encoder.build import build
 from shared.encoder.ood import calibrate
 from shared.encoder.runtime import load
@@ -73,10 +86,18 @@ def test_what_is_counted_adds_up(encoder, seen):
     counts = count(seen, ARCHIVES[0], made["mean+3sd"])
     assert counts["known"]["pictures"] == 40  # those that did not calibrate
     assert counts["dog"] == {"pictures": 5, "before": 1, "error": 2, "distance": 2, "both": 3}
-    assert [shares(counts, vote)[1] for vote in ("error", "distance", "both")] == [0.6, 0.6, 0.8]
+    assert [shares(counts, ARCHIVES[0], vote)[1] for vote in ("error", "distance", "both")] == [0.6, 0.6, 0.8]
     body, figures = report(ARCHIVES[0], encoder, seen)
     assert "| dog | 5 | 1 | 2 | 2 | 3 | 1 |" in body
     assert figures["counts"]["mean+3sd"]["dog"]["both"] == 3
+
+
+def test_what_belongs_but_calibrated_nothing_counts_as_no_stranger(encoder, seen):
+    made = standards(seen, ARCHIVES[0], encoder)["mean+3sd"]
+    counts = count([*seen, one(ELSEWHERE, 101, 0.9, lean=-9)], ARCHIVES[0], made)
+    assert counts[ELSEWHERE]["both"] == 1
+    assert shares(counts, ARCHIVES[0], "both")[1] == 0.8
+    assert shares(counts, ARCHIVES[1], "both")[1] > 0.8
 
 
 def test_a_model_without_a_decoder_has_the_second_vote_only(encoder, seen):
