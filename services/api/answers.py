@@ -466,6 +466,7 @@ class ReplayOut(Out):
     distance_threshold: float | None
     rule: str
     counts: dict[str, int]
+    complete: bool = Field(description="Else the first images that were looked at in ten seconds; applying judges all")
     stop: list[FlipOut]
     admit: list[FlipOut]
     applied: bool

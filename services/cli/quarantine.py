@@ -198,6 +198,8 @@ def replay(  # noqa: PLR0913 - each argument is an option of the command
         f"admits {counts.get('admit', 0)} stopped ones, {counts.get('stay', 0)} stay; "
         f"{counts.get('decided', 0)} were decided on by a person, {counts.get('unmeasured', 0)} have no score"
     )
+    if not answer["complete"]:
+        tell(f"of the first {sum(counts.values())} images: there was no time for more; --apply judges all")
     ways = [("stops", one) for one in answer["stop"]] + [("admits", one) for one in answer["admit"]]
     if ways:
         columns = ("image", "sop_instance_uid", "score", "distance", "reason")

@@ -28,6 +28,7 @@ from shared.store.tables import Calibration, Model, Operation
 from shared.types import Job, Status
 
 LEASE_S = 30.0
+PREVIEW_S = 10.0  #: that a caller waits for a plan
 CHUNK = 500  #: images judged in one transaction, or read at once with their embeddings
 
 
@@ -49,12 +50,18 @@ class Plan:
     counts: Counter[str] = field(default_factory=Counter)  #: stop, admit, stay, decided, unmeasured
     stop: list[Flip] = field(default_factory=list)  #: searchable now
     admit: list[Flip] = field(default_factory=list)  #: in the quarantine now
+    complete: bool = True  #: else the time was over, and only the images that came first were looked at
 
 
-def plan(db: Session, model: Model, modality: str, standard: Standard, shown: int = 100) -> Plan:
-    """What would flip if these thresholds were replayed now; nothing is changed."""
-    found = Plan()
+def plan(
+    db: Session, model: Model, modality: str, standard: Standard, shown: int = 100, *, within_s: float = PREVIEW_S
+) -> Plan:
+    """What would flip if these thresholds were replayed now, as far as that is known in time; nothing is changed."""
+    found, until = Plan(), time.monotonic() + within_s
     for row in calibrations.every_scored(db, model.id, _chosen(modality, standard), CHUNK):
+        if time.monotonic() > until:
+            found.complete = False
+            break
         way, own = _way(row, standard)
         found.counts[way] += 1
         flips = {"stop": found.stop, "admit": found.admit}.get(way)

@@ -11,7 +11,7 @@ SAID = {"item": "image-17", "decision": "released", "reviewer": "Anna", "at": "2
 PLAN = {
     "model": "base", "modality": "MG", "threshold": 0.6, "distance_threshold": 37.25, "rule": "given",
     "applied": False, "operation": None,
-    "counts": {"stop": 1, "admit": 2, "stay": 97, "decided": 3},
+    "counts": {"stop": 1, "admit": 2, "stay": 97, "decided": 3}, "complete": True,
     "stop": [{"image": 5, "sop_instance_uid": "1.2.5", "score": 0.7, "distance": 38.5, "reason": "far-from-known"}],
     "admit": [],
 }  # fmt: skip
@@ -86,6 +86,10 @@ def test_a_replay_is_shown_and_only_applied_when_asked(similis, server, home):
     assert "threshold 0.6, of distances 37.25 (given)" in ran.out
     assert "far-from-known" in ran.out
     assert "nothing was changed" in ran.err
+    assert "no time for more" not in ran.out
+    server.answers.clear()
+    server.on("POST /v1/quarantine:replay", PLAN | {"complete": False})
+    assert "of the first 103 images: there was no time for more" in similis(*argv).out
     server.answers.clear()
     server.on("POST /v1/quarantine:replay", PLAN | {"applied": True, "operation": "op-1"}, 202)
     server.on("GET /v1/operations/op-1", {"id": "op-1", "state": "succeeded", "done": 100, "total": 100})

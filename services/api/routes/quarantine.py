@@ -148,6 +148,7 @@ def _plan(db: Session, model: Model, asked: ReplayIn, found: Proposal) -> dict[s
         "distance_threshold": standard.distance,
         "rule": found.columns["rule"],
         "counts": dict(would.counts),
+        "complete": would.complete,
         "stop": [_flip(one) for one in would.stop],
         "admit": [_flip(one) for one in would.admit],
         "applied": False,
