@@ -22,7 +22,7 @@ HEADER = 6  #: bytes: type, reserved, length (PS3.8 9.3.1)
 REQUEST_BYTES = 256 * 1024  #: A-ASSOCIATE-RQ: 128 contexts of every transfer syntax fit ten times
 PDU_BYTES = 1024 * 1024  #: any other; senders keep to the maximum length that we state, which is smaller
 _CHUNK = 65_536
-_AWAITING_REQUEST = "Sta2"  #: PS3.8 9.2.1
+_NOT_ASKED = ("Sta1", "Sta2")  #: PS3.8 9.2.1: a connection without a request; pynetdicom may read in either
 
 
 class TooLong(OSError):
@@ -42,6 +42,16 @@ class Guard:
 
         Raises: `TooLong`, `TimeoutError`, `ssl.SSLError`; all are an OSError, which ends the connection.
         """
+        read = bytearray()
+        try:
+            read = self._read(nr_bytes)
+            return read
+        finally:
+            if len(read) < nr_bytes and self._not_asked:
+                # its association would go on waiting for a request, and hold its place, until it has timed out
+                self._association.dul.to_user_queue.put(None)
+
+    def _read(self, nr_bytes: int) -> bytearray:
         connection = self._transport.socket
         if connection is None:
             raise ConnectionResetError
@@ -65,8 +75,11 @@ class Guard:
 
     @property
     def _limit(self) -> int:
-        first = self._association.dul.state_machine.current_state == _AWAITING_REQUEST
-        return REQUEST_BYTES if first else PDU_BYTES
+        return REQUEST_BYTES if self._not_asked else PDU_BYTES
+
+    @property
+    def _not_asked(self) -> bool:
+        return self._association.dul.state_machine.current_state in _NOT_ASKED
 
     def _left(self) -> float:
         left = self._deadline - time.monotonic()

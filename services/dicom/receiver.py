@@ -41,7 +41,6 @@ from shared.store.blobs import MIB
 log = get("services.dicom")
 
 MAXIMUM_LENGTH = 128 * 1024  #: of the PDUs that we ask for, in bytes
-NEGOTIATION_S = 10.0
 POLL_S = 0.05
 WEDGED_S = 60.0  #: so long after its connection was shut an association may take to end
 DRAIN_S = 10.0  #: instances that are on their way into the database at the end are still answered
@@ -205,7 +204,7 @@ class Server(AssociationServer):
         self.ended = False
         self._gone = 0
         ae = AE(ae_title=receiver.settings.ae_title)
-        ae.acse_timeout, ae.network_timeout = NEGOTIATION_S, receiver.settings.idle_s
+        ae.acse_timeout, ae.network_timeout = receiver.settings.pdu_s, receiver.settings.idle_s
         ae.maximum_pdu_size = MAXIMUM_LENGTH
         ae.maximum_associations = 1_000_000  # the door counts
         ae.implementation_class_uid, ae.implementation_version_name = IMPLEMENTATION, VERSION

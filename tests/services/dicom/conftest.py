@@ -61,6 +61,14 @@ def written(image: Dataset, folder: Path, name: str = "") -> Path:
     return path
 
 
+def peer_file(folder: Path, **titles: list[str]) -> Path:
+    """Who may send: addresses by AE title."""
+    told = [f'[[peer]]\nae_title = "{title}"\naddresses = {addresses}\n' for title, addresses in titles.items()]
+    path = folder / "peers.toml"
+    path.write_text("\n".join(told))
+    return path
+
+
 @dataclass
 class Running:
     """A receiver that runs, and what it has of the world."""
@@ -218,3 +226,16 @@ def lenient(monkeypatch) -> None:
     """pydicom lets us write what it would rather not."""
     monkeypatch.setattr(config.settings, "_reading_validation_mode", config.IGNORE)
     monkeypatch.setattr(config.settings, "_writing_validation_mode", config.IGNORE)
+
+
+@pytest.fixture
+def injected(tmp_path, monkeypatch):
+    """Python that each process of a receiver runs first: faults that cannot be had from outside."""
+
+    def put(text: str) -> None:
+        folder = tmp_path / "injected"
+        folder.mkdir()
+        (folder / "sitecustomize.py").write_text(text)
+        monkeypatch.setenv("PYTHONPATH", str(folder))
+
+    return put
