@@ -37,6 +37,7 @@ MATCHED = (*COLUMNS, "StudyDate", "ModalitiesInStudy")
 
 _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _UID = re.compile(r"[0-9.]{1,64}")
+_CODE = re.compile(r"[A-Z0-9_ *?]{1,16}")  #: PS3.5 table 6.2-1, and wildcards
 _NUMBER = re.compile(r"[0-9]{1,9}")
 _PATIENT = 0x0010  #: the group of what names a patient
 
@@ -150,7 +151,12 @@ def _values(keyword: str, value: str) -> list[str]:
         raise Invalid(f"{keyword} is matched by UIDs")
     if _numeric(keyword) and not all(_NUMBER.fullmatch(one) for one in values):
         raise Invalid(f"{keyword} is matched by whole numbers")
-    return [one.upper() for one in values] if vr == "CS" else values
+    if vr != "CS":
+        return values
+    codes = [one.upper() for one in values]
+    if not all(_CODE.fullmatch(one) for one in codes):
+        raise Invalid(f"{keyword} is matched by codes of letters, digits, spaces and _, and by * and ?")
+    return codes
 
 
 def _dates(values: list[str]) -> tuple[date | None, date | None]:

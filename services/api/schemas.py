@@ -35,7 +35,8 @@ def _split(value: object) -> object:
     parts = [value] if isinstance(value, str) else value
     if not isinstance(parts, list):
         return value
-    return [piece.strip() for part in parts for piece in (part.split(",") if isinstance(part, str) else [part])]
+    pieces = [piece for part in parts for piece in (part.split(",") if isinstance(part, str) else [part])]
+    return [piece.strip() if isinstance(piece, str) else piece for piece in pieces]  # JSON holds what it likes
 
 
 def _coded(values: list[str]) -> list[str]:
@@ -214,6 +215,13 @@ class PatientIn(In):
     issuer: Annotated[str, Field(max_length=64, description="IssuerOfPatientID")] = ""
 
 
+def _written(value: object) -> object:
+    """A moment in words: pydantic would take a number for the seconds since 1970."""
+    if not isinstance(value, str) or value.replace(".", "").lstrip("+-").isdigit():
+        raise ValueError("a moment reads 2024-05-01T08:00:00Z")
+    return value
+
+
 def _no_nul(text: str) -> str:
     if "\0" in text:
         raise ValueError("a note has no NUL")
@@ -231,7 +239,7 @@ class QuarantineIn(In):
     reason: _Word | None = None
     modality: _Modality | None = None
     model: Annotated[_ModelName | None, Field(description="Whose threshold stopped it")] = None
-    since: Annotated[AwareDatetime | None, Field(description="Stopped then or later")] = None
+    since: Annotated[AwareDatetime | None, BeforeValidator(_written), Field(description="Stopped then or later")] = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
     cursor: Item | None = None
 

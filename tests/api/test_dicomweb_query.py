@@ -112,7 +112,7 @@ def test_what_is_not_matched_is_said_in_a_warning(client, filled):
 WRONG = (
         "limit=0", "limit=201", "limit=x", "offset=-1", "offset=1e3", "StudyDate=2024", "StudyDate=20249999",
         "StudyDate=20240101&StudyDate=20240102", "StudyInstanceUID=abc", "Rows=ten", f"Modality={'x' * 65}",
-        "Modality=%00", "NoSuchAttribute=1", "includefield=NoSuchAttribute", "fuzzymatching=perhaps",
+        "Modality=%00", "ViewPosition=0.5", "NoSuchAttribute=1", "includefield=NoSuchAttribute", "fuzzymatching=maybe",
         f"PatientID={CANARY}", f"00100010={CANARY}", f"OtherPatientIDs={CANARY}", "Rows=99999999999999999999",
         "StudyInstanceUID=" + ",".join(["1"] * 201),
 )  # fmt: skip
