@@ -20,6 +20,7 @@ SOP_CLASS = "1.2.840.10008.5.1.4.1.1.1.2"
 _PREFIX = "1.2.826.0.1.3680043.10.3"
 _DIGITS = 12
 _TIMEOUT_S = 120.0
+_ACCEPT, _DATA = 2, 4  #: types of PDUs
 _STATUS = b"\x00\x00\x00\x09\x02\x00\x00\x00"
 
 
@@ -63,10 +64,14 @@ class Sender:
     def __init__(self, port: int, calling: str, called: str = "SIMILIS", source: str = "127.0.0.1") -> None:
         self._connection = socket.create_connection(("127.0.0.1", port), _TIMEOUT_S, (source, 0))
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self._connection.sendall(echo.request(called, calling, SOP_CLASS.encode()))
-        kind, body = self._reply()
-        if kind != 2:
-            raise ConnectionRefusedError
+        try:
+            self._connection.sendall(echo.request(called, calling, SOP_CLASS.encode()))
+            kind, body = self._reply()
+            if kind != _ACCEPT:
+                raise ConnectionRefusedError
+        except OSError:
+            self._connection.close()
+            raise
         self._maximum = struct.unpack(">I", body.partition(b"\x51\x00\x00\x04")[2][:4])[0]
 
     def store(self, uid: str, data: bytes) -> int:
@@ -77,7 +82,7 @@ class Sender:
             message.append(value_pdu(chunk, 2 if parts.tell() == len(data) else 0))
         self._connection.sendall(b"".join(message))
         kind, body = self._reply()
-        if kind != 4:
+        if kind != _DATA:
             raise ConnectionAbortedError
         return int(struct.unpack("<H", body.partition(_STATUS)[2][:2])[0])
 

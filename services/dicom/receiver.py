@@ -229,9 +229,19 @@ class Server(AssociationServer):
                     break
                 self._begin(*found)
             self._reap()
+        self._drain()
+
+    def _drain(self) -> None:
+        """What is being stored is answered; then every connection is closed, and what came half is gone."""
         deadline = time.monotonic() + DRAIN_S
         while self.receiver.busy and time.monotonic() < deadline:
+            time.sleep(POLL_S / 10)
+        for one in self.held:
+            one.shut_down()
+        while any(one.lives for one in self.held) and time.monotonic() < deadline:
             time.sleep(POLL_S)
+        for one in self.held:
+            one.close()
 
     def _begin(self, handed: Handed, connection: socket.socket) -> None:
         self.handed = handed

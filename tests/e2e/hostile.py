@@ -83,6 +83,22 @@ class Attack:
         source = f"127.{rng.randrange(4, 8)}.{rng.randrange(256)}.{rng.randrange(1, 255)}"
         return socket.create_connection(("127.0.0.1", self.receiver.port), 5, (source, 0))
 
+    def admitted(self, rng: random.Random) -> socket.socket:
+        """A connection that has found a place, so that what it says is read."""
+        while True:
+            connection = self.connect(rng)
+            connection.settimeout(0.02)
+            try:
+                connection.recv(10)
+            except TimeoutError:
+                connection.settimeout(0.05)
+                return connection
+            except OSError:
+                pass
+            connection.close()
+            self.done["turned away"] += 1
+            time.sleep(0.05)
+
     def mutate(self, number: int) -> None:
         """Mutated PDUs until their count is reached."""
         rng = random.Random(f"{self.seed}-{number}")
@@ -90,8 +106,7 @@ class Attack:
             pdus = conversation(rng)
             which = rng.randrange(len(pdus))
             pdus[which] = mutated(rng, pdus[which])
-            with contextlib.suppress(OSError), self.connect(rng) as connection:
-                connection.settimeout(0.05)
+            with contextlib.suppress(OSError), self.admitted(rng) as connection:
                 for pdu in pdus[: which + 2]:
                     connection.sendall(pdu)
                     with contextlib.suppress(TimeoutError):
@@ -109,7 +124,7 @@ class Attack:
         rng = random.Random(f"{self.seed}-{name}")
         while not self.over.wait(0.5):
             with contextlib.ExitStack() as held:
-                for _ in range(12):
+                for _ in range(10):
                     with contextlib.suppress(OSError):
                         held.enter_context(self.connect(rng)).sendall(words(rng))
                         self.done[name] += 1

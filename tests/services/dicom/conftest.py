@@ -239,3 +239,23 @@ def injected(tmp_path, monkeypatch):
         monkeypatch.setenv("PYTHONPATH", str(folder))
 
     return put
+
+
+@pytest.fixture
+def tool():
+    """The path of one of DCMTK's programs, or a visible skip."""
+
+    def find(name: str) -> str:
+        found = shutil.which(name)
+        if found is None:
+            pytest.skip(f"{name} of DCMTK is not installed")
+        return found
+
+    return find
+
+
+def openssl(folder: Path, words: str) -> None:
+    """A command of OpenSSL was run in the folder; a visible skip where there is none."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    subprocess.run(["openssl", *words.split()], cwd=folder, check=True, capture_output=True)

@@ -1,0 +1,115 @@
+"""Other people's software sends to us: DCMTK's tools, and an Orthanc that forwards."""
+
+import json
+import shutil
+import signal
+import subprocess
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+
+import pydicom
+import pytest
+from pydicom.uid import RLELossless
+
+from services.embedded import process
+from services.embedded.process import until
+from services.embedded.stack import free_port
+from tests.services.dicom.conftest import PATIENT, instance, written
+
+
+def run(*words: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(word) for word in words], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_dcmtk_asks_for_an_echo(receiver, tool):
+    done = run(tool("echoscu"), "-v", "-aec", "SIMILIS", "127.0.0.1", receiver.port)
+    assert done.returncode == 0, done.stderr
+    done = run(tool("echoscu"), "-v", "-aec", "ANOTHER", "127.0.0.1", receiver.port)
+    assert done.returncode != 0
+    assert "Called AE Title Not Recognized" in done.stderr + done.stdout
+
+
+def test_storescu_sends_a_folder(receiver, tool, tmp_path):
+    for n in range(1, 6):
+        written(instance(n), tmp_path)
+    done = run(tool("storescu"), "-v", "-aec", "SIMILIS", "+sd", "127.0.0.1", receiver.port, tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert receiver.rows("SELECT count(*) FROM image") == [(5,)]
+
+
+def test_dcmsend_sends_what_is_compressed_as_it_is(receiver, tool, tmp_path):
+    image = written(instance(1, side=64), tmp_path, "plain.dcm")
+    names = {"rle.dcm": ("dcmcrle", RLELossless), "lossless.dcm": ("dcmcjpeg", "1.2.840.10008.1.2.4.70")}
+    for name, (compress, _) in names.items():
+        assert run(tool(compress), "+ua", image, tmp_path / name).returncode == 0
+    done = run(tool("dcmsend"), "-v", "-dn", "-aec", "SIMILIS", "+sd", "127.0.0.1", receiver.port, tmp_path)
+    assert done.returncode == 0, done.stderr
+    kept = {str(pydicom.dcmread(path).file_meta.TransferSyntaxUID) for path in receiver.blobs()}
+    assert {str(syntax) for _, syntax in names.values()} <= kept
+
+
+def test_storescu_is_told_what_is_wrong(receiver, tool, tmp_path, lenient):
+    path = written(instance(StudyInstanceUID=""), tmp_path)
+    done = run(tool("storescu"), "-v", "-aec", "SIMILIS", "127.0.0.1", receiver.port, path)
+    assert "CannotUnderstand" in done.stderr
+
+
+class Orthanc:
+    """One that has us among its modalities."""
+
+    def __init__(self, folder, program, port):
+        self.http = free_port("127.0.0.1", 0)
+        settings = {
+            "Name": "test",
+            "StorageDirectory": str(folder / "storage"),
+            "IndexDirectory": str(folder / "storage"),
+            "HttpPort": self.http,
+            "DicomPort": free_port("127.0.0.1", 0),
+            "DicomAet": "ORTHANC",
+            "RemoteAccessAllowed": False,
+            "AuthenticationEnabled": False,
+            "DicomModalities": {"similis": ["SIMILIS", "127.0.0.1", port]},
+            "Plugins": [],
+        }
+        (folder / "orthanc.json").write_text(json.dumps(settings))
+        with (folder / "orthanc.log").open("wb") as log:
+            self.child = process.spawn([program, str(folder / "orthanc.json")], output=log)
+
+    def ask(self, path, body=None):
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        request = urllib.request.Request(f"http://127.0.0.1:{self.http}{path}", data=data)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.load(answer)
+
+    @property
+    def is_up(self) -> bool:
+        try:
+            return bool(self.ask("/system"))
+        except (urllib.error.URLError, ConnectionError):
+            return False
+
+
+@pytest.fixture
+def orthanc(receiver, tmp_path) -> Iterator[Orthanc]:
+    program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
+    if program is None:
+        pytest.skip("Orthanc is not installed")
+    made = Orthanc(tmp_path, program, receiver.port)
+    try:
+        assert until(lambda: made.is_up, 30, 0.1)
+        yield made
+    finally:
+        process.stop(made.child, (signal.SIGTERM, 10.0))
+
+
+def test_orthanc_forwards_what_it_has_received(receiver, orthanc, tmp_path):
+    assert orthanc.ask("/modalities/similis/echo", {}) == {}
+    for n in range(1, 5):
+        orthanc.ask("/instances", written(instance(n), tmp_path).read_bytes())
+    (study,) = orthanc.ask("/studies")
+    done = orthanc.ask("/modalities/similis/store", {"Resources": [study], "Synchronous": True})
+    assert (done["InstancesCount"], done["FailedInstancesCount"]) == (4, 0)
+    assert receiver.rows("SELECT count(*) FROM image WHERE status = 'received'") == [(4,)]
+    assert receiver.rows("SELECT DISTINCT sender FROM arrival") == [("ORTHANC",)]
+    assert PATIENT not in receiver.said

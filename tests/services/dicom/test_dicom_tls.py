@@ -1,0 +1,126 @@
+"""TLS both ways, with certificates made here."""
+
+import socket
+import ssl
+import subprocess
+import warnings
+from pathlib import Path
+
+import pytest
+from pynetdicom import AE
+
+from services.dicom import echo, tls
+from services.embedded.process import until
+from shared.config import Dicom
+from shared.errors import Invalid
+from tests.services.dicom.conftest import MAMMOGRAM, closing, instance, openssl, written
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory) -> Path:
+    """A CA, a server and a sender that it has signed, and a stranger that it has not."""
+    folder = tmp_path_factory.mktemp("keys")
+    openssl(folder, "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca")
+    for name in ("server", "sender"):
+        openssl(folder, f"req -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}")
+        signed = f"x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {name}.pem -days 2"
+        (folder / f"{name}.ext").write_text("subjectAltName=IP:127.0.0.1\n")
+        openssl(folder, f"{signed} -extfile {name}.ext")
+    openssl(folder, "req -x509 -newkey rsa:2048 -nodes -keyout stranger.key -out stranger.pem -days 2 -subj /CN=me")
+    return folder
+
+
+@pytest.fixture
+def receiver(start, keys):
+    return start(
+        dicom__tls_certificate=keys / "server.pem",
+        dicom__tls_key=keys / "server.key",
+        dicom__tls_ca=keys / "ca.pem",
+        dicom__pdu_s=2,
+    )
+
+
+def caller(keys, name: str | None, maximum: ssl.TLSVersion | None = None) -> ssl.SSLContext:
+    context = ssl.create_default_context(cafile=str(keys / "ca.pem"))
+    if name is not None:
+        context.load_cert_chain(keys / f"{name}.pem", keys / f"{name}.key")
+    if maximum is not None:
+        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        context.maximum_version = maximum
+    return context
+
+
+def associated(receiver, context):
+    ae = AE(ae_title="SCANNER")
+    ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 10
+    ae.add_requested_context(MAMMOGRAM)
+    return ae.associate("127.0.0.1", receiver.port, ae_title="SIMILIS", tls_args=(context, "127.0.0.1"))
+
+
+def test_a_sender_with_a_certificate_is_served_and_nobody_else(receiver, keys):
+    with closing(associated(receiver, caller(keys, "sender"))) as association:
+        assert association.is_established
+        assert association.send_c_store(instance(side=600)).Status == 0
+        assert association.send_c_store(instance(2)).Status == 0
+    assert len(receiver.blobs()) == 2
+    assert not associated(receiver, caller(keys, None)).is_established
+    assert not associated(receiver, caller(keys, "stranger")).is_established
+    assert not receiver.echo(timeout_s=3), "without TLS nothing is said"
+    assert echo.answers(receiver.home, "SIMILIS"), "our own check needs no certificate"
+
+
+def test_who_does_not_finish_the_handshake_holds_nobody_up(receiver, keys):
+    silent = [socket.create_connection(("127.0.0.1", receiver.port), 5, (f"127.0.5.{n}", 0)) for n in range(1, 5)]
+    for one in silent:
+        one.sendall(b"\x16\x03\x01")
+    with closing(associated(receiver, caller(keys, "sender"))) as association:
+        assert association.is_established
+    assert until(lambda: all(_closed(one) for one in silent), 8)
+    for one in silent:
+        one.close()
+
+
+def _closed(connection) -> bool:
+    connection.settimeout(0.05)
+    try:
+        return connection.recv(100) == b"" or _closed(connection)
+    except TimeoutError:
+        return False
+    except OSError:
+        return True
+
+
+def test_old_versions_are_not_spoken(receiver, keys):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that is the point
+        old = caller(keys, "sender", ssl.TLSVersion.TLSv1_1)
+    assert not associated(receiver, old).is_established
+
+
+def test_only_forward_secret_ciphers_are_offered(keys):
+    made = tls.context(Dicom(tls_certificate=keys / "server.pem", tls_key=keys / "server.key"))
+    assert made is not None
+    assert made.verify_mode == ssl.CERT_NONE
+    for cipher in made.get_ciphers():
+        assert cipher["aead"], cipher["name"]
+        assert cipher["name"].startswith(("TLS_", "ECDHE")), cipher["name"]
+
+
+def test_a_key_without_a_certificate_or_of_another_is_told(keys):
+    for wrong in (
+        Dicom(tls_key=keys / "server.key"),
+        Dicom(tls_ca=keys / "ca.pem"),
+        Dicom(tls_certificate=keys / "server.pem", tls_key=keys / "sender.key"),
+        Dicom(tls_certificate=keys / "nothing.pem", tls_key=keys / "server.key"),
+    ):
+        with pytest.raises(Invalid):
+            tls.context(wrong)
+
+
+def test_dcmtk_sends_over_tls(receiver, keys, tmp_path, tool):
+    path = written(instance(3), tmp_path)
+    asked = [tool("storescu"), "-aec", "SIMILIS", "+tls", keys / "sender.key", keys / "sender.pem", "+cf",
+             keys / "ca.pem", "127.0.0.1", str(receiver.port), path]  # fmt: skip
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(receiver.blobs()) == 1
