@@ -6,6 +6,7 @@ Whoever puts a threshold in force holds `Lock.GENERATIONS` alone: what was judge
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any, Literal, NamedTuple
 
 import sqlalchemy as sa
@@ -45,19 +46,20 @@ class Threshold(NamedTuple):
 
     calibration_id: int
     threshold: float | None
-    distance: float | None = None
+    distance: float | None
+    created_at: datetime
 
 
 _IN_FORCE = sa.text(
-    "SELECT DISTINCT ON (modality) modality, id, threshold, CAST(distances ->> 'threshold' AS float8) AS distance "
-    "FROM calibration WHERE model_id = :model ORDER BY modality, id DESC"
+    "SELECT DISTINCT ON (modality) modality, id, threshold, CAST(distances ->> 'threshold' AS float8) AS distance, "
+    "created_at FROM calibration WHERE model_id = :model ORDER BY modality, id DESC"
 )
 
 
 def in_force(db: Session | sa.Connection, model_id: int) -> dict[str, Threshold]:
     """By modality; one that is missing has none."""
     rows = db.execute(_IN_FORCE, {"model": model_id})
-    return {row.modality: Threshold(row.id, row.threshold, row.distance) for row in rows}
+    return {row.modality: Threshold(row.id, row.threshold, row.distance, row.created_at) for row in rows}
 
 
 _GAUSSIANS = sa.text(

@@ -326,3 +326,19 @@ def test_what_names_a_foreign_calibration_is_measured_anew_and_not_moved(calibra
     assert stand(calibrated)[40:] == before
     with calibrated.begin() as db:
         assert quarantine.reject(db, calibrated.number(50), BORIS).reason == AWAY
+
+
+def test_what_distances_are_measured_from_is_read_once_for_each_calibration(calibrated: Bright) -> None:
+    with calibrated.begin() as db:
+        first, again = (standards(db, 1, {"MG"})["MG"] for _ in range(2))
+        assert first.known is again.known
+    calibrated.paint(50)
+    calibrated.take()
+    calibrate(calibrated)
+    with calibrated.begin() as db:
+        newer = standards(db, 1, {"MG"})["MG"]
+        assert newer.known is not None
+        assert first.known is not None
+        assert newer.known.pack() != first.known.pack()
+        stored = calibrations.gaussians(db, [first.calibration_id, newer.calibration_id])
+    assert stored == {first.calibration_id: first.known.pack(), newer.calibration_id: newer.known.pack()}
