@@ -232,7 +232,8 @@ def pick(res: Results, data: str) -> Pick | None:
         took = _ms(exact[first_exact].figure)
         if first is None or took <= 2 or took <= 1.5 * _ms(steady[first].figure):
             rest = "" if first is None else f"; {first} at recall 0.99 takes {_ms(steady[first].figure):.2g} ms"
-            return Pick(data, first_exact, f"exact in {took:.2g} ms{rest}; nothing to tune, no filter loses a neighbour")
+            why = f"exact in {took:.2g} ms{rest}; nothing to tune, no filter loses a neighbour"
+            return Pick(data, first_exact, why)
     if first is None:
         return None
     found = steady[first]
