@@ -1,6 +1,10 @@
 """Backfill as an operation: who may begin one, from where, and how a worker carries it on."""
 
 import json
+import os
+import subprocess
+import sys
+import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -14,6 +18,7 @@ from shared.store import operations
 from shared.store.keys import Scope
 from shared.types import Job
 from tests.api.conftest import CANARY, serving
+from tests.conftest import ROOT
 from tests.dicomweb import RELATED, instance, related, served, sop_uid, study_uid
 
 EVERY = {"StudyDate": "20240101-20241231"}
@@ -229,7 +234,47 @@ def test_what_was_erased_does_not_come_back(client, roomy, source, worker):
     operation_id = begin(client).json()["id"]
     worker()
     told = show(client, operation_id)
-    assert told["counts"]["pulled"] == 0
+    assert told["counts"] == {"studies": 2, "pulled": 0, "held": 2, "turned_away": 2, "missing": 0}
     with roomy.rt.transaction() as db:
         left = set(db.scalars(sa.text("SELECT sop_uid FROM image WHERE status <> 'deleted'")))
     assert left == {sop_uid(2, 1), sop_uid(2, 2)}
+
+
+WORKER = "import workers.pull; workers.pull.pull_studies()"
+
+
+def test_a_worker_that_is_killed_is_followed_by_one_that_goes_on(client, roomy, source, worker, models, tmp_path):
+    """A real process, killed between two of four instances."""
+    operation_id = begin(client, rate=1).json()["id"]
+    rt = roomy.rt
+    environment = os.environ | {
+        "SIMILIS_HOME": str(rt.settings.home),
+        "SIMILIS_MODELS": str(models),
+        "SIMILIS_PSEUDONYM_KEY": rt.settings.pseudonym_key.get_secret_value(),
+        "SIMILIS_DATABASE__URL": rt.settings.database.url.get_secret_value(),
+        "SIMILIS_BROKER__URL": "redis://127.0.0.1:1/0",
+        "SIMILIS_INTAKE__RESERVE_MB": "0",
+        "SIMILIS_INTAKE__DICOMWEB_SOURCES": json.dumps(
+            [{"name": "pacs", "url": source, "token_file": str(tmp_path / "token")}]
+        ),
+    }
+    with subprocess.Popen([sys.executable, "-c", WORKER], env=environment, cwd=ROOT) as process:
+        deadline = time.monotonic() + 60
+        while not 0 < show(client, operation_id)["done"] < 4:
+            assert time.monotonic() < deadline
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.kill()
+    assert show(client, operation_id)["state"] == "running"
+    worker()
+    assert show(client, operation_id)["done"] < 4  # the lease still holds
+    with rt.transaction() as db:
+        db.execute(sa.text("UPDATE operation SET lease_until = clock_timestamp()"))
+        db.execute(sa.text("UPDATE operation SET params = params - 'rate'"))
+    worker()
+    settle(roomy)
+    told = show(client, operation_id)
+    assert (told["state"], told["done"]) == ("succeeded", 4)
+    with rt.transaction() as db:
+        assert db.scalar(sa.text("SELECT count(*) FROM image")) == 4
+        assert db.scalar(sa.text("SELECT count(*) FROM arrival WHERE outcome = 'taken'")) == 4

@@ -1,7 +1,12 @@
 """QIDO-RS: what is found, what an answer holds, and what is refused."""
 
+import re
+
+from services.api import qido, storing
+from services.api.dicom_json import ATTRIBUTES
 from shared.store.keys import Scope
 from tests.api.conftest import CANARY
+from tests.conftest import ROOT
 
 STUDY, SERIES, SOP = "0020000D", "0020000E", "00080018"
 
@@ -143,3 +148,11 @@ def test_another_form_of_answer_is_refused(client, filled):
 def test_asking_needs_a_key_that_may_read(client, filled):
     client.headers.update(filled.key(Scope.INGEST))
     assert client.get("/dicom-web/studies").status_code == 403
+
+
+def test_the_conformance_statement_names_every_attribute_and_reason():
+    text = (ROOT / "docs" / "dicomweb.md").read_text(encoding="utf-8")
+    for keyword in (*qido.MATCHED, *qido.DEFAULT["study"], *qido.DEFAULT["series"], *qido.DEFAULT["instance"]):
+        assert ATTRIBUTES[keyword][0] in text, keyword
+    codes = {value for name, value in vars(storing).items() if name.isupper() and isinstance(value, int)}
+    assert {int(code, 16) for code in re.findall(r"^\| 0x([0-9A-F]{4}) ", text, re.MULTILINE)} == codes

@@ -1,0 +1,41 @@
+"""`similis backfill`: what it asks for, and how it ends."""
+
+import pytest
+
+from tests.cli.test_cli_ingest import ID, operation
+
+
+def test_it_asks_for_what_was_typed_and_follows_to_the_end(similis, server, tmp_path):
+    server.on("POST /v1/ingest/backfills", operation(), 202)
+    server.on(f"GET /v1/operations/{ID}", operation("succeeded", done=4, total=4))
+    secret = tmp_path / "word"
+    ran = similis(
+        "backfill", "--dicomweb", "https://pacs/dicom-web", "--query", "StudyDate=20200101-20201231",
+        "--query", "ModalitiesInStudy=MG", "--rate", "5/s", "--between", "22:00-06:00", "--user", "me",
+        "--password-file", secret, "--url", server.url,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    asked = server.asked[0]
+    assert asked.json == {
+        "dicomweb": "https://pacs/dicom-web",
+        "query": {"StudyDate": "20200101-20201231", "ModalitiesInStudy": "MG"},
+        "rate": 5.0,
+        "between": "22:00-06:00",
+        "user": "me",
+        "password_file": str(secret),
+    }
+    assert asked.headers["Idempotency-Key"]
+    assert "succeeded" in ran.out
+
+
+def test_without_waiting_it_tells_the_operation(similis, server):
+    server.on("POST /v1/ingest/backfills", operation(), 202)
+    ran = similis("backfill", "--dicomweb", "pacs", "--no-wait", "--url", server.url)
+    assert (ran.code, ran.out.strip()) == (0, ID)
+
+
+@pytest.mark.parametrize("wrong", [("--query", "StudyDate"), ("--rate", "fast")])
+def test_what_is_typed_wrong_is_not_asked(similis, server, wrong):
+    ran = similis("backfill", "--dicomweb", "pacs", *wrong, "--url", server.url)
+    assert ran.code == 5
+    assert server.asked == []
