@@ -6,7 +6,7 @@ has shown that it finds what an exact search finds.
 
 import time
 import uuid
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -174,12 +174,16 @@ def _switch(
     until = time.monotonic() + patience_s
     while True:
         try:
-            _check_gaps(db, found, accept)  # without the lock: a refusal disturbs nobody
+            since = coverage.moment(db)
+            known = coverage.gaps(db, found.id, found.model_id, MOST_GAPS + 1)
+            _check_gaps(db, found, accept, known)  # without the lock: a refusal disturbs nobody
             with db.begin_nested():  # gives the lock back where it fails
                 alone(db, Lock.GENERATIONS)
                 if leaving is not None and _before(db, leaving) != found.id:
                     raise Conflict("the generation to roll back to has changed meanwhile")
-                found.accepted = [gap.image_id for gap in _check_gaps(db, found, accept)]
+                lacking = coverage.gaps_now(db, found.id, found.model_id, MOST_GAPS + 1, known, since)
+                _check_gaps(db, found, accept, lacking)
+                found.accepted = [gap.image_id for gap in lacking]
                 generations.publish(db, found.id)
         except _Behind:
             if time.monotonic() >= until:
@@ -189,10 +193,9 @@ def _switch(
             return found
 
 
-def _check_gaps(db: Session, found: Generation, accept: Collection[str]) -> list[Gap]:
-    """The accepted exceptions. Raises: `Conflict` for any gap that is not."""
+def _check_gaps(db: Session, found: Generation, accept: Collection[str], lacking: Sequence[Gap]) -> None:
+    """Raises: `Conflict` for any gap that is not accepted."""
     named = frozenset(accept)
-    lacking = coverage.gaps(db, found.id, found.model_id, MOST_GAPS + 1)
     left = [gap for gap in lacking if named.isdisjoint(gap.named)]
     if left or len(lacking) > MOST_GAPS:
         covered = coverage.count(db, found.id, found.model_id)
@@ -201,7 +204,6 @@ def _check_gaps(db: Session, found: Generation, accept: Collection[str]) -> list
             f"generation {found.id} covers {covered.covered} of {covered.images} images, {len(left)} are lacking and "
             f"not accepted: {some}{' ...' if len(left) > TOLD else ''}"
         )
-    return lacking
 
 
 def _check_recall(db: Session, found: Generation) -> None:

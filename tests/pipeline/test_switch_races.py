@@ -7,12 +7,14 @@ from contextlib import contextmanager
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from shared.errors import Conflict
 from shared.pipeline import lifecycle, reindex
 from shared.store import coverage, generations, operations
+from shared.store.locks import Lock
 from shared.store.tables import Generation
-from tests.miniature import Platform
+from tests.miniature import Platform, header
 
 
 @pytest.fixture
@@ -128,3 +130,65 @@ def test_an_image_that_left_no_trace_in_a_build_is_missing_and_found_again(fille
     filled.reindex()
     publish(filled, number)
     assert filled.published().generation_id == number
+
+
+def late_image(p: Platform, number: int) -> None:
+    """In the live generation; of this one its row is still due."""
+    p.put("late.dcm", header(8))
+    p.scan()
+    p.encode()
+    with p.begin() as db:
+        db.execute(
+            sa.text("UPDATE ledger SET state = 'applied', applied_at = clock_timestamp() WHERE generation_id = 1")
+        )
+
+
+def refused_point(p: Platform, number: int) -> None:
+    """No moment of the row says when it failed."""
+    with p.begin() as db:
+        statement = (
+            "UPDATE ledger SET state = 'failed', last_error = 'refused' WHERE generation_id = :g AND image_id = 3"
+        )
+        db.execute(sa.text(statement), {"g": number})
+
+
+@pytest.mark.parametrize(("write", "reason"), [(late_image, "to-index"), (refused_point, "refused")])
+@pytest.mark.parametrize("hidden", [False, True])
+def test_what_is_written_between_the_first_look_and_the_lock_is_looked_at(
+    filled: Platform,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[Platform, int], None],
+    reason: str,
+    hidden: bool,
+) -> None:
+    """`hidden`: where the moments of others cannot be known, everything is looked at again."""
+    number = built(filled)
+    lock = lifecycle.alone
+
+    def late(db: Session, which: Lock) -> None:
+        write(filled, number)
+        lock(db, which)
+
+    monkeypatch.setattr(lifecycle, "alone", late)
+    if hidden:
+        monkeypatch.setattr(coverage, "moment", lambda _db: None)
+    with pytest.raises(Conflict, match=reason), filled.begin() as db:
+        lifecycle.publish(db, number, patience_s=0)
+
+
+def test_a_moment_is_before_whatever_is_under_way(filled: Platform) -> None:
+    """A transaction that has written, and commits after the moment was asked for."""
+    with filled.begin() as db, filled.begin() as other:
+        other.execute(sa.text("UPDATE ledger SET applied_at = clock_timestamp() WHERE image_id = 1"))
+        since = coverage.moment(db)
+        written = other.execute(sa.text("SELECT max(applied_at) FROM ledger WHERE image_id = 1")).scalar_one()
+        assert since is not None
+        assert since <= written
+
+
+def test_few_images_are_looked_at_again_and_accepted_gaps_stay_accepted(filled: Platform) -> None:
+    number = built(filled)
+    refused_point(filled, number)
+    with filled.begin() as db:
+        published = lifecycle.publish(db, number, ["3"])
+        assert published.accepted == [3]

@@ -159,7 +159,7 @@ def _detail(rt: Runtime, db: Session, row: Generation) -> dict[str, Any]:
     db.refresh(row)
     named = {model.id: model for model in generations.models(db)}
     covered = coverage.count(db, row.id, row.model_id)
-    lacking = coverage.gaps(db, row.id, row.model_id, SHOWN)
+    lacking = coverage.gaps(db, row.id, row.model_id, SHOWN) if covered.images > covered.covered else []
     operation = None if row.operation_id is None else operations.get(db, row.operation_id)
     return _generation(db, row, named) | {
         "index": None if row.state == "retired" else _index(rt, row),
