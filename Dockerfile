@@ -23,5 +23,5 @@ ENV PATH=/opt/similis/bin:$PATH \
 USER similis
 WORKDIR /var/lib/similis
 VOLUME /var/lib/similis
-EXPOSE 8000
+EXPOSE 8000 11112
 CMD ["similis", "api"]

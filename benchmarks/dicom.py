@@ -48,6 +48,10 @@ class Receiving:
     blobs: Path
     log: Path
 
+    def receivers(self) -> list[int]:
+        """The processes behind the door."""
+        return [int(pid) for pid in _read(Path(f"/proc/{self.pid}/task/{self.pid}/children")).split()]
+
     def processes(self) -> list[int]:
         """The door, its receivers, and their sandboxes."""
         found = [self.pid]
@@ -246,7 +250,7 @@ def _text(options: argparse.Namespace, figures: dict[str, Any]) -> list[str]:
         ),
         "",
         f"Memory of the receiver (door, receivers, sandboxes; anonymous): {memory['first']} MiB at first,",
-        f"{memory['last']} MiB at last; per 1,000 instances after the warm part {memory['slope_per_1000']} MiB: {flat}.",
+        f"{memory['last']} MiB at last, {memory['slope_per_1000']} MiB per 1,000 after the first 30 %: {flat}.",
         f"Of {missing['expected']:,} instances that were acknowledged, {missing['rows_missing']} have no row,",
         f"{missing['files_missing']} no file, and {missing['files_with_other_bytes']} other bytes;",
         f"{missing['files_too_many']} files are too many.",

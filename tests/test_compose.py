@@ -41,7 +41,7 @@ SECRET = {name for name, value in KNOWN.items() if isinstance(value, SecretStr)}
 
 def test_it_names_every_process_of_production():
     assert set(SERVICES) == {
-        "postgres", "broker", "qdrant", "migrate", "api", "worker-scan", "worker-ingest", "worker-index",
+        "postgres", "broker", "qdrant", "migrate", "api", "dicom", "worker-scan", "worker-ingest", "worker-index",
         "worker-reindex", "beat",
     }  # fmt: skip
 
@@ -76,8 +76,11 @@ def test_whatever_keeps_running_has_a_health_check(name):
     assert SERVICES[name]["healthcheck"]["test"][0] in {"CMD", "CMD-SHELL"}
 
 
-def test_only_the_api_is_published_and_only_on_this_machine():
-    assert {name: one["ports"] for name, one in SERVICES.items() if "ports" in one} == {"api": ["127.0.0.1:8000:8000"]}
+def test_only_the_api_and_the_receiver_are_published_and_only_on_this_machine():
+    assert {name: one["ports"] for name, one in SERVICES.items() if "ports" in one} == {
+        "api": ["127.0.0.1:8000:8000"],
+        "dicom": ["${SIMILIS_DICOM_ADDRESS:-127.0.0.1}:11112:11112"],
+    }
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -142,6 +145,8 @@ class Production:
 
     def __init__(self, folder, database_url, broker_url):
         self.folder, self.port = folder, free_port("127.0.0.1", 0)
+        self.dicom_port = free_port("127.0.0.1", 0)
+        (folder / "peers.toml").write_text('[[peer]]\nae_title = "SCANNER"\naddresses = ["127.0.0.1"]\n')
         self.secrets = folder / "secrets"
         production.write_secrets(self.secrets)
         (self.secrets / "database_url").write_text(database_url)
@@ -154,6 +159,9 @@ class Production:
             "SIMILIS_HOME": str(self.folder / "home"),
             "SIMILIS_QDRANT__URL": f"unix://{self.socket}",
             "SIMILIS_API__PORT": str(self.port),
+            "SIMILIS_DICOM__PORT": str(self.dicom_port),
+            "SIMILIS_DICOM__PEERS": str(self.folder / "peers.toml"),
+            "SIMILIS_DICOM__METRICS_PORT": "0",
         }
         named = {
             name: value.replace("/run/secrets", str(self.secrets)) for name, value in service["environment"].items()
@@ -195,7 +203,7 @@ class Production:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5) as answer:
                 return answer.status, json.load(answer)
-        except (urllib.error.URLError, ConnectionError):
+        except OSError:  # refused, or too slow while everything starts
             return None, None
 
     def log(self, name):
@@ -222,10 +230,10 @@ def started(tmp_path, postgres_url, valkey_url):
 def test_the_very_commands_become_ready_against_separate_engines(started):
     started.start_vectors()
     assert started.start("migrate").wait(60) == 0, started.log("migrate")
-    for name in ("api", "worker-scan", "worker-ingest", "worker-index", "worker-reindex", "beat"):
+    for name in ("api", "dicom", "worker-scan", "worker-ingest", "worker-index", "worker-reindex", "beat"):
         started.start(name)
     assert until(lambda: started.readyz()[0] == 200, 60, 0.1), started.log("api")
-    for name in ("worker-scan", "worker-ingest", "worker-index", "worker-reindex", "beat"):
+    for name in ("dicom", "worker-scan", "worker-ingest", "worker-index", "worker-reindex", "beat"):
         assert until(lambda name=name: started.check(name) == 0, 60, 0.2), started.log(name)
         assert not has_ended(started.children[name])
     key = (started.secrets / "api_key").read_text()
@@ -248,5 +256,6 @@ def test_a_migration_may_be_run_twice(started):
     assert started.start("migrate").wait(60) == 0, started.log("migrate")
 
 
-def test_a_worker_that_never_ran_is_not_healthy(started):
-    assert started.check("worker-ingest") == 1
+@pytest.mark.parametrize("name", ["worker-ingest", "dicom"])
+def test_what_never_ran_is_not_healthy(started, name):
+    assert started.check(name) == 1

@@ -196,7 +196,7 @@ class Asker:
 
     def store(self, template: Template) -> None:
         """An instance among all this; a sender tries again where there is no room for it."""
-        number = len(self.waits)
+        number = time.monotonic_ns() % 10**12
         for _ in range(20):
             with contextlib.suppress(OSError, struct.error), Sender(self.receiver.port, "ASKER") as sender:
                 self.stored += sender.store(uid_of(number), template.instance(number)) == 0
@@ -207,7 +207,11 @@ class Asker:
 def run(receiver: Receiving, pdus: int, seed: int) -> dict[str, object]:
     """Everything at once until the PDUs are sent; returns what was seen."""
     attack, asker, template = Attack(receiver, seed, pdus), Asker(receiver), Template(64)
-    before = {pid: anonymous_mib(pid) for pid in receiver.processes()}
+    for _ in range(8):  # both have their sandbox
+        asker.ask()
+        asker.store(template)
+    asker = Asker(receiver)
+    before, memory = set(receiver.receivers()), _memory(receiver)
     attackers = [threading.Thread(target=attack.mutate, args=[n], daemon=True) for n in range(ATTACKERS)]
     others = [threading.Thread(target=attack.stall, args=[words, name], daemon=True) for name, words in STALLS.items()]
     others += [threading.Thread(target=one, daemon=True) for one in (attack.trickle, attack.flood, attack.bare)]
@@ -223,7 +227,6 @@ def run(receiver: Receiving, pdus: int, seed: int) -> dict[str, object]:
     for thread in others:
         thread.join(20)
     asker.ask()
-    after = {pid: anonymous_mib(pid) for pid in receiver.processes()}
     log = receiver.log.read_text(errors="replace")
     parts = [path for path in receiver.blobs.rglob("*.part") if path.is_file()]
     return {
@@ -235,11 +238,22 @@ def run(receiver: Receiving, pdus: int, seed: int) -> dict[str, object]:
         "echo_median_s": round(sorted(asker.waits)[len(asker.waits) // 2], 3),
         "stored_meanwhile": asker.stored,
         "receivers_ended": log.count("receiver_ended"),
-        "same_processes": sorted(before)[:3] == sorted(after)[:3],
-        "memory_mib": [round(sum(before.values()), 1), round(sum(after.values()), 1)],
+        "same_receivers": before == set(receiver.receivers()),
+        "memory_mib_before": memory,
+        "memory_mib_after": _memory(receiver),
         "parts_left": len(parts),
         "texts_of_peers_in_log": log.count("EVIL"),
     }
+
+
+def _words(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{count:,} {what}" for what, count in sorted(value.items()))
+    return str(value)
+
+
+def _memory(receiver: Receiving) -> float:
+    return round(sum(anonymous_mib(pid) for pid in receiver.processes()), 1)
 
 
 def main() -> None:
@@ -265,7 +279,7 @@ def main() -> None:
         "connects at once, from thousands of loopback addresses that are all admitted; a C-ECHO every two seconds,",
         "tried again where there is no room, and an instance after each.",
         "",
-        *report.table(("what", "seen"), [(what.replace("_", " "), value) for what, value in seen.items()]),
+        *report.table(("what", "seen"), [(what.replace("_", " "), _words(value)) for what, value in seen.items()]),
     ]
     report.write("hostile", about, {"seen": seen}, body, options.out)
     if not good:
