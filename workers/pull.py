@@ -10,7 +10,8 @@ from shared.log import get
 from shared.pipeline import pull
 from shared.pipeline.dicomweb import Archive
 from shared.pipeline.lease import Keeper
-from shared.pipeline.pull import Hours, Plan, Progress, Pull, Stopped
+from shared.pipeline.pace import Hours
+from shared.pipeline.pull import Plan, Progress, Pull, Stopped
 from shared.store import operations
 from shared.store.operations import Held
 from shared.store.session import enqueue

@@ -5,26 +5,25 @@ last study that is done, so whoever goes on after a kill asks for that study aga
 """
 
 import json
-import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from datetime import date, datetime, timedelta
-from datetime import time as clock
+from datetime import date, timedelta
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 from sqlalchemy.orm import Session
 from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
 
-from shared.errors import Denied, Invalid
+from shared.errors import Denied
 from shared.imaging.reasons import Reason
 from shared.multipart import End
 from shared.pipeline.arrive import Arrived, arrive
 from shared.pipeline.dicomweb import Archive, Away, Odd
+from shared.pipeline.pace import Pace
 from shared.pipeline.receive import Inspector, Rules
-from shared.pipeline.streamed import BATCH, Streamed
+from shared.pipeline.streamed import Streamed
 from shared.store import pulls
 from shared.store.arrivals import Origin
 from shared.store.blobs import Blobs, Part
@@ -37,7 +36,6 @@ MOST_STUDIES = 2000  #: a window that has more is halved, down to one day
 ENOUGH = 200_000  #: of a window that is not halved
 ATTEMPTS = 5
 PATIENCE_S = 20.0  #: the longest wait between two attempts
-LISTENING_S = 5.0  #: however slow the pull, so often is a stop heard, or once for each instance
 
 LOST = ("failed", Reason.SOURCE.value)  #: an instance that did not come
 
@@ -80,53 +78,6 @@ class Progress:
         known = {name: counts[name] for name in cls.__slots__ if name in counts}
         done = sum(counts.get(name, 0) for name in ("pulled", "held", "turned_away", "missing"))
         return cls(**(known | {"total": max(total, done), "done": done}))
-
-
-@dataclass(frozen=True, slots=True)
-class Hours:
-    """When it may run, by this machine's clock; 22:00-06:00 goes over midnight."""
-
-    begin: clock
-    end: clock
-
-    @classmethod
-    def read(cls, text: str) -> Self:
-        """Raises: `Invalid`."""
-        try:
-            begin, end = (datetime.strptime(part, "%H:%M").time() for part in text.split("-"))  # noqa: DTZ007
-        except ValueError:
-            raise Invalid("hours read 22:00-06:00") from None
-        if begin == end:
-            raise Invalid("hours that begin when they end are none")
-        return cls(begin, end)
-
-    def closed_s(self, now: datetime) -> float:
-        """Seconds until they begin; 0 while they last."""
-        moment = now.time()
-        inside = self.begin <= moment < self.end if self.begin < self.end else not self.end <= moment < self.begin
-        if inside:
-            return 0.0
-        opening = datetime.combine(now.date(), self.begin, now.tzinfo)
-        return (opening + timedelta(days=moment >= self.begin) - now).total_seconds()
-
-
-class Pace:
-    """So many instances a second, and none at once to make up for a pause."""
-
-    def __init__(self, rate_per_s: float | None) -> None:
-        self._every_s = 1 / rate_per_s if rate_per_s else 0.0
-        self._next = 0.0
-
-    def wait(self) -> None:
-        now = time.monotonic()
-        if self._next > now:
-            time.sleep(self._next - now)
-        self._next = max(now, self._next) + self._every_s
-
-    @property
-    def batch(self) -> int:
-        """Instances that are taken in together, so that a stop is heard in time."""
-        return BATCH if not self._every_s else max(1, min(BATCH, int(LISTENING_S / self._every_s)))
 
 
 @dataclass(slots=True, kw_only=True)

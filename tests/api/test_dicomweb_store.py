@@ -10,7 +10,7 @@ from shared.errors import Unavailable
 from shared.pipeline import encode, project, streamed
 from shared.pipeline.admission import Action, Admission, Rule
 from shared.store.blobs import Full
-from tests.api.conftest import serving
+from tests.api.conftest import CANARY, serving
 from tests.dicomweb import BOUNDARY, MAMMOGRAM, RELATED, instance, related, sop_uid, study_uid
 
 REFERENCED, FAILED, OTHERS, REASON = "00081199", "00081198", "0008119A", "00081197"
@@ -177,3 +177,34 @@ def test_what_was_stored_is_encoded_and_found(client, archive):
     project.drain(archive.rt.transaction, archive.rt.index, gather_s=0)
     found = client.get(f"/v1/studies/{study_uid(1)}/similar").json()
     assert [study["study_instance_uid"] for study in found["studies"]] == [study_uid(2)]
+
+
+def test_no_answer_and_no_log_line_names_the_patient(client, archive, capsys):
+    """What names a patient is in what is sent and asked, and nowhere else but in the file itself."""
+    names = dict.fromkeys(("PatientName", "PatientID", "AccessionNumber", "StudyDescription", "OperatorsName"), CANARY)
+    study = f"/dicom-web/studies/{study_uid(1)}"
+    answers = [
+        send(client, instance(1, 1, **names), instance(1, 2, **names)[:700]),
+        client.get(f"/dicom-web/studies?PatientName={CANARY}"),
+        client.get(f"/dicom-web/studies?AccessionNumber={CANARY}"),
+        client.get(f"/dicom-web/studies?{CANARY}=1"),
+        client.get("/dicom-web/instances?includefield=all"),
+        client.get(f"/dicom-web/studies?includefield={CANARY}"),
+        client.get(f"{study}/metadata"),
+        client.get(f"{study}/{CANARY}"),
+        client.get(study, headers={"Accept": CANARY}),
+        client.get("/metrics"),
+    ]
+    assert {answer.status_code for answer in answers} == {200, 202, 400, 404, 406}
+    for answer in answers:
+        assert CANARY not in answer.text, answer.request.url
+        assert CANARY not in str(answer.headers), answer.request.url
+    logged = capsys.readouterr()
+    assert "request" in logged.out
+    assert CANARY not in logged.out + logged.err
+    assert study_uid(1) not in logged.out + logged.err
+    with archive.rt.transaction() as db:
+        tables = list(db.scalars(sa.text("SELECT tablename FROM pg_tables WHERE schemaname = 'public'")))
+        rows = [str(db.execute(sa.text(f'SELECT * FROM "{table}"')).all()) for table in tables]
+    assert study_uid(1) in "".join(rows)
+    assert CANARY not in "".join(rows)

@@ -18,7 +18,9 @@ from shared.errors import Denied, Invalid
 from shared.imaging.sandbox import Sandbox
 from shared.pipeline import pull
 from shared.pipeline.dicomweb import Access, Archive, Away, checked
-from shared.pipeline.pull import Hours, Pace, Plan, Progress, Pull, Stopped
+from shared.pipeline.pace import Hours, Pace
+from shared.pipeline.pull import Plan, Progress, Pull, Stopped
+from shared.pipeline.streamed import BATCH
 from shared.store.blobs import Blobs
 from tests.dicomweb import RELATED, instance, related, sop_uid, study_uid
 from tests.miniature import Platform
@@ -322,7 +324,7 @@ def test_the_rate_is_kept(puller, peer):
     assert puller.run(Plan(query={}, first=date(2024, 1, 1), last=date(2024, 12, 31), rate_per_s=10))
     assert time.monotonic() - began >= 0.5
     assert Pace(1).batch == 5
-    assert Pace(None).batch == pull.BATCH
+    assert Pace(None).batch == BATCH
 
 
 def test_credentials_are_read_from_their_files_and_stand_in_no_text(peer, tmp_path):

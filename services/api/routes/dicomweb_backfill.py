@@ -13,7 +13,7 @@ from services.api.routes.operations import detail
 from services.api.schemas import Codes, In, Range, ServerPath, Uids, dates
 from shared.errors import Invalid
 from shared.pipeline import pull
-from shared.pipeline.pull import Hours
+from shared.pipeline.pace import Hours
 from shared.store import operations
 from shared.store.session import enqueue
 from shared.types import Job

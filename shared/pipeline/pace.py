@@ -1,0 +1,59 @@
+"""When a pull may run, and how fast."""
+
+import time
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from datetime import time as clock
+from typing import Self
+
+from shared.errors import Invalid
+from shared.pipeline.streamed import BATCH
+
+LISTENING_S = 5.0  #: however slow the pull, so often is a stop heard, or once for each instance
+
+
+@dataclass(frozen=True, slots=True)
+class Hours:
+    """When it may run, by this machine's clock; 22:00-06:00 goes over midnight."""
+
+    begin: clock
+    end: clock
+
+    @classmethod
+    def read(cls, text: str) -> Self:
+        """Raises: `Invalid`."""
+        try:
+            begin, end = (datetime.strptime(part, "%H:%M").time() for part in text.split("-"))  # noqa: DTZ007
+        except ValueError:
+            raise Invalid("hours read 22:00-06:00") from None
+        if begin == end:
+            raise Invalid("hours that begin when they end are none")
+        return cls(begin, end)
+
+    def closed_s(self, now: datetime) -> float:
+        """Seconds until they begin; 0 while they last."""
+        moment = now.time()
+        inside = self.begin <= moment < self.end if self.begin < self.end else not self.end <= moment < self.begin
+        if inside:
+            return 0.0
+        opening = datetime.combine(now.date(), self.begin, now.tzinfo)
+        return (opening + timedelta(days=moment >= self.begin) - now).total_seconds()
+
+
+class Pace:
+    """So many instances a second, and none at once to make up for a pause."""
+
+    def __init__(self, rate_per_s: float | None) -> None:
+        self._every_s = 1 / rate_per_s if rate_per_s else 0.0
+        self._next = 0.0
+
+    def wait(self) -> None:
+        now = time.monotonic()
+        if self._next > now:
+            time.sleep(self._next - now)
+        self._next = max(now, self._next) + self._every_s
+
+    @property
+    def batch(self) -> int:
+        """Instances that are taken in together, so that a stop is heard in time."""
+        return BATCH if not self._every_s else max(1, min(BATCH, int(LISTENING_S / self._every_s)))
