@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
-from benchmarks import decode, files, gallery, load, memory, parts, processes, real, report
+from benchmarks import files, gallery, load, memory, processes, real, report
 from benchmarks.gallery import Gallery
-from benchmarks.intake import Round, Taken
-from benchmarks.parts import Part
+from benchmarks.ingest import decode, parts
+from benchmarks.ingest.intake import Round, Taken
+from benchmarks.ingest.parts import Part
 from shared.encoder.build import build
 from shared.encoder.runtime import load as load_encoder
 from shared.errors import NotFound

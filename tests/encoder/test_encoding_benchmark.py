@@ -1,7 +1,7 @@
 import json
 from pathlib import Path
 
-from benchmarks.encoding import main
+from benchmarks.ingest.encoding import main
 
 
 def test_the_encoding_benchmark_reports_what_it_measured(tmp_path: Path) -> None:

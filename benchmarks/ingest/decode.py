@@ -1,7 +1,7 @@
 """Decoding through the sandbox by transfer syntax, and JPEG 2000 at the resolution that the recipe needs.
 
-`python -m benchmarks.decode` writes phantoms of 2294 x 1914 in each syntax, decodes them in turn, compares reduced with
-full decoding of the same codestreams, and says what the reduction does to embeddings.
+`python -m benchmarks.ingest.decode` writes phantoms of 2294 x 1914 in each syntax, decodes them in turn, compares
+reduced with full decoding of the same codestreams, and says what the reduction does to embeddings.
 """
 
 import argparse
@@ -54,7 +54,7 @@ Archive = dict[str, list[Path]]
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
-    about = report.facts("decode", {"phantoms": SEED, "weights": 0})
+    about = report.facts("ingest.decode", {"phantoms": SEED, "weights": 0})
     with tempfile.TemporaryDirectory(prefix="similis-decode-", dir=options.scratch) as scratch:
         folder = Path(scratch)
         timed = write(folder / "timed", options.files, options.rows, options.cols, SYNTAXES)
@@ -253,7 +253,7 @@ def _text(figures: Json) -> list[str]:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.decode", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ingest.decode", description=__doc__.splitlines()[0])
     parser.add_argument("--files", type=int, default=8, help="timed files of each syntax")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--images", type=int, default=60, help="images whose embeddings are compared")

@@ -1,6 +1,6 @@
 """Forward passes: ONNX Runtime against eager torch, the same weights, the same frames, interleaved.
 
-`python -m benchmarks.encoding` builds each model (untrained: speed does not depend on the values), measures, and
+`python -m benchmarks.ingest.encoding` builds each model (untrained: speed does not depend on the values), measures, and
 writes `benchmarks/results/encoding.md` and `.json`. Rounds in which other processes used the machine are thrown
 away: torch's threads wait for one another, so a busy machine makes it five times slower and flatters the ratio.
 """
@@ -8,7 +8,6 @@ away: torch's threads wait for one another, so a busy machine makes it five time
 import argparse
 import json
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -23,6 +22,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import report
 from shared.encoder.base import Encoder
 from shared.encoder.build import build
 from shared.encoder.export import agreement
@@ -32,7 +32,6 @@ from shared.encoder.samples import samples
 from shared.encoder.simplify import simplify
 from shared.types import Pixels
 
-RESULTS = Path(__file__).parent / "results"
 ARCHITECTURES = ("densenet121", "resnet50", "efficientnet_b0", "vgg16")
 QUIET = 0.1  #: share of a core that others may use in a round that counts
 PATIENCE = 2  #: rounds tried for each that is wanted
@@ -85,10 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 print(_line(rows[-1]), flush=True)
     facts = {
         "command": shlex.join(
-            ["python", "-m", "benchmarks.encoding", *(sys.argv[1:] if arguments is None else arguments)]
+            ["python", "-m", "benchmarks.ingest.encoding", *(sys.argv[1:] if arguments is None else arguments)]
         ),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": _machine(),
+        "machine": report.machine(),
         "versions": {name: version(name) for name in ("torch", "torchvision", "onnxruntime", "numpy")},
         "load_average": [round(load, 1) for load in os.getloadavg()],
         "build_s": seconds,
@@ -192,13 +191,6 @@ def _spread(values: Sequence[float]) -> Spread:
     return Spread(low=round(low, 2), median=round(median, 2), high=round(high, 2))
 
 
-def _machine() -> str:
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    return f"{model}, {os.cpu_count()} cores, {memory:.0f} GiB, {platform.system()}, Python {platform.python_version()}"
-
-
 def _line(row: Row) -> str:
     def cell(spread: Spread) -> str:
         return f"{spread.median:.1f} ({spread.low:.1f} to {spread.high:.1f})"
@@ -253,12 +245,12 @@ def _markdown(facts: Mapping[str, object], rows: Sequence[Row]) -> str:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.encoding", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ingest.encoding", description=__doc__.splitlines()[0])
     parser.add_argument("architectures", nargs="*", default=ARCHITECTURES)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, nargs="+", default=(1, 2))
     parser.add_argument("--batches", type=int, nargs="+", default=(1, 8))
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--out", type=Path, default=report.RESULTS)
     parser.add_argument("--scratch", type=Path, default=None, help="where the models are built; VGG16 needs 2 GB")
     return parser.parse_args(arguments)
 

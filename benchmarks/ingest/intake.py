@@ -1,8 +1,8 @@
 """Intake end to end against the limit that decoding and the forward pass set together on the same cores.
 
-`python -m benchmarks.intake` starts the embedded stack, takes in full-size Explicit VR LE mammograms with DenseNet121
-and with the null encoder, and measures both parts alone in the same rounds. `--memory 5000` (and `--small` for tiny
-files) watches the memory of every process instead.
+`python -m benchmarks.ingest.intake` starts the embedded stack, takes in full-size Explicit VR LE mammograms with
+DenseNet121 and with the null encoder, and measures both parts alone in the same rounds. `--memory 5000` (and `--small`
+for tiny files) watches the memory of every process instead.
 """
 
 import argparse
@@ -15,9 +15,10 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from benchmarks import files, parts, report
+from benchmarks import files, report
+from benchmarks.ingest import parts
+from benchmarks.ingest.parts import Part
 from benchmarks.memory import FLAT_MIB, Memory
-from benchmarks.parts import Part
 from benchmarks.processes import Stopwatch, others_share
 from benchmarks.report import Json, Spread
 from benchmarks.stack import Stack
@@ -78,7 +79,7 @@ class Round:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
-    about = report.facts("intake", {"files": options.seed, "weights": 1})
+    about = report.facts("ingest.intake", {"files": options.seed, "weights": 1})
     with tempfile.TemporaryDirectory(prefix="similis-intake-", dir=options.scratch) as scratch:
         folder = Path(scratch)
         if options.memory:
@@ -316,7 +317,7 @@ def _name(options: argparse.Namespace) -> str:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.intake", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.ingest.intake", description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=600, help="files per round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--encoders", nargs="+", choices=list(ENCODERS), default=list(ENCODERS))
