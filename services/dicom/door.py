@@ -1,8 +1,8 @@
 """The door: accepts connections, counts them, and hands each to the receiver that has the fewest.
 
-One process accepts, so the limits are exact and the load is even; the kernel spreads eight connections over two
-processes of one port (SO_REUSEPORT) three to five or worse half of the time, and a process that inherits the
-listening socket takes what it can, not what is fair. The door itself parses nothing that a peer sends, so no peer
+One process accepts, so the limits are exact and the load is even: of eight connections to two processes of one port
+(SO_REUSEPORT), the kernel gave one of them six or more in 299 of 1,000 trials, and processes that inherit one
+listening socket would each count for themselves. The door itself parses nothing that a peer sends, so no peer
 can hold it up; a receiver that dies, or no longer answers a C-ECHO, is started again.
 """
 

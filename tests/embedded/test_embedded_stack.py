@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from services.dicom import echo
 from services.embedded.client import Embedded
 from services.embedded.postgres import working_in
 from services.embedded.process import Identity, until
@@ -52,7 +53,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def stack(home):
-    with Embedded(home, workers=1) as made:
+    with Embedded(home, workers=1, dicom_port=0) as made:
         yield made
 
 
@@ -63,12 +64,12 @@ def test_the_first_start_makes_a_key_that_the_api_knows(stack):
 
 
 def test_every_process_of_the_design_runs(stack):
-    lasting = {*ENGINES, "api", "worker-ingest1", "worker-scan", "worker-index", "worker-reindex", "beat"}
+    lasting = {*ENGINES, "api", "dicom", "worker-ingest1", "worker-scan", "worker-index", "worker-reindex", "beat"}
     states = lambda: {name: one["state"] for name, one in stack.home.state["processes"].items()}  # noqa: E731
     assert until(lambda: states() == {**dict.fromkeys(lasting, "ready"), "model": "done"}, 120, 0.1), states()
 
 
-@pytest.mark.parametrize("name", ["supervisor", "api", "beat"])
+@pytest.mark.parametrize("name", ["supervisor", "api", "dicom", "beat"])
 def test_starting_loads_no_neural_network_runtime(stack, name):
     pid = stack.home.state["supervisor"]["pid"] if name == "supervisor" else stack.pid_of(name)
     maps = Path(f"/proc/{pid}/maps").read_text()
@@ -85,6 +86,16 @@ def test_status_shows_what_runs(stack, home):
     assert {found["processes"][name]["state"] for name in (*ENGINES, "api")} == {"ready"}
 
 
+def test_the_dicom_receiver_answers_and_status_says_where(stack, home):
+    told = similis("status", "--home", home)
+    assert f"DICOM: AE SIMILIS at 127.0.0.1:{stack.dicom_port}" in told.stdout
+    asked = [socket.create_connection(("127.0.0.1", stack.dicom_port), 5) for _ in range(2)]
+    assert [echo.ask(one, called, 10) for one, called in zip(asked, ("SIMILIS", "ANOTHER"), strict=True)] == [
+        True,
+        False,
+    ]
+
+
 def test_a_second_up_is_refused_with_exit_4(stack, home):
     told = similis("up", "--home", home, "--port", 0)
     assert told.returncode == 4
@@ -95,7 +106,7 @@ def test_a_second_up_is_refused_with_exit_4(stack, home):
 WORKERS = ("worker-ingest1", "worker-scan", "worker-index", "worker-reindex")
 
 
-@pytest.mark.parametrize("name", [*ENGINES, "api", *WORKERS, "beat"])
+@pytest.mark.parametrize("name", [*ENGINES, "api", "dicom", *WORKERS, "beat"])
 def test_whatever_is_killed_comes_back(stack, name):
     before = identities(stack)[name]
     before.signal(signal.SIGKILL)
