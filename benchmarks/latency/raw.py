@@ -1,7 +1,8 @@
 """Raw results: JSON lines, appended as they are measured. Everything else is computed from them.
 
 A line of `what: environment` describes machine, versions, commit, seeds and command; every measurement names it by
-`run`, and says its data set, engine and round. A line cut short by a kill is dropped.
+`run`, and says its data set, engine and round. A line of `what: note` is a person's own `text` for the report. A line
+cut short by a kill is dropped.
 """
 
 import json

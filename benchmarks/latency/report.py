@@ -54,7 +54,7 @@ def circumstances(res: Results) -> list[str]:
     said.append(f"{rounds} rounds, the engines in another order in each; figures are median (lowest to highest round)")
     if res.load:
         said.append(f"Load average while measuring: {res.load}")
-    return [*dict.fromkeys(said), *NOTES]
+    return [*dict.fromkeys(said), *res.notes, *NOTES]
 
 
 NOTES: Final = (

@@ -52,6 +52,7 @@ class Results:
     skipped: list[Json] = field(default_factory=list)
     failed: list[Json] = field(default_factory=list)
     load: Spread | None = None
+    notes: list[str] = field(default_factory=list)  #: what a person has to say of the circumstances
 
     def wrong(self) -> set[tuple[str, str]]:
         """Exact engines that were not: they have no figures."""
@@ -96,6 +97,7 @@ def results(lines: Sequence[Json]) -> Results:
         skipped=by_kind["skipped"],
         failed=_still_failed(lines),
         load=Spread.of(loads, 1) if loads else None,
+        notes=[line["text"] for line in by_kind["note"]],
     )
 
 

@@ -65,7 +65,7 @@ def _picks(res: Results) -> Table:
     rows = []
     for data, about in res.data.items():
         found = pick(res, data)
-        served = [p50 for e in res.engines(data) if e.startswith("similis-") if (p50 := _least(res, data, e))]
+        served = [p50 for e in res.engines(data) if e.startswith("similis-") if (p50 := _served(res, data, e))]
         engine, why = (found.engine, found.why) if found else ("-", "nothing qualifies")
         rows.append([label(data, about), engine, why, ms(min(served, key=_median, default=None))])
     note = (
@@ -76,10 +76,10 @@ def _picks(res: Results) -> Table:
     return Table("What to pick", note, ["data", "engine", "why", "as Similis serves it, ms"], rows)
 
 
-def _least(res: Results, data: str, engine: str) -> Spread | None:
-    """p50 of the cheapest setting that reaches the first goal."""
+def _served(res: Results, data: str, engine: str) -> Spread | None:
+    """p50 of the cheapest setting that reaches the first goal, of an engine behind a transport (it tells its own)."""
     found = best(res, data, engine, GOALS[0])
-    return found.figure.p50 if found else None
+    return found.figure.p50 if found and found.figure.engine_ms else None
 
 
 def _median(value: Spread) -> float:
