@@ -101,12 +101,13 @@ def test_every_route_answers_as_it_says(case, server):
 
 
 def test_what_it_has_found_stays_found(server):
+    """Of the second study: the first is one that it knows, and may have erased."""
     address, headers = server
     for path, body in (
-        ("/v1/searches", {"studies": [study_uid(1)], "exclude": [{}]}),  # an internal error
+        ("/v1/searches", {"studies": [study_uid(2)], "exclude": [{}]}),  # an internal error
         ("/v1/ingest/backfills", {"dicomweb": "0", "query": {"StudyInstanceUID": [{}]}}),  # the same
     ):
         assert httpx.post(address + path, json=body, headers=headers).status_code == 400, path
     assert httpx.get(f"{address}/v1/quarantine?since=0.5", headers=headers).status_code == 400  # seconds since 1970
-    body = {"studies": [study_uid(1)], "birads": [4]}
+    body = {"studies": [study_uid(2)], "birads": [4]}
     assert httpx.post(f"{address}/v1/searches", json=body, headers=headers).status_code == 200
