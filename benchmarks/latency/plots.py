@@ -10,7 +10,7 @@ from benchmarks.latency.tables import label
 
 #: By family a colour, within it a line: what a reader compares first is FAISS against Qdrant.
 FAMILIES: Final = (
-    ("faiss", ("#1b4f8f", "#3f7fc4", "#79aee3", "#0e7c86", "#52b3ad")),
+    ("faiss", ("#1b4f8f", "#3f7fc4", "#79aee3", "#0e7c86", "#52b3ad", "#2b2f77")),
     ("edge", ("#b3261e", "#e0602f", "#ec9a3c", "#a0447d", "#d27fae", "#7a1f1f")),
     ("server", ("#7d3fb3", "#a97fd6")),
     ("similis", ("#1c7c3a", "#63b063", "#9acd80")),
@@ -44,7 +44,10 @@ class Pictures:
         )
         mpl.rcParams.update({"axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6"})
         self.res = res
-        self.style = colours(sorted({f.engine for f in res.figures}))
+        self.style: dict[str, tuple[str, str]] = {}
+        for kind in ("vectors", "codes"):  # they are never in one picture, and may share colours
+            held = {f.engine for f in res.figures if res.data[f.data]["kind"] == kind}
+            self.style |= colours(sorted(held))
 
     def all(self) -> list[tuple[str, str, str]]:
         """(data in words or nothing, caption, SVG), those that have something to show."""
