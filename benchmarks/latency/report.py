@@ -19,7 +19,8 @@ h1{font-size:1.6rem;margin:0}h2{font-size:1.1rem;margin:2.2rem 0 .2rem}p{margin:
 .note{color:#555;font-size:.86rem}
 table{border-collapse:collapse;font-size:.84rem;margin:.5rem 0;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .7rem .25rem 0;text-align:left;border-bottom:1px solid #e4e4e4;vertical-align:top}
-th{font-weight:600;color:#444}td{white-space:nowrap}td:last-child,.pick td:nth-child(3){white-space:normal}.scroll{overflow-x:auto}
+th{font-weight:600;color:#444}td{white-space:nowrap}
+td:last-child,.pick td:nth-child(3){white-space:normal}.scroll{overflow-x:auto}
 tr.best td{font-weight:600;background:#eef6ee}.bad{color:#a11;font-weight:600}
 figure{margin:1rem 0}figure svg{max-width:100%;height:auto}figcaption{color:#444;font-size:.86rem}
 details{margin:1.4rem 0}summary{cursor:pointer;font-weight:600;font-size:1.05rem}.pick td:nth-child(2){font-weight:700}
