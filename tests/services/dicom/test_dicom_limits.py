@@ -8,13 +8,14 @@ from contextlib import ExitStack, contextmanager
 
 import pytest
 
+from benchmarks.dicom_peer import store_command, value_pdu
 from services.dicom import echo, guard, peers
 from services.dicom.statuses import ERRORS, Refusal, Status, of_error
 from services.embedded.process import until
 from services.embedded.stack import free_port
 from shared import errors
 from shared.errors import Denied, Invalid, SimilisError, Unavailable
-from tests.services.dicom.conftest import closing, instance, peer_file
+from tests.services.dicom.conftest import MAMMOGRAM, closing, instance, peer_file
 
 
 def test_only_known_titles_from_their_addresses_are_admitted(start, tmp_path):
@@ -212,6 +213,22 @@ def _is_closed(connection: socket.socket) -> bool:
         return connection.recv(64) == b""
     except ConnectionResetError:
         return True
+
+
+ENDLESS_COMMAND = value_pdu(bytes(4000), 1) * 8
+PIPELINED = (value_pdu(store_command("1.2.3"), 3) + value_pdu(bytes(600), 2)) * 40
+NO_COMMAND = value_pdu(bytes(600), 0) + value_pdu(bytes(600), 2)
+
+
+@pytest.mark.parametrize("words", [ENDLESS_COMMAND, PIPELINED, NO_COMMAND], ids=["endless", "pipelined", "no command"])
+def test_what_piles_up_in_memory_or_makes_no_sense_ends_the_association(receiver, words):
+    with socket.create_connection(("127.0.0.1", receiver.port), 5) as connection:
+        connection.settimeout(5)
+        connection.sendall(echo.request("SIMILIS", "EVIL", MAMMOGRAM.encode()))
+        assert connection.recv(4096)[0] == 2
+        connection.sendall(words)
+        assert until(lambda: _is_closed(connection), 5)
+    assert until(lambda: receiver.blobs() == [], 5)
 
 
 def test_every_error_has_a_status():

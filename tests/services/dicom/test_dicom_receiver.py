@@ -1,7 +1,6 @@
 """What a sender meets that does everything right, and what it is told where something is not."""
 
 import socket
-import struct
 from io import BytesIO
 
 import pydicom
@@ -16,6 +15,7 @@ from pynetdicom.sop_class import (
     StudyRootQueryRetrieveInformationModelFind,
 )
 
+from benchmarks.dicom_peer import store_command, value_pdu
 from services.dicom import echo
 from services.dicom.statuses import Status
 from services.embedded.process import until
@@ -165,23 +165,10 @@ def _half_sent(receiver):
     connection = socket.create_connection(("127.0.0.1", receiver.port), 5)
     connection.sendall(echo.request("SIMILIS", "SCANNER", MAMMOGRAM.encode()))
     assert connection.recv(1)[0] == 2
-    connection.sendall(store_command(f"{UID}.9.9") + fragment(b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100"))
+    connection.sendall(
+        value_pdu(store_command(f"{UID}.9.9"), 3) + value_pdu(b"\x08\x00\x05\x00CS\x0a\x00ISO_IR 100", 0)
+    )
     return connection
-
-
-def store_command(uid: str) -> bytes:
-    sop_class, sop_instance = (name.encode() + b"\0" * (len(name) % 2) for name in (MAMMOGRAM, uid))
-    numbers = [
-        (element, struct.pack("<H", value)) for element, value in ((0x0100, 1), (0x0110, 1), (0x0700, 0), (0x0800, 0))
-    ]
-    values = [(0x0002, sop_class), *numbers, (0x1000, sop_instance)]
-    elements = b"".join(struct.pack("<HHI", 0, element, len(value)) + value for element, value in values)
-    return fragment(struct.pack("<HHII", 0, 0, 4, len(elements)) + elements, header=3)
-
-
-def fragment(data: bytes, header: int = 0) -> bytes:
-    item = struct.pack(">IBB", len(data) + 2, 1, header) + data
-    return struct.pack(">BxI", 4, len(item)) + item
 
 
 def test_no_log_line_names_a_patient_or_an_image(receiver):
