@@ -144,7 +144,7 @@ class QdrantIndex:
             collection_name=self.name,
             using=messages.VECTOR,
             filter=messages.filter_of(query.filter),
-            params=messages.params(self.spec, query.accuracy),
+            params=messages.params(self.spec, query.accuracy, filtered=bool(query.filter.must)),
             limit=query.limit,
             with_payload=messages.selector(query.fields, query.group_by),
         )

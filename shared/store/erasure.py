@@ -50,6 +50,13 @@ _EMPTY_STUDIES = sa.text(
 )
 
 
+#: what another archive did not give us is a file without an image, whose place names its study
+_NOT_PULLED = sa.text(
+    "DELETE FROM file f USING unnest(CAST(:places AS bytea[])) AS place "
+    "WHERE f.image_id IS NULL AND substring(f.path FOR 4) = 'http'::bytea AND position(place IN f.path || '/'::bytea) > 0"
+)
+
+
 def empty(db: Session, studies: Sequence[Named], images: Sequence[Named], operation_id: uuid.UUID) -> None:
     """Of these the bare rows are left; encodings, pictures, files' rows and what is due are gone."""
     ids = [image.id for image in images]
@@ -65,6 +72,7 @@ def empty(db: Session, studies: Sequence[Named], images: Sequence[Named], operat
         ),
         {"studies": [study.uid for study in studies], "images": ids},
     )
+    db.execute(_NOT_PULLED, {"places": [f"/studies/{study.uid}/".encode() for study in studies]})
     db.execute(_EMPTY_IMAGES, {"images": ids, "operation": operation_id})
     db.execute(_EMPTY_STUDIES, {"studies": [study.id for study in studies]})
 

@@ -49,6 +49,8 @@ def test_more_recall_costs_more_effort_and_exact_asks_for_no_graph() -> None:
     assert wire.params(Spec(dim=2), Exact()).exact
     assert wire.params(Spec(dim=2, scale="exact"), Recall(0.9)).exact
     assert not wire.params(Spec(dim=2), Recall(0.9)).exact
+    plain, narrow = (wire.params(Spec(dim=2), Recall(0.9), filtered=narrow).hnsw_ef for narrow in (False, True))
+    assert narrow > plain
 
 
 def test_a_payload_reads_like_the_dict_it_was() -> None:

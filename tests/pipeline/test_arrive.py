@@ -21,6 +21,7 @@ from shared.pipeline.arrive import Arrived
 from shared.store import arrivals, files
 from shared.store.arrivals import Origin
 from shared.store.blobs import Blobs, Full
+from shared.store.files import Record, Seen
 from tests.miniature import SECRET, Platform
 
 SCANNER = Origin(source="dicom", sender="SCANNER", called="SIMILIS")
@@ -249,3 +250,15 @@ def test_files_that_moved_are_known_where_they_stand_now(door: Door) -> None:
     with door.platform.begin() as db:
         files.move(db, b"/else", b"/wrong")
     assert door.rows("SELECT count(*) FROM file WHERE path LIKE '/elsewhere/%'") == [(1,)]
+
+
+def test_what_another_archive_did_not_give_us_is_erased_with_its_study(door: Door) -> None:
+    door.send(instance())
+    place = f"https://pacs/dicom-web/studies/{UID}.{{}}/series/1/instances/2"
+    with door.platform.begin() as db:
+        seen = [Seen(path=place.format(study).encode(), size=0, mtime_ns=0) for study in (1, 11)]
+        seen.append(Seen(path=f"https://pacs/dicom-web/studies/{UID}.1".encode(), size=0, mtime_ns=0))
+        files.record(db, [Record(seen=one, outcome="failed", reason="source-refused") for one in seen], None)
+    with door.platform.begin() as db:
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    assert door.rows("SELECT path FROM file") == [(place.format(11).encode(),)]
