@@ -72,6 +72,9 @@ def hang(held: Shards) -> None:
     """The child that holds the shard stands still, as on a disk that does not answer."""
     (pid,) = children(held._nursery._process.pid)
     os.kill(pid, signal.SIGSTOP)
+    stat = Path(f"/proc/{pid}/stat")
+    while stat.read_text().rpartition(")")[2].split()[0] != "T":  # on another core it may go on for a moment
+        time.sleep(0.001)
 
 
 def children(pid: int) -> list[int]:
