@@ -79,7 +79,8 @@ def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where raw
 
 @bench.command()
 def compare(
-    before: Annotated[Path, typer.Argument(metavar="A")], after: Annotated[Path, typer.Argument(metavar="B")]
+    before: Annotated[Path, typer.Argument(metavar="A", help="A folder that `bench run` has written.")],
+    after: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
 ) -> None:
     """What was measured in both: by how much B is slower than A, and whether that is more than their spread."""
     from benchmarks.latency.compare import compared

@@ -52,7 +52,7 @@ def test_torch_and_onnx_runtime_agree(built, architecture: str, dim: int) -> Non
     check_both_runtimes(built(architecture), dim)
 
 
-@pytest.mark.slow  # 138 million weights
+@pytest.mark.soak  # 138 million weights, half a minute
 def test_torch_and_onnx_runtime_agree_on_vgg16(tmp_path: Path) -> None:
     folder = tmp_path / "vgg16"
     build(folder, "vgg16", "vgg16", "random:0")

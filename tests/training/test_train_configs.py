@@ -178,7 +178,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
         "advanced_ft:densenet121",
         "advanced_ft:resnet50",
         "metric_learning:densenet121",
-        pytest.param("advanced_ft:vgg16", marks=pytest.mark.slow),  # a checkpoint has 1.6 GB
+        pytest.param("advanced_ft:vgg16", marks=pytest.mark.soak),  # a checkpoint has 1.6 GB
     ],
 )
 def test_the_papers_networks_take_two_steps_and_a_resume(
