@@ -53,7 +53,8 @@ _EMPTY_STUDIES = sa.text(
 #: what another archive did not give us is a file without an image, whose place names its study
 _NOT_PULLED = sa.text(
     "DELETE FROM file f USING unnest(CAST(:places AS bytea[])) AS place "
-    "WHERE f.image_id IS NULL AND substring(f.path FOR 4) = 'http'::bytea AND position(place IN f.path || '/'::bytea) > 0"
+    "WHERE f.image_id IS NULL AND substring(f.path FOR 4) = 'http'::bytea "
+    "AND position(place IN f.path || '/'::bytea) > 0"
 )
 
 
