@@ -10,6 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 import sqlalchemy as sa
+from pydicom.data import get_testdata_file
 
 from services.embedded import backup as backups
 from services.embedded import process
@@ -69,6 +70,10 @@ def test_a_backup_taken_mid_ingest_gives_the_same_answers_elsewhere(archive: Arc
     folder = archive.parts[0]
     scan(archive.stack, folder)
     assert process.until(lambda: _count(archive, "image") > 0, 60, 0.01)
+    sent = Path(get_testdata_file("MR_small.dcm", download=False)).read_bytes()
+    with client(archive.stack) as http:
+        told_us = http.post("/dicom-web/studies", content=sent, headers={"Content-Type": "application/dicom"})
+        assert told_us.status_code == 200, told_us.text
     kept = similis("backup", tmp_path / "backup", "--home", archive.home, "--json")
     assert kept.returncode == 0, kept.stderr
     manifest = json.loads(kept.stdout)
@@ -89,8 +94,12 @@ def test_a_backup_taken_mid_ingest_gives_the_same_answers_elsewhere(archive: Arc
     with Embedded(home, workers=1) as stack:
         scan(stack, folder)  # what came after the backup
         assert process.until(lambda: answers_or_none(stack) == expected, 240, 0.5), answers_or_none(stack)
+        (archive.home / "blobs").rename(archive.home / "away")  # rows must name the files of the new home
         checked = similis("doctor", "--home", home, "--deep")
+        (archive.home / "away").rename(archive.home / "blobs")
         assert checked.returncode == 0, checked.stdout
+    (blob,) = (home / "blobs").rglob("*.dcm")
+    assert blob.read_bytes()[132:] == sent[132:]
 
 
 def answers_or_none(stack: Embedded) -> dict[str, object] | None:

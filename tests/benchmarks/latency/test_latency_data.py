@@ -2,12 +2,9 @@
 
 import json
 
-import h5py
 import numpy as np
-import pyarrow as pa
 import pytest
 import sqlalchemy as sa
-from pyarrow import parquet
 
 from benchmarks import gallery
 from benchmarks.clustered import clustered, local_dimension
@@ -82,9 +79,12 @@ def test_vectors_of_a_file_are_read_and_queries_held_out(tmp_path, suffix) -> No
         case ".npz":
             np.savez(path, own=vectors)
         case ".h5":
+            h5py = pytest.importorskip("h5py")
             with h5py.File(path, "w") as file:
                 file["own"] = vectors
         case ".parquet":
+            pa = pytest.importorskip("pyarrow")
+            parquet = pytest.importorskip("pyarrow.parquet")
             parquet.write_table(pa.table({"own": pa.array(vectors.tolist(), pa.list_(pa.float32(), 8))}), path)
     key = "" if suffix == ".npy" else ":own"
     made = datasets.make(f"file:{path}{key}", 20, 7)
