@@ -54,6 +54,17 @@ class Memory:
             anonymous = {role: sum(map(processes.anonymous_mib, pids)) for role, pids in roles.items()}
             self.samples.append(Sample(images, pss, anonymous))
 
+    def peaks(self) -> dict[str, dict[str, float]]:
+        """By role: the highest PSS and anonymous memory, MiB."""
+        roles = sorted({role for sample in self.samples for role in sample.pss})
+        return {
+            role: {
+                "pss": round(max(sample.pss.get(role, 0.0) for sample in self.samples), 1),
+                "anonymous": round(max(sample.anonymous.get(role, 0.0) for sample in self.samples), 1),
+            }
+            for role in roles
+        }
+
     def growth(self) -> dict[str, dict[str, Any]]:
         """By role: PSS and anonymous memory, MiB, and MiB per 1,000 images after the warm part."""
         if len(self.samples) < 3:

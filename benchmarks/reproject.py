@@ -8,20 +8,18 @@ had at its peak, how large the index is on disk, and its recall against exact se
 import argparse
 import math
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
 
-from benchmarks import gallery, processes, report
+from benchmarks import gallery, report
 from benchmarks.clustered import clustered, local_dimension
 from benchmarks.gallery import IMAGES, Gallery
+from benchmarks.memory import Memory
 from benchmarks.processes import Stopwatch
 from benchmarks.report import Json
 from benchmarks.stack import Stack
@@ -49,11 +47,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 gallery.write(stack.store, live, part, due=False)
                 print(f"{start + len(part) * IMAGES} encodings written, {clock.wall_s:.0f} s", flush=True)
             written_s = clock.wall_s
-            with Peaks(stack) as peaks:
+            with Memory(stack) as memory:
                 times, number = build(stack, options)
             figures: Json = {"encodings": options.encodings, "dim": options.dim, "local_dimension": round(hard, 1)}
             figures |= {"scale": options.scale, "written_s": round(written_s, 1), "times": times}
-            figures |= {"peak_mib": peaks.mib, "measured": _measured(stack, number)}
+            figures |= {"peak_mib": memory.peaks(), "measured": _measured(stack, number)}
             index = stack.indexes.open(_collection(stack, number))
             figures |= {"disk": _disk(stack), "search": search(index, queries), "points": index.info().points}
     figures["plan"] = plan(figures)
@@ -100,34 +98,6 @@ def _measured(stack: Stack, number: int) -> Any:  # noqa: ANN401 - as the genera
 
 def _collection(stack: Stack, number: int) -> str:
     return str(stack.one(sa.text("SELECT collection FROM generation WHERE id = :id"), id=number))
-
-
-@dataclass
-class Peaks:
-    """The highest memory of each role (PSS, MiB), looked at once a second."""
-
-    stack: Stack
-    mib: dict[str, dict[str, float]] = field(default_factory=dict)
-
-    def __enter__(self) -> Self:
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="peaks")
-        self._thread.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._over.set()
-        self._thread.join()
-
-    def _run(self) -> None:
-        while not self._over.wait(1.0):
-            for role, pids in self.stack.roles().items():
-                now = {
-                    "pss": round(sum(map(processes.pss_mib, pids)), 1),
-                    "anonymous": round(sum(map(processes.anonymous_mib, pids)), 1),
-                }
-                then = self.mib.get(role, now)
-                self.mib[role] = {kind: max(then[kind], value) for kind, value in now.items()}
 
 
 def _disk(stack: Stack) -> Json:

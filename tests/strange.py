@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 from shared.encoder.base import Encoded, Encoder
 from shared.imaging.recipe import Recipe
 from shared.pipeline import replay, thresholds
-from shared.store import generations
+from shared.store import generations, operations
 from shared.store.generations import Published
 from shared.store.reviews import Actor
 from shared.store.tables import Operation
@@ -89,6 +89,23 @@ class Bright(Platform):
         row = generations.model(db, model)
         found = thresholds.propose(db, row, "MG", thresholds.Choice(**choice))
         return replay.begin_replay(db, row, "MG", found, actor)
+
+    def plan(self, **choice: Any) -> replay.Plan:
+        """What a replay would change; nothing is changed."""
+        with self.begin() as db:
+            row = generations.model(db, "null")
+            found = thresholds.propose(db, row, "MG", thresholds.Choice(**choice))
+            return replay.plan(db, row, "MG", found.standard)
+
+    def replayed(self, **choice: Any) -> Operation:
+        """A replay, applied to its end, three images at a time."""
+        with self.begin() as db:
+            number = self.begin_replay(db, **choice).id
+        while replay.advance(self.begin, chunk=3):
+            pass
+        self.project()
+        with self.begin() as db:
+            return operations.get(db, number)
 
     def searchable(self) -> set[str]:
         """SOP Instance UIDs that the published index holds."""

@@ -7,6 +7,7 @@ gained by a late one, and poison loops and stuck messages cannot be.
 from celery import Celery, signals
 
 from shared.config import Settings
+from shared.errors import Invalid
 from shared.log import configure
 
 SWEEP_S = 2.0
@@ -55,6 +56,19 @@ app.conf.update(
         "tidy": {"task": "similis.tidy", "schedule": TIDY_S, "options": {"queue": "scan", "expires": TIDY_S}},
     },
 )
+
+
+@signals.worker_init.connect
+def _check_rules(**_: object) -> None:
+    """A file of admission rules that is wrong stops the start, not each scan."""
+    if settings.intake.admission is None:
+        return
+    from shared.pipeline import admission
+
+    try:
+        admission.read(settings.intake.admission)
+    except Invalid as error:
+        raise SystemExit(f"similis worker: {error}") from None
 
 
 @signals.setup_logging.connect

@@ -63,13 +63,16 @@ ROUTERS = (
 )
 MIB = 1024 * 1024
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
+WARM_S = 10.0  #: an engine that is away is waited for no longer than this at the end
 
 
 def create(rt: Runtime) -> FastAPI:
     """The app over this runtime, which it closes at its end.
 
-    Raises: `Denied` where strangers could reach it without a key, or a route declares no scope.
+    Raises: `Denied` where strangers could reach it without a key, or a route declares no scope; `Invalid` where the
+    site's rules of admission are wrong.
     """
+    rt.admission  # noqa: B018 - read now, not by the first who sends a file
     api = rt.settings.api
     if not api.require_key and api.host not in LOOPBACK:
         raise Denied("without keys the API listens on loopback only")
@@ -101,8 +104,10 @@ def create(rt: Runtime) -> FastAPI:
 @asynccontextmanager
 async def _life(app: FastAPI) -> AsyncIterator[None]:
     """The engines' clients are made beside the start, so that the first search does not wait for them."""
-    threading.Thread(target=app.state.readiness.ask, args=(app.state.rt,), name="warm", daemon=True).start()
+    warm = threading.Thread(target=app.state.readiness.ask, args=(app.state.rt,), name="warm", daemon=True)
+    warm.start()
     yield
+    warm.join(WARM_S)  # it would make connections anew that nobody closes
     app.state.callers.close()
     app.state.rt.close()
 

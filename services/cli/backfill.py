@@ -7,9 +7,8 @@ from typing import Annotated
 import typer
 
 from services.cli.client import Answer, Client, connected
-from services.cli.follow import follow
-from services.cli.ingest import goes_on, report
-from services.cli.terminal import AsJson, say, tell, tell_json
+from services.cli.ingest import attend
+from services.cli.terminal import AsJson
 from shared.errors import Invalid
 
 
@@ -48,20 +47,7 @@ def backfill(  # noqa: PLR0913 - each argument is an option of the command
         if path is not None:
             asked[name] = str(path.expanduser().resolve())
     answer = client.post("/v1/ingest/backfills", json=asked, headers={"Idempotency-Key": str(uuid.uuid4())})
-    operation_id = str(answer["id"])
-    if not wait:
-        if as_json:
-            tell_json(answer)
-        else:
-            tell(operation_id)
-        say(f"follow it with `similis operations show {operation_id} --follow`")
-        return
-    try:
-        answer = follow(client, operation_id)
-    except KeyboardInterrupt:
-        goes_on(operation_id)
-        raise typer.Exit(130) from None
-    report(answer, as_json=as_json)
+    attend(client, answer, wait=wait, as_json=as_json)
 
 
 def _pair(text: str) -> tuple[str, str]:

@@ -38,22 +38,9 @@ def ingest(
     Exit 1 when the operation itself failed.
     """
     answer = begin(client, path, labels, dataset, watch=watch)
-    operation_id = str(answer["id"])
-    if not wait:
-        if as_json:
-            tell_json(answer)
-        else:
-            tell(operation_id)
-        say(f"follow it with `similis operations show {operation_id} --follow`")
-        return
-    if watch:
+    if watch and wait:
         say("watching; Ctrl-C ends only this view, the server goes on")
-    try:
-        answer = follow(client, operation_id)
-    except KeyboardInterrupt:
-        goes_on(operation_id)
-        raise typer.Exit(0 if watch else 130) from None
-    report(answer, as_json=as_json)
+    attend(client, answer, wait=wait, as_json=as_json, left=0 if watch else 130)
 
 
 def begin(
@@ -69,6 +56,28 @@ def begin(
     return client.post("/v1/ingest/scans", json=asked, headers={"Idempotency-Key": str(uuid.uuid4())})
 
 
+def attend(client: Client, answer: Answer, *, wait: bool, as_json: bool, left: int = 130) -> None:
+    """What has begun is followed to its end, or only named; `left` is the exit of who leaves with Ctrl-C."""
+    operation_id = str(answer["id"])
+    if not wait:
+        if as_json:
+            tell_json(answer)
+        else:
+            tell(operation_id)
+        say(f"follow it with `similis operations show {operation_id} --follow`")
+        return
+    try:
+        answer = follow(client, operation_id)
+    except KeyboardInterrupt:
+        say(
+            f"\nthe server goes on with operation {operation_id}\n"
+            f"  follow it:  similis operations show {operation_id} --follow\n"
+            f"  cancel it:  similis operations cancel {operation_id}"
+        )
+        raise typer.Exit(left) from None
+    report(answer, as_json=as_json)
+
+
 def report(answer: Answer, *, as_json: bool) -> None:
     """The end of an operation is told; exit 1 unless it did what it was asked."""
     if as_json:
@@ -77,11 +86,3 @@ def report(answer: Answer, *, as_json: bool) -> None:
         summarise(answer)
     if answer["state"] != "succeeded":
         raise typer.Exit(1)
-
-
-def goes_on(operation_id: str) -> None:
-    say(
-        f"\nthe server goes on with operation {operation_id}\n"
-        f"  follow it:  similis operations show {operation_id} --follow\n"
-        f"  cancel it:  similis operations cancel {operation_id}"
-    )

@@ -11,6 +11,7 @@ from services.dicom.door import Door, listen, listen_for_checks
 from shared.config import Settings
 from shared.errors import SimilisError
 from shared.log import configure, get
+from shared.pipeline import admission
 
 log = get("services.dicom")
 
@@ -23,6 +24,8 @@ def main(listener: socket.socket | None = None, serving: Callable[[], None] = la
     try:
         known = peers.known(dicom.peers, dicom.host)
         tls.context(dicom)  # the receivers make their own; an error is told here, once
+        if settings.intake.admission is not None:
+            admission.read(settings.intake.admission)  # likewise
     except SimilisError as error:
         sys.stderr.write(f"similis dicom: {error}\n")
         return 1

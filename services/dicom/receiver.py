@@ -279,6 +279,7 @@ def main(channel: int) -> int:
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
     threading.excepthook = _name_only
     rt = Runtime(settings, producer(settings))
+    rt.blobs.forget_parts()  # of a receiver that was killed
     server = Server(Receiver(rt, Channel(socket.socket(fileno=channel))))
 
     def end(*_: object) -> None:

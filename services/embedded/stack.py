@@ -53,11 +53,15 @@ def is_loopback(host: str) -> bool:
 
 
 def check(options: Options) -> None:
-    """Raises: `Denied` where others could reach an API that asks nobody who they are."""
+    """Raises: `Denied` where others could reach an API that asks nobody who they are, `Invalid` for wrong rules."""
     if not options.auth and not is_loopback(options.host):
         raise Denied(
             f"without authentication only this machine may be served: leave out --no-auth, or --host {options.host}"
         )
+    if (rules := Settings().intake.admission) is not None:
+        from shared.pipeline import admission
+
+        admission.read(rules)
 
 
 def serve(

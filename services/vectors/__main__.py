@@ -8,9 +8,9 @@ import gc
 import os
 import signal
 import sys
-import threading
 from collections.abc import Sequence
 from pathlib import Path
+from queue import SimpleQueue
 
 from services.vectors.refused import Refused
 from services.vectors.server import VectorsServer
@@ -32,9 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("the vectors process listens on loopback or a unix socket only")
     log.configure("vectors")
     os.umask(0o077)  # the socket too
-    stop = threading.Event()
+    stop = SimpleQueue[int]()  # whose put a signal may call, whatever it interrupts; an event's set waits for itself
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: stop.set())
+        signal.signal(number, lambda number, _: stop.put(number))
     try:
         server = VectorsServer(args.dir, args.listen, key)
     except Refused as error:
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.set_threshold(50_000)
     server.start()
     log.get(__name__).info("vectors ready", port=server.port, count=len(server.shards.names()))
-    stop.wait()
+    stop.get()
     server.stop()
     return 0
 

@@ -21,7 +21,6 @@ from shared.store.files import Seen
 from shared.store.locks import Lock, alone
 from shared.store.session import Begin
 
-STALE_S = 3600.0  #: a part that nobody has written to for so long is nobody's
 CHUNK = 1000  #: files that are looked up at once
 
 #: what stays with us, and is answered as success; a file of a known UID with other bytes is kept beside it
@@ -88,7 +87,7 @@ def _answer(done: Registered) -> Arrived:
 
 def sweep(begin: Begin, blobs: Blobs) -> int:
     """Files without a row are gone: what a crash has left, and what was erased; returns how many there were."""
-    gone = blobs.forget_parts(STALE_S)
+    gone = blobs.forget_parts()
     for paths in batched(blobs.every(), CHUNK):
         with begin() as db:
             known = files.known(db, [os.fsencode(path) for path in paths])

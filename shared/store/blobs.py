@@ -3,6 +3,7 @@
 A part is written beside, and becomes a blob by one rename; so a blob is whole, and one content has one name.
 """
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -20,6 +21,7 @@ MIB = 2**20
 RESERVE_RATIO = 0.05  #: of the disk, or `reserve_bytes` where that is less
 PREAMBLE = 128
 SUFFIX = ".dcm"
+YOUNG_S = 5.0  #: a part this new may have been made and not yet locked
 MTIME_NS = 0  #: of every blob: a content has no time
 CHECK_EVERY = 64 * MIB  #: a long part asks again whether there is room
 
@@ -43,6 +45,7 @@ class Part:
         self.expects: tuple[str, ...] = ()
         self._blobs = blobs
         self._file = path.open("xb")
+        fcntl.flock(self._file, fcntl.LOCK_EX)  # until we end, however that happens
 
     def __enter__(self) -> Self:
         return self
@@ -115,11 +118,12 @@ class Blobs:
             for lower in sorted(upper.iterdir()):
                 yield from sorted(lower.glob(f"*{SUFFIX}"))
 
-    def forget_parts(self, age_s: float) -> int:
-        """Parts that nobody has written to for so long are gone, a crash has left them; returns how many."""
-        before, gone = time.time() - age_s, 0
+    def forget_parts(self) -> int:
+        """Parts that nobody holds are gone, a crash has left them; returns how many."""
+        before, gone = time.time() - YOUNG_S, 0
         for path in self._incoming.glob("*.part"):
-            with suppress(FileNotFoundError):
+            with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if path.stat().st_mtime < before:
                     path.unlink()
                     gone += 1

@@ -5,6 +5,7 @@ Sources: section 1.3, 1.4 and 3 of the notes on ACIR (arXiv 2503.09370); CSQ (Yu
 (Hoe et al., NeurIPS 2021), GreedyHash (Su et al., NeurIPS 2018), DTSH (Wang, Shi and Kitani, ACCV 2016).
 """
 
+from abc import ABC, abstractmethod
 from typing import Literal
 
 import numpy as np
@@ -140,12 +141,12 @@ def dtsh_loss(u: Tensor, labels: Tensor, *, margin: float | None = None, quantis
     return (triplets.mean() if len(triplets) else 0 * theta.sum()) + quantisation * (u - signs(u)).pow(2).mean()
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, ABC):
     """A loss over logits. Its own parameters, if any, are trained with the network's."""
 
+    @abstractmethod
     def forward(self, u: Tensor, labels: Tensor, prints: Tensor) -> Tensor:
         """(n, bits), (n,), (n, d) to a scalar."""
-        raise NotImplementedError
 
     def logits(self, u: Tensor) -> Tensor:
         """What the code is the sign of."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -135,3 +136,18 @@ def test_every_reference_in_the_openapi_document_leads_somewhere(client):
 def test_a_key_that_may_only_search_does_not_see_the_numbers(archive):
     with serving(archive) as client:
         assert client.get("/metrics", headers=archive.key(Scope.SEARCH)).status_code == 403
+
+
+def test_the_end_waits_for_the_first_look_at_the_engines(archive):
+    """Else it opens connections after they were all closed."""
+    told = []
+
+    def slow():
+        time.sleep(0.3)
+        told.append("looked")
+
+    archive.rt.queue.ping = slow
+    archive.rt.indexes.close, close = lambda: (told.append("closed"), close()), archive.rt.indexes.close
+    with serving(archive):
+        pass
+    assert told == ["looked", "closed"]

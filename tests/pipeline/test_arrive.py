@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -185,10 +184,12 @@ def test_a_commit_that_fails_leaves_a_file_that_the_sweep_takes(door: Door, monk
     door.send(instance(1))
     with door.blobs.part() as coming:  # somebody is about to send a file
         assert len(door.files()) == 3
-        assert arrive.sweep(door.platform.begin, door.blobs) == 1
+        os.utime(coming.path, (0, 0))  # and takes their time
+        left = coming.path.with_name("left.part")  # somebody was, and was killed
+        left.write_bytes(b"half")
+        os.utime(left, (0, 0))
+        assert arrive.sweep(door.platform.begin, door.blobs) == 2
         assert coming.path.exists()
-        os.utime(coming.path, (0, time.time() - 2 * arrive.STALE_S))
-        assert arrive.sweep(door.platform.begin, door.blobs) == 1
     assert [path.read_bytes() for path in door.files()] == [instance(1)]
 
 

@@ -13,11 +13,10 @@ from shared.encoder.ood import Gaussian
 from shared.errors import Invalid
 from shared.pipeline import quarantine, replay, thresholds
 from shared.pipeline.judge import Standard, judge, standards, statistic
-from shared.pipeline.thresholds import Choice
 from shared.store import calibrations, encodings, generations, reviews
 from shared.store.generations import Published
 from shared.store.reviews import Wanted
-from shared.store.tables import Calibration, Operation
+from shared.store.tables import Calibration
 from shared.types import Pixels
 from tests.strange import ANNA, BORIS, Bright, Measuring, bright
 
@@ -85,23 +84,6 @@ def stand(platform: Bright) -> list[object]:
     )
 
 
-def apply(platform: Bright, **choice: float | str) -> Operation:
-    with platform.begin() as db:
-        number = platform.begin_replay(db, **choice).id
-    while replay.advance(platform.begin, chunk=7):
-        pass
-    platform.project()
-    with platform.begin() as db:
-        return db.get_one(Operation, number)
-
-
-def plan(platform: Bright, **choice: float | str) -> replay.Plan:
-    with platform.begin() as db:
-        model = generations.model(db, "null")
-        found = thresholds.propose(db, model, "MG", Choice(**choice))  # type: ignore[arg-type]
-        return replay.plan(db, model, "MG", found.standard)
-
-
 @pytest.mark.parametrize(
     ("score", "distance", "word", "reason"),
     [
@@ -159,7 +141,7 @@ def test_the_same_images_make_the_same_calibration_whatever_came_between(calibra
         assert thresholds.columns_of(first) == thresholds.columns_of(db.merge(again))
         assert first.distances is not None
         assert first.distances["n"] == 40
-        assert plan(calibrated, rule="mean+3sd").counts == {"stay": 41}
+        assert calibrated.plan(rule="mean+3sd").counts == {"stay": 41}
 
 
 def test_what_was_measured_at_intake_is_measured_again_at_a_replay_to_the_last_bit(calibrated: Bright) -> None:
@@ -167,7 +149,7 @@ def test_what_was_measured_at_intake_is_measured_again_at_a_replay_to_the_last_b
         calibrated.paint(n, level)
     calibrated.take()
     before = stand(calibrated)[40:]
-    apply(calibrated)
+    calibrated.replayed()
     assert stand(calibrated)[40:] == before
 
 
@@ -176,22 +158,22 @@ def test_a_replay_of_distances_does_what_was_planned(calibrated: Bright) -> None
         calibrated.paint(n, level)
     calibrated.take()
     before = stand(calibrated)
-    tight, wide = plan(calibrated, distance_threshold=7.5), plan(calibrated, distance_threshold=1e6)
+    tight, wide = calibrated.plan(distance_threshold=7.5), calibrated.plan(distance_threshold=1e6)
     assert stand(calibrated) == before
     assert 0 < len(tight.stop) < 40
     assert {flip.reason for flip in tight.stop} == {AWAY}
     assert all((flip.distance or 0) > 7.5 for flip in tight.stop)
     assert [flip.image_id for flip in wide.admit] == [calibrated.number(50), calibrated.number(51)]
 
-    done = apply(calibrated, distance_threshold=7.5)
+    done = calibrated.replayed(distance_threshold=7.5)
     assert (done.state, done.counts["stop"], "admit" in done.counts) == ("succeeded", len(tight.stop), False)
     stopped = {flip.image_id for flip in tight.stop} | {calibrated.number(n) for n in (50, 51, 52, 53)}
     assert set(calibrated.column("SELECT id FROM image WHERE status = 'quarantined'")) == stopped
     assert len(calibrated.searchable()) == 44 - len(stopped)
 
-    apply(calibrated, distance_threshold=1e6)  # the first vote stays as it was
+    calibrated.replayed(distance_threshold=1e6)  # the first vote stays as it was
     assert [calibrated.status(n) for n in (50, 51, 52, 53)] == ["encoded", "encoded", "quarantined", "quarantined"]
-    apply(calibrated, threshold=2.0)  # and the second now
+    calibrated.replayed(threshold=2.0)  # and the second now
     assert calibrated.column("SELECT 1 FROM image WHERE status = 'quarantined'") == []
     with calibrated.begin() as db:
         newest = calibrations.in_force(db, 1)["MG"]
@@ -199,11 +181,11 @@ def test_a_replay_of_distances_does_what_was_planned(calibrated: Bright) -> None
 
 
 def test_an_earlier_calibration_brings_its_distances_back(calibrated: Bright) -> None:
-    apply(calibrated, distance_threshold=0.1)
+    calibrated.replayed(distance_threshold=0.1)
     assert calibrated.searchable() == set()
     with calibrated.begin() as db:
         first = calibrations.history(db, 1)[-1]
-    apply(calibrated, calibration_id=first.id)
+    calibrated.replayed(calibration_id=first.id)
     assert len(calibrated.searchable()) >= 39
     with calibrated.begin() as db:
         assert thresholds.columns_of(calibrations.history(db, 1)[0]) == thresholds.columns_of(db.merge(first))
@@ -218,7 +200,7 @@ def test_a_persons_word_on_a_far_image_stands_with_its_numbers(calibrated: Brigh
         assert (said.distance or 0) > (said.distance_threshold or 1e9)
     calibrated.project()
     assert "1.2.3.51" in calibrated.searchable()
-    assert plan(calibrated).counts["decided"] == 1
+    assert calibrated.plan().counts["decided"] == 1
 
 
 def test_a_modality_with_too_few_images_has_no_second_vote_and_it_is_said(calibrated: Bright) -> None:
@@ -244,18 +226,18 @@ def test_a_model_without_a_decoder_has_a_gate_all_the_same(archive: Bright) -> N
     archive.take()
     assert [archive.status(n) for n in (50, 51, 52)] == ["quarantined", "encoded", "encoded"]
     assert archive.column("SELECT reason FROM image WHERE status = 'quarantined'") == [AWAY]
-    assert plan(archive).counts == {"stay": 43}
-    assert [flip.image_id for flip in plan(archive, distance_threshold=1e6).admit] == [archive.number(50)]
-    assert apply(archive, rule="quantile").state == "succeeded"
+    assert archive.plan().counts == {"stay": 43}
+    assert [flip.image_id for flip in archive.plan(distance_threshold=1e6).admit] == [archive.number(50)]
+    assert archive.replayed(rule="quantile").state == "succeeded"
 
 
 @without_decoder
 def test_a_persons_threshold_of_distances_needs_known_images(archive: Bright) -> None:
-    assert plan(archive, distance_threshold=1e6).counts == {"stay": 40}
+    assert archive.plan(distance_threshold=1e6).counts == {"stay": 40}
     with archive.begin() as db:
         db.execute(sa.text("UPDATE image SET modality = 'US' WHERE id > 19"))
     with pytest.raises(Invalid, match="at least 20 encoded images; there are 19"):
-        plan(archive, distance_threshold=1e6)
+        archive.plan(distance_threshold=1e6)
 
 
 def test_a_cine_is_as_far_as_its_frames_are_on_average(calibrated: Bright) -> None:
@@ -288,7 +270,7 @@ def test_a_card_brings_the_first_vote_only(archive: Bright) -> None:
         archive.paint(n, level)
     archive.take()
     assert [archive.status(n) for n in (50, 51)] == ["encoded", "quarantined"]
-    apply(archive, distance_threshold=9.0)
+    archive.replayed(distance_threshold=9.0)
     assert [archive.status(n) for n in (50, 51)] == ["quarantined", "quarantined"]
     with archive.begin() as db:
         assert calibrations.in_force(db, 1)["MG"].threshold == brought.threshold
@@ -309,7 +291,7 @@ def test_an_embedding_that_says_nothing_neither_calibrates_nor_passes(calibrated
     row = calibrate(calibrated)
     assert row.distances is not None
     assert (row.n, row.distances["n"]) == (40, 39)
-    apply(calibrated)
+    calibrated.replayed()
     assert calibrated.column("SELECT row(status, reason, distance) FROM image WHERE id = 1") == [
         ("quarantined", AWAY, None)
     ]

@@ -16,31 +16,11 @@ from shared.errors import Conflict, Invalid, NotFound
 from shared.imaging.recipe import Recipe
 from shared.pipeline import lifecycle, quarantine, replay, thresholds
 from shared.pipeline.judge import Standard, judge, statistic
-from shared.pipeline.replay import Plan
 from shared.pipeline.thresholds import Choice
 from shared.store import calibrations, generations, operations
-from shared.store.tables import Operation
 from tests.strange import ANNA, Bright, bright, calibrated
 
 __all__ = ["bright", "calibrated"]  # fixtures
-
-
-def plan(platform: Bright, threshold: float) -> Plan:
-    with platform.begin() as db:
-        model = generations.model(db, "null")
-        found = thresholds.propose(db, model, "MG", Choice(threshold=threshold))
-        return replay.plan(db, model, "MG", found.standard)
-
-
-def replayed(platform: Bright, **choice: float | str) -> Operation:
-    """A replay, applied to its end, three images at a time."""
-    with platform.begin() as db:
-        number = platform.begin_replay(db, **choice).id
-    while replay.advance(platform.begin, chunk=3):
-        pass
-    platform.project()
-    with platform.begin() as db:
-        return operations.get(db, number)
 
 
 @pytest.mark.parametrize(
@@ -123,7 +103,7 @@ def test_a_plan_changes_nothing_and_a_replay_does_what_was_planned(calibrated: B
         calibrated.paint(n, level)
     calibrated.take()
     before = calibrated.column("SELECT CAST(row(id, status, score, calibration_id) AS text) FROM image ORDER BY id")
-    low, high = plan(calibrated, 0.5), plan(calibrated, 0.8)
+    low, high = calibrated.plan(threshold=0.5), calibrated.plan(threshold=0.8)
     assert before == calibrated.column(
         "SELECT CAST(row(id, status, score, calibration_id) AS text) FROM image ORDER BY id"
     )
@@ -132,19 +112,19 @@ def test_a_plan_changes_nothing_and_a_replay_does_what_was_planned(calibrated: B
     assert low.admit == []
     assert 0 < len(low.stop) < 24
 
-    done = replayed(calibrated, threshold=0.5)
+    done = calibrated.replayed(threshold=0.5)
     assert done.state == "succeeded"
     quarantined = set(calibrated.column("SELECT id FROM image WHERE status = 'quarantined'"))
     assert quarantined == {f.image_id for f in low.stop} | {calibrated.number(n) for n in (24, 25, 26)}
     assert len(calibrated.searchable()) == 27 - len(quarantined)
     assert (done.counts["stop"], done.done) == (len(low.stop), 27)
 
-    again = plan(calibrated, 0.8)
-    done = replayed(calibrated, threshold=0.8)
+    again = calibrated.plan(threshold=0.8)
+    done = calibrated.replayed(threshold=0.8)
     assert (done.counts["admit"], len(again.admit)) == (len(low.stop) + 2, done.counts["admit"])
     assert calibrated.column("SELECT sop_uid FROM image WHERE status = 'quarantined'") == ["1.2.3.27"]
     assert len(calibrated.searchable()) == 26
-    assert plan(calibrated, 0.8).counts == {"stay": 27}
+    assert calibrated.plan(threshold=0.8).counts == {"stay": 27}
     assert calibrated.column("SELECT DISTINCT threshold FROM image i JOIN calibration c ON c.id = calibration_id") == [
         0.8
     ]
@@ -157,12 +137,12 @@ def test_a_persons_word_is_never_overturned(calibrated: Bright) -> None:
     with calibrated.begin() as db:
         quarantine.release(db, calibrated.number(24), ANNA)
         quarantine.reject(db, calibrated.number(25), ANNA)
-    found = plan(calibrated, 0.1)
+    found = calibrated.plan(threshold=0.1)
     assert (found.counts["stop"], found.counts["decided"]) == (24, 1)  # who was rejected is out of the question
-    replayed(calibrated, threshold=0.1)
+    calibrated.replayed(threshold=0.1)
     assert [calibrated.status(n) for n in (24, 25, 26)] == ["encoded", "rejected", "quarantined"]
     assert calibrated.searchable() == {"1.2.3.25"}
-    replayed(calibrated, threshold=2.0)
+    calibrated.replayed(threshold=2.0)
     assert [calibrated.status(n) for n in (24, 25, 26)] == ["encoded", "rejected", "encoded"]
 
 
@@ -172,7 +152,7 @@ def test_an_archive_without_a_calibration_gets_one_by_a_replay(bright: Bright) -
     bright.take()
     with bright.begin() as db, pytest.raises(Conflict, match="name a threshold or a rule"):
         bright.begin_replay(db)
-    assert replayed(bright, rule="log").state == "succeeded"
+    assert bright.replayed(rule="log").state == "succeeded"
     assert bright.column("SELECT count(*) FROM image WHERE calibration_id IS NULL") == [0]
 
 
@@ -194,11 +174,11 @@ def test_calibrations_of_another_model_or_modality_are_refused(calibrated: Brigh
 
 
 def test_an_earlier_calibration_can_be_brought_back(calibrated: Bright) -> None:
-    replayed(calibrated, threshold=0.1)
+    calibrated.replayed(threshold=0.1)
     assert calibrated.searchable() == set()
     with calibrated.begin() as db:
         first = calibrations.history(db, 1)[-1]
-    replayed(calibrated, calibration_id=first.id)
+    calibrated.replayed(calibration_id=first.id)
     assert len(calibrated.searchable()) == 24
     with calibrated.begin() as db:
         newest = calibrations.history(db, 1)[0]
@@ -220,7 +200,7 @@ def test_a_replay_that_was_overtaken_stops_where_it_is(calibrated: Bright) -> No
 def test_the_same_replay_asked_for_twice_is_no_second_threshold(calibrated: Bright) -> None:
     """A client asks again when the answer was lost."""
     for _ in range(2):
-        assert replayed(calibrated, threshold=0.1).state == "succeeded"
+        assert calibrated.replayed(threshold=0.1).state == "succeeded"
     assert calibrated.column("SELECT count(*) FROM calibration") == [2]
 
 

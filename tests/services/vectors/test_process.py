@@ -189,3 +189,12 @@ def test_a_zero_vector_never_reaches_edge_unseen(running: engines.VectorsProcess
         with pytest.raises(Invalid):
             index.write([Point(id=id_of(1), vector=np.zeros(DIM, np.float32), payload={"revision": 1})])
         store.drop("zero")
+
+
+def test_it_ends_also_when_it_is_told_so_while_it_is_being_told(tmp_path: Path) -> None:
+    running = engines.VectorsProcess(tmp_path)
+    running.start()
+    assert running.process is not None
+    for number in [signal.SIGTERM, signal.SIGINT] * 5000:  # some of them come while another is being handled
+        running.process.send_signal(number)
+    assert running.stop() == 0
