@@ -96,11 +96,11 @@ class CodeTable:
         return self._words.setdefault(value, len(self._words)) if isinstance(value, str) else value
 
     def _mask(self, wanted: pb.Filter | None, rows: Rows | None) -> NDArray[np.bool_]:
-        rows = np.arange(self._size) if rows is None else rows
-        return np.ones(len(rows), bool) if wanted is None else self._fulfil(wanted, rows)
+        asked = slice(self._size) if rows is None else rows  # of all of them a view, not a copy of each column
+        return self._fulfil(wanted or pb.Filter(), asked)
 
-    def _fulfil(self, wanted: pb.Filter, rows: Rows) -> NDArray[np.bool_]:
-        mask = np.ones(len(rows), bool)
+    def _fulfil(self, wanted: pb.Filter, rows: Rows | slice) -> NDArray[np.bool_]:
+        mask = np.ones(self._size, bool)[rows]
         for condition in wanted.must:
             mask &= self._condition(condition, rows)
         for condition in wanted.must_not:
@@ -109,22 +109,24 @@ class CodeTable:
             mask &= np.logical_or.reduce([self._condition(condition, rows) for condition in wanted.should])
         return mask
 
-    def _condition(self, condition: pb.Condition, rows: Rows) -> NDArray[np.bool_]:
+    def _condition(self, condition: pb.Condition, rows: Rows | slice) -> NDArray[np.bool_]:
         match condition.WhichOneof("condition_one_of"):
             case "field":
                 return self._field(condition.field, rows)
             case "has_id":
-                chosen = [self._at.get(uuid.UUID(id_.uuid).int, -1) for id_ in condition.has_id.has_id]
-                return np.isin(rows, np.array(chosen, np.int64))
+                chosen = (self._at.get(uuid.UUID(id_.uuid).int) for id_ in condition.has_id.has_id)
+                mask = np.zeros(self._size, bool)
+                mask[[row for row in chosen if row is not None]] = True
+                return mask[rows]
             case "filter":
                 return self._fulfil(condition.filter, rows)
         raise wrong("a condition is empty")
 
-    def _field(self, field: pb.FieldCondition, rows: Rows) -> NDArray[np.bool_]:
+    def _field(self, field: pb.FieldCondition, rows: Rows | slice) -> NDArray[np.bool_]:
         column = self._columns.get(field.key)
         if column is None:
-            return np.zeros(len(rows), bool)
-        values = column[rows]
+            return np.zeros(self._size, bool)[rows]
+        values = column[: self._size][rows]
         if field.HasField("range"):
             return np.asarray((values != MISSING) & _in_range(values, field.range))
         return np.asarray(np.isin(values, np.array(self._values(field.match), np.int64)))
