@@ -1,7 +1,8 @@
 """What a generation lacks of what searches find today: nothing may vanish when the pointer moves.
 
 An image must be held if it is encoded, or if the live generation shows it. It is a gap where this generation has no
-row for it, refused it, or is behind the live one; what is as far in both is merely on its way.
+row for it, refused it, or is behind the live one; what is as far in both is merely on its way. An image that the live
+one has no row for must be here all the same.
 """
 
 from collections.abc import Collection, Sequence
@@ -29,7 +30,8 @@ _NEEDED: Final = """
             WHEN own.image_id IS NULL AND b.state = 'failed' THEN b.reason
             WHEN own.image_id IS NULL AND b.state = 'due' THEN 'to-encode'
             WHEN own.image_id IS NULL OR own.frames IS DISTINCT FROM stored.frames THEN 'missing'
-            WHEN (shown.held AND NOT own.held) OR (shown.settled AND NOT own.settled) THEN 'to-index'
+            WHEN (coalesce(shown.held, true) AND NOT own.held)
+              OR (coalesce(shown.settled, true) AND NOT own.settled) THEN 'to-index'
         END AS gap
         FROM image i
         LEFT JOIN shown ON shown.image_id = i.id

@@ -266,6 +266,17 @@ def test_a_row_that_went_astray_is_a_gap_and_is_filled_again(filled: Platform) -
     publish(filled, number)
 
 
+def test_what_the_live_one_has_no_row_for_is_waited_for_too(filled: Platform) -> None:
+    with filled.begin() as db:
+        db.execute(sa.text("DELETE FROM ledger"))
+    number = filled.begin_generation()
+    reindex.advance(filled.begin, filled.index)
+    assert covered(filled, number).by_reason == {"to-index": 16}
+    assert operation(filled, number).finished_at is None
+    filled.reindex()
+    assert shown(filled, number).measured == {"recall": 1.0, "k": 10, "sample": 16, "points": 16}
+
+
 def test_what_the_live_one_got_a_moment_earlier_is_waited_for(filled: Platform) -> None:
     number = filled.begin_generation()
     filled.reindex()
