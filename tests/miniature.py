@@ -85,7 +85,7 @@ class FakeSandbox:
     def _decoded(self, name: bytes, recipe: Recipe) -> Decoded:
         what = self.headers[name]
         assert isinstance(what, Header)
-        seed = int.from_bytes(sha256(self.content.get(name, name)).digest()[:4])
+        seed = int.from_bytes(sha256(self.content.get(name, os.path.basename(name))).digest()[:4])  # wherever it lies
         count = min(what.frames, recipe.frames)
         pixels = np.random.default_rng(seed).random((count, recipe.size, recipe.size), np.float32)
         return Decoded(

@@ -74,6 +74,7 @@ _BEHIND: Final = """
     JOIN image i ON i.id = l.image_id AND i.status NOT IN ('deleted', 'rejected', 'quarantined')
     JOIN study s ON s.id = i.study_id
     WHERE l.generation_id = %(generation)s AND l.point_id = ANY(%(points)s) AND l.op = 'upsert'
+      AND l.applied_at IS NOT NULL
       AND (%(as_of)s::timestamptz IS NULL OR i.settled_at <= %(as_of)s)
     """
 
@@ -100,7 +101,11 @@ class HitRow(NamedTuple):
 def behind(
     connection: sa.Connection, generation_id: int, points: Sequence[uuid.UUID], as_of: datetime | None = None
 ) -> dict[uuid.UUID, HitRow]:
-    """The rows of the points that may be shown. A point without one is an orphan, erased, or newer than asked."""
+    """The rows of the points that may be shown. A point without one is an orphan, erased, or newer than asked.
+
+    Nor is one shown that a projector has written and not yet told of: what nobody has seen may be lacking for a moment
+    in the generation that is published next.
+    """
     values: dict[str, Any] = {"generation": generation_id, "points": list(points), "as_of": as_of}
     return {row[0]: HitRow._make(row) for row in _rows(connection, _BEHIND, values)}
 

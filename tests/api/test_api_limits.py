@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from contextlib import asynccontextmanager
 
 import httpx
 import pytest
@@ -13,10 +14,15 @@ from shared.errors import Throttled, Unavailable
 from tests.api.conftest import serving
 
 
-def asking(app):
+@asynccontextmanager
+async def asking(app):
     """A client that sends a body as the app reads it, part by part."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    return httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1")
+    async with (
+        app.router.lifespan_context(app),  # what it does beside a request has ended before the database goes
+        httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
+    ):
+        yield client
 
 
 def limited(archive, **changes):

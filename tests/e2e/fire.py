@@ -121,7 +121,8 @@ class Fire:
         self.stop = threading.Event()
         self.lock = threading.Lock()
         self.known: set[str] = set()  #: studies that an answer has shown, and nobody is erasing
-        self.gone: set[str] = set()  #: whose erasure was answered
+        self.leaving: set[str] = set()  #: whose erasure was asked for
+        self.gone: set[str] = set()  #: and answered
         self.studies = sorted({_study(uid) for uid in self.archive.sent})
 
     def open(self) -> None:
@@ -203,7 +204,7 @@ class Fire:
         if shown_before and still and study not in found:
             self.find(f"{study} does not find itself")
         with self.lock:
-            if study not in self.gone and study in found and not self.stop.is_set():
+            if study not in self.leaving and study in found and not self.stop.is_set():
                 self.known.add(study)
         return True
 
@@ -225,6 +226,7 @@ class Fire:
                     continue
                 study = rng.choice(known)
                 self.known.discard(study)  # from here on it may be found or not
+                self.leaving.add(study)
             self.ask("DELETE", f"/v1/studies/{study}")
             with self.lock:
                 self.gone.add(study)

@@ -277,6 +277,19 @@ def test_what_the_live_one_has_no_row_for_is_waited_for_too(filled: Platform) ->
     assert shown(filled, number).measured == {"recall": 1.0, "k": 10, "sample": 16, "points": 16}
 
 
+def test_what_a_killed_projector_has_written_is_not_shown_before_it_is_told_of(filled: Platform) -> None:
+    """Else it vanishes again when a generation is published that does not hold it yet."""
+    filled.put("late.dcm", header(16))
+    filled.scan()
+    filled.encode()
+    with pytest.raises(Crash):
+        project._step(CrashingAt(filled, 1, after=False), filled.index, filled.published())
+    assert len(points(filled, 1)) == 17
+    before = found(filled, k=20)
+    filled.project()
+    assert len(found(filled, k=20)) == len(before) + 1
+
+
 def test_what_the_live_one_got_a_moment_earlier_is_waited_for(filled: Platform) -> None:
     number = filled.begin_generation()
     filled.reindex()
