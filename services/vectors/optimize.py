@@ -22,9 +22,10 @@ from typing import Final
 import grpc
 import qdrant_edge as edge
 
+from services.vectors.disk import sync_tree, warm
 from services.vectors.engine import die_with_parent
 from services.vectors.refused import Refused
-from services.vectors.shards import MIN_FREE_BYTES, Collection, read_config, sync_tree, warm
+from services.vectors.shards import MIN_FREE_BYTES, Collection, read_config
 from services.vectors.translate import config_of
 from shared import log
 

@@ -6,7 +6,7 @@
     DIR/<collection>/shard.N/         what Edge wrote
 
 A collection is made under a dotted name and renamed; whatever a kill left half-made (dotted folders, shard folders
-that `current` does not name) is removed at the next start. Every write is flushed before it is acknowledged:
+that `current` does not name) is removed at the next start. A write is acknowledged when Edge's log of it is on disk:
 `update` alone survives a kill, not a loss of power.
 """
 
@@ -26,6 +26,7 @@ from google.protobuf import json_format  # type: ignore[import-untyped]  # ships
 from qdrant_client import grpc as pb
 
 from services.vectors import translate
+from services.vectors.disk import sync, sync_tree
 from services.vectors.nursery import WRITES, Engine, Gone, Hung, Nursery
 from services.vectors.refused import Refused, wrong
 from shared import log
@@ -65,7 +66,7 @@ class Collection:
         folder = root / f".new.{config.collection_name}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
-        edge.EdgeShard.create(str(folder / "shard.0"), translate.config_of(config, wal=False)).close()
+        edge.EdgeShard.create(str(folder / "shard.0"), translate.config_of(config, wal=True)).close()
         (folder / "collection.json").write_text(json_format.MessageToJson(config), encoding="utf-8")
         (folder / "current").symlink_to("shard.0")
         sync_tree(folder)
@@ -312,26 +313,3 @@ def read_config(folder: Path) -> pb.CreateCollection:
 def require_space(folder: Path) -> None:
     if shutil.disk_usage(folder).free < MIN_FREE_BYTES:
         raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "the disk of the vectors is nearly full")
-
-
-def warm(folder: Path) -> None:
-    """Read every file once: loading maps them, and each page fault would hold the GIL."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("rb", buffering=0) as file:
-                while file.read(1 << 22):
-                    pass
-
-
-def sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def sync_tree(folder: Path) -> None:
-    for path in (folder, *folder.rglob("*")):
-        if not path.is_symlink():
-            sync(path)

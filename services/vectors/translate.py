@@ -112,7 +112,7 @@ def config_of(request: pb.CreateCollection, segments: int = 1, *, wal: bool | No
     """The shard's layout, with one search thread (Edge holds the GIL, more would only wait).
 
     The indexing threshold is 1 kB: an optimiser is only started by who has counted, and then links everything.
-    `wal` is fixed when a shard is made: without, as every write is flushed before it is acknowledged. None keeps it.
+    `wal` (Edge's log) is fixed when a shard is made; None keeps it.
     """
     layout = layout_of(request)
     vectors = request.vectors_config.params_map.map

@@ -20,8 +20,7 @@ from shared.store.session import Begin
 log = get(__name__)
 
 STEP = 256
-#: Between two small steps: what arrives meanwhile shares one flush. Else every handful of points would flush the index,
-#: 20 ms that no search can use.
+#: Between two small steps: what arrives meanwhile shares one transaction, and one wait for the disk.
 GATHER_S = 0.5
 
 

@@ -2,19 +2,23 @@
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+import qdrant_edge as edge
+from qdrant_client import grpc as pb
 from structlog.testing import capture_logs
 
-from services.vectors import engine, optimize
+from services.vectors import engine, optimize, translate
+from services.vectors.engine import Service
 from services.vectors.shards import Shards
 from shared.errors import SimilisError
 from shared.index import checks, wire
@@ -316,3 +320,62 @@ def test_engines_end_with_the_process_that_owns_them(tmp_path: Path) -> None:
         until(lambda: not Path(f"/proc/{pid}/exe").exists(), 10)
         running.start()
         assert_holds(store.open("a"), dict.fromkeys(range(10), 1))
+
+
+@pytest.fixture
+def service(tmp_path: Path) -> Iterator[Service]:
+    """A shard of 1,024 dimensions in this process."""
+    request = wire.create("a", Spec(dim=1024))
+    edge.EdgeShard.create(str(tmp_path), translate.config_of(request, wal=True)).close()
+    made = Service(tmp_path, translate.layout_of(request))
+    yield made
+    made.close()
+
+
+def written(service: Service, numbers: range) -> None:
+    rows = matrix(len(numbers), dim=1024)
+    points = [Point(id=id_of(n), vector=row, payload={"revision": 1}) for n, row in zip(numbers, rows, strict=True)]
+    service.upsert(wire.upsert("a", points, rows))
+
+
+def test_a_write_is_acknowledged_when_the_log_and_its_names_are_on_disk(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill does not show it: what is not synced survives a kill, and not a loss of power."""
+    synced: set[str] = set()
+    sync = os.fsync
+
+    def watched(handle: int) -> None:
+        synced.add(os.readlink(f"/proc/self/fd/{handle}"))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    written(service, range(20))
+    assert {str(path) for path in tmp_path.glob("wal/open-*")} <= synced
+    assert str(tmp_path / "wal") in synced
+    synced.clear()
+    service.delete(pb.DeletePoints(points=pb.PointsSelector(points=pb.PointsIdsList(ids=[wire.point_id(id_of(3))]))))
+    assert {str(path) for path in tmp_path.glob("wal/open-*")} <= synced
+
+
+def test_the_log_does_not_grow_for_ever(service: Service, tmp_path: Path) -> None:
+    for start in range(0, 32_000, 1000):
+        written(service, range(start, start + 1000))
+    assert len(list(tmp_path.glob("wal/closed-*"))) <= 2  # of 32 MiB each; four without a flush
+
+
+def test_a_shard_that_has_no_log_is_flushed_at_every_write(tmp_path: Path) -> None:
+    """Those of the first versions have none."""
+    with engines.vectors_process(tmp_path) as running:
+        with closing(running.store()) as store:
+            store.create("a", SPEC)
+        running.stop()
+        shard = running.data / "a" / "shard.0"
+        shutil.rmtree(shard)
+        edge.EdgeShard.create(str(shard), translate.config_of(wire.create("a", SPEC), wal=False)).close()
+        running.start()
+        with closing(running.store()) as store:
+            store.open("a").write(gallery(30))
+            running.kill()
+            running.start()
+            assert_holds(store.open("a"), dict.fromkeys(range(30), 0))

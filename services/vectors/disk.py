@@ -1,0 +1,27 @@
+"""A shard's files: kept, and read ahead."""
+
+import os
+from pathlib import Path
+
+
+def warm(folder: Path) -> None:
+    """Read every file once: loading maps them, and each page fault would hold the GIL."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("rb", buffering=0) as file:
+                while file.read(1 << 22):
+                    pass
+
+
+def sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sync_tree(folder: Path) -> None:
+    for path in (folder, *folder.rglob("*")):
+        if not path.is_symlink():
+            sync(path)
