@@ -67,8 +67,7 @@ class Runtime:
     @cached_property
     def admission(self) -> Admission:
         """The site's rules, read once. Raises: `Invalid`."""
-        path = self.settings.intake.admission
-        return admission.read(path) if path else Admission()
+        return admission.read(self.settings.intake.admission)
 
     def transaction(self) -> AbstractContextManager[Session]:
         """One unit of work; the bells it asked for ring after its commit."""

@@ -61,8 +61,6 @@ app.conf.update(
 @signals.worker_init.connect
 def _check_rules(**_: object) -> None:
     """A file of admission rules that is wrong stops the start, not each scan."""
-    if settings.intake.admission is None:
-        return
     from shared.pipeline import admission
 
     try:

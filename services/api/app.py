@@ -63,7 +63,7 @@ ROUTERS = (
 )
 MIB = 1024 * 1024
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
-WARM_S = 10.0  #: an engine that is away is waited for no longer than this at the end
+WARM_S = 3.0  #: an engine that is away is waited for no longer than this at the end
 
 
 def create(rt: Runtime) -> FastAPI:

@@ -24,8 +24,7 @@ def main(listener: socket.socket | None = None, serving: Callable[[], None] = la
     try:
         known = peers.known(dicom.peers, dicom.host)
         tls.context(dicom)  # the receivers make their own; an error is told here, once
-        if settings.intake.admission is not None:
-            admission.read(settings.intake.admission)  # likewise
+        admission.read(settings.intake.admission)  # likewise
     except SimilisError as error:
         sys.stderr.write(f"similis dicom: {error}\n")
         return 1

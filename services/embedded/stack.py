@@ -58,10 +58,9 @@ def check(options: Options) -> None:
         raise Denied(
             f"without authentication only this machine may be served: leave out --no-auth, or --host {options.host}"
         )
-    if (rules := Settings().intake.admission) is not None:
-        from shared.pipeline import admission
+    from shared.pipeline import admission
 
-        admission.read(rules)
+    admission.read(Settings().intake.admission)
 
 
 def serve(

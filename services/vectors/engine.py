@@ -41,7 +41,6 @@ STEP: Final = 32  # points that are written before a question may have its turn:
 FLUSH_EVERY: Final = 5000  # points; a shard is loaded with so many in its log in 0.7 s
 PAGE: Final = 4096  # points that are read at once when a shard is loaded
 WAIT_S: Final = 10.0  # for the child of a killed process to let go of the shard
-LAST_HANDLE: Final = 500  # above those that a shard has open
 _log = log.get(__name__)
 
 
@@ -51,6 +50,7 @@ class Service:
     def __init__(self, path: Path, layout: Layout) -> None:
         self._layout = layout
         self._shard = edge.EdgeShard.load(str(path))
+        self._shard.flush()  # what the log held: many short lives must not make it long
         self._wal = path / "wal"
         self._unflushed = 0
         self._tables = {name: CodeTable(bits) for name, bits in layout.bits.items()}
@@ -272,23 +272,29 @@ def held(path: Path) -> Iterator[None]:
 
     Raises: `BlockingIOError` where the other does not let go.
     """
-    low = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    # of a process that is killed the lowest is closed first; the log's own lock must be free when this one is
-    handle = fcntl.fcntl(low, fcntl.F_DUPFD_CLOEXEC, LAST_HANDLE)
-    os.close(low)
+    until = time.monotonic() + WAIT_S
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        until = time.monotonic() + WAIT_S
-        while True:
+        _lock(handle, until)
+        if (path / "wal").is_dir():  # Edge's own lock; the two of a process that was killed are freed one by one
+            log_handle = os.open(path / "wal", os.O_RDONLY | os.O_CLOEXEC)
             try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > until:
-                    raise
-            time.sleep(0.02)
+                _lock(log_handle, until)
+            finally:
+                os.close(log_handle)
         yield
     finally:
         os.close(handle)
+
+
+def _lock(handle: int, until: float) -> None:
+    while True:
+        try:
+            return fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > until:
+                raise
+        time.sleep(0.02)
 
 
 def die_with_parent(parent: int) -> None:

@@ -66,8 +66,10 @@ class Admission:
         return (found.then, found.name) if found else (Action.ACCEPT, "")
 
 
-def read(path: Path) -> Admission:
-    """The rules in a file. Raises: `Invalid`, which names the rule that is wrong."""
+def read(path: Path | None) -> Admission:
+    """The rules in a file; without one everything comes in. Raises: `Invalid`, which names the rule that is wrong."""
+    if path is None:
+        return Admission()
     try:
         found = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError:

@@ -58,5 +58,6 @@ def scan_again(db: Session, found: Sequence[uuid.UUID]) -> None:
     for operation in set(found):
         with suppress(Conflict, NotFound):  # a scan that has not ended comes by anyway
             operations.retry(db, operation)
-    for job in (Job.SCAN, Job.PULL) if found else ():
-        enqueue(db, job)
+    if found:
+        enqueue(db, Job.SCAN)
+        enqueue(db, Job.PULL)

@@ -286,8 +286,12 @@ def _rank(
     if request.mode != "dense":
         search = hashes.searcher(connection, index, live, request.mode, request.radius)
     rankings = []
-    for subject, own, asked, answered in _answers(search, subjects, request, page):
-        shown = _shown(connection, live, subject, own, request, page)
+    for subject, found, asked, answered in _answers(search, subjects, request, page):
+        own = found
+        shown, all_there = _shown(connection, live, subject, own, request, page)
+        if len(shown) < request.k and not all_there:  # what may not be shown took the places of others
+            (own,) = _ask(search, [subject], request, page, MOST_DEPTH)
+            shown, _ = _shown(connection, live, subject, own, request, page)
         full = len(shown) == request.k  # a page that is not full is the last one
         hidden = _hidden(connection, subject, request)
         rankings.append(
@@ -324,9 +328,11 @@ def _answers(
             yield subject, own, asked, answered
 
 
-def _ask(search: Search, subjects: Sequence[Subject], request: Request, page: cursor.Page) -> list[list[Answer]]:
+def _ask(
+    search: Search, subjects: Sequence[Subject], request: Request, page: cursor.Page, depth: int = LEAST_DEPTH
+) -> list[list[Answer]]:
     """The hits of each subject's images, in one batch; deeper where they lie in fewer than `k` studies."""
-    depth = max(DEPTH * request.k, LEAST_DEPTH)
+    depth = max(DEPTH * request.k, depth)
     found: list[list[Answer]] = [[] for _ in subjects]
     asking = list(range(len(subjects)))
     while asking:
@@ -353,11 +359,11 @@ def _shown(
     answers: Sequence[Answer],
     request: Request,
     page: cursor.Page,
-) -> tuple[Found, ...]:
-    """The studies to show.
+) -> tuple[tuple[Found, ...], bool]:
+    """The studies to show, and whether every hit may be.
 
-    Ranked by what travels with the vectors, so that rows are read for the leaders only. Where one of theirs is
-    missing (an orphan, erased, or newer than the page) others may move up: then all rows are read.
+    Ranked by what travels with the vectors, so that rows are read for the leaders only. Where one of theirs is missing
+    (an orphan, erased, newer than the page, or just being written) others may move up: then all rows are read.
     """
 
     def rows_of(points: Iterable[uuid.UUID]) -> dict[uuid.UUID, HitRow]:
@@ -367,13 +373,14 @@ def _shown(
     ranking = rank.rank(subject.images, answers)
     lead = rank.leaders(ranking, request.k)
     rows = rows_of(hit.id for study in lead for hit in study.matches.values())
-    if any(hit.id not in rows for study in lead for hit in study.matches.values()):
+    all_there = all(hit.id in rows for study in lead for hit in study.matches.values())
+    if not all_there:
         every = {hit.id for answer in answers for hit in answer.hits}
         rows = rows_of(every)
         ranking = rank.rank(subject.images, answers, gone=every - rows.keys())
         lead = rank.leaders(ranking, request.k)
     found = sorted((_found(subject, study, rows) for study in lead), key=lambda f: (-f.score, f.study_uid))
-    return tuple(found[: request.k])
+    return tuple(found[: request.k]), all_there
 
 
 def _found(subject: Subject, candidate: Candidate, rows: Mapping[uuid.UUID, HitRow]) -> Found:

@@ -122,7 +122,7 @@ class Blobs:
         """Parts that nobody holds are gone, a crash has left them; returns how many."""
         before, gone = time.time() - YOUNG_S, 0
         for path in self._incoming.glob("*.part"):
-            with suppress(FileNotFoundError, BlockingIOError), path.open("rb") as file:
+            with suppress(OSError), path.open("r+b") as file:  # held, gone, or another's: not ours to take away
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if path.stat().st_mtime < before:
                     path.unlink()

@@ -50,7 +50,7 @@ _STUDIES = sa.text(
                  ORDER BY 1) AS modalities,
            (SELECT count(DISTINCT i.id) FROM image i JOIN ledger l ON l.image_id = i.id
              WHERE i.study_id = page.id AND l.generation_id = (SELECT generation_id FROM live)
-               AND l.state = 'applied' AND l.op = 'upsert') AS searchable
+               AND l.applied_at IS NOT NULL AND l.op = 'upsert') AS searchable
     FROM page JOIN counted ON counted.study_id = page.id ORDER BY page.id DESC
     """
 )

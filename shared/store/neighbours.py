@@ -114,13 +114,14 @@ _EMBEDDINGS: Final = """
     SELECT l.point_id, e.embedding
     FROM ledger l JOIN encoding e ON e.image_id = l.image_id AND e.frame = l.frame AND e.model_id = %(model)s
     WHERE l.generation_id = %(generation)s AND l.point_id = ANY(%(points)s) AND l.op = 'upsert'
+      AND l.applied_at IS NOT NULL
     """
 
 
 def embeddings(
     connection: sa.Connection, generation_id: int, model_id: int, points: Sequence[uuid.UUID]
 ) -> dict[uuid.UUID, bytes]:
-    """The stored embeddings of these points; of an orphan there is none."""
+    """The stored embeddings of these points; of one that may not be shown (`behind`) there is none."""
     values = {"generation": generation_id, "model": model_id, "points": list(points)}
     return dict(_rows(connection, _EMBEDDINGS, values))
 

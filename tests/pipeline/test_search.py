@@ -2,6 +2,7 @@ from datetime import date
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.pipeline import search
@@ -247,4 +248,28 @@ def test_a_study_of_many_alike_images_does_not_crowd_out_the_others(platform: Pl
     platform.project()
     answer = ask(platform, k=10)
     assert answer.studies[0].study_uid == "1.2.9.1"
+    assert len(answer.studies) == 10
+
+
+def test_points_that_are_just_being_written_take_nobodys_place(platform: Platform) -> None:
+    """As many as are asked for at first are in the index, and not yet told of: others are shown, as many as asked."""
+    platform.add_model()
+    platform.put("q.dcm", header(0, patient_id="Q"), b"query")
+    for n in range(1, 61):
+        platform.put(f"{n}.dcm", header(n, study_instance_uid=f"1.2.9.{n}", patient_id=f"P{n}"))
+    platform.scan()
+    platform.encode()
+    platform.project()
+    nearest = [one.study_uid for one in ask(platform, k=50).studies]
+    with platform.begin() as db:
+        db.execute(
+            sa.text(
+                "UPDATE ledger SET state = 'pending', applied_at = NULL FROM image i JOIN study s ON s.id = i.study_id "
+                "WHERE ledger.image_id = i.id AND s.uid = ANY(CAST(:uids AS text[]))"
+            ),
+            {"uids": nearest[:42]},
+        )
+    answer = ask(platform, k=10)
+    assert answer.next is not None
+    assert [one.study_uid for one in answer.studies][:8] == nearest[42:]
     assert len(answer.studies) == 10

@@ -1,5 +1,6 @@
 """No acknowledged point is lost, whenever the process dies: in a write, while optimising, half way to a file."""
 
+import json
 import os
 import random
 import shutil
@@ -379,3 +380,16 @@ def test_a_shard_that_has_no_log_is_flushed_at_every_write(tmp_path: Path) -> No
             running.kill()
             running.start()
             assert_holds(store.open("a"), dict.fromkeys(range(30), 0))
+
+
+def test_many_short_lives_do_not_make_the_log_long(tmp_path: Path) -> None:
+    with engines.vectors_process(tmp_path) as running:
+        for life in range(2):
+            with closing(running.store()) as store:
+                index = store.open("a") if life else store.create("a", SPEC)
+                index.write(gallery(30, revision=life))
+                running.kill()
+                running.start()
+                assert store.open("a").count() == 30
+            (log,) = running.data.glob("a/shard.*/wal/first-index")
+            assert json.loads(log.read_text())["ack_index"] >= life + 1
