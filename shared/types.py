@@ -24,7 +24,7 @@ def point_id(sop_instance_uid: str, frame: int) -> uuid.UUID:
 
 
 class Status(StrEnum):
-    """Where an image stands. *Searchable* is no status: it is "was applied, by the live generation's ledger"."""
+    """Where an image stands. *Searchable* is no status: it is "applied in the live generation's ledger"."""
 
     RECEIVED = "received"
     ENCODING = "encoding"

@@ -85,7 +85,7 @@ class FakeSandbox:
     def _decoded(self, name: bytes, recipe: Recipe) -> Decoded:
         what = self.headers[name]
         assert isinstance(what, Header)
-        seed = int.from_bytes(sha256(self.content.get(name, os.path.basename(name))).digest()[:4])  # wherever it lies
+        seed = int.from_bytes(sha256(self.content.get(name, name)).digest()[:4])
         count = min(what.frames, recipe.frames)
         pixels = np.random.default_rng(seed).random((count, recipe.size, recipe.size), np.float32)
         return Decoded(
@@ -128,12 +128,12 @@ class Platform:
         return self.indexes.open(collection)
 
     def put(self, name: str, what: Header | Rejected, content: bytes | None = None) -> Path:
-        """A file in the archive; its bytes are `content`."""
+        """A file in the archive; its bytes are `content`, or its name: the same wherever the archive lies."""
         path = self.folder / "archive" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content or name.encode())
         self.sandbox.headers[os.fsencode(path)] = what
-        self.sandbox.content[os.fsencode(path)] = content or os.fsencode(path)
+        self.sandbox.content[os.fsencode(path)] = content or name.encode()
         return path
 
     def scan(self, table: Any = None, **rules: Any) -> receive.Progress:
