@@ -24,10 +24,11 @@ from alembic.script import ScriptDirectory
 
 from migrations import run as migrations
 from services.embedded import attach, commands, process
-from services.embedded.home import Home, sync, write
+from services.embedded.home import Home, write
 from services.embedded.postgres import MAJOR, Postgres, binaries
 from services.embedded.stack import connects
 from shared.config import Settings
+from shared.disk import sync
 from shared.encoder import cards
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.pipeline import project, reconcile, stones

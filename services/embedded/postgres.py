@@ -23,7 +23,8 @@ import psycopg
 
 from services.embedded import process
 from services.embedded.account import account, hand_over
-from services.embedded.home import Home, private, sync
+from services.embedded.home import Home, private
+from shared.disk import sync
 from shared.errors import Unavailable
 from shared.log import get
 

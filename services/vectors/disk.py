@@ -1,7 +1,8 @@
 """A shard's files: kept, and read ahead."""
 
-import os
 from pathlib import Path
+
+from shared.disk import sync
 
 
 def warm(folder: Path) -> None:
@@ -11,14 +12,6 @@ def warm(folder: Path) -> None:
             with path.open("rb", buffering=0) as file:
                 while file.read(1 << 22):
                     pass
-
-
-def sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def sync_tree(folder: Path) -> None:

@@ -30,11 +30,11 @@ from qdrant_client import grpc as pb
 
 from services.vectors import translate
 from services.vectors.codes import CodeTable, from_text, hidden, key_of
-from services.vectors.disk import sync
 from services.vectors.refused import Refused, wrong
 from services.vectors.replies import Fields, Replies, timed
 from services.vectors.translate import Layout
 from shared import log
+from shared.disk import sync
 
 PR_SET_PDEATHSIG: Final = 1
 STEP: Final = 32  # points that are written before a question may have its turn: about 5 ms

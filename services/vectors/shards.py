@@ -26,10 +26,11 @@ from google.protobuf import json_format  # type: ignore[import-untyped]  # ships
 from qdrant_client import grpc as pb
 
 from services.vectors import translate
-from services.vectors.disk import sync, sync_tree
+from services.vectors.disk import sync_tree
 from services.vectors.nursery import WRITES, Engine, Gone, Hung, Nursery
 from services.vectors.refused import Refused, wrong
 from shared import log
+from shared.disk import sync
 
 MIN_FREE_BYTES: Final = 256 * 2**20  # a full disk is a SIGBUS: Edge writes through memory maps
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")

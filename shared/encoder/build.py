@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import shutil
 import tempfile
 import time
@@ -11,6 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from shared.disk import sync
 from shared.encoder.backbones import parse_seed
 from shared.encoder.cards import (
     GRAPH,
@@ -138,14 +138,14 @@ def beside(folder: Path) -> Iterator[Path]:
         yield temporary
         temporary.chmod(0o755)  # API and workers may run as other users than who built it
         for path in (*temporary.iterdir(), temporary):
-            _sync(path)
+            sync(path)
         try:
             temporary.rename(folder)
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
             raise Conflict("another build was faster") from None
-        _sync(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -156,12 +156,3 @@ def _sweep(models: Path) -> None:
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > _ABANDONED_S:
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def _sync(path: Path) -> None:
-    """What was written at `path`, file or folder, survives a power cut."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -11,6 +11,7 @@ from pathlib import Path
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from shared.disk import sync
 from shared.errors import Invalid
 from shared.pipeline import erase
 from shared.store.tables import Tombstone
@@ -47,11 +48,7 @@ def write(db: Session, path: Path) -> int:
         file.flush()
         os.fsync(file.fileno())
     Path(name).replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the name is durable, too
-    finally:
-        os.close(folder)
+    sync(path.parent)
     return len(stones)
 
 

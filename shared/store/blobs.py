@@ -15,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from shared.disk import sync
 from shared.errors import Unavailable
 
 MIB = 2**20
@@ -107,10 +108,10 @@ class Blobs:
         for folder in (place.parent.parent, place.parent):
             if not folder.exists():
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-                _sync(folder.parent)
+                sync(folder.parent)
         os.utime(part.path, ns=(MTIME_NS, MTIME_NS))
         part.path.rename(place)  # over one of the same content, too
-        _sync(place.parent)
+        sync(place.parent)
 
     def every(self) -> Iterator[Path]:
         """All blobs, folder by folder."""
@@ -132,11 +133,3 @@ class Blobs:
     @property
     def _incoming(self) -> Path:
         return self.root / "incoming"
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
