@@ -9,10 +9,9 @@ from sqlalchemy.orm import Session
 from shared.datasets import importers
 from shared.datasets.folder import LabelTable, read_labels
 from shared.datasets.record import label_table
-from shared.errors import SimilisError, Unavailable
 from shared.log import get
 from shared.pipeline import encode, receive
-from shared.pipeline.lease import Keeper
+from shared.pipeline.lease import turn
 from shared.pipeline.receive import Progress
 from shared.store import operations
 from shared.store.operations import Held
@@ -46,26 +45,9 @@ def scan_folders() -> None:
     if held is None:
         return
     watch = bool(held.params.get("watch"))
-    try:
-        with Keeper(rt.transaction, SCAN_LEASE_S, lambda db: operations.renew(db, held, SCAN_LEASE_S)):
-            _scan(held, watch=watch)
-    except Unavailable as error:  # a share or an engine that is away comes back: the scan goes on where it was
-        with rt.transaction() as db:
-            operations.rest(db, held, AWAY_S, str(error))
-    except Exception as error:
-        if not isinstance(error, SimilisError):
-            log.exception("scan_failed", operation_id=str(held.id))
-        with rt.transaction() as db:
-            if watch:
-                operations.rest(db, held, AWAY_S, told(error))
-            else:
-                operations.end(db, held, "failed", told(error))
+    with turn(rt.transaction, held, SCAN_LEASE_S, AWAY_S, lasting=watch):
+        _scan(held, watch=watch)
     rt.queue.ring(Job.SCAN)
-
-
-def told(error: Exception) -> str:
-    """What a client may read: our own words, or the type of what we did not foresee."""
-    return str(error) if isinstance(error, SimilisError) else f"internal error ({type(error).__name__})"
 
 
 @dataclass(frozen=True, slots=True)

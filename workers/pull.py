@@ -5,11 +5,10 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from shared.errors import SimilisError, Unavailable
 from shared.log import get
 from shared.pipeline import pull
 from shared.pipeline.dicomweb import Archive
-from shared.pipeline.lease import Keeper
+from shared.pipeline.lease import turn
 from shared.pipeline.pace import Hours
 from shared.pipeline.pull import Plan, Progress, Pull, Stopped
 from shared.store import operations
@@ -17,7 +16,6 @@ from shared.store.operations import Held
 from shared.store.session import enqueue
 from shared.types import Job
 from workers.heartbeat import still_here
-from workers.ingest import told
 from workers.runtime import runtime
 from workers.tasks import task
 
@@ -39,27 +37,25 @@ def pull_studies() -> None:
         progress = Progress.of(row.counts, row.total or 0) if row else Progress()
     if held is None:
         return
-    try:
-        if closed_s := _closed_s(held.params):
-            with rt.transaction() as db:
-                operations.rest(db, held, min(closed_s, LOOK_S))
-            return
-        with Keeper(rt.transaction, LEASE_S, lambda db: operations.renew(db, held, LEASE_S)):
-            done = _pull(held, progress)
+    with turn(rt.transaction, held, LEASE_S, AWAY_S):  # away: the other archive, the disk or an engine
+        _turn(held, progress)
+    rt.queue.ring(Job.PULL)
+
+
+def _turn(held: Held, progress: Progress) -> None:
+    rt = runtime()
+    if closed_s := _closed_s(held.params):
         with rt.transaction() as db:
-            _settle(db, held, progress, done=done)
+            operations.rest(db, held, min(closed_s, LOOK_S))
+        return
+    try:
+        done = _pull(held, progress)
     except Stopped:
         with rt.transaction() as db:
             operations.end(db, held, "cancelled")
-    except Unavailable as error:  # the other archive, the disk or an engine: it goes on where it was
-        with rt.transaction() as db:
-            operations.rest(db, held, AWAY_S, str(error))
-    except Exception as error:
-        if not isinstance(error, SimilisError):
-            log.exception("pull_failed", operation_id=str(held.id))
-        with rt.transaction() as db:
-            operations.end(db, held, "failed", told(error))
-    rt.queue.ring(Job.PULL)
+        return
+    with rt.transaction() as db:
+        _settle(db, held, progress, done=done)
 
 
 def _closed_s(params: Mapping[str, Any]) -> float:

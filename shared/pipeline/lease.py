@@ -1,12 +1,16 @@
 """Leases are renewed beside the work, so that they may be short: a dead worker's work is taken over soon."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Self
 
 from sqlalchemy.orm import Session
 
+from shared.errors import SimilisError, Unavailable
 from shared.log import get
+from shared.store import operations
+from shared.store.operations import Held
 from shared.store.session import Begin
 
 log = get(__name__)
@@ -35,3 +39,28 @@ class Keeper:
                     self._renew(db)
             except Exception:  # the database is away: the leases end and others take over
                 log.warning("lease_not_renewed", exc_info=True)
+
+
+@contextmanager
+def turn(begin: Begin, held: Held, lease_s: float, away_s: float, *, lasting: bool = False) -> Iterator[None]:
+    """One worker's turn at an operation: its lease is renewed, and the error that ends the block stands on its row.
+
+    What is away comes back: after `Unavailable` it rests for `away_s` and goes on where it was, and so does a
+    `lasting` one (a watch) after any error; another one has failed.
+    """
+    try:
+        with Keeper(begin, lease_s, lambda db: operations.renew(db, held, lease_s)):
+            yield
+    except Exception as error:
+        if not isinstance(error, SimilisError):
+            log.exception("turn_failed", operation_id=str(held.id))
+        with begin() as db:
+            if lasting or isinstance(error, Unavailable):
+                operations.rest(db, held, away_s, _told(error))
+            else:
+                operations.end(db, held, "failed", _told(error))
+
+
+def _told(error: Exception) -> str:
+    """What a client may read: our own words, or the type of what we did not foresee."""
+    return str(error) if isinstance(error, SimilisError) else f"internal error ({type(error).__name__})"

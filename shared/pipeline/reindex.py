@@ -15,11 +15,11 @@ from contextlib import suppress
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from shared.errors import NotFound, SimilisError, Unavailable
+from shared.errors import NotFound
 from shared.imaging.pseudonym import patient_number
 from shared.index.base import Exact, Filter, Index, IndexStore, Match, Query, Recall
 from shared.log import get
-from shared.pipeline.lease import Keeper
+from shared.pipeline.lease import turn
 from shared.pipeline.search import LEAST_DEPTH, TARGET
 from shared.store import backfill, coverage, encodings, generations, ledger, operations
 from shared.store.canaries import K
@@ -54,19 +54,10 @@ def advance(
         held = operations.claim(db, "reindex", LEASE_S)
     if held is None:
         return False
-    try:
-        with Keeper(begin, LEASE_S, lambda db: operations.renew(db, held, LEASE_S)):
-            return _build(begin, open_index, held, budget_s, chunk, alive)
-    except Unavailable as error:  # it comes back, and the build goes on where it was
-        with begin() as db:
-            operations.rest(db, held, AWAY_S, str(error))
-    except Exception as error:
-        if not isinstance(error, SimilisError):
-            log.exception("reindex_failed", operation_id=str(held.id))
-        told = str(error) if isinstance(error, SimilisError) else f"internal error ({type(error).__name__})"
-        with begin() as db:
-            operations.end(db, held, "failed", told)
-    return True
+    more = True
+    with turn(begin, held, LEASE_S, AWAY_S):
+        more = _build(begin, open_index, held, budget_s, chunk, alive)
+    return more
 
 
 def _build(

@@ -15,7 +15,7 @@ from shared.errors import Conflict
 from shared.imaging.reasons import Reason
 from shared.pipeline import quarantine
 from shared.pipeline.judge import Judgement, Standard, judge, standards, statistic
-from shared.pipeline.lease import Keeper
+from shared.pipeline.lease import turn
 from shared.pipeline.thresholds import Proposal, columns_of, standard_of
 from shared.store import calibrations, generations, operations, reviews
 from shared.store.calibrations import Chosen, Measured, Ruling, Scored
@@ -28,6 +28,7 @@ from shared.store.tables import Calibration, Model, Operation
 from shared.types import Job, Status
 
 LEASE_S = 30.0
+AWAY_S = 10.0  #: until what was away is asked again
 PREVIEW_S = 10.0  #: that a caller waits for a plan
 CHUNK = 500  #: images judged in one transaction, or read at once with their embeddings
 
@@ -119,14 +120,14 @@ def advance(
     if held is None:
         return False
     until = time.monotonic() + budget_s
-    with Keeper(begin, LEASE_S, lambda db: operations.renew(db, held, LEASE_S)):
+    with turn(begin, held, LEASE_S, AWAY_S):
         while time.monotonic() < until:
             alive()
             with begin() as db:
                 if not _step(db, held, chunk):
                     return True
-    with begin() as db:
-        operations.rest(db, held, 0.0)
+        with begin() as db:
+            operations.rest(db, held, 0.0)
     return True
 
 

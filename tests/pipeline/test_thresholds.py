@@ -12,7 +12,7 @@ from shared.encoder import ood
 from shared.encoder.build import build
 from shared.encoder.cards import Card
 from shared.encoder.runtime import load
-from shared.errors import Conflict, Invalid, NotFound
+from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.imaging.recipe import Recipe
 from shared.pipeline import lifecycle, quarantine, replay, thresholds
 from shared.pipeline.judge import Standard, judge, statistic
@@ -214,9 +214,9 @@ def test_a_replay_that_dies_is_carried_on(calibrated: Bright) -> None:
         nonlocal steps
         steps += 1
         if steps == 3:
-            raise MemoryError
+            raise SystemExit
 
-    with pytest.raises(MemoryError):
+    with pytest.raises(SystemExit):
         replay.advance(calibrated.begin, chunk=5, alive=dies)
     assert calibrated.column("SELECT count(*) FROM image WHERE status = 'quarantined'") == [10]
     with calibrated.begin() as db:
@@ -224,6 +224,29 @@ def test_a_replay_that_dies_is_carried_on(calibrated: Bright) -> None:
     assert replay.advance(calibrated.begin, chunk=5)
     assert calibrated.column("SELECT count(*) FROM image WHERE status = 'quarantined'") == [24]
     assert calibrated.column("SELECT state FROM operation WHERE kind = 'replay'") == ["succeeded"]
+
+
+@pytest.mark.parametrize(
+    ("error", "state", "said"),
+    [
+        (MemoryError("of somebody"), "failed", "internal error (MemoryError)"),
+        (Unavailable("the database is away"), "running", "the database is away"),
+    ],
+)
+def test_an_error_in_a_replay_is_told_and_does_not_ring_for_ever(
+    calibrated: Bright, error: Exception, state: str, said: str
+) -> None:
+    with calibrated.begin() as db:
+        number = calibrated.begin_replay(db, threshold=0.1).id
+
+    def fails() -> None:
+        raise error
+
+    assert replay.advance(calibrated.begin, alive=fails)
+    assert not replay.advance(calibrated.begin)  # it has failed, or rests
+    with calibrated.begin() as db:
+        found = operations.get(db, number)
+        assert (found.state, found.error) == (state, said)
 
 
 def test_a_card_brings_its_calibrations_and_the_archives_own_override_them(bright: Bright) -> None:
