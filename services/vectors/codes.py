@@ -83,8 +83,8 @@ class CodeTable:
                 k=limit if radius is None else None,
                 radius=radius,
             )
-            listed, _ = codes.ordered(scan, lambda row: uuid.UUID(int=self._ids[row]), limit)
-        return [Found(id_.int, self.bits - 2 * distance) for id_, distance, _ in listed]
+            listed, _ = codes.ordered(scan, self._ids.__getitem__, limit)
+        return [Found(number, self.bits - 2 * distance) for number, distance, _ in listed]
 
     def _grow(self, capacity: int) -> None:
         more = capacity - len(self._codes)
@@ -100,7 +100,7 @@ class CodeTable:
         return self._fulfil(wanted or pb.Filter(), asked)
 
     def _fulfil(self, wanted: pb.Filter, rows: Rows | slice) -> NDArray[np.bool_]:
-        mask = np.ones(self._size, bool)[rows]
+        mask = np.ones(self._size if isinstance(rows, slice) else len(rows), bool)
         for condition in wanted.must:
             mask &= self._condition(condition, rows)
         for condition in wanted.must_not:

@@ -134,8 +134,8 @@ class Rows:
 
     def ball(self, query: CodeQuery, scan: Scan, started: float) -> Ball:
         """The answer to a query whose ball has been scanned."""
-        listed, cut = codes.ordered(scan, self._ids.__getitem__, query.most)
-        hits = tuple(Near(id_, distance, self._payloads[row]) for id_, distance, row in listed)
+        listed, cut = codes.ordered(scan, lambda row: self._ids[row].int, query.most)
+        hits = tuple(Near(self._ids[row], distance, self._payloads[row]) for _, distance, row in listed)
         return Ball(hits=hits, radius=scan.radius, cut=cut, engine_ms=(time.perf_counter() - started) * 1000)
 
     def points(self, ids: Sequence[uuid.UUID]) -> list[Point]:

@@ -57,7 +57,7 @@ def advance(
     more = True
     with turn(begin, held, LEASE_S, AWAY_S):
         more = _build(begin, open_index, held, budget_s, chunk, alive)
-    return more
+    return more  # noqa: RET504 - an error ends the block before it is set
 
 
 def _build(
