@@ -49,6 +49,7 @@ SAID = {
     "secret-open": "others may read a secret",
     "tombstoned": "it was erased, and stands",
     "vector-differs": "the index holds another vector than the encoding",
+    "code-differs": "the index holds another hash code than the encoding",
     "wrong-fingerprint": "the index holds a vector of another model",
 }
 

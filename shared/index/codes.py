@@ -42,7 +42,8 @@ def distances(codes: Codes, code: Codes) -> Distances:
     """Hamming distance of each of (n, bytes) to one (bytes,), both `padded`, plainly."""
     words = np.bitwise_count(codes.view(np.uint64) ^ code.view(np.uint64))
     # a product adds up short rows ten times as fast as `sum` does, and whole numbers below 2^24 exactly
-    return (words.astype(np.float32) @ np.ones(words.shape[1], np.float32)).astype(np.int32)
+    counts: NDArray[np.float32] = words.astype(np.float32) @ np.ones(words.shape[1], np.float32)
+    return counts.astype(np.int32)
 
 
 def ball(codes: Codes, code: Codes, allowed: Allowed, *, k: int | None, radius: int | None) -> Scan:

@@ -365,6 +365,8 @@ def _diagnosis(db: Session, spec: Spec, generation: Published, row: Row, point: 
         return "point-zero"
     if _apart(point.vector, expected):
         return _whose(db, spec, generation, row, point)
+    if spec.bits and (point.code is None or point.code.tobytes() != wanted.code):
+        return "code-differs"
     return "payload-drift" if dict(point.payload) != project.payload(wanted) else None
 
 

@@ -1,4 +1,5 @@
 import tracemalloc
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from shared.pipeline import hashes, lifecycle, search
 from shared.pipeline.search import Ranking, Request
 from shared.store import encodings, neighbours
 from tests.miniature import Platform
+from tests.pipeline.test_doctor import look, work
 
 BITS = 16
 
@@ -187,3 +189,17 @@ def test_embeddings_are_held_for_one_ball_at_a_time(archive: Platform, monkeypat
     read.clear()
     assert told(ask(archive, mode="hash", k=5, radius=BITS)) == whole
     assert read == [40, 40, 40, 40]
+
+
+def test_the_doctor_finds_another_code_and_mends_it(archive: Platform) -> None:
+    index = archive.index(archive.published().collection)
+    (batch,) = index.scan()
+    (point,) = index.get([batch[0][0]])
+    assert point.code is not None
+    index.write([replace(point, code=point.code ^ 1)])
+    (found,) = look(archive)
+    assert (found.kind, found.ids) == ("code-differs", [str(point.id)])
+    look(archive, repair=True)
+    work(archive)
+    assert look(archive) == []
+    assert (index.get([point.id])[0].code == point.code).all()
