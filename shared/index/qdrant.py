@@ -19,6 +19,7 @@ from shared.index import checks
 from shared.index import wire as messages
 from shared.index.base import PAYLOAD, Answer, Ball, CodeQuery, Damaged, Filter, Hit, Info, Near, Point, Query, Spec
 from shared.index.grouping import cut, ordered, overfetch
+from shared.index.trust import Trust
 
 BATCH: Final = 256  # points per upsert: about 1 MB of 1,024-d vectors
 AHEAD: Final = 4  # so many times k codes are asked for at first
@@ -106,6 +107,7 @@ class QdrantIndex:
         self._wire = wire
         self._call = call
         self._groups = True  # until the peer says that it cannot
+        self._trust = Trust()
 
     def write(self, points: Sequence[Point]) -> None:
         checks.check_codes(self.spec, points)
@@ -207,6 +209,10 @@ class QdrantIndex:
         """
         for query in queries:
             checks.check_code_query(self.spec, query)
+        self._trust.check(self, self._near)
+        return self._near(queries)
+
+    def _near(self, queries: Sequence[CodeQuery]) -> list[Ball]:
         if not queries:
             return []
         limits = [min(AHEAD * query.k, query.most) + 1 if query.k else query.most + 1 for query in queries]

@@ -2,14 +2,17 @@
 
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from qdrant_client import grpc as pb
 
-from shared.errors import Invalid
+from shared.errors import Invalid, Unavailable
+from shared.index import trust
 from shared.index.base import Ball, CodeQuery, Filter, Index, IndexStore, Match, Point, Spec
 from shared.index.faiss import FaissStore
 from shared.index.memory import MemoryStore
@@ -89,7 +92,7 @@ def told(ball: Ball) -> list[tuple[int, int]]:
     return [(hit.distance, hit.id.int) for hit in ball.hits]
 
 
-@pytest.mark.parametrize("bits", [16, 64, 256])
+@pytest.mark.parametrize("bits", [16, 64, 256, 512])
 @pytest.mark.parametrize("asked", [{"k": 1}, {"k": 10}, {"k": 100}, {"radius": 0}, {"radius": 3}])
 def test_a_ball_is_what_counting_bits_gives(make: Callable[..., Index], bits: int, asked: dict[str, int]) -> None:
     held = points(centralised(200, bits))
@@ -166,6 +169,7 @@ def test_of_a_ball_that_is_too_large_no_more_comes_than_its_rim_needs(monkeypatc
     with closing(engines.local_mode()) as opened:
         index = opened.create("large", Spec(dim=4, bits=BITS, scale="exact"))
         index.write(held)
+        index.near([CodeQuery(code=held[0].code, k=1)])  # its distances are trusted from here on
         came: list[int] = []
         ask = index._wire.points.QueryBatch  # type: ignore[attr-defined]
 
@@ -182,6 +186,59 @@ def test_of_a_ball_that_is_too_large_no_more_comes_than_its_rim_needs(monkeypatc
     assert (ball.cut, ball.radius) == (True, BITS)
     assert came == [101, sum(distance <= expected[100][0] for distance, _ in expected)]
     assert came[1] < 500
+
+
+def test_an_engine_whose_distances_are_wrong_answers_no_search_by_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As uint8 with binary quantisation does: one score for all, and no word of it."""
+    held = points(np.random.default_rng(9).integers(0, 256, (50, 8), dtype=np.uint8))
+    with closing(engines.local_mode()) as opened:
+        index = opened.create("wrong", Spec(dim=4, bits=BITS, scale="exact"))
+        index.write(held)
+        ask = index._wire.points.QueryBatch  # type: ignore[attr-defined]
+
+        def levelling(request: pb.QueryBatchPoints, **more: object) -> pb.QueryBatchResponse:
+            reply: pb.QueryBatchResponse = ask(request, **more)
+            for hit in (hit for result in reply.result for hit in result.result):
+                hit.score = 32.0
+            return reply
+
+        query = CodeQuery(code=held[0].code, k=3)
+        with monkeypatch.context() as patch:
+            patch.setattr(index._wire.points, "QueryBatch", levelling)  # type: ignore[attr-defined]
+            with pytest.raises(Unavailable, match="Hamming"):
+                index.near([query])
+        assert told(index.near([query])[0]) == counted(held, query)
+
+
+def test_distances_are_looked_at_again_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server quantises a segment when it likes."""
+    looked: list[int] = []
+    monkeypatch.setattr(trust, "right", lambda *_: looked.append(1) or True)
+    index = MemoryStore().create("x", Spec(dim=4, bits=BITS, scale="exact"))
+    kept = trust.Trust(every_s=0.0)
+    kept.check(index, index.near)
+    kept.check(index, index.near)
+    lasting = trust.Trust(every_s=60.0)
+    lasting.check(index, index.near)
+    lasting.check(index, index.near)
+    assert len(looked) == 3
+
+
+def test_a_point_written_meanwhile_is_no_wrong_distance() -> None:
+    held = points(centralised(60))
+    index = MemoryStore().create("y", Spec(dim=4, bits=BITS, scale="exact"))
+    index.write(held)
+    first = min(held, key=lambda point: point.id)
+    fresh = [replace(first, code=first.code ^ np.uint8(255), payload={"revision": 2})]
+
+    def near(queries: Sequence[CodeQuery]) -> list[Ball]:
+        found = index.near(queries)
+        if fresh:
+            index.write([fresh.pop()])
+        return found
+
+    trust.Trust().check(index, near)
+    assert not fresh
 
 
 def test_codes_follow_writes_deletes_and_revisions(make: Callable[..., Index]) -> None:
