@@ -27,7 +27,7 @@ class Match(Out):
     frame: int
     score: float
     hamming: int | None = Field(description="Bits in which the codes differ; of a search by codes")
-    content: float | None = Field(description="Pearson correlation of the embeddings; of mode=hash")
+    content: float | None = Field(description="Pearson correlation of the embeddings; of mode=hash and hybrid")
     laterality: str | None
     view: str | None
     modality: str

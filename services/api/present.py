@@ -42,7 +42,7 @@ def ranking(found: Ranking, request: Request, took_ms: float) -> Json:
             ],
             "gates": _gates(subject),
         },
-        "studies": [_study(rank, study, request.mode) for rank, study in enumerate(found.studies, 1)],
+        "studies": [_study(rank, study) for rank, study in enumerate(found.studies, 1)],
         "hidden": {"studies": found.hidden_studies, "images": found.hidden_images},
         "excluded": sorted(request.exclude),
         "model": model(found.published),
@@ -88,7 +88,7 @@ def _asked(image: QueryImage) -> Json:
     }
 
 
-def _study(rank: int, study: Found, mode: str) -> Json:
+def _study(rank: int, study: Found) -> Json:
     hits = [pair.hit for pair in study.pairs]
     return {
         "rank": rank,
@@ -100,11 +100,11 @@ def _study(rank: int, study: Found, mode: str) -> Json:
             "density": sorted({h.density for h in hits if h.density}),
             "pathology": sorted({h.pathology for h in hits if h.pathology}),
         },
-        "matches": [_match(pair, mode) for pair in study.pairs],
+        "matches": [_match(pair) for pair in study.pairs],
     }
 
 
-def _match(pair: Pair, mode: str) -> Json:
+def _match(pair: Pair) -> Json:
     query, hit = pair.query, pair.hit
     return {
         "query_sop_instance_uid": query.sop_uid,
@@ -113,7 +113,7 @@ def _match(pair: Pair, mode: str) -> Json:
         "frame": hit.frame,
         "score": pair.score,
         "hamming": pair.hamming,
-        "content": pair.score if mode == "hash" else None,
+        "content": pair.content,
         "laterality": hit.laterality,
         "view": hit.view,
         "modality": hit.modality,

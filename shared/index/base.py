@@ -126,6 +126,8 @@ class Hit(NamedTuple):
     id: uuid.UUID
     score: float
     payload: Payload
+    hamming: int | None = None  #: of a search by codes: the bits that differ
+    content: float | None = None  #: of a search by codes: the correlation of the embeddings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,6 +7,7 @@ by the engines: so ids and order are the same on each of them. Source: arXiv 250
 
 import uuid
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, Literal
 
 import numpy as np
@@ -17,7 +18,7 @@ from shared.errors import Conflict
 from shared.index import checks
 from shared.index.base import Answer, Ball, CodeQuery, Hit, Index, Metric, Near, Query, Spec
 from shared.index.memory import score
-from shared.pipeline.rank import HAMMING, QueryImage
+from shared.pipeline.rank import QueryImage
 from shared.store import encodings, neighbours
 from shared.store.generations import Published
 from shared.types import Embeddings
@@ -25,38 +26,56 @@ from shared.types import Embeddings
 Search = Callable[[Sequence[QueryImage], Sequence[Query]], list[Answer]]
 #: A hybrid search looks at so many times the images that it is asked for; `benchmarks.hashes` says what that finds.
 WIDE: Final = 10
+Mode = Literal["hash", "hybrid"]
 HELD: Final = 10_000  #: embeddings in memory at a time: as many as a ball may hold, 20 MB at 1,024 dimensions
 DIGITS: Final = 6  #: of a score: what lies below is the rounding of sums, and equal images must be equal
 
 
-def searcher(
-    connection: sa.Connection, index: Index, live: Published, mode: Literal["hash", "hybrid"], radius: int | None
-) -> Search:
+def searcher(connection: sa.Connection, index: Index, live: Published, mode: Mode, radius: int | None) -> Search:
     """Raises: `Conflict` where the published generation holds no codes."""
     if not index.spec.bits:
         raise Conflict("the published model has no hash codes: publish a generation of one that has, or ask mode=dense")
-    widening = WIDE if mode == "hybrid" else 1
 
     def search(images: Sequence[QueryImage], queries: Sequence[Query]) -> list[Answer]:
-        balls = index.near(
-            [_ball(image, query, widening, radius) for image, query in zip(images, queries, strict=True)]
-        )
+        wanted = [_ball(image, query, mode, radius) for image, query in zip(images, queries, strict=True)]
+        stored = Stored(connection, live)
         answers = []
-        stored: dict[uuid.UUID, bytes] = {}
-        for query, ball in zip(queries, balls, strict=True):
-            missing = [hit.id for hit in ball.hits if hit.id not in stored]
-            if len(stored) + len(missing) > HELD:  # of one ball, or of several small ones
-                stored, missing = {}, [hit.id for hit in ball.hits]
-            stored |= neighbours.embeddings(connection, live.generation_id, live.model_id, missing)
-            known = [hit for hit in ball.hits if hit.id in stored]  # an orphan has no content
+        for query, asked, first in zip(queries, wanted, index.near(wanted), strict=True):
+            ball, known = _whole(index, stored, asked, first)
             matrix = encodings.stack([stored[hit.id] for hit in known]).reshape(-1, index.spec.dim)
-            scores = (
-                content(query.vector, matrix) if mode == "hash" else _as_the_index(index.spec, query.vector, matrix)
-            )
-            answers.append(_answer(query, ball, known, scores, radius))
+            answers.append(_answer(index.spec, query, ball, known, matrix, mode, radius))
         return answers
 
     return search
+
+
+class Stored:
+    """The embeddings of points that searches may show, read once, and no more of them held than of one large ball."""
+
+    def __init__(self, connection: sa.Connection, live: Published) -> None:
+        self._connection, self._live = connection, live
+        self._held: dict[uuid.UUID, bytes] = {}
+
+    def of(self, hits: Sequence[Near]) -> list[Near]:
+        """Those that have one. An orphan, whose image was erased or is being written, has none."""
+        missing = [hit.id for hit in hits if hit.id not in self._held]
+        if len(self._held) + len(missing) > HELD:  # of one ball, or of several small ones
+            self._held, missing = {}, [hit.id for hit in hits]
+        self._held |= neighbours.embeddings(self._connection, self._live.generation_id, self._live.model_id, missing)
+        return [hit for hit in hits if hit.id in self._held]
+
+    def __getitem__(self, id_: uuid.UUID) -> bytes:
+        return self._held[id_]
+
+
+def _whole(index: Index, stored: Stored, asked: CodeQuery, ball: Ball) -> tuple[Ball, list[Near]]:
+    """The ball with as many images that may be shown as were asked for: orphans take nobody's place."""
+    known = stored.of(ball.hits)
+    while asked.k and len(known) < asked.k <= len(ball.hits) < asked.most:
+        asked = replace(asked, k=min(2 * len(ball.hits), asked.most))
+        (ball,) = index.near([asked])
+        known = stored.of(ball.hits)
+    return ball, known
 
 
 def content(vector: NDArray[np.float32], matrix: Embeddings) -> NDArray[np.float32]:
@@ -77,26 +96,35 @@ def _as_the_index(spec: Spec, vector: NDArray[np.float32], matrix: Embeddings) -
     return score(Metric(spec.metric), checks.prepare(spec, list(matrix)), np.arange(len(matrix)), own)
 
 
-def _ball(image: QueryImage, query: Query, widening: int, radius: int | None) -> CodeQuery:
+def _ball(image: QueryImage, query: Query, mode: Mode, radius: int | None) -> CodeQuery:
     if image.code is None:
         raise Conflict("an image of this study has no hash code yet")
+    widening = WIDE if mode == "hybrid" else 1
     return CodeQuery(
         code=image.code,
-        k=widening * query.limit if radius is None else None,
+        k=min(widening * query.limit, HELD) if radius is None else None,
         radius=radius,
         filter=query.filter,
         fields=query.fields,
     )
 
 
-def _answer(query: Query, ball: Ball, hits: Sequence[Near], scores: NDArray[np.float32], radius: int | None) -> Answer:
-    rounded = np.round(scores.astype(np.float64), DIGITS)
+def _answer(
+    spec: Spec, query: Query, ball: Ball, hits: Sequence[Near], matrix: Embeddings, mode: Mode, radius: int | None
+) -> Answer:
+    """Ranked by content, or of a hybrid search by the embedding: exact within the ball, which may lack a neighbour."""
+    likeness = _rounded(content(query.vector, matrix))
+    scores = likeness if mode == "hash" else _rounded(_as_the_index(spec, query.vector, matrix))
     ranked = sorted(
         (
-            Hit(hit.id, float(value), {**hit.payload, HAMMING: hit.distance})
-            for hit, value in zip(hits, rounded, strict=True)
+            Hit(hit.id, score, hit.payload, hit.distance, alike)
+            for hit, score, alike in zip(hits, scores, likeness, strict=True)
         ),
         key=lambda hit: (-hit.score, hit.id.int),
     )
     kept = ranked if radius is not None else ranked[: query.limit]
-    return Answer(hits=tuple(kept), exact=True, cut=ball.cut, engine_ms=ball.engine_ms)
+    return Answer(hits=tuple(kept), exact=mode == "hash", cut=ball.cut, engine_ms=ball.engine_ms)
+
+
+def _rounded(values: NDArray[np.float32]) -> list[float]:
+    return [float(value) for value in np.round(values.astype(np.float64), DIGITS)]

@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 
 from shared.index.base import Answer, Hit
 
-HAMMING = "hamming"  #: what a search by codes adds to a hit's payload: the distance in bits
 FIELDS = ("study", "view", "laterality")  #: what a ranking reads of a hit's payload
 
 

@@ -19,7 +19,7 @@ from shared.errors import Conflict, Gate, Invalid, NotFound, Outcome, Rejected, 
 from shared.imaging.gates import metadata_gate, pixel_gate
 from shared.imaging.pseudonym import patient_key, patient_number
 from shared.imaging.recipe import Recipe
-from shared.index.base import Accuracy, Answer, Between, Condition, Exact, Filter, Hit, Index, Match, Query, Recall
+from shared.index.base import Accuracy, Answer, Between, Condition, Exact, Filter, Index, Match, Query, Recall
 from shared.pipeline import cursor, hashes, rank
 from shared.pipeline.hashes import Search
 from shared.pipeline.judge import Judgement, judge, standards, statistic
@@ -121,6 +121,7 @@ class Pair:
     hit: HitRow
     score: float
     hamming: int | None = None  #: bits in which the codes differ, where the search was by codes
+    content: float | None = None  #: Pearson correlation of the embeddings, where the search was by codes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -385,7 +386,13 @@ def _shown(
 
 def _found(subject: Subject, candidate: Candidate, rows: Mapping[uuid.UUID, HitRow]) -> Found:
     pairs = tuple(
-        Pair(query=subject.images[i], hit=rows[hit.id], score=hit.score, hamming=_hamming(hit))
+        Pair(
+            query=subject.images[i],
+            hit=rows[hit.id],
+            score=hit.score,
+            hamming=hit.hamming,
+            content=hit.content,
+        )
         for i, hit in sorted(candidate.matches.items())
     )
     row = pairs[0].hit
@@ -396,11 +403,6 @@ def _found(subject: Subject, candidate: Candidate, rows: Mapping[uuid.UUID, HitR
         score=candidate.score,
         pairs=pairs,
     )
-
-
-def _hamming(hit: Hit) -> int | None:
-    found = hit.payload.get(rank.HAMMING)
-    return None if found is None else int(found)
 
 
 def _timings(started: float, asked: float, answered: float, answers: Sequence[Answer]) -> dict[str, float]:

@@ -8,12 +8,13 @@ import pytest
 from shared.encoder.build import build
 from shared.encoder.derive import build_hashed
 from shared.errors import Conflict, Invalid
-from shared.index.base import Metric, Spec
+from shared.index.base import Metric, Query, Spec
 from shared.index.faiss import FaissStore
-from shared.pipeline import hashes, lifecycle, search
+from shared.pipeline import erase, hashes, lifecycle, search
+from shared.pipeline.rank import QueryImage
 from shared.pipeline.search import Ranking, Request
 from shared.store import encodings, neighbours
-from tests.miniature import Platform
+from tests.miniature import SECRET, Platform
 from tests.pipeline.test_doctor import look, work
 
 BITS = 16
@@ -118,6 +119,23 @@ def test_pages_go_on_where_the_last_ended(archive: Platform) -> None:
     assert not {s.study_uid for s in first.studies} & {s.study_uid for s in second.studies}
     with pytest.raises(Invalid, match="another query"):
         ask(archive, mode="dense", k=4, cursor=first.next)
+
+
+@pytest.mark.parametrize("mode", ["hash", "hybrid"])
+def test_what_waits_to_be_deleted_takes_no_place_in_a_ball(archive: Platform, mode: Any, monkeypatch: Any) -> None:
+    """Erased while the projector stood still: the points are there, and may not be shown."""
+    monkeypatch.setattr(hashes, "WIDE", 1)
+    with archive.begin() as db:
+        for study in ask(archive, mode=mode, k=8).studies:
+            erase.erase_study(db, SECRET, study.study_uid)
+    with archive.store.reading() as connection:
+        live = archive.published()
+        (row, *_) = neighbours.vectors(connection, [uid(0)], live.model_id)
+        image = QueryImage(vector=encodings.unpack(row.embedding), code=np.frombuffer(row.code or b"", np.uint8))
+        index = archive.index(live.collection)
+        (found,) = hashes.searcher(connection, index, live, mode, None)([image], [Query(vector=image.vector, limit=6)])
+    assert index.count() == 48
+    assert len(found.hits) == 6
 
 
 def test_a_model_without_codes_says_what_to_do(platform: Platform) -> None:
