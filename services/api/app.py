@@ -36,9 +36,11 @@ from services.api.routes import (
     studies,
 )
 from services.api.schemas import BatchIn
-from shared.errors import Denied
+from shared.errors import Denied, SimilisError
 from shared.log import get
+from shared.pipeline import hashes
 from shared.runtime import Runtime
+from shared.store import generations as store_generations
 
 log = get(__name__)
 
@@ -104,12 +106,25 @@ def create(rt: Runtime) -> FastAPI:
 @asynccontextmanager
 async def _life(app: FastAPI) -> AsyncIterator[None]:
     """The engines' clients are made beside the start, so that the first search does not wait for them."""
-    warm = threading.Thread(target=app.state.readiness.ask, args=(app.state.rt,), name="warm", daemon=True)
+    warm = threading.Thread(target=_warm, args=(app.state.rt, app.state.readiness), name="warm", daemon=True)
     warm.start()
     yield
     warm.join(WARM_S)  # it would make connections anew that nobody closes
     app.state.callers.close()
     app.state.rt.close()
+
+
+def _warm(rt: Runtime, readiness: health.Readiness) -> None:
+    """The engines are asked for the first time, and one that counts the bits of codes wrongly is told of at once."""
+    if readiness.ask(rt)["status"] == "unavailable":
+        return
+    try:
+        with rt.store.reading() as connection:
+            live = store_generations.published(connection)
+        if live is not None:
+            hashes.trusted(rt.index(live.collection))
+    except SimilisError as error:
+        log.error("warm_up_failed", error=str(error))  # noqa: TRY400 - our own words; hash searches say the same
 
 
 def _described(app: FastAPI) -> dict[str, Any]:

@@ -49,6 +49,12 @@ def searcher(connection: sa.Connection, index: Index, live: Published, mode: Mod
     return search
 
 
+def trusted(index: Index) -> None:
+    """The engine's distances are right, or the index holds no codes. Raises: `Unavailable`."""
+    if index.spec.bits:
+        index.near([CodeQuery(code=np.zeros(index.spec.bits // 8, np.uint8), k=1)])
+
+
 class Stored:
     """The embeddings of points that searches may show, read once, and no more of them held than of one large ball."""
 

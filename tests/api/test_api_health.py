@@ -6,8 +6,10 @@ import time
 from pathlib import Path
 
 import pytest
+import structlog
 
 from shared.errors import Unavailable
+from shared.pipeline import hashes
 from shared.store.keys import Scope
 from tests.api.conftest import serving
 
@@ -151,3 +153,18 @@ def test_the_end_waits_for_the_first_look_at_the_engines(archive):
     with serving(archive):
         pass
     assert told == ["looked", "closed"]
+
+
+def test_the_published_index_is_tried_while_the_api_starts(archive, monkeypatch):
+    """An engine that counts bits wrongly is told of in the log, and not by the first who asks."""
+    tried: list[int] = []
+
+    def wrong(index):
+        tried.append(index.spec.dim)
+        raise Unavailable("wrong Hamming distances")
+
+    monkeypatch.setattr(hashes, "trusted", wrong)
+    with structlog.testing.capture_logs() as logs, serving(archive) as client:
+        assert client.get("/livez").status_code == 200
+    assert tried == [64]
+    assert [entry["error"] for entry in logs if entry["event"] == "warm_up_failed"] == ["wrong Hamming distances"]
