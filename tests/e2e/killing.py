@@ -45,6 +45,7 @@ SHARES = {  #: how often a role is chosen beyond its three times; what holds lea
 ROLES = tuple(SHARES)
 LEASE_WITHIN_S = 5.0  #: so long a kill waits for somebody to hold a lease
 BACK_WITHIN_S = 60.0
+EACH = 3  #: times that a role dies at least
 
 
 @dataclass
@@ -167,8 +168,8 @@ class Archive:
 
 
 def plan(kills: int, rng: random.Random) -> list[str]:
-    """Each role at least three times where there are kills enough, then at random, ingest workers favoured."""
-    deck = [role for role in ROLES for _ in range(3)] if kills >= 3 * len(ROLES) else []
+    """Each role at least `EACH` times where there are kills enough, then at random, ingest workers favoured."""
+    deck = [role for role in ROLES for _ in range(EACH)] if kills >= EACH * len(ROLES) else []
     deck += rng.choices(ROLES, weights=list(SHARES.values()), k=kills - len(deck))
     rng.shuffle(deck)
     return deck
@@ -209,6 +210,8 @@ def run(
             report.findings.append(f"{archive.left()} pieces of work left after {settle_s:.0f} s")
         report.seconds = time.monotonic() - started
         report.findings += archive.findings()
+        if kills >= EACH * len(ROLES):
+            report.findings += [f"{role} died too seldom" for role in ROLES if report.kills[role] < EACH]
     finally:
         archive.close()
     return report
@@ -240,7 +243,7 @@ def write(report: Report, about: dict[str, Any], out: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--studies", type=int, default=1000)
-    parser.add_argument("--kills", type=int, default=27)
+    parser.add_argument("--kills", type=int, default=EACH * len(ROLES), help="the default: every role three times")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, help="where the figures are written, without an ending")
     options = parser.parse_args()
