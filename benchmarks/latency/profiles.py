@@ -16,6 +16,7 @@ class Plan:
     ks: tuple[int, ...] = ()  #: beside ten
     filters: tuple[str, ...] = FILTERS
     clients: tuple[int, ...] = ()
+    common_per_s: float = 20.0  #: the rate at which all engines are asked alike: some hundred readers' searches
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +33,7 @@ class Profile:
     rounds: int
     queries: int  #: that each data set holds
     plan: Plan
+    timeout_s: float = 3600.0  #: of one build, or one round of one engine: beyond, that row is given up
 
 
 EXACT: Final = ("memory-scan", "numpy", "faiss-flat-ip", "faiss-flat-l2", "edge-exact", "similis-exact")

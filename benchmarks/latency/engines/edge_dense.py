@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.latency.engines import _edge
-from benchmarks.latency.engines.base import Array, Columns, Effort, Engine, efforts
+from benchmarks.latency.engines.base import Array, Columns, Effort, Engine, efforts, never
 from benchmarks.latency.engines.faiss_hnsw import EF, EF_CONSTRUCT, M
 
-FULL_SCAN_KB = 10_000  #: Qdrant's default: filtered sets below are scanned
+FULL_SCAN_KB = 10_000  #: Qdrant's default: filtered sets below are scanned, and so is a whole segment
 
 
 def _float32(row: Array) -> Array:
@@ -54,6 +54,11 @@ def _params(effort: Effort) -> Any:  # noqa: ANN401
     return edge.SearchParams(hnsw_ef=int(effort["ef"]), quantization=quantised)
 
 
+def scans(rows: int, dim: int) -> bool:
+    """Qdrant links the graph, and then does not ask it: below this size it compares every row."""
+    return rows * dim * 4 < FULL_SCAN_KB * 1024
+
+
 def _open(folder: Path, columns: Columns) -> _edge.Shard:
     del columns
     return _edge.Shard(folder, _params, _float32)
@@ -63,7 +68,7 @@ def _engine(name: str, kind: str = "", m: int = M, tried: tuple[Effort, ...] = e
     settings: dict[str, float | str] = {"m": m, "ef_construct": EF_CONSTRUCT} if m else {}
     return Engine(
         name=name, build=_build(kind, m), open=_open, exact=not m, efforts=tried, needs=("qdrant_edge",),
-        settings=settings | ({"copies": kind} if kind else {}),
+        scans=scans if m else never, settings=settings | ({"copies": kind} if kind else {}),
     )  # fmt: skip
 
 

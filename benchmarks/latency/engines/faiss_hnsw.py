@@ -7,7 +7,7 @@ from benchmarks.latency.engines.base import efforts
 
 M: Final = 16
 EF_CONSTRUCT: Final = 100
-EF: Final = (16, 32, 64, 128, 256, 512)
+EF: Final = (10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 def _make(faiss: Any, dim: int, rows: int) -> Any:  # noqa: ANN401

@@ -6,7 +6,7 @@ from typing import Any
 from benchmarks.latency.engines import _faiss
 from benchmarks.latency.engines.base import Effort, efforts
 
-NPROBE = (1, 4, 16, 32, 64, 128, 256)
+NPROBE = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 PART = 16  #: dimensions to one byte
 ENOUGH = 64  #: training rows for each centroid: with 256, FAISS's default, training takes minutes
 

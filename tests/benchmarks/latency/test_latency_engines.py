@@ -5,6 +5,7 @@ import time
 import numpy as np
 import pytest
 
+from benchmarks.clustered import clustered
 from benchmarks.latency import measure
 from benchmarks.latency.data import Data, prepare
 from benchmarks.latency.engines import engines, qdrant_server
@@ -109,6 +110,46 @@ def test_who_waits_behind_a_stall_is_counted_from_when_the_question_was_due(made
     late = np.count_nonzero(np.array(ms) > 20)
     assert late >= 10  # in a closed loop it were one
     assert rate < 220
+
+
+def test_an_open_loop_asks_at_half_of_what_was_measured_or_at_the_rate_of_all(made) -> None:
+    engine = Engine(name="stalls", build=lambda *_: None, open=lambda *_: _Stalls())
+    session = Session(engine, _Stalls(), made["vectors"], Plan(queries=30, seconds=0.3), seed=0)
+    session.most[2] = 300.0
+    own, common = session.open_loop({}, 2, None), session.open_loop({}, 2, 40.0)
+    assert (own["rate_per_s"], common["rate_per_s"]) == (150.0, 40.0)
+    assert own["n"] == 45
+    assert 0 < own["floor_ms"] < 20
+    del session.most[2]
+    assert session.open_loop({}, 2, None)["rate_per_s"] == pytest.approx(session.most[2] / 2, abs=0.1)
+
+
+def test_effort_is_swept_under_filters_and_for_many_and_ends_where_recall_does(made) -> None:
+    engine = KNOWN["faiss-hnsw"]
+    session = Session(engine, _Stalls(), made["vectors"], Plan(queries=30, seconds=0.01, ks=(1, 100)), seed=0)
+    session.batch = lambda effort: {"recall": 1.0 if effort["ef"] >= 64 else 0.5}
+    asked = []
+    for key, measurement in measure.run(session, first=False):
+        asked.append(key)
+        if key["what"] == "batch":
+            measurement()
+    ten = [key["effort"]["ef"] for key in asked if key.get("k") == 10 and key["filter"] == "all"]
+    assert sorted(ten) == [10, 12, 16, 24, 32, 48, 64]
+    assert [key["effort"]["ef"] for key in asked if key.get("k") == 100] == [10, 24, 64, 192, 512]
+    assert [key["effort"]["ef"] for key in asked if key.get("filter") == "1 %"] == [10, 24, 64, 192, 512]
+
+
+@pytest.mark.parametrize(("rows", "scan"), [(2006, True), (2600, False)])
+def test_a_graph_of_few_rows_is_known_for_the_scan_that_it_is(tmp_path, rows, scan) -> None:
+    engine = KNOWN["edge-hnsw"]
+    vectors = clustered(rows + 20, 1024, 7)
+    engine.build(tmp_path, vectors[:rows], {})
+    held = engine.open(tmp_path, {})
+    ids = held.search(vectors[rows:], 10, {"ef": 10}, None).ids
+    held.close()
+    exact = np.argsort(-(vectors[rows:] @ vectors[:rows].T), axis=1)[:, :10]
+    assert engine.scans(rows, 1024) is scan
+    assert np.array_equal(np.sort(ids), np.sort(exact)) is scan
 
 
 @pytest.mark.parametrize("name", ["server-grpc-exact", "server-grpc-codes"])

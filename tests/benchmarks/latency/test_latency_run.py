@@ -2,12 +2,17 @@
 
 import json
 import re
+import time
+from dataclasses import asdict
 
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks import processes
 from benchmarks.cli import bench
-from benchmarks.latency import raw
+from benchmarks.latency import raw, runner
+from benchmarks.latency.data import prepare
+from benchmarks.latency.profiles import PROFILES
 
 ENGINES = "numpy,numpy-codes,faiss-flat-ip,faiss-binary,edge-exact,faiss-hnsw,memory-scan"
 DATA = ("--data", "clustered:16:300", "--data", "codes:64:300")
@@ -21,6 +26,26 @@ class Broken(numpy_exact._Scan):
         return Found(super().search(queries, k + 1, effort, clauses).ids[:, 1:])
 
 ENGINES = (Engine(name="broken", build=numpy_exact._build, open=Broken, exact=True),)
+"""
+
+SLOW = """
+import subprocess, time
+from benchmarks.latency.engines import numpy_exact
+from benchmarks.latency.engines.base import Engine
+
+class Slow(numpy_exact._Scan):
+    asked = 0
+
+    def __init__(self, folder, columns):
+        super().__init__(folder, columns)
+        (folder / "below").write_text(str(subprocess.Popen(["sleep", "60"]).pid))
+
+    def search(self, *args):
+        self.asked += 1
+        time.sleep(60 if self.asked > 11 else 0)
+        return super().search(*args)
+
+ENGINES = (Engine(name="slow", build=numpy_exact._build, open=Slow),)
 """
 
 
@@ -68,6 +93,42 @@ def test_what_is_measured_is_not_measured_again_and_what_is_missing_is(done, tmp
     again = {line["engine"] for line in lines if line["run"] == last and "engine" in line}
     assert again == {"faiss-hnsw"}
     assert json.loads(json.dumps(lines[: len(kept)])) == [json.loads(line) for line in kept]
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("commit", "another"), ("versions", {"faiss-cpu": "1"}), ("profile", {"plan": {}, "queries": 1})],
+)
+def test_results_of_other_circumstances_are_not_gone_on_with(done, tmp_path, name, value) -> None:
+    out = tmp_path / "again"
+    out.mkdir()
+    first, *rest = (done / raw.FILE).read_text().splitlines()
+    (out / raw.FILE).write_text("\n".join([json.dumps(json.loads(first) | {name: value}), *rest]) + "\n")
+    result = run("--engines", "numpy", *DATA, "--out", str(out), "--resume")
+    assert result.exit_code != 0
+    assert f"another {name}" in str(result.exception)
+    assert run("--engines", "memory-scan", "--data", "clustered:16:300", "--out", str(out), "--anew").exit_code == 0
+    assert {line["engine"] for line in raw.read(out) if "engine" in line} == {"memory-scan"}
+
+
+def test_a_process_that_takes_too_long_ends_and_keeps_what_it_said(tmp_path, monkeypatch) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "slow_engine.py").write_text(SLOW)
+    monkeypatch.setenv("SIMILIS_BENCH_ENGINES", str(own))
+    data = prepare("clustered:16:300", tmp_path / "data", 20, 7)
+    job = {"engine": "slow", "module": "slow_engine", "data": str(data), "folder": str(tmp_path / "built")}
+    plan = asdict(PROFILES["smoke"].plan)
+    lines: list[dict] = []
+    assert runner.ask_child(job | {"step": "build"}, lines.append, 60) == ""
+    began = time.monotonic()
+    why = runner.ask_child(job | {"step": "measure", "round": 0, "done": [], "plan": plan}, lines.append, 12)
+    assert why == "it took more than 12 s"
+    assert time.monotonic() - began < 30
+    assert [line["what"] for line in lines] == ["build", "cold"]
+    time.sleep(0.1)
+    below = int((tmp_path / "built" / "below").read_text())
+    assert processes.peak_mib(below) == 0  # nor does what it started live on
 
 
 def test_an_exact_engine_that_is_not_ends_the_run_with_findings(tmp_path, monkeypatch) -> None:
