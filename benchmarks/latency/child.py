@@ -37,7 +37,7 @@ def environment() -> dict[str, str]:
 def blas() -> list[Json]:
     """The numeric libraries that the engines bring, each with the kernels that it has chosen here."""
     import faiss  # noqa: F401 - it brings one of its own
-    from threadpoolctl import threadpool_info
+    from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
     names = ("internal_api", "version", "architecture", "num_threads")
     found = [{name: one[name] for name in names if one.get(name)} for one in threadpool_info()]
