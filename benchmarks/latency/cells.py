@@ -57,6 +57,8 @@ def even(res: Results, data: str, engine: str, k: int, name: str) -> str:
     """Milliseconds at just the first goal, with the setting that reaches it; or where its recall ends."""
     found: AtRecall | None = best(res, data, engine, GOALS[0], k, name)
     if found is not None:
+        if engine in res.exact(data):  # it has one setting, and reaches no other recall
+            return short(found.ms.median)
         return f"{found} · {found.figure.effort}" if found.figure.effort else f"{found}"
     shares = [f.recall for f in res.sweep(data, engine, k, name) if f.recall is not None]
     return f"ends at {max(shares):.3f}" if shares else "-"

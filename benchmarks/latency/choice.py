@@ -12,7 +12,7 @@ PRODUCT: Final = ("edge-", "similis-", "faiss-", "server-")
 RUN: Final = ("edge-exact", "edge-hnsw", "edge-int8", "similis-")
 QUICK_MS: Final = 2.0
 FILTER: Final = "1 %"
-WORTH: Final = 1.5  #: times as long as the fastest graph may an exact search take
+WORTH: Final = 1.5  #: times as long as the fastest approximate one may an exact search take
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +30,9 @@ class Pick:
         if self.exact:
             text = f"Search exactly: every neighbour is found, in {took} ms; nothing to tune"
             if self.rival:
-                text += f". A graph ({self.rival.figure.engine}, recall 0.99) would take {self.rival} ms"
+                text += f". An approximate search ({self.rival.figure.engine}, recall 0.99) takes {self.rival} ms"
         else:
-            text = f"A graph finds 99 of 100 neighbours in {took} ms ({figure.effort or 'no setting'})"
+            text = f"Search approximately: 99 of 100 neighbours are found, in {took} ms ({figure.effort})"
             if self.rival:
                 text += f"; exact search takes {short(self.rival.ms.median)} ms"
         return text
@@ -51,12 +51,12 @@ def pick(res: Results, data: str) -> Pick | None:
     rough = {
         e: at for e in able if e not in exact and (data, e) not in res.scans and (at := best(res, data, e, GOALS[1]))
     }
-    first, graph = _first(exact), _first(rough)
-    if first is not None and (graph is None or exact[first].ms.median <= max(QUICK_MS, WORTH * rough[graph].ms.median)):
-        return Pick(data, first, _level(exact, first), True, exact[first], rough[graph] if graph else None)
-    if graph is None:
+    first, other = _first(exact), _first(rough)
+    if first is not None and (other is None or exact[first].ms.median <= max(QUICK_MS, WORTH * rough[other].ms.median)):
+        return Pick(data, first, _level(exact, first), True, exact[first], rough[other] if other else None)
+    if other is None:
         return None
-    return Pick(data, graph, _level(rough, graph), False, rough[graph], exact[first] if first else None)
+    return Pick(data, other, _level(rough, other), False, rough[other], exact[first] if first else None)
 
 
 def _first(found: Mapping[str, AtRecall]) -> str | None:

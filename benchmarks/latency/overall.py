@@ -19,7 +19,7 @@ def picks(res: Results) -> Table:
         cells = _cells(res, found) if found else ["-", "nothing qualifies", "-", "-", "-"]
         rows.append([label(data, about), *cells, spread(served)])
     note = (
-        f"Exact search where it answers within {QUICK_MS:g} ms, or within {WORTH:g} times what the fastest graph takes "
+        f"Exact search where it answers within {QUICK_MS:g} ms, or within {WORTH:g} times what the fastest other takes "
         f"at recall@{K} 0.99; else the fastest at 0.99 that reaches 0.95 under a filter of 1 %. Engines whose rounds "
         "overlap are level, and of those the one that Similis runs is named. One question at a time, one search "
         f"thread, p50. Last column: the fastest of Similis's own processes at recall {GOALS[0]}, with its transport."
@@ -112,6 +112,7 @@ def settings(res: Results) -> Table:
     rows = [
         [engine, ", ".join(f"{name} {value}" for name, value in found.items()) or "-"]
         for engine, found in sorted(res.settings.items())
+        if any(figure.engine == engine for figure in res.figures)
     ]
     return Table(
         "Settings", "What each engine was built with, beside its own defaults.", ["engine", "built with"], rows

@@ -33,7 +33,6 @@ from shared.errors import Invalid, Unavailable
 Json = dict[str, Any]
 Say = Callable[[str, float], None]  #: what is done now, and which part of all is done
 SEED: Final = 7
-AGAIN_S: Final = 30.0  #: a build that took less is made a second time
 PACKAGES: Final = ("faiss-cpu", "qdrant-edge-py", "qdrant-client", "numpy", "hnswlib", "usearch")
 
 
@@ -124,14 +123,14 @@ class _Run:
         return self.scratch / "built" / data.name / engine.name
 
     def _build(self, engine: Engine, data: str, folder: Path) -> None:
-        """Twice where that is quick: a time that was taken once has no spread."""
+        """Twice where that is quick."""
         self._step(f"{data}: {engine.name}, build")
         known = [line for line in self.known if _of(line, engine, data) and line["what"] == "build"]
         if self._over(engine, data) or (known and (self._place(engine, folder) / child.BUILT).is_file()):
             return
         if self._child(engine, data, folder, 0, {"step": "build"}, quiet=bool(known)) and not known:
             marked = json.loads((self._place(engine, folder) / child.BUILT).read_text(encoding="utf-8"))
-            if marked["wall_s"] < AGAIN_S:
+            if marked["wall_s"] < self.profile.again_s:
                 self._child(engine, data, folder, 0, {"step": "build"})
 
     def _over(self, engine: Engine, data: str) -> bool:

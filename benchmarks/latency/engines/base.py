@@ -78,6 +78,7 @@ class Engine:
     scans: Callable[[int, int], bool] = never  #: so few rows that it compares them all instead
     #: the memory of its server without rows, (anonymous, PSS) MiB; None: it lives in the process that asks
     bare: Callable[[], tuple[float, float]] | None = None
+    aside: bool = False  #: measured only where a pattern says more than `*`
     most: int = 2**62  #: rows: beyond, its build takes longer than any figure is worth
 
     def missing(self) -> str:

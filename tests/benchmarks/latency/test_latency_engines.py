@@ -22,7 +22,7 @@ from shared.index.qdrant import QdrantStore
 
 PLAN = Plan(queries=30, seconds=0.05, checked=20, clients=(2,))
 KNOWN = engines()
-HERE = [engine for engine in KNOWN.values() if not engine.missing() and not engine.limit]
+HERE = [engine for engine in KNOWN.values() if not (engine.missing() or engine.limit or engine.aside)]
 #: At full effort; binary codes of unquantised vectors and hash tables end below what the others reach.
 ENDS = {
     "edge-binary": 0.6,

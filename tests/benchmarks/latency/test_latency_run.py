@@ -1,17 +1,20 @@
 """`similis bench`: a run leaves raw lines, goes on where it was stopped, and fails where an exact engine is not."""
 
 import json
+import os
 import re
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 from typer.testing import CliRunner
 
 from benchmarks import processes
 from benchmarks.cli import bench
+from benchmarks.cli import chosen as chosen_profile
 from benchmarks.latency import raw, runner
 from benchmarks.latency.data import prepare
+from benchmarks.latency.engines import chosen
 from benchmarks.latency.profiles import PROFILES
 
 ENGINES = "numpy,numpy-codes,faiss-flat-ip,faiss-binary,edge-exact,faiss-hnsw,memory-scan"
@@ -163,6 +166,48 @@ def test_an_engine_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatc
     assert result.exit_code == 1
     assert "burnt" in result.output
     assert {line["engine"] for line in raw.read(out) if line["what"] == "round"} == {"numpy"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # two minutes are the promise, of a machine that is not ours alone: its own work is one
+def test_the_smoke_profile_runs_as_it_is(tmp_path) -> None:
+    before = os.times()
+    result = run("--out", str(tmp_path / "out"))
+    spent = [after - was for was, after in zip(before[:4], os.times()[:4], strict=True)]
+    assert result.exit_code == 0, result.output
+    assert sum(spent) < 120
+    lines = raw.read(tmp_path / "out")
+    wanted = {(one.data, engine.name) for one in PROFILES["smoke"].sets for engine in chosen(one.engines)}
+    absent = {(line["data"], line["engine"]) for line in lines if line["what"] == "skipped"}
+    assert all("not installed" in line["why"] for line in lines if line["what"] == "skipped")
+    ended = {(line["data"], line["engine"]) for line in lines if line["what"] == "round"}
+    assert ended == wanted - absent
+    assert {line["engine"] for line in lines if line["what"] == "build"} == {engine for _, engine in ended}
+    assert all(line["wrong"] == 0 for line in lines if line["what"] == "parity")
+
+
+def test_graphs_of_other_parameters_are_measured_where_they_are_asked_for() -> None:
+    assert not any(engine.aside for engine in chosen(["*"]))
+    asked = chosen(["graph-*"])
+    assert {(e.settings["m"], e.settings["ef_construct"]) for e in asked} == {
+        (m, ef) for m in (8, 16, 32) for ef in (100, 200)
+    }
+    assert len(asked) == 12
+
+
+def test_what_an_engine_was_built_with_is_in_the_raw_lines_and_the_report(done) -> None:
+    built = {line["engine"]: line for line in raw.read(done) if line["what"] == "build"}
+    assert built["faiss-hnsw"]["settings"] == {"m": 16, "ef_construct": 100}
+    assert "| faiss-hnsw | m 16, ef_construct 100 |" in (done / "report.md").read_text()
+
+
+def test_a_quick_build_is_made_twice(tmp_path) -> None:
+    args = ("--engines", "numpy", "--data", "clustered:16:300", "--out", str(tmp_path / "out"))
+    twice = replace(chosen_profile("smoke", ["clustered:16:300"]), again_s=30.0)
+    runner.run(twice, tmp_path / "twice", ["numpy"], lambda *_: None, scratch=tmp_path / "scratch", resume=False)
+    assert [line["what"] for line in raw.read(tmp_path / "twice")].count("build") == 2
+    assert run(*args).exit_code == 0
+    assert [line["what"] for line in raw.read(tmp_path / "out")].count("build") == 1
 
 
 def test_an_unknown_engine_or_profile_is_refused(tmp_path) -> None:
