@@ -44,10 +44,11 @@ def run(  # noqa: PLR0913 - the options, one by one
     out: Annotated[Path, typer.Option(help="Where the results go.")] = Path("bench-results"),
     scratch: Annotated[Path | None, typer.Option(help="Vectors and indexes, kept. Default: in the results.")] = None,
     rounds: Annotated[int | None, typer.Option(min=1, help="Default: the profile's.")] = None,
+    anew: Annotated[bool, typer.Option(help="Forget the results that stand there.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on with the results that stand there.")] = False,
 ) -> None:
     """Measure; raw.jsonl and report.html, .md and .csv stand in --out. Exit code 6: an exact engine is not exact."""
-    from benchmarks.latency import runner
+    from benchmarks.latency import raw, runner
 
     if qdrant_url:
         from benchmarks.latency.engines.qdrant_server import URL
@@ -55,6 +56,8 @@ def run(  # noqa: PLR0913 - the options, one by one
         os.environ[URL] = qdrant_url  # its engines are opened in processes of their own
     wanted = chosen(profile, [*(data or ["profile"]), *([f"similis:{from_similis}"] if from_similis else [])])
     wanted = replace(wanted, rounds=rounds or wanted.rounds)
+    if anew:
+        (out / raw.FILE).unlink(missing_ok=True)
     patterns = [pattern.strip() for pattern in engines.split(",")]
     with progress() as say:
         outcome = runner.run(wanted, out, patterns, say, scratch=scratch or out / "scratch", resume=resume)

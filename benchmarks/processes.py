@@ -1,10 +1,13 @@
 """Processor time and memory of running processes, from /proc."""
 
 import os
+import threading
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 TICKS = os.sysconf("SC_CLK_TCK")
 
@@ -40,6 +43,57 @@ def pss_mib(pid: int) -> float:
 def anonymous_mib(pid: int) -> float:
     """Memory that no file stands behind: where a leak would show."""
     return _rollup(pid, "Anonymous:")
+
+
+def memory_mib(pids: Iterable[int]) -> tuple[float, float]:
+    """(anonymous, PSS) of all of them together."""
+    found = [(anonymous_mib(pid), pss_mib(pid)) for pid in pids]
+    return sum(one[0] for one in found), sum(one[1] for one in found)
+
+
+def peak_mib(pid: int) -> float:
+    """The most memory that the program has held since it was started, 0 for a process that is gone.
+
+    Not `ru_maxrss`: that is inherited, and of a child says what its parent held when it started it.
+    """
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return 0.0
+    return sum(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+
+class Peak:
+    """The highest memory of this process and of those below it while the block runs, each at its own peak.
+
+    Those below are looked at every tenth of a second, as long as they live.
+    """
+
+    mib = 0.0
+
+    def __enter__(self) -> Self:
+        self._held: dict[int, float] = {}
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="peak")
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+        self._look()
+        self.mib = sum(self._held.values())
+
+    def _run(self) -> None:
+        while not self._over.wait(0.1):
+            self._look()
+
+    def _look(self) -> None:
+        own = os.getpid()
+        for pid in (own, *tree(own, children())):
+            self._held[pid] = peak_mib(pid) or self._held.get(
+                pid, 0.0
+            )  # the last: before it runs its program, a child shows its parent's
 
 
 def busy_s() -> float:

@@ -33,6 +33,13 @@ class Spread:
         numbers = sorted(values)
         return cls(*(round(v, digits) for v in (numbers[0], statistics.median(numbers), numbers[-1])))
 
+    def ends(self) -> tuple[float, float, float]:
+        return self.low, self.median, self.high
+
+    def overlaps(self, other: "Spread") -> bool:
+        """A round of the one reaches into the rounds of the other: which is less is not known."""
+        return self.low <= other.high and other.low <= self.high
+
     def __str__(self) -> str:
         return f"{self.median:g} ({self.low:g} to {self.high:g})"
 

@@ -1,11 +1,13 @@
 """One job in a process of its own: `python -m benchmarks.latency.child` with the job on stdin, raw lines on stdout.
 
-Numeric libraries are told by the environment (`ONE_THREAD`, set by the parent) to use one thread.
+Numeric libraries are told by the environment (`environment`, set by the parent) to use one thread, and the kernels
+that they choose themselves.
 """
 
+import importlib
 import json
+import mmap
 import os
-import resource
 import shutil
 import sys
 import time
@@ -18,12 +20,28 @@ import numpy as np
 from benchmarks import processes
 from benchmarks.latency import engines, measure
 from benchmarks.latency.data import Data
-from benchmarks.latency.engines.base import FIELDS, Engine
+from benchmarks.latency.engines.base import FIELDS, Array, Engine
 from benchmarks.latency.profiles import Plan
 
 Json = dict[str, Any]
 ONE_THREAD: Final = dict.fromkeys([f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")], "1")
+CORE: Final = "OPENBLAS_CORETYPE"  #: would have NumPy and FAISS run another machine's kernels
 BUILT: Final = "built"  #: the file that says that a folder is whole
+
+
+def environment() -> dict[str, str]:
+    """What a child is started with."""
+    return {name: value for name, value in os.environ.items() if name != CORE} | ONE_THREAD
+
+
+def blas() -> list[Json]:
+    """The numeric libraries that the engines bring, each with the kernels that it has chosen here."""
+    import faiss  # noqa: F401 - it brings one of its own
+    from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
+
+    names = ("internal_api", "version", "architecture", "num_threads")
+    found = [{name: one[name] for name in names if one.get(name)} for one in threadpool_info()]
+    return sorted(found, key=str)
 
 
 def build(engine: Engine, data: Path, folder: Path) -> Json:
@@ -35,14 +53,15 @@ def build(engine: Engine, data: Path, folder: Path) -> Json:
     with np.load(data / "columns.npz") as held:
         columns = {name: held[name] for name in FIELDS}
     watch, cpu = processes.Stopwatch(), _cpu_s()
-    engine.build(folder, rows, columns)
+    with processes.Peak() as peak:
+        engine.build(folder, rows, columns)
     found = {"wall_s": round(watch.wall_s, 3), "cpu_s": round(_cpu_s() - cpu, 3)}
     sync(folder)
-    (folder / BUILT).touch()
+    (folder / BUILT).write_text(json.dumps(found), encoding="utf-8")
     files = [path for path in folder.rglob("*") if path.is_file() and path.name != BUILT]
     disk = sum(path.stat().st_blocks * 512 for path in files)  # Edge's files are sparse
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"what": "build", "disk_mib": round(disk / 2**20, 2), "peak_mib": round(peak, 1)} | found
+    found |= {"disk_mib": round(disk / 2**20, 2), "peak_mib": round(peak.mib, 1)}
+    return {"what": "build", "settings": dict(engine.settings), "scan": engine.scans(*rows.shape)} | found
 
 
 def _cpu_s() -> float:
@@ -72,7 +91,7 @@ def run(engine: Engine, job: Json, folder: Path) -> None:
     plan = Plan(**{field.name: _tuple(job["plan"][field.name]) for field in fields(Plan)})
     data = Data.load(Path(job["data"]))  # before the memory is read; its rows are mapped, and touched later
     evict(folder)
-    before = {os.getpid(): _memory(os.getpid())}
+    bare = engine.bare() if engine.bare else _library(engine)
     started = time.perf_counter()
     opened = engine.open(folder, data.columns)
     open_ms = (time.perf_counter() - started) * 1000
@@ -83,31 +102,41 @@ def run(engine: Engine, job: Json, folder: Path) -> None:
                 continue
             found = measure.undisturbed(measurement)
             if key["what"] == "cold":
-                found |= {"open_ms": round(open_ms, 3)} | grown(opened.pids(), before)
+                found |= {"open_ms": round(open_ms, 3)}
             if identity(key) not in done:
                 done.add(identity(key))
                 emit(key | found)
+        forget(data.rows)
+        if pids := opened.pids():
+            emit({"what": "memory"} | taken(pids, bare))
     finally:
         opened.close()
 
 
-def grown(pids: list[int], before: dict[int, tuple[float, float]]) -> Json:
-    """What the engine's processes take, less what this one took without it; nothing where there are none here."""
-    if not pids:
-        return {}
-    now = [_memory(pid) for pid in pids]
-    was = [before.get(pid, (0.0, 0.0)) for pid in pids]
+def _library(engine: Engine) -> tuple[float, float]:
+    """The memory of this process with the engine's library and without its rows: (anonymous, PSS) MiB."""
+    for name in engine.needs:
+        importlib.import_module(name)
+    return processes.memory_mib([os.getpid()])
+
+
+def forget(rows: Array) -> None:
+    """The rows that the recall was computed from are no memory of this process any more."""
+    if isinstance(rows, np.memmap):
+        rows._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # noqa: SLF001 - no other way
+
+
+def taken(pids: list[int], bare: tuple[float, float]) -> Json:
+    """What the engine's processes hold beyond their library: of their own, and with what they map of files."""
+    now = processes.memory_mib(pids)
     names = ("anonymous_mib", "pss_mib")
-    return {name: round(sum(n[i] - w[i] for n, w in zip(now, was, strict=True)), 2) for i, name in enumerate(names)}
-
-
-def _memory(pid: int) -> tuple[float, float]:
-    return processes.anonymous_mib(pid), processes.pss_mib(pid)
+    found = {name: round(n - b, 2) for name, n, b in zip(names, now, bare, strict=True)}
+    return found | {"library_mib": round(bare[1], 2)}
 
 
 def identity(key: Json) -> str:
     """The same text for the same measurement, whatever was measured."""
-    names = ("what", "effort", "k", "filter", "clients")
+    names = ("what", "effort", "k", "filter", "clients", "rate")
     return json.dumps({name: key[name] for name in names if name in key}, sort_keys=True)
 
 
@@ -121,6 +150,9 @@ def _tuple(value: Any) -> Any:  # noqa: ANN401
 
 def main() -> None:
     job = json.load(sys.stdin)
+    if job["step"] == "blas":
+        emit({"blas": blas()})
+        return
     engine, folder = engines.of(job["module"])[job["engine"]], Path(job["folder"])
     if job["step"] == "build":
         emit(build(engine, Path(job["data"]), folder))

@@ -9,6 +9,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks import clustered
 from benchmarks.clustered import local_dimension
 from benchmarks.latency import datasets
 from benchmarks.latency.datasets.base import Made
@@ -80,8 +81,12 @@ def similarity(query: Array, rows: Array) -> NDArray[np.float64]:
 
 
 def prepare(name: str, cache: Path, queries: int, seed: int) -> Path:
-    """The folder of this data set in the cache; made, with its truth, unless it is there."""
-    folder = cache / hashlib.sha256(f"{name}|{queries}|{seed}".encode()).hexdigest()[:16]
+    """The folder of this data set in the cache; made, with its truth, unless it is there.
+
+    Other contents of a file, or other code that makes data, have another folder.
+    """
+    key = f"{name}|{queries}|{seed}|{datasets.fingerprint(name)}|{_code()}"
+    folder = cache / hashlib.sha256(key.encode()).hexdigest()[:16]
     if (folder / "about.json").is_file():
         return folder
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,8 +100,15 @@ def prepare(name: str, cache: Path, queries: int, seed: int) -> Path:
     np.savez(folder / "columns.npz", query_patients=patients, **columns)  # type: ignore[arg-type]  # its stubs
     np.savez(folder / "truth.npz", **truth)  # type: ignore[arg-type]
     about = made.about | {"data": name, "rows": len(rows), "queries": len(asked)} | _described(rows, asked)
+    about["content"] = hashlib.sha256(rows.tobytes() + asked.tobytes()).hexdigest()[:16]
     (folder / "about.json").write_text(json.dumps(about, indent=1), encoding="utf-8")
     return folder
+
+
+def _code() -> str:
+    """A hash of what makes data and their truth."""
+    files = [Path(__file__), Path(clustered.__file__), *sorted(Path(datasets.__path__[0]).glob("*.py"))]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _unit(rows: Array) -> Array:

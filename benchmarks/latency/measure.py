@@ -8,7 +8,7 @@ import gc
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
@@ -27,7 +27,9 @@ K: Final = 10
 GOAL: Final = 0.95  #: recall@10 at which the effort-independent measurements are made
 LEAST: Final = 20  #: questions, however long they take
 WARM: Final = 30
-LOAD: Final = 0.5  #: of what one thread can answer is asked in the open loop
+ENOUGH: Final = 0.999  #: recall@10 beyond which more effort is not measured
+COARSE: Final = 3  #: under a filter, and for more than ten, every third effort is measured
+LOAD: Final = 0.5  #: of what so many clients get in a closed loop is asked in the open one
 FASTEST: Final = 2000.0  #: questions a second: beyond, a thread's own waking is what one measures
 
 
@@ -41,7 +43,7 @@ def recalls(data: Data, name: str, rows: list[int], ids: NDArray[np.int64], k: i
 
     NaN where nothing passes the filter.
     """
-    shares = []
+    shares, allowed = [], data.clauses(name)
     for row, found in zip(rows, ids, strict=True):
         truth = data.truth[name][row, :k]
         truth = truth[np.isfinite(truth)]
@@ -49,7 +51,6 @@ def recalls(data: Data, name: str, rows: list[int], ids: NDArray[np.int64], k: i
             shares.append(np.nan)
             continue
         unique = np.unique(found[found >= 0])
-        allowed = data.clauses(name)
         if allowed is not None:
             unique = unique[[bool(_passes(data, allowed[row], int(one))) for one in unique]]
         near = data.similarities(row, unique) >= truth[-1] - NEAR
@@ -72,6 +73,7 @@ class Session:
     seed: int
 
     def __post_init__(self) -> None:
+        self.most: dict[int, float] = {}  #: answers a second, by clients
         self.order = np.random.default_rng(self.seed).permutation(len(self.data.queries)).tolist()
 
     def ask(self, row: int, k: int, effort: Effort, name: str) -> Found:
@@ -130,11 +132,19 @@ class Session:
 
     def capacity(self, effort: Effort, clients: int) -> Json:
         """Answers per second when so many threads ask as fast as they can."""
-        return {"per_s": round(self._many(effort, clients, None, self.ask)[0], 1)}
+        self.most[clients], ms = self._many(effort, clients, None, self.ask)
+        return {"per_s": round(self.most[clients], 1), "n": len(ms)}
 
-    def open_loop(self, effort: Effort, clients: int) -> Json:
-        """Questions at fixed times, at `LOAD` of what one thread can answer; `floor_ms` is the loop's own share."""
-        rate = min(LOAD * self._many(effort, 1, None, self.ask, short=True)[0], FASTEST)
+    def open_loop(self, effort: Effort, clients: int, rate: float | None) -> Json:
+        """Questions at fixed times; `floor_ms` is the loop's own share.
+
+        Args:
+            rate: a second; None: `LOAD` of the measured capacity.
+        """
+        if rate is None:
+            if clients not in self.most:  # measured by the run that this one goes on with
+                self.capacity(effort, clients)
+            rate = min(LOAD * self.most[clients], FASTEST)
         _, ms = self._many(effort, clients, rate, self.ask)
         _, floor = self._many(effort, clients, rate, lambda *_: None, short=True)
         return {"rate_per_s": round(rate, 1), "n": len(ms), "ms": quantiles(ms), "floor_ms": quantiles(floor)[50]}
@@ -212,10 +222,13 @@ def run(session: Session, *, first: bool) -> Iterator[Measurement]:
     reached: dict[int, float] = {}
     for place, effort in enumerate(engine.efforts):
         yield {"what": "batch", "effort": dict(effort)}, partial(_noted, session, place, reached)
-    for place in np.random.default_rng(session.seed).permutation(len(engine.efforts)).tolist():
+        if reached.get(place, 0.0) >= ENOUGH:
+            break
+    for place in np.random.default_rng(session.seed).permutation(len(reached)).tolist():
         yield _single(session, engine.efforts[place], K, "all")
     if not engine.limit:
-        yield from _at(session, session.goal(reached))
+        yield from _elsewhere(session, session.goal(reached))
+        yield from _at_once(session, session.goal(reached))
 
 
 def _noted(session: Session, place: int, reached: dict[int, float]) -> Json:
@@ -224,18 +237,34 @@ def _noted(session: Session, place: int, reached: dict[int, float]) -> Json:
     return found
 
 
-def _at(session: Session, effort: Effort) -> Iterator[Measurement]:
-    """By k, by filter and by number of clients, at one effort."""
-    plan = session.plan
-    for k in plan.ks:
-        yield _single(session, effort, k, "all")
-    for name in plan.filters:
+def coarse(efforts: Sequence[Effort], goal: Effort) -> list[Effort]:
+    """Every third, the greatest, and the one that reaches the goal for ten without a filter; by rising effort."""
+    last = len(efforts) - 1
+    return [one for n, one in enumerate(efforts) if n % COARSE == 0 or n == last or one == goal]
+
+
+def _elsewhere(session: Session, goal: Effort) -> Iterator[Measurement]:
+    """By k and by filter, over the efforts: what suffices for ten of all rows may not suffice there."""
+    tried = coarse(session.engine.efforts, goal)
+    for k in session.plan.ks:
+        for effort in tried if k > K else [goal]:
+            yield _single(session, effort, k, "all")
+    for name in session.plan.filters:
         if name != "all" and session.engine.filters:
-            yield _single(session, effort, K, name)
+            for effort in tried:
+                yield _single(session, effort, K, name)
+
+
+def _at_once(session: Session, effort: Effort) -> Iterator[Measurement]:
+    """By number of clients, at one effort: at each engine's own rate, with the most clients also at a common one."""
+    plan = session.plan
     for clients in plan.clients:
         key = {"effort": dict(effort), "clients": clients}
         yield {"what": "capacity"} | key, partial(session.capacity, effort, clients)
-        yield {"what": "open"} | key, partial(session.open_loop, effort, clients)
+        yield {"what": "open", "rate": "own"} | key, partial(session.open_loop, effort, clients, None)
+        if clients == max(plan.clients):
+            common = partial(session.open_loop, effort, clients, plan.common_per_s)
+            yield {"what": "open", "rate": "common"} | key, common
 
 
 def _single(session: Session, effort: Effort, k: int, name: str) -> Measurement:

@@ -5,8 +5,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
-from benchmarks.latency.summary import GOALS, Figure, Results, best, families
-from benchmarks.latency.tables import label
+from benchmarks.latency.cells import label
+from benchmarks.latency.overall import at_goal
+from benchmarks.latency.summary import GOALS, Figure, K, Results, best, families
 
 #: By family a colour, within it a line: what a reader compares first is FAISS against Qdrant.
 FAMILIES: Final = (
@@ -60,7 +61,7 @@ class Pictures:
                     "All latencies at recall 0.95 or better: the share of questions answered within.",
                     self.spread,
                 ),
-                ("Filters: p50 by filter; hollow where recall falls below 0.95.", self.filters),
+                ("Filters: p50 at recall 0.95; hollow where no setting reaches it.", self.filters),
             ):
                 svg = self._svg(partial(draw, data))
                 made += [(where, caption, svg)] if svg else []
@@ -124,8 +125,7 @@ class Pictures:
         names = ["patient", "modality", "1 %", "0.1 %"]
         drawn = False
         for engine in self.res.engines(data):
-            found = {f.filter: f for f in self.res.of(data, engine=engine, what="single", k=10)}
-            known = [(place, found[name]) for place, name in enumerate(names) if name in found]
+            known = [(place, f) for place, name in enumerate(names) if (f := self._filtered(data, engine, name))]
             if not known:
                 continue
             colour, mark = self.style[engine]
@@ -138,16 +138,17 @@ class Pictures:
         axes.set(yscale="log", ylabel="p50, ms")
         return drawn
 
+    def _filtered(self, data: str, engine: str, name: str) -> Figure | None:
+        """The cheapest setting that reaches the first goal, else the one that comes nearest."""
+        found = best(self.res, data, engine, GOALS[0], name=name)
+        sweep = self.res.sweep(data, engine, K, name)
+        return found.figure if found else max(sweep, key=lambda f: f.recall or 0.0, default=None)
+
     def growth(self, family: str, axes: Any) -> bool:  # noqa: ANN401
         names, drawn = families(self.res)[family], False
         for engine in sorted({e for name in names for e in self.res.engines(name)}):
-            points = []
-            for name in names:
-                found = best(self.res, name, engine, GOALS[0])
-                sweep = self.res.sweep(name, engine)
-                figure = found.figure if found else sweep[0] if engine.startswith("memory-scan") and sweep else None
-                if figure is not None and figure.p50:
-                    points.append((self.res.data[name]["rows"], figure.p50.median))
+            found = [(self.res.data[name]["rows"], at_goal(self.res, name, engine)) for name in names]
+            points = [(rows, at[0]) for rows, at in found if at]
             if len(points) > 1:
                 axes.plot([n for n, _ in points], [v for _, v in points], **self._own(engine))
                 drawn = True

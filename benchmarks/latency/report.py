@@ -8,9 +8,10 @@ from typing import Any, Final
 
 from benchmarks import report
 from benchmarks.latency import raw
+from benchmarks.latency.cells import Table, label
 from benchmarks.latency.plots import Pictures
 from benchmarks.latency.summary import Figure, Results, results
-from benchmarks.latency.tables import Table, label, tables
+from benchmarks.latency.tables import tables
 
 Json = dict[str, Any]
 STYLE: Final = """
@@ -49,7 +50,7 @@ def circumstances(res: Results) -> list[str]:
         said += [
             f"{line['date']}, commit {line['commit']}, `{line['command']}`",
             f"{line['machine']}; FAISS: {line['faiss_compiled']}; load average before: {line['load_average_before']}",
-            f"{versions}; threads: {line['threads']}",
+            f"{versions}; threads: {line['threads']}; {_blas(line)}",
         ]
     rounds = max((f.rounds for f in res.figures), default=0)
     said.append(f"{rounds} rounds, the engines in another order in each; figures are median (lowest to highest round)")
@@ -63,8 +64,13 @@ NOTES: Final = (
     "Answers are row numbers; of similis-* also one payload field. CPU ms is the caller's own: similis-* has more.",
     "Rows have unit length. edge-*: one optimised segment, integer payload indexes (patient without links), no WAL.",
     "faiss-ivfpq is re-ranked by float32 rows, edge's copies are re-scored by them; faiss-sq8 is not.",
-    "A tail of few questions is coarse: n stands beside it, all quantiles in raw.jsonl.",
+    "All quantiles are in raw.jsonl; a 95 % interval of each p50 (bootstrap of rounds and questions) in report.csv.",
 )
+
+
+def _blas(line: Json) -> str:
+    found = [" ".join(str(value) for value in one.values()) for one in line.get("blas", [])]
+    return f"kernels: {', '.join(dict.fromkeys(found))}"
 
 
 def troubles(res: Results) -> list[str]:
@@ -136,16 +142,23 @@ def _markdown(res: Results) -> Iterator[str]:
         yield from ["", "## What is left out", "", *(f"- {line}" for line in troubles(res))]
 
 
-_SPREADS: Final = ("p50", "p95", "p99", "per_s", "cpu_ms", "engine_ms")
+_SPREADS: Final = ("p50", "p95", "p99", "per_s", "cpu_ms", "engine_ms", "rate_per_s", "floor_ms")
 
 
 def _csv(res: Results) -> Iterator[list[object]]:
-    names = ("data", "engine", "what", "effort", "k", "filter", "clients", "rounds", "n", "recall")
-    yield ["shape", *names, *(f"{name}_{part}" for name in _SPREADS for part in ("median", "low", "high"))]
+    names = ("data", "engine", "what", "effort", "k", "filter", "clients", "rate", "rounds", "n", "recall")
+    yield [
+        "shape",
+        *names,
+        "p50_from",
+        "p50_to",
+        *(f"{name}_{part}" for name in _SPREADS for part in ("median", "low", "high")),
+    ]
     for figure in res.figures:
         spreads = [_spread(figure, name, part) for name in _SPREADS for part in ("median", "low", "high")]
         own = [getattr(figure, name) for name in names]
-        yield [label(figure.data, res.data[figure.data]), *("" if cell is None else cell for cell in own), *spreads]
+        yield [label(figure.data, res.data[figure.data]), *("" if cell is None else cell for cell in own),
+               *(figure.p50_interval or ("", "")), *spreads]  # fmt: skip
 
 
 def _spread(figure: Figure, name: str, part: str) -> object:

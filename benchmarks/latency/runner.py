@@ -4,11 +4,15 @@ Every build and every round of an engine has a process of its own, so threads an
 engines is drawn anew for each round, so that what else the machine does falls on all of them.
 """
 
+import contextlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,12 +28,11 @@ from benchmarks.latency.data import prepare
 from benchmarks.latency.engines import chosen, module_of
 from benchmarks.latency.engines.base import Engine
 from benchmarks.latency.profiles import Profile, Set
-from shared.errors import Invalid
+from shared.errors import Invalid, Unavailable
 
 Json = dict[str, Any]
 Say = Callable[[str, float], None]  #: what is done now, and which part of all is done
 SEED: Final = 7
-TIMEOUT_S: Final = 3600.0
 PACKAGES: Final = ("faiss-cpu", "qdrant-edge-py", "qdrant-client", "numpy", "hnswlib", "usearch")
 
 
@@ -45,14 +48,20 @@ class Outcome:
 def run(profile: Profile, out: Path, patterns: Sequence[str], say: Say, *, scratch: Path, resume: bool) -> Outcome:
     """Raw lines of everything that the profile asks for stand in `out`.
 
-    Raises: `Invalid` if results stand there already and are not to be resumed.
+    Raises: `Invalid` if results stand there already and are not to be resumed, or were measured otherwise.
     """
     known = raw.read(out) if (out / raw.FILE).is_file() else []
     if known and not resume:
-        raise Invalid(f"{out.name} holds results already; --resume goes on with them")
+        raise Invalid(f"{out.name} holds results already; --resume goes on with them, --anew forgets them")
+    about = environment(profile)
+    if other := differences(known, about):
+        raise Invalid(
+            f"{out.name} was measured with another {', another '.join(other)}: one report would mix what cannot be "
+            "compared; choose another --out, or --anew to forget those results"
+        )
     writer = raw.Writer(out)
     try:
-        return _Run(profile, known, writer, say, scratch).all(patterns)
+        return _Run(profile, known, writer, say, scratch).all(patterns, about)
     finally:
         writer.close()
 
@@ -65,11 +74,11 @@ class _Run:
         self.id = uuid.uuid4().hex[:8]
         self.steps = self.taken = 0
 
-    def all(self, patterns: Sequence[str]) -> Outcome:
+    def all(self, patterns: Sequence[str], environment: Json) -> Outcome:
         asked = chosen(patterns)
         sets = [(one, [e for e in chosen(one.engines) if e in asked]) for one in self.profile.sets]
         self.steps = sum(1 + len(engines) * (1 + self.profile.rounds) for _, engines in sets)
-        self.writer.add({"what": "environment", "run": self.id} | environment(self.profile))
+        self.writer.add({"what": "environment", "run": self.id} | environment)
         for one, engines in sets:
             self._data_set(one, engines)
         self.writer.add({"what": "end", "run": self.id, "load": os.getloadavg()[0]})
@@ -84,8 +93,11 @@ class _Run:
         self._step(f"{one.data}: data and truth")
         folder = prepare(one.data, self.scratch / "data", self.profile.queries, SEED)
         about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        if not any(line["what"] == "data" and line["data"] == one.data for line in self.known):
+        was = next((line for line in self.known if line["what"] == "data" and line["data"] == one.data), None)
+        if was is None:
             self.writer.add({"what": "data", "run": self.id} | about)
+        elif was["content"] != about["content"]:
+            raise Invalid(f"{one.data} holds other vectors than those that the results are of: --anew forgets them")
         ready = [engine for engine in engines if self._fits(engine, one.data, about)]
         self.taken += (len(engines) - len(ready)) * (1 + self.profile.rounds)
         for engine in ready:
@@ -111,11 +123,15 @@ class _Run:
         return self.scratch / "built" / data.name / engine.name
 
     def _build(self, engine: Engine, data: str, folder: Path) -> None:
+        """Twice where that is quick."""
         self._step(f"{data}: {engine.name}, build")
-        measured = any(_of(line, engine, data) and line["what"] == "build" for line in self.known)
-        if self._over(engine, data) or (measured and (self._place(engine, folder) / child.BUILT).is_file()):
+        known = [line for line in self.known if _of(line, engine, data) and line["what"] == "build"]
+        if self._over(engine, data) or (known and (self._place(engine, folder) / child.BUILT).is_file()):
             return
-        self._child(engine, data, folder, 0, {"step": "build"}, quiet=measured)
+        if self._child(engine, data, folder, 0, {"step": "build"}, quiet=bool(known)) and not known:
+            marked = json.loads((self._place(engine, folder) / child.BUILT).read_text(encoding="utf-8"))
+            if marked["wall_s"] < self.profile.again_s:
+                self._child(engine, data, folder, 0, {"step": "build"})
 
     def _over(self, engine: Engine, data: str) -> bool:
         """All its rounds are done: nothing needs it any more."""
@@ -137,22 +153,18 @@ class _Run:
         """A process has done the job; its lines are written. One that fails is named, and the run goes on."""
         job = {"engine": engine.name, "module": module_of(engine), "data": str(folder)} | more
         job["folder"] = str(self._place(engine, folder))
-        done = subprocess.run(
-            [sys.executable, "-m", "benchmarks.latency.child"],
-            input=json.dumps(job).encode(), capture_output=True, check=False,
-            env=os.environ | child.ONE_THREAD, timeout=TIMEOUT_S,
-        )  # fmt: skip
-        for text in done.stdout.splitlines():
-            line = json.loads(text)
+
+        def take(line: Json) -> None:
             if not quiet:
                 self._write(engine, data, number, line)
             if line["what"] == "parity" and line["wrong"]:
                 self.outcome.different.append(f"{engine.name} on {data}")
-        if done.returncode:
-            why = done.stderr.decode(errors="replace").strip().rpartition("\n")[2][:300]
+
+        why = ask_child(job, take, self.profile.timeout_s)
+        if why:
             self.outcome.failed.append(f"{engine.name} on {data}, {more['step']}: {why}")
             self._write(engine, data, number, {"what": "failed", "step": more["step"], "why": why})
-        return not done.returncode
+        return not why
 
     def _write(self, engine: Engine, data: str, number: int, line: Json) -> None:
         self.writer.add({"run": self.id, "data": data, "engine": engine.name, "round": number} | line)
@@ -160,6 +172,64 @@ class _Run:
 
 def _of(line: Json, engine: Engine, data: str) -> bool:
     return line.get("engine") == engine.name and line.get("data") == data
+
+
+def ask_child(job: Json, take: Callable[[Json], None], timeout_s: float) -> str:
+    """A process has done the job, `take` was called with each line as it came; why it failed, empty if it did not.
+
+    Out of time, it ends with every process that it has started.
+    """
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.latency.child"], env=child.environment(), start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors,
+        )  # fmt: skip
+        late = threading.Event()
+
+        def stop() -> None:
+            late.set()
+            end(process.pid)
+
+        timer = threading.Timer(timeout_s, stop)
+        timer.start()
+        try:
+            with process:
+                assert process.stdin is not None  # noqa: S101 - both are pipes
+                assert process.stdout is not None  # noqa: S101
+                with contextlib.suppress(BrokenPipeError):  # it ended before it read; its status says so
+                    process.stdin.write(json.dumps(job).encode())
+                    process.stdin.close()
+                for text in process.stdout:
+                    if text.endswith(b"\n"):
+                        take(json.loads(text))
+        except BaseException:
+            end(process.pid)
+            raise
+        finally:
+            timer.cancel()
+        if late.is_set():
+            return f"it took more than {timeout_s:g} s"
+        errors.seek(0)
+        last = errors.read().decode(errors="replace").strip().rpartition("\n")[2][:300]
+        return (last or f"it ended with status {process.returncode}") if process.returncode else ""
+
+
+def end(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def differences(known: Sequence[Json], about: Json) -> list[str]:
+    """What of the circumstances is another than when the results were measured, among what moves figures.
+
+    More rounds or other data sets may join them.
+    """
+    was = next((line for line in reversed(known) if line["what"] == "environment"), None)
+    if was is None:
+        return []
+    found = [name for name in ("commit", "machine", "versions", "blas") if was.get(name) != about[name]]
+    before, now = was["profile"], json.loads(json.dumps(about["profile"]))
+    return found + (["profile"] if any(before[name] != now[name] for name in ("plan", "queries")) else [])
 
 
 def environment(profile: Profile) -> Json:
@@ -173,6 +243,10 @@ def environment(profile: Profile) -> Json:
     about["faiss_compiled"] = str(faiss.get_compile_options()).strip()
     about["threads"] = "search 1, build all cores; open loop and capacity as many as there are clients"
     about["profile"] = asdict(profile)
+    held: list[Json] = []
+    if why := ask_child({"step": "blas"}, held.append, 60):
+        raise Unavailable(f"no process of the benchmark can be started: {why}")
+    about |= held[0]
     return about
 
 

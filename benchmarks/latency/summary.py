@@ -13,8 +13,6 @@ from benchmarks.report import Spread
 Json = dict[str, Any]
 GOALS: Final = (0.95, 0.99)  #: recall@10
 K: Final = 10
-#: The engines that a hospital could be given; the others are here to compare with.
-PRODUCT: Final = ("edge-", "similis-", "faiss-", "server-")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,12 +29,17 @@ class Figure:
     n: int  #: questions, of all rounds
     rounds: int
     recall: float | None
+    least: int = 0  #: questions, of the round with the fewest
+    rate: str = ""  #: of an open loop: the engine's own, or the one common to all
     p50: Spread | None = None  #: milliseconds
+    p50_interval: tuple[float, float] | None = None  #: 95 %, over rounds and questions
     p95: Spread | None = None
     p99: Spread | None = None
     per_s: Spread | None = None
     cpu_ms: Spread | None = None
     engine_ms: Spread | None = None
+    rate_per_s: Spread | None = None
+    floor_ms: Spread | None = None  #: what of an open loop's wait is the loop's own
     quantiles: tuple[float, ...] = ()  #: 0 to 100 %, the median of the rounds
 
 
@@ -54,6 +57,13 @@ class Results:
     load: Spread | None = None
     notes: list[str] = field(default_factory=list)  #: what a person has to say of the circumstances
 
+    scans: set[tuple[str, str]] = field(default_factory=set)  #: graphs of so few rows that they are not asked
+    settings: dict[str, Json] = field(default_factory=dict)  #: by engine, what it was built with
+
+    def named(self, data: str, engine: str) -> str:
+        """The engine, and whether it is what its name says of such data."""
+        return f"{engine} (a scan here)" if (data, engine) in self.scans else engine
+
     def wrong(self) -> set[tuple[str, str]]:
         """Exact engines that were not: they have no figures."""
         return {(line["data"], line["engine"]) for line in self.parity if line["wrong"]}
@@ -61,9 +71,9 @@ class Results:
     def of(self, data: str, **wanted: object) -> list[Figure]:
         return [f for f in self.figures if f.data == data and all(getattr(f, n) == v for n, v in wanted.items())]
 
-    def sweep(self, data: str, engine: str) -> list[Figure]:
-        """Single questions for ten, unfiltered, by rising latency."""
-        found = self.of(data, engine=engine, what="single", k=K, filter="all")
+    def sweep(self, data: str, engine: str, k: int = K, name: str = "all") -> list[Figure]:
+        """Single questions for k under a filter, by rising latency."""
+        found = self.of(data, engine=engine, what="single", k=k, filter=name)
         return sorted((f for f in found if f.p50), key=lambda f: f.p50.median if f.p50 else 0.0)
 
     def engines(self, data: str) -> list[str]:
@@ -92,7 +102,9 @@ def results(lines: Sequence[Json]) -> Results:
         environments=by_kind["environment"],
         data={line["data"]: line for line in by_kind["data"]},
         figures=[_figure(key, group) for key, group in groups.items()],
-        places=_places(by_kind["build"] + by_kind["cold"], wrong),
+        places=_places(by_kind["build"] + by_kind["cold"] + by_kind["memory"], wrong),
+        scans={(line["data"], line["engine"]) for line in by_kind["build"] if line.get("scan")},
+        settings={line["engine"]: line.get("settings", {}) for line in by_kind["build"]},
         parity=by_kind["parity"],
         skipped=by_kind["skipped"],
         failed=_still_failed(lines),
@@ -124,30 +136,65 @@ def _key(line: Json) -> tuple[Any, ...]:
         line.get("k", K),
         line.get("filter", "all"),
         line.get("clients", 1),
+        line.get("rate", ""),
     )
 
 
 def _figure(key: tuple[Any, ...], group: Sequence[Json]) -> Figure:
-    data, engine, what, effort, k, name, clients = key
+    data, engine, what, effort, k, name, clients, rate = key
     shares = [line["recall"] for line in group if "recall" in line]
     more: dict[str, Any] = {}
-    timed = [line["ms"] for line in group if "ms" in line]
+    timed = [line["ms"] for line in _timed(group)]
     if timed:
         more = {f"p{p}": Spread.of((ms[p] for ms in timed), 4) for p in (50, 95, 99)}
+        more["p50_interval"] = interval([(line["ms"], line["n"]) for line in _timed(group)])
         more["quantiles"] = tuple(np.median(np.array(timed), axis=0).tolist())
-    for field_name in ("per_s", "cpu_ms", "engine_ms"):
+    for field_name in ("per_s", "cpu_ms", "engine_ms", "rate_per_s", "floor_ms"):
         values = [line[field_name] for line in group if field_name in line]
         if values:
             more[field_name] = Spread.of(values, 4)
     return Figure(
         data=data, engine=engine, what=what, effort=effort, k=k, filter=name, clients=clients, rounds=len(group),
-        n=sum(line.get("n", 0) for line in group), recall=float(np.mean(shares)) if shares else None, **more,
+        n=sum(line.get("n", 0) for line in group), least=min(line.get("n", 0) for line in group), rate=rate,
+        recall=float(np.mean(shares)) if shares else None, **more,
     )  # fmt: skip
+
+
+def _timed(group: Iterable[Json]) -> list[Json]:
+    return [line for line in group if "ms" in line]
+
+
+def interval(rounds: Sequence[tuple[Sequence[float], int]], times: int = 1000) -> tuple[float, float]:
+    """95 % interval of the median over rounds of their median latencies, by the bootstrap of rounds and questions.
+
+    The median of n questions drawn again is a quantile whose rank follows the beta distribution of (n + 1) / 2 twice.
+
+    Args:
+        rounds: of each its 0th to 100th percentile, and its number of questions.
+    """
+    rng = np.random.default_rng(0)
+    drawn = np.empty((times, len(rounds)))
+    for place, (percentiles, n) in enumerate(rounds):
+        drawn[:, place] = np.interp(100 * rng.beta((n + 1) / 2, (n + 1) / 2, times), range(101), percentiles)
+    again = rng.integers(0, len(rounds), drawn.shape)
+    low, high = np.percentile(np.median(np.take_along_axis(drawn, again, axis=1), axis=1), (2.5, 97.5))
+    return round(float(low), 4), round(float(high), 4)
 
 
 def _places(lines: Iterable[Json], wrong: set[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Spread]]:
     held: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
-    names = ("wall_s", "cpu_s", "disk_mib", "peak_mib", "open_ms", "first_ms", "next_ms", "anonymous_mib", "pss_mib")
+    names = (
+        "wall_s",
+        "cpu_s",
+        "disk_mib",
+        "peak_mib",
+        "open_ms",
+        "first_ms",
+        "next_ms",
+        "anonymous_mib",
+        "pss_mib",
+        "library_mib",
+    )
     for line in lines:
         where = line["data"], line["engine"]
         if where not in wrong:
@@ -159,10 +206,19 @@ def _places(lines: Iterable[Json], wrong: set[tuple[str, str]]) -> dict[tuple[st
 
 @dataclass(frozen=True, slots=True)
 class AtRecall:
-    """The cheapest measured setting that reaches a recall, and the latency interpolated to just that recall."""
+    """The cheapest measured setting that reaches a recall, and the latency at just that recall."""
 
     figure: Figure
-    interpolated_ms: float | None
+    ms: Spread  #: interpolated to the recall that was asked for, the lowest and the highest rounds likewise
+    bound: bool  #: no setting lies below that recall: it is that fast or faster
+
+    def __str__(self) -> str:
+        return f"{'<= ' if self.bound else ''}{short(self.ms.median)}"
+
+
+def short(value: float) -> str:
+    """Three significant digits."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
 def at_recall(sweep: Sequence[Figure], goal: float) -> AtRecall | None:
@@ -174,21 +230,28 @@ def at_recall(sweep: Sequence[Figure], goal: float) -> AtRecall | None:
     best = min(reached, key=_ms)
     below = [(recall, f) for recall, f in known if recall < goal and _ms(f) <= _ms(best)]
     if not below or best.recall is None or best.recall == goal:
-        return AtRecall(best, _ms(best))
+        return AtRecall(best, _spread(best), best.recall != goal)
     low, under = max(below, key=lambda pair: pair[0])
     part = (goal - low) / (best.recall - low)
-    return AtRecall(best, math.exp((1 - part) * math.log(_ms(under)) + part * math.log(_ms(best))))
+    ends = zip(_spread(under).ends(), _spread(best).ends(), strict=True)
+    return AtRecall(
+        best, Spread.of((math.exp((1 - part) * math.log(x) + part * math.log(y)) for x, y in ends), 4), False
+    )
 
 
 def _ms(figure: Figure) -> float:
+    return _spread(figure).median
+
+
+def _spread(figure: Figure) -> Spread:
     if figure.p50 is None:
         raise ValueError(figure.what)
-    return figure.p50.median
+    return figure.p50
 
 
-def best(res: Results, data: str, engine: str, goal: float) -> AtRecall | None:
-    """Of an exact engine its one setting, else `at_recall`."""
-    return at_recall(res.sweep(data, engine), goal)
+def best(res: Results, data: str, engine: str, goal: float, k: int = K, name: str = "all") -> AtRecall | None:
+    """`at_recall` of what was measured for k under a filter."""
+    return at_recall(res.sweep(data, engine, k, name), goal)
 
 
 def growth(points: Sequence[tuple[int, float]]) -> float | None:
@@ -208,44 +271,3 @@ def families(res: Results) -> dict[str, list[str]]:
         if kind in {"clustered", "codes"} and rows.isdigit():
             found[f"{kind}:{head}"].append(name)
     return {key: sorted(names, key=lambda n: res.data[n]["rows"]) for key, names in found.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class Pick:
-    data: str
-    engine: str
-    why: str
-
-
-def pick(res: Results, data: str) -> Pick | None:
-    """What to choose for such data, by a rule that anyone can check.
-
-    Exact search where it answers within 2 ms, or costs at most half as much again as the fastest approximate engine
-    at recall 0.99: it needs no tuning, and no filter spoils it. Else the fastest at 0.99 that keeps 0.95 under a
-    1 % filter. References from outside and engines without filters are not candidates.
-    """
-    able = [e for e in res.engines(data) if e.startswith(PRODUCT) and _filtered(res, data, e) is not None]
-    exact = {e: found for e in able if e in res.exact(data) and (found := best(res, data, e, 0.99))}
-    rough = {e: found for e in able if e not in exact and (found := best(res, data, e, GOALS[1]))}
-    steady = {e: found for e, found in rough.items() if (_filtered(res, data, e) or 0) >= GOALS[0]}
-    first_exact = min(exact, key=lambda e: _ms(exact[e].figure), default=None)
-    first = min(steady, key=lambda e: _ms(steady[e].figure), default=None)
-    if first_exact is not None:
-        took = _ms(exact[first_exact].figure)
-        if first is None or took <= 2 or took <= 1.5 * _ms(steady[first].figure):
-            rest = "" if first is None else f"; {first} at recall 0.99 takes {_ms(steady[first].figure):.2g} ms"
-            why = f"exact in {took:.2g} ms{rest}; nothing to tune, no filter loses a neighbour"
-            return Pick(data, first_exact, why)
-    if first is None:
-        return None
-    found = steady[first]
-    share = _filtered(res, data, first) or 0.0
-    why = f"{_ms(found.figure):.2g} ms at recall {found.figure.recall:.3f} ({found.figure.effort})"
-    against = "" if first_exact is None else f", where exact search takes {_ms(exact[first_exact].figure):.3g} ms"
-    return Pick(data, first, f"{why}{against}; recall {share:.3f} under a 1 % filter")
-
-
-def _filtered(res: Results, data: str, engine: str) -> float | None:
-    """Recall under the 1 % filter; None where it was not measured."""
-    found = [f.recall for f in res.of(data, engine=engine, what="single", filter="1 %") if f.recall is not None]
-    return max(found, default=None)

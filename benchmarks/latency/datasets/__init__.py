@@ -11,6 +11,13 @@ def kinds() -> list[str]:
     return sorted(info.name for info in pkgutil.iter_modules(__path__) if info.name != "base")
 
 
+def fingerprint(name: str) -> str:
+    """Of data that lie elsewhere, what changes with them (`fingerprint(text)` of the kind's module); else empty."""
+    kind, _, text = name.partition(":")
+    module = importlib.import_module(f"{__name__}.{kind}") if kind in kinds() else None
+    return str(getattr(module, "fingerprint", lambda _text: "")(text))
+
+
 def make(name: str, queries: int, seed: int) -> Made:
     """The data of this name. Raises: `NotFound`, `Invalid`."""
     kind, _, text = name.partition(":")

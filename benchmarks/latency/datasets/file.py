@@ -3,6 +3,7 @@
 KEY names the array in an .npz or .h5 file, or the column of lists in a .parquet file; without it the first is taken.
 """
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,15 @@ def make(text: str, queries: int, seed: int) -> Made:
     kept, asked = held_out(rows, queries, seed)
     about = {"source": f"{path.name}, {len(asked)} rows held out by seed {seed}", "seed": seed}
     return Made(rows=rows[kept], queries=rows[asked], about=about)
+
+
+def fingerprint(text: str) -> str:
+    """The hash of the file."""
+    path = Path(text.partition(":")[0])
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _read(path: Path, key: str) -> Array:

@@ -3,6 +3,7 @@
 Modality is the file that an image is from; what the sets say of patients is not known here.
 """
 
+import hashlib
 import tempfile
 from pathlib import Path
 
@@ -24,3 +25,14 @@ def make(text: str, queries: int, seed: int) -> Made:
     kept, asked = held_out(rows, queries, seed)
     about = {"source": f"{said}; {len(asked)} held out by seed {seed}", "seed": seed}
     return Made(rows=rows[kept], queries=rows[asked], about=about)
+
+
+def fingerprint(text: str) -> str:
+    """The hash of every file of images and of the encoder."""
+    folder, _, encoder = text.partition("@")
+    files = [*Path(folder).rglob("*.npz"), *(path for path in Path(encoder).rglob("*") if path.is_file())]
+    found = hashlib.sha256()
+    for path in sorted(files):
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "sha256").digest())
+    return found.hexdigest()

@@ -20,6 +20,9 @@ _ROWS = sa.text(
     "FROM encoding e JOIN image i ON i.id = e.image_id AND i.status = 'encoded' JOIN study s ON s.id = i.study_id "
     "WHERE e.model_id = :model ORDER BY e.image_id, e.frame"
 )
+_STATE = sa.text(
+    "SELECT count(*), sum(('x' || left(md5(embedding), 15))::bit(60)::bigint) FROM encoding WHERE model_id = :model"
+)
 
 
 def make(text: str, queries: int, seed: int) -> Made:
@@ -44,6 +47,19 @@ def make(text: str, queries: int, seed: int) -> Made:
         patients=patients[asked],
         about={"source": f"the published generation of a Similis, {len(asked)} held out by seed {seed}", "seed": seed},
     )
+
+
+def fingerprint(text: str) -> str:
+    """The model of the published generation, with a hash over its encodings."""
+    store = Store(text if "://" in text else _url_of(Path(text)))
+    try:
+        with store.reading() as connection:
+            live = generations.published(connection)
+            return (
+                "" if live is None else f"{live.model_id}|{connection.execute(_STATE, {'model': live.model_id}).one()}"
+            )
+    finally:
+        store.close()
 
 
 def _url_of(home: Path) -> str:

@@ -40,4 +40,8 @@ def chosen(patterns: Sequence[str]) -> list[Engine]:
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in known):
             raise NotFound(f"there is no engine {pattern}; there are {', '.join(known)}")
-    return [engine for name, engine in known.items() if any(fnmatch(name, pattern) for pattern in patterns)]
+    return [
+        engine
+        for name, engine in known.items()
+        if any(fnmatch(name, pattern) and not (engine.aside and pattern == "*") for pattern in patterns)
+    ]

@@ -53,6 +53,12 @@ class Opened(Protocol):
         """The processes whose memory it is."""
 
 
+def never(rows: int, dim: int) -> bool:
+    """What an engine that always searches as it is named says of such data."""
+    del rows, dim
+    return False
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
     """How an index is built (configured, filled, linked; into a folder) and opened; and what may be asked of it."""
@@ -69,6 +75,10 @@ class Engine:
     needs: tuple[str, ...] = ()  #: modules
     available: Callable[[], str] = lambda: ""  #: why it cannot run here; empty: it can
     drop: Callable[[Path], None] = lambda _folder: None  #: what stands elsewhere than in the folder is gone
+    scans: Callable[[int, int], bool] = never  #: so few rows that it compares them all instead
+    #: the memory of its server without rows, (anonymous, PSS) MiB; None: it lives in the process that asks
+    bare: Callable[[], tuple[float, float]] | None = None
+    aside: bool = False  #: measured only where a pattern says more than `*`
     most: int = 2**62  #: rows: beyond, its build takes longer than any figure is worth
 
     def missing(self) -> str:

@@ -45,9 +45,12 @@ def _open(folder: Path, columns: Columns) -> _edge.Shard:
 
 
 ENGINES = (
-    Engine(name="edge-codes", build=_build(0), open=_open, kind="codes", exact=True, needs=("qdrant_edge",)),
+    Engine(
+        name="edge-codes", build=_build(0), open=_open, kind="codes", exact=True, needs=("qdrant_edge",),
+        settings={"copies": "binary"},
+    ),
     Engine(
         name="edge-codes-hnsw", build=_build(M), open=_open, kind="codes", efforts=efforts("ef", *EF), most=200_000,
-        needs=("qdrant_edge",), settings={"m": M, "ef_construct": EF_CONSTRUCT},
+        needs=("qdrant_edge",), settings={"m": M, "ef_construct": EF_CONSTRUCT, "copies": "binary"},
     ),
 )  # fmt: skip

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.latency.engines import _edge
-from benchmarks.latency.engines.base import Array, Columns, Effort, Engine, efforts
+from benchmarks.latency.engines.base import Array, Columns, Effort, Engine, efforts, never
 from benchmarks.latency.engines.faiss_hnsw import EF, EF_CONSTRUCT, M
 
-FULL_SCAN_KB = 10_000  #: Qdrant's default: filtered sets below are scanned
+FULL_SCAN_KB = 10_000  #: Qdrant's default: filtered sets below are scanned, and so is a whole segment
 
 
 def _float32(row: Array) -> Array:
@@ -29,14 +29,14 @@ def _quantisation(edge: Any, kind: str) -> Any:  # noqa: ANN401
     return None
 
 
-def _build(kind: str, m: int) -> Callable[[Path, Array, Columns], None]:
+def _build(kind: str, m: int, ef_construct: int) -> Callable[[Path, Array, Columns], None]:
     def build(folder: Path, rows: Array, columns: Columns) -> None:
         import qdrant_edge as edge
 
         params = edge.EdgeVectorParams(
             size=rows.shape[1],
             distance=edge.Distance.Dot,  # rows have unit length
-            hnsw_config=edge.HnswIndexConfig(m=m, ef_construct=EF_CONSTRUCT, full_scan_threshold=FULL_SCAN_KB),
+            hnsw_config=edge.HnswIndexConfig(m=m, ef_construct=ef_construct, full_scan_threshold=FULL_SCAN_KB),
             quantization_config=_quantisation(edge, kind),
         )
         _edge.build(folder, rows, columns, params, _float32)
@@ -54,23 +54,38 @@ def _params(effort: Effort) -> Any:  # noqa: ANN401
     return edge.SearchParams(hnsw_ef=int(effort["ef"]), quantization=quantised)
 
 
+def scans(rows: int, dim: int) -> bool:
+    """Qdrant links the graph, and then does not ask it: below this size it compares every row."""
+    return rows * dim * 4 < FULL_SCAN_KB * 1024
+
+
 def _open(folder: Path, columns: Columns) -> _edge.Shard:
     del columns
     return _edge.Shard(folder, _params, _float32)
 
 
-def _engine(name: str, kind: str = "", m: int = M, tried: tuple[Effort, ...] = efforts("ef", *EF)) -> Engine:
-    settings: dict[str, float | str] = {"m": m, "ef_construct": EF_CONSTRUCT} if m else {}
+def _engine(
+    name: str,
+    kind: str = "",
+    m: int = M,
+    ef_construct: int = EF_CONSTRUCT,
+    tried: tuple[Effort, ...] = efforts("ef", *EF),
+) -> Engine:
+    settings: dict[str, float | str] = {"m": m, "ef_construct": ef_construct} if m else {}
     return Engine(
-        name=name, build=_build(kind, m), open=_open, exact=not m, efforts=tried, needs=("qdrant_edge",),
-        settings=settings | ({"copies": kind} if kind else {}),
+        name=name, build=_build(kind, m, ef_construct), open=_open, exact=not m, efforts=tried, needs=("qdrant_edge",),
+        scans=scans if m else never, settings=settings | ({"copies": kind} if kind else {}),
     )  # fmt: skip
+
+
+def int8(m: int, ef_construct: int) -> Engine:
+    return _engine("edge-int8", "int8", m, ef_construct, efforts("ef", *EF, oversampling=1.5))
 
 
 ENGINES = (
     _engine("edge-exact", m=0, tried=({},)),
     _engine("edge-hnsw"),
-    _engine("edge-int8", "int8", tried=efforts("ef", *EF, oversampling=1.5)),
+    int8(M, EF_CONSTRUCT),
     _engine("edge-turbo8", "turbo8", tried=efforts("ef", *EF, oversampling=1.5)),
     _engine("edge-turbo4", "turbo4", tried=efforts("ef", *EF, oversampling=2)),
     _engine("edge-binary", "binary", tried=efforts("ef", *EF, oversampling=4)),

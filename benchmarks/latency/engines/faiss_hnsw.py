@@ -3,22 +3,24 @@
 from typing import Any, Final
 
 from benchmarks.latency.engines import _faiss
-from benchmarks.latency.engines.base import efforts
+from benchmarks.latency.engines.base import Engine, efforts
 
 M: Final = 16
 EF_CONSTRUCT: Final = 100
-EF: Final = (16, 32, 64, 128, 256, 512)
+EF: Final = (10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
-def _make(faiss: Any, dim: int, rows: int) -> Any:  # noqa: ANN401
-    del rows
-    index = faiss.IndexHNSWFlat(dim, M, faiss.METRIC_INNER_PRODUCT)
-    index.hnsw.efConstruction = EF_CONSTRUCT
-    return index
+def engine(m: int, ef_construct: int) -> Engine:
+    """Over float32 rows."""
+
+    def make(faiss: Any, dim: int, rows: int) -> Any:  # noqa: ANN401 - faiss has no types
+        del rows
+        index = faiss.IndexHNSWFlat(dim, m, faiss.METRIC_INNER_PRODUCT)
+        index.hnsw.efConstruction = ef_construct
+        return index
+
+    settings: dict[str, float | str] = {"m": m, "ef_construct": ef_construct}
+    return _faiss.engine("faiss-hnsw", make, _faiss.graph, efforts=efforts("ef", *EF), settings=settings)
 
 
-ENGINES = (
-    _faiss.engine(
-        "faiss-hnsw", _make, _faiss.graph, efforts=efforts("ef", *EF), settings={"m": M, "ef_construct": EF_CONSTRUCT}
-    ),
-)
+ENGINES = (engine(M, EF_CONSTRUCT),)

@@ -6,8 +6,9 @@ from typing import Any
 from benchmarks.latency.engines import _faiss
 from benchmarks.latency.engines.base import Effort, efforts
 
-NPROBE = (1, 4, 16, 32, 64, 128, 256)
+NPROBE = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 PART = 16  #: dimensions to one byte
+LISTS = "4 sqrt(n), at most n / 39"
 ENOUGH = 64  #: training rows for each centroid: with 256, FAISS's default, training takes minutes
 
 
@@ -42,9 +43,9 @@ def _reranked(faiss: Any, effort: Effort, selector: Any) -> Any:  # noqa: ANN401
 
 
 ENGINES = (
-    _faiss.engine("faiss-ivf", _flat, _faiss.lists, efforts=efforts("nprobe", *NPROBE)),
+    _faiss.engine("faiss-ivf", _flat, _faiss.lists, efforts=efforts("nprobe", *NPROBE), settings={"lists": LISTS}),
     _faiss.engine(
         "faiss-ivfpq", _quantised, _reranked, efforts=efforts("nprobe", *NPROBE, factor=8),
-        settings={"dimensions per byte": PART},
+        settings={"lists": LISTS, "dimensions per byte": PART},
     ),
 )  # fmt: skip

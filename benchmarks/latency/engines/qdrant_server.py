@@ -16,12 +16,19 @@ import httpx
 import numpy as np
 
 from benchmarks.latency.engines import _grpc
-from benchmarks.latency.engines.base import Array, Clause, Columns, Effort, Engine, Found, Opened, efforts
+from benchmarks.latency.engines.base import Array, Clause, Columns, Effort, Engine, Found, Opened, efforts, never
+from benchmarks.latency.engines.edge_dense import scans
 from shared.index import wire
 from shared.index.qdrant import QdrantStore
 
 URL: Final = "SIMILIS_BENCH_QDRANT_URL"
 KEY: Final = "SIMILIS_QDRANT__API_KEY"
+#: by scale, what the platform's layout asks of a collection
+SETTINGS: Final[dict[str, dict[str, float | str]]] = {
+    "exact": {},
+    "hnsw": {"m": 16, "ef_construct": 100},
+    "hnsw-int8": {"m": 16, "ef_construct": 100, "copies": "int8"},
+}
 NAME: Final = "collection"  #: the file that holds its name
 
 
@@ -59,21 +66,27 @@ def _grpc_open(folder: Path, columns: Columns) -> _grpc.Collection:
 
 
 class _Rest:
-    def __init__(self, folder: Path, columns: Columns) -> None:
+    """One question goes to `/query`, several in one call to `/query/batch`."""
+
+    def __init__(self, folder: Path, columns: Columns, transport: httpx.BaseTransport | None = None) -> None:
         del columns
         parts = urlsplit(os.environ[URL])
         headers = {"api-key": key} if (key := os.environ.get(KEY)) else {}
         address = f"{parts.scheme}://{parts.hostname}:{(parts.port or 6334) - 1}"
-        self._http = httpx.Client(base_url=address, headers=headers, timeout=600, trust_env=False)
-        self._path = f"/collections/{(folder / NAME).read_text()}/points/query/batch"
+        self._http = httpx.Client(base_url=address, headers=headers, timeout=600, trust_env=False, transport=transport)
+        self._path = f"/collections/{(folder / NAME).read_text()}/points/query"
 
     def search(self, queries: Array, k: int, effort: Effort, clauses: Sequence[Clause] | None) -> Found:
         wanted: Sequence[Clause | None] = clauses or [None] * len(queries)
         searches = [_request(query, k, effort, clause) for query, clause in zip(queries, wanted, strict=True)]
-        answer = self._http.post(self._path, json={"searches": searches})
+        if len(searches) == 1:
+            answer = self._http.post(self._path, json=searches[0])
+        else:
+            answer = self._http.post(f"{self._path}/batch", json={"searches": searches})
         body = answer.raise_for_status().json()
+        results = [body["result"]] if len(searches) == 1 else body["result"]
         ids = np.full((len(queries), k), -1, np.int64)
-        for row, result in enumerate(body["result"]):
+        for row, result in enumerate(results):
             found = [uuid.UUID(point["id"]).int for point in result["points"]]
             ids[row, : len(found)] = found
         return Found(ids, body["time"] * 1000)
@@ -86,6 +99,7 @@ class _Rest:
 
 
 def _request(query: Array, k: int, effort: Effort, clause: Clause | None) -> dict[str, Any]:
+    """The body of one question; without quantised copies the server has nothing to re-score, and does not mind."""
     params: dict[str, Any] = {"exact": True}
     if effort:
         target = effort["target"]
@@ -102,14 +116,17 @@ def _engine(name: str, transport: Callable[[Path, Columns], Opened], scale: str,
     tried = efforts("target", *_grpc.TARGETS) if scale != "exact" else ({},)
     return Engine(
         name=name, build=_build(scale), open=transport, exact=scale == "exact", efforts=tried, available=_absent,
-        drop=_drop, kind=kind,  # type: ignore[arg-type]  # one of two
+        drop=_drop, kind=kind, settings=SETTINGS[scale],  # type: ignore[arg-type]  # one of two
+        scans=scans if scale != "exact" else never,
     )  # fmt: skip
 
 
 ENGINES = (
     _engine("server-grpc-exact", _grpc_open, "exact"),
+    _engine("server-grpc-hnsw", _grpc_open, "hnsw"),
     _engine("server-grpc-int8", _grpc_open, "hnsw-int8"),
     _engine("server-grpc-codes", _grpc_open, "exact", "codes"),
     _engine("server-rest-exact", _Rest, "exact"),
+    _engine("server-rest-hnsw", _Rest, "hnsw"),
     _engine("server-rest-int8", _Rest, "hnsw-int8"),
 )

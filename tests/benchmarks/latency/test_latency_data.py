@@ -11,6 +11,7 @@ from benchmarks.clustered import clustered, local_dimension
 from benchmarks.gallery import Gallery
 from benchmarks.latency import datasets
 from benchmarks.latency.data import DEEPEST, FILTERS, Data, prepare
+from benchmarks.latency.datasets import codes
 from shared.encoder.build import build
 from shared.errors import Invalid, NotFound
 from shared.index.memory import MemoryStore
@@ -61,6 +62,28 @@ def test_codes_are_full_of_copies_and_say_so(tmp_path) -> None:
     assert 0.25 < about["copies"] < 0.35
 
 
+def test_queries_of_codes_are_of_the_mixtures_of_the_rows(monkeypatch) -> None:
+    monkeypatch.setattr(codes, "PART", 200)  # 1,400 codes of their own in seven mixtures
+    made = datasets.make("codes:256:2000", 60, 7)
+    asked = np.array([n % 3 != 0 for n in range(60)])  # the others are copies
+    apart = [
+        np.sort(np.bitwise_count(made.rows ^ code).sum(axis=1, dtype=np.int64))
+        for code in [*made.queries[asked], *made.rows[:100]]
+    ]
+    nearest = [min((far for far in one if far), default=0) for one in apart]
+    assert np.median(nearest[:40]) < 1.2 * np.median(nearest[40:])
+
+
+def test_other_contents_of_a_file_are_other_data(tmp_path) -> None:
+    rows = np.random.default_rng(1).standard_normal((40, 8), dtype=np.float32)
+    np.save(tmp_path / "own.npy", rows)
+    name = f"file:{tmp_path / 'own.npy'}"
+    first = prepare(name, tmp_path / "cache", 5, 7)
+    assert prepare(name, tmp_path / "cache", 5, 7) == first
+    np.save(tmp_path / "own.npy", rows[::-1])
+    assert prepare(name, tmp_path / "cache", 5, 7) != first
+
+
 def test_copies_of_a_query_do_not_spoil_its_intrinsic_dimension() -> None:
     vectors = clustered(1200, 64, 3)
     plain = local_dimension(vectors[:1000], vectors[1000:], 50)
@@ -105,8 +128,10 @@ def test_the_published_vectors_of_a_similis_come_with_patients_and_modality(data
         live = generations.published(db)
     vectors = np.random.default_rng(1).standard_normal((80, 16), dtype=np.float32)
     gallery.write(store, live, Gallery(vectors, 5))
+    before = datasets.fingerprint(f"similis:{database_url}")
     made = datasets.make(f"similis:{database_url}", 10, 7)
     with store.reading() as connection:
+        assert datasets.fingerprint(f"similis:{database_url}") == before
         keys = connection.execute(sa.text("SELECT DISTINCT patient_key FROM study")).scalars().all()
     store.close()
     assert (len(made.rows), len(made.queries)) == (70, 10)

@@ -1,22 +1,28 @@
 """Every engine that can run here finds what there is, obeys filters, and the exact ones are exact."""
 
+import json
 import time
+import uuid
 
+import httpx
 import numpy as np
 import pytest
 
+from benchmarks.clustered import clustered
 from benchmarks.latency import measure
 from benchmarks.latency.data import Data, prepare
 from benchmarks.latency.engines import engines, qdrant_server
+from benchmarks.latency.engines._grpc import FIELD
 from benchmarks.latency.engines.base import Engine, Found, InProcess
 from benchmarks.latency.measure import Session
 from benchmarks.latency.profiles import Plan
 from benchmarks.latency.vectors import KEY, vectors_process
+from shared.index import wire
 from shared.index.qdrant import QdrantStore
 
 PLAN = Plan(queries=30, seconds=0.05, checked=20, clients=(2,))
 KNOWN = engines()
-HERE = [engine for engine in KNOWN.values() if not engine.missing() and not engine.limit]
+HERE = [engine for engine in KNOWN.values() if not (engine.missing() or engine.limit or engine.aside)]
 #: At full effort; binary codes of unquantised vectors and hash tables end below what the others reach.
 ENDS = {
     "edge-binary": 0.6,
@@ -109,6 +115,124 @@ def test_who_waits_behind_a_stall_is_counted_from_when_the_question_was_due(made
     late = np.count_nonzero(np.array(ms) > 20)
     assert late >= 10  # in a closed loop it were one
     assert rate < 220
+
+
+def test_an_open_loop_asks_at_half_of_what_was_measured_or_at_the_rate_of_all(made) -> None:
+    engine = Engine(name="stalls", build=lambda *_: None, open=lambda *_: _Stalls())
+    session = Session(engine, _Stalls(), made["vectors"], Plan(queries=30, seconds=0.3), seed=0)
+    session.most[2] = 300.0
+    own, common = session.open_loop({}, 2, None), session.open_loop({}, 2, 40.0)
+    assert (own["rate_per_s"], common["rate_per_s"]) == (150.0, 40.0)
+    assert own["n"] == 45
+    assert 0 < own["floor_ms"] < 20
+    del session.most[2]
+    assert session.open_loop({}, 2, None)["rate_per_s"] == pytest.approx(session.most[2] / 2, abs=0.1)
+
+
+def test_effort_is_swept_under_filters_and_for_many_and_ends_where_recall_does(made) -> None:
+    engine = KNOWN["faiss-hnsw"]
+    session = Session(engine, _Stalls(), made["vectors"], Plan(queries=30, seconds=0.01, ks=(1, 100)), seed=0)
+    session.batch = lambda effort: {"recall": 1.0 if effort["ef"] >= 64 else 0.5}
+    asked = []
+    for key, measurement in measure.run(session, first=False):
+        asked.append(key)
+        if key["what"] == "batch":
+            measurement()
+    ten = [key["effort"]["ef"] for key in asked if key.get("k") == 10 and key["filter"] == "all"]
+    assert sorted(ten) == [10, 12, 16, 24, 32, 48, 64]
+    assert [key["effort"]["ef"] for key in asked if key.get("k") == 100] == [10, 24, 64, 192, 512]
+    assert [key["effort"]["ef"] for key in asked if key.get("filter") == "1 %"] == [10, 24, 64, 192, 512]
+
+
+@pytest.mark.parametrize(("rows", "scan"), [(2006, True), (2600, False)])
+def test_a_graph_of_few_rows_is_known_for_the_scan_that_it_is(tmp_path, rows, scan) -> None:
+    engine = KNOWN["edge-hnsw"]
+    vectors = clustered(rows + 20, 1024, 7)
+    engine.build(tmp_path, vectors[:rows], {})
+    held = engine.open(tmp_path, {})
+    ids = held.search(vectors[rows:], 10, {"ef": 10}, None).ids
+    held.close()
+    exact = np.argsort(-(vectors[rows:] @ vectors[:rows].T), axis=1)[:, :10]
+    assert engine.scans(rows, 1024) is scan
+    assert np.array_equal(np.sort(ids), np.sort(exact)) is scan
+
+
+class _RestServer:
+    """Qdrant's REST, as its reference has it, over rows in memory; remembers what it was asked."""
+
+    def __init__(self, data: Data) -> None:
+        self.data, self.asked = data, list[tuple[str, dict]]()
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        assert str(request.url).startswith("http://somewhere:6333/collections/bench-1/points/query")
+        assert request.headers["api-key"] == KEY
+        body = json.loads(request.content)
+        self.asked.append((request.url.path, body))
+        if request.url.path.endswith("/batch"):
+            result: object = [self._answer(one) for one in body["searches"]]
+        else:
+            result = self._answer(body)
+        return httpx.Response(200, json={"result": result, "status": "ok", "time": 0.002})
+
+    def _answer(self, one: dict) -> dict:
+        scores = self.data.rows @ np.asarray(one["query"], np.float32)
+        for kind, conditions in one.get("filter", {}).items():
+            for condition in conditions:
+                field = next(own for own, theirs in FIELD.items() if theirs == condition["key"])
+                value = condition["match"]["value"]
+                assert isinstance(value, str) is (field == "modality")
+                passes = self.data.columns[field] == int(value)
+                scores = np.where(passes == (kind == "must"), scores, -np.inf)
+        best = np.argsort(-scores, kind="stable")[: one["limit"]]
+        found = [n for n in best.tolist() if np.isfinite(scores[n])]
+        return {"points": [{"id": str(uuid.UUID(int=n)), "version": 0, "score": float(scores[n])} for n in found]}
+
+
+def test_a_server_is_asked_by_rest_one_question_or_many_in_a_call(made, tmp_path, monkeypatch) -> None:
+    data, server = made["vectors"], _RestServer(made["vectors"])
+    monkeypatch.setenv(qdrant_server.URL, "http://somewhere:6334")
+    monkeypatch.setenv(qdrant_server.KEY, KEY)
+    (tmp_path / qdrant_server.NAME).write_text("bench-1")
+    held = qdrant_server._Rest(tmp_path, data.columns, httpx.MockTransport(server))
+    exact = Session(KNOWN["server-rest-exact"], held, data, PLAN, seed=0)
+    assert exact.parity()["wrong"] == 0
+    assert {path.rpartition("points")[2] for path, _ in server.asked} == {"/query"}
+    assert server.asked[0][1]["params"] == {"exact": True}
+    assert exact.single({}, 10, "all")["engine_ms"] == 2.0
+    assert exact.batch({})["recall"] == 1.0
+    path, body = server.asked[-1]
+    assert path.endswith("/query/batch")
+    assert len(body["searches"]) == len(data.queries)
+    graph = Session(KNOWN["server-rest-hnsw"], held, data, PLAN, seed=0)
+    graph.ask(0, 10, {"target": 0.97}, "all")
+    assert server.asked[-1][1]["params"]["hnsw_ef"] == wire.effort(0.97)
+    held.close()
+
+
+def test_a_server_that_refuses_ends_the_question(made, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv(qdrant_server.URL, "http://somewhere:6334")
+    (tmp_path / qdrant_server.NAME).write_text("bench-1")
+    refuses = httpx.MockTransport(lambda _: httpx.Response(503))
+    held = qdrant_server._Rest(tmp_path, made["vectors"].columns, refuses)
+    with pytest.raises(httpx.HTTPStatusError):
+        held.search(made["vectors"].queries[:2], 10, {}, None)
+    held.close()
+
+
+def test_a_peer_that_speaks_grpc_answers_from_a_float32_graph_one_by_one_and_together(
+    made, tmp_path, monkeypatch
+) -> None:
+    engine, data = KNOWN["server-grpc-hnsw"], made["vectors"]
+    with vectors_process() as url:
+        monkeypatch.setenv(qdrant_server.URL, url)
+        monkeypatch.setenv(qdrant_server.KEY, KEY)
+        engine.build(tmp_path, np.ascontiguousarray(data.rows), data.columns)
+        held = engine.open(tmp_path, data.columns)
+        session = Session(engine, held, data, PLAN, seed=0)
+        assert session.single(engine.efforts[-1], 10, "all")["recall"] >= 0.95
+        assert session.batch(engine.efforts[-1])["recall"] >= 0.95
+        held.close()
+        engine.drop(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["server-grpc-exact", "server-grpc-codes"])

@@ -1,13 +1,21 @@
 """`similis bench`: a run leaves raw lines, goes on where it was stopped, and fails where an exact engine is not."""
 
 import json
+import os
 import re
+import time
+from dataclasses import asdict, replace
 
 import pytest
 from typer.testing import CliRunner
 
+from benchmarks import processes
 from benchmarks.cli import bench
-from benchmarks.latency import raw
+from benchmarks.cli import chosen as chosen_profile
+from benchmarks.latency import raw, runner
+from benchmarks.latency.data import prepare
+from benchmarks.latency.engines import chosen
+from benchmarks.latency.profiles import PROFILES
 
 ENGINES = "numpy,numpy-codes,faiss-flat-ip,faiss-binary,edge-exact,faiss-hnsw,memory-scan"
 DATA = ("--data", "clustered:16:300", "--data", "codes:64:300")
@@ -21,6 +29,26 @@ class Broken(numpy_exact._Scan):
         return Found(super().search(queries, k + 1, effort, clauses).ids[:, 1:])
 
 ENGINES = (Engine(name="broken", build=numpy_exact._build, open=Broken, exact=True),)
+"""
+
+SLOW = """
+import subprocess, time
+from benchmarks.latency.engines import numpy_exact
+from benchmarks.latency.engines.base import Engine
+
+class Slow(numpy_exact._Scan):
+    asked = 0
+
+    def __init__(self, folder, columns):
+        super().__init__(folder, columns)
+        (folder / "below").write_text(str(subprocess.Popen(["sleep", "60"]).pid))
+
+    def search(self, *args):
+        self.asked += 1
+        time.sleep(60 if self.asked > 11 else 0)
+        return super().search(*args)
+
+ENGINES = (Engine(name="slow", build=numpy_exact._build, open=Slow),)
 """
 
 
@@ -70,6 +98,42 @@ def test_what_is_measured_is_not_measured_again_and_what_is_missing_is(done, tmp
     assert json.loads(json.dumps(lines[: len(kept)])) == [json.loads(line) for line in kept]
 
 
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("commit", "another"), ("versions", {"faiss-cpu": "1"}), ("profile", {"plan": {}, "queries": 1})],
+)
+def test_results_of_other_circumstances_are_not_gone_on_with(done, tmp_path, name, value) -> None:
+    out = tmp_path / "again"
+    out.mkdir()
+    first, *rest = (done / raw.FILE).read_text().splitlines()
+    (out / raw.FILE).write_text("\n".join([json.dumps(json.loads(first) | {name: value}), *rest]) + "\n")
+    result = run("--engines", "numpy", *DATA, "--out", str(out), "--resume")
+    assert result.exit_code != 0
+    assert f"another {name}" in str(result.exception)
+    assert run("--engines", "memory-scan", "--data", "clustered:16:300", "--out", str(out), "--anew").exit_code == 0
+    assert {line["engine"] for line in raw.read(out) if "engine" in line} == {"memory-scan"}
+
+
+def test_a_process_that_takes_too_long_ends_and_keeps_what_it_said(tmp_path, monkeypatch) -> None:
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "slow_engine.py").write_text(SLOW)
+    monkeypatch.setenv("SIMILIS_BENCH_ENGINES", str(own))
+    data = prepare("clustered:16:300", tmp_path / "data", 20, 7)
+    job = {"engine": "slow", "module": "slow_engine", "data": str(data), "folder": str(tmp_path / "built")}
+    plan = asdict(PROFILES["smoke"].plan)
+    lines: list[dict] = []
+    assert runner.ask_child(job | {"step": "build"}, lines.append, 60) == ""
+    began = time.monotonic()
+    why = runner.ask_child(job | {"step": "measure", "round": 0, "done": [], "plan": plan}, lines.append, 12)
+    assert why == "it took more than 12 s"
+    assert time.monotonic() - began < 30
+    assert [line["what"] for line in lines] == ["build", "cold"]
+    time.sleep(0.1)
+    below = int((tmp_path / "built" / "below").read_text())
+    assert processes.peak_mib(below) == 0  # nor does what it started live on
+
+
 def test_an_exact_engine_that_is_not_ends_the_run_with_findings(tmp_path, monkeypatch) -> None:
     own = tmp_path / "own"
     own.mkdir()
@@ -102,6 +166,48 @@ def test_an_engine_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatc
     assert result.exit_code == 1
     assert "burnt" in result.output
     assert {line["engine"] for line in raw.read(out) if line["what"] == "round"} == {"numpy"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # two minutes are the promise, of a machine that is not ours alone: its own work is one
+def test_the_smoke_profile_runs_as_it_is(tmp_path) -> None:
+    before = os.times()
+    result = run("--out", str(tmp_path / "out"))
+    spent = [after - was for was, after in zip(before[:4], os.times()[:4], strict=True)]
+    assert result.exit_code == 0, result.output
+    assert sum(spent) < 120
+    lines = raw.read(tmp_path / "out")
+    wanted = {(one.data, engine.name) for one in PROFILES["smoke"].sets for engine in chosen(one.engines)}
+    absent = {(line["data"], line["engine"]) for line in lines if line["what"] == "skipped"}
+    assert all("not installed" in line["why"] for line in lines if line["what"] == "skipped")
+    ended = {(line["data"], line["engine"]) for line in lines if line["what"] == "round"}
+    assert ended == wanted - absent
+    assert {line["engine"] for line in lines if line["what"] == "build"} == {engine for _, engine in ended}
+    assert all(line["wrong"] == 0 for line in lines if line["what"] == "parity")
+
+
+def test_graphs_of_other_parameters_are_measured_where_they_are_asked_for() -> None:
+    assert not any(engine.aside for engine in chosen(["*"]))
+    asked = chosen(["graph-*"])
+    assert {(e.settings["m"], e.settings["ef_construct"]) for e in asked} == {
+        (m, ef) for m in (8, 16, 32) for ef in (100, 200)
+    }
+    assert len(asked) == 12
+
+
+def test_what_an_engine_was_built_with_is_in_the_raw_lines_and_the_report(done) -> None:
+    built = {line["engine"]: line for line in raw.read(done) if line["what"] == "build"}
+    assert built["faiss-hnsw"]["settings"] == {"m": 16, "ef_construct": 100}
+    assert "| faiss-hnsw | m 16, ef_construct 100 |" in (done / "report.md").read_text()
+
+
+def test_a_quick_build_is_made_twice(tmp_path) -> None:
+    args = ("--engines", "numpy", "--data", "clustered:16:300", "--out", str(tmp_path / "out"))
+    twice = replace(chosen_profile("smoke", ["clustered:16:300"]), again_s=30.0)
+    runner.run(twice, tmp_path / "twice", ["numpy"], lambda *_: None, scratch=tmp_path / "scratch", resume=False)
+    assert [line["what"] for line in raw.read(tmp_path / "twice")].count("build") == 2
+    assert run(*args).exit_code == 0
+    assert [line["what"] for line in raw.read(tmp_path / "out")].count("build") == 1
 
 
 def test_an_unknown_engine_or_profile_is_refused(tmp_path) -> None:

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
-from benchmarks.latency import raw
+from benchmarks.latency import overall, raw, tables
+from benchmarks.latency.choice import pick
 from benchmarks.latency.compare import compared
-from benchmarks.latency.summary import at_recall, growth, pick, results
+from benchmarks.latency.summary import at_recall, best, growth, interval, results
 from shared.errors import Invalid, NotFound
 
 DATA = {"what": "data", "data": "clustered:8:1000", "rows": 1000, "dim": 8, "kind": "vectors", "queries": 9,
@@ -37,8 +39,56 @@ def test_latency_is_interpolated_to_just_the_recall_that_is_asked_for() -> None:
     lines = [single("a", 1.0, 0.90, effort=16), single("a", 4.0, 1.00, effort=64), single("a", 9.0, 1.0, effort=99)]
     found = at_recall(results([DATA, *lines]).sweep(DATA["data"], "a"), 0.95)
     assert found.figure.effort == "ef 64"
-    assert found.interpolated_ms == pytest.approx(2.0)
+    assert found.ms.median == pytest.approx(2.0)
+    assert str(found) == "2"
     assert at_recall(results([DATA, *lines[:1]]).sweep(DATA["data"], "a"), 0.95) is None
+
+
+def test_where_no_setting_lies_below_the_recall_its_latency_is_a_bound() -> None:
+    lines = [single("a", 1.0, 0.97, effort=16), single("b", 2.0, 0.90, effort=8), single("b", 2.0, 0.99, effort=16)]
+    res = results([DATA, *lines, parity("c")])
+    assert str(best(res, DATA["data"], "a", 0.95)) == "<= 1"
+    assert str(best(res, DATA["data"], "b", 0.95)) == "2"
+
+
+def test_engines_are_compared_and_ordered_at_one_recall_not_at_their_settings() -> None:
+    steep = [single("a", 0.1, 0.90, effort=16), single("a", 8.0, 1.0, effort=64)]  # 0.89 ms at 0.95
+    flat = [single("b", 1.0, 0.94, effort=16), single("b", 2.0, 1.0, effort=64)]  # 1.1 ms
+    under = [single("b", 3.0, 0.90, effort=16, name="1 %"), single("b", 5.0, 0.95, effort=64, name="1 %")]
+    made = {table.title: table for table in tables.tables(results([DATA, *flat, *steep, *under]))}
+    rows = made["At recall 0.95: 1,000 x 8"].rows
+    assert [row[:2] for row in rows] == [["a", "0.894"], ["b", "1.12"]]
+    (row,) = made["Filters: 1,000 x 8"].rows
+    assert row == ["b", "1.12 · ef 64", "-", "-", "5 · ef 64", "-"]
+
+
+def test_a_99th_percentile_needs_a_hundred_questions_in_each_round() -> None:
+    lines = [single("a", 1.0, 1.0, number=number) | {"n": n} for number, n in enumerate((120, 99))]
+    made = {table.title: table for table in tables.tables(results([DATA, *lines, parity("a")]))}
+    assert made["Exact: 1,000 x 8"].rows[0][1:5] == ["1 (1 to 1)", "1 (1 to 1)", "-", "219"]
+
+
+def test_the_interval_of_a_median_narrows_with_questions_and_widens_with_what_rounds_differ_by() -> None:
+    even, other = [n / 100 for n in range(101)], [1 + n / 100 for n in range(101)]
+    few, many = interval([(even, 20)] * 3), interval([(even, 2000)] * 3)
+    assert few[0] < many[0] < 0.5 < many[1] < few[1]
+    rng = np.random.default_rng(1)  # drawn again in earnest
+    plain = np.percentile([np.median(rng.random(101)) for _ in range(4000)], (2.5, 97.5))
+    assert interval([(even, 101)]) == pytest.approx(plain, abs=0.02)
+    assert interval([(even, 2000), (other, 2000)])[1] > 1.4
+
+
+def test_a_graph_that_is_not_asked_is_named_so_and_has_no_growth() -> None:
+    small, large = (DATA | {"data": f"clustered:8:{n}", "rows": n} for n in (100, 1000))
+    lines = [single("a", ms, 1.0, effort=16) | {"data": one["data"]} for one, ms in ((small, 1.0), (large, 2.0))]
+    built = {"what": "build", "engine": "a", "round": 0, "wall_s": 1.0, "settings": {"m": 16}}
+    scan = built | {"data": small["data"], "scan": True}
+    res = results([small, large, *lines, scan])
+    assert overall.growing(res).rows == []
+    assert [row[0] for row in tables._at(res, small["data"], 0.95).rows] == ["a (a scan here)"]
+    assert overall.settings(res).rows == [["a", "m 16"]]
+    (row,) = overall.growing(results([small, large, *lines, scan | {"scan": False}])).rows
+    assert row[2] == "100 (LID 3.0): <= 1; 1,000 (LID 3.0): <= 2"
 
 
 def test_growth_is_the_slope_of_the_logarithms() -> None:
@@ -69,6 +119,20 @@ def candidates(exact_ms: float, graph_ms: float, under_filter: float) -> list[di
 def test_what_to_pick_follows_its_rule(exact_ms, graph_ms, under_filter, wanted) -> None:
     found = pick(results(candidates(exact_ms, graph_ms, under_filter)), DATA["data"])
     assert found.engine == wanted
+
+
+@pytest.mark.parametrize(("highest", "wanted"), [(1.6, "edge-exact"), (1.2, "faiss-flat-ip")])
+def test_of_engines_that_are_level_what_the_platform_runs_is_chosen(highest, wanted) -> None:
+    lines = [DATA, parity("edge-exact"), parity("faiss-flat-ip")]
+    for engine, rounds in (("edge-exact", (1.5, 1.55)), ("faiss-flat-ip", (1.0, highest))):
+        for number, took in enumerate(rounds):
+            lines += [single(engine, took, 1.0, name=name, number=number) for name in ("all", "1 %")]
+    res = results(lines)
+    found = pick(res, DATA["data"])
+    assert found.engine == wanted
+    assert len(found.level) == (wanted == "edge-exact")
+    (row,) = overall.picks(res).rows
+    assert row[2].startswith("Search exactly: every neighbour is found, in 1.")
 
 
 def test_an_engine_that_failed_the_parity_check_has_no_figures() -> None:
