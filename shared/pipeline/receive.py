@@ -27,7 +27,7 @@ from shared.imaging.reasons import Reason, failed
 from shared.imaging.sandbox import Inspected
 from shared.pipeline import erase
 from shared.pipeline.admission import Action, Admission
-from shared.store import arrivals, files, studies
+from shared.store import arrivals, backfill, files, images, studies
 from shared.store.arrivals import Arrival, Origin
 from shared.store.files import Record, Seen
 from shared.store.locks import Lock, share
@@ -195,6 +195,7 @@ class Verdict:
     act: str  #: nothing, insert, replace or redescribe
     reason: Reason | None = None
     gate: Gate | None = None
+    found_again: bool = False  #: the image waits for these very bytes
 
 
 def decide(incoming: Incoming, known: Known | None, patient: bytes, policy: str) -> Verdict:
@@ -213,7 +214,8 @@ def decide(incoming: Incoming, known: Known | None, patient: bytes, policy: str)
     same_source = known.path == incoming.path or (incoming.sender != "" and incoming.sender == known.sender)
     if known.digest == incoming.digest:
         new = incoming.labels != Labels() and studies.told_of(incoming) != known.told
-        return Verdict("taken" if same_source else "same", "redescribe" if new else "nothing")
+        outcome = "taken" if same_source or known.lost else "same"
+        return Verdict(outcome, "redescribe" if new else "nothing", found_again=known.lost)
     if policy == "always" or (policy == "same_source" and same_source):
         return Verdict("taken", "replace")
     return Verdict("kept", "nothing", Reason.OTHER_BYTES)
@@ -325,8 +327,13 @@ def _incoming(file: Found, secret: bytes, origin: Origin) -> Incoming:
 def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rules, origin: Origin) -> list[Registered]:
     operation_id = origin.operation_id
     standing = studies.known(db, [i.header.sop_instance_uid for _, i in candidates])
-    records = [_record(f, i, Verdict("taken", "nothing"), standing) for f, i in candidates if _seen_before(i, standing)]
+    seen_before = [(f, i) for f, i in candidates if _seen_before(i, standing)]
     candidates = [(f, i) for f, i in candidates if not _seen_before(i, standing)]
+    records = []
+    for file, incoming in seen_before:
+        verdict = Verdict("taken", "nothing", found_again=standing[incoming.header.sop_instance_uid].lost)
+        _act(db, verdict, incoming, standing, operation_id)
+        records.append(_record(file, incoming, verdict, standing))
     if not candidates:
         return records
     owners = studies.ensure(db, [incoming for _, incoming in candidates])
@@ -344,7 +351,7 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
         patient = owners[incoming.header.study_instance_uid][1]
         verdict = decide(incoming, None if new else standing.get(uid), patient, rules.same_uid)
         if uid in standing:
-            _act(db, verdict, standing[uid].id, incoming, operation_id)
+            _act(db, verdict, incoming, standing, operation_id)
             if incoming.held_by and verdict.act in {"insert", "replace"}:
                 studies.hold(db, standing[uid].id, Gate.METADATA, Reason.SITE_RULE)
         records.append(_record(file, incoming, verdict, standing))
@@ -371,7 +378,16 @@ def _record(file: Found, incoming: Incoming, verdict: Verdict, standing: Mapping
     return Registered(file, record, incoming.header, incoming.held_by)
 
 
-def _act(db: Session, verdict: Verdict, image_id: int, incoming: Incoming, operation_id: uuid.UUID | None) -> None:
+def _act(
+    db: Session, verdict: Verdict, incoming: Incoming, standing: dict[str, Known], operation_id: uuid.UUID | None
+) -> None:
+    known = standing[incoming.header.sop_instance_uid]
+    image_id = known.id
+    if verdict.found_again:
+        images.found_again(db, image_id, incoming.path, operation_id)
+        backfill.found_again(db, image_id)
+        enqueue(db, Job.BACKFILL)
+        standing[known.sop_uid] = replace(known, path=incoming.path, lost=False)  # for the next copy of this batch
     if verdict.act == "replace":
         studies.replace(db, image_id, incoming, operation_id)
     elif verdict.act == "redescribe":

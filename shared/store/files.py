@@ -52,6 +52,18 @@ def known(db: Session, paths: Sequence[bytes]) -> set[bytes]:
     return {bytes(row.path) for row in rows}
 
 
+_LOOK_AGAIN = sa.text(
+    "UPDATE file SET mtime_ns = -1 WHERE id IN (SELECT id FROM file "
+    "WHERE image_id = ANY(CAST(:images AS bigint[])) ORDER BY path_digest FOR UPDATE)"
+)
+
+
+def look_again(db: Session, images: Sequence[int]) -> None:
+    """The next scan reads every file of these images, as if it had changed."""
+    if images:
+        db.execute(_LOOK_AGAIN, {"images": list(images)})
+
+
 def move(db: Session, old: bytes, new: bytes) -> None:
     """What stood below one folder stands below another."""
     for table in ("file", "image"):

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from shared.imaging.reasons import LOST
 from shared.types import Header, Labels
 
 
@@ -44,6 +45,7 @@ class Known:
     study_uid: str
     told: tuple[object, ...]  #: what a table may have said of it, see `told_of`
     sender: str = ""  #: who sent these bytes
+    lost: bool = False  #: it failed, for a model at least, since its bytes were not where they had been
 
 
 def ensure(db: Session, incoming: Sequence[Incoming]) -> dict[str, tuple[int, bytes]]:
@@ -135,15 +137,17 @@ def known(db: Session, sop_uids: Sequence[str]) -> dict[str, Known]:
             "SELECT i.id, i.sop_uid, i.digest, i.path, i.status, s.patient_key, s.uid, i.birads, i.density, "
             "i.pathology, i.labels, i.view, i.laterality, i.modality, "
             "(SELECT a.source || ':' || a.sender FROM arrival a "
-            "WHERE a.image_id = i.id AND a.outcome = 'taken' AND a.sender <> '' ORDER BY a.id DESC LIMIT 1) AS sender "
+            "WHERE a.image_id = i.id AND a.outcome = 'taken' AND a.sender <> '' ORDER BY a.id DESC LIMIT 1) AS sender, "
+            "((i.status = 'failed' AND i.reason = ANY(CAST(:lost AS text[]))) OR EXISTS (SELECT 1 FROM backfill b "
+            "WHERE b.image_id = i.id AND b.state = 'failed' AND b.reason = ANY(CAST(:lost AS text[])))) AS lost "
             "FROM image i JOIN study s ON s.id = i.study_id "
             "WHERE i.sop_uid = ANY(CAST(:uids AS text[])) ORDER BY i.id FOR UPDATE OF i"
         ),
-        {"uids": list(sop_uids)},
+        {"uids": list(sop_uids), "lost": sorted(LOST)},
     )
     return {
         r.sop_uid: Known(
-            r.id, r.sop_uid, r.digest, r.path, r.status, r.patient_key, r.uid, tuple(r[7:-1]), r.sender or ""
+            r.id, r.sop_uid, r.digest, r.path, r.status, r.patient_key, r.uid, tuple(r[7:-2]), r.sender or "", r.lost
         )
         for r in rows
     }
