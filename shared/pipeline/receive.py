@@ -51,6 +51,7 @@ class Rules:
     secret: bytes  #: of the pseudonyms
     same_uid: str = "same_source"  #: never, same_source or always: what other bytes under a known UID may do
     settle_s: float = 0.0  #: a file younger than this is left for the next round
+    rest_s: float = 0.0  #: a file that could not be read is tried again after this
     skip: frozenset[bytes] = frozenset()  #: files that are no studies, such as the label table itself
     admission: Admission = field(default_factory=Admission)
 
@@ -427,7 +428,7 @@ def scan(
         rows = [table.find(path, _path(seen)) if table else None for seen in batch]
         stamps = [stamp(rules.secret, row) if row else whole for row in rows]
         with begin() as db:
-            same = files.unchanged(db, batch, stamps)
+            same = files.unchanged(db, batch, stamps, rest_s=rules.rest_s)
         # the distance, not the age: a file dated in the future must not wait for that day
         young = {s.path for s in batch if abs(time.time_ns() - s.mtime_ns) < rules.settle_s * 1e9} - same
         fresh = [one for one in zip(batch, rows, stamps, strict=True) if one[0].path not in same | young]

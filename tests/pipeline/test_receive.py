@@ -62,6 +62,30 @@ def test_every_file_that_is_not_taken_in_has_a_row_with_its_reason(platform: Pla
     ]
 
 
+@pytest.mark.parametrize("passing", [Reason.UNREADABLE, Reason.SANDBOX])
+def test_a_file_that_could_not_be_read_is_read_by_the_next_scan_and_by_a_watch_once_an_hour(
+    platform: Platform, passing: Reason
+) -> None:
+    path = platform.put("a.dcm", failed(passing))
+    platform.put("b.dcm", failed(Reason.MALFORMED))
+    platform.scan()
+    assert platform.scan(rest_s=3600).counts["unchanged"] == 2
+    platform.sandbox.headers[os.fsencode(path)] = header(0)
+    assert platform.scan(rest_s=3600).counts["unchanged"] == 2
+    with platform.begin() as db:
+        db.execute(sa.text("UPDATE file SET seen_at = seen_at - interval '61 minutes'"))
+    assert platform.scan(rest_s=3600).counts == {"taken": 1, "unchanged": 1, "settling": 0}
+    assert platform.scan().counts["unchanged"] == 2
+    assert rows(platform, "SELECT count(*) FROM arrival") == [(3,)]
+
+
+def test_a_scan_that_is_asked_for_does_not_wait_an_hour(platform: Platform) -> None:
+    path = platform.put("a.dcm", failed(Reason.UNREADABLE))
+    platform.scan()
+    platform.sandbox.headers[os.fsencode(path)] = header(0)
+    assert platform.scan().counts["taken"] == 1
+
+
 def test_a_second_copy_of_an_image_is_the_same_image(platform: Platform) -> None:
     platform.put("a.dcm", header(0), b"the bytes")
     platform.put("b.dcm", header(0), b"the bytes")
