@@ -327,6 +327,7 @@ def _incoming(file: Found, secret: bytes, origin: Origin) -> Incoming:
 
 def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rules, origin: Origin) -> list[Registered]:
     operation_id = origin.operation_id
+    studies.lock(db, [incoming for _, incoming in candidates])
     standing = studies.known(db, [i.header.sop_instance_uid for _, i in candidates])
     seen_before = [(f, i) for f, i in candidates if _seen_before(i, standing)]
     candidates = [(f, i) for f, i in candidates if not _seen_before(i, standing)]
@@ -391,6 +392,8 @@ def _act(
         standing[known.sop_uid] = replace(known, path=incoming.path, lost=False)  # for the next copy of this batch
     if verdict.act == "replace":
         studies.replace(db, image_id, incoming, operation_id)
+        if incoming.header.study_date is not None:
+            studies.redate(db, known.study_uid, incoming.header.study_date)
     elif verdict.act == "redescribe":
         studies.redescribe(db, image_id, incoming, operation_id)
         enqueue(db, Job.PROJECT)
