@@ -128,8 +128,11 @@ class Runtime:
 
     @property
     def watch_rules(self) -> Rules:
-        """While a folder is watched, files that may still be written are left for the next round."""
-        return replace(self.rules, settle_s=self.settings.intake.settle_s)
+        """While a folder is watched, files that may still be written are left for the next round.
+
+        What cannot be read is tried again once an hour: each time is a line of the journal.
+        """
+        return replace(self.rules, settle_s=self.settings.intake.settle_s, rest_s=3600.0)
 
     @property
     def effort(self) -> Effort:

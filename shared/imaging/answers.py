@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from shared.types import Header
 
+MOST = 2**31 - 1  #: the largest number of a header: the columns that hold them are of four bytes
 THUMBNAIL_SIDE = 256  #: pixels, the longest side
 
 

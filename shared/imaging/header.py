@@ -4,6 +4,7 @@ import uuid
 from datetime import date
 
 from shared.imaging import views
+from shared.imaging.answers import MOST
 from shared.imaging.read import Opened, attribute, clean, number, text, valid_uid
 from shared.imaging.reasons import Reason, failed
 from shared.types import Header
@@ -21,7 +22,7 @@ def header_of(opened: Opened) -> Header:
     ds = opened.dataset
     sop, study = _identity(opened, "SOPInstanceUID"), _identity(opened, "StudyInstanceUID")
     series = text(ds, "SeriesInstanceUID", 65)
-    frames = max(number(ds, "NumberOfFrames") or 1, 1)
+    frames = max(_count(opened, "NumberOfFrames"), 1)
     return Header(
         sop_instance_uid=sop,
         study_instance_uid=study,
@@ -39,10 +40,10 @@ def header_of(opened: Opened) -> Header:
         presentation_intent=text(ds, "PresentationIntentType", 20).upper(),
         image_type=_image_type(opened, frames),
         photometric=text(ds, "PhotometricInterpretation", 16),
-        rows=number(ds, "Rows") or 0,
-        columns=number(ds, "Columns") or 0,
+        rows=_count(opened, "Rows"),
+        columns=_count(opened, "Columns"),
         frames=frames,
-        bits_stored=number(ds, "BitsStored") or 0,
+        bits_stored=_count(opened, "BitsStored"),
         implant=views.implant(ds),
         burned_in={"YES": True, "NO": False}.get(text(ds, "BurnedInAnnotation").upper()),
         patient_id=text(ds, "PatientID"),
@@ -57,6 +58,11 @@ def _identity(opened: Opened, keyword: str) -> str:
     if not valid_uid(value):
         raise failed(Reason.INVALID_UID)
     return value
+
+
+def _count(opened: Opened, keyword: str) -> int:
+    """The number as far as a column holds it: whether it makes sense is asked before anything is decoded."""
+    return min(max(number(opened.dataset, keyword) or 0, 0), MOST)
 
 
 def _date(value: str) -> date | None:

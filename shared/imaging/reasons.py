@@ -10,6 +10,8 @@ from shared.errors import Gate, Outcome, Rejected
 class Reason(StrEnum):
     # failed
     UNREADABLE = "unreadable-file"
+    GONE = "file-gone"
+    CHANGED = "file-changed"
     NOT_REGULAR = "not-a-regular-file"
     NOT_A_STUDY_OBJECT = "not-a-study-object"
     MALFORMED = "malformed-dataset"
@@ -77,6 +79,8 @@ _R = Reason
 SENTENCES: Mapping[Reason, str] = MappingProxyType(
     {
         _R.UNREADABLE: "The file could not be opened or read.",
+        _R.GONE: "The file is no longer in its folder. It is taken up again when a scan meets its bytes.",
+        _R.CHANGED: "The file holds other bytes than were registered. A scan that meets those again takes them up.",
         _R.NOT_REGULAR: "It is a link, a folder, a pipe or a device, not a regular file.",
         _R.NOT_A_STUDY_OBJECT: "It is neither DICOM nor a PNG or JPEG picture.",
         _R.MALFORMED: "The DICOM data set cannot be parsed.",
@@ -133,6 +137,11 @@ SENTENCES: Mapping[Reason, str] = MappingProxyType(
         _R.FAR: "The picture's embedding lies far from those of the known pictures of its modality.",
     }
 )
+
+#: a share that is away comes back, and so does the sandbox: such a file is read again
+PASSING = frozenset({_R.UNREADABLE.value, _R.SANDBOX.value})
+#: the image is sound, its bytes are not where they were: whoever meets them again makes it due
+LOST = frozenset({_R.GONE.value, _R.CHANGED.value})
 
 
 def failed(reason: Reason) -> Rejected:

@@ -1,7 +1,8 @@
 """What crosses between the sandbox child and its parent: a small JSON reply, and raw arrays in shared memory.
 
 The parent trusts nothing of it: every field is checked for type and range, and every array against the size that
-the recipe fixes, since a child that met a hostile file may no longer be ours.
+the recipe fixes, since a child that met a hostile file may no longer be ours. What passes here, the database takes,
+so that no file costs the others of its batch their rows.
 """
 
 import json
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from shared.errors import Gate, Outcome, Rejected
-from shared.imaging.answers import THUMBNAIL_SIDE, Inspected
+from shared.imaging.answers import MOST, THUMBNAIL_SIDE, Inspected
 from shared.imaging.reasons import Reason
 from shared.imaging.recipe import Recipe
 from shared.types import Decoded, Header, PixelStats
@@ -97,7 +98,7 @@ def unpack(reply: bytes, recipe: Recipe | None, memory: mmap.mmap | None) -> Dec
 
 
 def _decoded(data: dict[str, Any], recipe: Recipe, memory: mmap.mmap | None) -> Decoded:
-    frames = tuple(_whole(number, 1 << 31) for number in data["frames"])
+    frames = tuple(_whole(number, MOST) for number in data["frames"])
     rows, columns = (_whole(side, THUMBNAIL_SIDE) for side in data["thumbnail"])
     if memory is None or not 1 <= len(frames) <= recipe.frames or min(rows, columns) < 1:
         raise Garbled
@@ -150,7 +151,7 @@ def _field(name: str, value: Any) -> Any:  # noqa: ANN401 - one of the types of 
             raise Garbled
         return tuple(_text(word) for word in value)
     if name in _NUMBERS:
-        return _whole(value, 1 << 31)
+        return _whole(value, MOST)
     if name in _TRUTHS:
         return None if value is None else _truth(value)
     return None if value is None and name in _OPTIONAL else _text(value)

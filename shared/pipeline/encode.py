@@ -24,12 +24,14 @@ from sqlalchemy.orm import Session
 from shared.encoder.base import Encoded, Encoder
 from shared.errors import Gate, Invalid, NotFound, Rejected, Unavailable
 from shared.imaging.gates import metadata_gate, pixel_gate
-from shared.imaging.reasons import Reason
+from shared.imaging.reasons import LOST, PASSING, Reason
 from shared.imaging.recipe import Recipe
 from shared.log import get
+from shared.pipeline import original
 from shared.pipeline.judge import judge, standards, statistic
 from shared.pipeline.lease import Keeper
-from shared.store import backfill, calibrations, encodings, generations, images, ledger
+from shared.pipeline.receive import Inspector
+from shared.store import backfill, calibrations, encodings, files, generations, images, ledger
 from shared.store.generations import Published
 from shared.store.images import Claimed, Verdict
 from shared.store.locks import Lock, share
@@ -40,10 +42,9 @@ log = get(__name__)
 
 RETRY_S = 20.0  #: an image that failed for our own or a passing reason waits so long, twice as long each time ...
 MOST_RETRY_S = 600.0  #: ... up to this
-PASSING = frozenset({Reason.UNREADABLE.value, Reason.SANDBOX.value})  #: a share that is away comes back
 
 
-class Decoder(Protocol):
+class Decoder(Inspector, Protocol):
     """What encoding needs of the sandbox."""
 
     def decode_many(self, paths: Sequence[Path], recipe: Recipe) -> Iterator[Decoded | Rejected]: ...
@@ -200,12 +201,12 @@ def give_back(begin: Begin, claimed: Sequence[Claimed]) -> None:
 
 
 def decode(sandbox: Decoder, work: Work) -> Work:
-    """Each file has been decoded once per different recipe."""
+    """Each file has been decoded once per different recipe; what is no longer as it was registered says so."""
     paths = [Path(os.fsdecode(c.path)) for c in work.claimed]
     for model in work.models:
         recipe = recipe_of(model)
         if recipe not in work.decoded:
-            work.decoded[recipe] = list(sandbox.decode_many(paths, recipe))
+            work.decoded[recipe] = original.confirmed(sandbox, work.claimed, sandbox.decode_many(paths, recipe))
     return work
 
 
@@ -398,6 +399,8 @@ def write(db: Session, work: Work, result: Result, revisions: Mapping[int, int])
     rows = [r for r in result.rows if r.image_id in revisions]
     encodings.save(db, rows)
     encodings.save_thumbnails(db, [t for t in result.thumbnails if t[0] in revisions])
+    lost = [v.image.id for v in (*result.verdicts, *(v for _, v in result.exceptions)) if v.reason in LOST]
+    files.look_again(db, [image for image in lost if image in revisions])
     uids = {c.id: c.sop_uid for c in work.claimed}
     failed = {(m, v.image.id) for m, v in result.exceptions if v.status is not Status.RECEIVED}
     for model in work.models:

@@ -27,7 +27,7 @@ from shared.imaging.reasons import Reason, failed
 from shared.imaging.sandbox import Inspected
 from shared.pipeline import erase
 from shared.pipeline.admission import Action, Admission
-from shared.store import arrivals, files, studies
+from shared.store import arrivals, backfill, files, images, studies
 from shared.store.arrivals import Arrival, Origin
 from shared.store.files import Record, Seen
 from shared.store.locks import Lock, share
@@ -51,6 +51,7 @@ class Rules:
     secret: bytes  #: of the pseudonyms
     same_uid: str = "same_source"  #: never, same_source or always: what other bytes under a known UID may do
     settle_s: float = 0.0  #: a file younger than this is left for the next round
+    rest_s: float = 0.0  #: a file that could not be read is tried again after this
     skip: frozenset[bytes] = frozenset()  #: files that are no studies, such as the label table itself
     admission: Admission = field(default_factory=Admission)
 
@@ -195,6 +196,7 @@ class Verdict:
     act: str  #: nothing, insert, replace or redescribe
     reason: Reason | None = None
     gate: Gate | None = None
+    found_again: bool = False  #: the image waits for these very bytes
 
 
 def decide(incoming: Incoming, known: Known | None, patient: bytes, policy: str) -> Verdict:
@@ -213,7 +215,8 @@ def decide(incoming: Incoming, known: Known | None, patient: bytes, policy: str)
     same_source = known.path == incoming.path or (incoming.sender != "" and incoming.sender == known.sender)
     if known.digest == incoming.digest:
         new = incoming.labels != Labels() and studies.told_of(incoming) != known.told
-        return Verdict("taken" if same_source else "same", "redescribe" if new else "nothing")
+        outcome = "taken" if same_source or known.lost else "same"
+        return Verdict(outcome, "redescribe" if new else "nothing", found_again=known.lost)
     if policy == "always" or (policy == "same_source" and same_source):
         return Verdict("taken", "replace")
     return Verdict("kept", "nothing", Reason.OTHER_BYTES)
@@ -324,9 +327,15 @@ def _incoming(file: Found, secret: bytes, origin: Origin) -> Incoming:
 
 def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rules, origin: Origin) -> list[Registered]:
     operation_id = origin.operation_id
+    studies.lock(db, [incoming for _, incoming in candidates])
     standing = studies.known(db, [i.header.sop_instance_uid for _, i in candidates])
-    records = [_record(f, i, Verdict("taken", "nothing"), standing) for f, i in candidates if _seen_before(i, standing)]
+    seen_before = [(f, i) for f, i in candidates if _seen_before(i, standing)]
     candidates = [(f, i) for f, i in candidates if not _seen_before(i, standing)]
+    records = []
+    for file, incoming in seen_before:
+        verdict = Verdict("taken", "nothing", found_again=standing[incoming.header.sop_instance_uid].lost)
+        _act(db, verdict, incoming, standing, operation_id)
+        records.append(_record(file, incoming, verdict, standing))
     if not candidates:
         return records
     owners = studies.ensure(db, [incoming for _, incoming in candidates])
@@ -344,7 +353,7 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
         patient = owners[incoming.header.study_instance_uid][1]
         verdict = decide(incoming, None if new else standing.get(uid), patient, rules.same_uid)
         if uid in standing:
-            _act(db, verdict, standing[uid].id, incoming, operation_id)
+            _act(db, verdict, incoming, standing, operation_id)
             if incoming.held_by and verdict.act in {"insert", "replace"}:
                 studies.hold(db, standing[uid].id, Gate.METADATA, Reason.SITE_RULE)
         records.append(_record(file, incoming, verdict, standing))
@@ -371,9 +380,20 @@ def _record(file: Found, incoming: Incoming, verdict: Verdict, standing: Mapping
     return Registered(file, record, incoming.header, incoming.held_by)
 
 
-def _act(db: Session, verdict: Verdict, image_id: int, incoming: Incoming, operation_id: uuid.UUID | None) -> None:
+def _act(
+    db: Session, verdict: Verdict, incoming: Incoming, standing: dict[str, Known], operation_id: uuid.UUID | None
+) -> None:
+    known = standing[incoming.header.sop_instance_uid]
+    image_id = known.id
+    if verdict.found_again:
+        images.found_again(db, image_id, incoming.path, operation_id)
+        backfill.found_again(db, image_id)
+        enqueue(db, Job.BACKFILL)
+        standing[known.sop_uid] = replace(known, path=incoming.path, lost=False)  # for the next copy of this batch
     if verdict.act == "replace":
         studies.replace(db, image_id, incoming, operation_id)
+        if incoming.header.study_date is not None:
+            studies.redate(db, known.study_uid, incoming.header.study_date)
     elif verdict.act == "redescribe":
         studies.redescribe(db, image_id, incoming, operation_id)
         enqueue(db, Job.PROJECT)
@@ -411,7 +431,7 @@ def scan(
         rows = [table.find(path, _path(seen)) if table else None for seen in batch]
         stamps = [stamp(rules.secret, row) if row else whole for row in rows]
         with begin() as db:
-            same = files.unchanged(db, batch, stamps)
+            same = files.unchanged(db, batch, stamps, rest_s=rules.rest_s)
         # the distance, not the age: a file dated in the future must not wait for that day
         young = {s.path for s in batch if abs(time.time_ns() - s.mtime_ns) < rules.settle_s * 1e9} - same
         fresh = [one for one in zip(batch, rows, stamps, strict=True) if one[0].path not in same | young]

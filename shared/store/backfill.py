@@ -9,7 +9,8 @@ from collections.abc import Iterable, Sequence
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from shared.store.images import RELEASED, Claimed, Verdict
+from shared.imaging.reasons import LOST
+from shared.store.images import ORIGINAL, RELEASED, Claimed, Verdict
 from shared.types import Status
 
 _FILL = sa.text(
@@ -81,6 +82,17 @@ def retry(db: Session, model_id: int) -> None:
     )
 
 
+def found_again(db: Session, image_id: int) -> None:
+    """What failed for want of the image's bytes is due again."""
+    db.execute(
+        sa.text(
+            "UPDATE backfill SET state = 'due', failures = 0, not_before = NULL, reason = NULL "
+            "WHERE image_id = :image AND state = 'failed' AND reason = ANY(CAST(:lost AS text[]))"
+        ),
+        {"image": image_id, "lost": sorted(LOST)},
+    )
+
+
 _DUE = """
     state = 'due' AND (lease_until IS NULL OR lease_until < clock_timestamp())
     AND (not_before IS NULL OR not_before <= clock_timestamp())
@@ -99,7 +111,7 @@ _CLAIM = sa.text(
                           lease_until = clock_timestamp() + make_interval(secs => :lease)
     FROM due JOIN image i ON i.id = due.image_id
     WHERE b.model_id = :model AND b.image_id = due.image_id
-    RETURNING i.id, b.attempt, i.sop_uid, i.path, i.revision, {RELEASED.format("i")}
+    RETURNING i.id, b.attempt, i.sop_uid, i.path, i.revision, {RELEASED.format("i")}, {ORIGINAL.format("i")}
     """  # noqa: S608 - only the constants above are inserted
 )
 

@@ -8,6 +8,8 @@ from hashlib import sha256
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from shared.imaging.reasons import PASSING
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seen:
@@ -31,14 +33,23 @@ class Record:
     labels_digest: bytes | None = None
 
 
-def unchanged(db: Session, seen: Sequence[Seen], labels: Sequence[bytes | None]) -> set[bytes]:
-    """The paths whose size, time and labels are as they were when they were last looked at."""
-    rows = db.execute(
-        sa.text(
-            "SELECT path, size, mtime_ns, labels_digest FROM file WHERE path_digest = ANY(CAST(:digests AS bytea[]))"
-        ),
-        {"digests": [sha256(s.path).digest() for s in seen]},
-    )
+_KNOWN = sa.text(
+    """
+    SELECT path, size, mtime_ns, labels_digest FROM file
+    WHERE path_digest = ANY(CAST(:digests AS bytea[]))
+      AND NOT (outcome = 'failed' AND reason = ANY(CAST(:passing AS text[]))
+               AND seen_at <= clock_timestamp() - make_interval(secs => :rest))
+    """
+)
+
+
+def unchanged(db: Session, seen: Sequence[Seen], labels: Sequence[bytes | None], *, rest_s: float = 0.0) -> set[bytes]:
+    """The paths whose size, time and labels are as they were when they were last looked at.
+
+    Of those that could not be read then, and may be now, only the ones that were tried less than `rest_s` ago.
+    """
+    digests = [sha256(s.path).digest() for s in seen]
+    rows = db.execute(_KNOWN, {"digests": digests, "passing": sorted(PASSING), "rest": rest_s})
     known = {row.path: (row.size, row.mtime_ns, row.labels_digest) for row in rows}
     return {s.path for s, label in zip(seen, labels, strict=True) if known.get(s.path) == (s.size, s.mtime_ns, label)}
 
@@ -50,6 +61,18 @@ def known(db: Session, paths: Sequence[bytes]) -> set[bytes]:
         {"digests": [sha256(path).digest() for path in paths]},
     )
     return {bytes(row.path) for row in rows}
+
+
+_LOOK_AGAIN = sa.text(
+    "UPDATE file SET mtime_ns = -1 WHERE id IN (SELECT id FROM file "
+    "WHERE image_id = ANY(CAST(:images AS bigint[])) ORDER BY path_digest FOR UPDATE)"
+)
+
+
+def look_again(db: Session, images: Sequence[int]) -> None:
+    """The next scan reads every file of these images, as if it had changed."""
+    if images:
+        db.execute(_LOOK_AGAIN, {"images": list(images)})
 
 
 def move(db: Session, old: bytes, new: bytes) -> None:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict
+from shared.imaging.reasons import LOST
 from shared.types import MOVES, Status
 
 
@@ -23,6 +24,9 @@ class Claimed:
     path: bytes
     revision: int = 0  #: where what is written must be of the revision that was claimed
     released: bool = False  #: a person has released these bytes: no gate stops them
+    digest: bytes = b""  #: of the bytes that were registered
+    size: int | None = None  #: of the file that they were registered from, None where its row speaks of other bytes
+    mtime_ns: int | None = None  #: ditto
 
 
 #: Due: received and rested, or claimed by somebody whose lease has ended. An ended lease is a failure.
@@ -37,6 +41,13 @@ RELEASED = """
     EXISTS (SELECT 1 FROM review r WHERE r.image_id = {0}.id AND r.digest = {0}.digest AND r.decision = 'released')
 """
 
+#: What is known of the file that an image was registered from.
+ORIGINAL = """
+    {0}.digest,
+    (SELECT f.size FROM file f WHERE f.path_digest = sha256({0}.path) AND f.digest = {0}.digest),
+    (SELECT f.mtime_ns FROM file f WHERE f.path_digest = sha256({0}.path) AND f.digest = {0}.digest)
+"""
+
 _CLAIM = sa.text(
     f"""
     UPDATE image SET status = 'encoding', attempt = attempt + 1, failures = {_FAILURES},
@@ -45,7 +56,7 @@ _CLAIM = sa.text(
         SELECT id FROM image WHERE {_DUE} AND {_FAILURES} < :failures
         ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
     )
-    RETURNING id, attempt, sop_uid, path, revision, {RELEASED.format("image")}
+    RETURNING id, attempt, sop_uid, path, revision, {RELEASED.format("image")}, {ORIGINAL.format("image")}
     """  # noqa: S608 - only the constants above are inserted
 )
 
@@ -159,6 +170,21 @@ _RETRY = sa.text(
 def retry_failed(db: Session, operation_id: uuid.UUID) -> int:
     """The failed images of an operation are due again; returns how many."""
     return len(db.execute(_RETRY, {"operation": operation_id}).all())
+
+
+_FOUND_AGAIN = sa.text(
+    """
+    UPDATE image SET status = 'received', failures = 0, not_before = NULL, gate = NULL, reason = NULL,
+        operation_id = :operation
+    WHERE id = :id AND status = 'failed' AND reason = ANY(CAST(:lost AS text[]))
+    """
+)
+
+
+def found_again(db: Session, image_id: int, path: bytes, operation_id: uuid.UUID | None) -> None:
+    """The image's bytes stand at `path`; if it failed for want of them, it is due again."""
+    db.execute(sa.text("UPDATE image SET path = :path WHERE id = :id"), {"id": image_id, "path": path})
+    db.execute(_FOUND_AGAIN, {"id": image_id, "operation": operation_id, "lost": sorted(LOST)})
 
 
 _WAITING = sa.text(

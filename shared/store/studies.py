@@ -4,11 +4,14 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import date
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from shared.types import Header, Labels
+from shared.imaging.reasons import LOST
+from shared.store.session import enqueue
+from shared.types import Header, Job, Labels
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,10 +47,14 @@ class Known:
     study_uid: str
     told: tuple[object, ...]  #: what a table may have said of it, see `told_of`
     sender: str = ""  #: who sent these bytes
+    lost: bool = False  #: it failed, for a model at least, since its bytes were not where they had been
 
 
 def ensure(db: Session, incoming: Sequence[Incoming]) -> dict[str, tuple[int, bytes]]:
-    """Every named study exists; returns (id, patient key) by study UID. The first writer names the patient."""
+    """Every named study exists; returns (id, patient key) by study UID. The first writer names the patient.
+
+    A study without a date has that of the first file of its patient that says one.
+    """
     first = {i.header.study_instance_uid: i for i in reversed(incoming)}
     ordered = sorted(first)  # one order for everybody: no deadlock
     db.execute(
@@ -62,9 +69,68 @@ def ensure(db: Session, incoming: Sequence[Incoming]) -> dict[str, tuple[int, by
         },
     )
     rows = db.execute(
-        sa.text("SELECT uid, id, patient_key FROM study WHERE uid = ANY(CAST(:uids AS text[]))"), {"uids": ordered}
-    )
+        sa.text(
+            "SELECT uid, id, patient_key, study_date FROM study WHERE uid = ANY(CAST(:uids AS text[])) ORDER BY uid"
+        ),
+        {"uids": ordered},
+    ).all()
+    dates = {
+        (i.header.study_instance_uid, i.patient_key): i.header.study_date
+        for i in reversed(incoming)
+        if i.header.study_date
+    }
+    for row in rows:
+        if row.study_date is None and (found := dates.get((row.uid, row.patient_key))):
+            redate(db, row.uid, found)
     return {row.uid: (row.id, row.patient_key) for row in rows}
+
+
+_LOCK = sa.text(
+    "SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) OR sop_uid = ANY(CAST(:sops AS text[])) "
+    "ORDER BY id FOR UPDATE"
+)
+_REDATED = sa.text(
+    """
+    SELECT i.id FROM image i JOIN study s ON s.id = i.study_id
+    JOIN unnest(CAST(:uids AS text[]), CAST(:dates AS date[])) AS u(uid, date) ON u.uid = s.uid
+    WHERE u.date IS NOT NULL AND u.date IS DISTINCT FROM s.study_date
+    """
+)
+
+
+def lock(db: Session, incoming: Sequence[Incoming]) -> None:
+    """Images that stand already and may change by these files are locked, in one order.
+
+    They are more than the files name where a file says another date than its study has.
+    """
+    headers = [i.header for i in incoming]
+    dates = {"uids": [h.study_instance_uid for h in headers], "dates": [h.study_date for h in headers]}
+    if others := list(db.execute(_REDATED, dates).scalars()):
+        db.execute(_LOCK, {"ids": others, "sops": [h.sop_instance_uid for h in headers]})
+
+
+#: every generation is told of an image as it is now said to be; the statement before names it `changed`
+_TELL = """
+    UPDATE ledger SET revision = changed.revision, state = 'pending', queued_at = clock_timestamp(), attempt = 0
+    FROM changed WHERE ledger.image_id = changed.id AND ledger.op = 'upsert'
+"""
+_REVISED = "revision - CASE WHEN status IN ('received', 'encoding') THEN 1 ELSE 0 END AS revision"
+
+_REDATE = sa.text(
+    f"""
+    WITH dated AS (UPDATE study SET study_date = :date WHERE uid = :uid
+        AND study_date IS DISTINCT FROM CAST(:date AS date) RETURNING id),
+    changed AS (UPDATE image SET revision = revision + 1 WHERE study_id = (SELECT id FROM dated) AND status <> 'deleted'
+        RETURNING id, {_REVISED})
+    {_TELL}
+    """  # noqa: S608 - only the constants above are inserted
+)
+
+
+def redate(db: Session, study_uid: str, study_date: date) -> None:
+    """The study has this date; if it had another, or none, every generation is told so of each of its images."""
+    if db.execute(_REDATE, {"uid": study_uid, "date": study_date}).rowcount:  # type: ignore[attr-defined]
+        enqueue(db, Job.PROJECT)
 
 
 _INSERT = sa.text(
@@ -135,15 +201,17 @@ def known(db: Session, sop_uids: Sequence[str]) -> dict[str, Known]:
             "SELECT i.id, i.sop_uid, i.digest, i.path, i.status, s.patient_key, s.uid, i.birads, i.density, "
             "i.pathology, i.labels, i.view, i.laterality, i.modality, "
             "(SELECT a.source || ':' || a.sender FROM arrival a "
-            "WHERE a.image_id = i.id AND a.outcome = 'taken' AND a.sender <> '' ORDER BY a.id DESC LIMIT 1) AS sender "
+            "WHERE a.image_id = i.id AND a.outcome = 'taken' AND a.sender <> '' ORDER BY a.id DESC LIMIT 1) AS sender, "
+            "((i.status = 'failed' AND i.reason = ANY(CAST(:lost AS text[]))) OR EXISTS (SELECT 1 FROM backfill b "
+            "WHERE b.image_id = i.id AND b.state = 'failed' AND b.reason = ANY(CAST(:lost AS text[])))) AS lost "
             "FROM image i JOIN study s ON s.id = i.study_id "
             "WHERE i.sop_uid = ANY(CAST(:uids AS text[])) ORDER BY i.id FOR UPDATE OF i"
         ),
-        {"uids": list(sop_uids)},
+        {"uids": list(sop_uids), "lost": sorted(LOST)},
     )
     return {
         r.sop_uid: Known(
-            r.id, r.sop_uid, r.digest, r.path, r.status, r.patient_key, r.uid, tuple(r[7:-1]), r.sender or ""
+            r.id, r.sop_uid, r.digest, r.path, r.status, r.patient_key, r.uid, tuple(r[7:-2]), r.sender or "", r.lost
         )
         for r in rows
     }
@@ -187,11 +255,9 @@ def hold(db: Session, image_id: int, gate: str, reason: str) -> None:
 
 _REDESCRIBE = sa.text(
     f"""
-    WITH changed AS (UPDATE image SET {_DESCRIBE} WHERE id = :id RETURNING id,
-        revision - CASE WHEN status IN ('received', 'encoding') THEN 1 ELSE 0 END AS revision)
-    UPDATE ledger SET revision = changed.revision, state = 'pending', queued_at = clock_timestamp(), attempt = 0
-    FROM changed WHERE ledger.image_id = changed.id AND ledger.op = 'upsert'
-    """  # noqa: S608 - only the constant above is inserted
+    WITH changed AS (UPDATE image SET {_DESCRIBE} WHERE id = :id RETURNING id, {_REVISED})
+    {_TELL}
+    """  # noqa: S608 - only the constants above are inserted
 )
 
 

@@ -62,6 +62,70 @@ def test_every_file_that_is_not_taken_in_has_a_row_with_its_reason(platform: Pla
     ]
 
 
+@pytest.mark.parametrize("passing", [Reason.UNREADABLE, Reason.SANDBOX])
+def test_a_file_that_could_not_be_read_is_read_by_the_next_scan_and_by_a_watch_once_an_hour(
+    platform: Platform, passing: Reason
+) -> None:
+    path = platform.put("a.dcm", failed(passing))
+    platform.put("b.dcm", failed(Reason.MALFORMED))
+    platform.scan()
+    assert platform.scan(rest_s=3600).counts["unchanged"] == 2
+    platform.sandbox.headers[os.fsencode(path)] = header(0)
+    assert platform.scan(rest_s=3600).counts["unchanged"] == 2
+    with platform.begin() as db:
+        db.execute(sa.text("UPDATE file SET seen_at = seen_at - interval '61 minutes'"))
+    assert platform.scan(rest_s=3600).counts == {"taken": 1, "unchanged": 1, "settling": 0}
+    assert platform.scan().counts["unchanged"] == 2
+    assert rows(platform, "SELECT count(*) FROM arrival") == [(3,)]
+
+
+def test_a_scan_that_is_asked_for_does_not_wait_an_hour(platform: Platform) -> None:
+    path = platform.put("a.dcm", failed(Reason.UNREADABLE))
+    platform.scan()
+    platform.sandbox.headers[os.fsencode(path)] = header(0)
+    assert platform.scan().counts["taken"] == 1
+
+
+def dates(platform: Platform) -> tuple[set[Any], set[Any]]:
+    """Of the studies, and as the index says."""
+    platform.encode()
+    platform.project()
+    (collection,) = rows(platform, "SELECT collection FROM generation")[0]
+    points = platform.index(collection).get([point for (point,) in rows(platform, "SELECT point_id FROM ledger")])
+    known = {found for (found,) in rows(platform, "SELECT study_date FROM study")}
+    return known, {point.payload.get("study_date") for point in points}
+
+
+def test_a_study_has_the_date_of_its_first_file_that_says_one(platform: Platform) -> None:
+    platform.add_model()
+    platform.put("0.dcm", header(0))
+    platform.scan()
+    assert dates(platform) == ({None}, {None})
+    platform.put("1.dcm", header(1, study_date=date(2024, 2, 17), patient_id="SOMEBODY-ELSE"))
+    platform.scan()
+    assert dates(platform) == ({None}, {None})
+    platform.put("2.dcm", header(2, study_date=date(2024, 2, 18)))
+    platform.put("3.dcm", header(3, study_date=date(2024, 2, 19)))
+    platform.scan()
+    assert dates(platform) == ({date(2024, 2, 18)}, {20240218})
+
+
+def test_a_date_that_was_corrected_reaches_every_image_of_the_study(platform: Platform) -> None:
+    platform.add_model()
+    for n in range(4):
+        platform.put(f"{n}.dcm", header(n, study_date=date(2024, 2, 17)))
+    platform.scan()
+    assert dates(platform) == ({date(2024, 2, 17)}, {20240217})
+    platform.put("2.dcm", header(2, study_date=date(2023, 2, 17)), b"sent again")
+    platform.scan()
+    with platform.begin() as db:  # also before the new bytes are encoded
+        assert set(db.execute(sa.text("SELECT state FROM ledger")).scalars()) == {"pending"}
+    assert dates(platform) == ({date(2023, 2, 17)}, {20230217})
+    platform.put("3.dcm", header(3), b"sent again, without a date")
+    platform.scan()
+    assert dates(platform) == ({date(2023, 2, 17)}, {20230217})
+
+
 def test_a_second_copy_of_an_image_is_the_same_image(platform: Platform) -> None:
     platform.put("a.dcm", header(0), b"the bytes")
     platform.put("b.dcm", header(0), b"the bytes")
