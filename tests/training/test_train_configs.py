@@ -19,7 +19,7 @@ from shared.training.cli import CONFIGS, changed, listed, load
 from shared.training.experiment import Cosine, Experiment, Optimiser, Shuffled, Steps, WarmRestarts
 from shared.training.finetune import AdvancedFT
 from shared.training.metric import MetricLearning
-from shared.training.samplers import ClassBalanced
+from shared.training.samplers import ClassBalanced, Triplets
 from shared.training.train import train
 from tests.training.small_set import stripes
 
@@ -58,7 +58,8 @@ def test_metric_learning_is_as_the_paper_and_as_the_released_code_have_it() -> N
     assert (paper.method.mining, paper.method.margin, paper.method.centres_of) == ("batch-hard", 0.5, "raw")
     assert paper.sampler == ClassBalanced(classes=5, per_class=6)
     assert (code.method.triplet, code.method.classification, code.method.centre) == (0.7, 0.3, 0.0)
-    assert (code.method.mining, code.data.limit, code.sampler) == ("random", 200, Shuffled(batch=8))
+    assert (code.method.mining, code.data.limit, code.sampler) == ("drawn", 200, Triplets(batch=8))
+    assert (code.augmentation, code.patience) == (Augment(vertical=0, erasing=0), code.epochs)
     assert code.schedule == Steps(size=5, factor=0.5)
     for one in (paper, code):
         assert (one.epochs, one.optimiser.weight_decay, set(one.optimiser.rates.values())) == (15, 1e-4, {1e-4})
