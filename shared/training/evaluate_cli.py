@@ -29,7 +29,10 @@ def evaluate_command(  # noqa: PLR0913 - the options, one by one
     labels: Annotated[Path | None, typer.Option(help="The table of the folder's images.")] = None,
     label: Annotated[Label, typer.Option(help="Which column of the table is relevant.")] = "birads",
     protocol: Annotated[
-        list[str] | None, typer.Option(help="patient, lopo, split, paper1-compat, paper2-v1-compat, all.")
+        list[str] | None,
+        typer.Option(
+            help="patient, lopo, split, paper1-compat, paper2-v1-compat, all; with :QUERIES:GALLERY between two kinds."
+        ),
     ] = None,
     distance: Annotated[
         list[str] | None, typer.Option(help="cosine or l2; codes are always compared by hamming.")

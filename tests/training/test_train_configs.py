@@ -179,7 +179,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
         "advanced_ft:densenet121",
         "advanced_ft:resnet50",
         "metric_learning:densenet121",
-        pytest.param("advanced_ft:vgg16", marks=pytest.mark.soak),  # a checkpoint has 1.6 GB
+        "advanced_ft:vgg16",
     ],
 )
 def test_the_papers_networks_take_two_steps_and_a_resume(
@@ -188,12 +188,15 @@ def test_the_papers_networks_take_two_steps_and_a_resume(
     one = load(name, "paper")
     method = replace(one.method, weights=weights(one.method.architecture))
     one = replace(one, data=Sixteen(), side=32, method=method, augmentation=StoppedAt(inner=one.augmentation))
+    large = name == "advanced_ft:vgg16"
+    if large:  # of its 134 million weights AdamW's two moments would make a checkpoint of 1.6 GB; this one has a third
+        one = replace(one, optimiser=Optimiser(rates=one.optimiser.rates, kind="sgd", momentum=0))
     interrupted(one, tmp_path / "broken", after=1)
     first = kept.load(tmp_path / "broken")
     interrupted(one, tmp_path / "broken", after=1)
     second = kept.load(tmp_path / "broken")
     assert (first.epoch, second.epoch) == (1, 2)
-    assert {int(entry["step"]) for entry in second.optimiser["state"].values()} == {2}
+    assert {int(entry["step"]) for entry in second.optimiser["state"].values()} == (set() if large else {2})
     moved = {key.partition(".")[0] for key, value in second.model.items() if not torch.equal(value, first.model[key])}
     assert {"network", "head"} <= moved
     if name == "advanced_ft:densenet121":
