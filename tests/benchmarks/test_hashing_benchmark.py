@@ -159,6 +159,11 @@ def test_a_profiles_trunks_have_names_of_their_own():
     assert Trunk(widths="xs", epochs=1).experiment.method.shape.side == 112
 
 
+def test_the_committed_outliers_are_of_the_trunk_that_the_command_trains():
+    said = json.loads((ood.OUT / "ood.json").read_text())
+    assert said["config"]["trunk"] == ood.TRUNKS["quick"].name
+
+
 def test_zero_is_a_set_bit():
     assert packed(np.array([[-1, 0, 1, 0, -1, -1, -1, 0]], np.float32)).tolist() == [[0b01110001]]
 
