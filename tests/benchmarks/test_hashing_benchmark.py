@@ -161,7 +161,7 @@ def test_a_profiles_trunks_have_names_of_their_own():
 
 def test_the_committed_outliers_are_of_the_trunk_that_the_command_trains():
     said = json.loads((ood.OUT / "ood.json").read_text())
-    assert said["config"]["trunk"] == ood.TRUNKS["quick"].name
+    assert said["trunk"] == ood.TRUNKS["quick"].name
 
 
 def test_zero_is_a_set_bit():
