@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from shared.errors import Conflict, Invalid, NotFound
+from shared.metrics.bootstrap import compare
 from shared.training.evaluate import Plan, Space, evaluate, principal
-from shared.training.figures import figures, per_class, votes
+from shared.training.figures import differences, figures, per_class, votes
 from shared.training.protocols import PROTOCOLS, Fold, Protocol, Subjects, check, protocol
 from shared.training.report import write
 
@@ -144,6 +145,33 @@ class TestProtocols:
             Subjects(name="x", labels=np.zeros(3, int), classes=("a",), groups=np.zeros(2, int))
         with pytest.raises(Invalid):
             Subjects(name="x", labels=np.array([1]), classes=("a",), groups=np.zeros(1, int))
+
+
+class TestDifferences:
+    def test_they_are_the_paired_comparisons_adjusted_for_their_number(self):
+        subjects, vectors = made()
+        rng = np.random.default_rng(1)
+        worse = (vectors + 3 * rng.normal(size=vectors.shape)).astype(np.float32)
+        plan = Plan(protocols=("patient", "lopo"), ks=(1, 10), seeds=(0, 1), resamples=1000)
+        first, second = (evaluate(subjects, {"cosine": Space("cosine", one)}, plan) for one in (vectors, worse))
+        found = differences(first, second)
+        assert len(found) == 2 * 3 * 2
+        runs = [report.runs[1].found for report in (first, second)]
+        wanted = compare(*(run.values["mAP"] for run in runs), runs[0].clusters, labels=runs[0].labels, resamples=1000)
+        (one,) = [d for d in found if (d.protocol, d.name, d.mean) == ("lopo", "mAP", "macro")]
+        assert (one.difference, one.effect) == (wanted.difference, wanted.effect)
+        assert wanted.p < one.p < 0.05
+        assert all(d.difference.mean == 0 and d.p == 1 for d in differences(first, first))
+
+    def test_other_images_or_no_common_distance_are_refused(self):
+        subjects, vectors = made()
+        plan = Plan(protocols=("lopo",), ks=(1, 10), resamples=1000)
+        one = evaluate(subjects, {"cosine": Space("cosine", vectors)}, plan)
+        with pytest.raises(Invalid, match="no distance"):
+            differences(one, evaluate(subjects, {"l2": Space("l2", vectors)}, plan))
+        fewer = evaluate(replace(subjects, groups=subjects.groups[::-1]), {"cosine": Space("cosine", vectors)}, plan)
+        with pytest.raises(Invalid, match="different images"):
+            differences(one, fewer)
 
 
 class TestEvaluate:
