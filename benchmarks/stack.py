@@ -97,7 +97,8 @@ class Stack:
         with self.store.transaction() as db:
             model = lifecycle.add_model(db, self.indexes, folder, card)
             live = generations.published(db)
-            if live is None or live.model_id != model.id:
+            retired = sa.text("SELECT state = 'retired' FROM generation WHERE id = :id")
+            if live is None or live.model_id != model.id or db.scalar(retired, {"id": live.generation_id}):
                 generation = lifecycle.open_generation(db, self.indexes, model)
                 generations.publish(db, generation.id)
             live = generations.published(db)

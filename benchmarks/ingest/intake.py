@@ -1,7 +1,8 @@
 """Intake end to end against the limit that decoding and the forward pass set together on the same cores.
 
 `python -m benchmarks.ingest.intake` starts the embedded stack, takes in full-size Explicit VR LE mammograms with
-DenseNet121 and with the null encoder, and measures both parts alone in the same rounds. `--memory 5000` (and `--small`
+DenseNet121 and with the null encoder, and measures both parts alone in the same rounds, the forward pass also by eager
+torch; `--encoders similis-base` takes the default model that the stack came with. `--memory 5000` (and `--small`
 for tiny files) watches the memory of every process instead.
 """
 
@@ -23,6 +24,7 @@ from benchmarks.processes import Stopwatch, others_share
 from benchmarks.report import Json, Spread
 from benchmarks.stack import Stack
 from services.embedded import process
+from shared.encoder.cards import read
 from shared.errors import Unavailable
 from shared.imaging.recipe import Recipe
 from shared.store.generations import Published
@@ -30,6 +32,7 @@ from shared.store.generations import Published
 TARGET = 0.85
 SLOTS = 2
 ENCODERS = {"densenet121": ("densenet121", "random:1"), "null": ("null", "random:1")}
+DEFAULT = "similis-base"  #: every stack has it
 
 _TIMES = sa.text(
     """
@@ -60,11 +63,20 @@ class Round:
     decode: Part
     forward: Part | None  #: None for the null encoder
     taken: Taken
+    eager: Part | None = None  #: the forward pass by eager torch
 
     @property
     def limit(self) -> float:
         """Images per second where both share the cores that each had to itself: their times per image add up."""
-        return 1 / (1 / self.decode.per_s + (1 / self.forward.per_s if self.forward else 0))
+        return self._limit(self.forward)
+
+    @property
+    def times_eager(self) -> float | None:
+        """The stack's speed over the limit that decoding and eager torch would set; None for the null encoder."""
+        return self.taken.settled / self._limit(self.eager) if self.eager else None
+
+    def _limit(self, forward: Part | None) -> float:
+        return 1 / (1 / self.decode.per_s + (1 / forward.per_s if forward else 0))
 
     @property
     def ratio(self) -> float:
@@ -89,19 +101,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _speed_run(folder: Path, options: argparse.Namespace, about: Json) -> None:
-    measured, steps = {}, {}
+    measured, steps, folders = {}, {}, {}
     with Stack(folder, workers=SLOTS) as stack:
         stack.settle_down()
         for name in options.encoders:
-            live = stack.use(f"bench-{name}", *ENCODERS[name])
+            live = _published(stack, name)
             measured[name] = measure(stack, live, folder, options)
+            folders[name] = live.folder
         idle = stack.idle_share()
         models = stack.embedded.home / "models"
         with files.gone_afterwards(folder / "steps-files") as where:
             paths = options.make(where, min(options.images, 200), options.seed + 900)
             hash_ms = parts.hashing(paths[:50])
             for name in options.encoders:
-                steps[name] = parts.steps(folder / f"steps-{name}", where, models / f"bench-{name}")
+                steps[name] = parts.steps(folder / f"steps-{name}", where, models / folders[name])
     figures = {
         "idle_share": idle,
         "digest_ms": hash_ms,
@@ -111,11 +124,19 @@ def _speed_run(folder: Path, options: argparse.Namespace, about: Json) -> None:
     report.write(_name(options), about, figures, _speed_text(options, measured, figures), options.out)
 
 
+def _published(stack: Stack, name: str) -> Published:
+    """The encoder speaks for the archive: built here, or the model that the stack came with."""
+    if name in ENCODERS:
+        return stack.use(f"bench-{name}", *ENCODERS[name])
+    return stack.publish(read(stack.embedded.home / "models" / name), name)
+
+
 def measure(stack: Stack, live: Published, folder: Path, options: argparse.Namespace) -> list[Round]:
-    """Rounds of decode alone, forward alone and the whole; odd rounds the other way round."""
-    forward = None
+    """Rounds of decode alone, forward alone by both runtimes, and the whole; odd rounds the other way round."""
+    passes: list[parts.Forward] = []
     if live.card["architecture"] != "null":
-        forward = parts.Forward(stack.embedded.home / "models" / live.folder, SLOTS)
+        model = stack.embedded.home / "models" / live.folder
+        passes = [parts.Forward(model, SLOTS), parts.Forward(model, SLOTS, "torch")]
     _warm(stack, live, folder / f"warm-{live.folder}", options)
     rounds = []
     try:
@@ -123,10 +144,10 @@ def measure(stack: Stack, live: Published, folder: Path, options: argparse.Names
             with files.gone_afterwards(folder / f"{live.folder}-{number}") as where:
                 seed = options.seed + 10 * live.generation_id + number
                 paths = options.make(where, options.images, seed)
-                rounds.append(_round(stack, live, where, paths, forward, backwards=number % 2 == 1))
+                rounds.append(_round(stack, live, where, paths, passes, backwards=number % 2 == 1))
                 print(f"{live.folder} round {number + 1}: {_line(rounds[-1])}", flush=True)
     finally:
-        if forward is not None:
+        for forward in passes:
             forward.close()
     return rounds
 
@@ -143,17 +164,18 @@ def _round(
     live: Published,
     where: Path,
     paths: Sequence[Path],
-    forward: parts.Forward | None,
+    passes: Sequence[parts.Forward],
     *,
     backwards: bool,
 ) -> Round:
     if backwards:
         taken = take(stack, live, where)
     decode = parts.decoding(paths, Recipe.from_json(live.card["recipe"]), SLOTS)
-    passes = forward.rate(len(paths) / 80) if forward is not None else None
+    rates = [forward.rate(len(paths) / 80) for forward in passes]
     if not backwards:
         taken = take(stack, live, where)
-    return Round(decode, passes, taken)
+    onnx, eager = rates or (None, None)
+    return Round(decode, onnx, taken, eager)
 
 
 def take(stack: Stack, live: Published, where: Path) -> Taken:
@@ -181,7 +203,7 @@ def _memory_run(folder: Path, options: argparse.Namespace, about: Json) -> None:
     architecture = options.encoders[0] if not options.small else "null"
     with Stack(folder, workers=SLOTS) as stack:
         stack.settle_down()
-        live = stack.use(f"bench-{architecture}", *ENCODERS[architecture])
+        live = _published(stack, architecture)
         _warm(stack, live, folder / "warm", options)
         part, done, rates = 1000, 0, []
         with Memory(stack) as memory:
@@ -229,7 +251,7 @@ def _memory_text(figures: Json) -> list[str]:
 
 
 def _json(r: Round) -> Json:
-    return asdict(r) | {"limit": r.limit, "ratio": r.ratio, "core_ratio": r.core_ratio}
+    return asdict(r) | {"limit": r.limit, "ratio": r.ratio, "core_ratio": r.core_ratio, "times_eager": r.times_eager}
 
 
 def _line(r: Round) -> str:
@@ -251,9 +273,11 @@ def _speed_text(options: argparse.Namespace, measured: dict[str, list[Round]], f
                 name,
                 Spread.of((r.decode.per_s for r in rounds), 1),
                 Spread.of((r.forward.per_s for r in rounds if r.forward), 1) if name != "null" else "none",
+                Spread.of((r.eager.per_s for r in rounds if r.eager), 1) if name != "null" else "none",
                 Spread.of((r.limit for r in rounds), 1),
                 Spread.of((r.taken.settled for r in rounds), 1),
                 f"**{ratio}**",
+                Spread.of((r.times_eager for r in rounds if r.times_eager), 2) if name != "null" else "none",
                 Spread.of((r.core_ratio for r in rounds), 2),
                 Spread.of((r.taken.asked_to_settled / r.limit for r in rounds), 2),
                 Spread.of((r.taken.searchable / r.limit for r in rounds), 2),
@@ -261,8 +285,8 @@ def _speed_text(options: argparse.Namespace, measured: dict[str, list[Round]], f
             ]
         )
     size = "128 x 128" if options.small else "2294 x 1914, 12 bits in 16"
-    head = ["encoder", "decode", "forward", "limit", "stack", "stack / limit", "in processor time", "from request"]
-    head += ["to searchable", "others"]
+    head = ["encoder", "decode", "forward", "forward, eager torch", "limit", "stack", "stack / limit"]
+    head += ["stack / limit with eager torch", "in processor time", "from request", "to searchable", "others"]
     return [
         "# Intake end to end",
         "",
@@ -270,7 +294,8 @@ def _speed_text(options: argparse.Namespace, measured: dict[str, list[Round]], f
         "",
         f"Images per second, median (lowest to highest) of {options.rounds} rounds of {options.images} new files each,",
         f"{size}, Explicit VR LE, in the page cache. Decode: {SLOTS} sandboxes at once, alone. Forward: {SLOTS}",
-        "processes with one ONNX Runtime thread each. Limit: 1 / (1 / decode + 1 / forward). Stack: from the first",
+        "processes with one thread each, ONNX Runtime's or torch's. Limit: 1 / (1 / decode + 1 / forward), the forward",
+        "pass being ONNX Runtime's, which the stack uses. Stack: from the first",
         "registration to the last settled image; then from the HTTP request, and to the last image in the index. In",
         "processor time: what decoding and the forward pass use alone, of what the whole stack uses per image. Others:",
         f"the most that strangers used of the machine in a round. The idle stack uses {figures['idle_share']:.1%}.",
@@ -320,7 +345,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.ingest.intake", description=__doc__.splitlines()[0])
     parser.add_argument("--images", type=int, default=600, help="files per round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--encoders", nargs="+", choices=list(ENCODERS), default=list(ENCODERS))
+    parser.add_argument("--encoders", nargs="+", choices=[*ENCODERS, DEFAULT], default=list(ENCODERS))
     parser.add_argument("--memory", type=int, default=0, metavar="N", help="watch the memory over N images instead")
     parser.add_argument("--small", action="store_true", help="files of 128 x 128 pixels")
     parser.add_argument("--seed", type=int, default=20)

@@ -21,7 +21,7 @@ from migrations import run
 from services.embedded.postgres import Postgres
 from shared.encoder.base import Encoder
 from shared.encoder.cards import read
-from shared.encoder.runtime import load
+from shared.encoder.runtime import Runtime, load
 from shared.errors import Rejected
 from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Inspected, Sandbox
@@ -75,10 +75,10 @@ def _decode(box: Sandbox, paths: Sequence[Path], recipe: Recipe) -> int:
 class Forward:
     """The forward pass alone: `slots` processes with one thread each, loaded and warm."""
 
-    def __init__(self, folder: Path, slots: int) -> None:
+    def __init__(self, folder: Path, slots: int, runtime: Runtime = "onnx") -> None:
         context = multiprocessing.get_context("spawn")
         self.slots, self.side = slots, read(folder).recipe.size
-        self.pool = ProcessPoolExecutor(slots, mp_context=context, initializer=_load, initargs=(folder,))
+        self.pool = ProcessPoolExecutor(slots, mp_context=context, initializer=_load, initargs=(folder, runtime))
         list(self.pool.map(_encode, [(0.2, self.side)] * slots))
 
     def rate(self, seconds: float) -> Part:
@@ -93,8 +93,8 @@ class Forward:
 _loaded: list[Encoder] = []
 
 
-def _load(folder: Path) -> None:
-    _loaded.append(load(folder))
+def _load(folder: Path, runtime: Runtime) -> None:
+    _loaded.append(load(folder, runtime))
 
 
 def _encode(order: tuple[float, int]) -> Part:

@@ -3,7 +3,8 @@
 `python -m benchmarks.retrieval.finetune` trains MobileNetV2 and SqueezeNet from ImageNet weights on the training
 split of `radiology_16class`, and measures every system on its test split: the ablation that the paper lacks. Models
 and vectors are kept in the scratch folder, so a run that was stopped goes on, and a longer one adds to it.
-`--profile full` is the same grid with five seeds and twenty epochs: a job for a GPU.
+`--profile full` adds DenseNet121 and ResNet50, with five seeds and twenty epochs: a job for a GPU. Their weights come
+from torchvision's site.
 """
 
 import argparse
@@ -23,6 +24,7 @@ from benchmarks.report import RESULTS, facts, write
 from benchmarks.retrieval.gains import Member, System, lines_of, tables
 from shared.datasets.collection import Collection
 from shared.datasets.development import load
+from shared.encoder.backbones import PAPER_WEIGHTS
 from shared.encoder.build import build
 from shared.encoder.cards import IMAGENET_MEAN, IMAGENET_STD
 from shared.encoder.convert import convert
@@ -42,7 +44,7 @@ Vectors = NDArray[np.float32]
 @dataclass(frozen=True, slots=True)
 class Net:
     architecture: str
-    weights: str  #: a file of the development data
+    weights: str  #: a file of the development data, or torchvision:NAME
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     folded: bool = False  #: batch normalisation is folded into the convolutions, so its statistics are frozen
@@ -52,7 +54,10 @@ HALF = (0.5, 0.5, 0.5)
 NETS: Mapping[str, Net] = {
     "squeezenet": Net("squeezenet1_0", "squeezenet1_0_imagenet_fp16.pth"),
     "mobilenet": Net("mobilenet_v2", "mobilenet_v2_imagenet_fp16.pth", HALF, HALF, folded=True),
+    "resnet50": Net("resnet50", PAPER_WEIGHTS["resnet50"]),
+    "densenet121": Net("densenet121", PAPER_WEIGHTS["densenet121"]),
 }
+SMALL = ("squeezenet", "mobilenet")
 CONFIGS = {"advanced": "advanced_ft", "metric": "metric_learning"}
 
 
@@ -60,12 +65,13 @@ CONFIGS = {"advanced": "advanced_ft", "metric": "metric_learning"}
 class Profile:
     seeds: tuple[int, ...]
     epochs: int
-    views: tuple[str, ...]  #: which networks are seen through the five views
+    nets: tuple[str, ...]  #: the last two are the ensembles'
+    views: tuple[str, ...] = ("frozen", "advanced", "metric")  #: which of them are seen through the five views
 
 
 PROFILES: Mapping[str, Profile] = {
-    "quick": Profile((0,), 3, ("frozen", "advanced")),
-    "full": Profile((0, 1, 2, 3, 4), 20, ("frozen", "advanced", "metric")),
+    "quick": Profile((0,), 3, SMALL),
+    "full": Profile((0, 1, 2, 3, 4), 20, tuple(NETS)),
 }
 
 
@@ -83,7 +89,7 @@ def main() -> None:
     torch.set_num_threads(asked.threads)
     data = load(SET, asked.data, SIDE)
     members = list(_members(profile, data, asked))
-    lines = [about | {"profile": asked.profile} | line for line in lines_of(systems(members), data)]
+    lines = [about | {"profile": asked.profile} | line for line in lines_of(systems(members, profile.nets), data)]
     asked.out.mkdir(parents=True, exist_ok=True)
     raw = asked.out / f"{asked.profile}.jsonl"
     partial = raw.with_suffix(".partial")
@@ -93,13 +99,13 @@ def main() -> None:
     write("tables", about, {"trainings": costs}, tables(lines, costs, profile.epochs, asked.out), asked.out)
 
 
-def systems(members: Sequence[Member]) -> list[System]:
+def systems(members: Sequence[Member], nets: Sequence[str] = SMALL) -> list[System]:
     """Each member alone, plain and over its views; and the paper's ensembles of those of a seed."""
     found = [System.of([m], "unit", views=views) for m in members for views in (False, True) if m.seen or not views]
     frozen = [m for m in members if m.training == "frozen"]
     for seed in sorted({m.seed for m in members if m.training != "frozen"}):
         mine = {(m.net, m.training): m for m in [*frozen, *(m for m in members if m.seed == seed)]}
-        for name, parts in _ensembles(list(NETS)).items():
+        for name, parts in _ensembles(nets).items():
             chosen = [mine[part] for part in parts if part in mine]
             if len(chosen) == len(parts):
                 found += [System.of(chosen, join, views=False, name=name) for join in ("unit", "raw", "pca")]
@@ -120,15 +126,16 @@ def _ensembles(nets: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
 
 def _members(profile: Profile, data: Collection, asked: argparse.Namespace) -> Iterator[Member]:
     """The networks, frozen and trained, with the vectors of every image; cheap ones first."""
-    for name, net in NETS.items():
+    nets = {name: NETS[name] for name in profile.nets}
+    for name, net in nets.items():
         weights = _weights(net, asked)
         folder = asked.scratch / "models" / f"{name}-frozen"
         if not folder.exists():
             recipe = Recipe(size=SIDE, pad="square")
-            build(folder, f"{name}-frozen", net.architecture, str(weights), recipe, net.mean, net.std)
+            build(folder, f"{name}-frozen", net.architecture, weights, recipe, net.mean, net.std)
         yield Member(name, "frozen", 0, _encoded(folder, data, asked, "frozen" in profile.views), data, {})
     for seed in profile.seeds:
-        for name, net in NETS.items():
+        for name, net in nets.items():
             for how in CONFIGS:
                 one = experiment(name, net, how, _weights(net, asked), profile.epochs, seed)
                 out = asked.scratch / f"{one.name}-{one.epochs}-{seed}"
@@ -138,11 +145,11 @@ def _members(profile: Profile, data: Collection, asked: argparse.Namespace) -> I
                 yield Member(name, how, seed, _encoded(out / "model", data, asked, how in profile.views), data, cost)
 
 
-def experiment(name: str, net: Net, how: str, weights: Path, epochs: int, seed: int) -> Experiment:
+def experiment(name: str, net: Net, how: str, weights: str, epochs: int, seed: int) -> Experiment:
     """The recommended preset on the network's own weights, for so many epochs."""
     one = experiment_of(f"{CONFIGS[how]}:{net.architecture}", "recommended")
     method: Any = one.method
-    method = replace(method, weights=str(weights), freeze_norm=net.folded, mean=net.mean, std=net.std)
+    method = replace(method, weights=weights, freeze_norm=net.folded, mean=net.mean, std=net.std)
     # the images have 64 pixels: a stored side above the input's would sharpen no crop
     data = Named(name=SET, side=SIDE)
     return replace(one, name=f"{name}-{how}", data=data, side=SIDE, method=method, epochs=epochs, seed=seed)
@@ -159,12 +166,15 @@ def _trained(one: Experiment, out: Path, asked: argparse.Namespace) -> dict[str,
     return {key: said[key] for key in keys} | {"epochs": len(said["history"])}
 
 
-def _weights(net: Net, asked: argparse.Namespace) -> Path:
+def _weights(net: Net, asked: argparse.Namespace) -> str:
+    """As `shared.encoder.weights.find` reads it; a pickle of the development data is converted."""
+    if net.weights.startswith("torchvision:"):
+        return net.weights
     path: Path = asked.scratch / f"{net.architecture}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         convert(asked.data / "weights" / net.weights, path)
-    return path
+    return str(path)
 
 
 def _encoded(model: Path, data: Collection, asked: argparse.Namespace, seen: bool) -> Vectors:

@@ -83,6 +83,8 @@ SETS = (
     Set("radiology_16class", large=True),
     Set("mias-density", (1, 2, 3)),
     Set("busi", (1, 2, 5)),
+    Set("mias-lesions", (2, 5)),
+    Set("radiology_mednist", large=True),
 )
 
 
@@ -128,7 +130,7 @@ def _encoded(net: Net, one: Set, asked: argparse.Namespace) -> Encoded:
     data = load(one.name, asked.data, side)
     rows = _chosen(net, one, data)
     data = data.where(rows)
-    kept = asked.scratch / "features" / f"{net.name}-{side}-{one.name.partition('-')[0]}-{net.share}.npz"
+    kept = asked.scratch / "features" / f"{net.name}-{side}-{one.name}-{net.share}.npz"
     if not kept.exists():
         encoder = load_encoder(_model(net, side, asked), "onnx", asked.threads)
         began = time.process_time()

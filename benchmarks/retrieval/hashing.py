@@ -53,7 +53,11 @@ with a distance and a quantiser that work, `pairwise` is the same loss with all 
 @dataclass(frozen=True, slots=True)
 class Profile:
     trunks: tuple[Trunk, ...]  #: on those of ACIR with DaRF, heads are trained
-    apart: tuple[str, ...] = ("mias", "busi")  #: sets on which the size of fingerprints is varied, each alone
+    apart: tuple[str, ...] = (
+        "radiology_mednist",
+        "mias",
+        "busi",
+    )  #: sets on which the size of fingerprints is varied, each alone
 
 
 def profile(name: str) -> Profile:
@@ -64,7 +68,7 @@ def profile(name: str) -> Profile:
     if name == "quick":
         return Profile(tuple(Trunk(widths="s-half", epochs=10, seed=seed, **kind) for seed, kind in order))
     trunks = tuple(Trunk(widths="s", epochs=40, seed=seed, **kind) for seed, kind in order)
-    return Profile(trunks, ("radiology_mednist", "mias", "busi"))
+    return Profile(trunks)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -149,6 +153,8 @@ def _trunk(trunk: Trunk, collection: Collection, chosen: argparse.Namespace, log
     found = seen(trunk, collection, chosen.data, chosen.scratch)
     key = {"kind": "trunk", **asdict(trunk)}
     log.once({**key, "search": "float"}, lambda: measured(found.embeddings, collection, "cosine"))
+    features = found.blended.numpy()  # what heads read: how much the best of them could keep
+    log.once({**key, "search": "features"}, lambda: measured(features, collection, "cosine"))
     if found.logits is not None:
         own = packed(found.logits)
         log.once({**key, "search": "code"}, lambda: measured(own, collection, "hamming"))

@@ -17,6 +17,8 @@ from shared.metrics.bootstrap import compare, holm
 Record = Mapping[str, Any]
 PER_QUERY = Callable[[Json], NDArray[np.float64] | None]
 USUAL = Head().bits
+#: how a trunk that was trained from end to end is searched: what stands in its record, and what the tables call it
+SEARCHES = {"features": "float, z", "float": "float, content", "code": "its own code"}
 
 
 def body(records: Sequence[Record], average_precision: PER_QUERY, collection: Collection) -> list[str]:
@@ -43,7 +45,21 @@ def body(records: Sequence[Record], average_precision: PER_QUERY, collection: Co
         "",
         *_balls(plain),
         "",
-        *_against(plain, average_precision, collection),
+        *_against(
+            {name: _of(plain, bits=USUAL, method=name) for name in _unique(plain, "method")},
+            average_precision,
+            collection,
+        ),
+        "",
+        "## ACIR against others, each trained from end to end",
+        "",
+        *_end_to_end(records, average_precision, collection),
+        "",
+        "## Recall by radius and bits",
+        "",
+        "Share of all relevant images within the radius, mean over queries, by the share of the bits that may differ.",
+        "",
+        *_recall(plain),
         "",
         "## One change at a time (ACIR, 64 bits)",
         "",
@@ -115,7 +131,7 @@ def _by_bits(heads: Sequence[Record], records: Sequence[Record], name: str, form
         [method, *(_spread(_figures(_of(heads, method=method, bits=bits), name), form) for bits in lengths)]
         for method in _unique(heads, "method")
     ]
-    for search, label in (("float", "float"), ("code", "its own code")):
+    for search, label in SEARCHES.items():
         for kind, found in _trunks(records, search).items():
             shown = _spread(_figures(found, name), form)
             rows.append([f"*{kind}, end to end, {label}*", *(shown if bits == USUAL else "" for bits in lengths)])
@@ -130,8 +146,8 @@ def _at_usual(heads: Sequence[Record], records: Sequence[Record]) -> list[str]:
     names = ("mAP", "mAP_macro", "mAP@100", "P@10", "within_class_nDCG")
     usual = _of(heads, bits=USUAL)
     groups = {method: _of(usual, method=method) for method in _unique(usual, "method")}
-    groups |= {f"*{kind}, end to end*": found for kind, found in _trunks(records, "code").items()}
-    groups |= {f"*{kind}, end to end, float*": found for kind, found in _trunks(records, "float").items()}
+    for search, label in SEARCHES.items():
+        groups |= {f"*{kind}, end to end, {label}*": found for kind, found in _trunks(records, search).items()}
     rows = []
     for method, found in groups.items():
         first = found[0]["figures"]
@@ -153,19 +169,50 @@ def _balls(heads: Sequence[Record]) -> list[str]:
     return table(["method", *(f"recall, radius {r}" for r in reach), "P@H<=2", "share of empty balls"], rows)
 
 
-def _against(heads: Sequence[Record], average_precision: PER_QUERY, collection: Collection) -> list[str]:
-    """ACIR against each other method: the same queries, their precision averaged over the trunk seeds first."""
-    usual = _of(heads, bits=USUAL)
+def _recall(heads: Sequence[Record]) -> list[str]:
+    """One row per method and share of the bits: does a longer code find more within the same share of it?"""
+    lengths = sorted(_unique(heads, "bits"))
+    rows = []
+    for method in _unique(heads, "method"):
+        for share, label in ((0, "0"), (16, "K/16"), (8, "K/8"), (4, "K/4")):
+            cells = []
+            for bits in lengths:
+                name = f"R@H<={bits // share if share else 0}"
+                balls = [r["figures"]["ball"] for r in _of(heads, method=method, bits=bits)]
+                cells.append(_spread(ball[name] for ball in balls))
+            rows.append([method, label, *cells])
+    return table(["method", "radius", *map(str, lengths)], rows)
+
+
+def _end_to_end(records: Sequence[Record], average_precision: PER_QUERY, collection: Collection) -> list[str]:
+    """By the seeds that both have, from the records alone; by queries, where those of each are at hand."""
+    body = []
+    for search, label in SEARCHES.items():
+        found = _trunks(records, search)
+        if "acir" not in found or len(found) < 2:
+            continue
+        of_seed = {kind: {r["key"]["seed"]: r["figures"]["mAP"] for r in group} for kind, group in found.items()}
+        rows = []
+        for kind in (kind for kind in found if kind != "acir"):
+            both = sorted(of_seed["acir"].keys() & of_seed[kind].keys())
+            rows.append([kind, len(both), _spread(of_seed["acir"][seed] - of_seed[kind][seed] for seed in both)])
+        body += [f"By {label}:", "", *table(["ACIR minus", "seeds", "difference of mAP, ± sd over seeds"], rows), ""]
+        body += [*_against(found, average_precision, collection), ""]
+    return body[:-1]
+
+
+def _against(groups: Mapping[str, Sequence[Record]], average_precision: PER_QUERY, collection: Collection) -> list[str]:
+    """ACIR against each other one: the same queries, their precision averaged over the trunk seeds first."""
     asked = collection.split == "test"
     found: dict[str, NDArray[np.float64]] = {}
-    for method in _unique(usual, "method"):
-        values = [average_precision(dict(r["key"])) for r in _of(usual, method=method)]
+    for method, records in groups.items():
+        values = [average_precision(dict(r["key"])) for r in records]
         known = [value for value in values if value is not None]
         if known and len(known) == len(values):
             found[method] = np.mean(known, axis=0)
-    if "acir" not in found:
-        return []
     others = [method for method in found if method != "acir"]
+    if "acir" not in found or not others:
+        return []
     made = [compare(found["acir"], found[method], collection.groups[asked]) for method in others]
     adjusted = holm([one.p for one in made])
     rows = [

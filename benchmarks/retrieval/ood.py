@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.report import RESULTS, Json, facts, table, write
-from benchmarks.retrieval.hashing import COLLECTION, STORED, profile
+from benchmarks.retrieval.hashing import COLLECTION, STORED
 from benchmarks.retrieval.trunk import WEIGHTS, Trunk, keep, seen
 from shared.datasets import development
 from shared.datasets.collection import Collection
@@ -35,6 +35,8 @@ from shared.training.data import encode
 from shared.training.experiment import Optimiser
 from shared.training.train import train
 
+#: named here and not by the hashing profiles, which change: the committed figures are of `quick`
+TRUNKS = {"quick": Trunk(widths="s-half", epochs=5), "full": Trunk(widths="s", epochs=40)}
 RATE = 2e-3  #: of the decoder: with few epochs, more than the recipe's 3e-4
 MULTIPLIERS = (1.0, 2.0, 3.0, 4.0, 5.0)
 SCORES = ("relative error", "squared error", "kNN distance", "Mahalanobis")
@@ -53,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = _options(arguments)
     torch.set_num_threads(chosen.threads)
     about = facts("retrieval.ood", {"trunk and decoder": 0})
-    trunk = profile(chosen.profile).trunks[0]
+    trunk = TRUNKS[chosen.profile]
     known = development.load(COLLECTION, chosen.data, STORED)
     foreign = development.load("ood", chosen.data, STORED)
     looked = {one.name: _looked(trunk, one, chosen) for one in (known, foreign)}

@@ -28,7 +28,8 @@ def load(name: str, root: Path, side: int | None = None) -> Collection:
 
     radiology_16class, radiology_mednist, cxr, mias (severity), mias-density, mias-lesions (squares around lesions),
     busi, ood, and phantoms:N:SEED (N studies, drawn here; class = BI-RADS of the breast). Also cdd-cesm, vindr-mammo,
-    inbreast and cbis-ddsm: see `published`; cdd-cesm:DM_low_energy are its low-energy images alone.
+    inbreast and cbis-ddsm: see `published`; cdd-cesm:DM_low_energy are its low-energy images alone, cdd-cesm::folded
+    counts category 6 as 5, and cdd-cesm:DM_low_energy:folded does both.
 
     Args:
         root: the folder of the development data; phantoms need none. A published set lies in a folder of its name
@@ -45,7 +46,11 @@ def load(name: str, root: Path, side: int | None = None) -> Collection:
     elif kind in IMPORTERS:
         if side is None:
             raise Invalid("the images of a published set have several sizes: name a side")
-        table = published(kind, root / kind if (root / kind).is_dir() else root, side, rest)
+        only, _, sixth = rest.partition(":")
+        if sixth not in {"", "folded"}:
+            raise NotFound("a published set is named NAME, NAME:KIND or NAME:KIND:folded")
+        home = root / kind if (root / kind).is_dir() else root
+        table = published(kind, home, side, only, folded=sixth == "folded")
     elif name in SETS:
         folder, read = SETS[name]
         if not (root / folder).is_dir():

@@ -4,6 +4,7 @@ The pictures go through the platform's own sandbox and recipe, so that DICOM's w
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +19,12 @@ from shared.log import get
 
 #: what an image may be told by; 0 is an examination that is incomplete, 6 one that is over: neither is a look
 CATEGORIES = (1, 2, 3, 4, 5)
+PROVEN = 6  #: cancer that was proven before: it looks as 5 does
 
 log = get(__name__)
 
 
-def published(dataset: str, root: Path, side: int, kind: str = "") -> Table:
+def published(dataset: str, root: Path, side: int, kind: str = "", *, folded: bool = False) -> Table:
     """The images with a category of 1 to 5, grouped by patient, in the published split where there is one.
 
     A patient whom the published split has on both sides is in train alone. Each image's source is the set and its
@@ -31,15 +33,15 @@ def published(dataset: str, root: Path, side: int, kind: str = "") -> Table:
     Args:
         side: pixels of the squares.
         kind: take only records of this modality; empty takes all.
+        folded: images of category 6 count as 5; else they are left out.
 
     Raises:
         Invalid: not a download of that set, or nothing of it is left.
     """
-    records = [
-        record
-        for record in importers.read(dataset, root).records
-        if record.birads in CATEGORIES and kind in {"", record.modality}
-    ]
+    found: Sequence[Record] = importers.read(dataset, root).records
+    if folded:
+        found = [replace(record, birads=5) if record.birads == PROVEN else record for record in found]
+    records = [record for record in found if record.birads in CATEGORIES and kind in {"", record.modality}]
     pictures = dict(_decode(root, records, side))
     if len(pictures) < len(records):
         log.warning("images_left_out", count=len(records) - len(pictures), total=len(records))
@@ -47,11 +49,11 @@ def published(dataset: str, root: Path, side: int, kind: str = "") -> Table:
     if not kept:
         raise Invalid("no image with a BI-RADS category of 1 to 5 could be read from the data set")
     trained = {record.patient_id for record in kept if record.split == "train"}
-    found = sorted({record.birads for record in kept if record.birads is not None})
+    present = sorted({record.birads for record in kept if record.birads is not None})
     return Table(
         images=np.stack(list(pictures.values())),
-        labels=[found.index(record.birads) for record in kept if record.birads is not None],
-        classes=tuple(f"BI-RADS {category}" for category in found),
+        labels=[present.index(record.birads) for record in kept if record.birads is not None],
+        classes=tuple(f"BI-RADS {category}" for category in present),
         groups=[record.patient_id for record in kept],
         split=["train" if record.patient_id in trained else record.split or "" for record in kept],
         sources=[f"{dataset}/{record.modality}" for record in kept],

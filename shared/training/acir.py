@@ -57,6 +57,7 @@ class Hashing(Method[Hashed]):
     alpha: float = 0.5  #: of the quantisation
     auxiliary: float = 0.5  #: of the cross-entropy over the head's middle layer
     fingerprint: int = 16  #: pixels
+    printed: Literal["clean", "augmented"] = "clean"  #: the images that fingerprints are of
     weighted: bool = False  #: by inverse class frequency: for shuffled batches; class-balanced ones need none
     stem: str = ""  #: architecture and weights it starts from, as `resnet50 torchvision:IMAGENET1K_V1`; empty: nothing
     half: bool = False  #: the weights are stored as float16
@@ -84,7 +85,8 @@ class Hashing(Method[Hashed]):
     def step(self, model: Hashed, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         network = model.network
         logits, hidden = network.head(network.features(rgb(batch.pixels)).blended)
-        prints = fingerprint(batch.clean, self.fingerprint, centred=self.objective != "acir-released")
+        shown = batch.clean if self.printed == "clean" else batch.pixels
+        prints = fingerprint(shown, self.fingerprint, centred=self.objective != "acir-released")
         hashing = model.loss(logits, batch.labels, prints)
         if network.classifier is None:
             return hashing, {"hashing": hashing}
@@ -159,7 +161,11 @@ class Reconstruction(Method[Reconstructing]):
         return loss, {}
 
     def embed(self, model: Reconstructing, pixels: Tensor) -> Tensor:
-        """(n, 1): the OOD score, which is all that this stage changes."""
+        """(n, 1): the OOD score, which is all that this stage changes.
+
+        It is the error over the image's variance: the training is selected by what the threshold will be set on, and
+        not by the squared error that is descended, in which images of much contrast would decide.
+        """
         x = rgb(pixels)
         return relative_error(x, model.decoder(model.network.stem(x)[1]))[:, None]
 

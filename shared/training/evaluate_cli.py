@@ -13,6 +13,7 @@ from shared.errors import Conflict, Invalid, NotFound
 
 if TYPE_CHECKING:  # numpy, scikit-learn and the encoders come with them
     from shared.encoder.base import Encoder
+    from shared.training.evaluate import Report
     from shared.training.protocols import Subjects
     from shared.training.vectors import Vectors
 
@@ -29,7 +30,10 @@ def evaluate_command(  # noqa: PLR0913 - the options, one by one
     labels: Annotated[Path | None, typer.Option(help="The table of the folder's images.")] = None,
     label: Annotated[Label, typer.Option(help="Which column of the table is relevant.")] = "birads",
     protocol: Annotated[
-        list[str] | None, typer.Option(help="patient, lopo, split, paper1-compat, paper2-v1-compat, all.")
+        list[str] | None,
+        typer.Option(
+            help="patient, lopo, split, paper1-compat, paper2-v1-compat, all; with :QUERIES:GALLERY between two kinds."
+        ),
     ] = None,
     distance: Annotated[
         list[str] | None, typer.Option(help="cosine or l2; codes are always compared by hamming.")
@@ -40,6 +44,7 @@ def evaluate_command(  # noqa: PLR0913 - the options, one by one
     data: Annotated[Path, typer.Option(help="The folder of the development sets.")] = Path("../shared/data"),
     home: Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.similis.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Of the encoder.")] = 1,
+    against: Annotated[str, typer.Option(help="Another model, whose figures are subtracted, with a paired test.")] = "",
     pictures: Annotated[bool, typer.Option(help="PCA and t-SNE of the embeddings.")] = True,
 ) -> None:
     """Evaluate a model's retrieval on labelled images: figures, tables and plots stand in a new folder."""
@@ -53,21 +58,26 @@ def evaluate_command(  # noqa: PLR0913 - the options, one by one
     from shared.training.evaluate import Plan, evaluate
     from shared.training.report import write
 
-    path = _model(model, home)
-    card = read(path)
     wanted = _protocols(protocol or ["patient"], given=bool(collection))
-    encoder = load(path, "torch" if card.graph is None and card.architecture != "null" else "onnx", threads)
-    _say(f"encoding with {card.name}, {card.label}")
-    if folder is not None and labels is not None:
-        from shared.training.vectors import of_folder
-
-        subjects, vectors = of_folder(encoder, folder, labels, label)
-    else:
-        subjects, vectors = _of_collection(encoder, collection, data)
     plan = Plan(protocols=wanted, seeds=tuple(range(seeds)), resamples=resamples, components=components)
-    _say(f"measuring {len(subjects)} images under {', '.join(wanted)}")
-    report = evaluate(subjects, vectors.spaces(_distances(distance)), plan, _about(encoder))
-    write(report, out, vectors.embeddings if pictures else None)
+    distances = _distances(distance)
+
+    def measured(path: Path) -> "tuple[Report, Vectors]":
+        card = read(path)
+        encoder = load(path, "torch" if card.graph is None and card.architecture != "null" else "onnx", threads)
+        _say(f"encoding with {card.name}, {card.label}")
+        if folder is not None and labels is not None:
+            from shared.training.vectors import of_folder
+
+            subjects, vectors = of_folder(encoder, folder, labels, label)
+        else:
+            subjects, vectors = _of_collection(encoder, collection, data)
+        _say(f"measuring {len(subjects)} images under {', '.join(wanted)}")
+        return evaluate(subjects, vectors.spaces(distances), plan, _about(encoder)), vectors
+
+    paths = [_model(name, home) for name in (model, against) if name]
+    (report, vectors), *others = map(measured, paths)
+    write(report, out, vectors.embeddings if pictures else None, *(other for other, _ in others))
     typer.echo(str(out / "report.md"))
 
 

@@ -150,6 +150,26 @@ class Cosine:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PrefixedCosine:
+    """Linear warm-up, and after it a cosine of its own length, stepped per epoch; what is left of it is not run.
+
+    As timm's CosineLRScheduler with `warmup_prefix`, one cycle: t_initial `cycle`, warmup_lr_init `first`.
+    """
+
+    cycle: int  #: epochs from the end of the warm-up to `least`
+    warmup: int = 10  #: epochs
+    first: float = 1e-4  #: rate of the first epoch
+    least: float = 5e-6
+
+    def rate(self, base: float, epoch: float, epochs: int) -> float:  # noqa: ARG002 - the cosine has its own length
+        at = int(epoch)
+        if at < self.warmup:
+            return self.first + at * (base - self.first) / self.warmup
+        done = min((at - self.warmup) / self.cycle, 1)
+        return self.least + (base - self.least) * (1 + math.cos(math.pi * done)) / 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Steps:
     """The rate is multiplied by `factor` every `size` epochs."""
 
@@ -188,13 +208,15 @@ class Experiment:
     patience: int  #: epochs without a better selection figure before the training ends
     selection: str = "macro_precision_at_10"  #: a figure of `Method.validate`; higher is better
     reload_best: bool = True  #: else the weights of the last epoch are kept, as the papers' code does
-    clip: float = 1.0  #: most that the norm of the gradient may be
+    clip: float | None = 1.0  #: most that the norm of the gradient may be; None leaves it as it is
     precision: Literal["fp32", "bf16"] = "bf16"  #: of the forward pass; weights and optimiser are float32
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.side < 32 or self.epochs < 1 or self.patience < 1 or self.views < 1 or self.clip <= 0:
-            raise Invalid("an experiment has at least 32 pixels, one epoch, one of patience, one view, and a clip")
+        if self.side < 32 or self.epochs < 1 or self.patience < 1 or self.views < 1:
+            raise Invalid("an experiment has at least 32 pixels, one epoch, one of patience, and one view")
+        if self.clip is not None and self.clip <= 0:
+            raise Invalid("a gradient that is clipped to nothing trains nothing: null leaves it as it is")
         if self.precision not in ("fp32", "bf16"):
             raise Invalid("the precision is fp32 or bf16")
 

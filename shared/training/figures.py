@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.errors import Invalid
 from shared.metrics import vote
 from shared.metrics.baselines import lift
-from shared.metrics.bootstrap import Interval, interval, intervals
+from shared.metrics.bootstrap import Interval, compare, holm, interval, intervals
 from shared.training.evaluate import Report, Run
 
 ALL = "all"
+COMPARED = ("P@10", "nDCG@10", "mAP")
 NAN = float("nan")
 
 
@@ -58,6 +60,20 @@ class Vote:
     balanced_accuracy_456: float  #: BI-RADS {1, 2, 3} against {4, 5, 6}
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Difference:
+    """A model's figure minus another's on the same queries, by patients."""
+
+    protocol: str
+    leaks: bool
+    space: str
+    name: str
+    mean: str  #: micro, or macro
+    difference: Interval
+    p: float  #: two-sided, sign flips over patients, by Holm for all differences of the report
+    effect: float  #: d_z over patients
+
+
 def figures(report: Report) -> list[Figure]:
     """All figures of all runs, of all queries and of those of each value of each column."""
     return [
@@ -91,6 +107,38 @@ def votes(report: Report) -> list[Vote]:
                 )
             )
     return found
+
+
+def differences(report: Report, other: Report) -> list[Difference]:
+    """The first report's figures minus the other's, in every protocol and space that both have.
+
+    Raises:
+        Invalid: they are not of the same images in the same order, or have no space in common.
+    """
+    mine, theirs = report.subjects, other.subjects
+    if not (np.array_equal(mine.labels, theirs.labels) and np.array_equal(mine.groups, theirs.groups)):
+        raise Invalid("the two models saw different images")
+    others = {(run.protocol, run.space): run for run in other.runs}
+    pairs = [(run, others[run.protocol, run.space]) for run in report.runs if (run.protocol, run.space) in others]
+    made = [
+        (run, name, mean, compare(
+            run.found.values[name], against.found.values[name], run.found.clusters,
+            labels=labels, resamples=report.plan.resamples,
+        ))
+        for run, against in pairs
+        for name in COMPARED if name in run.found.values
+        for mean, labels in (("micro", None), ("macro", run.found.labels))
+    ]  # fmt: skip
+    if not made:
+        raise Invalid("the two models have no distance in common")
+    adjusted = holm([found.p for *_, found in made])
+    return [
+        Difference(
+            protocol=run.protocol, leaks=run.leaks, space=run.space, name=name, mean=mean,
+            difference=found.difference, p=p, effect=found.effect,
+        )
+        for (run, name, mean, found), p in zip(made, adjusted, strict=True)
+    ]  # fmt: skip
 
 
 def per_class(report: Report) -> list[dict[str, Any]]:

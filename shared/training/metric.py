@@ -21,7 +21,7 @@ from shared.training.finetune import frozen_norm, save_network, trainable
 from shared.training.losses import CentreLoss
 
 DIM = 512
-Mining = Literal["batch-hard", "semi-hard", "random"]
+Mining = Literal["batch-hard", "semi-hard", "drawn"]
 
 
 class MetricModel(nn.Module):
@@ -55,7 +55,7 @@ class MetricLearning(Method[MetricModel]):
     classification: float = 0.3
     centre: float = 0.1
     margin: float = 0.5  #: Euclidean, between unit vectors
-    mining: Mining = "batch-hard"
+    mining: Mining = "batch-hard"  #: `drawn`: the batch is three parts, as `shared.training.samplers.Triplets` makes it
     smoothing: float = 0.1
     centres_of: Literal["raw", "unit"] = "raw"  #: the vectors that the centre loss pulls together
 
@@ -71,16 +71,20 @@ class MetricLearning(Method[MetricModel]):
         }
 
     def step(self, model: MetricModel, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        raw = model(batch.pixels).float()
+        drawn = self.mining == "drawn"
+        # in three passes, as the released code does: batch normalisation sees each part alone
+        raw = torch.cat([model(part) for part in batch.pixels.chunk(3 if drawn else 1)]).float()
         unit = functional.normalize(raw, dim=1)
+        told = len(unit) // 3 if drawn else len(unit)  # the released code classifies the anchors alone
+        labels = batch.labels[:told]
         parts = {
             "triplet": self._triplet(unit, batch.labels),
             "classification": functional.cross_entropy(
-                model.classifier(unit), batch.labels, label_smoothing=self.smoothing
+                model.classifier(unit[:told]), labels, label_smoothing=self.smoothing
             ),
         }
         if self.centre:
-            parts["centre"] = model.centre(raw if self.centres_of == "raw" else unit, batch.labels)
+            parts["centre"] = model.centre((raw if self.centres_of == "raw" else unit)[:told], labels)
         shares = {"triplet": self.triplet, "classification": self.classification, "centre": self.centre}
         loss = torch.stack([shares[name] * part for name, part in parts.items()]).sum()
         return loss, parts
@@ -94,18 +98,18 @@ class MetricLearning(Method[MetricModel]):
     def _triplet(self, unit: Tensor, labels: Tensor) -> Tensor:
         """The mean over the triplets that violate the margin; zero, with a gradient, where none does."""
         loss, miner = _mined(self.mining, self.margin)
-        made: Tensor = loss(unit, labels, miner(unit, labels) if miner else None)
+        chosen = miner(unit, labels) if miner else tuple(torch.arange(len(unit), device=unit.device).chunk(3))
+        made: Tensor = loss(unit, labels, chosen)
         return made
 
 
 @cache
 def _mined(mining: Mining, margin: float) -> tuple[Any, Any]:
-    """The triplet loss, and the miner that chooses its triplets from a batch; without one they are drawn."""
+    """The triplet loss, and the miner that chooses its triplets from a batch; none where they were drawn."""
     euclidean = distances.LpDistance(normalize_embeddings=False, p=2)
-    if mining == "random":
-        return losses.TripletMarginLoss(margin, distance=euclidean, triplets_per_anchor=1), None
     miner = {
         "batch-hard": miners.BatchHardMiner(distance=euclidean),
         "semi-hard": miners.TripletMarginMiner(margin, type_of_triplets="semihard", distance=euclidean),
+        "drawn": None,
     }[mining]
     return losses.TripletMarginLoss(margin, distance=euclidean), miner

@@ -1,4 +1,4 @@
-"""Batches for losses over pairs: some classes, and several images of each."""
+"""Batches for losses over pairs and triplets: some classes, and several images of each."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -42,6 +42,40 @@ class ClassBalanced:
                 if label not in chosen:
                     chosen.append(label)
             yield np.array([next(turns[label]) for label in chosen for _ in range(self.per_class)])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Triplets:
+    """Three parts of `batch` rows: anchors, then an image of each one's class, then one of another class.
+
+    Every image is an anchor once an epoch; the last batch has fewer where they do not divide, and is left out where it
+    would have one, for which batch normalisation has no statistics. Positives and negatives
+    are drawn from all images: another image of the class (itself where it is the only one), and an image of another
+    class, classes being equally likely. Source: the released code of arXiv 2508.04790.
+    """
+
+    batch: int
+
+    def batches(self, labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> Iterator[Rows]:  # noqa: ARG002
+        """Rows of (n,) labels, (3 * batch,) at a time.
+
+        Raises: `Invalid` for a single class: a triplet needs two.
+        """
+        rng = np.random.default_rng(seed)
+        members = {int(label): np.flatnonzero(labels == label) for label in np.unique(labels)}
+        if len(members) < 2:
+            raise Invalid("a triplet needs images of at least two classes")
+        order = rng.permutation(len(labels))
+        for anchors in np.split(order, range(self.batch, len(order), self.batch)):
+            if len(anchors) == 1:
+                continue
+            positives, negatives = [], []
+            for anchor in anchors:
+                own = int(labels[anchor])
+                alike = members[own][members[own] != anchor]
+                positives.append(rng.choice(alike) if len(alike) else anchor)
+                negatives.append(rng.choice(members[rng.choice([label for label in members if label != own])]))
+            yield np.concatenate([anchors, positives, negatives])
 
 
 def _turns(members: Rows, groups: NDArray[np.int64], rng: np.random.Generator) -> Iterator[int]:

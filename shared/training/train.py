@@ -101,8 +101,9 @@ def _step(
     if not torch.isfinite(loss):
         raise Invalid("the loss is no longer finite: try a lower learning rate")
     loss.backward()  # type: ignore[no-untyped-call]
-    trained = [p for group in optimiser.param_groups for p in group["params"]]
-    nn.utils.clip_grad_norm_(trained, experiment.clip)
+    if experiment.clip is not None:
+        trained = [p for group in optimiser.param_groups for p in group["params"]]
+        nn.utils.clip_grad_norm_(trained, experiment.clip)
     optimiser.step()
     return {"loss": loss.detach(), **{name: value.detach() for name, value in loss_parts.items()}}
 

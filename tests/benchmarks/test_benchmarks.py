@@ -36,6 +36,13 @@ def test_the_limit_adds_up_the_times_per_image() -> None:
     assert both.core_ratio == pytest.approx(60 / 75)
 
 
+def test_the_stack_is_compared_with_what_eager_torch_would_allow() -> None:
+    both = Round(Part(60.0, 20.0), Part(30.0, 40.0), taken(18.0, 75.0), Part(15.0, 80.0))
+    assert both.times_eager == pytest.approx(18 / 12)
+    assert both.ratio == pytest.approx(0.9)  # of the runtime that the stack uses
+    assert Round(Part(60.0, 20.0), None, taken(30.0, 25.0)).times_eager is None
+
+
 def test_without_a_forward_pass_decoding_alone_is_the_limit() -> None:
     null = Round(Part(60.0, 20.0), None, taken(30.0, 25.0))
     assert null.limit == pytest.approx(60.0)

@@ -127,10 +127,10 @@ def test_what_knows_the_class_gains_and_everything_stands_beside_chance(
 
 @pytest.mark.parametrize("how", ["advanced", "metric"])
 def test_weights_with_folded_statistics_are_trained_with_them_frozen(how: str) -> None:
-    folded = experiment("mobilenet", NETS["mobilenet"], how, Path("m.safetensors"), 3, 1)
+    folded = experiment("mobilenet", NETS["mobilenet"], how, "m.safetensors", 3, 1)
     assert (folded.method.freeze_norm, folded.method.mean) == (True, (0.5, 0.5, 0.5))
     assert (folded.epochs, folded.seed, folded.side, folded.name) == (3, 1, 128, f"mobilenet-{how}")
-    assert not experiment("squeezenet", NETS["squeezenet"], how, Path("s.safetensors"), 3, 1).method.freeze_norm
+    assert not experiment("squeezenet", NETS["squeezenet"], how, "s.safetensors", 3, 1).method.freeze_norm
 
 
 def test_unit_vectors_have_length_one_and_zeros_stay() -> None:

@@ -94,7 +94,11 @@ def test_what_stands_in_the_log_is_not_run_again(tmp_path):
 def test_tables_are_made_of_the_records_alone(tmp_path, collection, seen):
     log = hashing.Log(tmp_path / "runs.jsonl", tmp_path / "beside")
     key = {"kind": "trunk", "widths": "xs", "epochs": 1, "objective": "acir", "darf": True, "seed": 0}
-    log.once({**key, "search": "float"}, lambda: measured(seen.embeddings, collection, "cosine"))
+    rival = {**key, "objective": "csq"}
+    for search, factor in (("float", 1), ("features", 2)):
+        for own in (key, {**key, "seed": 1}, rival):
+            vectors = seen.embeddings * factor if own is rival else seen.embeddings + factor
+            log.once({**own, "search": search}, lambda v=vectors: measured(v, collection, "cosine"))
     heads = [
         Head(),
         Head(method="csq"),
@@ -115,12 +119,26 @@ def test_tables_are_made_of_the_records_alone(tmp_path, collection, seen):
         "| alpha 0.25 |",
         "| mobilenet_v2:random |",
         "| stripes | 8 |",
-        "end to end, float",
+        "*acir, end to end, float, content*",
+        "*acir, end to end, float, z*",
+        "| acir | K/16 |",
         "| 64 | 8 |",
     ):
         assert row in text
     both = [r["figures"]["mAP"] for r in log.records if r["key"].get("method") == "csq" and r["key"]["bits"] == 16]
     assert f"{np.mean(both):.3f} ± {np.std(both, ddof=1):.3f}" in text
+    recalls = [
+        r["figures"]["ball"]["R@H<=2"]
+        for r in log.records
+        if r["key"].get("method") == "csq" and r["key"]["bits"] == 16
+    ]
+    recall = next(line for line in text.splitlines() if line.startswith("| csq | K/8 |"))
+    assert recall.startswith(f"| csq | K/8 | {np.mean(recalls):.3f}")
+    floats = {tuple(r["key"].values()): r["figures"]["mAP"] for r in log.records if r["key"].get("search") == "float"}
+    gap = floats[(*key.values(), "float")] - floats[(*rival.values(), "float")]
+    assert f"| csq | 1 | {gap:.3f} |" in text  # paired by the one seed that both have
+    bare = hashing_tables.body(log.records, lambda _: None, collection)
+    assert f"| csq | 1 | {gap:.3f} |" in "\n".join(bare)  # the records alone
     hashing_tables.flat(log.records, tmp_path / "figures.csv")
     assert (tmp_path / "figures.csv").read_text().count("mAP_macro") == len(log.records) - 1
 
@@ -139,6 +157,11 @@ def test_a_profiles_trunks_have_names_of_their_own():
         assert len({trunk.name for trunk in trunks}) == len(trunks)
         assert len({trunk.experiment.digest for trunk in trunks}) == len(trunks)
     assert Trunk(widths="xs", epochs=1).experiment.method.shape.side == 112
+
+
+def test_the_committed_outliers_are_of_the_trunk_that_the_command_trains():
+    said = json.loads((ood.OUT / "ood.json").read_text())
+    assert said["trunk"] == ood.TRUNKS["quick"].name
 
 
 def test_zero_is_a_set_bit():

@@ -44,6 +44,19 @@ def test_incomplete_and_proven_categories_and_undecodable_images_are_left_out(tm
     broken.write_bytes(broken.read_bytes()[:200])
     table = published("cdd-cesm", root, 32)
     assert (table.classes, list(table.groups), list(table.labels)) == (("BI-RADS 3",), ["4"], [0])
+    table = published("cdd-cesm", root, 32, folded=True)
+    assert (table.classes, list(table.groups)) == (("BI-RADS 3", "BI-RADS 5"), ["2", "4"])
+    assert list(table.labels) == [1, 0]
+
+
+def test_a_name_says_whether_the_proven_ones_are_folded(tmp_path):
+    names = {"P1_L_DM_CC": 6, "P1_L_CM_CC": 6, **{f"P{p}_L_DM_CC": 2 for p in range(2, 5)}}
+    root = made.cdd_cesm(tmp_path, names)
+    assert load("cdd-cesm", root, 32).classes == ("BI-RADS 2",)
+    assert np.bincount(load("cdd-cesm::folded", root, 32).labels).tolist() == [3, 2]
+    assert np.bincount(load("cdd-cesm:DM_low_energy:folded", root, 32).labels).tolist() == [3, 1]
+    with pytest.raises(NotFound, match="folded"):
+        load("cdd-cesm::bent", root, 32)
 
 
 def test_a_patient_on_both_sides_of_the_published_split_is_in_train_alone(tmp_path):

@@ -14,7 +14,7 @@ from shared.errors import Invalid, NotFound
 from shared.training import train as loop
 from shared.training.acir import Hashing, Reconstruction, Shape, rgb
 from shared.training.configs import acir, acir_decoder
-from shared.training.experiment import Batch
+from shared.training.experiment import Batch, Optimiser, PrefixedCosine
 from tests.training.small_set import Stripes, stripes
 
 SHAPE = Shape(widths="xs", bits=16, side=112)
@@ -114,6 +114,19 @@ def test_weights_of_another_shape_are_refused(trained, tmp_path):
         Reconstruction(shape=SHAPE, weights=str(tmp_path / "partial.safetensors")).build(stripes(8, 32, 0))
 
 
+def test_fingerprints_are_of_the_images_before_augmentation_or_after_it_as_the_method_says():
+    one = batch()
+    flipped = one._replace(clean=one.clean.flip(0))  # other images than those in the views
+    losses = {}
+    for printed in ("clean", "augmented"):
+        for name, given in (("same", one), ("flipped", flipped)):
+            torch.manual_seed(0)
+            method = Hashing(shape=SHAPE, objective="acir-released", printed=printed)
+            losses[printed, name] = method.step(method.build(stripes(8, 32, 0)).eval(), given)[0].item()
+    assert losses["augmented", "same"] == losses["augmented", "flipped"] == losses["clean", "same"]
+    assert losses["clean", "flipped"] != losses["clean", "same"]
+
+
 @pytest.mark.parametrize("objective", ["acir", "csq"])
 def test_the_loss_is_the_objective_and_half_the_classifiers_cross_entropy(objective):
     torch.manual_seed(0)
@@ -170,10 +183,15 @@ def test_presets_follow_the_paper_the_code_and_us(variant):
         assert (one.epochs, one.patience, one.sampler.batch) == (150, 50, 256)
         assert (one.optimiser.rates["stem"], one.optimiser.rates["rest"]) == (3e-4, 3e-4)
         assert (one.optimiser.betas, one.optimiser.weight_decay) == ((0.9, 0.95), 0.01)
-        assert one.schedule.rate(3e-4, 0, 150) == pytest.approx(1e-4)
-        assert one.schedule.rate(3e-4, 150, 150) == pytest.approx(5e-6)
+        assert one.schedule == PrefixedCosine(cycle=150, warmup=10, first=1e-4, least=5e-6)
+        assert one.clip is None
         assert (one.method.objective, one.method.weighted, one.method.alpha) == ("acir-released", True, 0.5)
     assert (paper.method.fingerprint, released.method.fingerprint) == (16, 32)
+    assert (paper.method.printed, released.method.printed, ours.method.printed) == ("clean", "augmented", "clean")
+    assert ours.clip == 1.0
+    assert acir_decoder.experiment("recommended", variant).optimiser == Optimiser(
+        rates={"decoder": 3e-4}, weight_decay=0.01
+    )
     assert (ours.method.objective, ours.method.gamma, ours.method.weighted) == ("acir", 0.25, False)
     assert ours.side == (224 if variant == "full" else 112)
     assert acir_decoder.experiment("recommended", variant).method.shape == ours.method.shape

@@ -113,6 +113,36 @@ def test_a_made_up_collection_and_a_model_by_name(run, model, tmp_path):
     assert "## split, l2" in (tmp_path / "report" / "report.md").read_text()
 
 
+def test_another_model_is_subtracted_with_a_paired_test(run, model, archive, tmp_path):
+    other = tmp_path / "other"
+    build(other, "other", "null", "random:7", Recipe(size=32), dim=4)
+    done = run(
+        "--model", model, "--against", other, "--folder", archive, "--labels", archive / "labels.csv",
+        "--out", tmp_path / "report", "--protocol", "lopo", "--resamples", 1000, "--no-pictures",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    facts = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert facts["against"]["model"].startswith("other")
+    rows = {(row["space"], row["name"], row["mean"]): row for row in facts["differences"]}
+    assert {key[1:] for key in rows} == {(f, m) for f in ("P@10", "nDCG@10", "mAP") for m in ("micro", "macro")}
+    alone = run(
+        "--model", other, "--folder", archive, "--labels", archive / "labels.csv", "--out", tmp_path / "alone",
+        "--protocol", "lopo", "--resamples", 1000, "--no-pictures",
+    )  # fmt: skip
+    assert alone.exit_code == 0
+    means = []
+    for report in ("report", "alone"):
+        found = json.loads((tmp_path / report / "report.json").read_text())["figures"]
+        means.append(next(r["macro"] for r in found if (r["part"], r["name"]) == ("all", "mAP")))
+    one = rows["cosine", "mAP", "macro"]
+    assert one["difference"] == pytest.approx(means[0] - means[1], abs=1e-5)
+    assert one["difference_low"] <= one["difference"] <= one["difference_high"]
+    assert 0 < one["p"] <= 1
+    text = (tmp_path / "report" / "report.md").read_text()
+    assert "## Minus other" in text
+    assert (tmp_path / "report" / "differences.csv").exists()
+
+
 def test_a_report_is_never_overwritten(run, model, tmp_path):
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(Conflict):

@@ -1,12 +1,14 @@
 import csv
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from shared.errors import Conflict, Invalid, NotFound
+from shared.metrics.bootstrap import compare
 from shared.training.evaluate import Plan, Space, evaluate, principal
-from shared.training.figures import figures, per_class, votes
+from shared.training.figures import differences, figures, per_class, votes
 from shared.training.protocols import PROTOCOLS, Fold, Protocol, Subjects, check, protocol
 from shared.training.report import write
 
@@ -55,12 +57,44 @@ class TestProtocols:
         first, second = (protocol("patient").folds(subjects, (3,))[0] for _ in range(2))
         assert np.array_equal(first.queries, second.queries)
 
-    def test_the_published_split_is_56_14_30_by_image(self):
-        subjects, _ = made(patients=400)
+    def test_the_published_split_has_the_papers_counts(self):
+        labels = np.repeat(np.arange(6), (801, 333, 187, 319, 358, 8))  # BI-RADS 1 to 6 of CDD-CESM
+        subjects = Subjects(name="x", labels=labels, classes=tuple("123456"), groups=np.arange(2006))
         (fold,) = protocol("paper2-v1-compat").folds(subjects)
-        parts = [len(rows) / len(subjects) for rows in (fold.train, fold.gallery, fold.queries)]
-        assert parts == pytest.approx([0.56, 0.14, 0.30], abs=0.005)
+        assert [len(rows) for rows in (fold.train, fold.gallery, fold.queries)] == [1123, 281, 602]
+        assert sorted([*fold.train, *fold.gallery, *fold.queries]) == list(range(2006))
+        assert np.bincount(labels[fold.queries]).tolist() == [240, 100, 56, 96, 108, 2]  # scikit-learn's, seed 42
         assert np.array_equal(fold.gallery, fold.selects)
+
+    def test_a_class_of_one_image_does_not_stop_the_published_split_but_too_few_images_do(self):
+        labels = np.array([0] * 20 + [1])
+        subjects = Subjects(name="x", labels=labels, classes=("a", "b"), groups=np.arange(21))
+        (fold,) = protocol("paper2-v1-compat").folds(subjects)
+        assert len(fold.queries) == 7
+        with pytest.raises(Invalid, match="takes more images"):
+            protocol("paper2-v1-compat").folds(
+                Subjects(name="x", labels=np.zeros(1, int), classes=("a",), groups=np.zeros(1, int))
+            )
+
+    @pytest.mark.parametrize("name", ["patient", "lopo", "split", "paper1-compat-without-self"])
+    def test_any_protocol_asks_with_one_kind_and_searches_another(self, name):
+        subjects, _ = made()
+        kinds = subjects.columns["modality"]
+        whole, between = protocol(name).folds(subjects)[0], protocol(f"{name}:US:MG").folds(subjects)[0]
+        assert (set(kinds[between.queries]), set(kinds[between.gallery])) == ({"US"}, {"MG"})
+        assert np.array_equal(between.queries, whole.queries[kinds[whole.queries] == "US"])
+        assert np.array_equal(between.gallery, whole.gallery[kinds[whole.gallery] == "MG"])
+
+    def test_a_kind_is_the_end_of_a_source_and_an_unknown_one_has_no_queries(self):
+        subjects, _ = made()
+        sources = np.where(np.arange(len(subjects)) % 3, "cdd-cesm/DM_low_energy", "cdd-cesm/CESM_subtracted")
+        subjects = replace(subjects, columns={"source": sources})
+        (fold,) = protocol("lopo:DM_low_energy:CESM_subtracted").folds(subjects)
+        assert np.array_equal(fold.gallery, np.flatnonzero(np.arange(len(subjects)) % 3 == 0))
+        with pytest.raises(Invalid, match="no queries"):
+            protocol("lopo:XA:CESM_subtracted").folds(subjects)
+        with pytest.raises(NotFound, match="QUERIES"):
+            protocol("lopo:XA")
 
     def test_the_gallery_of_a_given_split_is_more_than_what_selects_models(self):
         subjects, _ = made()
@@ -111,6 +145,33 @@ class TestProtocols:
             Subjects(name="x", labels=np.zeros(3, int), classes=("a",), groups=np.zeros(2, int))
         with pytest.raises(Invalid):
             Subjects(name="x", labels=np.array([1]), classes=("a",), groups=np.zeros(1, int))
+
+
+class TestDifferences:
+    def test_they_are_the_paired_comparisons_adjusted_for_their_number(self):
+        subjects, vectors = made()
+        rng = np.random.default_rng(1)
+        worse = (vectors + 3 * rng.normal(size=vectors.shape)).astype(np.float32)
+        plan = Plan(protocols=("patient", "lopo"), ks=(1, 10), seeds=(0, 1), resamples=1000)
+        first, second = (evaluate(subjects, {"cosine": Space("cosine", one)}, plan) for one in (vectors, worse))
+        found = differences(first, second)
+        assert len(found) == 2 * 3 * 2
+        runs = [report.runs[1].found for report in (first, second)]
+        wanted = compare(*(run.values["mAP"] for run in runs), runs[0].clusters, labels=runs[0].labels, resamples=1000)
+        (one,) = [d for d in found if (d.protocol, d.name, d.mean) == ("lopo", "mAP", "macro")]
+        assert (one.difference, one.effect) == (wanted.difference, wanted.effect)
+        assert wanted.p < one.p < 0.05
+        assert all(d.difference.mean == 0 and d.p == 1 for d in differences(first, first))
+
+    def test_other_images_or_no_common_distance_are_refused(self):
+        subjects, vectors = made()
+        plan = Plan(protocols=("lopo",), ks=(1, 10), resamples=1000)
+        one = evaluate(subjects, {"cosine": Space("cosine", vectors)}, plan)
+        with pytest.raises(Invalid, match="no distance"):
+            differences(one, evaluate(subjects, {"l2": Space("l2", vectors)}, plan))
+        fewer = evaluate(replace(subjects, groups=subjects.groups[::-1]), {"cosine": Space("cosine", vectors)}, plan)
+        with pytest.raises(Invalid, match="different images"):
+            differences(one, fewer)
 
 
 class TestEvaluate:

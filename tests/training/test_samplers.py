@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from shared.errors import Invalid
-from shared.training.samplers import ClassBalanced
+from shared.training.samplers import ClassBalanced, Triplets
 
 LABELS = np.repeat([0, 1, 2, 3], [40, 9, 6, 2])
 GROUPS = np.arange(len(LABELS)) // 3
@@ -48,3 +48,31 @@ def test_fewer_classes_than_asked_for_are_all_taken():
 def test_a_single_class_is_refused():
     with pytest.raises(Invalid, match="two classes"):
         batches(labels=np.zeros(8, int), groups=np.arange(8))
+
+
+def test_triplets_are_anchors_then_positives_then_negatives_from_all_images():
+    seen, anchors = set(), []
+    for seed in range(20):
+        for rows in Triplets(batch=8).batches(LABELS, GROUPS, seed):
+            anchor, near, far = np.split(rows, 3)
+            assert (LABELS[anchor] == LABELS[near]).all()
+            assert (LABELS[anchor] != LABELS[far]).all()
+            assert (anchor != near).all()
+            seen |= {*near.tolist(), *far.tolist()}
+            anchors += anchor.tolist()
+    assert len(LABELS) % 8 == 1  # the anchor that would be alone
+    assert len(anchors) == 20 * (len(LABELS) - 1)
+    assert set(anchors) == set(range(len(LABELS)))
+    assert seen == set(range(len(LABELS)))
+
+
+def test_triplets_follow_their_seed_and_a_lone_image_is_its_own_positive():
+    labels, groups = np.array([0, 0, 1]), np.zeros(3, np.int64)
+    drawn = [[rows.tolist() for rows in Triplets(batch=2).batches(labels, groups, seed)] for seed in (1, 1, 2)]
+    assert drawn[0] == drawn[1]
+    assert [len(rows) for rows in drawn[0]] == [6]
+    for rows in Triplets(batch=8).batches(labels, groups, 0):
+        anchor, near, _ = np.split(rows, 3)
+        assert near[anchor == 2].tolist() == [2]
+    with pytest.raises(Invalid):
+        next(Triplets(batch=2).batches(np.zeros(3, np.int64), groups, 0))

@@ -19,7 +19,7 @@ from shared.training.cli import CONFIGS, changed, listed, load
 from shared.training.experiment import Cosine, Experiment, Optimiser, Shuffled, Steps, WarmRestarts
 from shared.training.finetune import AdvancedFT
 from shared.training.metric import MetricLearning
-from shared.training.samplers import ClassBalanced
+from shared.training.samplers import ClassBalanced, Triplets
 from shared.training.train import train
 from tests.training.small_set import stripes
 
@@ -58,7 +58,8 @@ def test_metric_learning_is_as_the_paper_and_as_the_released_code_have_it() -> N
     assert (paper.method.mining, paper.method.margin, paper.method.centres_of) == ("batch-hard", 0.5, "raw")
     assert paper.sampler == ClassBalanced(classes=5, per_class=6)
     assert (code.method.triplet, code.method.classification, code.method.centre) == (0.7, 0.3, 0.0)
-    assert (code.method.mining, code.data.limit, code.sampler) == ("random", 200, Shuffled(batch=8))
+    assert (code.method.mining, code.data.limit, code.sampler) == ("drawn", 200, Triplets(batch=8))
+    assert (code.augmentation, code.patience) == (Augment(vertical=0, erasing=0), code.epochs)
     assert code.schedule == Steps(size=5, factor=0.5)
     for one in (paper, code):
         assert (one.epochs, one.optimiser.weight_decay, set(one.optimiser.rates.values())) == (15, 1e-4, {1e-4})
@@ -178,7 +179,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
         "advanced_ft:densenet121",
         "advanced_ft:resnet50",
         "metric_learning:densenet121",
-        pytest.param("advanced_ft:vgg16", marks=pytest.mark.soak),  # a checkpoint has 1.6 GB
+        "advanced_ft:vgg16",
     ],
 )
 def test_the_papers_networks_take_two_steps_and_a_resume(
@@ -187,12 +188,15 @@ def test_the_papers_networks_take_two_steps_and_a_resume(
     one = load(name, "paper")
     method = replace(one.method, weights=weights(one.method.architecture))
     one = replace(one, data=Sixteen(), side=32, method=method, augmentation=StoppedAt(inner=one.augmentation))
+    large = name == "advanced_ft:vgg16"
+    if large:  # of its 134 million weights AdamW's two moments would make a checkpoint of 1.6 GB; this one has a third
+        one = replace(one, optimiser=Optimiser(rates=one.optimiser.rates, kind="sgd", momentum=0))
     interrupted(one, tmp_path / "broken", after=1)
     first = kept.load(tmp_path / "broken")
     interrupted(one, tmp_path / "broken", after=1)
     second = kept.load(tmp_path / "broken")
     assert (first.epoch, second.epoch) == (1, 2)
-    assert {int(entry["step"]) for entry in second.optimiser["state"].values()} == {2}
+    assert {int(entry["step"]) for entry in second.optimiser["state"].values()} == (set() if large else {2})
     moved = {key.partition(".")[0] for key, value in second.model.items() if not torch.equal(value, first.model[key])}
     assert {"network", "head"} <= moved
     if name == "advanced_ft:densenet121":

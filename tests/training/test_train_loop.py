@@ -141,6 +141,16 @@ def test_training_learns_what_is_there_to_be_learned(tmp_path: Path) -> None:
     assert last["half"] == pytest.approx(last["loss"] / 2, rel=1e-5)
 
 
+def test_a_gradient_is_clipped_to_a_norm_or_left_as_it_is(tmp_path: Path) -> None:
+    steps = {"far": 1e9, "near": 1e-4, "none": None}
+    for name, clip in steps.items():
+        train(experiment(clip=clip, epochs=1), tmp_path / name)
+    assert same(tmp_path / "none", tmp_path / "far")
+    assert not same(tmp_path / "none", tmp_path / "near")
+    with pytest.raises(Invalid, match="clipped to nothing"):
+        experiment(clip=0.0)
+
+
 def one_batch_an_epoch(*scores: float, **changes: object) -> Experiment:
     return experiment(method=Small(scores=scores), sampler=Shuffled(batch=40), epochs=len(scores), **changes)
 

@@ -101,17 +101,31 @@ def test_triplets_are_mined_as_plain_loops_do(mining: Mining) -> None:
     assert value == pytest.approx(slow_triplets(unit.double().numpy(), labels.numpy(), 0.5, mining), rel=1e-5)
 
 
-def test_random_triplets_are_one_for_each_anchor_and_follow_the_seed() -> None:
-    unit = functional.normalize(torch.randn(12, 8), dim=1)
-    labels = torch.arange(12) % 3
-    torch.manual_seed(1)
-    values = [float(metric(mining="random")._triplet(unit, labels)) for _ in range(4)]
-    torch.manual_seed(1)
-    assert float(metric(mining="random")._triplet(unit, labels)) == values[0]
-    assert len(set(values)) > 1
+def test_drawn_triplets_are_those_of_the_three_parts_and_only_those_that_violate_count() -> None:
+    unit = functional.normalize(torch.randn(12, 8, generator=torch.Generator().manual_seed(2)), dim=1)
+    labels = torch.tensor([0, 1, 2, 0, 0, 1, 2, 0, 1, 2, 0, 1])
+    anchor, near, far = unit.chunk(3)
+    gaps = (anchor - near).norm(dim=1) - (anchor - far).norm(dim=1) + 0.1
+    assert 0 < (gaps > 0).sum() < 4
+    assert float(metric(mining="drawn", margin=0.1)._triplet(unit, labels)) == pytest.approx(
+        gaps[gaps > 0].mean().item(), rel=1e-5
+    )
 
 
-@pytest.mark.parametrize("mining", ["batch-hard", "semi-hard", "random"])
+def test_of_drawn_triplets_the_anchors_alone_are_classified_and_each_part_is_normalised_alone(batch: Batch) -> None:
+    method = metric(architecture="mobilenet_v2", mining="drawn", centre=0.0)
+    model = method.build(stripes(32, 32, 0)).train()
+    pixels, labels = batch.pixels[:12], batch.labels[:12]
+    one = batch._replace(views=(pixels,), labels=labels)
+    torch.manual_seed(0)  # of the dropout
+    parts = method.step(model, one)[1]
+    torch.manual_seed(0)
+    unit = functional.normalize(model(pixels[:4]), dim=1)
+    wanted = functional.cross_entropy(model.classifier(unit), labels[:4], label_smoothing=0.1)
+    assert parts["classification"].item() == pytest.approx(wanted.item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("mining", ["batch-hard", "semi-hard"])
 def test_a_batch_of_one_class_has_no_triplets_and_still_a_gradient(mining: Mining) -> None:
     unit = functional.normalize(torch.randn(4, 8), dim=1).requires_grad_()
     loss = metric(mining=mining)._triplet(unit, torch.zeros(4, dtype=torch.int64))

@@ -13,7 +13,16 @@ from torch.optim import lr_scheduler
 from shared.errors import Invalid
 from shared.training.augment import Augment, NoAugmentation
 from shared.training.data import Named, encode, resized
-from shared.training.experiment import Cosine, Optimiser, Schedule, Shuffled, Steps, WarmRestarts, describe
+from shared.training.experiment import (
+    Cosine,
+    Optimiser,
+    PrefixedCosine,
+    Schedule,
+    Shuffled,
+    Steps,
+    WarmRestarts,
+    describe,
+)
 from shared.training.losses import CentreLoss
 from shared.training.selection import macro_precision
 from tests.training.small_set import stripes
@@ -57,6 +66,15 @@ def test_a_cosine_stays_between_nothing_and_its_rate_and_ends_at_the_least(
     schedule = Cosine(warmup=warmup)
     assert 0 < schedule.rate(base, epoch, 20) <= base * (1 + 1e-9)
     assert schedule.rate(base, 20, 20) == pytest.approx(1e-6)
+
+
+def test_the_cosine_after_a_warm_up_is_that_of_timm() -> None:
+    # timm 1.0's CosineLRScheduler(t_initial=150, lr_min=5e-6, warmup_t=10, warmup_lr_init=1e-4, warmup_prefix=True)
+    wanted = {0: 1e-4, 1: 1.2e-4, 9: 2.8e-4, 10: 3e-4, 85: 1.525e-4, 149: 8.897112e-6, 160: 5e-6, 200: 5e-6}
+    schedule = PrefixedCosine(cycle=150)
+    for epoch, rate in wanted.items():
+        assert schedule.rate(3e-4, epoch, 150) == pytest.approx(rate, rel=1e-6)
+    assert schedule.rate(3e-4, 84.9, 150) == schedule.rate(3e-4, 84, 150)  # stepped per epoch
 
 
 def test_the_warm_up_is_linear() -> None:

@@ -1,8 +1,9 @@
 """ACIR (arXiv 2503.09370), stage 1. Stage 2, the decoder, is `decoder` over the weights that stage 1 wrote.
 
-`released-code` is the authors' repository: shuffled batches weighted by class, its loss, fingerprints of 32 pixels.
-`paper` has the paper's 16 pixels. `recommended` has our loss, which keeps images of a class apart, and balanced
-batches; at the small widths it starts from nothing, at 112 pixels, as a CPU can.
+`released-code` is the authors' repository: shuffled batches weighted by class, its loss, no clipping, timm's cosine,
+fingerprints of the augmented images at 32 pixels. `paper` has the paper's 16 pixels, of the images before.
+`recommended` has our loss, which keeps images of a class apart, and balanced batches; at the small widths it starts
+from nothing, at 112 pixels, as a CPU can.
 """
 
 from dataclasses import replace
@@ -12,7 +13,7 @@ from typing import Literal, get_args
 from shared.training.acir import Hashing, Reconstruction, Shape
 from shared.training.augment import Augment
 from shared.training.data import Named
-from shared.training.experiment import Cosine, Experiment, Optimiser, Shuffled
+from shared.training.experiment import Cosine, Experiment, Optimiser, PrefixedCosine, Shuffled
 from shared.training.samplers import ClassBalanced
 
 Widths = Literal["full", "s", "s-half", "xs"]
@@ -41,15 +42,16 @@ def experiment(preset: str, variant: Widths) -> Experiment:
         sampler=Shuffled(batch=256),
         augmentation=CROPS,
         optimiser=Optimiser(rates={"stem": 3e-4, "rest": 3e-4}, weight_decay=0.01, betas=(0.9, 0.95)),
-        schedule=Cosine(warmup=10, start=1 / 3, least=5e-6),
+        schedule=PrefixedCosine(cycle=150),
         epochs=150,
         patience=50,
+        clip=None,
         precision="fp32",
     )
     if preset == "paper":
         return paper
     if preset == "released-code":
-        return replace(paper, method=replace(method, fingerprint=32))
+        return replace(paper, method=replace(method, fingerprint=32, printed="augmented"))
     # a pretrained stem moves a tenth as fast as what is new; one that starts from nothing as fast as the rest
     rates = {"stem": 3e-5, "rest": 3e-4} if variant == "full" else {"stem": 1e-3, "rest": 1e-3}
     return replace(
@@ -60,6 +62,7 @@ def experiment(preset: str, variant: Widths) -> Experiment:
         schedule=Cosine(warmup=1),
         epochs=40,
         patience=10,
+        clip=1.0,
         precision="bf16",
     )
 
@@ -79,7 +82,7 @@ def decoder(stage1: Experiment, weights: Path, epochs: int = 30) -> Experiment:
         method=Reconstruction(shape=stage1.method.shape, weights=str(weights)),
         sampler=Shuffled(batch=64),
         augmentation=FLIPS,
-        optimiser=Optimiser(rates={"decoder": 3e-4}),
+        optimiser=Optimiser(rates={"decoder": 3e-4}, weight_decay=0.01),
         schedule=Cosine(),
         epochs=epochs,
         patience=5,
