@@ -308,17 +308,21 @@ def _incoming(file: Found, secret: bytes, origin: Origin) -> Incoming:
     announced = zip(file.expects, uids, strict=False)  # it may announce the first ones only
     if any(said and said != is_ for said, is_ in announced):
         raise failed(Reason.UIDS_DIFFER)
-    key = patient_key(
-        secret, header.issuer_of_patient_id, header.patient_id, study_instance_uid=header.study_instance_uid
-    )
     return Incoming(
         header=header,
-        patient_key=key,
+        patient_key=key_of(header, secret),
         digest=file.inspected.digest,
         path=file.seen.path,
         labels=file.row.labels if file.row is not None else Labels(),
         described=file.row is not None or file.inspected.kind == "dicom",
         sender=f"{origin.source}:{origin.sender}" if origin.sender else "",
+    )
+
+
+def key_of(header: Header, secret: bytes) -> bytes:
+    """The pseudonym of the header's patient."""
+    return patient_key(
+        secret, header.issuer_of_patient_id, header.patient_id, study_instance_uid=header.study_instance_uid
     )
 
 

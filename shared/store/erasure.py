@@ -7,6 +7,8 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from shared.store.files import SENT
+
 
 class Named(NamedTuple):
     """An image or a study by its row and its UID."""
@@ -58,9 +60,21 @@ _NOT_PULLED = sa.text(
 )
 
 
+#: Sent files are ours to remove: their names are kept until they are unlinked.
+_LEFT = sa.text(
+    f"""
+    INSERT INTO removal (digest)
+    SELECT digest FROM file WHERE image_id = ANY(CAST(:images AS bigint[])) AND {SENT}
+    UNION SELECT digest FROM image WHERE id = ANY(CAST(:images AS bigint[])) AND {SENT}
+    ON CONFLICT DO NOTHING
+    """  # noqa: S608 - only the constant above is inserted
+)
+
+
 def empty(db: Session, studies: Sequence[Named], images: Sequence[Named], operation_id: uuid.UUID) -> None:
     """Of these the bare rows are left; encodings, pictures, files' rows and what is due are gone."""
     ids = [image.id for image in images]
+    db.execute(_LEFT, {"images": ids})
     for table in ("encoding", "thumbnail", "file", "backfill", "review"):
         db.execute(
             sa.text(f"DELETE FROM {table} WHERE image_id = ANY(CAST(:images AS bigint[]))"),  # noqa: S608 - a constant

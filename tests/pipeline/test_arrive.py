@@ -14,12 +14,13 @@ from pydicom.uid import ExplicitVRLittleEndian
 
 from shared.errors import Unavailable
 from shared.imaging.sandbox import Sandbox
+from shared.log import configure
 from shared.pipeline import arrive, erase
 from shared.pipeline.admission import Action, Admission, Rule
 from shared.pipeline.arrive import Arrived
 from shared.store import arrivals, files
 from shared.store.arrivals import Origin
-from shared.store.blobs import Blobs, Full
+from shared.store.blobs import Blobs, Full, follow
 from shared.store.files import Record, Seen
 from tests.miniature import SECRET, Platform
 
@@ -82,6 +83,13 @@ class Door:
     def rows(self, statement: str) -> list[tuple[object, ...]]:
         with self.platform.store.reading() as connection:
             return [tuple(row) for row in connection.execute(sa.text(statement))]
+
+    def run(self, statement: str) -> None:
+        with self.platform.begin() as db:
+            db.execute(sa.text(statement))
+
+    def sweep(self, margin_s: float = -1) -> int:
+        return arrive.sweep(self.platform.begin, self.sandbox, self.blobs, SECRET, margin_s=margin_s)
 
     def journal(self, study: int = 1) -> list[tuple[str, str, str | None, str]]:
         with self.platform.store.reading() as connection:
@@ -188,9 +196,18 @@ def test_a_commit_that_fails_leaves_a_file_that_the_sweep_takes(door: Door, monk
         left = coming.path.with_name("left.part")  # somebody was, and was killed
         left.write_bytes(b"half")
         os.utime(left, (0, 0))
-        assert arrive.sweep(door.platform.begin, door.blobs) == 2
+        assert door.sweep(margin_s=3600) == 1
+        assert len(list(door.blobs.every())) == 2  # so new that somebody may be about to commit its row
+        assert door.sweep() == 1
         assert coming.path.exists()
-    assert [path.read_bytes() for path in door.files()] == [instance(1)]
+    assert [path.read_bytes() for path in door.blobs.every()] == [instance(1)]
+    (aside,) = door.blobs.lost()
+    assert aside.read_bytes() == instance(2)
+    door.sweep()
+    assert aside.exists()
+    os.utime(aside, (0, 0))
+    door.sweep()
+    assert not aside.exists()
 
 
 def test_rules_of_the_site(door: Door) -> None:
@@ -220,8 +237,91 @@ def test_what_was_erased_does_not_come_back_and_leaves_no_name(door: Door) -> No
     (answer,) = door.send(instance())
     assert (answer.kept, answer.reason) == (False, "erased")
     assert door.rows("SELECT study_uid, sop_uid, reason FROM arrival") == [("", "", "erased")]
-    assert arrive.sweep(door.platform.begin, door.blobs) == 1
+    assert door.sweep(margin_s=3600) == 1
     assert door.files() == []
+    assert door.rows("SELECT count(*) FROM removal") == [(0,)]
+
+
+def test_what_was_lifted_and_came_again_before_the_tidying_stays(door: Door) -> None:
+    door.send(instance())
+    with door.platform.begin() as db:
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    with door.platform.begin() as db:
+        db.execute(sa.text("UPDATE operation SET state = 'succeeded'"))
+        erase.lift_study(db, SECRET, f"{UID}.1")
+    assert door.send(instance())[0].kept
+    assert door.sweep() == 0
+    assert [path.read_bytes() for path in door.blobs.every()] == [instance()]
+
+
+def test_what_was_put_aside_or_lies_there_unknown_is_unlinked_where_it_was_erased(door: Door) -> None:
+    door.send(instance(1), instance(2), instance(3))
+    for n in (1, 2):  # an older database, which knows only the third
+        for table in ("file", "image"):
+            column = "id" if table == "image" else "image_id"
+            door.run(f"DELETE FROM {table} WHERE {column} IN (SELECT id FROM image WHERE sop_uid = '{UID}.1.{n}')")
+        if n == 1:
+            assert door.sweep() == 1
+    assert len(door.blobs.lost()) == 1
+    with door.platform.begin() as db:
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    assert door.sweep() == 3
+    assert door.files() == []
+
+
+def test_a_store_that_has_moved_loses_nothing(door: Door) -> None:
+    """A home that was moved, another setting or mount: rows name places where nothing is."""
+    door.send(*(instance(n, value=n) for n in range(1, 13)))
+    old, new = door.blobs.root, door.blobs.root.with_name("elsewhere")
+    old.rename(new)
+    door.blobs = Blobs(new, reserve_bytes=0)
+    assert door.sweep() == 0  # before anything has told the rows
+    assert len(list(door.blobs.every())) == 12
+    with door.platform.begin() as db:
+        assert follow(db, door.blobs)
+        assert not follow(db, door.blobs)
+    assert door.sweep() == 0
+    for path, digest in door.rows("SELECT path, digest FROM image UNION ALL SELECT path, digest FROM file"):
+        assert Path(os.fsdecode(path)) == door.blobs.place(digest)  # type: ignore[arg-type]
+        assert Path(os.fsdecode(path)).exists()  # type: ignore[arg-type]
+
+
+def test_rows_do_not_follow_to_where_the_files_are_not(door: Door) -> None:
+    door.send(instance(1), instance(2))
+    empty = Blobs(door.blobs.root.with_name("empty"), reserve_bytes=0)
+    partly = Blobs(door.blobs.root.with_name("partly"), reserve_bytes=0)
+    one = door.files()[0]
+    copy = partly.root / one.relative_to(door.blobs.root)
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(one.read_bytes())
+    for blobs in (empty, partly):
+        with door.platform.begin() as db:
+            assert not follow(db, blobs)
+    assert all(Path(os.fsdecode(path)).exists() for (path,) in door.rows("SELECT path FROM file"))  # type: ignore[arg-type]
+
+
+def test_what_was_sent_again_to_the_new_place_is_one_file_after_the_move(door: Door) -> None:
+    door.send(instance())
+    door.blobs = Blobs(door.blobs.root.rename(door.blobs.root.with_name("elsewhere")), reserve_bytes=0)
+    door.send(instance())
+    with door.platform.begin() as db:
+        assert follow(db, door.blobs)
+    assert door.rows("SELECT path FROM file") == [(os.fsencode(door.files()[0]),)]
+
+
+def test_where_many_are_unknown_the_rows_are_wrong_and_nothing_is_touched(
+    door: Door, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A database older than the store, after a restore."""
+    configure("test")
+    door.send(*(instance(n, value=n) for n in range(1, 13)))
+    door.run("DELETE FROM file")
+    door.run("DELETE FROM image")
+    assert door.sweep() == 0
+    assert len(list(door.blobs.every())) == 12
+    said = capfd.readouterr().err
+    assert "unknown_files_kept" in said
+    assert UID not in said
 
 
 @pytest.mark.parametrize(("free", "fits"), [(3 * 2**30, True), (2**30, False)])
