@@ -14,7 +14,7 @@ from shared.imaging.pseudonym import patient_key
 from shared.index.base import Index
 from shared.log import get
 from shared.store import erasure, ledger, operations, tombstones
-from shared.store.erasure import Copy, Named
+from shared.store.erasure import Copy, Standing
 from shared.store.locks import Lock, alone
 from shared.store.operations import Held
 from shared.store.session import Begin, enqueue
@@ -48,11 +48,9 @@ def erase_patient(db: Session, secret: bytes, issuer: str, patient_id: str) -> O
     return _erase(db, secret, erasure.standing(db, patient_key=key), digest(secret, "patient", key), "patient")
 
 
-def _erase(
-    db: Session, secret: bytes, standing: tuple[Sequence[Named], Sequence[Named]], name: bytes, kind: Kind
-) -> Operation:
-    studies, images = standing
-    if not studies:
+def _erase(db: Session, secret: bytes, standing: Standing, name: bytes, kind: Kind) -> Operation:
+    studies, images = standing.studies, standing.images
+    if not studies and not standing.stopped:
         stone = tombstones.find(db, name)
         if stone is None:
             raise NotFound(f"no such {kind}")
@@ -62,9 +60,11 @@ def _erase(
     buried |= {digest(secret, "study", study.uid): "study" for study in studies}
     buried[name] = kind
     tombstones.bury(db, buried, operation.id)
-    erasure.empty(db, studies, images, operation.id)
+    erasure.empty(db, standing, operation.id)
     ledger.withdraw(db, [image.id for image in images])
     operation.counts = {"images": len(images), "studies": len(studies)}
+    if standing.stopped:
+        operation.counts |= {"stopped": len(standing.stopped)}  # files that had not become an image of these
     operation.total = len(erasure.copies(db, operation.id))
     enqueue(db, Job.PROJECT)
     enqueue(db, Job.TIDY)  # files that were sent to us are ours to remove
@@ -162,8 +162,21 @@ def replay(db: Session, secret: bytes) -> int:
         for uid in sorted(studies):
             standing = erasure.standing(db, study_uid=uid)
             _erase(db, secret, standing, digest(secret, "study", uid), "study")
-            erased += len(standing[1])
+            erased += len(standing.images)
+    _replay_stopped(db, secret)
     return erased
+
+
+def _replay_stopped(db: Session, secret: bytes) -> None:
+    """Files that were stopped and that a tombstone names are gone, too."""
+    names = {
+        row.id: {digest(secret, "study", row.study_uid), digest(secret, "patient", row.patient_key)}
+        for row in erasure.stopped(db)
+    }
+    buried = tombstones.buried(db, {name for own in names.values() for name in own})
+    if gone := [number for number, own in names.items() if buried & own]:
+        erasure.forget(db, gone)
+        enqueue(db, Job.TIDY)
 
 
 def _names(secret: bytes, sop_uid: str, study_uid: str, patient: bytes) -> tuple[bytes, bytes, bytes]:

@@ -363,6 +363,7 @@ def _seen_before(incoming: Incoming, standing: Mapping[str, Known]) -> bool:
 
 def _record(file: Found, incoming: Incoming, verdict: Verdict, standing: Mapping[str, Known]) -> Registered:
     known = standing.get(incoming.header.sop_instance_uid)
+    stopped = verdict.outcome == Outcome.QUARANTINED  # it has no image, or one of another patient or study
     record = Record(
         seen=file.seen,
         outcome=str(verdict.outcome),
@@ -371,6 +372,8 @@ def _record(file: Found, incoming: Incoming, verdict: Verdict, standing: Mapping
         gate=str(verdict.gate) if verdict.gate else None,
         reason=str(verdict.reason) if verdict.reason else None,
         labels_digest=file.stamp,
+        patient_key=incoming.patient_key if stopped else None,
+        study_uid=incoming.header.study_instance_uid if stopped else None,
     )
     return Registered(file, record, incoming.header, incoming.held_by)
 

@@ -13,12 +13,13 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from shared.errors import Unavailable
+from shared.imaging.pseudonym import patient_key
 from shared.imaging.sandbox import Sandbox
 from shared.log import configure
 from shared.pipeline import arrive, erase
 from shared.pipeline.admission import Action, Admission, Rule
 from shared.pipeline.arrive import Arrived
-from shared.store import arrivals, files
+from shared.store import arrivals, files, operations, tombstones
 from shared.store.arrivals import Origin
 from shared.store.blobs import Blobs, Full, follow
 from shared.store.files import Record, Seen
@@ -267,6 +268,52 @@ def test_what_was_put_aside_or_lies_there_unknown_is_unlinked_where_it_was_erase
         erase.erase_study(db, SECRET, f"{UID}.1")
     assert door.sweep() == 3
     assert door.files() == []
+
+
+OTHER_WOMAN = ("", "ANOTHER")
+
+
+def conflict(door: Door, n: int = 2) -> None:
+    """A file of another patient in the first one's study: stopped, kept, and acknowledged."""
+    door.send(instance())
+    (answer,) = door.send(instance(n, patient="ANOTHER", value=5))
+    assert (answer.outcome, answer.kept, answer.reason) == ("quarantined", True, "patient-conflict")
+
+
+@pytest.mark.parametrize("n", [2, 1])  # a new UID, and one that an image of the other patient has
+def test_a_stopped_file_is_erased_with_its_patient(door: Door, n: int) -> None:
+    conflict(door, n)
+    with door.platform.begin() as db:
+        operation = erase.erase_patient(db, SECRET, *OTHER_WOMAN)
+        assert operation.counts == {"images": 0, "studies": 0, "stopped": 1}
+    erase.certify(door.platform.begin, door.platform.index)
+    assert door.rows("SELECT state FROM operation") == [("succeeded",)]
+    assert door.sweep() == 1
+    assert [path.read_bytes() for path in door.files()] == [instance()]
+    assert door.rows("SELECT outcome FROM file") == [("taken",)]
+    (again,) = door.send(instance(n, patient="ANOTHER", value=5))
+    assert (again.kept, again.reason) == (False, "erased")
+
+
+def test_a_stopped_file_is_erased_with_the_study_that_it_names(door: Door) -> None:
+    conflict(door)
+    with door.platform.begin() as db:
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    assert door.sweep() == 2
+    assert door.files() == []
+    assert door.rows("SELECT count(*) FROM file") == [(0,)]
+
+
+def test_a_stopped_file_that_a_restore_has_brought_back_is_erased_again(door: Door) -> None:
+    conflict(door)
+    with door.platform.begin() as db:
+        number = operations.create(db, "erase", {"of": "patient"}).id
+        key = patient_key(SECRET, *OTHER_WOMAN)
+        tombstones.bury(db, {tombstones.digest(SECRET, "patient", key): "patient"}, number)
+    with door.platform.begin() as db:
+        assert erase.replay(db, SECRET) == 0
+    assert door.sweep() == 1
+    assert [path.read_bytes() for path in door.files()] == [instance()]
 
 
 def test_a_store_that_has_moved_loses_nothing(door: Door) -> None:
