@@ -7,7 +7,7 @@ answer. A crash before the commit leaves at most a file without a row, which the
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -16,13 +16,14 @@ from shared.imaging.answers import Inspected
 from shared.imaging.reasons import Reason
 from shared.log import get
 from shared.pipeline import erase
-from shared.pipeline.receive import Found, Inspector, Registered, Rules, admit, key_of
-from shared.store import files
+from shared.pipeline.receive import BATCH, Found, Inspector, Registered, Rules, admit, key_of
+from shared.store import arrivals, erasure, files
 from shared.store.arrivals import Origin
 from shared.store.blobs import MTIME_NS, Blobs, Part, digest_of
-from shared.store.files import Seen
+from shared.store.files import Record, Seen, Sent
 from shared.store.locks import Lock, alone
-from shared.store.session import Begin
+from shared.store.session import Begin, enqueue
+from shared.types import Job
 
 CHUNK = 1000  #: files that are looked up at once
 MARGIN_S = 24 * 3600.0  #: a file that no row knows stands so long at least
@@ -91,6 +92,50 @@ def _answer(done: Registered) -> Arrived:
         series_instance_uid=header.series_instance_uid if header else "",
         sop_class_uid=header.sop_class_uid if header else "",
         kept=known and outcome in KEPT and reason != Reason.ENDED,
+    )
+
+
+def reread(begin: Begin, inspector: Inspector, rules: Rules) -> int:
+    """Sent files that were stopped, and are to be tried again, have been; returns how many."""
+    done = 0
+    while True:
+        with begin() as db:
+            due = files.again(db, BATCH)
+        if not due:
+            return done
+        admit_again(begin, inspector, due, rules)
+        done += len(due)
+
+
+def admit_again(begin: Begin, inspector: Inspector, sent: Sequence[Sent], rules: Rules) -> None:
+    """Files of our store are decided on as if they came now from where they came; none is lost by what is decided.
+
+    What was erased meanwhile is to be unlinked.
+    """
+    looked = inspector.inspect_many([Path(os.fsdecode(one.path)) for one in sent])
+    for one, inspected in zip(sent, looked, strict=True):
+        header = None if isinstance(inspected, Rejected) else inspected.header
+        found = Found(seen=Seen(path=one.path, size=one.size, mtime_ns=MTIME_NS), inspected=inspected)
+        with begin() as db:
+            came = (header.study_instance_uid, header.sop_instance_uid) if header else ("", "")
+            origin = arrivals.came(db, *came)
+            (decided,) = admit(db, [found], rules, origin)
+            files.record(db, [_still(one, decided.record)], origin.operation_id)
+            if decided.record.reason == Reason.ERASED:
+                erasure.forget(db, files.numbers(db, [one.path]))
+                enqueue(db, Job.TIDY)
+
+
+def _still(sent: Sent, record: Record) -> Record:
+    """What was decided, by the content that the file has for a name, and of an unread one whose it is."""
+    if record.digest is not None:
+        return record
+    return replace(
+        record,
+        digest=sent.digest,
+        image_id=sent.image_id,
+        patient_key=sent.patient_key,
+        study_uid=sent.study_uid,
     )
 
 

@@ -62,6 +62,12 @@ def held(db: Session, digests: Collection[bytes]) -> set[bytes]:
     return {bytes(digest) for digest in db.execute(_HELD, {"digests": list(digests)}).scalars()}
 
 
+def numbers(db: Session, paths: Sequence[bytes]) -> list[int]:
+    """The ids of the rows of these paths."""
+    statement = sa.text("SELECT id FROM file WHERE path_digest = ANY(CAST(:digests AS bytea[]))")
+    return list(db.execute(statement, {"digests": [sha256(path).digest() for path in paths]}).scalars())
+
+
 def removals(db: Session, limit: int) -> list[bytes]:
     """Contents that an erasure has left behind."""
     return list(db.execute(sa.text("SELECT digest FROM removal LIMIT :limit"), {"limit": limit}).scalars())
@@ -105,6 +111,30 @@ def move(db: Session, old: bytes, new: bytes) -> None:
             "WHERE substring(path FOR length(CAST(:old AS bytea)) + 1) = CAST(:old AS bytea) || CAST(:slash AS bytea)"
         )
         db.execute(sa.text(statement), {"old": old, "new": new, "slash": b"/"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """A sent file as its row has it."""
+
+    path: bytes
+    size: int
+    digest: bytes
+    image_id: int | None = None
+    patient_key: bytes | None = None
+    study_uid: str | None = None
+
+
+_AGAIN = sa.text(
+    "SELECT path, size, digest, image_id, patient_key, study_uid FROM file "  # noqa: S608 - a constant
+    "WHERE mtime_ns = -1 AND (outcome = 'quarantined' OR (outcome = 'failed' AND image_id IS NULL)) "
+    f"AND {SENT} ORDER BY id LIMIT :limit"
+)
+
+
+def again(db: Session, limit: int) -> list[Sent]:
+    """Sent files that were stopped and are to be read again."""
+    return [Sent(**row._mapping) for row in db.execute(_AGAIN, {"limit": limit})]  # noqa: SLF001 - its public name
 
 
 _RECORD = sa.text(

@@ -16,14 +16,17 @@ from shared.errors import Unavailable
 from shared.imaging.pseudonym import patient_key
 from shared.imaging.sandbox import Sandbox
 from shared.log import configure
-from shared.pipeline import arrive, erase
+from shared.pipeline import arrive, erase, quarantine, sweep
 from shared.pipeline.admission import Action, Admission, Rule
 from shared.pipeline.arrive import Arrived
 from shared.store import arrivals, files, operations, tombstones
 from shared.store.arrivals import Origin
 from shared.store.blobs import Blobs, Full, follow
 from shared.store.files import Record, Seen
+from shared.store.reviews import Wanted
+from shared.types import Job
 from tests.miniature import SECRET, Platform
+from tests.strange import ANNA
 
 SCANNER = Origin(source="dicom", sender="SCANNER", called="SIMILIS")
 UID = "1.2.826.0.1.3680043.10.1"
@@ -88,6 +91,21 @@ class Door:
     def run(self, statement: str) -> None:
         with self.platform.begin() as db:
             db.execute(sa.text(statement))
+
+    def retry(self, number: int | None = None) -> None:
+        """The stopped file of this number, or all of a patient conflict, as the quarantine and a scan worker do it."""
+        self.platform.queue.rung.clear()
+        with self.platform.begin() as db:
+            if number is not None:
+                quarantine.retry_file(db, number, ANNA)
+            else:
+                quarantine.retry_many(db, Wanted(reason="patient-conflict"), ANNA)
+        assert Job.SCAN in self.platform.queue.rung
+        self.platform.queue.rung.clear()
+        with self.platform.begin() as db:  # and where that bell was lost
+            sweep.ring_for_due(db, self.platform.effort)
+        assert Job.SCAN in self.platform.queue.rung
+        assert arrive.reread(self.platform.begin, self.sandbox, self.rules) == 1
 
     def sweep(self, margin_s: float = -1) -> int:
         return arrive.sweep(self.platform.begin, self.sandbox, self.blobs, SECRET, margin_s=margin_s)
@@ -293,6 +311,55 @@ def test_a_stopped_file_is_erased_with_its_patient(door: Door, n: int) -> None:
     assert door.rows("SELECT outcome FROM file") == [("taken",)]
     (again,) = door.send(instance(n, patient="ANOTHER", value=5))
     assert (again.kept, again.reason) == (False, "erased")
+
+
+def test_a_stopped_file_that_was_sent_is_read_again_when_it_is_retried(door: Door) -> None:
+    conflict(door)
+    ((number,),) = door.rows("SELECT id FROM file WHERE outcome = 'quarantined'")
+    door.retry(int(str(number)))
+    assert door.rows("SELECT outcome, reason FROM file ORDER BY id")[1] == ("quarantined", "patient-conflict")
+    assert door.journal()[0] == ("arrived", "quarantined", "patient-conflict", "SCANNER")
+    door.run("UPDATE study SET patient_key = (SELECT patient_key FROM file WHERE patient_key IS NOT NULL)")
+    door.retry()  # all of a reason: it was the first one that was wrong
+    assert door.rows("SELECT outcome, reason, mtime_ns, patient_key FROM file ORDER BY id")[1] == (
+        "taken",
+        None,
+        0,
+        None,
+    )
+    assert door.rows("SELECT sop_uid, status FROM image ORDER BY id")[1] == (f"{UID}.1.2", "received")
+    assert door.journal()[0] == ("arrived", "taken", None, "SCANNER")
+    assert door.sweep() == 0
+
+
+def test_a_retry_loses_no_byte_whatever_is_decided(door: Door) -> None:
+    conflict(door)
+    refuses = Admission((Rule("house", {"sender": ("SCAN*",)}, Action.REFUSE),))
+    door.rules, rules = replace(door.rules, admission=refuses), door.rules
+    door.retry()
+    assert door.rows("SELECT outcome FROM file ORDER BY id") == [("taken",), ("refused",)]
+    assert door.sweep() == 0
+    door.rules = rules
+    door.run("UPDATE file SET outcome = 'quarantined', reason = 'patient-conflict' WHERE outcome = 'refused'")
+    kept, aside = door.blobs.root / "away", next(p for p in door.files() if p.read_bytes() != instance())
+    aside.rename(kept)  # a disk that is away
+    door.retry()
+    assert door.rows("SELECT outcome, reason, image_id FROM file ORDER BY id")[1] == ("failed", "unreadable-file", None)
+    kept.rename(aside)
+    door.run("UPDATE file SET mtime_ns = -1 WHERE outcome = 'failed'")
+    arrive.reread(door.platform.begin, door.sandbox, door.rules)
+    assert door.rows("SELECT outcome FROM file ORDER BY id") == [("taken",), ("quarantined",)]
+
+
+def test_what_was_erased_meanwhile_is_unlinked_at_a_retry(door: Door) -> None:
+    conflict(door)
+    with door.platform.begin() as db:
+        number = operations.create(db, "erase", {"of": "image"}).id
+        tombstones.bury(db, {tombstones.digest(SECRET, "image", f"{UID}.1.2"): "image"}, number)
+    door.retry()
+    assert door.rows("SELECT outcome FROM file") == [("taken",)]
+    assert door.sweep() == 1
+    assert [path.read_bytes() for path in door.files()] == [instance()]
 
 
 def test_a_stopped_file_is_erased_with_the_study_that_it_names(door: Door) -> None:
