@@ -75,13 +75,14 @@ def _erase(db: Session, secret: bytes, standing: Standing, name: bytes, kind: Ki
 def lift_study(db: Session, secret: bytes, study_uid: str) -> int:
     """The study may be taken in again; returns how many tombstones there were.
 
-    Raises: `NotFound` for one that was not erased, `Conflict` for one that was erased with its patient.
+    Raises: `NotFound` for one that was not erased, `Conflict` for one that was erased with its patient, or while an
+    erasure has not ended.
     """
     return _lift(db, digest(secret, "study", study_uid), "study")
 
 
 def lift_patient(db: Session, secret: bytes, issuer: str, patient_id: str) -> int:
-    """What was erased with the patient may be taken in again. Raises: `NotFound`."""
+    """What was erased with the patient may be taken in again. Raises: `NotFound`; `Conflict` as `lift_study`."""
     return _lift(db, digest(secret, "patient", patient_key(secret, issuer, patient_id)), "patient")
 
 
@@ -90,8 +91,12 @@ def _lift(db: Session, name: bytes, kind: Kind) -> int:
     stone = tombstones.find(db, name)
     if stone is None:
         raise NotFound(f"no such {kind} was erased")
-    if operations.get(db, stone.operation_id).params["of"] != kind:
+    erasure_of_it = operations.get(db, stone.operation_id)
+    if erasure_of_it.params["of"] != kind:
         raise Conflict("this study was erased with its patient: lift the patient")
+    # what came again would take the place of a delete that is still due, also one that a restore has renewed
+    if erasure_of_it.state != "succeeded" or operations.under_way(db, "erase"):
+        raise Conflict("an erasure has not ended: an index may still hold a point of it; lift it afterwards")
     erasure.look_again(db)
     return tombstones.lift(db, stone.operation_id)
 

@@ -77,6 +77,7 @@ def test_the_keeper_writes_when_something_changed_and_only_then(filled: Platform
     assert len(path.read_text().splitlines()) == 5
     assert path.stat().st_mode & 0o777 == 0o600
     assert not keep()
+    filled.project()
     with filled.begin() as db:
         erase.lift_study(db, SECRET, "1.2.4.1")
         assert db.execute(sa.text("SELECT count(*) FROM tombstone")).scalar_one() == 0
