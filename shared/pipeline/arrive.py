@@ -178,6 +178,33 @@ def unknown_files(begin: Begin, blobs: Blobs, margin_s: float = MARGIN_S) -> tup
     return total, unknown
 
 
+def strays(begin: Begin, inspector: Inspector, blobs: Blobs) -> list[Path]:
+    """Files that no row knows, in the store, and of those that were put aside which can be read; nobody is at them."""
+    _, unknown = unknown_files(begin, blobs, 0)
+    aside = blobs.lost()
+    readable = zip(aside, inspector.inspect_many(aside), strict=True)
+    found = [*unknown, *(path for path, what in readable if not isinstance(what, Rejected))]
+    if not found:
+        return []
+    with begin() as db:
+        alone(db, Lock.INTAKE)  # whoever had put a file there has committed its row
+        known = files.held(db, [digest_of(path) for path in unknown])
+    return [path for path in found if digest_of(path) not in known]
+
+
+def recover(begin: Begin, inspector: Inspector, blobs: Blobs, rules: Rules, found: Sequence[Path]) -> None:
+    """Each of these strays is decided on like a file that comes, or put aside where no header can be read."""
+    for paths in batched(found, BATCH):
+        sent = []
+        for path, what in zip(paths, inspector.inspect_many(paths), strict=True):
+            if isinstance(what, Rejected):
+                blobs.lose(path)
+                continue
+            place = blobs.find_again(path)
+            sent.append(Sent(path=os.fsencode(place), size=place.stat().st_size, digest=digest_of(place)))
+        admit_again(begin, inspector, sent, rules)
+
+
 def _since(path: Path) -> float:
     """When the file came here; its change time, which nobody can set. One that is gone came just now."""
     try:
