@@ -10,7 +10,7 @@ from shared.datasets import importers
 from shared.datasets.folder import LabelTable, read_labels
 from shared.datasets.record import label_table
 from shared.log import get
-from shared.pipeline import encode, receive
+from shared.pipeline import arrive, encode, receive
 from shared.pipeline.lease import turn
 from shared.pipeline.receive import Progress
 from shared.store import operations
@@ -38,11 +38,12 @@ def encode_images() -> None:
 
 @task(Job.SCAN)
 def scan_folders() -> None:
-    """Carry on one due scan; a watch rests between its rounds."""
+    """Carry on one due scan; a watch rests between its rounds. Without one, read sent files again where it is asked."""
     rt = runtime()
     with rt.transaction() as db:
         held = operations.claim(db, "scan", SCAN_LEASE_S)
     if held is None:
+        arrive.reread(rt.transaction, rt.sandbox, rt.rules)
         return
     watch = bool(held.params.get("watch"))
     with turn(rt.transaction, held, SCAN_LEASE_S, AWAY_S, lasting=watch):

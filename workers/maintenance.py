@@ -21,10 +21,10 @@ def ring_again() -> None:
 
 @task(Job.TIDY)
 def tidy() -> None:
-    """Sent files that no row names are gone."""
+    """Sent files that were erased are gone, and those that no row knows are put aside."""
     rt = runtime()
-    if gone := arrive.sweep(rt.transaction, rt.blobs):
-        log.info("orphan_files_removed", files=gone)
+    if gone := arrive.sweep(rt.transaction, rt.sandbox, rt.blobs, rt.rules.secret):
+        log.info("files_removed", files=gone)
 
 
 @cache

@@ -20,6 +20,7 @@ ROOM_BYTES = 2 << 30  #: below this intake stops soon
 SECRETS = ("api.key", "pseudonym.key", "vectors.key", "database.password", "database.url", "broker.url")
 
 SAID = {
+    "blob-without-row": "a file that was sent to us and that no row knows",
     "calibration-foreign": "judged by a threshold of a model that has not seen the image",
     "collection-damaged": "the index cannot open the collection of an open generation",
     "collection-missing": "the collection of an open generation is gone",
@@ -80,7 +81,9 @@ def doctor(
             begin=runtime.transaction,
             indexes=runtime.indexes,
             models=runtime.settings.models_dir,
-            secret=runtime.rules.secret,
+            blobs=runtime.blobs,
+            inspector=runtime.sandbox,
+            rules=runtime.rules,
         )
         found = [*_machine(folder, repair=repair)]
         found += examine(place, repair=repair, deep=deep, say=lambda name: say(f"looking at {name}"))

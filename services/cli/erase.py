@@ -1,6 +1,7 @@
-"""`similis erase`: a study or a patient, for good."""
+"""`similis erase`: a study or a patient, for good; and `similis tombstones replay` after a restore."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,11 +9,17 @@ import typer
 from services.cli.client import Answer, Client, connected, part
 from services.cli.terminal import AsJson, say, tell, tell_json
 from services.cli.waiting import watch
+from shared.config import Settings
+from shared.errors import NotFound
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command that erases."""
+    """Add the commands that erase."""
     app.command()(erase)
+    room = typer.Typer(help="Tombstones: what was erased and must not come back.", no_args_is_help=True)
+    room.callback()(lambda: None)  # one command is a room all the same
+    room.command()(replay)
+    app.add_typer(room, name="tombstones")
 
 
 @connected
@@ -50,6 +57,30 @@ def erase(  # noqa: PLR0913 - each argument is an option of the command
     _told(answer, f"erased {counts['images']} images of {counts['studies']} studies; {proof}", as_json)
     if wait and answer["state"] != "succeeded":
         raise typer.Exit(1)
+
+
+def replay(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file `tombstones` that was kept.")],
+    home: Annotated[Path | None, typer.Option(help="The home of a local server. Default: ~/.similis.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Erase again, in a database that was restored, what the file names; run it before anything is served.
+
+    It speaks to the database alone, at the newest schema. Vectors and files go with the workers, once they run.
+    """
+    from services.embedded.attach import settings
+    from shared.pipeline import stones
+    from shared.runtime import Runtime
+
+    if not file.is_file():
+        raise NotFound("there is no such file of tombstones")
+    runtime = Runtime(settings((home or Settings().home).expanduser()))
+    try:
+        with runtime.transaction() as db:
+            erased = stones.replay(db, file, runtime.rules.secret)
+    finally:
+        runtime.close()
+    _told({"images": erased}, f"{erased} images are erased again", as_json)
 
 
 def _certified(client: Client, answer: Answer) -> Answer:

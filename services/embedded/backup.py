@@ -31,11 +31,11 @@ from shared.config import Settings
 from shared.disk import sync
 from shared.encoder import cards
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
-from shared.pipeline import project, reconcile, stones
+from shared.pipeline import arrive, project, reconcile, stones
 from shared.pipeline.reconcile import Finding, Site
 from shared.runtime import Runtime
 from shared.store import checks, files, generations
-from shared.store.blobs import SUFFIX
+from shared.store.blobs import SUFFIX, Blobs
 from shared.store.session import Store
 
 MANIFEST, DUMP, KEY, MODELS, BLOBS = "manifest.json", "database.dump", "pseudonym.key", "models", "blobs"
@@ -276,9 +276,14 @@ def _fill(place: Home, server: Postgres, known: list[Path], say: Say, *, verify:
                 checks.let_all_go(db)
                 erased = sum(stones.replay(db, path, runtime.rules.secret) for path in known)
                 stones.write(db, place / stones.NAME)
+            site = _site(runtime, Blobs(place / BLOBS))
+            since = arrive.strays(
+                site.begin, site.inspector, site.blobs
+            )  # they came after the dump, and were acknowledged
+            arrive.recover(site.begin, site.inspector, site.blobs, site.rules, since)
             say("writing the vectors again from their encodings")
             points = _rebuild(runtime, say)
-            findings = _verify(runtime, say) if verify else []
+            findings = _verify(site, say) if verify else []
         finally:
             runtime.close()
     return Restored(erased=erased, points=points, findings=findings)
@@ -322,11 +327,16 @@ def _rebuild(runtime: Runtime, say: Say) -> int:
     return points
 
 
-def _verify(runtime: Runtime, say: Say) -> list[Finding]:
-    site = Site(
+def _site(runtime: Runtime, blobs: Blobs) -> Site:
+    return Site(
         begin=runtime.transaction,
         indexes=runtime.indexes,
         models=runtime.settings.models_dir,
-        secret=runtime.rules.secret,
+        blobs=blobs,
+        inspector=runtime.sandbox,
+        rules=runtime.rules,
     )
+
+
+def _verify(site: Site, say: Say) -> list[Finding]:
     return reconcile.examine(site, deep=True, say=lambda name: say(f"looking at {name}"))

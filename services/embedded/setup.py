@@ -1,4 +1,4 @@
-"""What must be true before the API and the workers start: the schema is the newest, the first API key is known.
+"""What must be true before the API and the workers start: the newest schema, the first API key, where sent files stand.
 
 `similis migrate` in production and the supervisor run this same module.
 """
@@ -13,6 +13,8 @@ from shared.config import Settings
 from shared.errors import SimilisError, Unavailable
 from shared.log import configure, get
 from shared.store import keys
+from shared.store.blobs import Blobs, follow
+from shared.store.locks import Lock, alone
 from shared.store.session import Store
 
 log = get(__name__)
@@ -20,8 +22,8 @@ log = get(__name__)
 WAIT_S = 300.0  # crash recovery of the database may take minutes
 
 
-def prepare(url: str, secret: str | None, wait_s: float = WAIT_S) -> None:
-    """The database is at the newest schema and knows the key. Safe to run twice, and at once.
+def prepare(url: str, secret: str | None, blobs: Blobs, wait_s: float = WAIT_S) -> None:
+    """The database is at the newest schema, knows the key, and where sent files stand. Safe to run twice, and at once.
 
     Raises: `Unavailable` where the database does not answer in time.
     """
@@ -29,6 +31,11 @@ def prepare(url: str, secret: str | None, wait_s: float = WAIT_S) -> None:
     try:
         _await(store, wait_s)
         migrations.upgrade(url)
+        with store.transaction() as db:
+            alone(db, Lock.INTAKE)
+            moved = follow(db, blobs)
+        if moved:
+            log.info("store_has_moved")
         if secret is not None:
             with store.transaction() as db:
                 keys.ensure(db, secret, name="cli", scopes=keys.ALL)
@@ -63,7 +70,8 @@ def run(keys_from: Path | None) -> int:
         url = settings.database.url.get_secret_value()
         if not url:
             raise Unavailable("SIMILIS_DATABASE__URL or SIMILIS_DATABASE__URL_FILE is not set")
-        prepare(url, keys_from.read_text(encoding="utf-8").strip() if keys_from else None)
+        secret = keys_from.read_text(encoding="utf-8").strip() if keys_from else None
+        prepare(url, secret, Blobs(settings.blobs_dir.absolute()))
     except SimilisError as error:
         sys.stderr.write(f"similis migrate: {error}\n")
         return 1

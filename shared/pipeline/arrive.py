@@ -1,27 +1,37 @@
 """Files that are sent to us: by C-STORE, by STOW, by a pull from another archive. One way in for all of them.
 
 The order is the promise: on the disk, then rows, then the name by which the rows know it, then the commit, then the
-answer. A crash before the commit leaves at most a file without a row, which the sweep takes; nobody was told of it.
+answer. A crash before the commit leaves at most a file without a row, which the sweep puts aside: nobody knows of it.
 """
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from shared.errors import Rejected
 from shared.imaging.answers import Inspected
 from shared.imaging.reasons import Reason
-from shared.pipeline.receive import Found, Inspector, Registered, Rules, admit
-from shared.store import files
+from shared.log import get
+from shared.pipeline import erase
+from shared.pipeline.receive import BATCH, Found, Inspector, Registered, Rules, admit, key_of
+from shared.store import arrivals, erasure, files
 from shared.store.arrivals import Origin
-from shared.store.blobs import MTIME_NS, Blobs, Part
-from shared.store.files import Seen
+from shared.store.blobs import MTIME_NS, Blobs, Part, digest_of
+from shared.store.files import Record, Seen, Sent
 from shared.store.locks import Lock, alone
-from shared.store.session import Begin
+from shared.store.session import Begin, enqueue
+from shared.types import Job
 
 CHUNK = 1000  #: files that are looked up at once
+MARGIN_S = 24 * 3600.0  #: a file that no row knows stands so long at least
+LOST_S = 30 * 24 * 3600.0  #: and is kept aside for so long
+#: Crashes leave a file now and then; where more are unknown, and more than this share, it is the rows that are wrong.
+FEW, SHARE = 10, 0.01
+
+log = get(__name__)
 
 #: what stays with us, and is answered as success; a file of a known UID with other bytes is kept beside it
 KEPT = frozenset({"taken", "same", "kept", "quarantined"})
@@ -85,23 +95,150 @@ def _answer(done: Registered) -> Arrived:
     )
 
 
-def sweep(begin: Begin, blobs: Blobs) -> int:
-    """Files without a row are gone: what a crash has left, and what was erased; returns how many there were."""
-    gone = blobs.forget_parts()
-    for paths in batched(blobs.every(), CHUNK):
+def reread(begin: Begin, inspector: Inspector, rules: Rules) -> int:
+    """Sent files that were stopped, and are to be tried again, have been; returns how many."""
+    done = 0
+    while True:
         with begin() as db:
-            known = files.known(db, [os.fsencode(path) for path in paths])
-        lost = [path for path in paths if os.fsencode(path) not in known]
-        if not lost:
-            continue
+            due = files.again(db, BATCH)
+        if not due:
+            return done
+        admit_again(begin, inspector, due, rules)
+        done += len(due)
+
+
+def admit_again(begin: Begin, inspector: Inspector, sent: Sequence[Sent], rules: Rules) -> None:
+    """Files of our store are decided on as if they came now from where they came; none is lost by what is decided.
+
+    What was erased meanwhile is to be unlinked.
+    """
+    looked = inspector.inspect_many([Path(os.fsdecode(one.path)) for one in sent])
+    for one, inspected in zip(sent, looked, strict=True):
+        header = None if isinstance(inspected, Rejected) else inspected.header
+        found = Found(seen=Seen(path=one.path, size=one.size, mtime_ns=MTIME_NS), inspected=inspected)
+        with begin() as db:
+            came = (header.study_instance_uid, header.sop_instance_uid) if header else ("", "")
+            origin = arrivals.came(db, *came)
+            (decided,) = admit(db, [found], rules, origin)
+            files.record(db, [_still(one, decided.record)], origin.operation_id)
+            if decided.record.reason == Reason.ERASED:
+                erasure.forget(db, files.numbers(db, [one.path]))
+                enqueue(db, Job.TIDY)
+
+
+def _still(sent: Sent, record: Record) -> Record:
+    """What was decided, by the content that the file has for a name, and of an unread one whose it is."""
+    if record.digest is not None:
+        return record
+    return replace(
+        record,
+        digest=sent.digest,
+        image_id=sent.image_id,
+        patient_key=sent.patient_key,
+        study_uid=sent.study_uid,
+    )
+
+
+def sweep(begin: Begin, inspector: Inspector, blobs: Blobs, secret: bytes, *, margin_s: float = MARGIN_S) -> int:
+    """Files that were erased are gone, and those that a crash has left are put aside; returns how many there were.
+
+    A file that no row knows by its content is no proof that nobody was told of it: the database may be an older one.
+    So it is only put aside, for a month, and not even that where many are unknown.
+    """
+    gone = blobs.forget_parts() + _remove_erased(begin, inspector, blobs, secret)
+    total, unknown = unknown_files(begin, blobs, margin_s)
+    if len(unknown) > max(FEW, total * SHARE):
+        log.error("unknown_files_kept", unknown=len(unknown), files=total)
+        return gone
+    for paths in batched(unknown, CHUNK):
+        erased = _erased(begin, inspector, paths, secret)
         with begin() as db:
             alone(db, Lock.INTAKE)  # whoever had put a file there has committed its row, or never will
-            known = files.known(db, [os.fsencode(path) for path in lost])
-            for path in lost:
-                if os.fsencode(path) not in known:
-                    path.unlink(missing_ok=True)
-                    gone += 1
+            known = files.held(db, [digest_of(path) for path in paths])
+            for path in paths:
+                if digest_of(path) in known:
+                    continue
+                if path in erased:
+                    blobs.remove(digest_of(path))
+                else:
+                    blobs.lose(path)
+                gone += 1
+    blobs.forget_lost(LOST_S)
     return gone
+
+
+def unknown_files(begin: Begin, blobs: Blobs, margin_s: float = MARGIN_S) -> tuple[int, list[Path]]:
+    """How many sent files there are, and those that stand here for so long and that no row knows."""
+    total, unknown, before = 0, [], time.time() - margin_s
+    for paths in batched(blobs.every(), CHUNK):
+        total += len(paths)
+        with begin() as db:
+            known = files.held(db, [digest_of(path) for path in paths])
+        unknown += [path for path in paths if digest_of(path) not in known and _since(path) < before]
+    return total, unknown
+
+
+def strays(begin: Begin, inspector: Inspector, blobs: Blobs) -> list[Path]:
+    """Files that no row knows, in the store, and of those that were put aside which can be read; nobody is at them."""
+    _, unknown = unknown_files(begin, blobs, 0)
+    aside = blobs.lost()
+    readable = zip(aside, inspector.inspect_many(aside), strict=True)
+    found = [*unknown, *(path for path, what in readable if not isinstance(what, Rejected))]
+    if not found:
+        return []
+    with begin() as db:
+        alone(db, Lock.INTAKE)  # whoever had put a file there has committed its row
+        known = files.held(db, [digest_of(path) for path in unknown])
+    return [path for path in found if digest_of(path) not in known]
+
+
+def recover(begin: Begin, inspector: Inspector, blobs: Blobs, rules: Rules, found: Sequence[Path]) -> None:
+    """Each of these strays is decided on like a file that comes, or put aside where no header can be read."""
+    for paths in batched(found, BATCH):
+        sent = []
+        for path, what in zip(paths, inspector.inspect_many(paths), strict=True):
+            if isinstance(what, Rejected):
+                blobs.lose(path)
+                continue
+            place = blobs.find_again(path)
+            sent.append(Sent(path=os.fsencode(place), size=place.stat().st_size, digest=digest_of(place)))
+        admit_again(begin, inspector, sent, rules)
+
+
+def _since(path: Path) -> float:
+    """When the file came here; its change time, which nobody can set. One that is gone came just now."""
+    try:
+        return path.stat().st_ctime
+    except FileNotFoundError:
+        return time.time()
+
+
+def _remove_erased(begin: Begin, inspector: Inspector, blobs: Blobs, secret: bytes) -> int:
+    """What an erasure has left is unlinked, also where it had been put aside; returns how many files were."""
+    with begin() as db:
+        due = files.removals(db, CHUNK)
+    erased = _erased(begin, inspector, blobs.lost(), secret) if due else set()
+    gone = sum(blobs.remove(digest_of(path)) for path in erased)
+    while due:
+        with begin() as db:
+            alone(db, Lock.INTAKE)
+            due = files.removals(db, CHUNK)
+            for digest in set(due) - files.held(db, due):  # what was lifted and came again stays
+                gone += blobs.remove(digest)
+            files.removed(db, due)
+    return gone
+
+
+def _erased(begin: Begin, inspector: Inspector, paths: Sequence[Path], secret: bytes) -> set[Path]:
+    """Those of these files whose header names what was erased."""
+    named = {
+        path: (header.sop_instance_uid, header.study_instance_uid, key_of(header, secret))
+        for path, found in zip(paths, inspector.inspect_many(paths), strict=True)
+        if not isinstance(found, Rejected) and (header := found.header) is not None
+    }
+    with begin() as db:
+        gone = erase.refused(db, secret, list(named.values()))
+    return {path for path, erased in zip(named, gone, strict=True) if erased}
 
 
 def batched(paths: Iterable[Path], n: int) -> Iterator[list[Path]]:

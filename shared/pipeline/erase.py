@@ -14,7 +14,7 @@ from shared.imaging.pseudonym import patient_key
 from shared.index.base import Index
 from shared.log import get
 from shared.store import erasure, ledger, operations, tombstones
-from shared.store.erasure import Copy, Named
+from shared.store.erasure import Copy, Standing
 from shared.store.locks import Lock, alone
 from shared.store.operations import Held
 from shared.store.session import Begin, enqueue
@@ -48,11 +48,9 @@ def erase_patient(db: Session, secret: bytes, issuer: str, patient_id: str) -> O
     return _erase(db, secret, erasure.standing(db, patient_key=key), digest(secret, "patient", key), "patient")
 
 
-def _erase(
-    db: Session, secret: bytes, standing: tuple[Sequence[Named], Sequence[Named]], name: bytes, kind: Kind
-) -> Operation:
-    studies, images = standing
-    if not studies:
+def _erase(db: Session, secret: bytes, standing: Standing, name: bytes, kind: Kind) -> Operation:
+    studies, images = standing.studies, standing.images
+    if not studies and not standing.stopped:
         stone = tombstones.find(db, name)
         if stone is None:
             raise NotFound(f"no such {kind}")
@@ -62,9 +60,11 @@ def _erase(
     buried |= {digest(secret, "study", study.uid): "study" for study in studies}
     buried[name] = kind
     tombstones.bury(db, buried, operation.id)
-    erasure.empty(db, studies, images, operation.id)
+    erasure.empty(db, standing, operation.id)
     ledger.withdraw(db, [image.id for image in images])
     operation.counts = {"images": len(images), "studies": len(studies)}
+    if standing.stopped:
+        operation.counts |= {"stopped": len(standing.stopped)}  # files that had not become an image of these
     operation.total = len(erasure.copies(db, operation.id))
     enqueue(db, Job.PROJECT)
     enqueue(db, Job.TIDY)  # files that were sent to us are ours to remove
@@ -75,13 +75,14 @@ def _erase(
 def lift_study(db: Session, secret: bytes, study_uid: str) -> int:
     """The study may be taken in again; returns how many tombstones there were.
 
-    Raises: `NotFound` for one that was not erased, `Conflict` for one that was erased with its patient.
+    Raises: `NotFound` for one that was not erased, `Conflict` for one that was erased with its patient, or while an
+    erasure has not ended.
     """
     return _lift(db, digest(secret, "study", study_uid), "study")
 
 
 def lift_patient(db: Session, secret: bytes, issuer: str, patient_id: str) -> int:
-    """What was erased with the patient may be taken in again. Raises: `NotFound`."""
+    """What was erased with the patient may be taken in again. Raises: `NotFound`; `Conflict` as `lift_study`."""
     return _lift(db, digest(secret, "patient", patient_key(secret, issuer, patient_id)), "patient")
 
 
@@ -90,8 +91,12 @@ def _lift(db: Session, name: bytes, kind: Kind) -> int:
     stone = tombstones.find(db, name)
     if stone is None:
         raise NotFound(f"no such {kind} was erased")
-    if operations.get(db, stone.operation_id).params["of"] != kind:
+    erasure_of_it = operations.get(db, stone.operation_id)
+    if erasure_of_it.params["of"] != kind:
         raise Conflict("this study was erased with its patient: lift the patient")
+    # what came again would take the place of a delete that is still due, also one that a restore has renewed
+    if erasure_of_it.state != "succeeded" or operations.under_way(db, "erase"):
+        raise Conflict("an erasure has not ended: an index may still hold a point of it; lift it afterwards")
     erasure.look_again(db)
     return tombstones.lift(db, stone.operation_id)
 
@@ -162,8 +167,21 @@ def replay(db: Session, secret: bytes) -> int:
         for uid in sorted(studies):
             standing = erasure.standing(db, study_uid=uid)
             _erase(db, secret, standing, digest(secret, "study", uid), "study")
-            erased += len(standing[1])
+            erased += len(standing.images)
+    _replay_stopped(db, secret)
     return erased
+
+
+def _replay_stopped(db: Session, secret: bytes) -> None:
+    """Files that were stopped and that a tombstone names are gone, too."""
+    names = {
+        row.id: {digest(secret, "study", row.study_uid), digest(secret, "patient", row.patient_key)}
+        for row in erasure.stopped(db)
+    }
+    buried = tombstones.buried(db, {name for own in names.values() for name in own})
+    if gone := [number for number, own in names.items() if buried & own]:
+        erasure.forget(db, gone)
+        enqueue(db, Job.TIDY)
 
 
 def _names(secret: bytes, sop_uid: str, study_uid: str, patient: bytes) -> tuple[bytes, bytes, bytes]:

@@ -48,14 +48,14 @@ def _due(db: Session, kind: Kind, names: Sequence[str]) -> int:
     if kind == "point":
         share(db, Lock.GENERATIONS)  # who publishes counts what is due
     found = letters.due_again(db, kind, names)
-    scan_again(db, [one for one in found if one is not None])
+    scan_again(db, found)
     enqueue(db, _RUNG[kind])
     return len(found)
 
 
-def scan_again(db: Session, found: Sequence[uuid.UUID]) -> None:
-    """The scans that met files to be read again come by once more."""
-    for operation in set(found):
+def scan_again(db: Session, found: Sequence[uuid.UUID | None]) -> None:
+    """The scans that met files to be read again come by once more; None stands for a file of our own store."""
+    for operation in {one for one in found if one is not None}:
         with suppress(Conflict, NotFound):  # a scan that has not ended comes by anyway
             operations.retry(db, operation)
     if found:

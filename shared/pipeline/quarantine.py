@@ -120,11 +120,11 @@ def retry(db: Session, image_id: int, actor: Actor) -> None:
 
 
 def retry_file(db: Session, file_id: int, actor: Actor) -> None:
-    """The file is read again by the scan that met it. Raises: `NotFound`."""
+    """The file is read again by the scan that met it; one that was sent, from our store. Raises: `NotFound`."""
     found = reviews.forget_files(db, Wanted(), file_id)
     if not found:
         raise NotFound("no such file")
-    scan_again(db, [one for one in found if one is not None])
+    scan_again(db, found)
     reviews.audit(db, actor, "retry", {"file": file_id})
 
 
@@ -138,7 +138,7 @@ def retry_many(db: Session, wanted: Wanted, actor: Actor) -> tuple[int, int]:
     images = reviews.lock_pending(db, wanted, MOST_AT_ONCE)
     _due_again(db, images)
     files = reviews.forget_files(db, wanted) if wanted.modality is None else []
-    scan_again(db, [one for one in files if one is not None])
+    scan_again(db, files)
     details = {"gate": wanted.gate, "reason": wanted.reason, "images": len(images), "files": len(files)}
     reviews.audit(db, actor, "retry", details)
     return len(images), len(files)

@@ -311,17 +311,21 @@ def _incoming(file: Found, secret: bytes, origin: Origin) -> Incoming:
     announced = zip(file.expects, uids, strict=False)  # it may announce the first ones only
     if any(said and said != is_ for said, is_ in announced):
         raise failed(Reason.UIDS_DIFFER)
-    key = patient_key(
-        secret, header.issuer_of_patient_id, header.patient_id, study_instance_uid=header.study_instance_uid
-    )
     return Incoming(
         header=header,
-        patient_key=key,
+        patient_key=key_of(header, secret),
         digest=file.inspected.digest,
         path=file.seen.path,
         labels=file.row.labels if file.row is not None else Labels(),
         described=file.row is not None or file.inspected.kind == "dicom",
         sender=f"{origin.source}:{origin.sender}" if origin.sender else "",
+    )
+
+
+def key_of(header: Header, secret: bytes) -> bytes:
+    """The pseudonym of the header's patient."""
+    return patient_key(
+        secret, header.issuer_of_patient_id, header.patient_id, study_instance_uid=header.study_instance_uid
     )
 
 
@@ -368,6 +372,7 @@ def _seen_before(incoming: Incoming, standing: Mapping[str, Known]) -> bool:
 
 def _record(file: Found, incoming: Incoming, verdict: Verdict, standing: Mapping[str, Known]) -> Registered:
     known = standing.get(incoming.header.sop_instance_uid)
+    stopped = verdict.outcome == Outcome.QUARANTINED  # it has no image, or one of another patient or study
     record = Record(
         seen=file.seen,
         outcome=str(verdict.outcome),
@@ -376,6 +381,8 @@ def _record(file: Found, incoming: Incoming, verdict: Verdict, standing: Mapping
         gate=str(verdict.gate) if verdict.gate else None,
         reason=str(verdict.reason) if verdict.reason else None,
         labels_digest=file.stamp,
+        patient_key=incoming.patient_key if stopped else None,
+        study_uid=incoming.header.study_instance_uid if stopped else None,
     )
     return Registered(file, record, incoming.header, incoming.held_by)
 

@@ -22,9 +22,11 @@ from shared.encoder import cards
 from shared.errors import Invalid, NotFound
 from shared.index import checks as vectors
 from shared.index.base import Damaged, Index, IndexStore, Metric, Point, Spec
-from shared.pipeline import canary, erase, project
+from shared.pipeline import arrive, canary, erase, project
+from shared.pipeline.receive import Inspector, Rules
 from shared.pipeline.replay import measure_again
 from shared.store import checks, encodings, erasure, generations, ledger, operations
+from shared.store.blobs import Blobs
 from shared.store.checks import Registered, Row, apply_again
 from shared.store.generations import Published
 from shared.store.locks import Lock, alone
@@ -34,6 +36,7 @@ from shared.types import Job
 
 SHOWN = 20  #: ids that a finding names
 SAMPLE = 300  #: points of each generation whose vectors are compared, without `deep`
+NAMED = 16  #: digits of a content's digest, by which a finding names it
 STEP = 256  #: points held by one transaction
 FILES = 2000  #: files, or ledger rows, looked at between two questions to the database
 #: A vector whose relative distance from its encoding is greater has a cosine below 0.9999 with it.
@@ -42,7 +45,10 @@ APART = 0.014
 
 @dataclass(kw_only=True)
 class Finding:
-    """Something that does not agree: `ids` are the first twenty, of images, points, files, generations or models."""
+    """Something that does not agree: `ids` are the first twenty, of images, points, files, generations or models.
+
+    Of a file without a row it is the beginning of its name in the store, which is the digest of its content.
+    """
 
     kind: str
     count: int
@@ -56,14 +62,17 @@ class Site:
 
     Args:
         models: where the cards lie.
-        secret: of the pseudonyms and tombstones.
+        blobs: the files that were sent to us.
+        rules: of intake, for files that it has to decide on once more.
         digest: of a file's bytes, as intake takes it.
     """
 
     begin: Begin
     indexes: IndexStore
     models: Path
-    secret: bytes
+    blobs: Blobs
+    inspector: Inspector
+    rules: Rules
     digest: Callable[[Path], bytes] = field(default=lambda path: blake3().update_mmap(path).digest())
 
 
@@ -188,7 +197,7 @@ def _tombstones(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # n
     ids = _risen(site)
     if repair and ids:
         with site.begin() as db:
-            erase.replay(db, site.secret)
+            erase.replay(db, site.rules.secret)
     yield _named("tombstoned", ids, repaired=repair)
 
 
@@ -199,7 +208,7 @@ def _risen(site: Site) -> list[int]:
         with site.begin() as db:
             rows = erasure.known(db, after, FILES)
             files = [(row.sop_uid, row.study_uid, row.patient_key) for row in rows]
-            gone = erase.refused(db, site.secret, files) if rows else []
+            gone = erase.refused(db, site.rules.secret, files) if rows else []
         if not rows:
             return risen
         after = rows[-1].image_id
@@ -249,6 +258,14 @@ def _look_again(db: Session, kind: str, rows: Sequence[Registered]) -> None:
         if copy is not None:
             checks.move(db, row.image_id, copy)
     checks.look_again(db, [row.id for row in rows], missing=kind == "file-missing")
+
+
+def _store(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: ARG001
+    """Each file that was sent to us has its row, or was put aside and cannot be read."""
+    found = arrive.strays(site.begin, site.inspector, site.blobs)
+    if repair:
+        arrive.recover(site.begin, site.inspector, site.blobs, site.rules, found)
+    yield _named("blob-without-row", [path.stem[:NAMED] for path in found], repaired=repair)
 
 
 def _points(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:
@@ -388,5 +405,6 @@ _LOOKS = (
     ("tombstones", _tombstones),
     ("rows", _rows),
     ("files", _files),
+    ("store", _store),
     ("indexes", _points),
 )

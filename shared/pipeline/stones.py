@@ -13,15 +13,24 @@ from sqlalchemy.orm import Session
 
 from shared.disk import sync
 from shared.errors import Invalid
+from shared.log import get
 from shared.pipeline import erase
+from shared.store import tombstones
 from shared.store.tables import Tombstone
 
 NAME = "tombstones"
+BEFORE = "tombstones.before"
+log = get(__name__)
+
 _STAND = sa.text("SELECT count(*), max(created_at) FROM tombstone")
 
 
 class Keeper:
-    """Keeps the file in step with the table; asks for two numbers unless something changed."""
+    """Keeps the file in step with the table; asks for two numbers unless something changed.
+
+    A file that names more than the table, when we begin, is of a newer database than this one: what only it knows is
+    kept in `tombstones.before` beside it, for `similis tombstones replay`.
+    """
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -32,8 +41,34 @@ class Keeper:
         seen = tuple(db.execute(_STAND).one())
         if seen == self._seen or (seen[0] == 0 and not self._path.exists()):
             return
+        if self._seen is None:
+            _keep_before(db, self._path)
         write(db, self._path)
         self._seen = seen
+
+
+def _keep_before(db: Session, path: Path) -> None:
+    """Lines of the file that the table does not know stand in the other one, durably, too."""
+    named = {_digest(line): line for line in path.read_text(encoding="utf-8").splitlines()} if path.exists() else {}
+    known = tombstones.buried(db, named)
+    lines = [line for digest, line in named.items() if digest not in known]
+    if not lines:
+        return
+    before = path.with_name(BEFORE)
+    with os.fdopen(os.open(before, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w", encoding="utf-8") as file:
+        file.write("".join(f"{line}\n" for line in lines))
+        file.flush()
+        os.fsync(file.fileno())
+    sync(before.parent)
+    log.warning("tombstones_unknown_to_the_database", tombstones=len(lines))
+
+
+def _digest(line: str) -> bytes:
+    """What a line names; nothing for a damaged one, which is kept."""
+    try:
+        return bytes.fromhex(json.loads(line)["digest"])
+    except (ValueError, KeyError, TypeError):
+        return line.encode()
 
 
 def write(db: Session, path: Path) -> int:

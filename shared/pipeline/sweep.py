@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 from shared.pipeline import pull
 from shared.pipeline.encode import Effort
 from shared.pipeline.reindex import GRACE_S
-from shared.store import backfill, canaries, generations, images, ledger, operations
+from shared.store import backfill, canaries, files, generations, images, ledger, operations
 from shared.store.session import enqueue
 from shared.types import Job
 
@@ -16,7 +16,7 @@ def ring_for_due(db: Session, effort: Effort, canary_s: float = 0) -> None:
     operations.finish_settled(db)
     if images.due(db)[0]:
         enqueue(db, Job.ENCODE)
-    if operations.due(db, "scan"):
+    if operations.due(db, "scan") or files.again(db, 1):
         enqueue(db, Job.SCAN)
     if operations.due(db, pull.KIND):
         enqueue(db, Job.PULL)

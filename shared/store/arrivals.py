@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 class Origin:
     """Where files come from: a folder, a DICOM peer, an API key, another archive."""
 
-    source: str  #: folder, dicom, stow or backfill
+    source: str  #: folder, dicom, stow or backfill; store for a file of ours whose way in nobody knows any more
     sender: str = ""  #: AE title, name of an API key, or host; never a path
     called: str = ""  #: the AE title it called
     operation_id: uuid.UUID | None = None
@@ -60,6 +60,18 @@ def add(db: Session, arrivals: Sequence[Arrival], origin: Origin) -> None:
             "images": [a.image_id for a in arrivals],
         },
     )
+
+
+_CAME = sa.text(
+    "SELECT source, sender, called, operation_id FROM arrival WHERE study_uid = :study AND sop_uid = :sop "
+    "AND source <> 'folder' ORDER BY id DESC LIMIT 1"
+)
+
+
+def came(db: Session, study_uid: str, sop_uid: str) -> Origin:
+    """Where an instance that was sent to us came from last; a journal that knows nothing of it: from our own store."""
+    row = db.execute(_CAME, {"study": study_uid, "sop": sop_uid}).one_or_none()
+    return Origin(source="store") if row is None else Origin(**row._mapping)  # noqa: SLF001 - its public name
 
 
 _JOURNAL = sa.text(

@@ -5,6 +5,7 @@ A part is written beside, and becomes a blob by one rename; so a blob is whole, 
 
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import time
@@ -15,15 +16,20 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from sqlalchemy.orm import Session
+
 from shared.disk import sync
 from shared.errors import Unavailable
+from shared.store import files
 
 MIB = 2**20
 RESERVE_RATIO = 0.05  #: of the disk, or `reserve_bytes` where that is less
 PREAMBLE = 128
 SUFFIX = ".dcm"
+NAME = re.compile(r"[0-9a-f]{64}\.dcm")
 YOUNG_S = 5.0  #: a part this new may have been made and not yet locked
 MTIME_NS = 0  #: of every blob: a content has no time
+SAMPLE = 100  #: files that are looked for where a store is said to stand now
 CHECK_EVERY = 64 * MIB  #: a long part asks again whether there is room
 
 
@@ -117,7 +123,45 @@ class Blobs:
         """All blobs, folder by folder."""
         for upper in sorted(self.root.glob("??")):
             for lower in sorted(upper.iterdir()):
-                yield from sorted(lower.glob(f"*{SUFFIX}"))
+                yield from sorted(path for path in lower.glob(f"*{SUFFIX}") if NAME.fullmatch(path.name))
+
+    def lost(self) -> list[Path]:
+        """What was put aside because no row knew it."""
+        return sorted(path for path in self._lost.glob(f"*{SUFFIX}") if NAME.fullmatch(path.name))
+
+    def lose(self, path: Path) -> None:
+        """The blob is put aside; from now on its time says since when."""
+        self._lost.mkdir(mode=0o700, exist_ok=True)
+        os.utime(path)
+        path.rename(self._lost / path.name)
+        sync(self._lost)
+
+    def find_again(self, path: Path) -> Path:
+        """What was put aside stands in its place; returns where."""
+        place = self.place(digest_of(path))
+        place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        os.utime(path, ns=(MTIME_NS, MTIME_NS))
+        path.rename(place)
+        for folder in (place.parent, place.parent.parent, self.root):
+            sync(folder)
+        return place
+
+    def remove(self, digest: bytes) -> bool:
+        """This content is nowhere in the store, durably, nor among what was put aside; returns whether it was."""
+        place, gone = self.place(digest), False
+        for path in (place, self._lost / place.name):
+            with suppress(FileNotFoundError):
+                path.unlink()
+                sync(path.parent)
+                gone = True
+        return gone
+
+    def forget_lost(self, age_s: float) -> int:
+        """What was put aside so long ago is gone; returns how many there were."""
+        old = [path for path in self.lost() if path.stat().st_mtime < time.time() - age_s]
+        for path in old:
+            path.unlink()
+        return len(old)
 
     def forget_parts(self) -> int:
         """Parts that nobody holds are gone, a crash has left them; returns how many."""
@@ -133,3 +177,30 @@ class Blobs:
     @property
     def _incoming(self) -> Path:
         return self.root / "incoming"
+
+    @property
+    def _lost(self) -> Path:
+        return self.root / "lost"
+
+
+def digest_of(path: Path) -> bytes:
+    """The content of a blob, by its name."""
+    return bytes.fromhex(path.name.removesuffix(SUFFIX))
+
+
+def follow(db: Session, blobs: Blobs) -> bool:
+    """Rows name sent files where they stand, if the whole store has moved since; returns whether it had.
+
+    A place that lacks what the old one has is not the moved store: then the rows stay, and the files are found.
+    """
+    new, moved = os.fsencode(blobs.root), False
+    for old in files.roots(db):
+        if old == new:
+            continue
+        there = Blobs(Path(os.fsdecode(old)))
+        sample = files.some(db, old, SAMPLE)
+        here = [blobs.place(digest).exists() for digest in sample]
+        if any(here) and all(h or not there.place(d).exists() for h, d in zip(here, sample, strict=True)):
+            files.move(db, old, new)
+            moved = True
+    return moved

@@ -2,10 +2,12 @@
 
 import uuid
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
+
+from shared.store.files import SENT
 
 
 class Named(NamedTuple):
@@ -22,13 +24,29 @@ _IMAGES = sa.text(
 )
 
 
-def standing(
-    db: Session, *, study_uid: str | None = None, patient_key: bytes | None = None
-) -> tuple[list[Named], list[Named]]:
-    """The study, or those of a patient, and their images; locked: who encodes or fills one in waits, or is too late."""
+_STOPPED = sa.text(
+    "SELECT id FROM file WHERE study_uid = ANY(CAST(:uids AS text[])) OR patient_key = :patient ORDER BY id FOR UPDATE"
+)
+
+
+class Standing(NamedTuple):
+    """What an erasure is about."""
+
+    studies: list[Named]
+    images: list[Named]
+    stopped: list[int]  #: files that were stopped before they became an image of these
+
+
+def standing(db: Session, *, study_uid: str | None = None, patient_key: bytes | None = None) -> Standing:
+    """The study, or those of a patient, and what is of them.
+
+    Locked: who encodes or fills one in waits, or is too late.
+    """
     studies = [Named._make(row) for row in db.execute(_STUDIES, {"uid": study_uid, "patient": patient_key})]
     images = db.execute(_IMAGES, {"studies": [study.id for study in studies]})
-    return studies, [Named._make(row) for row in images]
+    uids = [study.uid for study in studies] + ([study_uid] if study_uid else [])
+    stopped = db.execute(_STOPPED, {"uids": uids, "patient": patient_key}).scalars()
+    return Standing(studies, [Named._make(row) for row in images], list(stopped))
 
 
 _EMPTY_IMAGES = sa.text(
@@ -58,9 +76,33 @@ _NOT_PULLED = sa.text(
 )
 
 
-def empty(db: Session, studies: Sequence[Named], images: Sequence[Named], operation_id: uuid.UUID) -> None:
+#: Sent files are ours to remove: their names are kept until they are unlinked.
+_LEFT = sa.text(
+    f"""
+    INSERT INTO removal (digest)
+    SELECT digest FROM file
+    WHERE (image_id = ANY(CAST(:images AS bigint[])) OR id = ANY(CAST(:files AS bigint[]))) AND {SENT}
+    UNION SELECT digest FROM image WHERE id = ANY(CAST(:images AS bigint[])) AND {SENT}
+    ON CONFLICT DO NOTHING
+    """  # noqa: S608 - only the constant above is inserted
+)
+
+
+def stopped(db: Session) -> Sequence[sa.Row[Any]]:
+    """(id, study_uid, patient_key) of every file that was stopped before it became an image."""
+    return db.execute(sa.text("SELECT id, study_uid, patient_key FROM file WHERE patient_key IS NOT NULL")).all()
+
+
+def forget(db: Session, files: Sequence[int], images: Sequence[int] = ()) -> None:
+    """The rows of these files are gone; as far as they were sent, with those of the images, they are to be unlinked."""
+    db.execute(_LEFT, {"images": list(images), "files": list(files)})
+    db.execute(sa.text("DELETE FROM file WHERE id = ANY(CAST(:files AS bigint[]))"), {"files": list(files)})
+
+
+def empty(db: Session, of: Standing, operation_id: uuid.UUID) -> None:
     """Of these the bare rows are left; encodings, pictures, files' rows and what is due are gone."""
-    ids = [image.id for image in images]
+    studies, ids = of.studies, [image.id for image in of.images]
+    forget(db, of.stopped, ids)
     for table in ("encoding", "thumbnail", "file", "backfill", "review"):
         db.execute(
             sa.text(f"DELETE FROM {table} WHERE image_id = ANY(CAST(:images AS bigint[]))"),  # noqa: S608 - a constant

@@ -1,7 +1,7 @@
 """Files that scans have met: what is unchanged is skipped, and what was not taken in keeps its reason."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 
@@ -31,6 +31,13 @@ class Record:
     gate: str | None = None
     reason: str | None = None
     labels_digest: bytes | None = None
+    patient_key: bytes | None = None  #: of a stopped file, with its study's UID
+    study_uid: str | None = None
+
+
+#: A sent file has the digest of its content for a name (`blobs.Blobs.place`), wherever the store lies.
+SENT = "substring(path FROM length(path) - 67 FOR 64) = convert_to(encode(digest, 'hex'), 'UTF8')"
+_NAME = 75  #: bytes of /12/34/1234….dcm
 
 
 _KNOWN = sa.text(
@@ -54,13 +61,51 @@ def unchanged(db: Session, seen: Sequence[Seen], labels: Sequence[bytes | None],
     return {s.path for s, label in zip(seen, labels, strict=True) if known.get(s.path) == (s.size, s.mtime_ns, label)}
 
 
-def known(db: Session, paths: Sequence[bytes]) -> set[bytes]:
-    """Those of the paths that a row names."""
-    rows = db.execute(
-        sa.text("SELECT path FROM file WHERE path_digest = ANY(CAST(:digests AS bytea[]))"),
-        {"digests": [sha256(path).digest() for path in paths]},
-    )
-    return {bytes(row.path) for row in rows}
+_HELD = sa.text(
+    "SELECT u.digest FROM unnest(CAST(:digests AS bytea[])) AS u(digest) "
+    "WHERE EXISTS (SELECT 1 FROM file f WHERE f.digest = u.digest) "
+    "OR EXISTS (SELECT 1 FROM image i WHERE i.digest = u.digest)"
+)
+
+
+def held(db: Session, digests: Collection[bytes]) -> set[bytes]:
+    """Those of these contents that a row names, wherever it says that they stand."""
+    return {bytes(digest) for digest in db.execute(_HELD, {"digests": list(digests)}).scalars()}
+
+
+def numbers(db: Session, paths: Sequence[bytes]) -> list[int]:
+    """The ids of the rows of these paths."""
+    statement = sa.text("SELECT id FROM file WHERE path_digest = ANY(CAST(:digests AS bytea[]))")
+    return list(db.execute(statement, {"digests": [sha256(path).digest() for path in paths]}).scalars())
+
+
+def removals(db: Session, limit: int) -> list[bytes]:
+    """Contents that an erasure has left behind."""
+    return list(db.execute(sa.text("SELECT digest FROM removal LIMIT :limit"), {"limit": limit}).scalars())
+
+
+def removed(db: Session, digests: Sequence[bytes]) -> None:
+    db.execute(sa.text("DELETE FROM removal WHERE digest = ANY(CAST(:digests AS bytea[]))"), {"digests": list(digests)})
+
+
+_ROOTS = sa.text(
+    f"SELECT DISTINCT substring(path FOR length(path) - {_NAME}) FROM file "  # noqa: S608 - constants
+    f"WHERE {SENT}"
+)
+_SOME = sa.text(
+    f"SELECT digest FROM file WHERE {SENT} AND substring(path FOR length(path) - {_NAME}) = :root "  # noqa: S608
+    "ORDER BY sha256(digest) LIMIT :limit"
+)
+
+
+def roots(db: Session) -> list[bytes]:
+    """The folders of the store, as rows of sent files have them."""
+    return [bytes(root) for root in db.execute(_ROOTS).scalars()]
+
+
+def some(db: Session, root: bytes, limit: int) -> list[bytes]:
+    """A few contents that stand in this folder, as rows have it."""
+    return list(db.execute(_SOME, {"root": root, "limit": limit}).scalars())
 
 
 _LOOK_AGAIN = sa.text(
@@ -76,7 +121,13 @@ def look_again(db: Session, images: Sequence[int]) -> None:
 
 
 def move(db: Session, old: bytes, new: bytes) -> None:
-    """What stood below one folder stands below another."""
+    """What stood below one folder stands below another; of two rows that come to one path the newer stays."""
+    double = (
+        "DELETE FROM file WHERE substring(path FOR length(CAST(:old AS bytea)) + 1) = CAST(:old AS bytea) || "
+        "CAST(:slash AS bytea) AND EXISTS (SELECT 1 FROM file AS other WHERE other.path_digest = "
+        "sha256(CAST(:new AS bytea) || substring(file.path FROM length(CAST(:old AS bytea)) + 1)))"
+    )
+    db.execute(sa.text(double), {"old": old, "new": new, "slash": b"/"})
     for table in ("file", "image"):
         statement = (
             f"UPDATE {table} SET path = CAST(:new AS bytea) || substring(path FROM length(CAST(:old AS bytea)) + 1) "  # noqa: S608 - a constant
@@ -85,17 +136,44 @@ def move(db: Session, old: bytes, new: bytes) -> None:
         db.execute(sa.text(statement), {"old": old, "new": new, "slash": b"/"})
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sent:
+    """A sent file as its row has it."""
+
+    path: bytes
+    size: int
+    digest: bytes
+    image_id: int | None = None
+    patient_key: bytes | None = None
+    study_uid: str | None = None
+
+
+_AGAIN = sa.text(
+    "SELECT path, size, digest, image_id, patient_key, study_uid FROM file "  # noqa: S608 - a constant
+    "WHERE mtime_ns = -1 AND (outcome = 'quarantined' OR (outcome = 'failed' AND image_id IS NULL)) "
+    f"AND {SENT} ORDER BY id LIMIT :limit"
+)
+
+
+def again(db: Session, limit: int) -> list[Sent]:
+    """Sent files that were stopped and are to be read again."""
+    return [Sent(**row._mapping) for row in db.execute(_AGAIN, {"limit": limit})]  # noqa: SLF001 - its public name
+
+
 _RECORD = sa.text(
     """
-    INSERT INTO file (path, size, mtime_ns, digest, image_id, outcome, gate, reason, labels_digest, operation_id)
+    INSERT INTO file (path, size, mtime_ns, digest, image_id, outcome, gate, reason, labels_digest, patient_key,
+                      study_uid, operation_id)
     SELECT u.*, CAST(:operation AS uuid)
     FROM unnest(CAST(:paths AS bytea[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]),
                 CAST(:digests AS bytea[]), CAST(:images AS bigint[]), CAST(:outcomes AS text[]),
-                CAST(:gates AS text[]), CAST(:reasons AS text[]), CAST(:labels AS bytea[])) AS u
+                CAST(:gates AS text[]), CAST(:reasons AS text[]), CAST(:labels AS bytea[]),
+                CAST(:patients AS bytea[]), CAST(:studies AS text[])) AS u
     ON CONFLICT (path_digest) DO UPDATE SET
         size = excluded.size, mtime_ns = excluded.mtime_ns, digest = excluded.digest, image_id = excluded.image_id,
         outcome = excluded.outcome, gate = excluded.gate, reason = excluded.reason,
-        labels_digest = excluded.labels_digest, operation_id = excluded.operation_id, seen_at = clock_timestamp()
+        labels_digest = excluded.labels_digest, patient_key = excluded.patient_key, study_uid = excluded.study_uid,
+        operation_id = excluded.operation_id, seen_at = clock_timestamp()
     """
 )
 
@@ -118,6 +196,8 @@ def record(db: Session, records: Sequence[Record], operation_id: uuid.UUID | Non
             "gates": [r.gate for r in ordered],
             "reasons": [r.reason for r in ordered],
             "labels": [r.labels_digest for r in ordered],
+            "patients": [r.patient_key for r in ordered],
+            "studies": [r.study_uid for r in ordered],
         },
     )
 

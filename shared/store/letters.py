@@ -15,6 +15,8 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from shared.store.files import SENT
+
 Kind = Literal["image", "encoding", "point", "file"]
 
 _LETTERS = """
@@ -85,14 +87,17 @@ _DUE: dict[str, str] = {
           AND ('point-' || generation_id || '-' || image_id || '-' || frame) = ANY(CAST(:letters AS text[]))
         RETURNING NULL::uuid
     """,
-    "file": """
+    "file": f"""
         UPDATE file SET mtime_ns = -1
         WHERE outcome = 'failed' AND mtime_ns <> -1 AND ('file-' || id) = ANY(CAST(:letters AS text[]))
-        RETURNING operation_id
-    """,
+        RETURNING CASE WHEN {SENT} THEN NULL ELSE operation_id END
+    """,  # noqa: S608 - only the constant above is inserted
 }
 
 
 def due_again(db: Session, kind: Kind, letters: Sequence[str]) -> list[uuid.UUID | None]:
-    """These are tried again; returns one entry for each, the operation of a file that a scan must meet again."""
+    """These are tried again; returns one entry for each, the operation of a file that a scan must meet again.
+
+    A file that was sent is read from the store, and has none.
+    """
     return list(db.execute(sa.text(_DUE[kind]), {"letters": list(letters)}).scalars())

@@ -46,6 +46,20 @@ def get(db: Session, operation_id: uuid.UUID) -> Operation:
     return found
 
 
+def _locked(db: Session, operation_id: uuid.UUID) -> Operation:
+    """As it is once nobody else moves it. Raises: `NotFound`."""
+    found = db.get(Operation, operation_id, with_for_update=True)
+    if found is None:
+        raise NotFound("no such operation")
+    return found
+
+
+def under_way(db: Session, kind: str) -> bool:
+    """Some operation of this kind has not ended."""
+    statement = sa.select(Operation.id).where(Operation.kind == kind, Operation.state.in_(("pending", "running")))
+    return db.scalar(statement.limit(1)) is not None
+
+
 def page(db: Session, limit: int, before: Any = None) -> Sequence[Operation]:  # noqa: ANN401 - a timestamp
     query = sa.select(Operation).order_by(Operation.created_at.desc()).limit(limit)
     if before is not None:
@@ -138,9 +152,7 @@ def cancel(db: Session, operation_id: uuid.UUID) -> Operation:
 
     Raises: `NotFound`, `Conflict` when it has ended.
     """
-    operation = db.get(Operation, operation_id, with_for_update=True)
-    if operation is None:
-        raise NotFound("no such operation")
+    operation = _locked(db, operation_id)
     if operation.state not in ("pending", "running"):
         raise Conflict(f"the operation has {operation.state}")
     operation.cancel = True
@@ -155,9 +167,7 @@ def retry(db: Session, operation_id: uuid.UUID) -> Operation:
 
     Raises: `NotFound`, `Conflict` when it has not ended.
     """
-    operation = db.get(Operation, operation_id, with_for_update=True)
-    if operation is None:
-        raise NotFound("no such operation")
+    operation = _locked(db, operation_id)
     if operation.state in ("pending", "running"):
         raise Conflict("the operation has not ended")
     operation.state, operation.cancel, operation.error, operation.finished_at = "pending", False, None, None
@@ -216,7 +226,7 @@ def pause(db: Session, operation_id: uuid.UUID) -> None:
 
     Raises: `Conflict` when it has ended.
     """
-    operation = get(db, operation_id)
+    operation = _locked(db, operation_id)
     if operation.state not in ("pending", "running", "paused"):
         raise Conflict(f"the operation has {operation.state}")
     operation.state = "paused"
@@ -224,7 +234,7 @@ def pause(db: Session, operation_id: uuid.UUID) -> None:
 
 def abandon(db: Session, operation_id: uuid.UUID) -> None:
     """What it was for is given up: if it has not ended, it is cancelled, and whoever holds it stops."""
-    operation = get(db, operation_id)
+    operation = _locked(db, operation_id)
     if operation.state in ("pending", "running", "paused"):
         operation.state, operation.lease_until = "cancelled", None
         operation.finished_at = sa.func.clock_timestamp()

@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict
+from shared.store.files import SENT
 from shared.store.tables import Review
 from shared.types import Status
 
@@ -209,11 +210,11 @@ _PENDING = sa.text(
     "SELECT i.id FROM image i WHERE i.status = 'quarantined'" + _WANTED + "ORDER BY i.id LIMIT :limit FOR UPDATE"  # noqa: S608 - a constant
 )
 _FILES = sa.text(
-    """
+    f"""
     UPDATE file SET mtime_ns = -1 WHERE outcome = 'quarantined' AND (CAST(:id AS bigint) IS NULL OR id = :id)
       AND (CAST(:gate AS text) IS NULL OR gate = :gate) AND (CAST(:reason AS text) IS NULL OR reason = :reason)
-    RETURNING operation_id
-    """
+    RETURNING CASE WHEN {SENT} THEN NULL ELSE operation_id END
+    """  # noqa: S608 - only the constant above is inserted
 )
 
 
@@ -224,6 +225,9 @@ def lock_pending(db: Session, wanted: Wanted, limit: int) -> list[int]:
 
 
 def forget_files(db: Session, wanted: Wanted, file_id: int | None = None) -> list[uuid.UUID | None]:
-    """The next scan reads these stopped files again, or the one; returns which operation registered each."""
+    """These stopped files, or the one, are due to be read again; returns for each which scan does it.
+
+    None stands for a file that was sent: it is ours, and `arrive.reread` takes it from the store.
+    """
     values = {"gate": wanted.gate, "reason": wanted.reason, "id": file_id}
     return list(db.execute(_FILES, values).scalars())

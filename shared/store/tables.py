@@ -119,6 +119,7 @@ class Image(Lease, Base):
     __table_args__ = (
         Index("ix_image_work", "id", postgresql_where=text("status IN ('received', 'encoding')")),
         Index("ix_image_stopped", "status", "id", postgresql_where=text("status IN ('quarantined', 'failed')")),
+        Index("ix_image_digest", "digest"),
     )
 
 
@@ -139,7 +140,23 @@ class File(Base):
     labels_digest: Mapped[bytes | None]
     operation_id: Mapped[uuid.UUID | None] = mapped_column(index=True)
     seen_at: Mapped[datetime] = _now()
-    __table_args__ = (Index("ix_file_stopped", "id", postgresql_where=text("outcome = 'quarantined'")),)
+    #: whose a stopped file is: it has no image, or one of another patient or study
+    patient_key: Mapped[bytes | None]
+    study_uid: Mapped[str | None]
+    __table_args__ = (
+        Index("ix_file_stopped", "id", postgresql_where=text("outcome = 'quarantined'")),
+        Index("ix_file_patient_key", "patient_key", postgresql_where=text("patient_key IS NOT NULL")),
+        Index("ix_file_study_uid", "study_uid", postgresql_where=text("study_uid IS NOT NULL")),
+        Index("ix_file_digest", "digest"),
+        Index("ix_file_again", "id", postgresql_where=text("mtime_ns = -1")),
+    )
+
+
+class Removal(Base):
+    """A sent file that was erased: the next tidying unlinks it and drops the row, unless it has come again."""
+
+    __tablename__ = "removal"
+    digest: Mapped[bytes] = mapped_column(primary_key=True)
 
 
 class Arrival(Base):
@@ -185,6 +202,7 @@ class Generation(Base):
     filled_to: Mapped[int] = mapped_column(server_default="0")  #: every image up to this id was looked at
     filled_at: Mapped[datetime | None]
     throttle: Mapped[float | None]  #: rows per second; None: as fast as it goes
+    hours: Mapped[str | None]  #: of the day in which it is built, such as 20:00-06:00; None: at any
     paced_from: Mapped[datetime | None]  #: what the throttle has allowed is used up to this moment
     gate: Mapped[float] = mapped_column(server_default="0.97")  #: recall@10 that publishing asks for
     measured: Mapped[dict[str, Any] | None]  #: recall, sample, points and moment of the last measurement

@@ -39,6 +39,8 @@ def test_an_erased_study_is_gone_with_the_answer(client, filled):
 def test_what_was_erased_is_refused_until_it_is_lifted(client, filled):
     client.delete("/v1/studies/1.2.3.4")
     assert again(filled)["kept"] == 4
+    assert client.post("/v1/studies/1.2.3.4:lift").status_code == 409  # its points may stand still
+    settle(filled)
     assert client.post("/v1/studies/1.2.3.4:lift").json() == {"tombstones": 5}
     assert client.post("/v1/studies/1.2.3.4:lift").status_code == 404
     assert "kept" not in again(filled)

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from services.embedded.setup import prepare
 from shared.multipart import Begin, Data, Splitter, media_type
-from shared.pipeline import encode, project
+from shared.pipeline import arrive, encode, project
+from shared.store.blobs import Blobs
 from shared.store.keys import Scope
 from tests.api.conftest import serving
 from tests.dicomweb import RELATED, instance, related, sop_uid, study_uid
@@ -134,6 +136,17 @@ def test_pictures_come_as_the_client_likes_them(stored, what):
         picture = np.asarray(Pillow.open(io.BytesIO(answer.content)))
         assert picture.shape[0] >= 32
         assert picture.std() > 20  # waves, no grey field
+
+
+def test_after_the_store_has_moved_and_was_tidied_pictures_come_as_before(stored, roomy):
+    """A home that was moved: what every start does first, and what beat does then."""
+    rt = roomy.rt
+    before = stored.get(f"{FIRST}/rendered").content
+    new = Blobs(rt.blobs.root.rename(rt.blobs.root.with_name("moved")))
+    assert stored.get(f"{FIRST}/rendered").status_code == 410
+    prepare(rt.settings.database.url.get_secret_value(), None, new)
+    assert arrive.sweep(rt.transaction, rt.sandbox, new, rt.rules.secret, margin_s=-1) == 0
+    assert stored.get(f"{FIRST}/rendered").content == before
 
 
 def test_a_picture_fits_the_viewport(stored):

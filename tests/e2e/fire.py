@@ -36,8 +36,10 @@ from shared.errors import Rejected
 from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Sandbox
 from shared.pipeline import lifecycle, reconcile
+from shared.pipeline.receive import Rules
 from shared.pipeline.reconcile import Site
 from shared.store import generations
+from shared.store.blobs import Blobs
 from tests.e2e.killing import BACK_WITHIN_S, ROLES, Archive
 
 PATIENCE_S = 300.0  #: for what is away, and for a generation to be complete
@@ -294,7 +296,9 @@ class Fire:
             begin=self.archive.store.transaction,
             indexes=self.archive.indexes,
             models=self.archive.home / "models",
-            secret=key,
+            blobs=Blobs(self.archive.home / "blobs"),
+            inspector=Sandbox(),
+            rules=Rules(secret=key),
         )
         found = reconcile.examine(site, deep=True, repair=True)
         # a killed request to begin a generation leaves its empty collection: counted, and the doctor takes it away

@@ -11,11 +11,15 @@ from typing import Any
 import httpx
 import pytest
 import sqlalchemy as sa
+from blake3 import blake3
 from PIL import Image
 
-from services.embedded import attach
+from services.embedded import attach, process
+from services.embedded import backup as backups
 from services.embedded.client import Embedded
 from shared.datasets.archive import write_archive
+from shared.store.blobs import Blobs
+from tests import tiny
 from tests.imaging.pictures import breast, dataset, file_of
 
 
@@ -42,6 +46,12 @@ class World:
 
     def run(self, *words: str) -> Any:
         return similis(self.home, *words)
+
+    def status(self, study: str) -> str:
+        """Of the study's first image."""
+        headers = {"Authorization": f"Bearer {self.stack.api_key}"}
+        answer = httpx.get(f"{self.stack.url}/v1/studies/{study}", headers=headers, timeout=30).json()
+        return str(answer["series"][0]["images"][0]["status"])
 
     def similar(self, study: str, **params: Any) -> Any:
         answer = httpx.get(
@@ -178,3 +188,38 @@ def test_the_same_answer_after_the_power_went(world: World) -> None:
     world.stack.kill()
     world.start()
     assert studies_of(world.similar(study, k=50)) == before
+
+
+def sent_between_dump_and_copy(home: Path) -> str:
+    """A file in the store that the database of a backup does not know; returns its study's UID."""
+    part = home.parent / "sent.dcm"
+    tiny.write(part, 90, 0)
+    content = part.read_bytes()
+    place = Blobs(home / "blobs").place(blake3(content).digest())
+    place.parent.mkdir(parents=True)
+    place.write_bytes(content)
+    return "1.2.826.0.1.3680043.8.91"
+
+
+def test_another_model_with_codes_answers_and_a_restored_backup_answers_alike(world: World, tmp_path: Path) -> None:
+    study = world.records[0].study
+    assert world.run("models", "hash", "null", "--name", "coded", "--bits", "8", "--json")["bits"] == 8
+    built = world.run("generations", "create", "coded", "--follow", "--json")
+    assert (built["state"], built["images"]["exceptions"]) == ("ready", 0)
+    assert world.run("generations", "publish", str(built["id"]), "--json")["live"]
+
+    def ask(of: World) -> list[list[tuple[str, float]]]:
+        answers = [of.similar(study, k=50, **how) for how in ({}, {"mode": "hash"}, {"mode": "hash", "radius": 8})]
+        assert {(one["model"]["name"], one["generation"]) for one in answers} == {("coded", built["id"])}
+        return [studies_of(one) for one in answers]
+
+    before = ask(world)
+    assert all(before)
+    late = sent_between_dump_and_copy(world.home)
+    backups.backup(world.home, tmp_path / "kept", print)
+    world.stack.stop()
+    assert backups.restore(tmp_path / "kept", tmp_path / "new", print, verify=True).findings == []
+    world.home, world.stack = tmp_path / "new", Embedded(tmp_path / "new", workers=1)
+    world.start()
+    assert ask(world) == before
+    assert process.until(lambda: world.status(late) == "encoded", 30, 0.2)

@@ -13,15 +13,20 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian
 
 from shared.errors import Unavailable
+from shared.imaging.pseudonym import patient_key
 from shared.imaging.sandbox import Sandbox
-from shared.pipeline import arrive, erase
+from shared.log import configure
+from shared.pipeline import arrive, erase, quarantine, sweep
 from shared.pipeline.admission import Action, Admission, Rule
 from shared.pipeline.arrive import Arrived
-from shared.store import arrivals, files
+from shared.store import arrivals, files, operations, tombstones
 from shared.store.arrivals import Origin
-from shared.store.blobs import Blobs, Full
+from shared.store.blobs import Blobs, Full, follow
 from shared.store.files import Record, Seen
+from shared.store.reviews import Wanted
+from shared.types import Job
 from tests.miniature import SECRET, Platform
+from tests.strange import ANNA
 
 SCANNER = Origin(source="dicom", sender="SCANNER", called="SIMILIS")
 UID = "1.2.826.0.1.3680043.10.1"
@@ -82,6 +87,28 @@ class Door:
     def rows(self, statement: str) -> list[tuple[object, ...]]:
         with self.platform.store.reading() as connection:
             return [tuple(row) for row in connection.execute(sa.text(statement))]
+
+    def run(self, statement: str) -> None:
+        with self.platform.begin() as db:
+            db.execute(sa.text(statement))
+
+    def retry(self, number: int | None = None) -> None:
+        """The stopped file of this number, or all of a patient conflict, as the quarantine and a scan worker do it."""
+        self.platform.queue.rung.clear()
+        with self.platform.begin() as db:
+            if number is not None:
+                quarantine.retry_file(db, number, ANNA)
+            else:
+                quarantine.retry_many(db, Wanted(reason="patient-conflict"), ANNA)
+        assert Job.SCAN in self.platform.queue.rung
+        self.platform.queue.rung.clear()
+        with self.platform.begin() as db:  # and where that bell was lost
+            sweep.ring_for_due(db, self.platform.effort)
+        assert Job.SCAN in self.platform.queue.rung
+        assert arrive.reread(self.platform.begin, self.sandbox, self.rules) == 1
+
+    def sweep(self, margin_s: float = -1) -> int:
+        return arrive.sweep(self.platform.begin, self.sandbox, self.blobs, SECRET, margin_s=margin_s)
 
     def journal(self, study: int = 1) -> list[tuple[str, str, str | None, str]]:
         with self.platform.store.reading() as connection:
@@ -188,9 +215,18 @@ def test_a_commit_that_fails_leaves_a_file_that_the_sweep_takes(door: Door, monk
         left = coming.path.with_name("left.part")  # somebody was, and was killed
         left.write_bytes(b"half")
         os.utime(left, (0, 0))
-        assert arrive.sweep(door.platform.begin, door.blobs) == 2
+        assert door.sweep(margin_s=3600) == 1
+        assert len(list(door.blobs.every())) == 2  # so new that somebody may be about to commit its row
+        assert door.sweep() == 1
         assert coming.path.exists()
-    assert [path.read_bytes() for path in door.files()] == [instance(1)]
+    assert [path.read_bytes() for path in door.blobs.every()] == [instance(1)]
+    (aside,) = door.blobs.lost()
+    assert aside.read_bytes() == instance(2)
+    door.sweep()
+    assert aside.exists()
+    os.utime(aside, (0, 0))
+    door.sweep()
+    assert not aside.exists()
 
 
 def test_rules_of_the_site(door: Door) -> None:
@@ -220,8 +256,186 @@ def test_what_was_erased_does_not_come_back_and_leaves_no_name(door: Door) -> No
     (answer,) = door.send(instance())
     assert (answer.kept, answer.reason) == (False, "erased")
     assert door.rows("SELECT study_uid, sop_uid, reason FROM arrival") == [("", "", "erased")]
-    assert arrive.sweep(door.platform.begin, door.blobs) == 1
+    assert door.sweep(margin_s=3600) == 1
     assert door.files() == []
+    assert door.rows("SELECT count(*) FROM removal") == [(0,)]
+
+
+def test_what_was_lifted_and_came_again_before_the_tidying_stays(door: Door) -> None:
+    door.send(instance())
+    with door.platform.begin() as db:
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    with door.platform.begin() as db:
+        db.execute(sa.text("UPDATE operation SET state = 'succeeded'"))
+        erase.lift_study(db, SECRET, f"{UID}.1")
+    assert door.send(instance())[0].kept
+    assert door.sweep() == 0
+    assert [path.read_bytes() for path in door.blobs.every()] == [instance()]
+
+
+def test_what_was_put_aside_or_lies_there_unknown_is_unlinked_where_it_was_erased(door: Door) -> None:
+    door.send(instance(1), instance(2), instance(3))
+    for n in (1, 2):  # an older database, which knows only the third
+        for table in ("file", "image"):
+            column = "id" if table == "image" else "image_id"
+            door.run(f"DELETE FROM {table} WHERE {column} IN (SELECT id FROM image WHERE sop_uid = '{UID}.1.{n}')")
+        if n == 1:
+            assert door.sweep() == 1
+    assert len(door.blobs.lost()) == 1
+    with door.platform.begin() as db:
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    assert door.sweep() == 3
+    assert door.files() == []
+
+
+OTHER_WOMAN = ("", "ANOTHER")
+
+
+def conflict(door: Door, n: int = 2) -> None:
+    """A file of another patient in the first one's study: stopped, kept, and acknowledged."""
+    door.send(instance())
+    (answer,) = door.send(instance(n, patient="ANOTHER", value=5))
+    assert (answer.outcome, answer.kept, answer.reason) == ("quarantined", True, "patient-conflict")
+
+
+@pytest.mark.parametrize("n", [2, 1])  # a new UID, and one that an image of the other patient has
+def test_a_stopped_file_is_erased_with_its_patient(door: Door, n: int) -> None:
+    conflict(door, n)
+    with door.platform.begin() as db:
+        operation = erase.erase_patient(db, SECRET, *OTHER_WOMAN)
+        assert operation.counts == {"images": 0, "studies": 0, "stopped": 1}
+    erase.certify(door.platform.begin, door.platform.index)
+    assert door.rows("SELECT state FROM operation") == [("succeeded",)]
+    assert door.sweep() == 1
+    assert [path.read_bytes() for path in door.files()] == [instance()]
+    assert door.rows("SELECT outcome FROM file") == [("taken",)]
+    (again,) = door.send(instance(n, patient="ANOTHER", value=5))
+    assert (again.kept, again.reason) == (False, "erased")
+
+
+def test_a_stopped_file_that_was_sent_is_read_again_when_it_is_retried(door: Door) -> None:
+    conflict(door)
+    ((number,),) = door.rows("SELECT id FROM file WHERE outcome = 'quarantined'")
+    door.retry(int(str(number)))
+    assert door.rows("SELECT outcome, reason FROM file ORDER BY id")[1] == ("quarantined", "patient-conflict")
+    assert door.journal()[0] == ("arrived", "quarantined", "patient-conflict", "SCANNER")
+    door.run("UPDATE study SET patient_key = (SELECT patient_key FROM file WHERE patient_key IS NOT NULL)")
+    door.retry()  # all of a reason: it was the first one that was wrong
+    assert door.rows("SELECT outcome, reason, mtime_ns, patient_key FROM file ORDER BY id")[1] == (
+        "taken",
+        None,
+        0,
+        None,
+    )
+    assert door.rows("SELECT sop_uid, status FROM image ORDER BY id")[1] == (f"{UID}.1.2", "received")
+    assert door.journal()[0] == ("arrived", "taken", None, "SCANNER")
+    assert door.sweep() == 0
+
+
+def test_a_retry_loses_no_byte_whatever_is_decided(door: Door) -> None:
+    conflict(door)
+    refuses = Admission((Rule("house", {"sender": ("SCAN*",)}, Action.REFUSE),))
+    door.rules, rules = replace(door.rules, admission=refuses), door.rules
+    door.retry()
+    assert door.rows("SELECT outcome FROM file ORDER BY id") == [("taken",), ("refused",)]
+    assert door.sweep() == 0
+    door.rules = rules
+    door.run("UPDATE file SET outcome = 'quarantined', reason = 'patient-conflict' WHERE outcome = 'refused'")
+    kept, aside = door.blobs.root / "away", next(p for p in door.files() if p.read_bytes() != instance())
+    aside.rename(kept)  # a disk that is away
+    door.retry()
+    assert door.rows("SELECT outcome, reason, image_id FROM file ORDER BY id")[1] == ("failed", "unreadable-file", None)
+    kept.rename(aside)
+    door.run("UPDATE file SET mtime_ns = -1 WHERE outcome = 'failed'")
+    arrive.reread(door.platform.begin, door.sandbox, door.rules)
+    assert door.rows("SELECT outcome FROM file ORDER BY id") == [("taken",), ("quarantined",)]
+
+
+def test_what_was_erased_meanwhile_is_unlinked_at_a_retry(door: Door) -> None:
+    conflict(door)
+    with door.platform.begin() as db:
+        number = operations.create(db, "erase", {"of": "image"}).id
+        tombstones.bury(db, {tombstones.digest(SECRET, "image", f"{UID}.1.2"): "image"}, number)
+    door.retry()
+    assert door.rows("SELECT outcome FROM file") == [("taken",)]
+    assert door.sweep() == 1
+    assert [path.read_bytes() for path in door.files()] == [instance()]
+
+
+def test_a_stopped_file_is_erased_with_the_study_that_it_names(door: Door) -> None:
+    conflict(door)
+    with door.platform.begin() as db:
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    assert door.sweep() == 2
+    assert door.files() == []
+    assert door.rows("SELECT count(*) FROM file") == [(0,)]
+
+
+def test_a_stopped_file_that_a_restore_has_brought_back_is_erased_again(door: Door) -> None:
+    conflict(door)
+    with door.platform.begin() as db:
+        number = operations.create(db, "erase", {"of": "patient"}).id
+        key = patient_key(SECRET, *OTHER_WOMAN)
+        tombstones.bury(db, {tombstones.digest(SECRET, "patient", key): "patient"}, number)
+    with door.platform.begin() as db:
+        assert erase.replay(db, SECRET) == 0
+    assert door.sweep() == 1
+    assert [path.read_bytes() for path in door.files()] == [instance()]
+
+
+def test_a_store_that_has_moved_loses_nothing(door: Door) -> None:
+    """A home that was moved, another setting or mount: rows name places where nothing is."""
+    door.send(*(instance(n, value=n) for n in range(1, 13)))
+    old, new = door.blobs.root, door.blobs.root.with_name("elsewhere")
+    old.rename(new)
+    door.blobs = Blobs(new, reserve_bytes=0)
+    assert door.sweep() == 0  # before anything has told the rows
+    assert len(list(door.blobs.every())) == 12
+    with door.platform.begin() as db:
+        assert follow(db, door.blobs)
+        assert not follow(db, door.blobs)
+    assert door.sweep() == 0
+    for path, digest in door.rows("SELECT path, digest FROM image UNION ALL SELECT path, digest FROM file"):
+        assert Path(os.fsdecode(path)) == door.blobs.place(digest)  # type: ignore[arg-type]
+        assert Path(os.fsdecode(path)).exists()  # type: ignore[arg-type]
+
+
+def test_rows_do_not_follow_to_where_the_files_are_not(door: Door) -> None:
+    door.send(instance(1), instance(2))
+    empty = Blobs(door.blobs.root.with_name("empty"), reserve_bytes=0)
+    partly = Blobs(door.blobs.root.with_name("partly"), reserve_bytes=0)
+    one = door.files()[0]
+    copy = partly.root / one.relative_to(door.blobs.root)
+    copy.parent.mkdir(parents=True)
+    copy.write_bytes(one.read_bytes())
+    for blobs in (empty, partly):
+        with door.platform.begin() as db:
+            assert not follow(db, blobs)
+    assert all(Path(os.fsdecode(path)).exists() for (path,) in door.rows("SELECT path FROM file"))  # type: ignore[arg-type]
+
+
+def test_what_was_sent_again_to_the_new_place_is_one_file_after_the_move(door: Door) -> None:
+    door.send(instance())
+    door.blobs = Blobs(door.blobs.root.rename(door.blobs.root.with_name("elsewhere")), reserve_bytes=0)
+    door.send(instance())
+    with door.platform.begin() as db:
+        assert follow(db, door.blobs)
+    assert door.rows("SELECT path FROM file") == [(os.fsencode(door.files()[0]),)]
+
+
+def test_where_many_are_unknown_the_rows_are_wrong_and_nothing_is_touched(
+    door: Door, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A database older than the store, after a restore."""
+    configure("test")
+    door.send(*(instance(n, value=n) for n in range(1, 13)))
+    door.run("DELETE FROM file")
+    door.run("DELETE FROM image")
+    assert door.sweep() == 0
+    assert len(list(door.blobs.every())) == 12
+    said = capfd.readouterr().err
+    assert "unknown_files_kept" in said
+    assert UID not in said
 
 
 @pytest.mark.parametrize(("free", "fits"), [(3 * 2**30, True), (2**30, False)])

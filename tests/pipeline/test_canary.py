@@ -11,9 +11,10 @@ from shared.index.base import Answer, Exact, Index, Info, Query
 from shared.pipeline import canary, sweep
 from shared.pipeline.reconcile import Finding, Site, examine
 from shared.store import canaries, gauges
+from shared.store.blobs import Blobs
 from shared.store.canaries import Canary
 from shared.types import Job
-from tests.miniature import SECRET, Platform
+from tests.miniature import Platform
 
 SOON = 1e-6  #: seconds between two rounds
 
@@ -56,7 +57,8 @@ def sing(platform: Platform, rounds: int, index: object = None) -> Canary | None
 
 def findings(platform: Platform) -> list[Finding]:
     place = Site(
-        begin=platform.begin, indexes=platform.indexes, models=platform.folder / "models", secret=SECRET,
+        begin=platform.begin, indexes=platform.indexes, models=platform.folder / "models",
+        blobs=Blobs(platform.folder / "blobs"), inspector=platform.sandbox, rules=platform.rules,
         digest=lambda path: path.read_bytes(),
     )  # fmt: skip
     return examine(place)

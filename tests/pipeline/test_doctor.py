@@ -14,13 +14,16 @@ import pytest
 import sqlalchemy as sa
 
 from shared.encoder.build import build
+from shared.errors import Rejected
+from shared.imaging.reasons import Reason, hostile
 from shared.index.base import Damaged, Index, Point, Spec
 from shared.index.memory import MemoryIndex, MemoryStore
-from shared.pipeline import erase, lifecycle, reconcile
+from shared.pipeline import arrive, erase, lifecycle, reconcile
 from shared.pipeline.reconcile import Finding, Site, examine
 from shared.store import checks, generations, operations
+from shared.store.blobs import Blobs
 from shared.store.ledger import Pending
-from shared.types import point_id
+from shared.types import Header, point_id
 from tests.miniature import SECRET, Platform, header
 
 POINT = point_id("1.2.3.1", 1)  # of image 1
@@ -31,9 +34,15 @@ def site(platform: Platform) -> Site:
         begin=platform.begin,
         indexes=platform.indexes,
         models=platform.folder / "models",
-        secret=SECRET,
+        blobs=store(platform),
+        inspector=platform.sandbox,
+        rules=platform.rules,
         digest=lambda path: sha256(path.read_bytes()).digest(),
     )
+
+
+def store(platform: Platform) -> Blobs:
+    return Blobs(platform.folder / "blobs")
 
 
 def look(platform: Platform, *, repair: bool = False) -> list[Finding]:
@@ -95,6 +104,32 @@ def file_without_image(p: Platform) -> object:
     run(p, "DELETE FROM ledger WHERE image_id = 1")
     index(p).delete([POINT])
     return number
+
+
+def blob(p: Platform, what: Header | Rejected, content: bytes = b"sent to us") -> Path:
+    """A file of the store that no row knows, as an older database or a crash leaves it."""
+    digest = sha256(content).digest()
+    for path in (store(p).place(digest), store(p).root / "lost" / f"{digest.hex()}.dcm"):
+        p.sandbox.headers[os.fsencode(path)], p.sandbox.content[os.fsencode(path)] = what, content
+    path = store(p).place(digest)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content)
+    os.utime(path, ns=(0, 0))
+    return path
+
+
+def blob_without_row(p: Platform) -> object:
+    return blob(p, header(16)).stem[:16]
+
+
+def blob_put_aside(p: Platform) -> object:
+    path = blob(p, header(16))
+    store(p).lose(path)
+    return path.stem[:16]
+
+
+def unreadable_blob(p: Platform) -> object:
+    return blob(p, hostile(Reason.DEPTH)).stem[:16]
 
 
 def missing_encoding(p: Platform) -> object:
@@ -310,6 +345,9 @@ DAMAGE: list[tuple[str, Callable[[Platform], object]]] = [
     ("file-missing", missing_file),
     ("file-changed", changed_file),
     ("file-without-image", file_without_image),
+    ("blob-without-row", blob_without_row),
+    ("blob-without-row", blob_put_aside),
+    ("blob-without-row", unreadable_blob),
     ("encoding-missing", missing_encoding),
     ("ledger-missing", missing_ledger_row),
     ("point-phantom", phantom),
@@ -389,6 +427,24 @@ def test_a_copy_takes_the_place_of_a_lost_file(filled: Platform) -> None:
     assert look(filled) == []
     with filled.store.reading() as connection:
         assert connection.execute(sa.text("SELECT path FROM image WHERE id = 1")).scalar_one() == os.fsencode(copy)
+
+
+def test_a_file_without_a_row_is_taken_in_again_unless_it_was_erased_or_cannot_be_read(filled: Platform) -> None:
+    blob(filled, header(16))
+    blob(filled, hostile(Reason.DEPTH), b"no header")
+    blob(filled, header(0, study_instance_uid="1.2.4.77"), b"erased")
+    with filled.begin() as db:
+        number = operations.create(db, "erase", {"of": "study"}).id
+        db.execute(sa.text("UPDATE operation SET state = 'succeeded' WHERE id = :id"), {"id": number})
+        erase.tombstones.bury(db, {erase.digest(SECRET, "study", "1.2.4.77"): "study"}, number)
+    (found,) = look(filled, repair=True)
+    assert (found.kind, found.count) == ("blob-without-row", 3)
+    work(filled)
+    assert point_id("1.2.3.17", 1) in {id_ for batch in index(filled).scan() for id_, _ in batch}
+    arrive.sweep(filled.begin, filled.sandbox, store(filled), SECRET)
+    assert [path.read_bytes() for path in store(filled).every()] == [b"sent to us"]
+    assert [path.read_bytes() for path in store(filled).lost()] == [b"no header"]
+    assert look(filled) == []
 
 
 def test_many_findings_are_counted_and_twenty_named(filled: Platform) -> None:

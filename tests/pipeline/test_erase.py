@@ -223,6 +223,21 @@ def test_what_an_operator_lifts_may_come_again(filled: Platform) -> None:
     assert filled.index("g1-m1").count() == 16
 
 
+def test_while_its_deletes_are_due_an_erasure_cannot_be_lifted(filled: Platform) -> None:
+    """Else the image that comes again, of a lower revision, takes a delete's place, and the old vector stands."""
+    operation = erased(filled)
+    with filled.begin() as db, pytest.raises(Conflict, match="has not ended"):
+        erase.lift_study(db, SECRET, UID)
+    settle(filled)
+    assert state(filled, operation).state == "succeeded"
+    with filled.begin() as db:
+        assert erase.lift_study(db, SECRET, UID) == 5
+    filled.scan()
+    filled.encode()
+    filled.project()
+    assert UID in found(filled, "1.2.4.3")
+
+
 def test_an_image_that_is_being_encoded_is_erased_all_the_same(filled: Platform) -> None:
     filled.put("new.dcm", header(20))
     filled.scan()
@@ -285,6 +300,7 @@ def erased_woman(platform: Platform) -> UUID:
 
 def test_after_a_restore_tombstones_are_replayed(filled: Platform) -> None:
     erased(filled)
+    settle(filled)
     stones = query(filled, "SELECT digest, kind FROM tombstone")
     with filled.begin() as db:  # a backup from before the erasure, and the tombstones that were kept outside it
         erase.lift_study(db, SECRET, UID)

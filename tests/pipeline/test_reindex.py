@@ -1,7 +1,7 @@
 """A generation of a known model: filled from what is stored, watched, measured, published, rolled back, retired."""
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
@@ -496,6 +496,34 @@ def test_a_worker_that_is_at_it_stops_when_it_is_paused(filled: Platform) -> Non
     reindex.advance(filled.begin, filled.index, chunk=4, alive=pause)
     assert seen == [0, 4]
     assert shown(filled, number).filled_to == 4
+
+
+@pytest.mark.parametrize("act", [lifecycle.pause, lifecycle.retire])
+def test_who_acts_on_a_build_while_it_ends_waits_for_its_end(
+    filled: Platform, act: Callable[[Session, int], object]
+) -> None:
+    number, failed = filled.begin_generation(), []
+    with filled.begin() as db:
+        held = operations.claim(db, "reindex", 30)
+    assert held is not None
+
+    def late() -> None:
+        try:
+            with filled.begin() as db:
+                act(db, number)
+        except Conflict as error:
+            failed.append(str(error))
+
+    acting = threading.Thread(target=late)
+    with filled.begin() as db:
+        assert operations.mine(db, held)
+        operations.end(db, held, "succeeded")
+        acting.start()
+        acting.join(0.3)
+        assert acting.is_alive()
+    acting.join(10)
+    assert operation(filled, number).state == "succeeded"
+    assert failed == (["the operation has succeeded"] if act is lifecycle.pause else [])
 
 
 def test_a_cancelled_build_is_given_up(filled: Platform) -> None:

@@ -77,8 +77,26 @@ def test_the_keeper_writes_when_something_changed_and_only_then(filled: Platform
     assert len(path.read_text().splitlines()) == 5
     assert path.stat().st_mode & 0o777 == 0o600
     assert not keep()
+    filled.project()
     with filled.begin() as db:
         erase.lift_study(db, SECRET, "1.2.4.1")
         assert db.execute(sa.text("SELECT count(*) FROM tombstone")).scalar_one() == 0
     assert keep()
     assert path.read_text() == ""
+
+
+def test_a_keeper_on_an_older_database_keeps_what_only_the_file_knows(filled: Platform, tmp_path: Path) -> None:
+    path = tmp_path / "tombstones"
+    with filled.begin() as db:
+        erase.erase_study(db, SECRET, "1.2.4.1")
+        stones.write(db, path)
+        db.rollback()  # the database is restored from before the erasure, and something else is erased first
+    with filled.begin() as db:
+        erase.erase_study(db, SECRET, "1.2.4.2")
+    with filled.begin() as db:
+        Keeper(path).keep(db)
+        Keeper(path).keep(db)
+    before = path.with_name("tombstones.before")
+    assert (len(path.read_text().splitlines()), len(before.read_text().splitlines())) == (5, 5)
+    assert before.stat().st_mode & 0o777 == 0o600
+    assert replayed(filled, before) == 4
