@@ -135,7 +135,7 @@ class Answer:
     hits: tuple[Hit, ...]
     exact: bool
     emulated: frozenset[str] = frozenset()
-    cut: bool = False  #: of a search by codes: the ball held more than was looked at
+    cut: bool = False  #: there is more than was looked at: in a Hamming ball, or of groups that are emulated
     engine_ms: float | None = None
 
 

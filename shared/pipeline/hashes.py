@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from shared.errors import Conflict
 from shared.index import checks
 from shared.index.base import Answer, Ball, CodeQuery, Hit, Index, Metric, Near, Query, Spec
+from shared.index.grouping import emulate
 from shared.index.memory import score
 from shared.pipeline.rank import HAMMING, QueryImage
 from shared.store import encodings, neighbours
@@ -37,7 +38,7 @@ def searcher(
         raise Conflict("the published model has no hash codes: publish a generation of one that has, or ask mode=dense")
     widening = WIDE if mode == "hybrid" else 1
 
-    def search(images: Sequence[QueryImage], queries: Sequence[Query]) -> list[Answer]:
+    def flat(images: Sequence[QueryImage], queries: Sequence[Query]) -> list[Answer]:
         balls = index.near(
             [_ball(image, query, widening, radius) for image, query in zip(images, queries, strict=True)]
         )
@@ -55,6 +56,14 @@ def searcher(
             )
             answers.append(_answer(query, ball, known, scores, radius))
         return answers
+
+    def alone(image: QueryImage) -> Callable[[Sequence[Query]], list[Answer]]:
+        return lambda asked: flat([image] * len(asked), asked)
+
+    def search(images: Sequence[QueryImage], queries: Sequence[Query]) -> list[Answer]:
+        if all(query.group_by is None for query in queries):
+            return flat(images, queries)
+        return [emulate(alone(image), [query])[0] for image, query in zip(images, queries, strict=True)]
 
     return search
 
@@ -82,7 +91,7 @@ def _ball(image: QueryImage, query: Query, widening: int, radius: int | None) ->
         raise Conflict("an image of this study has no hash code yet")
     return CodeQuery(
         code=image.code,
-        k=widening * query.limit if radius is None else None,
+        k=min(widening * query.limit, HELD) if radius is None else None,
         radius=radius,
         filter=query.filter,
         fields=query.fields,

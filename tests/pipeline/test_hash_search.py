@@ -8,6 +8,7 @@ import pytest
 from shared.encoder.build import build
 from shared.encoder.derive import build_hashed
 from shared.errors import Conflict, Invalid
+from shared.index import grouping
 from shared.index.base import Metric, Spec
 from shared.index.faiss import FaissStore
 from shared.pipeline import hashes, lifecycle, search
@@ -118,6 +119,17 @@ def test_pages_go_on_where_the_last_ended(archive: Platform) -> None:
     assert not {s.study_uid for s in first.studies} & {s.study_uid for s in second.studies}
     with pytest.raises(Invalid, match="another query"):
         ask(archive, mode="dense", k=4, cursor=first.next)
+
+
+@pytest.mark.parametrize("mode", ["hash", "hybrid"])
+def test_lists_that_few_studies_use_up_make_no_short_answer(
+    archive: Platform, mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "MOST_DEPTH", 4)
+    monkeypatch.setattr(grouping, "LEAST", 4)
+    answer = ask(archive, mode=mode, k=10)
+    assert {s.study_uid for s in answer.studies} == {uid(n) for n in range(2, 12)}
+    assert (answer.cut, answer.emulated) == (False, {"group_by"})
 
 
 def test_a_model_without_codes_says_what_to_do(platform: Platform) -> None:
