@@ -24,7 +24,7 @@ def tidy() -> None:
     """Sent files that no row names are gone."""
     rt = runtime()
     if gone := arrive.sweep(rt.transaction, rt.blobs):
-        log.info("orphan_files_removed", files=gone)
+        log.info("orphan_files_removed", count=gone)
 
 
 @cache

@@ -37,10 +37,7 @@ from services.api.routes import (
 )
 from services.api.schemas import BatchIn
 from shared.errors import Denied
-from shared.log import get
 from shared.runtime import Runtime
-
-log = get(__name__)
 
 #: /similar before /{uid}: the first that fits is taken
 ROUTERS = (
