@@ -2,6 +2,7 @@
 
 import re
 from datetime import date, datetime
+from functools import cache
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -302,9 +303,12 @@ class KeyIn(In):
     days: Annotated[int | None, Field(ge=1, le=3650)] = None
 
 
-SHAPES = (
-    SearchIn, BatchIn, StudiesIn, ScanIn, ModelIn, GenerationIn, SwitchIn, RetireIn, PatientIn,
-    QuarantineIn, NoteIn, RetryIn, CalibrateIn, ReplayIn, KeyIn,
-)  # fmt: skip
-#: Every name that a request may have, to be offered when one is misspelt.
-NAMES = tuple(sorted({name for shape in SHAPES for name in shape.model_fields}))
+@cache
+def names() -> tuple[str, ...]:
+    """Every name that a request may have, to be offered when one is misspelt; after all routes are imported."""
+    shapes, found = [In], set()
+    while shapes:
+        shape = shapes.pop()
+        shapes += shape.__subclasses__()
+        found |= set(shape.model_fields)
+    return tuple(sorted(found))
