@@ -285,7 +285,6 @@ class GenerationOut(Out):
 class IndexOut(Out):
     points: int
     indexed: int
-    bytes_disk: int | None
 
 
 class ExceptionOut(Out):

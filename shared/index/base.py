@@ -174,7 +174,6 @@ class Ball:
 class Info:
     points: int
     indexed: int  #: points that the graph covers; the rest is searched by brute force
-    bytes_disk: int | None = None
     optimizing: bool = False  #: points are being linked at this moment
 
 

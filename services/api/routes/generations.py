@@ -189,4 +189,4 @@ def _index(rt: Runtime, row: Generation) -> dict[str, Any] | None:
         info = rt.index(row.collection).info()
     except (Unavailable, NotFound):
         return None
-    return {"points": info.points, "indexed": info.indexed, "bytes_disk": info.bytes_disk}
+    return {"points": info.points, "indexed": info.indexed}
