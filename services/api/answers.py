@@ -486,6 +486,21 @@ class KeyOut(Out):
     revoked_at: datetime | None
 
 
+class AuditEntry(Out):
+    id: int
+    at: datetime
+    actor: str = Field(description="The name of the key")
+    key: int
+    action: str
+    item: str | None = Field(description="The image, as the quarantine names it; it stands when the image is gone")
+    details: dict[str, Any]
+
+
+class AuditOut(Out):
+    entries: list[AuditEntry]
+    next: str | None
+
+
 class KeyMade(KeyOut):
     secret: str
 

@@ -297,6 +297,12 @@ class ReplayIn(In):
     shown: Annotated[int, Field(ge=0, le=10_000, description="Images to name of each way")] = 100
 
 
+class AuditIn(In):
+    action: Annotated[str | None, Field(pattern=r"^[a-z][a-z-]{0,39}$", description="As the list shows it")] = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    cursor: Annotated[str | None, Field(max_length=200)] = None
+
+
 class KeyIn(In):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._@-]{0,63}$")]
     scopes: Annotated[list[Scope], Field(min_length=1)]

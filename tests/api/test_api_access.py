@@ -99,6 +99,7 @@ ROUTES = {
     ("POST", "/v1/quarantine:replay"): ("/v1/quarantine:replay", Scope.REVIEW, {"model": "nobody", "modality": "MG"}),
     ("GET", "/v1/models/{name}/calibrations"): ("/v1/models/null-a/calibrations", Scope.READ, None),
     ("POST", "/v1/models/{name}/calibrations"): ("/v1/models/nobody/calibrations", Scope.REVIEW, {}),
+    ("GET", "/v1/audit"): ("/v1/audit", Scope.AUDIT, None),
     ("GET", "/v1/keys"): ("/v1/keys", Scope.ADMIN, None),
     ("POST", "/v1/keys"): ("/v1/keys", Scope.ADMIN, {"name": "other", "scopes": ["read"]}),
     ("DELETE", "/v1/keys/{key_id}"): ("/v1/keys/999", Scope.ADMIN, None),
