@@ -13,7 +13,7 @@ ALLOWED = frozenset(
         "operation_id", "image_id", "study_id", "generation_id", "generation", "model", "fingerprint",
         "key_prefix", "count", "done", "total", "attempt", "outcome", "gate", "reason", "status", "state",
         "duration_ms", "method", "route", "code", "error", "port", "host", "version", "bytes", "limit",
-        "rc", "signal", "after_s", "points", "pending", "engine", "lease_s", "exception_type", "where",
+        "rc", "signal", "collection", "after_s", "points", "pending", "engine", "lease_s", "exception_type", "where",
     }
 )  # fmt: skip
 

@@ -9,7 +9,6 @@ from sqlalchemy.orm import Session
 from shared.datasets import importers
 from shared.datasets.folder import LabelTable, read_labels
 from shared.datasets.record import label_table
-from shared.log import get
 from shared.pipeline import arrive, encode, receive
 from shared.pipeline.lease import turn
 from shared.pipeline.receive import Progress
@@ -23,8 +22,6 @@ from workers.tasks import task
 
 SCAN_LEASE_S = 30.0
 AWAY_S = 10.0  #: until a scan looks again for what was away
-
-log = get(__name__)
 
 
 @task(Job.ENCODE)

@@ -24,7 +24,7 @@ def tidy() -> None:
     """Sent files that were erased are gone, and those that no row knows are put aside."""
     rt = runtime()
     if gone := arrive.sweep(rt.transaction, rt.sandbox, rt.blobs, rt.rules.secret):
-        log.info("files_removed", files=gone)
+        log.info("orphan_files_removed", count=gone)
 
 
 @cache

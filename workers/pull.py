@@ -5,7 +5,6 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from shared.log import get
 from shared.pipeline import pull
 from shared.pipeline.dicomweb import Archive
 from shared.pipeline.lease import turn
@@ -23,8 +22,6 @@ LEASE_S = 30.0
 TURN_S = 60.0  #: a pull may take days, and scans wait in the same queue
 AWAY_S = 30.0
 LOOK_S = 600.0  #: outside its hours, so often is looked whether it was cancelled
-
-log = get(__name__)
 
 
 @task(Job.PULL)

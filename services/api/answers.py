@@ -101,8 +101,11 @@ class RankingOut(Out):
     generation: int
     mode: Literal["dense", "hash", "hybrid"]
     exact: bool
-    cut: bool = Field(description="A Hamming ball held more than the 10,000 images that are looked at")
-    emulated: list[str]
+    cut: bool = Field(
+        description="There is more than was looked at: a Hamming ball holds more than 10,000 images, or studies of "
+        "very many images lie in front. Where the page is short for it, `next` goes on"
+    )
+    emulated: list[str] = Field(description="What the index cannot do itself and was done for it: `group_by`")
     as_of: datetime
     took_ms: float
     timings_ms: dict[str, float]
@@ -282,7 +285,6 @@ class GenerationOut(Out):
 class IndexOut(Out):
     points: int
     indexed: int
-    bytes_disk: int | None
 
 
 class ExceptionOut(Out):
@@ -482,6 +484,21 @@ class KeyOut(Out):
     expires_at: datetime | None
     last_used_at: datetime | None
     revoked_at: datetime | None
+
+
+class AuditEntry(Out):
+    id: int
+    at: datetime
+    actor: str = Field(description="The name of the key")
+    key: int
+    action: str
+    item: str | None = Field(description="The image, as the quarantine names it; it stands when the image is gone")
+    details: dict[str, Any]
+
+
+class AuditOut(Out):
+    entries: list[AuditEntry]
+    next: str | None
 
 
 class KeyMade(KeyOut):

@@ -18,6 +18,7 @@ from services.api.edge import Edge
 from services.api.limits import Slots
 from services.api.metrics import Metrics, software
 from services.api.routes import (
+    audit,
     dicomweb_backfill,
     dicomweb_pictures,
     dicomweb_query,
@@ -56,6 +57,7 @@ ROUTERS = (
     generations.router,
     quarantine.router,
     letters.router,
+    audit.router,
     keys.router,
     dicomweb_backfill.router,
     dicomweb_store.router,

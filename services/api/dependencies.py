@@ -60,6 +60,9 @@ CanIngest = Annotated[Bearer, Depends(Needs(Scope.INGEST))]
 CanReview = Annotated[Bearer, Depends(Needs(Scope.REVIEW))]
 CanReindex = Annotated[Bearer, Depends(Needs(Scope.REINDEX))]
 CanErase = Annotated[Bearer, Depends(Needs(Scope.ERASE))]
-#: Whoever may begin long work may watch it.
-CanWatch = Annotated[Bearer, Depends(Needs(Scope.INGEST, Scope.REVIEW, Scope.REINDEX, Scope.ERASE))]
+#: Whoever may begin long work may watch it, and what takes in, a scan or a pull, may be cancelled and tried again.
+CanWatch = Annotated[Bearer, Depends(Needs(Scope.INGEST, Scope.REVIEW, Scope.REINDEX, Scope.ERASE, Scope.ADMIN))]
+CanTakeIn = Annotated[Bearer, Depends(Needs(Scope.INGEST, Scope.ADMIN))]
+CanSeeBuilds = Annotated[Bearer, Depends(Needs(Scope.READ, Scope.REINDEX))]
+CanAudit = Annotated[Bearer, Depends(Needs(Scope.AUDIT))]
 CanAdmin = Annotated[Bearer, Depends(Needs(Scope.ADMIN))]

@@ -16,7 +16,7 @@ from pydantic_core import to_json
 from sqlalchemy.exc import IntegrityError
 from starlette.exceptions import HTTPException
 
-from services.api.schemas import NAMES, WRITTEN
+from services.api.schemas import WRITTEN, names
 from shared.errors import (
     Conflict,
     Denied,
@@ -155,7 +155,7 @@ def _message(error: Mapping[str, Any]) -> str:
     if error["type"] == "json_invalid":
         return "this is not JSON"
     if error["type"] == "extra_forbidden":
-        near = get_close_matches(str(error["loc"][-1]), NAMES, 1)
+        near = get_close_matches(str(error["loc"][-1]), names(), 1)
         return "there is no such name" + (f"; do you mean {near[0]}?" if near else "")
     if error["type"] == "string_pattern_mismatch":
         return WRITTEN.get(error["ctx"]["pattern"], "is not written as it must be: see /docs")

@@ -1,5 +1,5 @@
 """A ranking as the answer that clients see: plain dictionaries, because validating them again costs more than
-making them. `schemas.RankingOut` documents them, and a test holds the two together.
+making them. `answers.RankingOut` documents them, and a test holds the two together.
 """
 
 from typing import Any

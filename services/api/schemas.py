@@ -2,6 +2,7 @@
 
 import re
 from datetime import date, datetime
+from functools import cache
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -296,15 +297,24 @@ class ReplayIn(In):
     shown: Annotated[int, Field(ge=0, le=10_000, description="Images to name of each way")] = 100
 
 
+class AuditIn(In):
+    action: Annotated[str | None, Field(pattern=r"^[a-z][a-z-]{0,39}$", description="As the list shows it")] = None
+    limit: Annotated[int, Field(ge=1, le=1000)] = 100
+    cursor: Annotated[str | None, Field(max_length=200)] = None
+
+
 class KeyIn(In):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._@-]{0,63}$")]
     scopes: Annotated[list[Scope], Field(min_length=1)]
     days: Annotated[int | None, Field(ge=1, le=3650)] = None
 
 
-SHAPES = (
-    SearchIn, BatchIn, StudiesIn, ScanIn, ModelIn, GenerationIn, SwitchIn, RetireIn, PatientIn,
-    QuarantineIn, NoteIn, RetryIn, CalibrateIn, ReplayIn, KeyIn,
-)  # fmt: skip
-#: Every name that a request may have, to be offered when one is misspelt.
-NAMES = tuple(sorted({name for shape in SHAPES for name in shape.model_fields}))
+@cache
+def names() -> tuple[str, ...]:
+    """Every name that a request may have, to be offered when one is misspelt; after all routes are imported."""
+    shapes, found = [In], set()
+    while shapes:
+        shape = shapes.pop()
+        shapes += shape.__subclasses__()
+        found |= set(shape.model_fields)
+    return tuple(sorted(found))

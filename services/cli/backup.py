@@ -23,10 +23,10 @@ def backup(
     home: Annotated[Path | None, typer.Option(help="The home of a local server. Default: ~/.similis.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Keep database, models, tombstones and the key of the pseudonyms in a new folder; images may come in meanwhile.
+    """Keep database, files that were sent, models, tombstones and the pseudonyms' key in a new folder.
 
-    The folder must be protected like the images: it holds the key. Vectors are not in it, and the archive's files are
-    not: they stay where they are.
+    Images may come in meanwhile. The folder must be protected like the images: it holds the key, and the files that
+    came by C-STORE, STOW or backfill. Vectors are not in it, nor files of scanned folders: they stay where they are.
     """
     from services.embedded import backup as backups
 

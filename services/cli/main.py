@@ -17,7 +17,7 @@ from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError
 ROOMS = (
     "processes", "dicom",
     "ingest", "backfill", "search", "studies", "operations", "models", "generations", "quarantine", "letters", "rules",
-    "erase", "sample", "demo", "keys", "doctor", "backup",
+    "erase", "sample", "demo", "keys", "audit", "doctor", "backup",
 )  # fmt: skip
 
 EXIT_CODES: dict[type[SimilisError], int] = {NotFound: 3, Conflict: 4, Invalid: 5, Denied: 1, SimilisError: 1}

@@ -138,7 +138,7 @@ def _who_answered(answer: Answer) -> None:
     model, hidden = answer["model"], answer["hidden"]
     how = "exact" if answer["exact"] else "approximate"
     if answer.get("mode", "dense") != "dense":
-        how = f"by codes ({answer['mode']}; after the slash: bits that differ){', ball cut' if answer['cut'] else ''}"
+        how = f"by codes ({answer['mode']}; after the slash: bits that differ)"
     tell(
         f"model {model['name']}, {model['label']}, fingerprint {model['fingerprint'][:12]}; "
         f"generation {answer['generation']}, {how}; {answer['took_ms']:.1f} ms"
@@ -149,8 +149,14 @@ def _who_answered(answer: Answer) -> None:
     for stop in answer["query"]["stopped_by"]:
         warn(f"the query image would not be taken in: {stop.get('explanation') or stop['reason']}")
     for gate in answer["query"].get("gates", []):
-        if gate["score"] is not None:
-            limit = (
-                "no threshold for its modality" if gate["threshold"] is None else f"threshold {gate['threshold']:.4g}"
-            )
-            tell(f"gate {gate['gate']}: {gate['verdict']}, score {gate['score']:.4g}, {limit}")
+        votes = [_vote(gate, "score", "threshold"), _vote(gate, "distance", "distance_threshold")]
+        tell(", ".join([f"gate {gate['gate']}: {gate['verdict']}", *filter(None, votes)]))
+    if answer.get("cut"):
+        warn("there is more than was looked at: filter, or ask for the next page")
+
+
+def _vote(gate: Answer, name: str, limit: str) -> str:
+    if gate[name] is None:
+        return ""
+    said = "no threshold for its modality" if gate[limit] is None else f"threshold {gate[limit]:.4g}"
+    return f"{name} {gate[name]:.4g} ({said})"

@@ -26,9 +26,6 @@ from services.embedded.account import account, hand_over
 from services.embedded.home import Home, private
 from shared.disk import sync
 from shared.errors import Unavailable
-from shared.log import get
-
-log = get(__name__)
 
 MAJOR = 18
 USER = DATABASE = "similis"

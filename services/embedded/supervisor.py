@@ -27,7 +27,6 @@ from shared.errors import SimilisError
 TICK_S = 0.05
 LONG_LIFE_S = 30.0  #: who lived that long begins a new count of failures
 LOUD_AFTER = 3  #: failures in a row from which on the terminal is told each time
-_ENDED_WELL = {0, -signal.SIGTERM, -signal.SIGINT}  # uvicorn raises its SIGTERM again
 
 
 def back_off_s(failures: int) -> float:

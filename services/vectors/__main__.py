@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.freeze()  # what is loaded stays, and need not be looked through again and again
     gc.set_threshold(50_000)
     server.start()
-    log.get(__name__).info("vectors ready", port=server.port, count=len(server.shards.names()))
+    log.get(__name__).info("vectors_ready", port=server.port, count=len(server.shards.names()))
     stop.get()
     server.stop()
     return 0

@@ -81,7 +81,7 @@ class Service:
         except Refused as error:
             return bytes([error.code.value[0]]) + str(error).encode()
         except Exception as error:
-            _log.exception("request failed", method=name, exception_type=type(error).__name__)
+            _log.exception("request_failed", method=name, exception_type=type(error).__name__)
             return bytes([grpc.StatusCode.INTERNAL.value[0]]) + b"the engine failed"
         if isinstance(reply, bytes):
             return b"\0" + timed(reply, time.perf_counter() - started)
@@ -331,7 +331,7 @@ def _child(order: bytes, handles: Sequence[int], parent: int) -> int:
     try:
         serve(Path(path), Layout.from_text(layout), Connection(handles[0]), Connection(handles[1]))
     except Exception as error:
-        _log.exception("engine ended", exception_type=type(error).__name__)
+        _log.exception("engine_ended", exception_type=type(error).__name__)
         return 1
     return 0
 

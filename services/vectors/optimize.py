@@ -109,7 +109,7 @@ class Optimizer:
             except Exception as error:  # the old shard goes on serving; the next write asks again
                 if not (self._stopped or self._cancelled is collection or collection.dropped):
                     self._failed.add(collection.name)
-                    _log.warning("optimising failed", exception_type=type(error).__name__)
+                    _log.warning("optimising_failed", exception_type=type(error).__name__)
             took = time.monotonic() - started
             with self._wake:
                 self._rest_until[collection.name] = time.monotonic() + took

@@ -44,7 +44,7 @@ def answers(method: Callable[[Any, Any], M]) -> Callable[[Any, Any, grpc.Service
         except Refused as error:
             context.abort(error.code, str(error))
         except Exception as error:
-            _log.exception("request failed", method=method.__name__, exception_type=type(error).__name__)
+            _log.exception("request_failed", method=method.__name__, exception_type=type(error).__name__)
             context.abort(grpc.StatusCode.INTERNAL, "the engine failed")
         raise AssertionError("abort has raised")
 

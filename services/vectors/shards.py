@@ -89,7 +89,8 @@ class Collection:
             except Gone as error:
                 with self._change:
                     if engine is self._engine and not self.dropped:
-                        _log.warning("engine hung" if isinstance(error, Hung) else "engine ended", collection=self.name)
+                        reason = "hung" if isinstance(error, Hung) else "gone"
+                        _log.warning("engine_ended", collection=self.name, reason=reason)
                         self._engine = self._nursery.engine(self.path, self.layout)
                         engine.close()
                 if name in WRITES or isinstance(error, Hung):  # a write may have been applied or not
@@ -206,7 +207,7 @@ class Collection:
     def _remove_stale(self) -> None:
         for folder in self.folder.glob("shard.*"):
             if folder != self._current():
-                _log.info("half-made shard removed")
+                _log.info("half_made_shard_removed")
                 shutil.rmtree(folder)
 
 
@@ -241,7 +242,7 @@ class Shards:
         try:
             self._collections[folder.name] = Collection(folder, self._nursery)
         except Exception as error:  # whatever it is, the others are served
-            _log.exception("collection cannot be loaded", collection=folder.name, exception_type=type(error).__name__)
+            _log.exception("collection_not_loaded", collection=folder.name, exception_type=type(error).__name__)
             self.broken[folder.name] = folder
 
     def _look_after(self) -> None:
@@ -253,7 +254,7 @@ class Shards:
                 except Refused:  # said in the log where it happened
                     continue
                 except Exception as error:
-                    _log.exception("watch failed", exception_type=type(error).__name__)
+                    _log.exception("watch_failed", exception_type=type(error).__name__)
 
     def silent(self) -> list[str]:
         """Collections whose engines have owed an answer for too long."""

@@ -137,7 +137,7 @@ class Answer:
     hits: tuple[Hit, ...]
     exact: bool
     emulated: frozenset[str] = frozenset()
-    cut: bool = False  #: of a search by codes: the ball held more than was looked at
+    cut: bool = False  #: there is more than was looked at: in a Hamming ball, or of groups that are emulated
     engine_ms: float | None = None
 
 
@@ -176,7 +176,6 @@ class Ball:
 class Info:
     points: int
     indexed: int  #: points that the graph covers; the rest is searched by brute force
-    bytes_disk: int | None = None
     optimizing: bool = False  #: points are being linked at this moment
 
 

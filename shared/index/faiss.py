@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from shared.index import checks, codes
 from shared.index.base import Answer, Ball, CodeQuery, Exact, Filter, Hit, Info, Metric, Point, Query, Spec
-from shared.index.grouping import cut
+from shared.index.grouping import emulate
 from shared.index.memory import LocalStore
 from shared.index.rows import Rows
 
@@ -50,21 +50,22 @@ class FaissIndex:
         for query in queries:
             checks.check_query(query)
         vectors = checks.prepare(self.spec, [query.vector for query in queries])
-        with self._lock:
-            return [self._answer(query, vector) for query, vector in zip(queries, vectors, strict=True)]
+        return [
+            self._answer(query, vector) if query.group_by is None else emulate(self.search, [query])[0]
+            for query, vector in zip(queries, vectors, strict=True)
+        ]
 
     def _answer(self, query: Query, vector: NDArray[np.float32]) -> Answer:
         started = time.perf_counter()
-        mask = self._rows.mask(query.filter)
-        matching = int(mask.sum())
-        walk = self._walks(query, matching)
-        hits = self._groups(query, vector, mask, walk) if query.group_by else self._hits(query, vector, mask, walk)
-        if walk and len(hits) < min(query.limit, matching):  # the graph did not reach that many
-            walk = False
-            hits = self._groups(query, vector, mask, walk) if query.group_by else self._hits(query, vector, mask, walk)
-        took = (time.perf_counter() - started) * 1000
-        emulated = frozenset({"group_by"} if query.group_by else ())
-        return Answer(hits=tuple(hits), exact=not walk, emulated=emulated, engine_ms=took)
+        with self._lock:
+            mask = self._rows.mask(query.filter)
+            matching = int(mask.sum())
+            walk = self._walks(query, matching)
+            hits = self._hits(query, vector, mask, walk)
+            if walk and len(hits) < min(query.limit, matching):  # the graph did not reach that many
+                walk = False
+                hits = self._hits(query, vector, mask, walk)
+        return Answer(hits=tuple(hits), exact=not walk, engine_ms=(time.perf_counter() - started) * 1000)
 
     def _walks(self, query: Query, matching: int) -> bool:
         if self.spec.scale == "exact" or isinstance(query.accuracy, Exact):
@@ -74,17 +75,6 @@ class FaissIndex:
     def _hits(self, query: Query, vector: NDArray[np.float32], mask: NDArray[np.bool_], walk: bool) -> list[Hit]:
         found, scores = self._find(query, vector, mask, walk, query.limit)
         return self._rows.best(found, scores, query.limit)
-
-    def _groups(self, query: Query, vector: NDArray[np.float32], mask: NDArray[np.bool_], walk: bool) -> list[Hit]:
-        matching = int(mask.sum())
-        want = min(4 * query.limit * query.group_limit, matching)
-        while want:
-            found, scores = self._find(query, vector, mask, walk, want)
-            hits = cut(self._rows.best(found, scores, want), query)
-            if len(hits) == query.limit or want == matching:
-                return hits
-            want = min(4 * want, matching)
-        return []
 
     def _find(
         self, query: Query, vector: NDArray[np.float32], mask: NDArray[np.bool_], walk: bool, limit: int

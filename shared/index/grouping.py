@@ -1,9 +1,18 @@
-"""At most so many hits of each value of a field, for engines that cannot do it themselves."""
+"""At most so many hits of each value of a field, for engines that cannot do it themselves.
+
+They are asked again without the groups that are full, and not deeper and deeper: one group may hold thousands.
+"""
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from typing import Final
 
-from shared.index.base import Hit, Query
+from shared.index.base import Answer, Hit, Match, Query
+
+LEAST: Final = 1000  #: hits that one round asks for: several groups of some hundreds each
+MOST: Final = 10_000  #: and where a round fills no group, for want of the field: as many as a Hamming ball may hold
+ROUNDS: Final = 50
 
 
 def cut(hits: Sequence[Hit], query: Query) -> list[Hit]:
@@ -23,22 +32,65 @@ def cut(hits: Sequence[Hit], query: Query) -> list[Hit]:
     return kept
 
 
-def overfetch(fetch: Callable[[int], Sequence[Hit]], query: Query, ceiling: int) -> list[Hit]:
-    """Ask for more and more hits until the groups are full or nothing is left.
+def emulate(search: Callable[[Sequence[Query]], Sequence[Answer]], queries: Sequence[Query]) -> list[Answer]:
+    """The answers to grouped queries, by a search without groups; cut where `ROUNDS` were not enough.
 
-    Args:
-        fetch: the best n hits without grouping, ordered.
-        ceiling: how many points there are; never asks for more.
+    Exact where that search is: what a round brings lies before all that it does not bring of groups not yet full.
     """
-    want = min(query.limit * query.group_limit * 4, ceiling)
-    while want:
-        kept = cut(fetch(want), query)
-        if len(kept) == query.limit or want == ceiling:
-            return kept
-        want = min(want * 4, ceiling)
-    return []
+    walks = [_Walk(query) for query in queries]
+    for _ in range(ROUNDS):
+        going = [walk for walk in walks if not walk.over]
+        if not going:
+            break
+        for walk, answer in zip(going, search([walk.question() for walk in going]), strict=True):
+            walk.take(answer)
+    return [walk.answer() for walk in walks]
 
 
-def ordered(hits: Sequence[Hit]) -> list[Hit]:
+class _Walk:
+    """One grouped query on its way; `over` when its groups are there, or no more points."""
+
+    def __init__(self, query: Query) -> None:
+        self._query = query
+        self._field = query.group_by or ""
+        self._limit = max(query.limit, LEAST)
+        self._found: dict[int, Hit] = {}
+        self._kept: list[Hit] = []
+        self._full: tuple[int | str, ...] = ()
+        self._answers: list[Answer] = []
+        self.over = False
+
+    def question(self) -> Query:
+        passed = (Match(field=self._field, values=self._full),) if self._full else ()
+        without = replace(self._query.filter, must_not=(*self._query.filter.must_not, *passed))
+        fields = self._query.fields
+        carried = fields if fields is None or self._field in fields else (*fields, self._field)
+        return replace(self._query, limit=self._limit, filter=without, fields=carried, group_by=None)
+
+    def take(self, answer: Answer) -> None:
+        self._answers.append(answer)
+        self._found |= {hit.id.int: hit for hit in answer.hits}
+        hits = ordered(self._found.values())
+        self._kept = cut(hits, self._query)
+        counts = Counter(hit.payload.get(self._field) for hit in hits)
+        full = tuple(value for value, n in counts.items() if value is not None and n >= self._query.group_limit)
+        whole = len(answer.hits) < self._limit and not answer.cut
+        self.over = whole or len(self._kept) == self._query.limit
+        if len(full) == len(self._full):
+            self._limit = min(4 * self._limit, max(MOST, self._query.limit))
+        self._full = full
+
+    def answer(self) -> Answer:
+        spent = [answer.engine_ms for answer in self._answers if answer.engine_ms is not None]
+        return Answer(
+            hits=tuple(self._kept),
+            exact=all(answer.exact for answer in self._answers),
+            emulated=frozenset({"group_by"}),
+            cut=not self.over,
+            engine_ms=sum(spent) if spent else None,
+        )
+
+
+def ordered(hits: Iterable[Hit]) -> list[Hit]:
     """By falling score, equal scores by id: engines differ on ties."""
     return sorted(hits, key=lambda hit: (-hit.score, hit.id.int))

@@ -1,7 +1,7 @@
 """Qdrant over gRPC: a server, a cluster, or the embedded `services.vectors`; the adapter is the same.
 
 The generated stubs of qdrant-client are used, not its model layer (`shared.index.wire` says why). Two things a
-peer may lack are asked for and looked at: grouping (UNIMPLEMENTED is answered by over-fetching, and the answer
+peer may lack are asked for and looked at: grouping (after UNIMPLEMENTED it is emulated, and the answer
 says so) and indexing on request (an update of the optimiser settings, which makes a server look again).
 """
 
@@ -18,7 +18,7 @@ from shared.errors import Conflict, Invalid, NotFound, SimilisError, Unavailable
 from shared.index import checks
 from shared.index import wire as messages
 from shared.index.base import PAYLOAD, Answer, Ball, CodeQuery, Damaged, Filter, Hit, Info, Near, Point, Query, Spec
-from shared.index.grouping import cut, ordered, overfetch
+from shared.index.grouping import cut, emulate, ordered
 from shared.index.trust import Trust
 
 BATCH: Final = 256  # points per upsert: about 1 MB of 1,024-d vectors
@@ -136,9 +136,10 @@ class QdrantIndex:
             for row, hits in zip(flat, found, strict=True):
                 exact = requests[row].params.exact
                 answers[row] = Answer(hits=tuple(hits[: queries[row].limit]), exact=exact, engine_ms=engine_ms)
-        for row, query in enumerate(queries):
-            if query.group_by is not None:
-                answers[row] = self._grouped(query, requests[row])
+        grouped = [row for row, query in enumerate(queries) if query.group_by is not None]
+        if grouped:
+            told = self._grouped([queries[row] for row in grouped], [requests[row] for row in grouped])
+            answers |= dict(zip(grouped, told, strict=True))
         return [answers[row] for row in range(len(queries))]
 
     def _message(self, query: Query, vector: Any) -> pb.QueryPoints:  # noqa: ANN401 - one row of the matrix
@@ -159,23 +160,18 @@ class QdrantIndex:
         found = [ordered(messages.hits(result.result, self.spec.metric)) for result in reply.result]
         return found, reply.time * 1000
 
-    def _grouped(self, query: Query, message: pb.QueryPoints) -> Answer:
-        """Native groups where the peer has them; if those are fewer than asked for, over-fetching makes sure."""
-        exact = message.params.exact
-        if self._groups:
-            hits, engine_ms = self._native_groups(query, message)
-            if len(hits) == query.limit:
-                return Answer(hits=tuple(hits), exact=exact, engine_ms=engine_ms)
-        spent: list[float] = []
-
-        def fetch(limit: int) -> list[Hit]:
-            message.limit = limit
-            found, engine_ms = self._fetch([message])
-            spent.append(engine_ms)
-            return found[0]
-
-        kept = overfetch(fetch, query, self.count())
-        return Answer(hits=tuple(kept), exact=exact, emulated=frozenset({"group_by"}), engine_ms=sum(spent))
+    def _grouped(self, queries: Sequence[Query], requests: Sequence[pb.QueryPoints]) -> list[Answer]:
+        """Native groups where the peer has them; where those are fewer than asked for, emulation makes sure."""
+        answers: dict[int, Answer] = {}
+        for row, (query, message) in enumerate(zip(queries, requests, strict=True)):
+            if self._groups:
+                hits, engine_ms = self._native_groups(query, message)
+                if len(hits) == query.limit:
+                    answers[row] = Answer(hits=tuple(hits), exact=message.params.exact, engine_ms=engine_ms)
+        left = [row for row in range(len(queries)) if row not in answers]
+        told = emulate(self.search, [queries[row] for row in left])
+        answers |= dict(zip(left, told, strict=True))
+        return [answers[row] for row in range(len(queries))]
 
     def _native_groups(self, query: Query, message: pb.QueryPoints) -> tuple[list[Hit], float]:
         """The best `limit` hits lie in the best `limit` groups: each better group has a better best hit."""

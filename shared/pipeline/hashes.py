@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from shared.errors import Conflict
 from shared.index import checks
 from shared.index.base import Answer, Ball, CodeQuery, Hit, Index, Metric, Near, Query, Spec
+from shared.index.grouping import emulate
 from shared.index.memory import score
 from shared.pipeline.rank import QueryImage
 from shared.store import encodings, neighbours
@@ -36,7 +37,7 @@ def searcher(connection: sa.Connection, index: Index, live: Published, mode: Mod
     if not index.spec.bits:
         raise Conflict("the published model has no hash codes: publish a generation of one that has, or ask mode=dense")
 
-    def search(images: Sequence[QueryImage], queries: Sequence[Query]) -> list[Answer]:
+    def flat(images: Sequence[QueryImage], queries: Sequence[Query]) -> list[Answer]:
         wanted = [_ball(image, query, mode, radius) for image, query in zip(images, queries, strict=True)]
         stored = Stored(connection, live)
         answers = []
@@ -45,6 +46,14 @@ def searcher(connection: sa.Connection, index: Index, live: Published, mode: Mod
             matrix = encodings.stack([stored[hit.id] for hit in known]).reshape(-1, index.spec.dim)
             answers.append(_answer(index.spec, query, ball, known, matrix, mode, radius))
         return answers
+
+    def alone(image: QueryImage) -> Callable[[Sequence[Query]], list[Answer]]:
+        return lambda asked: flat([image] * len(asked), asked)
+
+    def search(images: Sequence[QueryImage], queries: Sequence[Query]) -> list[Answer]:
+        if all(query.group_by is None for query in queries):
+            return flat(images, queries)
+        return [emulate(alone(image), [query])[0] for image, query in zip(images, queries, strict=True)]
 
     return search
 

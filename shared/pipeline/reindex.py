@@ -18,7 +18,6 @@ from sqlalchemy.orm import Session
 from shared.errors import NotFound
 from shared.imaging.pseudonym import patient_number
 from shared.index.base import Exact, Filter, Index, IndexStore, Match, Query, Recall
-from shared.log import get
 from shared.pipeline.lease import turn
 from shared.pipeline.search import LEAST_DEPTH, TARGET
 from shared.store import backfill, coverage, encodings, generations, ledger, operations
@@ -27,8 +26,6 @@ from shared.store.operations import Held
 from shared.store.session import Begin, enqueue
 from shared.store.tables import Generation
 from shared.types import Job
-
-log = get(__name__)
 
 LEASE_S = 30.0
 CHUNK = 2000  #: images looked at in one transaction

@@ -32,9 +32,13 @@ from shared.types import Decoded, Header
 #: Of all the hits that are asked for, `DEPTH` times more than are shown. Of the first ten, 0.997 of the images
 #: and 0.986 of the studies came (`benchmarks.search`, 100,000 vectors, against exact search, patient excluded).
 TARGET = 0.9
+Asked = tuple[list[Answer], bool]  #: of one subject, an answer for each image; and whether there is more than these
 MAX_VECTORS = 16  #: of a study; a CT is asked with evenly spaced slices
-DEPTH = 4  #: hits asked per query vector, in multiples of k: several images of one study are one answer
+#: Hits asked per query vector, in multiples of k: several images of one study are one answer. And of each study at
+#: most as many, where the hits lie in fewer than k: a CT has hundreds of images that are much alike.
+DEPTH = 4
 LEAST_DEPTH, MOST_DEPTH = 40, 1000
+MOST_OF_GROUPS = 10_000  #: so many hits, of k studies each its part; the largest k there can be
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,7 +148,7 @@ class Ranking:
     published: Published
     exact: bool
     emulated: frozenset[str]
-    cut: bool  #: a Hamming ball held more images than are looked at
+    cut: bool  #: there is more than was looked at: in a Hamming ball, or of images that few studies share
     as_of: datetime
     next: str | None
     timings_ms: Mapping[str, float]
@@ -288,12 +292,13 @@ def _rank(
         search = hashes.searcher(connection, index, live, request.mode, request.radius)
     rankings = []
     for subject, found, asked, answered in _answers(search, subjects, request, page):
-        own = found
+        own, more = found
         shown, all_there = _shown(connection, live, subject, own, request, page)
         if len(shown) < request.k and not all_there:  # what may not be shown took the places of others
-            (own,) = _ask(search, [subject], request, page, MOST_DEPTH)
+            ((own, more),) = _ask(search, [subject], request, page, MOST_DEPTH)
             shown, _ = _shown(connection, live, subject, own, request, page)
-        full = len(shown) == request.k  # a page that is not full is the last one
+        short = len(shown) < request.k
+        last = short and not (more and shown)  # a page that is not full is the last one, if all was looked at
         hidden = _hidden(connection, subject, request)
         rankings.append(
             Ranking(
@@ -304,9 +309,9 @@ def _rank(
                 published=live,
                 exact=all(answer.exact for answer in own),
                 emulated=frozenset().union(*(answer.emulated for answer in own)),
-                cut=any(answer.cut for answer in own),
+                cut=any(answer.cut for answer in own) or (short and more),
                 as_of=page.as_of,
-                next=cursor.write(request, live.generation_id, subject, page, shown) if full else None,
+                next=None if last else cursor.write(request, live.generation_id, subject, page, shown),
                 timings_ms=_timings(started, asked, answered, own),
             )
         )
@@ -315,8 +320,8 @@ def _rank(
 
 def _answers(
     search: Search, subjects: Sequence[Subject], request: Request, page: cursor.Page
-) -> Iterator[tuple[Subject, list[Answer], float, float]]:
-    """Each subject with its hits, and when they were asked for and came.
+) -> Iterator[tuple[Subject, Asked, float, float]]:
+    """Each subject with its hits and whether there are more, and when they were asked for and came.
 
     All in one batch; by codes one subject after the other, as a ball may hold thousands.
     """
@@ -331,26 +336,37 @@ def _answers(
 
 def _ask(
     search: Search, subjects: Sequence[Subject], request: Request, page: cursor.Page, depth: int = LEAST_DEPTH
-) -> list[list[Answer]]:
-    """The hits of each subject's images, in one batch; deeper where they lie in fewer than `k` studies."""
-    depth = max(DEPTH * request.k, depth)
-    found: list[list[Answer]] = [[] for _ in subjects]
-    asking = list(range(len(subjects)))
-    while asking:
-        depth = min(depth, MOST_DEPTH)
-        queries = [_queries(subjects[i], request, page, depth) for i in asking]
-        images = [image for i in asking for image in subjects[i].images]
-        answers = iter(search(images, [query for own in queries for query in own]))
-        for i, own in zip(asking, queries, strict=True):
-            found[i] = [next(answers) for _ in own]
-        asking = [i for i in asking if depth < MOST_DEPTH and _too_few(found[i], request.k, depth)]
-        depth *= 4
+) -> list[Asked]:
+    """The hits of each subject's images, in one batch; of the best `k` studies where the first lie in fewer."""
+    depth = min(max(DEPTH * request.k, depth), MOST_DEPTH)
+    found = _batch(search, subjects, request, [_queries(one, request, page, depth) for one in subjects])
+    short = [i for i, (answers, more) in enumerate(found) if more and _studies(answers) < request.k]
+    if short:
+        of_each = min(DEPTH, MOST_OF_GROUPS // request.k)
+        grouped = [
+            [replace(query, group_by="study", group_limit=of_each) for query in queries]
+            for queries in (_queries(subjects[i], request, page, of_each * request.k) for i in short)
+        ]
+        for i, asked in zip(short, _batch(search, [subjects[i] for i in short], request, grouped), strict=True):
+            found[i] = asked
     return found
 
 
-def _too_few(answers: Sequence[Answer], k: int, depth: int) -> bool:
-    studies = {hit.payload["study"] for answer in answers for hit in answer.hits}
-    return len(studies) < k and any(len(answer.hits) == depth for answer in answers)
+def _batch(
+    search: Search, subjects: Sequence[Subject], request: Request, queries: Sequence[Sequence[Query]]
+) -> list[Asked]:
+    images = [image for subject in subjects for image in subject.images]
+    answers = iter(search(images, [query for own in queries for query in own]))
+    found = []
+    for own in queries:
+        told = [next(answers) for _ in own]
+        full = request.radius is None and any(len(a.hits) == q.limit for a, q in zip(told, own, strict=True))
+        found.append((told, full or any(answer.cut for answer in told)))  # a ball of a radius is whole, or cut
+    return found
+
+
+def _studies(answers: Sequence[Answer]) -> int:
+    return len({hit.payload["study"] for answer in answers for hit in answer.hits})
 
 
 def _shown(

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Conflict
 from shared.store.files import SENT
-from shared.store.tables import Review
+from shared.store.tables import Audit, Review
 from shared.types import Status
 
 
@@ -188,6 +188,14 @@ def audit(db: Session, actor: Actor, action: str, details: Mapping[str, object],
             "details": json.dumps(dict(details)),
         },
     )
+
+
+def audited(db: Session, before: int, limit: int, action: str | None = None) -> Sequence[Audit]:
+    """What was done before the entry of this number, the latest first; all actions, or one."""
+    wanted = sa.select(Audit).where(Audit.id < before)
+    if action is not None:
+        wanted = wanted.where(Audit.action == action)
+    return db.scalars(wanted.order_by(Audit.id.desc()).limit(limit)).all()
 
 
 _MOVE = sa.text(

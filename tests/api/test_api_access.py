@@ -16,7 +16,9 @@ from tests.api.conftest import serving
 
 ID = "00000000-0000-4000-8000-000000000000"
 PUBLIC = None
-WATCH = (Scope.INGEST, Scope.REVIEW, Scope.REINDEX, Scope.ERASE)  #: any of them
+WATCH = (Scope.INGEST, Scope.REVIEW, Scope.REINDEX, Scope.ERASE, Scope.ADMIN)  #: any of them
+TAKE_IN = (Scope.INGEST, Scope.ADMIN)
+BUILDS = (Scope.READ, Scope.REINDEX)
 
 DICOM_STUDY = "/studies/{study_instance_uid}"
 DICOM_SERIES = DICOM_STUDY + "/series/{series_instance_uid}"
@@ -39,15 +41,15 @@ ROUTES = {
     ("POST", "/v1/ingest/backfills"): ("/v1/ingest/backfills", Scope.ADMIN, {}),
     ("GET", "/v1/operations"): ("/v1/operations", WATCH, None),
     ("GET", "/v1/operations/{operation_id}"): (f"/v1/operations/{ID}", WATCH, None),
-    ("GET", "/v1/operations/{operation_id}/files"): (f"/v1/operations/{ID}/files", Scope.INGEST, None),
-    ("POST", "/v1/operations/{operation_id}:cancel"): (f"/v1/operations/{ID}:cancel", Scope.INGEST, None),
-    ("POST", "/v1/operations/{operation_id}:retry"): (f"/v1/operations/{ID}:retry", Scope.INGEST, None),
+    ("GET", "/v1/operations/{operation_id}/files"): (f"/v1/operations/{ID}/files", TAKE_IN, None),
+    ("POST", "/v1/operations/{operation_id}:cancel"): (f"/v1/operations/{ID}:cancel", TAKE_IN, None),
+    ("POST", "/v1/operations/{operation_id}:retry"): (f"/v1/operations/{ID}:retry", TAKE_IN, None),
     ("GET", "/v1/models"): ("/v1/models", Scope.READ, None),
     ("POST", "/v1/models"): ("/v1/models", Scope.ADMIN, {"card": "nothing-here"}),
     ("GET", "/v1/models/{name}"): ("/v1/models/null-a", Scope.READ, None),
     ("POST", "/v1/models/{name}:hash"): ("/v1/models/nobody:hash", Scope.ADMIN, {"name": "other"}),
-    ("GET", "/v1/generations"): ("/v1/generations", Scope.READ, None),
-    ("GET", "/v1/generations/{generation_id}"): ("/v1/generations/1", Scope.READ, None),
+    ("GET", "/v1/generations"): ("/v1/generations", BUILDS, None),
+    ("GET", "/v1/generations/{generation_id}"): ("/v1/generations/1", BUILDS, None),
     ("POST", "/v1/generations"): ("/v1/generations", Scope.REINDEX, {"model": "nobody"}),
     **{
         ("POST", f"/v1/generations/{{generation_id}}:{verb}"): (f"/v1/generations/99:{verb}", Scope.REINDEX, None)
@@ -97,6 +99,7 @@ ROUTES = {
     ("POST", "/v1/quarantine:replay"): ("/v1/quarantine:replay", Scope.REVIEW, {"model": "nobody", "modality": "MG"}),
     ("GET", "/v1/models/{name}/calibrations"): ("/v1/models/null-a/calibrations", Scope.READ, None),
     ("POST", "/v1/models/{name}/calibrations"): ("/v1/models/nobody/calibrations", Scope.REVIEW, {}),
+    ("GET", "/v1/audit"): ("/v1/audit", Scope.AUDIT, None),
     ("GET", "/v1/keys"): ("/v1/keys", Scope.ADMIN, None),
     ("POST", "/v1/keys"): ("/v1/keys", Scope.ADMIN, {"name": "other", "scopes": ["read"]}),
     ("DELETE", "/v1/keys/{key_id}"): ("/v1/keys/999", Scope.ADMIN, None),
@@ -142,6 +145,24 @@ def test_the_table_of_scopes_is_what_the_routes_declare(archive):
     app = create(archive.rt)
     declared = {(m, r.path): scopes_of(r) for r in app.routes for m in r.methods}
     assert declared == {route: scopes(needed) for route, (_, needed, _) in ROUTES.items()}
+
+
+def test_whoever_begins_long_work_may_follow_it_to_its_end():
+    """POST of what becomes an operation, or a generation: its key may read what the answer names."""
+    begun = {
+        ("POST", "/v1/ingest/scans"): ("/v1/operations/{operation_id}", True),
+        ("POST", "/v1/ingest/backfills"): ("/v1/operations/{operation_id}", True),
+        ("POST", "/v1/generations"): ("/v1/generations/{generation_id}", False),
+        ("POST", "/v1/quarantine:replay"): ("/v1/operations/{operation_id}", False),
+        ("DELETE", "/v1/studies/{study_instance_uid}"): ("/v1/operations/{operation_id}", False),
+        ("POST", "/v1/patients:erase"): ("/v1/operations/{operation_id}", False),
+    }
+    for route, (made, takes_in) in begun.items():
+        needed = scopes(ROUTES[route][1])
+        assert needed <= scopes(ROUTES["GET", made][1]), route
+        assert needed <= scopes(ROUTES["GET", "/v1/operations/{operation_id}"][1]), route
+        for verb in (":cancel", ":retry") if takes_in else ():
+            assert needed <= scopes(ROUTES["POST", made + verb][1]), (route, verb)
 
 
 def test_a_route_that_declares_no_scope_keeps_the_app_from_starting():

@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 from fastapi.testclient import TestClient
 
 import shared.errors
@@ -83,6 +84,20 @@ def test_what_is_malformed_is_a_400_without_the_value(client):
 def test_a_misspelt_filter_is_refused_and_the_right_name_is_offered(client):
     refused = client.get("/v1/studies/1.2.3/similar?Modalty=MG")
     assert refused.json()["errors"][0]["message"] == "there is no such name; do you mean Modality?"
+
+
+@pytest.mark.parametrize(
+    ("address", "body", "meant"),
+    [
+        ("/v1/models/null-a:hash", {"name": "other", "bitss": 8}, "bits"),
+        ("/v1/dead-letters:retry", {"kindd": "image"}, "kind"),
+        ("/v1/ingest/backfills", {"dicomwebb": "pacs"}, "dicomweb"),
+        ("/v1/quarantine:retry", {"modalityy": "MG"}, "modality"),
+    ],
+)
+def test_the_right_name_is_offered_wherever_one_is_misspelt(client, address, body, meant):
+    told = client.post(address, json=body).json()["errors"]
+    assert f"there is no such name; do you mean {meant}?" in [one["message"] for one in told]
 
 
 def test_broken_json_is_a_400(client):

@@ -43,6 +43,12 @@ def test_help_can_be_asked_of_every_command(similis, path):
     assert ran.err == ""
 
 
+def test_the_help_of_backup_names_the_files_that_were_sent(similis):
+    """Who protects the folder must know that it holds them."""
+    said = " ".join(similis("backup", "--help").out.split())
+    assert "C-STORE, STOW or backfill" in said
+
+
 def test_all_that_the_first_task_asks_for_is_there():
     names = {" ".join(path) for path, _ in commands()}
     assert names >= {

@@ -96,6 +96,28 @@ def test_a_query_image_that_a_gate_would_stop_is_answered_and_said(home, similar
     assert "9.8.7" in ran.out
 
 
+def test_each_gate_is_told_with_both_votes_of_the_third(home, similar, similis):
+    """A model without a decoder has no score, only a distance."""
+    none = dict.fromkeys(("reason", "score", "threshold", "distance", "distance_threshold"))
+    metadata = none | {"gate": "metadata", "verdict": "passed"}
+    features = none | {"gate": "features", "verdict": "stopped", "distance": 0.81234, "distance_threshold": 0.7}
+    query = {"study_instance_uid": None, "images": [], "stopped_by": []}
+    both = features | {"score": 0.5, "verdict": "passed", "distance_threshold": None}
+    similar(query=query | {"gates": [metadata, features, both]})
+    lines = similis("search", "--study", UID, "--home", home).out.splitlines()
+    assert "gate metadata: passed" in lines
+    assert "gate features: stopped, distance 0.8123 (threshold 0.7)" in lines
+    no = "(no threshold for its modality)"
+    assert f"gate features: passed, score 0.5 {no}, distance 0.8123 {no}" in lines
+
+
+def test_an_answer_for_which_not_all_was_looked_at_says_so(home, similar, similis):
+    similar(cut=True)
+    ran = similis("search", "--study", UID, "--home", home)
+    assert ran.code == 0
+    assert "there is more than was looked at" in ran.err
+
+
 def test_no_neighbour_is_said_and_is_no_error(home, similar, similis):
     similar(studies=[])
     ran = similis("search", "--study", UID, "--home", home)

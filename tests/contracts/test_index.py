@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from shared.errors import Conflict, Invalid, NotFound
+from shared.index import grouping
 from shared.index.base import (
     Answer,
     Between,
@@ -221,6 +222,19 @@ def test_groups_are_those_of_the_twin(make: Callable[..., Index], field: str, gr
         answer = index.search([query])[0]
         assert_same(answer, twin.search([query])[0])
         assert all(field in hit.payload for hit in answer.hits)
+
+
+def test_groups_larger_than_a_list_are_those_of_the_twin(
+    make: Callable[..., Index], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Seven groups in a thousand points, asked for in lists of ten: most lists hold few groups."""
+    monkeypatch.setattr(grouping, "LEAST", 10)
+    index, points = make(), gallery(1000)
+    index.write(points)
+    query = Query(vector=matrix(1, seed=3)[0], limit=12, group_by="birads", group_limit=2, accuracy=Exact())
+    answer, truth = index.search([query])[0], twin_of(index, points).search([query])[0]
+    assert_same(answer, truth)
+    assert (len(answer.hits), answer.cut) == (12, False)
 
 
 def test_an_engine_that_emulates_grouping_says_so(engine: str, make: Callable[..., Index]) -> None:

@@ -1,6 +1,8 @@
 """What the contract suite does not ask of the engines in memory."""
 
 import uuid
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.clustered import clustered, local_dimension
-from shared.index.base import Between, Exact, Filter, Match, Metric, Point, Query, Spec
+from shared.index import grouping
+from shared.index.base import Answer, Between, Exact, Filter, Match, Metric, Point, Query, Spec
 from shared.index.faiss import FaissIndex
-from shared.index.grouping import overfetch
+from shared.index.grouping import emulate
 from shared.index.memory import MemoryIndex
 
 
@@ -97,17 +100,49 @@ def test_faiss_scans_exactly_where_its_graph_would_lose_recall() -> None:
     assert not index.search([Query(vector=vector, limit=10)])[0].exact
 
 
-def test_overfetching_never_asks_for_more_than_there_is() -> None:
-    asked: list[int] = []
-    query = Query(vector=np.ones(2, np.float32), limit=10, group_by="study")
+def grouped_of(groups: int, of_each: int) -> MemoryIndex:
+    """The nearest group first, to a vector of ones: all of its points lie before those of the next."""
+    index = MemoryIndex(Spec(dim=16, metric=Metric.L2))
+    noise = np.random.default_rng(0).random((groups * of_each, 16), np.float32) * 0.1
+    index.write(
+        [
+            Point(id=id_of(i), vector=1 + i // of_each + row, payload={"revision": 1, "study": i // of_each})
+            for i, row in enumerate(noise)
+        ]
+    )
+    return index
 
-    def fetch(limit: int) -> list:
-        asked.append(limit)
-        return []
 
-    assert overfetch(fetch, query, 100) == []
-    assert asked == [40, 100]
-    assert overfetch(fetch, query, 0) == []
+def test_emulated_groups_are_asked_without_those_that_are_full_until_there_are_enough() -> None:
+    index, asked = grouped_of(5, of_each=300), []
+    query = Query(vector=np.ones(16, np.float32), limit=5, group_by="study", fields=("view",))
+
+    def search(queries: Sequence[Query]) -> list[Answer]:
+        asked.append([condition.values for query in queries for condition in query.filter.must_not])
+        return index.search(queries)
+
+    (answer,) = emulate(search, [query])
+    assert [hit.id for hit in answer.hits] == [hit.id for hit in index.search([query])[0].hits]
+    assert (len(answer.hits), answer.cut, answer.emulated) == (5, False, {"group_by"})
+    assert [len(values[0]) if values else 0 for values in asked] == [0, 4]
+
+
+def test_emulated_groups_that_take_too_many_rounds_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    index = grouped_of(5, of_each=300)
+    monkeypatch.setattr(grouping, "ROUNDS", 2)
+    monkeypatch.setattr(grouping, "LEAST", 10)
+    (answer,) = emulate(index.search, [Query(vector=np.ones(16, np.float32), limit=5, group_by="study")])
+    assert answer.cut
+    assert 1 < len(answer.hits) < 5
+
+
+def test_emulated_groups_go_deeper_where_points_without_the_field_lie_in_front() -> None:
+    index, near = MemoryIndex(Spec(dim=16)), np.ones(16, np.float32)
+    index.write([replace(point, vector=near, payload={"revision": 1}) for point in points(1500)])
+    grouped = Point(id=id_of(2000), vector=points(1)[0].vector, payload={"revision": 1, "study": 7})
+    index.write([grouped])
+    (answer,) = emulate(index.search, [Query(vector=near, limit=3, group_by="study")])
+    assert ([hit.id for hit in answer.hits], answer.cut) == ([grouped.id], False)
 
 
 def test_clustered_vectors_are_unit_repeatable_and_about_as_hard_as_stated() -> None:

@@ -7,24 +7,14 @@ import pytest
 from shared.errors import Invalid
 from shared.pipeline import admission
 from shared.pipeline.admission import Action, Admission
+from tests.conftest import ROOT
 from tests.miniature import header
 
-RULES = """
-[[rule]]
-name = "raw detector data"
-when = { modality = ["MG", "DX"], presentation_intent = "FOR PROCESSING" }
-then = "discard"
+#: The file of the document, as it stands there.
+RULES = (ROOT / "docs" / "admission.md").read_text(encoding="utf-8").split("```toml\n")[1].split("```")[0]
 
-[[rule]]
-name = "the test scanner"
-when = { source = "dicom", sender = "TEST*" }
-then = "quarantine"
 
-[[rule]]
-name = "mammography only"
-when = { modality = ["[!M]?", "M[!G]"] }
-then = "refuse"
-"""
+WAITS = "the test scanner waits for a person"
 
 
 def read(folder: Path, text: str) -> Admission:
@@ -36,13 +26,16 @@ def read(folder: Path, text: str) -> Admission:
 @pytest.mark.parametrize(
     ("image", "origin", "decided"),
     [
-        ({}, {"source": "dicom", "sender": "ROOM1"}, (Action.ACCEPT, "")),
-        ({"presentation_intent": "FOR PROCESSING"}, {"source": "folder"}, (Action.DISCARD, "raw detector data")),
-        ({"presentation_intent": "FOR PRESENTATION"}, {"source": "folder"}, (Action.ACCEPT, "")),
-        ({}, {"source": "dicom", "sender": "test-7"}, (Action.QUARANTINE, "the test scanner")),
-        ({}, {"source": "stow", "sender": "test-7"}, (Action.ACCEPT, "")),
-        ({"modality": "CT"}, {"source": "dicom", "sender": "TEST1"}, (Action.QUARANTINE, "the test scanner")),
-        ({"modality": "MR"}, {"source": "folder"}, (Action.REFUSE, "mammography only")),
+        ({}, {"source": "dicom", "sender": "ROOM1"}, (Action.ACCEPT, "mammography")),
+        ({"presentation_intent": "FOR PROCESSING"}, {"source": "folder"}, (Action.DISCARD, "no raw detector data")),
+        ({"presentation_intent": "FOR PRESENTATION"}, {"source": "folder"}, (Action.ACCEPT, "mammography")),
+        ({}, {"source": "dicom", "sender": "test-7"}, (Action.QUARANTINE, WAITS)),
+        ({}, {"source": "stow", "sender": "test-7"}, (Action.ACCEPT, "mammography")),
+        ({"modality": "CT"}, {"source": "dicom", "sender": "TEST1"}, (Action.QUARANTINE, WAITS)),
+        *(
+            ({"modality": other}, {"source": "folder"}, (Action.REFUSE, "nothing else"))
+            for other in ("MR", "CT", "RTIMAGE", "IVUS", "OPT", "M", "")
+        ),
     ],
 )
 def test_the_first_rule_that_fits_decides(

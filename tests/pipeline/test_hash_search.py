@@ -8,6 +8,7 @@ import pytest
 from shared.encoder.build import build
 from shared.encoder.derive import build_hashed
 from shared.errors import Conflict, Invalid
+from shared.index import grouping
 from shared.index.base import Metric, Query, Spec
 from shared.index.faiss import FaissStore
 from shared.pipeline import erase, hashes, lifecycle, search
@@ -136,6 +137,17 @@ def test_what_waits_to_be_deleted_takes_no_place_in_a_ball(archive: Platform, mo
         (found,) = hashes.searcher(connection, index, live, mode, None)([image], [Query(vector=image.vector, limit=6)])
     assert index.count() == 48
     assert len(found.hits) == 6
+
+
+@pytest.mark.parametrize("mode", ["hash", "hybrid"])
+def test_lists_that_few_studies_use_up_make_no_short_answer(
+    archive: Platform, mode: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "MOST_DEPTH", 4)
+    monkeypatch.setattr(grouping, "LEAST", 4)
+    answer = ask(archive, mode=mode, k=10)
+    assert {s.study_uid for s in answer.studies} == {uid(n) for n in range(2, 12)}
+    assert (answer.cut, answer.emulated) == (False, {"group_by"})
 
 
 def test_a_model_without_codes_says_what_to_do(platform: Platform) -> None:

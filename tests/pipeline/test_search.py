@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from datetime import date
 from typing import Any
 
@@ -5,6 +6,10 @@ import pytest
 import sqlalchemy as sa
 
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
+from shared.index import grouping
+from shared.index.base import Answer, Query
+from shared.index.faiss import FaissStore
+from shared.index.memory import MemoryIndex
 from shared.pipeline import search
 from shared.pipeline.search import Filters, Ranking, Request
 from shared.store import generations
@@ -249,6 +254,85 @@ def test_a_study_of_many_alike_images_does_not_crowd_out_the_others(platform: Pl
     answer = ask(platform, k=10)
     assert answer.studies[0].study_uid == "1.2.9.1"
     assert len(answer.studies) == 10
+
+
+@pytest.fixture
+def crowds(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Platform:
+    """Four studies of thirty images that are like the query's come before twelve others; lists are short."""
+    platform.add_model()
+    platform.put("q.dcm", header(0, patient_id="Q"), b"query")
+    for n in range(120):
+        what = header(1000 + n, study_instance_uid=f"1.2.9.{n // 30}", patient_id=f"CROWD-{n // 30}")
+        platform.put(f"crowd{n:03}.dcm", what, b"query")
+    for n in range(100, 148):
+        platform.put(f"other{n}.dcm", header(n, patient_id=f"P{n // 4}", view="CC", laterality="L"))
+    platform.scan()
+    platform.encode()
+    platform.project()
+    monkeypatch.setattr(search, "MOST_DEPTH", 20)
+    monkeypatch.setattr(grouping, "LEAST", 20)
+    return platform
+
+
+def in_faiss(platform: Platform) -> FaissStore:
+    """The published generation in an engine that has no groups of its own."""
+    name = platform.published().collection
+    held, faiss = platform.index(name), FaissStore()
+    points = [held.get([point for point, _ in batch]) for batch in held.scan()]
+    faiss.create(name, held.spec).write([point for batch in points for point in batch])
+    return faiss
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_studies_of_very_many_images_do_not_make_the_answer_short(crowds: Platform, exact: bool) -> None:
+    """Fewer than k of them use up the longest list; the best k come all the same, whatever the engine can do."""
+    answer = ask(crowds, k=10, exact=exact)
+    assert {s.study_uid for s in answer.studies[:4]} == {f"1.2.9.{n}" for n in range(4)}
+    assert (len(answer.studies), answer.cut, answer.emulated) == (10, False, set())
+    with crowds.store.reading() as connection:
+        asked = Request(k=10, exact=exact)
+        (emulated,) = search.by_studies(connection, in_faiss(crowds).open, [uid(0)], asked)
+    assert emulated.emulated == {"group_by"}
+    assert [s.study_uid for s in emulated.studies] == [s.study_uid for s in answer.studies]
+    everything = [s.study_uid for s in ask(crowds, k=50, exact=exact).studies]
+    assert len(everything) == 16
+    following = ask(crowds, k=10, exact=exact, cursor=answer.next)
+    assert [s.study_uid for s in (*answer.studies, *following.studies)] == everything
+    assert following.next is None
+
+
+def test_an_answer_that_is_short_after_all_rounds_says_so_and_goes_on(
+    crowds: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(grouping, "ROUNDS", 1)
+    everything, seen, following, faiss = ask(crowds, k=50), [], None, in_faiss(crowds)
+    for page in range(16):
+        with crowds.store.reading() as connection:
+            asked = Request(k=10, cursor=following)
+            (answer,) = search.by_studies(connection, faiss.open, [uid(0)], asked)
+        if page == 0:
+            assert answer.cut
+            assert 0 < len(answer.studies) < 10
+        seen += [s.study_uid for s in answer.studies]
+        following = answer.next
+        if following is None:
+            break
+    assert seen == [s.study_uid for s in everything.studies]
+
+
+def test_a_usual_search_asks_its_index_once(archive: Platform) -> None:
+    held = archive.index(archive.published().collection)
+    asked: list[int] = []
+
+    class Counting(MemoryIndex):
+        def search(self, queries: Sequence[Query]) -> list[Answer]:
+            asked.append(len(queries))
+            return held.search(queries)
+
+    with archive.store.reading() as connection:
+        for k in (3, 50):
+            search.by_studies(connection, lambda _: Counting(held.spec), [uid(0)], Request(k=k))
+    assert asked == [4, 4]
 
 
 def test_points_that_are_just_being_written_take_nobodys_place(platform: Platform) -> None:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Header, Response
 from sqlalchemy.orm import Session
 
 from services.api.answers import GenerationDetail, GenerationsOut
-from services.api.dependencies import CanRead, CanReindex, Db, Rt
+from services.api.dependencies import CanReindex, CanSeeBuilds, Db, Rt
 from services.api.errors import explain
 from services.api.schemas import GenerationIn, RetireIn, SwitchIn
 from shared.errors import NotFound, Unavailable
@@ -31,7 +31,7 @@ EXPLAINED: Mapping[str, str] = {
 
 
 @router.get("/v1/generations", response_model=GenerationsOut)
-def list_generations(db: Db, _: CanRead) -> dict[str, Any]:
+def list_generations(db: Db, _: CanSeeBuilds) -> dict[str, Any]:
     """Every index build, with how much of its ledger it holds."""
     named = {row.id: row for row in generations.models(db)}
     return {"generations": [_generation(db, row, named) for row in generations.every(db)]}
@@ -57,7 +57,7 @@ def begin_generation(
 
 
 @router.get("/v1/generations/{generation_id}", response_model=GenerationDetail)
-def show_generation(rt: Rt, db: Db, _: CanRead, generation_id: int) -> dict[str, Any]:
+def show_generation(rt: Rt, db: Db, _: CanSeeBuilds, generation_id: int) -> dict[str, Any]:
     """One index build; `index` is what the engine itself says, or null while it is away."""
     return _detail(rt, db, generations.get(db, generation_id))
 
@@ -189,4 +189,4 @@ def _index(rt: Runtime, row: Generation) -> dict[str, Any] | None:
         info = rt.index(row.collection).info()
     except (Unavailable, NotFound):
         return None
-    return {"points": info.points, "indexed": info.indexed, "bytes_disk": info.bytes_disk}
+    return {"points": info.points, "indexed": info.indexed}

@@ -16,7 +16,7 @@ from shared.runtime import Runtime
 from shared.store import generations
 
 log = get(__name__)
-router = APIRouter(tags=["operation"])
+router = APIRouter(tags=["health"])
 
 REMEMBERED_S = 0.25  #: anybody may ask, so asking often must not reach the engines
 STYLE = "body{font:14px sans-serif;margin:2em;max-width:60em}code{background:#eee}dt{margin-top:.7em}dd{color:#444}"

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Header, Query, Response
 from sqlalchemy.orm import Session
 
 from services.api.answers import FilesOut, OperationDetail, OperationsOut
-from services.api.dependencies import CanIngest, CanWatch, Db, Rt
+from services.api.dependencies import CanIngest, CanTakeIn, CanWatch, Db, Rt
 from services.api.errors import explain
 from services.api.routes.studies import read_cursor, write_cursor
 from services.api.schemas import ScanIn
@@ -89,7 +89,7 @@ def show_operation(db: Db, _: CanWatch, operation_id: UUID) -> dict[str, Any]:
 
 @router.get("/v1/operations/{operation_id}/files", response_model=FilesOut)
 def list_files(
-    db: Db, _: CanIngest, operation_id: UUID, problems: bool = True, limit: Limit = 200, cursor: Cursor = None
+    db: Db, _: CanTakeIn, operation_id: UUID, problems: bool = True, limit: Limit = 200, cursor: Cursor = None
 ) -> dict[str, Any]:
     """Its files with outcome, gate and reason; by default those that are not searchable."""
     operations.get(db, operation_id)
@@ -112,7 +112,7 @@ def list_files(
 
 
 @router.post("/v1/operations/{operation_id}:cancel", response_model=OperationDetail)
-def cancel_operation(db: Db, _: CanIngest, operation_id: UUID) -> dict[str, Any]:
+def cancel_operation(db: Db, _: CanTakeIn, operation_id: UUID) -> dict[str, Any]:
     """No more of it is begun; what was registered stays."""
     _only_scans(db, operation_id)
     operation = operations.cancel(db, operation_id)
@@ -122,7 +122,7 @@ def cancel_operation(db: Db, _: CanIngest, operation_id: UUID) -> dict[str, Any]
 
 
 @router.post("/v1/operations/{operation_id}:retry", status_code=202, response_model=OperationDetail)
-def retry_operation(db: Db, _: CanIngest, operation_id: UUID) -> dict[str, Any]:
+def retry_operation(db: Db, _: CanTakeIn, operation_id: UUID) -> dict[str, Any]:
     """It is due again: what is done stays done, what failed is tried once more."""
     _only_scans(db, operation_id)
     operation = operations.retry(db, operation_id)

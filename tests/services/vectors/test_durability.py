@@ -217,7 +217,7 @@ def test_a_failed_optimisation_is_told_as_one_and_forgotten_after_a_success(
     try:
         with monkeypatch.context() as patched:
             patched.setattr(optimize, "MIN_FREE_BYTES", 1 << 60)
-            assert told() == ["optimising failed"]
+            assert told() == ["optimising_failed"]
             assert optimizer.failed(collection)
         assert told() == ["optimised"]
         assert not optimizer.failed(collection)

@@ -1,0 +1,31 @@
+"""The audit: who decided, erased, calibrated and switched what, and when."""
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+
+from services.api.answers import AuditOut
+from services.api.dependencies import CanAudit, Db
+from services.api.routes.studies import read_cursor, write_cursor
+from services.api.schemas import AuditIn
+from shared.store import reviews
+
+router = APIRouter(tags=["audit"])
+
+
+@router.get("/v1/audit", response_model=AuditOut)
+def list_audit(db: Db, _: CanAudit, asked: Annotated[AuditIn, Query()]) -> dict[str, Any]:
+    """What was done, the latest first: by which key, to which image or generation, by which numbers."""
+    rows = reviews.audited(db, read_cursor(asked.cursor), asked.limit + 1, asked.action)
+    shown = rows[: asked.limit]
+    return {
+        "entries": [
+            {
+                **{name: getattr(row, name) for name in ("id", "at", "actor", "action", "details")},
+                "key": row.key_id,
+                "item": None if row.image_id is None else f"image-{row.image_id}",
+            }
+            for row in shown
+        ],
+        "next": write_cursor(shown[-1].id) if len(rows) > len(shown) else None,
+    }

@@ -1,0 +1,51 @@
+"""What is logged, held to the allow-list: a keyword that is not on it is dropped without a word."""
+
+import ast
+import re
+from collections.abc import Iterator
+
+import pytest
+
+from shared.log import ALLOWED
+from tests.conftest import ROOT
+
+LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
+BINDS = {"bind_contextvars", "bound_contextvars"}
+
+
+def calls() -> Iterator[tuple[str, ast.Call]]:
+    """Every call of a logger, and of what adds to each line, with its place."""
+    for top in ("shared", "services", "workers"):
+        for path in sorted((ROOT / top).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and said(node.func):
+                    yield f"{path.relative_to(ROOT)}:{node.lineno}", node
+
+
+def said(function: ast.Attribute) -> bool:
+    whose = function.value.func.value if logger_of(function.value) else function.value
+    return function.attr in BINDS or (
+        function.attr in LEVELS and isinstance(whose, ast.Name) and whose.id.lstrip("_") in ("log", "logger")
+    )
+
+
+def logger_of(node: ast.expr) -> bool:
+    """`log.get(__name__)`, used where it is made."""
+    return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get"
+
+
+FOUND = list(calls())
+
+
+def test_the_calls_are_found() -> None:
+    files = {place.split(":")[0] for place, _ in FOUND}
+    assert {"shared/pipeline/encode.py", "services/vectors/__main__.py", "workers/tasks.py"} <= files
+
+
+@pytest.mark.parametrize(("place", "call"), FOUND, ids=[place for place, _ in FOUND])
+def test_what_is_logged_is_allowed_under_a_constant_name(place: str, call: ast.Call) -> None:
+    assert {keyword.arg for keyword in call.keywords} <= ALLOWED | {"exc_info"}
+    if isinstance(call.func, ast.Attribute) and call.func.attr in LEVELS:
+        (event,) = call.args
+        assert isinstance(event, ast.Constant)
+        assert re.fullmatch(r"[a-z]+(_[a-z]+)*", str(event.value))
