@@ -3,10 +3,12 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -15,8 +17,9 @@ from pydantic import BaseModel, SecretStr
 
 from services.embedded import commands, production
 from services.embedded.process import has_ended, until
-from services.embedded.stack import connects, free_port
+from services.embedded.stack import free_port
 from shared.config import Settings
+from tests.imaging.pictures import breast, dataset, file_of
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -151,13 +154,14 @@ class Production:
         production.write_secrets(self.secrets)
         (self.secrets / "database_url").write_text(database_url)
         (self.secrets / "broker_url").write_text(broker_url)
-        self.socket = folder / "v.sock"
+        self.vectors = f"127.0.0.1:{free_port('127.0.0.1', 0)}"
         self.children = {}
 
     def environment(self, service):
         here = {
             "SIMILIS_HOME": str(self.folder / "home"),
-            "SIMILIS_QDRANT__URL": f"unix://{self.socket}",
+            "SIMILIS_QDRANT__URL": f"http://{self.vectors}",
+            "SIMILIS_INTAKE__ROOTS": json.dumps([str(self.folder / "archive")]),
             "SIMILIS_API__PORT": str(self.port),
             "SIMILIS_DICOM__PORT": str(self.dicom_port),
             "SIMILIS_DICOM__PEERS": str(self.folder / "peers.toml"),
@@ -186,10 +190,29 @@ class Production:
 
     def start_vectors(self):
         """In the place of a Qdrant server, by the command that production has for it."""
-        words = ["similis", "vectors", "--dir", str(self.folder / "vectors"), "--listen", f"unix://{self.socket}"]
+        words = ["similis", "vectors", "--dir", str(self.folder / "vectors"), "--listen", self.vectors]
         key = ["--api-key-file", str(self.secrets / "qdrant_api_key")]
         self.start("qdrant", self.argv([*words, *key]), dict(os.environ))
-        assert until(lambda: connects(self.socket), 20), self.log("qdrant")
+        assert until(self.vectors_listen, 20), self.log("qdrant")
+
+    def vectors_listen(self):
+        host, _, port = self.vectors.partition(":")
+        with suppress(OSError), socket.create_connection((host, int(port)), 1):
+            return True
+        return False
+
+    def similis(self, *words):
+        """What a command prints as JSON, asked of the API and with the settings of its service."""
+        done = subprocess.run(
+            [str(SCRIPT), *words],
+            env={**self.environment(SERVICES["api"]), "NO_COLOR": "1"},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout) if "--json" in words else None
 
     def check(self, name):
         """The health check of the file, as Docker would run it."""
@@ -239,6 +262,29 @@ def test_the_very_commands_become_ready_against_separate_engines(started):
     key = (started.secrets / "api_key").read_text()
     assert ask(started.port, key) == 200
     assert ask(started.port, "sml_" + "x" * 43) == 401
+    takes_in_and_finds(started)
+
+
+def takes_in_and_finds(started):
+    """Two studies go through every process: scanned, decoded, encoded, indexed, and one finds the other."""
+    archive = started.folder / "archive"
+    archive.mkdir()
+    for n in range(2):
+        values = breast(400, 300, seed=n)
+        uids = {"SOPInstanceUID": f"1.2.3.{n}", "StudyInstanceUID": f"1.2.4.{n}", "PatientID": f"WOMAN-{n}"}
+        (archive / f"{n}.dcm").write_bytes(file_of(dataset(values, **uids), values))
+    server = ("--url", f"http://127.0.0.1:{started.port}", "--key-file", str(started.secrets / "api_key"))
+    model = started.folder / "home" / "models" / "null"
+    started.similis("models", "make", "null", "--architecture", "null", "--weights", "random:0")
+    started.similis("models", "add", str(model), *server)
+    taken = started.similis("ingest", str(archive), "--json", *server)
+    assert [(one["outcome"], one["count"]) for one in taken["outcomes"]] == [("encoded", 2)], started.log(
+        "worker-ingest"
+    )
+    answer = started.similis("search", "--study", "1.2.4.0", "--json", *server)
+    assert [study["study_instance_uid"] for study in answer["studies"]] == ["1.2.4.1"]
+    same = started.similis("search", "--image", str(archive / "1.dcm"), "--exclude", "none", "--json", *server)
+    assert same["studies"][0]["study_instance_uid"] == "1.2.4.1"
 
 
 def ask(port, key):
