@@ -274,6 +274,7 @@ class GenerationOut(Out):
     spec: dict[str, Any]
     coverage: Coverage
     throttle: float | None
+    between: str | None = Field(description="Hours in which it is built; null: at any")
     gate: float
     recall: RecallOut | None
     canary: CanaryOut | None
@@ -398,7 +399,9 @@ class JournalLine(Out):
     reason: str | None
     explanation: str | None
     sop_instance_uid: str
-    source: str = Field(description="arrived: folder, dicom, stow, backfill; judged: the gate; indexed: the generation")
+    source: str = Field(
+        description="arrived: folder, dicom, stow, backfill, store; judged: the gate; indexed: the generation"
+    )
     sender: str = Field(description="AE title, name of a key, or host; of a review the key's name")
     rule: str = Field(description="The site's rule that decided")
 

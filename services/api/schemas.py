@@ -12,6 +12,7 @@ from shared.datasets.names import DatasetName
 from shared.encoder.ood import Rule
 from shared.errors import Gate, Invalid
 from shared.index.base import Metric
+from shared.pipeline.pace import Hours
 from shared.pipeline.search import Filters, Request
 from shared.store.catalog import Wanted
 from shared.store.keys import Scope
@@ -186,18 +187,43 @@ class HashIn(In):
     rotate: bool = Field(True, description="Iterative quantisation after PCA: bits of about equal worth")
 
 
+def _hours(text: str | None) -> str | None:
+    try:
+        if text is not None:
+            Hours.read(text)
+    except Invalid as error:
+        raise ValueError(str(error)) from None
+    return text
+
+
+Between = Annotated[
+    str | None,
+    Field(pattern=r"^\d\d:\d\d-\d\d:\d\d$", description="Hours of the server's clock, 22:00-06:00"),
+    AfterValidator(_hours),
+]
+PerSecond = Annotated[float | None, Field(ge=1, le=1e6, description="Images per second")]
+
+
 class GenerationIn(In):
     model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Its name or fingerprint")]
     metric: Metric | None = Field(None, description="Default: the model's own")
     scale: Literal["exact", "hnsw", "hnsw-int8"] = "hnsw-int8"
     m: Annotated[int, Field(ge=2, le=256)] = 16
     ef_construct: Annotated[int, Field(ge=4, le=10_000)] = 100
-    throttle: Annotated[float | None, Field(ge=1, le=1e6, description="Images per second")] = None
+    throttle: PerSecond = None
+    between: Between = None
     gate: Annotated[float, Field(ge=0, le=1, description="recall@10 that publishing asks for")] = 0.97
 
     def choices(self) -> dict[str, Any]:
         """Fields of `shared.index.base.Spec`, as they were asked for."""
-        return self.model_dump(exclude={"model", "throttle", "gate"}, exclude_none=True)
+        return self.model_dump(exclude={"model", "throttle", "between", "gate"}, exclude_none=True)
+
+
+class ThrottleIn(In):
+    """What is not named stays; null takes the limit away."""
+
+    per_s: PerSecond = None
+    between: Between = None
 
 
 class SwitchIn(In):

@@ -11,6 +11,7 @@ from services.cli.waiting import watch
 from shared.errors import NotFound
 
 GenerationId = Annotated[int, typer.Argument(metavar="ID", help="As `similis generations list` shows it.")]
+Between = Annotated[str | None, typer.Option(help="Only in these hours of the server, such as 20:00-06:00.")]
 Follow = Annotated[bool, typer.Option("--follow", help="Stay until it is built.")]
 Accept = Annotated[
     list[str] | None,
@@ -21,7 +22,7 @@ Accept = Annotated[
 def register(app: typer.Typer) -> None:
     """Add the commands about generations."""
     room = typer.Typer(help="Generations: builds of the index, one of them published.", no_args_is_help=True)
-    for command in (create, show, pause, resume, cancel, publish, rollback, retire):
+    for command in (create, show, throttle, pause, resume, cancel, publish, rollback, retire):
         room.command()(command)
     room.command("list")(list_generations)
     app.add_typer(room, name="generations")
@@ -37,13 +38,15 @@ def create(  # noqa: PLR0913 - each argument is an option of the command
     m: Annotated[int, typer.Option(min=2, max=256, help="Links per point of the graph.")] = 16,
     ef_construct: Annotated[int, typer.Option(min=4, help="Candidates looked at while linking.")] = 100,
     throttle: Annotated[float | None, typer.Option(min=1, help="At most so many images per second.")] = None,
+    between: Between = None,
     gate: Annotated[float, typer.Option(min=0, max=1, help="recall@10 that publishing asks for.")] = 0.97,
     follow: Follow = False,
     as_json: AsJson = False,
 ) -> None:
     """Begin to build a generation beside the published one; searches notice nothing."""
     asked: dict[str, Any] = {"model": model, "scale": scale, "m": m, "ef_construct": ef_construct, "gate": gate}
-    asked |= {name: value for name, value in (("metric", metric), ("throttle", throttle)) if value is not None}
+    given = (("metric", metric), ("throttle", throttle), ("between", between))
+    asked |= {name: value for name, value in given if value is not None}
     answer = client.post("/v1/generations", json=asked, headers={"Idempotency-Key": str(uuid.uuid4())})
     _tell(client, answer, follow=follow, as_json=as_json)
 
@@ -67,6 +70,26 @@ def list_generations(client: Client, as_json: AsJson = False) -> None:
 def show(client: Client, generation_id: GenerationId, follow: Follow = False, as_json: AsJson = False) -> None:
     """Show one generation: what it covers, what it lacks and why, and its recall."""
     _tell(client, client.get(f"/v1/generations/{generation_id}"), follow=follow, as_json=as_json)
+
+
+@connected
+def throttle(
+    client: Client,
+    generation_id: GenerationId,
+    rate: Annotated[float | None, typer.Option(min=1, help="At most so many images per second.")] = None,
+    limit: Annotated[bool, typer.Option("--limit/--no-limit", help="Or as fast as it goes.")] = True,
+    between: Between = None,
+    any_hour: Annotated[bool, typer.Option("--any-hour", help="Or at any hour.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Slow a build down or speed it up while it runs; what is not named stays."""
+    if (rate is not None and not limit) or (between and any_hour):
+        raise typer.BadParameter("a limit is either set or taken away")
+    asked: dict[str, Any] = {"per_s": rate} if rate is not None or not limit else {}
+    asked |= {"between": between} if between or any_hour else {}
+    if not asked:
+        raise typer.BadParameter("name --rate or --no-limit, --between or --any-hour")
+    _tell(client, client.post(f"/v1/generations/{generation_id}:throttle", json=asked), as_json=as_json)
 
 
 @connected
@@ -151,6 +174,10 @@ def _summarise(answer: Answer) -> None:
         f"covers {images['covered']} of {images['total']} images, {images['coming']} on their way, "
         f"{images['exceptions']} lacking; recall@10 {_recall(answer) or 'not measured'}"
     )
+    if rate := answer.get("throttle"):
+        tell(f"built at {rate:g} images per second at most")
+    if hours := answer.get("between"):
+        tell(f"built in the hours {hours}")
     if canary := answer.get("canary"):
         tell(f"canary: {canary['recall']:.4f} in {canary['queries']} searches since {canary['since'][:16]}")
     if answer.get("error"):

@@ -13,6 +13,7 @@ from shared.errors import Invalid, NotFound
 from shared.log import get
 from shared.pipeline import encode
 from shared.pipeline.encode import Decoder, Effort, Result, Source, Work
+from shared.pipeline.pace import allow
 from shared.store import backfill, generations, images
 from shared.store.generations import Published
 from shared.store.images import Claimed
@@ -70,11 +71,11 @@ def _source(begin: Begin, model: Published, effort: Effort) -> Source:
 
 
 def _claim(begin: Begin, model: Published, effort: Effort, *, first: bool) -> Work:
-    """A batch of this model is ours, as far as its throttle allows; none while it is paused or new images wait."""
+    """A batch of this model is ours, as far as throttle and hours allow; none while it is paused or new images wait."""
     with begin() as db:
         if model.model_id not in backfill.asking(db) or (not first and images.due(db)[0]):
             return Work([], [])
-        limit = min(generations.allow(db, one, effort.batch) for one in _building(db, model.model_id))
+        limit = min(allow(db, one, effort.batch) for one in _building(db, model.model_id))
         if limit == 0:
             return Work([], [])
         claimed = backfill.claim(

@@ -6,7 +6,7 @@ has shown that it finds what an exact search finds.
 
 import time
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +105,7 @@ def begin_generation(
     *,
     key_digest: bytes | None = None,
     throttle: float | None = None,
+    hours: str | None = None,
     gate: float | None = None,
     **choices: Any,  # noqa: ANN401 - fields of `Spec`
 ) -> Generation:
@@ -112,11 +113,12 @@ def begin_generation(
 
     With the digest of an Idempotency-Key, a second call returns the first one's generation.
     """
-    asked = {"model": model.name, "throttle": throttle, "gate": gate} | choices
+    asked = {"model": model.name, "throttle": throttle, "gate": gate} | choices | ({"hours": hours} if hours else {})
     operation = operations.create(db, "reindex", asked, key_digest)
     found = generations.built_by(db, operation.id)
     if found is None:
         found = open_generation(db, indexes, model, operation_id=operation.id, throttle=throttle, gate=gate, **choices)
+        found.hours = hours
         enqueue(db, Job.REINDEX)
     return found
 
@@ -268,6 +270,19 @@ def resume(db: Session, generation_id: int) -> Generation:
             if operation.state != "paused":
                 backfill.retry(db, found.model_id)
             operations.retry(db, found.operation_id)
+    enqueue(db, Job.REINDEX)
+    enqueue(db, Job.BACKFILL)
+    return found
+
+
+def throttle(db: Session, generation_id: int, wanted: Mapping[str, float | str | None]) -> Generation:
+    """Its next step keeps to what is given of `throttle` and `hours`; None takes it away.
+
+    Raises: `Conflict` for one that is retired.
+    """
+    found = _open(db, generation_id)
+    for name in wanted.keys() & {"throttle", "hours"}:
+        setattr(found, name, wanted[name])
     enqueue(db, Job.REINDEX)
     enqueue(db, Job.BACKFILL)
     return found

@@ -1,4 +1,4 @@
-"""When a pull may run, and how fast."""
+"""When a pull or a build may run, and how fast."""
 
 import time
 from dataclasses import dataclass
@@ -6,8 +6,12 @@ from datetime import datetime, timedelta
 from datetime import time as clock
 from typing import Self
 
+from sqlalchemy.orm import Session
+
 from shared.errors import Invalid
 from shared.pipeline.streamed import BATCH
+from shared.store import generations
+from shared.store.tables import Generation
 
 LISTENING_S = 5.0  #: however slow the pull, so often is a stop heard, or once for each instance
 
@@ -38,6 +42,13 @@ class Hours:
             return 0.0
         opening = datetime.combine(now.date(), self.begin, now.tzinfo)
         return (opening + timedelta(days=moment >= self.begin) - now).total_seconds()
+
+
+def allow(db: Session, generation: Generation, most: int) -> int:
+    """How many images of this build may go on now, at most `most`: none outside its hours."""
+    if generation.hours and Hours.read(generation.hours).closed_s(datetime.now().astimezone()):
+        return 0
+    return generations.allow(db, generation, most)
 
 
 class Pace:

@@ -19,6 +19,7 @@ from shared.errors import NotFound
 from shared.imaging.pseudonym import patient_number
 from shared.index.base import Exact, Filter, Index, IndexStore, Match, Query, Recall
 from shared.pipeline.lease import turn
+from shared.pipeline.pace import allow
 from shared.pipeline.search import LEAST_DEPTH, TARGET
 from shared.store import backfill, coverage, encodings, generations, ledger, operations
 from shared.store.canaries import K
@@ -104,7 +105,7 @@ def fill(db: Session, found: Generation, chunk: int = CHUNK) -> int:
     others wrote meanwhile stay. Less than a chunk is the end: what comes later goes to every open generation anyway.
     """
     db.refresh(found, with_for_update=True)
-    allowed = generations.allow(db, found, chunk) if found.state == "open" and found.filled_at is None else 0
+    allowed = allow(db, found, chunk) if found.state == "open" and found.filled_at is None else 0
     if allowed == 0:
         return 0
     ids = db.execute(

@@ -55,6 +55,7 @@ ROUTES = {
         ("POST", f"/v1/generations/{{generation_id}}:{verb}"): (f"/v1/generations/99:{verb}", Scope.REINDEX, None)
         for verb in ("pause", "resume", "cancel", "publish", "rollback", "retire")
     },
+    ("POST", "/v1/generations/{generation_id}:throttle"): ("/v1/generations/99:throttle", Scope.REINDEX, {"per_s": 5}),
     ("GET", "/v1/studies/{study_instance_uid}/journal"): ("/v1/studies/1.2.3.1/journal", Scope.READ, None),
     ("GET", "/v1/dead-letters"): ("/v1/dead-letters", Scope.INGEST, None),
     ("POST", "/v1/dead-letters/{letter}:retry"): ("/v1/dead-letters/image-99:retry", Scope.INGEST, None),

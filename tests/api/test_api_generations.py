@@ -154,6 +154,22 @@ def test_a_wrong_request_opens_nothing(two_models, body, status):
     assert len(two_models.get("/v1/generations").json()["generations"]) == 1
 
 
+def test_the_pace_of_a_build_is_set_while_it_runs(two_models):
+    asked = {"model": "null-b", "throttle": 5, "between": "20:00-06:00"}
+    body = two_models.post("/v1/generations", json=asked).json()
+    assert (body["throttle"], body["between"]) == (5.0, "20:00-06:00")
+    for change, expected in (
+        ({"per_s": 50}, (50.0, "20:00-06:00")),
+        ({"between": None}, (50.0, None)),
+        ({"per_s": None, "between": "01:00-02:30"}, (None, "01:00-02:30")),
+    ):
+        answer = two_models.post("/v1/generations/2:throttle", json=change)
+        assert (answer.status_code, answer.json()["throttle"], answer.json()["between"]) == (200, *expected)
+    for wrong in ({"per_s": 0}, {"between": "25:00-01:00"}, {"between": "01:00-01:00"}, {"rate": 1}):
+        assert two_models.post("/v1/generations/2:throttle", json=wrong).status_code == 400
+    assert two_models.post("/v1/generations/99:throttle", json={"per_s": 1}).status_code == 404
+
+
 def test_a_build_is_steered_by_its_generation(two_models, archive):
     operation = two_models.post("/v1/generations", json={"model": "null-b"}).json()["operation"]
     with serving(archive) as client:

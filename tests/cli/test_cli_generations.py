@@ -42,6 +42,19 @@ def test_a_build_that_failed_is_an_error_and_a_paused_one_is_not(similis, server
     assert "error: the index is wrong" in ran.out
 
 
+def test_the_pace_of_a_build_is_set(similis, server, home):
+    server.on("POST /v1/generations/2:throttle", BUILDING | {"throttle": 5.0, "between": "20:00-06:00"})
+    ran = similis("generations", "throttle", 2, "--rate", 5, "--between", "20:00-06:00", "--home", home)
+    assert server.asked[-1].json == {"per_s": 5.0, "between": "20:00-06:00"}
+    assert "built at 5 images per second at most" in ran.out
+    assert "built in the hours 20:00-06:00" in ran.out
+    for words, asked in ((["--no-limit"], {"per_s": None}), (["--any-hour"], {"between": None})):
+        assert similis("generations", "throttle", 2, *words, "--home", home).code == 0
+        assert server.asked[-1].json == asked
+    for wrong in ([], ["--rate", 5, "--no-limit"], ["--between", "20:00-06:00", "--any-hour"]):
+        assert similis("generations", "throttle", 2, *wrong, "--home", home).code == 2
+
+
 def test_a_refused_publication_tells_the_numbers_and_exits_with_4(similis, server, home):
     server.problem("POST /v1/generations/2:publish", 409, "generation 2 covers 11 of 12 images")
     ran = similis("generations", "publish", 2, "--home", home)

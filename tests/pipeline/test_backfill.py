@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -269,6 +270,14 @@ def test_a_paused_build_encodes_nothing_and_the_throttle_holds(filled: Platform)
             {"id": number},
         )
     assert drain(filled) == 2
+    now = datetime.now().astimezone()
+    closed = f"{now + timedelta(hours=2):%H:%M}-{now + timedelta(hours=4):%H:%M}"
+    with filled.begin() as db:
+        lifecycle.throttle(db, number, {"throttle": None, "hours": closed})
+    assert drain(filled) == 0
+    with filled.begin() as db:
+        lifecycle.throttle(db, number, {"hours": None})
+    assert drain(filled) == 10
 
 
 def test_a_cancelled_build_leaves_nothing_to_do_and_keeps_what_was_encoded(filled: Platform) -> None:

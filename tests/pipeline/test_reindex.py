@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
@@ -554,6 +555,36 @@ def test_the_throttle_holds_for_all_who_work_at_once(filled: Platform) -> None:
         db.execute(sa.text("UPDATE generation SET paced_from = clock_timestamp() - interval '2 s' WHERE id = 2"))
     reindex.advance(filled.begin, filled.index)
     assert shown(filled, number).filled_to == 4
+
+
+def hours_of(now: datetime, begin: int, end: int) -> str:
+    return "-".join(f"{now + timedelta(hours=hour):%H:%M}" for hour in (begin, end))
+
+
+def test_a_build_is_slowed_and_sped_up_while_it_runs_and_keeps_to_its_hours(filled: Platform) -> None:
+    now = datetime.now().astimezone()
+    number = filled.begin_generation(throttle=2.0, hours=hours_of(now, 2, 4))
+
+    def step() -> int:
+        rested(filled)
+        reindex.advance(filled.begin, filled.index, budget_s=0)
+        return shown(filled, number).filled_to
+
+    assert step() == 0  # outside its hours
+    with filled.begin() as db:
+        lifecycle.throttle(db, number, {"hours": hours_of(now, -2, 2)})
+    assert step() == 10  # five seconds' worth
+    assert step() < 16
+    filled.queue.rung.clear()
+    with filled.begin() as db:
+        lifecycle.throttle(db, number, {"throttle": None})
+    assert Job.REINDEX in filled.queue.rung
+    assert (shown(filled, number).hours, shown(filled, number).throttle) == (hours_of(now, -2, 2), None)
+    assert step() == 16
+    with filled.begin() as db:
+        lifecycle.cancel(db, number)
+    with pytest.raises(Conflict, match="retired"), filled.begin() as db:
+        lifecycle.throttle(db, number, {"throttle": 1})
 
 
 def test_an_engine_that_is_away_while_it_is_measured_costs_a_wait(filled: Platform) -> None:

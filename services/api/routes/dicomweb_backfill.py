@@ -5,15 +5,14 @@ from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Response
-from pydantic import AfterValidator, Field
+from pydantic import Field
 
 from services.api.answers import OperationDetail
 from services.api.dependencies import CanAdmin, Db, Rt
 from services.api.routes.operations import detail
-from services.api.schemas import Codes, In, Range, ServerPath, Uids, dates
+from services.api.schemas import Between, Codes, In, Range, ServerPath, Uids, dates
 from shared.errors import Invalid
 from shared.pipeline import pull
-from shared.pipeline.pace import Hours
 from shared.store import operations
 from shared.store.session import enqueue
 from shared.types import Job
@@ -21,14 +20,6 @@ from shared.types import Job
 router = APIRouter(tags=["operations"])
 
 _Words = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f]*$")]
-
-
-def _hours(text: str) -> str:
-    try:
-        Hours.read(text)
-    except Invalid as error:
-        raise ValueError(str(error)) from None
-    return text
 
 
 class QueryIn(In):
@@ -65,10 +56,7 @@ class BackfillIn(In):
     ]
     query: QueryIn = Field(default_factory=QueryIn)
     rate: Annotated[float | None, Field(ge=0.1, le=10_000, description="Instances per second")] = None
-    between: Annotated[
-        str | None, Field(pattern=r"^\d\d:\d\d-\d\d:\d\d$", description="Hours of the server's clock, 22:00-06:00"),
-        AfterValidator(lambda text: text and _hours(text)),
-    ] = None  # fmt: skip
+    between: Between = None
     user: Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f]*$")] = ""
     password_file: Annotated[ServerPath | None, Field(description="On the server")] = None
     token_file: Annotated[ServerPath | None, Field(description="On the server")] = None

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 from services.api.answers import GenerationDetail, GenerationsOut
 from services.api.dependencies import CanReindex, CanSeeBuilds, Db, Rt
 from services.api.errors import explain
-from services.api.schemas import GenerationIn, RetireIn, SwitchIn
+from services.api.schemas import GenerationIn, RetireIn, SwitchIn, ThrottleIn
 from shared.errors import NotFound, Unavailable
 from shared.pipeline import lifecycle
 from shared.runtime import Runtime
@@ -50,7 +50,14 @@ def begin_generation(
     model = generations.model(db, asked.model)
     digest = hashlib.sha256(f"{bearer.id}|{idempotency_key}".encode()).digest() if idempotency_key else None
     row = lifecycle.begin_generation(
-        db, rt.indexes, model, key_digest=digest, throttle=asked.throttle, gate=asked.gate, **asked.choices()
+        db,
+        rt.indexes,
+        model,
+        key_digest=digest,
+        throttle=asked.throttle,
+        hours=asked.between,
+        gate=asked.gate,
+        **asked.choices(),
     )
     response.headers["Location"] = f"/v1/generations/{row.id}"
     return _detail(rt, db, row)
@@ -72,6 +79,14 @@ def pause_generation(rt: Rt, db: Db, _: CanReindex, generation_id: int) -> dict[
 def resume_generation(rt: Rt, db: Db, _: CanReindex, generation_id: int) -> dict[str, Any]:
     """It goes on; if it had ended, its exceptions are tried again and its recall is measured anew."""
     return _detail(rt, db, lifecycle.resume(db, generation_id))
+
+
+@router.post("/v1/generations/{generation_id}:throttle", response_model=GenerationDetail)
+def throttle_generation(rt: Rt, db: Db, bearer: CanReindex, generation_id: int, asked: ThrottleIn) -> dict[str, Any]:
+    """It is built so fast at most, in these hours, from its next step on; null takes a limit away."""
+    names = {"per_s": "throttle", "between": "hours"}
+    wanted = {names[name]: getattr(asked, name) for name in asked.model_fields_set}
+    return _acted(rt, db, bearer, "throttle", lifecycle.throttle(db, generation_id, wanted))
 
 
 @router.post("/v1/generations/{generation_id}:cancel", response_model=GenerationDetail)
@@ -105,7 +120,7 @@ def retire_generation(
 
 
 def _acted(rt: Runtime, db: Session, bearer: Bearer, action: str, row: Generation) -> dict[str, Any]:
-    """Who moved the pointer, or gave something up, is on record."""
+    """Who moved the pointer, gave something up, or set its pace, is on record."""
     details = {"generation": row.id, "accepted": row.accepted} if row.accepted else {"generation": row.id}
     reviews.audit(db, Actor(bearer.name, bearer.id), f"generation-{action}", details)
     return _detail(rt, db, row)
@@ -131,6 +146,7 @@ def _generation(db: Session, row: Generation, named: Mapping[int, Model]) -> dic
             "ratio": covered.ratio,
         },
         "throttle": row.throttle,
+        "between": row.hours,
         "gate": round(row.gate, 6),
         "recall": row.measured,
         "canary": canaries.told(row.canary),
