@@ -216,7 +216,7 @@ class Experiment:
         if self.side < 32 or self.epochs < 1 or self.patience < 1 or self.views < 1:
             raise Invalid("an experiment has at least 32 pixels, one epoch, one of patience, and one view")
         if self.clip is not None and self.clip <= 0:
-            raise Invalid("a gradient that is clipped to nothing trains nothing: null leaves it as it is")
+            raise Invalid("a gradient that is clipped to nothing trains nothing; no clip is None")
         if self.precision not in ("fp32", "bf16"):
             raise Invalid("the precision is fp32 or bf16")
 
