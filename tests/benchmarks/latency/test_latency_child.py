@@ -40,7 +40,7 @@ def test_the_peak_of_a_served_engine_holds_its_server(tmp_path) -> None:
 
 def test_a_peak_counts_the_processes_below() -> None:
     with processes.Peak() as peak:
-        subprocess.run([sys.executable, "-c", HOLDS.format(mib=200) + "import time; time.sleep(0.5)"], check=True)
+        subprocess.run([sys.executable, "-c", HOLDS.format(mib=200) + "import time; time.sleep(1)"], check=True)
     assert peak.mib > processes.peak_mib(os.getpid()) + 190
 
 
