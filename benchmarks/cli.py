@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 @bench.command()
 def run(  # noqa: PLR0913 - the options, one by one
     *,
-    profile: Annotated[str, typer.Option(help="smoke (2 minutes), laptop (an hour), full (a night).")] = "laptop",
+    profile: Annotated[str, typer.Option(help="smoke (2 minutes), laptop (45 minutes), full (a night).")] = "laptop",
     engines: Annotated[str, typer.Option(help="Names with wildcards, separated by commas.")] = "*",
     data: Annotated[
         list[str] | None,

@@ -66,7 +66,7 @@ def peak_mib(pid: int) -> float:
 class Peak:
     """The highest memory of this process and of those below it while the block runs, each at its own peak.
 
-    Those below are looked at every tenth of a second, as long as they live.
+    Those below are looked at three times a second, as long as they live.
     """
 
     mib = 0.0
@@ -85,7 +85,7 @@ class Peak:
         self.mib = sum(self._held.values())
 
     def _run(self) -> None:
-        while not self._over.wait(0.1):
+        while not self._over.wait(0.3):
             self._look()
 
     def _look(self) -> None:

@@ -69,7 +69,7 @@ def _at(res: Results, data: str, goal: float) -> Table:
         cells = [setting(res, f), share(f.recall), *latency(f), spread(_batch(res, f))]
         rows.append((found.ms.median, [res.named(data, engine), str(found), *cells]))
     note = (
-        f"Compared at recall@{K} {goal:g}: the latency interpolated along the engine's own curve; <= where no measured "
+        f"Compared at recall@{K} {goal:g}: the latency interpolated along the engine's own curve; <= where no quicker "
         "setting lies below that recall. Then the cheapest measured setting that reaches it, as it was measured."
     )
     head = ["engine", f"p50 ms at {goal:g}", "setting", "recall", "p50 ms", "p95", "p99", "n", "batch, queries/s"]

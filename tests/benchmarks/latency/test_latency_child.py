@@ -35,12 +35,12 @@ def test_the_peak_of_a_build_is_not_the_memory_of_who_started_it(tmp_path) -> No
 
 def test_the_peak_of_a_served_engine_holds_its_server(tmp_path) -> None:
     alone = _build(tmp_path / "a", "numpy", "numpy_exact")["peak_mib"]
-    assert _build(tmp_path / "b", "similis-exact", "similis_vectors")["peak_mib"] > alone + 40
+    assert _build(tmp_path / "b", "similis-exact", "similis_vectors")["peak_mib"] > alone + 200
 
 
 def test_a_peak_counts_the_processes_below() -> None:
     with processes.Peak() as peak:
-        subprocess.run([sys.executable, "-c", HOLDS.format(mib=200) + "import time; time.sleep(0.5)"], check=True)
+        subprocess.run([sys.executable, "-c", HOLDS.format(mib=200) + "import time; time.sleep(1)"], check=True)
     assert peak.mib > processes.peak_mib(os.getpid()) + 190
 
 

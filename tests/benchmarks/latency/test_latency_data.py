@@ -63,8 +63,8 @@ def test_codes_are_full_of_copies_and_say_so(tmp_path) -> None:
 
 
 def test_queries_of_codes_are_of_the_mixtures_of_the_rows(monkeypatch) -> None:
-    monkeypatch.setattr(codes, "PART", 200)  # 1,400 codes of their own in seven mixtures
-    made = datasets.make("codes:256:2000", 60, 7)
+    monkeypatch.setattr(codes, "PART", 2000)  # 14,000 codes of their own in seven mixtures
+    made = datasets.make("codes:256:20000", 60, 7)
     asked = np.array([n % 3 != 0 for n in range(60)])  # the others are copies
     apart = [
         np.sort(np.bitwise_count(made.rows ^ code).sum(axis=1, dtype=np.int64))
