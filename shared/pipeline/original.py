@@ -10,6 +10,7 @@ from pathlib import Path
 from shared.errors import Rejected
 from shared.imaging.reasons import PASSING, Reason, failed
 from shared.pipeline.receive import Inspector
+from shared.store.files import Seen
 from shared.store.images import Claimed
 from shared.types import Decoded
 
@@ -43,10 +44,10 @@ def confirmed(
 
 def _facts(image: Claimed) -> tuple[int, int] | None:
     try:
-        facts = _path(image).lstat()
+        seen = Seen.of(image.path, _path(image).lstat())
     except OSError:
         return None
-    return facts.st_size, facts.st_mtime_ns
+    return seen.size, seen.mtime_ns
 
 
 def _away(image: Claimed) -> Rejected:

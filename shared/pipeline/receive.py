@@ -79,7 +79,7 @@ def walk(root: Path) -> Iterator[Seen]:
                 found = entry.stat(follow_symlinks=False)
             except OSError:
                 continue  # gone since it was listed
-            seen = Seen(path=entry.path, size=found.st_size, mtime_ns=found.st_mtime_ns)
+            seen = Seen.of(entry.path, found)
             if stat.S_ISDIR(found.st_mode):
                 below.append(seen)
             else:
@@ -95,8 +95,7 @@ def see(path: Path) -> Iterator[Seen]:
     if path.is_dir():
         return walk(path)
     if path.is_file() and not path.is_symlink():
-        found = path.stat()
-        return iter([Seen(path=os.fsencode(path), size=found.st_size, mtime_ns=found.st_mtime_ns)])
+        return iter([Seen.of(os.fsencode(path), path.stat())])
     raise Invalid("there is no such file or folder")
 
 
@@ -466,10 +465,9 @@ def scan(
 def _now(seen: Seen) -> Seen:
     """Forget the file's time if it changed while it was read, so that the next scan reads it again."""
     try:
-        found = _path(seen).lstat()
+        unchanged = Seen.of(seen.path, _path(seen).lstat()) == seen
     except OSError:
-        return replace(seen, mtime_ns=-1)
-    unchanged = (found.st_size, found.st_mtime_ns) == (seen.size, seen.mtime_ns)
+        unchanged = False
     return seen if unchanged else replace(seen, mtime_ns=-1)
 
 

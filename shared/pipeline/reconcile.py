@@ -28,6 +28,7 @@ from shared.pipeline.replay import measure_again
 from shared.store import checks, encodings, erasure, generations, ledger, operations
 from shared.store.blobs import Blobs
 from shared.store.checks import Registered, Row, apply_again
+from shared.store.files import Seen
 from shared.store.generations import Published
 from shared.store.locks import Lock, alone
 from shared.store.session import Begin, enqueue
@@ -243,8 +244,8 @@ def _odd(site: Site, row: Registered, deep: bool) -> str | None:
         return "file-without-image"
     path = Path(os.fsdecode(row.path))
     try:
-        found = path.stat()
-        if (found.st_size, found.st_mtime_ns) != (row.size, row.mtime_ns):
+        found = Seen.of(row.path, path.stat())
+        if (found.size, found.mtime_ns) != (row.size, row.mtime_ns):
             return "file-changed"
         return "file-changed" if deep and site.digest(path) != row.digest else None
     except OSError:

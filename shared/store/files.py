@@ -1,14 +1,18 @@
 """Files that scans have met: what is unchanged is skipped, and what was not taken in keeps its reason."""
 
+import os
 import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
+from typing import Final, Self
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.imaging.reasons import PASSING
+
+LATEST_NS: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -18,6 +22,11 @@ class Seen:
     path: bytes
     size: int
     mtime_ns: int
+
+    @classmethod
+    def of(cls, path: bytes, facts: os.stat_result) -> Self:
+        """What stat tells, as far as a column holds it: a file system may say a year beyond 2262."""
+        return cls(path=path, size=facts.st_size, mtime_ns=min(facts.st_mtime_ns, LATEST_NS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,5 +1,6 @@
 """What one file's header says costs no other file its row: the real sandbox, real rows, the ends of every range."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -72,3 +73,16 @@ def test_no_header_costs_another_file_its_row(real: Platform) -> None:
         reasons = connection.execute(sa.text(statement)).scalars().all()
     assert dict(enumerate(reasons)) == {n: expected for n, (_, expected) in enumerate(EXTREMES)}
     assert real.sandbox.deaths == 0  # type: ignore[attr-defined]
+
+
+def test_a_year_that_no_column_holds_costs_the_batch_nothing(real: Platform) -> None:
+    """Nanoseconds since 1970 end in 2262 in a signed column of eight bytes; file systems say later years."""
+    year_2400 = 13_569_465_600
+    os.utime(put(real, 1), (year_2400, year_2400))
+    put(real, 2)
+    assert real.scan().counts["taken"] == 2
+    assert real.scan().counts["unchanged"] == 2
+    real.encode()
+    with real.store.reading() as connection:
+        reasons = connection.execute(sa.text("SELECT reason FROM image")).scalars().all()
+    assert set(reasons) == {NONE}, "decoded, and not taken for a file that has changed"
