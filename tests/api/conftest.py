@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -68,6 +69,8 @@ class Archive:
             "rows": 100, "columns": 80, "patient_id": f"{CANARY}-{patient}", "issuer_of_patient_id": CANARY,
         } | more  # fmt: skip
         header = Header(**fields)  # type: ignore[arg-type]
+        path.write_bytes(b"x")
+        os.utime(path, ns=(1, 1))
         seen = Seen(path=str(path).encode(), size=1, mtime_ns=1)
         digest = hashlib.sha256(header.sop_instance_uid.encode()).digest()
         return Found(seen=seen, inspected=Inspected(header=header, digest=digest, size=1, kind="dicom"))
@@ -100,7 +103,8 @@ class Painter:
     def decode_many(self, paths: object, recipe: Recipe) -> Iterator[Decoded | Rejected]:
         for path in paths:  # type: ignore[attr-defined]
             _, study, i = Path(path).stem.rsplit("-", 2)
-            yield painted(int(study), int(i), recipe)
+            picture = painted(int(study), int(i), recipe)
+            yield replace(picture, header=replace(picture.header, sop_instance_uid=f"1.2.3.{study}.{i}"))
 
 
 def painted(study: int, i: int, recipe: Recipe) -> Decoded:
