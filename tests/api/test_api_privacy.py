@@ -25,6 +25,7 @@ def planted():
 
 
 def test_no_answer_log_line_or_metric_holds_the_canary(client, filled, monkeypatch, capsys):
+    (filled.folder / f"{CANARY}-1-0.dcm").unlink()
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     before = logging.getLogger().handlers[:]
