@@ -148,7 +148,7 @@ def sweep(begin: Begin, inspector: Inspector, blobs: Blobs, secret: bytes, *, ma
     gone = blobs.forget_parts() + _remove_erased(begin, inspector, blobs, secret)
     total, unknown = unknown_files(begin, blobs, margin_s)
     if len(unknown) > max(FEW, total * SHARE):
-        log.error("unknown_files_kept", unknown=len(unknown), files=total)
+        log.error("unknown_files_kept", count=len(unknown), total=total)
         return gone
     for paths in batched(unknown, CHUNK):
         erased = _erased(begin, inspector, paths, secret)

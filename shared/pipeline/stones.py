@@ -60,7 +60,7 @@ def _keep_before(db: Session, path: Path) -> None:
         file.flush()
         os.fsync(file.fileno())
     sync(before.parent)
-    log.warning("tombstones_unknown_to_the_database", tombstones=len(lines))
+    log.warning("tombstones_unknown_to_the_database", count=len(lines))
 
 
 def _digest(line: str) -> bytes:

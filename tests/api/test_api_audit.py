@@ -2,11 +2,13 @@
 
 from shared.store.keys import Scope
 from tests.api.conftest import CANARY, serving
+from tests.api.test_api_erase import settle
 
 
 def test_what_was_done_is_listed_the_latest_first_page_by_page(client, archive):
     archive.take_in(1)
     assert client.delete("/v1/studies/1.2.3.1").status_code == 202
+    settle(archive)
     assert client.post("/v1/studies/1.2.3.1:lift").status_code == 200
     assert client.post("/v1/patients:erase", json={"patient_id": CANARY}).status_code in (202, 404)
     every = client.get("/v1/audit").json()
