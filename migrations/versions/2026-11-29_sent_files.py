@@ -17,6 +17,14 @@ def upgrade() -> None:
     op.create_index("ix_file_digest", "file", ["digest"])
     op.create_index("ix_image_digest", "image", ["digest"])
     op.create_index("ix_file_again", "file", ["id"], postgresql_where=sa.text("mtime_ns = -1"))
+    op.create_index(
+        "ix_file_root",
+        "file",
+        [sa.text("SUBSTRING(path FROM 1 FOR GREATEST(length(path) - 75, 0))")],
+        postgresql_where=sa.text(
+            "encode(substring(path FROM length(path) - 67 FOR 64), 'escape') = encode(digest, 'hex')"
+        ),
+    )
     op.create_table(
         "removal",
         sa.Column("digest", sa.LargeBinary(), nullable=False),
@@ -30,6 +38,7 @@ def upgrade() -> None:
 def downgrade() -> None:
     op.drop_column("generation", "hours")
     op.drop_table("removal")
+    op.drop_index("ix_file_root", "file")
     op.drop_index("ix_file_again", "file")
     op.drop_index("ix_image_digest", "image")
     for name in ("digest", "study_uid", "patient_key"):

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from shared.store.files import SENT
+from shared.store.tables import SENT
 
 
 class Named(NamedTuple):

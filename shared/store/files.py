@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.imaging.reasons import PASSING
+from shared.store.tables import ROOT, SENT
 
 LATEST_NS: Final = 2**63 - 1
 
@@ -42,11 +43,6 @@ class Record:
     labels_digest: bytes | None = None
     patient_key: bytes | None = None  #: of a stopped file, with its study's UID
     study_uid: str | None = None
-
-
-#: A sent file has the digest of its content for a name (`blobs.Blobs.place`), wherever the store lies.
-SENT = "substring(path FROM length(path) - 67 FOR 64) = convert_to(encode(digest, 'hex'), 'UTF8')"
-_NAME = 75  #: bytes of /12/34/1234….dcm
 
 
 _KNOWN = sa.text(
@@ -97,19 +93,20 @@ def removed(db: Session, digests: Sequence[bytes]) -> None:
     db.execute(sa.text("DELETE FROM removal WHERE digest = ANY(CAST(:digests AS bytea[]))"), {"digests": list(digests)})
 
 
-_ROOTS = sa.text(
-    f"SELECT DISTINCT substring(path FOR length(path) - {_NAME}) FROM file "  # noqa: S608 - constants
-    f"WHERE {SENT}"
+_ROOT = sa.text(
+    f"SELECT {ROOT} FROM file WHERE {SENT} AND {ROOT} > :after ORDER BY {ROOT} LIMIT 1"  # noqa: S608 - constants
 )
 _SOME = sa.text(
-    f"SELECT digest FROM file WHERE {SENT} AND substring(path FOR length(path) - {_NAME}) = :root "  # noqa: S608
-    "ORDER BY sha256(digest) LIMIT :limit"
+    f"SELECT digest FROM file WHERE {SENT} AND {ROOT} = :root LIMIT :limit"  # noqa: S608 - constants
 )
 
 
 def roots(db: Session) -> list[bytes]:
-    """The folders of the store, as rows of sent files have them."""
-    return [bytes(root) for root in db.execute(_ROOTS).scalars()]
+    """The folders of the store, as rows of sent files have them: a look at the index for each, not at the rows."""
+    found: list[bytes] = []
+    while (root := db.execute(_ROOT, {"after": found[-1] if found else b""}).scalar()) is not None:
+        found.append(bytes(root))
+    return found
 
 
 def some(db: Session, root: bytes, limit: int) -> list[bytes]:

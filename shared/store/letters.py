@@ -15,7 +15,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from shared.store.files import SENT
+from shared.store.tables import SENT
 
 Kind = Literal["image", "encoding", "point", "file"]
 

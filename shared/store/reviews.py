@@ -15,8 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict
-from shared.store.files import SENT
-from shared.store.tables import Audit, Review
+from shared.store.tables import SENT, Audit, Review
 from shared.types import Status
 
 

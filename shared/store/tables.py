@@ -123,6 +123,12 @@ class Image(Lease, Base):
     )
 
 
+#: A sent file has the digest of its content for a name (`blobs.Blobs.place`), wherever the store lies.
+SENT = "encode(substring(path FROM length(path) - 67 FOR 64), 'escape') = encode(digest, 'hex')"
+#: the store's folder of such a file: its path without /12/34/1234….dcm
+ROOT = "SUBSTRING(path FROM 1 FOR GREATEST(length(path) - 75, 0))"
+
+
 class File(Base):
     """Every file a scan has met, also those that were not taken in, with the reason."""
 
@@ -149,6 +155,11 @@ class File(Base):
         Index("ix_file_study_uid", "study_uid", postgresql_where=text("study_uid IS NOT NULL")),
         Index("ix_file_digest", "digest"),
         Index("ix_file_again", "id", postgresql_where=text("mtime_ns = -1")),
+        Index(
+            "ix_file_root",
+            text(ROOT),
+            postgresql_where=text(SENT),
+        ),
     )
 
 
