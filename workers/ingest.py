@@ -40,7 +40,7 @@ def scan_folders() -> None:
     with rt.transaction() as db:
         held = operations.claim(db, "scan", SCAN_LEASE_S)
     if held is None:
-        arrive.reread(rt.transaction, rt.sandbox, rt.rules)
+        arrive.reread(rt.transaction, rt.sandbox, rt.rules, alive=still_here)
         return
     watch = bool(held.params.get("watch"))
     with turn(rt.transaction, held, SCAN_LEASE_S, AWAY_S, lasting=watch):

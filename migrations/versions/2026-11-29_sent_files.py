@@ -8,22 +8,27 @@ down_revision = "0006"
 branch_labels = None
 depends_on = None
 
+SENT = (
+    "encode(substring(path FROM greatest(length(path) - 74, 1)), 'escape') = '/' || "
+    "substr(encode(digest, 'hex'), 1, 2) || '/' || substr(encode(digest, 'hex'), 3, 2) || '/' || "
+    "encode(digest, 'hex') || '.dcm'"
+)
+
 
 def upgrade() -> None:
     op.add_column("file", sa.Column("patient_key", sa.LargeBinary()))
     op.add_column("file", sa.Column("study_uid", sa.Text()))
+    op.add_column("file", sa.Column("sop_uid", sa.Text()))
     op.create_index("ix_file_patient_key", "file", ["patient_key"], postgresql_where=sa.text("patient_key IS NOT NULL"))
     op.create_index("ix_file_study_uid", "file", ["study_uid"], postgresql_where=sa.text("study_uid IS NOT NULL"))
     op.create_index("ix_file_digest", "file", ["digest"])
     op.create_index("ix_image_digest", "image", ["digest"])
-    op.create_index("ix_file_again", "file", ["id"], postgresql_where=sa.text("mtime_ns = -1"))
+    op.create_index("ix_file_again", "file", ["id"], postgresql_where=sa.text(f"mtime_ns = -1 AND {SENT}"))
     op.create_index(
         "ix_file_root",
         "file",
         [sa.text("SUBSTRING(path FROM 1 FOR GREATEST(length(path) - 75, 0))")],
-        postgresql_where=sa.text(
-            "encode(substring(path FROM length(path) - 67 FOR 64), 'escape') = encode(digest, 'hex')"
-        ),
+        postgresql_where=sa.text(SENT),
     )
     op.create_table(
         "removal",
@@ -43,5 +48,6 @@ def downgrade() -> None:
     op.drop_index("ix_image_digest", "image")
     for name in ("digest", "study_uid", "patient_key"):
         op.drop_index(f"ix_file_{name}", "file")
+    op.drop_column("file", "sop_uid")
     op.drop_column("file", "study_uid")
     op.drop_column("file", "patient_key")

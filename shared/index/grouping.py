@@ -32,12 +32,15 @@ def cut(hits: Sequence[Hit], query: Query) -> list[Hit]:
     return kept
 
 
-def emulate(search: Callable[[Sequence[Query]], Sequence[Answer]], queries: Sequence[Query]) -> list[Answer]:
+def emulate(
+    search: Callable[[Sequence[Query]], Sequence[Answer]], queries: Sequence[Query], *, nested: bool = True
+) -> list[Answer]:
     """The answers to grouped queries, by a search without groups; cut where `ROUNDS` were not enough.
 
-    Exact where that search is: what a round brings lies before all that it does not bring of groups not yet full.
+    Exact where that search is, if it is `nested`: what a round brings lies before all that it does not bring of groups
+    not yet full. A search that chooses by one order and ranks by another is exact only where one round was enough.
     """
-    walks = [_Walk(query) for query in queries]
+    walks = [_Walk(query, nested) for query in queries]
     for _ in range(ROUNDS):
         going = [walk for walk in walks if not walk.over]
         if not going:
@@ -50,7 +53,8 @@ def emulate(search: Callable[[Sequence[Query]], Sequence[Answer]], queries: Sequ
 class _Walk:
     """One grouped query on its way; `over` when its groups are there, or no more points."""
 
-    def __init__(self, query: Query) -> None:
+    def __init__(self, query: Query, nested: bool) -> None:
+        self._nested = nested
         self._query = query
         self._field = query.group_by or ""
         self._limit = max(query.limit, LEAST)
@@ -84,7 +88,7 @@ class _Walk:
         spent = [answer.engine_ms for answer in self._answers if answer.engine_ms is not None]
         return Answer(
             hits=tuple(self._kept),
-            exact=all(answer.exact for answer in self._answers),
+            exact=all(answer.exact for answer in self._answers) and (self._nested or len(self._answers) == 1),
             emulated=frozenset({"group_by"}),
             cut=not self.over,
             engine_ms=sum(spent) if spent else None,

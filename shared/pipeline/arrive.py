@@ -6,14 +6,15 @@ answer. A crash before the commit leaves at most a file without a row, which the
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
 from shared.errors import Rejected
 from shared.imaging.answers import Inspected
-from shared.imaging.reasons import Reason
+from shared.imaging.reasons import PASSING, Reason, failed
 from shared.log import get
 from shared.pipeline import erase
 from shared.pipeline.receive import BATCH, Found, Inspector, Registered, Rules, admit, key_of
@@ -26,6 +27,7 @@ from shared.store.session import Begin, enqueue
 from shared.types import Job
 
 CHUNK = 1000  #: files that are looked up at once
+REMOVED = 50  #: and that are unlinked while nothing may come in
 MARGIN_S = 24 * 3600.0  #: a file that no row knows stands so long at least
 LOST_S = 30 * 24 * 3600.0  #: and is kept aside for so long
 #: Crashes leave a file now and then; where more are unknown, and more than this share, it is the rows that are wrong.
@@ -95,16 +97,17 @@ def _answer(done: Registered) -> Arrived:
     )
 
 
-def reread(begin: Begin, inspector: Inspector, rules: Rules) -> int:
+def reread(begin: Begin, inspector: Inspector, rules: Rules, *, alive: Callable[[], None] = lambda: None) -> int:
     """Sent files that were stopped, and are to be tried again, have been; returns how many."""
-    done = 0
+    done, after = 0, 0
     while True:
         with begin() as db:
-            due = files.again(db, BATCH)
+            due = files.again(db, after, BATCH)
         if not due:
             return done
+        alive()
         admit_again(begin, inspector, due, rules)
-        done += len(due)
+        done, after = done + len(due), due[-1].id
 
 
 def admit_again(begin: Begin, inspector: Inspector, sent: Sequence[Sent], rules: Rules) -> None:
@@ -113,12 +116,16 @@ def admit_again(begin: Begin, inspector: Inspector, sent: Sequence[Sent], rules:
     What was erased meanwhile is to be unlinked.
     """
     looked = inspector.inspect_many([Path(os.fsdecode(one.path)) for one in sent])
-    for one, inspected in zip(sent, looked, strict=True):
+    for one, found_there in zip(sent, looked, strict=True):
+        inspected = found_there
+        if isinstance(inspected, Inspected) and inspected.digest != one.digest:
+            inspected = failed(Reason.CHANGED)  # damaged since: its name says what it was
         header = None if isinstance(inspected, Rejected) else inspected.header
         found = Found(seen=Seen(path=one.path, size=one.size, mtime_ns=MTIME_NS), inspected=inspected)
         with begin() as db:
-            came = (header.study_instance_uid, header.sop_instance_uid) if header else ("", "")
-            origin = arrivals.came(db, *came)
+            origin = Origin(source="store")
+            if header is not None:
+                origin = arrivals.came(db, header.study_instance_uid, header.sop_instance_uid)
             (decided,) = admit(db, [found], rules, origin)
             files.record(db, [_still(one, decided.record)], origin.operation_id)
             if decided.record.reason == Reason.ERASED:
@@ -136,6 +143,7 @@ def _still(sent: Sent, record: Record) -> Record:
         image_id=sent.image_id,
         patient_key=sent.patient_key,
         study_uid=sent.study_uid,
+        sop_uid=sent.sop_uid,
     )
 
 
@@ -146,6 +154,7 @@ def sweep(begin: Begin, inspector: Inspector, blobs: Blobs, secret: bytes, *, ma
     So it is only put aside, for a month, and not even that where many are unknown.
     """
     gone = blobs.forget_parts() + _remove_erased(begin, inspector, blobs, secret)
+    blobs.forget_lost(LOST_S)
     total, unknown = unknown_files(begin, blobs, margin_s)
     if len(unknown) > max(FEW, total * SHARE):
         log.error("unknown_files_kept", count=len(unknown), total=total)
@@ -163,7 +172,6 @@ def sweep(begin: Begin, inspector: Inspector, blobs: Blobs, secret: bytes, *, ma
                 else:
                     blobs.lose(path)
                 gone += 1
-    blobs.forget_lost(LOST_S)
     return gone
 
 
@@ -186,9 +194,10 @@ def strays(begin: Begin, inspector: Inspector, blobs: Blobs) -> list[Path]:
     found = [*unknown, *(path for path, what in readable if not isinstance(what, Rejected))]
     if not found:
         return []
+    digests = [digest_of(path) for path in found]
     with begin() as db:
         alone(db, Lock.INTAKE)  # whoever had put a file there has committed its row
-        known = files.held(db, [digest_of(path) for path in unknown])
+        known = files.held(db, digests) | files.leaving(db, digests)
     return [path for path in found if digest_of(path) not in known]
 
 
@@ -197,11 +206,14 @@ def recover(begin: Begin, inspector: Inspector, blobs: Blobs, rules: Rules, foun
     for paths in batched(found, BATCH):
         sent = []
         for path, what in zip(paths, inspector.inspect_many(paths), strict=True):
-            if isinstance(what, Rejected):
-                blobs.lose(path)
+            if isinstance(what, Rejected) and what.reason in PASSING:
                 continue
-            place = blobs.find_again(path)
-            sent.append(Sent(path=os.fsencode(place), size=place.stat().st_size, digest=digest_of(place)))
+            with suppress(FileNotFoundError):  # taken away meanwhile
+                if isinstance(what, Rejected) or what.digest != digest_of(path):
+                    blobs.lose(path)
+                    continue
+                place = blobs.find_again(path)
+                sent.append(Sent(path=os.fsencode(place), size=place.stat().st_size, digest=digest_of(place)))
         admit_again(begin, inspector, sent, rules)
 
 
@@ -215,14 +227,14 @@ def _since(path: Path) -> float:
 
 def _remove_erased(begin: Begin, inspector: Inspector, blobs: Blobs, secret: bytes) -> int:
     """What an erasure has left is unlinked, also where it had been put aside; returns how many files were."""
-    with begin() as db:
-        due = files.removals(db, CHUNK)
-    erased = _erased(begin, inspector, blobs.lost(), secret) if due else set()
-    gone = sum(blobs.remove(digest_of(path)) for path in erased)
+    gone, due = 0, [b""]
+    for path in _erased(begin, inspector, blobs.lost(), secret):
+        path.unlink(missing_ok=True)  # of those that were put aside: what came again stands elsewhere
+        gone += 1
     while due:
         with begin() as db:
             alone(db, Lock.INTAKE)
-            due = files.removals(db, CHUNK)
+            due = files.removals(db, REMOVED)
             for digest in set(due) - files.held(db, due):  # what was lifted and came again stays
                 gone += blobs.remove(digest)
             files.removed(db, due)

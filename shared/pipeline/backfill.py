@@ -14,7 +14,7 @@ from shared.log import get
 from shared.pipeline import encode
 from shared.pipeline.encode import Decoder, Effort, Result, Source, Work
 from shared.pipeline.pace import allow
-from shared.store import backfill, generations, images
+from shared.store import backfill, generations, images, operations
 from shared.store.generations import Published
 from shared.store.images import Claimed
 from shared.store.locks import Lock, share
@@ -75,7 +75,7 @@ def _claim(begin: Begin, model: Published, effort: Effort, *, first: bool) -> Wo
     with begin() as db:
         if model.model_id not in backfill.asking(db) or (not first and images.due(db)[0]):
             return Work([], [])
-        limit = min(allow(db, one, effort.batch) for one in _building(db, model.model_id))
+        limit = min((allow(db, one, effort.batch) for one in _building(db, model.model_id)), default=effort.batch)
         if limit == 0:
             return Work([], [])
         claimed = backfill.claim(
@@ -85,7 +85,10 @@ def _claim(begin: Begin, model: Published, effort: Effort, *, first: bool) -> Wo
 
 
 def _building(db: Session, model_id: int) -> list[Generation]:
-    return [one for one in generations.every(db) if one.model_id == model_id and one.state == "open"]
+    """Those of the model that are still being built: pace and hours of one that stands hold up no other."""
+    mine = [one for one in generations.every(db) if one.model_id == model_id and one.state == "open"]
+    states = {one.id: operations.get(db, one.operation_id).state for one in mine if one.operation_id}
+    return [one for one in mine if states.get(one.id) in ("pending", "running")]
 
 
 def _settle(begin: Begin, model: Published, work: Work, result: Result) -> int:

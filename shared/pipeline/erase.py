@@ -174,14 +174,16 @@ def replay(db: Session, secret: bytes) -> int:
 
 def _replay_stopped(db: Session, secret: bytes) -> None:
     """Files that were stopped and that a tombstone names are gone, too."""
-    names = {
-        row.id: {digest(secret, "study", row.study_uid), digest(secret, "patient", row.patient_key)}
-        for row in erasure.stopped(db)
-    }
-    buried = tombstones.buried(db, {name for own in names.values() for name in own})
-    if gone := [number for number, own in names.items() if buried & own]:
+    if gone := risen_files(db, secret):
         erasure.forget(db, gone)
         enqueue(db, Job.TIDY)
+
+
+def risen_files(db: Session, secret: bytes) -> list[int]:
+    """The rows of stopped files that a tombstone names."""
+    rows = erasure.stopped(db)
+    named = refused(db, secret, [(row.sop_uid, row.study_uid, row.patient_key) for row in rows])
+    return [row.id for row, gone in zip(rows, named, strict=True) if gone]
 
 
 def _names(secret: bytes, sop_uid: str, study_uid: str, patient: bytes) -> tuple[bytes, bytes, bytes]:

@@ -53,7 +53,7 @@ def searcher(connection: sa.Connection, index: Index, live: Published, mode: Mod
     def search(images: Sequence[QueryImage], queries: Sequence[Query]) -> list[Answer]:
         if all(query.group_by is None for query in queries):
             return flat(images, queries)
-        return [emulate(alone(image), [query])[0] for image, query in zip(images, queries, strict=True)]
+        return [emulate(alone(image), [query], nested=False)[0] for image, query in zip(images, queries, strict=True)]
 
     return search
 
@@ -85,12 +85,17 @@ class Stored:
 
 def _whole(index: Index, stored: Stored, asked: CodeQuery, ball: Ball) -> tuple[Ball, list[Near]]:
     """The ball with as many images that may be shown as were asked for: orphans take nobody's place."""
-    known = stored.of(ball.hits)
-    while asked.k and len(known) < asked.k <= len(ball.hits) < asked.most:
+    known, wanted = stored.of(ball.hits), asked.k
+    if wanted is None:
+        return ball, known
+    while len(known) < wanted <= len(ball.hits) < asked.most:
         asked = replace(asked, k=min(2 * len(ball.hits), asked.most))
         (ball,) = index.near([asked])
         known = stored.of(ball.hits)
-    return ball, known
+    if len(known) < wanted:
+        return ball, known
+    rim = known[wanted - 1].distance  # they come by distance; a wider ball was only asked for in place of orphans
+    return ball, [hit for hit in known if hit.distance <= rim]
 
 
 def content(vector: NDArray[np.float32], matrix: Embeddings) -> NDArray[np.float32]:

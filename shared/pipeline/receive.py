@@ -382,6 +382,7 @@ def _record(file: Found, incoming: Incoming, verdict: Verdict, standing: Mapping
         labels_digest=file.stamp,
         patient_key=incoming.patient_key if stopped else None,
         study_uid=incoming.header.study_instance_uid if stopped else None,
+        sop_uid=incoming.header.sop_instance_uid if stopped else None,
     )
     return Registered(file, record, incoming.header, incoming.held_by)
 

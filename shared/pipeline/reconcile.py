@@ -210,8 +210,9 @@ def _risen(site: Site) -> list[int]:
             rows = erasure.known(db, after, FILES)
             files = [(row.sop_uid, row.study_uid, row.patient_key) for row in rows]
             gone = erase.refused(db, site.rules.secret, files) if rows else []
+            stopped = [] if rows else erase.risen_files(db, site.rules.secret)
         if not rows:
-            return risen
+            return risen + stopped
         after = rows[-1].image_id
         risen += [row.image_id for row, named in zip(rows, gone, strict=True) if named]
 

@@ -6,6 +6,8 @@ One file in the home, rewritten beside and renamed whenever they change. Keyed h
 import json
 import os
 import tempfile
+import uuid
+from collections.abc import Sequence
 from pathlib import Path
 
 import sqlalchemy as sa
@@ -15,7 +17,7 @@ from shared.disk import sync
 from shared.errors import Invalid
 from shared.log import get
 from shared.pipeline import erase
-from shared.store import tombstones
+from shared.store import operations
 from shared.store.tables import Tombstone
 
 NAME = "tombstones"
@@ -48,27 +50,30 @@ class Keeper:
 
 
 def _keep_before(db: Session, path: Path) -> None:
-    """Lines of the file that the table does not know stand in the other one, durably, too."""
-    named = {_digest(line): line for line in path.read_text(encoding="utf-8").splitlines()} if path.exists() else {}
-    known = tombstones.buried(db, named)
-    lines = [line for digest, line in named.items() if digest not in known]
+    """Lines of the file whose erasure the database does not know stand in the other one, durably, too.
+
+    What it knows and has no tombstone of was lifted.
+    """
+    named = [(line, _operation(line)) for line in _lines(path)]
+    known = operations.known(db, {operation for _, operation in named if operation is not None})
+    lines = [line for line, operation in named if operation not in known]
     if not lines:
         return
     before = path.with_name(BEFORE)
-    with os.fdopen(os.open(before, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "w", encoding="utf-8") as file:
-        file.write("".join(f"{line}\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())
-    sync(before.parent)
+    _replace(before, list(dict.fromkeys([*_lines(before), *lines])))
     log.warning("tombstones_unknown_to_the_database", count=len(lines))
 
 
-def _digest(line: str) -> bytes:
-    """What a line names; nothing for a damaged one, which is kept."""
+def _lines(path: Path) -> list[str]:
+    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+
+def _operation(line: str) -> uuid.UUID | None:
+    """The erasure that a line is of; None for a damaged line, which is kept."""
     try:
-        return bytes.fromhex(json.loads(line)["digest"])
-    except (ValueError, KeyError, TypeError):
-        return line.encode()
+        return uuid.UUID(json.loads(line)["operation"])
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return None
 
 
 def write(db: Session, path: Path) -> int:
@@ -77,6 +82,11 @@ def write(db: Session, path: Path) -> int:
     lines = [
         json.dumps({"digest": one.digest.hex(), "kind": one.kind, "operation": str(one.operation_id)}) for one in stones
     ]
+    _replace(path, lines)
+    return len(stones)
+
+
+def _replace(path: Path, lines: Sequence[str]) -> None:
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # two sweeps may write at once
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:
         file.write("".join(f"{line}\n" for line in lines))
@@ -84,7 +94,6 @@ def write(db: Session, path: Path) -> int:
         os.fsync(file.fileno())
     Path(name).replace(path)
     sync(path.parent)
-    return len(stones)
 
 
 _BURY = sa.text(

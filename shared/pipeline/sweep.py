@@ -16,7 +16,7 @@ def ring_for_due(db: Session, effort: Effort, canary_s: float = 0) -> None:
     operations.finish_settled(db)
     if images.due(db)[0]:
         enqueue(db, Job.ENCODE)
-    if operations.due(db, "scan") or files.again(db, 1):
+    if operations.due(db, "scan") or files.again(db, 0, 1):
         enqueue(db, Job.SCAN)
     if operations.due(db, pull.KIND):
         enqueue(db, Job.PULL)

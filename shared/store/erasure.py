@@ -40,6 +40,7 @@ class Standing(NamedTuple):
 def standing(db: Session, *, study_uid: str | None = None, patient_key: bytes | None = None) -> Standing:
     """The study, or those of a patient, and what is of them.
 
+    What was stopped under the UID of such a study is of it, whoever its header names: its tombstone refuses it anyway.
     Locked: who encodes or fills one in waits, or is too late.
     """
     studies = [Named._make(row) for row in db.execute(_STUDIES, {"uid": study_uid, "patient": patient_key})]
@@ -89,13 +90,26 @@ _LEFT = sa.text(
 
 
 def stopped(db: Session) -> Sequence[sa.Row[Any]]:
-    """(id, study_uid, patient_key) of every file that was stopped before it became an image."""
-    return db.execute(sa.text("SELECT id, study_uid, patient_key FROM file WHERE patient_key IS NOT NULL")).all()
+    """(id, study_uid, patient_key, sop_uid) of every file that was stopped before it became an image."""
+    statement = (
+        "SELECT id, study_uid, patient_key, coalesce(sop_uid, '') AS sop_uid FROM file WHERE patient_key IS NOT NULL"
+    )
+    return db.execute(sa.text(statement)).all()
+
+
+_JOURNAL = sa.text(
+    "DELETE FROM arrival a USING file f WHERE f.id = ANY(CAST(:files AS bigint[])) AND f.sop_uid IS NOT NULL "
+    "AND a.study_uid = f.study_uid AND a.sop_uid = f.sop_uid"
+)
 
 
 def forget(db: Session, files: Sequence[int], images: Sequence[int] = ()) -> None:
-    """The rows of these files are gone; as far as they were sent, with those of the images, they are to be unlinked."""
+    """The rows of these files are gone, and what the journal says of them.
+
+    As far as they were sent, with those of the images, they are to be unlinked.
+    """
     db.execute(_LEFT, {"images": list(images), "files": list(files)})
+    db.execute(_JOURNAL, {"files": list(files)})
     db.execute(sa.text("DELETE FROM file WHERE id = ANY(CAST(:files AS bigint[]))"), {"files": list(files)})
 
 

@@ -41,8 +41,9 @@ class Record:
     gate: str | None = None
     reason: str | None = None
     labels_digest: bytes | None = None
-    patient_key: bytes | None = None  #: of a stopped file, with its study's UID
+    patient_key: bytes | None = None  #: of a stopped file, with its study's UID and its own
     study_uid: str | None = None
+    sop_uid: str | None = None
 
 
 _KNOWN = sa.text(
@@ -89,6 +90,12 @@ def removals(db: Session, limit: int) -> list[bytes]:
     return list(db.execute(sa.text("SELECT digest FROM removal LIMIT :limit"), {"limit": limit}).scalars())
 
 
+def leaving(db: Session, digests: Sequence[bytes]) -> set[bytes]:
+    """Those of these contents that are to be unlinked."""
+    statement = sa.text("SELECT digest FROM removal WHERE digest = ANY(CAST(:digests AS bytea[]))")
+    return {bytes(digest) for digest in db.execute(statement, {"digests": list(digests)}).scalars()}
+
+
 def removed(db: Session, digests: Sequence[bytes]) -> None:
     db.execute(sa.text("DELETE FROM removal WHERE digest = ANY(CAST(:digests AS bytea[]))"), {"digests": list(digests)})
 
@@ -127,19 +134,18 @@ def look_again(db: Session, images: Sequence[int]) -> None:
 
 
 def move(db: Session, old: bytes, new: bytes) -> None:
-    """What stood below one folder stands below another; of two rows that come to one path the newer stays."""
+    """Sent files that stood below one folder stand below another; where both have a row, the one over there stays."""
+    below = "substring(path FOR length(CAST(:old AS bytea)) + 1) = CAST(:old AS bytea) || CAST(:slash AS bytea)"
+    place = "CAST(:new AS bytea) || substring({0}path FROM length(CAST(:old AS bytea)) + 1)"
+    names = {"old": old, "new": new, "slash": b"/"}
     double = (
-        "DELETE FROM file WHERE substring(path FOR length(CAST(:old AS bytea)) + 1) = CAST(:old AS bytea) || "
-        "CAST(:slash AS bytea) AND EXISTS (SELECT 1 FROM file AS other WHERE other.path_digest = "
-        "sha256(CAST(:new AS bytea) || substring(file.path FROM length(CAST(:old AS bytea)) + 1)))"
+        f"DELETE FROM file WHERE {below} AND {SENT} AND EXISTS (SELECT 1 FROM file AS other "  # noqa: S608 - constants
+        f"WHERE other.path_digest = sha256({place.format('file.')}))"
     )
-    db.execute(sa.text(double), {"old": old, "new": new, "slash": b"/"})
+    db.execute(sa.text(double), names)
     for table in ("file", "image"):
-        statement = (
-            f"UPDATE {table} SET path = CAST(:new AS bytea) || substring(path FROM length(CAST(:old AS bytea)) + 1) "  # noqa: S608 - a constant
-            "WHERE substring(path FOR length(CAST(:old AS bytea)) + 1) = CAST(:old AS bytea) || CAST(:slash AS bytea)"
-        )
-        db.execute(sa.text(statement), {"old": old, "new": new, "slash": b"/"})
+        statement = f"UPDATE {table} SET path = {place.format('')} WHERE {below} AND {SENT}"  # noqa: S608 - constants
+        db.execute(sa.text(statement), names)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,36 +155,41 @@ class Sent:
     path: bytes
     size: int
     digest: bytes
+    id: int = 0
     image_id: int | None = None
     patient_key: bytes | None = None
     study_uid: str | None = None
+    sop_uid: str | None = None
 
 
 _AGAIN = sa.text(
-    "SELECT path, size, digest, image_id, patient_key, study_uid FROM file "  # noqa: S608 - a constant
-    "WHERE mtime_ns = -1 AND (outcome = 'quarantined' OR (outcome = 'failed' AND image_id IS NULL)) "
-    f"AND {SENT} ORDER BY id LIMIT :limit"
+    "SELECT id, path, size, digest, image_id, patient_key, study_uid, sop_uid FROM file WHERE mtime_ns = -1 "  # noqa: S608 - a constant
+    "AND (outcome = 'quarantined' OR (outcome = 'failed' AND (image_id IS NULL OR patient_key IS NOT NULL))) "
+    f"AND {SENT} AND id > :after ORDER BY id LIMIT :limit"
 )
 
 
-def again(db: Session, limit: int) -> list[Sent]:
-    """Sent files that were stopped and are to be read again."""
-    return [Sent(**row._mapping) for row in db.execute(_AGAIN, {"limit": limit})]  # noqa: SLF001 - its public name
+def again(db: Session, after: int, limit: int) -> list[Sent]:
+    """The next sent files, by id, that were stopped and are to be read again."""
+    rows = db.execute(_AGAIN, {"after": after, "limit": limit})
+    return [Sent(**row._mapping) for row in rows]  # noqa: SLF001 - its public name
 
 
 _RECORD = sa.text(
     """
     INSERT INTO file (path, size, mtime_ns, digest, image_id, outcome, gate, reason, labels_digest, patient_key,
-                      study_uid, operation_id)
+                      study_uid, sop_uid, operation_id)
     SELECT u.*, CAST(:operation AS uuid)
     FROM unnest(CAST(:paths AS bytea[]), CAST(:sizes AS bigint[]), CAST(:mtimes AS bigint[]),
                 CAST(:digests AS bytea[]), CAST(:images AS bigint[]), CAST(:outcomes AS text[]),
                 CAST(:gates AS text[]), CAST(:reasons AS text[]), CAST(:labels AS bytea[]),
-                CAST(:patients AS bytea[]), CAST(:studies AS text[])) AS u
+                CAST(:patients AS bytea[]), CAST(:studies AS text[]),
+                CAST(:sops AS text[])) AS u
     ON CONFLICT (path_digest) DO UPDATE SET
         size = excluded.size, mtime_ns = excluded.mtime_ns, digest = excluded.digest, image_id = excluded.image_id,
         outcome = excluded.outcome, gate = excluded.gate, reason = excluded.reason,
         labels_digest = excluded.labels_digest, patient_key = excluded.patient_key, study_uid = excluded.study_uid,
+        sop_uid = excluded.sop_uid,
         operation_id = excluded.operation_id, seen_at = clock_timestamp()
     """
 )
@@ -204,6 +215,7 @@ def record(db: Session, records: Sequence[Record], operation_id: uuid.UUID | Non
             "labels": [r.labels_digest for r in ordered],
             "patients": [r.patient_key for r in ordered],
             "studies": [r.study_uid for r in ordered],
+            "sops": [r.sop_uid for r in ordered],
         },
     )
 

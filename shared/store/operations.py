@@ -1,7 +1,7 @@
 """Operations: long work that clients watch. The row is the job; a worker holds it by a lease."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,6 +58,11 @@ def under_way(db: Session, kind: str) -> bool:
     """Some operation of this kind has not ended."""
     statement = sa.select(Operation.id).where(Operation.kind == kind, Operation.state.in_(("pending", "running")))
     return db.scalar(statement.limit(1)) is not None
+
+
+def known(db: Session, ids: Collection[uuid.UUID]) -> set[uuid.UUID]:
+    """Those of these operations that stand here."""
+    return set(db.scalars(sa.select(Operation.id).where(Operation.id.in_(ids))))
 
 
 def page(db: Session, limit: int, before: Any = None) -> Sequence[Operation]:  # noqa: ANN401 - a timestamp

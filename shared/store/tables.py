@@ -124,7 +124,11 @@ class Image(Lease, Base):
 
 
 #: A sent file has the digest of its content for a name (`blobs.Blobs.place`), wherever the store lies.
-SENT = "encode(substring(path FROM length(path) - 67 FOR 64), 'escape') = encode(digest, 'hex')"
+SENT = (
+    "encode(substring(path FROM greatest(length(path) - 74, 1)), 'escape') = '/' || "
+    "substr(encode(digest, 'hex'), 1, 2) || '/' || substr(encode(digest, 'hex'), 3, 2) || '/' || "
+    "encode(digest, 'hex') || '.dcm'"
+)
 #: the store's folder of such a file: its path without /12/34/1234….dcm
 ROOT = "SUBSTRING(path FROM 1 FOR GREATEST(length(path) - 75, 0))"
 
@@ -149,12 +153,13 @@ class File(Base):
     #: whose a stopped file is: it has no image, or one of another patient or study
     patient_key: Mapped[bytes | None]
     study_uid: Mapped[str | None]
+    sop_uid: Mapped[str | None]
     __table_args__ = (
         Index("ix_file_stopped", "id", postgresql_where=text("outcome = 'quarantined'")),
         Index("ix_file_patient_key", "patient_key", postgresql_where=text("patient_key IS NOT NULL")),
         Index("ix_file_study_uid", "study_uid", postgresql_where=text("study_uid IS NOT NULL")),
         Index("ix_file_digest", "digest"),
-        Index("ix_file_again", "id", postgresql_where=text("mtime_ns = -1")),
+        Index("ix_file_again", "id", postgresql_where=text(f"mtime_ns = -1 AND {SENT}")),
         Index(
             "ix_file_root",
             text(ROOT),

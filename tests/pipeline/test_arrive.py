@@ -313,6 +313,25 @@ def test_a_stopped_file_is_erased_with_its_patient(door: Door, n: int) -> None:
     assert (again.kept, again.reason) == (False, "erased")
 
 
+def test_the_journal_forgets_a_stopped_file_with_its_patient(door: Door) -> None:
+    conflict(door)
+    with door.platform.begin() as db:
+        erase.erase_patient(db, SECRET, *OTHER_WOMAN)
+    assert door.rows("SELECT sop_uid FROM arrival") == [(f"{UID}.1.1",)]
+
+
+def test_a_stopped_file_that_is_damaged_is_not_taken_for_another(door: Door) -> None:
+    conflict(door)
+    damaged = next(path for path in door.files() if path.read_bytes() != instance())
+    damaged.write_bytes(instance(7, patient="ANOTHER", value=9))
+    door.retry()
+    (row,) = door.rows("SELECT outcome, reason, encode(digest, 'hex') FROM file WHERE outcome <> 'taken'")
+    assert row == ("failed", "file-changed", damaged.name.removesuffix(".dcm"))
+    assert door.sweep() == 0
+    door.run("UPDATE file SET mtime_ns = -1 WHERE outcome = 'failed'")  # a dead letter that is tried again
+    assert arrive.reread(door.platform.begin, door.sandbox, door.rules) == 1
+
+
 def test_a_stopped_file_that_was_sent_is_read_again_when_it_is_retried(door: Door) -> None:
     conflict(door)
     ((number,),) = door.rows("SELECT id FROM file WHERE outcome = 'quarantined'")
@@ -378,7 +397,9 @@ def test_a_stopped_file_that_a_restore_has_brought_back_is_erased_again(door: Do
         key = patient_key(SECRET, *OTHER_WOMAN)
         tombstones.bury(db, {tombstones.digest(SECRET, "patient", key): "patient"}, number)
     with door.platform.begin() as db:
+        assert len(erase.risen_files(db, SECRET)) == 1
         assert erase.replay(db, SECRET) == 0
+        assert erase.risen_files(db, SECRET) == []
     assert door.sweep() == 1
     assert [path.read_bytes() for path in door.files()] == [instance()]
 
@@ -398,6 +419,23 @@ def test_a_store_that_has_moved_loses_nothing(door: Door) -> None:
     for path, digest in door.rows("SELECT path, digest FROM image UNION ALL SELECT path, digest FROM file"):
         assert Path(os.fsdecode(path)) == door.blobs.place(digest)  # type: ignore[arg-type]
         assert Path(os.fsdecode(path)).exists()  # type: ignore[arg-type]
+
+
+def test_a_copy_in_a_folder_of_others_is_no_sent_file(door: Door) -> None:
+    """Named as in our store, flat or in folders of two digits: what stands beside it is not ours to move."""
+    door.send(instance())
+    for place in ("/archive/", "/archive/00/11/"):
+        door.run(
+            "INSERT INTO file (path, size, mtime_ns, digest, outcome) SELECT convert_to("
+            f"'{place}' || encode(digest, 'hex') || '.dcm', 'UTF8'), size, 1, digest, 'same' FROM file "
+            "ORDER BY id LIMIT 1"
+        )
+    door.run("INSERT INTO file (path, size, mtime_ns, outcome) VALUES ('/archive/a.dcm', 1, 1, 'taken')")
+    before = door.rows("SELECT path FROM file ORDER BY id")
+    with door.platform.begin() as db:
+        assert not follow(db, door.blobs)
+        files.move(db, b"/archive", b"/elsewhere")
+    assert door.rows("SELECT path FROM file ORDER BY id") == before
 
 
 def test_rows_do_not_follow_to_where_the_files_are_not(door: Door) -> None:

@@ -135,8 +135,15 @@ def test_what_waits_to_be_deleted_takes_no_place_in_a_ball(archive: Platform, mo
         image = QueryImage(vector=encodings.unpack(row.embedding), code=np.frombuffer(row.code or b"", np.uint8))
         index = archive.index(live.collection)
         (found,) = hashes.searcher(connection, index, live, mode, None)([image], [Query(vector=image.vector, limit=6)])
-    assert index.count() == 48
-    assert len(found.hits) == 6
+        assert index.count() == 48
+        assert len(found.hits) == 6
+    archive.project()
+    with archive.store.reading() as connection:
+        (without,) = hashes.searcher(connection, index, live, mode, None)(
+            [image], [Query(vector=image.vector, limit=6)]
+        )
+    assert index.count() == 16
+    assert [hit.id for hit in found.hits] == [hit.id for hit in without.hits], "orphans change no answer"
 
 
 @pytest.mark.parametrize("mode", ["hash", "hybrid"])

@@ -85,6 +85,20 @@ def test_the_keeper_writes_when_something_changed_and_only_then(filled: Platform
     assert path.read_text() == ""
 
 
+def test_what_was_lifted_is_not_unknown(filled: Platform, tmp_path: Path) -> None:
+    path = tmp_path / "tombstones"
+    with filled.begin() as db:
+        erase.erase_study(db, SECRET, "1.2.4.1")
+    kept(filled, path)
+    filled.project()
+    with filled.begin() as db:
+        erase.lift_study(db, SECRET, "1.2.4.1")
+    with filled.begin() as db:
+        Keeper(path).keep(db)  # of a worker that begins only now
+    assert path.read_text() == ""
+    assert not path.with_name("tombstones.before").exists()
+
+
 def test_a_keeper_on_an_older_database_keeps_what_only_the_file_knows(filled: Platform, tmp_path: Path) -> None:
     path = tmp_path / "tombstones"
     with filled.begin() as db:

@@ -86,7 +86,7 @@ def throttle_generation(rt: Rt, db: Db, bearer: CanReindex, generation_id: int, 
     """It is built so fast at most, in these hours, from its next step on; null takes a limit away."""
     names = {"per_s": "throttle", "between": "hours"}
     wanted = {names[name]: getattr(asked, name) for name in asked.model_fields_set}
-    return _acted(rt, db, bearer, "throttle", lifecycle.throttle(db, generation_id, wanted))
+    return _acted(rt, db, bearer, "throttle", lifecycle.throttle(db, generation_id, wanted), **wanted)
 
 
 @router.post("/v1/generations/{generation_id}:cancel", response_model=GenerationDetail)
@@ -119,10 +119,10 @@ def retire_generation(
     return _acted(rt, db, bearer, "retire", lifecycle.retire(db, generation_id, force=(asked or RetireIn()).force))
 
 
-def _acted(rt: Runtime, db: Session, bearer: Bearer, action: str, row: Generation) -> dict[str, Any]:
+def _acted(rt: Runtime, db: Session, bearer: Bearer, action: str, row: Generation, **by: object) -> dict[str, Any]:
     """Who moved the pointer, gave something up, or set its pace, is on record."""
     details = {"generation": row.id, "accepted": row.accepted} if row.accepted else {"generation": row.id}
-    reviews.audit(db, Actor(bearer.name, bearer.id), f"generation-{action}", details)
+    reviews.audit(db, Actor(bearer.name, bearer.id), f"generation-{action}", details | by)
     return _detail(rt, db, row)
 
 
