@@ -230,19 +230,19 @@ def test_equal_distances_keep_the_order_of_the_gallery():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("metric", ["cosine", "hamming"])
-def test_ten_thousand_by_ten_thousand_takes_seconds_and_bounded_memory(metric):
+def test_five_thousand_by_five_thousand_takes_seconds_and_bounded_memory(metric):
     import tracemalloc
 
     rng = np.random.default_rng(5)
-    vectors = rng.integers(256, size=(10_000, 8), dtype=np.uint8)
+    vectors = rng.integers(256, size=(5_000, 8), dtype=np.uint8)
     if metric == "cosine":
-        vectors = rng.normal(size=(10_000, 128)).astype(np.float32)
-    side = Side(vectors=vectors, labels=rng.integers(16, size=10_000), keys=np.arange(10_000) // 4)
+        vectors = rng.normal(size=(5_000, 128)).astype(np.float32)
+    side = Side(vectors=vectors, labels=rng.integers(16, size=5_000), keys=np.arange(5_000) // 4)
     started = time.process_time()
     tracemalloc.start()
     figures = measure(side, side, metric=metric)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert figures.micro("P@10") == pytest.approx(1 / 16, abs=0.005)
-    assert peak < 600e6
-    assert time.process_time() - started < 90  # 10 s here; processor time, because machines are shared
+    assert peak < 300e6
+    assert time.process_time() - started < 45  # 3 s here; processor time, because machines are shared
