@@ -19,7 +19,7 @@ from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Inspected
 from shared.index.base import Index
 from shared.index.memory import MemoryStore
-from shared.pipeline import backfill, encode, lifecycle, project, receive, reindex
+from shared.pipeline import backfill, encode, lifecycle, project, reindex, scan
 from shared.pipeline.encode import Effort
 from shared.pipeline.receive import Rules
 from shared.queue import MemoryQueue
@@ -136,8 +136,8 @@ class Platform:
         self.sandbox.content[os.fsencode(path)] = content or name.encode()
         return path
 
-    def scan(self, table: Any = None, **rules: Any) -> receive.Progress:
-        return receive.scan(
+    def scan(self, table: Any = None, **rules: Any) -> scan.Progress:
+        return scan.scan(
             self.begin,
             self.sandbox,
             self.folder / "archive",

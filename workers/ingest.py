@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 from shared.datasets import importers
 from shared.datasets.folder import LabelTable, read_labels
 from shared.datasets.record import label_table
-from shared.pipeline import arrive, encode, receive
+from shared.pipeline import arrive, encode, scan
 from shared.pipeline.lease import turn
-from shared.pipeline.receive import Progress
+from shared.pipeline.scan import Progress
 from shared.store import operations
 from shared.store.operations import Held
 from shared.store.session import enqueue
@@ -84,7 +84,7 @@ def _scan(held: Held, *, watch: bool) -> None:
         return go_on
 
     rules = replace(rt.watch_rules if watch else rt.rules, skip=said.skip)
-    progress = receive.scan(
+    progress = scan.scan(
         rt.transaction,
         rt.sandbox,
         Path(held.params["path"]),

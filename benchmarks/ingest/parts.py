@@ -27,7 +27,7 @@ from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Inspected, Sandbox
 from shared.index.base import Index, Point
 from shared.index.qdrant import QdrantStore
-from shared.pipeline import encode, lifecycle, project, receive
+from shared.pipeline import encode, lifecycle, project, receive, scan
 from shared.pipeline.encode import Effort
 from shared.store.session import Store
 from shared.types import Decoded, Pixels
@@ -201,11 +201,11 @@ def _timed(indexes: QdrantStore, name: str, watch: Watch) -> Any:  # noqa: ANN40
 
 
 def _scan(store: Store, sandbox: Sandbox, files: Path, watch: Watch) -> int:
-    def go_on(_db: Session, _progress: receive.Progress) -> bool:
+    def go_on(_db: Session, _progress: scan.Progress) -> bool:
         return True
 
     with watch.of("scan: walk and SQL"):
-        progress = receive.scan(
+        progress = scan.scan(
             store.transaction,
             sandbox,
             files,

@@ -46,11 +46,11 @@ def dry_run(
 ) -> None:
     """Show what the rules would do with the files of a folder."""
     from shared.imaging.sandbox import Sandbox
-    from shared.pipeline import admission, receive
+    from shared.pipeline import admission, receive, scan
 
     found = admission.read(rules)
     told: list[tuple[str, str, str]] = []
-    paths = [Path(os.fsdecode(seen.path)) for seen in receive.see(folder)]
+    paths = [Path(os.fsdecode(seen.path)) for seen in scan.see(folder)]
     with Sandbox() as sandbox:
         for at in track(range(0, len(paths), receive.BATCH), "reading headers", console=err(), transient=True):
             some = paths[at : at + receive.BATCH]

@@ -21,7 +21,7 @@ from shared.errors import Rejected
 from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Inspected
 from shared.index.memory import MemoryStore
-from shared.pipeline import encode, lifecycle, project, receive
+from shared.pipeline import encode, lifecycle, project, scan
 from shared.pipeline.receive import Found
 from shared.runtime import Runtime
 from shared.store import generations, images, keys
@@ -56,7 +56,7 @@ class Archive:
         found = [self._file(uid, study, i, patient if patient is not None else study, **more) for i in range(4)]
         self.files += found
         with self.rt.transaction() as db:
-            receive.register(db, found, self.rt.rules, None)
+            scan.register(db, found, self.rt.rules, None)
         self.encode()
         return uid
 
@@ -86,7 +86,7 @@ class Archive:
         row = Row(labels=Labels(**labels))  # type: ignore[arg-type]
         with self.rt.transaction() as db:
             files = [file for file in self.files if file.inspected.header.study_instance_uid == study_uid]  # type: ignore[union-attr]
-            receive.register(db, [replace(file, row=row) for file in files], self.rt.rules, None)
+            scan.register(db, [replace(file, row=row) for file in files], self.rt.rules, None)
         project.drain(self.rt.transaction, self.rt.index, gather_s=0)
 
     def key(self, *scopes: Scope, **more: object) -> dict[str, str]:

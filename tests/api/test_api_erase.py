@@ -1,6 +1,6 @@
 """Erasing over HTTP: gone with the answer, proved soon after, refused when it comes again."""
 
-from shared.pipeline import project, receive
+from shared.pipeline import project, scan
 from tests.api.conftest import CANARY
 
 
@@ -15,7 +15,7 @@ def found(client, uid):
 def again(archive):
     """A scan meets every file once more."""
     with archive.rt.transaction() as db:
-        return receive.register(db, archive.files, archive.rt.rules, None)
+        return scan.register(db, archive.files, archive.rt.rules, None)
 
 
 def test_an_erased_study_is_gone_with_the_answer(client, filled):

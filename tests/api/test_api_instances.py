@@ -14,7 +14,7 @@ from pydicom.data import get_testdata_file
 
 from services.api.routes.instances import _reaching
 from shared.errors import Invalid
-from shared.pipeline import receive
+from shared.pipeline import scan
 from shared.pipeline.receive import Found
 from shared.store.files import Seen
 from shared.store.keys import Scope
@@ -39,7 +39,7 @@ def real(archive, tmp_path):
     inspected = archive.rt.sandbox.inspect(path)
     seen = Seen(path=os.fsencode(path), size=path.stat().st_size, mtime_ns=1)
     with archive.rt.transaction() as db:
-        receive.register(db, [Found(seen=seen, inspected=inspected)], archive.rt.rules, None)
+        scan.register(db, [Found(seen=seen, inspected=inspected)], archive.rt.rules, None)
     return inspected.header.sop_instance_uid, path
 
 
@@ -96,7 +96,7 @@ def test_an_oblong_picture_keeps_its_proportions(client, archive, tmp_path):
     inspected = archive.rt.sandbox.inspect(path)
     seen = Seen(path=os.fsencode(path), size=path.stat().st_size, mtime_ns=1)
     with archive.rt.transaction() as db:
-        receive.register(db, [Found(seen=seen, inspected=inspected)], archive.rt.rules, None)
+        scan.register(db, [Found(seen=seen, inspected=inspected)], archive.rt.rules, None)
     uid = inspected.header.sop_instance_uid
     whole = opened(client.get(f"/v1/instances/{uid}/rendered"))
     assert whole.size == (200, 100)

@@ -6,7 +6,7 @@ import pytest
 import sqlalchemy as sa
 
 from shared.imaging.reasons import Reason, failed
-from shared.pipeline import receive
+from shared.pipeline import scan
 from shared.pipeline.admission import Action, Admission, Rule
 from shared.pipeline.receive import Found
 from shared.store.files import Seen
@@ -43,7 +43,7 @@ def dead(client, archive):
             )
         )
         seen = Seen(path=f"/{CANARY}.dcm".encode(), size=1, mtime_ns=1)
-        receive.register(db, [Found(seen=seen, inspected=failed(Reason.UNREADABLE))], archive.rt.rules, None)
+        scan.register(db, [Found(seen=seen, inspected=failed(Reason.UNREADABLE))], archive.rt.rules, None)
     return client
 
 
@@ -111,7 +111,7 @@ def test_a_refused_study_has_a_journal_though_it_does_not_stand(client, archive)
     file = archive._file("1.2.3.5", 5, 0, 5)
     rules = replace(archive.rt.rules, admission=Admission((Rule("no MG", {"modality": ("MG",)}, Action.REFUSE),)))
     with archive.rt.transaction() as db:
-        receive.register(db, [file], rules, None)
+        scan.register(db, [file], rules, None)
     assert client.get("/v1/studies/1.2.3.5").status_code == 404
     (line,) = client.get("/v1/studies/1.2.3.5/journal").json()["journal"]
     assert (line["outcome"], line["reason"], line["rule"]) == ("refused", "site-rule", "no MG")

@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from shared.encoder.base import Encoded
 from shared.imaging.reasons import Reason, hostile, undecodable
 from shared.log import configure
-from shared.pipeline import project, receive, replay
+from shared.pipeline import project, replay, scan
 from shared.pipeline.receive import Found
 from shared.store.files import Seen
 from shared.store.keys import Scope
@@ -128,7 +128,7 @@ def test_pages_of_the_queue_follow_each_other(stopped, archive, scores):
         seen = Seen(path=f"/{CANARY}/{n}".encode(), size=1, mtime_ns=1)
         with archive.rt.transaction() as db:
             found = [Found(seen=seen, inspected=hostile(Reason.DEFLATE_RATIO))]
-            receive.register(db, found, archive.rt.rules, None)
+            scan.register(db, found, archive.rt.rules, None)
     whole = [item["item"] for item in items(stopped)]
     assert len(whole) == 12
     paged, cursor = [], None
@@ -146,7 +146,7 @@ def test_pages_of_the_queue_follow_each_other(stopped, archive, scores):
 def test_a_file_can_only_be_retried(client, archive):
     with archive.rt.transaction() as db:
         seen = Seen(path=f"/{CANARY}.dcm".encode(), size=1, mtime_ns=1)
-        receive.register(db, [Found(seen=seen, inspected=undecodable(Reason.CORRUPT))], archive.rt.rules, None)
+        scan.register(db, [Found(seen=seen, inspected=undecodable(Reason.CORRUPT))], archive.rt.rules, None)
     (item,) = items(client)
     assert (item["gate"], item["releasable"], item["thumbnail"]) == ("decode", False, None)
     for verb in ("release", "reject"):

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from services.api import present
 from shared.imaging.sandbox import Sandbox
-from shared.pipeline import encode, receive
+from shared.pipeline import encode, scan
 from shared.pipeline.search import Request, by_studies
 from shared.store import images
 from tests import tiny
@@ -40,8 +40,8 @@ def small(database_url: str, tmp_path: Path) -> Iterator[Platform]:
     made.close()
 
 
-def scan(platform: Platform, folder: Path) -> None:
-    receive.scan(
+def look(platform: Platform, folder: Path) -> None:
+    scan.scan(
         platform.begin,
         platform.sandbox,
         folder,
@@ -68,13 +68,13 @@ def witnessed(platform: Platform, files: dict[str, Path]) -> list[str]:
 def late_writer(platform: Platform, folder: Path) -> dict[str, Path]:
     """A worker has decoded images of a study; then the files change, another worker encodes them, and it wakes."""
     files = tiny.archive(folder, 4)
-    scan(platform, folder)
+    look(platform, folder)
     late = encode.claim(platform.begin, platform.encoder, replace(platform.effort, batch=8, lease_s=0.0))
     stale = encode.forward(encode.decode(platform.sandbox, late), platform.encoder)
     for study in range(2):
         for image in range(2):
             tiny.write(folder / f"{study:05}-{image}.dcm", study, image, version=1)
-    scan(platform, folder)
+    look(platform, folder)
     fresh = encode.claim(platform.begin, platform.encoder, replace(platform.effort, batch=8))
     encode.settle(platform.begin, fresh, encode.forward(encode.decode(platform.sandbox, fresh), platform.encoder))
     encode.settle(platform.begin, late, stale)
@@ -99,7 +99,7 @@ def test_without_the_fence_the_witness_sees_the_stale_vectors(
 def test_the_witness_sees_vectors_of_another_model(small: Platform, tmp_path: Path) -> None:
     """As if a generation had been filled with what the other model made."""
     files = tiny.archive(tmp_path / "files", 4)
-    scan(small, tmp_path / "files")
+    look(small, tmp_path / "files")
     small.encode()
     small.project()
     assert witnessed(small, files) == []

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from services.embedded import process
 from shared.imaging.sandbox import Sandbox
-from shared.pipeline import encode, project, receive
+from shared.pipeline import encode, project, scan
 from shared.store import generations, images
 from tests import tiny
 from tests.e2e import killing
@@ -65,8 +65,8 @@ def stale_writer(platform: Platform, folder: Path, *, taken_over: bool) -> list[
     """
     sent = tiny.archive(folder, 4)
 
-    def scan() -> None:
-        receive.scan(
+    def look() -> None:
+        scan.scan(
             platform.begin,
             platform.sandbox,
             folder,
@@ -77,13 +77,13 @@ def stale_writer(platform: Platform, folder: Path, *, taken_over: bool) -> list[
         )
 
     effort = replace(platform.effort, batch=8)
-    scan()
+    look()
     stale = encode.claim(platform.begin, platform.encoder, replace(effort, lease_s=0.0))
     late = encode.forward(encode.decode(platform.sandbox, stale), platform.encoder)
     for study in range(4):
         for image in range(2):
             tiny.write(folder / f"{study:05}-{image}.dcm", study, image, version=1)
-    scan()
+    look()
     if taken_over:
         fresh = encode.claim(platform.begin, platform.encoder, effort)
         encode.settle(platform.begin, stale, late)

@@ -128,9 +128,9 @@ def test_an_operation_ends_when_all_it_registered_is_searchable(platform: Platfo
 
 
 def project_scan(platform: Platform, operation_id: object) -> None:
-    from shared.pipeline import receive
+    from shared.pipeline import scan
 
-    receive.scan(
+    scan.scan(
         platform.begin,
         platform.sandbox,
         platform.folder / "archive",

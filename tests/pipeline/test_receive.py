@@ -7,12 +7,9 @@ from typing import Any, ClassVar
 import pytest
 import sqlalchemy as sa
 
-from shared.datasets.folder import Row, read_labels
-from shared.errors import Invalid, Rejected, Unavailable
-from shared.imaging.reasons import Reason, empty, failed
-from shared.imaging.sandbox import Sandbox
+from shared.datasets.folder import Row
 from shared.pipeline import receive
-from shared.types import Job, Labels
+from shared.types import Labels
 from tests.miniature import SECRET, Platform, header
 
 
@@ -32,58 +29,6 @@ class Table:
 
     def find(self, root: Path, path: Path, *, sop_instance_uid: str = "", study_uid: str = "") -> Row:
         return self.row
-
-
-def test_a_folder_becomes_rows_and_rings_for_the_encoder(platform: Platform) -> None:
-    for n in range(5):
-        platform.put(f"{n}.dcm", header(n))
-    progress = platform.scan()
-    assert progress.counts == {"taken": 5, "unchanged": 0, "settling": 0}
-    assert rows(platform, "SELECT count(*) FROM study") == [(2,)]
-    assert Job.ENCODE in platform.queue.rung
-
-
-def test_running_it_twice_changes_nothing(platform: Platform) -> None:
-    for n in range(5):
-        platform.put(f"{n}.dcm", header(n))
-    platform.scan()
-    before = rows(platform, "SELECT id, status, revision, attempt FROM image ORDER BY id")
-    assert platform.scan().counts["unchanged"] == 5
-    assert rows(platform, "SELECT id, status, revision, attempt FROM image ORDER BY id") == before
-
-
-def test_every_file_that_is_not_taken_in_has_a_row_with_its_reason(platform: Platform) -> None:
-    platform.put("report.dcm", empty(Reason.NOT_AN_IMAGE))
-    platform.put("notes.txt", failed(Reason.NOT_A_STUDY_OBJECT))
-    platform.scan()
-    assert rows(platform, "SELECT outcome, reason FROM file ORDER BY 1") == [
-        ("empty", "not-an-image"),
-        ("failed", "not-a-study-object"),
-    ]
-
-
-@pytest.mark.parametrize("passing", [Reason.UNREADABLE, Reason.SANDBOX])
-def test_a_file_that_could_not_be_read_is_read_by_the_next_scan_and_by_a_watch_once_an_hour(
-    platform: Platform, passing: Reason
-) -> None:
-    path = platform.put("a.dcm", failed(passing))
-    platform.put("b.dcm", failed(Reason.MALFORMED))
-    platform.scan()
-    assert platform.scan(rest_s=3600).counts["unchanged"] == 2
-    platform.sandbox.headers[os.fsencode(path)] = header(0)
-    assert platform.scan(rest_s=3600).counts["unchanged"] == 2
-    with platform.begin() as db:
-        db.execute(sa.text("UPDATE file SET seen_at = seen_at - interval '61 minutes'"))
-    assert platform.scan(rest_s=3600).counts == {"taken": 1, "unchanged": 1, "settling": 0}
-    assert platform.scan().counts["unchanged"] == 2
-    assert rows(platform, "SELECT count(*) FROM arrival") == [(3,)]
-
-
-def test_a_scan_that_is_asked_for_does_not_wait_an_hour(platform: Platform) -> None:
-    path = platform.put("a.dcm", failed(Reason.UNREADABLE))
-    platform.scan()
-    platform.sandbox.headers[os.fsencode(path)] = header(0)
-    assert platform.scan().counts["taken"] == 1
 
 
 def dates(platform: Platform) -> tuple[set[Any], set[Any]]:
@@ -190,64 +135,6 @@ def test_new_labels_reach_the_index_without_a_pixel(platform: Platform) -> None:
     assert {point.payload["birads"] for point in platform.index(collection).get(ids)} == {5}
 
 
-def test_a_young_file_is_left_for_the_next_round(platform: Platform) -> None:
-    path = platform.put("a.dcm", header(0))
-    assert platform.scan(settle_s=60).counts["settling"] == 1
-    old = path.stat().st_mtime - 120
-    os.utime(path, (old, old))
-    assert platform.scan(settle_s=60).counts["taken"] == 1
-
-
-def test_links_and_pipes_are_met_with_a_reason_and_not_followed(platform: Platform, tmp_path: Path) -> None:
-    outside = tmp_path / "outside"
-    outside.mkdir()
-    (outside / "secret.dcm").write_bytes(b"x")
-    platform.put("a.dcm", header(0))
-    (tmp_path / "archive" / "folder").symlink_to(outside)
-    (tmp_path / "archive" / "file.dcm").symlink_to(outside / "secret.dcm")
-    os.mkfifo(tmp_path / "archive" / "pipe")
-    met = sorted(os.path.basename(s.path) for s in receive.walk(tmp_path / "archive"))
-    assert met == [b"a.dcm", b"file.dcm", b"folder", b"pipe"]
-    with Sandbox() as sandbox:
-        found = sandbox.inspect_many([tmp_path / "archive" / os.fsdecode(name) for name in met[1:]])
-    assert [f.reason for f in found if isinstance(f, Rejected)] == ["not-a-regular-file"] * 3
-
-
-def test_file_names_may_be_any_bytes(platform: Platform, tmp_path: Path) -> None:
-    platform.put("a.dcm", header(0))
-    strange = os.fsencode(tmp_path / "archive") + b"/\xff\xfe.dcm"
-    with open(strange, "wb") as out:
-        out.write(b"x")
-    platform.sandbox.headers[strange] = header(1)
-    assert platform.scan().counts["taken"] == 2
-
-
-def test_a_scan_stays_under_its_roots(tmp_path: Path) -> None:
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "link").symlink_to("/etc")
-    assert receive.within(tmp_path / "in", [tmp_path / "in"], any_root=False)
-    for path in (tmp_path, tmp_path / "in" / ".." / "other", tmp_path / "in" / "link"):
-        with pytest.raises(Invalid):
-            receive.within(path, [tmp_path / "in"], any_root=False)
-
-
-def test_a_stopped_scan_goes_on_where_it_was(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receive, "BATCH", 2)
-    for n in range(6):
-        platform.put(f"{n}.dcm", header(n))
-    receive.scan(
-        platform.begin,
-        platform.sandbox,
-        platform.folder / "archive",
-        table=None,
-        rules=platform.rules,
-        operation_id=None,
-        report=lambda _db, progress: progress.done < 4,
-    )
-    assert rows(platform, "SELECT count(*) FROM image") == [(4,)]
-    assert platform.scan().counts == {"taken": 2, "unchanged": 4, "settling": 0}
-
-
 def test_a_table_names_study_and_patient_of_a_plain_image() -> None:
     what = receive.Inspected(header=header(0), digest=b"d", size=1, kind="png")
     row = Row(study="case 7", patient="P7", laterality="R", view="MLO", study_date=date(2024, 5, 6), labels=Labels())
@@ -264,41 +151,12 @@ def test_a_study_name_becomes_a_keyed_uid_and_a_uid_stays() -> None:
     assert len(made) <= 64
 
 
-def test_a_table_may_know_an_image_by_its_uid_alone(platform: Platform, tmp_path: Path) -> None:
-    table = tmp_path / "labels.csv"
-    table.write_text("sop_instance_uid,birads\n1.2.3.2,4\n")
-    for n in range(3):
-        platform.put(f"{n}.dcm", header(n))
-    assert platform.scan(read_labels(table)).counts["taken"] == 3
-    assert rows(platform, "SELECT sop_uid, birads FROM image WHERE birads IS NOT NULL") == [("1.2.3.2", 4)]
-    assert platform.scan(read_labels(table)).counts["unchanged"] == 3
-    table.write_text("sop_instance_uid,birads\n1.2.3.2,5\n")
-    platform.scan(read_labels(table))
-    assert rows(platform, "SELECT sop_uid, birads FROM image WHERE birads IS NOT NULL") == [("1.2.3.2", 5)]
-
-
-def test_a_table_may_label_whole_studies(platform: Platform, tmp_path: Path) -> None:
-    table = tmp_path / "labels.csv"
-    table.write_text("study;density\n1.2.4.1;C\n")
-    for n in range(5):
-        platform.put(f"{n}.dcm", header(n))
-    platform.scan(read_labels(table))
-    assert rows(platform, "SELECT density, count(*) FROM image GROUP BY 1 ORDER BY 1") == [("C", 4), (None, 1)]
-
-
 def test_an_image_never_changes_its_study(platform: Platform) -> None:
     platform.put("a.dcm", header(0))
     platform.scan()
     platform.put("b.dcm", header(0, study_instance_uid="1.2.4.99"))
     platform.scan()
     assert ("quarantined", "study-conflict") in rows(platform, "SELECT outcome, reason FROM file")
-
-
-def test_the_label_table_itself_is_no_study(platform: Platform) -> None:
-    platform.put("a.dcm", header(0))
-    table = platform.put("labels.csv", failed(Reason.NOT_A_STUDY_OBJECT))
-    progress = platform.scan(skip=frozenset({os.fsencode(table)}))
-    assert (progress.total, progress.counts["taken"], progress.counts["failed"]) == (1, 1, 0)
 
 
 def test_replaced_bytes_bring_their_labels_and_header(platform: Platform) -> None:
@@ -331,8 +189,3 @@ def test_relabelled_while_waiting_for_new_bytes_the_old_picture_stays_searchable
     with platform.begin() as db:
         collection = db.execute(sa.text("SELECT collection FROM generation")).scalar_one()
     assert platform.index(collection).count() == 1
-
-
-def test_a_folder_that_is_gone_is_unavailable(tmp_path: Path) -> None:
-    with pytest.raises(Unavailable):
-        list(receive.walk(tmp_path / "nothing"))

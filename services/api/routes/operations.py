@@ -15,7 +15,7 @@ from services.api.errors import explain
 from services.api.routes.studies import read_cursor, write_cursor
 from services.api.schemas import ScanIn
 from shared.errors import Conflict, Invalid
-from shared.pipeline import pull, receive
+from shared.pipeline import pull, scan
 from shared.runtime import Runtime
 from shared.store import catalog, files, images, operations
 from shared.store.session import enqueue
@@ -58,7 +58,7 @@ def begin_scan(
 def _allowed(rt: Runtime, text: str) -> str:
     """Raises: `Invalid`; in the same words for what is not there and what may not be read."""
     intake = rt.settings.intake
-    path = receive.within(FilePath(text), intake.roots, any_root=intake.any_root)
+    path = scan.within(FilePath(text), intake.roots, any_root=intake.any_root)
     if not path.exists():
         raise Invalid("there is no such file or folder on the server")
     return str(path)
