@@ -28,7 +28,7 @@ from shared.imaging.reasons import LOST, PASSING, Reason
 from shared.imaging.recipe import Recipe
 from shared.log import get
 from shared.pipeline import original
-from shared.pipeline.judge import judge, standards, statistic
+from shared.pipeline.judge import judge_image, standards
 from shared.pipeline.lease import Keeper
 from shared.pipeline.receive import Inspector
 from shared.store import backfill, calibrations, encodings, files, generations, images, ledger
@@ -381,8 +381,8 @@ def _feature_gate(db: Session, model: Published, result: Result) -> list[Verdict
         if verdict.status is Status.ENCODED:
             rows = frames[verdict.image.id]
             standard = in_force.get(modalities.get(verdict.image.id, ""))
-            distance = standard.measure([encodings.pack(row.embedding) for row in rows]) if standard else None
-            own = judge(statistic([row.ood for row in rows]), distance, standard)
+            packed = (encodings.pack(row.embedding) for row in rows)
+            own = judge_image([row.ood for row in rows], packed, standard)
             found = replace(verdict, score=own.score, distance=own.distance, calibration_id=own.calibration_id)
             if own.reason is not None and not verdict.image.released:
                 found = replace(found, status=Status.QUARANTINED, gate=Gate.FEATURES.value, reason=own.reason.value)

@@ -6,7 +6,7 @@ and that is said, never silent.
 """
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
@@ -32,11 +32,8 @@ class Standard:
     distance: float | None = None  #: of the distance
     known: Gaussian | None = None  #: what distances are measured from
 
-    def measure(self, packed: Sequence[bytes]) -> float | None:
-        """Distance of an image, given the embeddings of its frames as they are stored; None without a Gaussian.
-
-        At once and at a replay: what was judged by what is stored is judged alike later.
-        """
+    def measure(self, packed: Iterable[bytes]) -> float | None:
+        """Distance of an image, given the embeddings of its frames as they are stored; None without a Gaussian."""
         return None if self.known is None else statistic(self.known.distances(map(encodings.unpack, packed)))
 
 
@@ -92,6 +89,14 @@ def statistic(frames: Sequence[float | None]) -> float | None:
     if not known or len(known) < len(frames):
         return None
     return math.fsum(known) / len(known) if all(map(math.isfinite, known)) else math.nan
+
+
+def judge_image(scores: Sequence[float | None], packed: Iterable[bytes], standard: Standard | None) -> Judgement:
+    """What the gate says of an image, given the scores of its frames and their embeddings as they are stored.
+
+    At once, at a search and at a replay: what was judged by what is stored is judged alike later.
+    """
+    return judge(statistic(scores), standard.measure(packed) if standard else None, standard)
 
 
 def judge(score: float | None, distance: float | None, standard: Standard | None) -> Judgement:

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from shared.errors import Conflict
 from shared.imaging.reasons import Reason
 from shared.pipeline import quarantine
-from shared.pipeline.judge import Judgement, Standard, judge, standards, statistic
+from shared.pipeline.judge import Judgement, Standard, judge_image, standards
 from shared.pipeline.lease import turn
 from shared.pipeline.thresholds import Proposal, columns_of, standard_of
 from shared.store import calibrations, generations, operations, reviews
@@ -75,13 +75,9 @@ def _chosen(modality: str, standard: Standard) -> Chosen:
     return Chosen(modality=modality, embedded=standard.known is not None)
 
 
-def _judge(row: Scored, standard: Standard | None) -> Judgement:
-    return judge(statistic(row.frames), standard.measure(row.embeddings) if standard else None, standard)
-
-
 def _way(row: Scored, standard: Standard) -> tuple[str, Judgement]:
     """Where these thresholds lead an image: the one rule of plan and replay."""
-    own = _judge(row, standard)
+    own = judge_image(row.frames, row.embeddings, standard)
     if row.decided:
         return "decided", own
     if own.word == "unmeasured":
@@ -193,6 +189,6 @@ def measure_again(db: Session, images: Sequence[int]) -> None:
     in_force = {} if live is None else standards(db, live.model_id, set(modalities.values()))
     measured: list[Measured] = []
     for row in [] if live is None else calibrations.these(db, live.model_id, images):
-        own = _judge(row, in_force.get(modalities[row.image_id]))
+        own = judge_image(row.frames, row.embeddings, in_force.get(modalities[row.image_id]))
         measured.append((row.image_id, own.score, own.distance, own.calibration_id))
     calibrations.remember(db, measured)

@@ -22,7 +22,7 @@ from shared.imaging.recipe import Recipe
 from shared.index.base import Accuracy, Answer, Between, Condition, Exact, Filter, Index, Match, Query, Recall
 from shared.pipeline import cursor, hashes, rank
 from shared.pipeline.hashes import Search
-from shared.pipeline.judge import Judgement, judge, standards, statistic
+from shared.pipeline.judge import Judgement, judge_image, standards
 from shared.pipeline.rank import Candidate, QueryImage
 from shared.store import encodings, generations, neighbours
 from shared.store.generations import Published
@@ -220,8 +220,7 @@ def _features(connection: sa.Connection, live: Published, encoded: Encoded, moda
     """What gate 3 says of an image from outside, by the thresholds that are in force for those that are taken in."""
     scores = [] if encoded.ood is None else [float(score) for score in encoded.ood]
     standard = standards(connection, live.model_id, {modality}).get(modality)
-    distance = standard.measure([encodings.pack(row) for row in encoded.embeddings]) if standard else None
-    return judge(statistic(scores), distance, standard)
+    return judge_image(scores, map(encodings.pack, encoded.embeddings), standard)
 
 
 def _outsider(connection: sa.Connection, header: Header, said: Subject, secret: bytes) -> Subject:
