@@ -31,7 +31,7 @@ from shared.config import Settings
 from shared.disk import sync
 from shared.encoder import cards
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
-from shared.pipeline import arrive, project, reconcile, stones
+from shared.pipeline import arrive, lifecycle, project, reconcile, stones
 from shared.pipeline.reconcile import Finding, Site
 from shared.runtime import Runtime
 from shared.store import checks, files, generations
@@ -318,7 +318,7 @@ def _rebuild(runtime: Runtime, say: Say) -> int:
     with runtime.transaction() as db:
         for one in generations.every(db):
             if one.state == "open":
-                reconcile.begin_again(db, runtime.indexes, one)
+                lifecycle.begin_again(db, runtime.indexes, one)
     points, left = 0, True
     while left:
         done, left = project.drain(runtime.transaction, runtime.index, gather_s=0)

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,17 @@ class Spec:
     m: int = 16
     ef_construct: int = 100
     bits: int = 0  #: length of the hash code that every point carries beside its vector; 0: none
+
+    def to_json(self) -> dict[str, int | str]:
+        """As the row of a generation has it, and the API tells it."""
+        told: dict[str, int | str] = {"dim": self.dim, "metric": self.metric.value, "scale": self.scale}
+        return told | {"m": self.m, "ef": self.ef_construct, "bits": self.bits}
+
+    @classmethod
+    def of(cls, told: Mapping[str, Any]) -> Self:
+        """The spec whose `to_json` this is."""
+        fields = {name: value for name, value in told.items() if name != "ef"}
+        return cls(**fields | {"metric": Metric(told["metric"]), "ef_construct": told["ef"]})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

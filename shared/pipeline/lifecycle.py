@@ -16,7 +16,7 @@ from shared.encoder.cards import Card
 from shared.errors import Conflict
 from shared.index.base import IndexStore, Metric, Spec
 from shared.pipeline import thresholds
-from shared.store import backfill, coverage, encodings, generations, ledger, operations
+from shared.store import backfill, checks, coverage, encodings, generations, ledger, operations
 from shared.store.coverage import Gap
 from shared.store.locks import Lock, alone, share
 from shared.store.session import Begin, enqueue
@@ -93,9 +93,15 @@ def open_generation(
     share(db, Lock.CREATING)
     number = generations.reserve(db)
     indexes.create(generations.collection_of(number, model.id), spec)
-    told = {"dim": spec.dim, "metric": spec.metric.value, "scale": spec.scale, "m": spec.m, "ef": spec.ef_construct}
-    told["bits"] = spec.bits
-    return generations.add(db, model.id, told, number=number, operation_id=operation_id, throttle=throttle, gate=gate)
+    return generations.add(
+        db, model.id, spec.to_json(), number=number, operation_id=operation_id, throttle=throttle, gate=gate
+    )
+
+
+def begin_again(db: Session, indexes: IndexStore, generation: Generation) -> None:
+    """The generation's collection, which was lost, stands empty, and all that its ledger says is due."""
+    indexes.create(generation.collection, Spec.of(generation.spec))
+    checks.all_due(db, generation.id)
 
 
 def begin_generation(

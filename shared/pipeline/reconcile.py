@@ -21,8 +21,8 @@ from sqlalchemy.orm import Session
 from shared.encoder import cards
 from shared.errors import Invalid, NotFound
 from shared.index import checks as vectors
-from shared.index.base import Damaged, Index, IndexStore, Metric, Point, Spec
-from shared.pipeline import arrive, canary, erase, project
+from shared.index.base import Damaged, Index, IndexStore, Point, Spec
+from shared.pipeline import arrive, canary, erase, lifecycle, project
 from shared.pipeline.receive import Inspector, Rules
 from shared.pipeline.replay import measure_again
 from shared.store import checks, encodings, erasure, generations, ledger, operations
@@ -32,7 +32,6 @@ from shared.store.files import Seen
 from shared.store.generations import Published
 from shared.store.locks import Lock, alone
 from shared.store.session import Begin, enqueue
-from shared.store.tables import Generation
 from shared.types import Job
 
 SHOWN = 20  #: ids that a finding names
@@ -283,7 +282,7 @@ def _points(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:
                 with site.begin() as db:
                     alone(db, Lock.GENERATIONS)
                     site.indexes.drop(generation.collection)
-                    begin_again(db, site.indexes, generations.get(db, generation.generation_id))
+                    lifecycle.begin_again(db, site.indexes, generations.get(db, generation.generation_id))
             kind = "collection-damaged" if isinstance(error, Damaged) else "collection-missing"
             wrong.setdefault(kind, []).append(generation.generation_id)
             continue
@@ -293,14 +292,6 @@ def _points(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:
                 wrong.setdefault(kind, []).append(name)
     for kind, names in sorted(wrong.items()):
         yield _named(kind, names, repaired=repair)
-
-
-def begin_again(db: Session, indexes: IndexStore, generation: Generation) -> None:
-    """The generation's collection, which was lost, stands empty, and all that its ledger says is due."""
-    told = dict(generation.spec)
-    told["ef_construct"] = told.pop("ef")
-    indexes.create(generation.collection, Spec(**told | {"metric": Metric(told["metric"])}))
-    checks.all_due(db, generation.id)
 
 
 def _suspects(site: Site, index: Index, generation: Published, deep: bool) -> Iterator[uuid.UUID]:

@@ -33,6 +33,13 @@ def test_the_spec_comes_back_from_the_collections_metadata(scale: str, metric: M
     assert wire.spec_of(info) == spec
 
 
+@pytest.mark.parametrize("metric", list(Metric))
+def test_the_spec_comes_back_from_its_generations_row(metric: Metric) -> None:
+    spec = Spec(dim=77, metric=metric, scale="exact", m=8, ef_construct=64, bits=32)
+    assert spec.to_json() == {"dim": 77, "metric": metric.value, "scale": "exact", "m": 8, "ef": 64, "bits": 32}
+    assert Spec.of(spec.to_json()) == spec
+
+
 @pytest.mark.parametrize("text", [None, "", "{}", '{"dim": 3}', '{"dim": 3, "metric": "cosine", "new": 1}', "[]"])
 def test_metadata_that_is_not_ours_is_a_conflict(text: str | None) -> None:
     info = pb.CollectionInfo()
