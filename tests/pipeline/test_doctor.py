@@ -18,7 +18,7 @@ from shared.errors import Rejected
 from shared.imaging.reasons import Reason, hostile
 from shared.index.base import Damaged, Index, Point, Spec
 from shared.index.memory import MemoryIndex, MemoryStore
-from shared.pipeline import arrive, erase, lifecycle, reconcile
+from shared.pipeline import arrive, erase, lifecycle, points
 from shared.pipeline.reconcile import Finding, Site, examine
 from shared.store import checks, generations, operations
 from shared.store.blobs import Blobs
@@ -498,7 +498,7 @@ def test_what_is_under_way_is_seen_from_afar_and_is_no_finding(
 ) -> None:
     """The guard: without the second look under the lock, a point being applied would be called missing."""
     late: list[Pending] = []
-    held = reconcile.ledger.held
+    held = points.ledger.held
 
     def behind(db, generation_id, after, limit):
         """A row is applied between the scan of the index and the reading of the ledger."""
@@ -510,8 +510,8 @@ def test_what_is_under_way_is_seen_from_afar_and_is_no_finding(
             filled.project()
         return held(db, generation_id, after, limit)
 
-    monkeypatch.setattr(reconcile.ledger, "held", behind)
-    suspects = list(reconcile._suspects(site(filled), index(filled), filled.published(), deep=False))
+    monkeypatch.setattr(points.ledger, "held", behind)
+    suspects = list(points._suspects(filled.begin, index(filled), filled.published(), deep=False))
     assert point_id("1.2.3.9", 1) in suspects
     late.clear()
     assert look(filled) == []
@@ -592,7 +592,7 @@ def test_comparing_a_large_index_takes_the_memory_of_two_pages(filled: Platform)
                 yield [(uuid.UUID(int=n), 2 if n == 777 else 1) for n in range(start, min(start + batch, many + 1))]
 
     def compare() -> list[uuid.UUID]:
-        return list(reconcile._suspects(site(filled), Long(index(filled).spec), filled.published(), False))
+        return list(points._suspects(filled.begin, Long(index(filled).spec), filled.published(), False))
 
     assert compare()[0] == uuid.UUID(int=777)
     tracemalloc.start()
@@ -601,7 +601,7 @@ def test_comparing_a_large_index_takes_the_memory_of_two_pages(filled: Platform)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-    assert len(set(suspects)) == 1 + reconcile.SAMPLE
+    assert len(set(suspects)) == 1 + points.SAMPLE
     assert peak < 4e6
 
 
