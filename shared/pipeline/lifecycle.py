@@ -16,7 +16,7 @@ from shared.encoder.cards import Card
 from shared.errors import Conflict
 from shared.index.base import IndexStore, Metric, Spec
 from shared.pipeline import thresholds
-from shared.store import backfill, checks, coverage, encodings, generations, ledger, operations
+from shared.store import backfill, coverage, encodings, generations, ledger, operations, points
 from shared.store.coverage import Gap
 from shared.store.locks import Lock, alone, share
 from shared.store.session import Begin, enqueue
@@ -101,7 +101,7 @@ def open_generation(
 def begin_again(db: Session, indexes: IndexStore, generation: Generation) -> None:
     """The generation's collection, which was lost, stands empty, and all that its ledger says is due."""
     indexes.create(generation.collection, Spec.of(generation.spec))
-    checks.all_due(db, generation.id)
+    points.all_due(db, generation.id)
 
 
 def begin_generation(

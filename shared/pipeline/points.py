@@ -19,9 +19,9 @@ from shared.index import checks as vectors
 from shared.index.base import Damaged, Index, IndexStore, Point, Spec
 from shared.pipeline import lifecycle, project
 from shared.store import checks, encodings, generations, ledger
-from shared.store.checks import Row, apply_again
 from shared.store.generations import Published
 from shared.store.locks import Lock, alone
+from shared.store.points import Row, apply_again, hold, other_encodings
 from shared.store.session import Begin
 
 SAMPLE = 300  #: points of each generation whose vectors are compared, without `deep`
@@ -94,7 +94,7 @@ def _judged(
     """(kind, id) of those that are wrong, while nobody can apply their rows."""
     found: list[tuple[str, int | str]] = []
     with begin() as db:
-        rows, unknown = checks.hold(db, generation.generation_id, generation.model_id, points)
+        rows, unknown = hold(db, generation.generation_id, generation.model_id, points)
         here = {point.id: point for point in index.get(list(points))}
         strangers = sorted(unknown & here.keys())
         wrong, newer, bad = [], [], []
@@ -142,7 +142,7 @@ def _diagnosis(db: Session, spec: Spec, generation: Published, row: Row, point: 
 
 
 def _whose(db: Session, spec: Spec, generation: Published, row: Row, point: Point) -> str:
-    for other in checks.other_encodings(db, generation.model_id, row.wanted.image_id):
+    for other in other_encodings(db, generation.model_id, row.wanted.image_id):
         vector = encodings.unpack(other)
         if vector.shape == (spec.dim,) and not _apart(point.vector, vectors.prepare(spec, [vector])[0]):
             return "wrong-fingerprint"
