@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from shared.imaging.reasons import LOST
 from shared.store.images import ORIGINAL, RELEASED, Claimed, Verdict
+from shared.store.tables import FREE, RESTED
 from shared.types import Status
 
 _FILL = sa.text(
@@ -93,10 +94,7 @@ def found_again(db: Session, image_id: int) -> None:
     )
 
 
-_DUE = """
-    state = 'due' AND (lease_until IS NULL OR lease_until < clock_timestamp())
-    AND (not_before IS NULL OR not_before <= clock_timestamp())
-"""
+_DUE = f"state = 'due' AND {FREE} AND {RESTED}"
 #: An ended lease is a failure; so the last of them is found out by who claims next.
 _FAILURES = "failures + (CASE WHEN lease_until IS NOT NULL THEN 1 ELSE 0 END)"
 

@@ -109,9 +109,9 @@ IMAGES = (
         ORDER BY 1
         """,
         mend=_run(
-            "UPDATE ledger SET revision = i.revision, state = 'pending', attempt = 0, not_before = NULL, "
-            "queued_at = clock_timestamp() FROM image i WHERE ledger.image_id = i.id "
-            "AND i.id = ANY(CAST(:ids AS bigint[])) AND ledger.op = 'upsert' AND ledger.revision <> i.revision",
+            f"UPDATE ledger SET revision = i.revision, {ledger.AGAIN} "  # noqa: S608 - only the constant is inserted
+            "FROM image i WHERE ledger.image_id = i.id AND i.id = ANY(CAST(:ids AS bigint[])) "
+            "AND ledger.op = 'upsert' AND ledger.revision <> i.revision",
             Job.PROJECT,
         ),
     ),
@@ -164,8 +164,8 @@ IMAGES = (
         ORDER BY 1
         """,
         mend=_run(
-            "WITH points AS (UPDATE ledger SET state = 'pending', attempt = 0, not_before = NULL, "
-            "queued_at = clock_timestamp() WHERE state = 'failed' AND image_id = ANY(CAST(:ids AS bigint[]))), "
+            f"WITH points AS (UPDATE ledger SET {ledger.AGAIN} "  # noqa: S608 - only the constant is inserted
+            "WHERE state = 'failed' AND image_id = ANY(CAST(:ids AS bigint[]))), "
             "fills AS (UPDATE backfill SET state = 'due', failures = 0, not_before = NULL, last_error = NULL "
             "WHERE state = 'failed' AND image_id = ANY(CAST(:ids AS bigint[])) AND reason = 'worker-died') "
             "UPDATE image SET status = 'received', failures = 0, not_before = NULL, reason = NULL, last_error = NULL "

@@ -13,6 +13,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Conflict
 from shared.imaging.reasons import LOST
+from shared.store.tables import RESTED
 from shared.types import MOVES, Status
 
 
@@ -30,10 +31,7 @@ class Claimed:
 
 
 #: Due: received and rested, or claimed by somebody whose lease has ended. An ended lease is a failure.
-_DUE = """
-    (status = 'received' OR (status = 'encoding' AND lease_until < clock_timestamp()))
-    AND (not_before IS NULL OR not_before <= clock_timestamp())
-"""
+_DUE = f"(status = 'received' OR (status = 'encoding' AND lease_until < clock_timestamp())) AND {RESTED}"
 _FAILURES = "failures + (CASE WHEN status = 'encoding' THEN 1 ELSE 0 END)"
 
 #: A decision is about bytes: others under the same UID are judged again.

@@ -13,10 +13,14 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from shared.store.tables import RESTED
 from shared.types import point_id
 
+#: What a row is set to so that the projector takes it up, as if it had never been tried.
+AGAIN = "state = 'pending', attempt = 0, not_before = NULL, queued_at = clock_timestamp()"
+
 _POST = sa.text(
-    """
+    f"""
     INSERT INTO ledger (generation_id, point_id, image_id, frame, op, revision)
     SELECT g.id, u.point_id, u.image_id, u.frame, u.op, u.revision
     FROM unnest(CAST(:points AS uuid[]), CAST(:images AS bigint[]), CAST(:frames AS int[]), CAST(:ops AS text[]),
@@ -24,11 +28,10 @@ _POST = sa.text(
     CROSS JOIN generation g
     WHERE g.state = 'open' AND g.model_id = :model
     ON CONFLICT (generation_id, point_id) DO UPDATE SET
-        op = excluded.op, revision = excluded.revision, image_id = excluded.image_id, state = 'pending',
-        attempt = 0, not_before = NULL, last_error = NULL, queued_at = clock_timestamp(),
+        op = excluded.op, revision = excluded.revision, image_id = excluded.image_id, last_error = NULL, {AGAIN},
         applied_at = CASE WHEN ledger.op = 'upsert' THEN ledger.applied_at END
     WHERE ledger.revision <= excluded.revision OR ledger.image_id < excluded.image_id  -- erased, lifted, come again
-    """
+    """  # noqa: S608 - only the constant above is inserted
 )
 
 
@@ -116,12 +119,10 @@ class Pending:
 
 
 _LOCK = sa.text(
-    """
-    SELECT point_id FROM ledger
-    WHERE generation_id = :generation AND state = 'pending'
-      AND (not_before IS NULL OR not_before <= clock_timestamp())
+    f"""
+    SELECT point_id FROM ledger WHERE generation_id = :generation AND state = 'pending' AND {RESTED}
     ORDER BY queued_at LIMIT :limit FOR UPDATE SKIP LOCKED
-    """
+    """  # noqa: S608 - only the constant above is inserted
 )
 _READ = sa.text(
     """
@@ -223,10 +224,8 @@ def oldest_pending_s(db: Session | sa.Connection) -> float | None:
 
 
 _WITHDRAW = sa.text(
-    """
-    UPDATE ledger SET op = 'delete', state = 'pending', attempt = 0, not_before = NULL, queued_at = clock_timestamp()
-    WHERE image_id = ANY(CAST(:images AS bigint[])) AND op = 'upsert'
-    """
+    f"UPDATE ledger SET op = 'delete', {AGAIN} "  # noqa: S608 - only the constant above is inserted
+    "WHERE image_id = ANY(CAST(:images AS bigint[])) AND op = 'upsert'"
 )
 
 

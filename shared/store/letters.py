@@ -15,6 +15,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from shared.store import ledger
 from shared.store.tables import SENT
 
 Kind = Literal["image", "encoding", "point", "file"]
@@ -81,12 +82,11 @@ _DUE: dict[str, str] = {
         WHERE state = 'failed' AND ('encoding-' || model_id || '-' || image_id) = ANY(CAST(:letters AS text[]))
         RETURNING NULL::uuid
     """,
-    "point": """
-        UPDATE ledger SET state = 'pending', attempt = 0, not_before = NULL, queued_at = clock_timestamp()
-        WHERE state = 'failed'
+    "point": f"""
+        UPDATE ledger SET {ledger.AGAIN} WHERE state = 'failed'
           AND ('point-' || generation_id || '-' || image_id || '-' || frame) = ANY(CAST(:letters AS text[]))
         RETURNING NULL::uuid
-    """,
+    """,  # noqa: S608 - only the constant is inserted
     "file": f"""
         UPDATE file SET mtime_ns = -1
         WHERE outcome = 'failed' AND mtime_ns <> -1 AND ('file-' || id) = ANY(CAST(:letters AS text[]))

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, NotFound
-from shared.store.tables import Operation
+from shared.store.tables import FREE, RESTED, Operation
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,19 +72,17 @@ def page(db: Session, limit: int, before: Any = None) -> Sequence[Operation]:  #
     return db.scalars(query).all()
 
 
+_DUE = f"kind = :kind AND state IN ('pending', 'running') AND NOT (counts ? 'scanned') AND {FREE} AND {RESTED}"
+
 _CLAIM = sa.text(
-    """
+    f"""
     UPDATE operation SET state = 'running', attempt = attempt + 1,
                          lease_until = clock_timestamp() + make_interval(secs => :lease)
     WHERE id = (
-        SELECT id FROM operation
-        WHERE kind = :kind AND state IN ('pending', 'running') AND NOT (counts ? 'scanned')
-          AND (lease_until IS NULL OR lease_until < clock_timestamp())
-          AND (not_before IS NULL OR not_before <= clock_timestamp())
-        ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED
+        SELECT id FROM operation WHERE {_DUE} ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED
     )
     RETURNING id, attempt, params
-    """
+    """  # noqa: S608 - only the constant above is inserted
 )
 
 
@@ -215,14 +213,8 @@ def outcomes(db: Session, operation_id: uuid.UUID) -> list[tuple[str, str | None
 
 def due(db: Session | sa.Connection, kind: str) -> int:
     """How many operations of this kind could be claimed now."""
-    found: int = db.execute(
-        sa.text(
-            "SELECT count(*) FROM operation WHERE state IN ('pending', 'running') AND NOT (counts ? 'scanned') "
-            "AND kind = :kind AND (lease_until IS NULL OR lease_until < clock_timestamp()) "
-            "AND (not_before IS NULL OR not_before <= clock_timestamp())"
-        ),
-        {"kind": kind},
-    ).scalar_one()
+    statement = f"SELECT count(*) FROM operation WHERE {_DUE}"  # noqa: S608 - only the constant above is inserted
+    found: int = db.execute(sa.text(statement), {"kind": kind}).scalar_one()
     return found
 
 

@@ -44,7 +44,7 @@ def hold(
 
 
 _DUE_AGAIN = sa.text(
-    "UPDATE ledger SET state = 'pending', attempt = 0, not_before = NULL, queued_at = clock_timestamp() "
+    f"UPDATE ledger SET {ledger.AGAIN} "  # noqa: S608 - only the constant is inserted
     "WHERE generation_id = :generation AND point_id = ANY(CAST(:points AS uuid[]))"
 )
 _DELETE_UNKNOWN = sa.text(

@@ -70,6 +70,12 @@ class Lease:
     last_error: Mapped[str | None]  #: one word, or an exception's type; never its text
 
 
+#: Nobody holds the row, or whoever did has been silent for too long.
+FREE = "(lease_until IS NULL OR lease_until < clock_timestamp())"
+#: It is not resting. By the database's clock, which is the same for all.
+RESTED = "(not_before IS NULL OR not_before <= clock_timestamp())"
+
+
 class Study(Base):
     __tablename__ = "study"
     id: Mapped[int] = _id()
