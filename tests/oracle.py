@@ -15,7 +15,7 @@ from shared.encoder.base import Encoder
 from shared.errors import Rejected
 from shared.imaging.recipe import Recipe
 from shared.index.base import Index
-from shared.pipeline.encode import Decoder
+from shared.pipeline.batch import Decoder
 from shared.store import encodings, generations
 from shared.store.session import Store
 from shared.types import point_id

@@ -27,7 +27,7 @@ from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Inspected, Sandbox
 from shared.index.base import Index, Point
 from shared.index.qdrant import QdrantStore
-from shared.pipeline import encode, lifecycle, project, receive, scan
+from shared.pipeline import batch, encode, lifecycle, project, receive, scan
 from shared.pipeline.encode import Effort
 from shared.store.session import Store
 from shared.types import Decoded, Pixels
@@ -224,9 +224,9 @@ def _encode_all(store: Store, sandbox: Sandbox, encoder: Encoder, watch: Watch) 
             work = encode.claim(store.transaction, lambda _model: encoder, effort)
         if not work.claimed:
             return
-        encode.decode(sandbox, work)
+        batch.decode(sandbox, work)
         with watch.of("encode: gates, forward pass, thumbnail"):
-            result = encode.forward(work, lambda _model: encoder)
+            result = batch.forward(work, lambda _model: encoder)
         with watch.of("encode: settle, SQL"):
             encode.settle(store.transaction, work, result)
 

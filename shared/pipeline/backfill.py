@@ -12,7 +12,8 @@ from shared.encoder.base import Encoder
 from shared.errors import Invalid, NotFound
 from shared.log import get
 from shared.pipeline import encode
-from shared.pipeline.encode import Decoder, Effort, Result, Source, Work
+from shared.pipeline.batch import Decoder, Result, Work
+from shared.pipeline.encode import Effort, Source
 from shared.pipeline.pace import allow
 from shared.store import backfill, generations, images, operations
 from shared.store.generations import Published

@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from services.api import present
 from shared.imaging.sandbox import Sandbox
-from shared.pipeline import encode, scan
+from shared.pipeline import batch, encode, scan
 from shared.pipeline.search import Request, by_studies
 from shared.store import images
 from tests import tiny
@@ -70,13 +70,13 @@ def late_writer(platform: Platform, folder: Path) -> dict[str, Path]:
     files = tiny.archive(folder, 4)
     look(platform, folder)
     late = encode.claim(platform.begin, platform.encoder, replace(platform.effort, batch=8, lease_s=0.0))
-    stale = encode.forward(encode.decode(platform.sandbox, late), platform.encoder)
+    stale = batch.forward(batch.decode(platform.sandbox, late), platform.encoder)
     for study in range(2):
         for image in range(2):
             tiny.write(folder / f"{study:05}-{image}.dcm", study, image, version=1)
     look(platform, folder)
     fresh = encode.claim(platform.begin, platform.encoder, replace(platform.effort, batch=8))
-    encode.settle(platform.begin, fresh, encode.forward(encode.decode(platform.sandbox, fresh), platform.encoder))
+    encode.settle(platform.begin, fresh, batch.forward(batch.decode(platform.sandbox, fresh), platform.encoder))
     encode.settle(platform.begin, late, stale)
     platform.project()
     return files

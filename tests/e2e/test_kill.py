@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from services.embedded import process
 from shared.imaging.sandbox import Sandbox
-from shared.pipeline import encode, project, scan
+from shared.pipeline import batch, encode, project, scan
 from shared.store import generations, images
 from tests import tiny
 from tests.e2e import killing
@@ -79,7 +79,7 @@ def stale_writer(platform: Platform, folder: Path, *, taken_over: bool) -> list[
     effort = replace(platform.effort, batch=8)
     look()
     stale = encode.claim(platform.begin, platform.encoder, replace(effort, lease_s=0.0))
-    late = encode.forward(encode.decode(platform.sandbox, stale), platform.encoder)
+    late = batch.forward(batch.decode(platform.sandbox, stale), platform.encoder)
     for study in range(4):
         for image in range(2):
             tiny.write(folder / f"{study:05}-{image}.dcm", study, image, version=1)
@@ -87,7 +87,7 @@ def stale_writer(platform: Platform, folder: Path, *, taken_over: bool) -> list[
     if taken_over:
         fresh = encode.claim(platform.begin, platform.encoder, effort)
         encode.settle(platform.begin, stale, late)
-        encode.settle(platform.begin, fresh, encode.forward(encode.decode(platform.sandbox, fresh), platform.encoder))
+        encode.settle(platform.begin, fresh, batch.forward(batch.decode(platform.sandbox, fresh), platform.encoder))
     else:
         encode.settle(platform.begin, stale, late)
         platform.encode()

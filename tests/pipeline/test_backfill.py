@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from shared.encoder.base import Encoder
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.imaging.reasons import Reason, failed, undecodable
-from shared.pipeline import backfill, encode, lifecycle, reindex
+from shared.pipeline import backfill, batch, encode, lifecycle, reindex
 from shared.store import backfill as rows
 from shared.store import coverage, generations, images
 from shared.store.generations import Published
@@ -52,14 +52,14 @@ def drain(platform: Platform, **how: Any) -> int:
     return backfill.drain(platform.begin, platform.sandbox, platform.encoder, platform.effort, **how)
 
 
-def claim(platform: Platform, lease_s: float = 5.0) -> encode.Work:
+def claim(platform: Platform, lease_s: float = 5.0) -> batch.Work:
     with platform.begin() as db:
         model = next(p for p in generations.opened(db) if p.model_id == 2)
     return backfill._claim(platform.begin, model, replace(platform.effort, lease_s=lease_s), first=True)
 
 
-def settle(platform: Platform, work: encode.Work) -> int:
-    result = encode.forward(encode.decode(platform.sandbox, work), platform.encoder)
+def settle(platform: Platform, work: batch.Work) -> int:
+    result = batch.forward(batch.decode(platform.sandbox, work), platform.encoder)
     return backfill._settle(platform.begin, work.models[0], work, result)
 
 
@@ -114,7 +114,7 @@ def test_a_new_image_that_another_model_refuses_is_searchable_all_the_same(fille
     number = opened(filled)
     drain(filled)
     path = os.fsencode(filled.put("new.dcm", header(12)))
-    first = float(filled.sandbox._decoded(path, encode.recipe_of(filled.published())).pixels[0, 0, 0])
+    first = float(filled.sandbox._decoded(path, batch.recipe_of(filled.published())).pixels[0, 0, 0])
 
     def encoder_of(model: Published) -> Encoder:
         return filled.encoder(model) if model.model_id == 1 else Picky(filled.encoder(model), first)
@@ -161,7 +161,7 @@ def test_an_image_that_was_claimed_before_the_opening_is_done_after_it(filled: P
     filled.scan()
     work = encode.claim(filled.begin, filled.encoder, filled.effort)
     number = opened(filled)
-    result = encode.forward(encode.decode(filled.sandbox, work), filled.encoder)
+    result = batch.forward(batch.decode(filled.sandbox, work), filled.encoder)
     assert encode.settle(filled.begin, work, result) == 1
     filled.reindex()
     assert filled.index(f"g{number}-m2").count() == 13
@@ -195,18 +195,18 @@ def test_every_worker_that_dies_on_an_image_counts_and_the_last_names_it(filled:
 def test_other_bytes_between_claim_and_settling_are_not_missed(filled: Platform) -> None:
     opened(filled)
     work = claim(filled)
-    decoded = encode.decode(filled.sandbox, work)
+    decoded = batch.decode(filled.sandbox, work)
     path = query(filled, "SELECT path FROM image WHERE id = 2")[0][0]
     uid = work.claimed[1].sop_uid
     filled.put(os.fsdecode(path).rpartition("/")[2], header(int(uid.rpartition(".")[2]) - 1), b"other bytes")
     filled.scan()
-    result = encode.forward(decoded, filled.encoder)
+    result = batch.forward(decoded, filled.encoder)
     assert backfill._settle(filled.begin, work.models[0], work, result) == 3
     assert 2 not in {row[0] for row in encoded(filled, 2)}
     filled.encode()
     filled.reindex()
     (stored,) = [row[2] for row in encoded(filled, 2) if row[0] == 2]
-    fresh = filled.sandbox._decoded(path, encode.recipe_of(work.models[0]))
+    fresh = filled.sandbox._decoded(path, batch.recipe_of(work.models[0]))
     assert stored == encode.encodings.pack(filled.encoder(work.models[0]).encode(fresh.pixels).embeddings[0])
 
 
@@ -311,7 +311,7 @@ def test_an_old_encoding_of_a_closed_model_does_not_outlive_its_bytes(filled: Pl
     (stored,) = [row[2] for row in encoded(filled, 2) if row[0] == image[0]]
     with filled.begin() as db:
         model = next(p for p in generations.opened(db) if p.model_id == 2)
-    fresh = filled.sandbox._decoded(image[1], encode.recipe_of(model))
+    fresh = filled.sandbox._decoded(image[1], batch.recipe_of(model))
     assert stored == encode.encodings.pack(filled.encoder(model).encode(fresh.pixels).embeddings[0])
     with filled.begin() as db:
         assert coverage.count(db, again, 2).covered == 12

@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 
+from shared.encoder.base import Encoded, Encoder
 from shared.errors import Gate, Invalid, NotFound, Outcome, Rejected, Unavailable
 from shared.imaging.reasons import Reason, failed, undecodable
-from shared.pipeline import encode
+from shared.imaging.recipe import Recipe
+from shared.pipeline import batch, encode
 from shared.store import images
-from shared.types import Job, Status, point_id
+from shared.types import Decoded, Job, Status, point_id
 from tests.miniature import STATS, Platform, header
 
 
@@ -149,10 +151,10 @@ def test_frames_that_are_no_longer_chosen_leave_the_index(platform: Platform) ->
 class Broken:
     """An encoder that fails on batches and on one image in particular."""
 
-    def __init__(self, inner: encode.Encoder, error: type[Exception]) -> None:
+    def __init__(self, inner: Encoder, error: type[Exception]) -> None:
         self.inner, self.error, self.card = inner, error, inner.card
 
-    def encode(self, pixels: np.ndarray) -> encode.Encoded:
+    def encode(self, pixels: np.ndarray) -> Encoded:
         if len(pixels) > 1 or float(pixels[0, 0, 0]) == 0.5:
             raise self.error("the reason is not to be told")
         return self.inner.encode(pixels)
@@ -169,7 +171,7 @@ def test_each_image_answers_for_itself_when_a_forward_pass_fails(
     platform.scan()
     real = platform.sandbox._decoded
 
-    def decoded(name: bytes, recipe: encode.Recipe) -> encode.Decoded:
+    def decoded(name: bytes, recipe: Recipe) -> Decoded:
         one = real(name, recipe)
         if name == bad:
             one.pixels[0, 0, 0] = 0.5
@@ -187,8 +189,8 @@ def test_work_that_was_lost_to_another_worker_writes_nothing(platform: Platform)
     platform.put("a.dcm", header(0))
     platform.scan()
     work = encode.claim(platform.begin, platform.encoder, replace(platform.effort, lease_s=0.0))
-    encode.decode(platform.sandbox, work)
-    result = encode.forward(work, platform.encoder)
+    batch.decode(platform.sandbox, work)
+    result = batch.forward(work, platform.encoder)
     with platform.begin() as db:
         images.claim(db, limit=10, lease_s=30, max_failures=3)
     assert encode.settle(platform.begin, work, result) == 0
@@ -213,7 +215,7 @@ def test_a_worker_that_cannot_load_a_model_claims_nothing(platform: Platform) ->
     platform.put("a.dcm", header(0))
     platform.scan()
 
-    def missing(_model: object) -> encode.Encoder:
+    def missing(_model: object) -> Encoder:
         raise NotFound("there is no such card here")
 
     with pytest.raises(NotFound):
@@ -243,7 +245,7 @@ def test_labels_that_change_while_an_image_is_encoded_cost_no_claim(platform: Pl
     platform.put("a.dcm", header(0))
     platform.scan()
     work = encode.claim(platform.begin, platform.encoder, platform.effort)
-    result = encode.forward(encode.decode(platform.sandbox, work), platform.encoder)
+    result = batch.forward(batch.decode(platform.sandbox, work), platform.encoder)
     with platform.begin() as db:
         db.execute(sa.text("UPDATE image SET birads = 4, revision = revision + 1"))
     assert encode.settle(platform.begin, work, result) == 1

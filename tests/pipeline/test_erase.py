@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, NotFound, Unavailable
 from shared.index.base import Index
-from shared.pipeline import encode, erase, lifecycle, project, reindex
+from shared.pipeline import batch, encode, erase, lifecycle, project, reindex
 from shared.pipeline.search import Request, by_studies
 from shared.store import generations, operations
 from tests.miniature import SECRET, Platform, header
@@ -242,7 +242,7 @@ def test_an_image_that_is_being_encoded_is_erased_all_the_same(filled: Platform)
     filled.put("new.dcm", header(20))
     filled.scan()
     work = encode.claim(filled.begin, filled.encoder, filled.effort)
-    result = encode.forward(encode.decode(filled.sandbox, work), filled.encoder)
+    result = batch.forward(batch.decode(filled.sandbox, work), filled.encoder)
     operation = erased(filled, "1.2.4.6")
     assert encode.settle(filled.begin, work, result) == 0
     assert query(filled, "SELECT count(*) FROM encoding") == [(16,)]

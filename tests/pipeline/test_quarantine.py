@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.imaging.reasons import Reason, hostile, undecodable
-from shared.pipeline import encode, quarantine
+from shared.pipeline import batch, encode, quarantine
 from shared.store import reviews
 from shared.store.locks import Lock, share
 from shared.store.reviews import Wanted
@@ -252,7 +252,7 @@ def test_what_is_judged_while_a_threshold_comes_into_force_is_judged_by_one_of_t
     calibrated.paint(STRANGE, 0.9)
     calibrated.scan()
     work = encode.claim(calibrated.begin, calibrated.encoder, calibrated.effort)
-    result = encode.forward(encode.decode(calibrated.sandbox, work), calibrated.encoder)
+    result = batch.forward(batch.decode(calibrated.sandbox, work), calibrated.encoder)
     with calibrated.begin() as db:  # meanwhile
         calibrated.begin_replay(db, threshold=0.95)
     encode.settle(calibrated.begin, work, result)

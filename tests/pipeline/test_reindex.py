@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, Unavailable
 from shared.index.base import Answer, Index, Query, Recall
-from shared.pipeline import lifecycle, project, reindex
+from shared.pipeline import batch, lifecycle, project, reindex
 from shared.pipeline.search import Request, by_studies
 from shared.store import coverage, generations, operations
 from shared.store.tables import Generation
@@ -154,7 +154,7 @@ def test_an_image_settled_while_a_generation_is_opened_is_not_missed(filled: Pla
     filled.put("late.dcm", header(16))
     filled.scan()
     work = encode.claim(filled.begin, filled.encoder, filled.effort)
-    result = encode.forward(encode.decode(filled.sandbox, work), filled.encoder)
+    result = batch.forward(batch.decode(filled.sandbox, work), filled.encoder)
     settling, opened, go = threading.Event(), threading.Event(), threading.Event()
 
     @contextmanager

@@ -1,0 +1,188 @@
+"""One batch of claimed images through the decoder, gates 1 and 2 and the open models; the database has no part in it.
+
+The live model judges an image: by gates 1 and 2 before its forward pass, by gate 3 when it is settled. What another
+open model cannot do with it is an exception of that model's own, and costs the image no place elsewhere.
+"""
+
+import io
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image as Pillow
+
+from shared.encoder.base import Encoded, Encoder
+from shared.errors import Invalid, Rejected
+from shared.imaging.gates import metadata_gate, pixel_gate
+from shared.imaging.reasons import PASSING, Reason
+from shared.imaging.recipe import Recipe
+from shared.log import get
+from shared.pipeline import original
+from shared.pipeline.receive import Inspector
+from shared.store import encodings
+from shared.store.generations import Published
+from shared.store.images import Claimed, Verdict
+from shared.types import Decoded, Status
+
+log = get(__name__)
+
+RETRY_S = 20.0  #: an image that failed for our own or a passing reason waits so long, twice as long each time ...
+MOST_RETRY_S = 600.0  #: ... up to this
+
+
+class Decoder(Inspector, Protocol):
+    """What encoding needs of the sandbox."""
+
+    def decode_many(self, paths: Sequence[Path], recipe: Recipe) -> Iterator[Decoded | Rejected]: ...
+
+
+@dataclass
+class Work:
+    """One claimed batch on its way."""
+
+    claimed: list[Claimed]
+    models: list[Published]  #: the first one judges
+    decoded: dict[Recipe, list[Decoded | Rejected]] = field(default_factory=dict)
+
+
+@dataclass
+class Result:
+    """What is to be written of a batch, if it is still ours."""
+
+    verdicts: list[Verdict] = field(default_factory=list)
+    rows: list[encodings.Row] = field(default_factory=list)
+    thumbnails: list[tuple[int, bytes]] = field(default_factory=list)
+    exceptions: list[tuple[int, Verdict]] = field(default_factory=list)  #: (model, what it made of a passed image)
+
+
+def decode(sandbox: Decoder, work: Work) -> Work:
+    """Each file has been decoded once per different recipe; what is no longer as it was registered says so."""
+    paths = [Path(os.fsdecode(c.path)) for c in work.claimed]
+    for model in work.models:
+        recipe = recipe_of(model)
+        if recipe not in work.decoded:
+            work.decoded[recipe] = original.confirmed(sandbox, work.claimed, sandbox.decode_many(paths, recipe))
+    return work
+
+
+def recipe_of(model: Published) -> Recipe:
+    return Recipe.from_json(model.card["recipe"])
+
+
+def forward(work: Work, encoder_of: Callable[[Published], Encoder]) -> Result:
+    """Gates 1 and 2, then one forward pass per model over all frames of the batch."""
+    result = Result()
+    judge, *others = work.models
+    passed: set[int] = set()
+    for c, decoded, found in _through(work, judge, encoder_of):
+        if isinstance(decoded, Decoded):  # whoever reviews a stopped one needs a picture, too
+            result.thumbnails.append((c.id, _jpeg(decoded)))
+        if isinstance(found, Verdict):
+            result.verdicts.append(found)
+        else:
+            passed.add(c.id)
+            result.rows += found
+            result.verdicts.append(Verdict(image=c, status=Status.ENCODED))
+    for model in others:
+        for _, _, found in _through(work, model, encoder_of, passed):
+            if isinstance(found, Verdict):
+                result.exceptions.append((model.model_id, found))
+            else:
+                result.rows += found
+    return result
+
+
+def _through(
+    work: Work, model: Published, encoder_of: Callable[[Published], Encoder], only: set[int] | None = None
+) -> Iterator[tuple[Claimed, Decoded | Rejected, list[encodings.Row] | Verdict]]:
+    """Each image, or some, through one model: its rows, or the verdict of what stopped it."""
+    recipe, good = recipe_of(model), []
+    for c, decoded in zip(work.claimed, work.decoded[recipe], strict=True):
+        if only is not None and c.id not in only:
+            continue
+        if isinstance(decoded, Rejected):
+            yield c, decoded, _stopped(c, decoded)
+        elif not c.released and (stop := metadata_gate(decoded.header, recipe) or pixel_gate(decoded.stats)):
+            yield c, decoded, _stopped(c, stop)
+        else:
+            good.append((c, decoded))
+    for c, d, encoded in _encode(good, encoder_of, model):
+        yield c, d, encoded if isinstance(encoded, Verdict) else _rows(c, d, encoded, model)
+
+
+def _stopped(claimed: Claimed, stop: Rejected) -> Verdict:
+    if stop.reason in PASSING:
+        return _again(claimed, stop.reason, our_fault=False)
+    gate = stop.gate.value if stop.gate else None
+    return Verdict(image=claimed, status=Status(stop.outcome.value), gate=gate, reason=stop.reason)
+
+
+def _again(claimed: Claimed, reason: str, *, our_fault: bool) -> Verdict:
+    delay = min(RETRY_S * 2 ** min(claimed.attempt - 1, 10), MOST_RETRY_S)
+    return Verdict(image=claimed, status=Status.RECEIVED, reason=reason, retry_after_s=delay, our_fault=our_fault)
+
+
+def _encode(
+    decoded: Sequence[tuple[Claimed, Decoded]], encoder_of: Callable[[Published], Encoder], model: Published
+) -> Iterator[tuple[Claimed, Decoded, Encoded | Verdict]]:
+    """One pass over all frames; if that fails, one image at a time, so that each answers for itself."""
+    if not decoded:
+        return
+    encoder = encoder_of(model)
+    try:
+        whole = encoder.encode(np.concatenate([d.pixels for _, d in decoded]))
+    except Exception:
+        log.warning("batch_failed", count=len(decoded), exc_info=True)
+        for c, d in decoded:
+            yield c, d, _encode_one(encoder, c, d)
+        return
+    start = 0
+    for c, d in decoded:
+        stop = start + len(d.pixels)
+        yield c, d, _cut(whole, slice(start, stop))
+        start = stop
+
+
+def _encode_one(encoder: Encoder, claimed: Claimed, decoded: Decoded) -> Encoded | Verdict:
+    try:
+        return encoder.encode(decoded.pixels)
+    except Invalid:
+        return Verdict(image=claimed, status=Status.FAILED, reason=Reason.BAD_EMBEDDING)
+    except Exception:
+        log.warning("image_failed", image_id=claimed.id, attempt=claimed.attempt, exc_info=True)
+        return _again(claimed, Reason.ENCODER_ERROR, our_fault=True)
+
+
+def _cut(whole: Encoded, part: slice) -> Encoded:
+    return Encoded(
+        embeddings=whole.embeddings[part],
+        codes=None if whole.codes is None else whole.codes[part],
+        ood=None if whole.ood is None else whole.ood[part],
+        runtime=whole.runtime,
+    )
+
+
+def _rows(claimed: Claimed, decoded: Decoded, encoded: Encoded, model: Published) -> list[encodings.Row]:
+    runtime = " ".join((encoded.runtime or {}).values())
+    return [
+        encodings.Row(
+            image_id=claimed.id,
+            frame=frame,
+            model_id=model.model_id,
+            embedding=encoded.embeddings[i],
+            code=None if encoded.codes is None else encoded.codes[i].tobytes(),
+            ood=None if encoded.ood is None else float(encoded.ood[i]),
+            runtime=runtime,
+        )
+        for i, frame in enumerate(decoded.frames)
+    ]
+
+
+def _jpeg(decoded: Decoded) -> bytes:
+    """A thumbnail that we encode ourselves; nothing of the file's own bytes is passed on."""
+    out = io.BytesIO()
+    Pillow.fromarray(decoded.thumbnail).save(out, "JPEG", quality=85)
+    return out.getvalue()
