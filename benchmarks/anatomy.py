@@ -14,7 +14,8 @@ from benchmarks.stack import Stack
 from shared.imaging.pseudonym import patient_number
 from shared.index.base import Exact, Filter, Match, Query, Recall
 from shared.pipeline import search
-from shared.pipeline.search import Request
+from shared.pipeline.ask import LEAST_DEPTH
+from shared.pipeline.question import TARGET, Request
 from shared.store import encodings, neighbours
 from shared.store.generations import Published
 
@@ -78,11 +79,11 @@ def image_recall(stack: Stack, live: Published, uids: Sequence[str], **query: st
         asked = {
             accuracy: index.search(
                 [
-                    Query(vector=vector, limit=search.LEAST_DEPTH, filter=own, accuracy=accuracy)
+                    Query(vector=vector, limit=LEAST_DEPTH, filter=own, accuracy=accuracy)
                     for vector, own in zip(vectors, filters, strict=True)
                 ]
             )
-            for accuracy in (Exact(), Recall(search.TARGET))
+            for accuracy in (Exact(), Recall(TARGET))
         }
         for want, got in zip(*asked.values(), strict=True):
             ids = {hit.id for hit in want.hits[:10]}

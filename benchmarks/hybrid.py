@@ -17,8 +17,8 @@ from benchmarks.real import enlarged
 from shared.encoder.hashing import codes, fit_hash
 from shared.encoder.runtime import load
 from shared.index.codes import ball, padded
+from shared.pipeline.ask import LEAST_DEPTH
 from shared.pipeline.hashes import WIDE
-from shared.pipeline.search import LEAST_DEPTH
 from shared.types import Codes, Embeddings
 
 SEED, COUNT, DIM, FITTED, ASKED, K = 7, 100_000, 1024, 4000, 200, 10

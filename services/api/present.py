@@ -7,8 +7,8 @@ from typing import Any
 from services.api.errors import explain
 from shared.encoder.cards import Card
 from shared.errors import Gate
+from shared.pipeline.question import Found, Pair, Ranking, Request, Subject
 from shared.pipeline.rank import QueryImage
-from shared.pipeline.search import Found, Pair, Ranking, Request, Subject
 from shared.store.generations import Published
 
 Json = dict[str, Any]

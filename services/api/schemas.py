@@ -13,7 +13,7 @@ from shared.encoder.ood import Rule
 from shared.errors import Gate, Invalid
 from shared.index.base import Metric
 from shared.pipeline.pace import Hours
-from shared.pipeline.search import Filters, Request
+from shared.pipeline.question import Filters, Request
 from shared.store.catalog import Wanted
 from shared.store.keys import Scope
 from shared.types import Status

@@ -12,30 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import Protocol
 
 from shared.errors import Conflict, Invalid
+from shared.pipeline.question import Found, Request, Subject
 
 MOST = 1000  #: studies that one walk through the pages may show
-
-
-class Asked(Protocol):
-    """The parts of a request that a cursor is bound to."""
-
-    @property
-    def k(self) -> int: ...
-    @property
-    def cursor(self) -> str | None: ...
-
-
-class HasStudy(Protocol):
-    @property
-    def study_uid(self) -> str | None: ...
-
-
-class Shown(Protocol):
-    @property
-    def study_id(self) -> int: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +30,7 @@ def first(read_at: datetime | None) -> Page:
     return Page(read_at or datetime.now(UTC))
 
 
-def write(request: Asked, generation_id: int, subject: HasStudy, page: Page, shown: Sequence[Shown]) -> str | None:
+def write(request: Request, generation_id: int, subject: Subject, page: Page, shown: Sequence[Found]) -> str | None:
     seen = sorted({*page.seen, *(found.study_id for found in shown)})
     if len(seen) >= MOST or subject.study_uid is None:
         return None  # an uploaded image would have to be sent again: ask for a larger k instead
@@ -59,7 +40,7 @@ def write(request: Asked, generation_id: int, subject: HasStudy, page: Page, sho
     return base64.urlsafe_b64encode(packed).rstrip(b"=").decode()
 
 
-def read(request: Asked, generation_id: int, subject: HasStudy) -> Page:
+def read(request: Request, generation_id: int, subject: Subject) -> Page:
     """Raises: `Invalid` for what is no cursor of this query, `Conflict` for one of another generation."""
     text = request.cursor or ""
     if len(text) > 16_384:
@@ -83,7 +64,7 @@ def read(request: Asked, generation_id: int, subject: HasStudy) -> Page:
     return Page(as_of, tuple(seen))
 
 
-def _bound(request: Asked, subject: HasStudy) -> str:
+def _bound(request: Request, subject: Subject) -> str:
     """What must not change between pages: everything asked but the page itself."""
     fields = {name: getattr(request, name) for name in ("k", "exclude", "view", "filters", "exact", "mode", "radius")}
     fields["exclude"] = sorted(fields["exclude"])

@@ -18,9 +18,10 @@ from sqlalchemy.orm import Session
 from shared.errors import NotFound
 from shared.imaging.pseudonym import patient_number
 from shared.index.base import Exact, Filter, Index, IndexStore, Match, Query, Recall
+from shared.pipeline.ask import LEAST_DEPTH
 from shared.pipeline.lease import turn
 from shared.pipeline.pace import allow
-from shared.pipeline.search import LEAST_DEPTH, TARGET
+from shared.pipeline.question import TARGET
 from shared.store import backfill, coverage, encodings, generations, ledger, operations
 from shared.store.canaries import K
 from shared.store.operations import Held

@@ -7,9 +7,7 @@ behind the hits. The published pointer is read once; a query keeps its generatio
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from datetime import date, datetime
-from typing import Literal
+from dataclasses import replace
 
 import numpy as np
 import sqlalchemy as sa
@@ -17,141 +15,21 @@ import sqlalchemy as sa
 from shared.encoder.base import Encoded, Encoder
 from shared.errors import Conflict, Gate, Invalid, NotFound, Outcome, Rejected, Unavailable
 from shared.imaging.gates import metadata_gate, pixel_gate
-from shared.imaging.pseudonym import patient_key, patient_number
+from shared.imaging.pseudonym import patient_key
 from shared.imaging.recipe import Recipe
-from shared.index.base import Accuracy, Answer, Between, Condition, Exact, Filter, Index, Match, Query, Recall
+from shared.index.base import Answer, Index
 from shared.pipeline import cursor, hashes, rank
+from shared.pipeline.ask import Asked, ask
 from shared.pipeline.hashes import Search
 from shared.pipeline.judge import Judgement, judge_image, standards
+from shared.pipeline.question import Found, Pair, Ranking, Request, Subject
 from shared.pipeline.rank import Candidate, QueryImage
 from shared.store import encodings, generations, neighbours
 from shared.store.generations import Published
 from shared.store.neighbours import HitRow, QueryRow
 from shared.types import Decoded, Header
 
-#: Of all the hits that are asked for, `DEPTH` times more than are shown. Of the first ten, 0.997 of the images
-#: and 0.986 of the studies came (`benchmarks.search`, 100,000 vectors, against exact search, patient excluded).
-TARGET = 0.9
-Asked = tuple[list[Answer], bool]  #: of one subject, an answer for each image; and whether there is more than these
 MAX_VECTORS = 16  #: of a study; a CT is asked with evenly spaced slices
-#: Hits asked per query vector, in multiples of k: several images of one study are one answer. And of each study at
-#: most as many, where the hits lie in fewer than k: a CT has hundreds of images that are much alike.
-DEPTH = 4
-LEAST_DEPTH, MOST_DEPTH = 40, 1000
-MOST_OF_GROUPS = 10_000  #: so many hits, of k studies each its part; the largest k there can be
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Filters:
-    """QIDO-style attributes; an empty tuple or None does not filter."""
-
-    modality: tuple[str, ...] = ()
-    view: tuple[str, ...] = ()
-    laterality: tuple[str, ...] = ()
-    density: tuple[str, ...] = ()
-    birads: tuple[int, ...] = ()
-    date_from: date | None = None
-    date_to: date | None = None
-
-    def conditions(self) -> tuple[Condition, ...]:
-        matches: list[Condition] = [
-            Match(field=name, values=values)
-            for name, values in (
-                ("modality", self.modality),
-                ("view", self.view),
-                ("laterality", self.laterality),
-                ("density", self.density),
-                ("birads", self.birads),
-            )
-            if values
-        ]
-        if self.date_from or self.date_to:
-            low, high = (None if d is None else int(d.strftime("%Y%m%d")) for d in (self.date_from, self.date_to))
-            matches.append(Between(field="study_date", low=low, high=high))
-        return tuple(matches)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """What is asked, whoever is asked about."""
-
-    k: int = 10
-    #: "patient" hides all of the query's patient, "study" its study, "self" its images
-    exclude: frozenset[str] = frozenset({"self", "study", "patient"})
-    view: str = "any"  #: "match" compares an image with images of the same view only
-    filters: Filters = field(default_factory=Filters)
-    exact: bool = False
-    cursor: str | None = None
-    #: "hash" takes the Hamming ball and ranks it by content, "hybrid" takes a wide ball and ranks it by the embedding
-    mode: Literal["dense", "hash", "hybrid"] = "dense"
-    radius: int | None = None  #: of the ball, in bits; None: as wide as the k-th nearest images lie
-
-    def check(self, max_k: int) -> None:
-        """Raises: `Invalid`."""
-        if not 1 <= self.k <= max_k:
-            raise Invalid(f"k must be between 1 and {max_k}")
-        if self.exclude - {"self", "study", "patient"}:
-            raise Invalid("exclude takes self, study and patient")
-        if self.view not in ("any", "match"):
-            raise Invalid("view is any or match")
-        if self.radius is not None and (self.mode != "hash" or self.radius < 0):
-            raise Invalid("a radius is a number of bits, and goes with mode=hash")
-
-    @property
-    def accuracy(self) -> Accuracy:
-        return Exact() if self.exact else Recall(TARGET)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Subject:
-    """What is asked about: a stored study, or an uploaded image."""
-
-    images: tuple[QueryImage, ...]
-    study_uid: str | None = None
-    study_id: int | None = None
-    image_ids: tuple[int, ...] = ()
-    #: whose images they are: of an image from outside the archive and its header may name two
-    patients: tuple[bytes, ...] = ()
-    #: gates that would have stopped the query image, reported and never hidden
-    stops: tuple[Rejected, ...] = ()
-    features: Judgement | None = None  #: of gate 3, for an image from outside
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Pair:
-    """A query image and the image of the found study that is most like it."""
-
-    query: QueryImage
-    hit: HitRow
-    score: float
-    hamming: int | None = None  #: bits in which the codes differ, where the search was by codes
-    content: float | None = None  #: Pearson correlation of the embeddings, where the search was by codes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    study_id: int
-    study_uid: str
-    study_date: date | None
-    score: float  #: mean over the query images of the best match, higher is better
-    pairs: tuple[Pair, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ranking:
-    """The answer to one subject."""
-
-    subject: Subject
-    studies: tuple[Found, ...]
-    hidden_studies: int
-    hidden_images: int
-    published: Published
-    exact: bool
-    emulated: frozenset[str]
-    cut: bool  #: there is more than was looked at: in a Hamming ball, or of images that few studies share
-    as_of: datetime
-    next: str | None
-    timings_ms: Mapping[str, float]
 
 
 def by_studies(
@@ -294,7 +172,7 @@ def _rank(
         own, more = found
         shown, all_there = _shown(connection, live, subject, own, request, page)
         if len(shown) < request.k and not all_there:  # what may not be shown took the places of others
-            ((own, more),) = _ask(search, [subject], request, page, MOST_DEPTH)
+            ((own, more),) = ask(search, [subject], request, page, deep=True)
             shown, _ = _shown(connection, live, subject, own, request, page)
         short = len(shown) < request.k
         last = short and not (more and shown)  # a page that is not full is the last one, if all was looked at
@@ -327,45 +205,10 @@ def _answers(
     batches = [subjects] if request.mode == "dense" else [[one] for one in subjects]
     for batch in batches:
         asked = time.perf_counter()
-        found = _ask(search, batch, request, page)
+        found = ask(search, batch, request, page)
         answered = time.perf_counter()
         for subject, own in zip(batch, found, strict=True):
             yield subject, own, asked, answered
-
-
-def _ask(
-    search: Search, subjects: Sequence[Subject], request: Request, page: cursor.Page, depth: int = LEAST_DEPTH
-) -> list[Asked]:
-    """The hits of each subject's images, in one batch; of the best `k` studies where the first lie in fewer."""
-    depth = min(max(DEPTH * request.k, depth), MOST_DEPTH)
-    found = _batch(search, subjects, request, [_queries(one, request, page, depth) for one in subjects])
-    short = [i for i, (answers, more) in enumerate(found) if more and _studies(answers) < request.k]
-    if short:
-        of_each = min(DEPTH, MOST_OF_GROUPS // request.k)
-        grouped = [
-            [replace(query, group_by="study", group_limit=of_each) for query in queries]
-            for queries in (_queries(subjects[i], request, page, of_each * request.k) for i in short)
-        ]
-        for i, asked in zip(short, _batch(search, [subjects[i] for i in short], request, grouped), strict=True):
-            found[i] = asked
-    return found
-
-
-def _batch(
-    search: Search, subjects: Sequence[Subject], request: Request, queries: Sequence[Sequence[Query]]
-) -> list[Asked]:
-    images = [image for subject in subjects for image in subject.images]
-    answers = iter(search(images, [query for own in queries for query in own]))
-    found = []
-    for own in queries:
-        told = [next(answers) for _ in own]
-        full = request.radius is None and any(len(a.hits) == q.limit for a, q in zip(told, own, strict=True))
-        found.append((told, full or any(answer.cut for answer in told)))  # a ball of a radius is whole, or cut
-    return found
-
-
-def _studies(answers: Sequence[Answer]) -> int:
-    return len({hit.payload["study"] for answer in answers for hit in answer.hits})
 
 
 def _shown(
@@ -431,35 +274,6 @@ def _timings(started: float, asked: float, answered: float, answers: Sequence[An
     }
     timings = {name: round(seconds * 1000, 3) for name, seconds in parts.items()}
     return timings | ({"engine": round(max(engine), 3)} if engine else {})
-
-
-def _queries(subject: Subject, request: Request, page: cursor.Page, depth: int) -> list[Query]:
-    never: list[Condition] = []
-    if "patient" in request.exclude and subject.patients:
-        never.append(Match(field="patient", values=tuple(map(patient_number, subject.patients))))
-    elif "study" in request.exclude and subject.study_id is not None:
-        never.append(Match(field="study", values=(subject.study_id,)))
-    elif "self" in request.exclude and subject.image_ids:
-        never.append(Match(field="image", values=subject.image_ids))
-    if page.seen:
-        never.append(Match(field="study", values=page.seen))
-    must = request.filters.conditions()
-    return [
-        Query(
-            vector=image.vector,
-            limit=depth,
-            filter=Filter(must=must + _same_view(image, request), must_not=tuple(never)),
-            accuracy=request.accuracy,
-            fields=rank.FIELDS,
-        )
-        for image in subject.images
-    ]
-
-
-def _same_view(image: QueryImage, request: Request) -> tuple[Condition, ...]:
-    if request.view == "match" and image.view:
-        return (Match(field="view", values=(image.view,)),)
-    return ()
 
 
 def _hidden(connection: sa.Connection, subject: Subject, request: Request) -> tuple[int, int]:

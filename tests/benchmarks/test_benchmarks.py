@@ -21,6 +21,7 @@ from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Sandbox
 from shared.index.memory import MemoryStore
 from shared.pipeline import lifecycle, project, search
+from shared.pipeline.question import Request
 from shared.store import generations, ledger
 from shared.store.session import Store
 
@@ -108,7 +109,7 @@ def test_a_gallery_is_projected_and_found_like_an_archive_that_was_decoded(store
         assert ledger.coverage(connection, live.generation_id).ratio == 1.0
         patients = connection.execute(sa.text("SELECT count(DISTINCT patient_key) FROM study")).scalar_one()
         uid = Gallery(vectors, 5).uid(17)
-        (ranking,) = search.by_studies(connection, indexes.open, [uid], search.Request(k=5, exact=True))
+        (ranking,) = search.by_studies(connection, indexes.open, [uid], Request(k=5, exact=True))
     assert patients == 10
     assert len(ranking.studies) == 5
     assert (ranking.hidden_studies, ranking.hidden_images) == (2, 8)

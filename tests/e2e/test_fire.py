@@ -10,7 +10,8 @@ import sqlalchemy as sa
 from services.api import present
 from shared.imaging.sandbox import Sandbox
 from shared.pipeline import batch, encode, scan
-from shared.pipeline.search import Request, by_studies
+from shared.pipeline.question import Request
+from shared.pipeline.search import by_studies
 from shared.store import images
 from tests import tiny
 from tests.e2e import fire

@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 from shared.errors import Conflict, NotFound, Unavailable
 from shared.index.base import Index
 from shared.pipeline import batch, encode, erase, lifecycle, project, reindex
-from shared.pipeline.search import Request, by_studies
+from shared.pipeline.question import Request
+from shared.pipeline.search import by_studies
 from shared.store import generations, operations
 from tests.miniature import SECRET, Platform, header
 from tests.pipeline.test_reindex import Crash, CrashingAt

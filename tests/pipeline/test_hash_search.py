@@ -12,8 +12,8 @@ from shared.index import grouping
 from shared.index.base import Metric, Query, Spec
 from shared.index.faiss import FaissStore
 from shared.pipeline import erase, hashes, lifecycle, search
+from shared.pipeline.question import Ranking, Request
 from shared.pipeline.rank import QueryImage
-from shared.pipeline.search import Ranking, Request
 from shared.store import encodings, neighbours
 from tests.miniature import SECRET, Platform
 from tests.pipeline.test_doctor import look, work
@@ -150,7 +150,7 @@ def test_what_waits_to_be_deleted_takes_no_place_in_a_ball(archive: Platform, mo
 def test_lists_that_few_studies_use_up_make_no_short_answer(
     archive: Platform, mode: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(search, "MOST_DEPTH", 4)
+    monkeypatch.setattr("shared.pipeline.ask.MOST_DEPTH", 4)
     monkeypatch.setattr(grouping, "LEAST", 4)
     answer = ask(archive, mode=mode, k=10)
     assert {s.study_uid for s in answer.studies} == {uid(n) for n in range(2, 12)}

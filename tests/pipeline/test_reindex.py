@@ -14,7 +14,8 @@ from sqlalchemy.orm import Session
 from shared.errors import Conflict, Unavailable
 from shared.index.base import Answer, Index, Query, Recall
 from shared.pipeline import batch, lifecycle, project, reindex
-from shared.pipeline.search import Request, by_studies
+from shared.pipeline.question import Request
+from shared.pipeline.search import by_studies
 from shared.store import coverage, generations, operations
 from shared.store.tables import Generation
 from shared.types import Job

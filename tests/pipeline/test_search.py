@@ -11,7 +11,7 @@ from shared.index.base import Answer, Query
 from shared.index.faiss import FaissStore
 from shared.index.memory import MemoryIndex
 from shared.pipeline import search
-from shared.pipeline.search import Filters, Ranking, Request
+from shared.pipeline.question import Filters, Ranking, Request
 from shared.store import generations
 from tests.miniature import Platform, header
 
@@ -269,7 +269,7 @@ def crowds(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Platform:
     platform.scan()
     platform.encode()
     platform.project()
-    monkeypatch.setattr(search, "MOST_DEPTH", 20)
+    monkeypatch.setattr("shared.pipeline.ask.MOST_DEPTH", 20)
     monkeypatch.setattr(grouping, "LEAST", 20)
     return platform
 

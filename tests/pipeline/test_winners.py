@@ -15,9 +15,9 @@ from benchmarks.gallery import Gallery
 from shared.encoder.build import build
 from shared.index.base import Answer, Hit
 from shared.index.memory import MemoryStore
-from shared.pipeline import lifecycle, project, search
+from shared.pipeline import ask, lifecycle, project, search
+from shared.pipeline.question import Request
 from shared.pipeline.rank import QueryImage, leaders, rank
-from shared.pipeline.search import Request
 from shared.store import generations, neighbours
 from shared.store.session import Store
 
@@ -47,7 +47,7 @@ def everything(store: Store, indexes: MemoryStore, live, uid: str, request: Requ
     with store.reading() as connection:
         subject = search._subject(neighbours.vectors(connection, [uid], live.model_id))
         page = search.cursor.first(None)
-        answers = indexes.open(live.collection).search(search._queries(subject, request, page, 40))
+        answers = indexes.open(live.collection).search(ask._queries(subject, request, page, 40))
         points = {hit.id for answer in answers for hit in answer.hits}
         rows = neighbours.behind(connection, live.generation_id, list(points))
     ranking = rank(subject.images, answers, gone=points - rows.keys())

@@ -24,8 +24,8 @@ from services.api.metrics import Metrics
 from services.api.schemas import BatchIn, SearchIn, Uid
 from shared.encoder.base import Encoder
 from shared.errors import Invalid, NotFound, Unavailable
-from shared.pipeline import search
-from shared.pipeline.search import Ranking
+from shared.pipeline import question, search
+from shared.pipeline.question import Ranking
 from shared.runtime import Runtime
 from shared.store.generations import Published
 
@@ -199,7 +199,7 @@ def searches(
     return Response(to_json(answer), media_type="application/json")
 
 
-def by_image(rt: Runtime, connection: sa.Connection, picture: bytes, wanted: search.Request) -> Ranking:
+def by_image(rt: Runtime, connection: sa.Connection, picture: bytes, wanted: question.Request) -> Ranking:
     """The caller holds a slot: one picture is decoded and encoded at a time."""
     return search.by_image(
         connection,
