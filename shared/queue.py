@@ -19,7 +19,7 @@ QUEUES: dict[Job, str] = {
     Job.ENCODE: "ingest",
     Job.PROJECT: "index",
     Job.REINDEX: "reindex",
-    Job.BACKFILL: "ingest",
+    Job.CATCH_UP: "ingest",
     Job.REPLAY: "reindex",
     Job.CANARY: "reindex",
     Job.SWEEP: "sweep",

@@ -126,7 +126,7 @@ class Job(StrEnum):
     PULL = "similis.pull"
     PROJECT = "similis.project"
     REINDEX = "similis.reindex"
-    BACKFILL = "similis.backfill"
+    CATCH_UP = "similis.backfill"
     REPLAY = "similis.replay"
     CANARY = "similis.canary"
     SWEEP = "similis.sweep"

@@ -19,7 +19,7 @@ from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Inspected
 from shared.index.base import Index
 from shared.index.memory import MemoryStore
-from shared.pipeline import backfill, encode, lifecycle, project, reindex, scan
+from shared.pipeline import catchup, encode, lifecycle, project, reindex, scan
 from shared.pipeline.encode import Effort
 from shared.pipeline.receive import Rules
 from shared.queue import MemoryQueue
@@ -166,7 +166,7 @@ class Platform:
                 db.execute(sa.text("UPDATE operation SET not_before = NULL"))
                 due = operations.due(db, "reindex")
             reindex.advance(self.begin, self.index, **how)
-            busy = backfill.drain(self.begin, self.sandbox, self.encoder, self.effort) + self.project()
+            busy = catchup.drain(self.begin, self.sandbox, self.encoder, self.effort) + self.project()
             if not due and not busy:
                 return
 

@@ -1,4 +1,4 @@
-from shared.pipeline import backfill, canary, reindex
+from shared.pipeline import canary, catchup, reindex
 from shared.types import Job
 from workers.heartbeat import still_here
 from workers.runtime import runtime
@@ -21,9 +21,9 @@ def ask_canary() -> None:
     canary.ask(rt.transaction, rt.index, rt.settings.qdrant.canary_s)
 
 
-@task(Job.BACKFILL)
-def encode_backfill() -> None:
+@task(Job.CATCH_UP)
+def catch_up() -> None:
     """Encode for a while what a new model has not encoded yet; ring again if there may be more."""
     rt = runtime()
-    if backfill.drain(rt.transaction, rt.sandbox, rt.encoder, rt.effort):
-        rt.queue.ring(Job.BACKFILL)
+    if catchup.drain(rt.transaction, rt.sandbox, rt.encoder, rt.effort):
+        rt.queue.ring(Job.CATCH_UP)

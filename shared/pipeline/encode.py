@@ -20,7 +20,7 @@ from shared.log import get
 from shared.pipeline.batch import Decoder, Result, Work, decode, forward
 from shared.pipeline.judge import judge_image, standards
 from shared.pipeline.lease import Keeper
-from shared.store import backfill, calibrations, encodings, files, generations, images, ledger
+from shared.store import calibrations, catchup, encodings, files, generations, images, ledger
 from shared.store.generations import Published
 from shared.store.images import Claimed, Verdict
 from shared.store.locks import Lock, share
@@ -187,7 +187,7 @@ def settle(begin: Begin, work: Work, result: Result) -> int:
         encoded = [v.image.id for v in result.verdicts if v.image.id in ours and v.status is Status.ENCODED]
         _hand_over(db, work, result, encoded)
         ledger.withdraw(db, lost_place)  # an image that was searchable and no longer belongs
-        backfill.drop(db, lost_place)
+        catchup.drop(db, lost_place)
         enqueue(db, Job.PROJECT)
     if len(ours) < len(result.verdicts):
         log.info("claims_lost", count=len(result.verdicts) - len(ours))
@@ -246,14 +246,14 @@ def write(db: Session, work: Work, result: Result, revisions: Mapping[int, int])
 
 def _hand_over(db: Session, work: Work, result: Result, encoded: Sequence[int]) -> None:
     """What open models have not done with these images is theirs to do, or their named exception."""
-    backfill.drop(db, encoded, [model.model_id for model in work.models])
+    catchup.drop(db, encoded, [model.model_id for model in work.models])
     late = {p.model_id for p in generations.opened(db)} - {model.model_id for model in work.models}
     mine = [(model, verdict) for model, verdict in result.exceptions if verdict.image.id in set(encoded)]
     again = [(model, v.image.id) for model, v in mine if v.status is Status.RECEIVED]
-    backfill.add(
+    catchup.add(
         db,
         due=[*again, *((model, image) for model in sorted(late) for image in encoded)],
         failed=[(model, v.image.id, v.reason or v.status) for model, v in mine if v.status is not Status.RECEIVED],
     )
     if late or again:
-        enqueue(db, Job.BACKFILL)
+        enqueue(db, Job.CATCH_UP)

@@ -17,7 +17,7 @@ from shared.types import Job
 
 MOST_AT_ONCE = 10_000
 
-_RUNG: dict[Kind, Job] = {"image": Job.ENCODE, "encoding": Job.BACKFILL, "point": Job.PROJECT, "file": Job.SCAN}
+_RUNG: dict[Kind, Job] = {"image": Job.ENCODE, "encoding": Job.CATCH_UP, "point": Job.PROJECT, "file": Job.SCAN}
 
 
 def retry(db: Session, letter: str, actor: Actor) -> None:

@@ -16,7 +16,7 @@ from shared.encoder.cards import Card
 from shared.errors import Conflict
 from shared.index.base import IndexStore, Metric, Spec
 from shared.pipeline import thresholds
-from shared.store import backfill, coverage, encodings, generations, ledger, operations, points
+from shared.store import catchup, coverage, encodings, generations, ledger, operations, points
 from shared.store.coverage import Gap
 from shared.store.locks import Lock, alone, share
 from shared.store.session import Begin, enqueue
@@ -240,7 +240,7 @@ def retire(db: Session, generation_id: int, *, force: bool = False) -> Generatio
     if operation_id is not None:  # before the generation's own row, as a fill locks them
         operations.abandon(db, operation_id)
     found = generations.retire(db, generation_id, force=force)
-    backfill.drop_model(db, found.model_id)
+    catchup.drop_model(db, found.model_id)
     enqueue(db, Job.REINDEX)
     return found
 
@@ -274,10 +274,10 @@ def resume(db: Session, generation_id: int) -> Generation:
         operation = operations.get(db, found.operation_id)
         if operation.state not in ("pending", "running"):
             if operation.state != "paused":
-                backfill.retry(db, found.model_id)
+                catchup.retry(db, found.model_id)
             operations.retry(db, found.operation_id)
     enqueue(db, Job.REINDEX)
-    enqueue(db, Job.BACKFILL)
+    enqueue(db, Job.CATCH_UP)
     return found
 
 
@@ -290,7 +290,7 @@ def throttle(db: Session, generation_id: int, wanted: Mapping[str, float | str |
     for name in wanted.keys() & {"throttle", "hours"}:
         setattr(found, name, wanted[name])
     enqueue(db, Job.REINDEX)
-    enqueue(db, Job.BACKFILL)
+    enqueue(db, Job.CATCH_UP)
     return found
 
 

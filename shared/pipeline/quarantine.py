@@ -11,7 +11,7 @@ from sqlalchemy.orm import Session
 from shared.errors import Conflict, Gate, Invalid, NotFound
 from shared.imaging.reasons import SENTENCES, Reason
 from shared.pipeline.letters import scan_again
-from shared.store import backfill, encodings, generations, ledger, reviews
+from shared.store import catchup, encodings, generations, ledger, reviews
 from shared.store.images import check_move
 from shared.store.locks import Lock, share
 from shared.store.reviews import Actor, Stopped, Wanted
@@ -92,16 +92,16 @@ def admit(db: Session, images: Sequence[int]) -> None:
         ledger.post(db, model, entries)
         held = {entry.image_id for entry in entries}
         lacking += [(model, image) for image in images if image not in held]
-    backfill.add(db, lacking)
+    catchup.add(db, lacking)
     enqueue(db, Job.PROJECT)
     if lacking:
-        enqueue(db, Job.BACKFILL)
+        enqueue(db, Job.CATCH_UP)
 
 
 def withdraw(db: Session, images: Sequence[int]) -> None:
     """Whatever stands of these images leaves every generation; their encodings stay, for a release."""
     ledger.withdraw(db, images)
-    backfill.drop(db, images)
+    catchup.drop(db, images)
     enqueue(db, Job.PROJECT)
 
 

@@ -20,7 +20,7 @@ from shared.imaging.reasons import Reason, failed
 from shared.imaging.sandbox import Inspected
 from shared.pipeline import erase
 from shared.pipeline.admission import Action, Admission
-from shared.store import arrivals, backfill, images, studies
+from shared.store import arrivals, catchup, images, studies
 from shared.store.arrivals import Arrival, Origin
 from shared.store.files import Record, Seen
 from shared.store.locks import Lock, share
@@ -321,8 +321,8 @@ def _act(
     image_id = known.id
     if verdict.found_again:
         images.found_again(db, image_id, incoming.path, operation_id)
-        backfill.found_again(db, image_id)
-        enqueue(db, Job.BACKFILL)
+        catchup.found_again(db, image_id)
+        enqueue(db, Job.CATCH_UP)
         standing[known.sop_uid] = replace(known, path=incoming.path, lost=False)  # for the next copy of this batch
     if verdict.act == "replace":
         studies.replace(db, image_id, incoming, operation_id)

@@ -1,7 +1,7 @@
 """Re-index: a generation beside the live one is filled, watched until it lacks nothing, and measured.
 
 What is stored is not encoded again: rows of the ledger are written from the encodings, and the projector does the
-rest. What its model has not encoded is left to `backfill`. Every step is one transaction and begins where the last
+rest. What its model has not encoded is left to `catchup`. Every step is one transaction and begins where the last
 one ended, so it may be killed, paused and taken over anywhere.
 """
 
@@ -22,7 +22,7 @@ from shared.pipeline.ask import LEAST_DEPTH
 from shared.pipeline.lease import turn
 from shared.pipeline.pace import allow
 from shared.pipeline.question import TARGET
-from shared.store import backfill, coverage, encodings, generations, ledger, operations
+from shared.store import catchup, coverage, encodings, generations, ledger, operations
 from shared.store.canaries import K
 from shared.store.operations import Held
 from shared.store.session import Begin, enqueue
@@ -92,7 +92,7 @@ def _build(
                 found = generations.get(db, number)
                 found.filled_to, found.filled_at = 0, None
             enqueue(db, Job.PROJECT)
-            enqueue(db, Job.BACKFILL)
+            enqueue(db, Job.CATCH_UP)
             operations.rest(db, held, REST_S)
             return False
     _finish(begin, open_index, held, number, alive)
@@ -115,13 +115,13 @@ def fill(db: Session, found: Generation, chunk: int = CHUNK) -> int:
     )
     images = list(ids.scalars())
     ledger.fill(db, found.id, ledger.stored(db, found.model_id, images))
-    backfill.fill(db, found.model_id, images)
+    catchup.fill(db, found.model_id, images)
     if images:
         found.filled_to = images[-1]
     if len(images) < allowed:
         found.filled_at = sa.func.clock_timestamp()
     enqueue(db, Job.PROJECT)
-    enqueue(db, Job.BACKFILL)
+    enqueue(db, Job.CATCH_UP)
     db.flush()
     db.refresh(found)
     return len(images)

@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 from shared.pipeline import pull
 from shared.pipeline.encode import Effort
 from shared.pipeline.reindex import GRACE_S
-from shared.store import backfill, canaries, files, generations, images, ledger, operations
+from shared.store import canaries, catchup, files, generations, images, ledger, operations
 from shared.store.session import enqueue
 from shared.types import Job
 
@@ -26,7 +26,7 @@ def ring_for_due(db: Session, effort: Effort, canary_s: float = 0) -> None:
         enqueue(db, Job.REPLAY)
     if canaries.due(db, canary_s):
         enqueue(db, Job.CANARY)
-    if backfill.asking(db):
-        enqueue(db, Job.BACKFILL)
+    if catchup.asking(db):
+        enqueue(db, Job.CATCH_UP)
     if ledger.oldest_pending_s(db) is not None or operations.due(db, "erase"):
         enqueue(db, Job.PROJECT)

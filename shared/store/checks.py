@@ -150,7 +150,7 @@ IMAGES = (
             "WHERE id = ANY(CAST(:ids AS bigint[])) AND status = 'encoding' "
             "AND (lease_until IS NULL OR lease_until < clock_timestamp())",
             Job.ENCODE,
-            Job.BACKFILL,
+            Job.CATCH_UP,
         ),
     ),
     Check(  # given up by our own fault; a verdict about the file leaves no error behind
@@ -173,7 +173,7 @@ IMAGES = (
             "AND (reason = 'worker-died' OR last_error IS NOT NULL)",
             Job.ENCODE,
             Job.PROJECT,
-            Job.BACKFILL,
+            Job.CATCH_UP,
         ),
     ),
     Check(  # judged by a threshold of a model that has not seen it, or for another modality

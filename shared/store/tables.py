@@ -294,7 +294,7 @@ class Ledger(Base):
     )
 
 
-class Backfill(Lease, Base):
+class CatchUp(Lease, Base):
     """An image that a model has yet to encode beside the normal path; `failed` is a named exception of its coverage."""
 
     __tablename__ = "backfill"

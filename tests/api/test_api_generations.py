@@ -3,7 +3,7 @@
 import pytest
 import sqlalchemy as sa
 
-from shared.pipeline import backfill, canary, project, reindex
+from shared.pipeline import canary, catchup, project, reindex
 from shared.store.keys import Scope
 from shared.types import Job
 from tests.api.conftest import Painter, serving
@@ -24,7 +24,7 @@ def work(archive, rounds=6):
         with rt.transaction() as db:
             db.execute(sa.text("UPDATE operation SET not_before = NULL"))
         reindex.advance(rt.transaction, rt.index)
-        backfill.drain(rt.transaction, Painter(), rt.encoder, rt.effort)
+        catchup.drain(rt.transaction, Painter(), rt.encoder, rt.effort)
         project.drain(rt.transaction, rt.index, gather_s=0)
 
 

@@ -1,7 +1,8 @@
 """Images that a model has yet to encode beside the normal path.
 
 The row is the job, with the lease and the fence of an image's own; besides, what is written must be of the revision
-that was claimed. A row that failed for good is a named exception of the model's generations.
+that was claimed. A row that failed for good is a named exception of the model's generations. Table and task are called
+`backfill`, which elsewhere means what is pulled from another archive.
 """
 
 from collections.abc import Iterable, Sequence

@@ -12,8 +12,8 @@ import sqlalchemy as sa
 from shared.encoder.base import Encoder
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.imaging.reasons import Reason, failed, undecodable
-from shared.pipeline import backfill, batch, encode, lifecycle, reindex
-from shared.store import backfill as rows
+from shared.pipeline import batch, catchup, encode, lifecycle, reindex
+from shared.store import catchup as rows
 from shared.store import coverage, generations, images
 from shared.store.generations import Published
 from tests.miniature import Platform, header
@@ -49,18 +49,18 @@ def opened(platform: Platform, **choices: Any) -> int:
 
 
 def drain(platform: Platform, **how: Any) -> int:
-    return backfill.drain(platform.begin, platform.sandbox, platform.encoder, platform.effort, **how)
+    return catchup.drain(platform.begin, platform.sandbox, platform.encoder, platform.effort, **how)
 
 
 def claim(platform: Platform, lease_s: float = 5.0) -> batch.Work:
     with platform.begin() as db:
         model = next(p for p in generations.opened(db) if p.model_id == 2)
-    return backfill._claim(platform.begin, model, replace(platform.effort, lease_s=lease_s), first=True)
+    return catchup._claim(platform.begin, model, replace(platform.effort, lease_s=lease_s), first=True)
 
 
 def settle(platform: Platform, work: batch.Work) -> int:
     result = batch.forward(batch.decode(platform.sandbox, work), platform.encoder)
-    return backfill._settle(platform.begin, work.models[0], work, result)
+    return catchup._settle(platform.begin, work.models[0], work, result)
 
 
 def test_a_new_model_is_built_from_the_images_and_nothing_else_is_written(filled: Platform) -> None:
@@ -151,7 +151,7 @@ def test_a_model_that_cannot_be_loaded_here_holds_up_no_intake(filled: Platform)
     filled.scan()
     encode.drain(filled.begin, filled.sandbox, encoder_of, filled.effort)
     assert [state for _, state, _ in due(filled)] == ["due"]  # it is encoded where the model is
-    assert backfill.drain(filled.begin, filled.sandbox, encoder_of, filled.effort) == 0
+    assert catchup.drain(filled.begin, filled.sandbox, encoder_of, filled.effort) == 0
     assert drain(filled) == 1
     assert len(encoded(filled, 2)) == 13
 
@@ -201,7 +201,7 @@ def test_other_bytes_between_claim_and_settling_are_not_missed(filled: Platform)
     filled.put(os.fsdecode(path).rpartition("/")[2], header(int(uid.rpartition(".")[2]) - 1), b"other bytes")
     filled.scan()
     result = batch.forward(decoded, filled.encoder)
-    assert backfill._settle(filled.begin, work.models[0], work, result) == 3
+    assert catchup._settle(filled.begin, work.models[0], work, result) == 3
     assert 2 not in {row[0] for row in encoded(filled, 2)}
     filled.encode()
     filled.reindex()

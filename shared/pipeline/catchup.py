@@ -1,4 +1,4 @@
-"""Backfill: images that a model has not encoded yet are, beside intake and with the same machinery.
+"""Catch-up: images that a model has not encoded yet are, beside intake and with the same machinery.
 
 Only that model's encodings are written, fenced by the claim and by the image's revision. New images come first:
 while some are due, each call does one batch.
@@ -15,7 +15,7 @@ from shared.pipeline import encode
 from shared.pipeline.batch import Decoder, Result, Work
 from shared.pipeline.encode import Effort, Source
 from shared.pipeline.pace import allow
-from shared.store import backfill, generations, images, operations
+from shared.store import catchup, generations, images, operations
 from shared.store.generations import Published
 from shared.store.images import Claimed
 from shared.store.locks import Lock, share
@@ -38,7 +38,7 @@ def drain(
     A model that cannot be loaded here waits, and holds up no other.
     """
     with begin() as db:
-        asking = set(backfill.asking(db))
+        asking = set(catchup.asking(db))
         models = {p.model_id: p for p in generations.opened(db) if p.model_id in asking}
     settled = 0
     for model in models.values():
@@ -60,11 +60,11 @@ def _source(begin: Begin, model: Published, effort: Effort) -> Source:
         return _claim(begin, model, effort, first=batches == 1)
 
     def renew(db: Session, claimed: Sequence[Claimed]) -> None:
-        backfill.renew(db, model.model_id, claimed, effort.lease_s)
+        catchup.renew(db, model.model_id, claimed, effort.lease_s)
 
     def give_back(claimed: Sequence[Claimed]) -> None:
         with begin() as db:
-            backfill.release(db, model.model_id, claimed)
+            catchup.release(db, model.model_id, claimed)
 
     return Source(
         claim=claim, settle=lambda work, result: _settle(begin, model, work, result), renew=renew, give_back=give_back
@@ -74,12 +74,12 @@ def _source(begin: Begin, model: Published, effort: Effort) -> Source:
 def _claim(begin: Begin, model: Published, effort: Effort, *, first: bool) -> Work:
     """A batch of this model is ours, as far as throttle and hours allow; none while it is paused or new images wait."""
     with begin() as db:
-        if model.model_id not in backfill.asking(db) or (not first and images.due(db)[0]):
+        if model.model_id not in catchup.asking(db) or (not first and images.due(db)[0]):
             return Work([], [])
         limit = min((allow(db, one, effort.batch) for one in _building(db, model.model_id)), default=effort.batch)
         if limit == 0:
             return Work([], [])
-        claimed = backfill.claim(
+        claimed = catchup.claim(
             db, model.model_id, limit=limit, lease_s=effort.lease_s, max_failures=effort.max_failures
         )
     return Work(claimed, [model])
@@ -96,11 +96,11 @@ def _settle(begin: Begin, model: Published, work: Work, result: Result) -> int:
     """The batch is written in one transaction, as far as it is still ours and of the same revision."""
     with begin() as db:
         share(db, Lock.GENERATIONS)
-        ours = backfill.settle(db, model.model_id, result.verdicts)
+        ours = catchup.settle(db, model.model_id, result.verdicts)
         result.exceptions = [(model.model_id, v) for v in result.verdicts if v.status is not Status.ENCODED]
         result.thumbnails = []  # the picture is the live model's
         encode.write(db, work, result, ours)
         lost = [v.image for v in result.verdicts if v.image.id not in ours]
-        backfill.release(db, model.model_id, lost)  # of another revision by now: due again at once
+        catchup.release(db, model.model_id, lost)  # of another revision by now: due again at once
         enqueue(db, Job.PROJECT)
     return len(ours)
