@@ -29,6 +29,7 @@ from shared.index.base import Exact, Index, Query
 SEED = 7
 CHUNK = 100_000  #: encodings written in one transaction
 PLANNED = 100_000_000  #: encodings of the plan
+SHARD_RAM = 48 * 2**30
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -126,23 +127,30 @@ def search(index: Index, queries: np.ndarray[Any, np.dtype[np.float32]]) -> Json
 
 
 def plan(figures: Json) -> Json:
-    """100 million encodings on a Qdrant cluster: arithmetic from the figures above, nothing measured."""
-    dim, n = figures["dim"], PLANNED
-    int8, full, graph = n * dim, n * dim * 4, n * 32 * 4 * 1.2
-    ram = int8 + graph
-    shard_ram = 48 * 2**30
-    shards = math.ceil(ram / shard_ram)
-    per_s = figures["encodings"] / figures["times"]["projected_s"]  # the ledger is filled meanwhile
+    """100 million encodings on a Qdrant cluster: arithmetic from the figures above, nothing measured.
+
+    Linking takes longer by the logarithm of a shard's points; everything else grows with their number.
+    """
+    dim, made, n = figures["dim"], figures["encodings"], PLANNED
+    linked = {"int8": dim, "float32": dim * 4, "graph": 32 * 4 * 1.2}  # bytes of a point; m = 16, both directions
+    rest = max(figures["disk"]["vectors_mib"] * 2**20 / made - sum(linked.values()), 0)  # payload, ids, indexes, log
+    shards = math.ceil(n * (linked["int8"] + linked["graph"] + rest) / SHARD_RAM)
+    per_s = made / figures["times"]["projected_s"]  # the ledger is filled meanwhile
+    deeper = max(math.log(n / shards) / math.log(made), 1)
     return {
         "encodings": n,
-        "int8_gib": round(int8 / 2**30),
-        "float32_on_disk_gib": round(full / 2**30),
-        "graph_gib": round(graph / 2**30),
-        "shards_of_48_gib": shards,
-        "float16_in_postgres_gib": round(n * dim * 2 / 2**30),
+        "int8_gib": round(n * linked["int8"] / 2**30),
+        "graph_gib": round(n * linked["graph"] / 2**30),
+        "payload_gib": round(n * rest / 2**30),
+        "float32_on_disk_gib": round(n * linked["float32"] / 2**30),
+        "shards": shards,
+        "encodings_in_postgres_gib": round(n * dim * 2 / 2**30),
+        "postgres_gib": round(n * figures["disk"]["database_mib"] / made / 2**10),
         "one_projector_per_s": round(per_s),
         "projecting_with_one_projector_h": round(n / per_s / 3600, 1),
         "projecting_with_a_projector_for_each_shard_h": round(n / per_s / 3600 / shards, 1),
+        "core_hours": round(n * figures["times"]["cpu_s"] / made / 3600),
+        "core_hours_at_most": round(n * figures["times"]["cpu_s"] / made / 3600 * deeper),
     }
 
 
@@ -178,13 +186,18 @@ def _text(figures: Json) -> list[str]:
         "",
         "## 100 million on a Qdrant cluster: arithmetic, not measured",
         "",
-        f"- In memory: int8 {p['int8_gib']} GiB, graph (m = 16, both directions) {p['graph_gib']} GiB.",
-        f"- So {p['shards_of_48_gib']} shards of 48 GiB memory, twice that with a replica of each.",
-        f"- On disk: float32 for re-scoring {p['float32_on_disk_gib']} GiB.",
-        f"- In Postgres: float16 {p['float16_in_postgres_gib']} GiB.",
+        f"- In memory: int8 {p['int8_gib']} GiB, graph (m = 16, both directions) {p['graph_gib']} GiB, and what else",
+        f"  a point took on disk here (payload, its indexes, ids, log) {p['payload_gib']} GiB.",
+        f"- So {p['shards']} shards of 48 GiB memory, twice that with a replica of each.",
+        f"- On disk and on the wire: float32 for re-scoring {p['float32_on_disk_gib']} GiB.",
+        f"- In Postgres: {p['postgres_gib']} GiB as here (rows, indexes, two ledgers), {p['encodings_in_postgres_gib']} of it "
+        "encodings.",
         f"- One projector applied {p['one_projector_per_s']} points/s here: {p['projecting_with_one_projector_h']} h.",
         f"- With a projector for each shard {p['projecting_with_a_projector_for_each_shard_h']} h:",
         "  they share the ledger by SKIP LOCKED, and the old generation serves meanwhile.",
+        f"- Processor time of all of it, linking included: {p['core_hours']} core hours as here, {p['core_hours_at_most']} "
+        "where linking",
+        "  took all of it, as a shard of so many points has longer ways: two cores a shard are busy as long as it projects.",
         "- During the build both generations are in memory: plan for twice the shards, or keep the old generation's",
         "  quantised vectors on disk until it is retired.",
     ]
