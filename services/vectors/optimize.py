@@ -1,8 +1,8 @@
 """Linking new points into the graph without stopping the searches.
 
-Edge optimises under the GIL, for tens of seconds. So a sparse copy of the flushed shard is optimised by a spawned
-child of low priority; then what came meanwhile is caught up, and the copy becomes the shard. A kill at any moment
-leaves the old shard in place and a folder that the next start removes.
+Edge optimises under the GIL, for tens of seconds. So a sparse copy of the shard is optimised by a spawned child of low
+priority; then what came meanwhile is caught up, and the copy becomes the shard. A kill at any moment leaves the old
+shard in place and a folder that the next start removes.
 
 Rebuilding one graph of 100,000 points takes a minute of two cores, so as long as little is new, the new points get a
 small graph of their own beside the large one (2 to 5 s, a search looks into both); beyond a quarter, all is one again.

@@ -279,6 +279,36 @@ def test_a_write_in_progress_when_the_shadow_catches_up_is_in_the_new_shard(tmp_
     held.close()
 
 
+def test_the_shadow_has_what_only_the_log_holds_and_nobody_waits_for_a_flush(tmp_path: Path) -> None:
+    held = Shards(tmp_path)
+    held.create(wire.create("a", SPEC))
+    collection = held.get("a")
+    collection.index_field(wire.field_index("a", "study", "id").SerializeToString())
+    write(held, gallery(300))
+    write(held, revised(range(100), 9))
+    gone = pb.DeletePoints(collection_name="a")
+    gone.points.points.ids.add(uuid=str(id_of(299)))
+    collection.write("Delete", gone.SerializeToString(), [str(id_of(299))])
+    forward, asked = collection.ask, []
+
+    def noted(name: str, raw: bytes) -> bytes:
+        asked.append(name)
+        return forward(name, raw)
+
+    collection.ask = noted  # type: ignore[method-assign]
+    with collection.shadow(optimize.copy) as target:
+        collection.adopt(target)
+    assert "Flush" not in asked
+    collection.ask = forward  # type: ignore[method-assign]
+    info = collection.info()
+    assert (info.points_count, info.payload_schema["study"].data_type) == (299, pb.PayloadSchemaType.Integer)
+    scroll = pb.ScrollPoints(collection_name="a", limit=1000, with_payload=pb.WithPayloadSelector(enable=True))
+    rows = pb.ScrollResponse.FromString(collection.ask("Scroll", scroll.SerializeToString())).result
+    revisions = {row.id.uuid: row.payload["revision"].integer_value for row in rows}
+    assert {revisions[str(id_of(number))] for number in range(100)} == {9}
+    held.close()
+
+
 def engine_pids(running: engines.VectorsProcess) -> list[int]:
     """What the nursery has forked."""
     assert running.process is not None
