@@ -49,7 +49,7 @@ class Spec:
 
     dim: int
     metric: Metric = Metric.COSINE
-    #: hnsw graph and int8 copies pay from some 20,000 vectors up (`exact` never builds a graph)
+    #: hnsw graph and int8 copies pay from some 2,000 vectors up (`exact` never builds a graph)
     scale: Literal["exact", "hnsw", "hnsw-int8"] = "hnsw-int8"
     m: int = 16
     ef_construct: int = 100
