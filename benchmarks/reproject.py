@@ -190,14 +190,13 @@ def _text(figures: Json) -> list[str]:
         f"  a point took on disk here (payload, its indexes, ids, log) {p['payload_gib']} GiB.",
         f"- So {p['shards']} shards of 48 GiB memory, twice that with a replica of each.",
         f"- On disk and on the wire: float32 for re-scoring {p['float32_on_disk_gib']} GiB.",
-        f"- In Postgres: {p['postgres_gib']} GiB as here (rows, indexes, two ledgers), {p['encodings_in_postgres_gib']} of it "
-        "encodings.",
+        f"- In Postgres: {p['postgres_gib']} GiB as here: rows, indexes, two ledgers;",
+        f"  {p['encodings_in_postgres_gib']} of it encodings.",
         f"- One projector applied {p['one_projector_per_s']} points/s here: {p['projecting_with_one_projector_h']} h.",
         f"- With a projector for each shard {p['projecting_with_a_projector_for_each_shard_h']} h:",
         "  they share the ledger by SKIP LOCKED, and the old generation serves meanwhile.",
-        f"- Processor time of all of it, linking included: {p['core_hours']} core hours as here, {p['core_hours_at_most']} "
-        "where linking",
-        "  took all of it, as a shard of so many points has longer ways: two cores a shard are busy as long as it projects.",
+        f"- Processor time of all of it, linking included: {p['core_hours']} core hours as here,",
+        f"  {p['core_hours_at_most']} if it were all linking, which has longer ways in so large a shard.",
         "- During the build both generations are in memory: plan for twice the shards, or keep the old generation's",
         "  quantised vectors on disk until it is retired.",
     ]
