@@ -8,13 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
+    SettingsError,
 )
 
 
@@ -101,8 +102,9 @@ class Encoding(_Part):
 
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
-        env_prefix="SIMILIS_", env_nested_delimiter="__", frozen=True, extra="forbid", env_ignore_empty=True
-    )
+        env_prefix="SIMILIS_", env_nested_delimiter="__", frozen=True, extra="forbid", env_ignore_empty=True,
+        hide_input_in_errors=True,  # a misspelt name may hold a password
+    )  # fmt: skip
 
     home: Path = Path.home() / ".similis"
     models: Path | None = None  #: where model cards live; default home/models
@@ -163,5 +165,16 @@ class SecretFiles(PydanticBaseSettingsSource):
             node = tree
             for parent in parents:
                 node = node.setdefault(parent, {})
-            node[leaf] = Path(path).read_text(encoding="utf-8").strip()
+            try:
+                node[leaf] = Path(path).read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise SettingsError(f"the file of {name} cannot be read ({type(error).__name__})") from None
         return tree
+
+
+def complaint(error: ValidationError | SettingsError) -> str:
+    """What is wrong with the settings, by their names in the environment; never what they were set to."""
+    if isinstance(error, SettingsError):
+        return str(error)
+    wrong = error.errors(include_input=False, include_url=False)
+    return "; ".join(f"SIMILIS_{'__'.join(str(part).upper() for part in one['loc'])}: {one['msg']}" for one in wrong)

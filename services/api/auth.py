@@ -14,6 +14,7 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 
+from services.api.asked import check_names
 from services.api.limits import TokenBuckets
 from shared.errors import Denied, Unavailable, Unidentified
 from shared.log import get
@@ -96,7 +97,10 @@ def presented(request: Request) -> str | None:
 
 
 class Needs:
-    """A dependency: nobody passes without one of these scopes, nor faster than their bucket allows."""
+    """A dependency: nobody passes without one of these scopes, nor faster than their bucket allows.
+
+    Nor with a parameter that the route does not have.
+    """
 
     def __init__(self, *scopes: Scope) -> None:
         self.scopes = frozenset(scopes)
@@ -108,6 +112,7 @@ class Needs:
         if not self.scopes & bearer.scopes:
             raise Denied(f"this needs a key with the scope {' or '.join(sorted(self.scopes))}")
         callers.buckets.take(bearer.id)
+        check_names(request)
         return bearer
 
 

@@ -15,6 +15,7 @@ from fastapi.responses import Response
 from pydantic_core import to_json
 from sqlalchemy.exc import IntegrityError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from services.api.schemas import WRITTEN, names
 from shared.errors import (
@@ -155,7 +156,7 @@ def _message(error: Mapping[str, Any]) -> str:
     if error["type"] == "json_invalid":
         return "this is not JSON"
     if error["type"] == "extra_forbidden":
-        near = get_close_matches(str(error["loc"][-1]), names(), 1)
+        near = get_close_matches(str(error["loc"][-1]), error.get("ctx", {}).get("known", names()), 1)
         return "there is no such name" + (f"; do you mean {near[0]}?" if near else "")
     if error["type"] == "string_pattern_mismatch":
         return WRITTEN.get(error["ctx"]["pattern"], "is not written as it must be: see /docs")
@@ -173,7 +174,10 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     def validation(request: Request, error: RequestValidationError) -> Response:
-        return of_validation(request, error.errors())
+        found = error.errors()
+        if any(e["loc"] == ("body",) and isinstance(e.get("input"), bytes) for e in found):  # it was not read as JSON
+            return of_error(request, UnsupportedMedia("send a JSON object, with Content-Type: application/json"))
+        return of_validation(request, found)
 
     @app.exception_handler(IntegrityError)
     def race(request: Request, error: IntegrityError) -> Response:  # noqa: ARG001 - its text holds values
@@ -184,5 +188,12 @@ def install(app: FastAPI) -> None:
         if isinstance(error.__cause__, SimilisError):  # FastAPI wraps what is raised while a body is read
             return of_error(request, error.__cause__)
         kind = STATUSES.get(error.status_code, Kind(error.status_code, "http", "The request cannot be served"))
-        headers = {name: value for name, value in (error.headers or {}).items() if name.lower() == "allow"}
+        headers = {"Allow": ", ".join(sorted(_methods(request)))} if error.status_code == 405 else {}
         return problem(kind, kind.title, route_of(request), headers)
+
+
+def _methods(request: Request) -> set[str]:
+    """What may be done at this address, by whichever of its routes: Starlette tells of the first alone."""
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
+    found = {method for route in routes for method in route.methods or ()}
+    return found | {"HEAD"} if "GET" in found else found

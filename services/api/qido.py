@@ -164,8 +164,8 @@ def _dates(values: list[str]) -> tuple[date | None, date | None]:
         raise Invalid("StudyDate is one day or one range")
     try:
         return dates(values[0] if values else None)
-    except ValueError:
-        raise Invalid("a date range reads 20240101-20241231; either side may be left out") from None
+    except ValueError as error:
+        raise Invalid(str(error)) from None
 
 
 def answer(row: Mapping[str, object], fields: Iterable[str], base: str) -> Json:

@@ -30,6 +30,7 @@ WRITTEN = {
     NAME: "a name is letters, digits, . _ and -, at most 64",
 }
 Uid = Annotated[str, Field(pattern=UID)]
+MOST_ID = 2**62  #: no row has a larger number, and the database would take no such question
 
 
 def _split(value: object) -> object:
@@ -52,26 +53,29 @@ Codes = Annotated[
 Birads = Annotated[list[Annotated[int, Field(ge=0, le=6)]], _Split, Field(max_length=7)]
 Uids = Annotated[list[Uid], _Split, Field(max_length=200)]
 
-_RANGE = re.compile(r"(\d{8})?(-)?(\d{8})?")
+_RANGE = re.compile(r"(\d{8})?(?:(-)(\d{8})?)?", re.ASCII)
+_RANGE_READS = "a date range reads 20240101-20241231; either side may be left out"
 
 
 def dates(text: str | None) -> tuple[date | None, date | None]:
-    """`A`, `A-B`, `A-` and `-B` as DICOM has them. Raises: `ValueError`."""
+    """`A`, `A-B`, `A-` and `-B` as DICOM has them. Raises: `ValueError`, in words that do not quote it."""
     if not text:
         return None, None
     found = _RANGE.fullmatch(text)
     if found is None:
-        raise ValueError("a date range reads 20240101-20241231; either side may be left out")
+        raise ValueError(_RANGE_READS)
     low, dash, high = found.groups()
-    first, last = (datetime.strptime(d, "%Y%m%d").date() if d else None for d in (low, high))  # noqa: DTZ007
+    try:
+        first, last = (datetime.strptime(d, "%Y%m%d").date() if d else None for d in (low, high))  # noqa: DTZ007
+    except ValueError:  # no such day
+        raise ValueError(_RANGE_READS) from None
+    if first and last and last < first:
+        raise ValueError("the date range ends before it begins")
     return first, last if dash else first
 
 
 def _checked(text: str | None) -> str | None:
-    try:
-        dates(text)
-    except ValueError:
-        raise ValueError("a date range reads 20240101-20241231; either side may be left out") from None
+    dates(text)
     return text
 
 
@@ -256,7 +260,7 @@ def _no_nul(text: str) -> str:
 
 
 _Word = Annotated[str, Field(pattern=r"^[a-z-]{1,40}$")]
-_Modality = Annotated[str, Field(pattern=r"^[A-Z0-9_ ]{1,16}$")]
+Modality = Annotated[str, Field(pattern=r"^[A-Z0-9_ ]{1,16}$")]
 _ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Its name or fingerprint")]
 Item = Annotated[str, Field(pattern=ITEM, description="As the list shows it")]
 
@@ -264,7 +268,7 @@ Item = Annotated[str, Field(pattern=ITEM, description="As the list shows it")]
 class QuarantineIn(In):
     gate: Gate | None = None
     reason: _Word | None = None
-    modality: _Modality | None = None
+    modality: Modality | None = None
     model: Annotated[_ModelName | None, Field(description="Whose threshold stopped it")] = None
     since: Annotated[AwareDatetime | None, BeforeValidator(_written), Field(description="Stopped then or later")] = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
@@ -278,7 +282,7 @@ class NoteIn(In):
 class RetryIn(In):
     gate: Gate | None = None
     reason: _Word | None = None
-    modality: _Modality | None = None
+    modality: Modality | None = None
 
 
 Letter = Annotated[
@@ -304,7 +308,7 @@ class LettersRetryIn(In):
 class CalibrateIn(In):
     """From which stored images: all that are encoded, or those of an operation or below a folder."""
 
-    modality: Annotated[_Modality | None, Field(description="Default: every one that has encoded images")] = None
+    modality: Annotated[Modality | None, Field(description="Default: every one that has encoded images")] = None
     rule: Rule = "mean+3sd"
     operation: UUID | None = None
     folder: ServerPath | None = None
@@ -314,11 +318,11 @@ class ReplayIn(In):
     """Which thresholds: given ones, those of a rule or of an earlier calibration, or those in force."""
 
     model: _ModelName
-    modality: _Modality
+    modality: Modality
     threshold: Annotated[float | None, Field(allow_inf_nan=False, description="Of scores")] = None
     distance_threshold: Annotated[float | None, Field(allow_inf_nan=False, description="Of distances")] = None
     rule: Rule | None = None
-    calibration: Annotated[int | None, Field(ge=1, description="An earlier one")] = None
+    calibration: Annotated[int | None, Field(ge=1, le=MOST_ID, description="An earlier one")] = None
     apply: Annotated[bool, Field(description="Put it in force and judge what is stored; else only tell")] = False
     shown: Annotated[int, Field(ge=0, le=10_000, description="Images to name of each way")] = 100
 

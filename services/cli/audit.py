@@ -20,7 +20,7 @@ def register(app: typer.Typer) -> None:
 def list_audit(
     client: Client,
     *,
-    action: Annotated[str | None, typer.Option(help="Such as release, reject, erase, generation-publish.")] = None,
+    action: Annotated[str | None, typer.Option(help="Such as release, erase, generation-publish, key-create.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="How many.")] = 100,
     as_json: AsJson = False,
 ) -> None:

@@ -33,6 +33,7 @@ P = ParamSpec("P")
 Answer = dict[str, Any]
 
 PATIENCE_S = 30.0  #: how long a busy or restarting server is waited for
+ANSWERS_WITHIN_S = 60.0  #: from the request to the answer's first byte: a calibration reads all that is stored
 NOT_RUNNING = "start it with `similis up`, or name another with --url, --home or SIMILIS_URL"
 
 #: What an answer's status means to the caller; the problem's own code is not needed to act.
@@ -87,13 +88,16 @@ class Client:
         self._patience_s = patience_s
         self._say = say
         self._spoke = False
-        self._http = httpx.Client(
-            base_url=self.url,
-            headers={"Authorization": f"Bearer {key}"} if key else {},
-            timeout=httpx.Timeout(60.0, connect=5.0),
-            trust_env=False,  # neither a proxy nor ~/.netrc has a say in who gets the key
-            verify=ssl.create_default_context(),  # the machine's own authorities, a hospital's among them
-        )
+        try:
+            self._http = httpx.Client(
+                base_url=self.url,
+                headers={"Authorization": f"Bearer {key}"} if key else {},
+                timeout=httpx.Timeout(ANSWERS_WITHIN_S, connect=5.0),
+                trust_env=False,  # neither a proxy nor ~/.netrc has a say in who gets the key
+                verify=ssl.create_default_context(),  # the machine's own authorities, a hospital's among them
+            )
+        except httpx.InvalidURL:
+            raise Invalid("the server's address is not an address") from None
 
     def get(self, path: str, **params: Any) -> Answer:  # noqa: ANN401 - what httpx takes
         return self._ask("GET", path, params={name: value for name, value in params.items() if value is not None})
@@ -135,6 +139,13 @@ class Client:
 
         try:
             response = self._http.request(method, path, **what)
+        except UnicodeEncodeError:
+            raise Invalid("a path or a word is not in UTF-8, as what the server is told has to be") from None
+        except ValueError:  # JSON has no word for it
+            raise Invalid("a number is not finite") from None
+        except (httpx.ReadTimeout, httpx.WriteTimeout):  # not asked again: what was begun may be under way
+            said = f"{self.url} has not answered within {ANSWERS_WITHIN_S:g} s; it may still do what was asked"
+            raise SimilisError(said) from None
         except httpx.TransportError as error:
             if self._spoke:  # it was there a moment ago: restarted by its supervisor
                 raise Unavailable(f"{self.url} does not answer ({type(error).__name__})", retry_after_s=1) from None
@@ -171,7 +182,8 @@ def _error(response: "httpx.Response") -> SimilisError:
         problem = {}
     if not isinstance(problem, dict):
         problem = {}
-    said = problem.get("detail") or problem.get("title") or f"the server answered {response.status_code}"
+    told = (problem.get(name) for name in ("explanation", "detail", "title"))
+    said = next(filter(None, told), f"the server answered {response.status_code}")
     wrong = [item for item in problem.get("errors") or [] if isinstance(item, dict)]
     places = [f"{_field(item)}: {item.get('message', 'wrong')}" for item in wrong]
     text = "; ".join(dict.fromkeys(places)) or str(said)  # `detail` only lists the same fields
@@ -191,7 +203,7 @@ def _field(item: Mapping[str, Any]) -> str:
 
 def part(text: str) -> str:
     """One segment of a path, whatever the user typed."""
-    return quote(text, safe="")
+    return quote(text, safe="", errors="surrogateescape")
 
 
 def connect(
@@ -225,9 +237,12 @@ def _running(folder: Path) -> str | None:
 
 def _key(path: Path) -> str:
     try:
-        return path.read_text(encoding="ascii").strip()
+        key = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise Invalid(f"the API key file cannot be read ({type(error).__name__})") from None
+    if not key.isprintable() or " " in key:
+        raise Invalid("the API key file holds something else than one key")
+    return key
 
 
 def connected(command: Callable[Concatenate[Client, P], None]) -> Callable[..., None]:

@@ -5,12 +5,18 @@ Exit codes: 0 done, 1 error, 2 usage, 3 not found, 4 conflict, 5 invalid input, 
 
 import functools
 import importlib
+import io
+import os
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
+from pathlib import Path
 
 import typer
+from pydantic import ValidationError
+from pydantic_settings import SettingsError
 
+from shared.config import Settings, complaint
 from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError
 
 #: Each module adds its commands by `register(app)`.
@@ -48,11 +54,21 @@ def rooms() -> typer.Typer:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run one command line; ends the process with its exit code."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - a caller has closed it; it is ours to the end
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - ditto
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a name that this terminal has no letters for is shown so
     try:
         rooms()(args=argv)
     except SimilisError as error:
         sys.stderr.write(f"similis: {error}\n")
         raise SystemExit(exit_code(error)) from None
+    except (ValidationError, SettingsError) as error:
+        if isinstance(error, ValidationError) and error.title != Settings.__name__:
+            raise
+        sys.stderr.write(f"similis: the settings are wrong: {complaint(error)}\n")
+        raise SystemExit(EXIT_CODES[Invalid]) from None
 
 
 if __name__ == "__main__":

@@ -162,10 +162,11 @@ def ensemble(  # noqa: PLR0913 - as above
     home: Home = None,
 ) -> None:
     """Make one model of several that see the same pixels; it holds their weights."""
+    from shared.encoder.cards import CARD
     from shared.encoder.derive import build_ensemble, read_features
 
     models = _settings(home).models_dir
-    folders = [member if member.is_dir() else models / member.name for member in members]
+    folders = [member if (member / CARD).is_file() else models / member.name for member in members]
     vectors = None if features is None else read_features(features)
     say(f"joining {len(folders)} models and building their ONNX graph ...")
     build_ensemble(

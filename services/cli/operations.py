@@ -12,6 +12,7 @@ from services.cli.terminal import AsJson, say, table, tell, tell_json
 
 OperationId = Annotated[str, typer.Argument(metavar="ID", help="As `similis operations list` shows it.")]
 Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
+TAKES_IN = ("scan", "backfill-dicomweb")  #: kinds of operations that meet files
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +38,8 @@ def list_operations(client: Client, limit: Limit = 20, as_json: AsJson = False) 
         for o in found
     ]
     table(("id", "kind", "state", "%", "done", "of", "begun"), rows, right=("%", "done", "of"))
+    if len(found) == limit:
+        say(f"only the latest {limit} are shown; more with --limit")
 
 
 @connected
@@ -46,17 +49,17 @@ def show(
     follow_it: Annotated[bool, typer.Option("--follow", help="Stay until it has ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show one operation: its state and what became of its files."""
+    """Show one operation: its state and what became of its files. Exit 1 with --follow unless it succeeded."""
     answer = client.get(f"/v1/operations/{part(operation_id)}")
-    if follow_it and not Operation.of(answer).ended:
-        try:
-            answer = follow(client, operation_id)
-        except KeyboardInterrupt:
-            say("\nthe server goes on")
-            raise typer.Exit(130) from None
-        report(answer, as_json=as_json)
+    if not follow_it:
+        _tell(answer, as_json)
         return
-    _tell(answer, as_json)
+    try:
+        answer = answer if Operation.of(answer).ended else follow(client, operation_id)
+    except KeyboardInterrupt:
+        say("\nthe server goes on")
+        raise typer.Exit(130) from None
+    report(answer, as_json=as_json)
 
 
 @connected
@@ -99,4 +102,6 @@ def _tell(answer: Answer, as_json: bool) -> None:
     else:
         summarise(answer)
         if not Operation.of(answer).ended:
-            tell(f"registered {answer.get('done') or 0} of {answer.get('total') or '?'} files so far")
+            so_far = f"{answer.get('done') or 0} of {answer.get('total') or '?'}"
+            takes_in = answer["kind"] in TAKES_IN
+            tell(f"registered {so_far} files so far" if takes_in else f"{so_far} so far")

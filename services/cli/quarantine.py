@@ -191,7 +191,13 @@ def replay(  # noqa: PLR0913 - each argument is an option of the command
         answer["state"] = watch(client, answer["operation"], "replay")["state"]
     if as_json:
         tell_json(answer)
-        return
+    else:
+        _plan(answer)
+    if answer.get("state", "succeeded") != "succeeded":
+        raise typer.Exit(1)
+
+
+def _plan(answer: Answer) -> None:
     counts = answer["counts"]
     tell(
         f"{_thresholds(answer)} ({answer['rule']}): stops {counts.get('stop', 0)} searchable images, "

@@ -104,7 +104,7 @@ def present(answer: Answer) -> None:
         for study in answer["studies"]
     ]
     if not rows:
-        tell("no study is left to compare with: see --exclude and the filters")
+        tell("no study is left to compare with: see --exclude, the filters and --radius")
     elif out().width >= ONE_LINE:
         table(("rank", "score", "study", "date", "labels", "matched images"), rows, right=("rank", "score"))
     else:  # a UID that is broken over two lines cannot be copied

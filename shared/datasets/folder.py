@@ -134,7 +134,7 @@ def read_labels(path: Path) -> LabelTable:
 
 
 def _read(file: IO[str]) -> LabelTable:
-    first = file.readline(MAX_LINE)
+    first = next((line for line in _lines(file) if line.strip()), "")
     delimiter = max(DELIMITERS, key=lambda d: _recognised(first, d))
     file.seek(0)
     reader = csv.reader(_lines(file), delimiter=delimiter, strict=True)

@@ -20,7 +20,7 @@ def convert(pth: Path, out: Path) -> int:
     A training checkpoint is taken apart: its `state_dict`, without the `module.` that parallel training adds.
 
     Raises:
-        NotFound: there is no such file.
+        NotFound: there is no such file, or no folder for the new one.
         Conflict: `out` exists.
         Invalid: not a state dict, or it holds more than tensors.
     """
@@ -30,6 +30,8 @@ def convert(pth: Path, out: Path) -> int:
         raise Invalid("weights are converted to a .safetensors file")
     if out.exists():
         raise Conflict("the output file exists already")
+    if not out.parent.is_dir():
+        raise NotFound("there is no such folder for the output file")
     try:
         loaded = torch.load(pth, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle fails in any way there is

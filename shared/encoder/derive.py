@@ -52,6 +52,8 @@ def build_hashed(
     card = read(base)
     if card.bits:
         raise Invalid("the model has a hash code already")
+    if not len(embeddings):
+        raise Invalid("the model has encoded nothing yet, and a code is fitted to what it made of images")
     if embeddings.ndim != 2 or embeddings.shape[1] != card.dim:
         raise Invalid(f"the embeddings are not the model's: they have to be (n, {card.dim})")
     head = fit_hash(embeddings, bits, seed, rotate=rotate)
@@ -105,7 +107,11 @@ def build_ensemble(  # noqa: PLR0913 - as above
     _check(cards, preset)
     options, state = _joined(members, cards)
     options |= {"join": join, **({"weights": list(weights)} if weights else {})}
+    if (join == "pca") != (features is not None):
+        raise Invalid("principal components are fitted on features of training images: they belong to pca alone")
     if features is not None:
+        if features.shape[1] != sum(card.dim for card in cards):
+            raise Invalid(f"the features are not the members': they have to be (n, {sum(card.dim for card in cards)})")
         state |= _projection(features)
         options["projection"] = list(state["projection.components"].shape)
     module = body("ensemble", options, empty=True)

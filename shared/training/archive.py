@@ -11,7 +11,7 @@ import numpy as np
 from shared.datasets.collection import Collection
 from shared.datasets.development import VAL, hold_out
 from shared.datasets.folder import SUFFIXES, LabelTable, Row, read_labels
-from shared.errors import Invalid, Rejected
+from shared.errors import Invalid, NotFound, Rejected
 from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Sandbox
 from shared.types import Decoded
@@ -35,7 +35,11 @@ def labelled(
     """The files below the folder that have a label, in the order of their paths; `counted` says what was left out.
 
     BI-RADS 0, which is no point of the scale, counts as no label.
+
+    Raises: `NotFound` where there is no such folder.
     """
+    if not folder.is_dir():
+        raise NotFound("there is no such folder of images")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     with Sandbox() as sandbox:
         for at in range(0, len(paths), _BATCH):
@@ -57,6 +61,11 @@ def labelled(
                 yield Labelled(row, answer, str(value), patient or str(path))
 
 
+def told(counted: Counter[str]) -> str:
+    """What was left out, in words."""
+    return "; ".join(f"{count} files {what}" for what, count in sorted(counted.items()) if count)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archive:
     """Labelled files to train on; 15 % of the images, whole patients and always the same ones, are selected by.
@@ -70,7 +79,7 @@ class Archive:
     side: int
 
     def load(self, root: Path) -> Collection:  # noqa: ARG002 - it has its own folder
-        """Raises: `Invalid` where the table is malformed, or there are labels of fewer than two kinds."""
+        """Raises: `NotFound`; `Invalid` for a malformed table, labels of fewer than two kinds, or too few patients."""
         counted: Counter[str] = Counter()
         recipe = Recipe(size=self.side, pad="square")
         images, values, patients, modalities = [], [], [], []
@@ -82,9 +91,12 @@ class Archive:
                 modalities.append(one.row.modality or one.decoded.header.modality)
         classes, labels = np.unique(values, return_inverse=True)
         if len(classes) < 2:
-            raise Invalid("a training needs labelled images of at least two kinds")
+            left_out = f": {told(counted)}" if told(counted) else ""
+            raise Invalid(f"a training needs labelled images of at least two kinds{left_out}")
         groups = np.unique(patients, return_inverse=True)[1].astype(np.int64)
         held = hold_out(np.ones(len(images), np.bool_), labels.astype(np.int64), groups, VAL)
+        if not held.any():
+            raise Invalid(f"of {len(np.unique(groups))} patients none can be held out to select by: there are too few")
         return Collection(
             name=f"folder, {self.label}",
             images=np.stack(images),

@@ -41,7 +41,7 @@ class Checkpoint:
 
 @contextmanager
 def claimed(folder: Path, experiment: Experiment, *, resume: bool) -> Iterator[None]:
-    """The folder is this experiment's own until the block ends.
+    """The folder is this experiment's own until the block ends; where nothing is kept in it, it is free again.
 
     Raises:
         Conflict: it holds a finished model, another experiment, an unfinished one that is not to be resumed, things
@@ -63,7 +63,12 @@ def claimed(folder: Path, experiment: Experiment, *, resume: bool) -> Iterator[N
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise Conflict("a training runs in this folder now") from None
-        yield
+        try:
+            yield
+        except BaseException:
+            if not (folder / CHECKPOINT).exists():  # another training may have it: nothing would be lost
+                path.unlink(missing_ok=True)
+            raise
 
 
 def _check(found: Json, wanted: Json, *, resume: bool) -> None:

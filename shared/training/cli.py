@@ -9,7 +9,7 @@ from dataclasses import fields, is_dataclass, replace
 from importlib import import_module, util
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
@@ -62,10 +62,10 @@ def train(  # noqa: PLR0913 - the options, one by one
     experiment = load(config, preset)
     for name, value in changes:
         experiment = changed(experiment, name, value)
-    if folder is not None:
+    if folder is not None and labels is not None:
         from shared.training.archive import Archive
 
-        own = Archive(folder=str(folder.resolve()), labels=str(labels), label=label, side=experiment.side)
+        own = Archive(folder=str(folder.resolve()), labels=str(labels.resolve()), label=label, side=experiment.side)
         experiment = replace(experiment, data=own)
     target = out or Path("runs") / f"{experiment.name}-{preset}-{experiment.seed}"
 
@@ -130,14 +130,21 @@ def changed(value: Any, name: str, text: str) -> Any:  # noqa: ANN401 - any part
     if not is_dataclass(value) or isinstance(value, type) or first not in {field.name for field in fields(value)}:
         raise Invalid(f"an experiment has no field {first} there")
     old = getattr(value, first)
-    return replace(value, **{first: changed(old, rest, text) if rest else _read(text, old, first)})
+    if rest:
+        return replace(value, **{first: changed(old, rest, text)})
+    return replace(value, **{first: _read(text, old, first, get_type_hints(type(value))[first])})
 
 
-def _read(text: str, old: object, name: str) -> object:
+def _read(text: str, old: object, name: str, kind: object = None) -> object:
+    """The value that the text means for a field of this kind. Raises: `Invalid`."""
     try:
         new = json.loads(text)
     except ValueError:
         new = text
+    if get_origin(kind) is Literal and new not in get_args(kind):
+        raise Invalid(f"{name} is one of {', '.join(map(str, get_args(kind)))}")
+    if new is None and type(None) in get_args(kind):
+        return None
     if isinstance(old, tuple) and isinstance(new, list):
         new = tuple(new)
     if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):

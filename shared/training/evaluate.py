@@ -71,7 +71,7 @@ def evaluate(
 
     Raises:
         Invalid: rows that do not belong together; a leak that a protocol's name does not announce; a projection
-            without a part to fit it on.
+            without a part to fit it on; a protocol under which nothing can be found.
         NotFound: there is no such protocol.
     """
     plan = plan or Plan()
@@ -86,6 +86,8 @@ def evaluate(
             joined([baseline(*sides, ks=plan.ks, grades=subjects.grades) for sides in bare])
             for baseline in (random_figures, majority_figures)
         )
+        if random.unanswerable == len(random):
+            raise Invalid(f"{name}: of no query there is an image of its class in its gallery")
         for title, space in spaces.items():
             found, votes = _measured(subjects, space, folds, plan)
             sizes = [len(fold.gallery) for fold in folds]

@@ -12,7 +12,7 @@ from shared.datasets.collection import Collection
 from shared.datasets.folder import LabelTable, Row, read_labels
 from shared.encoder.base import Encoder
 from shared.errors import Invalid
-from shared.training.archive import Label, labelled
+from shared.training.archive import Label, labelled, told
 from shared.training.evaluate import Space
 from shared.training.protocols import Subjects
 from shared.types import Codes, Decoded, Embeddings, Pixels
@@ -57,6 +57,7 @@ def of_folder(encoder: Encoder, folder: Path, labels: Path, label: Label) -> tup
     own, and BI-RADS 0, which is no point of the scale, counts as no label; the subjects' note says how many.
 
     Raises:
+        NotFound: there is no such folder.
         Invalid: the table is malformed, or no file has a label.
     """
     table = read_labels(labels)
@@ -68,6 +69,8 @@ def of_folder(encoder: Encoder, folder: Path, labels: Path, label: Label) -> tup
             facts = (one.value, one.patient, _columns(one.row, one.decoded))
             kept.extend([facts] * len(one.decoded.pixels))
             yield one.decoded.pixels
+        if not kept:
+            raise Invalid(f"there is no image with a label: {told(counted) or 'no file in the folder is an image'}")
 
     vectors = _joined(encoder, pixels())
     return _subjects(kept, label, counted, table), vectors
@@ -105,7 +108,7 @@ def _subjects(
         grades = np.array([int(value) for value in classes])
     elif label == "density":
         grades = np.array(["ABCD".index(value) + 1 for value in classes])
-    note = "; ".join(f"{count} files {what}" for what, count in sorted(counted.items()) if count)
+    note = told(counted)
     return Subjects(
         name=f"folder, {label}",
         labels=np.array([classes.index(value) for value, _, _ in kept]),

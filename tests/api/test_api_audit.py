@@ -30,6 +30,20 @@ def test_what_was_done_is_listed_the_latest_first_page_by_page(client, archive):
     assert "1.2.3.1" not in client.get("/v1/audit").text
 
 
+def test_who_gave_and_took_access_and_brought_a_model_is_on_record(client):
+    number = client.post("/v1/keys", json={"name": "viewer", "scopes": ["search", "read"]}).json()["id"]
+    assert client.delete(f"/v1/keys/{number}").status_code == 204
+    assert client.delete("/v1/keys/999").status_code == 404
+    assert [client.post("/v1/models", json={"card": "null-b"}).status_code for _ in range(2)] == [201, 200]
+    entries = client.get("/v1/audit").json()["entries"]
+    assert [(one["action"], one["details"]) for one in entries] == [
+        ("model-add", {"model": "null-b", "published": True}),  # nothing is encoded: the newest serves
+        ("key-revoke", {"key": number}),
+        ("key-create", {"key": number, "scopes": ["search", "read"]}),
+    ]
+    assert {one["actor"] for one in entries} == {"test"}
+
+
 def test_only_a_key_with_its_scope_reads_the_audit(archive):
     with serving(archive) as client:
         assert client.get("/v1/audit", headers=archive.key(Scope.AUDIT)).json() == {"entries": [], "next": None}

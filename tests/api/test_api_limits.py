@@ -152,6 +152,29 @@ def test_an_upload_that_trickles_gives_its_place_back(archive, monkeypatch):
     assert [answer.status_code for answer in answers] == [400] * 5
 
 
+@pytest.mark.parametrize("kind", ["image/png", "application/json", "multipart/form-data; boundary=x"])
+def test_a_client_that_leaves_in_the_middle_is_no_error_of_ours(archive, kind):
+    app, secret, told = create(archive.rt), archive.key()["Authorization"], []
+    scope = {
+        "type": "http", "method": "POST", "path": "/v1/searches", "query_string": b"", "http_version": "1.1",
+        "headers": [(b"authorization", secret.encode()), (b"content-type", kind.encode())],
+    }  # fmt: skip
+    parts = [{"type": "http.request", "body": b"--x\r\n", "more_body": True}, {"type": "http.disconnect"}]
+
+    async def receive():
+        return parts.pop(0)
+
+    async def send(message):
+        told.append(message)
+
+    async def scenario():
+        async with app.router.lifespan_context(app):
+            await app(scope, receive, send)
+
+    asyncio.run(scenario())
+    assert told[0]["status"] == 400
+
+
 def test_json_is_not_read_beyond_a_megabyte(archive):
     app, headers, read = create(archive.rt), archive.key() | {"Content-Type": "application/json"}, []
 

@@ -1,5 +1,6 @@
 """Refusals: one shape, one table, and nothing of what was sent."""
 
+import base64
 import time
 
 import pytest
@@ -61,6 +62,10 @@ MALFORMED = (
     ("GET", "/v1/studies?cursor=SECRET", None),
     ("GET", "/v1/studies?birads=SECRET", None),
     ("GET", "/v1/models/SECRET%00", None),
+    ("GET", "/v1/models/null-a/calibrations?modality=%00SECRET", None),
+    ("GET", "/v1/studies/1.2.3/similar?StudyDate=2024010120241231", None),
+    ("GET", "/v1/studies/1.2.3/similar?StudyDate=20241231-20240101", None),
+    ("GET", "/dicom-web/studies?StudyDate=20241231-20240101", None),
     ("POST", "/v1/ingest/scans", {"path": "SECRET"}),
     ("POST", "/v1/ingest/scans", {"path": "/SECRET\0"}),
     ("POST", "/v1/ingest/scans", {"path": "/SECRET"}),
@@ -100,6 +105,66 @@ def test_the_right_name_is_offered_wherever_one_is_misspelt(client, address, bod
     assert f"there is no such name; do you mean {meant}?" in [one["message"] for one in told]
 
 
+@pytest.mark.parametrize(
+    ("method", "address"),
+    [
+        ("GET", "/v1/operations?state=failed"),
+        ("GET", "/v1/models?name=null-a"),
+        ("GET", "/v1/models/null-a/calibrations?modalty=MG"),
+        ("GET", "/v1/generations?model=null-a"),
+        ("GET", "/v1/studies/1.2.3/journal?cursor=x"),
+        ("GET", "/v1/instances/1.2.3/rendered?frames=2"),
+        ("POST", "/v1/generations/1:publish?force=true"),
+        ("DELETE", "/v1/studies/1.2.3?dry_run=true"),
+    ],
+)
+def test_a_parameter_that_a_route_does_not_have_is_refused_and_not_ignored(client, method, address):
+    refused = client.request(method, address)
+    assert refused.status_code == 400, refused.text
+    assert [one["where"] for one in refused.json()["errors"]] == ["query.?"]
+    assert client.get("/v1/operations?limit=1").status_code == 200
+
+
+def test_only_a_name_that_the_route_has_is_offered_in_place_of_one_that_it_does_not(client):
+    def told(name):
+        return client.get(f"/v1/operations?{name}=1").json()["errors"][0]["message"]
+
+    assert told("limt") == "there is no such name; do you mean limit?"
+    assert told("state") == "there is no such name"  # studies have a status
+
+
+BEYOND = 2**63  #: the first number that no column holds
+
+
+@pytest.mark.parametrize(
+    ("method", "address", "body"),
+    [
+        ("GET", f"/v1/generations/{BEYOND}", None),
+        ("POST", f"/v1/generations/{BEYOND}:publish", None),
+        ("GET", "/v1/generations/0", None),
+        ("DELETE", f"/v1/keys/{BEYOND}", None),
+        ("POST", "/v1/quarantine:replay", {"model": "null-a", "modality": "MG", "calibration": BEYOND}),
+        *(
+            ("GET", f"{address}?cursor={base64.urlsafe_b64encode(b's%d' % number).decode().rstrip('=')}", None)
+            for address in ("/v1/audit", "/v1/studies", "/v1/operations")
+            for number in (BEYOND, 10**18)
+            if address == "/v1/operations" or number == BEYOND
+        ),
+    ],
+)
+def test_a_number_that_no_row_can_have_is_a_400(client, method, address, body):
+    refused = client.request(method, address, json=body)
+    assert refused.status_code == 400, refused.text
+
+
+def test_a_body_that_is_not_sent_as_json_is_told_how_to_be_sent(client):
+    for headers in ({}, {"Content-Type": "application/x-www-form-urlencoded"}):  # as curl sends it by itself
+        refused = client.post("/v1/keys", content=b'{"name": "SECRET", "scopes": ["read"]}', headers=headers)
+        assert (refused.status_code, refused.json()["code"]) == (415, "unsupported-media")
+        assert "Content-Type: application/json" in refused.json()["detail"]
+        assert "SECRET" not in refused.text
+
+
 def test_broken_json_is_a_400(client):
     for address in ("/v1/searches", "/v1/keys"):
         refused = client.post(address, content=b'{"SECRET', headers={"Content-Type": "application/json"})
@@ -111,7 +176,17 @@ def test_unknown_addresses_and_methods_are_problems_too(client):
     assert client.get("/nowhere").json()["code"] == "not-found"
     refused = client.delete("/v1/models")
     assert (refused.status_code, refused.json()["code"]) == (405, "method-not-allowed")
-    assert "GET" in refused.headers["Allow"]
+    assert refused.headers["Allow"] == "GET, HEAD, POST"
+    assert client.put("/v1/studies/1.2.3").headers["Allow"] == "DELETE, GET, HEAD"
+
+
+def test_head_answers_as_get_does_but_without_the_body(client, filled):
+    for address in ("/livez", "/docs", "/v1/studies/1.2.3.1", "/v1/instances/1.2.3.1.0/thumbnail", "/v1/nothing"):
+        asked, got = client.head(address), client.get(address)
+        assert (asked.status_code, asked.content) == (got.status_code, b""), address
+        for name in ("content-type", "content-length", "x-content-type-options"):
+            assert asked.headers[name] == got.headers[name], address
+    assert 'method="HEAD",route="/livez"' in client.get("/metrics").text
 
 
 def test_an_unexpected_error_is_a_500_without_its_text(client, monkeypatch, capsys, caplog):

@@ -1,7 +1,9 @@
 """Searching: by a stored study, by several, and by a picture from outside."""
 
+import base64
 import io
 import json
+import zlib
 
 import numpy as np
 import pytest
@@ -106,6 +108,10 @@ def test_a_cursor_belongs_to_its_query(client, filled):
     cursor = client.get("/v1/studies/1.2.3.1/similar?k=2").json()["next"]
     assert client.get(f"/v1/studies/1.2.3.1/similar?k=3&cursor={cursor}").status_code == 400
     assert client.get("/v1/studies/1.2.3.1/similar?k=2&cursor=nonsense").status_code == 400
+    inside = json.loads(zlib.decompress(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))))
+    for studies in ([2**63], [-1], [0]):
+        made = base64.urlsafe_b64encode(zlib.compress(json.dumps(inside | {"s": studies}).encode())).decode()
+        assert client.get(f"/v1/studies/1.2.3.1/similar?k=2&cursor={made}").status_code == 400, studies
 
 
 @pytest.mark.parametrize("mode", ["hash", "hybrid"])
@@ -209,6 +215,14 @@ def test_what_is_no_picture_is_rejected_with_its_reason(client, filled):
     assert (refused.status_code, refused.json()["reason"]) == (422, "not-a-study-object")
     empty = client.post("/v1/searches", files={"other": ("x", b"x", "image/png")})
     assert empty.status_code == 400
+
+
+def test_a_form_that_holds_anything_else_is_told_what_it_must_be(client):
+    file = ("x.png", png(), "image/png")
+    for asked in ({"files": {"file": file}, "data": {"k": "3"}}, {"files": [("file", file), ("file", file)]}):
+        refused = client.post("/v1/searches", **asked)
+        assert refused.status_code == 400
+        assert "one file named `file` and nothing else" in refused.json()["detail"]
 
 
 def test_a_model_that_this_process_lacks_is_told_as_unavailable(client, filled, tmp_path):

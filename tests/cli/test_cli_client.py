@@ -5,6 +5,7 @@ import socket
 
 import pytest
 
+from services.cli import client as client_module
 from services.cli.client import Client, connect
 from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError, Throttled, Unavailable, Unidentified
 
@@ -86,6 +87,14 @@ def test_a_problem_is_one_sentence_and_an_exit_code(home, server, similis, statu
     assert (ran.code, ran.out, ran.err) == (code, "", "similis: the words of the server\n")
 
 
+def test_a_file_that_is_rejected_is_explained_in_a_sentence(home, server, similis, tmp_path):
+    (tmp_path / "notes.txt").write_text("x")
+    problem = {"detail": "failed: not-a-study-object", "explanation": "It is neither this nor that."}
+    server.on("POST /v1/searches", problem, 422)
+    ran = similis("search", "--image", tmp_path / "notes.txt", "--home", home)
+    assert (ran.code, ran.err) == (5, "similis: It is neither this nor that.\n")
+
+
 def test_each_wrong_field_of_a_request_is_named(home, server, similis):
     server.on("GET /v1/keys", {"detail": "wrong", "errors": [{"where": "query.k", "message": "too large"}]}, 400)
     assert similis("keys", "list", "--home", home).err == "similis: k: too large\n"
@@ -108,6 +117,53 @@ def test_patience_has_an_end(server, status, kind):
     with Client(server.url, "", patience_s=1) as client, pytest.raises(kind, match="busy"):
         client.get("/x")
     assert len(server.asked) == 1
+
+
+def test_a_server_that_is_slow_to_answer_is_neither_called_absent_nor_asked_twice(monkeypatch):
+    monkeypatch.setattr(client_module, "ANSWERS_WITHIN_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with Client(url, "") as client, pytest.raises(SimilisError, match="not answered within") as raised:
+            client.post("/v1/models/base:hash", json={"name": "coded"})
+        assert type(raised.value) is SimilisError
+        silent.settimeout(5)
+        silent.accept()[0].close()
+        silent.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            silent.accept()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("quarantine", "replay", "--model", "base", "--modality", "MG", "--threshold", "nan"), "not finite"),
+        (("backfill", "--dicomweb", "pacs", "--rate", "inf/s"), "not finite"),
+        (("ingest", b"/data/caf\xe9".decode(errors="surrogateescape"), "--no-wait"), "UTF-8"),
+        (("studies", "list", "--modality", b"\xe9".decode(errors="surrogateescape")), "UTF-8"),
+    ],
+)
+def test_what_no_request_can_hold_is_refused_in_a_sentence(home, server, similis, words, said):
+    ran = similis(*words, "--home", home)
+    assert (ran.code, ran.out) == (5, "")
+    assert said in ran.err
+    assert server.asked == []
+
+
+def test_an_identifier_that_is_not_utf_8_is_unknown_to_the_server(home, similis):
+    assert similis("studies", "show", b"\xe9".decode(errors="surrogateescape"), "--home", home).code == 3
+
+
+@pytest.mark.parametrize("content", ["sml_one\nsml_two\n", "export KEY=sml_one", "sml\x00one"])
+def test_a_key_file_with_more_than_a_key_is_said(tmp_path, server, similis, content):
+    (tmp_path / "key").write_text(content)
+    ran = similis("keys", "list", "--url", server.url, "--key-file", tmp_path / "key", "--home", tmp_path)
+    assert (ran.code, ran.err) == (5, "similis: the API key file holds something else than one key\n")
+
+
+def test_an_address_that_is_none_is_said(tmp_path, similis):
+    ran = similis("keys", "list", "--url", "http://localhost:port", "--home", tmp_path)
+    assert ran.code == 5
+    assert "not an address" in ran.err
 
 
 def test_a_list_is_read_page_by_page(server):

@@ -1,5 +1,8 @@
 """The surface: every command explains itself, data and talk are kept apart, nothing from outside moves the cursor."""
 
+import os
+import re
+import shlex
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,6 +15,7 @@ from services.cli import main as entry
 from services.cli.terminal import printable, shown
 from shared import errors
 from shared.errors import SimilisError
+from tests.conftest import ROOT
 
 
 def walk(command: click.Command, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
@@ -33,6 +37,39 @@ def test_every_command_and_every_option_has_a_word_of_help():
         if parameter.name != "help" and not (getattr(parameter, "help", None) or "").strip()
     ]
     assert silent == []
+
+
+def told() -> list[str]:
+    """The command lines of README and docs, in code spans and at prompts."""
+    pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    found = re.findall(r"(?<!`)`(similis [^`\n]+)`|^\$ (similis .+?)(?: +#.*)?$", text, re.MULTILINE)
+    return sorted({span or line for span, line in found})
+
+
+@pytest.mark.parametrize("line", told())
+def test_every_command_that_the_documents_tell_of_can_be_typed(line):
+    command: click.Command = typer.main.get_command(entry.rooms())
+    words = shlex.split(re.sub(r"[\[\]…]", " ", line.partition(" && ")[0]))[1:]
+    while words and words[0] in getattr(command, "commands", {}):
+        command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
+    if getattr(command, "commands", None) or not words:  # a room, or a command that is only named
+        assert not words or words[0].isupper(), words
+        return
+    options = {name: one for one in command.params for name in (*one.opts, *one.secondary_opts) if name[:1] == "-"}
+    given, arguments = set(), 0
+    while words:
+        word = words.pop(0)
+        if word[:1] != "-" or word == "-":
+            arguments += 1
+            continue
+        assert word in options, word
+        given.add(options[word].name)
+        if not options[word].is_flag:  # type: ignore[attr-defined]
+            words.pop(0)
+    wanted = {one.name for one in command.params if one.required and one.param_type_name == "option"}
+    assert wanted <= given, f"it needs {', '.join(wanted - given)}"
+    assert arguments <= sum(one.param_type_name == "argument" for one in command.params)
 
 
 @pytest.mark.parametrize("path", [path for path, _ in commands()], ids=" ".join)
@@ -67,6 +104,23 @@ print([name for name in {heavy} if name in sys.modules])"""
     assert ran.stdout == "[]\n"
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("SIMILIS_DATABASE__URLL", "SIMILIS_DATABASE__URLL: Extra inputs are not permitted"),
+        ("SIMILIS_API__PORT", "SIMILIS_API__PORT: Input should be a valid integer"),
+        ("SIMILIS_INTAKE__ROOTS", '"intake"'),
+        ("SIMILIS_PSEUDONYM_KEY_FILE", "the file of SIMILIS_PSEUDONYM_KEY_FILE cannot be read"),
+    ],
+)
+def test_a_wrong_setting_is_named_and_what_it_was_set_to_is_not_shown(similis, monkeypatch, name, said):
+    monkeypatch.setenv(name, "/SECRET:word@host")
+    ran = similis("status")
+    assert (ran.code, ran.out) == (5, "")
+    assert said in ran.err
+    assert "SECRET" not in ran.err
+
+
 def test_a_word_that_is_no_command_is_a_usage_error(similis):
     assert similis("serach").code == 2
 
@@ -92,6 +146,24 @@ def test_a_file_name_cannot_move_the_cursor_or_colour_the_screen(home, server, s
     assert ran.code == 0
     assert not set(ran.out) & set("\x1b\x07\r\u202e\x9b")
     assert r"\x1b[2J" in ran.out
+
+
+@pytest.mark.parametrize("words", [(), ("--json",)])
+def test_a_terminal_without_the_letters_of_a_name_is_shown_their_numbers(home, server, words):
+    server.on("GET /v1/operations/x/files", {"files": [{"path": "/a/Schröder", "outcome": "failed"}], "next": None})
+    ran = subprocess.run(
+        [sys.executable, "-m", "services.cli.main", "operations", "files", "x", "--home", str(home), *words],
+        capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=True,
+    )  # fmt: skip
+    assert rb"/a/Schr\xf6der" in ran.stdout
+
+
+@pytest.mark.parametrize("closed", ["1", "2"])
+def test_a_command_whose_output_nobody_takes_does_its_work(home, server, closed):
+    server.on("GET /v1/keys", {"keys": []})
+    command = shlex.join([sys.executable, "-m", "services.cli.main", "keys", "list", "--home", str(home)])
+    ran = subprocess.run(["/bin/sh", "-c", f"{command} {closed}>&-"], capture_output=True, check=False)
+    assert (ran.returncode, ran.stderr) == (0, b"")
 
 
 def test_square_brackets_are_shown_and_not_read_as_markup(home, server, similis):

@@ -113,6 +113,21 @@ def test_the_wait_outlasts_a_server_that_is_being_restarted(home, server, simili
     assert "waiting for the server" in ran.err
 
 
+@pytest.mark.parametrize(("state", "code"), [("succeeded", 0), ("failed", 1), ("cancelled", 1)])
+def test_following_an_operation_that_has_ended_ends_as_following_it_to_its_end(home, server, similis, state, code):
+    server.on(ONE, operation(state, 3, 3, outcomes=MIXED))
+    ran = similis("operations", "show", ID, "--follow", "--home", home)
+    assert (ran.code, len(server.asked)) == (code, 1)
+    assert similis("operations", "show", ID, "--home", home).code == 0  # who only looks has got what they asked for
+
+
+def test_only_what_takes_in_counts_files(home, server, similis):
+    server.on(ONE, operation(done=3, total=9))
+    server.on(ONE, operation(done=3, total=9) | {"kind": "reindex"})
+    shown = [similis("operations", "show", ID, "--home", home).out.splitlines()[-1] for _ in range(2)]
+    assert shown == ["registered 3 of 9 files so far", "3 of 9 so far"]
+
+
 class Clock:
     now = 0.0
 

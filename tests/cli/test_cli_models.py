@@ -110,8 +110,10 @@ def test_options_that_are_none_make_no_model(similis, tmp_path, text, code):
     assert not (tmp_path / "home" / "models" / "mine").exists()
 
 
-def test_an_ensemble_is_made_of_models_by_name_or_folder(similis, tmp_path):
+def test_an_ensemble_is_made_of_models_by_name_or_folder(similis, tmp_path, monkeypatch):
     models = tmp_path / "models"
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "one").mkdir()  # a folder that happens to have the name of a model
     for name, seed in (("one", 1), ("two", 2)):
         build(models / name, name, "squeezenet1_0", f"random:{seed}", Recipe(size=64))
     models.joinpath("two").rename(tmp_path / "two")

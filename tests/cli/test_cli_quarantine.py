@@ -94,8 +94,12 @@ def test_a_replay_is_shown_and_only_applied_when_asked(similis, server, home):
     server.on("POST /v1/quarantine:replay", PLAN | {"applied": True, "operation": "op-1"}, 202)
     server.on("GET /v1/operations/op-1", {"id": "op-1", "state": "succeeded", "done": 100, "total": 100})
     ran = similis(*argv, "--apply", "--follow")
-    assert server.asked[-2].json["apply"] is True
+    assert (ran.code, server.asked[-2].json["apply"]) == (0, True)
     assert "operation op-1 succeeded" in ran.out
+    server.answers["GET /v1/operations/op-1"] = [(200, {"id": "op-1", "state": "failed", "done": 3, "total": 9}, {})]
+    ran = similis(*argv, "--apply", "--follow")
+    assert ran.code == 1
+    assert "operation op-1 failed" in ran.out
 
 
 def test_a_calibration_without_a_vote_says_so(similis, server, home):

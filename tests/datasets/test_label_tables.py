@@ -43,6 +43,12 @@ def test_a_table_is_read_with_any_delimiter_mark_and_line_end(tmp_path, delimite
     assert found(labels, "b.png") == Row(patient="P2", laterality="R")
 
 
+@pytest.mark.parametrize("lead", ["\n", "\n \n\n", ";;\n"])
+def test_lines_without_a_word_before_the_header_do_not_hide_the_delimiter(tmp_path, lead):
+    labels = table(tmp_path, f"{lead}file;BI-RADS\na.png;4\n")
+    assert found(labels, "a.png").labels.birads == 4
+
+
 def test_every_column_has_the_names_that_public_sets_use(tmp_path):
     text = (
         "StudyInstanceUID,SOP Instance UID,PATH,patient-id,View_Position,breast_density,assessment,Pathology,"

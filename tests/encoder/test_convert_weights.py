@@ -107,6 +107,8 @@ def test_a_missing_file_an_existing_output_and_another_suffix_are_refused(tmp_pa
     torch.save({"a": torch.ones(1)}, tmp_path / "w.pth")
     with pytest.raises(Invalid):
         convert(tmp_path / "w.pth", tmp_path / "w.bin")
+    with pytest.raises(NotFound, match="folder for the output"):
+        convert(tmp_path / "w.pth", tmp_path / "absent" / "w.safetensors")
     (tmp_path / "w.safetensors").write_bytes(b"mine")
     with pytest.raises(Conflict):
         convert(tmp_path / "w.pth", tmp_path / "w.safetensors")

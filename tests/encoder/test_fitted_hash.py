@@ -126,6 +126,8 @@ def test_a_code_on_a_code_a_taken_folder_and_strange_vectors_are_refused(pair, t
         build_hashed(tmp_path / "twice", coded, vectors, 8)
     with pytest.raises(Invalid, match="512"):
         build_hashed(tmp_path / "short", base, vectors[:, :64], 8)
+    with pytest.raises(Invalid, match="encoded nothing yet"):  # as the archive says it of a model that is new
+        build_hashed(tmp_path / "none", base, np.empty((0, 0), np.float32), 8)
     with pytest.raises(Conflict):
         build_hashed(coded, base, vectors, 8)
     assert list(tmp_path.iterdir()) == []

@@ -97,8 +97,20 @@ def test_rows_and_vectors_belong_together(model, archive):
 
 
 def test_a_table_without_a_label_of_any_file_is_refused(model, archive):
-    with pytest.raises(Invalid):
+    with pytest.raises(Invalid, match="1 files not decoded; 61 files without a label"):
         of_folder(load(model), archive, archive / "labels.csv", "density")
+    with pytest.raises(NotFound, match="no such folder of images"):
+        of_folder(load(model), archive / "absent", archive / "labels.csv", "birads")
+
+
+def test_images_of_one_patient_find_nothing_of_another_and_that_is_said(run, model, archive, tmp_path):
+    head, *lines = (archive / "labels.csv").read_text().splitlines()
+    for name, patients in (("one", (1,)), ("each", (1, 2, 3))):  # one patient; and each kind at one patient
+        kept = [line for line in lines if int(line[:2]) in patients]
+        (tmp_path / f"{name}.csv").write_text("\n".join([head, *kept]) + "\n")
+        with pytest.raises(Invalid, match="lopo: of no query there is an image of its class"):
+            run("--model", model, "--folder", archive, "--labels", tmp_path / f"{name}.csv",
+                "--out", tmp_path / name, "--protocol", "lopo")  # fmt: skip
 
 
 def test_a_made_up_collection_and_a_model_by_name(run, model, tmp_path):

@@ -1,4 +1,5 @@
 import csv
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -98,8 +99,20 @@ def test_a_single_kind_of_label_is_nothing_to_train_on(archive: Path, tmp_path: 
     head, *lines = (archive / "labels.csv").read_text().splitlines()
     kind = next(csv.DictReader([head, *lines]))["density"]
     (tmp_path / "one.csv").write_text("\n".join([head, *(line for line in lines if f",{kind}," in line)]) + "\n")
-    with pytest.raises(Invalid, match="two kinds"):
+    with pytest.raises(Invalid, match=r"two kinds: \d+ files not decoded; \d+ files without a label"):
         own(archive, tmp_path / "one.csv").load(Path())
+
+
+def test_patients_that_are_too_few_to_hold_some_out_are_counted(archive: Path, tmp_path: Path) -> None:
+    with (archive / "labels.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    one = {row["density"]: row["patient"] for row in rows}  # of each density a single woman
+    with (tmp_path / "few.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(row for row in rows if row["patient"] in one.values())
+    with pytest.raises(Invalid, match="of 4 patients none can be held out"):
+        own(archive, tmp_path / "few.csv").load(Path())
 
 
 def test_a_model_is_trained_on_an_archive_of_ones_own(
@@ -111,6 +124,19 @@ def test_a_model_is_trained_on_an_archive_of_ones_own(
     assert cards.read(Path(capsys.readouterr().out.strip())).recipe.size == 48
     with pytest.raises(typer.BadParameter, match="belong together"):
         similis("train", "own_archive", "--folder", archive)
+
+
+def test_a_folder_that_is_not_there_is_told_and_the_output_stays_free_for_the_right_one(
+    similis: Callable[..., None], archive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(archive)
+    words = ["train", "own_archive:squeezenet1_0", "--labels", "labels.csv", "--label", "density", "--epochs", 1]
+    words += ["--set", "method.weights=random:0", "--set", "side=48", "--threads", 1, "--out", tmp_path / "out"]
+    with pytest.raises(NotFound, match="no such folder of images"):
+        similis(*words, "--folder", archive / "absent")
+    similis(*words, "--folder", ".")
+    said = json.loads((tmp_path / "out" / "experiment.json").read_text())["data"]
+    assert (said["folder"], said["labels"]) == (str(archive), str(archive / "labels.csv"))
 
 
 def test_what_can_be_trained_is_listed(similis: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:

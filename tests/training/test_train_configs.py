@@ -120,12 +120,33 @@ def test_a_field_is_changed_deep_inside_and_nothing_else() -> None:
     assert changed(one, "optimiser.rates.head", "1").optimiser.rates == {"backbone": 1e-5, "head": 1.0}
     assert changed(one, "method.mean", "[0.5, 0.5, 0.5]").method.mean == (0.5, 0.5, 0.5)
     assert changed(one, "data.limit", "10").data.limit == 10
+    assert changed(one, "clip", "null").clip is None
+    assert changed(one, "optimiser.kind", "sgd").optimiser.kind == "sgd"
 
 
 @pytest.mark.parametrize("word", ["colour=1", "method.colour=1", "seed.a=1", "epochs=many", "epochs=1.5", "epochs=0"])
 def test_a_field_that_is_not_there_or_of_another_type_is_refused(word: str) -> None:
     with pytest.raises(Invalid):
         changed(load("advanced_ft:vgg16", "paper"), *word.split("="))
+
+
+@pytest.mark.parametrize(
+    ("config", "word", "words"),
+    [
+        ("advanced_ft:vgg16", "optimiser.kind=adamW", "adamw, adam, sgd"),
+        ("advanced_ft:vgg16", "precision=fp16", "fp32, bf16"),
+        ("metric_learning:vgg16", "method.mining=hard", "batch-hard, semi-hard, drawn"),
+        ("metric_learning:vgg16", "method.centres_of=units", "raw, unit"),
+        ("acir:s", "method.shape.widths=m", "full, s, s-half, xs"),
+        ("acir:s", "method.printed=both", "clean, augmented"),
+    ],
+)
+def test_a_word_that_a_field_does_not_have_is_refused_and_the_others_are_named(
+    config: str, word: str, words: str
+) -> None:
+    """Else it would be taken for one of them, or fail where the training has run for hours."""
+    with pytest.raises(Invalid, match=f"is one of {words}"):
+        changed(load(config, "recommended"), *word.split("="))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -108,14 +108,18 @@ def test_the_same_experiment_gives_the_same_weights_twice_and_another_seed_other
     assert not same(tmp_path / "a", tmp_path / "c")
 
 
+def stop_in_the_second_epoch() -> None:
+    batches = sum(1 for _ in Shuffled(batch=16).batches(np.zeros(40), np.zeros(40), 0))
+    fuse.extend(["stop", *["go on"] * (batches + 1)])
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_training_that_was_stopped_amid_an_epoch_ends_with_the_weights_of_an_unbroken_one(
     tmp_path: Path, precision: str
 ) -> None:
     one = experiment(precision=precision)
     train(one, tmp_path / "unbroken")
-    batches = sum(1 for _ in Shuffled(batch=16).batches(np.zeros(40), np.zeros(40), 0))
-    fuse.extend(["stop", *["go on"] * (batches + 1)])  # in the second epoch
+    stop_in_the_second_epoch()
     with pytest.raises(KeyboardInterrupt):
         train(one, tmp_path / "broken")
     assert kept.load(tmp_path / "broken").epoch == 1
@@ -186,7 +190,7 @@ def test_a_folder_with_something_else_in_it_is_left_alone(tmp_path: Path) -> Non
 
 
 def test_an_unfinished_training_is_resumed_by_the_same_experiment_only_and_only_if_wanted(tmp_path: Path) -> None:
-    fuse.append("stop")
+    stop_in_the_second_epoch()
     with pytest.raises(KeyboardInterrupt):
         train(experiment(), tmp_path)
     with pytest.raises(Conflict, match="differ in clip, seed"):
@@ -194,6 +198,13 @@ def test_an_unfinished_training_is_resumed_by_the_same_experiment_only_and_only_
     with pytest.raises(Conflict, match="unfinished"):
         train(experiment(), tmp_path, resume=False)
     assert train(experiment(), tmp_path)["best_epoch"] >= 0
+
+
+def test_a_folder_in_which_nothing_was_kept_is_free_for_another_training(tmp_path: Path) -> None:
+    fuse.append("stop")  # in the first epoch
+    with pytest.raises(KeyboardInterrupt):
+        train(experiment(), tmp_path / "a")
+    assert train(experiment(seed=4, epochs=1), tmp_path / "a")["seed"] == 4
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:

@@ -4,13 +4,13 @@ import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Header, Path, Response
 from sqlalchemy.orm import Session
 
 from services.api.answers import GenerationDetail, GenerationsOut
 from services.api.dependencies import CanReindex, CanSeeBuilds, Db, Rt
 from services.api.errors import explain
-from services.api.schemas import GenerationIn, RetireIn, SwitchIn, ThrottleIn
+from services.api.schemas import MOST_ID, GenerationIn, RetireIn, SwitchIn, ThrottleIn
 from shared.errors import NotFound, Unavailable
 from shared.pipeline import lifecycle
 from shared.runtime import Runtime
@@ -21,6 +21,7 @@ from shared.store.tables import Generation, Model, Operation
 
 router = APIRouter(tags=["generations"])
 
+Number = Annotated[int, Path(ge=1, le=MOST_ID)]
 SHOWN = 1000  #: images that are lacking, named in one answer
 EXPLAINED: Mapping[str, str] = {
     "to-encode": "Its model has yet to encode it.",
@@ -64,25 +65,25 @@ def begin_generation(
 
 
 @router.get("/v1/generations/{generation_id}", response_model=GenerationDetail)
-def show_generation(rt: Rt, db: Db, _: CanSeeBuilds, generation_id: int) -> dict[str, Any]:
+def show_generation(rt: Rt, db: Db, _: CanSeeBuilds, generation_id: Number) -> dict[str, Any]:
     """One index build; `index` is what the engine itself says, or null while it is away."""
     return _detail(rt, db, generations.get(db, generation_id))
 
 
 @router.post("/v1/generations/{generation_id}:pause", response_model=GenerationDetail)
-def pause_generation(rt: Rt, db: Db, _: CanReindex, generation_id: int) -> dict[str, Any]:
+def pause_generation(rt: Rt, db: Db, _: CanReindex, generation_id: Number) -> dict[str, Any]:
     """Nothing more is filled in or encoded for it; new images still go to it."""
     return _detail(rt, db, lifecycle.pause(db, generation_id))
 
 
 @router.post("/v1/generations/{generation_id}:resume", status_code=202, response_model=GenerationDetail)
-def resume_generation(rt: Rt, db: Db, _: CanReindex, generation_id: int) -> dict[str, Any]:
+def resume_generation(rt: Rt, db: Db, _: CanReindex, generation_id: Number) -> dict[str, Any]:
     """It goes on; if it had ended, its exceptions are tried again and its recall is measured anew."""
     return _detail(rt, db, lifecycle.resume(db, generation_id))
 
 
 @router.post("/v1/generations/{generation_id}:throttle", response_model=GenerationDetail)
-def throttle_generation(rt: Rt, db: Db, bearer: CanReindex, generation_id: int, asked: ThrottleIn) -> dict[str, Any]:
+def throttle_generation(rt: Rt, db: Db, bearer: CanReindex, generation_id: Number, asked: ThrottleIn) -> dict[str, Any]:
     """It is built so fast at most, in these hours, from its next step on; null takes a limit away."""
     names = {"per_s": "throttle", "between": "hours"}
     wanted = {names[name]: getattr(asked, name) for name in asked.model_fields_set}
@@ -90,14 +91,14 @@ def throttle_generation(rt: Rt, db: Db, bearer: CanReindex, generation_id: int, 
 
 
 @router.post("/v1/generations/{generation_id}:cancel", response_model=GenerationDetail)
-def cancel_generation(rt: Rt, db: Db, bearer: CanReindex, generation_id: int) -> dict[str, Any]:
+def cancel_generation(rt: Rt, db: Db, bearer: CanReindex, generation_id: Number) -> dict[str, Any]:
     """It is given up and purged; what its model has encoded stays."""
     return _acted(rt, db, bearer, "cancel", lifecycle.cancel(db, generation_id))
 
 
 @router.post("/v1/generations/{generation_id}:publish", response_model=GenerationDetail)
 def publish_generation(
-    rt: Rt, db: Db, bearer: CanReindex, generation_id: int, asked: SwitchIn | None = None
+    rt: Rt, db: Db, bearer: CanReindex, generation_id: Number, asked: SwitchIn | None = None
 ) -> dict[str, Any]:
     """Searches ask it from now on. 409 with the numbers unless it is complete and its recall reaches its gate."""
     return _acted(rt, db, bearer, "publish", lifecycle.publish(db, generation_id, (asked or SwitchIn()).accept))
@@ -105,7 +106,7 @@ def publish_generation(
 
 @router.post("/v1/generations/{generation_id}:rollback", response_model=GenerationDetail)
 def rollback_generation(
-    rt: Rt, db: Db, bearer: CanReindex, generation_id: int, asked: SwitchIn | None = None
+    rt: Rt, db: Db, bearer: CanReindex, generation_id: Number, asked: SwitchIn | None = None
 ) -> dict[str, Any]:
     """Searches leave this generation for the one that was published before it, which is the answer."""
     return _acted(rt, db, bearer, "rollback", lifecycle.rollback(db, generation_id, (asked or SwitchIn()).accept))
@@ -113,7 +114,7 @@ def rollback_generation(
 
 @router.post("/v1/generations/{generation_id}:retire", status_code=202, response_model=GenerationDetail)
 def retire_generation(
-    rt: Rt, db: Db, bearer: CanReindex, generation_id: int, asked: RetireIn | None = None
+    rt: Rt, db: Db, bearer: CanReindex, generation_id: Number, asked: RetireIn | None = None
 ) -> dict[str, Any]:
     """Nothing more is written to it; a minute later its collection and ledger are removed."""
     return _acted(rt, db, bearer, "retire", lifecycle.retire(db, generation_id, force=(asked or RetireIn()).force))

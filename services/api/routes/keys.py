@@ -5,8 +5,9 @@ from fastapi import APIRouter, Path, Response
 
 from services.api.answers import KeyMade, KeyOut, KeysOut
 from services.api.dependencies import CanAdmin, Db, Known
-from services.api.schemas import KeyIn
-from shared.store import keys
+from services.api.schemas import MOST_ID, KeyIn
+from shared.store import keys, reviews
+from shared.store.reviews import Actor
 from shared.store.tables import ApiKey
 
 router = APIRouter(tags=["keys"])
@@ -19,19 +20,21 @@ def list_keys(db: Db, _: CanAdmin) -> dict[str, Any]:
 
 
 @router.post("/v1/keys", status_code=201, response_model=KeyMade)
-def make_key(db: Db, _: CanAdmin, asked: KeyIn, response: Response) -> dict[str, Any]:
+def make_key(db: Db, bearer: CanAdmin, asked: KeyIn, response: Response) -> dict[str, Any]:
     """A new key. Its secret is in this answer and nowhere else."""
     secret = keys.generate()
     ends = None if asked.days is None else datetime.now(UTC) + timedelta(days=asked.days)
     row: ApiKey = keys.ensure(db, secret, name=asked.name, scopes=asked.scopes, expires_at=ends)
     db.refresh(row)
+    reviews.audit(db, Actor(bearer.name, bearer.id), "key-create", {"key": row.id, "scopes": row.scopes})
     response.headers["Location"] = f"/v1/keys/{row.id}"
     return KeyOut.model_validate(row).model_dump() | {"secret": secret}
 
 
 @router.delete("/v1/keys/{key_id}", status_code=204)
-def revoke_key(db: Db, callers: Known, _: CanAdmin, key_id: Annotated[int, Path(ge=1, le=2**62)]) -> Response:
+def revoke_key(db: Db, callers: Known, bearer: CanAdmin, key_id: Annotated[int, Path(ge=1, le=MOST_ID)]) -> Response:
     """The key is refused from now on, everywhere within a second."""
     keys.revoke(db, key_id)
+    reviews.audit(db, Actor(bearer.name, bearer.id), "key-revoke", {"key": key_id})
     callers.forget()
     return Response(status_code=204)

@@ -9,7 +9,8 @@ from services.api.schemas import HashIn, ModelIn
 from shared.encoder import cards
 from shared.encoder.cards import Card
 from shared.pipeline import lifecycle
-from shared.store import generations
+from shared.store import generations, reviews
+from shared.store.reviews import Actor
 from shared.store.session import enqueue
 from shared.store.tables import Model
 from shared.types import Job
@@ -27,7 +28,7 @@ def list_models(db: Db, _: CanRead) -> dict[str, Any]:
 
 
 @router.post("/v1/models", status_code=201, response_model=ModelDetail)
-def add_model(rt: Rt, db: Db, _: CanAdmin, asked: ModelIn, response: Response) -> dict[str, Any]:
+def add_model(rt: Rt, db: Db, bearer: CanAdmin, asked: ModelIn, response: Response) -> dict[str, Any]:
     """A card of the models folder is verified and known; the first one is also published. Again, nothing changes."""
     card = cards.read(rt.folder(asked.card), verify=True)
     known = {row.fingerprint for row in generations.models(db)}
@@ -35,7 +36,11 @@ def add_model(rt: Rt, db: Db, _: CanAdmin, asked: ModelIn, response: Response) -
     enqueue(db, Job.ENCODE)  # images may have waited for it
     response.status_code = 200 if card.fingerprint in known else 201
     response.headers["Location"] = f"/v1/models/{row.name}"
-    return _detail(db, row)
+    told = _detail(db, row)
+    if response.status_code == 201:
+        said = {"model": row.name, "published": told["published"]}
+        reviews.audit(db, Actor(bearer.name, bearer.id), "model-add", said)
+    return told
 
 
 @router.get("/v1/models/{name}", response_model=ModelDetail)

@@ -67,8 +67,7 @@ def _allowed(rt: Runtime, text: str) -> str:
 @router.get("/v1/operations", response_model=OperationsOut)
 def list_operations(db: Db, _: CanWatch, limit: Limit = 50, cursor: Cursor = None) -> dict[str, Any]:
     """The newest first."""
-    before = datetime.fromtimestamp(read_cursor(cursor) / 1e6, UTC) if cursor else None
-    rows = operations.page(db, limit + 1, before)
+    rows = operations.page(db, limit + 1, _moment(cursor) if cursor else None)
     shown = rows[:limit]
     more = len(rows) > len(shown)
     return {
@@ -79,6 +78,14 @@ def list_operations(db: Db, _: CanWatch, limit: Limit = 50, cursor: Cursor = Non
 
 def _micros(moment: datetime) -> int:
     return round(moment.timestamp() * 1e6)
+
+
+def _moment(cursor: str) -> datetime:
+    """Raises: `Invalid`."""
+    try:
+        return datetime.fromtimestamp(read_cursor(cursor) / 1e6, UTC)
+    except (ValueError, OverflowError):  # a year that no calendar of ours has
+        raise Invalid("this is not a cursor") from None
 
 
 @router.get("/v1/operations/{operation_id}", response_model=OperationDetail)

@@ -18,7 +18,7 @@ from services.api.answers import (
 from services.api.dependencies import CanRead, CanReview, Db
 from services.api.errors import explain
 from services.api.routes.models import Name
-from services.api.schemas import CalibrateIn, Item, NoteIn, QuarantineIn, ReplayIn, RetryIn
+from services.api.schemas import MOST_ID, CalibrateIn, Item, Modality, NoteIn, QuarantineIn, ReplayIn, RetryIn
 from shared.errors import Conflict, NotFound
 from shared.pipeline import quarantine, thresholds
 from shared.pipeline.replay import Flip, begin_replay, plan
@@ -30,7 +30,7 @@ from shared.store.tables import Calibration, Model, Review
 
 router = APIRouter(tags=["quarantine"])
 
-FIRST = ("image", 2**62)
+FIRST = ("image", MOST_ID)
 One = Annotated[Item, Path()]
 
 
@@ -162,7 +162,9 @@ def _flip(one: Flip) -> dict[str, Any]:
 
 
 @router.get("/v1/models/{name}/calibrations", response_model=CalibrationsOut)
-def list_calibrations(db: Db, _: CanRead, name: Name, modality: str | None = None) -> dict[str, Any]:
+def list_calibrations(
+    db: Db, _: CanRead, name: Name, modality: Annotated[Modality | None, Query()] = None
+) -> dict[str, Any]:
     """Every threshold that a model has had, the newest first, and what is searchable without one."""
     model = generations.model(db, name)
     return {

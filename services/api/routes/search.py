@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from functools import partial
 from typing import Annotated, Any
 from urllib.parse import urlencode
@@ -15,6 +15,8 @@ from fastapi.responses import Response
 from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.datastructures import UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from services.api import present
 from services.api.answers import BatchOut, RankingOut
@@ -110,27 +112,36 @@ async def _body(request: Request, _: CanSearch, uploads: Uploads) -> AsyncIterat
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        yield Body(fields=_object(await _small(request)))
+        yield Body(fields=_object(await _arrived(_small(request))))
         return
     if kind not in (*PICTURES, "multipart/form-data"):
         raise UnsupportedMedia(f"send multipart/form-data with a file, application/json, or {', '.join(PICTURES)}")
     with uploads.taken("uploading"):  # no one waits in line here, so this never blocks the loop
-        try:
-            async with asyncio.timeout(ARRIVES_WITHIN_S):
-                picture = await _picture(request, kind)
-        except TimeoutError:
-            raise Invalid(f"the upload did not arrive within {ARRIVES_WITHIN_S:g} s") from None
-        yield Body(picture=picture)
+        yield Body(picture=await _arrived(_picture(request, kind)))
+
+
+async def _arrived(body: Awaitable[bytes]) -> bytes:
+    """Raises: `Invalid` where its sender is too slow, or has left."""
+    try:
+        async with asyncio.timeout(ARRIVES_WITHIN_S):
+            return await body
+    except TimeoutError:
+        raise Invalid(f"the body did not arrive within {ARRIVES_WITHIN_S:g} s") from None
+    except ClientDisconnect:  # which is no error of ours
+        raise Invalid("the client left in the middle of the body") from None
 
 
 async def _picture(request: Request, kind: str) -> bytes:
     if kind in PICTURES:
         return await request.body()
-    async with request.form(max_files=1, max_fields=0) as form:
-        file = form.get("file")
-        if not isinstance(file, UploadFile):
-            raise Invalid("the form has no file named `file`")
-        return await file.read()
+    try:
+        async with request.form(max_files=1, max_fields=0) as form:
+            file = form.get("file")
+            if not isinstance(file, UploadFile):
+                raise Invalid("the form has no file named `file`")
+            return await file.read()
+    except HTTPException:
+        raise Invalid("the form is not one file named `file` and nothing else; options stand in the address") from None
 
 
 async def _small(request: Request) -> bytes:

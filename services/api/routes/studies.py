@@ -10,7 +10,7 @@ from sqlalchemy import Row
 from services.api.answers import JournalOut, StudiesOut, StudyDetail
 from services.api.dependencies import CanRead, Rt
 from services.api.errors import explain
-from services.api.schemas import StudiesIn, Uid
+from services.api.schemas import MOST_ID, StudiesIn, Uid
 from shared.errors import Invalid, NotFound
 from shared.store import arrivals, catalog, generations
 from shared.store.keys import Bearer, Scope
@@ -18,7 +18,7 @@ from shared.types import Status
 
 router = APIRouter(tags=["studies"])
 
-FIRST = 2**62
+FIRST = MOST_ID
 HELD_BACK = frozenset({Status.QUARANTINED, Status.REJECTED})  #: pictures that only a reviewer may see
 
 JUDGED = frozenset({Status.ENCODED, Status.QUARANTINED, Status.REJECTED})
@@ -71,9 +71,10 @@ def read_cursor(text: str | None) -> int:
         raw = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
     except (ValueError, binascii.Error):
         raw = b""
-    if raw[:1] != b"s" or not raw[1:].isdigit() or len(raw) > 20:
+    number = int(raw[1:]) if raw[:1] == b"s" and raw[1:].isdigit() and len(raw) <= 20 else -1
+    if not 0 <= number <= FIRST:
         raise Invalid("this is not a cursor")
-    return int(raw[1:])
+    return number
 
 
 @router.get("/v1/studies/{study_instance_uid}", response_model=StudyDetail)
