@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 error, 2 usage, 3 not found, 4 conflict, 5 invalid input, 
 
 import functools
 import importlib
+import shutil
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -53,6 +54,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     except SimilisError as error:
         sys.stderr.write(f"similis: {error}\n")
         raise SystemExit(exit_code(error)) from None
+    except OSError as error:  # of this machine: a full disk, a folder that may not be written
+        sys.stderr.write(f"similis: {told(error)}\n")
+        raise SystemExit(1) from None
+
+
+def told(error: OSError) -> str:
+    """What the system says, and of which file; of a tree that could not be copied, of the first."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        return str(error.args[0][0][2])
+    return f"{error.strerror or type(error).__name__}" + (f": {error.filename}" if error.filename else "")
 
 
 if __name__ == "__main__":

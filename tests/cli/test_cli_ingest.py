@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from services.cli.follow import Lines, Operation, Rate
+from services.cli.waiting import pause_s
 
 ID = "11111111-2222-3333-4444-555555555555"
 SCANS, ONE = "POST /v1/ingest/scans", f"GET /v1/operations/{ID}"
@@ -111,6 +112,11 @@ def test_the_wait_outlasts_a_server_that_is_being_restarted(home, server, simili
     ran = similis("ingest", tmp_path, "--home", home)
     assert ran.code == 0
     assert "waiting for the server" in ran.err
+
+
+@pytest.mark.parametrize(("took_s", "waits_s"), [(0.01, 0.5), (2.0, 20.0), (60.0, 30.0)])
+def test_a_dear_answer_is_asked_for_less_often(took_s, waits_s):
+    assert pause_s(0.5, took_s) == waits_s
 
 
 class Clock:
