@@ -23,7 +23,7 @@ from sqlalchemy.orm import Session
 from shared.datasets.folder import LabelTable, Row
 from shared.errors import Gate, Invalid, Outcome, Rejected, Unavailable
 from shared.imaging.pseudonym import patient_key
-from shared.imaging.reasons import Reason, failed
+from shared.imaging.reasons import PASSING, Reason, failed
 from shared.imaging.sandbox import Inspected
 from shared.pipeline import erase
 from shared.pipeline.admission import Action, Admission
@@ -77,14 +77,21 @@ def walk(root: Path) -> Iterator[Seen]:
         for entry in entries:
             try:
                 found = entry.stat(follow_symlinks=False)
-            except OSError:
+            except FileNotFoundError:
                 continue  # gone since it was listed
+            except OSError:  # a folder that may be listed and not entered, say: its files have their rows, too
+                yield _unseen(entry.path)
+                continue
             seen = Seen.of(entry.path, found)
             if stat.S_ISDIR(found.st_mode):
                 below.append(seen)
             else:
                 yield seen
         folders.extend(reversed(below))
+
+
+def _unseen(path: bytes) -> Seen:
+    return Seen(path=path, size=0, mtime_ns=0)
 
 
 def see(path: Path) -> Iterator[Seen]:
@@ -259,9 +266,17 @@ def admit(db: Session, found: Sequence[Found], rules: Rules, origin: Origin) -> 
     done += _settle_candidates(db, candidates, rules, origin)
     order = {id(file): place for place, file in enumerate(found)}
     done.sort(key=lambda one: order[id(one.file)])
-    arrivals.add(db, [one.arrival for one in done], origin)
+    told = _told(db, done)
+    arrivals.add(db, [one.arrival for one in done if one.file.seen.path not in told], origin)
     enqueue(db, Job.ENCODE)
     return done
+
+
+def _told(db: Session, done: Sequence[Registered]) -> set[bytes]:
+    """What still cannot be read, for the reason of the last time: a watch asks every hour, and the journal knows."""
+    away = [one.record for one in done if one.record.reason in PASSING]
+    known = files.reasons(db, [record.seen.path for record in away]) if away else {}
+    return {record.seen.path for record in away if known.get(record.seen.path) == record.reason}
 
 
 def _without_erased(
@@ -467,8 +482,10 @@ def _now(seen: Seen) -> Seen:
     """Forget the file's time if it changed while it was read, so that the next scan reads it again."""
     try:
         unchanged = Seen.of(seen.path, _path(seen).lstat()) == seen
-    except OSError:
+    except FileNotFoundError:
         unchanged = False
+    except OSError:
+        unchanged = seen == _unseen(seen.path)
     return seen if unchanged else replace(seen, mtime_ns=-1)
 
 
