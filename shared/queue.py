@@ -23,7 +23,7 @@ QUEUES: dict[Job, str] = {
     Job.REPLAY: "reindex",
     Job.CANARY: "reindex",
     Job.SWEEP: "sweep",
-    Job.TIDY: "scan",
+    Job.TIDY: "reindex",  # a scan may take days, and what was erased must not lie there so long
     Job.PULL: "scan",
 }
 

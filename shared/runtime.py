@@ -130,7 +130,7 @@ class Runtime:
     def watch_rules(self) -> Rules:
         """While a folder is watched, files that may still be written are left for the next round.
 
-        What cannot be read is tried again once an hour: each time is a line of the journal.
+        What cannot be read is tried again once an hour; the journal has one line, until the reason is another.
         """
         return replace(self.rules, settle_s=self.settings.intake.settle_s, rest_s=3600.0)
 

@@ -4,15 +4,24 @@ Early acknowledgement on purpose: the row in Postgres, not the message, guarante
 gained by a late one, and poison loops and stuck messages cannot be.
 """
 
+from typing import Any
+
 from celery import Celery, signals
 
 from shared.config import Settings
 from shared.errors import Invalid
 from shared.log import configure
+from shared.queue import QUEUES
+from shared.types import Job
 
 SWEEP_S = 2.0
 SWEEP_LIFE_S = 60.0  #: longer than any task that it may have to wait for
 TIDY_S = 3600.0
+
+
+def _every(job: Job, seconds: float, *, expires_s: float) -> dict[str, Any]:
+    return {"task": job.value, "schedule": seconds, "options": {"queue": QUEUES[job], "expires": expires_s}}
+
 
 settings = Settings()
 app = Celery(
@@ -52,8 +61,8 @@ app.conf.update(
     task_default_queue="ingest",
     timezone="UTC",
     beat_schedule={
-        "sweep": {"task": "similis.sweep", "schedule": SWEEP_S, "options": {"queue": "sweep", "expires": SWEEP_LIFE_S}},
-        "tidy": {"task": "similis.tidy", "schedule": TIDY_S, "options": {"queue": "scan", "expires": TIDY_S}},
+        "sweep": _every(Job.SWEEP, SWEEP_S, expires_s=SWEEP_LIFE_S),
+        "tidy": _every(Job.TIDY, TIDY_S, expires_s=TIDY_S),
     },
 )
 

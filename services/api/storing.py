@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from services.api.dicom_json import Json, item
 from services.api.errors import UnsupportedMedia
 from shared.errors import Invalid
-from shared.imaging.reasons import Reason
+from shared.imaging.reasons import PASSING, Reason
 from shared.multipart import Begin, Splitter, media_type
 from shared.pipeline.arrive import Arrived
 from shared.pipeline.streamed import Streamed
@@ -69,7 +69,7 @@ def failure(arrived: Arrived) -> int:
         return NO_SUCH_CLASS
     if arrived.reason == Reason.FILE_SIZE:
         return OUT_OF_RESOURCES
-    return PROCESSING if arrived.reason == Reason.SANDBOX else NOT_UNDERSTOOD
+    return PROCESSING if arrived.reason in PASSING else NOT_UNDERSTOOD
 
 
 def accepted(arrived: Arrived) -> bool:

@@ -1,8 +1,9 @@
 """`similis backup` and `similis restore`: of the home of an installation on this machine."""
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,9 +35,14 @@ def backup(
     if as_json:
         tell_json(manifest)
         return
-    size = sum(one["bytes"] for one in manifest["files"].values())
     counts = manifest["counts"]
-    tell(f"kept {counts['image']} images of {counts['study']} studies in {folder}: {size / 1e6:.1f} MB")
+    tell(f"kept {counts['image']} images of {counts['study']} studies in {folder}: {size_of(manifest) / 1e6:.1f} MB")
+
+
+def size_of(manifest: Mapping[str, Any]) -> int:
+    """Bytes of all that was kept: most of them are of the files that were sent to us."""
+    kept: int = sum(one["bytes"] for one in manifest["files"].values()) + manifest["blobs"]["bytes"]
+    return kept
 
 
 def restore(

@@ -2,7 +2,6 @@
 
 import functools
 import inspect
-import json
 import ssl
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +13,7 @@ from urllib.parse import quote
 import typer
 
 from services.cli.terminal import say
+from services.embedded.home import Home
 from shared.config import Settings
 from shared.errors import (
     Conflict,
@@ -226,13 +226,16 @@ def connect(
 
 
 def _running(folder: Path) -> str | None:
-    """The address of the server that this home's supervisor keeps."""
+    """The address of the server that this home's supervisor keeps.
+
+    One that was killed leaves its state behind, and whoever has taken its port since would get the key.
+    """
+    home = Home(folder)
     try:
-        state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        state = home.state if home.locked else {}
+    except OSError:
         return None
-    alive = isinstance(state, dict) and state.get("supervisor") and state.get("url")
-    return str(state["url"]).rstrip("/") if alive else None
+    return str(state["url"]).rstrip("/") if state.get("supervisor") and state.get("url") else None
 
 
 def _key(path: Path) -> str:

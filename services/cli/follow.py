@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from services.cli.client import Answer, Client, part
 from services.cli.terminal import err, say, table, tell
+from services.cli.waiting import pause_s, timed
 
 POLL_S = 0.5
 PLAIN_EVERY_S = 15.0  #: without a terminal, a line comes so often at most, or at each quarter
@@ -182,12 +183,12 @@ def follow(client: Client, operation_id: str, *, poll_s: float = POLL_S) -> Answ
     """The operation has ended; its progress was shown. A watch ends only when it is cancelled or interrupted."""
     with view() as shows:
         while True:
-            answer = client.get(f"/v1/operations/{part(operation_id)}")
+            answer, took_s = timed(client, f"/v1/operations/{part(operation_id)}")
             operation = Operation.of(answer)
             shows.show(operation)
             if operation.ended:
                 return answer
-            time.sleep(poll_s)
+            time.sleep(pause_s(poll_s, took_s))
 
 
 def summarise(answer: Answer) -> None:

@@ -7,6 +7,7 @@ import functools
 import importlib
 import io
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
@@ -69,6 +70,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         sys.stderr.write(f"similis: the settings are wrong: {complaint(error)}\n")
         raise SystemExit(EXIT_CODES[Invalid]) from None
+    except OSError as error:  # of this machine: a full disk, a folder that may not be written
+        sys.stderr.write(f"similis: {told(error)}\n")
+        raise SystemExit(1) from None
+
+
+def told(error: OSError) -> str:
+    """What the system says, and of which file; of a tree that could not be copied, of the first."""
+    if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
+        return str(error.args[0][0][2])
+    return f"{error.strerror or type(error).__name__}" + (f": {error.filename}" if error.filename else "")
 
 
 if __name__ == "__main__":

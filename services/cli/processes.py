@@ -95,14 +95,18 @@ def worker(
 
 
 def beat(
-    schedule: Annotated[Path, typer.Option(help="Where beat keeps what it did last.")] = Path("/tmp/similis-beat"),  # noqa: S108 - losing it costs one sweep
+    schedule: Annotated[
+        Path | None, typer.Option(help="Where beat keeps what it did last. [default: run/beat of the home]")
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only tell by the exit code whether one lives.")] = False,
 ) -> None:
     """Ring for what stands still, every few seconds, in this process. Run exactly one."""
     from services.embedded import commands
+    from services.embedded.home import private
 
     _exit_if(check, "beat")
-    become(commands.beat(schedule))
+    # a pickle: whoever else could write it would run what they like
+    become(commands.beat(schedule or private(Settings().home / "run") / "beat"))
 
 
 def vectors(

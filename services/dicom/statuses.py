@@ -8,7 +8,7 @@ from enum import IntEnum
 from pydicom.dataset import Dataset
 
 from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError, Throttled, Unavailable
-from shared.imaging.reasons import Reason
+from shared.imaging.reasons import PASSING, Reason
 from shared.pipeline.arrive import Arrived
 
 
@@ -55,6 +55,8 @@ def of_arrived(arrived: Arrived) -> Status:
         return Status.SUCCESS
     if arrived.outcome == "refused" or arrived.reason in _ENDED:
         return Status.NOT_AUTHORIZED
+    if arrived.reason in PASSING:
+        return Status.PROCESSING_FAILURE
     return Status.MISMATCH if arrived.reason == Reason.UIDS_DIFFER else Status.NOT_UNDERSTOOD
 
 

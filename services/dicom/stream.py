@@ -15,7 +15,7 @@ from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
 from pynetdicom.dsutils import create_file_meta, encode_file_meta
 
 from services.dicom.statuses import Refusal
-from shared.errors import SimilisError, Unavailable
+from shared.errors import SimilisError
 from shared.imaging.read import valid_uid
 from shared.store.blobs import PREAMBLE, Blobs, Part
 
@@ -53,8 +53,6 @@ class Incoming(BytesIO):
                 self._take(fragment)
             except SimilisError as error:
                 self.refusal = error
-            except OSError:
-                self.refusal = Unavailable("the disk does not take it")
             if self.refusal is not None:
                 self._discard()
         return len(fragment)

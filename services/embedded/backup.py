@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -68,9 +68,10 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
             _tombstones(settings, part / stones.NAME)
             write(part / KEY, settings.pseudonym_key.get_secret_value())
             manifest["settings"] = settings.model_dump(mode="json", exclude={"home", "models"})
+            stores = _stores(settings)
         manifest["files"] = {str(path.relative_to(part)): _digest(path) for path in _files(part)}
         say("copying the files that were sent to us")
-        manifest["blobs"] = _copy_blobs(settings.blobs_dir.absolute(), part / BLOBS)  # after the dump, which names them
+        manifest["blobs"] = _copy_blobs(stores, part / BLOBS)  # after the dump, which names them
         write(part / MANIFEST, json.dumps(manifest, indent=2))
         for place in [*(p for p in part.rglob("*") if p.is_dir()), part]:
             sync(place)
@@ -145,12 +146,25 @@ def _copy_models(models: Path, out: Path) -> None:
             os.fsync(file.fileno())
 
 
-def _copy_blobs(blobs: Path, out: Path) -> dict[str, Any]:
+def _stores(settings: Settings) -> list[Path]:
+    """The folders in which sent files lie: the one of today, and where rows name files in one of earlier."""
+    own = settings.blobs_dir.absolute()
+    store = Store(settings.database.url.get_secret_value(), pool_size=1)
+    try:
+        with store.transaction() as db:
+            return list(dict.fromkeys([own, *(Path(os.fsdecode(root)) for root in files.roots(db))]))
+    finally:
+        store.close()
+
+
+def _copy_blobs(stores: Sequence[Path], out: Path) -> dict[str, Any]:
     """Every file that was sent to us, also since the dump; each has its digest for a name."""
     out.mkdir(mode=0o700)
     count = size = 0
-    for place in sorted(blobs.glob(f"??/??/*{SUFFIX}")):
-        copy = out / place.relative_to(blobs)
+    for place in (place for store in stores for place in Blobs(store).every()):
+        copy = out / place.relative_to(place.parents[2])
+        if copy.exists():
+            continue  # the same content, from two stores
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             shutil.copy2(place, copy)  # its time stands in its row, too
@@ -159,7 +173,7 @@ def _copy_blobs(blobs: Path, out: Path) -> dict[str, Any]:
         with copy.open("rb") as file:
             os.fsync(file.fileno())
         count, size = count + 1, size + copy.stat().st_size
-    return {"root": str(blobs), "count": count, "bytes": size}
+    return {"root": str(stores[0]), "roots": [str(store) for store in stores], "count": count, "bytes": size}
 
 
 def _tombstones(settings: Settings, path: Path) -> None:
@@ -230,6 +244,10 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
         raise Conflict("the home is not empty")
     if tombstones is not None and not tombstones.is_file():
         raise NotFound("there is no such file of tombstones")
+    if home.is_mount():
+        raise Conflict(
+            "a disk is mounted on this folder, and a home takes its place whole: restore to a folder below it"
+        )
     part = home.with_name(f".{home.name}.restoring")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -243,18 +261,34 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
         with place.lock(), Postgres(place.path) as server:
             _restore_database(server, folder, say)
             if sent := manifest.get("blobs"):
-                _rename_blobs(server, sent["root"], place / BLOBS)
+                for root in sent.get("roots", [sent["root"]]):
+                    _rename_blobs(server, root, place / BLOBS)
             found = _fill(place, server, known, say, verify=verify)
             _rename_blobs(server, str(place / BLOBS), home / BLOBS)
         shutil.rmtree(place / "run", ignore_errors=True)
-        (home / stones.NAME).unlink(missing_ok=True)  # its lines stand in the new one
-        part.rename(home)  # over an empty folder, or none
-        sync(home.parent)
+        _take_place(part, home)
         Home.at(home).keep("database.url", Postgres(home).url)  # its socket has moved with it
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     return found
+
+
+def _take_place(part: Path, home: Path) -> None:
+    """The restored home stands where it belongs, over an empty folder or none.
+
+    Tombstones that lay there are in the restored home, too; where it cannot take its place, they lie there still.
+    """
+    stood = home / stones.NAME
+    left = stood.read_bytes() if stood.exists() else None
+    stood.unlink(missing_ok=True)
+    try:
+        part.rename(home)
+    except OSError as error:
+        if left is not None:
+            stood.write_bytes(left)
+        raise Conflict(f"the restored home cannot take its place ({error.strerror}): is somebody using it?") from None
+    sync(home.parent)
 
 
 def _restore_database(server: Postgres, folder: Path, say: Say) -> None:

@@ -23,6 +23,9 @@ from shared.config import Settings
 from shared.errors import Conflict, Denied, Unavailable
 
 BACKLOG = 1024  #: connections that wait while the API is started again
+OVERFLOW = 2  #: connections above its pool's size that a `Store` opens
+WORKS_ON = 3  #: connections of a worker: its task's, that of the lease, and one to spare
+OTHERS = 20  #: doctor, backup, the first model, and what PostgreSQL keeps for itself
 WORKER_PATIENCE_S = 20.0  # a batch is finished or given back; the lease covers the rest
 
 
@@ -107,7 +110,8 @@ def build(
     The listening sockets are ours: while the API or the receiver is started again, connections wait in them.
     """
     port: int = listener.getsockname()[1]
-    postgres, valkey = Postgres(home.path), Valkey(home.path)
+    postgres = Postgres(home.path, {"max_connections": str(connections(options.slots, Settings()))})
+    valkey = Valkey(home.path)
     vectors_socket = home.sockets / "vectors.sock"
     env = commands.environment(
         home,
@@ -152,6 +156,14 @@ def build(
         "started_at": time.time(),
     }
     return Supervisor(home, parts, order, facts, say)
+
+
+def connections(slots: int, settings: Settings) -> int:
+    """How many connections all processes together may open: one that is refused is work that waits, or a 503."""
+    pool = settings.database.pool_size + OVERFLOW
+    serving = 1 + settings.dicom.processes  # these use as many as there are requests at once
+    working = slots + len(commands.WORKER_QUEUES)
+    return pool * serving + WORKS_ON * working + OTHERS
 
 
 def _workers(home: Home, env: dict[str, str], slots: int) -> list[Program]:

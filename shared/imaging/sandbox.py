@@ -5,6 +5,7 @@ right to any folder. When the child dies, the file it was on is quarantined on t
 fresh child. A child killed from outside (not by us, not by a limit) is no fault of the file: it is tried again.
 """
 
+import math
 import mmap
 import os
 import select
@@ -19,7 +20,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import IO, Self
 
 from shared.errors import Rejected, Unavailable
 from shared.imaging import launch, wire
@@ -27,7 +28,7 @@ from shared.imaging.answers import Inspected
 from shared.imaging.limits import Limits
 from shared.imaging.reasons import Reason, failed, hostile
 from shared.imaging.recipe import Recipe
-from shared.imaging.sources import Source, open_source, shared_memory
+from shared.imaging.sources import Source, open_source, readable, shared_memory
 from shared.types import Decoded
 
 __all__ = ["Inspected", "Sandbox"]
@@ -197,8 +198,7 @@ class Sandbox:
             return
         allowed = self.limits.wall_s if self._ready else max(self.limits.wall_s, _START_S)
         left = self._moved + allowed - time.monotonic()
-        ready, _, _ = select.select([process.stdout], [], [], max(0.0, left))
-        if not ready:
+        if not _has_more(process.stdout, max(0.0, left)):
             process.kill()
             self._lost(Reason.TIME if self._ready else None)
             return
@@ -259,12 +259,12 @@ class Sandbox:
             self._flying = 0
             raise Unavailable("the decoding process does not start")
         if reason is None and self._ready and code is not None:
-            reason = _EXITS.get(signal.Signals(-code)) if code < 0 else Reason.CRASH if code > 0 else None
+            reason = _blamed(job.source, code)
         if reason is None and self._ready and job.tries >= _TRIES:
-            reason = Reason.CRASH
+            reason = Reason.CRASH if readable(job.source) else Reason.UNREADABLE
         if reason is not None:
             self.deaths += 1
-            self._settle(hostile(reason))
+            self._settle(failed(reason) if reason is Reason.UNREADABLE else hostile(reason))
         for other in list(self._waiting)[1:]:  # only the first one in flight may have been begun
             other.tries = 0
         self._flying = 0
@@ -299,9 +299,23 @@ class Sandbox:
 
 def _at_end(process: subprocess.Popen[bytes]) -> bool:
     """Tell whether the child has closed its end, which it does only by ending: then its own exit code is wanted."""
-    if process.stdout is None or not select.select([process.stdout], [], [], 0)[0]:
+    if process.stdout is None or not _has_more(process.stdout, 0):
         return False
     return os.read(process.stdout.fileno(), 1) == b""
+
+
+def _blamed(source: Source, code: int) -> Reason | None:
+    """What the child's exit says of the file it was on; None where it says nothing, and the file is tried again."""
+    if code == -signal.SIGBUS and isinstance(source, Path):
+        return None  # it was cut, or its disk or share failed, while it was read
+    return _EXITS.get(signal.Signals(-code)) if code < 0 else Reason.CRASH if code > 0 else None
+
+
+def _has_more(pipe: IO[bytes], timeout_s: float) -> bool:
+    """Wait for something to read, or for the end; `select` would refuse descriptors above 1023."""
+    waiting = select.poll()
+    waiting.register(pipe, select.POLLIN)
+    return bool(waiting.poll(math.ceil(timeout_s * 1000)))
 
 
 def _as_rejected(answer: Answer) -> Rejected:

@@ -1,6 +1,7 @@
 """Files and uploads as open descriptors: what is handed to the sandbox child."""
 
 import fcntl
+import io
 import os
 import stat
 from pathlib import Path
@@ -28,6 +29,17 @@ def open_source(source: Source, limits: Limits) -> int:
         return descriptor
     os.close(descriptor)
     raise hostile(Reason.FILE_SIZE) if stat.S_ISREG(facts.st_mode) else failed(Reason.NOT_REGULAR)
+
+
+def readable(source: Source) -> bool:
+    """Whether every byte can still be had: a share may have gone away, or a disk may be failing."""
+    try:
+        with source.open("rb", buffering=0) if isinstance(source, Path) else io.BytesIO(source) as file:
+            while file.read(1 << 20):
+                pass
+    except OSError:
+        return False
+    return True
 
 
 def shared_memory(name: str, size: int, content: bytes = b"") -> int:

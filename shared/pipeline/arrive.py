@@ -227,7 +227,7 @@ def _since(path: Path) -> float:
 
 def _remove_erased(begin: Begin, inspector: Inspector, blobs: Blobs, secret: bytes) -> int:
     """What an erasure has left is unlinked, also where it had been put aside; returns how many files were."""
-    gone, due = 0, [b""]
+    gone, due = 0, [(b"", b"")]
     for path in _erased(begin, inspector, blobs.lost(), secret):
         path.unlink(missing_ok=True)  # of those that were put aside: what came again stands elsewhere
         gone += 1
@@ -235,9 +235,13 @@ def _remove_erased(begin: Begin, inspector: Inspector, blobs: Blobs, secret: byt
         with begin() as db:
             alone(db, Lock.INTAKE)
             due = files.removals(db, REMOVED)
-            for digest in set(due) - files.held(db, due):  # what was lifted and came again stays
-                gone += blobs.remove(digest)
-            files.removed(db, due)
+            digests = [digest for digest, _ in due]
+            held = files.held(db, digests)  # what was lifted and came again stays
+            for digest, root in due:
+                if digest not in held:
+                    stores = [blobs, *([Blobs(Path(os.fsdecode(root)))] if root else [])]
+                    gone += max(store.remove(digest) for store in stores)
+            files.removed(db, digests)
     return gone
 
 

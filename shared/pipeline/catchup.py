@@ -74,7 +74,7 @@ def _source(begin: Begin, model: Published, effort: Effort) -> Source:
 def _claim(begin: Begin, model: Published, effort: Effort, *, first: bool) -> Work:
     """A batch of this model is ours, as far as throttle and hours allow; none while it is paused or new images wait."""
     with begin() as db:
-        if model.model_id not in catchup.asking(db) or (not first and images.due(db)[0]):
+        if model.model_id not in catchup.asking(db) or (not first and images.any_due(db)):
             return Work([], [])
         limit = min((allow(db, one, effort.batch) for one in _building(db, model.model_id)), default=effort.batch)
         if limit == 0:

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from shared.datasets.folder import Row
 from shared.errors import Gate, Outcome, Rejected
 from shared.imaging.pseudonym import patient_key
-from shared.imaging.reasons import Reason, failed
+from shared.imaging.reasons import PASSING, Reason, failed
 from shared.imaging.sandbox import Inspected
 from shared.pipeline import erase
 from shared.pipeline.admission import Action, Admission
@@ -186,9 +186,17 @@ def admit(db: Session, found: Sequence[Found], rules: Rules, origin: Origin) -> 
     done += _settle_candidates(db, candidates, rules, origin)
     order = {id(file): place for place, file in enumerate(found)}
     done.sort(key=lambda one: order[id(one.file)])
-    arrivals.add(db, [one.arrival for one in done], origin)
+    told = _told(db, done)
+    arrivals.add(db, [one.arrival for one in done if one.file.seen.path not in told], origin)
     enqueue(db, Job.ENCODE)
     return done
+
+
+def _told(db: Session, done: Sequence[Registered]) -> set[bytes]:
+    """What still cannot be read, for the reason of the last time: a watch asks every hour, and the journal knows."""
+    away = [one.record for one in done if one.record.reason in PASSING]
+    known = files.reasons(db, [record.seen.path for record in away]) if away else {}
+    return {record.seen.path for record in away if known.get(record.seen.path) == record.reason}
 
 
 def _without_erased(

@@ -107,14 +107,21 @@ def walk(root: Path) -> Iterator[Seen]:
         for entry in entries:
             try:
                 found = entry.stat(follow_symlinks=False)
-            except OSError:
+            except FileNotFoundError:
                 continue  # gone since it was listed
+            except OSError:  # a folder that may be listed and not entered, say: its files have their rows, too
+                yield _unseen(entry.path)
+                continue
             seen = Seen.of(entry.path, found)
             if stat.S_ISDIR(found.st_mode):
                 below.append(seen)
             else:
                 yield seen
         folders.extend(reversed(below))
+
+
+def _unseen(path: bytes) -> Seen:
+    return Seen(path=path, size=0, mtime_ns=0)
 
 
 def see(path: Path) -> Iterator[Seen]:
@@ -156,8 +163,10 @@ def _now(seen: Seen) -> Seen:
     """Forget the file's time if it changed while it was read, so that the next scan reads it again."""
     try:
         unchanged = Seen.of(seen.path, _path(seen).lstat()) == seen
-    except OSError:
+    except FileNotFoundError:
         unchanged = False
+    except OSError:
+        unchanged = seen == _unseen(seen.path)
     return seen if unchanged else replace(seen, mtime_ns=-1)
 
 

@@ -14,7 +14,7 @@ def ring_for_due(db: Session, effort: Effort, canary_s: float = 0) -> None:
     """A bell for each kind of work that could be claimed now; too many bells do no harm."""
     images.exhaust(db, effort.max_failures)
     operations.finish_settled(db)
-    if images.due(db)[0]:
+    if images.any_due(db):
         enqueue(db, Job.ENCODE)
     if operations.due(db, "scan") or files.again(db, 0, 1):
         enqueue(db, Job.SCAN)

@@ -3,6 +3,7 @@
 A part is written beside, and becomes a blob by one rename; so a blob is whole, and one content has one name.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -10,7 +11,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -37,6 +38,20 @@ class Full(Unavailable):
     """The disk is below its reserve: nothing is taken in until there is room."""
 
 
+@contextmanager
+def taking() -> Iterator[None]:
+    """What the disk refuses in this block may be sent again, once there is room or somebody has looked.
+
+    Raises: `Full`, `Unavailable`; neither names a file.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise Full("the disk is full: nothing is taken in until there is room", retry_after_s=60) from error
+        raise Unavailable(f"the store does not take it ({error.strerror})") from error
+
+
 class Part:
     """A file on its way in; it goes away with its context unless it was kept.
 
@@ -60,18 +75,24 @@ class Part:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # a full disk refuses the last bytes once more, and has to be rid of the others
+            self._file.close()
         self.path.unlink(missing_ok=True)
 
+    @taking()
     def write(self, chunk: bytes | memoryview) -> None:
-        """The next bytes. Raises: `Full`."""
+        """The next bytes. Raises: as `taking`."""
         if self.size // CHECK_EVERY != (self.size + len(chunk)) // CHECK_EVERY:
             self._blobs.check_room()
         self._file.write(chunk)
         self.size += len(chunk)
 
+    @taking()
     def finish(self) -> None:
-        """Everything is on the disk; the preamble of a DICOM file, which may be a program, is zeros."""
+        """Everything is on the disk; the preamble of a DICOM file, which may be a program, is zeros.
+
+        Raises: as `taking`.
+        """
         self._file.flush()
         with self.path.open("r+b") as file:
             head = file.read(PREAMBLE + 4)
@@ -89,8 +110,9 @@ class Blobs:
     root: Path
     reserve_bytes: int = 2048 * MIB
 
+    @taking()
     def part(self) -> Part:
-        """A new part. Raises: `Full`."""
+        """A new part. Raises: as `taking`."""
         self.check_room()
         folder = self._incoming
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -108,8 +130,9 @@ class Blobs:
         name = digest.hex()
         return self.root / name[:2] / name[2:4] / f"{name}{SUFFIX}"
 
+    @taking()
     def keep(self, part: Part, digest: bytes) -> None:
-        """The finished part is the blob of this content, durably."""
+        """The finished part is the blob of this content, durably. Raises: as `taking`."""
         place = self.place(digest)
         for folder in (place.parent.parent, place.parent):
             if not folder.exists():

@@ -67,6 +67,15 @@ def unchanged(db: Session, seen: Sequence[Seen], labels: Sequence[bytes | None],
     return {s.path for s, label in zip(seen, labels, strict=True) if known.get(s.path) == (s.size, s.mtime_ns, label)}
 
 
+_REASONS = sa.text("SELECT path, reason FROM file WHERE path_digest = ANY(CAST(:digests AS bytea[]))")
+
+
+def reasons(db: Session, paths: Sequence[bytes]) -> dict[bytes, str | None]:
+    """Why each of these was not taken in, as its row has it."""
+    rows = db.execute(_REASONS, {"digests": [sha256(path).digest() for path in paths]})
+    return {bytes(row.path): row.reason for row in rows}
+
+
 _HELD = sa.text(
     "SELECT u.digest FROM unnest(CAST(:digests AS bytea[])) AS u(digest) "
     "WHERE EXISTS (SELECT 1 FROM file f WHERE f.digest = u.digest) "
@@ -85,9 +94,10 @@ def numbers(db: Session, paths: Sequence[bytes]) -> list[int]:
     return list(db.execute(statement, {"digests": [sha256(path).digest() for path in paths]}).scalars())
 
 
-def removals(db: Session, limit: int) -> list[bytes]:
-    """Contents that an erasure has left behind."""
-    return list(db.execute(sa.text("SELECT digest FROM removal LIMIT :limit"), {"limit": limit}).scalars())
+def removals(db: Session, limit: int) -> list[tuple[bytes, bytes]]:
+    """Contents that an erasure has left behind, and in which store, "" where only our own is meant."""
+    rows = db.execute(sa.text("SELECT digest, root FROM removal LIMIT :limit"), {"limit": limit})
+    return [(bytes(row.digest), bytes(row.root)) for row in rows]
 
 
 def leaving(db: Session, digests: Sequence[bytes]) -> set[bytes]:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Conflict
 from shared.imaging.reasons import LOST
-from shared.store.tables import RESTED
+from shared.store.tables import WAITS
 from shared.types import MOVES, Status
 
 
@@ -30,8 +30,12 @@ class Claimed:
     mtime_ns: int | None = None  #: ditto
 
 
-#: Due: received and rested, or claimed by somebody whose lease has ended. An ended lease is a failure.
-_DUE = f"(status = 'received' OR (status = 'encoding' AND lease_until < clock_timestamp())) AND {RESTED}"
+#: Due: received and rested, or claimed by somebody whose lease has ended. An ended lease is a failure. The moment of
+#: the statement, not of each row, so that an index tells what rests.
+_DUE = f"""
+    status IN ('received', 'encoding') AND {WAITS} <= statement_timestamp()
+    AND (status = 'received' OR lease_until < clock_timestamp())
+"""
 _FAILURES = "failures + (CASE WHEN status = 'encoding' THEN 1 ELSE 0 END)"
 
 #: A decision is about bytes: others under the same UID are judged again.
@@ -52,7 +56,7 @@ _CLAIM = sa.text(
                      lease_until = clock_timestamp() + make_interval(secs => :lease)
     WHERE id IN (
         SELECT id FROM image WHERE {_DUE} AND {_FAILURES} < :failures
-        ORDER BY id LIMIT :limit FOR UPDATE SKIP LOCKED
+        ORDER BY {WAITS}, id LIMIT :limit FOR UPDATE SKIP LOCKED
     )
     RETURNING id, attempt, sop_uid, path, revision, {RELEASED.format("image")}, {ORIGINAL.format("image")}
     """  # noqa: S608 - only the constants above are inserted
@@ -62,7 +66,8 @@ _EXHAUST = sa.text(
     f"""
     UPDATE image SET status = 'failed', reason = coalesce(last_error, 'worker-died'), lease_until = NULL,
                      settled_at = clock_timestamp()
-    WHERE id IN (SELECT id FROM image WHERE {_DUE} AND {_FAILURES} >= :failures FOR UPDATE SKIP LOCKED)
+    WHERE id IN (SELECT id FROM image WHERE {_DUE} AND (status = 'encoding' OR failures > 0)
+                 AND {_FAILURES} >= :failures FOR UPDATE SKIP LOCKED)
     RETURNING id
     """  # noqa: S608 - ditto
 )
@@ -89,7 +94,7 @@ _RENEW = sa.text(
 
 
 def renew(db: Session, claimed: Iterable[Claimed], lease_s: float) -> None:
-    ours = list(claimed)
+    ours = sorted(claimed, key=lambda image: image.id)
     db.execute(_RENEW, {"ids": [c.id for c in ours], "attempts": [c.attempt for c in ours], "lease": lease_s})
 
 
@@ -131,6 +136,7 @@ def settle(db: Session, verdicts: Sequence[Verdict]) -> dict[int, int]:
 
     Returns the revision of each that moved. Only for these may anything else be written.
     """
+    verdicts = sorted(verdicts, key=lambda verdict: verdict.image.id)  # one order of locks for everybody: no deadlock
     for verdict in verdicts:
         check_move(Status.ENCODING, verdict.status)
     rows = db.execute(
@@ -197,6 +203,17 @@ def due(db: Session | sa.Connection) -> tuple[int, float | None]:
     """How many images could be claimed now, and how long the oldest has waited, in seconds."""
     row = db.execute(_WAITING).one()
     return row[0], None if row[1] is None else float(row[1])
+
+
+#: Not by EXISTS, for which the planner would read the table from its start, in the hope of a soon one.
+_ANY = sa.text(
+    f"SELECT (SELECT id FROM image WHERE {_DUE} ORDER BY {WAITS}, id LIMIT 1) IS NOT NULL"  # noqa: S608 - ditto
+)
+
+
+def any_due(db: Session) -> bool:
+    """Whether an image could be claimed now; how many there are is dear to know while a million wait."""
+    return bool(db.execute(_ANY).scalar_one())
 
 
 def statuses(db: Session | sa.Connection) -> dict[str, int]:

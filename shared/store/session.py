@@ -16,6 +16,18 @@ from shared.types import Job
 Begin = Callable[[], AbstractContextManager[Session]]
 
 
+#: A server that loses its power closes no connection, and TCP would wait a quarter of an hour for its answer, or two
+#: hours for its question. A unix socket needs none of this.
+WATCHED = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
+
+#: What PostgreSQL refuses for reasons that pass, in words for whoever has to look after it.
+BUSY = {
+    "53100": "the database's disk is full",
+    "53200": "the database is out of memory",
+    "40P01": "two transactions of the database stood in each other's way",
+}
+
+
 class Store:
     """The database of one process."""
 
@@ -26,7 +38,7 @@ class Store:
             max_overflow=2,
             pool_pre_ping=True,  # after Postgres restarts, a pooled connection is dead
             pool_timeout=5,
-            connect_args={"connect_timeout": 5, "prepare_threshold": 3},
+            connect_args={"connect_timeout": 5, "prepare_threshold": 3, **WATCHED},
         )
         self.reads = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self.sessions = sessionmaker(self.engine, expire_on_commit=False)
@@ -67,7 +79,8 @@ def reachable() -> Iterator[None]:
     except PoolTimeout:
         raise Unavailable("the database is busy", retry_after_s=2) from None
     except (OperationalError, InterfaceError, psycopg.OperationalError, psycopg.InterfaceError) as error:
-        raise Unavailable("the database cannot be reached") from error
+        state = getattr(getattr(error, "orig", error), "sqlstate", None)
+        raise Unavailable(BUSY.get(state or "", "the database cannot be reached")) from error
     except DBAPIError as error:
         if error.connection_invalidated:
             raise Unavailable("the database went away") from error

@@ -85,6 +85,10 @@ class Study(Base):
     created_at: Mapped[datetime] = _now()
 
 
+#: Since when an image is due: what never failed comes before what is tried again.
+WAITS = "COALESCE(not_before, '-infinity'::timestamp with time zone)"
+
+
 class Image(Lease, Base):
     __tablename__ = "image"
     id: Mapped[int] = _id()
@@ -123,7 +127,15 @@ class Image(Lease, Base):
     received_at: Mapped[datetime] = _now()
     settled_at: Mapped[datetime | None]  #: when it left `encoding`
     __table_args__ = (
-        Index("ix_image_work", "id", postgresql_where=text("status IN ('received', 'encoding')")),
+        Index("ix_image_work", text(WAITS), "id", postgresql_where=text("status IN ('received', 'encoding')")),
+        Index(
+            "ix_image_failing",
+            "id",
+            postgresql_where=text("status IN ('received', 'encoding') AND (status = 'encoding' OR failures > 0)"),
+        ),
+        Index(
+            "ix_image_undecided", "operation_id", "status", postgresql_where=text("status IN ('received', 'encoding')")
+        ),
         Index("ix_image_stopped", "status", "id", postgresql_where=text("status IN ('quarantined', 'failed')")),
         Index("ix_image_digest", "digest"),
     )
@@ -179,6 +191,7 @@ class Removal(Base):
 
     __tablename__ = "removal"
     digest: Mapped[bytes] = mapped_column(primary_key=True)
+    root: Mapped[bytes] = mapped_column(primary_key=True, server_default=text("''"))  #: of the store it came to
 
 
 class Arrival(Base):
@@ -197,7 +210,7 @@ class Arrival(Base):
     rule: Mapped[str]  #: of the site's admission rules, the one that decided
     image_id: Mapped[int | None]
     operation_id: Mapped[uuid.UUID | None]
-    __table_args__ = (Index("ix_arrival_taken", "image_id", "id", postgresql_where=text("outcome = 'taken'")),)
+    __table_args__ = (Index("ix_arrival_image", "image_id", "id"),)
 
 
 class Model(Base):

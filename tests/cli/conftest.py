@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from services.cli import main as entry
+from services.embedded.home import Home
 
 
 @dataclass(frozen=True)
@@ -101,10 +102,11 @@ def server() -> Iterator[Script]:
 
 
 @pytest.fixture
-def home(tmp_path: Path, server: Script) -> Path:
+def home(tmp_path: Path, server: Script) -> Iterator[Path]:
     """A home on which the scripted server runs."""
     folder = tmp_path / "home"
     folder.mkdir()
     (folder / "state.json").write_text(json.dumps({"url": server.url, "supervisor": {"pid": 1}}))
     (folder / "api.key").write_text("sml_of-this-home\n")
-    return folder
+    with Home(folder).lock():
+        yield folder

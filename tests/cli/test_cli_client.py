@@ -1,6 +1,7 @@
 """Finding the server, showing the key, waiting politely, and saying what is wrong in one sentence."""
 
 import json
+import shutil
 import socket
 
 import pytest
@@ -15,6 +16,13 @@ def test_address_and_key_come_from_the_home(home, server):
     with connect(None, None, home) as client:
         assert client.get("/v1/keys") == {"keys": []}
     assert server.asked[0].headers["Authorization"] == "Bearer sml_of-this-home"
+
+
+def test_who_has_taken_the_port_of_a_killed_server_does_not_get_its_key(home, server, tmp_path):
+    left = tmp_path / "left"
+    shutil.copytree(home, left)  # as a supervisor leaves it that was killed: nobody holds the lock
+    with pytest.raises(NotFound, match="nothing runs"):
+        connect(None, None, left)
 
 
 def test_another_server_does_not_get_to_see_this_homes_key(home, server):

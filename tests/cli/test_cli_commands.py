@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -123,6 +124,15 @@ def test_a_wrong_setting_is_named_and_what_it_was_set_to_is_not_shown(similis, m
 
 def test_a_word_that_is_no_command_is_a_usage_error(similis):
     assert similis("serach").code == 2
+
+
+def test_what_the_system_refuses_is_a_sentence_and_no_traceback(similis, tmp_path):
+    (tmp_path / "file").touch()
+    ran = similis("secrets", tmp_path / "file" / "secrets")
+    assert ran.code == 1
+    assert ran.err == f"similis: Not a directory: {tmp_path / 'file' / 'secrets'}\n"
+    copied = shutil.Error([("a", "b", "[Errno 28] No space left on device"), ("c", "d", "e")])
+    assert entry.told(copied) == "[Errno 28] No space left on device"
 
 
 def every_error() -> list[type[SimilisError]]:

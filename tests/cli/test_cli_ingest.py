@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from services.cli.follow import Lines, Operation, Rate
+from services.cli.waiting import pause_s
 
 ID = "11111111-2222-3333-4444-555555555555"
 SCANS, ONE = "POST /v1/ingest/scans", f"GET /v1/operations/{ID}"
@@ -126,6 +127,11 @@ def test_only_what_takes_in_counts_files(home, server, similis):
     server.on(ONE, operation(done=3, total=9) | {"kind": "reindex"})
     shown = [similis("operations", "show", ID, "--home", home).out.splitlines()[-1] for _ in range(2)]
     assert shown == ["registered 3 of 9 files so far", "3 of 9 so far"]
+
+
+@pytest.mark.parametrize(("took_s", "waits_s"), [(0.01, 0.5), (2.0, 20.0), (60.0, 30.0)])
+def test_a_dear_answer_is_asked_for_less_often(took_s, waits_s):
+    assert pause_s(0.5, took_s) == waits_s
 
 
 class Clock:

@@ -12,6 +12,7 @@ import pytest
 import sqlalchemy as sa
 from pydicom.data import get_testdata_file
 
+from services.cli.backup import size_of
 from services.embedded import backup as backups
 from services.embedded import process
 from services.embedded.client import Embedded
@@ -177,6 +178,18 @@ def test_a_whole_one_is_read(whole: Path) -> None:
     assert backups.check(whole)["format"] == 1
 
 
+def test_the_size_that_is_told_is_of_all_that_is_kept(tmp_path: Path) -> None:
+    names = [f"ab/cd/abcd{n:060}.dcm" for n in (1, 2)]
+    for store, name in (("store", names[0]), ("earlier", names[0]), ("earlier", names[1])):
+        blob = tmp_path / store / name
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(b"x" * 700)
+    (tmp_path / "store" / "incoming").mkdir()
+    blobs = backups._copy_blobs([tmp_path / "store", tmp_path / "earlier"], tmp_path / "out")
+    assert size_of({"files": {"database.dump": {"bytes": 42}}, "blobs": blobs}) == 1442
+    assert all((tmp_path / "out" / name).read_bytes() == b"x" * 700 for name in names)
+
+
 @pytest.mark.parametrize("newer", [{"schema": "ffff_later"}, {"format": 2}, {"postgres": 19}])
 def test_a_newer_one_is_refused(whole: Path, newer: dict[str, object]) -> None:
     _change(whole, **newer)
@@ -212,6 +225,34 @@ def test_a_home_in_use_and_a_folder_that_exists_are_refused(whole: Path, tmp_pat
         backups.restore(whole, home, print)
     with pytest.raises(Conflict, match="exists"):
         backups.backup(home, whole, print)
+
+
+def test_tombstones_stay_where_a_restored_home_cannot_take_its_place(tmp_path: Path) -> None:
+    part, home = tmp_path / "part", tmp_path / "home"
+    for folder in (part, home):
+        folder.mkdir()
+        (folder / "tombstones").write_text("erased\n")
+    (home / "pg").mkdir()  # somebody has begun to use it meanwhile
+    with pytest.raises(Conflict, match="cannot take its place"):
+        backups._take_place(part, home)
+    assert (home / "tombstones").read_text() == "erased\n"
+    (home / "pg").rmdir()
+    backups._take_place(part, home)
+    assert not part.exists()
+    assert (home / "tombstones").read_text() == "erased\n"
+
+
+def test_a_home_on_which_a_disk_is_mounted_is_refused_before_anything_is_done(whole: Path, tmp_path: Path) -> None:
+    home = tmp_path / "disk"
+    home.mkdir()
+    words = f"mount -t tmpfs none {home} && {SIMILIS} restore {whole} --home {home}"
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", words],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    if done.returncode != 4:
+        pytest.skip(f"no disk can be mounted here: {done.stderr.strip()[-200:]}")
+    assert "restore to a folder below it" in done.stderr
 
 
 def test_a_restore_that_fails_leaves_nothing(whole: Path, tmp_path: Path) -> None:

@@ -10,8 +10,10 @@ from services.cli import processes
 from services.embedded import commands, production
 from services.embedded.home import Home
 from services.embedded.process import Identity
-from services.embedded.stack import Options, check, free_port, is_loopback
+from services.embedded.stack import OVERFLOW, Options, build, check, free_port, is_loopback, listen
+from shared.config import Settings
 from shared.errors import Conflict, Denied, Invalid
+from shared.store.session import Store
 
 run = CliRunner()
 
@@ -51,6 +53,19 @@ def test_status_shows_each_process_and_that_the_api_does_not_answer(app, tmp_pat
     assert found["processes"] == {"api": {"state": "starting", "restarts": 4, "pid": os.getpid()}}
     assert "not ready" in lines
     assert "restarts 4" in lines
+
+
+@pytest.mark.parametrize("slots", [1, 32])
+def test_the_database_has_a_connection_for_whatever_asks_for_one(tmp_path, slots):
+    with listen("127.0.0.1", 0) as listener:
+        stack = build(Home.at(tmp_path), Options(tmp_path, workers=slots, dicom_port=None), listener, print)
+    store = Store("postgresql+psycopg://nobody@/nothing")
+    serving = store.engine.pool.size() + store.engine.pool._max_overflow  # of the API, and of each DICOM receiver
+    assert store.engine.pool._max_overflow == OVERFLOW
+    workers = [name for name in stack.watched if name.startswith("worker-")]
+    assert len(workers) == slots + 3
+    told = int(stack.watched["postgres"].part.settings["max_connections"])
+    assert told >= serving * (1 + Settings().dicom.processes) + 2 * len(workers)
 
 
 def test_down_where_nothing_runs_is_done(app, tmp_path):
@@ -124,6 +139,17 @@ def test_each_process_alone_is_what_the_supervisor_starts(app, monkeypatch, word
     monkeypatch.setattr(processes.os, "execv", lambda path, args: became.append((path, args)))
     assert run.invoke(app, words).exit_code == 0
     assert became == [(argv[0], argv)]
+
+
+def test_what_beat_reads_lies_where_nobody_else_may_write(app, monkeypatch, tmp_path):
+    became = []
+    monkeypatch.setattr(processes.os, "execv", lambda _, args: became.append(args))
+    monkeypatch.setenv("SIMILIS_HOME", str(tmp_path / "home"))
+    assert run.invoke(app, ["beat"]).exit_code == 0
+    assert became == [commands.beat(tmp_path / "home/run/beat")]
+    assert (tmp_path / "home/run").stat().st_mode & 0o777 == 0o700
+    (tmp_path / "home/run").chmod(0o777)
+    assert run.invoke(app, ["beat"]).exit_code != 0
 
 
 def test_the_processes_get_secrets_as_files_and_the_caller_cannot_override_them(tmp_path):

@@ -1,4 +1,5 @@
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from shared.imaging.limits import Limits
 from shared.imaging.reasons import Reason
 from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Sandbox
+from shared.imaging.sources import readable
 from shared.types import Decoded
 
 GOOD = damage.BUNDLED / "CT_small.dcm"
@@ -124,6 +126,58 @@ def test_a_child_that_dies_costs_only_the_file_it_was_on(boxes, slow, number, re
     assert (hostile.outcome, hostile.gate, hostile.reason) == (Outcome.QUARANTINED, Gate.LIMITS, reason)
     assert all(isinstance(other, Decoded) for other in others)
     assert (box.deaths, box.starts) == (1, 2)
+
+
+def test_a_file_that_is_cut_while_it_is_read_is_read_again(boxes, tmp_path):
+    """What the child has mapped in is gone: SIGBUS, as from a share that fails."""
+    path, box, good = tmp_path / "long.dcm", boxes(), GOOD.read_bytes()
+    path.write_bytes(good)
+    for _ in range(20):
+        os.truncate(path, 400 << 20)
+        cut = threading.Timer(0.03, os.truncate, (path, len(good)))
+        cut.start()
+        found = box.inspect(path)
+        cut.join()
+        if box.starts > 1:
+            break
+    assert found.header is not None
+    assert (box.starts, box.deaths) == (2, 0)
+
+
+def test_a_file_on_which_children_die_and_that_cannot_be_read_is_not_taken_for_hostile(boxes, tmp_path):
+    path, box = tmp_path / "slow.dcm", boxes(elements=HUGE, header_bytes=HUGE)
+    path.write_bytes(damage.crowded_file(1_000_000))
+    box.decode(GOOD, RECIPE)
+    over = threading.Event()
+
+    def die():
+        while not over.wait(0.4):
+            process = box._process
+            if process is not None:
+                os.kill(process.pid, signal.SIGBUS)
+
+    thread = threading.Thread(target=die)
+    thread.start()
+    (found,) = box.inspect_many([path])
+    over.set()
+    thread.join()
+    assert found.reason == Reason.CRASH, "every byte can be read: it is the file"
+    assert not readable(tmp_path), "a folder, in the place of a file that the system does not read"
+    assert readable(path)
+
+
+def test_any_number_of_files_may_be_open_beside_it(boxes):
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(before[0], 1200), before[1]))
+    held = []
+    try:
+        while not held or held[-1] < 1024:
+            held.append(os.dup(0))
+        assert boxes().inspect(GOOD).header is not None
+    finally:
+        for each in held:
+            os.close(each)
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 def test_a_child_killed_from_outside_is_no_fault_of_the_file(boxes, slow):

@@ -1,8 +1,11 @@
 """Files that are sent: what is acknowledged is durable and known, what is not leaves a line in the journal at most."""
 
+import errno
 import os
+import resource
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +24,7 @@ from shared.pipeline.admission import Action, Admission, Rule
 from shared.pipeline.arrive import Arrived
 from shared.store import arrivals, files, operations, tombstones
 from shared.store.arrivals import Origin
-from shared.store.blobs import Blobs, Full, follow
+from shared.store.blobs import Blobs, Full, follow, taking
 from shared.store.files import Record, Seen
 from shared.store.reviews import Wanted
 from shared.types import Job
@@ -261,6 +264,30 @@ def test_what_was_erased_does_not_come_back_and_leaves_no_name(door: Door) -> No
     assert door.rows("SELECT count(*) FROM removal") == [(0,)]
 
 
+def test_what_was_erased_goes_from_an_earlier_store_too(door: Door) -> None:
+    door.send(instance())
+    (earlier,) = door.files()
+    door.blobs = Blobs(door.platform.folder / "a larger disk", reserve_bytes=0)
+    with door.platform.begin() as db:
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    assert door.sweep() == 1
+    assert not earlier.exists()
+
+
+def test_what_a_scan_has_met_in_the_store_of_another_home_is_not_touched(door: Door) -> None:
+    door.send(instance())
+    (theirs,) = door.files()
+    door.blobs = Blobs(door.platform.folder / "ours", reserve_bytes=0)
+    with door.platform.begin() as db:
+        scan = operations.create(db, "scan", {})
+        db.flush()
+        for table in ("file", "image"):
+            db.execute(sa.text(f"UPDATE {table} SET operation_id = :scan"), {"scan": scan.id})
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    assert door.sweep() == 0
+    assert theirs.exists()
+
+
 def test_what_was_lifted_and_came_again_before_the_tidying_stays(door: Door) -> None:
     door.send(instance())
     with door.platform.begin() as db:
@@ -488,6 +515,33 @@ def test_a_disk_below_its_reserve_takes_nothing(
     else:
         with pytest.raises(Full):
             blobs.part()
+
+
+@contextmanager
+def files_of_at_most(size: int) -> Iterator[None]:
+    """The system refuses every byte beyond, as a disk does that is full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size", [200, 20_000], ids=["refused at the end", "refused while it comes"])
+def test_a_file_that_the_disk_refuses_may_be_sent_again_and_leaves_nothing(door: Door, size: int) -> None:
+    with files_of_at_most(size // 2), pytest.raises(Unavailable, match="does not take it"):
+        door.send(b"x" * size)
+    assert door.files() == []
+    assert door.rows("SELECT count(*) FROM arrival") == [(0,)]
+
+
+@pytest.mark.parametrize(("number", "kind"), [(errno.ENOSPC, Full), (errno.EDQUOT, Full), (errno.EIO, Unavailable)])
+def test_what_a_disk_says_is_told_without_a_name(number: int, kind: type[Unavailable]) -> None:
+    with pytest.raises(Unavailable) as told, taking():
+        raise OSError(number, os.strerror(number), "/archive/SOMEBODY.dcm")
+    assert type(told.value) is kind
+    assert "SOMEBODY" not in str(told.value)
 
 
 def _breaks() -> None:

@@ -64,6 +64,24 @@ def test_a_file_that_could_not_be_read_is_read_by_the_next_scan_and_by_a_watch_o
     assert rows(platform, "SELECT count(*) FROM arrival") == [(3,)]
 
 
+def test_a_file_that_stays_unreadable_is_one_line_of_the_journal_until_the_reason_is_another(
+    platform: Platform,
+) -> None:
+    path = platform.put("a.dcm", failed(Reason.UNREADABLE))
+    for _ in range(3):
+        platform.scan()
+    platform.sandbox.headers[os.fsencode(path)] = failed(Reason.SANDBOX)
+    for _ in range(2):
+        platform.scan()
+    platform.sandbox.headers[os.fsencode(path)] = header(0)
+    platform.scan()
+    assert rows(platform, "SELECT outcome, reason FROM arrival ORDER BY id") == [
+        ("failed", "unreadable-file"),
+        ("failed", "sandbox-failure"),
+        ("taken", None),
+    ]
+
+
 def test_a_scan_that_is_asked_for_does_not_wait_an_hour(platform: Platform) -> None:
     path = platform.put("a.dcm", failed(Reason.UNREADABLE))
     platform.scan()
@@ -92,6 +110,22 @@ def test_links_and_pipes_are_met_with_a_reason_and_not_followed(platform: Platfo
     with Sandbox() as sandbox:
         found = sandbox.inspect_many([tmp_path / "archive" / os.fsdecode(name) for name in met[1:]])
     assert [f.reason for f in found if isinstance(f, Rejected)] == ["not-a-regular-file"] * 3
+
+
+def test_a_file_that_is_listed_and_cannot_be_looked_at_has_its_row_too(platform: Platform, tmp_path: Path) -> None:
+    """As in a folder with the right to read and none to enter; here its path is longer than the system takes."""
+    folder = tmp_path / "archive"
+    while len(os.fsencode(folder)) < 3900:
+        folder /= "f" * min(200, 3950 - len(os.fsencode(folder)))
+    folder.mkdir(parents=True)
+    place, name = os.open(folder, os.O_RDONLY), "a" * 200
+    os.close(os.open(name, os.O_CREAT, dir_fd=place))
+    os.close(place)
+    strange = os.fsencode(folder / name)
+    platform.sandbox.headers[strange] = failed(Reason.UNREADABLE)
+    platform.scan()
+    assert rows(platform, "SELECT path, outcome, reason FROM file") == [(strange, "failed", "unreadable-file")]
+    assert platform.scan(rest_s=3600).counts["unchanged"] == 1, "a watch rests for it"
 
 
 def test_file_names_may_be_any_bytes(platform: Platform, tmp_path: Path) -> None:

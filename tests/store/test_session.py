@@ -49,6 +49,22 @@ def test_a_connection_that_dies_under_a_statement_given_to_the_driver_is_unavail
         assert neighbours.vectors(connection, ["2.25.1"], 1) == []
 
 
+@pytest.mark.parametrize(
+    ("state", "word"), [("53100", "disk is full"), ("40P01", "in each other's way"), ("08006", "cannot be reached")]
+)
+def test_what_the_database_lacks_is_told(platform: Platform, state: str, word: str) -> None:
+    with pytest.raises(Unavailable, match=word), platform.begin() as db:
+        db.execute(sa.text(f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{state}'; END $$"))
+
+
+def test_a_server_that_loses_its_power_is_missed_within_a_minute(platform: Platform) -> None:
+    with platform.store.reading() as connection:
+        told = connection.connection.driver_connection.info.get_parameters()  # type: ignore[union-attr]
+    asked_s = int(told["keepalives_idle"]) + int(told["keepalives_interval"]) * int(told["keepalives_count"])
+    assert asked_s <= 60
+    assert int(told["tcp_user_timeout"]) <= 60_000
+
+
 def test_a_wrong_statement_is_our_own_fault(platform: Platform) -> None:
     with pytest.raises(sa.exc.ProgrammingError), platform.store.reading() as connection:
         connection.execute(sa.text("SELECT nothing FROM nowhere"))

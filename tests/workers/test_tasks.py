@@ -1,5 +1,7 @@
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -32,6 +34,34 @@ def test_every_job_has_a_queue() -> None:
 def test_beat_only_rings_for_what_exists(app: object) -> None:
     for entry in app.conf.beat_schedule.values():  # type: ignore[attr-defined]
         assert entry["task"] in {job.value for job in Job}
+        assert entry["options"]["queue"] == QUEUES[Job(entry["task"])]
+
+
+CLOCK = """
+import sys
+from datetime import timedelta
+from workers.app import app
+from workers.heartbeat import ShowingLife
+
+beat = ShowingLife(app=app, schedule_filename=sys.argv[1])
+beat.tick()
+for entry in beat.schedule.values():
+    entry.last_run_at += timedelta(hours=1)
+beat._heap = None
+print(beat.tick())
+"""
+
+
+def test_a_clock_that_is_set_back_does_not_silence_the_sweep(tmp_path: Path) -> None:
+    env = os.environ | {"SIMILIS_HOME": str(tmp_path)}
+    told = subprocess.run(
+        [sys.executable, "-c", CLOCK, tmp_path / "beat"], env=env, capture_output=True, text=True, check=True
+    )
+    assert 0 < float(told.stdout.split()[-1]) <= 2
+
+
+def test_what_was_erased_is_not_kept_by_a_scan_that_takes_days() -> None:
+    assert QUEUES[Job.TIDY] != QUEUES[Job.SCAN]
 
 
 SCRIPT = """

@@ -75,6 +75,8 @@ def test_of_several_encodings_the_first_of_our_own_table_is_taken(receiver):
         ("empty", "not-an-image", False, Status.NOT_UNDERSTOOD),
         ("failed", "truncated-dataset", False, Status.NOT_UNDERSTOOD),
         ("failed", "uids-differ", False, Status.MISMATCH),
+        ("failed", "sandbox-failure", False, Status.PROCESSING_FAILURE),
+        ("failed", "unreadable-file", False, Status.PROCESSING_FAILURE),
     ],
 )
 def test_what_became_of_it_decides_the_status(outcome, reason, kept, status):

@@ -122,6 +122,15 @@ def test_a_disk_below_its_reserve_is_out_of_resources(start, injected):
     assert receiver.rows("SELECT count(*) FROM arrival") == [(0,)]
 
 
+def test_a_disk_that_refuses_a_file_is_out_of_resources_and_the_association_goes_on(start, injected):
+    injected("import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))\n")
+    receiver = start()
+    with closing(receiver.associated()) as association:
+        assert association.send_c_store(instance(side=1100)).Status == Status.OUT_OF_RESOURCES
+        assert association.send_c_store(instance()).Status == Status.SUCCESS
+    assert len(receiver.blobs()) == 1, "nothing of the first one is left"
+
+
 def test_a_database_that_is_away_is_out_of_resources_and_leaves_nothing(start):
     receiver = start(database__url="postgresql+psycopg://nobody:nothing@/nothing?host=/nowhere")
     assert receiver.send(instance()) == [Status.OUT_OF_RESOURCES]

@@ -1,0 +1,63 @@
+"""What is asked every few seconds reads a handful of rows, however many images wait."""
+
+from collections.abc import Callable
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from shared.pipeline import sweep
+from shared.store import images, operations
+from tests.miniature import Platform
+
+WAITING = 20_000
+FEW = 200
+
+_FILL = """
+    INSERT INTO image (sop_uid, study_id, series_uid, sop_class, transfer_syntax, modality, body_part, manufacturer,
+        presentation_intent, rows, columns, frames, digest, path, operation_id, status, not_before)
+    SELECT '1.2.' || n, 1, '1.3', '1.4', '1.5', 'MG', '', '', '', 9, 9, 1, 'x', convert_to('/archive/' || n, 'UTF8'),
+        CAST(:operation AS uuid), CASE WHEN n <= 2000 THEN 'encoded' ELSE 'received' END,
+        clock_timestamp() + make_interval(secs => :rests)
+    FROM generate_series(1, :waiting) AS n
+"""
+
+
+@pytest.fixture(params=[None, 600.0], ids=["all are due", "all rest"])
+def backlog(request: pytest.FixtureRequest, platform: Platform) -> Platform:
+    """The images of a scan that has met all its files, most of them on a share that may have gone away."""
+    with platform.begin() as db:
+        operation = operations.create(db, "scan", {})
+        operation.state, operation.counts = "running", {"scanned": True}
+        db.execute(sa.text("INSERT INTO study (uid, patient_key) VALUES ('1.2', 'x')"))
+        db.execute(sa.text(_FILL), {"operation": operation.id, "rests": request.param, "waiting": WAITING})
+    with platform.store.reading() as connection:
+        connection.execute(sa.text("VACUUM ANALYZE image"))
+    return platform
+
+
+def rows_read(platform: Platform, act: Callable[[Session], object]) -> int:
+    so_far = sa.text("SELECT sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables")
+    with platform.begin() as db:
+        before: int = db.execute(so_far).scalar_one()
+        act(db)
+        after: int = db.execute(so_far).scalar_one()
+    return after - before
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda db: images.claim(db, limit=8, lease_s=10, max_failures=5),
+        lambda db: images.exhaust(db, 5),
+        images.any_due,
+        operations.finish_settled,
+    ],
+    ids=["claim", "exhaust", "any due", "finish settled"],
+)
+def test_a_backlog_is_not_read_to_know_what_is_due(backlog: Platform, act: Callable[[Session], object]) -> None:
+    assert rows_read(backlog, act) < FEW
+
+
+def test_a_sweep_reads_a_few_rows(backlog: Platform) -> None:
+    assert rows_read(backlog, lambda db: sweep.ring_for_due(db, backlog.effort)) < FEW
