@@ -94,7 +94,7 @@ _RENEW = sa.text(
 
 
 def renew(db: Session, claimed: Iterable[Claimed], lease_s: float) -> None:
-    ours = sorted(claimed, key=lambda image: image.id)
+    ours = list(claimed)
     db.execute(_RENEW, {"ids": [c.id for c in ours], "attempts": [c.attempt for c in ours], "lease": lease_s})
 
 
@@ -136,7 +136,6 @@ def settle(db: Session, verdicts: Sequence[Verdict]) -> dict[int, int]:
 
     Returns the revision of each that moved. Only for these may anything else be written.
     """
-    verdicts = sorted(verdicts, key=lambda verdict: verdict.image.id)  # one order of locks for everybody: no deadlock
     for verdict in verdicts:
         check_move(Status.ENCODING, verdict.status)
     rows = db.execute(

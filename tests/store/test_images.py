@@ -1,11 +1,8 @@
 """The job protocol on real rows: leases by the database's clock, and a fence that stale workers meet."""
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pytest
 import sqlalchemy as sa
 
-from services.embedded.process import until
 from shared.errors import Conflict
 from shared.store import images
 from shared.store.images import Verdict
@@ -103,25 +100,6 @@ def test_what_never_failed_comes_before_what_is_tried_again(registered: Platform
             db, [Verdict(image=c, status=Status.RECEIVED, reason="unreadable-file", retry_after_s=0) for c in old]
         )
     assert {c.id for c in claim(registered, limit=3)} == {5, 6, old[0].id}
-
-
-def test_images_are_locked_in_one_order_whatever_became_of_them(registered: Platform) -> None:
-    first, second = claim(registered, limit=2)
-    with ThreadPoolExecutor(1) as beside:
-        with registered.begin() as db:
-            db.execute(sa.text("SELECT id FROM image WHERE id = :id FOR UPDATE"), {"id": first.id})
-            settling = beside.submit(settle, registered, [second, first])
-            until(lambda: waiting(registered), 10)
-            db.execute(sa.text("SELECT id FROM image WHERE id = :id FOR UPDATE NOWAIT"), {"id": second.id})
-        assert settling.result() == {first.id, second.id}
-
-
-def waiting(platform: Platform) -> bool:
-    with platform.store.reading() as connection:
-        statement = (
-            "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-        )
-        return bool(connection.execute(sa.text(statement)).scalar())
 
 
 def test_what_passes_never_counts_against_an_image(registered: Platform) -> None:

@@ -131,6 +131,13 @@ def test_a_disk_that_refuses_a_file_is_out_of_resources_and_the_association_goes
     assert len(receiver.blobs()) == 1, "nothing of the first one is left"
 
 
+def test_a_disk_that_refuses_the_last_bytes_is_out_of_resources(start, injected):
+    injected("import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (300, 300))\n")
+    receiver = start()
+    assert receiver.send(instance()) == [Status.OUT_OF_RESOURCES]
+    assert receiver.blobs() == []
+
+
 def test_a_database_that_is_away_is_out_of_resources_and_leaves_nothing(start):
     receiver = start(database__url="postgresql+psycopg://nobody:nothing@/nothing?host=/nowhere")
     assert receiver.send(instance()) == [Status.OUT_OF_RESOURCES]
