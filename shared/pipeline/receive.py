@@ -20,7 +20,7 @@ from shared.imaging.reasons import PASSING, Reason, failed
 from shared.imaging.sandbox import Inspected
 from shared.pipeline import erase
 from shared.pipeline.admission import Action, Admission
-from shared.store import arrivals, catchup, images, studies
+from shared.store import arrivals, catchup, files, images, studies
 from shared.store.arrivals import Arrival, Origin
 from shared.store.files import Record, Seen
 from shared.store.locks import Lock, share
