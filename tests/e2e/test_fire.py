@@ -22,9 +22,9 @@ from tests.miniature import Platform
 @pytest.mark.soak
 @pytest.mark.timeout(600)
 def test_nobody_notices_that_the_model_changes_under_fire(tmp_path: Path) -> None:
-    report = fire.run(tmp_path, images=40, switches=2, seed=3, pauses_s=(5.0, 9.0))
+    report = fire.run(tmp_path, images=80, switches=3, seed=3, pauses_s=(1.0, 2.0))
     assert report.findings == []
-    assert report.switches == 2
+    assert report.switches == 3
     assert len(report.by_model) == 2
     assert report.kills.total() >= 2
     assert report.queries > 20
