@@ -57,7 +57,7 @@ def run(  # noqa: PLR0913 - the options, one by one
     wanted = chosen(profile, [*(data or ["profile"]), *([f"similis:{from_similis}"] if from_similis else [])])
     wanted = replace(wanted, rounds=rounds or wanted.rounds)
     if anew:
-        (out / raw.FILE).unlink(missing_ok=True)
+        raw.forget(out)
     patterns = [pattern.strip() for pattern in engines.split(",")]
     with progress() as say:
         outcome = runner.run(wanted, out, patterns, say, scratch=scratch or out / "scratch", resume=resume)

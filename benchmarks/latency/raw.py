@@ -2,9 +2,10 @@
 
 A line of `what: environment` describes machine, versions, commit, seeds and command; every measurement names it by
 `run`, and says its data set, engine and round. A line of `what: note` is a person's own `text` for the report. A line
-cut short by a kill is dropped.
+cut short by a kill is dropped. Results that are kept may be packed (`gzip raw.jsonl`).
 """
 
+import gzip
 import json
 import os
 from collections.abc import Iterator
@@ -15,15 +16,25 @@ from shared.errors import Invalid, NotFound
 
 Json = dict[str, Any]
 FILE: Final = "raw.jsonl"
+PACKED: Final = f"{FILE}.gz"
+
+
+def there(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (FILE, PACKED))
 
 
 def read(folder: Path) -> list[Json]:
     """All whole lines. Raises: `NotFound`; `Invalid` where a line but the last is broken."""
-    path = folder / FILE
-    if not path.is_file():
+    if not there(folder):
         raise NotFound(f"there are no results in {folder.name}: no {FILE}")
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return list(_parsed(lines))
+    plain = folder / FILE
+    text = plain.read_bytes() if plain.is_file() else gzip.decompress((folder / PACKED).read_bytes())
+    return list(_parsed(text.decode("utf-8").splitlines()))
+
+
+def forget(folder: Path) -> None:
+    for name in (FILE, PACKED):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _parsed(lines: list[str]) -> Iterator[Json]:
@@ -36,11 +47,14 @@ def _parsed(lines: list[str]) -> Iterator[Json]:
 
 
 class Writer:
-    """Appends; what a kill left of a last line is cut off first."""
+    """Appends; what a kill left of a last line is cut off first, and what is packed is unpacked."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        path = folder / FILE
+        path, packed = folder / FILE, folder / PACKED
+        if packed.is_file() and not path.is_file():
+            path.write_bytes(gzip.decompress(packed.read_bytes()))
+            packed.unlink()
         if path.is_file():
             whole = path.read_bytes().rpartition(b"\n")[0]
             os.truncate(path, len(whole) + 1 if whole else 0)

@@ -50,7 +50,7 @@ def run(profile: Profile, out: Path, patterns: Sequence[str], say: Say, *, scrat
 
     Raises: `Invalid` if results stand there already and are not to be resumed, or were measured otherwise.
     """
-    known = raw.read(out) if (out / raw.FILE).is_file() else []
+    known = raw.read(out) if raw.there(out) else []
     if known and not resume:
         raise Invalid(f"{out.name} holds results already; --resume goes on with them, --anew forgets them")
     about = environment(profile)

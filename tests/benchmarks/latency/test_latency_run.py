@@ -1,5 +1,6 @@
 """`similis bench`: a run leaves raw lines, goes on where it was stopped, and fails where an exact engine is not."""
 
+import gzip
 import json
 import os
 import re
@@ -96,6 +97,18 @@ def test_what_is_measured_is_not_measured_again_and_what_is_missing_is(done, tmp
     again = {line["engine"] for line in lines if line["run"] == last and "engine" in line}
     assert again == {"faiss-hnsw"}
     assert json.loads(json.dumps(lines[: len(kept)])) == [json.loads(line) for line in kept]
+
+
+def test_results_that_were_packed_are_read_and_gone_on_with(done, tmp_path) -> None:
+    (tmp_path / raw.PACKED).write_bytes(gzip.compress((done / raw.FILE).read_bytes()))
+    kept = raw.read(tmp_path)
+    assert kept == raw.read(done)
+    writer = raw.Writer(tmp_path)
+    writer.add({"what": "note", "text": "more"})
+    writer.close()
+    assert raw.read(tmp_path) == [*kept, {"what": "note", "text": "more"}]
+    raw.forget(tmp_path)
+    assert not raw.there(tmp_path)
 
 
 @pytest.mark.parametrize(
