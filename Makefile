@@ -21,8 +21,8 @@ up: $(STAMP)  ## start the embedded stack and keep serving
 	$(BIN)/similis up
 
 test: $(STAMP)  ## every test but the soaks, on real engines; those that start whole stacks one after the other
-	$(BIN)/pytest -m "not soak" -n 2 --dist loadfile --ignore tests/cli --ignore tests/embedded --ignore tests/e2e $(ONCE_MORE)
-	$(BIN)/pytest -m "not soak" tests/cli tests/embedded tests/e2e $(ONCE_MORE)
+	$(BIN)/pytest -m "not soak" -n 2 --dist loadfile --ignore tests/embedded --ignore tests/e2e $(ONCE_MORE)
+	$(BIN)/pytest -m "not soak" tests/embedded tests/e2e $(ONCE_MORE)
 
 soak: $(STAMP)  ## what takes minutes: models changed, backups restored and processes killed on whole stacks
 	$(BIN)/pytest -m soak

@@ -200,7 +200,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
         "advanced_ft:densenet121",
         "advanced_ft:resnet50",
         "metric_learning:densenet121",
-        "advanced_ft:vgg16",
+        pytest.param("advanced_ft:vgg16", marks=pytest.mark.soak),  # half a minute
     ],
 )
 def test_the_papers_networks_take_two_steps_and_a_resume(
