@@ -76,7 +76,9 @@ class _Run:
 
     def all(self, patterns: Sequence[str], environment: Json) -> Outcome:
         asked = chosen(patterns)
-        sets = [(one, [e for e in chosen(one.engines) if e in asked]) for one in self.profile.sets]
+        sets = [
+            (one, [e for e in asked if one.engines == ("*",) or e in chosen(one.engines)]) for one in self.profile.sets
+        ]  # "*" alone leaves out those aside, and they are asked for by name
         self.steps = sum(1 + len(engines) * (1 + self.profile.rounds) for _, engines in sets)
         self.writer.add({"what": "environment", "run": self.id} | environment)
         for one, engines in sets:

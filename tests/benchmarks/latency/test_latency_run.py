@@ -99,6 +99,13 @@ def test_what_is_measured_is_not_measured_again_and_what_is_missing_is(done, tmp
     assert json.loads(json.dumps(lines[: len(kept)])) == [json.loads(line) for line in kept]
 
 
+def test_engines_aside_are_measured_where_they_are_asked_for(tmp_path) -> None:
+    out = ("--data", "clustered:16:300", "--out", str(tmp_path))
+    assert run("--engines", "graph-faiss-m8-*", *out).exit_code == 0
+    measured = {line["engine"] for line in raw.read(tmp_path) if line["what"] == "single"}
+    assert measured == {"graph-faiss-m8-c100", "graph-faiss-m8-c200"}
+
+
 def test_results_that_were_packed_are_read_and_gone_on_with(done, tmp_path) -> None:
     (tmp_path / raw.PACKED).write_bytes(gzip.compress((done / raw.FILE).read_bytes()))
     kept = raw.read(tmp_path)
