@@ -55,7 +55,7 @@ class Service:
         self._unflushed = 0
         self._tables = {name: CodeTable(bits) for name, bits in layout.bits.items()}
         self._fill_tables()
-        self._replies = Replies(lambda ids: self._shard.retrieve(ids, True, False))
+        self._replies = Replies(lambda ids, fields: self._shard.retrieve(ids, self._wanted(fields), False))
         self._calls: dict[str, tuple[Any, Callable[[Any], Any]]] = {
             "QueryBatch": (pb.QueryBatchPoints, self.query_batch),
             "Get": (pb.GetPoints, self.get),
@@ -225,7 +225,7 @@ class Service:
             for name, table in self._tables.items():
                 table.put(record.id.int, from_text(record.payload[key_of(name)]), shown)
 
-    def _wanted(self, fields: Fields, *, vectors: bool) -> bool | list[str]:
+    def _wanted(self, fields: Fields, *, vectors: bool = False) -> bool | list[str]:
         """As Edge takes them; codes lie in the payload."""
         if isinstance(fields, bool):
             return fields or (vectors and bool(self._tables))

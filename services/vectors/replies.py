@@ -1,36 +1,41 @@
 """Answers to searches, put together from remembered bytes.
 
 A hit's id and payload serialise to the same bytes until the point is written again. Remembering them spares Edge
-the payload storage and Python the protobuf entries of each hit: for four queries of forty hits, about 1.5 ms of 4.
-The reply leaves as the bytes it is put together from; a message in between cost 0.2 ms.
+the payload storage and Python the protobuf entries of each hit: 1.7 ms for four queries of forty hits, none of which is
+remembered. (It was 3.3 with a message for each of them.) The reply leaves as the bytes it is put together from; a
+message in between cost 0.2 ms.
 """
 
 import struct
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Sequence
+from functools import lru_cache
 from typing import Any, Final
 
 from qdrant_client import grpc as pb
 
-from services.vectors import translate
+from services.vectors.codes import hidden
 from shared.index.wire import varint
 
 CAPACITY: Final = 200_000  # points remembered, about 0.4 kB each; beyond, the memory is started anew
 _SCORE: Final = struct.Struct("<f")
 _ROW: Final = b"\x0a"  # BatchResult.result and QueryBatchResponse.result: field 1, a message
+_ENTRY, _NAME, _VALUE = b"\x12", b"\x0a", b"\x12"  # ScoredPoint.payload: field 2, a message; and its two fields
+_NUMBER, _STRING = b"\x18", b"\x22"  # Value.integer_value: field 3, a varint; string_value: field 4
 _SCORE_TAG: Final = b"\x1d"  # ScoredPoint.score: field 3, a float
 _TIME: Final = struct.Struct("<cd")  # QueryBatchResponse.time: field 2, a double
 _TIME_TAG: Final = b"\x11"
+_ID: Final = pb.ScoredPoint(id=pb.PointId(uuid=str(uuid.UUID(int=0)))).SerializeToString()[:-36]  # before its text
 
 #: What of the payload is sent: all of it (True), or these fields.
 Fields = bool | tuple[str, ...]
 
 
 class Replies:
-    """The remembered points of one collection; `fetch` reads records with their payload."""
+    """The remembered points of one collection; `fetch` reads records with these fields of their payload."""
 
-    def __init__(self, fetch: Callable[[list[Any]], Sequence[Any]]) -> None:
+    def __init__(self, fetch: Callable[[list[Any], Fields], Sequence[Any]]) -> None:
         self._fetch = fetch
         self._heads: dict[Fields, dict[int, bytes]] = {}
         self._epoch = 0
@@ -58,7 +63,7 @@ class Replies:
         for points, own in zip(found, fields, strict=True):
             heads = known[own]
             rows = [heads[number] + _SCORE.pack(score) for number, score in points if number in heads]
-            parts.append(_delimited(b"".join(rows)))
+            parts.append(_ROW + _sized(b"".join(rows)))
         return b"".join(parts)
 
     def _heads_of(self, fields: Fields, ids: set[int]) -> dict[int, bytes]:
@@ -67,8 +72,8 @@ class Replies:
         missing = ids - held.keys()
         if not missing:
             return held
-        records = self._fetch([uuid.UUID(int=id_) for id_ in missing])
-        read = {record.id.int: _head(record, fields) for record in records}
+        records = self._fetch([uuid.UUID(int=id_) for id_ in missing], fields)
+        read = {record.id.int: _head(record) for record in records}
         with self._change:
             if epoch == self._epoch:
                 if sum(map(len, self._heads.values())) + len(read) > CAPACITY:
@@ -82,16 +87,19 @@ def timed(reply: bytes, seconds: float) -> bytes:
     return reply + _TIME.pack(_TIME_TAG, seconds)
 
 
-def _head(record: Any, fields: Fields) -> bytes:  # noqa: ANN401 - Edge's Record
+def _head(record: Any) -> bytes:  # noqa: ANN401 - Edge's Record
     """A ScoredPoint, framed as an entry of its list, up to the four bytes of its score."""
-    row = pb.ScoredPoint(id=pb.PointId(uuid=str(record.id)))
-    payload = record.payload or {}
-    translate.fill_payload(
-        row.payload, payload if isinstance(fields, bool) else {k: v for k, v in payload.items() if k in fields}
-    )
-    body: bytes = row.SerializeToString() + _SCORE_TAG
+    entries = [_entry(key, value) for key, value in (record.payload or {}).items() if not hidden(key)]
+    body = b"".join((_ID, str(record.id).encode("ascii"), *entries, _SCORE_TAG))
     return _ROW + varint(len(body) + _SCORE.size) + body
 
 
-def _delimited(body: bytes) -> bytes:
-    return _ROW + varint(len(body)) + body
+@lru_cache(maxsize=4096)
+def _entry(key: str, value: int | str) -> bytes:
+    """An entry of ScoredPoint.payload."""
+    said = _STRING + _sized(value.encode()) if isinstance(value, str) else _NUMBER + varint(value % 2**64)
+    return _ENTRY + _sized(_NAME + _sized(key.encode()) + _VALUE + _sized(said))
+
+
+def _sized(body: bytes) -> bytes:
+    return varint(len(body)) + body
