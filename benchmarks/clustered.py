@@ -37,11 +37,11 @@ def clustered(n: int, dim: int, seed: int) -> NDArray[np.float32]:
 def local_dimension(gallery: NDArray[np.float32], queries: NDArray[np.float32], k: int = 100) -> float:
     """Median local intrinsic dimension by maximum likelihood; copies of a query do not count as its neighbours.
 
-    NaN where no query has two neighbours at different distances.
+    Of directions, whatever the lengths. NaN where no query has two neighbours at different distances.
 
     Source: Levina and Bickel, Maximum likelihood estimation of intrinsic dimension, 2004.
     """
-    cosine = np.clip(queries @ gallery.T, -1, 1)
+    cosine = np.clip(_unit(queries) @ _unit(gallery).T, -1, 1)
     nearest = np.sqrt(np.maximum(2 - 2 * -np.sort(-cosine, axis=1)[:, :k], 0))
     found = []
     for distances in nearest:
@@ -49,3 +49,7 @@ def local_dimension(gallery: NDArray[np.float32], queries: NDArray[np.float32], 
         if len(apart) > 1 and apart[0] < apart[-1]:
             found.append(-1 / np.mean(np.log(apart[:-1] / apart[-1])))
     return float(np.median(found)) if found else float("nan")
+
+
+def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
+    return np.asarray(rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12), np.float32)

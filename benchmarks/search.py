@@ -22,6 +22,7 @@ from benchmarks.load import Asked
 from benchmarks.processes import Stopwatch
 from benchmarks.report import Json, Spread
 from benchmarks.stack import Stack
+from benchmarks.witness import Witness
 from services.embedded import process
 from shared.errors import Unavailable
 from shared.store.generations import Published
@@ -57,12 +58,16 @@ def measure(
     random.Random(SEED).shuffle(order)
     load.closed(stack, order[-200:])  # warm
     before, asked = stack.cpu_s(), min(options.queries, len(order))
-    figures["closed"], where = _closed(stack, order[: options.queries])
+    with Witness() as alone:
+        figures["closed"], where = _closed(stack, order[: options.queries])
+    figures["closed"]["stood_still"] = alone.late_ms
     used = {role: s - before.get(role, 0.0) for role, s in stack.cpu_s().items()}
     figures["core_ms"] = {role: round(s * 1000 / asked, 3) for role, s in used.items() if s * 1000 / asked > 0.005}
     load_seconds = min(options.queries, len(order)) / options.rate
-    calm = load.opened(stack, order[: options.queries], options.rate, options.clients)
-    figures["open"] = asdict(calm.latency) | {"rate": options.rate, "clients": options.clients, "s": load_seconds}
+    with Witness() as some:
+        calm = load.opened(stack, order[: options.queries], options.rate, options.clients)
+    about = {"rate": options.rate, "clients": options.clients, "s": load_seconds, "stood_still": some.late_ms}
+    figures["open"] = asdict(calm.latency) | about
     figures["recall"] = {
         "default exclusion": recall(stack, live, order[: options.recall]),
         "1 % filter": recall(stack, live, order[: options.recall], density=RARE),
@@ -146,9 +151,12 @@ def recall(stack: Stack, live: Published, uids: Sequence[str], **query: str) -> 
 def _while_taken_in(stack: Stack, scratch: Path, order: Sequence[str], options: argparse.Namespace) -> Json:
     with files.gone_afterwards(scratch / "arriving") as where:
         (files.small if options.small else files.full)(where, options.arriving, SEED)
-        stack.scan(where)
-        asked, seconds = _meanwhile(lambda: stack.left() == 0, stack, order)
-    return _busy(asked, seconds, f"{options.arriving} {'small' if options.small else 'full-size'} files, null encoder")
+        with Witness() as witness:
+            stack.scan(where)
+            asked, seconds = _meanwhile(lambda: stack.left() == 0, stack, order)
+    return _busy(
+        asked, seconds, witness, f"{options.arriving} {'small' if options.small else 'full-size'} files, null encoder"
+    )
 
 
 def _while_optimised(stack: Stack, live: Published, more: Gallery, order: Sequence[str]) -> Json:
@@ -163,9 +171,10 @@ def _while_optimised(stack: Stack, live: Published, more: Gallery, order: Sequen
     gallery.write(stack.store, live, more)
     began = threading.Thread(target=_optimise_when_projected, args=(stack, index))
     began.start()
-    asked, seconds = _meanwhile(linked, stack, order)
+    with Witness() as witness:
+        asked, seconds = _meanwhile(linked, stack, order)
     began.join()
-    return _busy(asked, seconds, f"{len(more) * IMAGES} new points projected and linked")
+    return _busy(asked, seconds, witness, f"{len(more) * IMAGES} new points projected and linked")
 
 
 def _optimise_when_projected(stack: Stack, index: Any) -> None:  # noqa: ANN401 - an Index
@@ -188,8 +197,8 @@ def _meanwhile(over: Callable[[], bool], stack: Stack, order: Sequence[str]) -> 
     return asked, clock.wall_s
 
 
-def _busy(asked: Asked, seconds: float, what: str) -> Json:
-    return asdict(asked.latency) | {"s": round(seconds, 1), "what": what}
+def _busy(asked: Asked, seconds: float, witness: Witness, what: str) -> Json:
+    return asdict(asked.latency) | {"s": round(seconds, 1), "what": what, "stood_still": witness.late_ms}
 
 
 def _vectors(options: argparse.Namespace, scratch: Path) -> tuple[gallery.Vectors, str]:
@@ -206,10 +215,6 @@ def _vectors(options: argparse.Namespace, scratch: Path) -> tuple[gallery.Vector
 
 def _verdict(good: bool) -> str:
     return "reached" if good else "**not reached**"
-
-
-def _row(name: str, one: Json, note: str) -> list[object]:
-    return [name, one["n"], one["p50"], one["p95"], one["p99"], one["worst"], one["failed"], note]
 
 
 def _verdicts(figures: Json) -> list[str]:
@@ -234,9 +239,10 @@ def _latencies(figures: Json) -> list[str]:
             for name, one in figures["busy"].items()
         ),
     ]
-    columns = ("n", "p50", "p95", "p99", "worst", "failed")
+    columns = ("n", "p50", "p95", "p99", "worst", "stood_still", "failed")
+    named = ("n", "p50", "p95", "p99", "worst", "machine stood still", "failed")
     return report.table(
-        ["latency, ms", *columns, "how"], [[name, *(one[c] for c in columns), how] for name, one, how in rows]
+        ["latency, ms", *named, "how"], [[name, *(one[c] for c in columns), how] for name, one, how in rows]
     )
 
 
@@ -253,6 +259,8 @@ def _text(figures: Json) -> list[str]:
         *_verdicts(figures),
         "",
         *_latencies(figures),
+        "",
+        "Machine stood still: the longest that a process which only sleeps woke too late meanwhile, ms.",
         "",
         *report.table(
             ["recall@10 against exact", "studies", "images", "n", "studies wanted", "p50, ms", "exact p50, ms"],

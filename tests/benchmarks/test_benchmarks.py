@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from benchmarks.gallery import Gallery
 from benchmarks.ingest import decode, parts
 from benchmarks.ingest.intake import Round, Taken
 from benchmarks.ingest.parts import Part
+from benchmarks.witness import Witness
 from shared.encoder.build import build
 from shared.encoder.runtime import load as load_encoder
 from shared.errors import NotFound
@@ -170,6 +172,14 @@ def test_processor_time_of_a_process_grows_when_it_works() -> None:
     assert processes.cpu_s(os.getpid()) >= before + 0.05
     assert processes.pss_mib(os.getpid()) >= processes.anonymous_mib(os.getpid()) / 2 > 1
     assert processes.cpu_s(2**22 + 1) == processes.pss_mib(2**22 + 1) == 0.0
+
+
+def test_the_witness_tells_for_how_long_it_could_not_run() -> None:
+    with Witness() as witness:
+        os.kill(witness.pid, signal.SIGSTOP)
+        time.sleep(0.4)
+        os.kill(witness.pid, signal.SIGCONT)
+    assert witness.late_ms > 300
 
 
 def test_a_report_says_where_when_and_how(tmp_path: Path) -> None:

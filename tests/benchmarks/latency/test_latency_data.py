@@ -89,6 +89,7 @@ def test_copies_of_a_query_do_not_spoil_its_intrinsic_dimension() -> None:
     plain = local_dimension(vectors[:1000], vectors[1000:], 50)
     copied = np.concatenate([vectors[:1000], np.repeat(vectors[1000:1010], 20, axis=0)])
     assert local_dimension(copied, vectors[1000:1010], 50) == pytest.approx(plain, rel=0.5)
+    assert local_dimension(3 * vectors[:1000], 7 * vectors[1000:], 50) == pytest.approx(plain, rel=0.01)
     assert np.isnan(local_dimension(np.repeat(vectors[:1], 60, axis=0), vectors[:1], 50))
 
 
