@@ -1,5 +1,6 @@
 """Images held in memory with what is known of them: what trainings and evaluations read."""
 
+import hashlib
 from dataclasses import dataclass, replace
 from typing import Literal, Self
 
@@ -24,6 +25,14 @@ class Collection:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def digest(self) -> str:
+        """The same for the same images, in the same order, with the same classes, groups and split."""
+        told = hashlib.sha256(repr((self.classes, self.images.shape)).encode())
+        for rows in (self.images, self.labels, self.groups, self.split.astype("U5")):
+            told.update(np.ascontiguousarray(rows).tobytes())
+        return told.hexdigest()
 
     def where(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Self:
         """The chosen rows, in their order."""

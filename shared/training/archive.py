@@ -38,6 +38,23 @@ def labelled(
 
     Raises: `NotFound` where there is no such folder.
     """
+    for path, decoded in images_of(folder, recipe, counted):
+        header = decoded.header
+        row = table.find(folder, path, sop_instance_uid=header.sop_instance_uid, study_uid=header.study_instance_uid)
+        value = None if row is None else getattr(row.labels, label)
+        if row is None or value is None or (label == "birads" and value == 0):
+            counted["without a label"] += 1
+            continue
+        patient = row.patient or header.patient_id
+        counted["of unknown patients"] += not patient
+        yield Labelled(row, decoded, str(value), patient or str(path))
+
+
+def images_of(folder: Path, recipe: Recipe, counted: Counter[str]) -> Iterator[tuple[Path, Decoded]]:
+    """The images below the folder, in the order of their paths; `counted` says how many files are none.
+
+    Raises: `NotFound` where there is no such folder.
+    """
     if not folder.is_dir():
         raise NotFound("there is no such folder of images")
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
@@ -47,18 +64,8 @@ def labelled(
             for path, answer in zip(part, sandbox.decode_many(part, recipe), strict=True):
                 if isinstance(answer, Rejected):
                     counted["not decoded"] += 1
-                    continue
-                header = answer.header
-                row = table.find(
-                    folder, path, sop_instance_uid=header.sop_instance_uid, study_uid=header.study_instance_uid
-                )
-                value = None if row is None else getattr(row.labels, label)
-                if row is None or value is None or (label == "birads" and value == 0):
-                    counted["without a label"] += 1
-                    continue
-                patient = row.patient or header.patient_id
-                counted["of unknown patients"] += not patient
-                yield Labelled(row, answer, str(value), patient or str(path))
+                else:
+                    yield path, answer
 
 
 def told(counted: Counter[str]) -> str:

@@ -24,6 +24,7 @@ State = dict[str, Tensor]
 class Checkpoint:
     """Where a training stands between two epochs. Every epoch draws from its own seed, so no generator is kept."""
 
+    data: str = ""  #: the digest of what is trained on
     epoch: int = 0  #: the next one
     model: State = field(default_factory=dict)
     optimiser: Json = field(default_factory=dict)
@@ -86,12 +87,15 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         torch.save(values, path)
 
 
-def load(folder: Path) -> Checkpoint:
-    """The last checkpoint, a fresh one where there is none."""
+def load(folder: Path, data: str) -> Checkpoint:
+    """The last checkpoint, a fresh one where there is none. Raises: `Conflict` where that was of other data."""
     path = folder / CHECKPOINT
     if not path.exists():
-        return Checkpoint()
-    return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+        return Checkpoint(data=data)
+    found = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+    if found.data != data:
+        raise Conflict("the images or their labels are not those that this training began with: name another folder")
+    return found
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - whatever JSON holds

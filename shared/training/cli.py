@@ -1,4 +1,4 @@
-"""`similis train` and `similis evaluate`: registered by an entry point, so that services import no training.
+"""`similis train`, `evaluate` and `encode`: registered by an entry point, so that services import no training.
 
 Torch is imported by the commands when they run, never by the registration.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import typer
 
 from shared.errors import Invalid, NotFound
-from shared.training.evaluate_cli import Label, evaluate_command
+from shared.training.evaluate_cli import Label, encode_command, evaluate_command
 
 if TYPE_CHECKING:  # torch comes with it
     from shared.training.experiment import Experiment
@@ -23,9 +23,10 @@ CONFIGS = Path(__file__).parent / "configs"
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands that train and evaluate."""
+    """Add the commands that train, evaluate and encode."""
     app.command()(train)
     app.command("evaluate")(evaluate_command)
+    app.command("encode")(encode_command)
 
 
 def train(  # noqa: PLR0913 - the options, one by one

@@ -1,5 +1,9 @@
-"""`similis evaluate`: a model, labelled images and a protocol to a report. What is heavy is imported when it runs."""
+"""`similis evaluate`: a model, labelled images and a protocol to a report; `similis encode`: a model's vectors.
 
+What is heavy is imported when it runs.
+"""
+
+import csv
 import shlex
 import sys
 from datetime import UTC, datetime
@@ -53,8 +57,6 @@ def evaluate_command(  # noqa: PLR0913 - the options, one by one
     if (out / "report.json").exists():
         raise Conflict("there is a report in the folder already")
 
-    from shared.encoder.cards import read
-    from shared.encoder.runtime import load
     from shared.training.evaluate import Plan, evaluate
     from shared.training.report import write
 
@@ -63,9 +65,7 @@ def evaluate_command(  # noqa: PLR0913 - the options, one by one
     distances = _distances(distance)
 
     def measured(path: Path) -> "tuple[Report, Vectors]":
-        card = read(path)
-        encoder = load(path, "torch" if card.graph is None and card.architecture != "null" else "onnx", threads)
-        _say(f"encoding with {card.name}, {card.label}")
+        encoder = _encoder(path, threads)
         if folder is not None and labels is not None:
             from shared.training.vectors import of_folder
 
@@ -79,6 +79,43 @@ def evaluate_command(  # noqa: PLR0913 - the options, one by one
     (report, vectors), *others = map(measured, paths)
     write(report, out, vectors.embeddings if pictures else None, *(other for other, _ in others))
     typer.echo(str(out / "report.md"))
+
+
+def encode_command(
+    model: Annotated[str, typer.Argument(help="A model's folder, or the name of one in the home.")],
+    folder: Annotated[Path, typer.Argument(help="Images: DICOM, PNG or JPEG.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.npy", help="A new file; which image a row is stands in OUT.csv.")],
+    *,
+    home: Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.similis.")] = None,
+    threads: Annotated[int, typer.Option(min=1, help="Of the encoder.")] = 1,
+) -> None:
+    """Write a model's vectors of all images of a folder: (n, dim) of float32, in the order of their paths."""
+    if out.suffix != ".npy":
+        raise typer.BadParameter("a name that ends in .npy", param_hint="OUT.npy")
+    named = out.with_suffix(".csv")
+    if out.exists() or named.exists():
+        raise Conflict("there is such a file already")
+    import numpy as np
+
+    from shared.training.vectors import of_files
+
+    rows, vectors, left_out = of_files(_encoder(_model(model, home), threads), folder)
+    with named.open("x", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(("file", "frame"))
+        writer.writerows((path.relative_to(folder), frame) for path, frame in rows)
+    np.save(out, vectors.embeddings)
+    _say(f"{len(rows)} images{'; ' * bool(left_out)}{left_out}")
+    typer.echo(str(out))
+
+
+def _encoder(path: Path, threads: int) -> "Encoder":
+    from shared.encoder.cards import read
+    from shared.encoder.runtime import load
+
+    card = read(path)
+    _say(f"encoding with {card.name}, {card.label}")
+    return load(path, "torch" if card.graph is None and card.architecture != "null" else "onnx", threads)
 
 
 def _model(name: str, home: Path | None) -> Path:

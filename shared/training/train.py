@@ -35,16 +35,17 @@ def train(experiment: Experiment, root: Path, out: Path, *, resume: bool = True,
         threads: of torch; None leaves what it chose.
 
     Raises:
-        Conflict: `out` is not free (see `shared.training.checkpoint.claimed`).
+        Conflict: `out` is not free (see `shared.training.checkpoint.claimed`), or the data are not those it began with.
         Invalid: the data do not fit, or the loss is no longer finite.
     """
     with kept.claimed(out, experiment, resume=resume), _settled(experiment.seed, threads):
-        fit, held = parts(experiment.data.load(root))
+        data = experiment.data.load(root)
+        fit, held = parts(data)
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         model: nn.Module = experiment.method.build(fit).to(device)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast in bf16 on a CPU
         optimiser = experiment.optimiser.build(experiment.method.groups(model))
-        state = kept.load(out)
+        state = kept.load(out, data.digest)
         if state.epoch:
             model.load_state_dict(state.model)
             optimiser.load_state_dict(state.optimiser)

@@ -12,7 +12,7 @@ from shared.datasets.collection import Collection
 from shared.datasets.folder import LabelTable, Row, read_labels
 from shared.encoder.base import Encoder
 from shared.errors import Invalid
-from shared.training.archive import Label, labelled, told
+from shared.training.archive import Label, images_of, labelled, told
 from shared.training.evaluate import Space
 from shared.training.protocols import Subjects
 from shared.types import Codes, Decoded, Embeddings, Pixels
@@ -76,6 +76,23 @@ def of_folder(encoder: Encoder, folder: Path, labels: Path, label: Label) -> tup
     return _subjects(kept, label, counted, table), vectors
 
 
+def of_files(encoder: Encoder, folder: Path) -> tuple[list[tuple[Path, int]], Vectors, str]:
+    """Every image below the folder: file and frame of each row, the vectors, and what was left out, in words.
+
+    Raises: `NotFound` where there is no such folder, `Invalid` where it holds no image.
+    """
+    counted: Counter[str] = Counter()
+    rows: list[tuple[Path, int]] = []
+
+    def pixels() -> Iterator[Pixels]:
+        for path, decoded in images_of(folder, encoder.card.recipe, counted):
+            rows.extend((path, frame) for frame in decoded.frames)
+            yield decoded.pixels
+
+    vectors = _joined(encoder, pixels())
+    return rows, vectors, told(counted)
+
+
 def _joined(encoder: Encoder, batches: Iterable[Pixels]) -> Vectors:
     """Raises: `Invalid` where there is no image."""
     embeddings, codes = [], []
@@ -85,7 +102,7 @@ def _joined(encoder: Encoder, batches: Iterable[Pixels]) -> Vectors:
         if found.codes is not None:
             codes.append(found.codes)
     if not embeddings:
-        raise Invalid("there is no image with a label")
+        raise Invalid("there is no image")
     return Vectors(np.concatenate(embeddings), np.concatenate(codes) if codes else None)
 
 

@@ -11,7 +11,7 @@ from shared.encoder.build import build
 from shared.encoder.runtime import load
 from shared.errors import Conflict, Invalid, NotFound
 from shared.imaging.recipe import Recipe
-from shared.training.evaluate_cli import evaluate_command
+from shared.training.evaluate_cli import encode_command, evaluate_command
 from shared.training.vectors import of_folder
 
 
@@ -46,15 +46,15 @@ def archive(tmp_path_factory):
     return folder
 
 
+def runner(command):
+    app = typer.Typer()
+    app.command()(command)
+    return lambda *words: CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+
+
 @pytest.fixture
 def run():
-    app = typer.Typer()
-    app.command()(evaluate_command)
-
-    def go(*words):
-        return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
-
-    return go
+    return runner(evaluate_command)
 
 
 def test_a_folder_of_ones_own_with_its_table_becomes_a_report(run, model, archive, tmp_path):
@@ -173,3 +173,23 @@ def test_what_there_is_not_is_told(run, model, tmp_path):
         run("--model", model, "--collection", "phantoms:2:1", "--protocol", "all-of-it", "--out", tmp_path / "report")
     with pytest.raises(Invalid, match="distance"):
         run("--model", model, "--collection", "phantoms:2:1", "--distance", "l1", "--out", tmp_path / "report")
+
+
+def test_vectors_of_a_folder_are_written_with_the_file_of_each_row(model, archive, tmp_path):
+    out = tmp_path / "vectors.npy"
+    done = runner(encode_command)(model, archive, out)
+    assert done.exit_code == 0, done.output
+    assert done.stdout.split() == [str(out)]
+    assert "61 images; 1 files not decoded" in done.stderr
+    with (tmp_path / "vectors.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == sorted(path.name for path in archive.glob("*.png") if path.stem != "broken")
+    assert {row["frame"] for row in rows} == {"1"}
+    found, plain = np.load(out), load(model, "onnx", 1)
+    picture = np.asarray(Image.open(archive / rows[7]["file"]), np.float32)[None] / 255
+    assert found.shape == (61, 32)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found[7], plain.encode(picture).embeddings[0], atol=1e-6)
+    with pytest.raises(Conflict):
+        runner(encode_command)(model, archive, out)
+    assert runner(encode_command)(model, archive, tmp_path / "vectors.txt").exit_code == 2
