@@ -193,7 +193,7 @@ class Production:
         words = ["similis", "vectors", "--dir", str(self.folder / "vectors"), "--listen", self.vectors]
         key = ["--api-key-file", str(self.secrets / "qdrant_api_key")]
         self.start("qdrant", self.argv([*words, *key]), dict(os.environ))
-        assert until(self.vectors_listen, 20), self.log("qdrant")
+        assert until(self.vectors_listen, 60), self.log("qdrant")
 
     def vectors_listen(self):
         host, _, port = self.vectors.partition(":")
