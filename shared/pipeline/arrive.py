@@ -21,7 +21,7 @@ from shared.pipeline.receive import BATCH, Found, Inspector, Registered, Rules, 
 from shared.store import arrivals, erasure, files
 from shared.store.arrivals import Origin
 from shared.store.blobs import MTIME_NS, Blobs, Part, digest_of
-from shared.store.files import Record, Seen, Sent
+from shared.store.files import Left, Record, Seen, Sent
 from shared.store.locks import Lock, alone
 from shared.store.session import Begin, enqueue
 from shared.types import Job
@@ -227,22 +227,35 @@ def _since(path: Path) -> float:
 
 def _remove_erased(begin: Begin, inspector: Inspector, blobs: Blobs, secret: bytes) -> int:
     """What an erasure has left is unlinked, also where it had been put aside; returns how many files were."""
-    gone, due = 0, [(b"", b"")]
+    gone = 0
     for path in _erased(begin, inspector, blobs.lost(), secret):
         path.unlink(missing_ok=True)  # of those that were put aside: what came again stands elsewhere
         gone += 1
+    left, due = 0, [(b"", b"")]
     while due:
         with begin() as db:
             alone(db, Lock.INTAKE)
-            due = files.removals(db, REMOVED)
-            digests = [digest for digest, _ in due]
-            held = files.held(db, digests)  # what was lifted and came again stays
-            for digest, root in due:
-                if digest not in held:
-                    stores = [blobs, *([Blobs(Path(os.fsdecode(root)))] if root else [])]
-                    gone += max(store.remove(digest) for store in stores)
-            files.removed(db, digests)
+            due = files.removals(db, due[-1], REMOVED)
+            held = files.held(db, [digest for digest, _ in due])  # what was lifted and came again stays
+            found = {one: _unlinked(blobs, one) for one in due if one[0] not in held}
+            files.removed(db, [one for one in due if found.get(one, False) is not None])
+        gone += sum(1 for one in found.values() if one)
+        left += sum(1 for one in found.values() if one is None)
+    if left:
+        log.warning("erased_files_out_of_reach", count=left)
     return gone
+
+
+def _unlinked(blobs: Blobs, left: Left) -> bool | None:
+    """Whether the erased content stood in our store or in the one it came to; None: that one is away, try again."""
+    digest, root = left
+    named = Blobs(Path(os.fsdecode(root))) if root else blobs
+    try:
+        found = [store.remove(digest) for store in {named.root: named, blobs.root: blobs}.values()]
+    except OSError:  # a disk that is read-only, say: the others are not to wait for it
+        return None
+    moved = any(found) and not named.root.exists()  # with its home, since it was erased
+    return any(found) if named.stands or moved or not root else None
 
 
 def _erased(begin: Begin, inspector: Inspector, paths: Sequence[Path], secret: bytes) -> set[Path]:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from shared.store.tables import ROOT, SENT
+from shared.store.tables import ROOT, SCANNED, SENT
 
 
 class Named(NamedTuple):
@@ -78,11 +78,8 @@ _NOT_PULLED = sa.text(
 
 
 #: Sent files are ours to remove, also where an earlier store of ours stood: their names are kept until they are
-#: unlinked. What a scan has met is not, though it may be named alike: somebody may have scanned another one's store.
-_PLACE = f"""
-    digest, CASE WHEN EXISTS (SELECT 1 FROM operation o WHERE o.id = operation_id AND o.kind = 'scan') THEN ''::bytea
-                 ELSE {ROOT} END
-"""  # noqa: S608 - only the constant above is inserted
+#: unlinked. What a scan has met is not.
+_PLACE = f"digest, CASE WHEN {SCANNED} THEN ''::bytea ELSE {ROOT} END"
 _LEFT = sa.text(
     f"""
     INSERT INTO removal (digest, root)

@@ -274,18 +274,71 @@ def test_what_was_erased_goes_from_an_earlier_store_too(door: Door) -> None:
     assert not earlier.exists()
 
 
+def test_what_was_erased_goes_from_every_store_that_it_came_to(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrive, "REMOVED", 1)  # as where more was erased than is unlinked at once
+    stores = [Blobs(door.platform.folder / name, reserve_bytes=0) for name in ("first", "second", "third")]
+    for store in stores:
+        door.blobs = store
+        if store is not stores[-1]:
+            door.send(instance())
+    with door.platform.begin() as db:
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    assert door.sweep() == 2
+    assert [list(store.every()) for store in stores] == [[], [], []]
+
+
+@pytest.mark.parametrize("why", ["away", "refuses"])
+def test_an_earlier_store_that_is_out_of_reach_is_tried_again_and_holds_up_no_other(
+    door: Door, capfd: pytest.CaptureFixture[str], why: str
+) -> None:
+    configure("test")
+    door.send(instance())
+    (earlier,), store, aside = door.files(), door.blobs.root, door.platform.folder / "aside"
+    door.blobs = Blobs(door.platform.folder / "a larger disk", reserve_bytes=0)
+    door.send(instance(), instance(study=2))
+    with door.platform.begin() as db:
+        for study in (1, 2):
+            erase.erase_study(db, SECRET, f"{UID}.{study}")
+    moved = store if why == "away" else earlier
+    moved.rename(aside)
+    moved.mkdir()  # where a disk was mounted; or what unlink does not remove
+    assert door.sweep() == 2
+    assert door.files() == []
+    said = capfd.readouterr().err
+    assert "erased_files_out_of_reach" in said
+    assert str(door.platform.folder) not in said
+    moved.rmdir()
+    aside.rename(moved)
+    assert door.sweep() == 1
+    assert not earlier.exists()
+    assert door.rows("SELECT count(*) FROM removal") == [(0,)]
+
+
+def test_what_was_erased_goes_from_a_store_that_has_moved_since(door: Door) -> None:
+    door.send(instance())
+    with door.platform.begin() as db:
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    door.blobs = Blobs(door.blobs.root.rename(door.platform.folder / "moved"), reserve_bytes=0)
+    assert door.sweep() == 1
+    assert door.files() == []
+    assert door.rows("SELECT count(*) FROM removal") == [(0,)]
+
+
 def test_what_a_scan_has_met_in_the_store_of_another_home_is_not_touched(door: Door) -> None:
     door.send(instance())
-    (theirs,) = door.files()
+    (theirs,), store = door.files(), os.fsencode(door.blobs.root)
     door.blobs = Blobs(door.platform.folder / "ours", reserve_bytes=0)
     with door.platform.begin() as db:
+        assert files.sent_to(db) == [store]
         scan = operations.create(db, "scan", {})
         db.flush()
         for table in ("file", "image"):
             db.execute(sa.text(f"UPDATE {table} SET operation_id = :scan"), {"scan": scan.id})
+        assert files.sent_to(db) == [], "no backup holds it"
         erase.erase_study(db, SECRET, f"{UID}.1")
     assert door.sweep() == 0
     assert theirs.exists()
+    assert door.rows("SELECT count(*) FROM removal") == [(0,)]
 
 
 def test_what_was_lifted_and_came_again_before_the_tidying_stays(door: Door) -> None:
@@ -557,6 +610,18 @@ def test_files_that_moved_are_known_where_they_stand_now(door: Door) -> None:
     with door.platform.begin() as db:
         files.move(db, b"/else", b"/wrong")
     assert door.rows("SELECT count(*) FROM file WHERE path LIKE '/elsewhere/%'") == [(1,)]
+
+
+def test_a_store_in_a_folder_of_another_store_does_not_move_with_it(door: Door) -> None:
+    outer = door.blobs.root
+    door.send(instance(1))
+    door.blobs = Blobs(outer / "earlier", reserve_bytes=0)
+    door.send(instance(2))
+    (inner,) = door.files()
+    with door.platform.begin() as db:
+        files.move(db, os.fsencode(outer), b"/elsewhere")
+    assert door.rows("SELECT path FROM file WHERE path NOT LIKE '/elsewhere/__/%'") == [(os.fsencode(inner),)]
+    assert door.rows("SELECT count(*) FROM image WHERE path LIKE '/elsewhere/__/%'") == [(1,)]
 
 
 def test_what_another_archive_did_not_give_us_is_erased_with_its_study(door: Door) -> None:
