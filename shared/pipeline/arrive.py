@@ -231,31 +231,41 @@ def _remove_erased(begin: Begin, inspector: Inspector, blobs: Blobs, secret: byt
     for path in _erased(begin, inspector, blobs.lost(), secret):
         path.unlink(missing_ok=True)  # of those that were put aside: what came again stands elsewhere
         gone += 1
-    left, due = 0, [(b"", b"")]
+    own, left, due = os.fsencode(blobs.root), 0, [(b"", b"")]
     while due:
         with begin() as db:
             alone(db, Lock.INTAKE)
             due = files.removals(db, due[-1], REMOVED)
             held = files.held(db, [digest for digest, _ in due])  # what was lifted and came again stays
-            found = {one: _unlinked(blobs, one) for one in due if one[0] not in held}
-            files.removed(db, [one for one in due if found.get(one, False) is not None])
-        gone += sum(1 for one in found.values() if one)
-        left += sum(1 for one in found.values() if one is None)
+            here = {digest: _removed(blobs, digest) for digest in {digest for digest, _ in due} - held}
+            found = {one: here.get(one[0], False) for one in due if one[0] in held or one[1] in (b"", own)}
+            files.removed(db, [one for one, was in found.items() if was is not None or not one[1]])
+        # nothing comes into an earlier store, so the lock of intake need not wait for a disk that may not answer
+        earlier = {one: _removed_before(one, here[one[0]]) for one in due if one not in found}
+        with begin() as db:
+            files.removed(db, [one for one, was in earlier.items() if was is not None])
+        found |= earlier
+        gone += sum(1 for was in found.values() if was)
+        left += sum(1 for (_, root), was in found.items() if was is None and root)
     if left:
         log.warning("erased_files_out_of_reach", count=left)
     return gone
 
 
-def _unlinked(blobs: Blobs, left: Left) -> bool | None:
-    """Whether the erased content stood in our store or in the one it came to; None: that one is away, try again."""
-    digest, root = left
-    named = Blobs(Path(os.fsdecode(root))) if root else blobs
+def _removed(store: Blobs, digest: bytes) -> bool | None:
+    """Whether the erased content stood there; None where the disk is away or refuses: the others do not wait for it."""
     try:
-        found = [store.remove(digest) for store in {named.root: named, blobs.root: blobs}.values()]
-    except OSError:  # a disk that is read-only, say: the others are not to wait for it
+        return store.remove(digest) or (False if store.stands else None)
+    except OSError:
         return None
-    moved = any(found) and not named.root.exists()  # with its home, since it was erased
-    return any(found) if named.stands or moved or not root else None
+
+
+def _removed_before(left: Left, here: bool | None) -> bool | None:
+    """Likewise, of an earlier store; one that has moved with its home since is ours."""
+    digest, root = left
+    store = Blobs(Path(os.fsdecode(root)))
+    found = _removed(store, digest)
+    return here if found is None and here and not store.root.exists() else found
 
 
 def _erased(begin: Begin, inspector: Inspector, paths: Sequence[Path], secret: bytes) -> set[Path]:

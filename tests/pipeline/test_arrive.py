@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -312,6 +313,28 @@ def test_an_earlier_store_that_is_out_of_reach_is_tried_again_and_holds_up_no_ot
     assert door.sweep() == 1
     assert not earlier.exists()
     assert door.rows("SELECT count(*) FROM removal") == [(0,)]
+
+
+def test_intake_does_not_wait_for_the_disk_of_an_earlier_store(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    door.send(instance())
+    earlier = door.blobs.root
+    door.blobs = Blobs(door.platform.folder / "a larger disk", reserve_bytes=0)
+    with door.platform.begin() as db:
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    remove, waited = Blobs.remove, []
+    coming = threading.Thread(target=door.send, args=[instance(study=2)])
+
+    def slowly(store: Blobs, digest: bytes) -> bool:
+        if store.root == earlier:
+            coming.start()
+            coming.join(5)
+            waited.append(coming.is_alive())
+        return remove(store, digest)
+
+    monkeypatch.setattr(Blobs, "remove", slowly)
+    assert door.sweep() == 1
+    coming.join()
+    assert waited == [False]
 
 
 def test_what_was_erased_goes_from_a_store_that_has_moved_since(door: Door) -> None:
