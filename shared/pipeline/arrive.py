@@ -244,9 +244,8 @@ def _remove_erased(begin: Begin, inspector: Inspector, blobs: Blobs, secret: byt
         earlier = {one: _removed_before(one, here[one[0]]) for one in due if one not in found}
         with begin() as db:
             files.removed(db, [one for one, was in earlier.items() if was is not None])
-        found |= earlier
-        gone += sum(1 for was in found.values() if was)
-        left += sum(1 for (_, root), was in found.items() if was is None and root)
+        gone += sum(1 for was in (*here.values(), *earlier.values()) if was)
+        left += sum(1 for (_, root), was in (found | earlier).items() if was is None and root)
     if left:
         log.warning("erased_files_out_of_reach", count=left)
     return gone
@@ -261,11 +260,11 @@ def _removed(store: Blobs, digest: bytes) -> bool | None:
 
 
 def _removed_before(left: Left, here: bool | None) -> bool | None:
-    """Likewise, of an earlier store; one that has moved with its home since is ours."""
+    """Likewise, of an earlier store; not of one that has moved with its home since: then it stood in ours."""
     digest, root = left
     store = Blobs(Path(os.fsdecode(root)))
     found = _removed(store, digest)
-    return here if found is None and here and not store.root.exists() else found
+    return False if found is None and here and not store.root.exists() else found
 
 
 def _erased(begin: Begin, inspector: Inspector, paths: Sequence[Path], secret: bytes) -> set[Path]:

@@ -78,14 +78,13 @@ _NOT_PULLED = sa.text(
 
 
 #: Sent files are ours to remove, also where an earlier store of ours stood: their names are kept until they are
-#: unlinked. What a scan has met is not.
-_PLACE = f"digest, CASE WHEN {SCANNED} THEN ''::bytea ELSE {ROOT} END"
+#: unlinked. What a scan has met is not, which a file's row tells: an image may name a copy that a scan has met.
 _LEFT = sa.text(
     f"""
     INSERT INTO removal (digest, root)
-    SELECT {_PLACE} FROM file
+    SELECT digest, CASE WHEN {SCANNED} THEN ''::bytea ELSE {ROOT} END FROM file
     WHERE (image_id = ANY(CAST(:images AS bigint[])) OR id = ANY(CAST(:files AS bigint[]))) AND {SENT}
-    UNION SELECT {_PLACE} FROM image WHERE id = ANY(CAST(:images AS bigint[])) AND {SENT}
+    UNION SELECT digest, '' FROM image WHERE id = ANY(CAST(:images AS bigint[])) AND {SENT}
     ON CONFLICT DO NOTHING
     """  # noqa: S608 - only the constants above are inserted
 )

@@ -23,11 +23,12 @@ from shared.log import configure
 from shared.pipeline import arrive, erase, quarantine, sweep
 from shared.pipeline.admission import Action, Admission, Rule
 from shared.pipeline.arrive import Arrived
-from shared.store import arrivals, files, operations, tombstones
+from shared.store import arrivals, checks, files, operations, tombstones
 from shared.store.arrivals import Origin
 from shared.store.blobs import Blobs, Full, follow, taking
 from shared.store.files import Record, Seen
 from shared.store.reviews import Wanted
+from shared.store.tables import Image
 from shared.types import Job
 from tests.miniature import SECRET, Platform
 from tests.strange import ANNA
@@ -358,6 +359,26 @@ def test_what_a_scan_has_met_in_the_store_of_another_home_is_not_touched(door: D
         for table in ("file", "image"):
             db.execute(sa.text(f"UPDATE {table} SET operation_id = :scan"), {"scan": scan.id})
         assert files.sent_to(db) == [], "no backup holds it"
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    assert door.sweep() == 0
+    assert theirs.exists()
+    assert door.rows("SELECT count(*) FROM removal") == [(0,)]
+
+
+def test_the_copy_of_a_lost_file_in_the_store_of_another_home_is_not_touched(door: Door) -> None:
+    """A scan had met it there, and a repair named it in the place of ours."""
+    door.send(instance())
+    (ours,), others = door.files(), Blobs(door.platform.folder / "theirs", reserve_bytes=0)
+    theirs = others.root / ours.relative_to(door.blobs.root)
+    theirs.parent.mkdir(parents=True)
+    ours.rename(theirs)
+    with door.platform.begin() as db:
+        scan = operations.create(db, "scan", {})
+        (known,) = db.scalars(sa.select(Image)).all()
+        seen = Seen(path=os.fsencode(theirs), size=1, mtime_ns=1)
+        same = Record(seen=seen, outcome="same", digest=known.digest, image_id=known.id)
+        files.record(db, [same], scan.id)
+        checks.move(db, known.id, seen.path)
         erase.erase_study(db, SECRET, f"{UID}.1")
     assert door.sweep() == 0
     assert theirs.exists()
