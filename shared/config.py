@@ -172,6 +172,14 @@ class SecretFiles(PydanticBaseSettingsSource):
         return tree
 
 
+def read(program: str) -> Settings:
+    """The settings of this process, which ends in a sentence where they are wrong. Raises: `SystemExit`."""
+    try:
+        return Settings()
+    except (ValidationError, SettingsError) as error:
+        raise SystemExit(f"{program}: the settings are wrong: {complaint(error)}") from None
+
+
 def complaint(error: ValidationError | SettingsError) -> str:
     """What is wrong with the settings, by their names in the environment; never what they were set to."""
     if isinstance(error, SettingsError):

@@ -1,4 +1,7 @@
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -79,3 +82,20 @@ def test_an_unknown_setting_of_a_part_is_refused(monkeypatch):
 def test_the_clients_own_key_file_is_no_setting(monkeypatch):
     monkeypatch.setenv("SIMILIS_KEY_FILE", "/nowhere")
     assert "SIMILIS_KEY" not in leaves(Settings())
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("api", ("-m", "services.api")),
+        ("dicom", ("-m", "services.dicom")),
+        ("worker", ("-m", "celery", "-A", "workers.app", "worker")),
+    ],
+)
+def test_a_process_ends_with_a_sentence_that_names_a_wrong_setting_and_does_not_repeat_it(program, words):
+    wrong = {"SIMILIS_DATABASE__URLL": "postgresql://u:SECRET@host/similis"}
+    ran = subprocess.run(
+        [sys.executable, *words], env=os.environ | wrong, capture_output=True, text=True, timeout=60, check=False
+    )
+    said = f"similis {program}: the settings are wrong: SIMILIS_DATABASE__URLL: Extra inputs are not permitted\n"
+    assert (ran.returncode, ran.stderr) == (1, said)

@@ -8,7 +8,7 @@ from typing import Any
 
 from celery import Celery, signals
 
-from shared.config import Settings
+from shared.config import read
 from shared.errors import Invalid
 from shared.log import configure
 from shared.queue import QUEUES
@@ -23,7 +23,7 @@ def _every(job: Job, seconds: float, *, expires_s: float) -> dict[str, Any]:
     return {"task": job.value, "schedule": seconds, "options": {"queue": QUEUES[job], "expires": expires_s}}
 
 
-settings = Settings()
+settings = read("similis worker")
 app = Celery(
     "similis",
     include=[

@@ -53,7 +53,9 @@ class Writer:
         folder.mkdir(parents=True, exist_ok=True)
         path, packed = folder / FILE, folder / PACKED
         if packed.is_file() and not path.is_file():
-            path.write_bytes(gzip.decompress(packed.read_bytes()))
+            part = path.with_suffix(".part")
+            part.write_bytes(gzip.decompress(packed.read_bytes()))
+            part.replace(path)  # whole, or not there: half of it would be taken for all
             packed.unlink()
         if path.is_file():
             whole = path.read_bytes().rpartition(b"\n")[0]

@@ -6,12 +6,10 @@ import sys
 from collections.abc import Callable
 
 import uvicorn
-from pydantic import ValidationError
-from pydantic_settings import SettingsError
 
 from services.api.app import create
 from services.api.broker import producer
-from shared.config import Settings, complaint
+from shared.config import read
 from shared.errors import SimilisError
 from shared.log import configure, get
 from shared.runtime import Runtime
@@ -37,11 +35,7 @@ class Server(uvicorn.Server):
 
 def main(listener: socket.socket | None = None, serving: Callable[[], None] = lambda: None) -> int:
     """Serve, on this open socket or on one of our own; gives an exit code."""
-    try:
-        settings = Settings()
-    except (ValidationError, SettingsError) as error:
-        sys.stderr.write(f"similis api: the settings are wrong: {complaint(error)}\n")
-        return 1
+    settings = read("similis api")
     configure("api", json=settings.log_json, level=settings.log_level)
     try:
         app = create(Runtime(settings, producer(settings)))

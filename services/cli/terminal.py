@@ -37,7 +37,9 @@ def tell(line: str = "") -> None:
 
 
 def tell_json(data: object) -> None:
-    sys.stdout.write(json.dumps(data, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None) + "\n")
+    every_letter = (sys.stdout.encoding or "utf-8").lower() == "utf-8"  # what a stream escapes by itself is no JSON
+    indent = 2 if sys.stdout.isatty() else None
+    sys.stdout.write(json.dumps(data, ensure_ascii=not every_letter, indent=indent) + "\n")
     sys.stdout.flush()
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from services.dicom import echo, peers, tls
 from services.dicom.door import Door, listen, listen_for_checks
-from shared.config import Settings
+from shared.config import read
 from shared.errors import SimilisError
 from shared.log import configure, get
 from shared.pipeline import admission
@@ -18,7 +18,7 @@ log = get("services.dicom")
 
 def main(listener: socket.socket | None = None, serving: Callable[[], None] = lambda: None) -> int:
     """Serve, on this open socket or on one of our own; gives an exit code."""
-    settings = Settings()
+    settings = read("similis dicom")
     dicom = settings.dicom
     configure("dicom", json=settings.log_json, level=settings.log_level)
     try:

@@ -30,7 +30,7 @@ def _statuses() -> list[str]:
         Status.OUT_OF_RESOURCES: "the disk is below its reserve or fails, or the database is away: send it again",
         Status.MISMATCH: "the data set has another SOP class or SOP Instance UID than the command",
         Status.NOT_UNDERSTOOD: "no image, damaged, without UIDs, or over a limit; the Error Comment has the reason",
-        Status.PROCESSING_FAILURE: "an error of ours, which the log has",
+        Status.PROCESSING_FAILURE: "an error of ours, which the log has, or the file could not be looked at",
     }
     return _table(("status", "name", "when"), [(f"{s:04X}", s.name.lower(), reasons[s]) for s in Status])
 

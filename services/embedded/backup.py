@@ -147,12 +147,12 @@ def _copy_models(models: Path, out: Path) -> None:
 
 
 def _stores(settings: Settings) -> list[Path]:
-    """The folders in which sent files lie: the one of today, and where rows name files in one of earlier."""
+    """The folders in which sent files lie: the one of today, and those of earlier."""
     own = settings.blobs_dir.absolute()
     store = Store(settings.database.url.get_secret_value(), pool_size=1)
     try:
         with store.transaction() as db:
-            return list(dict.fromkeys([own, *(Path(os.fsdecode(root)) for root in files.roots(db))]))
+            return list(dict.fromkeys([own, *(Path(os.fsdecode(root)) for root in files.sent_to(db))]))
     finally:
         store.close()
 

@@ -97,7 +97,9 @@ class Home:
         """Whether a supervisor runs here."""
         try:
             with (self / "lock").open("rb") as file:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(
+                    file, fcntl.LOCK_SH | fcntl.LOCK_NB
+                )  # shared: two who ask do not mistake each other for one
         except FileNotFoundError:
             return False
         except BlockingIOError:

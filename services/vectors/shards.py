@@ -43,7 +43,8 @@ _log = log.get(__name__)
 class Collection:
     """One shard, held by an engine, and its place on disk; safe to share between threads.
 
-    `_write` keeps writes in order and is held until they are on disk; questions take no lock of ours.
+    `_write` keeps writes in order and is held until they are on disk; `_change` is held while another engine takes the
+    place of this one. Questions take no lock of ours.
     """
 
     def __init__(self, folder: Path, nursery: Nursery) -> None:
@@ -135,7 +136,7 @@ class Collection:
         """
         target = self.folder / f"shard.{int(self.path.name.split('.')[1]) + 1}"
         try:
-            with self._write:
+            with self._write, self._change:  # an engine that ends is not loaded meanwhile: the next one would write
                 copy(self.path, target)
                 self._touched = set()
             yield target

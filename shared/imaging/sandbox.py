@@ -261,7 +261,7 @@ class Sandbox:
         if reason is None and self._ready and code is not None:
             reason = _blamed(job.source, code)
         if reason is None and self._ready and job.tries >= _TRIES:
-            reason = Reason.CRASH if readable(job.source) else Reason.UNREADABLE
+            reason = Reason.CRASH if readable(job.source, self.limits) else Reason.UNREADABLE
         if reason is not None:
             self.deaths += 1
             self._settle(failed(reason) if reason is Reason.UNREADABLE else hostile(reason))

@@ -1,11 +1,11 @@
 """Files and uploads as open descriptors: what is handed to the sandbox child."""
 
 import fcntl
-import io
 import os
 import stat
 from pathlib import Path
 
+from shared.errors import Rejected
 from shared.imaging.limits import Limits
 from shared.imaging.reasons import Reason, failed, hostile
 
@@ -31,13 +31,13 @@ def open_source(source: Source, limits: Limits) -> int:
     raise hostile(Reason.FILE_SIZE) if stat.S_ISREG(facts.st_mode) else failed(Reason.NOT_REGULAR)
 
 
-def readable(source: Source) -> bool:
+def readable(source: Source, limits: Limits) -> bool:
     """Whether every byte can still be had: a share may have gone away, or a disk may be failing."""
     try:
-        with source.open("rb", buffering=0) if isinstance(source, Path) else io.BytesIO(source) as file:
+        with open(open_source(source, limits), "rb", buffering=0) as file:
             while file.read(1 << 20):
                 pass
-    except OSError:
+    except (OSError, Rejected):
         return False
     return True
 

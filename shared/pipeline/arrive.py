@@ -21,7 +21,7 @@ from shared.pipeline.receive import BATCH, Found, Inspector, Registered, Rules, 
 from shared.store import arrivals, erasure, files
 from shared.store.arrivals import Origin
 from shared.store.blobs import MTIME_NS, Blobs, Part, digest_of
-from shared.store.files import Record, Seen, Sent
+from shared.store.files import Left, Record, Seen, Sent
 from shared.store.locks import Lock, alone
 from shared.store.session import Begin, enqueue
 from shared.types import Job
@@ -227,22 +227,44 @@ def _since(path: Path) -> float:
 
 def _remove_erased(begin: Begin, inspector: Inspector, blobs: Blobs, secret: bytes) -> int:
     """What an erasure has left is unlinked, also where it had been put aside; returns how many files were."""
-    gone, due = 0, [(b"", b"")]
+    gone = 0
     for path in _erased(begin, inspector, blobs.lost(), secret):
         path.unlink(missing_ok=True)  # of those that were put aside: what came again stands elsewhere
         gone += 1
+    own, left, due = os.fsencode(blobs.root), 0, [(b"", b"")]
     while due:
         with begin() as db:
             alone(db, Lock.INTAKE)
-            due = files.removals(db, REMOVED)
-            digests = [digest for digest, _ in due]
-            held = files.held(db, digests)  # what was lifted and came again stays
-            for digest, root in due:
-                if digest not in held:
-                    stores = [blobs, *([Blobs(Path(os.fsdecode(root)))] if root else [])]
-                    gone += max(store.remove(digest) for store in stores)
-            files.removed(db, digests)
+            due = files.removals(db, due[-1], REMOVED)
+            held = files.held(db, [digest for digest, _ in due])  # what was lifted and came again stays
+            here = {digest: _removed(blobs, digest) for digest in {digest for digest, _ in due} - held}
+            found = {one: here.get(one[0], False) for one in due if one[0] in held or one[1] in (b"", own)}
+            files.removed(db, [one for one, was in found.items() if was is not None or not one[1]])
+        # nothing comes into an earlier store, so the lock of intake need not wait for a disk that may not answer
+        earlier = {one: _removed_before(one, here[one[0]]) for one in due if one not in found}
+        with begin() as db:
+            files.removed(db, [one for one, was in earlier.items() if was is not None])
+        gone += sum(1 for was in (*here.values(), *earlier.values()) if was)
+        left += sum(1 for (_, root), was in (found | earlier).items() if was is None and root)
+    if left:
+        log.warning("erased_files_out_of_reach", count=left)
     return gone
+
+
+def _removed(store: Blobs, digest: bytes) -> bool | None:
+    """Whether the erased content stood there; None where the disk is away or refuses: the others do not wait for it."""
+    try:
+        return store.remove(digest) or (False if store.stands else None)
+    except OSError:
+        return None
+
+
+def _removed_before(left: Left, here: bool | None) -> bool | None:
+    """Likewise, of an earlier store; not of one that has moved with its home since: then it stood in ours."""
+    digest, root = left
+    store = Blobs(Path(os.fsdecode(root)))
+    found = _removed(store, digest)
+    return False if found is None and here and not store.root.exists() else found
 
 
 def _erased(begin: Begin, inspector: Inspector, paths: Sequence[Path], secret: bytes) -> set[Path]:

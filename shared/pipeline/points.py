@@ -98,7 +98,7 @@ def _judged(
         here = {point.id: point for point in index.get(list(points))}
         strangers = sorted(unknown & here.keys())
         wrong, newer, bad = [], [], []
-        for id_, row in rows.items():
+        for id_, row in sorted(rows.items()):  # the first ones that are named are the same each time
             kind = _diagnosis(db, index.spec, generation, row, here.get(id_))
             if kind == "encoding-invalid":
                 bad.append(row.wanted.image_id)

@@ -198,6 +198,15 @@ class Blobs:
         return gone
 
     @property
+    def stands(self) -> bool:
+        """Something lies in its folder: a missing or an empty one may be a disk that is away."""
+        try:
+            with os.scandir(self.root) as inside:
+                return any(True for _ in inside)
+        except OSError:
+            return False
+
+    @property
     def _incoming(self) -> Path:
         return self.root / "incoming"
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from shared.store.tables import ROOT, SENT
+from shared.store.tables import ROOT, SCANNED, SENT
 
 
 class Named(NamedTuple):
@@ -78,17 +78,13 @@ _NOT_PULLED = sa.text(
 
 
 #: Sent files are ours to remove, also where an earlier store of ours stood: their names are kept until they are
-#: unlinked. What a scan has met is not, though it may be named alike: somebody may have scanned another one's store.
-_PLACE = f"""
-    digest, CASE WHEN EXISTS (SELECT 1 FROM operation o WHERE o.id = operation_id AND o.kind = 'scan') THEN ''::bytea
-                 ELSE {ROOT} END
-"""  # noqa: S608 - only the constant above is inserted
+#: unlinked. What a scan has met is not, which a file's row tells: an image may name a copy that a scan has met.
 _LEFT = sa.text(
     f"""
     INSERT INTO removal (digest, root)
-    SELECT {_PLACE} FROM file
+    SELECT digest, CASE WHEN {SCANNED} THEN ''::bytea ELSE {ROOT} END FROM file
     WHERE (image_id = ANY(CAST(:images AS bigint[])) OR id = ANY(CAST(:files AS bigint[]))) AND {SENT}
-    UNION SELECT {_PLACE} FROM image WHERE id = ANY(CAST(:images AS bigint[])) AND {SENT}
+    UNION SELECT digest, '' FROM image WHERE id = ANY(CAST(:images AS bigint[])) AND {SENT}
     ON CONFLICT DO NOTHING
     """  # noqa: S608 - only the constants above are inserted
 )

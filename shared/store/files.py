@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.imaging.reasons import PASSING
-from shared.store.tables import ROOT, SENT
+from shared.store.tables import ROOT, SCANNED, SENT
 
 LATEST_NS: Final = 2**63 - 1
 
@@ -94,9 +94,16 @@ def numbers(db: Session, paths: Sequence[bytes]) -> list[int]:
     return list(db.execute(statement, {"digests": [sha256(path).digest() for path in paths]}).scalars())
 
 
-def removals(db: Session, limit: int) -> list[tuple[bytes, bytes]]:
-    """Contents that an erasure has left behind, and in which store, "" where only our own is meant."""
-    rows = db.execute(sa.text("SELECT digest, root FROM removal LIMIT :limit"), {"limit": limit})
+Left = tuple[bytes, bytes]  #: a content that an erasure has left behind, and in which store; "": in our own alone
+
+_REMOVALS = sa.text(
+    "SELECT digest, root FROM removal WHERE (digest, root) > (:digest, :root) ORDER BY digest, root LIMIT :limit"
+)
+
+
+def removals(db: Session, after: Left, limit: int) -> list[Left]:
+    """The next ones that are to be unlinked."""
+    rows = db.execute(_REMOVALS, {"digest": after[0], "root": after[1], "limit": limit})
     return [(bytes(row.digest), bytes(row.root)) for row in rows]
 
 
@@ -106,8 +113,15 @@ def leaving(db: Session, digests: Sequence[bytes]) -> set[bytes]:
     return {bytes(digest) for digest in db.execute(statement, {"digests": list(digests)}).scalars()}
 
 
-def removed(db: Session, digests: Sequence[bytes]) -> None:
-    db.execute(sa.text("DELETE FROM removal WHERE digest = ANY(CAST(:digests AS bytea[]))"), {"digests": list(digests)})
+_REMOVED = sa.text(
+    "DELETE FROM removal r USING unnest(CAST(:digests AS bytea[]), CAST(:roots AS bytea[])) AS u(digest, root) "
+    "WHERE r.digest = u.digest AND r.root = u.root"
+)
+
+
+def removed(db: Session, done: Sequence[Left]) -> None:
+    """Nothing is left to do about these."""
+    db.execute(_REMOVED, {"digests": [digest for digest, _ in done], "roots": [root for _, root in done]})
 
 
 _ROOT = sa.text(
@@ -124,6 +138,16 @@ def roots(db: Session) -> list[bytes]:
     while (root := db.execute(_ROOT, {"after": found[-1] if found else b""}).scalar()) is not None:
         found.append(bytes(root))
     return found
+
+
+_SENT_TO = sa.text(
+    f"SELECT EXISTS (SELECT 1 FROM file WHERE {SENT} AND {ROOT} = :root AND NOT {SCANNED})"  # noqa: S608 - constants
+)
+
+
+def sent_to(db: Session) -> list[bytes]:
+    """Those of them into which a file was sent: not the store of another home that a scan has met."""
+    return [root for root in roots(db) if db.execute(_SENT_TO, {"root": root}).scalar_one()]
 
 
 def some(db: Session, root: bytes, limit: int) -> list[bytes]:
@@ -144,18 +168,17 @@ def look_again(db: Session, images: Sequence[int]) -> None:
 
 
 def move(db: Session, old: bytes, new: bytes) -> None:
-    """Sent files that stood below one folder stand below another; where both have a row, the one over there stays."""
-    below = "substring(path FOR length(CAST(:old AS bytea)) + 1) = CAST(:old AS bytea) || CAST(:slash AS bytea)"
+    """Sent files of one store stand in another; where both have a row, the one over there stays."""
+    there = f"{SENT} AND {ROOT} = CAST(:old AS bytea)"
     place = "CAST(:new AS bytea) || substring({0}path FROM length(CAST(:old AS bytea)) + 1)"
-    names = {"old": old, "new": new, "slash": b"/"}
     double = (
-        f"DELETE FROM file WHERE {below} AND {SENT} AND EXISTS (SELECT 1 FROM file AS other "  # noqa: S608 - constants
+        f"DELETE FROM file WHERE {there} AND EXISTS (SELECT 1 FROM file AS other "  # noqa: S608 - constants
         f"WHERE other.path_digest = sha256({place.format('file.')}))"
     )
-    db.execute(sa.text(double), names)
+    db.execute(sa.text(double), {"old": old, "new": new})
     for table in ("file", "image"):
-        statement = f"UPDATE {table} SET path = {place.format('')} WHERE {below} AND {SENT}"  # noqa: S608 - constants
-        db.execute(sa.text(statement), names)
+        statement = f"UPDATE {table} SET path = {place.format('')} WHERE {there}"  # noqa: S608 - constants
+        db.execute(sa.text(statement), {"old": old, "new": new})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

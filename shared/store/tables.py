@@ -149,6 +149,8 @@ SENT = (
 )
 #: the store's folder of such a file: its path without /12/34/1234….dcm
 ROOT = "SUBSTRING(path FROM 1 FOR GREATEST(length(path) - 75, 0))"
+#: A scan has met it: it lies in a folder of others, though it may be named as in a store, perhaps of another home.
+SCANNED = "EXISTS (SELECT 1 FROM operation o WHERE o.id = operation_id AND o.kind = 'scan')"
 
 
 class File(Base):

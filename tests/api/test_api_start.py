@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from services.api.__main__ import main
 from services.api.broker import producer
 from services.embedded.stack import free_port
 from shared.config import Broker
@@ -87,11 +86,3 @@ def test_without_a_broker_nothing_is_rung_and_nothing_fails(settings):
     rt = TwinRuntime(settings)
     rt.queue.ring(Job.SCAN)
     rt.close()
-
-
-def test_a_wrong_setting_ends_the_start_in_a_sentence_that_does_not_repeat_it(monkeypatch, capsys):
-    monkeypatch.setenv("SIMILIS_DATABASE__URLL", "postgresql://u:SECRET@host/similis")
-    assert main() == 1
-    said = capsys.readouterr().err
-    assert "SIMILIS_DATABASE__URLL: Extra inputs are not permitted" in said
-    assert "SECRET" not in said

@@ -1,5 +1,6 @@
 """The surface: every command explains itself, data and talk are kept apart, nothing from outside moves the cursor."""
 
+import json
 import os
 import re
 import shlex
@@ -158,14 +159,15 @@ def test_a_file_name_cannot_move_the_cursor_or_colour_the_screen(home, server, s
     assert r"\x1b[2J" in ran.out
 
 
-@pytest.mark.parametrize("words", [(), ("--json",)])
-def test_a_terminal_without_the_letters_of_a_name_is_shown_their_numbers(home, server, words):
+@pytest.mark.parametrize(("words", "letter"), [((), rb"\xf6"), (("--json",), rb"\u00f6")])
+def test_a_terminal_without_the_letters_of_a_name_is_shown_their_numbers(home, server, words, letter):
     server.on("GET /v1/operations/x/files", {"files": [{"path": "/a/Schröder", "outcome": "failed"}], "next": None})
     ran = subprocess.run(
         [sys.executable, "-m", "services.cli.main", "operations", "files", "x", "--home", str(home), *words],
         capture_output=True, env=os.environ | {"PYTHONIOENCODING": "ascii"}, check=True,
     )  # fmt: skip
-    assert rb"/a/Schr\xf6der" in ran.stdout
+    assert b"/a/Schr" + letter + b"der" in ran.stdout
+    assert not words or json.loads(ran.stdout)["files"][0]["path"] == "/a/Schröder"
 
 
 @pytest.mark.parametrize("closed", ["1", "2"])

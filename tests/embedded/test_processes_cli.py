@@ -1,3 +1,4 @@
+import fcntl
 import json
 import os
 import time
@@ -53,6 +54,15 @@ def test_status_shows_each_process_and_that_the_api_does_not_answer(app, tmp_pat
     assert found["processes"] == {"api": {"state": "starting", "restarts": 4, "pid": os.getpid()}}
     assert "not ready" in lines
     assert "restarts 4" in lines
+
+
+def test_who_asks_whether_a_home_is_in_use_does_not_make_it_so(tmp_path):
+    home = Home.at(tmp_path)
+    with home.lock():
+        assert home.locked
+    with (home / "lock").open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)  # another command line, which asks this moment
+        assert not home.locked
 
 
 @pytest.mark.parametrize("slots", [1, 32])

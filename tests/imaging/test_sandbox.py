@@ -144,16 +144,16 @@ def test_a_file_that_is_cut_while_it_is_read_is_read_again(boxes, tmp_path):
     assert (box.starts, box.deaths) == (2, 0)
 
 
-def test_a_file_on_which_children_die_and_that_cannot_be_read_is_not_taken_for_hostile(boxes, tmp_path):
+def test_a_file_on_which_children_die_again_and_again_is_hostile_if_all_of_it_can_be_read(boxes, tmp_path):
     path, box = tmp_path / "slow.dcm", boxes(elements=HUGE, header_bytes=HUGE)
     path.write_bytes(damage.crowded_file(1_000_000))
     box.decode(GOOD, RECIPE)
     over = threading.Event()
 
     def die():
-        while not over.wait(0.4):
+        while not over.wait(0.1):
             process = box._process
-            if process is not None:
+            if process is not None and box._ready:  # one that is killed at its start has not begun the file
                 os.kill(process.pid, signal.SIGBUS)
 
     thread = threading.Thread(target=die)
@@ -162,8 +162,15 @@ def test_a_file_on_which_children_die_and_that_cannot_be_read_is_not_taken_for_h
     over.set()
     thread.join()
     assert found.reason == Reason.CRASH, "every byte can be read: it is the file"
-    assert not readable(tmp_path), "a folder, in the place of a file that the system does not read"
-    assert readable(path)
+
+
+def test_what_can_no_longer_be_read_is_told_and_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for name in ("", "pipe", "endless", "gone"):
+        assert not readable(tmp_path / name, Limits())
+    assert readable(GOOD, Limits())
+    assert readable(GOOD.read_bytes(), Limits())
 
 
 def test_any_number_of_files_may_be_open_beside_it(boxes):

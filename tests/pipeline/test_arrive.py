@@ -4,6 +4,7 @@ import errno
 import os
 import resource
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -22,11 +23,12 @@ from shared.log import configure
 from shared.pipeline import arrive, erase, quarantine, sweep
 from shared.pipeline.admission import Action, Admission, Rule
 from shared.pipeline.arrive import Arrived
-from shared.store import arrivals, files, operations, tombstones
+from shared.store import arrivals, checks, files, operations, tombstones
 from shared.store.arrivals import Origin
 from shared.store.blobs import Blobs, Full, follow, taking
 from shared.store.files import Record, Seen
 from shared.store.reviews import Wanted
+from shared.store.tables import Image
 from shared.types import Job
 from tests.miniature import SECRET, Platform
 from tests.strange import ANNA
@@ -274,18 +276,113 @@ def test_what_was_erased_goes_from_an_earlier_store_too(door: Door) -> None:
     assert not earlier.exists()
 
 
+def test_what_was_erased_goes_from_every_store_that_it_came_to(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arrive, "REMOVED", 1)  # as where more was erased than is unlinked at once
+    stores = [Blobs(door.platform.folder / name, reserve_bytes=0) for name in ("first", "second", "third")]
+    for store in stores:
+        door.blobs = store
+        if store is not stores[-1]:
+            door.send(instance())
+    with door.platform.begin() as db:
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    assert door.sweep() == 2
+    assert [list(store.every()) for store in stores] == [[], [], []]
+
+
+@pytest.mark.parametrize("why", ["away", "refuses"])
+def test_an_earlier_store_that_is_out_of_reach_is_tried_again_and_holds_up_no_other(
+    door: Door, capfd: pytest.CaptureFixture[str], why: str
+) -> None:
+    configure("test")
+    door.send(instance())
+    (earlier,), store, aside = door.files(), door.blobs.root, door.platform.folder / "aside"
+    door.blobs = Blobs(door.platform.folder / "a larger disk", reserve_bytes=0)
+    door.send(instance(), instance(study=2))
+    with door.platform.begin() as db:
+        for study in (1, 2):
+            erase.erase_study(db, SECRET, f"{UID}.{study}")
+    moved = store if why == "away" else earlier
+    moved.rename(aside)
+    moved.mkdir()  # where a disk was mounted; or what unlink does not remove
+    assert door.sweep() == 2
+    assert door.files() == []
+    said = capfd.readouterr().err
+    assert "erased_files_out_of_reach" in said
+    assert str(door.platform.folder) not in said
+    moved.rmdir()
+    aside.rename(moved)
+    assert door.sweep() == 1
+    assert not earlier.exists()
+    assert door.rows("SELECT count(*) FROM removal") == [(0,)]
+
+
+def test_intake_does_not_wait_for_the_disk_of_an_earlier_store(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    door.send(instance())
+    earlier = door.blobs.root
+    door.blobs = Blobs(door.platform.folder / "a larger disk", reserve_bytes=0)
+    with door.platform.begin() as db:
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    remove, waited = Blobs.remove, []
+    coming = threading.Thread(target=door.send, args=[instance(study=2)])
+
+    def slowly(store: Blobs, digest: bytes) -> bool:
+        if store.root == earlier:
+            coming.start()
+            coming.join(5)
+            waited.append(coming.is_alive())
+        return remove(store, digest)
+
+    monkeypatch.setattr(Blobs, "remove", slowly)
+    assert door.sweep() == 1
+    coming.join()
+    assert waited == [False]
+
+
+def test_what_was_erased_goes_from_a_store_that_has_moved_since(door: Door) -> None:
+    door.send(instance())
+    with door.platform.begin() as db:
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    door.blobs = Blobs(door.blobs.root.rename(door.platform.folder / "moved"), reserve_bytes=0)
+    assert door.sweep() == 1
+    assert door.files() == []
+    assert door.rows("SELECT count(*) FROM removal") == [(0,)]
+
+
 def test_what_a_scan_has_met_in_the_store_of_another_home_is_not_touched(door: Door) -> None:
     door.send(instance())
-    (theirs,) = door.files()
+    (theirs,), store = door.files(), os.fsencode(door.blobs.root)
     door.blobs = Blobs(door.platform.folder / "ours", reserve_bytes=0)
     with door.platform.begin() as db:
+        assert files.sent_to(db) == [store]
         scan = operations.create(db, "scan", {})
         db.flush()
         for table in ("file", "image"):
             db.execute(sa.text(f"UPDATE {table} SET operation_id = :scan"), {"scan": scan.id})
+        assert files.sent_to(db) == [], "no backup holds it"
         erase.erase_study(db, SECRET, f"{UID}.1")
     assert door.sweep() == 0
     assert theirs.exists()
+    assert door.rows("SELECT count(*) FROM removal") == [(0,)]
+
+
+def test_the_copy_of_a_lost_file_in_the_store_of_another_home_is_not_touched(door: Door) -> None:
+    """A scan had met it there, and a repair named it in the place of ours."""
+    door.send(instance())
+    (ours,), others = door.files(), Blobs(door.platform.folder / "theirs", reserve_bytes=0)
+    theirs = others.root / ours.relative_to(door.blobs.root)
+    theirs.parent.mkdir(parents=True)
+    ours.rename(theirs)
+    with door.platform.begin() as db:
+        scan = operations.create(db, "scan", {})
+        (known,) = db.scalars(sa.select(Image)).all()
+        seen = Seen(path=os.fsencode(theirs), size=1, mtime_ns=1)
+        same = Record(seen=seen, outcome="same", digest=known.digest, image_id=known.id)
+        files.record(db, [same], scan.id)
+        checks.move(db, known.id, seen.path)
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    assert door.sweep() == 0
+    assert theirs.exists()
+    assert door.rows("SELECT count(*) FROM removal") == [(0,)]
 
 
 def test_what_was_lifted_and_came_again_before_the_tidying_stays(door: Door) -> None:
@@ -557,6 +654,18 @@ def test_files_that_moved_are_known_where_they_stand_now(door: Door) -> None:
     with door.platform.begin() as db:
         files.move(db, b"/else", b"/wrong")
     assert door.rows("SELECT count(*) FROM file WHERE path LIKE '/elsewhere/%'") == [(1,)]
+
+
+def test_a_store_in_a_folder_of_another_store_does_not_move_with_it(door: Door) -> None:
+    outer = door.blobs.root
+    door.send(instance(1))
+    door.blobs = Blobs(outer / "earlier", reserve_bytes=0)
+    door.send(instance(2))
+    (inner,) = door.files()
+    with door.platform.begin() as db:
+        files.move(db, os.fsencode(outer), b"/elsewhere")
+    assert door.rows("SELECT path FROM file WHERE path NOT LIKE '/elsewhere/__/%'") == [(os.fsencode(inner),)]
+    assert door.rows("SELECT count(*) FROM image WHERE path LIKE '/elsewhere/__/%'") == [(1,)]
 
 
 def test_what_another_archive_did_not_give_us_is_erased_with_its_study(door: Door) -> None:

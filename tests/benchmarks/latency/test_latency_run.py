@@ -4,6 +4,7 @@ import gzip
 import json
 import os
 import re
+import resource
 import time
 from dataclasses import asdict, replace
 
@@ -116,6 +117,18 @@ def test_results_that_were_packed_are_read_and_gone_on_with(done, tmp_path) -> N
     assert raw.read(tmp_path) == [*kept, {"what": "note", "text": "more"}]
     raw.forget(tmp_path)
     assert not raw.there(tmp_path)
+
+
+def test_unpacking_that_is_killed_loses_no_line(done, tmp_path) -> None:
+    (tmp_path / raw.PACKED).write_bytes(gzip.compress((done / raw.FILE).read_bytes()))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            raw.Writer(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert raw.read(tmp_path) == raw.read(done)
 
 
 @pytest.mark.parametrize(

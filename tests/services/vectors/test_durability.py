@@ -309,6 +309,31 @@ def test_the_shadow_has_what_only_the_log_holds_and_nobody_waits_for_a_flush(tmp
     held.close()
 
 
+def test_an_engine_that_ends_while_its_shard_is_copied_is_loaded_again_after_that(tmp_path: Path) -> None:
+    """As it is loaded it empties its log into the segments: of these the copy would have the old, of that the new."""
+    held = Shards(tmp_path)
+    held.create(wire.create("a", SPEC))
+    write(held, gallery(300))
+    collection = held.get("a")
+    asking = threading.Thread(target=collection.info)
+
+    def copy(source: Path, target: Path) -> None:
+        target.mkdir()
+        optimize.copy(source / "segments", target / "segments")
+        collection._engine._kill()
+        asking.start()
+        asking.join(2)
+        for other in source.iterdir():
+            if other.name != "segments":
+                optimize.copy(other, target / other.name)
+
+    with collection.shadow(copy) as target:
+        collection.adopt(target)
+    asking.join(10)
+    assert collection.info().points_count == 300
+    held.close()
+
+
 def engine_pids(running: engines.VectorsProcess) -> list[int]:
     """What the nursery has forked."""
     assert running.process is not None
