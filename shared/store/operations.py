@@ -79,7 +79,8 @@ _CLAIM = sa.text(
     UPDATE operation SET state = 'running', attempt = attempt + 1,
                          lease_until = clock_timestamp() + make_interval(secs => :lease)
     WHERE id = (
-        SELECT id FROM operation WHERE {_DUE} ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED
+        SELECT id FROM operation WHERE {_DUE} ORDER BY coalesce(not_before, created_at), created_at LIMIT 1
+        FOR UPDATE SKIP LOCKED
     )
     RETURNING id, attempt, params
     """  # noqa: S608 - only the constant above is inserted
