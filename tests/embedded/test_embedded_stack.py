@@ -15,6 +15,8 @@ from services.dicom import echo
 from services.embedded.client import Embedded
 from services.embedded.postgres import working_in
 from services.embedded.process import Identity, until
+from services.embedded.production import sign_of_life
+from services.embedded.pulse import Answered, Touched
 from shared.errors import Unavailable
 
 SIMILIS = Path(sys.executable).parent / "similis"
@@ -125,6 +127,35 @@ def test_connections_wait_while_the_api_starts_again(stack):
         waiting.settimeout(60)
         waiting.sendall(f"GET /livez HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         assert waiting.recv(15) == b"HTTP/1.1 200 OK"
+@pytest.fixture
+def signs(stack):
+    home = stack.home
+    made = {name: Touched(sign_of_life(home.path, name.removeprefix("worker-"))) for name in (*WORKERS, "beat")}
+    made |= {
+        "api": Answered(home.state["host"], home.state["port"]),
+        "vectors": Touched(home.sockets / "vectors.alive"),
+    }
+    yield made
+    made["api"].forget()
+
+
+def test_what_is_watched_for_hangs_shows_life_and_none_while_it_hangs(stack, signs):
+    for name, sign in signs.items():
+        assert until(lambda sign=sign: sign.seen() and until(sign.seen, 15, 0.2), 60, 0.2), name
+    hung = {name: identities(stack)[name] for name in ("api", "vectors", "worker-scan")}
+    for identity in hung.values():
+        identity.signal(signal.SIGSTOP)
+    try:
+        for name in hung:
+            signs[name].forget()
+            signs[name].seen()
+        assert not until(lambda: any(signs[name].seen() for name in hung), 7, 0.5)
+    finally:
+        for identity in hung.values():
+            identity.signal(signal.SIGCONT)
+    assert until(lambda: serves(stack), 30, 0.1)
+
+
     assert until(lambda: serves(stack), 30, 0.1)
 
 
