@@ -65,6 +65,18 @@ def test_operations_are_listed_the_newest_first_in_pages(client, folder):
     assert seen == made[::-1]
 
 
+def test_a_list_asks_the_database_as_often_as_one_of_them(client, archive, folder):
+    def statements(count):
+        asked = []
+        sa.event.listen(archive.rt.store.engine, "before_cursor_execute", lambda *a: asked.append(a[2]))
+        assert len(client.get("/v1/operations", params={"limit": count}).json()["operations"]) == count
+        return len(asked)
+
+    for _ in range(5):
+        begin(client, folder)
+    assert statements(5) == statements(1)
+
+
 def test_an_unknown_operation_is_not_found(client):
     for method, tail in (("GET", ""), ("GET", "/files"), ("POST", ":cancel"), ("POST", ":retry")):
         assert client.request(method, f"/v1/operations/{uuid.uuid4()}{tail}").status_code == 404, tail
