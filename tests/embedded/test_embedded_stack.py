@@ -13,7 +13,7 @@ import pytest
 
 from services.dicom import echo
 from services.embedded.client import Embedded
-from services.embedded.postgres import working_in
+from services.embedded.postgres import Postgres, working_in
 from services.embedded.process import Identity, until
 from services.embedded.production import sign_of_life
 from services.embedded.pulse import Answered, Touched
@@ -98,6 +98,28 @@ def test_the_dicom_receiver_answers_and_status_says_where(stack, home):
     ]
 
 
+MANY_ENCODED = """
+    INSERT INTO image (sop_uid, study_id, series_uid, sop_class, transfer_syntax, modality, body_part, manufacturer,
+        presentation_intent, rows, columns, frames, digest, path, status)
+    SELECT '1.2.' || n, s.id, '1.3', '1.4', '1.5', 'MG', '', '', '', 9, 9, 1, 'x', '/x', 'encoded'
+    FROM generate_series(1, 300) AS n, study AS s WHERE s.uid = '1.2'
+"""
+
+
+def test_the_doctor_says_where_gate_3_hardly_judges_yet(stack, home):
+    model = lambda: stack.home.state["processes"]["model"]["state"]  # noqa: E731
+    assert until(lambda: model() == "done", 120, 0.1)
+    with Postgres(home).connect() as database:
+        database.execute("INSERT INTO study (uid, patient_key) VALUES ('1.2', 'x')")
+        database.execute(MANY_ENCODED)
+        told = similis("doctor", "--home", home)
+        database.execute("DELETE FROM image")
+        database.execute("DELETE FROM study")
+    (line,) = [line for line in told.stderr.splitlines() if "gate 3" in line]
+    assert "similis quarantine calibrate --model" in line
+    assert line.endswith("--modality MG")
+
+
 def test_a_second_up_is_refused_with_exit_4(stack, home):
     told = similis("up", "--home", home, "--port", 0)
     assert told.returncode == 4
@@ -105,28 +127,6 @@ def test_a_second_up_is_refused_with_exit_4(stack, home):
     assert "Traceback" not in told.stderr
 
 
-WORKERS = ("worker-ingest1", "worker-scan", "worker-index", "worker-reindex")
-
-
-@pytest.mark.parametrize("name", [*ENGINES, "api", "dicom", *WORKERS, "beat"])
-def test_whatever_is_killed_comes_back(stack, name):
-    before = identities(stack)[name]
-    before.signal(signal.SIGKILL)
-    assert until(lambda: identities(stack).get(name) not in (None, before), 20)
-    assert until(lambda: serves(stack), 30, 0.1)
-    assert until(lambda: get(stack, "/v1/studies", stack.api_key) == 200, 10, 0.1)
-
-
-def test_connections_wait_while_the_api_starts_again(stack):
-    """The socket is the supervisor's: nobody is refused."""
-    before = identities(stack)["api"]
-    before.signal(signal.SIGKILL)
-    assert until(lambda: not before.alive, 5)
-    host, port = stack.home.state["host"], stack.home.state["port"]
-    with socket.create_connection((host, port), timeout=1) as waiting:  # nobody is there to accept it
-        waiting.settimeout(60)
-        waiting.sendall(f"GET /livez HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
-        assert waiting.recv(15) == b"HTTP/1.1 200 OK"
 @pytest.fixture
 def signs(stack):
     home = stack.home
@@ -156,6 +156,28 @@ def test_what_is_watched_for_hangs_shows_life_and_none_while_it_hangs(stack, sig
     assert until(lambda: serves(stack), 30, 0.1)
 
 
+WORKERS = ("worker-ingest1", "worker-scan", "worker-index", "worker-reindex")
+
+
+@pytest.mark.parametrize("name", [*ENGINES, "api", "dicom", *WORKERS, "beat"])
+def test_whatever_is_killed_comes_back(stack, name):
+    before = identities(stack)[name]
+    before.signal(signal.SIGKILL)
+    assert until(lambda: identities(stack).get(name) not in (None, before), 20)
+    assert until(lambda: serves(stack), 30, 0.1)
+    assert until(lambda: get(stack, "/v1/studies", stack.api_key) == 200, 10, 0.1)
+
+
+def test_connections_wait_while_the_api_starts_again(stack):
+    """The socket is the supervisor's: nobody is refused."""
+    before = identities(stack)["api"]
+    before.signal(signal.SIGKILL)
+    assert until(lambda: not before.alive, 5)
+    host, port = stack.home.state["host"], stack.home.state["port"]
+    with socket.create_connection((host, port), timeout=1) as waiting:  # nobody is there to accept it
+        waiting.settimeout(60)
+        waiting.sendall(f"GET /livez HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
+        assert waiting.recv(15) == b"HTTP/1.1 200 OK"
     assert until(lambda: serves(stack), 30, 0.1)
 
 
