@@ -1,5 +1,6 @@
 """Scans as operations: begun once, watched, cancelled, tried again."""
 
+import hashlib
 import os
 import uuid
 
@@ -8,7 +9,7 @@ import sqlalchemy as sa
 
 import workers.ingest
 from shared.pipeline import scan
-from shared.store import operations
+from shared.store import files, operations
 from shared.types import Job
 from tests.api.conftest import CANARY, serving
 
@@ -234,6 +235,24 @@ def test_a_long_scan_gives_way_to_others_and_goes_on_where_it_was(client, turns)
     ]
     body = client.get(f"/v1/operations/{long}").json()
     assert (body["total"], body["counts"]) == (7, {"failed": 7, "unchanged": 0, "settling": 0})
+
+
+def test_sent_files_that_are_to_be_read_again_need_not_wait_for_a_long_scan(client, archive, turns):
+    long = begin(client, turns("long", 5)).json()["id"]
+    digest = hashlib.sha256(b"gone").digest()
+    path = str(archive.rt.blobs.place(digest))
+    with archive.rt.transaction() as db:
+        db.execute(
+            sa.text(
+                "INSERT INTO file (path, size, mtime_ns, digest, outcome, gate, reason) "
+                "VALUES (:path, 4, -1, :digest, 'quarantined', 'decode', 'no-permitted-decoder')"
+            ),
+            {"path": path.encode(), "digest": digest},
+        )
+    workers.ingest.scan_folders()
+    assert client.get(f"/v1/operations/{long}").json()["done"] == 2
+    with archive.rt.transaction() as db:
+        assert files.again(db, 0, 1) == []
 
 
 def test_each_round_of_a_watch_begins_at_the_start(client, archive, turns):
