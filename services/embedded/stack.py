@@ -29,7 +29,7 @@ WORKS_ON = 3  #: connections of a worker: its task's, that of the lease, and one
 OTHERS = 20  #: doctor, backup, the first model, and what PostgreSQL keeps for itself
 #: Silence after which a part is taken for hung. The API answers /livez beside whatever it does. A worker gives no sign
 #: during a step, of which the longest known takes half an hour: 64 files of a share that hangs, 30 s each.
-API_SILENT_S, VECTORS_SILENT_S, WORKER_SILENT_S = 300.0, 600.0, 2700.0
+API_SILENT_S, VECTORS_SILENT_S, BEAT_SILENT_S, WORKER_SILENT_S = 300.0, 600.0, 600.0, 2700.0
 WORKER_PATIENCE_S = 20.0  # a batch is finished or given back; the lease covers the rest
 
 
@@ -179,7 +179,7 @@ def _workers(home: Home, env: dict[str, str], slots: int) -> list[Program]:
 
 
 def _beat(home: Home, env: dict[str, str]) -> Program:
-    return _living("beat", "beat", commands.beat(home.sockets / "beat"), home, env)
+    return _living("beat", "beat", commands.beat(home.sockets / "beat"), home, env, BEAT_SILENT_S)
 
 
 def _dicom(home: Home, env: dict[str, str], listener: socket.socket | None) -> list[Program]:
@@ -214,7 +214,9 @@ def _facts_of(dicom: socket.socket | None) -> dict[str, str | int] | None:
     return {"host": host, "port": port, "ae_title": Settings().dicom.ae_title}
 
 
-def _living(name: str, node: str, argv: list[str], home: Home, env: dict[str, str]) -> Program:
+def _living(
+    name: str, node: str, argv: list[str], home: Home, env: dict[str, str], silent_s: float = WORKER_SILENT_S
+) -> Program:
     """A Celery process: it serves once it has shown life. Work waits for it in rows, so the stack need not."""
     sign = sign_of_life(home.path, node)
     patience = ((signal.SIGTERM, WORKER_PATIENCE_S),)
@@ -227,7 +229,7 @@ def _living(name: str, node: str, argv: list[str], home: Home, env: dict[str, st
         leftovers=[sign],
         stop_steps=patience,
         awaited=False,
-        pulse=Pulse(Touched(sign), WORKER_SILENT_S),
+        pulse=Pulse(Touched(sign), silent_s),
     )
 
 
