@@ -1,4 +1,5 @@
 import os
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -9,10 +10,10 @@ from sqlalchemy.orm import Session
 from shared.datasets import importers
 from shared.datasets.folder import LabelTable, read_labels
 from shared.datasets.record import label_table
-from shared.pipeline import arrive, encode, scan
+from shared.pipeline import arrive, encode, pull, scan
 from shared.pipeline.lease import turn
 from shared.pipeline.scan import Progress
-from shared.store import operations
+from shared.store import files, operations
 from shared.store.operations import Held
 from shared.store.session import enqueue
 from shared.types import Job
@@ -21,6 +22,7 @@ from workers.runtime import runtime
 from workers.tasks import task
 
 SCAN_LEASE_S = 30.0
+TURN_S = 60.0  #: a scan may take days: after so long whoever waits in the same queue gets a turn
 AWAY_S = 10.0  #: until a scan looks again for what was away
 
 
@@ -35,17 +37,18 @@ def encode_images() -> None:
 
 @task(Job.SCAN)
 def scan_folders() -> None:
-    """Carry on one due scan; a watch rests between its rounds. Without one, read sent files again where it is asked."""
+    """Carry on one due scan, then read sent files again where it is asked; a watch rests between its rounds."""
     rt = runtime()
     with rt.transaction() as db:
         held = operations.claim(db, "scan", SCAN_LEASE_S)
-    if held is None:
-        arrive.reread(rt.transaction, rt.sandbox, rt.rules, alive=still_here)
-        return
-    watch = bool(held.params.get("watch"))
-    with turn(rt.transaction, held, SCAN_LEASE_S, AWAY_S, lasting=watch):
-        _scan(held, watch=watch)
-    rt.queue.ring(Job.SCAN)
+        row = operations.get(db, held.id) if held else None
+        progress = Progress.of(row.counts, row.done, row.total) if row else Progress()
+    if held is not None:
+        watch = bool(held.params.get("watch"))
+        with turn(rt.transaction, held, SCAN_LEASE_S, AWAY_S, lasting=watch):
+            _scan(held, progress, watch=watch)
+        rt.queue.ring(Job.SCAN)
+    arrive.reread(rt.transaction, rt.sandbox, rt.rules, alive=still_here)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,37 +71,49 @@ def said_of(params: Mapping[str, Any]) -> Said:
     return Said()
 
 
-def _scan(held: Held, *, watch: bool) -> None:
+def _scan(held: Held, progress: Progress, *, watch: bool) -> None:
     rt = runtime()
     said = said_of(held.params)
     stopped = False
+    until = 0.0  # known at the first report: a turn that only finds its place again would never end
 
     def report(db: Session, progress: Progress) -> bool:
-        nonlocal stopped
+        nonlocal stopped, until
         still_here()
-        counts = progress.to_json(**said.odd)
-        go_on = operations.progress(
-            db, held, done=progress.done, total=progress.total, counts=counts, lease_s=SCAN_LEASE_S
-        )
-        stopped = not go_on
-        return go_on
+        stopped = not _tell(db, held, progress, **said.odd)
+        until = until or time.monotonic() + TURN_S
+        return not stopped and not (time.monotonic() >= until and _others_wait(db))
 
-    rules = replace(rt.watch_rules if watch else rt.rules, skip=said.skip)
-    progress = scan.scan(
+    scan.scan(
         rt.transaction,
         rt.sandbox,
         Path(held.params["path"]),
         table=said.table,
-        rules=rules,
+        rules=replace(rt.watch_rules if watch else rt.rules, skip=said.skip),
         operation_id=held.id,
         report=report,
+        progress=progress,
+        alive=still_here,
     )
     with rt.transaction() as db:
         if stopped:
             operations.end(db, held, "cancelled")
+        elif progress.cursor:
+            operations.rest(db, held, 0)  # it is due again, behind those who wait
         elif watch:
+            _tell(db, held, progress, **said.odd)
             operations.rest(db, held, rt.settings.intake.watch_interval_s)
         else:
-            counts = progress.to_json(scanned=True, **said.odd)
-            operations.progress(db, held, done=progress.done, total=progress.total, counts=counts, lease_s=SCAN_LEASE_S)
+            _tell(db, held, progress, scanned=True, **said.odd)
             enqueue(db, Job.PROJECT)  # it also ends operations that have nothing left to do
+
+
+def _tell(db: Session, held: Held, progress: Progress, **more: object) -> bool:
+    """How far it is stands on its row; False: stop."""
+    counts = progress.to_json(**more)
+    return operations.progress(db, held, done=progress.done, total=progress.total, counts=counts, lease_s=SCAN_LEASE_S)
+
+
+def _others_wait(db: Session) -> bool:
+    """Another scan, a pull, or sent files that are to be read again."""
+    return any(operations.due(db, kind) for kind in ("scan", pull.KIND)) or bool(files.again(db, 0, 1))

@@ -442,10 +442,14 @@ class CalibrationOut(Out):
 
 
 class CalibrationsOut(Out):
-    """`without` counts searchable images by modality that no threshold has judged."""
+    """`without` counts searchable images by modality that no threshold has judged.
+
+    `wanting` counts those of modalities that have many, and no thresholds made in this archive: calibrate them.
+    """
 
     calibrations: list[CalibrationOut]
     without: dict[str, int]
+    wanting: dict[str, int]
 
 
 class CalibratedOut(Out):

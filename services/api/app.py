@@ -113,6 +113,7 @@ async def _life(app: FastAPI) -> AsyncIterator[None]:
     yield
     warm.join(WARM_S)  # it would make connections anew that nobody closes
     app.state.callers.close()
+    app.state.metrics.stored.close()
     app.state.rt.close()
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.cli.ingest import advise
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 from shared.config import Settings
 
@@ -71,6 +72,7 @@ def doctor(
     Only internal numbers are shown. Safe while images come in. With --repair the exit is 0 if all was repaired.
     """
     from services.embedded.attach import settings
+    from shared.pipeline import thresholds
     from shared.pipeline.reconcile import Site, examine
     from shared.runtime import Runtime
 
@@ -87,12 +89,15 @@ def doctor(
         )
         found = [*_machine(folder, repair=repair)]
         found += examine(place, repair=repair, deep=deep, say=lambda name: say(f"looking at {name}"))
+        with runtime.transaction() as db:
+            model, wanting = thresholds.wanting(db)
     finally:
         runtime.close()
     if as_json:
         tell_json({"findings": [asdict(one) for one in found], "repaired": repair})
     else:
         show(found)
+    advise(model, wanting)
     if any(not (one.repaired and repair) for one in found):
         raise typer.Exit(FINDINGS)
 

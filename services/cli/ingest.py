@@ -1,15 +1,19 @@
 """`similis ingest`: a folder is registered in place, its images encoded and made searchable."""
 
+import shlex
 import uuid
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, get_args
 
 import typer
 
-from services.cli.client import Answer, Client, connected
+from services.cli.client import Answer, Client, connected, part
 from services.cli.follow import follow, summarise
 from services.cli.terminal import AsJson, say, tell, tell_json
 from shared.datasets.names import DatasetName
+from shared.errors import SimilisError
 
 
 def register(app: typer.Typer) -> None:
@@ -76,6 +80,9 @@ def attend(client: Client, answer: Answer, *, wait: bool, as_json: bool, left: i
         )
         raise typer.Exit(left) from None
     report(answer, as_json=as_json)
+    with suppress(SimilisError):  # a key that may not read is told nothing
+        model = str(client.get("/readyz")["model"])
+        advise(model, client.get(f"/v1/models/{part(model)}/calibrations")["wanting"])
 
 
 def report(answer: Answer, *, as_json: bool) -> None:
@@ -86,3 +93,10 @@ def report(answer: Answer, *, as_json: bool) -> None:
         summarise(answer)
     if answer["state"] != "succeeded":
         raise typer.Exit(1)
+
+
+def advise(model: str, wanting: Mapping[str, int]) -> None:
+    """A line for each modality that gate 3 hardly judges yet, with what to do about it."""
+    for modality, count in sorted(wanting.items()):
+        command = f"similis quarantine calibrate --model {shlex.quote(model)} --modality {shlex.quote(modality)}"
+        say(f"gate 3 has no thresholds from these {count} {modality} images and stops little among them: {command}")

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from services.cli.client import Answer, Client, connected, part
+from services.cli.ingest import advise
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 from services.cli.waiting import watch
 from shared.errors import Invalid
@@ -152,6 +153,7 @@ def calibrations(client: Client, model: ModelName, modality: Modality = None, as
     _table(answer["calibrations"])
     for name, count in sorted(answer["without"].items()):
         tell(f"{name or 'no modality'}: {count} searchable images were let pass without a threshold")
+    advise(model, answer["wanting"])
 
 
 def _table(rows: list[Answer]) -> None:

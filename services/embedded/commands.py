@@ -30,8 +30,10 @@ def api_after_migration(key_file: Path, listener: int, sign: Path) -> list[str]:
     return [*PYTHON, "services.embedded.api", *told]
 
 
-def vectors(folder: Path, listen: str, key_file: Path) -> list[str]:
-    return [*PYTHON, "services.vectors", "--dir", str(folder), "--listen", listen, "--api-key-file", str(key_file)]
+def vectors(folder: Path, listen: str, key_file: Path, sign: Path | None = None) -> list[str]:
+    """Where a file is named, it touches it as long as it answers."""
+    told = ["--dir", str(folder), "--listen", listen, "--api-key-file", str(key_file)]
+    return [*PYTHON, "services.vectors", *told, *([] if sign is None else ["--sign", str(sign)])]
 
 
 def dicom(listener: int | None = None, sign: Path | None = None) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import IO, Protocol
 
 from services.embedded import process
+from services.embedded.pulse import Pulse
 
 Steps = tuple[tuple[signal.Signals, float], ...]
 
@@ -53,6 +54,7 @@ class Program:
     awaited: bool = True  #: the stack is not ready before it is; false: it works on while the stack serves
     stop_steps: Steps = field(default=((signal.SIGTERM, 10.0),))
     keep: Sequence[int] = ()  #: open files of ours that it inherits
+    pulse: Pulse | None = None  #: none: only its death is noticed
 
     def prepare(self) -> bool:
         for path in self.leftovers:

@@ -144,18 +144,31 @@ def stop(
 
 def kill_tree(pid: int) -> None:
     """The process and all its descendants got SIGKILL, those that left its group too."""
+    for one in _tree(pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(one, signal.SIGKILL)
+
+
+def used_s(pid: int) -> float:
+    """Processor time of the process and its living descendants, in seconds."""
+    return sum(_tree(pid).values()) / os.sysconf("SC_CLK_TCK")
+
+
+def _tree(pid: int) -> dict[int, int]:
+    """The process and all its descendants, parents first, with the clock ticks that each has used."""
     children: dict[int, list[int]] = {}
+    used: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             with contextlib.suppress(OSError):
                 stat = (entry / "stat").read_text(encoding="ascii", errors="replace")
-                children.setdefault(int(stat.rpartition(")")[2].split()[1]), []).append(int(entry.name))
-    doomed = [pid]
-    for one in doomed:
-        doomed += children.get(one, [])
-    for one in doomed:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(one, signal.SIGKILL)
+                fields = stat.rpartition(")")[2].split()
+                children.setdefault(int(fields[1]), []).append(int(entry.name))
+                used[int(entry.name)] = int(fields[11]) + int(fields[12])
+    found = [pid]
+    for one in found:
+        found += children.get(one, [])
+    return {one: used.get(one, 0) for one in found}
 
 
 def until(true: Callable[[], bool], timeout_s: float, step_s: float = 0.01) -> bool:

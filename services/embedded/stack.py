@@ -17,6 +17,7 @@ from services.embedded.part import Part, Program
 from services.embedded.postgres import Postgres
 from services.embedded.process import Identity, boot_id, until
 from services.embedded.production import sign_of_life
+from services.embedded.pulse import Answered, Pulse, Touched
 from services.embedded.supervisor import Supervisor, bury_orphans, to_terminal
 from services.embedded.valkey import Valkey
 from shared.config import Settings
@@ -26,6 +27,9 @@ BACKLOG = 1024  #: connections that wait while the API is started again
 OVERFLOW = 2  #: connections above its pool's size that a `Store` opens
 WORKS_ON = 3  #: connections of a worker: its task's, that of the lease, and one to spare
 OTHERS = 20  #: doctor, backup, the first model, and what PostgreSQL keeps for itself
+#: Silence after which a part is taken for hung. The API answers /livez beside whatever it does. A worker gives no sign
+#: during a step, of which the longest known takes half an hour: 64 files of a share that hangs, 30 s each.
+API_SILENT_S, VECTORS_SILENT_S, BEAT_SILENT_S, WORKER_SILENT_S = 300.0, 600.0, 600.0, 2700.0
 WORKER_PATIENCE_S = 20.0  # a batch is finished or given back; the lease covers the rest
 
 
@@ -121,15 +125,16 @@ def build(
         require_key=options.auth,
         base=os.environ,
     )
-    listen, key = f"unix://{vectors_socket}", home / "vectors.key"
+    listen, key, alive = f"unix://{vectors_socket}", home / "vectors.key", home.sockets / "vectors.alive"
     vectors = Program(
         "vectors",
-        commands.vectors(home / "vectors", listen, key),
+        commands.vectors(home / "vectors", listen, key, alive),
         env,
         home.path,
         serves=lambda: connects(vectors_socket),
-        leftovers=[vectors_socket],
+        leftovers=[vectors_socket, alive],
         stop_steps=((signal.SIGTERM, 30.0),),  # flushes
+        pulse=Pulse(Touched(alive), VECTORS_SILENT_S),
     )
     sign, listener_fd = home.sockets / "api.serves", listener.fileno()
     api = Program(
@@ -140,6 +145,7 @@ def build(
         serves=lambda: sign.exists() and answers(options.host, port),  # without the sign we would wait in line
         leftovers=[sign],
         keep=[listener_fd],
+        pulse=Pulse(Answered(reachable_at(options.host), port), API_SILENT_S, computes=False),
     )
     model = Program("model", commands.default_model(), env, home.path, once=True, awaited=False)
     celery = [*_workers(home, env, options.slots), _beat(home, env), *_dicom(home, env, dicom)]
@@ -173,7 +179,7 @@ def _workers(home: Home, env: dict[str, str], slots: int) -> list[Program]:
 
 
 def _beat(home: Home, env: dict[str, str]) -> Program:
-    return _living("beat", "beat", commands.beat(home.sockets / "beat"), home, env)
+    return _living("beat", "beat", commands.beat(home.sockets / "beat"), home, env, BEAT_SILENT_S)
 
 
 def _dicom(home: Home, env: dict[str, str], listener: socket.socket | None) -> list[Program]:
@@ -208,11 +214,23 @@ def _facts_of(dicom: socket.socket | None) -> dict[str, str | int] | None:
     return {"host": host, "port": port, "ae_title": Settings().dicom.ae_title}
 
 
-def _living(name: str, node: str, argv: list[str], home: Home, env: dict[str, str]) -> Program:
+def _living(
+    name: str, node: str, argv: list[str], home: Home, env: dict[str, str], silent_s: float = WORKER_SILENT_S
+) -> Program:
     """A Celery process: it serves once it has shown life. Work waits for it in rows, so the stack need not."""
     sign = sign_of_life(home.path, node)
     patience = ((signal.SIGTERM, WORKER_PATIENCE_S),)
-    return Program(name, argv, env, home.path, serves=sign.exists, leftovers=[sign], stop_steps=patience, awaited=False)
+    return Program(
+        name,
+        argv,
+        env,
+        home.path,
+        serves=sign.exists,
+        leftovers=[sign],
+        stop_steps=patience,
+        awaited=False,
+        pulse=Pulse(Touched(sign), silent_s),
+    )
 
 
 def reachable_at(host: str) -> str:

@@ -1,4 +1,4 @@
-"""Keeps the processes of one home alive: starts them in order, restarts what dies, stops them in reverse.
+"""Keeps the processes of one home alive: starts them in order, restarts what dies or hangs, stops them in reverse.
 
 Everything happens in the main thread, because a child dies with the thread that started it. Only we handle
 INT and TERM; the children sit in sessions of their own.
@@ -22,6 +22,7 @@ from services.embedded.home import Home
 from services.embedded.logs import Log
 from services.embedded.part import Part, Program
 from services.embedded.process import Identity
+from services.embedded.pulse import Pulse
 from shared.errors import SimilisError
 
 TICK_S = 0.05
@@ -54,6 +55,10 @@ class Watched:
     @property
     def runs_once(self) -> bool:
         return isinstance(self.part, Program) and self.part.once
+
+    @property
+    def pulse(self) -> Pulse | None:
+        return self.part.pulse if isinstance(self.part, Program) else None
 
     @property
     def state(self) -> str:
@@ -114,7 +119,7 @@ class Supervisor:
         return all(w.ready or w.done for w in self.watched.values() if w.part.awaited)
 
     def tick(self, now: float) -> None:
-        """One look at each part: bury, start, or ask whether it serves."""
+        """One look at each part: bury, start, ask whether it serves, or whether it still lives."""
         for watched in self.watched.values():
             if watched.child is not None and process.has_ended(watched.child):
                 self._bury(watched, now)
@@ -122,6 +127,10 @@ class Supervisor:
                 self._start(watched, now)
             elif not watched.ready:
                 watched.ready = watched.part.ready()
+                if watched.pulse is not None:
+                    watched.pulse.begin(now)
+            elif watched.pulse is not None and watched.pulse.stopped(watched.child.pid, now):
+                self._end_hung(watched, watched.pulse, now)
             self._read_log(watched)
             if self.asked_to_stop:
                 break
@@ -207,6 +216,13 @@ class Supervisor:
         wait_s = back_off_s(watched.failures)
         watched.not_before = now + wait_s
         self._tell_death(watched, rc, wait_s)
+
+    def _end_hung(self, watched: Watched, pulse: Pulse, now: float) -> None:
+        """It is killed: what hangs does not end when it is asked to. The next tick buries it and starts it again."""
+        assert watched.child is not None  # noqa: S101 - tells mypy what the caller has seen
+        self.say(f"{watched.part.name} has shown no life for {pulse.silent_s:.0f} s; it is killed")
+        watched.child.kill()
+        pulse.begin(now)  # where even that takes its time, it is said once
 
     def _tell_death(self, watched: Watched, rc: int, wait_s: float) -> None:
         how = f"signal {signal.Signals(-rc).name}" if rc < 0 else f"code {rc}"

@@ -1,4 +1,4 @@
-"""`python -m services.vectors --dir DIR --listen 127.0.0.1:PORT|unix:/path --api-key-file FILE`.
+"""`python -m services.vectors --dir DIR --listen 127.0.0.1:PORT|unix:/path --api-key-file FILE [--sign FILE]`.
 
 Ends with 0 on SIGTERM or SIGINT, 4 when another process holds the folder, 2 for a wrong argument.
 """
@@ -10,13 +10,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 
 from services.vectors.refused import Refused
 from services.vectors.server import VectorsServer
 from shared import log
 
 HELD = 4
+SIGN_S = 5.0  #: between two signs of life
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -24,6 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--dir", type=Path, required=True, help="folder of the collections, of this process alone")
     parser.add_argument("--listen", required=True, help="127.0.0.1:PORT, or unix:/path")
     parser.add_argument("--api-key-file", type=Path, required=True, help="every call must carry this key")
+    parser.add_argument("--sign", type=Path, help="a file that is touched every few seconds while calls are answered")
     args = parser.parse_args(arguments)
     key = args.api_key_file.read_text(encoding="utf-8").strip()
     if len(key) < 16:
@@ -45,9 +47,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gc.set_threshold(50_000)
     server.start()
     log.get(__name__).info("vectors_ready", port=server.port, count=len(server.shards.names()))
-    stop.get()
+    until_stopped(stop, server, args.sign)
     server.stop()
     return 0
+
+
+def until_stopped(stop: SimpleQueue[int], server: VectorsServer, sign: Path | None) -> None:
+    """A signal has come. Until then the sign was touched as long as calls got through."""
+    while True:
+        try:
+            stop.get(timeout=None if sign is None else SIGN_S)
+        except Empty:
+            if sign is not None and server.answers():
+                sign.touch()
+            continue
+        return
 
 
 if __name__ == "__main__":

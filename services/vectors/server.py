@@ -27,6 +27,7 @@ from services.vectors.refused import Refused
 from services.vectors.shards import Collection, Shards
 from shared import log
 
+ANSWERS_WITHIN_S: Final = 4.0
 THREADS: Final = 8  # an engine is serial; these let requests wait in line instead of being refused
 _log = log.get(__name__)
 M = TypeVar("M")
@@ -204,9 +205,19 @@ class VectorsServer:
         self._server.add_generic_rpc_handlers((Points(self.shards, self._optimizer).handlers(),))
         add_QdrantServicer_to_server(Root(self.shards), self._server)  # type: ignore[no-untyped-call]
         self.port = self._server.add_insecure_port(listen)
+        self._listen = listen
 
     def start(self) -> None:
         self._server.start()
+
+    def answers(self) -> bool:
+        """Whether a call gets as far as a thread that answers it; one without the key, as no engine must be asked."""
+        with grpc.insecure_channel(self._listen) as channel:
+            try:
+                pb.QdrantStub(channel).HealthCheck(pb.HealthCheckRequest(), timeout=ANSWERS_WITHIN_S)  # type: ignore[no-untyped-call]
+            except grpc.RpcError as error:
+                return bool(error.code() is grpc.StatusCode.UNAUTHENTICATED)
+        return True
 
     def stop(self) -> None:
         """Requests in hand are finished, everything is flushed, the folder is free."""

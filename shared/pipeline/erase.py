@@ -54,7 +54,7 @@ def _erase(db: Session, secret: bytes, standing: Standing, name: bytes, kind: Ki
         stone = tombstones.find(db, name)
         if stone is None:
             raise NotFound(f"no such {kind}")
-        return operations.get(db, stone.operation_id)
+        return _again(db, operations.get(db, stone.operation_id))
     operation = operations.create(db, "erase", {"of": kind})
     buried: dict[bytes, Kind] = {digest(secret, "image", image.uid): "image" for image in images}
     buried |= {digest(secret, "study", study.uid): "study" for study in studies}
@@ -69,6 +69,16 @@ def _erase(db: Session, secret: bytes, standing: Standing, name: bytes, kind: Ki
     enqueue(db, Job.PROJECT)
     enqueue(db, Job.TIDY)  # files that were sent to us are ours to remove
     db.flush()
+    return operation
+
+
+def _again(db: Session, operation: Operation) -> Operation:
+    """An erasure that was given up before its proof is due once more."""
+    if operation.state == "failed":
+        counts = operation.counts
+        operations.retry(db, operation.id).counts = counts
+        enqueue(db, Job.PROJECT)
+        db.flush()
     return operation
 
 

@@ -2,7 +2,7 @@
 
 The scan is the truth about a folder: it walks it, skips what has not changed since it was last looked at, reads
 the headers of the rest in the sandbox, and decides for each file in one transaction per batch. So it may be
-interrupted anywhere and started again.
+interrupted anywhere and started again; whoever knows the place of the last batch goes on behind it.
 """
 
 import hmac
@@ -12,10 +12,12 @@ import stat
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any, Self
 
 from sqlalchemy.orm import Session
 
@@ -36,12 +38,22 @@ class Progress:
     total: int = 0
     done: int = 0
     counts: Counter[str] = field(default_factory=Counter)
+    cursor: bytes = b""  #: the `place` of the last file that was looked at; none: it begins, or has ended
 
     def to_json(self, **more: object) -> str:
-        return json.dumps(dict(self.counts) | more)
+        where = {"cursor": self.cursor.hex()} if self.cursor else {}
+        return json.dumps(dict(self.counts) | where | more)
+
+    @classmethod
+    def of(cls, counts: Mapping[str, Any], done: int, total: int | None) -> Self:
+        """As the row of the operation has it; without a place the scan begins."""
+        if "cursor" not in counts:
+            return cls()
+        known = Counter({name: int(n) for name, n in counts.items() if name != "cursor"})
+        return cls(max(total or 0, done), done, known, bytes.fromhex(counts["cursor"]))
 
 
-def scan(
+def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it tells
     begin: Begin,
     sandbox: Inspector,
     path: Path,
@@ -50,13 +62,20 @@ def scan(
     rules: Rules,
     operation_id: uuid.UUID | None,
     report: Callable[[Session, Progress], bool],
+    progress: Progress | None = None,
+    alive: Callable[[], None] = lambda: None,
 ) -> Progress:
-    """Every file under `path` has been looked at, or `report` said stop."""
-    progress = Progress(total=sum(1 for seen in see(path) if seen.path not in rules.skip))
+    """Every file under `path` that comes behind the place of `progress` has been looked at, or `report` said stop.
+
+    Then the place says where; it is gone at the end.
+    """
+    progress = progress or Progress()
+    if not progress.cursor:
+        progress.total = _count(path, rules, alive)
     # which rows belong to which file is known only by its header: any change of the table looks at all files again
     uids = (sorted(table.instances.items()), sorted(table.studies.items())) if table else ([], [])
     whole = stamp(rules.secret, *uids) if any(uids) else None
-    listing = (seen for seen in see(path) if seen.path not in rules.skip)
+    listing = (seen for seen in see(path, progress.cursor) if seen.path not in rules.skip)
     while batch := list(islice(listing, BATCH)):
         rows = [table.find(path, _path(seen)) if table else None for seen in batch]
         stamps = [stamp(rules.secret, row) if row else whole for row in rows]
@@ -77,60 +96,113 @@ def scan(
             progress.counts["settling"] += len(young)
             progress.done += len(batch)
             progress.total = max(progress.total, progress.done)
+            progress.cursor = place(batch[-1])
             go_on = report(db, progress)
         if not go_on:
             return progress
     if progress.total == 0:  # an empty folder, too, tells and asks whether to go on
         with begin() as db:
             report(db, progress)
+    progress.cursor = b""
     return progress
 
 
-def walk(root: Path) -> Iterator[Seen]:
-    """Everything under `root` that is no folder, in name order. Links are met and not followed.
+def _count(path: Path, rules: Rules, alive: Callable[[], None]) -> int:
+    total = 0
+    for seen in see(path):
+        total += seen.path not in rules.skip
+        if total % 1000 == 0:
+            alive()
+    return total
 
-    A folder that cannot be read is met like a file, so that it has a row with its reason.
 
-    Raises: `Unavailable` where `root` itself cannot be read.
+#: The folders that lead to a file, and its name. In a folder files (False) come before folders (True), each by name.
+Steps = tuple[tuple[bool, bytes], ...]
+
+
+def walk(root: Path, after: bytes = b"") -> Iterator[Seen]:
+    """Everything under `root` that is no folder, in name order; only what comes behind the `place`, if one is named.
+
+    Links are met and not followed. A folder that cannot be read is met like a file, so that it has a row with its
+    reason.
+
+    Raises: `Unavailable` where `root` itself cannot be read, or is empty and was not before.
     """
-    folders = [Seen(path=os.fsencode(root), size=0, mtime_ns=0)]
+    passed = _steps(os.fsencode(root), after)
+    folders: list[tuple[Seen, Steps]] = [(_unseen(os.fsencode(root)), ())]
     while folders:
-        folder = folders.pop()
+        folder, here = folders.pop()
         try:
             entries = sorted(os.scandir(folder.path), key=lambda entry: entry.name)
         except OSError:
-            if folder.path == os.fsencode(root):
+            if not here:
                 raise Unavailable("the folder cannot be read") from None
             yield folder
             continue
+        if passed and not here and not entries:
+            raise Unavailable("the folder is empty, and was not when the scan began: its share may be away")
         below = []
-        for entry in entries:
-            try:
-                found = entry.stat(follow_symlinks=False)
-            except FileNotFoundError:
-                continue  # gone since it was listed
-            except OSError:  # a folder that may be listed and not entered, say: its files have their rows, too
-                yield _unseen(entry.path)
-                continue
-            seen = Seen.of(entry.path, found)
-            if stat.S_ISDIR(found.st_mode):
-                below.append(seen)
+        for seen, inside in _ahead(entries, here, passed):
+            if inside:
+                below.append((seen, inside))
             else:
                 yield seen
         folders.extend(reversed(below))
+
+
+def _ahead(entries: Sequence[os.DirEntry[bytes]], here: Steps, passed: Steps) -> Iterator[tuple[Seen, Steps]]:
+    """What of a folder was not passed yet; with a folder the way to it, with anything else none."""
+    for entry in entries:
+        behind = (*here, (False, entry.name)) <= passed
+        if behind and not _may_be_folder(entry):
+            continue  # without a look at it: there may be a million, on a slow share
+        try:
+            found = entry.stat(follow_symlinks=False)
+        except FileNotFoundError:
+            continue  # gone since it was listed
+        except OSError:  # a folder that may be listed and not entered, say: its files have their rows, too
+            if not behind:
+                yield _unseen(entry.path), ()
+            continue
+        inside = (*here, (True, entry.name))
+        if not stat.S_ISDIR(found.st_mode):
+            if not behind:
+                yield Seen.of(entry.path, found), ()
+        elif inside >= passed[: len(inside)] and inside != passed:
+            yield Seen.of(entry.path, found), inside
+
+
+def _may_be_folder(entry: os.DirEntry[bytes]) -> bool:
+    try:
+        return entry.is_dir(follow_symlinks=False)
+    except OSError:
+        return False
+
+
+def place(seen: Seen) -> bytes:
+    """Where a walk is that has just met this: its path, and a slash behind a folder that could not be read."""
+    with suppress(OSError):
+        if stat.S_ISDIR(os.lstat(seen.path).st_mode):
+            return seen.path + b"/"
+    return seen.path
+
+
+def _steps(root: bytes, after: bytes) -> Steps:
+    names = after.removeprefix(root).strip(b"/").split(b"/") if after else []
+    return tuple((number < len(names) or after.endswith(b"/"), name) for number, name in enumerate(names, 1))
 
 
 def _unseen(path: bytes) -> Seen:
     return Seen(path=path, size=0, mtime_ns=0)
 
 
-def see(path: Path) -> Iterator[Seen]:
-    """A folder's files, or the one file that `path` is.
+def see(path: Path, after: bytes = b"") -> Iterator[Seen]:
+    """A folder's files, those behind a `place` of its walk if one is named, or the one file that `path` is.
 
     Raises: `Invalid` where there is neither.
     """
     if path.is_dir():
-        return walk(path)
+        return walk(path, after)
     if path.is_file() and not path.is_symlink():
         return iter([Seen.of(os.fsencode(path), path.stat())])
     raise Invalid("there is no such file or folder")

@@ -21,13 +21,20 @@ from shared.encoder.cards import Card
 from shared.encoder.ood import Gaussian, Rule
 from shared.errors import Conflict, Invalid
 from shared.pipeline.judge import Standard, statistic
-from shared.store import calibrations, encodings, reviews
+from shared.store import calibrations, encodings, generations, reviews
 from shared.store.calibrations import Chosen, Known, Scored
 from shared.store.reviews import Actor
 from shared.store.tables import Calibration, Model
 from shared.types import Status
 
+MANY = 300  #: searchable images of a modality, of which thresholds can be made that are worth it
 MOST = 1024  #: known images that distances are measured from; chosen by digest, so the same ones each time
+
+
+def wanting(db: Session) -> tuple[str, dict[str, int]]:
+    """The published model, and the modalities that gate 3 hardly judges before they are calibrated here, by images."""
+    live = generations.published(db)
+    return ("", {}) if live is None else (str(live.card["name"]), calibrations.wanting(db, live.model_id, MANY))
 
 
 def bring(db: Session, model_id: int, card: Card) -> None:

@@ -292,3 +292,22 @@ _UNJUDGED = {
 def unjudged(db: Session | sa.Connection, vote: Literal["any", "distance"] = "any") -> dict[str, int]:
     """Searchable images by modality that no threshold has judged, or none of distances."""
     return {row[0]: row[1] for row in db.execute(_UNJUDGED[vote])}
+
+
+_WANTING = sa.text(
+    """
+    SELECT i.modality, count(*) FROM image i
+    WHERE i.status = 'encoded' AND i.modality <> '' AND NOT EXISTS (
+        SELECT 1 FROM calibration c WHERE c.model_id = :model AND c.modality = i.modality AND c.source <> 'card')
+    GROUP BY 1 HAVING count(*) >= :least ORDER BY 1
+    """
+)
+
+
+def wanting(db: Session | sa.Connection, model_id: int, least: int) -> dict[str, int]:
+    """Modalities of which so many images are searchable, and that this archive has given no thresholds of its own.
+
+    Those that a model brings count for none: they have seen no image of here.
+    """
+    rows = db.execute(_WANTING, {"model": model_id, "least": least})
+    return {row[0]: row[1] for row in rows}

@@ -1,5 +1,6 @@
 """Reads for people and viewers: studies, their images, and why one of them cannot be found."""
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
@@ -111,22 +112,26 @@ class Progress:
 
 _PROGRESS = sa.text(
     """
-    SELECT count(*) AS images, count(*) FILTER (WHERE i.status IN ('received', 'encoding')) AS undecided,
+    SELECT asked.id, count(i.id) AS images, count(*) FILTER (WHERE i.status IN ('received', 'encoding')) AS undecided,
            count(*) FILTER (WHERE EXISTS (SELECT 1 FROM ledger l WHERE l.image_id = i.id AND l.state = 'pending'
              AND l.generation_id IN (SELECT generation_id FROM live))) AS unindexed,
            NOT EXISTS (SELECT 1 FROM generation WHERE state = 'open') AS awaits_model
-    FROM image i
-    WHERE i.id IN (SELECT f.image_id FROM file f WHERE f.operation_id = :operation AND f.outcome = 'taken')
+    FROM unnest(CAST(:operations AS uuid[])) AS asked(id) LEFT JOIN LATERAL (
+        SELECT image.id, image.status FROM image WHERE image.id IN (
+            SELECT f.image_id FROM file f WHERE f.operation_id = asked.id AND f.outcome = 'taken')
+    ) AS i ON true
+    GROUP BY asked.id
     """
 )
 
 
-def progress(db: Any, operation_id: Any) -> Progress:  # noqa: ANN401 - a session or a connection
-    """Of the images whose files this operation registered last.
+def progress(db: Any, operations: Sequence[uuid.UUID]) -> dict[uuid.UUID, Progress]:  # noqa: ANN401 - a session or a connection
+    """Of each, of the images whose files it registered last.
 
     The same files as in `operations.outcomes`: one that a later scan finds changed counts there from then on, in both.
     """
-    return Progress(*db.execute(_PROGRESS, {"operation": operation_id}).one())
+    rows = db.execute(_PROGRESS, {"operations": list(operations)})
+    return {row.id: Progress(row.images, row.undecided, row.unindexed, row.awaits_model) for row in rows}
 
 
 _FORGET = sa.text(

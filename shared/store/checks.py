@@ -265,7 +265,7 @@ _LOOK = sa.text(
 )
 _SCAN_AGAIN = sa.text(
     "UPDATE operation SET state = 'pending', cancel = false, error = NULL, finished_at = NULL, counts = '{}', "
-    "lease_until = NULL, not_before = NULL WHERE id = ANY(CAST(:ids AS uuid[])) AND kind = 'scan' "
+    "losses = 0, lease_until = NULL, not_before = NULL WHERE id = ANY(CAST(:ids AS uuid[])) AND kind = 'scan' "
     "AND state IN ('succeeded', 'failed')"
 )
 

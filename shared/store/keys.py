@@ -89,9 +89,13 @@ def touch(db: Session, key_id: int) -> None:
 
 
 def revoke(db: Session, key_id: int) -> None:
-    """Raises: `NotFound`."""
+    """The key is refused from the commit on, and the moment of its first revocation stands.
+
+    Raises: `NotFound`.
+    """
+    moment = sa.func.coalesce(ApiKey.revoked_at, sa.func.clock_timestamp())
     found = db.execute(
-        sa.update(ApiKey).where(ApiKey.id == key_id).values(revoked_at=sa.func.clock_timestamp()).returning(ApiKey.id)
+        sa.update(ApiKey).where(ApiKey.id == key_id).values(revoked_at=moment).returning(ApiKey.id)
     ).first()
     if found is None:
         raise NotFound("no such key")

@@ -72,31 +72,63 @@ def page(db: Session, limit: int, before: Any = None) -> Sequence[Operation]:  #
     return db.scalars(query).all()
 
 
-_DUE = f"kind = :kind AND state IN ('pending', 'running') AND NOT (counts ? 'scanned') AND {FREE} AND {RESTED}"
+#: Leases that ended by themselves since the operation last got on, this one among them: who ends a turn leaves none.
+_LOSSES = "losses + (CASE WHEN lease_until IS NULL THEN 0 ELSE 1 END)"
+MOST_LOSSES = 5
+_DUE = f"""
+    kind = :kind AND state IN ('pending', 'running') AND NOT (counts ? 'scanned') AND {FREE} AND {RESTED}
+    AND {_LOSSES} < {MOST_LOSSES}
+"""
 
 _CLAIM = sa.text(
     f"""
-    UPDATE operation SET state = 'running', attempt = attempt + 1,
+    UPDATE operation SET state = 'running', attempt = attempt + 1, losses = {_LOSSES},
                          lease_until = clock_timestamp() + make_interval(secs => :lease)
     WHERE id = (
-        SELECT id FROM operation WHERE {_DUE} ORDER BY created_at LIMIT 1 FOR UPDATE SKIP LOCKED
+        SELECT id FROM operation WHERE {_DUE} ORDER BY coalesce(not_before, created_at), created_at LIMIT 1
+        FOR UPDATE SKIP LOCKED
     )
     RETURNING id, attempt, params
-    """  # noqa: S608 - only the constant above is inserted
+    """  # noqa: S608 - only the constants above are inserted
+)
+
+_EXHAUST = sa.text(
+    f"""
+    UPDATE operation SET state = CASE WHEN cancel THEN 'cancelled' ELSE 'failed' END, error = :error,
+                         lease_until = NULL, finished_at = clock_timestamp()
+    WHERE id IN (SELECT id FROM operation WHERE state = 'running' AND NOT (counts ? 'scanned') AND {FREE}
+                 AND {_LOSSES} >= {MOST_LOSSES} FOR UPDATE SKIP LOCKED)
+    RETURNING id
+    """  # noqa: S608 - ditto
+)
+LOST = (
+    f"given up: {MOST_LOSSES} workers in a row were lost at the same step, by a crash, a lack of memory or a kill; "
+    "retry it when the cause is gone"
 )
 
 
+def exhaust(db: Session) -> list[uuid.UUID]:
+    """Operations whose workers were lost again and again without getting on have failed; which ones."""
+    return list(db.execute(_EXHAUST, {"error": LOST}).scalars())
+
+
 def claim(db: Session, kind: str, lease_s: float) -> Held | None:
+    """The one of this kind that has been due for longest is ours until the lease ends."""
     row = db.execute(_CLAIM, {"kind": kind, "lease": lease_s}).one_or_none()
     return None if row is None else Held(*row)
 
 
+#: Where an operation is, whatever its kind. What is counted may grow by the work of others.
+_PLACE = "coalesce({0} -> 'cursor', {0} -> 'looked_at')"
 _PROGRESS = sa.text(
-    """
-    UPDATE operation SET done = :done, total = :total, counts = CAST(:counts AS jsonb),
+    f"""
+    UPDATE operation SET done = :done, total = :total, counts = told.counts,
+                         losses = CASE WHEN {_PLACE.format("operation.counts")}
+                                       IS DISTINCT FROM {_PLACE.format("told.counts")} THEN 0 ELSE losses END,
                          lease_until = clock_timestamp() + make_interval(secs => :lease)
+    FROM (SELECT CAST(:counts AS jsonb) AS counts) AS told
     WHERE id = :id AND attempt = :attempt AND state = 'running' RETURNING cancel
-    """
+    """  # noqa: S608 - only the constant above is inserted
 )
 
 
@@ -174,7 +206,7 @@ def retry(db: Session, operation_id: uuid.UUID) -> Operation:
     if operation.state in ("pending", "running"):
         raise Conflict("the operation has not ended")
     operation.state, operation.cancel, operation.error, operation.finished_at = "pending", False, None, None
-    operation.counts = {}
+    operation.counts, operation.losses = {}, 0
     operation.lease_until = operation.not_before = None
     return operation
 

@@ -186,6 +186,20 @@ def test_a_revoked_key_is_refused_within_a_second(archive):
         assert client.get("/v1/models", headers=headers).status_code == 401
 
 
+def test_a_key_that_is_revoked_twice_was_revoked_the_first_time(client, archive):
+    archive.key(Scope.READ)
+
+    def shown():
+        return client.get("/v1/keys").json()["keys"][-1]
+
+    seen = []
+    for _ in range(2):
+        assert client.delete(f"/v1/keys/{shown()['id']}").status_code == 204
+        seen.append(shown()["revoked_at"])
+    assert seen[0] is not None
+    assert seen[0] == seen[1]
+
+
 def test_a_key_is_not_looked_up_for_each_request(archive, monkeypatch):
     asked = []
     real = keys.identify

@@ -3,11 +3,15 @@
 import json
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 import structlog
 
+from services.api import metrics
+from services.embedded.process import until
 from shared.errors import Unavailable
 from shared.pipeline import hashes
 from shared.store.keys import Scope
@@ -73,6 +77,34 @@ def test_metrics_tell_what_is_done_and_what_waits(client, filled):
         assert line in text.splitlines(), line
     assert "similis_build_info{version=" in text
     assert "1.2.3." not in text
+
+
+def test_a_scrape_waits_for_no_count_and_tells_how_old_its_numbers_are(client, archive, monkeypatch):
+    archive.take_in(1)
+
+    def told(text, name):
+        (line,) = [line for line in text.splitlines() if line.startswith(name)]
+        return float(line.rpartition(" ")[2])
+
+    def scrape():
+        text = client.get("/metrics").text
+        return told(text, 'similis_images{status="encoded"}'), told(text, "similis_database_reading_age_seconds")
+
+    assert scrape()[0] == 4
+    archive.take_in(2)
+    time.sleep(0.2)
+    images, age_s = scrape()
+    assert (images, age_s >= 0.2) == (4, True), "it stands for a while"
+    monkeypatch.setattr(metrics, "FRESH_S", 0.0)
+    monkeypatch.setattr(metrics, "SHARE", 1e9)
+    with ThreadPoolExecutor(1) as beside, archive.rt.store.engine.begin() as other:
+        other.execute(sa.text("LOCK TABLE image IN ACCESS EXCLUSIVE MODE"))  # no count comes to its end
+        assert beside.submit(scrape).result(timeout=10)[0] == 4
+    assert until(lambda: scrape()[0] == 8, 5)
+    client.app.state.metrics.stored.close()
+    monkeypatch.setattr(metrics, "OLD_S", 0.0)
+    archive.take_in(3)
+    assert scrape()[0] == 12, "what is far too old is told to nobody"
 
 
 def test_a_caller_cannot_make_labels(client):

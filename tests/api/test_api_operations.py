@@ -1,11 +1,15 @@
 """Scans as operations: begun once, watched, cancelled, tried again."""
 
+import hashlib
+import os
 import uuid
 
 import pytest
 import sqlalchemy as sa
 
-from shared.store import operations
+import workers.ingest
+from shared.pipeline import scan
+from shared.store import files, operations
 from shared.types import Job
 from tests.api.conftest import CANARY, serving
 
@@ -60,6 +64,18 @@ def test_operations_are_listed_the_newest_first_in_pages(client, folder):
         if cursor is None:
             break
     assert seen == made[::-1]
+
+
+def test_a_list_asks_the_database_as_often_as_one_of_them(client, archive, folder):
+    def statements(count):
+        asked = []
+        sa.event.listen(archive.rt.store.engine, "before_cursor_execute", lambda *a: asked.append(a[2]))
+        assert len(client.get("/v1/operations", params={"limit": count}).json()["operations"]) == count
+        return len(asked)
+
+    for _ in range(5):
+        begin(client, folder)
+    assert statements(5) == statements(1)
 
 
 def test_an_unknown_operation_is_not_found(client):
@@ -182,3 +198,69 @@ def test_a_retry_looks_at_refused_files_again(client, archive, folder):
     with archive.rt.transaction() as db:
         assert db.execute(sa.text("SELECT DISTINCT mtime_ns FROM file")).scalars().all() == [-1]
         assert db.execute(sa.text("SELECT DISTINCT status FROM image")).scalars().all() == ["received"]
+
+
+@pytest.fixture
+def turns(archive, tmp_path, monkeypatch):
+    """A folder of so many files that are no studies, and workers that have no time for more than two of them."""
+    monkeypatch.setattr(workers.ingest, "runtime", lambda: archive.rt)
+    monkeypatch.setattr(workers.ingest, "TURN_S", 0.0)
+    monkeypatch.setattr(scan, "BATCH", 2)
+
+    def make(name, count):
+        (tmp_path / name).mkdir()
+        for n in range(count):
+            path = tmp_path / name / f"{n}.txt"
+            path.write_bytes(b"x")
+            os.utime(path, (1, 1))
+        return tmp_path / name
+
+    return make
+
+
+def test_a_long_scan_gives_way_to_others_and_goes_on_where_it_was(client, turns):
+    long, short = (begin(client, turns(name, count)).json()["id"] for name, count in (("long", 7), ("short", 1)))
+
+    def after_a_turn():
+        workers.ingest.scan_folders()
+        bodies = [client.get(f"/v1/operations/{id_}").json() for id_ in (long, short)]
+        return [(body["done"], body["phase"]) for body in bodies]
+
+    assert [after_a_turn() for _ in range(5)] == [
+        [(2, "registering"), (0, "waiting")],
+        [(2, "registering"), (1, "registering")],
+        [(4, "registering"), (1, "registering")],
+        [(4, "registering"), (1, "indexing")],
+        [(7, "indexing"), (1, "indexing")],  # nobody else waits
+    ]
+    body = client.get(f"/v1/operations/{long}").json()
+    assert (body["total"], body["counts"]) == (7, {"failed": 7, "unchanged": 0, "settling": 0})
+
+
+def test_sent_files_that_are_to_be_read_again_need_not_wait_for_a_long_scan(client, archive, turns):
+    long = begin(client, turns("long", 5)).json()["id"]
+    digest = hashlib.sha256(b"gone").digest()
+    path = str(archive.rt.blobs.place(digest))
+    with archive.rt.transaction() as db:
+        db.execute(
+            sa.text(
+                "INSERT INTO file (path, size, mtime_ns, digest, outcome, gate, reason) "
+                "VALUES (:path, 4, -1, :digest, 'quarantined', 'decode', 'no-permitted-decoder')"
+            ),
+            {"path": path.encode(), "digest": digest},
+        )
+    workers.ingest.scan_folders()
+    assert client.get(f"/v1/operations/{long}").json()["done"] == 2
+    with archive.rt.transaction() as db:
+        assert files.again(db, 0, 1) == []
+
+
+def test_each_round_of_a_watch_begins_at_the_start(client, archive, turns):
+    asked = {"path": str(turns("watched", 3)), "watch": True}
+    id_ = client.post("/v1/ingest/scans", json=asked).json()["id"]
+    for counts in ({"failed": 3, "unchanged": 0, "settling": 0}, {"unchanged": 3, "settling": 0}):
+        workers.ingest.scan_folders()
+        body = client.get(f"/v1/operations/{id_}").json()
+        assert (body["state"], body["done"], body["total"], body["counts"]) == ("running", 3, 3, counts)
+        with archive.rt.transaction() as db:
+            db.execute(sa.text("UPDATE operation SET not_before = NULL"))

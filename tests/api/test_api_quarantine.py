@@ -13,8 +13,9 @@ import sqlalchemy as sa
 from shared.encoder.base import Encoded
 from shared.imaging.reasons import Reason, hostile, undecodable
 from shared.log import configure
-from shared.pipeline import project, replay, scan
+from shared.pipeline import project, replay, scan, thresholds
 from shared.pipeline.receive import Found
+from shared.store import calibrations, generations
 from shared.store.files import Seen
 from shared.store.keys import Scope
 from tests.api.conftest import CANARY, png, serving
@@ -90,8 +91,30 @@ def test_an_image_that_passed_without_a_threshold_says_so(client, archive, score
     archive.take_in(1)
     images = client.get("/v1/studies/1.2.3.1").json()["series"][0]["images"]
     assert {i["calibrated"] for i in images} == {False}
-    assert client.get("/v1/models/null-a/calibrations").json() == {"calibrations": [], "without": {"MG": 4}}
+    told = {"calibrations": [], "without": {"MG": 4}, "wanting": {}}
+    assert client.get("/v1/models/null-a/calibrations").json() == told
     assert 'similis_images_uncalibrated{modality="MG"} 4.0' in client.get("/metrics").text
+
+
+def test_many_images_without_thresholds_of_this_archive_are_told(client, archive, scores, monkeypatch):
+    monkeypatch.setattr(thresholds, "MANY", 24)
+    scores += [0.1] * 24
+
+    def wanting():
+        return client.get("/v1/models/null-a/calibrations").json()["wanting"]
+
+    for study in range(5):
+        archive.take_in(study)
+    assert wanting() == {}
+    archive.take_in(5)
+    assert wanting() == {"MG": 24}
+    with archive.rt.transaction() as db:
+        assert thresholds.wanting(db) == ("null-a", {"MG": 24})
+        made = {"rule": "quantile", "threshold": 9.0, "n": 500, "data_sha256": "0" * 64}
+        calibrations.add(db, generations.published(db).model_id, "MG", "card", None, **made)
+    assert wanting() == {"MG": 24}, "the model's own have seen no image of here"
+    assert client.post("/v1/models/null-a/calibrations").status_code == 201
+    assert wanting() == {}
 
 
 def test_a_release_makes_it_searchable_and_a_second_one_changes_nothing(stopped, archive):

@@ -52,6 +52,23 @@ def test_refused_files_are_told_by_outcome_gate_and_reason_and_the_exit_code_is_
     assert len(asked.headers["Idempotency-Key"]) >= 32
 
 
+def test_where_gate_3_hardly_judges_yet_the_end_says_so_with_the_command(home, done, similis, tmp_path):
+    done.on("GET /readyz", {"status": "ready", "model": "my net"})
+    done.on("GET /v1/models/my%20net/calibrations", {"calibrations": [], "without": {}, "wanting": {"MG": 1200}})
+    ran = similis("ingest", tmp_path, "--home", home)
+    assert ran.code == 0
+    (line,) = [line for line in ran.err.splitlines() if "gate 3" in line]
+    assert "1200 MG images" in line
+    assert line.endswith("similis quarantine calibrate --model 'my net' --modality MG")
+
+
+def test_a_key_that_may_not_read_is_told_nothing_of_the_gates(home, done, similis, tmp_path):
+    done.on("GET /readyz", {"status": "ready", "model": "net"})
+    done.problem("GET /v1/models/net/calibrations", 403, "no")
+    ran = similis("ingest", tmp_path, "--home", home)
+    assert (ran.code, "gate 3" in ran.err) == (0, False)
+
+
 def test_a_relative_path_is_sent_as_an_absolute_one(home, done, similis, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     similis("ingest", "archive", "--home", home)

@@ -71,9 +71,10 @@ def test_calibrate_tells_what_was_made_and_what_was_not(similis, server, home):
 
 
 def test_what_passed_without_a_threshold_is_said(similis, server, home):
-    server.on("GET /v1/models/base/calibrations", {"calibrations": [CALIBRATION], "without": {"US": 12}})
+    server.on("GET /v1/models/base/calibrations", {"calibrations": [CALIBRATION], "without": {"US": 12}, "wanting": {}})
     ran = similis("quarantine", "calibrations", "--model", "base", "--home", home)
     assert "US: 12 searchable images were let pass without a threshold" in ran.out
+    assert ran.err == ""
 
 
 def test_a_replay_is_shown_and_only_applied_when_asked(similis, server, home):
@@ -104,7 +105,7 @@ def test_a_replay_is_shown_and_only_applied_when_asked(similis, server, home):
 
 def test_a_calibration_without_a_vote_says_so(similis, server, home):
     without = CALIBRATION | {"threshold": None, "mean": None, "std": None}, CALIBRATION | {"distances": None}
-    server.on("GET /v1/models/base/calibrations", {"calibrations": list(without), "without": {}})
+    server.on("GET /v1/models/base/calibrations", {"calibrations": list(without), "without": {}, "wanting": {}})
     ran = similis("quarantine", "calibrations", "--model", "base", "--home", home)
     assert ran.code == 0
     assert ran.out.count("37.25") == 1

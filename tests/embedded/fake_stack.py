@@ -7,13 +7,15 @@ import json
 import sys
 from pathlib import Path
 
+from services.embedded import pulse
 from services.embedded.home import Home
 from services.embedded.part import Program
+from services.embedded.pulse import Pulse, Touched
 from services.embedded.supervisor import Supervisor, bury_orphans, to_terminal
 from shared.errors import Conflict
 
 CHILD = """
-import signal, sys, time
+import pathlib, signal, sys, time
 name, events, stop = sys.argv[1], open(sys.argv[2], "a"), float(sys.argv[3])
 def say(word):
     events.write(f"{name} {word}\\n"); events.flush()
@@ -22,6 +24,7 @@ def end(*_):
 signal.signal(signal.SIGTERM, end)
 say("started")
 while True:
+    pathlib.Path(sys.argv[2]).with_name(name + ".alive").touch()
     time.sleep(0.05)
 """
 
@@ -30,16 +33,20 @@ def program(home: Home, spec: dict) -> Program:
     name = spec["name"]
     argv = spec.get("argv") or [sys.executable, "-c", CHILD, name, str(home / "events"), str(spec.get("stop_s", 0))]
     serves = home / f"{name}.serves"
+    alive = Touched(home / f"{name}.alive")
+    silent_s = spec.get("silent_s")  # else only its death is noticed
     return Program(
         name,
         argv,
         once=spec.get("once", False),
         serves=serves.exists if spec.get("waits_for_file") else lambda: True,
+        pulse=None if silent_s is None else Pulse(alive, silent_s, look_s=0.2),
     )
 
 
 def main(folder: str, spec_path: str) -> int:
     home = Home.at(Path(folder))
+    pulse.CROWDED = float("inf")  # whatever else the machine of the tests does
     spec = json.loads(Path(spec_path).read_text())
     parts = [(program(home, one), tuple(one.get("needs", ()))) for one in spec["parts"]]
     try:

@@ -13,8 +13,10 @@ import pytest
 
 from services.dicom import echo
 from services.embedded.client import Embedded
-from services.embedded.postgres import working_in
+from services.embedded.postgres import Postgres, working_in
 from services.embedded.process import Identity, until
+from services.embedded.production import sign_of_life
+from services.embedded.pulse import Answered, Touched
 from shared.errors import Unavailable
 
 SIMILIS = Path(sys.executable).parent / "similis"
@@ -96,11 +98,62 @@ def test_the_dicom_receiver_answers_and_status_says_where(stack, home):
     ]
 
 
+MANY_ENCODED = """
+    INSERT INTO image (sop_uid, study_id, series_uid, sop_class, transfer_syntax, modality, body_part, manufacturer,
+        presentation_intent, rows, columns, frames, digest, path, status)
+    SELECT '1.2.' || n, s.id, '1.3', '1.4', '1.5', 'MG', '', '', '', 9, 9, 1, 'x', '/x', 'encoded'
+    FROM generate_series(1, 300) AS n, study AS s WHERE s.uid = '1.2'
+"""
+
+
+def test_the_doctor_says_where_gate_3_hardly_judges_yet(stack, home):
+    model = lambda: stack.home.state["processes"]["model"]["state"]  # noqa: E731
+    assert until(lambda: model() == "done", 120, 0.1)
+    with Postgres(home).connect() as database:
+        database.execute("INSERT INTO study (uid, patient_key) VALUES ('1.2', 'x')")
+        database.execute(MANY_ENCODED)
+        told = similis("doctor", "--home", home)
+        database.execute("DELETE FROM image")
+        database.execute("DELETE FROM study")
+    (line,) = [line for line in told.stderr.splitlines() if "gate 3" in line]
+    assert "similis quarantine calibrate --model" in line
+    assert line.endswith("--modality MG")
+
+
 def test_a_second_up_is_refused_with_exit_4(stack, home):
     told = similis("up", "--home", home, "--port", 0)
     assert told.returncode == 4
     assert f"similis already runs on this home ({home}) at {stack.url}" in told.stderr
     assert "Traceback" not in told.stderr
+
+
+@pytest.fixture
+def signs(stack):
+    home = stack.home
+    made = {name: Touched(sign_of_life(home.path, name.removeprefix("worker-"))) for name in (*WORKERS, "beat")}
+    made |= {
+        "api": Answered(home.state["host"], home.state["port"]),
+        "vectors": Touched(home.sockets / "vectors.alive"),
+    }
+    yield made
+    made["api"].forget()
+
+
+def test_what_is_watched_for_hangs_shows_life_and_none_while_it_hangs(stack, signs):
+    for name, sign in signs.items():
+        assert until(lambda sign=sign: sign.seen() and until(sign.seen, 15, 0.2), 60, 0.2), name
+    hung = {name: identities(stack)[name] for name in ("api", "vectors", "worker-scan")}
+    for identity in hung.values():
+        identity.signal(signal.SIGSTOP)
+    try:
+        for name in hung:
+            signs[name].forget()
+            signs[name].seen()
+        assert not until(lambda: any(signs[name].seen() for name in hung), 7, 0.5)
+    finally:
+        for identity in hung.values():
+            identity.signal(signal.SIGCONT)
+    assert until(lambda: serves(stack), 30, 0.1)
 
 
 WORKERS = ("worker-ingest1", "worker-scan", "worker-index", "worker-reindex")

@@ -128,6 +128,41 @@ def test_a_killed_child_is_started_again_at_once(stack):
     assert "api ended (signal SIGKILL); starting it again" in one.said
 
 
+def test_a_child_that_hangs_is_killed_and_started_again(stack):
+    one = stack({"name": "api", "silent_s": 1.5})
+    one.start()
+    assert until((one.home / "api.alive").exists, 5)
+    assert not until(lambda: one.of("api")["restarts"] > 0, 3), "it lives"
+    before = one.identity("api")
+    before.signal(signal.SIGSTOP)
+    assert until(lambda: one.identity("api") not in (before, None), 10)
+    assert not before.alive
+    assert "api has shown no life for" in one.said
+    assert "api ended (signal SIGKILL); starting it again" in one.said
+
+
+def test_a_child_that_is_silent_and_computes_is_left_alone(stack):
+    one = stack({"name": "worker", "silent_s": 1.0, "argv": [sys.executable, "-c", "while True: sum(range(1000))"]})
+    one.start()
+    assert not until(lambda: one.of("worker")["restarts"] > 0, 4)
+
+
+def test_a_machine_that_slept_has_counted_no_silence(stack):
+    one = stack({"name": "api", "silent_s": 3.0})
+    child = one.start()
+    before = one.identity("api")
+    assert until((one.home / "api.alive").exists, 5)
+    before.signal(signal.SIGSTOP)
+    time.sleep(2.5)  # two looks: it is silent
+    child.send_signal(signal.SIGSTOP)
+    time.sleep(5)
+    child.send_signal(signal.SIGCONT)
+    time.sleep(1.5)
+    before.signal(signal.SIGCONT)
+    assert not until(lambda: one.of("api")["restarts"] > 0, 2)
+    assert one.identity("api") == before
+
+
 def test_what_a_killed_child_had_started_dies_with_it(stack):
     one = stack({"name": "worker", "argv": ["sh", "-c", "sleep 321 & echo $! > $0; wait", "PID"]})
     spec = json.loads(one.spec.read_text())

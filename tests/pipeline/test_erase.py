@@ -160,6 +160,21 @@ def test_a_retired_generation_that_is_not_purged_yet_counts_too(filled: Platform
     assert filled.index(f"g{other}-m1").count() == 12
 
 
+def test_an_erasure_that_was_given_up_goes_on_when_it_is_asked_for_again(filled: Platform) -> None:
+    operation = erased(filled)
+    for _ in range(operations.MOST_LOSSES):
+        with filled.begin() as db:
+            assert operations.claim(db, "erase", 0.0) is not None
+    with filled.begin() as db:
+        assert operations.exhaust(db) == [operation]
+    settle(filled)
+    assert state(filled, operation).state == "failed"
+    assert erased(filled) == operation
+    settle(filled)
+    ended = state(filled, operation)
+    assert (ended.state, ended.error, ended.counts["images"]) == ("succeeded", None, 4)
+
+
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_between_any_two_steps_it_still_ends_with_the_proof(filled: Platform, *, after: bool) -> None:
     for number, step in ((1, 2), (2, 4), (3, 5)):  # applying, claiming the proof, telling it

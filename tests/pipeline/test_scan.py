@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -161,6 +162,76 @@ def test_a_stopped_scan_goes_on_where_it_was(platform: Platform, monkeypatch: py
     )
     assert rows(platform, "SELECT count(*) FROM image") == [(4,)]
     assert platform.scan().counts == {"taken": 2, "unchanged": 4, "settling": 0}
+
+
+def tree(root: Path) -> None:
+    for name in ("b.dcm", "n/2.dcm", "n/10.dcm", "n/a/z.dcm", "n/a!/y.dcm", "m.dcm", "m/q.dcm", "z/closed/x.dcm"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"x")
+    (root / "n" / "link").symlink_to(root / "m")
+
+
+def test_a_walk_goes_on_behind_any_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree(tmp_path)
+    opened: list[bytes] = []
+
+    def scandir(path: bytes) -> Any:
+        opened.append(path)
+        if path.endswith(b"/closed"):
+            raise PermissionError
+        return listed(path)
+
+    listed = os.scandir
+    monkeypatch.setattr(os, "scandir", scandir)
+    whole = list(scan.walk(tmp_path))
+    assert len(whole) == 9
+    for n, seen in enumerate(whole):
+        opened.clear()
+        assert list(scan.walk(tmp_path, scan.place(seen))) == whole[n + 1 :], seen.path
+        passed = {os.path.dirname(one.path) for one in whole[:n]} - {os.path.dirname(one.path) for one in whole[n:]}
+        assert not {path for path in passed if not seen.path.startswith(path)} & set(opened), "what is done is not read"
+
+
+def test_a_place_that_is_gone_is_no_hindrance(tmp_path: Path) -> None:
+    tree(tmp_path)
+    whole = list(scan.walk(tmp_path))
+    (tmp_path / "n" / "10.dcm").unlink()
+    place = os.fsencode(tmp_path / "n" / "10.dcm")
+    (behind,) = [n for n, seen in enumerate(whole) if seen.path == place]
+    assert [seen.path for seen in scan.walk(tmp_path, place)] == [seen.path for seen in whole[behind + 1 :]]
+
+
+def test_a_folder_that_is_empty_where_a_scan_goes_on_may_be_a_share_that_is_away(tmp_path: Path) -> None:
+    assert list(scan.walk(tmp_path)) == []
+    with pytest.raises(Unavailable, match="its share may be away"):
+        list(scan.walk(tmp_path, os.fsencode(tmp_path / "a.dcm")))
+
+
+def test_a_scan_that_goes_on_looks_at_nothing_twice_and_counts_on(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "BATCH", 2)
+    for n in range(6):
+        platform.put(f"{n}.dcm", header(n))
+
+    def part(progress: scan.Progress, stop: int) -> scan.Progress:
+        return scan.scan(
+            platform.begin,
+            platform.sandbox,
+            platform.folder / "archive",
+            table=None,
+            rules=platform.rules,
+            operation_id=None,
+            report=lambda _db, progress: progress.done < stop,
+            progress=progress,
+        )
+
+    first = part(scan.Progress(), 4)
+    assert (first.done, first.total) == (4, 6)
+    kept = json.loads(first.to_json())
+    last = part(scan.Progress.of(kept, first.done, first.total), 7)
+    assert (last.done, last.total, last.cursor) == (6, 6, b"")
+    assert last.counts == {"taken": 6, "unchanged": 0, "settling": 0}
 
 
 def test_a_table_may_know_an_image_by_its_uid_alone(platform: Platform, tmp_path: Path) -> None:

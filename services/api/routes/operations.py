@@ -70,8 +70,9 @@ def list_operations(db: Db, _: CanWatch, limit: Limit = 50, cursor: Cursor = Non
     rows = operations.page(db, limit + 1, _moment(cursor) if cursor else None)
     shown = rows[:limit]
     more = len(rows) > len(shown)
+    standing = catalog.progress(db, [operation.id for operation in shown])
     return {
-        "operations": [_summary(db, operation) for operation in shown],
+        "operations": [_summary(operation, standing[operation.id]) for operation in shown],
         "next": write_cursor(_micros(shown[-1].created_at)) if more else None,
     }
 
@@ -155,7 +156,8 @@ def _only_scans(db: Session, operation_id: UUID) -> None:
 
 def detail(db: Session, operation: Operation) -> dict[str, Any]:
     outcomes = operations.outcomes(db, operation.id)
-    return _summary(db, operation) | {
+    standing = catalog.progress(db, [operation.id])[operation.id]
+    return _summary(operation, standing) | {
         "outcomes": [
             {"outcome": outcome, "gate": gate, "reason": reason, "explanation": explain(reason), "count": count}
             for outcome, gate, reason, count in outcomes
@@ -163,8 +165,7 @@ def detail(db: Session, operation: Operation) -> dict[str, Any]:
     }
 
 
-def _summary(db: Session, operation: Operation) -> dict[str, Any]:
-    standing = catalog.progress(db, operation.id)
+def _summary(operation: Operation, standing: catalog.Progress) -> dict[str, Any]:
     undecided, unindexed = standing.undecided, standing.unindexed
     end = operation.finished_at or datetime.now(UTC)
     took_s = max((end - operation.created_at).total_seconds(), 0.0)

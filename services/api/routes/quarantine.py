@@ -170,6 +170,7 @@ def list_calibrations(
     return {
         "calibrations": _calibrations(db, model, calibrations.history(db, model.id, modality)),
         "without": calibrations.unjudged(db),
+        "wanting": calibrations.wanting(db, model.id, thresholds.MANY),
     }
 
 

@@ -1,0 +1,113 @@
+"""Operations take turns, and one that costs one worker after another is given up."""
+
+import json
+import uuid
+
+import pytest
+
+from shared.pipeline import sweep
+from shared.store import operations
+from shared.store.operations import MOST_LOSSES, Held
+from shared.store.tables import Operation
+from tests.miniature import Platform
+
+
+def made(platform: Platform, kind: str = "scan") -> uuid.UUID:
+    with platform.begin() as db:
+        return operations.create(db, kind, {}).id
+
+
+def claimed(platform: Platform, lease_s: float = 30.0) -> Held | None:
+    """With a lease of 0 its worker is as good as dead."""
+    with platform.begin() as db:
+        return operations.claim(db, "scan", lease_s)
+
+
+def lost(platform: Platform, times: int) -> Held:
+    held = None
+    for _ in range(times):
+        held = claimed(platform, 0.0)
+        assert held is not None
+    assert held is not None
+    return held
+
+
+def swept(platform: Platform, number: uuid.UUID) -> Operation:
+    with platform.begin() as db:
+        sweep.ring_for_due(db, platform.effort)
+    with platform.begin() as db:
+        return operations.get(db, number)
+
+
+def told(platform: Platform, held: Held, **counts: object) -> None:
+    with platform.begin() as db:
+        operations.progress(db, held, done=1, total=9, counts=json.dumps(counts), lease_s=0.0)
+
+
+def test_whoever_had_a_turn_is_behind_those_who_wait(platform: Platform) -> None:
+    first, second, third = (made(platform) for _ in range(3))
+    seen = []
+    for _ in range(6):
+        held = claimed(platform)
+        assert held is not None
+        seen.append(held.id)
+        with platform.begin() as db:
+            operations.rest(db, held, 0)
+    assert seen == [first, second, third] * 2
+
+
+def test_an_operation_that_costs_every_worker_is_given_up_with_its_reason_and_may_be_tried_again(
+    platform: Platform,
+) -> None:
+    number = made(platform)
+    lost(platform, MOST_LOSSES - 1)
+    assert swept(platform, number).state == "running"
+    lost(platform, 1)
+    assert claimed(platform) is None
+    ended = swept(platform, number)
+    assert (ended.state, ended.error, ended.lease_until) == ("failed", operations.LOST, None)
+    assert ended.finished_at is not None
+    with platform.begin() as db:
+        operations.retry(db, number)
+    lost(platform, MOST_LOSSES - 1)
+    assert claimed(platform) is not None
+
+
+def test_one_whose_worker_is_at_it_is_not_given_up(platform: Platform) -> None:
+    number = made(platform)
+    lost(platform, MOST_LOSSES - 1)
+    assert claimed(platform) is not None
+    assert swept(platform, number).state == "running"
+
+
+@pytest.mark.parametrize("place", ["cursor", "looked_at"])
+def test_one_that_gets_on_has_all_its_attempts_again(platform: Platform, place: str) -> None:
+    number = made(platform)
+    for step in range(4):
+        told(platform, lost(platform, 2), **{place: step})
+    assert swept(platform, number).state == "running"
+
+
+def test_counts_that_others_raise_are_no_step_of_its_own(platform: Platform) -> None:
+    number = made(platform)
+    for n in range(MOST_LOSSES):
+        told(platform, lost(platform, 1), looked_at=7, covered=n)
+    assert swept(platform, number).state == "failed"
+
+
+def test_a_turn_that_ends_in_order_is_no_loss(platform: Platform) -> None:
+    number = made(platform)
+    for _ in range(3 * MOST_LOSSES):
+        held = claimed(platform)
+        assert held is not None
+        with platform.begin() as db:
+            operations.rest(db, held, 0)
+    assert swept(platform, number).losses == 0
+
+
+def test_one_that_was_to_be_cancelled_is(platform: Platform) -> None:
+    number = made(platform)
+    lost(platform, MOST_LOSSES)
+    with platform.begin() as db:
+        operations.cancel(db, number)
+    assert swept(platform, number).state == "cancelled"
