@@ -18,12 +18,12 @@ from typing import Any, NamedTuple
 import faiss as _faiss
 import numpy as np
 import qdrant_edge as edge
-from qdrant_client import grpc as pb
 
 from benchmarks import report
 from benchmarks.clustered import clustered
 from services.vectors.codes import CodeTable
 from shared.index.codes import signs
+from shared.index.protobuf import pb
 from shared.types import Codes
 
 faiss: Any = _faiss

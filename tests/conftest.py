@@ -5,13 +5,23 @@ from pathlib import Path
 
 import pytest
 
-pytest_plugins = ["tests.engines"]
+pytest_plugins = ["tests.engines", "tests.memory"]
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # beside others on the same cores: threads of all would wait for each other
+    os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"
 
 for name in [n for n in os.environ if n.startswith("SIMILIS_") and n != "SIMILIS_QDRANT__URL"]:
     del os.environ[name]
+
+
+@pytest.fixture(scope="session")
+def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all processes of this run share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")

@@ -14,10 +14,10 @@ from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from qdrant_client import grpc as pb
 
 from services.vectors.refused import wrong
 from shared.index import codes
+from shared.index.protobuf import pb
 from shared.types import Codes
 
 MISSING: Final = np.iinfo(np.int64).min

@@ -26,7 +26,6 @@ from typing import Any, Final
 
 import grpc
 import qdrant_edge as edge
-from qdrant_client import grpc as pb
 
 from services.vectors import translate
 from services.vectors.codes import CodeTable, from_text, hidden, key_of
@@ -35,6 +34,7 @@ from services.vectors.replies import Fields, Replies, timed
 from services.vectors.translate import Layout
 from shared import log
 from shared.disk import sync
+from shared.index.protobuf import pb
 
 PR_SET_PDEATHSIG: Final = 1
 STEP: Final = 32  # points that are written before a question may have its turn: about 5 ms

@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from typing import Any, Final
 
-from qdrant_client import grpc as pb
-
 from services.vectors.codes import hidden
+from shared.index.protobuf import pb
 from shared.index.wire import varint
 
 CAPACITY: Final = 200_000  # points remembered, about 0.4 kB each; beyond, the memory is started anew

@@ -14,18 +14,13 @@ from typing import Any, Final, TypeVar
 
 import grpc
 from google.protobuf.message import Message  # type: ignore[import-untyped]  # ships no types
-from qdrant_client import grpc as pb
-from qdrant_client.grpc.collections_service_pb2_grpc import (
-    CollectionsServicer,
-    add_CollectionsServicer_to_server,
-)
-from qdrant_client.grpc.qdrant_pb2_grpc import QdrantServicer, add_QdrantServicer_to_server
 
 from services.vectors import translate
 from services.vectors.optimize import Optimizer
 from services.vectors.refused import Refused
 from services.vectors.shards import Collection, Shards
 from shared import log
+from shared.index.protobuf import pb
 
 ANSWERS_WITHIN_S: Final = 4.0
 THREADS: Final = 8  # an engine is serial; these let requests wait in line instead of being refused
@@ -52,7 +47,7 @@ def answers(method: Callable[[Any, Any], M]) -> Callable[[Any, Any, grpc.Service
     return handle
 
 
-class Collections(CollectionsServicer):
+class Collections(pb.CollectionsServicer):
     def __init__(self, shards: Shards, optimizer: Optimizer) -> None:
         self._shards = shards
         self._optimizer = optimizer
@@ -152,7 +147,7 @@ class Points:
         raise Refused(grpc.StatusCode.UNIMPLEMENTED, "QueryGroups is not implemented here")  # Edge has no groups
 
 
-class Root(QdrantServicer):
+class Root(pb.QdrantServicer):
     def __init__(self, shards: Shards) -> None:
         self._shards = shards
 
@@ -201,9 +196,9 @@ class VectorsServer:
         ]
         pool = ThreadPoolExecutor(THREADS, thread_name_prefix="grpc")
         self._server = grpc.server(pool, interceptors=[KeyGuard(key)], options=options)
-        add_CollectionsServicer_to_server(Collections(self.shards, self._optimizer), self._server)  # type: ignore[no-untyped-call]
+        pb.add_CollectionsServicer_to_server(Collections(self.shards, self._optimizer), self._server)  # type: ignore[no-untyped-call]
         self._server.add_generic_rpc_handlers((Points(self.shards, self._optimizer).handlers(),))
-        add_QdrantServicer_to_server(Root(self.shards), self._server)  # type: ignore[no-untyped-call]
+        pb.add_QdrantServicer_to_server(Root(self.shards), self._server)  # type: ignore[no-untyped-call]
         self.port = self._server.add_insecure_port(listen)
         self._listen = listen
 

@@ -23,7 +23,6 @@ from typing import Final
 import grpc
 import qdrant_edge as edge
 from google.protobuf import json_format  # type: ignore[import-untyped]  # ships no types
-from qdrant_client import grpc as pb
 
 from services.vectors import translate
 from services.vectors.disk import sync_tree
@@ -31,6 +30,7 @@ from services.vectors.nursery import WRITES, Engine, Gone, Hung, Nursery
 from services.vectors.refused import Refused, wrong
 from shared import log
 from shared.disk import sync
+from shared.index.protobuf import pb
 
 MIN_FREE_BYTES: Final = 256 * 2**20  # a full disk is a SIGBUS: Edge writes through memory maps
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")

@@ -14,11 +14,11 @@ import numpy as np
 import qdrant_edge as edge
 from google.protobuf.message import Message  # type: ignore[import-untyped]  # ships no types
 from numpy.typing import NDArray
-from qdrant_client import grpc as pb
 
 from services.vectors import codes
 from services.vectors.refused import Refused, wrong
 from shared.index.codes import signs
+from shared.index.protobuf import pb
 
 #: The fields of each message that mean something here. A payload's values are checked where they are read.
 ALLOWED: Final[Mapping[str, frozenset[str]]] = {

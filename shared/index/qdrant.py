@@ -12,13 +12,13 @@ from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import grpc
-from qdrant_client import grpc as pb
 
 from shared.errors import Conflict, Invalid, NotFound, SimilisError, Unavailable
 from shared.index import checks
 from shared.index import wire as messages
 from shared.index.base import PAYLOAD, Answer, Ball, CodeQuery, Damaged, Filter, Hit, Info, Near, Point, Query, Spec
 from shared.index.grouping import cut, emulate, ordered
+from shared.index.protobuf import pb
 from shared.index.trust import Trust
 
 BATCH: Final = 256  # points per upsert: about 1 MB of 1,024-d vectors

@@ -13,7 +13,6 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from qdrant_client import grpc as pb
 
 from shared.errors import Conflict
 from shared.index.base import (
@@ -34,6 +33,7 @@ from shared.index.base import (
 )
 from shared.index.checks import EXACT_INT, revision
 from shared.index.codes import signs
+from shared.index.protobuf import pb
 
 VECTOR: Final = "dense"
 CODE: Final = "code"

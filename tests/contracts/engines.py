@@ -19,11 +19,11 @@ from typing import Any
 
 import grpc
 from qdrant_client import QdrantClient, models
-from qdrant_client import grpc as pb
 from qdrant_client.conversions.conversion import GrpcToRest, RestToGrpc
 
 from shared.errors import Unavailable
 from shared.index.base import IndexStore
+from shared.index.protobuf import pb
 from shared.index.qdrant import QdrantStore, Wire
 
 KEY = "a-key-of-the-tests-0123456789"

@@ -5,17 +5,18 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from qdrant_client import grpc as pb
 
 from shared.errors import Invalid, Unavailable
 from shared.index import trust
 from shared.index.base import Ball, CodeQuery, Filter, Index, IndexStore, Match, Point, Spec
 from shared.index.faiss import FaissStore
 from shared.index.memory import MemoryStore
+from shared.index.protobuf import pb
 from tests.contracts import engines
 
 BITS = 64
@@ -25,8 +26,8 @@ if "SIMILIS_QDRANT__URL" in os.environ:
 
 
 @pytest.fixture(scope="module")
-def process(tmp_path_factory: pytest.TempPathFactory) -> Iterator[engines.VectorsProcess]:
-    with engines.vectors_process(tmp_path_factory.mktemp("vectors")) as running:
+def process(quick_folder: Path) -> Iterator[engines.VectorsProcess]:
+    with engines.vectors_process(quick_folder) as running:
         yield running
 
 

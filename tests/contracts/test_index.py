@@ -40,8 +40,8 @@ VIEWS = ("CC", "MLO")
 
 
 @pytest.fixture(scope="module")
-def vectors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[engines.VectorsProcess]:
-    with engines.vectors_process(tmp_path_factory.mktemp("vectors")) as running:
+def vectors(quick_folder: Path) -> Iterator[engines.VectorsProcess]:
+    with engines.vectors_process(quick_folder) as running:
         yield running
 
 
@@ -555,10 +555,10 @@ def test_a_graph_reaches_the_recall_that_was_asked_for(make: Callable[..., Index
         assert np.mean(shares) >= 0.97
 
 
-def test_points_survive_a_restart_of_the_vectors_process(tmp_path: Path) -> None:
+def test_points_survive_a_restart_of_the_vectors_process(quick_path: Path) -> None:
     points = gallery(300)
     query = Query(vector=points[5].vector, limit=10)
-    with engines.vectors_process(tmp_path) as running:
+    with engines.vectors_process(quick_path) as running:
         with closing(running.store()) as store:
             index = store.create("kept", Spec(dim=DIM))
             index.write(points)

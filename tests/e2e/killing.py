@@ -95,6 +95,8 @@ class Archive:
             live = generations.published(db)
             assert live is not None
         self.collection = live.collection
+        if (first := self.stack.pid_of("model")) is not None:
+            process.kill_tree(first)  # it is building a network that nobody needs any more
 
     def scan(self, folder: Path) -> None:
         """The API has accepted it, as often as it takes; the key keeps it one operation."""
@@ -153,6 +155,17 @@ class Archive:
 
     def settle(self, timeout_s: float) -> bool:
         return process.until(lambda: self.left() == 0, timeout_s, 0.5)
+
+    def come_to_rest(self, quiet_s: float, timeout_s: float) -> int | None:
+        """What is left when nothing has been done for `quiet_s`; None if something still is after `timeout_s`."""
+        left, since, deadline = self.left(), time.monotonic(), time.monotonic() + timeout_s
+        while time.monotonic() - since < quiet_s:
+            if time.monotonic() > deadline:
+                return None
+            time.sleep(0.1)
+            if (now := self.left()) != left:
+                left, since = now, time.monotonic()
+        return left
 
     def findings(self) -> list[str]:
         with Sandbox() as sandbox:

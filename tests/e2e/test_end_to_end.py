@@ -65,8 +65,8 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    made = World(tmp_path_factory.mktemp("world"))
+def world(quick_folder: Path) -> Iterator[World]:
+    made = World(quick_folder)
     made.start()
     env = {**os.environ, "SIMILIS_HOME": str(made.home)}
     for words in (

@@ -53,12 +53,10 @@ def scan(stack: Embedded, folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def archive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
-    made = Archive(tmp_path_factory.mktemp("kept"), STUDIES)
+def archive(quick_folder: Path) -> Iterator[Archive]:
+    made = Archive(quick_folder, STUDIES)
     made.stack = Embedded(made.home, workers=1)
     made.open()
-    if (untrained := made.stack.pid_of("model")) is not None:
-        process.kill_tree(untrained)  # it is building a network that nobody needs any more
     try:
         yield made
     finally:

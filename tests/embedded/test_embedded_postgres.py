@@ -40,9 +40,9 @@ def kill_all(server):
 
 
 @pytest.fixture(scope="module")
-def filled(tmp_path_factory):
+def filled(quick_folder):
     """A home whose server has been made, filled and stopped; initdb is what takes the time here."""
-    home = tmp_path_factory.mktemp("filled") / "home"
+    home = quick_folder / "home"
     with Postgres(home) as made:
         fill(made)
     return home

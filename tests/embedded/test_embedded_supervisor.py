@@ -238,11 +238,14 @@ def test_an_orphan_that_does_not_end_by_itself_is_ended_before_anything_starts(s
     child.kill()
     child.wait()
     assert orphan.alive
-    one.start()
+    again = one.start()
     assert not orphan.alive
     assert "waiting for processes of a supervisor that was killed" in one.said
-    (again := one.identity("deaf")).signal(signal.SIGKILL)
-    assert until(lambda: not again.alive, 5)
+    left = one.identity("deaf")
+    again.kill()  # stopped in order, it would wait for the deaf one
+    again.wait()
+    left.signal(signal.SIGKILL)
+    assert until(lambda: not left.alive, 5)
 
 
 def deaf_by_now(pid):

@@ -1,5 +1,6 @@
 """Models built once per run, and real images to try them on."""
 
+import fcntl
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,14 +15,17 @@ Built = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+def built(common: Path) -> Built:
     """The folder of an untrained model of the architecture (seed 0); not to be changed by a test."""
-    models = tmp_path_factory.mktemp("models")
+    models = common / "models"
+    models.mkdir(exist_ok=True)
 
     def folder(architecture: str) -> Path:
         path = models / architecture
-        if not path.exists():
-            build(path, architecture, architecture, "random:0")
+        with (models / f"{architecture}.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the run may be building it
+            if not path.exists():
+                build(path, architecture, architecture, "random:0")
         return path
 
     return folder

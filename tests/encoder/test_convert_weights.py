@@ -37,8 +37,8 @@ def test_real_trained_weights_are_converted_built_and_useful(
     assert card.label == f"{architecture} (file)"
     assert card.weights.trained
     encoder = load(tmp_path / "model", threads=2)
-    gallery, of = radiology("train", 20)
-    queries, wanted = radiology("test", 10)
+    gallery, of = radiology("train", 8)
+    queries, wanted = radiology("test", 4)
     assert p_at_1(encoder.encode(gallery).embeddings, encoder.encode(queries).embeddings, of, wanted) >= 0.9
 
 

@@ -50,13 +50,19 @@ def test_the_graph_says_what_torch_says(encoder):
     assert np.allclose(graph.ood, eager.ood, rtol=1e-3)
 
 
-@pytest.mark.parametrize("space", ["embeddings", "codes"])
-def test_the_nearest_image_is_of_the_same_kind(encoder, space):
+@pytest.fixture(scope="module")
+def seen(encoder):
+    """Images of another seed than it was trained on: their kinds, and what it makes of them."""
     side = encoder.card.recipe.size
-    drawn, names = sketches(60, side, 99)  # of another seed than it was trained on
+    drawn, names = sketches(60, side, 99)
     breasts = mammograms(8, side, 99).images
     kinds = np.array([name.split()[0] for name in names] + ["breast"] * len(breasts))
-    found = encoded(encoder, np.concatenate([drawn, breasts]))
+    return kinds, encoded(encoder, np.concatenate([drawn, breasts]))
+
+
+@pytest.mark.parametrize("space", ["embeddings", "codes"])
+def test_the_nearest_image_is_of_the_same_kind(seen, space):
+    kinds, found = seen
     vectors = found.embeddings if space == "embeddings" else np.unpackbits(found.codes, axis=1) * 2.0 - 1
     likeness = vectors @ vectors.T
     np.fill_diagonal(likeness, -np.inf)

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
-from qdrant_client import grpc as pb
 
 from shared.errors import Conflict
 from shared.index import wire
 from shared.index.base import Exact, Metric, Point, Recall, Spec
+from shared.index.protobuf import pb
 
 FLOATS = st.floats(width=32, allow_nan=False, allow_infinity=False)
 

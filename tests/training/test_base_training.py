@@ -166,7 +166,7 @@ def test_its_model_has_vectors_and_codes_and_half_precision_weights(trained):
 
 
 def test_images_of_no_class_are_not_drawn_together(small):
-    data = small.data.load(Path())
+    data = small.data.load(Path()).part("train")
     texture: Collection = replace(data, classes=(TEXTURE,), labels=np.zeros(len(data), np.int64))
     model = small.method.build(texture)
     (batch,) = batches(small, texture, [np.arange(8)], torch.device("cpu"))

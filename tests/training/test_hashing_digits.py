@@ -13,7 +13,7 @@ from shared.metrics.retrieval import measure
 from shared.training.hashing import fingerprint, objective
 from shared.training.samplers import ClassBalanced
 
-BITS, GALLERY, EPOCHS = 32, 1000, 80
+BITS, GALLERY = 32, 1000
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,7 +33,7 @@ def digits():
     return pixels, labels.astype(np.int64), (labels >= 5).astype(np.int64)
 
 
-def codes(method, pixels, labels, gamma=0.25):
+def codes(method, pixels, labels, gamma=0.25, epochs=40):
     """(n, bytes) of all images, by a network that was trained on the first thousand."""
     torch.manual_seed(0)
     classes = int(labels.max()) + 1
@@ -47,7 +47,7 @@ def codes(method, pixels, labels, gamma=0.25):
     trained = [*trunk.parameters(), *head.parameters(), *auxiliary.parameters(), *loss.parameters()]
     optimiser = torch.optim.Adam(trained, 2e-3)
     sampler = ClassBalanced(classes=classes, per_class=128 // classes)
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs):
         for rows in sampler.batches(labels[:GALLERY], np.arange(GALLERY), epoch):
             chosen = torch.from_numpy(rows)
             y = torch.from_numpy(labels)[chosen]
@@ -76,7 +76,7 @@ def test_soft_targets_keep_digits_apart_that_share_a_class_and_others_collapse(d
     assert mean_average_precision(soft, fine) > 0.35
     assert unique_codes(soft[:GALLERY]) >= 20
     for method in ("pairwise", "acir-released", "csq"):
-        collapsed = codes(method, pixels, coarse)
+        collapsed = codes(method, pixels, coarse, epochs=80 if method == "csq" else 40)  # it is the slowest to
         assert mean_average_precision(collapsed, coarse) > 0.95
         assert mean_average_precision(collapsed, fine) < 0.3, method
         assert unique_codes(collapsed[:GALLERY]) <= 5, method
@@ -85,6 +85,6 @@ def test_soft_targets_keep_digits_apart_that_share_a_class_and_others_collapse(d
 @pytest.mark.slow
 def test_centres_give_one_code_to_a_class(digits):
     pixels, fine, _ = digits
-    found = codes("csq", pixels, fine)
+    found = codes("csq", pixels, fine, epochs=80)
     assert mean_average_precision(found, fine) > 0.9
     assert 10 <= unique_codes(found[:GALLERY]) <= 20

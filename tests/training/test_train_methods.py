@@ -1,15 +1,18 @@
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional
 
 from shared.encoder import cards
+from shared.encoder.network import state_of
 from shared.encoder.runtime import load
+from shared.encoder.untrained import untrained
 from shared.imaging.recipe import Recipe
 from shared.training.augment import NoAugmentation
 from shared.training.experiment import Batch, Experiment, Optimiser, Shuffled, WarmRestarts
@@ -27,12 +30,31 @@ def batch() -> Batch:
     return Batch(views=(pixels,), clean=pixels, labels=labels, groups=groups, rows=torch.arange(32))
 
 
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """A file of an architecture's untrained weights: to make them again takes a second."""
+    folder = tmp_path_factory.mktemp("weights")
+
+    def path(architecture: str) -> str:
+        made = folder / f"{architecture}.safetensors"
+        if not made.exists():
+            save_file(state_of(untrained(architecture, 0)), made)
+        return str(made)
+
+    return path
+
+
+@pytest.fixture(scope="module")
+def squeeze(weights: Callable[[str], str]) -> str:
+    return weights("squeezenet1_0")
+
+
 def metric(**changes: object) -> MetricLearning:
     return replace(MetricLearning(architecture="squeezenet1_0", weights="random:0"), **changes)
 
 
-def test_advanced_ft_descends_the_smoothed_cross_entropy_of_its_head(batch: Batch) -> None:
-    method = AdvancedFT(architecture="squeezenet1_0", weights="random:0")
+def test_advanced_ft_descends_the_smoothed_cross_entropy_of_its_head(batch: Batch, squeeze: str) -> None:
+    method = AdvancedFT(architecture="squeezenet1_0", weights=squeeze)
     model = method.build(stripes(32, 32, 0)).eval()
     loss, parts = method.step(model, batch)
     features, logits = model(batch.pixels)
@@ -45,8 +67,8 @@ def test_advanced_ft_descends_the_smoothed_cross_entropy_of_its_head(batch: Batc
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in model.parameters() if p.numel() > 1000)
 
 
-def test_the_validation_counts_what_the_head_says(batch: Batch) -> None:
-    method = AdvancedFT(architecture="squeezenet1_0", weights="random:0")
+def test_the_validation_counts_what_the_head_says(batch: Batch, squeeze: str) -> None:
+    method = AdvancedFT(architecture="squeezenet1_0", weights=squeeze)
     data = stripes(32, 32, 0)
     model = method.build(data).eval()
     with torch.inference_mode():
@@ -57,8 +79,10 @@ def test_the_validation_counts_what_the_head_says(batch: Batch) -> None:
 
 @pytest.mark.parametrize("kind", [AdvancedFT, MetricLearning])
 @pytest.mark.parametrize("freeze", [True, False])
-def test_frozen_statistics_stay_and_free_ones_move(batch: Batch, kind: type, freeze: bool) -> None:
-    method = kind(architecture="mobilenet_v2", weights="random:0", freeze_norm=freeze)
+def test_frozen_statistics_stay_and_free_ones_move(
+    batch: Batch, weights: Callable[[str], str], kind: type, freeze: bool
+) -> None:
+    method = kind(architecture="mobilenet_v2", weights=weights("mobilenet_v2"), freeze_norm=freeze)
     model = method.build(stripes(32, 32, 0)).train()
     norm = next(m for m in model.network.modules() if isinstance(m, nn.BatchNorm2d))
     before = norm.running_mean.clone()
@@ -67,8 +91,8 @@ def test_frozen_statistics_stay_and_free_ones_move(batch: Batch, kind: type, fre
     assert model.train(mode=False).training is False
 
 
-def test_groups_cover_every_parameter_once() -> None:
-    for method in (AdvancedFT(architecture="squeezenet1_0", weights="random:0"), metric()):
+def test_groups_cover_every_parameter_once(squeeze: str) -> None:
+    for method in (AdvancedFT(architecture="squeezenet1_0", weights=squeeze), metric(weights=squeeze)):
         model = method.build(stripes(16, 32, 0))
         named = [p for group in method.groups(model).values() for p in group]
         assert len(named) == len({id(p) for p in named})
@@ -112,8 +136,10 @@ def test_drawn_triplets_are_those_of_the_three_parts_and_only_those_that_violate
     )
 
 
-def test_of_drawn_triplets_the_anchors_alone_are_classified_and_each_part_is_normalised_alone(batch: Batch) -> None:
-    method = metric(architecture="mobilenet_v2", mining="drawn", centre=0.0)
+def test_of_drawn_triplets_the_anchors_alone_are_classified_and_each_part_is_normalised_alone(
+    batch: Batch, weights: Callable[[str], str]
+) -> None:
+    method = metric(architecture="mobilenet_v2", weights=weights("mobilenet_v2"), mining="drawn", centre=0.0)
     model = method.build(stripes(32, 32, 0)).train()
     pixels, labels = batch.pixels[:12], batch.labels[:12]
     one = batch._replace(views=(pixels,), labels=labels)
@@ -134,8 +160,10 @@ def test_a_batch_of_one_class_has_no_triplets_and_still_a_gradient(mining: Minin
 
 
 @pytest.mark.parametrize(("shares", "names"), [((0.6, 0.3, 0.1), 3), ((0.7, 0.3, 0.0), 2)])
-def test_the_losses_are_combined_by_their_weights(batch: Batch, shares: tuple[float, ...], names: int) -> None:
-    method = metric(triplet=shares[0], classification=shares[1], centre=shares[2])
+def test_the_losses_are_combined_by_their_weights(
+    batch: Batch, squeeze: str, shares: tuple[float, ...], names: int
+) -> None:
+    method = metric(weights=squeeze, triplet=shares[0], classification=shares[1], centre=shares[2])
     model = method.build(stripes(32, 32, 0)).eval()
     loss, parts = method.step(model, batch)
     assert len(parts) == names
@@ -143,12 +171,12 @@ def test_the_losses_are_combined_by_their_weights(batch: Batch, shares: tuple[fl
     assert loss.item() == pytest.approx(sum(w * v for w, v in zip(shares, values, strict=False)), rel=1e-5)
 
 
-def test_the_centre_loss_is_taken_before_or_after_vectors_are_made_unit(batch: Batch) -> None:
+def test_the_centre_loss_is_taken_before_or_after_vectors_are_made_unit(batch: Batch, squeeze: str) -> None:
     losses = {}
     for of in ("raw", "unit"):
-        model = metric().build(stripes(32, 32, 0)).eval()
+        model = metric(weights=squeeze).build(stripes(32, 32, 0)).eval()
         raw = model(batch.pixels)
-        losses[of] = metric(centres_of=of).step(model, batch)[1]["centre"].item()
+        losses[of] = metric(weights=squeeze, centres_of=of).step(model, batch)[1]["centre"].item()
         vectors = raw if of == "raw" else functional.normalize(raw, dim=1)
         assert losses[of] == pytest.approx((vectors.square().sum(1).mean() / 2).item(), rel=1e-4)
     assert losses["unit"] == pytest.approx(0.5, rel=1e-4)  # the centres stand at zero

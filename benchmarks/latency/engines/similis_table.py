@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from qdrant_client import grpc as pb
 
 from benchmarks.latency.engines.base import Array, Clause, Columns, Effort, Engine, Found, InProcess
 from services.vectors.codes import CodeTable
+from shared.index.protobuf import pb
 
 
 class _Table(InProcess):

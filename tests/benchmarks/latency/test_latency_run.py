@@ -6,7 +6,8 @@ import os
 import re
 import resource
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -19,8 +20,11 @@ from benchmarks.latency.data import prepare
 from benchmarks.latency.engines import chosen
 from benchmarks.latency.profiles import PROFILES
 
-ENGINES = "numpy,numpy-codes,faiss-flat-ip,faiss-binary,edge-exact,faiss-hnsw,memory-scan"
-DATA = ("--data", "clustered:16:300", "--data", "codes:64:300")
+SMOKE = PROFILES["smoke"]
+EXACT = (
+    *("numpy", "faiss-flat-ip", "edge-exact", "similis-exact"),
+    *("numpy-codes", "faiss-binary", "edge-codes", "similis-table", "similis-codes"),
+)
 
 BROKEN = """
 from benchmarks.latency.engines import numpy_exact
@@ -58,21 +62,40 @@ def run(*args: str):
     return CliRunner().invoke(bench, ["run", "--profile", "smoke", *args])
 
 
+@dataclass(frozen=True)
+class Ran:
+    out: Path
+    cpu_s: float  #: of this process and of those that it started
+
+
 @pytest.fixture(scope="module")
-def done(tmp_path_factory):
-    out = tmp_path_factory.mktemp("bench") / "results"
-    result = run("--engines", ENGINES, *DATA, "--out", str(out))
+def smoke(tmp_path_factory) -> Ran:
+    """The smoke profile as it is; not to be changed by a test."""
+    out, before = tmp_path_factory.mktemp("bench") / "results", os.times()
+    result = run("--out", str(out))
     assert result.exit_code == 0, result.output
-    return out
+    return Ran(out, sum(after - was for was, after in zip(before[:4], os.times()[:4], strict=True)))
 
 
-def test_a_run_measures_every_engine_on_data_of_its_kind(done) -> None:
-    lines = raw.read(done)
-    assert {line["engine"] for line in lines if line["what"] == "single"} == set(ENGINES.split(","))
+@pytest.fixture
+def done(smoke) -> Path:
+    return smoke.out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)  # two minutes are the promise, of a machine that is not ours alone: its own work is one
+def test_the_smoke_profile_measures_every_engine_on_data_of_its_kind_in_two_minutes(smoke) -> None:
+    assert smoke.cpu_s < 120
+    lines = raw.read(smoke.out)
+    wanted = {(one.data, engine.name) for one in SMOKE.sets for engine in chosen(one.engines)}
+    absent = {(line["data"], line["engine"]) for line in lines if line["what"] == "skipped"}
+    assert all("not installed" in line["why"] for line in lines if line["what"] == "skipped")
+    for what in ("build", "single", "round"):
+        assert {(line["data"], line["engine"]) for line in lines if line["what"] == what} == wanted - absent
+    parity = {line["engine"]: line["wrong"] for line in lines if line["what"] == "parity"}
+    assert parity == dict.fromkeys(EXACT, 0)
     (environment,) = [line for line in lines if line["what"] == "environment"]
     assert {"machine", "versions", "commit", "command", "seeds", "threads"} <= environment.keys()
-    exact = {line["engine"] for line in lines if line["what"] == "parity"}
-    assert exact == set(ENGINES.split(",")) - {"faiss-hnsw", "memory-scan"}
     assert all(line["run"] == environment["run"] for line in lines)
 
 
@@ -88,23 +111,24 @@ def test_the_report_is_one_file_and_names_what_to_pick(done) -> None:
 def test_what_is_measured_is_not_measured_again_and_what_is_missing_is(done, tmp_path) -> None:
     out = tmp_path / "again"
     out.mkdir()
-    kept = [line for line in (done / raw.FILE).read_text().splitlines() if '"faiss-hnsw"' not in line]
+    lines = (done / raw.FILE).read_text().splitlines()
+    kept = [line for line in lines if json.loads(line).get("engine") != "faiss-hnsw"]
     (out / raw.FILE).write_text("\n".join(kept) + '\n{"what": "sing')  # killed in the middle of a line
-    assert run("--engines", ENGINES, *DATA, "--out", str(out)).exit_code != 0  # not without --resume
-    result = run("--engines", ENGINES, *DATA, "--out", str(out), "--resume")
+    assert run("--out", str(out)).exit_code != 0  # not without --resume
+    result = run("--out", str(out), "--resume")
     assert result.exit_code == 0, result.output
     lines = raw.read(out)
     last = lines[-1]["run"]
-    again = {line["engine"] for line in lines if line["run"] == last and "engine" in line}
+    again = {line["engine"] for line in lines if line["run"] == last and line["what"] == "single"}
     assert again == {"faiss-hnsw"}
     assert json.loads(json.dumps(lines[: len(kept)])) == [json.loads(line) for line in kept]
 
 
 def test_engines_aside_are_measured_where_they_are_asked_for(tmp_path) -> None:
     out = ("--data", "clustered:16:300", "--out", str(tmp_path))
-    assert run("--engines", "graph-faiss-m8-*", *out).exit_code == 0
+    assert run("--engines", "graph-faiss-m8-c1*", *out).exit_code == 0
     measured = {line["engine"] for line in raw.read(tmp_path) if line["what"] == "single"}
-    assert measured == {"graph-faiss-m8-c100", "graph-faiss-m8-c200"}
+    assert measured == {"graph-faiss-m8-c100"}
 
 
 def test_results_that_were_packed_are_read_and_gone_on_with(done, tmp_path) -> None:
@@ -135,14 +159,20 @@ def test_unpacking_that_is_killed_loses_no_line(done, tmp_path) -> None:
     ("name", "value"),
     [("commit", "another"), ("versions", {"faiss-cpu": "1"}), ("profile", {"plan": {}, "queries": 1})],
 )
-def test_results_of_other_circumstances_are_not_gone_on_with(done, tmp_path, name, value) -> None:
+def test_results_of_other_circumstances_are_told_apart(done, name, value) -> None:
+    lines = raw.read(done)
+    assert runner.differences(lines, lines[0]) == []
+    assert runner.differences([lines[0] | {name: value}, *lines[1:]], lines[0]) == [name]
+
+
+def test_results_of_other_circumstances_are_not_gone_on_with(done, tmp_path) -> None:
     out = tmp_path / "again"
     out.mkdir()
     first, *rest = (done / raw.FILE).read_text().splitlines()
-    (out / raw.FILE).write_text("\n".join([json.dumps(json.loads(first) | {name: value}), *rest]) + "\n")
-    result = run("--engines", "numpy", *DATA, "--out", str(out), "--resume")
+    (out / raw.FILE).write_text("\n".join([json.dumps(json.loads(first) | {"commit": "another"}), *rest]) + "\n")
+    result = run("--engines", "numpy", "--out", str(out), "--resume")
     assert result.exit_code != 0
-    assert f"another {name}" in str(result.exception)
+    assert "another commit" in str(result.exception)
     assert run("--engines", "memory-scan", "--data", "clustered:16:300", "--out", str(out), "--anew").exit_code == 0
     assert {line["engine"] for line in raw.read(out) if "engine" in line} == {"memory-scan"}
 
@@ -158,8 +188,8 @@ def test_a_process_that_takes_too_long_ends_and_keeps_what_it_said(tmp_path, mon
     lines: list[dict] = []
     assert runner.ask_child(job | {"step": "build"}, lines.append, 60) == ""
     began = time.monotonic()
-    why = runner.ask_child(job | {"step": "measure", "round": 0, "done": [], "plan": plan}, lines.append, 12)
-    assert why == "it took more than 12 s"
+    why = runner.ask_child(job | {"step": "measure", "round": 0, "done": [], "plan": plan}, lines.append, 6)
+    assert why == "it took more than 6 s"
     assert time.monotonic() - began < 30
     assert [line["what"] for line in lines] == ["build", "cold"]
     time.sleep(0.1)
@@ -201,24 +231,6 @@ def test_an_engine_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatc
     assert {line["engine"] for line in raw.read(out) if line["what"] == "round"} == {"numpy"}
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(600)  # two minutes are the promise, of a machine that is not ours alone: its own work is one
-def test_the_smoke_profile_runs_as_it_is(tmp_path) -> None:
-    before = os.times()
-    result = run("--out", str(tmp_path / "out"))
-    spent = [after - was for was, after in zip(before[:4], os.times()[:4], strict=True)]
-    assert result.exit_code == 0, result.output
-    assert sum(spent) < 120
-    lines = raw.read(tmp_path / "out")
-    wanted = {(one.data, engine.name) for one in PROFILES["smoke"].sets for engine in chosen(one.engines)}
-    absent = {(line["data"], line["engine"]) for line in lines if line["what"] == "skipped"}
-    assert all("not installed" in line["why"] for line in lines if line["what"] == "skipped")
-    ended = {(line["data"], line["engine"]) for line in lines if line["what"] == "round"}
-    assert ended == wanted - absent
-    assert {line["engine"] for line in lines if line["what"] == "build"} == {engine for _, engine in ended}
-    assert all(line["wrong"] == 0 for line in lines if line["what"] == "parity")
-
-
 def test_graphs_of_other_parameters_are_measured_where_they_are_asked_for() -> None:
     assert not any(engine.aside for engine in chosen(["*"]))
     asked = chosen(["graph-*"])
@@ -234,13 +246,11 @@ def test_what_an_engine_was_built_with_is_in_the_raw_lines_and_the_report(done) 
     assert "| faiss-hnsw | m 16, ef_construct 100 |" in (done / "report.md").read_text()
 
 
-def test_a_quick_build_is_made_twice(tmp_path) -> None:
-    args = ("--engines", "numpy", "--data", "clustered:16:300", "--out", str(tmp_path / "out"))
+def test_a_quick_build_is_made_twice_where_the_profile_says_so(done, tmp_path) -> None:
     twice = replace(chosen_profile("smoke", ["clustered:16:300"]), again_s=30.0)
     runner.run(twice, tmp_path / "twice", ["numpy"], lambda *_: None, scratch=tmp_path / "scratch", resume=False)
     assert [line["what"] for line in raw.read(tmp_path / "twice")].count("build") == 2
-    assert run(*args).exit_code == 0
-    assert [line["what"] for line in raw.read(tmp_path / "out")].count("build") == 1
+    assert [line["engine"] for line in raw.read(done) if line["what"] == "build"].count("numpy") == 1
 
 
 def test_an_unknown_engine_or_profile_is_refused(tmp_path) -> None:
@@ -251,4 +261,4 @@ def test_an_unknown_engine_or_profile_is_refused(tmp_path) -> None:
 def test_two_runs_of_the_same_are_compared(done) -> None:
     result = CliRunner().invoke(bench, ["compare", str(done), str(done)])
     assert result.exit_code == 0
-    assert re.search(r"0 of \d\d moved", result.output)
+    assert re.search(r"0 of \d\d+ moved", result.output)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import pytest
 import qdrant_edge as edge
-from qdrant_client import grpc as pb
 from structlog.testing import capture_logs
 
 from services.vectors import engine, optimize, translate
@@ -24,6 +23,7 @@ from services.vectors.shards import Shards
 from shared.errors import SimilisError
 from shared.index import checks, wire
 from shared.index.base import Exact, Index, Point, Query, Spec
+from shared.index.protobuf import pb
 from tests.contracts import engines
 from tests.contracts.test_index import gallery, id_of, matrix
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import grpc
 import pytest
-from qdrant_client import grpc as pb
 
 from services.vectors import shards
 from services.vectors.nursery import Nursery
@@ -18,6 +17,7 @@ from services.vectors.refused import Refused
 from services.vectors.shards import Shards
 from shared.index import checks, wire
 from shared.index.base import Damaged, Query, Spec
+from shared.index.protobuf import pb
 from tests.contracts import engines
 from tests.contracts.test_index import gallery, matrix
 

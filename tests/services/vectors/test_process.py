@@ -12,12 +12,12 @@ from pathlib import Path
 import grpc
 import numpy as np
 import pytest
-from qdrant_client import grpc as pb
 
 from services.vectors import shards
 from shared.errors import Invalid, Unavailable
 from shared.index import wire
 from shared.index.base import Damaged, Point, Query, Spec
+from shared.index.protobuf import pb
 from shared.index.qdrant import QdrantStore, translated
 from tests.contracts import engines
 from tests.contracts.test_index import gallery, id_of, matrix
@@ -26,8 +26,8 @@ DIM = 32
 
 
 @pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[engines.VectorsProcess]:
-    with engines.vectors_process(tmp_path_factory.mktemp("vectors")) as process:
+def running(quick_folder: Path) -> Iterator[engines.VectorsProcess]:
+    with engines.vectors_process(quick_folder) as process:
         yield process
 
 

@@ -4,10 +4,9 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from qdrant_client import grpc as pb
-
 from services.vectors.codes import key_of
 from services.vectors.replies import Fields, Replies, timed
+from shared.index.protobuf import pb
 
 FIRST, SECOND = uuid.UUID(int=1), uuid.UUID(int=2**127 + 5)
 

@@ -7,10 +7,10 @@ import grpc
 import numpy as np
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
-from qdrant_client import grpc as pb
 
 from services.vectors import translate
 from services.vectors.translate import ALLOWED, Refused
+from shared.index.protobuf import pb
 
 DENSE = translate.Layout(sizes={"dense": 2}, bits={})
 KINDS = {

@@ -1,0 +1,9 @@
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def tmp_path(quick_path: Path) -> Path:
+    """In memory: see `tests.memory`."""
+    return quick_path

@@ -1,0 +1,37 @@
+"""Folders in memory, for engines that sync with every step: on a disk, their tests would mostly wait for it.
+
+Processes are killed on it as on a disk; of a loss of power it would keep nothing, and no test has one.
+"""
+
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+SHARED = Path("/dev/shm")
+ENOUGH = 6 << 30  #: bytes free, beyond what the tests need: with less, the disk it is
+
+
+@pytest.fixture(scope="session")
+def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    if not SHARED.is_dir() or shutil.disk_usage(SHARED).free < ENOUGH:
+        yield tmp_path_factory.mktemp("memory")
+        return
+    with tempfile.TemporaryDirectory(prefix="similis-tests-", dir=SHARED, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture
+def quick_path(memory: Path) -> Iterator[Path]:
+    """In the place of `tmp_path`."""
+    with tempfile.TemporaryDirectory(dir=memory, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
+@pytest.fixture(scope="module")
+def quick_folder(memory: Path) -> Iterator[Path]:
+    """The same for a whole module."""
+    with tempfile.TemporaryDirectory(dir=memory, ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
