@@ -50,14 +50,20 @@ ORIGINAL = """
     (SELECT f.mtime_ns FROM file f WHERE f.path_digest = sha256({0}.path) AND f.digest = {0}.digest)
 """
 
+#: What never failed comes first, and a quarter is for what has rested: behind all that is new it would wait as long
+#: as an archive is taken in.
 _CLAIM = sa.text(
     f"""
+    WITH rested AS MATERIALIZED (
+        SELECT id FROM image WHERE {_DUE} AND {_FAILURES} < :failures AND {WAITS} > '-infinity'
+        ORDER BY {WAITS}, id LIMIT (CAST(:limit AS int) + 3) / 4 FOR UPDATE SKIP LOCKED
+    ), others AS MATERIALIZED (
+        SELECT id FROM image WHERE {_DUE} AND {_FAILURES} < :failures AND id NOT IN (SELECT id FROM rested)
+        ORDER BY {WAITS}, id LIMIT CAST(:limit AS int) - (SELECT count(*) FROM rested) FOR UPDATE SKIP LOCKED
+    )
     UPDATE image SET status = 'encoding', attempt = attempt + 1, failures = {_FAILURES},
                      lease_until = clock_timestamp() + make_interval(secs => :lease)
-    WHERE id IN (
-        SELECT id FROM image WHERE {_DUE} AND {_FAILURES} < :failures
-        ORDER BY {WAITS}, id LIMIT :limit FOR UPDATE SKIP LOCKED
-    )
+    WHERE id IN (SELECT id FROM rested UNION ALL SELECT id FROM others)
     RETURNING id, attempt, sop_uid, path, revision, {RELEASED.format("image")}, {ORIGINAL.format("image")}
     """  # noqa: S608 - only the constants above are inserted
 )

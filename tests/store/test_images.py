@@ -35,6 +35,17 @@ def test_two_workers_never_hold_the_same_image(registered: Platform) -> None:
     assert not {c.id for c in first} & {c.id for c in second}
 
 
+def test_what_has_rested_does_not_wait_for_all_that_is_new(registered: Platform) -> None:
+    """A hundred thousand images may be coming in, for days."""
+    tried = claim(registered, 2)
+    with registered.begin() as db:
+        images.settle(db, [Verdict(image=c, status=Status.RECEIVED, reason="share", retry_after_s=0.0) for c in tried])
+    ids = {c.id for c in tried}
+    assert len(ids & {c.id for c in claim(registered, 2)}) == 1
+    assert len(ids & {c.id for c in claim(registered, 3)}) == 1
+    assert len(claim(registered)) == 1  # the sixth
+
+
 def test_an_image_is_due_again_when_its_lease_has_ended(registered: Platform) -> None:
     first = claim(registered, lease_s=0.0)
     second = claim(registered)
