@@ -15,6 +15,9 @@ from shared.store.images import ORIGINAL, RELEASED, Claimed, Verdict
 from shared.store.tables import FREE, RESTED
 from shared.types import Status
 
+#: What one is that is due again. Who holds it goes on.
+AGAIN = "state = 'due', failures = 0, not_before = NULL, reason = NULL, last_error = NULL"
+
 _FILL = sa.text(
     """
     INSERT INTO backfill (model_id, image_id)
@@ -79,7 +82,7 @@ def drop_model(db: Session, model_id: int) -> None:
 def retry(db: Session, model_id: int) -> None:
     """The exceptions of this model are tried again."""
     db.execute(
-        sa.text("UPDATE backfill SET state = 'due', failures = 0, not_before = NULL WHERE model_id = :model"),
+        sa.text(f"UPDATE backfill SET {AGAIN} WHERE model_id = :model"),  # noqa: S608 - only the constant is inserted
         {"model": model_id},
     )
 
@@ -88,7 +91,7 @@ def found_again(db: Session, image_id: int) -> None:
     """What failed for want of the image's bytes is due again."""
     db.execute(
         sa.text(
-            "UPDATE backfill SET state = 'due', failures = 0, not_before = NULL, reason = NULL "
+            f"UPDATE backfill SET {AGAIN} "  # noqa: S608 - only the constant is inserted
             "WHERE image_id = :image AND state = 'failed' AND reason = ANY(CAST(:lost AS text[]))"
         ),
         {"image": image_id, "lost": sorted(LOST)},

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from shared.store import ledger
+from shared.store import catchup, ledger
+from shared.store.images import AGAIN
 from shared.store.session import enqueue
 from shared.types import Job
 
@@ -46,7 +47,7 @@ def encode_again(db: Session, images: Sequence[int]) -> None:
     """These encoded images are due again, as another revision: what was written of the one before is older."""
     db.execute(
         sa.text(
-            "UPDATE image SET status = 'received', revision = revision + 1, failures = 0, not_before = NULL "
+            f"UPDATE image SET {AGAIN}, revision = revision + 1 "  # noqa: S608 - only the constant is inserted
             "WHERE id = ANY(CAST(:ids AS bigint[])) AND status = 'encoded'"
         ),
         {"ids": list(images)},
@@ -164,11 +165,11 @@ IMAGES = (
         ORDER BY 1
         """,
         mend=_run(
-            f"WITH points AS (UPDATE ledger SET {ledger.AGAIN} "  # noqa: S608 - only the constant is inserted
+            f"WITH points AS (UPDATE ledger SET {ledger.AGAIN} "  # noqa: S608 - only the constants are inserted
             "WHERE state = 'failed' AND image_id = ANY(CAST(:ids AS bigint[]))), "
-            "fills AS (UPDATE backfill SET state = 'due', failures = 0, not_before = NULL, last_error = NULL "
+            f"fills AS (UPDATE backfill SET {catchup.AGAIN} "
             "WHERE state = 'failed' AND image_id = ANY(CAST(:ids AS bigint[])) AND reason = 'worker-died') "
-            "UPDATE image SET status = 'received', failures = 0, not_before = NULL, reason = NULL, last_error = NULL "
+            f"UPDATE image SET {AGAIN} "
             "WHERE id = ANY(CAST(:ids AS bigint[])) AND status = 'failed' "
             "AND (reason = 'worker-died' OR last_error IS NOT NULL)",
             Job.ENCODE,

@@ -43,6 +43,12 @@ RELEASED = """
     EXISTS (SELECT 1 FROM review r WHERE r.image_id = {0}.id AND r.digest = {0}.digest AND r.decision = 'released')
 """
 
+#: What an image is that is due again, with nothing left of what became of it before.
+AGAIN = (
+    "status = 'received', failures = 0, not_before = NULL, lease_until = NULL, gate = NULL, reason = NULL, "
+    "last_error = NULL"
+)
+
 #: What is known of the file that an image was registered from.
 ORIGINAL = """
     {0}.digest,
@@ -169,10 +175,7 @@ def check_move(old: Status, new: Status) -> None:
 
 
 _RETRY = sa.text(
-    """
-    UPDATE image SET status = 'received', failures = 0, not_before = NULL, gate = NULL, reason = NULL
-    WHERE operation_id = :operation AND status = 'failed' RETURNING id
-    """
+    f"UPDATE image SET {AGAIN} WHERE operation_id = :operation AND status = 'failed' RETURNING id"  # noqa: S608
 )
 
 
@@ -182,11 +185,10 @@ def retry_failed(db: Session, operation_id: uuid.UUID) -> int:
 
 
 _FOUND_AGAIN = sa.text(
-    """
-    UPDATE image SET status = 'received', failures = 0, not_before = NULL, gate = NULL, reason = NULL,
-        operation_id = :operation
+    f"""
+    UPDATE image SET {AGAIN}, operation_id = :operation
     WHERE id = :id AND status = 'failed' AND reason = ANY(CAST(:lost AS text[]))
-    """
+    """  # noqa: S608 - only the constant is inserted
 )
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from shared.store import ledger
+from shared.store import catchup, images, ledger
 from shared.store.tables import SENT
 
 Kind = Literal["image", "encoding", "point", "file"]
@@ -72,16 +72,15 @@ def counts(connection: Session | sa.Connection) -> list[tuple[str, str, int]]:
 
 #: what each kind is made due by; the ids are the numbers in the name of the letter
 _DUE: dict[str, str] = {
-    "image": """
-        UPDATE image SET status = 'received', failures = 0, not_before = NULL, lease_until = NULL, gate = NULL,
-            reason = NULL
+    "image": f"""
+        UPDATE image SET {images.AGAIN}
         WHERE status = 'failed' AND ('image-' || id) = ANY(CAST(:letters AS text[])) RETURNING NULL::uuid
-    """,
-    "encoding": """
-        UPDATE backfill SET state = 'due', failures = 0, not_before = NULL, lease_until = NULL, reason = NULL
+    """,  # noqa: S608 - only the constant is inserted
+    "encoding": f"""
+        UPDATE backfill SET {catchup.AGAIN}
         WHERE state = 'failed' AND ('encoding-' || model_id || '-' || image_id) = ANY(CAST(:letters AS text[]))
         RETURNING NULL::uuid
-    """,
+    """,  # noqa: S608 - ditto
     "point": f"""
         UPDATE ledger SET {ledger.AGAIN} WHERE state = 'failed'
           AND ('point-' || generation_id || '-' || image_id || '-' || frame) = ANY(CAST(:letters AS text[]))

@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.imaging.reasons import LOST
+from shared.store.images import AGAIN
 from shared.store.session import enqueue
 from shared.types import Header, Job, Labels
 
@@ -229,11 +230,10 @@ _DESCRIBE = """
 #: Of models without an open generation nobody will write a new encoding: the old one must not outlive its bytes. And
 #: while one that was stopped is not judged again, no build may take it for one that belongs.
 _REPLACE = sa.text(
-    "WITH stale AS (DELETE FROM encoding WHERE image_id = :id "  # noqa: S608 - only the constant above is inserted
+    "WITH stale AS (DELETE FROM encoding WHERE image_id = :id "  # noqa: S608 - only constants are inserted
     "AND (model_id NOT IN (SELECT model_id FROM generation WHERE state = 'open') "
     "OR (SELECT status FROM image WHERE id = :id) = 'quarantined')) "
-    f"UPDATE image SET {_DESCRIBE}, digest = :digest, path = :path, status = 'received', failures = 0, "
-    "lease_until = NULL, not_before = NULL, gate = NULL, reason = NULL, last_error = NULL WHERE id = :id"
+    f"UPDATE image SET {_DESCRIBE}, digest = :digest, path = :path, {AGAIN} WHERE id = :id"
 )
 
 
