@@ -198,7 +198,7 @@ def shoot(archive: Archive, pauses_s: tuple[float, float], rng: random.Random, r
         if not process.until(lambda role=role: archive.victim(role) is not None, BACK_WITHIN_S, 0.02):  # type: ignore[misc]
             report.findings.append(f"{role} did not come back")
             continue
-        held = process.until(lambda: bool(archive.leases() - before), LEASE_WITHIN_S, 0.005)  # noqa: B023 - called now
+        held = process.until(lambda: bool(archive.leases() - before), LEASE_WITHIN_S, 0.02)  # noqa: B023 - called now
         victim = archive.victim(role)
         if victim is None:
             report.findings.append(f"{role} died by itself")

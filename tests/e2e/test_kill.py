@@ -38,7 +38,7 @@ def test_the_oracle_sees_what_dead_workers_held_until_its_lease_ends(
     try:
         archive.open()
         archive.scan(tmp_path / "archive")
-        assert process.until(lambda: any(kind == "image" for kind, *_ in archive.leases()), 60, 0.005)
+        assert process.until(lambda: any(kind == "image" for kind, *_ in archive.leases()), 60, 0.02)
         for role in ("worker-ingest1", "worker-ingest2"):
             pid = archive.stack.pid_of(role)
             assert pid is not None
