@@ -181,8 +181,8 @@ class Archive:
 
 
 def plan(kills: int, rng: random.Random) -> list[str]:
-    """Each role at least `EACH` times where there are kills enough, then at random, ingest workers favoured."""
-    deck = [role for role in ROLES for _ in range(EACH)] if kills >= EACH * len(ROLES) else []
+    """Each role up to `EACH` times, as often as there are kills for, then at random, ingest workers favoured."""
+    deck = [role for role in ROLES for _ in range(min(EACH, kills // len(ROLES)))]
     deck += rng.choices(ROLES, weights=list(SHARES.values()), k=kills - len(deck))
     rng.shuffle(deck)
     return deck

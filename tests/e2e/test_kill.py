@@ -19,13 +19,13 @@ from tests.oracle import Oracle
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_studies_survive_the_death_of_every_role(tmp_path: Path) -> None:
-    kills = 3 * len(killing.ROLES)
+@pytest.mark.parametrize("each", [1, pytest.param(3, marks=pytest.mark.soak)])
+def test_studies_survive_the_death_of_every_role(tmp_path: Path, each: int) -> None:
+    kills = each * len(killing.ROLES)
     report = killing.run(tmp_path, studies=12 * kills, kills=kills, seed=20, pauses_s=(0.1, 0.8))
     assert report.findings == []
-    assert report.kills == dict.fromkeys(killing.ROLES, 3)
-    assert report.kills.total() == kills
-    assert report.with_lease.total() >= 10
+    assert report.kills == dict.fromkeys(killing.ROLES, each)
+    assert report.with_lease.total() >= kills // 3
 
 
 @pytest.mark.slow
