@@ -87,14 +87,20 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
         torch.save(values, path)
 
 
-def load(folder: Path, data: str) -> Checkpoint:
-    """The last checkpoint, a fresh one where there is none. Raises: `Conflict` where that was of other data."""
+def load(folder: Path) -> Checkpoint:
+    """The last checkpoint, a fresh one where there is none."""
     path = folder / CHECKPOINT
     if not path.exists():
-        return Checkpoint(data=data)
-    found = Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
-    if found.data != data:
+        return Checkpoint()
+    return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+
+
+def begun(folder: Path, data: str) -> Checkpoint:
+    """The same, of a training on these data. Raises: `Conflict` where it began with others."""
+    found = load(folder)
+    if found.epoch and found.data != data:
         raise Conflict("the images or their labels are not those that this training began with: name another folder")
+    found.data = data
     return found
 
 

@@ -45,7 +45,7 @@ def train(experiment: Experiment, root: Path, out: Path, *, resume: bool = True,
         model: nn.Module = experiment.method.build(fit).to(device)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # twice as fast in bf16 on a CPU
         optimiser = experiment.optimiser.build(experiment.method.groups(model))
-        state = kept.load(out, data.digest)
+        state = kept.begun(out, data.digest)
         if state.epoch:
             model.load_state_dict(state.model)
             optimiser.load_state_dict(state.optimiser)
