@@ -201,6 +201,7 @@ def sent_between_dump_and_copy(home: Path) -> str:
     return "1.2.826.0.1.3680043.8.91"
 
 
+@pytest.mark.soak
 def test_another_model_with_codes_answers_and_a_restored_backup_answers_alike(world: World, tmp_path: Path) -> None:
     study = world.records[0].study
     assert world.run("models", "hash", "null", "--name", "coded", "--bits", "8", "--json")["bits"] == 8

@@ -28,7 +28,7 @@ def test_studies_survive_the_death_of_every_role(tmp_path: Path, each: int) -> N
     assert report.with_lease.total() >= kills // 3
 
 
-@pytest.mark.slow
+@pytest.mark.soak
 @pytest.mark.timeout(300)
 def test_the_oracle_sees_what_dead_workers_held_until_its_lease_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
