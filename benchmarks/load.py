@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.stack import Stack
+from benchmarks.stack import Connection, Stack
 from shared.errors import Unavailable
 
 Json = dict[str, Any]
@@ -38,13 +38,30 @@ class Latency:
 class Asked:
     """What a client saw: the time until the whole answer was there, and the answer."""
 
-    ms: list[float] = field(default_factory=list)
+    ms: list[float] = field(default_factory=list)  #: from when the question was due
+    waited: list[float] = field(default_factory=list)  #: of that, until a client was free to ask it
     bodies: list[bytes] = field(default_factory=list)
     failed: int = 0
 
     def answers(self) -> Iterator[Json]:
         for body in self.bodies:
             yield json.loads(body)
+
+    def parts(self) -> Iterator[dict[str, float]]:
+        """Where each answer's time went, ms: what the answer tells, and what is left of the client's own."""
+        for ms, waited, answer in zip(self.ms, self.waited, self.answers(), strict=True):
+            told = answer["timings_ms"]
+            yield {
+                "HTTP, key, JSON: client's time without the search": ms - waited - told["total"],
+                "before the index: pointer and the study's vectors": told["before_index"],
+                "index: protobuf and socket": told["index"] - told["engine"],
+                "index: engine (time of the reply)": told["engine"],
+                "after the index: rows behind the hits, grouping, counting": told["after_index"],
+            }
+
+    def slowest(self) -> dict[str, float]:
+        """The parts of the answer that took longest, not counting what it waited for a client."""
+        return max(self.parts(), key=lambda parts: sum(parts.values()))
 
     @property
     def latency(self) -> Latency:
@@ -75,6 +92,7 @@ def closed(stack: Stack, uids: Sequence[str], **query: object) -> Asked:
                 started = time.perf_counter()
                 body = connection.fetch(path(uid), **query)
                 asked.ms.append((time.perf_counter() - started) * 1000)
+                asked.waited.append(0.0)
                 asked.bodies.append(body)
     finally:
         connection.close()
@@ -92,10 +110,8 @@ def opened(
         go_on: asked before every question; the uids start over as long as it says so. Without: each uid once.
     """
     asked, lock, number = Asked(), threading.Lock(), iter(range(10**9))
-    began = time.perf_counter() + 0.05
 
-    def client() -> None:
-        connection = stack.connect()
+    def client(connection: Connection) -> None:
         try:
             while True:
                 with lock:
@@ -105,19 +121,23 @@ def opened(
                     time.sleep(wait)
                 if not go_on() if go_on is not None else n >= len(uids):
                     return
+                sent = time.perf_counter()
                 try:
-                    connection.fetch(path(uids[n % len(uids)]))
+                    body = connection.fetch(path(uids[n % len(uids)]))
                 except Unavailable:
                     with lock:
                         asked.failed += 1
                     continue
                 with lock:
                     asked.ms.append((time.perf_counter() - due) * 1000)
+                    asked.waited.append((sent - due) * 1000)
+                    asked.bodies.append(body)
         finally:
             connection.close()
 
-    with no_collector():
-        threads = [threading.Thread(target=client) for _ in range(clients)]
+    with no_collector():  # which collects first: that and connecting are over when the first question is due
+        threads = [threading.Thread(target=client, args=(stack.connect(),)) for _ in range(clients)]
+        began = time.perf_counter() + 0.01
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -67,7 +67,7 @@ def measure(
     with Witness() as some:
         calm = load.opened(stack, order[: options.queries], options.rate, options.clients)
     about = {"rate": options.rate, "clients": options.clients, "s": load_seconds, "stood_still": some.late_ms}
-    figures["open"] = asdict(calm.latency) | about
+    figures["open"] = _seen(calm) | about
     figures["recall"] = {
         "default exclusion": recall(stack, live, order[: options.recall]),
         "1 % filter": recall(stack, live, order[: options.recall], density=RARE),
@@ -106,26 +106,23 @@ def _closed(stack: Stack, uids: Sequence[str]) -> tuple[Json, Json]:
     """One client; percentiles over all, and of the medians of the blocks their spread. Where the time went."""
     size = -(-len(uids) // BLOCKS)
     blocks = [load.closed(stack, uids[start : start + size]) for start in range(0, len(uids), size)]
-    every = Asked([ms for b in blocks for ms in b.ms], [body for b in blocks for body in b.bodies])
+    every = Asked()
+    for block in blocks:
+        every.ms += block.ms
+        every.waited += block.waited
+        every.bodies += block.bodies
     p50 = Spread.of((b.latency.p50 for b in blocks), 2)
-    return asdict(every.latency) | {"p50_of_blocks": asdict(p50)}, _where(every)
+    return _seen(every) | {"p50_of_blocks": asdict(p50)}, _where(every)
+
+
+def _seen(asked: Asked) -> Json:
+    return asdict(asked.latency) | {"slowest": {name: round(ms, 1) for name, ms in asked.slowest().items()}}
 
 
 def _where(asked: Asked) -> Json:
-    """Medians of the parts that each answer tells, and of what is left of the client's own time."""
-    parts: dict[str, list[float]] = {}
-    for ms, answer in zip(asked.ms, asked.answers(), strict=True):
-        told = answer["timings_ms"]
-        row = {
-            "HTTP, key, JSON: client's time without the search": ms - told["total"],
-            "before the index: pointer and the study's vectors": told["before_index"],
-            "index: protobuf and socket": told["index"] - told["engine"],
-            "index: engine (time of the reply)": told["engine"],
-            "after the index: rows behind the hits, grouping, counting": told["after_index"],
-        }
-        for name, value in row.items():
-            parts.setdefault(name, []).append(value)
-    return {"parts_ms": {name: round(statistics.median(values), 3) for name, values in parts.items()}}
+    """Medians of the parts of an answer's time."""
+    rows = list(asked.parts())
+    return {"parts_ms": {name: round(statistics.median(row[name] for row in rows), 3) for name in rows[0]}}
 
 
 def recall(stack: Stack, live: Published, uids: Sequence[str], **query: str) -> Json:
@@ -198,7 +195,7 @@ def _meanwhile(over: Callable[[], bool], stack: Stack, order: Sequence[str]) -> 
 
 
 def _busy(asked: Asked, seconds: float, witness: Witness, what: str) -> Json:
-    return asdict(asked.latency) | {"s": round(seconds, 1), "what": what, "stood_still": witness.late_ms}
+    return _seen(asked) | {"s": round(seconds, 1), "what": what, "stood_still": witness.late_ms}
 
 
 def _vectors(options: argparse.Namespace, scratch: Path) -> tuple[gallery.Vectors, str]:
@@ -246,6 +243,13 @@ def _latencies(figures: Json) -> list[str]:
     )
 
 
+def _slowest(figures: Json) -> list[str]:
+    some = f"{figures['open']['clients']} clients"
+    loads = {"one client": figures["closed"], some: figures["open"]} | figures["busy"]
+    parts = figures["closed"]["slowest"]
+    return report.table(["part", *loads], [[part, *(one["slowest"][part] for one in loads.values())] for part in parts])
+
+
 def _text(figures: Json) -> list[str]:
     built, where = figures["build"], figures["where"]
     columns = ("studies@10", "images@10", "n", "mean_wanted", "p50_ms", "exact_p50_ms")
@@ -270,6 +274,10 @@ def _text(figures: Json) -> list[str]:
         "Where the time goes, medians, ms:",
         "",
         *report.table(["part", "ms"], list(where["parts_ms"].items())),
+        "",
+        "And of the slowest question of each load:",
+        "",
+        *_slowest(figures),
         "",
         "Processor time per question by process, ms, of one client's closed loop:",
         "",

@@ -123,6 +123,16 @@ def test_percentiles_are_those_of_what_the_clients_saw() -> None:
     assert (seen.latency.n, seen.latency.failed) == (100, 2)
 
 
+def test_where_the_slowest_answer_spent_its_time_does_not_count_what_it_waited_for_a_client() -> None:
+    bodies = [
+        json.dumps({"timings_ms": {"total": total, "before_index": 1, "index": 3, "engine": 2, "after_index": 4}})
+        for total in (8, 10)
+    ]
+    seen = load.Asked(ms=[40.0, 15.0], waited=[30.0, 0.0], bodies=[body.encode() for body in bodies])
+    assert [sum(parts.values()) for parts in seen.parts()] == [10, 13]
+    assert list(seen.slowest().values()) == [5.0, 1, 1, 2, 4]
+
+
 def test_the_same_phantoms_are_lossless_in_every_syntax(tmp_path: Path) -> None:
     made = decode.write(tmp_path, 1, 512, 400, decode.SYNTAXES)
     with Sandbox() as sandbox:
