@@ -1,6 +1,7 @@
 """Systems made of members' vectors, measured on the same queries, and their tables."""
 
 import csv
+import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -190,6 +191,7 @@ def tables(lines: Sequence[Line], costs: Mapping[str, Mapping[str, Any]], epochs
         "",
         *table(head, body),
         "",
+        *_over_seeds(rows, gains, {_key(line): line for line in steps}),
         "## What each step brings",
         "",
         "Macro mAP, paired by query: training against the same network frozen, five views against one, an ensemble",
@@ -197,7 +199,7 @@ def tables(lines: Sequence[Line], costs: Mapping[str, Mapping[str, Any]], epochs
         "",
         *table(("system", "seed", "against", "difference", "p (Holm)", "effect (d_z over groups)"), map(_step, steps)),
         "",
-        "## mAP by class, one view",
+        "## mAP by class, one view, mean over the trainings",
         "",
         *_by_class([line for line in rows if not line["views"] and line["join"] == "unit"]),
         "",
@@ -222,11 +224,54 @@ def _notes(line: Line, seeds: int, epochs: int, against: str) -> Sequence[str]:
     )
 
 
+def _over_seeds(rows: Sequence[Line], gains: Mapping[Any, Line], steps: Mapping[Any, Line]) -> list[str]:
+    """What several trainings of one system agree on; nothing where each was trained once."""
+    found = [(key, lines) for key, lines in _grouped(rows).items() if len(lines) > 1]
+    if not found:
+        return []
+    body = [
+        (
+            name, join, "5" if views else "1", len(lines),
+            *(_spread([line["figures"][figure][over][0] for line in lines])
+              for figure, over in (("mAP", "micro"), ("mAP", "macro"), ("P@10", "macro"))),
+            *(_spread([told[_key(line)]["difference"][0] for line in lines if _key(line) in told], "+")
+              for told in (gains, steps)),
+        )
+        for (name, join, views), lines in found
+    ]  # fmt: skip
+    head = ("system", "join", "views", "trainings", "mAP micro", "mAP macro", "P@10 macro", "gain", "step")
+    return [
+        "## Over the trainings",
+        "",
+        "Mean over the seeds ± their standard deviation. step: against what the system was made of, as below.",
+        "",
+        *table(head, body),
+        "",
+    ]
+
+
+def _grouped(rows: Sequence[Line]) -> dict[tuple[str, str, bool], list[Line]]:
+    """The lines of each system, one a seed; of a system alone the join says nothing."""
+    found: dict[tuple[str, str, bool], list[Line]] = {}
+    for line in rows:
+        key = (line["system"], line["join"] if line["members"] > 1 else "", line["views"])
+        found.setdefault(key, []).append(line)
+    return found
+
+
+def _spread(values: Sequence[float], sign: str = "") -> str:
+    return f"{statistics.mean(values):{sign}.3f} ± {statistics.stdev(values):.3f}" if len(values) > 1 else ""
+
+
 def _by_class(rows: Sequence[Line]) -> list[str]:
-    classes = list(rows[0]["mAP by class"])
-    named = [f"{line['system']} ({line['seed']})" for line in rows]
+    """Means over the seeds."""
+    systems = {name: [line["mAP by class"] for line in lines] for (name, _, _), lines in _grouped(rows).items()}
     return table(
-        ("class", *named), [(name, *(f"{line['mAP by class'][name]:.2f}" for line in rows)) for name in classes]
+        ("class", *systems),
+        [
+            (label, *(f"{statistics.mean(one[label] for one in seen):.2f}" for seen in systems.values()))
+            for label in rows[0]["mAP by class"]
+        ],
     )
 
 

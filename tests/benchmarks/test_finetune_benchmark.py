@@ -125,6 +125,26 @@ def test_what_knows_the_class_gains_and_everything_stands_beside_chance(
     assert len((tmp_path / "figures.csv").read_text().splitlines()) == len(figures) + 1
 
 
+def test_several_trainings_of_a_system_are_one_row_with_their_spread(
+    data: Collection, members: list[Member], tmp_path: Path
+) -> None:
+    weaker = [member(data, net, "advanced", dim, 2.0, 1) for net, dim in (("squeezenet", 6), ("mobilenet", 8))]
+    lines = list(lines_of(systems([*members, *weaker]), data))
+    once = list(lines_of(systems(members), data))
+    over = "\n".join(tables(lines, {}, 2, tmp_path)).partition("## Over the trainings")[2].partition("## What")[0]
+    assert "## Over the trainings" not in "\n".join(tables(once, {}, 2, tmp_path))
+    (row,) = [line for line in over.splitlines() if line.startswith("| squeezenet advanced |  | 1 |")]
+    found = [
+        line["figures"]["mAP"]["macro"][0]
+        for line in lines
+        if line["kind"] == "figures" and line["system"] == "squeezenet advanced" and not line["views"]
+    ]
+    assert (len(found), row.split(" | ")[3]) == (2, "2")
+    assert f"{np.mean(found):.3f} ± {np.std(found, ddof=1):.3f}" in row
+    assert "mega_all" not in over  # of one seed, as metric is
+    assert "squeezenet frozen" not in over
+
+
 @pytest.mark.parametrize("how", ["advanced", "metric"])
 def test_weights_with_folded_statistics_are_trained_with_them_frozen(how: str) -> None:
     folded = experiment("mobilenet", NETS["mobilenet"], how, "m.safetensors", 3, 1)
