@@ -120,7 +120,7 @@ def test_what_knows_the_class_gains_and_everything_stands_beside_chance(
         assert (steps[key]["against"], steps[key]["against_views"]) == (against[0], False)
         assert steps[key]["difference"][0] == pytest.approx(mine - theirs, abs=2e-4)
     text = "\n".join(tables(lines, {"squeezenet metric 0": members[2].cost}, 2, tmp_path))
-    assert text.count("| mega_all |") == 4
+    assert text.count("\n| mega_all |") == 4
     assert text.count("| mega_all, raw |") == 1
     assert len((tmp_path / "figures.csv").read_text().splitlines()) == len(figures) + 1
 
