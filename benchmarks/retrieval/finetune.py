@@ -70,7 +70,7 @@ class Profile:
 
 
 PROFILES: Mapping[str, Profile] = {
-    "quick": Profile((0,), 3, SMALL),
+    "quick": Profile((0, 1, 2), 3, SMALL),
     "full": Profile((0, 1, 2, 3, 4), 20, tuple(NETS)),
 }
 
