@@ -85,7 +85,8 @@ def main() -> None:
     parser.add_argument("--ready", action="store_true", help="train nothing: measure the models that are there")
     asked = parser.parse_args()
     profile = PROFILES[asked.profile]
-    about = facts("retrieval.finetune", {"training": profile.seeds[-1], "bootstrap": 0})
+    seeds = {f"training {n}": seed for n, seed in enumerate(profile.seeds, 1)}
+    about = facts("retrieval.finetune", seeds | {"bootstrap": 0})
     torch.set_num_threads(asked.threads)
     data = load(SET, asked.data, SIDE)
     members = list(_members(profile, data, asked))
