@@ -131,7 +131,7 @@ def test_several_trainings_of_a_system_are_one_row_with_their_spread(
     weaker = [member(data, net, "advanced", dim, 2.0, 1) for net, dim in (("squeezenet", 6), ("mobilenet", 8))]
     lines = list(lines_of(systems([*members, *weaker]), data))
     once = list(lines_of(systems(members), data))
-    over = "\n".join(tables(lines, {}, 2, tmp_path)).partition("## Over the trainings")[2].partition("## What")[0]
+    over = "\n".join(tables(lines, {}, 2, tmp_path)).partition("## Over the trainings")[2].partition("## Each")[0]
     assert "## Over the trainings" not in "\n".join(tables(once, {}, 2, tmp_path))
     (row,) = [line for line in over.splitlines() if line.startswith("| squeezenet advanced |  | 1 |")]
     found = [
