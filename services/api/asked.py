@@ -1,27 +1,62 @@
-"""The parameters of an address: a name that its route does not know is refused, as in a body.
+"""The parameters of an address: one that its route does not know is refused, as in a body, and one that stands twice.
 
-A filter that is misspelt, or that a route does not have, would else be ignored, and the answer be taken for another.
+A filter that is misspelt, that a route does not have, or of which one of two values counts, would else be ignored,
+and the answer be taken for another.
 """
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import get_args, get_origin
 
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 
 OURS = "/v1/"  #: DICOMweb and Prometheus have rules of their own
 
 
 def check_names(request: Request) -> None:
-    """Raises: `RequestValidationError` for a name that the route does not declare.
+    """Raises: `RequestValidationError` for a name that the route does not declare, or that stands twice and is no list.
 
     Routes that read a model, or all of the address by hand (and document it), refuse unknown names by themselves.
     """
     route = request.scope["route"]
-    given = set(request.query_params)
+    given = Counter(name for name, _ in request.query_params.multi_items())
     if not given or not route.path.startswith(OURS) or route.openapi_extra:
         return
     declared = {field.alias: field.field_info.annotation for field in route.dependant.query_params}
-    if any(hasattr(kind, "model_fields") for kind in declared.values()):
-        return
-    unknown = sorted(given - declared.keys())
-    if unknown:
-        more = {"type": "extra_forbidden", "msg": "", "input": None, "ctx": {"known": sorted(declared)}}
+    models = [kind for kind in declared.values() if hasattr(kind, "model_fields")]
+    for model in models:
+        declared |= {name: field.annotation for name, field in model.model_fields.items()}
+    once = [name for name, kind in declared.items() if not _is_list(kind)]
+    refuse_twice({name: given[name] for name in once})
+    unknown = sorted(given.keys() - declared.keys())
+    if unknown and not models:
+        more = {"type": "extra_forbidden", "msg": "", "input": None}
         raise RequestValidationError([{"loc": ("query", name), **more} for name in unknown])
+
+
+def refuse_twice(given: dict[str, int]) -> None:
+    """Raises: `RequestValidationError` for each name that is no list and is given more than once."""
+    more = {"type": "given_twice", "msg": "is given more than once, and has one value", "input": None}
+    if twice := sorted(name for name, times in given.items() if times > 1):
+        raise RequestValidationError([{"loc": ("query", name), **more} for name in twice])
+
+
+def names_of(route: APIRoute) -> list[str]:
+    """Every name that a request of this route may have, to be offered when one is misspelt."""
+    asked = [*route.dependant.query_params, *route.dependant.body_params]
+    inside = {name for field in asked for name in _fields(field.field_info.annotation)}
+    return sorted(inside | {field.alias for field in route.dependant.query_params})
+
+
+def _fields(kind: object) -> Iterator[str]:
+    for name, field in getattr(kind, "model_fields", {}).items():
+        yield name
+        yield from _fields(field.annotation)
+    for part in get_args(kind):
+        yield from _fields(part)
+
+
+def _is_list(kind: object) -> bool:
+    return get_origin(kind) is list or any(map(_is_list, get_args(kind)))

@@ -17,7 +17,8 @@ from sqlalchemy.exc import IntegrityError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from services.api.schemas import WRITTEN, names
+from services.api.asked import names_of
+from services.api.schemas import WRITTEN
 from shared.errors import (
     Conflict,
     Denied,
@@ -136,7 +137,8 @@ def of_error(request: Request, error: SimilisError) -> Response:
 
 def of_validation(request: Request, errors: Sequence[Mapping[str, Any]]) -> Response:
     """Each wrong field by name and rule, without its value."""
-    found = [{"where": _place(e), "code": e["type"], "message": _message(e)} for e in errors]
+    known = names_of(request.scope["route"])
+    found = [{"where": _place(e), "code": e["type"], "message": _message(e, known)} for e in errors]
     listed = ", ".join(dict.fromkeys(e["where"] for e in found))
     return problem(KINDS[Invalid], f"wrong or unknown: {listed}", route_of(request), errors=found)
 
@@ -151,12 +153,12 @@ def _place(error: Mapping[str, Any]) -> str:
     return ".".join([*parts[:-1], "?"] if unknown else parts) or "body"
 
 
-def _message(error: Mapping[str, Any]) -> str:
+def _message(error: Mapping[str, Any], known: Sequence[str]) -> str:
     """Pydantic's own words, except where they quote the input."""
     if error["type"] == "json_invalid":
         return "this is not JSON"
     if error["type"] == "extra_forbidden":
-        near = get_close_matches(str(error["loc"][-1]), error.get("ctx", {}).get("known", names()), 1)
+        near = get_close_matches(str(error["loc"][-1]), error.get("ctx", {}).get("known", known), 1)
         return "there is no such name" + (f"; do you mean {near[0]}?" if near else "")
     if error["type"] == "string_pattern_mismatch":
         return WRITTEN.get(error["ctx"]["pattern"], "is not written as it must be: see /docs")
@@ -189,7 +191,9 @@ def install(app: FastAPI) -> None:
             return of_error(request, error.__cause__)
         kind = STATUSES.get(error.status_code, Kind(error.status_code, "http", "The request cannot be served"))
         headers = {"Allow": ", ".join(sorted(_methods(request)))} if error.status_code == 405 else {}
-        return problem(kind, kind.title, route_of(request), headers)
+        # FastAPI says so of a body that it cannot parse, before there is anything to validate
+        detail = "the body is not JSON in UTF-8, or is nested too deep" if error.status_code == 400 else kind.title
+        return problem(kind, detail, route_of(request), headers)
 
 
 def _methods(request: Request) -> set[str]:

@@ -2,7 +2,6 @@
 
 import re
 from datetime import date, datetime
-from functools import cache
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -337,14 +336,3 @@ class KeyIn(In):
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._@-]{0,63}$")]
     scopes: Annotated[list[Scope], Field(min_length=1)]
     days: Annotated[int | None, Field(ge=1, le=3650)] = None
-
-
-@cache
-def names() -> tuple[str, ...]:
-    """Every name that a request may have, to be offered when one is misspelt; after all routes are imported."""
-    shapes, found = [In], set()
-    while shapes:
-        shape = shapes.pop()
-        shapes += shape.__subclasses__()
-        found |= set(shape.model_fields)
-    return tuple(sorted(found))

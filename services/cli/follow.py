@@ -200,12 +200,18 @@ def summarise(answer: Answer) -> None:
         rows.append(("unchanged", "", "", operation.unchanged, "known since an earlier intake"))
     if operation.counts.get("settling"):
         rows.append(("settling", "", "", operation.counts["settling"], "perhaps still being written; looked at again"))
+    if operation.counts.get("unlabelled"):
+        rows.append(
+            ("warning", "", "unlabelled", operation.counts["unlabelled"], "the label table says nothing of them")
+        )
     odd = {name.removeprefix(ODD): count for name, count in operation.counts.items() if name.startswith(ODD)}
     rows += [
         ("warning", "", name, count, "odd about the data set; taken in all the same") for name, count in odd.items()
     ]
     if rows:
         table(("outcome", "gate", "reason", "files", "meaning"), rows, right=("files",))
+    elif answer["kind"] == "scan" and operation.state == "succeeded":
+        say("there is no file in this folder")
     took = f" in {answer['took_s']:.1f} s" if answer.get("took_s") and operation.ended else ""
     ending = f": {operation.error}" if operation.error else ""
     tell(f"operation {operation.id} {operation.state}{took}{ending}")

@@ -33,7 +33,10 @@ from shared.store.session import Begin
 
 @dataclass
 class Progress:
-    """How far a scan is; `counts` are by outcome, with `unchanged` and `settling` beside them."""
+    """How far a scan is; `counts` are by outcome, with `unchanged` and `settling` beside them.
+
+    Where there is a table of labels, `unlabelled` counts the images that were looked at and that it says nothing of.
+    """
 
     total: int = 0
     done: int = 0
@@ -92,6 +95,9 @@ def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it t
         with begin() as db:
             if found:
                 progress.counts += register(db, found, rules, operation_id)
+            bare = sum(one.row is None and not isinstance(one.inspected, Rejected) for one in found)
+            if table is not None and bare:
+                progress.counts["unlabelled"] += bare
             progress.counts["unchanged"] += len(same)
             progress.counts["settling"] += len(young)
             progress.done += len(batch)

@@ -48,11 +48,12 @@ def by_studies(
     by_uid: dict[str, list[QueryRow]] = {}
     for row in neighbours.vectors(connection, study_uids, live.model_id):
         by_uid.setdefault(row.study_uid, []).append(row)
-    for uid in study_uids:
+    for place, uid in enumerate(study_uids, 1):
         if uid not in by_uid:
+            which = f" (number {place} of the {len(study_uids)} asked for)" if len(study_uids) > 1 else ""
             if not neighbours.exists(connection, uid):
-                raise NotFound("no such study")
-            raise Conflict("no image of this study is encoded by the published model")
+                raise NotFound(f"no such study{which}")
+            raise Conflict(f"no image of this study is encoded by the published model{which}")
     subjects = [_subject(by_uid[uid]) for uid in study_uids]
     return _rank(connection, index_of, live, subjects, request, started)
 

@@ -189,7 +189,7 @@ def cancel(db: Session, operation_id: uuid.UUID) -> Operation:
     """
     operation = _locked(db, operation_id)
     if operation.state not in ("pending", "running"):
-        raise Conflict(f"the operation has {operation.state}")
+        raise Conflict(f"the operation has ended: {operation.state}")
     operation.cancel = True
     if operation.lease_until is None or "scanned" in operation.counts:
         operation.state = "cancelled"
@@ -259,7 +259,7 @@ def pause(db: Session, operation_id: uuid.UUID) -> None:
     """
     operation = _locked(db, operation_id)
     if operation.state not in ("pending", "running", "paused"):
-        raise Conflict(f"the operation has {operation.state}")
+        raise Conflict(f"the operation has ended: {operation.state}")
     operation.state = "paused"
 
 

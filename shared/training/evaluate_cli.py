@@ -56,6 +56,7 @@ def evaluate_command(  # noqa: PLR0913 - the options, one by one
         raise typer.BadParameter("name a --collection, or a --folder with its --labels", param_hint="--collection")
     if (out / "report.json").exists():
         raise Conflict("there is a report in the folder already")
+    out.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before hours are spent on it
 
     from shared.training.evaluate import Plan, evaluate
     from shared.training.report import write
@@ -95,6 +96,8 @@ def encode_command(
     named = out.with_suffix(".csv")
     if out.exists() or named.exists():
         raise Conflict("there is such a file already")
+    if not out.parent.is_dir():
+        raise NotFound("there is no folder for OUT.npy")
     import numpy as np
 
     from shared.training.vectors import of_files

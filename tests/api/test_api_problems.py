@@ -133,6 +133,38 @@ def test_only_a_name_that_the_route_has_is_offered_in_place_of_one_that_it_does_
     assert told("state") == "there is no such name"  # studies have a status
 
 
+@pytest.mark.parametrize(
+    ("address", "name"),
+    [
+        ("/v1/models", "folder"),
+        ("/v1/generations/1:throttle", "rate"),
+        ("/v1/searches", "study_instance_uid"),
+        ("/v1/ingest/scans", "patient_id"),
+    ],
+)
+def test_a_name_that_only_another_route_has_is_not_offered(client, address, name):
+    told = client.post(address, json={name: "x"}).json()["errors"]
+    assert "there is no such name" in [one["message"] for one in told]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "/v1/studies/1.2.3/similar?StudyDate=20240101-&StudyDate=20250101-",
+        "/v1/studies?StudyDate=20240101-&StudyDate=20250101-",
+        "/v1/quarantine?gate=pixels&gate=metadata",
+        "/v1/operations?limit=1&limit=2",
+    ],
+)
+def test_of_two_values_of_one_parameter_none_is_ignored(client, address):
+    (told,) = client.get(address).json()["errors"]
+    assert told["message"] == "is given more than once, and has one value"
+
+
+def test_a_list_may_still_be_repeated(client):
+    assert client.get("/v1/studies?birads=4&birads=5&ModalitiesInStudy=MG&ModalitiesInStudy=CT").status_code == 200
+
+
 BEYOND = 2**63  #: the first number that no column holds
 
 
@@ -163,6 +195,12 @@ def test_a_body_that_is_not_sent_as_json_is_told_how_to_be_sent(client):
         assert (refused.status_code, refused.json()["code"]) == (415, "unsupported-media")
         assert "Content-Type: application/json" in refused.json()["detail"]
         assert "SECRET" not in refused.text
+
+
+@pytest.mark.parametrize("body", [b'{"name": "\xff"}', b"[" * 100_000])
+def test_a_body_that_cannot_even_be_parsed_is_told_so(client, body):
+    refused = client.post("/v1/keys", content=body, headers={"Content-Type": "application/json"})
+    assert (refused.status_code, refused.json()["detail"][:20]) == (400, "the body is not JSON")
 
 
 def test_broken_json_is_a_400(client):

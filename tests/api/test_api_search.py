@@ -176,6 +176,11 @@ def test_several_studies_are_asked_at_once(client, filled):
     assert rankings[0]["studies"] == alone["studies"]
 
 
+def test_a_batch_says_which_of_its_studies_is_unknown(client, filled):
+    refused = client.post("/v1/searches", json={"studies": ["1.2.3.5", "9.9.9", "1.2.3.1"]})
+    assert (refused.status_code, refused.json()["detail"]) == (404, "no such study (number 2 of the 3 asked for)")
+
+
 def test_a_batch_has_its_limits(client, filled):
     many = {"studies": ["1.2.3.1"] * 51}
     assert client.post("/v1/searches", json=many).status_code == 400

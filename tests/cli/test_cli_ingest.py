@@ -52,6 +52,21 @@ def test_refused_files_are_told_by_outcome_gate_and_reason_and_the_exit_code_is_
     assert len(asked.headers["Idempotency-Key"]) >= 32
 
 
+def test_an_empty_folder_is_told_and_not_only_that_it_succeeded(home, server, similis, tmp_path):
+    server.on(SCANS, operation("succeeded", 0, 0), 202)
+    server.on(ONE, operation("succeeded", 0, 0))
+    ran = similis("ingest", tmp_path, "--home", home)
+    assert (ran.code, "there is no file in this folder" in ran.err) == (0, True)
+
+
+def test_images_that_the_label_table_does_not_name_are_told(home, server, similis, tmp_path):
+    server.on(SCANS, operation("pending"), 202)
+    server.on(ONE, operation("succeeded", 10, 10, outcomes=MIXED, counts={"unlabelled": 7}))
+    ran = similis("ingest", tmp_path, "--labels", tmp_path / "labels.csv", "--home", home)
+    (line,) = [line.split() for line in ran.out.splitlines() if "unlabelled" in line]
+    assert line[:3] == ["warning", "unlabelled", "7"]
+
+
 def test_where_gate_3_hardly_judges_yet_the_end_says_so_with_the_command(home, done, similis, tmp_path):
     done.on("GET /readyz", {"status": "ready", "model": "my net"})
     done.on("GET /v1/models/my%20net/calibrations", {"calibrations": [], "without": {}, "wanting": {"MG": 1200}})

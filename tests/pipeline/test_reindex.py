@@ -525,7 +525,7 @@ def test_who_acts_on_a_build_while_it_ends_waits_for_its_end(
         assert acting.is_alive()
     acting.join(10)
     assert operation(filled, number).state == "succeeded"
-    assert failed == (["the operation has succeeded"] if act is lifecycle.pause else [])
+    assert failed == (["the operation has ended: succeeded"] if act is lifecycle.pause else [])
 
 
 def test_a_cancelled_build_is_given_up(filled: Platform) -> None:

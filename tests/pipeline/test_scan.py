@@ -266,3 +266,15 @@ def test_the_label_table_itself_is_no_study(platform: Platform) -> None:
 def test_a_folder_that_is_gone_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(Unavailable):
         list(scan.walk(tmp_path / "nothing"))
+
+
+def test_images_that_the_label_table_says_nothing_of_are_counted(platform: Platform, tmp_path: Path) -> None:
+    for n in range(3):
+        platform.put(f"{n}.dcm", header(n))
+    platform.put("notes.txt", failed(Reason.NOT_A_STUDY_OBJECT))
+    table = tmp_path / "labels.csv"
+    table.write_text("file,birads\n0.dcm,4\n")
+    assert platform.scan(read_labels(table)).counts["unlabelled"] == 2
+    table.write_text("file,birads\n")
+    assert platform.scan(read_labels(table)).counts["unlabelled"] == 1
+    assert "unlabelled" not in platform.scan().counts

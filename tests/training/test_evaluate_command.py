@@ -193,3 +193,14 @@ def test_vectors_of_a_folder_are_written_with_the_file_of_each_row(model, archiv
     with pytest.raises(Conflict):
         runner(encode_command)(model, archive, out)
     assert runner(encode_command)(model, archive, tmp_path / "vectors.txt").exit_code == 2
+
+
+def test_a_place_that_cannot_be_written_is_told_before_any_image_is_looked_for(run, model, tmp_path):
+    nothing, table, taken = tmp_path / "nothing", tmp_path / "labels.csv", tmp_path / "taken"
+    nothing.mkdir()
+    table.touch()
+    taken.touch()
+    with pytest.raises(NotFound, match="no folder for"):
+        runner(encode_command)(model, nothing, tmp_path / "nowhere" / "vectors.npy")
+    with pytest.raises(FileExistsError):
+        run("--model", model, "--folder", nothing, "--labels", table, "--out", taken)

@@ -20,6 +20,7 @@ from starlette.requests import ClientDisconnect
 
 from services.api import present
 from services.api.answers import BatchOut, RankingOut
+from services.api.asked import refuse_twice
 from services.api.dependencies import CanSearch, Decoding, Known, Measured, Rt, Uploads
 from services.api.errors import TooLarge, UnsupportedMedia
 from services.api.metrics import Metrics
@@ -44,15 +45,19 @@ async def _asked(request: Request) -> SearchIn:
     given: dict[str, list[str]] = {}
     for name, value in request.query_params.multi_items():
         given.setdefault(name, []).append(value)
+    refuse_twice({name: len(values) for name, values in given.items() if name not in LISTS})
     fields = {name: values if name in LISTS else values[-1] for name, values in given.items()}
     try:
         return SearchIn.model_validate(fields)
     except ValidationError as error:
-        raise refused("query", error) from None
+        raise refused("query", error, SearchIn) from None
 
 
-def refused(where: str, error: ValidationError) -> RequestValidationError:
-    return RequestValidationError([{**e, "loc": (where, *e["loc"])} for e in error.errors()])
+def refused(where: str, error: ValidationError, shape: type[SearchIn]) -> RequestValidationError:
+    known = sorted(shape.model_fields)
+    return RequestValidationError(
+        [{**e, "loc": (where, *e["loc"]), "ctx": {**e.get("ctx", {}), "known": known}} for e in error.errors()]
+    )
 
 
 def _documented() -> list[dict[str, Any]]:
@@ -235,7 +240,7 @@ def _merged(asked: SearchIn, fields: Mapping[str, Any]) -> BatchIn:
     try:
         return BatchIn.model_validate({**asked.model_dump(exclude_unset=True), **fields})
     except ValidationError as error:
-        raise refused("body", error) from None
+        raise refused("body", error, BatchIn) from None
 
 
 def _batch(rt: Runtime, metrics: Metrics, batch: BatchIn) -> Response:
