@@ -12,6 +12,7 @@ import typer
 from services.cli.ingest import advise
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 from shared.config import Settings
+from shared.errors import Unavailable
 
 if TYPE_CHECKING:
     from shared.pipeline.reconcile import Finding
@@ -72,12 +73,16 @@ def doctor(
     Only internal numbers are shown. Safe while images come in. With --repair the exit is 0 if all was repaired.
     """
     from services.embedded.attach import settings
+    from services.embedded.home import Home
     from shared.pipeline import thresholds
     from shared.pipeline.reconcile import Site, examine
     from shared.runtime import Runtime
 
     folder = (home or Settings().home).expanduser()
-    runtime = Runtime(settings(folder))
+    given = settings(folder)
+    if (folder / "pg").exists() and not Home(folder.resolve()).locked:
+        raise Unavailable(f"nothing runs in {folder}: start it with `similis up`, or name another home with --home")
+    runtime = Runtime(given)
     try:
         place = Site(
             begin=runtime.transaction,
