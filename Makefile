@@ -20,8 +20,8 @@ demo: $(STAMP)  ## sample archive in, similar studies out, then end
 up: $(STAMP)  ## start the embedded stack and keep serving
 	$(BIN)/similis up
 
-test: $(STAMP)  ## every test but the soaks, on real engines, by two processes
-	$(BIN)/pytest -m "not soak" -n 2 --dist loadfile --no-loadscope-reorder $(ONCE_MORE)
+test: $(STAMP)  ## every test but the soaks, on real engines, by three processes
+	$(BIN)/pytest -m "not soak" -n 3 --dist loadfile --no-loadscope-reorder $(ONCE_MORE)
 
 soak: $(STAMP)  ## what takes minutes: models changed, backups restored and processes killed on whole stacks
 	$(BIN)/pytest -m soak

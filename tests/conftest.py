@@ -3,12 +3,16 @@
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 pytest_plugins = ["tests.engines", "tests.memory"]
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # beside others on the same cores: threads of all would wait for each other
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
+
+hypothesis.settings.register_profile("similis", deadline=None)  # the machine may be busy
+hypothesis.settings.load_profile("similis")
 
 ROOT = Path(__file__).resolve().parent.parent
 DATA = ROOT.parent / "shared" / "data"

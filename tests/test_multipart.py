@@ -44,7 +44,7 @@ contents = st.lists(
 
 
 @given(contents, st.lists(st.integers(1, 40), min_size=1, max_size=5), st.sampled_from([b"", b"hello\r\nthere"]))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_parts_come_back_as_they_were_however_the_body_is_cut(contents, sizes, preamble):
     parts = [({"content-type": "application/dicom", "n": str(i)}, content) for i, content in enumerate(contents)]
     assert split(body(parts, preamble=preamble, epilogue=b"bye"), sizes) == parts

@@ -4,7 +4,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.datasets import cells, folder
@@ -250,7 +250,6 @@ _rows = st.builds(
 )
 
 
-@settings(deadline=None)  # the machine may be busy
 @given(st.lists(_rows, min_size=1, max_size=8), st.sampled_from(",;\t"))
 def test_what_is_written_as_a_table_comes_back(tmp_path_factory, rows, delimiter):
     text = io.StringIO()

@@ -33,7 +33,7 @@ def test_the_code_does_not_see_a_vectors_length() -> None:
 
 
 @given(st.integers(0, 5), st.sampled_from([8, 24, 64]), st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_a_bit_is_set_where_the_logit_is_at_least_zero(n: int, bits: int, seed: int) -> None:
     logits = np.random.default_rng(seed).integers(-1, 2, (n, bits)).astype(np.float32)
     packed = codes(logits)

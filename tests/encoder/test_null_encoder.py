@@ -15,7 +15,7 @@ from shared.imaging.recipe import Recipe
 
 
 @given(side=st.integers(32, 100), seed=st.integers(0, 99))
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 def test_box_means_are_those_of_plain_loops(side: int, seed: int) -> None:
     frame = np.random.default_rng(seed).random((1, side, side), np.float32)
     edges = [i * side // 32 for i in range(33)]

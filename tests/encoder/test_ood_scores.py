@@ -71,7 +71,7 @@ def test_scores_that_calibrate_nothing_are_refused(scores: np.ndarray, rule: str
 
 
 @given(st.lists(st.floats(0.01, 100), min_size=20, max_size=60), st.floats(0.1, 10))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_scaled_scores_have_a_scaled_threshold(scores: list[float], factor: float) -> None:
     for rule in ("mean+3sd", "quantile", "log"):
         one, two = calibrate(scores, "", rule), calibrate(np.asarray(scores) * factor, "", rule)

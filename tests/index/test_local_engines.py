@@ -56,7 +56,7 @@ def test_ties_where_the_limit_falls_are_settled_by_id_in_the_twin() -> None:
     assert [hit.id for hit in hits] == sorted(id_of(i) for i in range(50))[:7]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.integers(0, 15), st.integers(0, 5), st.booleans()), max_size=40))
 def test_any_order_of_writes_and_deletes_leaves_what_a_dict_would_hold(steps: list[tuple[int, int, bool]]) -> None:
     index, model = FaissIndex(Spec(dim=4, scale="hnsw")), {}

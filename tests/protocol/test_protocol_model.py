@@ -116,7 +116,7 @@ class Machine(RuleBasedStateMachine):
 
 
 QUICK = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, derandomize=True, database=None,
+    max_examples=150, stateful_step_count=40, derandomize=True, database=None,
     suppress_health_check=list(HealthCheck), print_blob=False,
 )  # fmt: skip
 
