@@ -2,7 +2,7 @@
 
 Each is the benchmark of its own name with its own options, and goes on where it was stopped: what stands in the results
 or the scratch folder is not run again. On one core `quick` takes 15 minutes for frozen features (committed sets are not
-measured again: name another --out), an hour of trainings for finetune, two hours for hashing, and minutes for ood and
+measured again: name another --out), two hours of trainings for finetune, two hours for hashing, and minutes for ood and
 base. `full` trains five seeds for twenty epochs, with DenseNet121 and ResNet50, and ACIR-S from end to end
 for forty epochs, three seeds, four kinds: days of a GPU, and no job for a CPU.
 """
