@@ -279,7 +279,7 @@ def _times(records: Sequence[Record]) -> list[str]:
     found = [r for r in records if r["key"]["kind"] == "search"]
     rows = [
         [
-            r["key"]["bits"] or "float, 592 dimensions",
+            r["key"]["bits"] or f"float, {r['figures']['bytes'] / 4:.0f} dimensions",
             f"{r['figures']['bytes']:.0f}",
             f"{r['figures']['p50_cpu_ms']:.2f}",
             f"{r['figures']['p95_cpu_ms']:.2f}",
