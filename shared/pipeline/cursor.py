@@ -49,6 +49,8 @@ def read(request: Request, generation_id: int, subject: Subject) -> Page:
         unpacker = zlib.decompressobj()
         packed = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
         data = json.loads(unpacker.decompress(packed, 65_536))
+        if not unpacker.eof:  # its end is the checksum
+            raise ValueError  # noqa: TRY301 - as whatever else is no cursor
         generation, bound = int(data["g"]), str(data["q"])
         as_of = datetime.fromtimestamp(float(data["t"]), UTC)
         seen, total = [], 0

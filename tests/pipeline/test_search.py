@@ -113,6 +113,13 @@ def test_a_cursor_belongs_to_its_query(archive: Platform) -> None:
         ask(archive, k=3, cursor="garbage!")
 
 
+@pytest.mark.parametrize("lost", [1, 2, 5, 20])
+def test_a_cursor_that_lost_its_end_is_none(archive: Platform, lost: int) -> None:
+    first = ask(archive, k=3)
+    with pytest.raises(Invalid, match="not a cursor"):
+        ask(archive, k=3, cursor=(first.next or "")[:-lost])
+
+
 def test_a_cursor_of_another_generation_is_stale(archive: Platform) -> None:
     first = ask(archive, k=3)
     with archive.begin() as db:
