@@ -4,7 +4,7 @@ import fcntl
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ def claimed(folder: Path, experiment: Experiment, *, resume: bool) -> Iterator[N
     """
     described = {"digest": experiment.digest, **experiment.to_json()}
     path = folder / EXPERIMENT
+    ours = not folder.exists()
     if (folder / METRICS).exists():
         raise Conflict("the output folder holds a finished model: name another one")
     if path.exists():
@@ -69,6 +70,9 @@ def claimed(folder: Path, experiment: Experiment, *, resume: bool) -> Iterator[N
         except BaseException:
             if not (folder / CHECKPOINT).exists():  # another training may have it: nothing would be lost
                 path.unlink(missing_ok=True)
+                if ours:
+                    with suppress(OSError):  # somebody put something there
+                        folder.rmdir()
             raise
 
 

@@ -222,6 +222,12 @@ def test_a_folder_in_which_nothing_was_kept_is_free_for_another_training(tmp_pat
     fuse.append("stop")  # in the first epoch
     with pytest.raises(KeyboardInterrupt):
         train(experiment(), tmp_path / "a")
+    assert not (tmp_path / "a").exists()
+    (tmp_path / "a").mkdir()  # one that was there stays
+    fuse.append("stop")
+    with pytest.raises(KeyboardInterrupt):
+        train(experiment(), tmp_path / "a")
+    assert list((tmp_path / "a").iterdir()) == []
     assert train(experiment(seed=4, epochs=1), tmp_path / "a")["seed"] == 4
 
 
