@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     server.start()
     log.get(__name__).info("vectors_ready", port=server.port, count=len(server.shards.names()))
     until_stopped(stop, server, args.sign)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # at its own end Python gives our handlers back, and one more would kill
     server.stop()
     return 0
 
