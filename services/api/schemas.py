@@ -208,6 +208,11 @@ Between = Annotated[
 PerSecond = Annotated[float | None, Field(ge=1, le=1e6, description="Images per second")]
 
 
+def _six_digits(share: float) -> float:
+    """As far as its row tells it, which has no room for the smallest numbers there are."""
+    return round(share, 6)
+
+
 class GenerationIn(In):
     model: ModelName
     metric: Metric | None = Field(None, description="Default: the model's own")
@@ -216,7 +221,9 @@ class GenerationIn(In):
     ef_construct: Annotated[int, Field(ge=4, le=10_000)] = 100
     throttle: PerSecond = None
     between: Between = None
-    gate: Annotated[float, Field(ge=0, le=1, description="recall@10 that publishing asks for")] = 0.97
+    gate: Annotated[
+        float, Field(ge=0, le=1, description="recall@10 that publishing asks for"), AfterValidator(_six_digits)
+    ] = 0.97
 
     def choices(self) -> dict[str, Any]:
         """Fields of `shared.index.base.Spec`, as they were asked for."""
