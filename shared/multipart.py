@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from email.message import Message
+from typing import Any
 
 from shared.errors import Invalid
 
@@ -48,8 +49,9 @@ def media_type(header: str) -> tuple[str, dict[str, str]]:
     """A Content-Type as its type in lower case and its parameters."""
     message = Message()
     message["content-type"] = header.replace("\r", " ").replace("\n", " ")
-    found = message.get_params() or []
-    given = {name.lower(): value for name, value in found[1:]}
+    found: list[tuple[str, Any]] = message.get_params() or []
+    # of RFC 2231 there comes a triple, whatever its types say: character set, language, text
+    given = {name.lower(): value if isinstance(value, str) else value[2] for name, value in found[1:]}
     return (found[0][0].lower() if found else ""), given
 
 

@@ -98,6 +98,7 @@ def test_a_large_part_is_never_held_as_a_whole():
         ('multipart/related; type="application/dicom"; boundary="a b"', "multipart/related",
          {"type": "application/dicom", "boundary": "a b"}),
         ("Application/DICOM", "application/dicom", {}),
+        ("a/b; boundary*=utf-8''a%20b", "a/b", {"boundary": "a b"}),  # RFC 2231
         ("", "", {}),
     ],
 )  # fmt: skip

@@ -29,6 +29,7 @@ WRITTEN = {
     NAME: "a name is letters, digits, . _ and -, at most 64",
 }
 Uid = Annotated[str, Field(pattern=UID)]
+ModelName = Annotated[str, Field(pattern=NAME, description="Its name or fingerprint")]
 MOST_ID = 2**62  #: no row has a larger number, and the database would take no such question
 
 
@@ -181,7 +182,7 @@ class ScanIn(In):
 
 
 class ModelIn(In):
-    card: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$", description="A folder's name under the models")]
+    card: Annotated[str, Field(pattern=NEW_NAME, description="A folder's name under the models")]
 
 
 class HashIn(In):
@@ -207,15 +208,22 @@ Between = Annotated[
 PerSecond = Annotated[float | None, Field(ge=1, le=1e6, description="Images per second")]
 
 
+def _six_digits(share: float) -> float:
+    """As far as its row tells it, which has no room for the smallest numbers there are."""
+    return round(share, 6)
+
+
 class GenerationIn(In):
-    model: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Its name or fingerprint")]
+    model: ModelName
     metric: Metric | None = Field(None, description="Default: the model's own")
     scale: Literal["exact", "hnsw", "hnsw-int8"] = "hnsw-int8"
     m: Annotated[int, Field(ge=2, le=256)] = 16
     ef_construct: Annotated[int, Field(ge=4, le=10_000)] = 100
     throttle: PerSecond = None
     between: Between = None
-    gate: Annotated[float, Field(ge=0, le=1, description="recall@10 that publishing asks for")] = 0.97
+    gate: Annotated[
+        float, Field(ge=0, le=1, description="recall@10 that publishing asks for"), AfterValidator(_six_digits)
+    ] = 0.97
 
     def choices(self) -> dict[str, Any]:
         """Fields of `shared.index.base.Spec`, as they were asked for."""
@@ -231,7 +239,7 @@ class ThrottleIn(In):
 
 class SwitchIn(In):
     accept: Annotated[
-        list[Annotated[str, Field(pattern=r"^[0-9.]{1,64}$")]],
+        list[Uid],
         Field(max_length=10_000, description="Images that may be lacking, each by its id or SOP Instance UID"),
     ] = []
 
@@ -260,7 +268,6 @@ def _no_nul(text: str) -> str:
 
 _Word = Annotated[str, Field(pattern=r"^[a-z-]{1,40}$")]
 Modality = Annotated[str, Field(pattern=r"^[A-Z0-9_ ]{1,16}$")]
-_ModelName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Its name or fingerprint")]
 Item = Annotated[str, Field(pattern=ITEM, description="As the list shows it")]
 
 
@@ -268,7 +275,7 @@ class QuarantineIn(In):
     gate: Gate | None = None
     reason: _Word | None = None
     modality: Modality | None = None
-    model: Annotated[_ModelName | None, Field(description="Whose threshold stopped it")] = None
+    model: Annotated[ModelName | None, Field(description="Whose threshold stopped it")] = None
     since: Annotated[AwareDatetime | None, BeforeValidator(_written), Field(description="Stopped then or later")] = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
     cursor: Item | None = None
@@ -316,7 +323,7 @@ class CalibrateIn(In):
 class ReplayIn(In):
     """Which thresholds: given ones, those of a rule or of an earlier calibration, or those in force."""
 
-    model: _ModelName
+    model: ModelName
     modality: Modality
     threshold: Annotated[float | None, Field(allow_inf_nan=False, description="Of scores")] = None
     distance_threshold: Annotated[float | None, Field(allow_inf_nan=False, description="Of distances")] = None

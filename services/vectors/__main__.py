@@ -1,6 +1,6 @@
 """`python -m services.vectors --dir DIR --listen 127.0.0.1:PORT|unix:/path --api-key-file FILE [--sign FILE]`.
 
-Ends with 0 on SIGTERM or SIGINT, 4 when another process holds the folder, 2 for a wrong argument.
+Ends with 0 on SIGTERM or SIGINT, 4 when another process holds the folder or the address, 2 for a wrong argument.
 """
 
 import argparse
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         signal.signal(number, lambda number, _: stop.put(number))
     try:
         server = VectorsServer(args.dir, args.listen, key)
-    except Refused as error:
+    except (Refused, RuntimeError) as error:
         print(f"vectors: {error}", file=sys.stderr)  # noqa: T201 - for the person who started it
         return HELD
     gc.collect()
@@ -48,6 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     server.start()
     log.get(__name__).info("vectors_ready", port=server.port, count=len(server.shards.names()))
     until_stopped(stop, server, args.sign)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)  # at its own end Python gives our handlers back, and one more would kill
     server.stop()
     return 0
 

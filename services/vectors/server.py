@@ -184,11 +184,10 @@ class KeyGuard(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc ships no t
 
 
 class VectorsServer:
-    """The running service. Raises `Refused` when the folder is held by another process."""
+    """The running service. Raises `Refused` where another holds the folder, `RuntimeError` where it has the address."""
 
     def __init__(self, folder: Path, listen: str, key: str) -> None:
         self.shards = Shards(folder)
-        self._optimizer = Optimizer()
         options = [
             ("grpc.max_send_message_length", -1),
             ("grpc.max_receive_message_length", 64 * 2**20),
@@ -196,10 +195,11 @@ class VectorsServer:
         ]
         pool = ThreadPoolExecutor(THREADS, thread_name_prefix="grpc")
         self._server = grpc.server(pool, interceptors=[KeyGuard(key)], options=options)
+        self.port = self._server.add_insecure_port(listen)
+        self._optimizer = Optimizer()  # last of what may fail: its thread would keep the process
         pb.add_CollectionsServicer_to_server(Collections(self.shards, self._optimizer), self._server)  # type: ignore[no-untyped-call]
         self._server.add_generic_rpc_handlers((Points(self.shards, self._optimizer).handlers(),))
         pb.add_QdrantServicer_to_server(Root(self.shards), self._server)  # type: ignore[no-untyped-call]
-        self.port = self._server.add_insecure_port(listen)
         self._listen = listen
 
     def start(self) -> None:

@@ -51,7 +51,7 @@ _NO_IMAGE = tuple(
         "1.1.78.", "1.1.131",
     )
 )  # fmt: skip
-_UID = re.compile(r"[0-2](\.(0|[1-9]\d*))+")
+_UID = re.compile(r"[0-2](\.(0|[1-9][0-9]*))+")
 
 
 def quiet_pydicom() -> None:

@@ -23,7 +23,7 @@ from shared.index.memory import LocalStore
 from shared.index.rows import Rows
 
 faiss: Any = _faiss  # its stubs lack half of it
-#: From 100,000 clustered vectors (engines.md 2.1); the graph alone, no filter.
+#: From 100,000 clustered vectors; the graph alone, no filter.
 EF: Final = ((0.90, 64), (0.965, 128), (0.99, 256), (1.0, 512))
 #: Below this share of rows a graph search loses recall (0.91 at 10 %, 0.68 at 1 %), and a flat scan is as fast.
 WALK_ABOVE: Final = 0.3

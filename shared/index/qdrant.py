@@ -37,7 +37,7 @@ REFUSED: Final = (_Code.UNAUTHENTICATED, _Code.PERMISSION_DENIED)  # our key, no
 
 
 class Wire(NamedTuple):
-    """The three stubs of Qdrant's gRPC, or something that answers like them."""
+    """The two stubs of Qdrant's gRPC, or something that answers like them."""
 
     points: Any
     collections: Any

@@ -59,7 +59,7 @@ def read(request: Request, generation_id: int, subject: Subject) -> Page:
             seen.append(total)
         if not all(0 < one < 2**63 for one in seen):  # no engine has a word for such a study
             raise ValueError  # noqa: TRY301 - as whatever else is no cursor
-    except (ValueError, KeyError, TypeError, OverflowError, OSError, zlib.error):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError, OSError, zlib.error):
         raise Invalid("this is not a cursor") from None
     if bound != _bound(request, subject) or len(seen) > MOST:
         raise Invalid("this cursor belongs to another query")

@@ -27,7 +27,7 @@ CHUNK = 256 * 1024
 DICOM = "application/dicom"
 FILES = f'multipart/related; type="{DICOM}"; transfer-syntax=*'
 
-_UID = re.compile(r"[0-2](\.(0|[1-9]\d*))+")
+_UID = re.compile(r"[0-2](\.(0|[1-9][0-9]*))+")
 STUDY, SERIES, SOP, COUNT = "0020000D", "0020000E", "00080018", "00201208"
 
 
@@ -116,8 +116,7 @@ class Archive:
         """SOP Instance UID -> Series Instance UID of a study; a series that is not named is ""."""
         found: dict[str, str] = {}
         for item in self._pages(f"studies/{study}/instances", {}, SOP):
-            series = _value(item, SERIES)
-            found[str(_value(item, SOP))] = series if isinstance(series, str) and _UID.fullmatch(series) else ""
+            found[str(_value(item, SOP))] = _uid(item, SERIES)
             if len(found) > MOST_INSTANCES:
                 raise Odd(f"a study has more than {MOST_INSTANCES} instances")
         return found
@@ -154,8 +153,7 @@ class Archive:
             page = self._page(path, {**query, "limit": str(PAGE), "offset": str(offset)})
             fresh = {}
             for item in page:
-                uid = _value(item, key)
-                if isinstance(uid, str) and len(uid) <= 64 and _UID.fullmatch(uid) and uid not in seen:
+                if (uid := _uid(item, key)) and uid not in seen:
                     fresh[uid] = item
             if not fresh:
                 return
@@ -224,6 +222,12 @@ def _value(item: Mapping[str, Any], tag: str) -> object:
     element = item.get(tag)
     values = element.get("Value") if isinstance(element, dict) else None
     return values[0] if isinstance(values, list) and values else None
+
+
+def _uid(item: Mapping[str, Any], tag: str) -> str:
+    """The UID, "" where there is none."""
+    value = _value(item, tag)
+    return value if isinstance(value, str) and len(value) <= 64 and _UID.fullmatch(value) else ""
 
 
 def _count(item: Mapping[str, Any]) -> int:

@@ -130,7 +130,10 @@ def work_off(
                 holding.leave(work.claimed)
         finally:
             if left := holding.claims():
-                source.give_back(left)
+                try:
+                    source.give_back(left)
+                except Unavailable:  # at worst their leases end; what ended us is what is told
+                    log.warning("claims_not_given_back", count=len(left))
     return settled
 
 
@@ -163,12 +166,9 @@ def _loads(encoder_of: Callable[[Published], Encoder], model: Published, *, need
 
 
 def give_back(begin: Begin, claimed: Sequence[Claimed]) -> None:
-    """The images are due again at once, and it does not count against them; at worst their leases end."""
-    try:
-        with begin() as db:
-            images.settle(db, [Verdict(image=c, status=Status.RECEIVED) for c in claimed])
-    except Unavailable:
-        log.warning("claims_not_given_back", count=len(claimed))
+    """The images are due again at once, and it does not count against them."""
+    with begin() as db:
+        images.settle(db, [Verdict(image=c, status=Status.RECEIVED) for c in claimed])
 
 
 def settle(begin: Begin, work: Work, result: Result) -> int:

@@ -81,7 +81,8 @@ def identify(inspected: Inspected, row: Row | None, secret: bytes) -> Header:
 def study_uid(name: str, secret: bytes) -> str:
     """A table's word for a study as a UID: itself if it is one, else a keyed one that is the same every time."""
     parts = name.split(".")
-    if len(name) <= 64 and len(parts) > 2 and all(p.isdigit() and (p == "0" or p[0] != "0") for p in parts):
+    numbers = name.isascii() and all(p.isdigit() and (p == "0" or p[0] != "0") for p in parts)
+    if len(name) <= 64 and len(parts) > 2 and numbers:
         return name
     return f"2.25.{int.from_bytes(hmac.digest(secret, name.encode(), 'sha256')[:15])}"
 

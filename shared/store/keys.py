@@ -25,7 +25,7 @@ class Scope(StrEnum):
     REINDEX = "reindex"
     ERASE = "erase"
     AUDIT = "audit:read"
-    ADMIN = "admin"  # keys and models
+    ADMIN = "admin"  # keys, models, and pulling from another archive
 
 
 ALL = tuple(Scope)

@@ -13,7 +13,7 @@ from shared.store.files import Record, Seen
 
 
 def held(db: Session, sop_uids: Sequence[str]) -> set[str]:
-    """Those that stand, also what was rejected or erased: neither need be asked for."""
+    """Those that stand, also what was rejected: they need not be asked for. What was erased nobody here can name."""
     rows = db.execute(
         sa.text("SELECT sop_uid FROM image WHERE sop_uid = ANY(CAST(:uids AS text[]))"), {"uids": list(sop_uids)}
     )

@@ -117,6 +117,11 @@ def test_the_same_idempotency_key_begins_one_generation(two_models):
     assert len(two_models.get("/v1/generations").json()["generations"]) == 2
 
 
+def test_a_gate_that_no_column_could_hold_is_rounded(two_models):
+    begun = two_models.post("/v1/generations", json={"model": "null-b", "gate": 5e-324})
+    assert (begun.status_code, begun.json()["gate"]) == (202, 0.0)
+
+
 def test_what_it_lacks_is_named_and_can_be_accepted_by_name(two_models, archive):
     client = two_models
     client.post("/v1/generations", json={"model": "null-b"})

@@ -127,6 +127,19 @@ def test_a_frame_that_is_not_there_is_refused(client, archive, real):
     assert client.get(f"/v1/instances/{uid}/rendered?frame=0").status_code == 400
 
 
+def test_the_first_frame_of_a_long_cine_of_small_frames_is_reached(client, archive, tmp_path):
+    path = tmp_path / "cine.dcm"
+    dataset = dcmread(get_testdata_file("MR_small.dcm", download=False))
+    dataset.NumberOfFrames, dataset.PixelData = 130, dataset.PixelData * 130
+    dataset.save_as(path)
+    inspected = archive.rt.sandbox.inspect(path)
+    seen = Seen(path=os.fsencode(path), size=path.stat().st_size, mtime_ns=1)
+    with archive.rt.transaction() as db:
+        scan.register(db, [Found(seen=seen, inspected=inspected)], archive.rt.rules, None)
+    address = f"/v1/instances/{inspected.header.sop_instance_uid}/rendered"
+    assert opened(client.get(address)).size == (64, 64)
+
+
 def test_a_frame_is_reached_with_as_few_others_as_can_be():
     assert _reaching(1, 1, 2048) == 1
     assert _reaching(6, 10, 512) == 1  # the middle one

@@ -75,6 +75,7 @@ def test_a_missing_series_is_made_up_from_the_study(sandbox, tmp_path):
         ("1.2.", False),
         ("1.2\n", False),
         ("1.२", False),
+        ("1.1२", False),
         ("1." + "2" * 62, True),
         ("1." + "2" * 63, False),
     ],

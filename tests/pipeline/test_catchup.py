@@ -52,6 +52,23 @@ def drain(platform: Platform, **how: Any) -> int:
     return catchup.drain(platform.begin, platform.sandbox, platform.encoder, platform.effort, **how)
 
 
+def test_a_database_that_is_away_at_the_end_does_not_hide_what_ended_it(
+    filled: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened(filled)
+
+    def away(*_: object) -> None:
+        raise Unavailable("the database went away")
+
+    def fault(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(catchup.encode, "forward", fault)
+        patched.setattr(rows, "release", away)
+        drain(filled)
+
+
 def claim(platform: Platform, lease_s: float = 5.0) -> batch.Work:
     with platform.begin() as db:
         model = next(p for p in generations.opened(db) if p.model_id == 2)

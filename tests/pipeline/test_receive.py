@@ -149,6 +149,7 @@ def test_a_study_name_becomes_a_keyed_uid_and_a_uid_stays() -> None:
     made = receive.study_uid("case 7", SECRET)
     assert made == receive.study_uid("case 7", SECRET) != receive.study_uid("case 7", b"other key")
     assert len(made) <= 64
+    assert receive.study_uid("1.2.\u0663", SECRET).startswith("2.25.")  # a digit, and none of a UID
 
 
 def test_an_image_never_changes_its_study(platform: Platform) -> None:

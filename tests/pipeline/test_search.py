@@ -1,3 +1,5 @@
+import base64
+import zlib
 from collections.abc import Sequence
 from datetime import date
 from typing import Any
@@ -118,6 +120,12 @@ def test_a_cursor_that_lost_its_end_is_none(archive: Platform, lost: int) -> Non
     first = ask(archive, k=3)
     with pytest.raises(Invalid, match="not a cursor"):
         ask(archive, k=3, cursor=(first.next or "")[:-lost])
+
+
+def test_a_cursor_that_is_nested_too_deep_is_none(archive: Platform) -> None:
+    nested = base64.urlsafe_b64encode(zlib.compress(b"[" * 60_000)).decode()
+    with pytest.raises(Invalid, match="not a cursor"):
+        ask(archive, cursor=nested)
 
 
 def test_a_cursor_of_another_generation_is_stale(archive: Platform) -> None:

@@ -85,7 +85,8 @@ def decoded_frame(rt: Runtime, row: Row[Any], frame: int, size: int) -> "np.ndar
     """(rows, cols). Raises: `Gone`, `Conflict`, `Rejected`, `Invalid`."""
     path = FilePath(os.fsdecode(row.path))
     longest = max(row.rows, row.columns, 1)
-    recipe = Recipe(size=min(size, longest), frames=_reaching(frame, row.frames, size), pad="square")
+    side = min(size, longest)
+    recipe = Recipe(size=side, frames=_reaching(frame, row.frames, side), pad="square")
     try:
         # a path may hold another patient's image by now
         if rt.sandbox.inspect(path).digest != row.digest:

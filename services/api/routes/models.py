@@ -5,7 +5,7 @@ from sqlalchemy.orm import Session
 
 from services.api.answers import ModelDetail, ModelsOut
 from services.api.dependencies import CanAdmin, CanRead, Db, Rt
-from services.api.schemas import HashIn, ModelIn
+from services.api.schemas import NAME, HashIn, ModelIn
 from shared.encoder import cards
 from shared.encoder.cards import Card
 from shared.pipeline import lifecycle
@@ -17,7 +17,7 @@ from shared.types import Job
 
 router = APIRouter(tags=["models"])
 
-Name = Annotated[str, Path(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Name = Annotated[str, Path(pattern=NAME)]
 
 
 @router.get("/v1/models", response_model=ModelsOut)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -97,6 +98,17 @@ def test_a_second_process_on_the_folder_is_refused_with_a_sentence(running: engi
     second = subprocess.run(command, capture_output=True, timeout=30, check=False)
     assert second.returncode == 4
     assert b"another process holds this folder" in second.stderr
+
+
+def test_a_process_whose_address_is_taken_ends_with_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text(engines.KEY)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        command = [sys.executable, "-m", "services.vectors", "--dir", str(tmp_path / "data")]
+        command += ["--listen", f"127.0.0.1:{other.getsockname()[1]}", "--api-key-file", str(tmp_path / "key")]
+        ended = subprocess.run(command, capture_output=True, timeout=30, check=False)
+    assert ended.returncode == 4
+    assert b"address" in ended.stderr
+    assert b"Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize(
