@@ -136,9 +136,10 @@ class Optimizer:
             with self._wake:
                 if self._stopped or self._cancelled is collection:
                     return
-                self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
-            code = self._child.wait()
-            self._child = None
+                child = self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+            code = child.wait()
+            with self._wake:
+                self._child = None
             if code == 0:
                 collection.adopt(target)
             elif code != NOTHING_TO_DO:
