@@ -60,45 +60,45 @@ class Profile:
     )  #: sets on which the size of fingerprints is varied, each alone
 
 
-def profile(name: str) -> Profile:
-    """`quick`: ACIR-S as long as two cores allow; `full`: as long as its recipe says, for a GPU."""
+def profile(name: str, widths: acir.Widths = "s") -> Profile:
+    """`quick`: as long as two cores allow; `full`: as long as the recipe says, for a GPU."""
     usual: Json = {}
     rivals: tuple[Json, ...] = ({"objective": "csq"}, {"objective": "pairwise"}, {"darf": False})
     order = [(seed, kind) for kinds in ((usual,), rivals) for seed in range(3) for kind in kinds]  # a stop costs rivals
     epochs = {"quick": 10, "full": 40}[name]
-    return Profile(tuple(Trunk(widths="s", epochs=epochs, seed=seed, **kind) for seed, kind in order))
+    return Profile(tuple(Trunk(widths=widths, epochs=epochs, seed=seed, **kind) for seed, kind in order))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """What is not in the file yet is run and appended; then the tables are written of what is there."""
     chosen = options(arguments)
     torch.set_num_threads(chosen.threads)
+    wanted = profile(chosen.profile, chosen.widths)
     about = facts("retrieval.hashing", {"trunks and heads": chosen.seeds})
     collection = development.load(COLLECTION, chosen.data, STORED)
     chosen.out.mkdir(parents=True, exist_ok=True)
     log = Log(chosen.out / "runs.jsonl", chosen.scratch / "average-precision")
     if not chosen.tables:
-        _run(collection, chosen, log)
-    text = [*_introduction(chosen.profile, collection), *tables.body(log.records, log.average_precision, collection)]
+        _run(wanted, collection, chosen, log)
+    text = [*_introduction(wanted.trunks[0], collection), *tables.body(log.records, log.average_precision, collection)]
     tables.flat(log.records, chosen.out / "figures.csv")
     write("hashing", about, {"profile": chosen.profile, "runs": len(log.records)}, text, chosen.out)
 
 
-def _run(collection: Collection, chosen: argparse.Namespace, log: "Log") -> None:
-    for trunk in profile(chosen.profile).trunks:
+def _run(wanted: Profile, collection: Collection, chosen: argparse.Namespace, log: "Log") -> None:
+    for trunk in wanted.trunks:
         if trunk.seed >= chosen.seeds:
             continue
         _trunk(trunk, collection, chosen, log)
     for source, weights in _backbones(chosen.data):
         _backbone(source, weights, collection, chosen, log)
-    for name in profile(chosen.profile).apart:
+    for name in wanted.apart:
         _apart(development.load(name, chosen.data, STORED), chosen, log)
     for bits in (*BITS, 0):
         log.once({"kind": "search", "bits": bits}, lambda bits=bits: (search_time(bits), None))
 
 
-def _introduction(name: str, collection: Collection) -> list[str]:
-    trunk = profile(name).trunks[0]
+def _introduction(trunk: Trunk, collection: Collection) -> list[str]:
     asked = int((collection.split == "test").sum())
     return [
         INTRODUCTION.format(
@@ -244,6 +244,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--profile", choices=("quick", "full"), default="quick")
+    parser.add_argument("--widths", choices=("s", "s-half"), default="s", help="of the trunks")
     parser.add_argument("--seeds", type=int, default=3, help="how many of the profile's seeds")
     parser.add_argument("--tables", action="store_true", help="write the tables of what was run so far; run nothing")
     parser.add_argument("--threads", type=int, default=1)
