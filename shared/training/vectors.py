@@ -124,7 +124,7 @@ def _subjects(
     if label == "birads":
         grades = np.array([int(value) for value in classes])
     elif label == "density":
-        grades = np.array(["ABCD".index(value) + 1 for value in classes])
+        grades = np.array(["ABCD".index(value) for value in classes])  # from 0: 1 to 6 are categories of BI-RADS
     note = told(counted)
     return Subjects(
         name=f"folder, {label}",
