@@ -217,6 +217,14 @@ def test_what_is_no_workbook_is_invalid(tmp_path, content):
         cdd_cesm.read(tmp_path)
 
 
+@pytest.mark.parametrize("member", ["xl/workbook.xml", "xl/styles.xml", "xl/worksheets/sheet2.xml"])
+def test_a_workbook_that_was_damaged_is_invalid(tmp_path, member):
+    pair(tmp_path)
+    made.spoil(tmp_path / made.WORKBOOK, member)
+    with pytest.raises(Invalid, match="the workbook cannot be read"):
+        cdd_cesm.read(tmp_path)
+
+
 def test_links_are_not_followed_out_of_the_folder(tmp_path):
     elsewhere = pair(tmp_path / "elsewhere")
     root = tmp_path / "root"
