@@ -53,8 +53,8 @@ def of_collection(
 def of_folder(encoder: Encoder, folder: Path, labels: Path, label: Label) -> tuple[Subjects, Vectors]:
     """The files below the folder that the table has a label for, through the platform's own decoding and recipe.
 
-    Of a file with several frames each chosen one is an image. A file whose patient is not known is a patient of its
-    own, and BI-RADS 0, which is no point of the scale, counts as no label; the subjects' note says how many.
+    Of a file with several frames each chosen one is an image. Where a file's patient is not known its study stands for
+    one, and BI-RADS 0, which is no point of the scale, counts as no label; the subjects' note says how many.
 
     Raises:
         NotFound: there is no such folder.

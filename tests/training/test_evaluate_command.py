@@ -86,6 +86,16 @@ def test_what_was_left_out_is_counted(model, archive):
     assert "3 files without a label" in subjects.note  # the unknown one, and two of BI-RADS 0
 
 
+def test_images_of_one_study_are_of_one_patient_where_none_is_named(model, archive, tmp_path):
+    names = sorted(path.name for path in archive.glob("0*-*.png"))
+    lines = [f"{name},exam{name[:2]},{1 + int(name[:2]) % 2}" for name in names]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,study,birads", *lines]) + "\n")
+    subjects, _ = of_folder(load(model), archive, tmp_path / "labels.csv", "birads")
+    assert len(subjects) == len(names) == 20
+    assert len(set(subjects.groups)) == 10
+    assert "20 files of unknown patients" in subjects.note
+
+
 def test_rows_and_vectors_belong_together(model, archive):
     subjects, vectors = of_folder(load(model), archive, archive / "labels.csv", "birads")
     with Image.open(archive / "29-MLO.png") as image:
