@@ -244,7 +244,7 @@ def _object(file: Path | None) -> dict[str, Any] | None:
         found = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise typer.BadParameter(f"there is no file {file}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise typer.BadParameter(f"{file} holds no JSON object")

@@ -28,7 +28,7 @@ WORKBOOK, SHEET = "Radiology-manual-annotations.xlsx", "all"
 SEGMENTATIONS = "Radiology_hand_drawn_segmentations_v2.csv"
 COLUMNS = ("imagename", "patientid", "side", "type", "breastdensityacr", "birads", "view")
 PATHOLOGY = "pathologyclassificationfollowup"
-_NAME = re.compile(r"P(\d+)_([LR])_(DM|CM|CESM)_(CC|MLO)", re.IGNORECASE)
+_NAME = re.compile(r"P(\d{1,18})_([LR])_(DM|CM|CESM)_(CC|MLO)", re.IGNORECASE)
 _KINDS: Mapping[str, Modality] = {"DM": "DM_low_energy", "CM": "CESM_subtracted", "CESM": "CESM_subtracted"}
 _PATHOLOGIES = {"normal", "benign", "malignant"}
 
@@ -161,7 +161,7 @@ def _record(name: Name, path: Path, row: Line | None, warnings: Counter[str]) ->
         birads_raw=raw,
         density=_known(row["breastdensityacr"], warnings),
         pathology=_pathology(row[PATHOLOGY], warnings),
-        age=int(row["age"]) if row["age"].isdecimal() else None,
+        age=cells.age(row["age"]),
         manufacturer=cells.name(row["machine"]),
         findings=tuple(part.strip() for part in row["findings"].split("$") if not cells.missing(part)),
     )

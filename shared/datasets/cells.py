@@ -87,5 +87,10 @@ def pathology(cell: str) -> str | None:
     return None if missing(cell) else cell.strip().lower()
 
 
+def age(cell: str) -> int | None:
+    """Whole years; None for anything else."""
+    return int(cell) if re.fullmatch(r"\d{1,3}", cell.strip()) else None
+
+
 def name(cell: str) -> str | None:
     return None if missing(cell) else cell.strip()

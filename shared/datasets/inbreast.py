@@ -92,6 +92,6 @@ def _record(number: str, image: _Image, line: Line | None, warnings: Counter[str
         birads=line.parse("birads", cells.birads),
         birads_raw=line["birads"],
         density=line.parse("acr", cells.density),
-        age=int(line["patientage"]) if line["patientage"].isdecimal() else None,
+        age=cells.age(line["patientage"]),
         licence_tag=LICENCE,
     )

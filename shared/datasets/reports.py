@@ -5,6 +5,7 @@ Source: the layout as its readers describe it: headed sections, a line for the s
 
 import re
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -79,14 +80,14 @@ def read_document(path: Path) -> Iterator[str]:
     try:
         with zipfile.ZipFile(path) as packed, packed.open("word/document.xml") as file:
             xml = file.read(MAX_XML + 1)
-    except (KeyError, OSError, RuntimeError, zipfile.BadZipFile):
+    except (KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         raise Invalid("not a Word document") from None
     # a zero byte: in UTF-16 the search for a document type would miss it
     if len(xml) > MAX_XML or b"<!DOCTYPE" in xml or b"\0" in xml:
         raise Invalid("the document is too large, or not as Word writes one")
     try:
         tree = ET.fromstring(xml)  # noqa: S314 - without a document type there are no entities to expand
-    except ET.ParseError:
+    except (ET.ParseError, LookupError, ValueError):  # the latter two of an encoding that there is not
         raise Invalid("not a Word document") from None
     for paragraph in tree.iter(f"{WORD}p"):
         whole = "".join("\n" if part.tag != f"{WORD}t" else part.text or "" for part in _parts(paragraph))

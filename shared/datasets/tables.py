@@ -12,7 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from shared.errors import Invalid
 
@@ -92,23 +92,29 @@ def read_sheet(path: Path, sheet: str, columns: Sequence[str]) -> Iterator[Line]
         Invalid: not a workbook, too large, no such sheet, or one of `columns` (plain names) is missing.
     """
     from openpyxl import load_workbook
-    from openpyxl.utils.exceptions import InvalidFileException
 
     check_zip(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # about styles and extensions that are of no interest here
             book = load_workbook(path, read_only=True, data_only=True)
-    except (InvalidFileException, KeyError, ValueError, OSError, zipfile.BadZipFile):
+    except Exception:  # a damaged one fails in any way there is
         raise Invalid("the workbook cannot be read") from None
     try:
         named = {name.strip().lower(): name for name in book.sheetnames}
         if sheet not in named:
             raise Invalid(f"the workbook has no sheet named {sheet}")
-        rows = book[named[sheet]].iter_rows(values_only=True)
-        yield from _lines(((n, [text(value) for value in row]) for n, row in enumerate(rows, start=1)), columns)
+        yield from _lines(_rows(book[named[sheet]]), columns)
     finally:
         book.close()
+
+
+def _rows(page: Any) -> Iterator[tuple[int, Sequence[str]]]:  # noqa: ANN401 - a sheet of openpyxl, read as it goes
+    try:
+        for number, row in enumerate(page.iter_rows(values_only=True), start=1):
+            yield number, [text(value) for value in row]
+    except Exception:  # as above
+        raise Invalid("the workbook cannot be read") from None
 
 
 def check_zip(path: Path) -> None:

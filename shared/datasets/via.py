@@ -45,7 +45,7 @@ def read_regions(path: Path, warnings: Counter[str]) -> Mapping[str, tuple[Regio
     for line in read_csv(path, ("filename", "regionshapeattributes")):
         try:
             region = parse_region(json.loads(line["regionshapeattributes"] or "{}"))
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
             warnings["region-not-understood"] += 1
             continue
         if region is not None:

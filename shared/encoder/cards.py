@@ -87,6 +87,8 @@ class Card:
         check_name(self.name)
         if self.dim < 1 or self.channels < 1 or self.bits < 0 or self.bits % 8 or self.recipe.size < 32:
             raise Invalid("a card needs a dimension, a channel, bits in eights and a side of at least 32 pixels")
+        if self.recipe.frames < 1:
+            raise Invalid("a card's recipe takes a frame of each image, or more")
         if not len(self.mean) == len(self.std) == self.channels or not min(self.std) > 0:
             raise Invalid("a card has a mean and a deviation greater than zero for each channel")
 
@@ -170,7 +172,7 @@ def read(folder: Path, *, verify: bool = True) -> Card:
         data = json.loads((folder / CARD).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotFound("there is no model card") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise Invalid("the model card is not JSON") from None
     if not isinstance(data, dict):
         raise Invalid("the model card is not an object")

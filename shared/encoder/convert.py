@@ -40,8 +40,8 @@ def convert(pth: Path, out: Path) -> int:
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not loaded:
         raise Invalid("the file is no plain torch state dict")
-    if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in loaded.items()):
-        raise Invalid("the file holds more than named tensors")
+    if not all(isinstance(key, str) and _plain(value) for key, value in loaded.items()):
+        raise Invalid("the file holds more than named tensors of plain numbers")
     # clones, because safetensors refuses tensors that share memory
     state = {
         key.removeprefix("module."): (value.float() if value.is_floating_point() else value).clone().contiguous()
@@ -51,3 +51,13 @@ def convert(pth: Path, out: Path) -> int:
     save_file(modern(state), partial)
     partial.rename(out)
     return len(state)
+
+
+def _plain(value: object) -> bool:
+    """Whether it is a tensor whose numbers lie in memory one after the other, of a type that safetensors has."""
+    return (
+        isinstance(value, torch.Tensor)
+        and value.layout is torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_nested or value.dtype is torch.complex128)
+    )

@@ -142,14 +142,21 @@ def build_ensemble(  # noqa: PLR0913 - as above
 def read_features(file: Path) -> Embeddings:
     """(n, dim) of a .npy file. Raises `NotFound` or `Invalid`."""
     try:
-        found = np.load(file, allow_pickle=False)
+        with file.open("rb") as opened:
+            found = np.load(opened, allow_pickle=False)
     except FileNotFoundError:
         raise NotFound("there is no such file of features") from None
-    except (ValueError, EOFError):
+    except OSError:
+        raise
+    except Exception:  # a damaged header fails in any way there is
         raise Invalid("the features are not in .npy format") from None
-    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind != "f":
-        raise Invalid("the features are a .npy file of (n, dim) numbers")
-    return found.astype(np.float32)
+    if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind != "f" or len(found) < 2:
+        raise Invalid("the features are a .npy file of (n, dim) numbers, of two images or more")
+    with np.errstate(over="ignore"):
+        features = found.astype(np.float32)
+    if not np.isfinite(features).all():
+        raise Invalid("a feature is NaN or infinite")
+    return features
 
 
 def with_graph(folder: Path, base: Path) -> Card:

@@ -50,6 +50,8 @@ def body(architecture: str, options: Options | None = None, *, empty: bool = Fal
     Raises: `Invalid` for an unknown architecture, or options that are not its own.
     """
     made = kind(architecture).make
+    if "empty" in (options or {}):  # ours to say, and no option
+        raise Invalid(f"the options are not those of {architecture}: empty")
     try:
         module = made(**(options or {}), empty=empty)
     except ValidationError as error:
@@ -108,9 +110,11 @@ def _ensemble(
     members: Sequence[dict[str, Any]],
     join: Join = "unit",
     weights: Sequence[float] = (),
-    projection: Sequence[int] = (),
+    projection: Sequence[Annotated[int, Field(ge=1, le=65_536)]] = (),
     empty: bool,
 ) -> nn.Module:
+    if any("empty" in member for member in members):
+        raise Invalid("the options are not those of ensemble: members.empty")
     module = Ensemble([_member(**member, empty=empty) for member in members], join, weights)
     if (join == "pca") != (len(projection) == 2):
         raise Invalid("a projection, (components, dim), belongs to the join pca, and to no other")
@@ -131,7 +135,10 @@ def _member(
     known = kind(architecture)
     if architecture == "ensemble":
         raise Invalid("an ensemble's members are no ensembles")
-    return Network(body(architecture, options, empty=empty), mean or known.mean, std or known.std)
+    mean, std = mean or known.mean, std or known.std
+    if not len(mean) == len(std) == len(known.mean):
+        raise Invalid(f"a member of an ensemble has a mean and a deviation for each of {len(known.mean)} channels")
+    return Network(body(architecture, options, empty=empty), mean, std)
 
 
 _COMPOSED: Mapping[str, Kind] = {

@@ -88,9 +88,10 @@ def _whole(index: Index, stored: Stored, asked: CodeQuery, ball: Ball) -> tuple[
     known, wanted = stored.of(ball.hits), asked.k
     if wanted is None:
         return ball, known
-    while len(known) < wanted <= len(ball.hits) < asked.most:
-        asked = replace(asked, k=min(2 * len(ball.hits), asked.most))
-        (ball,) = index.near([asked])
+    width = wanted
+    while len(known) < wanted and width <= len(ball.hits) < asked.most:  # one of fewer than `width` holds all there are
+        width = min(2 * len(ball.hits), asked.most)
+        (ball,) = index.near([replace(asked, k=width)])
         known = stored.of(ball.hits)
     if len(known) < wanted:
         return ball, known

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
@@ -137,9 +138,12 @@ class Reconstruction(Method[Reconstructing]):
     half: bool = False
 
     def build(self, data: Collection) -> Reconstructing:  # noqa: ARG002 - it needs no classes
-        """Raises `Invalid` if the weights are not those of this shape."""
+        """Raises `Invalid` if the weights are not those of this shape, or no safetensors."""
         network = self.shape.network(0, decoder=True)
-        state = {name: value.float() for name, value in load_file(self.weights).items()}
+        try:
+            state = {name: value.float() for name, value in load_file(self.weights).items()}
+        except SafetensorError:
+            raise Invalid("the weights of stage 1 are not in safetensors format") from None
         try:
             missing, unexpected = network.load_state_dict(state, strict=False)
         except RuntimeError:

@@ -26,7 +26,7 @@ class Labelled(NamedTuple):
     row: Row
     decoded: Decoded
     value: str
-    patient: str  #: of the table, else of the file; a file of an unknown patient is a patient of its own
+    patient: str  #: of the table, else of the file; where it is unknown the study stands for the patient
 
 
 def labelled(
@@ -47,7 +47,8 @@ def labelled(
             continue
         patient = row.patient or header.patient_id
         counted["of unknown patients"] += not patient
-        yield Labelled(row, decoded, str(value), patient or str(path))
+        study = row.study or header.study_instance_uid
+        yield Labelled(row, decoded, str(value), patient or study or str(path))
 
 
 def images_of(folder: Path, recipe: Recipe, counted: Counter[str]) -> Iterator[tuple[Path, Decoded]]:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from shared.errors import Conflict
+from shared.errors import Conflict, Invalid
 from shared.training.experiment import Experiment, Json
 
 EXPERIMENT, CHECKPOINT, METRICS, MODEL = "experiment.json", "checkpoint.pt", "metrics.json", "model"
@@ -92,11 +92,16 @@ def save(checkpoint: Checkpoint, folder: Path) -> None:
 
 
 def load(folder: Path) -> Checkpoint:
-    """The last checkpoint, a fresh one where there is none."""
+    """The last checkpoint, a fresh one where there is none. Raises: `Invalid` where it was damaged."""
     path = folder / CHECKPOINT
     if not path.exists():
         return Checkpoint()
-    return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+    try:
+        return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
+    except OSError:
+        raise
+    except Exception:  # a damaged pickle fails in any way there is
+        raise Invalid("the checkpoint in the output folder is damaged: name another folder") from None
 
 
 def begun(folder: Path, data: str) -> Checkpoint:

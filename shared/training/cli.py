@@ -98,6 +98,8 @@ def load(config: str, preset: str) -> "Experiment":
     """
     name, _, variant = config.partition(":")
     module = _module(name)
+    if not hasattr(module, "PRESETS") or not hasattr(module, "experiment"):
+        raise Invalid("the configuration file has no PRESETS, or no experiment(preset, variant)")
     variants: tuple[str, ...] = getattr(module, "VARIANTS", ("",))
     if preset not in module.PRESETS:
         raise Invalid(f"{name} has the presets {', '.join(module.PRESETS)}")
@@ -146,10 +148,13 @@ def _read(text: str, old: object, name: str, kind: object = None) -> object:
         raise Invalid(f"{name} is one of {', '.join(map(str, get_args(kind)))}")
     if new is None and type(None) in get_args(kind):
         return None
-    if isinstance(old, tuple) and isinstance(new, list):
+    wanted = type(old)
+    if old is None:  # as the field is declared
+        wanted = next((get_origin(one) or one for one in get_args(kind) if one is not type(None)), wanted)
+    if wanted is tuple and isinstance(new, list):
         new = tuple(new)
-    if isinstance(old, float) and isinstance(new, int) and not isinstance(new, bool):
+    if wanted is float and isinstance(new, int) and not isinstance(new, bool):
         new = float(new)
-    if old is not None and type(new) is not type(old):
-        raise Invalid(f"{name} is a {type(old).__name__}")
+    if type(new) is not wanted:
+        raise Invalid(f"{name} is a {wanted.__name__}")
     return new

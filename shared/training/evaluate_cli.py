@@ -103,7 +103,7 @@ def encode_command(
     from shared.training.vectors import of_files
 
     rows, vectors, left_out = of_files(_encoder(_model(model, home), threads), folder)
-    with named.open("x", encoding="utf-8", newline="") as file:
+    with named.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:  # names as the disk has them
         writer = csv.writer(file)
         writer.writerow(("file", "frame"))
         writer.writerows((path.relative_to(folder), frame) for path, frame in rows)

@@ -215,6 +215,8 @@ class Experiment:
     def __post_init__(self) -> None:
         if self.side < 32 or self.epochs < 1 or self.patience < 1 or self.views < 1:
             raise Invalid("an experiment has at least 32 pixels, one epoch, one of patience, and one view")
+        if not 0 <= self.seed < 2**32:
+            raise Invalid("a seed is 0 to 4294967295")
         if self.clip is not None and self.clip <= 0:
             raise Invalid("a gradient that is clipped to nothing trains nothing; no clip is None")
         if self.precision not in ("fp32", "bf16"):

@@ -32,7 +32,7 @@ def curves(rows: Sequence[Figure], ks: Sequence[int], path: Path) -> None:
 
 
 def maps(subjects: Subjects, vectors: NDArray[Any], folder: Path) -> dict[str, str]:
-    """pca.png and tsne.png stand in the folder; what has to be said of each, by name.
+    """pca.png and tsne.png stand in the folder; what has to be said of each, by name. Neither, where all are alike.
 
     They describe the images and are in no figure. The components are those of the images that are shown; t-SNE
     knows no images but those.
@@ -44,6 +44,8 @@ def maps(subjects: Subjects, vectors: NDArray[Any], folder: Path) -> dict[str, s
     rng = np.random.default_rng(SEED)
     rows = np.sort(rng.permutation(len(vectors))[:SHOWN])
     shown = np.asarray(vectors[rows], np.float32)
+    if min(shown.shape) < 2 or not np.ptp(shown, axis=0).any():
+        return {}  # t-SNE divides by the deviation, and ends the process at the places that are no numbers then
     components = PCA(n_components=min(50, *shown.shape), random_state=SEED)
     reduced = components.fit_transform(shown)
     share = float(components.explained_variance_ratio_[:2].sum())

@@ -205,6 +205,8 @@ def _by_patient(subjects: Subjects, seeds: Sequence[int]) -> list[Fold]:
 
     if len(np.unique(subjects.groups)) < FOLDS:
         raise Invalid(f"a split by patient takes at least {FOLDS} patients")
+    if np.bincount(subjects.labels).max() < FOLDS:
+        raise Invalid(f"a split by patient takes a class of at least {FOLDS} images")
     folds = []
     for seed in seeds:
         splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)

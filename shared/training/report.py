@@ -49,7 +49,8 @@ def write(report: Report, folder: Path, vectors: NDArray[Any] | None = None, aga
     lines = [*markdown(report, rows, voted, classes, drawn)]
     if against is not None:
         lines += _differences(compared, str(against.about.get("model", "another model")))
-    (folder / "report.md").write_text("\n".join(lines), encoding="utf-8")
+    # the command may name a folder whose name is no UTF-8
+    (folder / "report.md").write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
     # last: a folder with report.json is a whole report
     (folder / "report.json").write_text(json.dumps(_plain(facts | tables), indent=1) + "\n", encoding="utf-8")
 

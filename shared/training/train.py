@@ -36,7 +36,7 @@ def train(experiment: Experiment, root: Path, out: Path, *, resume: bool = True,
 
     Raises:
         Conflict: `out` is not free (see `shared.training.checkpoint.claimed`), or the data are not those it began with.
-        Invalid: the data do not fit, or the loss is no longer finite.
+        Invalid: the data do not fit, there is no such figure to select by, or the loss is no longer finite.
     """
     with kept.claimed(out, experiment, resume=resume), _settled(experiment.seed, threads):
         data = experiment.data.load(root)
@@ -55,6 +55,8 @@ def train(experiment: Experiment, root: Path, out: Path, *, resume: bool = True,
                 started = time.monotonic()
                 losses = _epoch(experiment, model, optimiser, fit, state.epoch, progress)
                 figures = _validate(experiment, model, held)
+                if experiment.selection not in figures:
+                    raise Invalid(f"a training selects by one of {', '.join(figures)}")
                 _record(state, model, optimiser, losses, figures, figures[experiment.selection])
                 state.seconds += time.monotonic() - started
                 kept.save(state, out)

@@ -53,8 +53,8 @@ def of_collection(
 def of_folder(encoder: Encoder, folder: Path, labels: Path, label: Label) -> tuple[Subjects, Vectors]:
     """The files below the folder that the table has a label for, through the platform's own decoding and recipe.
 
-    Of a file with several frames each chosen one is an image. A file whose patient is not known is a patient of its
-    own, and BI-RADS 0, which is no point of the scale, counts as no label; the subjects' note says how many.
+    Of a file with several frames each chosen one is an image. Where a file's patient is not known its study stands for
+    one, and BI-RADS 0, which is no point of the scale, counts as no label; the subjects' note says how many.
 
     Raises:
         NotFound: there is no such folder.
@@ -124,7 +124,7 @@ def _subjects(
     if label == "birads":
         grades = np.array([int(value) for value in classes])
     elif label == "density":
-        grades = np.array(["ABCD".index(value) + 1 for value in classes])
+        grades = np.array(["ABCD".index(value) for value in classes])  # from 0: 1 to 6 are categories of BI-RADS
     note = told(counted)
     return Subjects(
         name=f"folder, {label}",

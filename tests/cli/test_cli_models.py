@@ -100,7 +100,9 @@ def test_a_model_is_made_of_what_its_options_say(similis, tmp_path):
         assert file.get_tensor("head.layers.0.weight").dtype == torch.float16
 
 
-@pytest.mark.parametrize(("text", "code"), [(None, 2), ("[]", 2), ("{", 2), ('{"head": "other"}', 5)])
+@pytest.mark.parametrize(
+    ("text", "code"), [(None, 2), ("[]", 2), ("{", 2), ("[" * 100_000, 2), ('{"head": "other"}', 5)]
+)
 def test_options_that_are_none_make_no_model(similis, tmp_path, text, code):
     if text is not None:
         (tmp_path / "o.json").write_text(text)

@@ -57,6 +57,15 @@ def workbook(path: Path, rows: Sequence[Mapping[str, object]], sheet: str = "all
     book.save(path)
 
 
+def spoil(path: Path, member: str) -> None:
+    """What the zip file holds of the member is no longer what deflate writes."""
+    with zipfile.ZipFile(path) as packed:
+        start = packed.getinfo(member).header_offset + 30 + len(member)
+    data = bytearray(path.read_bytes())
+    data[start : start + 24] = b"\xff" * 24
+    path.write_bytes(data)
+
+
 def cdd_cesm(root: Path, names: Mapping[str, object] | None = None, **more: object) -> Path:
     """Images and a workbook: by name the BI-RADS cell; two women with both breasts unless told otherwise."""
     names = names or {

@@ -217,6 +217,21 @@ def test_what_is_no_workbook_is_invalid(tmp_path, content):
         cdd_cesm.read(tmp_path)
 
 
+@pytest.mark.parametrize("member", ["xl/workbook.xml", "xl/styles.xml", "xl/worksheets/sheet2.xml"])
+def test_a_workbook_that_was_damaged_is_invalid(tmp_path, member):
+    pair(tmp_path)
+    made.spoil(tmp_path / made.WORKBOOK, member)
+    with pytest.raises(Invalid, match="the workbook cannot be read"):
+        cdd_cesm.read(tmp_path)
+
+
+def test_a_number_that_nobody_could_have_is_none(tmp_path):
+    pair(tmp_path)
+    found = read(tmp_path, made.row(DM, 4, Age="9" * 5000), made.row(CM) | {"Image_name": f"P{'9' * 5000}_L_CM_CC"})
+    assert [record.age for record in found.records] == [None, None]
+    assert found.warnings["row-without-name"] == 1
+
+
 def test_links_are_not_followed_out_of_the_folder(tmp_path):
     elsewhere = pair(tmp_path / "elsewhere")
     root = tmp_path / "root"

@@ -61,6 +61,23 @@ def test_a_document_in_utf_16_is_refused_for_it_could_hide_a_document_type(tmp_p
         list(read_document(path))
 
 
+@pytest.mark.parametrize("encoding", ["none-such", "shift_jis"])
+def test_a_document_in_an_encoding_that_there_is_not_is_refused(tmp_path, encoding):
+    with zipfile.ZipFile(tmp_path / "P1.docx", "w") as packed:
+        packed.writestr("word/document.xml", f'<?xml version="1.0" encoding="{encoding}"?><a/>')
+    with pytest.raises(Invalid):
+        list(read_document(tmp_path / "P1.docx"))
+
+
+def test_a_document_that_was_damaged_is_counted_like_any_other_bad_one(tmp_path):
+    with zipfile.ZipFile(tmp_path / "P1.docx", "w", zipfile.ZIP_DEFLATED) as packed:
+        packed.writestr("word/document.xml", "<a>" + " ".join(map(str, range(99))) + "</a>")
+    made.spoil(tmp_path / "P1.docx", "word/document.xml")
+    warnings: Counter[str] = Counter()
+    assert read_opinions(tmp_path, tables.listing(tmp_path), warnings) == {}
+    assert warnings == {"unreadable-report": 1}
+
+
 def test_a_document_that_is_too_large_is_refused(tmp_path, monkeypatch):
     made.docx(tmp_path / "P1.docx", LINES)
     monkeypatch.setattr(reports, "MAX_XML", 100)

@@ -35,6 +35,7 @@ def test_every_shape_is_read_and_belongs_to_its_image(tmp_path):
 @pytest.mark.parametrize("shape", ["{", "[]", '"x"', {"name": "heart"}, {"name": "circle", "cx": 1, "cy": 2},
                                    {"name": "circle", "cx": 1, "cy": 2, "r": "3"},
                                    '{"name": "circle", "cx": NaN, "cy": 2, "r": 3}',
+                                   f'{{"name": "circle", "cx": 1{"0" * 400}, "cy": 2, "r": 3}}',
                                    {"name": "polygon", "all_points_x": [1], "all_points_y": []}])  # fmt: skip
 def test_a_region_that_is_not_understood_is_counted_and_left_out(tmp_path, shape):
     made.regions(tmp_path / "via.csv", [("a.jpg", shape), ("a.jpg", SQUARE)])

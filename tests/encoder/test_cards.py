@@ -172,6 +172,7 @@ def test_an_unknown_key_is_refused_wherever_it_stands(part: tuple[str, ...]) -> 
         ("recipe", {"size": "224"}),
         ("recipe", {"size": 8}),
         ("recipe", {"crop": "nose"}),
+        ("recipe", {"frames": 0}),
         ("recipe", [224]),
         ("weights", None),
     ],
@@ -211,7 +212,7 @@ def test_a_folder_without_a_card_has_no_model(tmp_path: Path) -> None:
         read(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"name": "one"}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"name": "one"}', pytest.param("[" * 100_000, id="deep")])
 def test_a_malformed_card_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / CARD).write_text(text)
     with pytest.raises(Invalid):

@@ -94,6 +94,18 @@ def test_what_is_no_state_dict_is_refused(tmp_path: Path, content: object) -> No
         convert(tmp_path / "w.pth", tmp_path / "w.safetensors")
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.eye(3).to_sparse(), torch.zeros(2, dtype=torch.complex128), torch.zeros(2, device="meta")],
+    ids=["sparse", "complex", "empty"],
+)
+def test_a_tensor_that_safetensors_cannot_hold_is_refused(tmp_path: Path, tensor: torch.Tensor) -> None:
+    torch.save({"a": tensor}, tmp_path / "w.pth")
+    with pytest.raises(Invalid, match="plain numbers"):
+        convert(tmp_path / "w.pth", tmp_path / "w.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["w.pth"]
+
+
 @pytest.mark.parametrize("data", [b"", b"not a pickle", b"PK\x03\x04 not a zip", b"\x80\x02."])
 def test_a_damaged_file_is_refused(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "w.pth").write_bytes(data)

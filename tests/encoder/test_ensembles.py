@@ -169,8 +169,13 @@ def test_features_that_are_none_are_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         read_features(tmp_path / "none.npy")
     (tmp_path / "text.npy").write_text("no numbers")
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 cut")
+    (tmp_path / "header.npy").write_bytes(b"\x93NUMPY\x01\x00\x10\x00{'descr': '<f4', ")
     np.save(tmp_path / "flat.npy", np.ones(4))
-    for name in ("text", "flat"):
+    np.save(tmp_path / "empty.npy", np.ones((0, 4)))
+    np.save(tmp_path / "nan.npy", np.full((9, 4), np.nan))
+    np.save(tmp_path / "large.npy", np.full((9, 4), 1e300))
+    for name in ("text", "zip", "header", "flat", "empty", "nan", "large"):
         with pytest.raises(Invalid):
             read_features(tmp_path / f"{name}.npy")
 

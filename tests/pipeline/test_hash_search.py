@@ -146,6 +146,33 @@ def test_what_waits_to_be_deleted_takes_no_place_in_a_ball(archive: Platform, mo
     assert [hit.id for hit in found.hits] == [hit.id for hit in without.hits], "orphans change no answer"
 
 
+def test_an_index_with_too_few_images_that_may_be_shown_is_not_asked_for_ever(
+    archive: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with archive.begin() as db:
+        for study in ask(archive, mode="hash", k=8).studies:
+            erase.erase_study(db, SECRET, study.study_uid)
+    asked: list[int | None] = []
+    with archive.store.reading() as connection:
+        live = archive.published()
+        (row, *_) = neighbours.vectors(connection, [uid(0)], live.model_id)
+        image = QueryImage(vector=encodings.unpack(row.embedding), code=np.frombuffer(row.code or b"", np.uint8))
+        index = archive.index(live.collection)
+        near = index.near
+
+        def counted(queries: Any) -> Any:
+            asked.extend(query.k for query in queries)
+            assert len(asked) < 10, "the same is asked again and again"
+            return near(queries)
+
+        monkeypatch.setattr(index, "near", counted)
+        (found,) = hashes.searcher(connection, index, live, "hash", None)(
+            [image], [Query(vector=image.vector, limit=20)]
+        )
+    assert index.count() == 48
+    assert len(found.hits) == 16
+
+
 @pytest.mark.parametrize("mode", ["hash", "hybrid"])
 def test_lists_that_few_studies_use_up_make_no_short_answer(
     archive: Platform, mode: Any, monkeypatch: pytest.MonkeyPatch

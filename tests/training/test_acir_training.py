@@ -112,6 +112,9 @@ def test_weights_of_another_shape_are_refused(trained, tmp_path):
     save_file(partial, tmp_path / "partial.safetensors")
     with pytest.raises(Invalid, match="another shape"):
         Reconstruction(shape=SHAPE, weights=str(tmp_path / "partial.safetensors")).build(stripes(8, 32, 0))
+    (tmp_path / "none.safetensors").write_bytes(b"none")
+    with pytest.raises(Invalid, match="not in safetensors format"):
+        Reconstruction(shape=SHAPE, weights=str(tmp_path / "none.safetensors")).build(stripes(8, 32, 0))
 
 
 def test_fingerprints_are_of_the_images_before_augmentation_or_after_it_as_the_method_says():

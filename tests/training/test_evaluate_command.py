@@ -1,5 +1,6 @@
 import csv
 import json
+import os
 
 import numpy as np
 import pytest
@@ -85,6 +86,16 @@ def test_what_was_left_out_is_counted(model, archive):
     assert "3 files without a label" in subjects.note  # the unknown one, and two of BI-RADS 0
 
 
+def test_images_of_one_study_are_of_one_patient_where_none_is_named(model, archive, tmp_path):
+    names = sorted(path.name for path in archive.glob("0*-*.png"))
+    lines = [f"{name},exam{name[:2]},{1 + int(name[:2]) % 2}" for name in names]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,study,birads", *lines]) + "\n")
+    subjects, _ = of_folder(load(model), archive, tmp_path / "labels.csv", "birads")
+    assert len(subjects) == len(names) == 20
+    assert len(set(subjects.groups)) == 10
+    assert "20 files of unknown patients" in subjects.note
+
+
 def test_rows_and_vectors_belong_together(model, archive):
     subjects, vectors = of_folder(load(model), archive, archive / "labels.csv", "birads")
     with Image.open(archive / "29-MLO.png") as image:
@@ -101,6 +112,20 @@ def test_a_table_without_a_label_of_any_file_is_refused(model, archive):
         of_folder(load(model), archive, archive / "labels.csv", "density")
     with pytest.raises(NotFound, match="no such folder of images"):
         of_folder(load(model), archive / "absent", archive / "labels.csv", "birads")
+
+
+def test_densities_are_no_categories_of_birads(run, model, archive, tmp_path):
+    names = sorted(path.name for path in archive.glob("*-CC.png"))
+    lines = [f"{name},{name[:2]},{'ABCD'[number % 4]}" for number, name in enumerate(names)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,patient,density", *lines]) + "\n")
+    done = run(
+        "--model", model, "--folder", archive, "--labels", tmp_path / "labels.csv", "--label", "density",
+        "--out", tmp_path / "report", "--protocol", "lopo", "--resamples", 1000, "--no-pictures",
+    )  # fmt: skip
+    assert done.exit_code == 0, done.output
+    for vote in json.loads((tmp_path / "report" / "report.json").read_text())["votes"]:
+        assert vote["quadratic_kappa"] is not None
+        assert vote["balanced_accuracy_456"] is None, "density D against A to C is no look at BI-RADS 4 to 6"
 
 
 def test_images_of_one_patient_find_nothing_of_another_and_that_is_said(run, model, archive, tmp_path):
@@ -193,6 +218,16 @@ def test_vectors_of_a_folder_are_written_with_the_file_of_each_row(model, archiv
     with pytest.raises(Conflict):
         runner(encode_command)(model, archive, out)
     assert runner(encode_command)(model, archive, tmp_path / "vectors.txt").exit_code == 2
+
+
+def test_a_file_whose_name_is_no_utf_8_has_its_row(model, archive, tmp_path):
+    name = os.fsdecode(b"\xff.png")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / name).write_bytes((archive / "29-CC.png").read_bytes())
+    done = runner(encode_command)(model, tmp_path / "images", tmp_path / "vectors.npy")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "vectors.csv").read_bytes().split() == [b"file,frame", b"\xff.png,1"]
+    assert np.load(tmp_path / "vectors.npy").shape == (1, 32)
 
 
 def test_a_place_that_cannot_be_written_is_told_before_any_image_is_looked_for(run, model, tmp_path):

@@ -9,6 +9,7 @@ from shared.errors import Conflict, Invalid, NotFound
 from shared.metrics.bootstrap import compare
 from shared.training.evaluate import Plan, Space, evaluate, principal
 from shared.training.figures import differences, figures, per_class, votes
+from shared.training.pictures import maps
 from shared.training.protocols import PROTOCOLS, Fold, Protocol, Subjects, check, protocol
 from shared.training.report import write
 
@@ -138,6 +139,10 @@ class TestProtocols:
         with pytest.raises(Invalid, match="at least 3 patients"):
             protocol("patient").folds(
                 Subjects(name="x", labels=np.zeros(4, int), classes=("a",), groups=np.array([0, 0, 1, 1]))
+            )
+        with pytest.raises(Invalid, match="a class of at least 3 images"):
+            protocol("patient").folds(
+                Subjects(name="x", labels=np.array([0, 0, 1, 1]), classes=("a", "b"), groups=np.arange(4))
             )
 
     def test_rows_that_do_not_belong_together_are_refused(self):
@@ -276,6 +281,15 @@ class TestReport:
         assert float(rows[0]["micro_low"]) <= float(rows[0]["micro"])
         with pytest.raises(Conflict):
             write(report, tmp_path / "out")
+
+    @pytest.mark.parametrize("images", [1, 4])
+    def test_images_that_are_all_alike_have_no_map(self, images, tmp_path):
+        subjects = Subjects(name="x", labels=np.zeros(images, int), classes=("a",), groups=np.arange(images))
+        assert maps(subjects, np.ones((images, 8), np.float32), tmp_path) == {}
+
+    def test_a_command_that_names_a_folder_in_no_encoding_is_reported(self, report, tmp_path):
+        write(replace(report, about={"command": "similis evaluate \udcff"}), tmp_path / "out")
+        assert b"similis evaluate \xff" in (tmp_path / "out" / "report.md").read_bytes()
 
     def test_a_run_that_leaks_says_so_in_its_heading(self, tmp_path):
         subjects, vectors = made()

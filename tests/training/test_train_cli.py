@@ -12,7 +12,7 @@ from shared.datasets.archive import write_archive
 from shared.encoder import cards
 from shared.errors import Conflict, Invalid, NotFound
 from shared.training.archive import Archive
-from shared.training.cli import register
+from shared.training.cli import changed, load, register
 from shared.training.data import parts
 
 FILE = """
@@ -137,6 +137,45 @@ def test_a_folder_that_is_not_there_is_told_and_the_output_stays_free_for_the_ri
     similis(*words, "--folder", ".")
     said = json.loads((tmp_path / "out" / "experiment.json").read_text())["data"]
     assert (said["folder"], said["labels"]) == (str(archive), str(archive / "labels.csv"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (["data.limit=abc"], "limit is a int"),
+        (["data.limit=1.5"], "limit is a int"),
+        (["clip=null", "clip=abc"], "clip is a float"),
+        (["seed=-1"], "a seed is 0 to"),
+        (["seed=99999999999999999999"], "a seed is 0 to"),
+    ],
+)
+def test_a_value_that_no_training_can_have_is_told_at_once(
+    similis: Callable[..., None], tmp_path: Path, changes: list[str], told: str
+) -> None:
+    words = [word for change in changes for word in ("--set", change)]
+    with pytest.raises(Invalid, match=told):
+        similis("train", "advanced_ft:squeezenet1_0", "--data", tmp_path, "--out", tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_nothing_is_set_as_it_is_declared() -> None:
+    experiment = changed(load("advanced_ft:squeezenet1_0", "recommended"), "data.limit", "3")
+    experiment = changed(changed(experiment, "clip", "null"), "clip", "2")
+    assert (experiment.data.limit, experiment.clip) == (3, 2.0)
+
+
+def test_a_figure_to_select_by_that_there_is_not_is_told(
+    similis: Callable[..., None], config: Path, tmp_path: Path
+) -> None:
+    words = ["train", config, "--out", tmp_path / "out", "--set", "method.weights=random:0", "--threads", 1]
+    with pytest.raises(Invalid, match="selects by one of macro_precision_at_10, val_accuracy"):
+        similis(*words, "--set", "selection=accuracy")
+
+
+def test_a_file_that_is_no_configuration_is_told(similis: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "empty.py").write_text("")
+    with pytest.raises(Invalid, match="no PRESETS"):
+        similis("train", tmp_path / "empty.py")
 
 
 def test_what_can_be_trained_is_listed(similis: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> None:

@@ -245,6 +245,15 @@ def test_a_checkpoint_that_was_cut_off_leaves_the_one_before(tmp_path: Path) -> 
     assert kept.load(tmp_path).epoch == 3
 
 
+def test_a_checkpoint_that_was_damaged_is_told(tmp_path: Path) -> None:
+    kept.save(kept.Checkpoint(epoch=3, best_epoch=1), tmp_path)
+    whole = (tmp_path / kept.CHECKPOINT).read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], b"\x80\x02."):
+        (tmp_path / kept.CHECKPOINT).write_bytes(damaged)
+        with pytest.raises(Invalid, match="damaged"):
+            kept.load(tmp_path)
+
+
 def test_a_loss_that_is_not_finite_ends_the_training(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="finite"):
         train(experiment(optimiser=Optimiser(rates={"all": 1e30}), clip=1e30), tmp_path)
