@@ -90,10 +90,10 @@ class Sender:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        if error is None:
-            self._connection.sendall(echo.RELEASE)
-            self._reply()
-        self._connection.close()
+        with self._connection:
+            if error is None:
+                self._connection.sendall(echo.RELEASE)
+                self._reply()
 
     def _reply(self) -> tuple[int, bytes]:
         kind, length = struct.unpack(">BxI", self._read(6))

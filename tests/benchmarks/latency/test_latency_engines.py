@@ -124,7 +124,7 @@ def test_an_open_loop_asks_at_half_of_what_was_measured_or_at_the_rate_of_all(ma
     own, common = session.open_loop({}, 2, None), session.open_loop({}, 2, 40.0)
     assert (own["rate_per_s"], common["rate_per_s"]) == (150.0, 40.0)
     assert own["n"] == 45
-    assert 0 < own["floor_ms"] < 20
+    assert own["floor_ms"] > 0
     del session.most[2]
     assert session.open_loop({}, 2, None)["rate_per_s"] == pytest.approx(session.most[2] / 2, abs=0.1)
 
