@@ -32,6 +32,10 @@ class Shape:
     head: Head = "kan"
     darf: bool = True
 
+    def __post_init__(self) -> None:
+        if self.bits < 8 or self.bits % 8:
+            raise Invalid("a code has bits in eights")
+
     def network(self, classes: int, *, decoder: bool) -> Acir:
         return Acir(
             WIDTHS[self.widths], self.bits, classes, side=self.side, head=self.head, darf=self.darf, decoder=decoder
@@ -62,6 +66,12 @@ class Hashing(Method[Hashed]):
     weighted: bool = False  #: by inverse class frequency: for shuffled batches; class-balanced ones need none
     stem: str = ""  #: architecture and weights it starts from, as `resnet50 torchvision:IMAGENET1K_V1`; empty: nothing
     half: bool = False  #: the weights are stored as float16
+
+    def __post_init__(self) -> None:
+        if self.fingerprint < 2:
+            raise Invalid("a fingerprint has two pixels a side or more")
+        if self.stem and " " not in self.stem:
+            raise Invalid("a stem is an architecture and weights, as resnet50 torchvision:IMAGENET1K_V1")
 
     def build(self, data: Collection) -> Hashed:
         """Raises `Invalid` for OrthoHash, whose batch normalisation over the logits has no place in the network."""

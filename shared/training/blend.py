@@ -14,6 +14,7 @@ from shared.datasets.phantom import render
 from shared.datasets.sketches import sketches
 from shared.datasets.textures import Grey, textures
 from shared.datasets.women import exams
+from shared.errors import Invalid
 
 TEXTURE = "texture"  #: each picture of this class is a class of its own
 DRAWN = ("phantoms", "sketches", "textures")  #: sources of what no camera saw
@@ -116,6 +117,10 @@ class Portion:
 
     batch: int
     batches_per_epoch: int
+
+    def __post_init__(self) -> None:
+        if self.batch < 1 or self.batches_per_epoch < 1:
+            raise Invalid("an epoch has a batch or more, and a batch an image or more")
 
     def batches(self, labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> Iterator[NDArray[np.int64]]:  # noqa: ARG002
         order = np.random.default_rng(seed).permutation(len(labels))[: self.batch * self.batches_per_epoch]

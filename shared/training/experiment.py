@@ -105,6 +105,12 @@ class Optimiser:
     betas: tuple[float, float] = (0.9, 0.999)
     momentum: float = 0.9  #: of SGD
 
+    def __post_init__(self) -> None:
+        if min([*self.rates.values(), self.weight_decay, self.momentum]) < 0:
+            raise Invalid("learning rates, weight decay and momentum are 0 or more")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise Invalid("betas are two numbers from 0 to less than 1")
+
     def build(self, groups: Mapping[str, Iterable[nn.Parameter]]) -> torch.optim.Optimizer:
         """Raises `Invalid` where names differ: a group without a rate would silently not be trained."""
         if groups.keys() != self.rates.keys():
@@ -126,6 +132,10 @@ class WarmRestarts:
     first: int = 5  #: epochs of the first cycle
     factor: int = 2  #: each cycle is so many times longer than the one before
     least: float = 1e-6
+
+    def __post_init__(self) -> None:
+        if self.first < 1 or self.factor < 1:
+            raise Invalid("the first cycle has an epoch or more, and the factor of the next is 1 or more")
 
     def rate(self, base: float, epoch: float, epochs: int) -> float:  # noqa: ARG002 - cycles know no end
         position, length = int(epoch), self.first
@@ -161,6 +171,10 @@ class PrefixedCosine:
     first: float = 1e-4  #: rate of the first epoch
     least: float = 5e-6
 
+    def __post_init__(self) -> None:
+        if self.cycle < 1:
+            raise Invalid("a cycle has an epoch or more")
+
     def rate(self, base: float, epoch: float, epochs: int) -> float:  # noqa: ARG002 - the cosine has its own length
         at = int(epoch)
         if at < self.warmup:
@@ -176,6 +190,10 @@ class Steps:
     size: int
     factor: float
 
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise Invalid("a step has an epoch or more")
+
     def rate(self, base: float, epoch: float, epochs: int) -> float:  # noqa: ARG002 - steps know no end
         return base * self.factor ** (int(epoch) // self.size)
 
@@ -185,6 +203,10 @@ class Shuffled:
     """Every image once, in random order; the last batch is dropped where it is not full and not the only one."""
 
     batch: int
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise Invalid("a batch has an image or more")
 
     def batches(self, labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> Iterator[Rows]:  # noqa: ARG002
         order = np.random.default_rng(seed).permutation(len(labels))

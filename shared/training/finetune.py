@@ -16,6 +16,7 @@ from shared.encoder.build import build
 from shared.encoder.cards import IMAGENET_MEAN, IMAGENET_STD
 from shared.encoder.network import Network, state_of
 from shared.encoder.weights import find
+from shared.errors import Invalid
 from shared.training.experiment import Batch, Encode, Experiment, Method
 from shared.training.selection import macro_precision
 
@@ -51,6 +52,9 @@ class AdvancedFT(Method[Classifier]):
     smoothing: float = 0.1
     freeze_norm: bool = False  #: batch normalisation keeps its statistics: for weights that have them folded in
 
+    def __post_init__(self) -> None:
+        check_smoothing(self.smoothing)
+
     def build(self, data: Collection) -> Classifier:
         network = trainable(self.architecture, self.weights, self.mean, self.std)
         dim = backbone(self.architecture).dim
@@ -78,6 +82,12 @@ class AdvancedFT(Method[Classifier]):
 
     def save(self, model: Classifier, folder: Path, experiment: Experiment) -> None:
         save_network(model.network.body, folder, experiment, self)
+
+
+def check_smoothing(share: float) -> None:
+    """Raises: `Invalid` for a share of the labels that is none."""
+    if not 0 <= share <= 1:
+        raise Invalid("the smoothing of labels is 0 to 1")
 
 
 def trainable(architecture: str, weights: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Network:

@@ -17,7 +17,7 @@ from shared.encoder.cards import IMAGENET_MEAN, IMAGENET_STD
 from shared.encoder.heads import Headed, MetricHead
 from shared.encoder.network import Network
 from shared.training.experiment import Batch, Experiment, Method
-from shared.training.finetune import frozen_norm, save_network, trainable
+from shared.training.finetune import check_smoothing, frozen_norm, save_network, trainable
 from shared.training.losses import CentreLoss
 
 DIM = 512
@@ -58,6 +58,9 @@ class MetricLearning(Method[MetricModel]):
     mining: Mining = "batch-hard"  #: `drawn`: the batch is three parts, as `shared.training.samplers.Triplets` makes it
     smoothing: float = 0.1
     centres_of: Literal["raw", "unit"] = "raw"  #: the vectors that the centre loss pulls together
+
+    def __post_init__(self) -> None:
+        check_smoothing(self.smoothing)
 
     def build(self, data: Collection) -> MetricModel:
         network = trainable(self.architecture, self.weights, self.mean, self.std)

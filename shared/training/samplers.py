@@ -23,6 +23,10 @@ class ClassBalanced:
     classes: int
     per_class: int
 
+    def __post_init__(self) -> None:
+        if self.classes < 2 or self.per_class < 1:
+            raise Invalid("a class-balanced batch has an image or more of each of two classes or more")
+
     def batches(self, labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> Iterator[Rows]:
         """Rows of (n,) labels and groups, (classes * per_class,) at a time.
 
@@ -55,6 +59,10 @@ class Triplets:
     """
 
     batch: int
+
+    def __post_init__(self) -> None:
+        if self.batch < 2:
+            raise Invalid("a batch has two anchors or more")
 
     def batches(self, labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> Iterator[Rows]:  # noqa: ARG002
         """Rows of (n,) labels, (3 * batch,) at a time.

@@ -147,6 +147,12 @@ def test_a_folder_that_is_not_there_is_told_and_the_output_stays_free_for_the_ri
         (["clip=null", "clip=abc"], "clip is a float"),
         (["seed=-1"], "a seed is 0 to"),
         (["seed=99999999999999999999"], "a seed is 0 to"),
+        (["sampler.batch=0"], "an image or more"),
+        (["optimiser.betas=[2,3]"], "betas are two"),
+        (["optimiser.betas=[0.9]"], "betas are two"),
+        (["optimiser.weight_decay=-1"], "0 or more"),
+        (["optimiser.rates.head=-1"], "0 or more"),
+        (["method.smoothing=3"], "smoothing"),
     ],
 )
 def test_a_value_that_no_training_can_have_is_told_at_once(
@@ -156,6 +162,28 @@ def test_a_value_that_no_training_can_have_is_told_at_once(
     with pytest.raises(Invalid, match=told):
         similis("train", "advanced_ft:squeezenet1_0", "--data", tmp_path, "--out", tmp_path / "out", *words)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "preset", "field", "value"),
+    [
+        ("acir:s", "recommended", "sampler.per_class", "0"),
+        ("acir:s", "recommended", "sampler.classes", "1"),
+        ("acir:s", "recommended", "method.shape.bits", "7"),
+        ("acir:s", "recommended", "method.fingerprint", "0"),
+        ("acir:s", "recommended", "method.stem", "resnet50"),
+        ("metric_learning:squeezenet1_0", "released-code", "sampler.batch", "1"),
+        ("metric_learning:squeezenet1_0", "recommended", "method.smoothing", "-0.5"),
+        ("similis_base:trunk", "recommended", "sampler.batch", "0"),
+        *[("advanced_ft:squeezenet1_0", "paper", f"schedule.{name}", "0") for name in ("first", "factor")],
+        ("acir:s", "released-code", "schedule.cycle", "0"),
+    ],
+)
+def test_a_part_of_an_experiment_refuses_what_would_never_end_or_end_in_a_traceback(
+    config: str, preset: str, field: str, value: str
+) -> None:
+    with pytest.raises(Invalid, match=r" or more|in eights|a stem is|0 to 1"):
+        changed(load(config, preset), field, value)
 
 
 def test_what_was_nothing_is_set_as_it_is_declared() -> None:
