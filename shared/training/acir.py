@@ -73,6 +73,10 @@ class Hashing(Method[Hashed]):
         if self.stem and " " not in self.stem:
             raise Invalid("a stem is an architecture and weights, as resnet50 torchvision:IMAGENET1K_V1")
 
+    @property
+    def takes(self) -> int:
+        return self.shape.side
+
     def build(self, data: Collection) -> Hashed:
         """Raises `Invalid` for OrthoHash, whose batch normalisation over the logits has no place in the network."""
         if self.objective == "orthohash":
@@ -146,6 +150,10 @@ class Reconstruction(Method[Reconstructing]):
     shape: Shape
     weights: str  #: path of the safetensors that stage 1 wrote
     half: bool = False
+
+    @property
+    def takes(self) -> int:
+        return self.shape.side
 
     def build(self, data: Collection) -> Reconstructing:  # noqa: ARG002 - it needs no classes
         """Raises `Invalid` if the weights are not those of this shape, or no safetensors."""

@@ -152,9 +152,17 @@ def _read(text: str, old: object, name: str, kind: object = None) -> object:
     if old is None:  # as the field is declared
         wanted = next((get_origin(one) or one for one in get_args(kind) if one is not type(None)), wanted)
     if wanted is tuple and isinstance(new, list):
-        new = tuple(new)
+        return _row(new, get_args(kind), name)
     if wanted is float and isinstance(new, int) and not isinstance(new, bool):
         new = float(new)
     if type(new) is not wanted:
         raise Invalid(f"{name} is a {wanted.__name__}")
     return new
+
+
+def _row(values: list[object], kinds: tuple[Any, ...], name: str) -> tuple[object, ...]:
+    """The values as the tuple of these kinds: so many as there are, or any number of one."""
+    wanted = kinds[:1] * len(values) if kinds[-1] is Ellipsis else kinds
+    if len(values) != len(wanted):
+        raise Invalid(f"{name} has {len(wanted)} values")
+    return tuple(_read(json.dumps(value), kind(), name) for value, kind in zip(values, wanted, strict=True))

@@ -65,6 +65,11 @@ class Schedule(Protocol):
 class Method(ABC, Generic[Model]):
     """A network with the loss over it. The model is one module: its state is what a checkpoint holds."""
 
+    @property
+    def takes(self) -> int | None:
+        """Pixels of the only square input that the network takes; None: it takes any."""
+        return None
+
     @abstractmethod
     def build(self, data: Collection) -> Model:
         """A new model for the training part; random numbers come from torch's global generator."""
@@ -108,8 +113,8 @@ class Optimiser:
     def __post_init__(self) -> None:
         if min([*self.rates.values(), self.weight_decay, self.momentum]) < 0:
             raise Invalid("learning rates, weight decay and momentum are 0 or more")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            raise Invalid("betas are two numbers from 0 to less than 1")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise Invalid("betas are 0 to less than 1")
 
     def build(self, groups: Mapping[str, Iterable[nn.Parameter]]) -> torch.optim.Optimizer:
         """Raises `Invalid` where names differ: a group without a rate would silently not be trained."""

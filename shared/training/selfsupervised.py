@@ -63,6 +63,10 @@ class Descriptive(Method[Pupil]):
     views: int = 8000  #: of which the readouts are computed and the hash head is finished
     head_steps: int = 1500
 
+    @property
+    def takes(self) -> int:
+        return self.shape.side
+
     def build(self, data: Collection) -> Pupil:
         acir = self.shape.network(0, decoder=False)
         rows = torch.randperm(len(data))[:_FITTED]

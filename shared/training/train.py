@@ -36,8 +36,12 @@ def train(experiment: Experiment, root: Path, out: Path, *, resume: bool = True,
 
     Raises:
         Conflict: `out` is not free (see `shared.training.checkpoint.claimed`), or the data are not those it began with.
-        Invalid: the data do not fit, there is no such figure to select by, or the loss is no longer finite.
+        Invalid: the data or the side do not fit, there is no such figure to select by, or the loss is no longer finite.
     """
+    if experiment.method.takes not in (None, experiment.side):
+        raise Invalid(
+            f"the network takes images of {experiment.method.takes} pixels, the experiment gives {experiment.side}"
+        )
     with kept.claimed(out, experiment, resume=resume), _settled(experiment.seed, threads):
         data = experiment.data.load(root)
         fit, held = parts(data)

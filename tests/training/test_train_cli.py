@@ -148,8 +148,9 @@ def test_a_folder_that_is_not_there_is_told_and_the_output_stays_free_for_the_ri
         (["seed=-1"], "a seed is 0 to"),
         (["seed=99999999999999999999"], "a seed is 0 to"),
         (["sampler.batch=0"], "an image or more"),
-        (["optimiser.betas=[2,3]"], "betas are two"),
-        (["optimiser.betas=[0.9]"], "betas are two"),
+        (["optimiser.betas=[2,3]"], "betas are 0 to"),
+        (["optimiser.betas=[0.9]"], "betas has 2 values"),
+        (["optimiser.betas=[0.9,true]"], "betas is a float"),
         (["optimiser.weight_decay=-1"], "0 or more"),
         (["optimiser.rates.head=-1"], "0 or more"),
         (["method.smoothing=3"], "smoothing"),
@@ -184,6 +185,17 @@ def test_a_part_of_an_experiment_refuses_what_would_never_end_or_end_in_a_traceb
 ) -> None:
     with pytest.raises(Invalid, match=r" or more|in eights|a stem is|0 to 1"):
         changed(load(config, preset), field, value)
+
+
+def test_a_network_made_for_another_side_is_told_before_anything_is_read(
+    similis: Callable[..., None], tmp_path: Path
+) -> None:
+    words = ["train", "acir:xs", "--data", tmp_path, "--out", tmp_path / "out", "--set", "side=64"]
+    with pytest.raises(Invalid, match="network takes images of 112 pixels, the experiment gives 64"):
+        similis(*words)
+    with pytest.raises(NotFound, match="data"):
+        similis(*words, "--set", "method.shape.side=64")
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_was_nothing_is_set_as_it_is_declared() -> None:
