@@ -72,11 +72,12 @@ def last_token(cell: str) -> str:
 def _record(line: Line, path: Path, found: _Findings, about: Line | None, warnings: Counter[str]) -> Record:
     birads = line.parse("breastbirads", lambda cell: cells.birads(last_token(cell)))
     warnings["finding-above-breast"] += found.birads is not None and (birads or 0) < found.birads
-    warnings["study-differs"] += path.parent.name != line["studyid"]
+    study = line["studyid"] or path.parent.name  # else all that name none would be one patient
+    warnings["study-differs"] += path.parent.name != study
     return Record(
         dataset=DATASET,
-        patient_id=line["studyid"],
-        exam_id=line["studyid"],
+        patient_id=study,
+        exam_id=study,
         image_id=line["imageid"],
         path=path,
         laterality=line.parse("laterality", cells.laterality),

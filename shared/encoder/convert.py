@@ -6,6 +6,7 @@ a person converts a file they trust, once, and everything after that reads safet
 
 from collections.abc import Mapping
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import torch
 from safetensors.torch import save_file
@@ -47,9 +48,9 @@ def convert(pth: Path, out: Path) -> int:
         key.removeprefix("module."): (value.float() if value.is_floating_point() else value).clone().contiguous()
         for key, value in loaded.items()
     }
-    partial = out.with_suffix(".partial")
-    save_file(modern(state), partial)
-    partial.rename(out)
+    with TemporaryDirectory(dir=out.parent, prefix=".") as folder:
+        save_file(modern(state), Path(folder) / out.name)
+        (Path(folder) / out.name).rename(out)
     return len(state)
 
 

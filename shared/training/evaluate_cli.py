@@ -8,6 +8,7 @@ import shlex
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -103,11 +104,16 @@ def encode_command(
     from shared.training.vectors import of_files
 
     rows, vectors, left_out = of_files(_encoder(_model(model, home), threads), folder)
-    with named.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:  # names as the disk has them
-        writer = csv.writer(file)
-        writer.writerow(("file", "frame"))
-        writer.writerows((path.relative_to(folder), frame) for path, frame in rows)
-    np.save(out, vectors.embeddings)
+    with TemporaryDirectory(dir=out.parent, prefix=".") as beside:
+        made = Path(beside) / out.name
+        np.save(made, vectors.embeddings)
+        names = made.with_suffix(".csv")
+        with names.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:  # as the disk has them
+            writer = csv.writer(file)
+            writer.writerow(("file", "frame"))
+            writer.writerows((path.relative_to(folder), frame) for path, frame in rows)
+        names.rename(named)
+        made.rename(out)
     _say(f"{len(rows)} images{'; ' * bool(left_out)}{left_out}")
     typer.echo(str(out))
 

@@ -102,6 +102,11 @@ def test_missing_and_extra_images_and_rows_are_counted(root):
     assert (bare.patient_id, bare.birads, bare.laterality, bare.split) == ("s2", None, None, None)
 
 
+def test_rows_that_name_no_study_are_of_the_study_of_their_folder(root):
+    made.table(root / vindr.BREASTS, HEAD, [line("i1", study=""), line("i2"), line("i3", study="")])
+    assert [r.patient_id for r in vindr.read(root).records] == ["s1", "s1", "s2"]
+
+
 def test_age_and_manufacturer_come_from_the_metadata_where_they_are_there(root):
     head = ["SOP Instance UID", "Patient's Age", "Manufacturer"]
     made.table(root / vindr.METADATA, head, [["i1", "049Y", "SIEMENS"], ["i2", "", ""], ["i3", "old", "IMS s.r.l."]])

@@ -54,6 +54,13 @@ def test_values_survive_the_conversion(tmp_path: Path) -> None:
     assert found["b"].dtype == torch.int64
 
 
+def test_a_conversion_touches_no_file_beside_its_own(tmp_path: Path) -> None:
+    torch.save({"a": torch.ones(2)}, tmp_path / "w.pth")
+    (tmp_path / "w.partial").write_text("of somebody else")
+    convert(tmp_path / "w.pth", tmp_path / "w.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["w.partial", "w.pth", "w.safetensors"]
+
+
 def test_a_training_checkpoint_is_taken_apart(tmp_path: Path) -> None:
     torch.save({"state_dict": {"module.a": torch.ones(2)}, "best": 91.0}, tmp_path / "w.pth")
     convert(tmp_path / "w.pth", tmp_path / "w.safetensors")

@@ -1,4 +1,5 @@
 import csv
+import errno
 import json
 import os
 
@@ -218,6 +219,16 @@ def test_vectors_of_a_folder_are_written_with_the_file_of_each_row(model, archiv
     with pytest.raises(Conflict):
         runner(encode_command)(model, archive, out)
     assert runner(encode_command)(model, archive, tmp_path / "vectors.txt").exit_code == 2
+
+
+def test_vectors_that_cannot_be_written_leave_no_table_of_them(model, archive, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        runner(encode_command)(model, archive, tmp_path / "vectors.npy")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_file_whose_name_is_no_utf_8_has_its_row(model, archive, tmp_path):
