@@ -22,7 +22,7 @@ from shared.pipeline.ask import LEAST_DEPTH
 from shared.pipeline.lease import turn
 from shared.pipeline.pace import allow
 from shared.pipeline.question import TARGET
-from shared.store import catchup, coverage, encodings, generations, ledger, operations
+from shared.store import catchup, coverage, encodings, generations, images, ledger, operations
 from shared.store.canaries import K
 from shared.store.operations import Held
 from shared.store.session import Begin, enqueue
@@ -109,22 +109,18 @@ def fill(db: Session, found: Generation, chunk: int = CHUNK) -> int:
     allowed = allow(db, found, chunk) if found.state == "open" and found.filled_at is None else 0
     if allowed == 0:
         return 0
-    ids = db.execute(
-        sa.text("SELECT id FROM image WHERE id > :after ORDER BY id LIMIT :limit FOR SHARE"),
-        {"after": found.filled_to, "limit": allowed},
-    )
-    images = list(ids.scalars())
-    ledger.fill(db, found.id, ledger.stored(db, found.model_id, images))
-    catchup.fill(db, found.model_id, images)
-    if images:
-        found.filled_to = images[-1]
-    if len(images) < allowed:
+    ids = images.after(db, found.filled_to, allowed)
+    ledger.fill(db, found.id, ledger.stored(db, found.model_id, ids))
+    catchup.fill(db, found.model_id, ids)
+    if ids:
+        found.filled_to = ids[-1]
+    if len(ids) < allowed:
         found.filled_at = sa.func.clock_timestamp()
     enqueue(db, Job.PROJECT)
     enqueue(db, Job.CATCH_UP)
     db.flush()
     db.refresh(found)
-    return len(images)
+    return len(ids)
 
 
 def _report(db: Session, held: Held, found: Generation) -> coverage.Coverage:

@@ -7,24 +7,23 @@ import json
 import os
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Final
 
-import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.disk import sync
 from shared.errors import Invalid
 from shared.log import get
 from shared.pipeline import erase
-from shared.store import operations
-from shared.store.tables import Tombstone
+from shared.store import operations, tombstones
+from shared.store.tombstones import Kind
 
 NAME = "tombstones"
 BEFORE = "tombstones.before"
 log = get(__name__)
-
-_STAND = sa.text("SELECT count(*), max(created_at) FROM tombstone")
 
 
 class Keeper:
@@ -40,7 +39,7 @@ class Keeper:
 
     def keep(self, db: Session) -> None:
         """The file names every tombstone that is committed."""
-        seen = tuple(db.execute(_STAND).one())
+        seen = tombstones.standing(db)
         if seen == self._seen or (seen[0] == 0 and not self._path.exists()):
             return
         if self._seen is None:
@@ -78,7 +77,7 @@ def _operation(line: str) -> uuid.UUID | None:
 
 def write(db: Session, path: Path) -> int:
     """The file holds every tombstone, durably; returns how many."""
-    stones = db.scalars(sa.select(Tombstone).order_by(Tombstone.digest)).all()
+    stones = tombstones.every(db)
     lines = [
         json.dumps({"digest": one.digest.hex(), "kind": one.kind, "operation": str(one.operation_id)}) for one in stones
     ]
@@ -96,18 +95,7 @@ def _replace(path: Path, lines: Sequence[str]) -> None:
     sync(path.parent)
 
 
-_BURY = sa.text(
-    "INSERT INTO tombstone (digest, kind, operation_id) SELECT u.digest, u.kind, u.operation "
-    "FROM unnest(CAST(:digests AS bytea[]), CAST(:kinds AS text[]), CAST(:operations AS uuid[])) "
-    "AS u(digest, kind, operation) ON CONFLICT DO NOTHING"
-)
-#: The erasure that buried them, where the database does not know it: a later lift asks for it.
-_KNOWN = sa.text(
-    "INSERT INTO operation (id, kind, params, state, finished_at) "
-    "SELECT o, 'erase', jsonb_build_object('of', k), 'succeeded', clock_timestamp() "
-    "FROM unnest(CAST(:operations AS uuid[]), CAST(:kinds AS text[])) AS u(o, k) ON CONFLICT DO NOTHING"
-)
-_WIDTH = {"image": 0, "study": 1, "patient": 2}
+_WIDTH: Final[Mapping[Kind, int]] = {"image": 0, "study": 1, "patient": 2}
 
 
 def replay(db: Session, path: Path, secret: bytes) -> int:
@@ -121,18 +109,15 @@ def replay(db: Session, path: Path, secret: bytes) -> int:
 
 
 def _bury(db: Session, path: Path) -> None:
+    """The erasure that buried them stands, too, if the database does not know it: a later lift asks for it."""
+    erasures: defaultdict[uuid.UUID, dict[bytes, Kind]] = defaultdict(dict)
     try:
-        stones = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        rows = [(bytes.fromhex(one["digest"]), str(one["kind"]), str(one["operation"])) for one in stones]
-        widest: dict[str, str] = {}
-        for _, kind, operation in rows:
-            widest[operation] = max(widest.get(operation, "image"), kind, key=_WIDTH.__getitem__)
-    except (ValueError, KeyError, TypeError):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            one = json.loads(line)
+            erasures[uuid.UUID(one["operation"])][bytes.fromhex(one["digest"])] = one["kind"]
+        widest = {id_: max(names.values(), key=_WIDTH.__getitem__) for id_, names in erasures.items()}
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise Invalid("the file of tombstones is damaged") from None
-    db.execute(_KNOWN, {"operations": list(widest), "kinds": list(widest.values())})
-    columns = {
-        "digests": [one[0] for one in rows],
-        "kinds": [one[1] for one in rows],
-        "operations": [one[2] for one in rows],
-    }
-    db.execute(_BURY, columns)
+    for operation_id, names in erasures.items():
+        operations.stand_for(db, operation_id, "erase", {"of": widest[operation_id]})
+        tombstones.bury(db, names, operation_id)

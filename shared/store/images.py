@@ -168,6 +168,12 @@ def settle(db: Session, verdicts: Sequence[Verdict]) -> dict[int, int]:
     return {row.id: row.revision for row in rows}
 
 
+def after(db: Session, image_id: int, limit: int) -> list[int]:
+    """The next images by id, locked: nobody erases or replaces one before we commit."""
+    rows = sa.text("SELECT id FROM image WHERE id > :after ORDER BY id LIMIT :limit FOR SHARE")
+    return list(db.scalars(rows, {"after": image_id, "limit": limit}))
+
+
 def check_move(old: Status, new: Status) -> None:
     """Raises: `Conflict` for a move that the table does not allow."""
     if new not in MOVES[old]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, NotFound
@@ -63,6 +64,13 @@ def under_way(db: Session, kind: str) -> bool:
 def known(db: Session, ids: Collection[uuid.UUID]) -> set[uuid.UUID]:
     """Those of these operations that stand here."""
     return set(db.scalars(sa.select(Operation.id).where(Operation.id.in_(ids))))
+
+
+def stand_for(db: Session, operation_id: uuid.UUID, kind: str, params: dict[str, Any]) -> None:
+    """An operation of another database, long ended, stands here, unless it does already."""
+    ended = {"state": "succeeded", "finished_at": sa.func.clock_timestamp()}
+    row = insert(Operation).values(id=operation_id, kind=kind, params=params, **ended)
+    db.execute(row.on_conflict_do_nothing())
 
 
 def page(db: Session, limit: int, before: Any = None) -> Sequence[Operation]:  # noqa: ANN401 - a timestamp

@@ -5,7 +5,8 @@ Whoever erases holds `Lock.INTAKE` alone, who registers files shares it: no file
 
 import hmac
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
 from typing import Literal
 
 import sqlalchemy as sa
@@ -45,6 +46,17 @@ def buried(db: Session, digests: Iterable[bytes]) -> set[bytes]:
         {"digests": list(digests)},
     )
     return set(rows.scalars())
+
+
+def standing(db: Session) -> tuple[int, datetime | None]:
+    """How many there are, and when the last one came: changes whenever they do."""
+    count, last = db.execute(sa.select(sa.func.count(), sa.func.max(Tombstone.created_at))).one()
+    return count, last
+
+
+def every(db: Session) -> Sequence[Tombstone]:
+    """All of them, in order."""
+    return db.scalars(sa.select(Tombstone).order_by(Tombstone.digest)).all()
 
 
 def find(db: Session, name: bytes) -> Tombstone | None:
