@@ -120,6 +120,6 @@ def _match(pair: Pair) -> Json:
         "birads": hit.birads,
         "density": hit.density,
         "pathology": hit.pathology,
-        "same_view": query.view is not None and (query.view, query.laterality) == (hit.view, hit.laterality),
+        "same_view": query.same_view(hit.view, hit.laterality),
         "thumbnail": f"/v1/instances/{hit.sop_uid}/thumbnail",
     }

@@ -29,6 +29,10 @@ class QueryImage:
     view: str | None = None
     code: NDArray[np.uint8] | None = None  #: packed, where the model has a hash head
 
+    def same_view(self, view: object, laterality: object) -> bool:
+        """Whether an image of that view and side shows the same; never where our view is unknown."""
+        return bool(self.view) and (self.view, self.laterality or None) == (view, laterality)
+
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
@@ -60,12 +64,10 @@ def _candidate(
 
 
 def _best(image: QueryImage, hits: Sequence[Hit]) -> Hit:
-    return max(hits, key=lambda hit: (_same_view(image, hit), hit.score))
+    def preferred(hit: Hit) -> tuple[bool, float]:
+        return image.same_view(hit.payload.get("view"), hit.payload.get("laterality")), hit.score
 
-
-def _same_view(image: QueryImage, hit: Hit) -> bool:
-    seen = hit.payload.get("view"), hit.payload.get("laterality")
-    return bool(image.view) and (image.view, image.laterality or None) == seen
+    return max(hits, key=preferred)
 
 
 def leaders(candidates: Sequence[Candidate], k: int) -> list[Candidate]:
