@@ -55,7 +55,7 @@ class Service:
         self._unflushed = 0
         self._tables = {name: CodeTable(bits) for name, bits in layout.bits.items()}
         self._fill_tables()
-        self._replies = Replies(lambda ids, fields: self._shard.retrieve(ids, self._wanted(fields), False))
+        self._replies = Replies(lambda ids, fields: self._shard.retrieve(ids, self._wanted(fields), False), self._page)
         self._calls: dict[str, tuple[Any, Callable[[Any], Any]]] = {
             "QueryBatch": (pb.QueryBatchPoints, self.query_batch),
             "Get": (pb.GetPoints, self.get),
@@ -205,14 +205,30 @@ class Service:
                 with suppress(FileNotFoundError):  # Edge makes the next file beside us; nothing is in it yet
                     sync(path)
 
+    def behind(self) -> bool:
+        """Whether `catch_up` has something to do."""
+        return self._replies.behind
+
+    def catch_up(self) -> None:
+        """A little was done that makes later answers faster."""
+        try:
+            self._replies.remember_ahead()
+        except Exception as error:  # answers are right without it
+            _log.exception("not_remembered", exception_type=type(error).__name__)
+            self._replies.behind = False
+
     def _fill_tables(self) -> None:
         offset = None
         while self._tables:
-            wanted = edge.ScrollRequest(offset=offset, limit=PAGE, with_payload=True, with_vector=False)
-            records, offset = self._shard.scroll(wanted)
+            records, offset = self._page(offset, PAGE, True)
             self._put(records)
             if offset is None:
                 return
+
+    def _page(self, offset: Any, limit: int, fields: Fields) -> tuple[Sequence[Any], Any]:  # noqa: ANN401 - Edge's
+        wanted = edge.ScrollRequest(offset=offset, limit=limit, with_payload=self._wanted(fields), with_vector=False)
+        page: tuple[Sequence[Any], Any] = self._shard.scroll(wanted)
+        return page
 
     def _follow(self, ids: list[Any]) -> None:
         """What stands in the shard now, whether the write was guarded off or not, stands in the tables."""
@@ -250,16 +266,19 @@ def serve(path: Path, layout: Layout, reads: Connection, writes: Connection) -> 
         gc.set_threshold(50_000)
         sys.setswitchinterval(0.001)  # a question does not wait long for the Python parts of a write
         writes.send_bytes(b"\0")
-        reader = threading.Thread(target=_answer, args=(service, reads), name="reads")
+        reader = threading.Thread(target=_answer, args=(service, reads, service.behind), name="reads")
         reader.start()
         _answer(service, writes)
         reader.join()
         service.close()
 
 
-def _answer(service: Service, peer: Connection) -> None:
+def _answer(service: Service, peer: Connection, behind: Callable[[], bool] = lambda: False) -> None:
+    """Every request is answered, until there come no more. What the service is behind with is done while none waits."""
     try:
         while True:
+            while behind() and not peer.poll():
+                service.catch_up()
             name, _, raw = peer.recv_bytes().partition(b"\0")
             peer.send_bytes(service.answer(name.decode("ascii"), raw))
     except (EOFError, OSError):
