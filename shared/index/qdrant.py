@@ -84,7 +84,7 @@ def channel(url: str) -> grpc.Channel:
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
         ("grpc.initial_reconnect_backoff_ms", 50),
-        ("grpc.min_reconnect_backoff_ms", 50),
+        ("grpc.min_reconnect_backoff_ms", 5000),  # in truth how long a handshake may take; refused is told at once
         ("grpc.max_reconnect_backoff_ms", 500),
         ("grpc.enable_http_proxy", 0),
     ]

@@ -5,9 +5,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -47,6 +48,40 @@ def test_the_health_check_answers_whoever_has_the_key(running: engines.VectorsPr
         with pytest.raises(grpc.RpcError) as caught:
             stub.HealthCheck(pb.HealthCheckRequest())
     assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
+@contextmanager
+def _late(socket_path: Path, target: Path, seconds: float) -> Iterator[None]:
+    """A way to the target whose first bytes come so much later."""
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(socket_path))
+        listening.listen()
+
+        def pass_on(one: socket.socket, other: socket.socket) -> None:
+            with suppress(OSError):
+                while data := one.recv(65536):
+                    other.sendall(data)
+            with suppress(OSError):
+                other.shutdown(socket.SHUT_RDWR)
+
+        def serve() -> None:
+            with suppress(OSError):
+                while True:
+                    near, far = listening.accept()[0], socket.socket(socket.AF_UNIX)
+                    time.sleep(seconds)
+                    far.connect(str(target))
+                    for pair in ((near, far), (far, near)):
+                        threading.Thread(target=pass_on, args=pair, daemon=True).start()
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield
+
+
+def test_a_peer_that_shakes_hands_slowly_is_waited_for(running: engines.VectorsProcess, tmp_path: Path) -> None:
+    """As over TLS from far away, or from a process that waits for a crowded processor."""
+    path = tmp_path / "late.sock"
+    with _late(path, running.socket, 0.8), closing(QdrantStore(f"unix://{path}", api_key=engines.KEY)) as store:
+        store.ping()
 
 
 def test_an_unimplemented_field_or_call_is_refused_over_the_wire(running: engines.VectorsProcess) -> None:
