@@ -11,6 +11,7 @@ from services.vectors.replies import STEP, Fields, Replies, timed
 from shared.index.protobuf import pb
 
 FIRST, SECOND = uuid.UUID(int=1), uuid.UUID(int=2**127 + 5)
+STUDY = ("study",)
 
 
 @dataclass
@@ -116,27 +117,29 @@ def _remember_all(replies: Replies) -> int:
     return steps
 
 
-def test_what_the_first_question_wants_is_remembered_of_all_points_while_nobody_asks() -> None:
+def test_what_the_first_search_wants_is_remembered_of_all_points_while_nobody_asks() -> None:
     replies, shard = _replies(*_many(2 * STEP + 5))
     assert not replies.behind  # nobody has asked yet
-    replies.batch([[(1, 1.0)]], [("study",)])
+    replies.batch([[(1, 1.0)], [(1, 1.0)]], [(), True])
+    assert not replies.behind  # whether the engine counts bits rightly, or finds what it should, is no search
+    replies.batch([[(1, 1.0)]], [STUDY])
     assert _remember_all(replies) == 3
     shard.asked.clear()
     every = [(n, 0.5) for n in range(1, 2 * STEP + 6)]
-    assert [hit[2] for hit in _read(replies.batch([every], [("study",)]))[0]] == [{"study": n} for n, _ in every]
+    assert [hit[2] for hit in _read(replies.batch([every], [STUDY]))[0]] == [{"study": n} for n, _ in every]
     assert not shard.asked
     assert not replies.behind
 
 
 def test_what_is_written_between_two_steps_is_answered_as_it_was_written() -> None:
     replies, shard = _replies(*_many(STEP + 1))
-    replies.batch([[(5, 1.0)]], [True])
+    replies.batch([[(5, 1.0)]], [STUDY])
     replies.remember_ahead()
     changed = uuid.UUID(int=7)
     shard.records[changed] = Record(changed, {"study": 700})
     replies.forget([str(changed)])
     _remember_all(replies)
-    assert _read(replies.batch([[(7, 1.0)]], [True])) == [[(str(changed), 1.0, {"study": 700})]]
+    assert _read(replies.batch([[(7, 1.0)]], [STUDY])) == [[(str(changed), 1.0, {"study": 700})]]
 
 
 def test_what_was_read_before_a_write_is_not_remembered_after_it() -> None:
@@ -150,21 +153,21 @@ def test_what_was_read_before_a_write_is_not_remembered_after_it() -> None:
         return read
 
     replies = Replies(shard.fetch, page)
-    replies.batch([[(1, 1.0)]], [True])
+    replies.batch([[(1, 1.0)]], [STUDY])
     _remember_all(replies)
-    assert _read(replies.batch([[(2, 1.0)]], [True])) == [[(str(second), 1.0, {"study": 200})]]
+    assert _read(replies.batch([[(2, 1.0)]], [STUDY])) == [[(str(second), 1.0, {"study": 200})]]
 
 
 def test_more_points_than_there_is_room_for_are_not_all_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("services.vectors.replies.CAPACITY", 2 * STEP)
     replies, shard = _replies(*_many(4 * STEP))
-    replies.batch([[(4 * STEP, 1.0)]], [True])
+    replies.batch([[(4 * STEP, 1.0)]], [STUDY])
     assert _remember_all(replies) == 2  # the second finds no room
     shard.asked.clear()
-    replies.batch([[(n, 1.0) for n in range(1, STEP + 1)]], [True])
+    replies.batch([[(n, 1.0) for n in range(1, STEP + 1)]], [STUDY])
     assert not shard.asked
     for start in range(STEP + 1, 4 * STEP, 8):  # others take the place of the oldest
-        replies.batch([[(n, 1.0) for n in range(start, start + 8)]], [True])
+        replies.batch([[(n, 1.0) for n in range(start, start + 8)]], [STUDY])
     shard.asked.clear()
-    replies.batch([[(1, 1.0), (4 * STEP - 1, 1.0)]], [True])
+    replies.batch([[(1, 1.0), (4 * STEP - 1, 1.0)]], [STUDY])
     assert shard.asked == [uuid.UUID(int=1)]
