@@ -31,7 +31,7 @@ check: $(STAMP)  ## ruff, mypy --strict, import contracts, migrations up and dow
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m tests.migrations
+	$(BIN)/python -m tests.upgrades
 
 clean:  ## remove the virtual environment and caches
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
