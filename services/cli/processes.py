@@ -178,8 +178,8 @@ def _status(folder: Path) -> dict[str, Any]:
         return {"running": False, "ready": False, "home": str(folder)}
     home = _at(folder)
     state = home.state if home.locked else {}
-    found = {"running": bool(state), "ready": False, "home": str(home.path)}
-    if not state:
+    found = {"running": bool(state.get("supervisor")), "ready": False, "home": str(home.path)}
+    if not found["running"]:
         return found
     processes = {
         name: {"state": entry["state"], "restarts": entry["restarts"], "pid": (entry["identity"] or {}).get("pid")}
