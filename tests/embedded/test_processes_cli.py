@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import threading
 import time
 
 import pytest
@@ -80,6 +81,16 @@ def test_who_asks_whether_a_home_is_in_use_does_not_make_it_so(tmp_path):
     with (home / "lock").open("rb") as other:
         fcntl.flock(other, fcntl.LOCK_SH)  # another command line, which asks this moment
         assert not home.locked
+
+
+def test_a_start_is_not_refused_because_somebody_asks_whether_the_home_is_in_use(tmp_path):
+    home = Home.at(tmp_path)
+    (home / "lock").touch()
+    with (home / "lock").open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        threading.Timer(0.05, fcntl.flock, (other, fcntl.LOCK_UN)).start()
+        with home.lock():
+            assert home.locked
 
 
 @pytest.mark.parametrize("slots", [1, 32])
