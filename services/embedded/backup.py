@@ -238,7 +238,7 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
     Raises: as `check`; `Conflict` where the home is in use, `NotFound` where the named tombstones are not there.
     """
     manifest = check(folder)
-    home = home.expanduser().absolute()
+    home = home.expanduser().resolve()
     left = {path.name for path in home.iterdir()} if home.exists() else set()
     if left - {stones.NAME}:
         raise Conflict("the home is not empty")

@@ -14,9 +14,12 @@ from pydicom.data import get_testdata_file
 
 from services.cli.backup import size_of
 from services.embedded import backup as backups
-from services.embedded import process
+from services.embedded import commands, process, setup
 from services.embedded.client import Embedded
+from services.embedded.home import Home
+from services.embedded.postgres import Postgres
 from shared.errors import Conflict, Invalid, NotFound
+from shared.store.blobs import Blobs
 from tests.e2e.killing import Archive
 
 SIMILIS = Path(sys.executable).parent / "similis"
@@ -251,6 +254,22 @@ def test_a_home_on_which_a_disk_is_mounted_is_refused_before_anything_is_done(wh
     if done.returncode != 4:
         pytest.skip(f"no disk can be mounted here: {done.stderr.strip()[-200:]}")
     assert "restore to a folder below it" in done.stderr
+
+
+def test_a_home_that_is_a_link_is_restored_where_the_link_leads(tmp_path: Path) -> None:
+    home = Home.at(tmp_path / "home")
+    home.secret("pseudonym.key")
+    with Postgres(home.path) as server:
+        commands.write_secrets(home, {"database": server.url, "broker": ""})
+        setup.prepare(server.url, None, Blobs(home / "blobs"))
+    backups.backup(home.path, tmp_path / "kept", print)
+    disk, link = tmp_path / "disk", tmp_path / "link"
+    disk.mkdir()
+    link.symlink_to(disk)
+    assert backups.restore(tmp_path / "kept", link, print).points == 0
+    assert link.readlink() == disk
+    assert (disk / "pg/PG_VERSION").exists()
+    assert (disk / "database.url").read_text() == Postgres(disk).url
 
 
 def test_a_restore_that_fails_leaves_nothing(whole: Path, tmp_path: Path) -> None:
