@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -223,16 +223,22 @@ def digest_of(path: Path) -> bytes:
 def follow(db: Session, blobs: Blobs) -> bool:
     """Rows name sent files where they stand, if the whole store has moved since; returns whether it had.
 
-    A place that lacks what the old one has is not the moved store: then the rows stay, and the files are found.
+    A place that lacks what the old one has, or most of it, is not the moved store: then the rows stay, and the files
+    are found, once the old one is back.
     """
     new, moved = os.fsencode(blobs.root), False
     for old in files.roots(db):
-        if old == new:
-            continue
-        there = Blobs(Path(os.fsdecode(old)))
-        sample = files.some(db, old, SAMPLE)
-        here = [blobs.place(digest).exists() for digest in sample]
-        if any(here) and all(h or not there.place(d).exists() for h, d in zip(here, sample, strict=True)):
+        if old != new and _stands_here(files.some(db, old, SAMPLE), blobs, Blobs(Path(os.fsdecode(old)))):
             files.move(db, old, new)
             moved = True
     return moved
+
+
+def _stands_here(sample: Sequence[bytes], new: Blobs, old: Blobs) -> bool:
+    """Of these contents most stand in the new place, and the old one has none that is not there."""
+    try:
+        here = [new.place(digest).exists() for digest in sample]
+        most = 2 * sum(here) > len(sample)
+        return most and not any(old.place(d).exists() for h, d in zip(here, sample, strict=True) if not h)
+    except OSError:  # a disk that does not say what it has
+        return False
