@@ -35,7 +35,7 @@ from shared.pipeline import arrive, lifecycle, project, reconcile, stones
 from shared.pipeline.reconcile import Finding, Site
 from shared.runtime import Runtime
 from shared.store import checks, files, generations
-from shared.store.blobs import SUFFIX, Blobs
+from shared.store.blobs import SUFFIX, Blobs, has_moved
 from shared.store.session import Store
 
 MANIFEST, DUMP, KEY, MODELS, BLOBS = "manifest.json", "database.dump", "pseudonym.key", "models", "blobs"
@@ -50,7 +50,8 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
 
     It holds the key of the pseudonyms: whoever may read it may read what the home holds.
 
-    Raises: `Conflict` where the folder exists, `NotFound` where the home has no installation.
+    Raises: `Conflict` where the folder exists, `NotFound` where the home has no installation, `Unavailable` where its
+    database or a store of sent files is away.
     """
     folder = folder.absolute()
     if folder.exists():
@@ -147,14 +148,21 @@ def _copy_models(models: Path, out: Path) -> None:
 
 
 def _stores(settings: Settings) -> list[Path]:
-    """The folders in which sent files lie: the one of today, and those of earlier."""
+    """The folders in which sent files lie: the one of today, and those of earlier.
+
+    Raises: `Unavailable` where one of them is away: a backup without its files is not whole.
+    """
     own = settings.blobs_dir.absolute()
     store = Store(settings.database.url.get_secret_value(), pool_size=1)
     try:
         with store.transaction() as db:
-            return list(dict.fromkeys([own, *(Path(os.fsdecode(root)) for root in files.sent_to(db))]))
+            sent = [Path(os.fsdecode(root)) for root in files.sent_to(db)]
+            gone = [str(one) for one in sent if not Blobs(one).stands and not has_moved(db, Blobs(one), Blobs(own))]
     finally:
         store.close()
+    if gone:
+        raise Unavailable(f"files were sent to {', '.join(gone)}, which is away or empty: bring it back first")
+    return list(dict.fromkeys([own, *sent]))
 
 
 def _copy_blobs(stores: Sequence[Path], out: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import re
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -228,14 +228,15 @@ def follow(db: Session, blobs: Blobs) -> bool:
     """
     new, moved = os.fsencode(blobs.root), False
     for old in files.roots(db):
-        if old != new and _stands_here(files.some(db, old, SAMPLE), blobs, Blobs(Path(os.fsdecode(old)))):
+        if old != new and has_moved(db, Blobs(Path(os.fsdecode(old))), blobs):
             files.move(db, old, new)
             moved = True
     return moved
 
 
-def _stands_here(sample: Sequence[bytes], new: Blobs, old: Blobs) -> bool:
-    """Of these contents most stand in the new place, and the old one has none that is not there."""
+def has_moved(db: Session, old: Blobs, new: Blobs) -> bool:
+    """Of the contents of the old store most stand in the new one, and the old one has none that is not there."""
+    sample = files.some(db, os.fsencode(old.root), SAMPLE)
     try:
         here = [new.place(digest).exists() for digest in sample]
         most = 2 * sum(here) > len(sample)

@@ -1,5 +1,6 @@
 """Backup while images come in, restore on an empty home, and the doctor on the real stack."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -18,8 +19,12 @@ from services.embedded import commands, process, setup
 from services.embedded.client import Embedded
 from services.embedded.home import Home
 from services.embedded.postgres import Postgres
-from shared.errors import Conflict, Invalid, NotFound
+from shared.config import Settings
+from shared.errors import Conflict, Invalid, NotFound, Unavailable
+from shared.store import files
 from shared.store.blobs import Blobs
+from shared.store.files import Seen
+from shared.store.session import Store
 from tests.e2e.killing import Archive
 
 SIMILIS = Path(sys.executable).parent / "similis"
@@ -189,6 +194,25 @@ def test_the_size_that_is_told_is_of_all_that_is_kept(tmp_path: Path) -> None:
     blobs = backups._copy_blobs([tmp_path / "store", tmp_path / "earlier"], tmp_path / "out")
     assert size_of({"files": {"database.dump": {"bytes": 42}}, "blobs": blobs}) == 1442
     assert all((tmp_path / "out" / name).read_bytes() == b"x" * 700 for name in names)
+
+
+def test_no_backup_is_made_while_a_store_of_sent_files_is_away(tmp_path: Path, database_url: str) -> None:
+    content = hashlib.sha256(b"sent").digest()
+    own, earlier = Blobs(tmp_path / "own"), Blobs(tmp_path / "earlier")
+    settings = Settings.model_validate({"database": {"url": database_url}, "intake": {"store": own.root}})
+    assert backups._stores(settings) == [own.root]  # nothing was sent yet
+    store = Store(database_url)
+    with store.transaction() as db:
+        seen = Seen(path=os.fsencode(earlier.place(content)), size=4, mtime_ns=0)
+        files.record(db, [files.Record(seen=seen, outcome="quarantined", digest=content)], None)
+    store.close()
+    with pytest.raises(Unavailable, match=f"{earlier.root}, which is away"):
+        backups._stores(settings)
+    earlier.place(content).parent.mkdir(parents=True)
+    earlier.place(content).write_bytes(b"sent")
+    assert backups._stores(settings) == [own.root, earlier.root]
+    earlier.root.rename(own.root)  # with its home, and the rows will follow at the next start
+    assert backups._stores(settings) == [own.root, earlier.root]
 
 
 @pytest.mark.parametrize("newer", [{"schema": "ffff_later"}, {"format": 2}, {"postgres": 19}])
