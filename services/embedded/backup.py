@@ -50,8 +50,8 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
 
     It holds the key of the pseudonyms: whoever may read it may read what the home holds.
 
-    Raises: `Conflict` where the folder exists, `NotFound` where the home has no installation, `Unavailable` where its
-    database or a store of sent files is away.
+    Raises: `Conflict` where the folder exists, `NotFound` where the home has no installation or a model is not there,
+    `Unavailable` where its database or a store of sent files is away.
     """
     folder = folder.absolute()
     if folder.exists():
@@ -65,7 +65,7 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
             _dump(settings.database.url.get_secret_value(), part / DUMP)
             manifest = _about(settings)
             say("copying the models")
-            _copy_models(settings.models_dir, part / MODELS)
+            _copy_models(settings, part / MODELS)
             _tombstones(settings, part / stones.NAME)
             write(part / KEY, settings.pseudonym_key.get_secret_value())
             manifest["settings"] = settings.model_dump(mode="json", exclude={"home", "models"})
@@ -137,11 +137,24 @@ def _about(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _copy_models(models: Path, out: Path) -> None:
-    """Every model that has a card. A card never changes, so a copy is whole."""
+def _copy_models(settings: Settings, out: Path) -> None:
+    """Every model that has a card. A card never changes, so a copy is whole.
+
+    Raises: `NotFound` where one that is served is not in the folder of models.
+    """
     out.mkdir(mode=0o700)
+    models = settings.models_dir
     for folder in cards.folders(models) if models.is_dir() else ():
         shutil.copytree(folder, out / folder.name)
+    store = Store(settings.database.url.get_secret_value(), pool_size=1)
+    try:
+        with store.transaction() as db:
+            served = {one.model_id for one in generations.opened(db)}
+            needed = {model.folder for model in generations.models(db) if model.id in served}
+    finally:
+        store.close()
+    if lacking := sorted(name for name in needed if not (out / name / cards.CARD).exists()):
+        raise NotFound(f"the model {', '.join(lacking)} is not in {models}: is SIMILIS_MODELS set as for the server?")
     for path in _files(out):
         with path.open("rb") as file:
             os.fsync(file.fileno())

@@ -21,7 +21,8 @@ from services.embedded.home import Home
 from services.embedded.postgres import Postgres
 from shared.config import Settings
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
-from shared.store import files
+from shared.index.base import Spec
+from shared.store import files, generations
 from shared.store.blobs import Blobs
 from shared.store.files import Seen
 from shared.store.session import Store
@@ -213,6 +214,23 @@ def test_no_backup_is_made_while_a_store_of_sent_files_is_away(tmp_path: Path, d
     assert backups._stores(settings) == [own.root, earlier.root]
     earlier.root.rename(own.root)  # with its home, and the rows will follow at the next start
     assert backups._stores(settings) == [own.root, earlier.root]
+
+
+def test_no_backup_is_made_without_a_model_that_is_served(tmp_path: Path, database_url: str) -> None:
+    models, out = tmp_path / "models", tmp_path / "out"
+    settings = Settings.model_validate({"database": {"url": database_url}, "models": models})
+    store = Store(database_url)
+    with store.transaction() as db:
+        model = generations.add_model(db, fingerprint="f", name="small", folder="small", card={})
+        generations.add(db, model.id, Spec(dim=4).to_json())
+    store.close()
+    with pytest.raises(NotFound, match=f"small .* {models}"):  # as where SIMILIS_MODELS is set for the server alone
+        backups._copy_models(settings, out)
+    out.rmdir()
+    (models / "small").mkdir(parents=True)
+    (models / "small/card.json").write_text("{}")
+    backups._copy_models(settings, out)
+    assert (out / "small/card.json").read_text() == "{}"
 
 
 @pytest.mark.parametrize("newer", [{"schema": "ffff_later"}, {"format": 2}, {"postgres": 19}])
