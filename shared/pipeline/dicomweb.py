@@ -135,13 +135,19 @@ class Archive:
                 return
             if kind != "multipart/related":
                 raise Odd("the archive answered something else than DICOM files")
-            splitter = Splitter(given.get("boundary", ""))
-            for chunk in self._chunks(response):
-                for event in splitter.feed(chunk):
-                    if isinstance(event, Begin) and media_type(event.headers.get("content-type", DICOM))[0] != DICOM:
-                        raise Odd("the archive answered something else than DICOM files")
-                    yield event
-            splitter.finish()
+            try:
+                yield from self._parts(response, given.get("boundary", ""))
+            except Invalid as error:  # a body that is no multipart costs its study, not the whole pull
+                raise Odd(str(error)) from None
+
+    def _parts(self, response: "httpx.Response", boundary: str) -> Iterator[Event]:
+        splitter = Splitter(boundary)
+        for chunk in self._chunks(response):
+            for event in splitter.feed(chunk):
+                if isinstance(event, Begin) and media_type(event.headers.get("content-type", DICOM))[0] != DICOM:
+                    raise Odd("the archive answered something else than DICOM files")
+                yield event
+        splitter.finish()
 
     def _pages(self, path: str, query: Mapping[str, str], key: str) -> Iterator[Mapping[str, Any]]:
         """Every item that has a valid UID of this kind, once; ends where nothing new comes.
