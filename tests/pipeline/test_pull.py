@@ -349,6 +349,15 @@ def test_the_rate_is_kept(puller, peer):
     assert Pace(None).batch == BATCH
 
 
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_authorities_that_cannot_be_used_are_told(tmp_path, content):
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(Invalid, match="authorities"):
+        Archive(Access(url="https://pacs/dicom-web", ca_file=path))
+
+
 def test_credentials_are_read_from_their_files_and_stand_in_no_text(peer, tmp_path):
     secret = tmp_path / "secret"
     secret.write_text("CANARY-word\n")
