@@ -76,7 +76,7 @@ class DicomwebSource(_Part):
     user: str = ""
     password_file: Path | None = None
     token_file: Path | None = None
-    ca_file: Path | None = None  #: authorities that vouch for it, besides the machine's own
+    ca_file: Path | None = None  #: authorities that vouch for it, in place of the machine's own
 
 
 class Intake(_Part):

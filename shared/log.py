@@ -76,7 +76,8 @@ def configure(role: str, *, json: bool = True, level: str = "INFO") -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    for noisy in ("pydicom", "httpx", "httpcore", "celery.worker.strategy", "celery.app.trace"):
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # its templates have the values in them already
+    for noisy in ("httpx", "httpcore", "celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(noisy).setLevel("WARNING")
     structlog.contextvars.clear_contextvars()
     structlog.contextvars.bind_contextvars(role=role)

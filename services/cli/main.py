@@ -73,6 +73,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as error:  # of this machine: a full disk, a folder that may not be written
         sys.stderr.write(f"similis: {told(error)}\n")
         raise SystemExit(1) from None
+    except RuntimeError as error:
+        if not _of_a_path(error):
+            raise
+        sys.stderr.write(f"similis: {error}\n")
+        raise SystemExit(1) from None
+
+
+def _of_a_path(error: RuntimeError) -> bool:
+    """Links in a circle, or the folder of an unknown user: pathlib has no other word for them."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and trace.tb_frame.f_globals.get("__name__", "").startswith("pathlib")
 
 
 def told(error: OSError) -> str:

@@ -70,7 +70,7 @@ def down(home: Home = None) -> None:
     from services.embedded.stack import down as stop
 
     folder = _home(home)
-    stopped = folder.is_dir() and stop(_at(folder))
+    stopped = folder.is_dir() and stop(_there(folder))
     sys.stderr.write("similis  stopped\n" if stopped else "similis  nothing was running\n")
 
 
@@ -141,13 +141,14 @@ def secrets(
 
 
 def _home(home: Path | None) -> Path:
-    return home if home is not None else Settings().home
+    return (home if home is not None else Settings().home).expanduser()
 
 
-def _at(folder: Path) -> Any:  # noqa: ANN401 - the class is imported late, as `search` must start quickly
+def _there(folder: Path) -> Any:  # noqa: ANN401 - the class is imported late, as `search` must start quickly
+    """The home in this folder, which may be none and stays as it is."""
     from services.embedded.home import Home as Folder
 
-    return Folder.at(folder)
+    return Folder(folder.resolve())
 
 
 def _exit_if(check: bool, name: str) -> None:
@@ -176,10 +177,10 @@ def _status(folder: Path) -> dict[str, Any]:
     """What runs on this home, and what the API says about itself."""
     if not folder.is_dir():
         return {"running": False, "ready": False, "home": str(folder)}
-    home = _at(folder)
+    home = _there(folder)
     state = home.state if home.locked else {}
-    found = {"running": bool(state), "ready": False, "home": str(home.path)}
-    if not state:
+    found = {"running": bool(state.get("supervisor")), "ready": False, "home": str(home.path)}
+    if not found["running"]:
         return found
     processes = {
         name: {"state": entry["state"], "restarts": entry["restarts"], "pid": (entry["identity"] or {}).get("pid")}

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pydicom.dataset import Dataset
 from pynetdicom import AE, _config, evt
 from pynetdicom.association import Association
+from pynetdicom.dul import DULServiceProvider
 from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.transport import AssociationServer, RequestHandler
@@ -277,7 +278,7 @@ def main(channel: int) -> int:
     quiet_pydicom()
     warnings.simplefilter("ignore")  # they quote what a peer has sent, and so does
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
-    threading.excepthook = _name_only
+    threading.excepthook = _thread_ended
     rt = Runtime(settings, producer(settings))
     rt.blobs.forget_parts()  # of a receiver that was killed
     server = Server(Receiver(rt, Channel(socket.socket(fileno=channel))))
@@ -293,8 +294,11 @@ def main(channel: int) -> int:
     return 0
 
 
-def _name_only(args: threading.ExceptHookArgs) -> None:
+def _thread_ended(args: threading.ExceptHookArgs) -> None:
+    """The log has the type alone. An association whose reader has ended waits for no request any more."""
     log.warning("thread_ended", exception_type=args.exc_type.__name__)
+    if isinstance(args.thread, DULServiceProvider):
+        args.thread.to_user_queue.put(None)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ from shared.pipeline import arrive, lifecycle, project, reconcile, stones
 from shared.pipeline.reconcile import Finding, Site
 from shared.runtime import Runtime
 from shared.store import checks, files, generations
-from shared.store.blobs import SUFFIX, Blobs
+from shared.store.blobs import SUFFIX, Blobs, has_moved
 from shared.store.session import Store
 
 MANIFEST, DUMP, KEY, MODELS, BLOBS = "manifest.json", "database.dump", "pseudonym.key", "models", "blobs"
@@ -50,7 +50,8 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
 
     It holds the key of the pseudonyms: whoever may read it may read what the home holds.
 
-    Raises: `Conflict` where the folder exists, `NotFound` where the home has no installation.
+    Raises: `Conflict` where the folder exists, `NotFound` where the home has no installation or a model is not there,
+    `Unavailable` where its database or a store of sent files is away.
     """
     folder = folder.absolute()
     if folder.exists():
@@ -64,7 +65,7 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
             _dump(settings.database.url.get_secret_value(), part / DUMP)
             manifest = _about(settings)
             say("copying the models")
-            _copy_models(settings.models_dir, part / MODELS)
+            _copy_models(settings, part / MODELS)
             _tombstones(settings, part / stones.NAME)
             write(part / KEY, settings.pseudonym_key.get_secret_value())
             manifest["settings"] = settings.model_dump(mode="json", exclude={"home", "models"})
@@ -136,25 +137,45 @@ def _about(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _copy_models(models: Path, out: Path) -> None:
-    """Every model that has a card. A card never changes, so a copy is whole."""
+def _copy_models(settings: Settings, out: Path) -> None:
+    """Every model that has a card. A card never changes, so a copy is whole.
+
+    Raises: `NotFound` where one that is served is not in the folder of models.
+    """
     out.mkdir(mode=0o700)
+    models = settings.models_dir
     for folder in cards.folders(models) if models.is_dir() else ():
         shutil.copytree(folder, out / folder.name)
+    store = Store(settings.database.url.get_secret_value(), pool_size=1)
+    try:
+        with store.transaction() as db:
+            served = {one.model_id for one in generations.opened(db)}
+            needed = {model.folder for model in generations.models(db) if model.id in served}
+    finally:
+        store.close()
+    if lacking := sorted(name for name in needed if not (out / name / cards.CARD).exists()):
+        raise NotFound(f"the model {', '.join(lacking)} is not in {models}: is SIMILIS_MODELS set as for the server?")
     for path in _files(out):
         with path.open("rb") as file:
             os.fsync(file.fileno())
 
 
 def _stores(settings: Settings) -> list[Path]:
-    """The folders in which sent files lie: the one of today, and those of earlier."""
+    """The folders in which sent files lie: the one of today, and those of earlier.
+
+    Raises: `Unavailable` where one of them is away: a backup without its files is not whole.
+    """
     own = settings.blobs_dir.absolute()
     store = Store(settings.database.url.get_secret_value(), pool_size=1)
     try:
         with store.transaction() as db:
-            return list(dict.fromkeys([own, *(Path(os.fsdecode(root)) for root in files.sent_to(db))]))
+            sent = [Path(os.fsdecode(root)) for root in files.sent_to(db)]
+            gone = [str(one) for one in sent if not Blobs(one).stands and not has_moved(db, Blobs(one), Blobs(own))]
     finally:
         store.close()
+    if gone:
+        raise Unavailable(f"files were sent to {', '.join(gone)}, which is away or empty: bring it back first")
+    return list(dict.fromkeys([own, *sent]))
 
 
 def _copy_blobs(stores: Sequence[Path], out: Path) -> dict[str, Any]:
@@ -238,7 +259,7 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
     Raises: as `check`; `Conflict` where the home is in use, `NotFound` where the named tombstones are not there.
     """
     manifest = check(folder)
-    home = home.expanduser().absolute()
+    home = home.expanduser().resolve()
     left = {path.name for path in home.iterdir()} if home.exists() else set()
     if left - {stones.NAME}:
         raise Conflict("the home is not empty")

@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from services.embedded import process
 from shared.disk import sync
 from shared.errors import Conflict, Invalid
 
 _LONGEST_SOCKET_FOLDER = 80  # sun_path holds 107 bytes, and our longest socket name has 20
 #: What the database was made with: a new one would lock us out, or give every patient another pseudonym.
 _LASTING = frozenset({"database.password", "pseudonym.key"})
+_ASKING_S = 0.5  #: more than it takes to ask whether a home is in use, for which its lock is shared
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9._/-]+")  # such a path stands in a URL as it is
 
 
@@ -113,14 +115,19 @@ class Home:
         Raises: `Conflict` where another supervisor has it.
         """
         with (self / "lock").open("ab") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+
+            def taken() -> bool:
+                with contextlib.suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    return True
+                return False
+
+            if not process.until(taken, _ASKING_S):
                 url = self.state.get("url", "an address not known yet")
                 raise Conflict(
                     f"similis already runs on this home ({self.path}) at {url}; "
                     "use it, stop it with `similis down`, or choose another with --home"
-                ) from None
+                )
             yield
 
 

@@ -291,7 +291,7 @@ def down(home: Home, patience_s: float = 120.0) -> bool:
     """
     if not home.locked:
         return False
-    until(lambda: bool(home.state.get("supervisor")) or not home.locked, 10)
+    until(lambda: bool(home.state.get("supervisor")) or not home.locked, patience_s)
     state = home.state
     if state.get("supervisor"):
         Identity(**state["supervisor"]).signal(signal.SIGTERM)

@@ -104,6 +104,7 @@ class Supervisor:
         process.become_subreaper()
         with self._signals() as wake:
             try:
+                self.write_state()  # the first tick may take long: it makes the database
                 while not self.asked_to_stop:
                     self.tick(time.monotonic())
                     if self.is_ready and not self._announced:
@@ -274,10 +275,16 @@ def _owns_its_group(watched: Watched) -> bool:
 def bury_orphans(home: Home, say: Callable[[str], None], patience_s: float = 10.0) -> None:
     """Nothing of a killed supervisor lives: waited for, as the kernel told each to stop, then made to.
 
+    Meanwhile the home names no supervisor: `down` would tell the dead one to stop, and clients would ask its port.
+
     Raises: `SimilisError` where one does not end.
     """
-    processes = home.state.get("processes", {})
+    state = home.state
+    processes = state.get("processes", {})
     kept = {name: Identity(**entry["identity"]) for name, entry in processes.items() if entry.get("identity")}
+    if state.get("supervisor"):
+        with contextlib.suppress(OSError):
+            home.remember({**state, "ready": False, "supervisor": None})
     if not any(identity.alive for identity in kept.values()):
         return
     say("waiting for processes of a supervisor that was killed")

@@ -1,5 +1,6 @@
 """Files and uploads as open descriptors: what is handed to the sandbox child."""
 
+import errno
 import fcntl
 import os
 import stat
@@ -22,7 +23,7 @@ def open_source(source: Source, limits: Limits) -> int:
         # no link is followed, and a pipe or a device is not waited for
         descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
-        link = isinstance(error, OSError) and source.is_symlink()
+        link = isinstance(error, OSError) and error.errno == errno.ELOOP
         raise failed(Reason.NOT_REGULAR if link else Reason.UNREADABLE) from None
     facts = os.fstat(descriptor)
     if stat.S_ISREG(facts.st_mode) and facts.st_size <= limits.file_bytes:

@@ -264,7 +264,10 @@ def _removed_before(left: Left, here: bool | None) -> bool | None:
     digest, root = left
     store = Blobs(Path(os.fsdecode(root)))
     found = _removed(store, digest)
-    return False if found is None and here and not store.root.exists() else found
+    with suppress(OSError):  # a disk that does not even say whether it is there
+        if found is None and here and not store.root.exists():
+            return False
+    return found
 
 
 def _erased(begin: Begin, inspector: Inspector, paths: Sequence[Path], secret: bytes) -> set[Path]:

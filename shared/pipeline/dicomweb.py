@@ -76,6 +76,13 @@ def _secret(path: Path) -> str:
         raise Invalid(f"the file with the archive's secret cannot be read ({type(error).__name__})") from None
 
 
+def _trust(authorities: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=authorities)
+    except OSError as error:  # what is no certificate, too
+        raise Invalid(f"the file of the archive's authorities cannot be used ({type(error).__name__})") from None
+
+
 class Archive:
     """A connection. Raises, from every method: `Away`, `Denied` where it does not know us, `Odd`."""
 
@@ -83,14 +90,13 @@ class Archive:
         import httpx
 
         self.url = access.url.rstrip("/")
-        authorities = None if access.ca_file is None else str(access.ca_file)
         self._http = httpx.Client(
             headers={"Accept-Encoding": "identity", **access.headers()},  # what inflates cannot be measured before
             auth=access.login(),
             timeout=httpx.Timeout(timeout_s, connect=10.0),
             trust_env=False,  # neither a proxy nor ~/.netrc has a say in who gets the password
             follow_redirects=False,
-            verify=ssl.create_default_context(cafile=authorities),
+            verify=_trust(access.ca_file),
         )
 
     def __enter__(self) -> Self:
@@ -135,13 +141,19 @@ class Archive:
                 return
             if kind != "multipart/related":
                 raise Odd("the archive answered something else than DICOM files")
-            splitter = Splitter(given.get("boundary", ""))
-            for chunk in self._chunks(response):
-                for event in splitter.feed(chunk):
-                    if isinstance(event, Begin) and media_type(event.headers.get("content-type", DICOM))[0] != DICOM:
-                        raise Odd("the archive answered something else than DICOM files")
-                    yield event
-            splitter.finish()
+            try:
+                yield from self._parts(response, given.get("boundary", ""))
+            except Invalid as error:  # a body that is no multipart costs its study, not the whole pull
+                raise Odd(str(error)) from None
+
+    def _parts(self, response: "httpx.Response", boundary: str) -> Iterator[Event]:
+        splitter = Splitter(boundary)
+        for chunk in self._chunks(response):
+            for event in splitter.feed(chunk):
+                if isinstance(event, Begin) and media_type(event.headers.get("content-type", DICOM))[0] != DICOM:
+                    raise Odd("the archive answered something else than DICOM files")
+                yield event
+        splitter.finish()
 
     def _pages(self, path: str, query: Mapping[str, str], key: str) -> Iterator[Mapping[str, Any]]:
         """Every item that has a valid UID of this kind, once; ends where nothing new comes.

@@ -205,12 +205,17 @@ def _unseen(path: bytes) -> Seen:
 def see(path: Path, after: bytes = b"") -> Iterator[Seen]:
     """A folder's files, those behind a `place` of its walk if one is named, or the one file that `path` is.
 
-    Raises: `Invalid` where there is neither.
+    Raises: `Invalid` where there is neither, `Unavailable` where that cannot be told.
     """
-    if path.is_dir():
-        return walk(path, after)
-    if path.is_file() and not path.is_symlink():
-        return iter([Seen.of(os.fsencode(path), path.stat())])
+    try:
+        if path.is_dir():
+            return walk(path, after)
+        if path.is_file() and not path.is_symlink():
+            return iter([Seen.of(os.fsencode(path), path.stat())])
+    except OSError:  # below a folder that is closed to us, or on a share that is away
+        raise Unavailable("the folder cannot be read") from None
+    if after:
+        raise Unavailable("the folder is gone, and was there when the scan began: its share may be away")
     raise Invalid("there is no such file or folder")
 
 

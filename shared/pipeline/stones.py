@@ -87,10 +87,14 @@ def write(db: Session, path: Path) -> int:
 
 def _replace(path: Path, lines: Sequence[str]) -> None:
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # two sweeps may write at once
-    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-        file.write("".join(f"{line}\n" for line in lines))
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write("".join(f"{line}\n" for line in lines))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError:  # a full disk, at every sweep once more
+        Path(name).unlink()
+        raise
     Path(name).replace(path)
     sync(path.parent)
 

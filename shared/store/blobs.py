@@ -223,16 +223,23 @@ def digest_of(path: Path) -> bytes:
 def follow(db: Session, blobs: Blobs) -> bool:
     """Rows name sent files where they stand, if the whole store has moved since; returns whether it had.
 
-    A place that lacks what the old one has is not the moved store: then the rows stay, and the files are found.
+    A place that lacks what the old one has, or most of it, is not the moved store: then the rows stay, and the files
+    are found, once the old one is back.
     """
     new, moved = os.fsencode(blobs.root), False
     for old in files.roots(db):
-        if old == new:
-            continue
-        there = Blobs(Path(os.fsdecode(old)))
-        sample = files.some(db, old, SAMPLE)
-        here = [blobs.place(digest).exists() for digest in sample]
-        if any(here) and all(h or not there.place(d).exists() for h, d in zip(here, sample, strict=True)):
+        if old != new and has_moved(db, Blobs(Path(os.fsdecode(old))), blobs):
             files.move(db, old, new)
             moved = True
     return moved
+
+
+def has_moved(db: Session, old: Blobs, new: Blobs) -> bool:
+    """Of the contents of the old store most stand in the new one, and the old one has none that is not there."""
+    sample = files.some(db, os.fsencode(old.root), SAMPLE)
+    try:
+        here = [new.place(digest).exists() for digest in sample]
+        most = 2 * sum(here) > len(sample)
+        return most and not any(old.place(d).exists() for h, d in zip(here, sample, strict=True) if not h)
+    except OSError:  # a disk that does not say what it has
+        return False

@@ -48,7 +48,9 @@ def test_the_same_idempotency_key_begins_nothing_twice(client, folder):
 
 def test_folders_outside_the_roots_and_absent_ones_are_refused(client, folder):
     (folder / "link").symlink_to("/etc")
-    for path in ("/etc", str(folder / "link"), f"{folder}/../../../../../etc", str(folder / "absent")):
+    (folder / "circle").symlink_to("circle")
+    odd = [str(folder / name) for name in ("link", "circle", "circle/x", "absent", "x" * 300)]
+    for path in ("/etc", f"{folder}/../../../../../etc", *odd):
         assert client.post("/v1/ingest/scans", json={"path": path}).status_code == 400, path
     asked = {"path": str(folder), "labels": "/etc/passwd"}
     assert client.post("/v1/ingest/scans", json=asked).status_code == 400

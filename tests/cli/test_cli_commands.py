@@ -141,6 +141,12 @@ def test_what_the_system_refuses_is_a_sentence_and_no_traceback(similis, tmp_pat
     ran = similis("secrets", tmp_path / "file" / "secrets")
     assert ran.code == 1
     assert ran.err == f"similis: Not a directory: {tmp_path / 'file' / 'secrets'}\n"
+    (tmp_path / "circle").symlink_to("circle")
+    for folder in (tmp_path / "circle", "~nobody-of-this-name/archive"):
+        ran = similis("up", "--home", folder)
+        assert (ran.code, ran.out) == (1, "")
+        assert ran.err.startswith("similis: ")
+        assert ran.err.count("\n") == 1
     copied = shutil.Error([("a", "b", "[Errno 28] No space left on device"), ("c", "d", "e")])
     assert entry.told(copied) == "[Errno 28] No space left on device"
 

@@ -5,6 +5,7 @@ Each child appends what happens to it to HOME/events, so that a test can read th
 
 import json
 import sys
+import time
 from pathlib import Path
 
 from services.embedded import pulse
@@ -29,13 +30,21 @@ while True:
 """
 
 
+class Slow(Program):
+    """What takes a while before it can be started, as a database that is made."""
+
+    def prepare(self) -> bool:
+        time.sleep(3)
+        return super().prepare()
+
+
 def program(home: Home, spec: dict) -> Program:
     name = spec["name"]
     argv = spec.get("argv") or [sys.executable, "-c", CHILD, name, str(home / "events"), str(spec.get("stop_s", 0))]
     serves = home / f"{name}.serves"
     alive = Touched(home / f"{name}.alive")
     silent_s = spec.get("silent_s")  # else only its death is noticed
-    return Program(
+    return (Slow if spec.get("slow") else Program)(
         name,
         argv,
         once=spec.get("once", False),

@@ -1,5 +1,6 @@
 """Backup while images come in, restore on an empty home, and the doctor on the real stack."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -14,9 +15,17 @@ from pydicom.data import get_testdata_file
 
 from services.cli.backup import size_of
 from services.embedded import backup as backups
-from services.embedded import process
+from services.embedded import commands, process, setup
 from services.embedded.client import Embedded
-from shared.errors import Conflict, Invalid, NotFound
+from services.embedded.home import Home
+from services.embedded.postgres import Postgres
+from shared.config import Settings
+from shared.errors import Conflict, Invalid, NotFound, Unavailable
+from shared.index.base import Spec
+from shared.store import files, generations
+from shared.store.blobs import Blobs
+from shared.store.files import Seen
+from shared.store.session import Store
 from tests.e2e.killing import Archive
 
 SIMILIS = Path(sys.executable).parent / "similis"
@@ -188,6 +197,42 @@ def test_the_size_that_is_told_is_of_all_that_is_kept(tmp_path: Path) -> None:
     assert all((tmp_path / "out" / name).read_bytes() == b"x" * 700 for name in names)
 
 
+def test_no_backup_is_made_while_a_store_of_sent_files_is_away(tmp_path: Path, database_url: str) -> None:
+    content = hashlib.sha256(b"sent").digest()
+    own, earlier = Blobs(tmp_path / "own"), Blobs(tmp_path / "earlier")
+    settings = Settings.model_validate({"database": {"url": database_url}, "intake": {"store": own.root}})
+    assert backups._stores(settings) == [own.root]  # nothing was sent yet
+    store = Store(database_url)
+    with store.transaction() as db:
+        seen = Seen(path=os.fsencode(earlier.place(content)), size=4, mtime_ns=0)
+        files.record(db, [files.Record(seen=seen, outcome="quarantined", digest=content)], None)
+    store.close()
+    with pytest.raises(Unavailable, match=f"{earlier.root}, which is away"):
+        backups._stores(settings)
+    earlier.place(content).parent.mkdir(parents=True)
+    earlier.place(content).write_bytes(b"sent")
+    assert backups._stores(settings) == [own.root, earlier.root]
+    earlier.root.rename(own.root)  # with its home, and the rows will follow at the next start
+    assert backups._stores(settings) == [own.root, earlier.root]
+
+
+def test_no_backup_is_made_without_a_model_that_is_served(tmp_path: Path, database_url: str) -> None:
+    models, out = tmp_path / "models", tmp_path / "out"
+    settings = Settings.model_validate({"database": {"url": database_url}, "models": models})
+    store = Store(database_url)
+    with store.transaction() as db:
+        model = generations.add_model(db, fingerprint="f", name="small", folder="small", card={})
+        generations.add(db, model.id, Spec(dim=4).to_json())
+    store.close()
+    with pytest.raises(NotFound, match=f"small .* {models}"):  # as where SIMILIS_MODELS is set for the server alone
+        backups._copy_models(settings, out)
+    out.rmdir()
+    (models / "small").mkdir(parents=True)
+    (models / "small/card.json").write_text("{}")
+    backups._copy_models(settings, out)
+    assert (out / "small/card.json").read_text() == "{}"
+
+
 @pytest.mark.parametrize("newer", [{"schema": "ffff_later"}, {"format": 2}, {"postgres": 19}])
 def test_a_newer_one_is_refused(whole: Path, newer: dict[str, object]) -> None:
     _change(whole, **newer)
@@ -251,6 +296,22 @@ def test_a_home_on_which_a_disk_is_mounted_is_refused_before_anything_is_done(wh
     if done.returncode != 4:
         pytest.skip(f"no disk can be mounted here: {done.stderr.strip()[-200:]}")
     assert "restore to a folder below it" in done.stderr
+
+
+def test_a_home_that_is_a_link_is_restored_where_the_link_leads(tmp_path: Path) -> None:
+    home = Home.at(tmp_path / "home")
+    home.secret("pseudonym.key")
+    with Postgres(home.path) as server:
+        commands.write_secrets(home, {"database": server.url, "broker": ""})
+        setup.prepare(server.url, None, Blobs(home / "blobs"))
+    backups.backup(home.path, tmp_path / "kept", print)
+    disk, link = tmp_path / "disk", tmp_path / "link"
+    disk.mkdir()
+    link.symlink_to(disk)
+    assert backups.restore(tmp_path / "kept", link, print).points == 0
+    assert link.readlink() == disk
+    assert (disk / "pg/PG_VERSION").exists()
+    assert (disk / "database.url").read_text() == Postgres(disk).url
 
 
 def test_a_restore_that_fails_leaves_nothing(whole: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from services.embedded.home import Home
 from services.embedded.process import Identity, has_ended, until
+from services.embedded.stack import down
 from services.embedded.supervisor import back_off_s
 
 SCRIPT = Path(__file__).parent / "fake_stack.py"
@@ -248,6 +249,20 @@ def test_an_orphan_that_does_not_end_by_itself_is_ended_before_anything_starts(s
     assert until(lambda: not left.alive, 5)
 
 
+def test_down_ends_a_supervisor_that_still_waits_for_the_children_of_a_killed_one(stack):
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN)\nwhile True: time.sleep(1)"
+    one = stack({"name": "deaf", "argv": [sys.executable, "-c", deaf]}, patience_s=1)
+    child = one.start()
+    assert until(lambda: deaf_by_now(one.identity("deaf").pid), 5)
+    child.kill()
+    child.wait()
+    again = one.start(until_ready=False)
+    assert until(lambda: "waiting for processes" in one.said, 20)
+    assert one.home.state["supervisor"] is None  # who asks for the server must not be sent to the killed one's
+    assert down(one.home, 30)
+    assert again.wait(10) == 0
+
+
 def deaf_by_now(pid):
     """Whether the process ignores SIGTERM yet."""
     line = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("SigIgn"))
@@ -263,6 +278,14 @@ def test_a_stranger_with_the_pid_of_an_old_child_is_left_alone(stack):
         one.start()
         assert stranger.poll() is None
         stranger.kill()
+
+
+def test_a_supervisor_names_itself_before_its_first_child_is_there(stack):
+    one = stack({"name": "database", "slow": True})
+    child = one.start(until_ready=False)
+    assert until(lambda: one.home.state.get("supervisor"), 20)
+    assert one.home.state["supervisor"]["pid"] == child.pid
+    assert one.of("database")["identity"] is None
 
 
 def test_adopted_zombies_are_buried(stack):

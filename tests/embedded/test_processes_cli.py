@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import threading
 import time
 
 import pytest
@@ -33,6 +34,23 @@ def test_status_of_a_home_where_nothing_runs_says_so_with_exit_3(app, tmp_path):
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.parametrize("command", ["status", "down"])
+def test_asking_leaves_a_folder_that_is_no_home_as_it_is(app, tmp_path, command):
+    tmp_path.chmod(0o755)
+    run.invoke(app, [command, "--home", str(tmp_path)])
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_home_below_ones_own_folder_may_be_named_with_a_tilde(app, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    home, us = Home.at(tmp_path / "home"), vars(Identity.of(os.getpid()))
+    monkeypatch.setenv("SIMILIS_HOME", "~/home")
+    with home.lock():
+        home.remember({"url": "", "host": "127.0.0.1", "port": 1, "started_at": 0, "supervisor": us})
+        assert run.invoke(app, ["status"]).exit_code == 0
+
+
 def test_status_does_not_believe_the_file_of_a_killed_supervisor(app, tmp_path):
     Home.at(tmp_path).remember({"url": "http://127.0.0.1:1", "host": "127.0.0.1", "port": 1, "started_at": 0})
     told = run.invoke(app, ["status", "--home", str(tmp_path), "--json"])
@@ -63,6 +81,16 @@ def test_who_asks_whether_a_home_is_in_use_does_not_make_it_so(tmp_path):
     with (home / "lock").open("rb") as other:
         fcntl.flock(other, fcntl.LOCK_SH)  # another command line, which asks this moment
         assert not home.locked
+
+
+def test_a_start_is_not_refused_because_somebody_asks_whether_the_home_is_in_use(tmp_path):
+    home = Home.at(tmp_path)
+    (home / "lock").touch()
+    with (home / "lock").open("rb") as other:
+        fcntl.flock(other, fcntl.LOCK_SH)
+        threading.Timer(0.05, fcntl.flock, (other, fcntl.LOCK_UN)).start()
+        with home.lock():
+            assert home.locked
 
 
 @pytest.mark.parametrize("slots", [1, 32])

@@ -295,10 +295,11 @@ def test_several_threads_may_share_a_sandbox(boxes):
 def test_links_pipes_folders_and_missing_files_are_refused_without_waiting(sandbox, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(GOOD)
-    paths = [tmp_path / "pipe", tmp_path / "link", tmp_path, tmp_path / "none", GOOD]
+    closed = tmp_path / ("x" * 300)  # not even lstat is told of it, as in a folder that may be listed and not entered
+    paths = [tmp_path / "pipe", tmp_path / "link", tmp_path, tmp_path / "none", closed, GOOD]
     *refused, good = sandbox.inspect_many(paths)
     regular, unreadable = Reason.NOT_REGULAR.value, Reason.UNREADABLE.value
-    assert [answer.reason for answer in refused] == [regular, regular, regular, unreadable]
+    assert [answer.reason for answer in refused] == [regular, regular, regular, unreadable, unreadable]
     assert good.kind == "dicom"
 
 

@@ -316,6 +316,20 @@ def test_an_earlier_store_that_is_out_of_reach_is_tried_again_and_holds_up_no_ot
     assert door.rows("SELECT count(*) FROM removal") == [(0,)]
 
 
+def test_an_earlier_store_that_does_not_say_whether_it_is_there_is_tried_again(door: Door) -> None:
+    """As below a folder that is closed to us; here its name is longer than the system takes."""
+    door.send(instance())
+    elsewhere, own = b"/" + b"x" * 300, os.fsencode(door.blobs.root)
+    with door.platform.begin() as db:
+        files.move(db, own, elsewhere)
+    door.send(instance())
+    with door.platform.begin() as db:
+        erase.erase_study(db, SECRET, f"{UID}.1")
+    assert door.sweep() == 1
+    assert door.files() == []
+    assert door.rows("SELECT root FROM removal") == [(elsewhere,)]
+
+
 def test_intake_does_not_wait_for_the_disk_of_an_earlier_store(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
     door.send(instance())
     earlier = door.blobs.root
@@ -574,6 +588,27 @@ def test_rows_do_not_follow_to_where_the_files_are_not(door: Door) -> None:
         with door.platform.begin() as db:
             assert not follow(db, blobs)
     assert all(Path(os.fsdecode(path)).exists() for (path,) in door.rows("SELECT path FROM file"))  # type: ignore[arg-type]
+
+
+def test_rows_do_not_follow_from_a_store_that_is_away_to_one_that_has_little_of_it(door: Door) -> None:
+    door.send(*(instance(n, value=n) for n in range(3)))
+    earlier, aside = door.blobs.root, door.platform.folder / "aside"
+    earlier.rename(aside)
+    door.blobs = Blobs(door.platform.folder / "a larger disk", reserve_bytes=0)
+    door.send(instance(0, value=0))  # once more, and now it came to the new one
+    with door.platform.begin() as db:
+        assert not follow(db, door.blobs)
+        assert files.roots(db) == sorted([os.fsencode(earlier), os.fsencode(door.blobs.root)])
+
+
+def test_rows_do_not_follow_from_a_store_that_does_not_say_what_it_has(door: Door) -> None:
+    door.send(*(instance(n, value=n) for n in range(3)))
+    elsewhere = b"/" + b"x" * 300  # longer than the system takes
+    with door.platform.begin() as db:
+        files.move(db, os.fsencode(door.blobs.root), elsewhere)
+        door.files()[0].unlink()
+        assert not follow(db, door.blobs)
+        assert files.roots(db) == [elsewhere]
 
 
 def test_what_was_sent_again_to_the_new_place_is_one_file_after_the_move(door: Door) -> None:

@@ -261,6 +261,28 @@ def test_what_does_not_come_is_named_with_its_reason_and_the_rest_goes_on(puller
     assert puller.files() == {("taken", None): 6}
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        related(instance(1, 1), instance(1, 2))[:9000],
+        related()[:-4] + b" nonsense\r\n",
+        b"--another\r\n\r\n--another--\r\n",
+    ],
+    ids=["broken off", "no line", "another boundary"],
+)
+def test_a_body_that_is_no_multipart_costs_its_study_and_not_the_pull(puller, peer, body):
+    """Whole by its length, as a proxy passes on what an archive that died had sent."""
+    peer.put(1, 1, 2)
+    peer.put(2, 1)
+    peer.hurt = lambda path, *_: (200, body) if study_uid(1) in path and not path.endswith("/instances") else None
+    assert puller.run()
+    assert sop_uid(2, 1) in puller.images()
+    peer.hurt = lambda *_: None
+    puller.progress = Progress()
+    assert puller.run()
+    assert puller.images() == everything(peer)
+
+
 def test_an_archive_that_is_away_is_waited_for(puller, peer):
     peer.put(1, 1)
     peer.hurt = lambda *_: (503, b"")
@@ -325,6 +347,15 @@ def test_the_rate_is_kept(puller, peer):
     assert time.monotonic() - began >= 0.5
     assert Pace(1).batch == 5
     assert Pace(None).batch == BATCH
+
+
+@pytest.mark.parametrize("content", [None, "no certificate"])
+def test_authorities_that_cannot_be_used_are_told(tmp_path, content):
+    path = tmp_path / "ca.pem"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(Invalid, match="authorities"):
+        Archive(Access(url="https://pacs/dicom-web", ca_file=path))
 
 
 def test_credentials_are_read_from_their_files_and_stand_in_no_text(peer, tmp_path):

@@ -205,6 +205,11 @@ def test_a_folder_that_is_empty_where_a_scan_goes_on_may_be_a_share_that_is_away
     assert list(scan.walk(tmp_path)) == []
     with pytest.raises(Unavailable, match="its share may be away"):
         list(scan.walk(tmp_path, os.fsencode(tmp_path / "a.dcm")))
+    below = tmp_path / "archive"  # of what is mounted on `tmp_path`
+    with pytest.raises(Unavailable, match="its share may be away"):
+        scan.see(below, os.fsencode(below / "a.dcm"))
+    with pytest.raises(Invalid):
+        scan.see(below)
 
 
 def test_a_scan_that_goes_on_looks_at_nothing_twice_and_counts_on(
@@ -266,6 +271,12 @@ def test_the_label_table_itself_is_no_study(platform: Platform) -> None:
 def test_a_folder_that_is_gone_is_unavailable(tmp_path: Path) -> None:
     with pytest.raises(Unavailable):
         list(scan.walk(tmp_path / "nothing"))
+
+
+def test_a_folder_that_cannot_even_be_looked_at_is_unavailable(tmp_path: Path) -> None:
+    """As below one that is closed to us, or on a share that is away; here its name is longer than the system takes."""
+    with pytest.raises(Unavailable):
+        scan.see(tmp_path / ("x" * 300))
 
 
 def test_images_that_the_label_table_says_nothing_of_are_counted(platform: Platform, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Tombstones outside the database."""
 
+import resource
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,24 @@ def test_the_keeper_writes_when_something_changed_and_only_then(filled: Platform
         assert db.execute(sa.text("SELECT count(*) FROM tombstone")).scalar_one() == 0
     assert keep()
     assert path.read_text() == ""
+
+
+def test_a_disk_that_does_not_take_the_file_keeps_the_one_before_and_nothing_else(
+    filled: Platform, tmp_path: Path
+) -> None:
+    """The sweep tries again every two seconds."""
+    path = tmp_path / "tombstones"
+    kept(filled, path)
+    with filled.begin() as db:
+        erase.erase_study(db, SECRET, "1.2.4.1")
+    most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, most[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            kept(filled, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, most)
+    assert [(one.name, one.read_text()) for one in tmp_path.iterdir() if one.is_file()] == [("tombstones", "")]
 
 
 def test_what_was_lifted_is_not_unknown(filled: Platform, tmp_path: Path) -> None:

@@ -58,8 +58,12 @@ def begin_scan(
 def _allowed(rt: Runtime, text: str) -> str:
     """Raises: `Invalid`; in the same words for what is not there and what may not be read."""
     intake = rt.settings.intake
-    path = scan.within(FilePath(text), intake.roots, any_root=intake.any_root)
-    if not path.exists():
+    try:
+        path = scan.within(FilePath(text), intake.roots, any_root=intake.any_root)
+        there = path.exists()
+    except (OSError, RuntimeError):  # closed to us, a name that is too long, links in a circle
+        there = False
+    if not there:
         raise Invalid("there is no such file or folder on the server")
     return str(path)
 

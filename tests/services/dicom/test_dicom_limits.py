@@ -192,6 +192,18 @@ def test_a_place_is_free_again_as_soon_as_who_had_it_is_gone(start):
         assert until(lambda: receiver.echo(timeout_s=2), 4, 0.05)
 
 
+def test_a_request_that_makes_no_sense_holds_no_place(start):
+    """pynetdicom's thread that reads it ends with an error, and the other waits for a request until its time is up."""
+    receiver = start(dicom__associations=1, dicom__pdu_s=30)
+    context = b"\x20\x00\x00\x2e"
+    request = echo.request("SIMILIS", "EVIL").replace(context + b"\x01", context + b"\x02")  # its number must be odd
+    with socket.create_connection(("127.0.0.1", receiver.port), 5) as connection:
+        connection.settimeout(5)
+        connection.sendall(request)
+        assert until(lambda: _is_closed(connection), 4)
+        assert until(lambda: receiver.echo(timeout_s=2), 4, 0.05)
+
+
 UNGUARDED = """
 import pynetdicom.transport
 import services.dicom.guard

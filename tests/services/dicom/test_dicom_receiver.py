@@ -1,6 +1,7 @@
 """What a sender meets that does everything right, and what it is told where something is not."""
 
 import socket
+import struct
 from io import BytesIO
 
 import pydicom
@@ -177,3 +178,17 @@ def test_no_log_line_names_a_patient_or_an_image(receiver):
     assert until(lambda: "missing-uid" in receiver.said, 5)
     for word in (PATIENT, UID, "SCANNER"):
         assert word not in receiver.said
+
+
+def test_no_log_line_quotes_a_command_set(receiver):
+    """pydicom says which character set it does not know, and which elements."""
+    said = PATIENT.encode()
+    more = struct.pack("<HHI", 8, 5, len(said)) + said + struct.pack("<HHI", 8, 0x7777, 0)
+    with socket.create_connection(("127.0.0.1", receiver.port), 5) as connection:
+        connection.settimeout(5)
+        connection.sendall(echo.request("SIMILIS", "SCANNER", MAMMOGRAM.encode()))
+        assert connection.recv(4096)[0] == 2
+        connection.sendall(value_pdu(store_command(f"{UID}.9.9") + more, 3) + value_pdu(bytes(8), 2))
+        assert connection.recv(4096)
+    assert PATIENT not in receiver.said
+    assert "VR lookup" not in receiver.said
