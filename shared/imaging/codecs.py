@@ -73,6 +73,7 @@ class StreamSize:
     samples: int
     precision: int
     levels: int = 0  #: resolution levels that may be left out (JPEG 2000)
+    signed: bool = False
 
 
 def jpeg_size(data: bytes) -> StreamSize:
@@ -107,7 +108,7 @@ def jpeg_2000_size(data: bytes) -> StreamSize:
             levels = data[pos + 9]
             break
         pos += 2 + int.from_bytes(data[pos + 2 : pos + 4], "big")
-    return StreamSize(height - top, width - left, samples, (depth & 0x7F) + 1, levels)
+    return StreamSize(height - top, width - left, samples, (depth & 0x7F) + 1, levels, signed=depth & 0x80 != 0)
 
 
 def _expect_size(size: StreamSize, geometry: Geometry) -> StreamSize:
@@ -137,12 +138,14 @@ def _jpeg(data: bytes, syntax: str, geometry: Geometry, factor: int) -> Plane:
 def _jpeg_2000(data: bytes, geometry: Geometry, factor: int) -> Plane:
     size = _expect_size(jpeg_2000_size(data), geometry)
     rgb = geometry.photometric in ("RGB", "YBR_RCT", "YBR_ICT")
-    steps = min(factor.bit_length() - 1, size.levels)
+    wrapped = geometry.signed and not size.signed  # two's complement in an unsigned stream: no level may average it
+    steps = 0 if wrapped else min(factor.bit_length() - 1, size.levels)
     if steps and (size.precision <= 16 if size.samples == 1 else size.precision == 8 and rgb):
         reduced = _reduced_jpeg_2000(data, steps, size)
         if reduced is not None:
             return Plane(reduced, rgb=size.samples == 3, reduced=1 << steps)
-    return Plane(openjpeg.utils.decode(io.BytesIO(data)), rgb=rgb)
+    values = openjpeg.utils.decode(io.BytesIO(data))
+    return Plane(sign_extended(values, geometry.stored) if wrapped else values, rgb=rgb)
 
 
 def _reduced_jpeg_2000(data: bytes, steps: int, size: StreamSize) -> Values | None:
@@ -163,8 +166,7 @@ def _reduced_jpeg_2000(data: bytes, steps: int, size: StreamSize) -> Values | No
         return values
     # Pillow scales to 8 or 16 bits and shifts signed values up by half of their range
     unscaled = values >> ((8 if size.precision <= 8 else 16) - size.precision)
-    start = data.find(b"\xff\x4f\xff\x51", 0, 4096)
-    if data[start + 42] & 0x80:
+    if size.signed:
         return unscaled.astype(np.int32) - (1 << (size.precision - 1))
     return unscaled
 

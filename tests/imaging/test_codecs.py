@@ -60,6 +60,15 @@ def test_a_lossless_encoding_keeps_signs(sandbox, syntax):
     assert np.array_equal(plain.pixels, other.pixels)
 
 
+@pytest.mark.parametrize("side", [64, 512])
+def test_signed_values_in_an_unsigned_jpeg_2000_keep_their_signs(sandbox, side):
+    values = (breast(500, 400).astype(np.int32) - 2000).astype(np.int16)
+    bare = values.view(np.uint16) & 0x1FFF
+    plain = sandbox.decode(file_of(dataset(values, BitsStored=13), values), Recipe(size=side))
+    other = sandbox.decode(file_of(dataset(bare, BitsStored=13, PixelRepresentation=1), bare, J2K), Recipe(size=side))
+    assert np.array_equal(plain.pixels, other.pixels)
+
+
 @pytest.mark.parametrize("syntax", [RLE, J2K])
 def test_a_lossless_encoding_keeps_colours(sandbox, syntax):
     values = np.stack([breast(300, 200, bits=8, seed=seed) for seed in range(3)], axis=-1)
