@@ -38,6 +38,7 @@ class Plane:
     values: Values
     rgb: bool  #: of three samples: red, green, blue; otherwise the first one is the luma
     reduced: int = 1  #: how many times smaller than the header says
+    bits: int = 32  #: how many of an integer's may be in use: a stream may have more than the header says
 
 
 def decode_frame(data: bytes, syntax: str, geometry: Geometry, factor: int) -> Plane:
@@ -114,6 +115,8 @@ def jpeg_2000_size(data: bytes) -> StreamSize:
 def _expect_size(size: StreamSize, geometry: Geometry) -> StreamSize:
     if (size.rows, size.columns, size.samples) != (geometry.rows, geometry.columns, geometry.samples):
         raise undecodable(Reason.MISMATCH)
+    if size.precision > 8 >= geometry.stored:
+        raise undecodable(Reason.MISMATCH)
     return size
 
 
@@ -184,7 +187,8 @@ def _rle(data: bytes, geometry: Geometry) -> Plane:
         raise undecodable(Reason.NO_DECODER)
     raw = rle_decode_frame(data, geometry.pixels, geometry.allocated, "<")
     flat = np.frombuffer(raw, dtype=np.dtype(f"<{'i' if geometry.signed else 'u'}{geometry.allocated // 8}"))
-    return Plane(_shaped(flat, geometry, planar=True), rgb=_is_rgb(geometry))
+    values = _shaped(cleaned(flat, geometry), geometry, planar=True)
+    return Plane(values, rgb=_is_rgb(geometry), bits=geometry.stored)
 
 
 def _gdcm(data: bytes, syntax: str, geometry: Geometry) -> Plane:
@@ -224,6 +228,19 @@ def _shaped(flat: Values, geometry: Geometry, *, planar: bool) -> Values:
     if planar:
         return np.moveaxis(flat.reshape(samples, rows, columns), 0, -1)
     return flat.reshape(rows, columns, samples)
+
+
+def cleaned(values: Values, geometry: Geometry) -> Values:
+    """Integers as they were stored, without what stands above the stored bits: old files keep overlays there."""
+    if geometry.stored >= geometry.allocated:
+        return values
+    if geometry.signed:
+        half = 1 << (geometry.stored - 1)
+        if values.min() >= -half and values.max() < half:
+            return values
+        return sign_extended(values, geometry.stored)
+    mask = (1 << geometry.stored) - 1
+    return values if values.max() <= mask else values & values.dtype.type(mask)
 
 
 def sign_extended(values: Values, bits: int) -> Values:
