@@ -1,10 +1,11 @@
-"""What a search asks for reads a handful of rows, however large the archive is."""
+"""What a search or a viewer asks for reads a handful of rows, however large the archive is."""
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from shared.store import neighbours
+from shared.store import neighbours, qido
+from shared.store.qido import Level, Matching
 from tests.miniature import Platform
 
 STUDIES = 20_000
@@ -44,3 +45,12 @@ def test_whose_an_uploaded_image_is_takes_two_look_ups(archive: Platform, sop: s
     (own,) = found
     assert (own and own[1]) == (None if (sop, study) == ("9.9", "9.8") else b"7")
     assert (own and own[2] is not None) == (None if own is None else sop == "1.3.7")
+
+
+@pytest.mark.parametrize("level", ["study", "series"])
+def test_a_late_page_counts_only_what_it_shows(archive: Platform, level: Level) -> None:
+    def page(offset: int) -> int:
+        return archive.rows_read(lambda db: qido.find(db.connection(), level, Matching(), 10, offset))
+
+    skipped = 5_000
+    assert page(skipped) - page(0) < 3 * skipped  # its row and its image's, each once
