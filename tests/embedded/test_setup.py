@@ -45,3 +45,17 @@ def test_a_second_deployer_waits_for_the_first_as_long_as_it_takes(postgres_url:
     (lock,) = (number for number, statement in enumerate(asked) if "pg_advisory_lock" in statement)
     (limit,) = (number for number, statement in enumerate(asked) if "lock_timeout" in statement)
     assert lock < limit
+
+
+def test_each_migration_lets_go_of_what_it_has_locked(postgres_url: str) -> None:
+    commits: list[object] = []
+
+    def hear(connection: object) -> None:
+        commits.append(connection)
+
+    sa.event.listen(sa.Engine, "commit", hear)
+    try:
+        migrations.upgrade(postgres_url)
+    finally:
+        sa.event.remove(sa.Engine, "commit", hear)
+    assert len(commits) >= len(migrations.known())
