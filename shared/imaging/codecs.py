@@ -231,16 +231,16 @@ def _shaped(flat: Values, geometry: Geometry, *, planar: bool) -> Values:
 
 
 def cleaned(values: Values, geometry: Geometry) -> Values:
-    """Integers as they were stored, without what stands above the stored bits: old files keep overlays there."""
+    """Integers as they were stored, without what stands above or below: old files keep overlays there."""
     if geometry.stored >= geometry.allocated:
         return values
     if geometry.signed:
         half = 1 << (geometry.stored - 1)
         if values.min() >= -half and values.max() < half:
             return values
-        return sign_extended(values, geometry.stored)
+        return sign_extended(values >> geometry.below, geometry.stored)
     mask = (1 << geometry.stored) - 1
-    return values if values.max() <= mask else values & values.dtype.type(mask)
+    return values if values.max() <= mask else (values >> geometry.below) & values.dtype.type(mask)
 
 
 def sign_extended(values: Values, bits: int) -> Values:

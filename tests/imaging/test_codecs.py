@@ -80,6 +80,19 @@ def test_overlays_above_the_stored_bits_are_dropped(sandbox, syntax, kind):
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, RLE])
+@pytest.mark.parametrize("kind", [np.uint16, np.int16])
+def test_values_at_the_top_of_their_words_are_brought_down(sandbox, syntax, kind):
+    values = breast(500, 400).astype(kind) - (2000 if kind is np.int16 else 0)
+    high, wrong = dataset(values, BitsStored=12), dataset(values, BitsStored=12)
+    high.HighBit = wrong.HighBit = 15
+    plain = sandbox.decode(file_of(dataset(values, BitsStored=12), values), Recipe(size=64))
+    other = sandbox.decode(file_of(high, (values << 4).astype(kind), syntax), Recipe(size=64))
+    assert np.array_equal(plain.pixels, other.pixels)
+    at_the_bottom = sandbox.decode(file_of(wrong, values, syntax), Recipe(size=64))
+    assert np.array_equal(plain.pixels, at_the_bottom.pixels)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, RLE])
 def test_signs_stand_where_the_stored_bits_end(sandbox, syntax):
     values = (breast(500, 400).astype(np.int32) - 2000).astype(np.int16)
     bare = values & 0x1FFF
