@@ -13,10 +13,15 @@ def run() -> None:
     url = context.config.attributes.get("url") or Settings().database.url.get_secret_value()
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.connect() as connection:
-        connection.execute(sa.text("SET lock_timeout = '30s'"))
         connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
+        connection.execute(sa.text("SET lock_timeout = '30s'"))  # of a table, not of the other deployer
         connection.commit()
-        context.configure(connection=connection, target_metadata=Base.metadata, compare_server_default=False)
+        context.configure(
+            connection=connection,
+            target_metadata=Base.metadata,
+            compare_server_default=False,
+            transaction_per_migration=True,  # searches wait for what one has locked, not for the indexes of the next
+        )
         with context.begin_transaction():
             context.run_migrations()
         connection.commit()

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 HERE = Path(__file__).resolve().parent
 
@@ -13,6 +14,11 @@ def config(url: str | None = None) -> Config:
     conf.set_main_option("script_location", str(HERE).replace("%", "%%"))
     conf.attributes["url"] = url
     return conf
+
+
+def known() -> set[str]:
+    """The revisions that this version can read."""
+    return {script.revision for script in ScriptDirectory.from_config(config()).walk_revisions()}
 
 
 def upgrade(url: str | None = None, revision: str = "head") -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from shared.config import Settings
 from shared.encoder.base import Encoder
+from shared.encoder.cards import Card
 from shared.errors import Denied, Invalid
 from shared.imaging.sandbox import Sandbox
 from shared.index.base import Index, IndexStore
@@ -94,6 +95,12 @@ class Runtime:
                     self._encoders.pop(next(iter(self._encoders)))
                 self._encoders[model.fingerprint] = found
             return found
+
+    def proved(self, name: str) -> Card:
+        """The card of this folder, whose model runs here. Raises: as `prove`."""
+        from shared.encoder.runtime import prove
+
+        return prove(self.folder(name), self.settings.encoding.runtime, self.settings.encoding.threads)
 
     def folder(self, name: str) -> Path:
         """Where a model's card lies; the row names it relative to the models folder, so that it may move."""

@@ -1,7 +1,7 @@
 """A small platform for tests: real Postgres, the in-memory index, the null encoder, a sandbox without a child."""
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from shared.encoder.base import Encoder
 from shared.encoder.build import build
@@ -112,6 +113,16 @@ class Platform:
 
     def begin(self) -> Any:
         return self.store.transaction(self.queue.ring)
+
+    def rows_read(self, act: Callable[[Session], object]) -> int:
+        so_far = sa.text(
+            "SELECT sum(coalesce(seq_tup_read, 0) + coalesce(idx_tup_fetch, 0)) FROM pg_stat_xact_user_tables"
+        )
+        with self.begin() as db:
+            before: int = db.execute(so_far).scalar_one()
+            act(db)
+            after: int = db.execute(so_far).scalar_one()
+        return after - before
 
     def add_model(self, name: str = "null", seed: int = 0, dim: int = 64) -> Card:
         card = build(self.folder / "models" / name, name, "null", f"random:{seed}", dim=dim)

@@ -105,7 +105,7 @@ def make(  # noqa: PLR0913 - each argument is an ingredient of the card
     *,
     architecture: Annotated[str, typer.Option(help="densenet121, resnet50, vgg16, efficientnet_b0, acir ...")],
     weights: Annotated[str, typer.Option(help="torchvision:NAME, random:SEED, or a .safetensors file.")],
-    size: Annotated[int, typer.Option(min=32, help="Side of the square input.")] = 224,
+    size: Annotated[int, typer.Option(min=32, max=4096, help="Side of the square input.")] = 224,
     voi: Annotated[str, typer.Option(help="apply or ignore the file's window.")] = "apply",
     crop: Annotated[str, typer.Option(help="none, or breast: to what is not background.")] = "none",
     mirror: Annotated[str, typer.Option(help="none, or left: the chest wall to the left.")] = "none",

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
-from alembic.script import ScriptDirectory
 
 from migrations import run as migrations
 from services.embedded import attach, commands, process
@@ -236,8 +235,7 @@ def check(folder: Path) -> dict[str, Any]:
         raise NotFound("there is no backup in this folder") from None
     except (ValueError, KeyError, TypeError):
         raise Invalid("the manifest of this backup is damaged") from None
-    known = {script.revision for script in ScriptDirectory.from_config(migrations.config()).walk_revisions()}
-    if made[0] > FORMAT or made[1] > MAJOR or made[2] not in known:
+    if made[0] > FORMAT or made[1] > MAJOR or made[2] not in migrations.known():
         raise Conflict("this backup was made by a newer Similis: restore it with that version")
     wrong = [name for name, told in files.items() if not (folder / name).is_file() or _digest(folder / name) != told]
     if wrong or not {DUMP, KEY, stones.NAME} <= files.keys():

@@ -8,14 +8,18 @@ import sys
 import time
 from pathlib import Path
 
+from alembic.runtime.migration import MigrationContext
+from psycopg.errors import InsufficientPrivilege
+from sqlalchemy.exc import ProgrammingError
+
 from migrations import run as migrations
 from shared.config import Settings
-from shared.errors import SimilisError, Unavailable
+from shared.errors import Conflict, Denied, SimilisError, Unavailable
 from shared.log import configure, get
 from shared.store import keys
 from shared.store.blobs import Blobs, follow
 from shared.store.locks import Lock, alone
-from shared.store.session import Store
+from shared.store.session import Store, reachable
 
 log = get(__name__)
 
@@ -25,12 +29,13 @@ WAIT_S = 300.0  # crash recovery of the database may take minutes
 def prepare(url: str, secret: str | None, blobs: Blobs, wait_s: float = WAIT_S) -> None:
     """The database is at the newest schema, knows the key, and where sent files stand. Safe to run twice, and at once.
 
-    Raises: `Unavailable` where the database does not answer in time.
+    Raises: `Unavailable` where the database does not answer in time, `Conflict` where a newer version has been at it,
+        `Denied` where its user may not change the schema.
     """
     store = Store(url, pool_size=1)
     try:
         _await(store, wait_s)
-        migrations.upgrade(url)
+        _upgrade(store, url)
         with store.transaction() as db:
             alone(db, Lock.INTAKE)
             moved = follow(db, blobs)
@@ -41,6 +46,20 @@ def prepare(url: str, secret: str | None, blobs: Blobs, wait_s: float = WAIT_S) 
                 keys.ensure(db, secret, name="cli", scopes=keys.ALL)
     finally:
         store.close()
+
+
+def _upgrade(store: Store, url: str) -> None:
+    with store.reading() as connection:
+        made = MigrationContext.configure(connection).get_current_revision()
+    if made is not None and made not in migrations.known():
+        raise Conflict("this database was made by a newer Similis: start that version")
+    try:
+        with reachable():
+            migrations.upgrade(url)
+    except ProgrammingError as error:
+        if not isinstance(error.orig, InsufficientPrivilege):
+            raise
+        raise Denied("the database's user may not change its schema: let it own the schema, or the database") from None
 
 
 def _await(store: Store, wait_s: float) -> None:

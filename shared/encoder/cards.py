@@ -22,6 +22,7 @@ from shared.errors import Conflict, Invalid, NotFound
 from shared.imaging.recipe import Recipe
 
 CARD, WEIGHTS, GRAPH = "card.json", "weights.safetensors", "model.onnx"
+MOST_PIXELS = 1 << 28  #: of all frames of an image, as float32
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -87,8 +88,8 @@ class Card:
         check_name(self.name)
         if self.dim < 1 or self.channels < 1 or self.bits < 0 or self.bits % 8 or self.recipe.size < 32:
             raise Invalid("a card needs a dimension, a channel, bits in eights and a side of at least 32 pixels")
-        if self.recipe.frames < 1:
-            raise Invalid("a card's recipe takes a frame of each image, or more")
+        if not 1 <= self.recipe.frames * self.recipe.size**2 <= MOST_PIXELS:
+            raise Invalid("a card's recipe takes a frame of each image, or more, and no more pixels than 1 GiB holds")
         if not len(self.mean) == len(self.std) == self.channels or not min(self.std) > 0:
             raise Invalid("a card has a mean and a deviation greater than zero for each channel")
 
@@ -145,8 +146,11 @@ class Card:
         if not isinstance(recipe, dict):
             raise Invalid("the card's recipe is not an object")
         Recipe.from_json(recipe)  # refuses unknown keys; types are checked below
+        text = json.dumps(data)
+        if r"\u0000" in text:
+            raise Invalid("the card has a character that no database holds")
         try:
-            card = TypeAdapter(cls).validate_json(json.dumps(data))
+            card = TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
             places = sorted({".".join(str(part) for part in item["loc"]) for item in error.errors()})
             raise Invalid(f"the card does not fit: {', '.join(places)}") from None

@@ -1,6 +1,7 @@
 """A card's folder to a loaded encoder. Torch and ONNX Runtime are imported only when one is loaded."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +12,8 @@ from shared.encoder.base import Encoded, Encoder
 from shared.encoder.cards import GRAPH, WEIGHTS, Card, read
 from shared.encoder.hashing import codes, load_hash
 from shared.encoder.null import NULL, Projection
-from shared.errors import Invalid
+from shared.encoder.samples import samples
+from shared.errors import Invalid, SimilisError
 from shared.types import Pixels
 
 Runtime = Literal["onnx", "torch"]
@@ -31,8 +33,31 @@ def load(folder: Path, runtime: Runtime = "onnx", threads: int = 1) -> Encoder:
         Invalid: card, weights or graph are malformed or were changed, or there is no such runtime.
     """
     card = read(folder)
-    forward, version = _forward(card, folder, runtime, threads)
-    return Loaded(card, _hashed(forward, folder) if card.fitted_hash else forward, version)
+    with _ours("the model cannot be loaded here: its weights or its graph are damaged, or of another version"):
+        forward, version = _forward(card, folder, runtime, threads)
+        return Loaded(card, _hashed(forward, folder) if card.fitted_hash else forward, version)
+
+
+def prove(folder: Path, runtime: Runtime = "onnx", threads: int = 1) -> Card:
+    """The card of the folder; its model runs here, and gives of a made-up frame what the card says.
+
+    Raises: as `load`.
+    """
+    encoder = load(folder, runtime, threads)
+    with _ours("the model cannot be run here"):
+        encoder.encode(samples(1, encoder.card.recipe.size, 0))
+    return encoder.card
+
+
+@contextmanager
+def _ours(said: str) -> Iterator[None]:
+    """The errors of runtimes and of file formats, which have no common root, are told as a wrong model."""
+    try:
+        yield
+    except (SimilisError, MemoryError):
+        raise
+    except Exception as error:
+        raise Invalid(said) from error
 
 
 def _forward(card: Card, folder: Path, runtime: Runtime, threads: int) -> tuple[Forward, str]:

@@ -38,6 +38,7 @@ class Plane:
     values: Values
     rgb: bool  #: of three samples: red, green, blue; otherwise the first one is the luma
     reduced: int = 1  #: how many times smaller than the header says
+    bits: int = 32  #: how many of an integer's may be in use: a stream may have more than the header says
 
 
 def decode_frame(data: bytes, syntax: str, geometry: Geometry, factor: int) -> Plane:
@@ -73,6 +74,7 @@ class StreamSize:
     samples: int
     precision: int
     levels: int = 0  #: resolution levels that may be left out (JPEG 2000)
+    signed: bool = False
 
 
 def jpeg_size(data: bytes) -> StreamSize:
@@ -107,11 +109,13 @@ def jpeg_2000_size(data: bytes) -> StreamSize:
             levels = data[pos + 9]
             break
         pos += 2 + int.from_bytes(data[pos + 2 : pos + 4], "big")
-    return StreamSize(height - top, width - left, samples, (depth & 0x7F) + 1, levels)
+    return StreamSize(height - top, width - left, samples, (depth & 0x7F) + 1, levels, signed=depth & 0x80 != 0)
 
 
 def _expect_size(size: StreamSize, geometry: Geometry) -> StreamSize:
     if (size.rows, size.columns, size.samples) != (geometry.rows, geometry.columns, geometry.samples):
+        raise undecodable(Reason.MISMATCH)
+    if size.precision > 8 >= geometry.stored:
         raise undecodable(Reason.MISMATCH)
     return size
 
@@ -137,12 +141,14 @@ def _jpeg(data: bytes, syntax: str, geometry: Geometry, factor: int) -> Plane:
 def _jpeg_2000(data: bytes, geometry: Geometry, factor: int) -> Plane:
     size = _expect_size(jpeg_2000_size(data), geometry)
     rgb = geometry.photometric in ("RGB", "YBR_RCT", "YBR_ICT")
-    steps = min(factor.bit_length() - 1, size.levels)
+    wrapped = geometry.signed and not size.signed  # two's complement in an unsigned stream: no level may average it
+    steps = 0 if wrapped else min(factor.bit_length() - 1, size.levels)
     if steps and (size.precision <= 16 if size.samples == 1 else size.precision == 8 and rgb):
         reduced = _reduced_jpeg_2000(data, steps, size)
         if reduced is not None:
             return Plane(reduced, rgb=size.samples == 3, reduced=1 << steps)
-    return Plane(openjpeg.utils.decode(io.BytesIO(data)), rgb=rgb)
+    values = openjpeg.utils.decode(io.BytesIO(data))
+    return Plane(sign_extended(values, geometry.stored) if wrapped else values, rgb=rgb)
 
 
 def _reduced_jpeg_2000(data: bytes, steps: int, size: StreamSize) -> Values | None:
@@ -163,8 +169,7 @@ def _reduced_jpeg_2000(data: bytes, steps: int, size: StreamSize) -> Values | No
         return values
     # Pillow scales to 8 or 16 bits and shifts signed values up by half of their range
     unscaled = values >> ((8 if size.precision <= 8 else 16) - size.precision)
-    start = data.find(b"\xff\x4f\xff\x51", 0, 4096)
-    if data[start + 42] & 0x80:
+    if size.signed:
         return unscaled.astype(np.int32) - (1 << (size.precision - 1))
     return unscaled
 
@@ -182,7 +187,8 @@ def _rle(data: bytes, geometry: Geometry) -> Plane:
         raise undecodable(Reason.NO_DECODER)
     raw = rle_decode_frame(data, geometry.pixels, geometry.allocated, "<")
     flat = np.frombuffer(raw, dtype=np.dtype(f"<{'i' if geometry.signed else 'u'}{geometry.allocated // 8}"))
-    return Plane(_shaped(flat, geometry, planar=True), rgb=_is_rgb(geometry))
+    values = _shaped(cleaned(flat, geometry), geometry, planar=True)
+    return Plane(values, rgb=_is_rgb(geometry), bits=geometry.stored)
 
 
 def _gdcm(data: bytes, syntax: str, geometry: Geometry) -> Plane:
@@ -222,6 +228,19 @@ def _shaped(flat: Values, geometry: Geometry, *, planar: bool) -> Values:
     if planar:
         return np.moveaxis(flat.reshape(samples, rows, columns), 0, -1)
     return flat.reshape(rows, columns, samples)
+
+
+def cleaned(values: Values, geometry: Geometry) -> Values:
+    """Integers as they were stored, without what stands above or below: old files keep overlays there."""
+    if geometry.stored >= geometry.allocated:
+        return values
+    if geometry.signed:
+        half = 1 << (geometry.stored - 1)
+        if values.min() >= -half and values.max() < half:
+            return values
+        return sign_extended(values >> geometry.below, geometry.stored)
+    mask = (1 << geometry.stored) - 1
+    return values if values.max() <= mask else (values >> geometry.below) & values.dtype.type(mask)
 
 
 def sign_extended(values: Values, bits: int) -> Values:

@@ -48,7 +48,7 @@ def canonical_frames(opened: Opened, geometry: Geometry, recipe: Recipe, limits:
         exact = tone.modality is not None or geometry.photometric == "PALETTE COLOR"
         plane = load(number, 1 if exact else factor)
         grey = _grey(plane, opened, geometry, tone)
-        frame, sample = _reduced(grey, plane, geometry, factor, padding=_padding(opened, geometry), tone=tone)
+        frame, sample = _reduced(grey, plane, factor, padding=_padding(opened, geometry), tone=tone)
         yield Canonical(number, frame, sample, tone.kind, plane.reduced)
 
 
@@ -97,12 +97,11 @@ def _padding(opened: Opened, geometry: Geometry) -> int | None:
 
 
 def _reduced(
-    grey: NDArray[Any], plane: Plane, geometry: Geometry, factor: int, *, padding: int | None, tone: Tone
+    grey: NDArray[Any], plane: Plane, factor: int, *, padding: int | None, tone: Tone
 ) -> tuple[Frame, NDArray[Any]]:
     factor = max(1, factor // plane.reduced)
     factor = min(factor, *grey.shape)
-    bits = max(geometry.stored, 8) if grey.dtype.kind in "iu" else 32
-    values = box_mean(grey, factor, min(bits, grey.dtype.itemsize * 8))
+    values = box_mean(grey, factor, min(max(plane.bits, 8), grey.dtype.itemsize * 8))
     rows, columns = values.shape
     sample = grey[::factor, ::factor][:rows, :columns]
     background = sample == padding if padding is not None and tone.modality is None else None

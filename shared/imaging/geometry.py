@@ -26,6 +26,7 @@ class Geometry:
     samples: int
     allocated: int  #: bits
     stored: int  #: bits
+    below: int = 0  #: bits under the stored ones, where an old file has its values at the top of the word
     signed: bool
     planar: bool  #: colour by plane
     photometric: str
@@ -60,6 +61,7 @@ def geometry_of(opened: Opened, limits: Limits) -> Geometry:
         raise undecodable(Reason.GEOMETRY)
     if allocated not in ((32, 64) if floating else (1, 8, 16, 32)) or not 1 <= stored <= allocated:
         raise undecodable(Reason.GEOMETRY)
+    below = (number(ds, "HighBit") or 0) + 1 - stored
     if photometric not in PHOTOMETRIC:
         raise undecodable(Reason.PHOTOMETRIC)
     if PHOTOMETRIC[photometric] != samples:
@@ -71,6 +73,7 @@ def geometry_of(opened: Opened, limits: Limits) -> Geometry:
         samples=samples,
         allocated=allocated,
         stored=stored,
+        below=below if 0 < below <= allocated - stored else 0,
         signed=(number(ds, "PixelRepresentation") or 0) == 1,
         planar=samples == 3 and (number(ds, "PlanarConfiguration") or 0) == 1,
         photometric=photometric,

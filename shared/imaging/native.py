@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from shared.imaging.codecs import Plane, Values, sign_extended
+from shared.imaging.codecs import Plane, Values, cleaned
 from shared.imaging.geometry import Geometry
 from shared.imaging.read import Opened
 from shared.imaging.reasons import Reason, undecodable
@@ -25,8 +25,8 @@ def native_frame(opened: Opened, pixels: PixelElement, geometry: Geometry, numbe
     )
     if not opened.little and geometry.allocated == 8 and pixels.vr == b"OW" and size % 2 == 0:
         values = values.view(np.uint16).byteswap().view(values.dtype)  # PS3.5 annex A.3: words are swapped
-    values = _cleaned(values, geometry)
-    return Plane(_arranged(values, geometry), rgb=geometry.photometric == "RGB")
+    values = _arranged(_numbers(values, geometry), geometry)
+    return Plane(values, rgb=geometry.photometric == "RGB", bits=geometry.stored)
 
 
 def _dtype(opened: Opened, geometry: Geometry) -> np.dtype[np.generic]:
@@ -34,21 +34,12 @@ def _dtype(opened: Opened, geometry: Geometry) -> np.dtype[np.generic]:
     return np.dtype(f"{'<' if opened.little else '>'}{kind}{geometry.allocated // 8}")
 
 
-def _cleaned(values: Values, geometry: Geometry) -> Values:
-    """Drop what stands above the stored bits: old files keep overlays there."""
+def _numbers(values: Values, geometry: Geometry) -> Values:
     if geometry.floating:
         return np.nan_to_num(values.astype(np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     if not values.dtype.isnative:
         values = values.astype(values.dtype.newbyteorder("="))
-    if geometry.stored >= geometry.allocated or geometry.allocated > 16:
-        return values
-    if geometry.signed:
-        half = 1 << (geometry.stored - 1)
-        if values.min() >= -half and values.max() < half:
-            return values
-        return sign_extended(values, geometry.stored)
-    mask = (1 << geometry.stored) - 1
-    return values if values.max() <= mask else values & values.dtype.type(mask)
+    return cleaned(values, geometry)
 
 
 def _arranged(values: Values, geometry: Geometry) -> Values:

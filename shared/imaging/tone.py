@@ -19,6 +19,8 @@ from shared.imaging.read import attribute, text
 from shared.imaging.reasons import Reason, undecodable
 from shared.types import Frame
 
+_LEAST, _MOST = 1e-9, 1e9  #: of a rescale or a window: beyond them there is no picture, and float32 overflows
+
 
 @dataclass(frozen=True, slots=True)
 class Lut:
@@ -66,7 +68,7 @@ def tone_of(dataset: Dataset, geometry: Geometry, frame: int, *, voi: bool) -> T
         if (found := _decimal(source, "RescaleSlope")) is not None:
             slope, intercept = found, _decimal(source, "RescaleIntercept") or 0.0
             break
-    if not (math.isfinite(slope) and math.isfinite(intercept)) or max(abs(slope), abs(intercept)) > 1e9:
+    if not (math.isfinite(slope) and math.isfinite(intercept)) or max(abs(slope), abs(intercept)) > _MOST:
         raise undecodable(Reason.GEOMETRY)
     modality = _first_lut(dataset, "ModalityLUTSequence", geometry)
     inverse = geometry.photometric == "MONOCHROME1" or text(dataset, "PresentationLUTShape").upper() == "INVERSE"
@@ -81,10 +83,11 @@ def _voi(dataset: Dataset, geometry: Geometry, frame: int) -> Lut | Window | Non
         if lut := _first_lut(source, "VOILUTSequence", geometry):
             return lut
         center, width = _decimal(source, "WindowCenter"), _decimal(source, "WindowWidth")
-        function = text(source, "VOILUTFunction").upper() or "LINEAR"
-        if center is None or width is None or not (math.isfinite(center) and math.isfinite(width)):
+        function = text(source, "VOILUTFunction").upper()
+        function = function if function in ("LINEAR_EXACT", "SIGMOID") else "LINEAR"
+        if center is None or width is None:
             continue
-        if width >= 1 if function == "LINEAR" else width > 0:
+        if abs(center) <= _MOST and (1 if function == "LINEAR" else _LEAST) <= width <= _MOST:  # NaN is neither
             return Window(center, width, function)
     return None
 
@@ -121,6 +124,7 @@ def lut_of(descriptor: Any, data: Any, *, signed: bool) -> Lut | None:  # noqa: 
     if signed and first > 32767:
         first -= 65536
     if isinstance(data, bytes):
+        bits = min(bits, 8) if len(data) == count + count % 2 else bits  # a byte each, whatever is said of them
         packed = bits <= 8 and len(data) < 2 * count
         data = np.frombuffer(data[: len(data) // 2 * 2], dtype=np.uint8 if packed else np.dtype("<u2"))
     entries = np.atleast_1d(np.asarray(data if data is not None else (), dtype=np.float32))[:count]

@@ -128,10 +128,9 @@ def embeddings(
 
 _WHOSE = sa.text(
     """
-    SELECT s.id, s.patient_key, i.id
-    FROM study s LEFT JOIN image i ON i.study_id = s.id AND i.sop_uid = :sop
-    WHERE s.uid = :study OR i.sop_uid = :sop
-    ORDER BY i.id NULLS LAST LIMIT 1
+    SELECT s.id, s.patient_key, i.id FROM image i JOIN study s ON s.id = i.study_id WHERE i.sop_uid = :sop
+    UNION ALL SELECT id, patient_key, NULL FROM study WHERE uid = :study
+    ORDER BY 3 NULLS LAST LIMIT 1
     """
 )
 

@@ -83,58 +83,59 @@ def find(connection: sa.Connection, level: Level, matching: Matching, limit: int
 
     That order only grows at its end, so that a page does not shift while images come in.
     """
-    query = {"study": _studies, "series": _series, "instance": _instances}[level](matching)
-    return connection.execute(query.limit(limit).offset(offset)).mappings().all()
+    query = {"study": _studies, "series": _series, "instance": _instances}[level]
+    return connection.execute(query(matching, limit, offset)).mappings().all()
 
 
-def _studies(matching: Matching) -> sa.Select[*tuple[Any, ...]]:
-    images = aliased(Image)
-    of_study = [images.study_id == Study.id, images.status != "deleted"]
-    return (
-        sa.select(
-            Study.uid.label("StudyInstanceUID"),
-            Study.study_date.label("StudyDate"),
-            sa.select(sa.func.array_agg(sa.distinct(images.modality)))
-            .where(*of_study)
-            .scalar_subquery()
-            .label("ModalitiesInStudy"),
-            sa.select(sa.func.count(sa.distinct(images.series_uid)))
-            .where(*of_study)
-            .scalar_subquery()
-            .label("NumberOfStudyRelatedSeries"),
-            sa.select(sa.func.count()).where(*of_study).scalar_subquery().label("NumberOfStudyRelatedInstances"),
-        )
+def _studies(matching: Matching, limit: int, offset: int) -> sa.Select[*tuple[Any, ...]]:
+    page = (
+        sa.select(Study.id, Study.uid, Study.study_date)
         .where(sa.exists().where(Image.study_id == Study.id, _ALIVE, *matching.conditions()))
         .order_by(Study.id)
+        .limit(limit)
+        .offset(offset)
+        .subquery()  # what is skipped is not counted
     )
+    images = aliased(Image)
+    of_study = [images.study_id == page.c.id, images.status != "deleted"]
+    return sa.select(
+        page.c.uid.label("StudyInstanceUID"),
+        page.c.study_date.label("StudyDate"),
+        _of(of_study, sa.func.array_agg(sa.distinct(images.modality)), "ModalitiesInStudy"),
+        _of(of_study, sa.func.count(sa.distinct(images.series_uid)), "NumberOfStudyRelatedSeries"),
+        _of(of_study, sa.func.count(), "NumberOfStudyRelatedInstances"),
+    ).order_by(page.c.id)
 
 
-def _series(matching: Matching) -> sa.Select[*tuple[Any, ...]]:
+def _series(matching: Matching, limit: int, offset: int) -> sa.Select[*tuple[Any, ...]]:
     page = (
         sa.select(Study.id, Study.uid, Study.study_date, Image.series_uid)
         .join(Image, Image.study_id == Study.id)
         .where(_ALIVE, *matching.conditions())
         .distinct()
+        .order_by(Study.id, Image.series_uid)
+        .limit(limit)
+        .offset(offset)
         .subquery()
     )
     images = aliased(Image)
     of_series = [images.study_id == page.c.id, images.series_uid == page.c.series_uid, images.status != "deleted"]
-
-    def one(what: Any, name: str) -> Any:  # noqa: ANN401 - SQLAlchemy's own expressions
-        return sa.select(what).where(*of_series).scalar_subquery().label(name)
-
     return sa.select(
         page.c.uid.label("StudyInstanceUID"),
         page.c.study_date.label("StudyDate"),
         page.c.series_uid.label("SeriesInstanceUID"),
-        one(sa.func.min(images.modality), "Modality"),
-        one(sa.func.min(images.body_part), "BodyPartExamined"),
-        one(sa.func.min(images.manufacturer), "Manufacturer"),
-        one(sa.func.count(), "NumberOfSeriesRelatedInstances"),
+        _of(of_series, sa.func.min(images.modality), "Modality"),
+        _of(of_series, sa.func.min(images.body_part), "BodyPartExamined"),
+        _of(of_series, sa.func.min(images.manufacturer), "Manufacturer"),
+        _of(of_series, sa.func.count(), "NumberOfSeriesRelatedInstances"),
     ).order_by(page.c.id, page.c.series_uid)
 
 
-def _instances(matching: Matching) -> sa.Select[*tuple[Any, ...]]:
+def _of(these: Sequence[sa.ColumnElement[bool]], what: Any, name: str) -> Any:  # noqa: ANN401 - SQLAlchemy's own
+    return sa.select(what).where(*these).scalar_subquery().label(name)
+
+
+def _instances(matching: Matching, limit: int | None = None, offset: int | None = None) -> sa.Select[*tuple[Any, ...]]:
     return (
         sa.select(
             *(column.label(name) for name, column in COLUMNS.items()),
@@ -146,6 +147,8 @@ def _instances(matching: Matching) -> sa.Select[*tuple[Any, ...]]:
         .join(Study, Image.study_id == Study.id)
         .where(_ALIVE, *matching.conditions())
         .order_by(Image.id)
+        .limit(limit)
+        .offset(offset)
     )
 
 

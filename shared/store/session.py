@@ -25,6 +25,7 @@ BUSY = {
     "53100": "the database's disk is full",
     "53200": "the database is out of memory",
     "40P01": "two transactions of the database stood in each other's way",
+    "55P03": "a table of the database is in use by somebody else",
 }
 
 

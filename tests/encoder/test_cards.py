@@ -39,6 +39,7 @@ DEFAULT = Card(
 CALIBRATION = calibrate([1 + i / 10 for i in range(30)], DIGEST)
 
 floats = st.floats(0.01, 2, allow_nan=False)
+words = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=20)
 cards = st.builds(
     Card,
     name=st.from_regex(r"[a-z0-9][a-z0-9._-]{0,63}", fullmatch=True),
@@ -51,7 +52,7 @@ cards = st.builds(
         trained=st.booleans(),
         seed=st.none() | st.integers(0, 10**9),
         origin_sha256=st.none() | st.just(DIGEST),
-        note=st.text(max_size=20),
+        note=words,
     ),
     pooling=st.sampled_from(["average", "fc7", "boxes"]),
     graph=st.none() | st.just(CARD_1.graph),
@@ -65,10 +66,10 @@ cards = st.builds(
     mean=st.tuples(floats, floats, floats),
     std=st.tuples(floats, floats, floats),
     bits=st.sampled_from([0, 8, 64]),
-    options=st.dictionaries(st.text(max_size=5), st.integers() | st.lists(st.booleans(), max_size=2), max_size=2),
+    options=st.dictionaries(words, st.integers() | st.lists(st.booleans(), max_size=2), max_size=2),
     tta=st.sampled_from(["none", "five"]),
     reconstructs=st.booleans(),
-    about=st.dictionaries(st.text(max_size=5), st.text(max_size=5) | st.floats(-1, 1), max_size=2),
+    about=st.dictionaries(words, words | st.floats(-1, 1), max_size=2),
     calibrations=st.dictionaries(st.sampled_from(["MG", "US"]), st.just(CALIBRATION)),
 )
 
@@ -173,6 +174,9 @@ def test_an_unknown_key_is_refused_wherever_it_stands(part: tuple[str, ...]) -> 
         ("recipe", {"size": 8}),
         ("recipe", {"crop": "nose"}),
         ("recipe", {"frames": 0}),
+        ("recipe", {"size": 100_000}),
+        ("recipe", {"frames": 10**9}),
+        ("about", {"said": "\0"}),
         ("recipe", [224]),
         ("weights", None),
     ],

@@ -1,5 +1,7 @@
+import json
 import re
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -7,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from shared.encoder.cards import WEIGHTS, read
-from shared.encoder.runtime import BATCH, Loaded, load
+from shared.encoder.cards import CARD, GRAPH, WEIGHTS, read, sha256_of
+from shared.encoder.runtime import BATCH, Loaded, load, prove
 from shared.encoder.samples import samples
 from shared.errors import Invalid, NotFound
 
@@ -116,6 +118,37 @@ def test_a_model_whose_weights_were_changed_is_not_loaded(built, tmp_path: Path,
     (folder / WEIGHTS).write_bytes(data)
     with pytest.raises(Invalid, match="changed"):
         load(folder, runtime)
+
+
+def remade(built, folder: Path, name: str, content: bytes, **change: object) -> Path:
+    """A squeezenet whose card is of what now stands in the file of this name."""
+    shutil.copytree(built("squeezenet1_0"), folder)
+    (folder / name).write_bytes(content)
+    card = read(folder, verify=False).to_json()
+    card.pop("fingerprint")
+    for part, file in (("weights", WEIGHTS), ("graph", GRAPH)):
+        card[part]["sha256"] = sha256_of(folder / file)
+    (folder / CARD).write_text(json.dumps(card | change))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("runtime", "name", "content"),
+    [
+        ("onnx", GRAPH, b"of another version"),
+        ("torch", WEIGHTS, struct.pack("<Q", 2**63) + b"{}"),
+    ],
+)
+def test_what_a_runtime_cannot_read_is_a_wrong_model(built, tmp_path: Path, runtime, name: str, content: bytes) -> None:
+    with pytest.raises(Invalid, match="cannot be loaded here"):
+        load(remade(built, tmp_path / "model", name, content), runtime)
+
+
+def test_a_model_is_tried_before_it_is_said_to_run(built, tmp_path: Path) -> None:
+    assert prove(built("squeezenet1_0")) == read(built("squeezenet1_0"))
+    graph = (built("squeezenet1_0") / GRAPH).read_bytes()
+    with pytest.raises(Invalid, match="not those of its card"):
+        prove(remade(built, tmp_path / "model", GRAPH, graph, dim=7))
 
 
 def test_an_unknown_runtime_and_a_missing_model_are_refused(built, tmp_path: Path) -> None:

@@ -60,6 +60,62 @@ def test_a_lossless_encoding_keeps_signs(sandbox, syntax):
     assert np.array_equal(plain.pixels, other.pixels)
 
 
+@pytest.mark.parametrize("side", [64, 512])
+def test_signed_values_in_an_unsigned_jpeg_2000_keep_their_signs(sandbox, side):
+    values = (breast(500, 400).astype(np.int32) - 2000).astype(np.int16)
+    bare = values.view(np.uint16) & 0x1FFF
+    plain = sandbox.decode(file_of(dataset(values, BitsStored=13), values), Recipe(size=side))
+    other = sandbox.decode(file_of(dataset(bare, BitsStored=13, PixelRepresentation=1), bare, J2K), Recipe(size=side))
+    assert np.array_equal(plain.pixels, other.pixels)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, RLE])
+@pytest.mark.parametrize("kind", [np.uint16, np.uint32])
+def test_overlays_above_the_stored_bits_are_dropped(sandbox, syntax, kind):
+    values = breast(500, 400).astype(kind)
+    marked = values | (np.random.default_rng(0).integers(0, 16, values.shape) << 12).astype(kind)
+    plain = sandbox.decode(file_of(dataset(values, BitsStored=12), values), Recipe(size=64))
+    other = sandbox.decode(file_of(dataset(marked, BitsStored=12), marked, syntax), Recipe(size=64))
+    assert np.array_equal(plain.pixels, other.pixels)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, RLE])
+@pytest.mark.parametrize("kind", [np.uint16, np.int16])
+def test_values_at_the_top_of_their_words_are_brought_down(sandbox, syntax, kind):
+    values = breast(500, 400).astype(kind) - (2000 if kind is np.int16 else 0)
+    high, wrong = dataset(values, BitsStored=12), dataset(values, BitsStored=12)
+    high.HighBit = wrong.HighBit = 15
+    plain = sandbox.decode(file_of(dataset(values, BitsStored=12), values), Recipe(size=64))
+    other = sandbox.decode(file_of(high, (values << 4).astype(kind), syntax), Recipe(size=64))
+    assert np.array_equal(plain.pixels, other.pixels)
+    at_the_bottom = sandbox.decode(file_of(wrong, values, syntax), Recipe(size=64))
+    assert np.array_equal(plain.pixels, at_the_bottom.pixels)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, RLE])
+def test_signs_stand_where_the_stored_bits_end(sandbox, syntax):
+    values = (breast(500, 400).astype(np.int32) - 2000).astype(np.int16)
+    bare = values & 0x1FFF
+    plain = sandbox.decode(file_of(dataset(values, BitsStored=13), values), Recipe(size=64))
+    other = sandbox.decode(file_of(dataset(bare, BitsStored=13), bare, syntax), Recipe(size=64))
+    assert np.array_equal(plain.pixels, other.pixels)
+
+
+def test_a_stream_of_more_bits_than_the_header_says_is_averaged_as_it_is(sandbox):
+    values = breast(600, 500, bits=16)
+    plain = sandbox.decode(file_of(dataset(values), values), Recipe(size=64))
+    other = sandbox.decode(file_of(dataset(values, BitsStored=10), values, JPEG_LS), Recipe(size=64))
+    assert np.array_equal(plain.pixels, other.pixels)
+
+
+@pytest.mark.parametrize("syntax", [JPEG_LS, J2K, LOSSLESS])
+def test_a_stream_of_many_bits_is_no_picture_of_eight(sandbox, syntax):
+    values = breast(64, 48, bits=12)
+    stream = encoded(values, dataset(values, BitsStored=12), syntax)
+    with pytest.raises(Rejected, match="codestream-differs-from-header"):
+        decode_frame(stream, syntax, geometry(values, stored=8), 1)
+
+
 @pytest.mark.parametrize("syntax", [RLE, J2K])
 def test_a_lossless_encoding_keeps_colours(sandbox, syntax):
     values = np.stack([breast(300, 200, bits=8, seed=seed) for seed in range(3)], axis=-1)

@@ -70,6 +70,19 @@ def test_a_useless_window_in_a_file_is_ignored(width):
     assert close(frame.frame, 0, 0.5, 1)
 
 
+@pytest.mark.parametrize(
+    ("centre", "width", "function"),
+    [("1e300", "1e300", "LINEAR"), ("0", "1e300", "SIGMOID"), ("10", "1e-40", "LINEAR_EXACT"), ("nan", "9", "LINEAR")],
+)
+def test_a_window_that_no_picture_has_is_ignored(centre, width, function):
+    attributes = {"WindowCenter": centre, "WindowWidth": width, "VOILUTFunction": function}
+    assert close(shown(row(0, 10, 20), **attributes), 0, 0.5, 1)
+
+
+def test_a_function_that_the_standard_does_not_have_is_the_linear_one():
+    assert close(shown(row(0, 10, 20), WindowCenter=10, WindowWidth="0.5", VOILUTFunction="CURVE"), 0, 0.5, 1)
+
+
 def test_of_several_windows_the_first_counts():
     (frame,) = frames_of(row(0, 10, 20, 1000), WindowCenter=["10.5", "500"], WindowWidth=["21", "1000"])
     assert frame.voi == "window"
@@ -117,6 +130,11 @@ def test_a_lut_of_no_entries_has_65536():
     assert lut_of([0, 0, 16], None, signed=False) is None
     assert lut_of(None, [1], signed=False) is None
     assert lut_of(struct.pack("<HhH", 2, -5, 8), b"\x00\xff", signed=True).first == -5
+
+
+def test_a_lut_of_as_many_bytes_as_entries_has_a_byte_each():
+    table = lut_of([3, 0, 16], b"\x00\x80\xff\x00", signed=False)
+    assert (table.entries.tolist(), table.top) == ([0, 128, 255], 255)
 
 
 def test_monochrome1_is_inverted_after_the_window():

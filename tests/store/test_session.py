@@ -50,7 +50,13 @@ def test_a_connection_that_dies_under_a_statement_given_to_the_driver_is_unavail
 
 
 @pytest.mark.parametrize(
-    ("state", "word"), [("53100", "disk is full"), ("40P01", "in each other's way"), ("08006", "cannot be reached")]
+    ("state", "word"),
+    [
+        ("53100", "disk is full"),
+        ("40P01", "in each other's way"),
+        ("55P03", "in use by somebody else"),
+        ("08006", "cannot be reached"),
+    ],
 )
 def test_what_the_database_lacks_is_told(platform: Platform, state: str, word: str) -> None:
     with pytest.raises(Unavailable, match=word), platform.begin() as db:

@@ -6,7 +6,6 @@ from sqlalchemy.orm import Session
 from services.api.answers import ModelDetail, ModelsOut
 from services.api.dependencies import CanAdmin, CanRead, Db, Rt
 from services.api.schemas import NAME, HashIn, ModelIn
-from shared.encoder import cards
 from shared.encoder.cards import Card
 from shared.pipeline import lifecycle
 from shared.store import generations, reviews
@@ -29,8 +28,8 @@ def list_models(db: Db, _: CanRead) -> dict[str, Any]:
 
 @router.post("/v1/models", status_code=201, response_model=ModelDetail)
 def add_model(rt: Rt, db: Db, bearer: CanAdmin, asked: ModelIn, response: Response) -> dict[str, Any]:
-    """A card of the models folder is verified and known; the first one is also published. Again, nothing changes."""
-    card = cards.read(rt.folder(asked.card), verify=True)
+    """A model of the models folder is tried and known; the first one is also published. Again, nothing changes."""
+    card = rt.proved(asked.card)
     known = {row.fingerprint for row in generations.models(db)}
     row = lifecycle.add_model(db, rt.indexes, asked.card, card)
     enqueue(db, Job.ENCODE)  # images may have waited for it
