@@ -1,9 +1,133 @@
-"""Models over HTTP."""
+"""Models and keys."""
 
 import json
 import shutil
+import uuid
+from datetime import UTC, datetime, timedelta
 
+import sqlalchemy as sa
+
+from shared.encoder import cards, derive
 from shared.encoder.cards import CARD
+from shared.types import Job
+from tests.api.conftest import serving
+
+
+def test_the_first_model_is_verified_published_and_served(bare):
+    with serving(bare) as client:
+        client.headers.update(bare.key())
+        assert client.get("/readyz").json()["model"] == "none yet"
+        assert client.get("/v1/models").json() == {"models": []}
+        made = client.post("/v1/models", json={"card": "null-a"})
+        assert (made.status_code, made.headers["Location"]) == (201, "/v1/models/null-a")
+        assert (made.json()["published"], made.json()["generations"]) == (True, [1])
+        assert Job.ENCODE in bare.rt.queue.rung
+        assert client.post("/v1/models", json={"card": "null-a"}).status_code == 200
+        second = client.post("/v1/models", json={"card": "null-b"}).json()
+        assert (second["published"], second["generations"]) == (True, [2])  # nothing is encoded yet
+
+
+def test_a_model_is_found_by_name_and_by_fingerprint(client, archive):
+    card = cards.read(archive.rt.folder("null-a"))
+    by_name = client.get("/v1/models/null-a").json()
+    assert by_name["card"] == card.to_json() | {"mean": [0.0], "std": [1.0]}
+    assert client.get(f"/v1/models/{card.fingerprint[:12]}").json() == by_name
+    assert client.get("/v1/models/other").status_code == 404
+    (listed,) = client.get("/v1/models").json()["models"]
+    assert listed.items() <= by_name.items()
+
+
+def test_a_card_that_was_changed_is_refused(client, archive, tmp_path):
+    shutil.copytree(archive.rt.folder("null-b"), tmp_path / "models" / "null-b")
+    archive.rt.settings = archive.rt.settings.model_copy(update={"models": tmp_path / "models"})
+    weights = tmp_path / "models" / "null-b" / "weights.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    refused = client.post("/v1/models", json={"card": "null-b"})
+    assert refused.status_code == 400
+    assert "weights" in refused.json()["detail"]
+    assert client.post("/v1/models", json={"card": "absent"}).status_code == 404
+
+
+def test_a_new_key_is_shown_once_and_opens_what_it_may(client, archive):
+    made = client.post("/v1/keys", json={"name": "viewer", "scopes": ["read"], "days": 7})
+    assert made.status_code == 201, made.text
+    body = made.json()
+    secret = body.pop("secret")
+    ends = datetime.fromisoformat(body["expires_at"])
+    assert timedelta(days=6) < ends - datetime.now(UTC) <= timedelta(days=7)
+    headers = {"Authorization": f"Bearer {secret}"}
+    assert client.get("/v1/models", headers=headers).status_code == 200
+    assert client.get("/v1/keys", headers=headers).status_code == 403
+    listed = client.get("/v1/keys")
+    assert secret not in listed.text
+    assert listed.json()["keys"][-1] | {"last_used_at": None} == body | {"last_used_at": None}
+
+
+def test_a_revoked_key_is_refused_at_once_where_it_was_revoked(client):
+    body = client.post("/v1/keys", json={"name": "viewer", "scopes": ["read"]}).json()
+    headers = {"Authorization": f"Bearer {body['secret']}"}
+    assert client.get("/v1/models", headers=headers).status_code == 200
+    assert client.delete(f"/v1/keys/{body['id']}").status_code == 204
+    assert client.get("/v1/models", headers=headers).status_code == 401
+    assert client.delete("/v1/keys/12345").status_code == 404
+
+
+def test_a_model_gets_a_code_fitted_to_what_the_archive_holds(client, archive):
+    for study in range(1, 6):
+        archive.take_in(study)
+    name = f"fitted-{uuid.uuid4().hex[:8]}"  # the models folder is shared by all tests
+    made = client.post("/v1/models/null-a:hash", json={"name": name, "bits": 16})
+    assert made.status_code == 201, made.text
+    assert (made.json()["bits"], made.json()["published"]) == (16, False)
+    assert made.json()["fingerprint"] != client.get("/v1/models/null-a").json()["fingerprint"]
+    again = client.post("/v1/models/null-a:hash", json={"name": name, "bits": 16})
+    assert again.status_code == 409
+    too_many = client.post("/v1/models/null-a:hash", json={"name": f"{name}-64", "bits": 64})
+    assert too_many.status_code == 400
+    assert "of which there are 20" in too_many.json()["detail"]
+    assert not (archive.rt.folder(f"{name}-64")).exists()
+
+
+def test_a_hashed_model_whose_name_is_taken_is_refused_before_anything_is_fitted_or_written(client, archive):
+    for study in range(1, 6):
+        archive.take_in(study)
+    name = f"fitted-{uuid.uuid4().hex[:8]}"
+    assert client.post("/v1/models/null-a:hash", json={"name": name, "bits": 8}).status_code == 201
+    shutil.move(archive.rt.folder(name), archive.rt.folder(f"{name}-moved"))
+    taken = client.post("/v1/models/null-a:hash", json={"name": name, "bits": 8})
+    assert (taken.status_code, taken.json()["detail"]) == (409, "there is a model of this name")
+    assert not archive.rt.folder(name).exists()
+
+
+def test_while_a_code_is_fitted_no_transaction_is_open(client, archive, monkeypatch):
+    for study in range(1, 6):
+        archive.take_in(study)
+    open_ones = []
+    fit = derive.build_hashed
+
+    def watched(*arguments, **more):
+        with archive.rt.store.reading() as connection:
+            statement = (
+                "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND xact_start < now() "
+                "AND backend_type = 'client backend'"  # an autovacuum may be at work
+            )
+            open_ones.append(connection.execute(sa.text(statement)).scalar_one())
+        return fit(*arguments, **more)
+
+    monkeypatch.setattr(derive, "build_hashed", watched)
+    made = client.post("/v1/models/null-a:hash", json={"name": f"fitted-{uuid.uuid4().hex[:8]}", "bits": 8})
+    assert (made.status_code, open_ones) == (201, [0])
+
+
+def test_a_name_that_is_written_wrong_is_told_in_words_and_not_as_a_pattern(client):
+    told = client.post("/v1/quarantine/foo:release").json()
+    (error,) = told["errors"]
+    assert error["message"] == "an item is image-NUMBER or file-NUMBER, as `similis quarantine list` shows it"
+    named = client.post("/v1/models/null-a:hash", json={"name": "No Name", "bits": 8}).json()
+    (error,) = named["errors"]
+    assert error["message"].startswith("a name begins with a small letter")
+    other = client.get("/v1/studies", params={"cursor": "?"}).json()
+    assert "^" not in str([told, named, other])
 
 
 def test_a_model_that_does_not_run_here_does_not_become_the_one_that_serves(client, archive):
