@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, Invalid, NotFound
 from shared.imaging.pseudonym import patient_number
-from shared.index.base import Index, Payload, Point, Spec
+from shared.index.base import Damaged, Index, Payload, Point, Spec
 from shared.log import get
 from shared.pipeline import erase
 from shared.store import encodings, generations, ledger, operations
@@ -43,10 +43,10 @@ def drain(
 
 
 def _guarded(begin: Begin, open_index: Callable[[str], Index], generation: Published) -> int:
-    """One generation whose collection is gone or wrong does not hold up the others; its rows stay pending."""
+    """One generation whose collection is gone, damaged or wrong does not hold up the others; its rows stay pending."""
     try:
         return _step(begin, open_index, generation)
-    except (NotFound, Conflict, Invalid):
+    except (NotFound, Conflict, Invalid, Damaged):
         log.exception("generation_not_served", generation_id=generation.generation_id)
         return 0
 

@@ -6,8 +6,8 @@ import pytest
 import sqlalchemy as sa
 
 from shared.errors import Invalid, Unavailable
-from shared.index.base import Index, Point
-from shared.pipeline import project
+from shared.index.base import Damaged, Index, Point
+from shared.pipeline import project, reindex
 from shared.store import generations, ledger
 from tests.miniature import Platform, header
 
@@ -76,6 +76,22 @@ def test_a_point_that_is_refused_does_not_hold_up_the_rest(encoded: Platform) ->
     project.drain(encoded.begin, lambda name: Picky(encoded.index(name)))  # type: ignore[arg-type,return-value]
     found = coverage(encoded)
     assert (found.applied, found.failed) == (7, 1)
+
+
+def test_a_collection_that_cannot_be_loaded_holds_up_no_other(encoded: Platform) -> None:
+    live = encoded.published()
+    number = encoded.begin_generation()
+    reindex.advance(encoded.begin, encoded.index)
+
+    def opened(name: str) -> Index:
+        if name == live.collection:
+            raise Damaged("a torn shard")
+        return encoded.index(name)
+
+    project.drain(encoded.begin, opened)
+    with encoded.begin() as db:
+        assert ledger.coverage(db, number) == ledger.Coverage(applied=8, pending=0, failed=0)
+    assert coverage(encoded).pending == 8
 
 
 def test_two_projectors_share_the_work(encoded: Platform) -> None:
