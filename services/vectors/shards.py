@@ -14,6 +14,7 @@ import fcntl
 import os
 import re
 import shutil
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -63,8 +64,9 @@ class Collection:
         self.path = self._current()
         self._engine = nursery.engine(self.path, self.layout)
 
-    @classmethod
-    def create(cls, root: Path, config: pb.CreateCollection, nursery: Nursery) -> "Collection":
+    @staticmethod
+    def make(root: Path, config: pb.CreateCollection) -> Path:
+        """The folder of a new one."""
         folder = root / f".new.{config.collection_name}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -72,9 +74,9 @@ class Collection:
         (folder / "collection.json").write_text(json_format.MessageToJson(config), encoding="utf-8")
         (folder / "current").symlink_to("shard.0")
         sync_tree(folder)
-        folder.rename(root / config.collection_name)
+        made = folder.rename(root / config.collection_name)
         sync(root)
-        return cls(root / config.collection_name, nursery)
+        return made
 
     def ask(self, name: str, raw: bytes) -> bytes:
         """The engine's reply. An engine that has ended or hangs is started again.
@@ -271,7 +273,8 @@ class Shards:
             if config.collection_name in self.names():
                 raise Refused(grpc.StatusCode.ALREADY_EXISTS, "the collection exists already")
             require_space(self.root)
-            self._collections[config.collection_name] = Collection.create(self.root, config, self._nursery)
+            self._open(Collection.make(self.root, config))
+        self.get(config.collection_name)
 
     def get(self, name: str) -> Collection:
         found = self._collections.get(name)
@@ -289,8 +292,7 @@ class Shards:
                 folder = collection.folder
             if folder is None:
                 return False
-            gone = self.root / f".gone.{name}"
-            folder.rename(gone)
+            gone = folder.rename(tempfile.mkdtemp(prefix=".gone.", dir=self.root))
             sync(self.root)
         shutil.rmtree(gone, ignore_errors=True)
         return True

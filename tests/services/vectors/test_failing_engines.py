@@ -54,6 +54,33 @@ def test_a_shard_that_cannot_be_loaded_is_named_and_the_others_are_served(tmp_pa
         assert sorted(path.name for path in running.data.iterdir()) == ["lock", "sound", "torn"]
 
 
+def test_a_collection_whose_engine_does_not_start_is_named_and_can_be_dropped(tmp_path: Path) -> None:
+    held = Shards(tmp_path, partial(Nursery, loads_within_s=0.001))
+    try:
+        with pytest.raises(Refused, match="cannot be loaded"):
+            held.create(wire.create("a", SPEC))
+        assert held.names() == ["a"]
+        held._nursery._limits["loads_within_s"] = 60.0
+        assert held.drop("a")
+        held.create(wire.create("a", SPEC))
+        assert held.get("a").info().points_count == 0
+    finally:
+        held.close()
+
+
+def test_what_the_disk_keeps_of_a_dropped_collection_is_not_in_the_way_of_the_next(tmp_path: Path) -> None:
+    held = Shards(tmp_path)
+    try:
+        held.create(wire.create("a", SPEC))
+        (tmp_path / ".gone.a" / "shard.0").mkdir(parents=True)
+        assert held.drop("a")
+        assert held.names() == []
+        held.create(wire.create("a", SPEC))
+    finally:
+        held.close()
+    assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["a", "lock"]
+
+
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shards]:
     """One collection of ten points, whose engine is given little time."""
