@@ -167,11 +167,12 @@ def sweep(begin: Begin, inspector: Inspector, blobs: Blobs, secret: bytes, *, ma
             for path in paths:
                 if digest_of(path) in known:
                     continue
-                if path in erased:
-                    blobs.remove(digest_of(path))
-                else:
-                    blobs.lose(path)
-                gone += 1
+                with suppress(FileNotFoundError):  # another sweep was here meanwhile
+                    if path in erased:
+                        blobs.remove(digest_of(path))
+                    else:
+                        blobs.lose(path)
+                    gone += 1
     return gone
 
 

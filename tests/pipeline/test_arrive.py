@@ -5,10 +5,11 @@ import os
 import resource
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pydicom
 import pytest
@@ -232,6 +233,25 @@ def test_a_commit_that_fails_leaves_a_file_that_the_sweep_takes(door: Door, monk
     os.utime(aside, (0, 0))
     door.sweep()
     assert not aside.exists()
+
+
+def test_two_sweeps_at_once_are_not_in_each_others_way(door: Door) -> None:
+    door.send(instance(1), instance(2))
+    door.run("DELETE FROM file")
+    door.run("DELETE FROM image")
+    unknown, inspect = door.files(), door.sandbox.inspect_many
+
+    class Slow:
+        """A sandbox, in which another sweep comes by."""
+
+        def inspect_many(self, paths: Sequence[Path]) -> Any:
+            answers = inspect(paths)
+            if paths:
+                assert door.sweep() == 2
+            return answers
+
+    assert arrive.sweep(door.platform.begin, Slow(), door.blobs, SECRET, margin_s=-1) == 0
+    assert [path.name for path in door.blobs.lost()] == [path.name for path in unknown]
 
 
 def test_rules_of_the_site(door: Door) -> None:
