@@ -75,7 +75,7 @@ _BEHIND: Final = """
     JOIN study s ON s.id = i.study_id
     WHERE l.generation_id = %(generation)s AND l.point_id = ANY(%(points)s) AND l.op = 'upsert'
       AND l.applied_at IS NOT NULL
-      AND (%(as_of)s::timestamptz IS NULL OR i.settled_at <= %(as_of)s)
+      AND (%(as_of)s::timestamptz IS NULL OR coalesce(i.settled_at, i.received_at) <= %(as_of)s)
     """
 
 
