@@ -40,6 +40,7 @@ PR_SET_PDEATHSIG: Final = 1
 STEP: Final = 32  # points that are written before a question may have its turn: about 5 ms
 FLUSH_EVERY: Final = 5000  # points; a shard is loaded with so many in its log in 0.7 s
 PAGE: Final = 4096  # points that are read at once when a shard is loaded
+WRITTEN: Final = "written"  # a file in the shard's folder: how many points were written since its graph was made
 WAIT_S: Final = 10.0  # for the child of a killed process to let go of the shard
 _log = log.get(__name__)
 
@@ -53,6 +54,9 @@ class Service:
         self._shard.flush()  # what the log held: many short lives must not make it long
         self._wal = path / "wal"
         self._unflushed = 0
+        self._count = path / WRITTEN
+        said = self._count.read_bytes() if self._count.exists() else b""
+        self._written = int(said) if said.isdigit() else 0  # a loss of power may leave half of it
         self._tables = {name: CodeTable(bits) for name, bits in layout.bits.items()}
         self._fill_tables()
         self._replies = Replies(lambda ids, fields: self._shard.retrieve(ids, self._wanted(fields), False), self._page)
@@ -137,11 +141,13 @@ class Service:
         return pb.CountResponse(result=pb.CountResult(count=self._shard.count(wanted)))
 
     def info(self, _request: pb.GetCollectionInfoRequest) -> pb.CollectionInfo:
+        """Edge's own count of what is linked has the points, too, that were written anew since, or are gone."""
         held = self._shard.info()
+        unlinked = max(held.points_count - held.indexed_vectors_count, min(self._written, held.points_count))
         info = pb.CollectionInfo(
             segments_count=held.segments_count,
             points_count=held.points_count,
-            indexed_vectors_count=held.indexed_vectors_count,
+            indexed_vectors_count=held.points_count - unlinked,
         )
         for field, schema in held.payload_schema.items():
             keyword = schema.data_type == edge.PayloadSchemaType.Keyword
@@ -166,6 +172,8 @@ class Service:
             self._shard.update(edge.UpdateOperation.upsert_points(points[start : start + STEP], condition=guard))
             self._follow([point.id.uuid for point in request.points[start : start + STEP]])
             self._replies.forget(point.id.uuid for point in request.points[start : start + STEP])
+        self._written += len(points)
+        self._count.write_text(str(self._written), encoding="ascii")
         return done()
 
     def delete(self, request: pb.DeletePoints) -> pb.PointsOperationResponse:

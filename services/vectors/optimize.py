@@ -23,7 +23,7 @@ import grpc
 import qdrant_edge as edge
 
 from services.vectors.disk import sync_tree, warm
-from services.vectors.engine import die_with_parent
+from services.vectors.engine import WRITTEN, die_with_parent
 from services.vectors.refused import Refused
 from services.vectors.shards import MIN_FREE_BYTES, Collection, read_config
 from services.vectors.translate import config_of
@@ -102,8 +102,7 @@ class Optimizer:
         while (collection := self._next()) is not None:
             started = time.monotonic()
             try:
-                self._rebuild(collection)
-                self._left[collection.name] = collection.unindexed()
+                self._left[collection.name] = self._rebuild(collection)
                 self._failed.discard(collection.name)
                 _log.info("optimised", duration_ms=round((time.monotonic() - started) * 1000))
             except Exception as error:  # the old shard goes on serving; the next write asks again
@@ -128,22 +127,25 @@ class Optimizer:
                 self._wake.wait(min(self._due.values(), default=now + 3600) - now)
         return None
 
-    def _rebuild(self, collection: Collection) -> None:
+    def _rebuild(self, collection: Collection) -> int:
+        """Returns how many of the points that stood when it began are not linked."""
         require_room(collection.path)
+        left = collection.unindexed()
         with collection.shadow(copy) as target:
             command = [sys.executable, "-m", "services.vectors.optimize", str(target), str(os.getpid())]
             command.append(str(segments(collection)))
             with self._wake:
                 if self._stopped or self._cancelled is collection:
-                    return
+                    return left
                 child = self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
             code = child.wait()
             with self._wake:
                 self._child = None
             if code == 0:
-                collection.adopt(target)
-            elif code != NOTHING_TO_DO:
-                raise RuntimeError(f"the optimising child ended with {code}")
+                return collection.adopt(target)
+            if code == NOTHING_TO_DO:
+                return left
+            raise RuntimeError(f"the optimising child ended with {code}")
 
 
 def threshold(collection: Collection) -> int:
@@ -182,6 +184,7 @@ def main(shard: Path, parent: int, segment_number: int) -> int:
         (shard / WHOLE).write_text(str(held.info().points_count), encoding="ascii")
     held.flush()
     held.close()
+    (shard / WRITTEN).unlink(missing_ok=True)
     shutil.rmtree(shard / "temp_segments", ignore_errors=True)
     sync_tree(shard)
     warm(shard)

@@ -124,10 +124,7 @@ class Collection:
         return info
 
     def unindexed(self) -> int:
-        if not self.linked:
-            return 0
-        info = self.info()
-        return int(max(0, info.points_count - info.indexed_vectors_count))
+        return unlinked(self.info()) if self.linked else 0
 
     @contextmanager
     def shadow(self, copy: Callable[[Path, Path], None]) -> Iterator[Path]:
@@ -148,14 +145,15 @@ class Collection:
             if self.path != target:
                 shutil.rmtree(target, ignore_errors=True)
 
-    def adopt(self, target: Path) -> None:
+    def adopt(self, target: Path) -> int:
         """The shadow, with every write that came meanwhile, is the shard; searches never stop.
 
         It is loaded by an engine of its own. Most of the catching up happens beside the writers, the last step in
-        front of them.
+        front of them. Returns how many points it had not linked before.
         """
         fresh = self._nursery.engine(target, self.layout)
         try:
+            left = unlinked(pb.CollectionInfo.FromString(fresh.ask("Info", b"")))
             while len(pending := self._take_touched()) > REPLAY:
                 self._replay(fresh, pending)
             with self._write:
@@ -169,6 +167,7 @@ class Collection:
             raise
         old.close()
         shutil.rmtree(old_path, ignore_errors=True)
+        return left
 
     def _take_touched(self) -> set[str]:
         """What writers that are through have touched: a write in progress is not yet in the old shard."""
@@ -316,6 +315,10 @@ def read_config(folder: Path) -> pb.CreateCollection:
     text = (folder / "collection.json").read_text(encoding="utf-8")
     config: pb.CreateCollection = json_format.Parse(text, pb.CreateCollection())
     return config
+
+
+def unlinked(info: pb.CollectionInfo) -> int:
+    return int(info.points_count - info.indexed_vectors_count)
 
 
 def require_space(folder: Path) -> None:

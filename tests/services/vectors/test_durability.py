@@ -22,7 +22,7 @@ from services.vectors.engine import Service
 from services.vectors.shards import Shards
 from shared.errors import SimilisError
 from shared.index import checks, wire
-from shared.index.base import Exact, Index, Point, Query, Spec
+from shared.index.base import Exact, Index, Info, Point, Query, Spec
 from shared.index.protobuf import pb
 from tests.contracts import engines
 from tests.contracts.test_index import gallery, id_of, matrix
@@ -198,6 +198,40 @@ def test_a_few_new_points_get_a_graph_beside_and_many_a_graph_of_all(tmp_path: P
             made_of.append(int(whole.read_text()))
         assert made_of == [1600, 1600, 1600, 2600]
         assert_holds(index, dict.fromkeys(range(2600), 1))
+
+
+def test_points_that_are_written_anew_are_linked_anew(tmp_path: Path) -> None:
+    """Edge counts those that its graph has lost, too: what took their place was searched one by one for ever."""
+    with engines.vectors_process(tmp_path) as running, closing(running.store()) as store:
+        index = store.create("a", SPEC)
+        index.write(gallery(1900))
+        assert index.optimize() is True
+        index.delete([id_of(number) for number in range(500)])
+        index.write(revised(range(500, 1900), 2))
+        assert index.info() == Info(points=1400, indexed=0)
+        running.kill()
+        running.start()
+        assert index.info() == Info(points=1400, indexed=0)
+        assert index.optimize() is True
+        assert index.info() == Info(points=1400, indexed=1400)
+        index.write(revised(range(1900, 3500), 1))
+        index.write(revised(range(500, 1900), 3))  # more than may be unlinked; nobody asks
+        until(lambda: index.info() == Info(points=3000, indexed=3000))
+        assert_holds(index, dict.fromkeys(range(500, 1900), 3) | dict.fromkeys(range(1900, 3500), 1))
+
+
+def test_what_came_while_a_graph_was_made_is_not_taken_for_what_it_cannot_hold(tmp_path: Path) -> None:
+    held = Shards(tmp_path)
+    held.create(wire.create("a", SPEC))
+    write(held, gallery(1900))
+    collection = held.get("a")
+    with collection.shadow(optimize.copy) as target:
+        command = [sys.executable, "-m", "services.vectors.optimize", str(target), str(os.getpid()), "1"]
+        assert subprocess.run(command, check=False).returncode == 0
+        write(held, revised(range(1800, 2100), 2))
+        assert collection.adopt(target) == 0
+    assert collection.unindexed() == 300
+    held.close()
 
 
 def test_a_failed_optimisation_is_told_as_one_and_forgotten_after_a_success(
