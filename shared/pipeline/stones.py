@@ -29,8 +29,8 @@ log = get(__name__)
 class Keeper:
     """Keeps the file in step with the table; asks for two numbers unless something changed.
 
-    A file that names more than the table, when we begin, is of a newer database than this one: what only it knows is
-    kept in `tombstones.before` beside it, for `similis tombstones replay`.
+    A file that names more than the table is of a newer database than this one: what only it knows is kept in
+    `tombstones.before` beside it, for `similis tombstones replay`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,8 +42,7 @@ class Keeper:
         seen = tombstones.standing(db)
         if seen == self._seen or (seen[0] == 0 and not self._path.exists()):
             return
-        if self._seen is None:
-            _keep_before(db, self._path)
+        _keep_before(db, self._path)
         write(db, self._path)
         self._seen = seen
 

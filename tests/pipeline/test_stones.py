@@ -118,17 +118,21 @@ def test_what_was_lifted_is_not_unknown(filled: Platform, tmp_path: Path) -> Non
     assert not path.with_name("tombstones.before").exists()
 
 
-def test_a_keeper_on_an_older_database_keeps_what_only_the_file_knows(filled: Platform, tmp_path: Path) -> None:
+@pytest.mark.parametrize("same", [False, True], ids=["of a worker that begins", "of a worker that went on"])
+def test_a_keeper_on_an_older_database_keeps_what_only_the_file_knows(
+    filled: Platform, tmp_path: Path, same: bool
+) -> None:
     path = tmp_path / "tombstones"
+    keepers = [Keeper(path)] * 3 if same else [Keeper(path) for _ in range(3)]
     with filled.begin() as db:
         erase.erase_study(db, SECRET, "1.2.4.1")
-        stones.write(db, path)
+        keepers[0].keep(db)
         db.rollback()  # the database is restored from before the erasure, and something else is erased first
     with filled.begin() as db:
         erase.erase_study(db, SECRET, "1.2.4.2")
     with filled.begin() as db:
-        Keeper(path).keep(db)
-        Keeper(path).keep(db)
+        keepers[1].keep(db)
+        keepers[2].keep(db)
     before = path.with_name("tombstones.before")
     assert (len(path.read_text().splitlines()), len(before.read_text().splitlines())) == (5, 5)
     assert before.stat().st_mode & 0o777 == 0o600
