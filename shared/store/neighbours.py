@@ -141,9 +141,13 @@ def whose(connection: sa.Connection, sop_uid: str, study_uid: str) -> tuple[int,
     return None if row is None else (row[0], row[1], row[2])
 
 
+#: What is encoded, and what is to be encoded anew: searches find that by what stands of it.
 _HIDDEN: Final = """
     SELECT count(DISTINCT s.id), count(*)
-    FROM study s JOIN image i ON i.study_id = s.id AND i.status IN ('encoded', 'released') WHERE """
+    FROM study s JOIN image i ON i.study_id = s.id AND i.status NOT IN ('deleted', 'rejected', 'quarantined')
+        AND (i.status = 'encoded' OR (SELECT l.image_id FROM ledger l WHERE l.image_id = i.id AND l.op = 'upsert'
+                                      AND l.applied_at IS NOT NULL LIMIT 1) IS NOT NULL)
+    WHERE """
 _OF_PATIENT: Final = _HIDDEN + "s.patient_key = %(value)s"
 _OF_STUDY: Final = _HIDDEN + "s.id = %(value)s"
 _OF_IMAGES: Final = _HIDDEN + "i.id = ANY(%(value)s)"

@@ -116,6 +116,16 @@ def test_what_is_encoded_anew_when_its_worker_stops_is_on_its_page(archive: Plat
     assert [s.study_uid for s in (*first.studies, *second.studies)] == everything
 
 
+def test_what_is_encoded_anew_is_hidden_and_counted(archive: Platform) -> None:
+    with archive.begin() as db:
+        checks.encode_again(db, range(1, 49))
+    archive.put("new.dcm", header(48, patient_id="WOMAN-0"))
+    archive.scan()
+    answer = ask(archive, k=50)
+    assert {s.study_uid for s in answer.studies} == {uid(n) for n in range(2, 12)}
+    assert (answer.hidden_studies, answer.hidden_images) == (2, 8)
+
+
 def test_a_cursor_belongs_to_its_query(archive: Platform) -> None:
     first = ask(archive, k=3)
     with pytest.raises(Invalid):
