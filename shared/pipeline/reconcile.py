@@ -206,7 +206,7 @@ def _risen(site: Site) -> list[int]:
 
 def _files(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:
     """Each image has its file, and each file that was taken in its image."""
-    wrong: dict[str, list[Registered]] = {"file-missing": [], "file-changed": [], "file-without-image": []}
+    wrong: dict[str, list[int]] = {"file-missing": [], "file-changed": [], "file-without-image": []}
     after = 0
     while True:
         with site.begin() as db:
@@ -216,15 +216,14 @@ def _files(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:
         after = rows[-1].id
         odd = {row: kind for row in rows if (kind := _odd(site, row, deep)) is not None}
         with site.begin() as db:  # a scan may have been there meanwhile
-            same = {row for row in checks.files(db, rows[0].id - 1, FILES) if row in odd}
-            for row in same:
-                wrong[odd[row]].append(row)
-    for kind, rows in wrong.items():
-        if repair and rows:
-            with site.begin() as db:
-                _look_again(db, kind, rows)
-        ids: list[int] = sorted(row.image_id or row.id for row in rows)
-        yield _named(kind, ids, repaired=repair)
+            same = [row for row in checks.files(db, rows[0].id - 1, FILES) if row in odd]
+            for kind, ids in wrong.items():
+                found = [row for row in same if odd[row] == kind]
+                ids += [row.image_id or row.id for row in found]
+                if repair and found:
+                    _look_again(db, kind, found)
+    for kind, ids in wrong.items():
+        yield _named(kind, sorted(ids), repaired=repair)
 
 
 def _odd(site: Site, row: Registered, deep: bool) -> str | None:

@@ -6,6 +6,7 @@ import time
 import tracemalloc
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from shared.errors import Rejected
 from shared.imaging.reasons import Reason, hostile
 from shared.index.base import Damaged, Index, Point, Spec
 from shared.index.memory import MemoryIndex, MemoryStore
-from shared.pipeline import arrive, erase, lifecycle, points
+from shared.pipeline import arrive, erase, lifecycle, points, reconcile
 from shared.pipeline.reconcile import Finding, Site, examine
 from shared.store import checks, generations, operations
 from shared.store.blobs import Blobs
@@ -416,6 +417,27 @@ def test_a_changed_file_is_encoded_anew_and_a_lost_one_stays_searchable(filled: 
     assert index(filled).get([point_id("1.2.3.2", 1)])
     with filled.store.reading() as connection:
         outcome = connection.execute(sa.text("SELECT outcome, reason FROM file WHERE image_id = 2")).one()
+    assert tuple(outcome) == ("failed", "unreadable-file")
+
+
+def test_a_repair_that_is_cut_short_has_mended_what_it_had_looked_at(
+    filled: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nor does it hold the rows of a share that is away until all of its files have been asked for."""
+    monkeypatch.setattr(reconcile, "FILES", 2)
+    with filled.store.reading() as connection:
+        first, *_, last = connection.execute(sa.text("SELECT path FROM file ORDER BY id")).scalars().all()
+    os.unlink(first)
+
+    def cut(file: Path) -> bytes:
+        if os.fsencode(file) == last:
+            raise KeyboardInterrupt
+        return sha256(file.read_bytes()).digest()
+
+    with pytest.raises(KeyboardInterrupt):
+        examine(replace(site(filled), digest=cut), repair=True, deep=True)
+    with filled.store.reading() as connection:
+        outcome = connection.execute(sa.text("SELECT outcome, reason FROM file ORDER BY id LIMIT 1")).one()
     assert tuple(outcome) == ("failed", "unreadable-file")
 
 
