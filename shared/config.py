@@ -4,18 +4,27 @@ Read only by the edges and by `shared.runtime`. `.env.example` lists every setti
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
     SettingsError,
+)
+
+_POSTGRES = re.compile(
+    r"postgresql(\+psycopg)?://([^:@/\s]+(:[^@\s]*)?@)?([^:@/?\s]*|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?(/\S*)?"
+)
+_ADDRESS = (
+    "an address reads postgresql+psycopg://user:password@host:port/database, what is special in a password as %-code"
 )
 
 
@@ -26,6 +35,15 @@ class _Part(BaseModel):
 class Database(_Part):
     url: SecretStr = SecretStr("")  #: postgresql+psycopg://user:password@host/similis
     pool_size: int = Field(default=8, ge=1, le=100)
+
+    @field_validator("url")
+    @classmethod
+    def _reads(cls, url: SecretStr) -> SecretStr:
+        """A driver's own complaint would name a part of the password."""
+        secret = url.get_secret_value()
+        if secret and not _POSTGRES.fullmatch(secret):
+            raise PydanticCustomError("address", _ADDRESS)
+        return url
 
 
 class Broker(_Part):

@@ -5,9 +5,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import sqlalchemy as sa
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from shared.config import Settings
+from shared.config import Settings, read
 
 EXAMPLE = Path(__file__).resolve().parent.parent / ".env.example"
 LINE = re.compile(r"^(SIMILIS_[A-Z0-9_]+)=(.*)$")
@@ -89,6 +90,7 @@ def test_the_clients_own_key_file_is_no_setting(monkeypatch):
     [
         ("api", ("-m", "services.api")),
         ("dicom", ("-m", "services.dicom")),
+        ("migrate", ("-m", "services.embedded.setup")),
         ("worker", ("-m", "celery", "-A", "workers.app", "worker")),
     ],
 )
@@ -99,3 +101,41 @@ def test_a_process_ends_with_a_sentence_that_names_a_wrong_setting_and_does_not_
     )
     said = f"similis {program}: the settings are wrong: SIMILIS_DATABASE__URLL: Extra inputs are not permitted\n"
     assert (ran.returncode, ran.stderr) == (1, said)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "postgresql+psycopg://similis:p%40ss@db/similis",
+        "postgresql+psycopg://similis:a:b/c@db:5432/similis?sslmode=require",
+        "postgresql+psycopg://similis:secret@/similis?host=/run/pg",
+        "postgresql+psycopg://similis@[::1]:5432/similis",
+        "postgresql+psycopg://nobody@/nothing?host=/nonexistent",
+        "postgresql://db",
+        "",
+    ],
+)
+def test_an_address_of_the_database_is_taken_as_sqlalchemy_takes_it(monkeypatch, url):
+    monkeypatch.setenv("SIMILIS_DATABASE__URL", url)
+    assert Settings().database.url.get_secret_value() == url
+    if url:
+        assert sa.make_url(url).get_backend_name() == "postgresql"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "SECRET",
+        "postgres://similis:SECRET@db/similis",
+        "mysql://similis:SECRET@db/similis",
+        "postgresql+psycopg2://similis:SECRET@db/similis",
+        "postgresql+psycopg://similis:p@SECRET:w0rd@db/similis",
+        "postgresql+psycopg://similis:SECRET@db:port/similis",
+    ],
+)
+def test_what_is_no_address_of_a_database_is_told_without_its_password(monkeypatch, url):
+    monkeypatch.setenv("SIMILIS_DATABASE__URL", url)
+    with pytest.raises(SystemExit) as ended:
+        read("similis migrate")
+    assert "SIMILIS_DATABASE__URL: an address reads postgresql+psycopg://" in str(ended.value)
+    assert "SECRET" not in str(ended.value)

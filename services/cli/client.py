@@ -147,6 +147,8 @@ class Client:
             said = f"{self.url} has not answered within {ANSWERS_WITHIN_S:g} s; it may still do what was asked"
             raise SimilisError(said) from None
         except httpx.TransportError as error:
+            if (refused := _tls(error)) is not None:
+                raise Invalid(f"{self.url} {refused}") from None
             if self._spoke:  # it was there a moment ago: restarted by its supervisor
                 raise Unavailable(f"{self.url} does not answer ({type(error).__name__})", retry_after_s=1) from None
             raise NotFound(f"nothing answers at {self.url}: {NOT_RUNNING}") from None
@@ -160,6 +162,15 @@ class Client:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._http.close()
+
+
+def _tls(error: BaseException | None) -> str | None:
+    """What is wrong about the encryption; None where something else is."""
+    while error is not None and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"has a certificate that this machine does not trust: {error.verify_message}"
+    return None if error is None else "does not speak TLS: does its address begin with http://?"
 
 
 def _object(response: "httpx.Response") -> Answer:

@@ -16,7 +16,7 @@ import typer
 from services.cli.client import Client, connected, part
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 from shared.config import Settings
-from shared.errors import Conflict
+from shared.errors import Conflict, Invalid
 from shared.imaging.recipe import Recipe
 
 Home = Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.similis.")]
@@ -47,8 +47,15 @@ def add(
     as_json: AsJson = False,
 ) -> None:
     """Make a model known to the server; the first one also serves searches."""
-    name = bring(card, models or _settings(client.home).models_dir)
-    answer = client.post("/v1/models", json={"card": name})
+    models = models or _settings(client.home).models_dir
+    there = set(models.glob("*"))
+    name = bring(card, models)
+    try:
+        answer = client.post("/v1/models", json={"card": name})
+    except (Invalid, Conflict):
+        if models / name not in there:  # a better one may come under this name
+            shutil.rmtree(models / name)
+        raise
     if as_json:
         tell_json(answer)
     else:

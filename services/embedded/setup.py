@@ -13,7 +13,7 @@ from psycopg.errors import InsufficientPrivilege
 from sqlalchemy.exc import ProgrammingError
 
 from migrations import run as migrations
-from shared.config import Settings
+from shared.config import read
 from shared.errors import Conflict, Denied, SimilisError, Unavailable
 from shared.log import configure, get
 from shared.store import keys
@@ -83,7 +83,7 @@ def key_file() -> Path | None:
 
 def run(keys_from: Path | None) -> int:
     """The database is prepared; gives an exit code, and says on stderr why it is not 0."""
-    settings = Settings()
+    settings = read("similis migrate")
     configure("migrate", json=settings.log_json, level=settings.log_level)
     try:
         url = settings.database.url.get_secret_value()

@@ -20,13 +20,19 @@ def native_frame(opened: Opened, pixels: PixelElement, geometry: Geometry, numbe
     start = pixels.offset + (number - 1) * size
     if start + size > len(opened.buffer):
         raise undecodable(Reason.SHORT)
-    values = np.frombuffer(
-        opened.buffer, dtype=_dtype(opened, geometry), count=size * 8 // geometry.allocated, offset=start
-    )
-    if not opened.little and geometry.allocated == 8 and pixels.vr == b"OW" and size % 2 == 0:
-        values = values.view(np.uint16).byteswap().view(values.dtype)  # PS3.5 annex A.3: words are swapped
+    data: memoryview | bytes = opened.buffer[start : start + size]
+    if not opened.little and geometry.allocated == 8 and pixels.vr == b"OW":
+        data = _unswapped(opened.buffer[pixels.offset :], (number - 1) * size, size)
+    values = np.frombuffer(data, dtype=_dtype(opened, geometry), count=size * 8 // geometry.allocated)
     values = _arranged(_numbers(values, geometry), geometry)
     return Plane(values, rgb=geometry.photometric == "RGB", bits=geometry.stored)
+
+
+def _unswapped(data: memoryview, start: int, size: int) -> bytes:
+    """So many bytes of words that were swapped, also where they begin or end within one (PS3.5 annex A.3)."""
+    odd = start % 2
+    words = np.frombuffer(data, np.uint16, count=min(-(-(odd + size) // 2), len(data) // 2), offset=start - odd)
+    return words.byteswap().tobytes()[odd : odd + size]
 
 
 def _dtype(opened: Opened, geometry: Geometry) -> np.dtype[np.generic]:

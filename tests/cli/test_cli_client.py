@@ -3,12 +3,15 @@
 import json
 import shutil
 import socket
+import ssl
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from services.cli import client as client_module
 from services.cli.client import Client, connect
 from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError, Throttled, Unavailable, Unidentified
+from tests.certificates import openssl
 
 
 def test_address_and_key_come_from_the_home(home, server):
@@ -67,6 +70,37 @@ def test_a_port_where_nobody_listens_exits_3(tmp_path, similis):
         ran = similis("keys", "list", "--url", f"http://127.0.0.1:{free.getsockname()[1]}", "--home", tmp_path)
     assert ran.code == 3
     assert "nothing answers" in ran.err
+
+
+def test_a_server_without_tls_is_told_as_one(server, similis, tmp_path):
+    ran = similis("keys", "list", "--url", server.url.replace("http:", "https:"), "--home", tmp_path)
+    assert (ran.code, ran.out) == (5, "")
+    assert "does not speak TLS" in ran.err
+
+
+def test_a_certificate_that_nobody_vouches_for_is_told_as_one(similis, tmp_path):
+    openssl(tmp_path, "req -x509 -newkey rsa:2048 -nodes -keyout own.key -out own.pem -days 2 -subj /CN=own")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "own.pem", tmp_path / "own.key")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"https://127.0.0.1:{listener.getsockname()[1]}"
+        with ThreadPoolExecutor(1) as pool:
+            shaken = pool.submit(shake_hands, listener, context)
+            ran = similis("keys", "list", "--url", url, "--home", tmp_path)
+            assert shaken.result()
+    assert (ran.code, ran.out) == (5, "")
+    assert "a certificate that this machine does not trust: self-signed certificate" in ran.err
+
+
+def shake_hands(listener: socket.socket, context: ssl.SSLContext) -> bool:
+    """Whether the one who calls turns away during the handshake."""
+    caller, _ = listener.accept()
+    with caller:
+        try:
+            context.wrap_socket(caller, server_side=True).close()
+        except ssl.SSLError:
+            return True
+    return False
 
 
 def test_an_address_without_a_scheme_is_refused(tmp_path, similis):

@@ -1,5 +1,7 @@
 """Cards are made, brought to where the server looks, and the first one is there by itself."""
 
+import shutil
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -53,6 +55,15 @@ def test_a_damaged_card_is_not_copied(card, models):
 def test_a_folder_without_a_card_is_said(tmp_path, models):
     with pytest.raises(NotFound):
         bring(tmp_path, models)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_of_a_model_that_the_server_refuses_no_copy_is_left(home, server, similis, card, there):
+    if there:
+        shutil.copytree(card, home / "models" / "tiny")
+    server.problem("POST /v1/models", 400, "it does not run")
+    assert similis("models", "add", card, "--home", home).code == 5
+    assert (home / "models" / "tiny").exists() == there
 
 
 def test_adding_tells_the_server_the_name_and_prints_the_fingerprint(home, server, similis, card, models):

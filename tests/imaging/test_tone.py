@@ -170,6 +170,16 @@ def test_signed_values_are_read_in_every_byte_order(syntax):
     assert close(shown(row(-1000, 0, 1000, dtype=np.int16), syntax), 0, 0.5, 1)
 
 
+def test_bytes_in_swapped_words_are_read_in_order_where_frames_begin_within_a_word():
+    frames = np.arange(0, 255, 17, dtype=np.uint8).reshape(3, 1, 5)
+    ds = dataset(frames)
+    ds.PixelData = np.frombuffer(frames.tobytes() + b"\0", np.uint16).byteswap().tobytes()
+    ds["PixelData"].VR = "OW"
+    opened = open_dataset(memoryview(file_of(ds, None, BIG)), Limits())
+    got = [one.frame for one in canonical_frames(opened, geometry_of(opened, Limits()), SMALL, Limits())]
+    assert np.allclose(got, frames / 255)
+
+
 def test_bits_above_the_stored_ones_are_no_brightness():
     # 12 bits stored, overlay bits above them
     assert close(shown(row(0x8000, 0x4800, 0xFFFF), BitsStored=12), 0, 2048 / 4095, 1)

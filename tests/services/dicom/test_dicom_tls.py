@@ -13,7 +13,8 @@ from services.dicom import echo, tls
 from services.embedded.process import until
 from shared.config import Dicom
 from shared.errors import Invalid
-from tests.services.dicom.conftest import MAMMOGRAM, closing, instance, openssl, written
+from tests.certificates import openssl
+from tests.services.dicom.conftest import MAMMOGRAM, closing, instance, written
 
 
 @pytest.fixture(scope="module")
