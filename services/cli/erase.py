@@ -42,6 +42,8 @@ def erase(  # noqa: PLR0913 - each argument is an option of the command
     """
     if (study is None) == (patient is None):
         raise typer.BadParameter("name either a study or a patient", param_hint="--study, --patient")
+    if patient == "-" and not (yes or lift or sys.stdin.isatty()):
+        raise typer.BadParameter("where a pipe names the patient nobody can be asked: --yes", param_hint="--patient")
     who = {"patient_id": sys.stdin.readline().strip() if patient == "-" else patient, "issuer": issuer}
     if lift:
         answer = client.post(f"/v1/studies/{part(study)}:lift") if study else client.post("/v1/patients:lift", json=who)
