@@ -13,7 +13,7 @@ from psycopg.errors import InsufficientPrivilege
 from sqlalchemy.exc import ProgrammingError
 
 from migrations import run as migrations
-from shared.config import Settings
+from shared.config import read
 from shared.errors import Conflict, Denied, SimilisError, Unavailable
 from shared.log import configure, get
 from shared.store import keys
@@ -83,7 +83,7 @@ def key_file() -> Path | None:
 
 def run(keys_from: Path | None) -> int:
     """The database is prepared; gives an exit code, and says on stderr why it is not 0."""
-    settings = Settings()
+    settings = read("similis migrate")
     configure("migrate", json=settings.log_json, level=settings.log_level)
     try:
         url = settings.database.url.get_secret_value()
@@ -93,6 +93,9 @@ def run(keys_from: Path | None) -> int:
         prepare(url, secret, Blobs(settings.blobs_dir.absolute()))
     except SimilisError as error:
         sys.stderr.write(f"similis migrate: {error}\n")
+        return 1
+    except OSError as error:  # of the file with the key, or of a folder of sent files
+        sys.stderr.write(f"similis migrate: {error.filename} cannot be read ({error.strerror})\n")
         return 1
     log.info("schema_ready")
     return 0
