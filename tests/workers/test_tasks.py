@@ -60,6 +60,15 @@ def test_a_clock_that_is_set_back_does_not_silence_the_sweep(tmp_path: Path) -> 
     assert 0 < float(told.stdout.split()[-1]) <= 2
 
 
+def test_a_home_that_takes_no_sign_of_life_ends_no_work(tmp_path: Path) -> None:
+    """As where it is mounted read-only: a scan tells at each step that it gets on."""
+    (tmp_path / "home").touch()
+    env = os.environ | {"SIMILIS_HOME": str(tmp_path / "home")}
+    script = "from workers.heartbeat import show_life; show_life('scan@here')"
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_was_erased_is_not_kept_by_a_scan_that_takes_days() -> None:
     assert QUEUES[Job.TIDY] != QUEUES[Job.SCAN]
 
