@@ -1,10 +1,13 @@
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import shared.queue
 from shared.errors import Unavailable
 from shared.queue import QUEUES, CeleryQueue
 from shared.types import Job
@@ -102,3 +105,24 @@ def test_an_absent_broker_is_no_error() -> None:
     queue.ring(Job.ENCODE)
     with pytest.raises(Unavailable):
         queue.ping()
+
+
+def test_a_broker_that_hangs_is_not_waited_for_at_every_bell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each image that is sent rings, before its sender has an answer."""
+    from celery import Celery
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        app = Celery("hanging", broker=f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        app.conf.broker_transport_options = {"socket_timeout": 2}
+        queue, began = CeleryQueue(app), time.monotonic()
+        queue.ring(Job.ENCODE)
+        assert time.monotonic() - began > shared.queue.LONG_S
+        began = time.monotonic()
+        queue.ring(Job.ENCODE)
+        assert time.monotonic() - began < 0.5
+        monkeypatch.setattr(shared.queue, "PAUSE_S", 0.0)
+        queue = CeleryQueue(app)
+        for _ in range(2):
+            began = time.monotonic()
+            queue.ring(Job.ENCODE)
+            assert time.monotonic() - began > shared.queue.LONG_S
