@@ -3,6 +3,7 @@
 So a message may be lost or doubled without harm, carries at most an id, and is sent after the commit only.
 """
 
+import time
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -34,6 +35,7 @@ GUESTS: dict[str, str] = {"sweep": "index"}
 
 
 ENOUGH = 32  #: unheard bells of one queue
+LONG_S, PAUSE_S = 1.0, 5.0  #: a broker for which we waited so long for nothing hangs, and so long we do without it
 
 
 class Queue(Protocol):
@@ -45,12 +47,16 @@ class Queue(Protocol):
 
 
 class CeleryQueue:
-    """Rings through Celery; a missing broker costs a moment, never an error."""
+    """Rings through Celery; a missing broker costs a moment, never an error. One that hangs costs it now and then."""
 
     def __init__(self, app: Any) -> None:  # noqa: ANN401 - Celery ships no types
         self.app = app
+        self._not_before = 0.0
 
     def ring(self, job: Job) -> None:
+        began = time.monotonic()
+        if began < self._not_before:
+            return
         try:
             if self._heard(QUEUES[job]):
                 return
@@ -58,6 +64,8 @@ class CeleryQueue:
             self.app.send_task(job.value, queue=QUEUES[job], retry=True, retry_policy={"max_retries": 0})
         except Exception:
             log.warning("bell_not_heard", task=job.value, exc_info=True)
+            if time.monotonic() - began > LONG_S:
+                self._not_before = time.monotonic() + PAUSE_S
 
     def _heard(self, queue: str) -> bool:
         """Enough bells hang in this queue already; more would only fill the broker."""

@@ -1,6 +1,7 @@
 """Workers and beat show life by touching a file from their own loop, so that a wedged one falls silent."""
 
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,10 +50,11 @@ def still_here() -> None:
 
 
 def show_life(node: str) -> None:
-    """The file of this node (`name@host`) is new."""
+    """The file of this node (`name@host`) is new; where the home takes none, the work goes on without."""
     path = sign_of_life(node)
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path.touch(mode=0o600)
+    with suppress(OSError):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.touch(mode=0o600)
 
 
 def sign_of_life(node: str) -> Path:

@@ -31,9 +31,9 @@ def main(listener: socket.socket | None = None, serving: Callable[[], None] = la
     path = echo.socket_of(settings.home)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
+        listener = listener or listen(dicom.host, dicom.port)  # first: whoever has the port has the socket below, too
         with echo.short(path) as name:
             check = listen_for_checks(path, name)
-        listener = listener or listen(dicom.host, dicom.port)
         door = Door(dicom, known, listener, check)
         if dicom.metrics_port:
             door.metrics.serve(dicom.host, dicom.metrics_port)

@@ -103,6 +103,7 @@ class Receiver:
                 log.exception("instance_failed")
         self.channel.tell("instance", outcome, size if status is Status.SUCCESS else 0)
         spent_ms = round((time.monotonic() - began) * 1000, 1)
+        event.assoc.dul._idle_timer.restart()  # noqa: SLF001 - else what took us long would be the sender's silence
         say = log.debug if status is Status.SUCCESS else log.info
         say("instance", outcome=outcome, reason=reason, status=f"{status:04X}", bytes=size, duration_ms=spent_ms)
         return statuses.answer(status, reason if status is not Status.SUCCESS else "")

@@ -230,18 +230,21 @@ def check(folder: Path) -> dict[str, Any]:
     """
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        files, made = dict(manifest["files"]), (manifest["format"], manifest["postgres"], manifest["schema"])
+        files, schema = dict(manifest["files"]), manifest["schema"]
+        newer = int(manifest["format"]) > FORMAT or int(manifest["postgres"]) > MAJOR
+        sent = manifest.get("blobs")
+        told = sent and (sent["count"], sent["bytes"])
     except FileNotFoundError:
         raise NotFound("there is no backup in this folder") from None
     except (ValueError, KeyError, TypeError):
         raise Invalid("the manifest of this backup is damaged") from None
-    if made[0] > FORMAT or made[1] > MAJOR or made[2] not in migrations.known():
+    if newer or schema not in migrations.known():
         raise Conflict("this backup was made by a newer Similis: restore it with that version")
-    wrong = [name for name, told in files.items() if not (folder / name).is_file() or _digest(folder / name) != told]
+    wrong = [name for name, was in files.items() if not (folder / name).is_file() or _digest(folder / name) != was]
     if wrong or not {DUMP, KEY, stones.NAME} <= files.keys():
         raise Invalid(f"the backup is damaged: {', '.join(wrong) or 'files are missing'}")
     sizes = [path.stat().st_size for path in (folder / BLOBS).glob(f"??/??/*{SUFFIX}")]
-    if (told := manifest.get("blobs")) and (len(sizes), sum(sizes)) != (told["count"], told["bytes"]):
+    if told and (len(sizes), sum(sizes)) != told:
         raise Invalid("the backup is damaged: files that were sent to us are missing or cut")
     return manifest
 

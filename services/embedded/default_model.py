@@ -88,6 +88,9 @@ def main() -> int:
     except SimilisError as error:
         sys.stderr.write(f"similis: {error}\n")
         return 1
+    except OSError as error:
+        sys.stderr.write(f"similis: the first model cannot be made in {settings.models_dir} ({error.strerror})\n")
+        return 1
     if made is not None:
         log.info("default_model_registered", model=made.label, fingerprint=made.fingerprint)
         sys.stdout.write(f"{made.name}  {made.fingerprint}\n")

@@ -23,7 +23,7 @@ import psycopg
 
 from services.embedded import process
 from services.embedded.account import account, hand_over
-from services.embedded.home import Home, private
+from services.embedded.home import Home, private, write
 from shared.disk import sync
 from shared.errors import Unavailable
 
@@ -157,18 +157,17 @@ class Postgres:
         part = self.home / "pg.tmp"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(mode=0o700)
-        self.home.secret("database.password")
-        with tempfile.NamedTemporaryFile("w", dir=self.home.path) as password:  # readable by the service user
-            password.write(self.home.secret("database.password"))
-            password.flush()
-            if (user := account().user) is not None:
-                self.home.path.chmod(0o711)
-                hand_over(part, user)
-                os.chown(password.name, user, user)
-            self._run(
-                [str(binaries() / "initdb"), "-D", str(part), f"--username={USER}", f"--pwfile={password.name}",
-                 "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--data-checksums"],
-            )  # fmt: skip
+        password = self.home / "pg.tmp.password"  # readable by the service user
+        write(password, self.home.secret("database.password"))
+        if (user := account().user) is not None:
+            self.home.path.chmod(0o711)
+            hand_over(part, user)
+            os.chown(password, user, user)
+        self._run(
+            [str(binaries() / "initdb"), "-D", str(part), f"--username={USER}", f"--pwfile={password}",
+             "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--data-checksums"],
+        )  # fmt: skip
+        password.unlink()
         # before the rename, so that a database that exists is complete
         self._run(
             [str(binaries() / "postgres"), "--single", "-D", str(part), "postgres"], f"CREATE DATABASE {DATABASE}\n"

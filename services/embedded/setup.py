@@ -94,6 +94,9 @@ def run(keys_from: Path | None) -> int:
     except SimilisError as error:
         sys.stderr.write(f"similis migrate: {error}\n")
         return 1
+    except OSError as error:  # of the file with the key, or of a folder of sent files
+        sys.stderr.write(f"similis migrate: {error.filename} cannot be read ({error.strerror})\n")
+        return 1
     log.info("schema_ready")
     return 0
 

@@ -96,7 +96,8 @@ def serve(
                 took_s = time.monotonic() - began
                 say(f"ready after {took_s:.1f} s at {url}; API key in {home / 'api.key'}; Ctrl-C stops")
                 if ready is not None:
-                    ready(url)
+                    with suppress(OSError):  # whoever was to read it has gone
+                        ready(url)
 
             supervisor.run(on_ready)
         say("stopped")

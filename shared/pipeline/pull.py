@@ -123,7 +123,7 @@ class Pull:
                 self.tell()
                 if self.over():
                     return False
-            following = "end" if high is None else _text(high + timedelta(days=1))
+            following = "end" if high is None or high == self.plan.last else _text(high + timedelta(days=1))
             self.progress.cursor = {"from": following, "to": "", "after": ""}
             self.tell()
         return True
@@ -146,7 +146,7 @@ class Pull:
         low = date.fromisoformat(at) if at else first
         if low > last:
             return None
-        high = date.fromisoformat(until) if until else min(low + timedelta(days=WINDOW_DAYS - 1), last)
+        high = date.fromisoformat(until) if until else low + min(timedelta(days=WINDOW_DAYS - 1), last - low)
         while True:
             whole = bool(until) or low == high
             days = f"{low:%Y%m%d}-{high:%Y%m%d}" if low < high else f"{low:%Y%m%d}"

@@ -5,11 +5,11 @@ from contextlib import AbstractContextManager, contextmanager
 
 import psycopg
 import sqlalchemy as sa
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
 
-from shared.errors import Unavailable
+from shared.errors import Invalid, Unavailable
 from shared.types import Job
 
 #: Opens a unit of work: `with begin() as db`; it commits at its end.
@@ -30,17 +30,20 @@ BUSY = {
 
 
 class Store:
-    """The database of one process."""
+    """The database of one process. Raises: `Invalid` for an address that is none."""
 
     def __init__(self, url: str, pool_size: int = 8) -> None:
-        self.engine = sa.create_engine(
-            url,
-            pool_size=pool_size,
-            max_overflow=2,
-            pool_pre_ping=True,  # after Postgres restarts, a pooled connection is dead
-            pool_timeout=5,
-            connect_args={"connect_timeout": 5, "prepare_threshold": 3, **WATCHED},
-        )
+        try:
+            self.engine = sa.create_engine(
+                url,
+                pool_size=pool_size,
+                max_overflow=2,
+                pool_pre_ping=True,  # after Postgres restarts, a pooled connection is dead
+                pool_timeout=5,
+                connect_args={"connect_timeout": 5, "prepare_threshold": 3, **WATCHED},
+            )
+        except (ArgumentError, ImportError, ValueError):  # whose texts may hold the password
+            raise Invalid("the database's address reads postgresql+psycopg://user:password@host/database") from None
         self.reads = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self.sessions = sessionmaker(self.engine, expire_on_commit=False)
 

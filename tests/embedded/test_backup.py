@@ -252,6 +252,13 @@ def test_a_damaged_one_is_refused(whole: Path) -> None:
         backups.check(whole)
 
 
+@pytest.mark.parametrize("damage", [{"format": "x"}, {"postgres": None}, {"blobs": {"count": 1}}, {"blobs": 7}])
+def test_a_damaged_manifest_is_refused(whole: Path, damage: dict[str, object]) -> None:
+    _change(whole, **damage)
+    with pytest.raises(Invalid, match="manifest"):
+        backups.check(whole)
+
+
 def test_no_backup_and_no_home_are_told(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         backups.check(tmp_path)

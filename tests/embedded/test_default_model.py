@@ -146,3 +146,13 @@ def test_a_card_that_was_changed_is_not_registered(built):
     with pytest.raises(Invalid):
         default_model.ensure(built.settings)
     assert built.known() == ([], None)
+
+
+def test_a_folder_of_models_that_takes_none_is_told(site: Site, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    argv = [sys.executable, "-m", "services.embedded.default_model"]
+    env = site.env | {"SIMILIS_MODELS": str(tmp_path / "file/models")}
+    done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"the first model cannot be made in {tmp_path}/file/models (Not a directory)" in done.stderr
+    assert "Traceback" not in done.stderr

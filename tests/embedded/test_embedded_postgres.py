@@ -140,6 +140,9 @@ def test_being_killed_during_initdb_leaves_nothing_that_stops_the_next_start(tmp
         fill(server)
         assert count(server) == 1
     assert not (home / "pg.tmp").exists()
+    password = server.home.secret("database.password")
+    holding = [path.name for path in home.iterdir() if path.is_file() and password in path.read_text()]
+    assert holding == ["database.password"]
 
 
 def test_a_database_of_another_major_version_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """The whole stack with its real engines: started, broken, started again."""
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -13,8 +14,9 @@ import pytest
 
 from services.dicom import echo
 from services.embedded.client import Embedded
+from services.embedded.home import Home
 from services.embedded.postgres import Postgres, working_in
-from services.embedded.process import Identity, until
+from services.embedded.process import Identity, has_ended, until
 from services.embedded.production import sign_of_life
 from services.embedded.pulse import Answered, Touched
 from shared.errors import Unavailable
@@ -223,6 +225,22 @@ def test_ctrl_c_stops_everything_in_order_with_exit_0(kept):
     assert "database system is shut down" in said
     assert "terminating connection" not in said  # nobody still worked on it
     stack.stop()
+
+
+def test_whoever_does_not_read_the_address_is_no_reason_to_stop(kept):
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer) as gone:
+        argv = [SIMILIS, "up", "--home", kept, "--port", "0", "--workers", "1", "--no-dicom"]
+        child = subprocess.Popen(argv, stdout=gone, stderr=subprocess.PIPE, text=True)
+    with child:
+        try:
+            home = Home(kept.resolve())
+            assert until(lambda: home.state.get("ready") or has_ended(child), 60, 0.1)
+            assert not until(lambda: has_ended(child), 2, 0.1), child.stderr.read()
+        finally:
+            child.terminate()
+        assert child.wait(60) == 0
 
 
 def test_without_a_key_loopback_is_served_when_asked_for(kept):

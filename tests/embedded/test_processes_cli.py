@@ -1,6 +1,7 @@
 import fcntl
 import json
 import os
+import subprocess
 import threading
 import time
 
@@ -161,6 +162,24 @@ def test_a_worker_is_healthy_while_its_sign_of_life_is_young(app, tmp_path, monk
     old = time.time() - 2 * production.SILENT_S
     os.utime(sign, (old, old))
     assert run.invoke(app, ["worker", "--queue", "index", "--check"]).exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words", "said"),
+    [
+        ("SIMILIS_API__PORT", "x", [], "the settings are wrong: SIMILIS_API__PORT"),
+        ("SIMILIS_DATABASE__URL", "mysql://me:SECRET@host/db", [], "reads postgresql+psycopg://"),
+        ("SIMILIS_DATABASE__URL", "postgresql+psycopg://@/x", ["--key-file", "/nowhere"], "/nowhere cannot be read"),
+    ],
+)
+def test_a_migration_that_cannot_be_says_why(name, value, words, said):
+    env = {**os.environ, name: value}
+    told = subprocess.run([*commands.migrate(), *words], env=env, capture_output=True, text=True, check=False)
+    assert told.returncode == 1
+    (line,) = [line for line in told.stderr.splitlines() if line.startswith("similis migrate: ")]
+    assert said in line
+    assert "Traceback" not in told.stderr
+    assert "SECRET" not in told.stderr
 
 
 @pytest.mark.parametrize(

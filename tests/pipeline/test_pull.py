@@ -192,6 +192,13 @@ def test_a_large_archive_is_walked_in_windows_that_it_can_list(puller, peer, mon
     assert len({json.loads(counts)["cursor"]["to"] for _, counts in puller.told}) >= 4
 
 
+def test_days_may_end_with_the_calendar(puller, peer):
+    """20240101-99991231 is how some say from then on."""
+    assert puller.run(Plan(query={}, first=date(9998, 6, 1), last=date.max))
+    assert puller.progress.cursor["from"] == "end"
+    assert peer.asked == ["studies"] * 2
+
+
 def test_a_worker_that_is_stopped_anywhere_is_followed_by_one_that_goes_on(puller, peer):
     for study in range(1, 5):
         peer.put(study, 1, 2)

@@ -1,7 +1,7 @@
 import pytest
 import sqlalchemy as sa
 
-from shared.errors import Unavailable
+from shared.errors import Invalid, Unavailable
 from shared.store import neighbours
 from shared.store.session import Store, enqueue
 from shared.types import Job
@@ -28,6 +28,15 @@ def test_a_database_that_is_away_is_unavailable() -> None:
     with pytest.raises(Unavailable):
         store.ping()
     store.close()
+
+
+@pytest.mark.parametrize(
+    "url", ["nonsense", "mysql://me:SECRET@host/db", "postgresql+psycopg://me:SECRET@host:port/db", "no+such://x"]
+)
+def test_an_address_that_is_none_is_told_and_not_shown(url: str) -> None:
+    with pytest.raises(Invalid, match="reads postgresql\\+psycopg://") as told:
+        Store(url)
+    assert "SECRET" not in str(told.value)
 
 
 def test_a_connection_that_dies_is_unavailable_and_the_next_one_works(platform: Platform) -> None:

@@ -1,10 +1,13 @@
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+import shared.queue
 from shared.errors import Unavailable
 from shared.queue import QUEUES, CeleryQueue
 from shared.types import Job
@@ -60,6 +63,15 @@ def test_a_clock_that_is_set_back_does_not_silence_the_sweep(tmp_path: Path) -> 
     assert 0 < float(told.stdout.split()[-1]) <= 2
 
 
+def test_a_home_that_takes_no_sign_of_life_ends_no_work(tmp_path: Path) -> None:
+    """As where it is mounted read-only: a scan tells at each step that it gets on."""
+    (tmp_path / "home").touch()
+    env = os.environ | {"SIMILIS_HOME": str(tmp_path / "home")}
+    script = "from workers.heartbeat import show_life; show_life('scan@here')"
+    done = subprocess.run([sys.executable, "-c", script], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def test_what_was_erased_is_not_kept_by_a_scan_that_takes_days() -> None:
     assert QUEUES[Job.TIDY] != QUEUES[Job.SCAN]
 
@@ -93,3 +105,24 @@ def test_an_absent_broker_is_no_error() -> None:
     queue.ring(Job.ENCODE)
     with pytest.raises(Unavailable):
         queue.ping()
+
+
+def test_a_broker_that_hangs_is_not_waited_for_at_every_bell(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each image that is sent rings, before its sender has an answer."""
+    from celery import Celery
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        app = Celery("hanging", broker=f"redis://127.0.0.1:{silent.getsockname()[1]}/0")
+        app.conf.broker_transport_options = {"socket_timeout": 2}
+        queue, began = CeleryQueue(app), time.monotonic()
+        queue.ring(Job.ENCODE)
+        assert time.monotonic() - began > shared.queue.LONG_S
+        began = time.monotonic()
+        queue.ring(Job.ENCODE)
+        assert time.monotonic() - began < 0.5
+        monkeypatch.setattr(shared.queue, "PAUSE_S", 0.0)
+        queue = CeleryQueue(app)
+        for _ in range(2):
+            began = time.monotonic()
+            queue.ring(Job.ENCODE)
+            assert time.monotonic() - began > shared.queue.LONG_S

@@ -3,7 +3,9 @@
 import re
 import socket
 import struct
+import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import pytest
@@ -15,6 +17,7 @@ from services.embedded.process import until
 from services.embedded.stack import free_port
 from shared import errors
 from shared.errors import Denied, Invalid, SimilisError, Unavailable
+from shared.store.locks import Lock, alone
 from tests.services.dicom.conftest import MAMMOGRAM, closing, instance, peer_file
 
 
@@ -104,6 +107,17 @@ def test_a_silent_association_ends(start):
     receiver = start(dicom__idle_s=1)
     association = receiver.associated()
     assert until(lambda: not association.is_established, 10)
+
+
+def test_an_answer_that_took_us_long_is_no_silence_of_the_sender(start):
+    receiver = start(dicom__idle_s=1)
+    with closing(receiver.associated()) as association, ThreadPoolExecutor(1) as beside:
+        with receiver._database() as store, store.transaction() as db:
+            alone(db, Lock.INTAKE)  # as an erasure under way has it
+            first = beside.submit(association.send_c_store, instance(1))
+            time.sleep(2.5)
+        assert first.result().Status == 0
+        assert association.send_c_store(instance(2)).Status == 0
 
 
 def test_a_data_set_over_the_limit_is_told_so_and_the_association_goes_on(start):

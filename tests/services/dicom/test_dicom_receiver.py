@@ -2,6 +2,8 @@
 
 import socket
 import struct
+import subprocess
+import sys
 from io import BytesIO
 
 import pydicom
@@ -89,6 +91,15 @@ def test_a_c_echo_is_answered_and_by_our_own_check_too(receiver):
     assert receiver.echo()
     assert echo.answers(receiver.home, "SIMILIS")
     assert not echo.answers(receiver.folder, "SIMILIS", timeout_s=1)
+
+
+def test_a_second_one_on_the_same_port_leaves_the_first_its_health_check(receiver):
+    env = receiver.env | {"SIMILIS_DICOM__PORT": str(receiver.port)}
+    argv = [sys.executable, "-P", "-m", "services.dicom"]
+    second = subprocess.run(argv, env=env, capture_output=True, text=True, check=False, timeout=60)
+    assert second.returncode == 1
+    assert "a port cannot be had" in second.stderr
+    assert echo.answers(receiver.home, "SIMILIS")
 
 
 def test_another_called_title_is_rejected(receiver):
