@@ -26,6 +26,9 @@ _POSTGRES = re.compile(
 _ADDRESS = (
     "an address reads postgresql+psycopg://user:password@host:port/database, what is special in a password as %-code"
 )
+_REDIS = re.compile(
+    r"rediss?://([^@/\s]*@)?([^:@/?\s]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?(/\S*)?|redis\+socket:///\S+|sentinel://\S+"
+)
 
 
 class _Part(BaseModel):
@@ -48,6 +51,16 @@ class Database(_Part):
 
 class Broker(_Part):
     url: SecretStr = SecretStr("")  #: redis://... or redis+socket:///path
+
+    @field_validator("url")
+    @classmethod
+    def _reads(cls, url: SecretStr) -> SecretStr:
+        secret = url.get_secret_value()
+        if secret and not _REDIS.fullmatch(secret):
+            raise PydanticCustomError(
+                "address", "an address reads redis://:password@host:6379/0 or redis+socket:///path"
+            )
+        return url
 
 
 class Qdrant(_Part):
@@ -128,7 +141,7 @@ class Settings(BaseSettings):
     models: Path | None = None  #: where model cards live; default home/models
     pseudonym_key: SecretStr = SecretStr("")  #: at least 32 characters; embedded, a file in the home
     log_json: bool = True
-    log_level: str = "INFO"
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     database: Database = Database()
     broker: Broker = Broker()
     qdrant: Qdrant = Qdrant()
@@ -136,6 +149,11 @@ class Settings(BaseSettings):
     dicom: Dicom = Dicom()
     intake: Intake = Intake()
     encoding: Encoding = Encoding()
+
+    @field_validator("log_level", mode="before")
+    @classmethod
+    def _upper(cls, level: object) -> object:
+        return level.upper() if isinstance(level, str) else level
 
     @property
     def models_dir(self) -> Path:

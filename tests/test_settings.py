@@ -139,3 +139,40 @@ def test_what_is_no_address_of_a_database_is_told_without_its_password(monkeypat
         read("similis migrate")
     assert "SIMILIS_DATABASE__URL: an address reads postgresql+psycopg://" in str(ended.value)
     assert "SECRET" not in str(ended.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["http://:SECRET@broker:6379/0", "redis://:SECRET@broker:port/0", "redis://:p@SECRET@broker", "SECRET"]
+)
+def test_what_is_no_address_of_a_broker_is_told_without_its_password(monkeypatch, url):
+    monkeypatch.setenv("SIMILIS_BROKER__URL", url)
+    with pytest.raises(SystemExit) as ended:
+        read("similis worker")
+    assert "SIMILIS_BROKER__URL: an address reads redis://" in str(ended.value)
+    assert "SECRET" not in str(ended.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "redis://broker",
+        "redis://:p%40ss@broker:6379/0",
+        "rediss://user:pass@10.0.0.1:6380/1?ssl_cert_reqs=required",
+        "redis://[::1]:6379/0",
+        "redis+socket:///run/valkey.sock",
+        "redis+socket:///run/valkey.sock?virtual_host=1",
+        "sentinel://a:26379;sentinel://b:26379",
+    ],
+)
+def test_addresses_of_a_broker_are_taken(monkeypatch, url):
+    monkeypatch.setenv("SIMILIS_BROKER__URL", url)
+    assert Settings().broker.url.get_secret_value() == url
+
+
+def test_how_much_is_logged_is_a_word_of_four_in_any_case(monkeypatch):
+    monkeypatch.setenv("SIMILIS_LOG_LEVEL", "warning")
+    assert Settings().log_level == "WARNING"
+    monkeypatch.setenv("SIMILIS_LOG_LEVEL", "loud")
+    with pytest.raises(SystemExit, match="SIMILIS_LOG_LEVEL"):
+        read("similis api")
