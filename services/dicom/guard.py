@@ -49,7 +49,7 @@ class Guard:
         finally:
             if len(read) < nr_bytes and self._not_asked:
                 # its association would go on waiting for a request, and hold its place, until it has timed out
-                self._association.dul.to_user_queue.put(None)
+                self._association.dul.to_user_queue.put(None)  # type: ignore[arg-type]  # as where nothing comes
 
     def _read(self, nr_bytes: int) -> bytearray:
         connection = self._transport.socket

@@ -299,7 +299,7 @@ def _thread_ended(args: threading.ExceptHookArgs) -> None:
     """The log has the type alone. An association whose reader has ended waits for no request any more."""
     log.warning("thread_ended", exception_type=args.exc_type.__name__)
     if isinstance(args.thread, DULServiceProvider):
-        args.thread.to_user_queue.put(None)
+        args.thread.to_user_queue.put(None)  # type: ignore[arg-type]  # as where nothing comes
 
 
 if __name__ == "__main__":

