@@ -159,11 +159,12 @@ class Collection:
             with self._write:
                 self._replay(fresh, pending | self._take_touched_now())
                 fresh.ask("Flush", b"")
-                self._point_to(target)
                 with self._change:
+                    self._point_to(target)
                     old_path, old, self.path, self._engine = self.path, self._engine, target, fresh
+                sync(self.folder)
         except BaseException:
-            fresh.close()
+            (old if self._engine is fresh else fresh).close()
             raise
         old.close()
         shutil.rmtree(old_path, ignore_errors=True)
@@ -207,7 +208,6 @@ class Collection:
         link.unlink(missing_ok=True)
         link.symlink_to(target.name)
         link.rename(self.folder / "current")
-        sync(self.folder)
 
     def _remove_stale(self) -> None:
         for folder in self.folder.glob("shard.*"):

@@ -1,5 +1,6 @@
 """No acknowledged point is lost, whenever the process dies: in a write, while optimising, half way to a file."""
 
+import errno
 import json
 import os
 import random
@@ -366,6 +367,29 @@ def test_an_engine_that_ends_while_its_shard_is_copied_is_loaded_again_after_tha
     asking.join(10)
     assert collection.info().points_count == 300
     held.close()
+
+
+def test_a_shard_in_use_outlives_a_disk_that_does_not_confirm_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Shards(tmp_path)
+    held.create(wire.create("a", SPEC))
+    write(held, gallery(300))
+    collection = held.get("a")
+
+    def failing(folder: Path) -> None:
+        raise OSError(errno.EIO, "input/output error", str(folder))
+
+    with monkeypatch.context() as disk:
+        disk.setattr("services.vectors.shards.sync", failing)
+        with pytest.raises(OSError, match="input/output"), collection.shadow(optimize.copy) as target:
+            collection.adopt(target)
+    write(held, revised(range(300), 2))
+    assert collection.path == target
+    held.close()
+    again = Shards(tmp_path)
+    assert (again.broken, again.get("a").info().points_count) == ({}, 300)
+    again.close()
 
 
 def engine_pids(running: engines.VectorsProcess) -> list[int]:
