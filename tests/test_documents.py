@@ -64,6 +64,14 @@ def test_no_tracked_file_is_large() -> None:
             assert (ROOT / name).stat().st_size < most, name
 
 
+def test_no_committed_figure_or_card_names_a_place_on_the_machine_that_made_it() -> None:
+    told = [path for folder in ("benchmarks/results", "models") for path in (ROOT / folder).rglob("*")]
+    written = [path for path in told if path.suffix in {".md", ".json", ".jsonl", ".csv"}]
+    assert written
+    for path in written:
+        assert not re.search(r"[ \"'=](/tmp|/home|/work|/root)/", path.read_text(encoding="utf-8")), path
+
+
 def test_no_gpl_codec_can_come_in() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     wanted = " ".join(project["dependencies"]) + (ROOT / "constraints.txt").read_text(encoding="utf-8")
