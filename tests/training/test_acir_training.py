@@ -90,6 +90,15 @@ def batch(n=8):
     return Batch(views=(images,), clean=images, labels=labels, groups=labels, rows=torch.arange(n))
 
 
+def test_images_that_are_to_be_painted_are_flipped_and_nothing_else():
+    images = torch.rand(1, 112, 112).expand(40, -1, -1)
+    torch.manual_seed(0)
+    made = acir.decoder(stage1(), Path("w")).augmentation(images, 112)
+    flips = [images[0], images[0].flip(0), images[0].flip(1), images[0].flip(0, 1)]
+    assert all(any(torch.equal(one, flip) for flip in flips) for one in made)
+    assert all(any(torch.equal(one, flip) for one in made) for flip in flips)
+
+
 def test_the_frozen_part_stays_in_evaluation_mode_while_the_decoder_trains(trained):
     method = Reconstruction(shape=SHAPE, weights=str(trained / "weights.safetensors"))
     model = method.build(stripes(8, 32, 0)).train()
