@@ -1,4 +1,7 @@
-"""The pixel transformer (PiT) of ACIR: a pre-norm ViT (Dosovitskiy et al. 2021) over the cells of a map."""
+"""The pixel transformer (PiT) of ACIR: a pre-norm ViT (Dosovitskiy et al. 2021) over the cells of a map.
+
+The released code also drops shares of attention in training; here, as our choice, only what comes out of it is dropped.
+"""
 
 import torch
 from torch import Tensor, nn

@@ -251,7 +251,11 @@ class Experiment:
 
     @property
     def recipe(self) -> Recipe:
-        """The preprocessing for the model's card: collections are padded to squares, so the platform has to as well."""
+        """The preprocessing for the model's card: collections are padded to squares, so the platform has to as well.
+
+        In every preset, although the papers squash: theirs are mammograms twice as high as wide, and the sets that we
+        compare on are square.
+        """
         return Recipe(size=self.side, pad="square")
 
     def to_json(self) -> Json:

@@ -1,7 +1,10 @@
 """ACIR (arXiv 2503.09370), stage 1. Stage 2, the decoder, is `decoder` over the weights that stage 1 wrote.
 
 `released-code` is the authors' repository: shuffled batches weighted by class, its loss, no clipping, timm's cosine,
-fingerprints of the augmented images at 32 pixels. `paper` has the paper's 16 pixels, of the images before.
+fingerprints of the augmented images at 32 pixels. `paper` has the paper's 16 pixels, of the images before. In both,
+ours are the distance and the quantiser (the repository's do not work: see `shared.training.hashing`), pairs without
+i = j, normalised inputs of the KAN, and the choice of the checkpoint by the validation part (the authors choose by
+the test queries).
 `recommended` has our loss, which keeps images of a class apart, and balanced batches; at the small widths it starts
 from nothing, at 112 pixels, as a CPU can.
 """

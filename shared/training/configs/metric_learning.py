@@ -1,9 +1,9 @@
 """Metric learning (arXiv 2508.04790): a 1024-512-512 head under triplet, classification and centre loss.
 
-`paper` is the text, with batch-hard triplets from class-balanced batches where it is silent. `released-code` is the
-authors' notebook: no centre loss, triplets drawn from all images, 200 of those, every epoch run, and neither upside
-down nor erased patches. `recommended` takes the centre loss of the unit
-vectors: before that they have a squared length near 512, and the loss drowns the other two.
+`paper` is the text; where it is silent it has our choice: batch-hard triplets from class-balanced batches, one cosine,
+patience of 7 and the best checkpoint. `released-code` is the authors' notebook: no centre loss, triplets drawn from all
+images, 200 of those, halved rates, every epoch run, and neither upside down nor erased patches. `recommended` takes the
+centre loss of the unit vectors: before that they have a squared length near 512, and the loss drowns the other two.
 """
 
 from dataclasses import replace
