@@ -5,14 +5,15 @@ cosine, times FAISS's flat indexes, and writes JSON lines first, then tables and
 the scratch folder and sets with figures are skipped, so a run that was stopped goes on.
 
 ImageNet weights are at hand for SqueezeNet and MobileNetV2; DenseNet121, ResNet50, VGG16 and EfficientNet-B0 are
-the papers' networks with random weights: a baseline of texture, not a reproduction of their figures.
+the papers' networks with random weights: a baseline of texture, not a reproduction of their figures. `--profile full`
+has the weights that the papers used, from torchvision's site, and writes into a folder `full` of its own.
 """
 
 import argparse
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import gettempdir
@@ -24,9 +25,10 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from benchmarks.report import RESULTS, facts, write
-from benchmarks.retrieval.tables import figure_tables, timing_table
+from benchmarks.retrieval.tables import figure_tables, notes, timing_table
 from shared.datasets.collection import Collection
 from shared.datasets.development import hold_out, load
+from shared.encoder.backbones import PAPER_WEIGHTS
 from shared.encoder.build import build
 from shared.encoder.convert import convert
 from shared.encoder.runtime import load as load_encoder
@@ -35,7 +37,7 @@ from shared.metrics.retrieval import KS
 from shared.training.evaluate import Plan, Report, evaluate
 from shared.training.figures import figures, votes
 from shared.training.pictures import maps
-from shared.training.protocols import PROTOCOLS, Subjects, protocol
+from shared.training.protocols import PROTOCOLS, Subjects
 from shared.training.vectors import Vectors, encode
 
 faiss: Any = _faiss  # its stubs lack half of it
@@ -51,7 +53,7 @@ KEPT = {"mAP", "MRR", "P_adj@10", "hit@10", "graded_nDCG@10", "grade_difference@
 class Net:
     name: str
     architecture: str
-    weights: str  #: a file of the development data, or random:SEED
+    weights: str  #: a file of the development data, torchvision:NAME, or random:SEED
     side: int
     mean: tuple[float, ...] | None = None  #: None: ImageNet's
     std: tuple[float, ...] | None = None
@@ -67,9 +69,12 @@ class Set:
 
 
 HALF = (0.5, 0.5, 0.5)
-NETS = (
+TRAINED = (
     Net("squeezenet", "squeezenet1_0", "weights/squeezenet1_0_imagenet_fp16.pth", 224),
     Net("mobilenet", "mobilenet_v2", "weights/mobilenet_v2_imagenet_fp16.pth", 224, HALF, HALF),
+)
+NETS = (
+    *TRAINED,
     # random networks were trained at no size; the 16 classes are stored at 64 pixels and gain nothing from more
     Net("densenet121-random", "densenet121", "random:0", 112, large_side=64),
     Net("resnet50-random", "resnet50", "random:0", 112, large_side=64),
@@ -77,6 +82,10 @@ NETS = (
     # the slowest, 283 ms an image, and its graph takes no smaller side: few of the patients
     Net("vgg16-random", "vgg16", "random:0", 224, share=0.04),
 )
+PROFILES: Mapping[str, tuple[Net, ...]] = {
+    "quick": NETS,
+    "full": (*TRAINED, *(Net(name, name, weights, 224) for name, weights in PAPER_WEIGHTS.items())),
+}
 #: The proxy calls MIAS's normal, benign and malignant BI-RADS 1, 2 and 5; no radiologist did (SOURCE.md).
 SETS = (
     Set("mias", (1, 2, 5)),
@@ -89,15 +98,10 @@ SETS = (
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--scratch", type=Path, default=Path(gettempdir()) / "similis-frozen")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--nets", nargs="*", default=[net.name for net in NETS])
-    parser.add_argument("--sets", nargs="*", default=[one.name for one in SETS])
-    asked = parser.parse_args()
-    about = facts("retrieval.frozen", {"first of the five splits of patient": 0, "bootstrap": 0, "random weights": 0})
+    asked = options(None)
+    nets = [net for net in PROFILES[asked.profile] if asked.nets is None or net.name in asked.nets]
+    seeds = {"first of the five splits of patient": 0, "bootstrap": 0}
+    about = facts("retrieval.frozen", seeds | ({"random weights": 0} if asked.profile == "quick" else {}))
     asked.out.mkdir(parents=True, exist_ok=True)
     threadpool_limits(asked.threads)  # of BLAS and FAISS alike
     for one in (one for one in SETS if one.name in asked.sets):
@@ -105,14 +109,29 @@ def main() -> None:
         if raw.exists():
             print(f"{one.name}: {raw} is there")
             continue
-        encoded = {net.name: _encoded(net, one, asked) for net in NETS if net.name in asked.nets}
+        encoded = {net.name: _encoded(net, one, asked) for net in nets}
         lines = list(_measured(one, encoded))
         partial = raw.with_suffix(".partial")
         told = [{"kind": "about"} | about, *lines]
         partial.write_text("".join(json.dumps(line) + "\n" for line in told), encoding="utf-8")
         partial.rename(raw)
         _draw(one, encoded, asked)
-    _tables(about, asked.out)
+    _tables(about, asked.profile, asked.out)
+
+
+def options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--profile", choices=PROFILES, default="quick")
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--scratch", type=Path, default=Path(gettempdir()) / "similis-frozen")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--nets", nargs="*", help="of the profile; all by default")
+    parser.add_argument("--sets", nargs="*", default=[one.name for one in SETS])
+    asked = parser.parse_args(arguments)
+    if asked.profile != "quick":  # what quick measured is another answer to the same questions
+        asked.out = asked.out / asked.profile
+    return asked
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +181,7 @@ def _model(net: Net, side: int, asked: argparse.Namespace) -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     weights = net.weights
-    if not weights.startswith("random"):
+    if not weights.startswith(("random", "torchvision")):
         weights = str(asked.scratch / f"{net.name}.safetensors")
         if not Path(weights).exists():
             convert(asked.data / net.weights, Path(weights))
@@ -266,33 +285,15 @@ def _draw(one: Set, encoded: dict[str, Encoded], asked: argparse.Namespace) -> N
     (folder / "pictures.json").write_text(json.dumps({"net": e.net.name} | said) + "\n", encoding="utf-8")
 
 
-def _tables(about: dict[str, Any], out: Path) -> None:
+def _tables(about: dict[str, Any], profile: str, out: Path) -> None:
     lines = [json.loads(line) for path in sorted(out.glob("*.jsonl")) for line in path.read_text().splitlines()]
     drawn = {path.parent.name: json.loads(path.read_text()) for path in sorted(out.glob("*/pictures.json"))}
-    body = ["# Frozen features and exact search", "", *_notes(), "", *figure_tables(lines, out), *timing_table(lines)]
+    body = ["# Frozen features and exact search", "", *notes(profile), "", *figure_tables(lines, out)]
+    body += timing_table(lines)
     for name, said in drawn.items():
         body += ["", f"## Pictures: {name}, {said['net']}", ""]
         body += [f"![{kind}]({name}/{kind}.png) {said[kind]}" for kind in ("pca", "tsne")]
     write("tables", about, {"lines": len(lines)}, body, out)
-
-
-def _notes() -> Sequence[str]:
-    leaking = ", ".join(name for name in PROTOCOLS if protocol(name).leaks)
-    return (
-        "Micro and macro (mean of classes) with 95 % intervals over patients or groups; random: the expectation of a",
-        "random order; majority: the gallery's commonest class first. The protocols are those of",
-        f"`shared/training/protocols.py`; {leaking} let a query meet its own patient and are shown for comparison.",
-        "`split` is the set's own (16 classes: gallery = train and val, queries = test); `patient` is the mean of five",
-        "arrangements. ImageNet weights: SqueezeNet and MobileNetV2, at 224 pixels. The papers' four networks have",
-        "random weights (no others are at hand): at 112 pixels, for the 16 classes at their own 64; VGG16 at 224, and",
-        "of the 16 classes only 8 % of the images, so its gallery is smaller, and chance is that of the whole set.",
-        "MIAS: 322 films of 161 women, severity (a stand-in for BI-RADS 1, 2, 5) and tissue. BUSI: patients unknown,",
-        "so `patient` and `lopo` separate images only; it was left out for VGG16. MedNIST: groups are blocks of",
-        "slices. It and the lesion squares of MIAS were measured with the two trained networks alone, and their",
-        "`paper2-v1-compat` is drawn as scikit-learn does; in the four sets that were measured before, NumPy drew 30 %",
-        "of each class. Nothing here is a BI-RADS result: no such set is at hand. The first line of each set's .jsonl",
-        "says when and by which command it was measured.",
-    )
 
 
 if __name__ == "__main__":

@@ -15,11 +15,13 @@ def out(tmp_path_factory):
     """The benchmark on a made-up archive with an encoder that is no network; the second sees half of the women."""
     folder = tmp_path_factory.mktemp("frozen")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(frozen, "NETS", NETS)
+        patch.setattr(frozen, "PROFILES", {"quick": NETS, "full": NETS[:1]})
         patch.setattr(frozen, "SETS", (frozen.Set("phantoms:24:1", large=True),))
         patch.setattr(sys, "argv", ["frozen", "--out", str(folder / "out"), "--scratch", str(folder / "scratch")])
         frozen.main()
         frozen.main()  # what is measured is not measured again, and the tables are the same
+        patch.setattr(sys, "argv", [*sys.argv, "--profile", "full"])
+        frozen.main()
     return folder / "out"
 
 
@@ -36,6 +38,15 @@ def test_every_network_is_measured_under_every_protocol_and_distance(out):
 def test_a_network_with_a_share_saw_whole_patients_and_fewer_images(out):
     images = {r["net"]: r["images"] for r in raw(out) if r["kind"] == "figures"}
     assert 0.1 * images["one"] < images["few"] < 0.7 * images["one"]
+
+
+def test_the_full_profile_is_measured_although_the_quick_one_was_and_stands_apart(out):
+    full, quick = raw(out / "full"), raw(out)
+    assert {r["net"] for r in full[1:]} == {"one"}
+    assert {r["net"] for r in quick[1:]} == {"one", "few"}
+    assert full[0]["command"].endswith("--profile full")
+    assert "random weights (no others are at hand)" in (out / "tables.md").read_text()
+    assert "random weights" not in (out / "full" / "tables.md").read_text()
 
 
 def test_the_engine_agrees_with_our_ranking(out):

@@ -5,7 +5,8 @@ import sys
 import pytest
 
 from benchmarks.retrieval import __main__ as grid
-from benchmarks.retrieval import base, finetune, hashing, ood
+from benchmarks.retrieval import base, finetune, frozen, hashing, ood
+from shared.encoder.backbones import PAPER_WEIGHTS
 
 
 def test_each_benchmark_runs_in_its_order_with_its_own_options(tmp_path, monkeypatch):
@@ -17,7 +18,8 @@ def test_each_benchmark_runs_in_its_order_with_its_own_options(tmp_path, monkeyp
     assert [argv[0] for argv in ran] == ["frozen", "finetune", "hashing", "ood", "base"]
     assert sys.argv is before
     said = {argv[0]: argv[1:] for argv in ran}
-    assert "--profile" not in said["frozen"]
+    assert "--profile" not in said["base"]
+    assert frozen.options(said["frozen"]).profile == "full"
     read = hashing.options(said["hashing"])
     assert (read.profile, read.threads, read.out) == ("full", 3, tmp_path / "out" / "hashing")
     assert ood._options(said["ood"]).scratch == read.scratch  # the trunk is trained once
@@ -51,3 +53,10 @@ def test_the_full_profile_has_the_papers_networks_and_their_ensembles():
     assert finetune._ensembles(full.nets)["best_two_advanced"] == [
         ("densenet121", "advanced"), ("resnet50", "advanced"),
     ]  # fmt: skip
+
+
+def test_frozen_features_of_the_full_profile_are_those_of_the_papers_trained_networks():
+    full = {net.architecture: net for net in frozen.PROFILES["full"]}
+    assert {name: full[name].weights for name in PAPER_WEIGHTS} == dict(PAPER_WEIGHTS)
+    assert {(net.side, net.large_side, net.share) for net in full.values()} == {(224, None, 1.0)}
+    assert not any(net.weights.startswith("torchvision") for net in frozen.PROFILES["quick"])
