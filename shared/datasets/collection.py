@@ -22,6 +22,7 @@ class Collection:
     split: NDArray[np.str_]  #: (n,) of `Split`
     sources: NDArray[np.str_]  #: (n,), the data set each image came from
     licence: str
+    views: NDArray[np.str_] | None = None  #: (n,), CC, MLO ...; empty where an image's is unknown, None where all are
 
     def __len__(self) -> int:
         return len(self.images)
@@ -43,6 +44,7 @@ class Collection:
             groups=self.groups[chosen],
             split=self.split[chosen],
             sources=self.sources[chosen],
+            views=None if self.views is None else self.views[chosen],
         )
 
     def part(self, *splits: Split) -> Self:

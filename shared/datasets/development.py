@@ -28,8 +28,9 @@ def load(name: str, root: Path, side: int | None = None) -> Collection:
 
     radiology_16class, radiology_mednist, cxr, mias (severity), mias-density, mias-lesions (squares around lesions),
     busi, ood, and phantoms:N:SEED (N studies, drawn here; class = BI-RADS of the breast). Also cdd-cesm, vindr-mammo,
-    inbreast and cbis-ddsm: see `published`; cdd-cesm:DM_low_energy are its low-energy images alone, cdd-cesm::folded
-    counts category 6 as 5, and cdd-cesm:DM_low_energy:folded does both.
+    inbreast and cbis-ddsm: see `published`; cdd-cesm:DM_low_energy are its low-energy images alone. After that (or
+    nothing, as in cdd-cesm::folded) `:folded` counts category 6 as 5, `:breast` gives each image the worst category of
+    its breast.
 
     Args:
         root: the folder of the development data; phantoms need none. A published set lies in a folder of its name
@@ -46,11 +47,11 @@ def load(name: str, root: Path, side: int | None = None) -> Collection:
     elif kind in IMPORTERS:
         if side is None:
             raise Invalid("the images of a published set have several sizes: name a side")
-        only, _, sixth = rest.partition(":")
-        if sixth not in {"", "folded"}:
-            raise NotFound("a published set is named NAME, NAME:KIND or NAME:KIND:folded")
+        only, *words = rest.split(":")
+        if sorted(words) not in ([], ["breast"], ["folded"], ["breast", "folded"]):
+            raise NotFound("a published set is named NAME or NAME:KIND, after which may stand :folded and :breast")
         home = root / kind if (root / kind).is_dir() else root
-        table = published(kind, home, side, only, folded=sixth == "folded")
+        table = published(kind, home, side, only, folded="folded" in words, breast="breast" in words)
     elif name in SETS:
         folder, read = SETS[name]
         if not (root / folder).is_dir():
@@ -71,6 +72,7 @@ def load(name: str, root: Path, side: int | None = None) -> Collection:
         split=_complete(np.asarray(table.split, dtype="<U5"), labels, groups),
         sources=np.asarray(table.sources),
         licence=table.licence,
+        views=None if table.views is None else np.asarray(table.views),
     )
 
 

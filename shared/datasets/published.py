@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from shared.datasets import importers
-from shared.datasets.record import Record
+from shared.datasets.record import Record, breast_level
 from shared.datasets.sets import Table
 from shared.errors import Invalid, Rejected
 from shared.imaging.recipe import Recipe
@@ -24,7 +24,9 @@ PROVEN = 6  #: cancer that was proven before: it looks as 5 does
 log = get(__name__)
 
 
-def published(dataset: str, root: Path, side: int, kind: str = "", *, folded: bool = False) -> Table:
+def published(
+    dataset: str, root: Path, side: int, kind: str = "", *, folded: bool = False, breast: bool = False
+) -> Table:
     """The images with a category of 1 to 5, grouped by patient, in the published split where there is one.
 
     A patient whom the published split has on both sides is in train alone. Each image's source is the set and its
@@ -34,11 +36,14 @@ def published(dataset: str, root: Path, side: int, kind: str = "", *, folded: bo
         side: pixels of the squares.
         kind: take only records of this modality; empty takes all.
         folded: images of category 6 count as 5; else they are left out.
+        breast: each image has the worst category of its breast in its exam, of all kinds; else its own.
 
     Raises:
         Invalid: not a download of that set, or nothing of it is left.
     """
     found: Sequence[Record] = importers.read(dataset, root).records
+    if breast:
+        found = breast_level(found)
     if folded:
         found = [replace(record, birads=5) if record.birads == PROVEN else record for record in found]
     records = [record for record in found if record.birads in CATEGORIES and kind in {"", record.modality}]
@@ -58,6 +63,7 @@ def published(dataset: str, root: Path, side: int, kind: str = "", *, folded: bo
         split=["train" if record.patient_id in trained else record.split or "" for record in kept],
         sources=[f"{dataset}/{record.modality}" for record in kept],
         licence=kept[0].licence_tag,
+        views=[record.view or "" for record in kept],
     )
 
 

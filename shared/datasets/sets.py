@@ -34,6 +34,7 @@ class Table:
     split: Sequence[str]  #: empty where the set has no word on it
     sources: Sequence[str]
     licence: str
+    views: Sequence[str] | None = None
 
 
 def _rows(folder: Path, name: str = "labels.csv") -> list[dict[str, str]]:

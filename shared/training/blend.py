@@ -108,6 +108,7 @@ def joined(name: str, made: list[Collection]) -> Collection:
         split=np.concatenate([one.split for one in made]),
         sources=np.concatenate([one.sources for one in made]),
         licence=" and ".join(dict.fromkeys(one.licence for one in made)),
+        views=None,
     )
 
 

@@ -73,7 +73,7 @@ class Subjects:
             groups=data.groups,
             split=data.split,
             grades=grades,
-            columns={"source": data.sources},
+            columns={"source": data.sources} | ({} if data.views is None else {"view": data.views}),
             note=f"licence of the images: {data.licence}",
         )
 

@@ -5,6 +5,7 @@ from PIL import Image
 from shared.datasets.development import load
 from shared.datasets.published import published
 from shared.errors import Invalid, NotFound
+from shared.training.protocols import Subjects, protocol
 from tests.datasets import made
 from tests.datasets.test_cbis_ddsm import UIDS, line, write
 
@@ -57,6 +58,35 @@ def test_a_name_says_whether_the_proven_ones_are_folded(tmp_path):
     assert np.bincount(load("cdd-cesm:DM_low_energy:folded", root, 32).labels).tolist() == [3, 1]
     with pytest.raises(NotFound, match="folded"):
         load("cdd-cesm::bent", root, 32)
+
+
+def test_a_name_may_ask_for_the_worst_category_of_each_breast(tmp_path):
+    names = {"P1_L_DM_CC": 2, "P1_L_CM_CC": 5, "P1_R_DM_CC": 1, "P2_L_DM_CC": 6, "P2_L_DM_MLO": 4, "P3_L_DM_CC": 1}
+    root = made.cdd_cesm(tmp_path, names)
+
+    def labelled(name):
+        held = load(name, root, 32)
+        return [held.classes[label][-1] for label in held.labels]  # in the order of their paths, low energy first
+
+    assert labelled("cdd-cesm") == ["2", "1", "4", "1", "5"]
+    assert labelled("cdd-cesm::breast") == ["5", "1", "1", "5"]
+    assert labelled("cdd-cesm:DM_low_energy:breast") == ["5", "1", "1"]
+    assert labelled("cdd-cesm::folded:breast") == labelled("cdd-cesm::breast:folded") == ["5", "1", "5", "5", "1", "5"]
+    for name in ("cdd-cesm::breast:breast", "cdd-cesm::breast:"):
+        with pytest.raises(NotFound, match="breast"):
+            load(name, root, 32)
+
+
+def test_figures_of_a_published_set_are_told_by_view_too(tmp_path):
+    names = {f"P{p}_L_DM_{view}": p % 2 + 1 for p in range(1, 9) for view in ("CC", "MLO")}
+    held = load("cdd-cesm", made.cdd_cesm(tmp_path, names), 32)
+    assert held.views.tolist() == ["CC", "MLO"] * 8
+    train = held.part("train")
+    assert len(train.views) == len(train) < 16
+    subjects = Subjects.of(held)
+    assert subjects.columns["view"].tolist() == held.views.tolist()
+    (fold,) = protocol("lopo:CC:MLO").folds(subjects)
+    assert (set(held.views[fold.queries]), set(held.views[fold.gallery])) == ({"CC"}, {"MLO"})
 
 
 def test_a_patient_on_both_sides_of_the_published_split_is_in_train_alone(tmp_path):
