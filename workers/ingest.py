@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from shared.datasets import importers
 from shared.datasets.folder import LabelTable, read_labels
-from shared.datasets.record import label_table
+from shared.datasets.record import categories, label_table
 from shared.pipeline import arrive, encode, pull, scan
 from shared.pipeline.lease import turn
 from shared.pipeline.scan import Progress
@@ -57,7 +57,7 @@ class Said:
 
     table: LabelTable | None = None
     skip: frozenset[bytes] = frozenset()  #: files that are no studies
-    odd: Mapping[str, int] = field(default_factory=dict)  #: counts of what was odd about a published set
+    counts: Mapping[str, int] = field(default_factory=dict)  #: of a published set: what is odd about it, its labels
 
 
 def said_of(params: Mapping[str, Any]) -> Said:
@@ -65,9 +65,10 @@ def said_of(params: Mapping[str, Any]) -> Said:
     if dataset := params.get("dataset"):
         found = importers.read(dataset, Path(params["path"]))
         odd = {f"dataset:{kind}": count for kind, count in sorted(found.warnings.items())}
-        return Said(label_table(found), frozenset(os.fsencode(path) for path in found.others), odd)
-    if labels := params.get("labels"):
-        return Said(read_labels(Path(labels)), frozenset({os.fsencode(labels)}))
+        labels = {f"label:{kind}": count for kind, count in sorted(categories(found.records).items())}
+        return Said(label_table(found), frozenset(os.fsencode(path) for path in found.others), odd | labels)
+    if table := params.get("labels"):
+        return Said(read_labels(Path(table)), frozenset({os.fsencode(table)}))
     return Said()
 
 
@@ -80,7 +81,7 @@ def _scan(held: Held, progress: Progress, *, watch: bool) -> None:
     def report(db: Session, progress: Progress) -> bool:
         nonlocal stopped, until
         still_here()
-        stopped = not _tell(db, held, progress, **said.odd)
+        stopped = not _tell(db, held, progress, **said.counts)
         until = until or time.monotonic() + TURN_S
         return not stopped and not (time.monotonic() >= until and _others_wait(db))
 
@@ -101,10 +102,10 @@ def _scan(held: Held, progress: Progress, *, watch: bool) -> None:
         elif progress.cursor:
             operations.rest(db, held, 0)  # it is due again, behind those who wait
         elif watch:
-            _tell(db, held, progress, **said.odd)
+            _tell(db, held, progress, **said.counts)
             operations.rest(db, held, rt.settings.intake.watch_interval_s)
         else:
-            _tell(db, held, progress, scanned=True, **said.odd)
+            _tell(db, held, progress, scanned=True, **said.counts)
             enqueue(db, Job.PROJECT)  # it also ends operations that have nothing left to do
 
 

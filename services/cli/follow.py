@@ -17,7 +17,7 @@ POLL_S = 0.5
 PLAIN_EVERY_S = 15.0  #: without a terminal, a line comes so often at most, or at each quarter
 _UNDECIDED = frozenset({"received", "encoding", "released"})
 _MODELLESS = "waiting for a model"  #: a phase
-ODD = "dataset:"  #: before a count of what was odd about a published set
+ODD, LABEL = "dataset:", "label:"  #: before a count of what was odd about a published set, and of its labels
 _ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -204,10 +204,12 @@ def summarise(answer: Answer) -> None:
         rows.append(
             ("warning", "", "unlabelled", operation.counts["unlabelled"], "the label table says nothing of them")
         )
-    odd = {name.removeprefix(ODD): count for name, count in operation.counts.items() if name.startswith(ODD)}
-    rows += [
-        ("warning", "", name, count, "odd about the data set; taken in all the same") for name, count in odd.items()
-    ]
+    for prefix, what, meaning in (
+        (ODD, "warning", "odd about the data set; taken in all the same"),
+        (LABEL, "label", "as the data set has it"),
+    ):
+        told_of = {name.removeprefix(prefix): n for name, n in operation.counts.items() if name.startswith(prefix)}
+        rows += [(what, "", name, count, meaning) for name, count in told_of.items()]
     if rows:
         table(("outcome", "gate", "reason", "files", "meaning"), rows, right=("files",))
     elif answer["kind"] == "scan" and operation.state == "succeeded":

@@ -68,6 +68,12 @@ def breast_level(records: Iterable[Record]) -> list[Record]:
     return [replace(r, birads=worst.get((r.exam_id, r.laterality)), level="breast") for r in records]
 
 
+def categories(records: Iterable[Record]) -> Counter[str]:
+    """How many images of each kind have each category, as the set tells them: no paper says it of CDD-CESM."""
+    said = ((f"BI-RADS {r.birads}" if r.birads is not None else "no BI-RADS", r.modality) for r in records)
+    return Counter(f"{category}, {kind}" for category, kind in said)
+
+
 def label_table(read: Imported) -> LabelTable:
     """What the platform's intake reads, by path; its identities hold for DICOM files too.
 

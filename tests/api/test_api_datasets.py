@@ -64,7 +64,9 @@ def test_a_download_of_cdd_cesm_is_searchable_by_exam_with_its_labels(client, ta
         "dataset:compound-birads": 8,
         "dataset:lock-file": 1,
         "dataset:report-differs": 1,
-    }
+        **{f"label:BI-RADS {n}, {kind}": 2 if n == 3 else 1 for n in (3, 4, 5)
+           for kind in ("CESM_subtracted", "DM_low_energy")},
+    }  # fmt: skip
     studies = listed(client)
     assert len(studies) == 3
     whole = {uid: images_of(client, uid) for uid in studies}

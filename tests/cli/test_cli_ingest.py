@@ -220,8 +220,9 @@ def test_images_that_wait_for_a_decision_do_not_count_as_decided():
 
 def test_a_published_set_is_asked_for_by_name_and_what_was_odd_about_it_is_told(home, server, similis, tmp_path):
     server.on(SCANS, operation("pending"), 202)
-    counts = {"taken": 7, "dataset:row-without-image": 3}
+    counts = {"taken": 7, "dataset:row-without-image": 3, "label:BI-RADS 4, DM_low_energy": 7}
     server.on(ONE, operation("succeeded", 7, 7, counts=counts, outcomes=[("encoded", None, None, 7)]))
     ran = similis("ingest", tmp_path, "--dataset", "cdd-cesm", "--home", home)
     assert server.asked[0].json == {"path": str(tmp_path), "dataset": "cdd-cesm", "watch": False}
     assert ["warning", "row-without-image", "3"] in [line.split()[:3] for line in ran.out.splitlines()]
+    assert ["label", "BI-RADS", "4,", "DM_low_energy", "7"] in [line.split()[:5] for line in ran.out.splitlines()]
