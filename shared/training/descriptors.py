@@ -46,7 +46,7 @@ def _one_sided(small: Tensor) -> Blocks:
 def gradients(images: Tensor) -> Tensor:
     """(n, 1, side, side) to (n, scales * bins * 16): mean magnitude by direction; each scale halves the image."""
     found = []
-    directions = torch.arange(_BINS).view(1, -1, 1, 1) * (2 * math.pi / _BINS)
+    directions = torch.arange(_BINS, device=images.device).view(1, -1, 1, 1) * (2 * math.pi / _BINS)
     for _ in range(_SCALES):
         right = functional.pad(images[..., 2:] - images[..., :-2], (1, 1, 0, 0))
         below = functional.pad(images[..., 2:, :] - images[..., :-2, :], (0, 0, 1, 1))
@@ -58,7 +58,7 @@ def gradients(images: Tensor) -> Tensor:
 
 def brightness(images: Tensor) -> Tensor:
     """(n, 1, side, side) to (n, levels * 16): how much of each cell is about so bright."""
-    levels = torch.linspace(0, 1, _LEVELS).view(1, -1, 1, 1)
+    levels = torch.linspace(0, 1, _LEVELS, device=images.device).view(1, -1, 1, 1)
     return _cells(torch.exp(-((images - levels) / 0.06).square() / 2), 4).sqrt()
 
 
@@ -68,13 +68,13 @@ def patterns(images: Tensor) -> Tensor:
     found = []
     for radius in _RADII:
         padded = functional.pad(images[:, None], (radius,) * 4, mode="replicate")[:, 0]
-        code = torch.zeros(images.shape, dtype=torch.int64)
+        code = torch.zeros_like(images, dtype=torch.int64)
         for bit, (down, right) in enumerate(_AROUND):
             top, left = radius * (1 + down), radius * (1 + right)
             brighter = padded[:, top : top + side, left : left + side] > images + 0.01
             code |= brighter.long() << bit
         quarters = code.unfold(1, side // 2, side // 2).unfold(2, side // 2, side // 2).reshape(n * 4, -1)
-        counts = torch.zeros(n * 4, 256).scatter_add_(1, quarters, torch.ones(quarters.shape))
+        counts = images.new_zeros(n * 4, 256).scatter_add_(1, quarters, torch.ones_like(quarters, dtype=images.dtype))
         found.append((counts / quarters.shape[1]).view(n, 4, 256))
     return torch.stack(found, 1).sqrt()
 

@@ -75,3 +75,10 @@ def test_targets_are_unit_vectors_whose_angles_are_those_of_the_blocks(images):
 def test_too_few_images_for_the_components_are_refused(images):
     with pytest.raises(Invalid, match="more images"):
         Targets([6], [(1.0, 0.0, 0.0, 0.0)], images)
+
+
+def test_targets_are_made_where_the_images_are(images):
+    """On a GPU too, where tensors of two places do not go together: the meta device is as strict, and everywhere."""
+    targets = Targets([5], [(1.0, 0.7, 1.0, 0.5)], images).to("meta")
+    (found,) = targets(images.to("meta"))
+    assert (found.device.type, found.shape) == ("meta", (6, 5))
