@@ -18,12 +18,13 @@ from shared.datasets.importers import IMPORTERS
 from shared.datasets.published import published
 from shared.datasets.sets import SETS, Grey, phantoms
 from shared.errors import Invalid, NotFound
+from shared.imaging.recipe import Pad, Recipe
 
 TEST, VAL = 0.2, 0.15  #: of the images, where a set brings no such part; VAL is of what is not test
 SPLIT_SEED = 20
 
 
-def load(name: str, root: Path, side: int | None = None) -> Collection:
+def load(name: str, root: Path, side: int | None = None, *, recipe: Recipe | None = None) -> Collection:
     """The named set, in the order of its files.
 
     radiology_16class, radiology_mednist, cxr, mias (severity), mias-density, mias-lesions (squares around lesions),
@@ -35,23 +36,28 @@ def load(name: str, root: Path, side: int | None = None) -> Collection:
     Args:
         root: the folder of the development data; phantoms need none. A published set lies in a folder of its name
             below, or is `root` itself.
-        side: pixels; shrunk by area, enlarged bilinearly. None leaves the images as large as they are.
+        side: pixels; shrunk by area, enlarged bilinearly, padded to a square. None leaves the images as large as they
+            are.
+        recipe: in a side's place, of the model that is to see them. Published sets are decoded by it; of the others,
+            which are pictures already, its size and its padding are what is left to do.
 
     Raises:
         NotFound: no set of that name, or its folder is not under `root`.
         Invalid: not a number of phantoms, images of several sizes and no `side`, or a download that is none.
     """
+    if recipe is None and side is not None:
+        recipe = Recipe(size=side, pad="square")
     kind, _, rest = name.partition(":")
     if kind == "phantoms":
         table = phantoms(rest)
     elif kind in IMPORTERS:
-        if side is None:
+        if recipe is None:
             raise Invalid("the images of a published set have several sizes: name a side")
         only, *words = rest.split(":")
         if sorted(words) not in ([], ["breast"], ["folded"], ["breast", "folded"]):
             raise NotFound("a published set is named NAME or NAME:KIND, after which may stand :folded and :breast")
         home = root / kind if (root / kind).is_dir() else root
-        table = published(kind, home, side, only, folded="folded" in words, breast="breast" in words)
+        table = published(kind, home, recipe, only, folded="folded" in words, breast="breast" in words)
     elif name in SETS:
         folder, read = SETS[name]
         if not (root / folder).is_dir():
@@ -65,7 +71,7 @@ def load(name: str, root: Path, side: int | None = None) -> Collection:
     labels = np.asarray(table.labels, np.int64)
     return Collection(
         name=name,
-        images=_stack(table.images, side),
+        images=_stack(table.images, *((None, "square") if recipe is None else (recipe.size, recipe.pad))),
         labels=labels,
         classes=table.classes,
         groups=groups,
@@ -76,27 +82,28 @@ def load(name: str, root: Path, side: int | None = None) -> Collection:
     )
 
 
-def square(image: Grey, side: int | None = None) -> Grey:
-    """Grey, with zeros on both sides of the shorter axis, at `side` pixels: (side, side).
+def square(image: Grey, side: int | None = None, pad: Pad = "square") -> Grey:
+    """Grey at `side` pixels: (side, side), with zeros on both sides of the shorter axis, or that one stretched.
 
     Colour and luminance become their mean, which treats no colour as nearer to an X-ray than another.
     """
     grey = image if image.ndim == 2 else np.rint(image.mean(axis=-1)).astype(np.uint8)
     rows, cols = grey.shape
     longer = max(rows, cols)
-    if rows != cols:
+    if rows != cols and pad == "square":
         top, left = (longer - rows) // 2, (longer - cols) // 2
         grey = np.pad(grey, ((top, longer - rows - top), (left, longer - cols - left)))
-    if side is None or side == longer:
+    side = longer if side is None else side
+    if grey.shape == (side, side):
         return grey
-    how = Image.Resampling.BOX if side < longer else Image.Resampling.BILINEAR
+    how = Image.Resampling.BOX if side <= min(grey.shape) else Image.Resampling.BILINEAR
     return np.asarray(Image.fromarray(grey).resize((side, side), how))
 
 
-def _stack(images: Sequence[Grey] | Grey, side: int | None) -> Grey:
+def _stack(images: Sequence[Grey] | Grey, side: int | None, pad: Pad) -> Grey:
     if isinstance(images, np.ndarray) and images.shape[1:] == (side or images.shape[1],) * 2:
         return images
-    squares = [square(image, side) for image in images]
+    squares = [square(image, side, pad) for image in images]
     if len({one.shape for one in squares}) > 1:
         raise Invalid("the images of this set have several sizes: name a side")
     return np.stack(squares)

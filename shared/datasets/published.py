@@ -25,7 +25,7 @@ log = get(__name__)
 
 
 def published(
-    dataset: str, root: Path, side: int, kind: str = "", *, folded: bool = False, breast: bool = False
+    dataset: str, root: Path, recipe: Recipe, kind: str = "", *, folded: bool = False, breast: bool = False
 ) -> Table:
     """The images with a category of 1 to 5, grouped by patient, in the published split where there is one.
 
@@ -33,7 +33,7 @@ def published(
     kind, as in cdd-cesm/DM_low_energy. Images that cannot be decoded are left out, and logged by their number.
 
     Args:
-        side: pixels of the squares.
+        recipe: how each becomes a square; of several frames the middle one is taken.
         kind: take only records of this modality; empty takes all.
         folded: images of category 6 count as 5; else they are left out.
         breast: each image has the worst category of its breast in its exam, of all kinds; else its own.
@@ -47,7 +47,7 @@ def published(
     if folded:
         found = [replace(record, birads=5) if record.birads == PROVEN else record for record in found]
     records = [record for record in found if record.birads in CATEGORIES and kind in {"", record.modality}]
-    pictures = dict(_decode(root, records, side))
+    pictures = dict(_decode(root, records, replace(recipe, frames=1)))
     if len(pictures) < len(records):
         log.warning("images_left_out", count=len(records) - len(pictures), total=len(records))
     kept = [record for n, record in enumerate(records) if n in pictures]
@@ -67,8 +67,7 @@ def published(
     )
 
 
-def _decode(root: Path, records: Sequence[Record], side: int) -> list[tuple[int, np.ndarray]]:
-    recipe = Recipe(size=side, pad="square", frames=1)
+def _decode(root: Path, records: Sequence[Record], recipe: Recipe) -> list[tuple[int, np.ndarray]]:
     with Sandbox() as sandbox:
         answers = sandbox.decode_many([root / record.path for record in records], recipe)
         return [

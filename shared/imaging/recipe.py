@@ -9,6 +9,8 @@ from typing import Any, Literal, Self
 
 from shared.errors import Invalid
 
+Pad = Literal["squash", "square"]
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
@@ -17,7 +19,7 @@ class Recipe:
     frames: int = 8  #: at most this many, evenly spaced
     crop: Literal["none", "breast"] = "none"  #: to the bounding box of what is not background
     mirror: Literal["none", "left"] = "none"  #: chest wall to the left, from laterality or intensity mass
-    pad: Literal["squash", "square"] = "squash"  #: the papers squash; square keeps the aspect ratio
+    pad: Pad = "squash"  #: the papers squash; square keeps the aspect ratio
     for_processing: Literal["stop", "allow"] = "stop"  #: raw detector data never mixes with presentation
 
     def to_json(self) -> dict[str, Any]:

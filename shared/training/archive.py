@@ -12,7 +12,7 @@ from shared.datasets.collection import Collection
 from shared.datasets.development import VAL, hold_out
 from shared.datasets.folder import SUFFIXES, LabelTable, Row, read_labels
 from shared.errors import Invalid, NotFound, Rejected
-from shared.imaging.recipe import Recipe
+from shared.imaging.recipe import Pad, Recipe
 from shared.imaging.sandbox import Sandbox
 from shared.types import Decoded
 
@@ -85,11 +85,12 @@ class Archive:
     labels: str  #: the table; columns as `shared.datasets.folder.COLUMNS` names them
     label: Label
     side: int
+    pad: Pad = "square"
 
     def load(self, root: Path) -> Collection:  # noqa: ARG002 - it has its own folder
         """Raises: `NotFound`; `Invalid` for a malformed table, labels of fewer than two kinds, or too few patients."""
         counted: Counter[str] = Counter()
-        recipe = Recipe(size=self.side, pad="square")
+        recipe = Recipe(size=self.side, pad=self.pad)
         images, values, patients, modalities = [], [], [], []
         for one in labelled(Path(self.folder), read_labels(Path(self.labels)), self.label, recipe, counted):
             for pixels in one.decoded.pixels:

@@ -66,7 +66,13 @@ def train(  # noqa: PLR0913 - the options, one by one
     if folder is not None and labels is not None:
         from shared.training.archive import Archive
 
-        own = Archive(folder=str(folder.resolve()), labels=str(labels.resolve()), label=label, side=experiment.side)
+        own = Archive(
+            folder=str(folder.resolve()),
+            labels=str(labels.resolve()),
+            label=label,
+            side=experiment.side,
+            pad=experiment.recipe.pad,
+        )
         experiment = replace(experiment, data=own)
     target = out or Path("runs") / f"{experiment.name}-{preset}-{experiment.seed}"
 

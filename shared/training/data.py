@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch.nn import functional
 from shared.datasets import development
 from shared.datasets.collection import Collection
 from shared.errors import Invalid
+from shared.imaging.recipe import Pad, Recipe
 from shared.training.experiment import Batch, Experiment, Rows
 
 _ENCODE = 64  #: images in a batch of an evaluation
@@ -25,12 +27,21 @@ class Named:
     side: int
     limit: int | None = None  #: train on the first so many images only
 
+    pad: ClassVar[Pad] = "square"
+
     def load(self, root: Path) -> Collection:
-        data = development.load(self.name, root, self.side)
+        data = development.load(self.name, root, recipe=Recipe(size=self.side, pad=self.pad))
         if self.limit is None:
             return data
         spare = np.flatnonzero(data.split == "train")[self.limit :]
         return data.where(~np.isin(np.arange(len(data)), spare))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Squashed(Named):
+    """The same, and what is no square becomes one as in arXiv 2411.01473 and 2508.04790: stretched."""
+
+    pad: ClassVar[Pad] = "squash"
 
 
 def parts(data: Collection) -> tuple[Collection, Collection]:

@@ -160,7 +160,7 @@ def _of_collection(encoder: "Encoder", name: str, data: Path) -> "tuple[Subjects
     from shared.datasets.development import load
     from shared.training.vectors import of_collection
 
-    found = load(name, data, encoder.card.recipe.size)
+    found = load(name, data, recipe=encoder.card.recipe)
     ordinal = [title.rpartition(" ")[2] for title in found.classes]
     grades = np.array([int(grade) for grade in ordinal]) if all(grade.isdecimal() for grade in ordinal) else None
     return of_collection(encoder, found, grades)

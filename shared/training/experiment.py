@@ -41,7 +41,7 @@ class Batch(NamedTuple):
 
 
 class Data(Protocol):
-    """Where the images come from; implementations are frozen dataclasses."""
+    """Where the images come from; implementations are frozen dataclasses. One without a `pad` gives padded squares."""
 
     def load(self, root: Path) -> Collection:
         """All parts: trained on is `train`, selected by is `val`; `test` is never looked at."""
@@ -251,12 +251,8 @@ class Experiment:
 
     @property
     def recipe(self) -> Recipe:
-        """The preprocessing for the model's card: collections are padded to squares, so the platform has to as well.
-
-        In every preset, although the papers squash: theirs are mammograms twice as high as wide, and the sets that we
-        compare on are square.
-        """
-        return Recipe(size=self.side, pad="square")
+        """The preprocessing for the model's card: as the data became squares, so the platform has to make them."""
+        return Recipe(size=self.side, pad=getattr(self.data, "pad", "square"))
 
     def to_json(self) -> Json:
         described = describe(self)

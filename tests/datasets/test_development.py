@@ -7,6 +7,7 @@ import pytest
 from shared.datasets.collection import Collection
 from shared.datasets.development import SETS, VAL, hold_out, load, square
 from shared.errors import Invalid, NotFound
+from shared.imaging.recipe import Recipe
 
 NAMES = [*SETS, "phantoms:10:3"]
 #: images and classes as the sets' own descriptions say; cxr and busi without their repeated images
@@ -114,6 +115,18 @@ def test_a_square_is_padded_in_the_middle_and_shrunk_by_area():
     assert square(image, 2).tolist() == [[8, 18], [28, 38]]
     colour = np.stack([image, image, 4 * (image // 8)], axis=-1)
     assert square(colour)[1, 0] == round((10 + 10 + 4) / 3)
+
+
+def test_a_recipe_that_squashes_stretches_the_shorter_axis():
+    image = np.array([[10, 20, 30, 40], [50, 60, 70, 80]], np.uint8)
+    assert square(image, 2, "squash").tolist() == [[15, 35], [55, 75]]
+    assert square(image, pad="squash")[[0, 3]].tolist() == [[10, 20, 30, 40], [50, 60, 70, 80]]
+    squashed = load("phantoms:1:1", Path(), recipe=Recipe(size=64))
+    padded = load("phantoms:1:1", Path(), recipe=Recipe(size=64, pad="square"))
+    assert np.array_equal(padded.images, load("phantoms:1:1", Path(), 64).images)
+    edges = [0, -1]
+    assert not padded.images[:, :, edges].any()
+    assert (squashed.images[:, :, edges] > 0).any(axis=(1, 2)).all()
 
 
 def test_what_is_held_out_are_whole_groups_of_every_class():

@@ -5,6 +5,8 @@ from PIL import Image
 from shared.datasets.development import load
 from shared.datasets.published import published
 from shared.errors import Invalid, NotFound
+from shared.imaging.recipe import Recipe
+from shared.imaging.sandbox import Sandbox
 from shared.training.protocols import Subjects, protocol
 from tests.datasets import made
 from tests.datasets.test_cbis_ddsm import UIDS, line, write
@@ -38,14 +40,25 @@ def test_images_stand_beside_their_own_labels_and_are_padded_with_zero(tmp_path)
     assert not held.images[:, :, :8].any()
 
 
+def test_a_model_is_shown_a_published_set_by_its_own_recipe(tmp_path):
+    root = made.cdd_cesm(tmp_path, NAMES)
+    paths = sorted((root / made.LOW).iterdir())
+    with Sandbox() as sandbox:
+        for recipe in (Recipe(size=48), Recipe(size=48, pad="square"), Recipe(size=32, crop="breast")):
+            held = load("cdd-cesm:DM_low_energy", root, recipe=recipe)
+            for image, path in zip(held.images, paths, strict=True):
+                decoded = sandbox.decode(path, recipe).pixels[0]
+                assert np.abs(image - decoded * 255).max() < 0.51
+
+
 def test_incomplete_and_proven_categories_and_undecodable_images_are_left_out(tmp_path):
     names = {"P1_L_DM_CC": 0, "P2_L_DM_CC": 6, "P3_L_DM_CC": None, "P4_L_DM_CC": 3, "P5_L_DM_CC": 4}
     root = made.cdd_cesm(tmp_path, names)
     broken = root / made.LOW / "P5_L_DM_CC.jpg"
     broken.write_bytes(broken.read_bytes()[:200])
-    table = published("cdd-cesm", root, 32)
+    table = published("cdd-cesm", root, Recipe(size=32))
     assert (table.classes, list(table.groups), list(table.labels)) == (("BI-RADS 3",), ["4"], [0])
-    table = published("cdd-cesm", root, 32, folded=True)
+    table = published("cdd-cesm", root, Recipe(size=32), folded=True)
     assert (table.classes, list(table.groups)) == (("BI-RADS 3", "BI-RADS 5"), ["2", "4"])
     assert list(table.labels) == [1, 0]
 
@@ -98,7 +111,7 @@ def test_a_patient_on_both_sides_of_the_published_split_is_in_train_alone(tmp_pa
     )
     for n, film in enumerate(sorted((tmp_path / "CBIS-DDSM").iterdir())):
         made.dicom(film / UIDS / "1-1.dcm", made.noise(n), n)
-    table = published("cbis-ddsm", tmp_path, 32)
+    table = published("cbis-ddsm", tmp_path, Recipe(size=32))
     assert sorted(zip(table.groups, table.split, strict=True)) == [(both, "train"), (both, "train"), (other, "test")]
 
 

@@ -9,11 +9,12 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from shared.datasets import development
 from shared.encoder.build import build
 from shared.encoder.runtime import load
 from shared.errors import Conflict, Invalid, NotFound
 from shared.imaging.recipe import Recipe
-from shared.training.evaluate_cli import encode_command, evaluate_command
+from shared.training.evaluate_cli import _of_collection, encode_command, evaluate_command
 from shared.training.vectors import of_folder
 
 
@@ -149,6 +150,18 @@ def test_a_made_up_collection_and_a_model_by_name(run, model, tmp_path):
         path.name for path in (tmp_path / "report").iterdir()
     }
     assert "## split, l2" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_a_collection_is_shown_to_a_model_as_its_recipe_says(tmp_path):
+    seen = []
+    for recipe in (Recipe(size=64), Recipe(size=64, pad="square")):
+        build(tmp_path / recipe.pad, "tiny", "null", "random:0", recipe, dim=32)
+        encoder = load(tmp_path / recipe.pad)
+        images = development.load("phantoms:4:1", tmp_path, recipe=recipe).images
+        _, found = _of_collection(encoder, "phantoms:4:1", tmp_path)
+        assert np.array_equal(found.embeddings, encoder.encode(images / np.float32(255)).embeddings)
+        seen.append(images)
+    assert not np.array_equal(*seen)
 
 
 def test_another_model_is_subtracted_with_a_paired_test(run, model, archive, tmp_path):

@@ -11,6 +11,7 @@ import typer
 from shared.datasets.archive import write_archive
 from shared.encoder import cards
 from shared.errors import Conflict, Invalid, NotFound
+from shared.imaging.recipe import Pad, Recipe
 from shared.training.archive import Archive
 from shared.training.cli import changed, load, register
 from shared.training.data import parts
@@ -115,13 +116,17 @@ def test_patients_that_are_too_few_to_hold_some_out_are_counted(archive: Path, t
         own(archive, tmp_path / "few.csv").load(Path())
 
 
+@pytest.mark.parametrize(("base", "preset", "pad"), [("own_archive", "recommended", "square"),
+                                                       ("advanced_ft", "paper", "squash")])  # fmt: skip
 def test_a_model_is_trained_on_an_archive_of_ones_own(
-    similis: Callable[..., None], archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    words = ["train", "own_archive:squeezenet1_0", "--folder", archive, "--labels", archive / "labels.csv"]
-    words += ["--label", "density", "--epochs", 1, "--threads", 1, "--out", tmp_path / "out"]
-    similis(*words, "--set", "method.weights=random:0", "--set", "side=48")
-    assert cards.read(Path(capsys.readouterr().out.strip())).recipe.size == 48
+    similis: Callable[..., None], archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    base: str, preset: str, pad: Pad,
+) -> None:  # fmt: skip
+    words = ["train", f"{base}:squeezenet1_0", "--preset", preset, "--folder", archive]
+    words += ["--labels", archive / "labels.csv", "--label", "density", "--epochs", 1, "--threads", 1]
+    similis(*words, "--out", tmp_path / "out", "--set", "method.weights=random:0", "--set", "side=48")
+    assert cards.read(Path(capsys.readouterr().out.strip())).recipe == Recipe(size=48, pad=pad)
+    assert json.loads((tmp_path / "out" / "experiment.json").read_text())["data"]["pad"] == pad
     with pytest.raises(typer.BadParameter, match="belong together"):
         similis("train", "own_archive", "--folder", archive)
 

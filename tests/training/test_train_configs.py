@@ -4,15 +4,18 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from shared.datasets import development
 from shared.datasets.collection import Collection
 from shared.encoder.backbones import BACKBONES, PAPER_WEIGHTS
 from shared.encoder.network import body, state_of
 from shared.errors import Invalid, NotFound
+from shared.imaging.recipe import Recipe
 from shared.training import checkpoint as kept
 from shared.training.augment import Augment
 from shared.training.cli import CONFIGS, changed, listed, load
@@ -76,6 +79,16 @@ def test_each_configuration_makes_an_experiment_of_its_own_in_each_preset(name: 
     small = architecture in {"mobilenet_v2", "squeezenet1_0"}
     assert {(one.side, one.data.side) for one in made} == {(128, 146) if small else (224, 256)}
     assert all(isinstance(one.method, AdvancedFT | MetricLearning) for one in made)
+
+
+@pytest.mark.parametrize("config", ["advanced_ft", "metric_learning"])
+def test_images_are_squashed_as_the_papers_do_and_padded_as_we_do(config: str, tmp_path: Path) -> None:
+    for preset, pad in (("paper", "squash"), ("released-code", "squash"), ("recommended", "square")):
+        one = load(f"{config}:densenet121", preset)
+        assert one.recipe == Recipe(size=224, pad=pad)
+        data = replace(one.data, name="phantoms:1:1", side=64)
+        wanted = development.load("phantoms:1:1", tmp_path, recipe=Recipe(size=64, pad=pad))
+        assert np.array_equal(data.load(tmp_path).images, wanted.images)
 
 
 def test_recommended_keeps_the_ratio_of_the_rates_and_runs_one_cosine() -> None:

@@ -2,14 +2,15 @@
 
 `paper` is the text, `released-code` the authors' notebook where it differs; where the text is silent both do as the
 notebook does, except that `paper` flips no image upside down (no such view exists) and selects by retrieval.
-`recommended` has higher rates with the same ratio, for archives and epochs that are fewer, and one cosine.
+`recommended` has higher rates with the same ratio, for archives and epochs that are fewer, one cosine, and images that
+keep their shape.
 """
 
 from dataclasses import replace
 
 from shared.encoder.backbones import PAPER_WEIGHTS
 from shared.training.augment import Augment
-from shared.training.data import Named
+from shared.training.data import Named, Squashed
 from shared.training.experiment import Cosine, Experiment, Optimiser, Shuffled, WarmRestarts
 from shared.training.finetune import AdvancedFT
 
@@ -20,10 +21,11 @@ SMALL = ("mobilenet_v2", "squeezenet1_0")  #: at 128 pixels, for training withou
 
 def experiment(preset: str, variant: str) -> Experiment:
     side = 128 if variant in SMALL else 224
+    stored = side * 256 // 224
     paper = Experiment(
         name=f"advanced-ft-{variant}",
         preset=preset,
-        data=Named(name="radiology_16class", side=side * 256 // 224),
+        data=Squashed(name="radiology_16class", side=stored),
         side=side,
         method=AdvancedFT(architecture=variant, weights=PAPER_WEIGHTS.get(variant, "torchvision:IMAGENET1K_V1")),
         sampler=Shuffled(batch=16),
@@ -43,5 +45,10 @@ def experiment(preset: str, variant: str) -> Experiment:
             precision="fp32",
         )
     if preset == "recommended":
-        return replace(paper, optimiser=Optimiser(rates={"backbone": 1e-4, "head": 1e-3}), schedule=Cosine())
+        return replace(
+            paper,
+            data=Named(name="radiology_16class", side=stored),
+            optimiser=Optimiser(rates={"backbone": 1e-4, "head": 1e-3}),
+            schedule=Cosine(),
+        )
     return paper
