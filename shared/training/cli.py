@@ -70,7 +70,7 @@ def train(  # noqa: PLR0913 - the options, one by one
             folder=str(folder.resolve()),
             labels=str(labels.resolve()),
             label=label,
-            side=experiment.side,
+            side=max(experiment.side, getattr(experiment.data, "side", 0)),
             pad=experiment.recipe.pad,
         )
         experiment = replace(experiment, data=own)

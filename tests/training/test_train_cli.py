@@ -126,7 +126,8 @@ def test_a_model_is_trained_on_an_archive_of_ones_own(
     words += ["--labels", archive / "labels.csv", "--label", "density", "--epochs", 1, "--threads", 1]
     similis(*words, "--out", tmp_path / "out", "--set", "method.weights=random:0", "--set", "side=48")
     assert cards.read(Path(capsys.readouterr().out.strip())).recipe == Recipe(size=48, pad=pad)
-    assert json.loads((tmp_path / "out" / "experiment.json").read_text())["data"]["pad"] == pad
+    said = json.loads((tmp_path / "out" / "experiment.json").read_text())["data"]
+    assert (said["pad"], said["side"]) == (pad, 128 * 256 // 224)  # as the configuration stores images, for sharp crops
     with pytest.raises(typer.BadParameter, match="belong together"):
         similis("train", "own_archive", "--folder", archive)
 
