@@ -142,9 +142,9 @@ def _protocols(names: list[str], *, given: bool) -> tuple[str, ...]:
     """What is asked for; of `all`, `split` only where the images bring one. Raises: `NotFound`."""
     from shared.training.protocols import PROTOCOLS, protocol
 
-    if ALL in names:
-        return tuple(name for name in PROTOCOLS if given or name != "split")
-    return tuple(protocol(name).name for name in names)
+    every = [name for name in PROTOCOLS if given or name != "split"]
+    asked = [one for name in names for one in (every if name == ALL else [protocol(name).name])]
+    return tuple(dict.fromkeys(asked))
 
 
 def _distances(names: list[str] | None) -> list[str]:

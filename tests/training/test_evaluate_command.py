@@ -14,7 +14,8 @@ from shared.encoder.build import build
 from shared.encoder.runtime import load
 from shared.errors import Conflict, Invalid, NotFound
 from shared.imaging.recipe import Recipe
-from shared.training.evaluate_cli import _of_collection, encode_command, evaluate_command
+from shared.training.evaluate_cli import _of_collection, _protocols, encode_command, evaluate_command
+from shared.training.protocols import PROTOCOLS
 from shared.training.vectors import of_folder
 
 
@@ -150,6 +151,15 @@ def test_a_made_up_collection_and_a_model_by_name(run, model, tmp_path):
         path.name for path in (tmp_path / "report").iterdir()
     }
     assert "## split, l2" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_what_is_asked_beside_all_protocols_is_measured_too_and_nothing_twice():
+    named = _protocols(["patient", "all", "patient:CC:MLO", "lopo"], given=False)
+    assert named == ("patient", "paper1-compat", "paper1-compat-without-self", "paper2-v1-compat", "lopo",
+                     "patient:CC:MLO")  # fmt: skip
+    assert _protocols(["all"], given=True) == tuple(PROTOCOLS)
+    with pytest.raises(NotFound, match="no such protocol"):
+        _protocols(["all", "patients"], given=True)
 
 
 def test_a_collection_is_shown_to_a_model_as_its_recipe_says(tmp_path):
