@@ -6,12 +6,12 @@ the scratch folder and sets with figures are skipped, so a run that was stopped 
 
 ImageNet weights are at hand for SqueezeNet and MobileNetV2; DenseNet121, ResNet50, VGG16 and EfficientNet-B0 are
 the papers' networks with random weights: a baseline of texture, not a reproduction of their figures. `--profile full`
-has the weights that the papers used, from torchvision's site, and writes into a folder `full` of its own.
+has the weights that the papers used, from torchvision's site, and writes into a folder `full` of its own. `--search`
+measures nothing but the searches again, of random vectors: for a machine that was busy when the sets were measured.
 """
 
 import argparse
 import json
-import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,12 +19,12 @@ from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
 
-import faiss as _faiss
 import numpy as np
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from benchmarks.report import RESULTS, facts, write
+from benchmarks.retrieval.flat import flat_times, rounded
 from benchmarks.retrieval.tables import figure_tables, notes, timing_table
 from shared.datasets.collection import Collection
 from shared.datasets.development import hold_out, load
@@ -40,10 +40,9 @@ from shared.training.pictures import maps
 from shared.training.protocols import PROTOCOLS, Subjects
 from shared.training.vectors import Vectors, encode
 
-faiss: Any = _faiss  # its stubs lack half of it
 OUT = RESULTS / "retrieval" / "frozen"
 RESAMPLES = 1000
-REPEATS = 300  #: single queries timed
+SEARCH = "search.jsonl"  #: searches timed again, beside the sets' own files
 KEPT = {"mAP", "MRR", "P_adj@10", "hit@10", "graded_nDCG@10", "grade_difference@10"} | {
     f"{name}@{k}" for name in ("P", "R", "nDCG", "nDCG_retrieved_ideal") for k in KS
 }
@@ -104,7 +103,9 @@ def main() -> None:
     about = facts("retrieval.frozen", seeds | ({"random weights": 0} if asked.profile == "quick" else {}))
     asked.out.mkdir(parents=True, exist_ok=True)
     threadpool_limits(asked.threads)  # of BLAS and FAISS alike
-    for one in (one for one in SETS if one.name in asked.sets):
+    if asked.search:
+        _searched(about, asked.out)
+    for one in (one for one in SETS if one.name in asked.sets and not asked.search):
         raw = asked.out / f"{one.name}.jsonl"
         if raw.exists():
             print(f"{one.name}: {raw} is there")
@@ -126,6 +127,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--scratch", type=Path, default=Path(gettempdir()) / "similis-frozen")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--search", action="store_true", help="time the searches of what was measured, and no more")
     parser.add_argument("--nets", nargs="*", help="of the profile; all by default")
     parser.add_argument("--sets", nargs="*", default=[one.name for one in SETS])
     asked = parser.parse_args(arguments)
@@ -232,49 +234,40 @@ def _lines(one: Set, report: Report) -> Iterator[dict[str, Any]]:
             "balanced_accuracy": _three(vote.balanced_accuracy), "macro_f1": vote.macro_f1,
             "quadratic_kappa": vote.quadratic_kappa, "balanced_accuracy_456": vote.balanced_accuracy_456,
         }  # fmt: skip
-    yield from map(_rounded, of_run.values())
+    yield from map(rounded, of_run.values())
 
 
 def _three(interval: Any) -> list[float]:  # noqa: ANN401
     return [interval.mean, interval.low, interval.high]
 
 
-def _rounded(value: Any) -> Any:  # noqa: ANN401 - JSON
-    if isinstance(value, float):
-        return None if np.isnan(value) else round(value, 4)
-    if isinstance(value, dict):
-        return {key: _rounded(item) for key, item in value.items()}
-    return [_rounded(item) for item in value] if isinstance(value, list) else value
-
-
 def _timed(e: Encoded) -> dict[str, Any]:
-    """Milliseconds of one flat search for 100 items among all images of the set, one query at a time.
-
-    The engine's answers are checked against our own ranking: the share of equal distances among the first ten.
-    """
-    found: dict[str, Any] = {
+    return {
         "index size": len(e.vectors),
         "dim": e.vectors.shape[1],
         "encode_ms": round(e.encode_ms, 2),
+        **flat_times(e.vectors),
     }
-    unit = e.vectors / np.linalg.norm(e.vectors, axis=1, keepdims=True)
-    asked = np.random.default_rng(0).permutation(len(unit))[:REPEATS]
-    for name, make, vectors in (("FlatL2", faiss.IndexFlatL2, e.vectors), ("FlatIP", faiss.IndexFlatIP, unit)):
-        index = make(vectors.shape[1])
-        index.add(np.ascontiguousarray(vectors))
-        took, same = [], []
-        for row in asked:
-            began = time.perf_counter_ns()
-            near, _ = index.search(vectors[row : row + 1], min(KS[-1], len(vectors)))
-            took.append((time.perf_counter_ns() - began) / 1e6)
-            exact = vectors @ vectors[row] if name == "FlatIP" else -np.square(vectors - vectors[row]).sum(axis=1)
-            ours = -np.sort(-exact)[:10]
-            theirs = near[0, :10] if name == "FlatIP" else -near[0, :10]
-            same.append(np.allclose(ours, theirs, rtol=1e-3, atol=1e-3 * np.abs(exact).max()))
-        found[name] = {"p50_ms": float(np.percentile(took, 50)), "p95_ms": float(np.percentile(took, 95))}
-        found[name]["same first ten"] = float(np.mean(same))
-    found["load"] = round(os.getloadavg()[0], 1)
-    return {key: _rounded(value) for key, value in found.items()}
+
+
+def _searched(about: dict[str, Any], out: Path) -> None:
+    """The searches of all that was measured, again: a flat search takes as long for any vectors of a number and length.
+
+    They stand in a file of their own, because another machine in another hour has measured the rest.
+    """
+    told: list[dict[str, Any]] = [{"kind": "about"} | about]
+    for line in _lines_of(out):
+        if line["kind"] == "timing":
+            shape = (line["index size"], line["dim"])
+            key = {"kind": "search"} | {name: line[name] for name in ("set", "net", "index size", "dim")}
+            told.append(key | flat_times(np.random.default_rng(0).standard_normal(shape, np.float32)))
+    (out / SEARCH).write_text("".join(json.dumps(line) + "\n" for line in told), encoding="utf-8")
+
+
+def _lines_of(out: Path) -> list[dict[str, Any]]:
+    """What was measured of the sets, one after the other."""
+    paths = sorted(path for path in out.glob("*.jsonl") if path.name != SEARCH)
+    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _draw(one: Set, encoded: dict[str, Encoded], asked: argparse.Namespace) -> None:
@@ -286,10 +279,11 @@ def _draw(one: Set, encoded: dict[str, Encoded], asked: argparse.Namespace) -> N
 
 
 def _tables(about: dict[str, Any], profile: str, out: Path) -> None:
-    lines = [json.loads(line) for path in sorted(out.glob("*.jsonl")) for line in path.read_text().splitlines()]
+    lines, again = _lines_of(out), out / SEARCH
+    searched = [json.loads(line) for line in again.read_text().splitlines()] if again.exists() else []
     drawn = {path.parent.name: json.loads(path.read_text()) for path in sorted(out.glob("*/pictures.json"))}
     body = ["# Frozen features and exact search", "", *notes(profile), "", *figure_tables(lines, out)]
-    body += timing_table(lines)
+    body += timing_table(lines, searched)
     for name, said in drawn.items():
         body += ["", f"## Pictures: {name}, {said['net']}", ""]
         body += [f"![{kind}]({name}/{kind}.png) {said[kind]}" for kind in ("pca", "tsne")]

@@ -20,8 +20,10 @@ def out(tmp_path_factory):
         patch.setattr(sys, "argv", ["frozen", "--out", str(folder / "out"), "--scratch", str(folder / "scratch")])
         frozen.main()
         frozen.main()  # what is measured is not measured again, and the tables are the same
-        patch.setattr(sys, "argv", [*sys.argv, "--profile", "full"])
-        frozen.main()
+        words = sys.argv
+        for more in (["--profile", "full"], ["--search"]):
+            patch.setattr(sys, "argv", [*words, *more])
+            frozen.main()
     return folder / "out"
 
 
@@ -55,6 +57,23 @@ def test_the_engine_agrees_with_our_ranking(out):
     for line in timed:
         assert line["FlatL2"]["same first ten"] == line["FlatIP"]["same first ten"] == 1.0
         assert 0 < line["FlatL2"]["p50_ms"] <= line["FlatL2"]["p95_ms"]
+
+
+def test_searches_are_timed_again_by_what_was_measured_and_their_times_are_the_tables(out):
+    about, *again = [json.loads(line) for line in (out / "search.jsonl").read_text().splitlines()]
+    first = [r for r in raw(out) if r["kind"] == "timing"]
+    assert about["command"].endswith("--search")
+    assert [(r["net"], r["index size"], r["dim"]) for r in again] == [
+        (r["net"], r["index size"], r["dim"]) for r in first
+    ]
+    for line in again:
+        assert line["FlatL2"]["same first ten"] == line["FlatIP"]["same first ten"] == 1.0
+        assert 0 < line["FlatL2"]["p50_ms"] <= line["FlatL2"]["p95_ms"]
+    shown = (out / "tables.md").read_text().split("## Search time")[1].split("##")[0]
+    assert f"| {again[0]['FlatL2']['p50_ms']:.3f} / {again[0]['FlatL2']['p95_ms']:.3f} |" in shown
+    assert about["machine"] in shown
+    assert "random vectors" in shown
+    assert "random vectors" not in (out / "full" / "tables.md").read_text()
 
 
 def test_the_tables_hold_what_the_lines_say(out):
