@@ -47,5 +47,12 @@ class Collection:
             views=None if self.views is None else self.views[chosen],
         )
 
+    def limited(self, most: int | None) -> Self:
+        """The first so many images of the training part, and all of the others."""
+        if most is None:
+            return self
+        spare = np.flatnonzero(self.split == "train")[most:]
+        return self.where(~np.isin(np.arange(len(self)), spare))
+
     def part(self, *splits: Split) -> Self:
         return self.where(np.isin(self.split, splits))

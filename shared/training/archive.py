@@ -86,6 +86,7 @@ class Archive:
     label: Label
     side: int
     pad: Pad = "square"
+    limit: int | None = None  #: train on the first so many images only, in the order of their paths
 
     def load(self, root: Path) -> Collection:  # noqa: ARG002 - it has its own folder
         """Raises: `NotFound`; `Invalid` for a malformed table, labels of fewer than two kinds, or too few patients."""
@@ -115,4 +116,4 @@ class Archive:
             split=np.where(held, "val", "train"),
             sources=np.array(modalities),
             licence="the archive's own",
-        )
+        ).limited(self.limit)

@@ -72,6 +72,7 @@ def train(  # noqa: PLR0913 - the options, one by one
             label=label,
             side=max(experiment.side, getattr(experiment.data, "side", 0)),
             pad=experiment.recipe.pad,
+            limit=getattr(experiment.data, "limit", None),
         )
         experiment = replace(experiment, data=own)
     target = out or Path("runs") / f"{experiment.name}-{preset}-{experiment.seed}"

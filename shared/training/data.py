@@ -30,11 +30,7 @@ class Named:
     pad: ClassVar[Pad] = "square"
 
     def load(self, root: Path) -> Collection:
-        data = development.load(self.name, root, recipe=Recipe(size=self.side, pad=self.pad))
-        if self.limit is None:
-            return data
-        spare = np.flatnonzero(data.split == "train")[self.limit :]
-        return data.where(~np.isin(np.arange(len(data)), spare))
+        return development.load(self.name, root, recipe=Recipe(size=self.side, pad=self.pad)).limited(self.limit)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

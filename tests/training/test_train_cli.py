@@ -3,8 +3,10 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import typer
 
@@ -94,6 +96,19 @@ def test_an_archive_of_ones_own_is_decoded_by_the_platform_and_split_by_patient(
     assert len(set(data.groups)) == len({row["patient"] for row in rows})
     assert sorted(data.classes[label] for label in data.labels) == sorted(row["density"] for row in rows)
     assert 0.02 < data.images.mean() / 255 < 0.9
+
+
+def test_an_archive_of_ones_own_is_limited_as_the_configuration_says(
+    similis: Callable[..., None], archive: Path, tmp_path: Path
+) -> None:
+    whole = own(archive, archive / "labels.csv").load(Path())
+    cut = replace(own(archive, archive / "labels.csv"), limit=5).load(Path())
+    assert np.array_equal(cut.part("train").images, whole.part("train").images[:5])
+    assert np.array_equal(cut.part("val").images, whole.part("val").images)
+    words = ["train", "metric_learning:squeezenet1_0", "--preset", "released-code", "--folder", archive]
+    words += ["--labels", archive / "labels.csv", "--label", "density", "--epochs", 1, "--threads", 1]
+    similis(*words, "--out", tmp_path / "out", "--set", "method.weights=random:0", "--set", "side=48")
+    assert json.loads((tmp_path / "out" / "experiment.json").read_text())["data"]["limit"] == 200
 
 
 def test_a_single_kind_of_label_is_nothing_to_train_on(archive: Path, tmp_path: Path) -> None:
