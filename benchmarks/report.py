@@ -86,7 +86,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
 
 def write(name: str, about: Json, figures: Json, body: Sequence[str], folder: Path = RESULTS) -> None:
     """`name.md` for people and `name.json` for programs stand in the folder; the table is printed, too."""
-    about = about | {"load_average_after": [round(load, 1) for load in os.getloadavg()]}
+    load = [round(load, 1) for load in os.getloadavg()]
+    about = about | {"load_average_after": about.get("load_average_after", load)}  # of a run that has ended, its own
     versions = ", ".join(f"{package} {number}" for package, number in about["versions"].items())
     seeds = ", ".join(f"{what} {seed}" for what, seed in about["seeds"].items())
     foot = [

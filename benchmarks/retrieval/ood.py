@@ -53,6 +53,9 @@ pixels, grey. A kind with few images has a coarse share; `n` says how many.
 def main(arguments: Sequence[str] | None = None) -> None:
     """Scores are kept in the scratch folder; figures and tables are written anew."""
     chosen = _options(arguments)
+    if chosen.tables:
+        _again(chosen.out)
+        return
     torch.set_num_threads(chosen.threads)
     about = facts("retrieval.ood", {"trunk and decoder": 0})
     trunk = TRUNKS[chosen.profile]
@@ -70,6 +73,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     write(
         "ood", about, {"trunk": trunk.name, "decoder_epochs": chosen.epochs}, [INTRODUCTION, *_tables(rows)], chosen.out
     )
+
+
+def _again(out: Path) -> None:
+    """The tables of the rows that stand there, with what was said of their run."""
+    rows = [json.loads(line) for line in (out / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
+    about = json.loads((out / "ood.json").read_text(encoding="utf-8"))
+    write("ood", about, {}, [INTRODUCTION, *_tables(rows)], out)
 
 
 def _looked(trunk: Trunk, collection: Collection, chosen: argparse.Namespace) -> Mapping[str, NDArray[np.float32]]:
@@ -161,6 +171,8 @@ def _tables(rows: Sequence[Json]) -> list[str]:
         body += [f"## {modality} (calibrated on {mine[0]['calibrated_on']} images)", ""]
         body += ["Share above mean + 3 sd, and AUROC against the known test images:", "", *_kinds(usual), ""]
         body += ["Relative error, threshold swept:", "", *_sweep(mine), ""]
+        body += ["All scores, threshold swept: false alarms / outliers, mean of the kinds / other modalities:", ""]
+        body += [*_scores(mine), ""]
     return body
 
 
@@ -186,6 +198,22 @@ def _sweep(rows: Sequence[Json]) -> list[str]:
     return table(["kind", *rules], lines)
 
 
+def _scores(rows: Sequence[Json]) -> list[str]:
+    """Of each score under each rule; other modalities are there for one modality alone."""
+    rules = list(dict.fromkeys(row["rule"] for row in rows))
+    lines = []
+    for score in SCORES:
+        cells = []
+        for rule in rules:
+            above = {row["kind"]: row["above"] for row in rows if (row["score"], row["rule"]) == (score, rule)}
+            others = [share for kind, share in above.items() if kind.startswith("other: ")]
+            outliers = [share for kind, share in above.items() if kind != "known" and not kind.startswith("other: ")]
+            foreign = [f"{np.mean(shares):.2f}" for shares in (outliers, others) if shares]
+            cells.append(" / ".join([f"{above['known']:.3f}", *foreign]))
+        lines.append([score, *cells])
+    return table(["score", *rules], lines)
+
+
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=Path("../shared/data"))
@@ -194,6 +222,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--profile", choices=("quick", "full"), default="quick")
     parser.add_argument("--epochs", type=int, default=4, help="of the decoder")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--tables", action="store_true", help="write the tables of what was run so far; run nothing")
     return parser.parse_args(arguments)
 
 

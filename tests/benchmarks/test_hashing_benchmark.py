@@ -209,3 +209,13 @@ def test_shares_above_the_threshold_of_each_modality(collection):
     text = "\n".join(ood._tables(rows))
     assert "**known** (false alarms)" in text
     assert "## a (calibrated on" in text
+    kinds = [found["a", "Mahalanobis", "mean + 2 sd", kind]["above"] for kind in ("blank", "text", "noise", "photo")]
+    alarms, others = (found["a", "Mahalanobis", "mean + 2 sd", kind]["above"] for kind in ("known", "other: b"))
+    wanted = f"{alarms:.3f} / {np.mean(kinds):.2f} / {others:.2f}"
+    swept = text.split("## a (")[1].split("All scores")[1]
+    assert wanted in next(line for line in swept.splitlines() if line.startswith("| Mahalanobis"))
+
+
+def test_the_committed_tables_of_outliers_are_those_of_the_committed_rows():
+    rows = [json.loads(line) for line in (ood.OUT / "runs.jsonl").read_text().splitlines()]
+    assert "\n".join([ood.INTRODUCTION, *ood._tables(rows)]) in (ood.OUT / "ood.md").read_text()
