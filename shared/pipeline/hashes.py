@@ -2,7 +2,8 @@
 
 Thousands of images share a distance, so the ball alone ranks nothing. Its images are ordered by their content, the
 Pearson correlation of the embeddings, then by id. The correlation is computed here, from stored embeddings, and not
-by the engines: so ids and order are the same on each of them. Source: arXiv 2503.09370, content-guided ranking.
+by the engines: so ids and order are the same on each of them. Source: arXiv 2503.09370, content-guided ranking. How
+many it ranks the paper does not say: here, the k nearest codes and whoever ties with the last, or all of a radius.
 """
 
 import uuid
