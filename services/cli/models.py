@@ -22,7 +22,11 @@ from shared.imaging.recipe import Recipe
 Home = Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.similis.")]
 Note = Annotated[str, typer.Option(help="Licence and origin of the weights.")]
 Tta = Annotated[
-    Literal["none", "five"], typer.Option(help="five: the mean over five views of an image, at five times the cost.")
+    str,
+    typer.Option(
+        metavar="none|five|five:SEED",
+        help="The mean over five views of an image, at five times the cost; a seed draws them as the paper's code.",
+    ),
 ]
 
 

@@ -17,7 +17,6 @@ from shared.encoder.cards import (
     WEIGHTS,
     Card,
     Options,
-    Variants,
     check_name,
     write,
 )
@@ -43,7 +42,7 @@ def build(  # noqa: PLR0913 - each argument is an ingredient of the card
     dim: int | None = None,
     note: str = "",
     options: Options | None = None,
-    tta: Variants = "none",
+    tta: str = "none",
     about: Mapping[str, Any] | None = None,
     calibrations: Mapping[str, Calibration] | None = None,
     half: bool = False,

@@ -27,8 +27,8 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 Options = Mapping[str, Any]  #: JSON; `shared.encoder.kinds` says which an architecture has
-Variants = Literal["none", "five"]  #: test-time augmentation: see `shared.encoder.tta`
 
+_TTA = re.compile(r"none|five(:[0-9]{1,9})?")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
@@ -78,7 +78,7 @@ class Card:
     metric: Literal["cosine", "dot", "l2"] = "cosine"  #: embeddings are raw; a cosine index normalises
     bits: int = 0  #: length of the hash code; 0: no hash head
     options: Options = field(default_factory=dict)  #: of what the architecture is made
-    tta: Variants = "none"
+    tta: str = "none"  #: test-time augmentation, none, five or five:SEED: see `shared.encoder.tta`
     reconstructs: bool = False  #: there is a decoder, and so an out-of-distribution score
     about: Mapping[str, Any] = field(default_factory=dict)  #: data, recipe, figures, limits, licence, command
     #: by modality; an archive's own, kept in the database, come before these
@@ -90,6 +90,7 @@ class Card:
             raise Invalid("a card needs a dimension, a channel, bits in eights and a side of at least 32 pixels")
         if not 1 <= self.recipe.frames * self.recipe.size**2 <= MOST_PIXELS:
             raise Invalid("a card's recipe takes a frame of each image, or more, and no more pixels than 1 GiB holds")
+        check_views(self.tta)
         if not len(self.mean) == len(self.std) == self.channels or not min(self.std) > 0:
             raise Invalid("a card has a mean and a deviation greater than zero for each channel")
 
@@ -157,6 +158,12 @@ class Card:
         if fingerprint not in (None, card.fingerprint):
             raise Invalid("the card was changed: its fingerprint is another")
         return card
+
+
+def check_views(tta: str) -> None:
+    """Raises `Invalid`."""
+    if not _TTA.fullmatch(tta):
+        raise Invalid("test-time augmentation is none, five, or five:SEED with a whole number of up to nine digits")
 
 
 def check_name(name: str) -> None:

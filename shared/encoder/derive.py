@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from shared.encoder.build import as_json, beside
-from shared.encoder.cards import GRAPH, WEIGHTS, Card, Variants, check_name, read, sha256_of, write
+from shared.encoder.cards import GRAPH, WEIGHTS, Card, check_name, read, sha256_of, write
 from shared.encoder.ensemble import PRESETS
 from shared.encoder.export import export, measure
 from shared.encoder.hashing import COMPONENTS, MEAN, fit_hash, principal
@@ -81,7 +81,7 @@ def build_ensemble(  # noqa: PLR0913 - as above
     members: Sequence[Path],
     join: str = "unit",
     *,
-    tta: Variants = "none",
+    tta: str = "none",
     weights: Sequence[float] = (),
     features: Embeddings | None = None,
     preset: str | None = None,

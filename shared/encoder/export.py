@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shared.encoder.cards import Graph, Variants, sha256_of
+from shared.encoder.cards import Graph, sha256_of
 from shared.encoder.kinds import assemble
 from shared.encoder.network import named
 from shared.encoder.runtime import Raw, onnx_forward
@@ -47,7 +47,7 @@ def export(network: nn.Module, side: int, path: Path) -> Graph:
 
 
 def measure(
-    body: nn.Module, mean: Sequence[float], std: Sequence[float], tta: Variants, side: int, graph: Path | None
+    body: nn.Module, mean: Sequence[float], std: Sequence[float], tta: str, side: int, graph: Path | None
 ) -> dict[str, Any]:
     """What a card has to say of the network, and its graph at `graph`, if there is to be one.
 

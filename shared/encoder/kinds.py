@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from shared.encoder.backbones import BACKBONES, COMPOSED, Pooling, backbone
-from shared.encoder.cards import IMAGENET_MEAN, IMAGENET_STD, Card, Options
+from shared.encoder.cards import IMAGENET_MEAN, IMAGENET_STD, Card, Options, check_views
 from shared.encoder.ensemble import Ensemble, Join, Projection
 from shared.encoder.hashing import COMPONENTS, MEAN
 from shared.encoder.heads import Headed, MetricHead
@@ -62,10 +62,11 @@ def body(architecture: str, options: Options | None = None, *, empty: bool = Fal
 
 def assemble(module: nn.Module, mean: Sequence[float], std: Sequence[float], tta: str, side: int) -> nn.Module:
     """The whole of a model around its body: grey pixels (n, side, side) in [0, 1] to (n, dim) or `Outputs`."""
+    check_views(tta)
     network = Network(module, mean, std).eval()
     if tta == "none":
         return network
-    views = Views(side)
+    views = Views.named(tta, side)
     if not isinstance(module, Ensemble):
         return Tta(network, views).eval()
     module.views = views  # inside: members are averaged over the views before they are joined

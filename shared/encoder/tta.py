@@ -2,11 +2,11 @@
 
 Source: arXiv 2508.04790 and its released code (plain; flipped; rotated; enlarged and cropped; brighter with more
 contrast). There, rotation and brightness are drawn anew for each image, so that no vector can be made again; here
-they are fixed (`recommended`), or drawn once by a seed (`released-code`), for experiments.
+they are fixed (`five`, recommended), or drawn once, by the seed S, from the ranges of the released code (`five:S`).
 """
 
 import math
-from typing import Literal
+from typing import Self
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from shared.encoder.network import Outputs
 
-Preset = Literal["recommended", "released-code"]
 VIEWS = 5
 _ENLARGED = 240 / 224
 
@@ -24,15 +23,21 @@ class Views(nn.Module):
 
     grid: Tensor
 
-    def __init__(self, side: int, preset: Preset = "recommended", seed: int = 0) -> None:
+    def __init__(self, side: int, seed: int | None = None) -> None:
         super().__init__()
         self.angle, self.brightness, self.contrast = 5.0, 1.1, 1.1
-        if preset == "released-code":
+        if seed is not None:
             generator = torch.Generator().manual_seed(seed)
             draw = (torch.rand(3, generator=generator, dtype=torch.float64) * 2 - 1).tolist()
             self.angle, self.brightness, self.contrast = 5 * draw[0], 1 + 0.1 * draw[1], 1 + 0.1 * draw[2]
         self.side = side
         self.register_buffer("grid", _rotation(self.angle, side), persistent=False)
+
+    @classmethod
+    def named(cls, name: str, side: int) -> Self:
+        """Those that a card names: `five`, or `five:SEED`."""
+        _, _, seed = name.partition(":")
+        return cls(side, int(seed) if seed else None)
 
     def forward(self, pixels: Tensor) -> Tensor:
         views = (pixels, pixels.flip(-1), self._rotated(pixels), self._enlarged(pixels), self._jittered(pixels))
@@ -61,15 +66,15 @@ class Views(nn.Module):
 class Tta(nn.Module):
     """A network of grey pixels, its outputs averaged over the views.
 
-    Embeddings are the mean of the raw vectors, then made unit (unless `unit` is false); logits are averaged; errors are
-    the plain view's, because a calibration was made on plain images.
+    Embeddings are the mean of the raw vectors, then made unit, as our choice (the released code leaves them, which is
+    the same by cosine); logits are averaged; errors are the plain view's, because a calibration was made on plain
+    images.
     """
 
-    def __init__(self, network: nn.Module, views: Views, *, unit: bool = True) -> None:
+    def __init__(self, network: nn.Module, views: Views) -> None:
         super().__init__()
         self.network = network
         self.views = views
-        self.unit = unit
 
     def forward(self, pixels: Tensor) -> Tensor | Outputs:
         outputs = self.network(self.views(pixels))
@@ -82,7 +87,7 @@ class Tta(nn.Module):
         )
 
     def _embeddings(self, vectors: Tensor) -> Tensor:
-        return functional.normalize(average(vectors), dim=1) if self.unit else average(vectors)
+        return functional.normalize(average(vectors), dim=1)
 
 
 def average(rows: Tensor) -> Tensor:

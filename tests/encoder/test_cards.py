@@ -67,7 +67,7 @@ cards = st.builds(
     std=st.tuples(floats, floats, floats),
     bits=st.sampled_from([0, 8, 64]),
     options=st.dictionaries(words, st.integers() | st.lists(st.booleans(), max_size=2), max_size=2),
-    tta=st.sampled_from(["none", "five"]),
+    tta=st.sampled_from(["none", "five", "five:7"]),
     reconstructs=st.booleans(),
     about=st.dictionaries(words, words | st.floats(-1, 1), max_size=2),
     calibrations=st.dictionaries(st.sampled_from(["MG", "US"]), st.just(CALIBRATION)),

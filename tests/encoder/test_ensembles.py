@@ -132,7 +132,7 @@ def test_one_untrained_member_makes_the_ensemble_untrained(united: Path, tmp_pat
 
 def test_members_that_do_not_go_together_are_refused(members, united: Path, tmp_path: Path) -> None:
     build(tmp_path / "wide", "wide", "squeezenet1_0", "random:0", Recipe(size=96), graph=False)
-    build(tmp_path / "views", "views", "squeezenet1_0", "random:0", Recipe(size=SIDE), tta="five", graph=False)
+    build(tmp_path / "views", "views", "squeezenet1_0", "random:0", Recipe(size=SIDE), tta="five:4", graph=False)
     build(tmp_path / "null", "null", "null", "random:0", Recipe(size=SIDE))
     others = [*(tmp_path / name for name in ("wide", "views", "null")), united]
     for wrong in ([], *([members[0], other] for other in others)):

@@ -5,9 +5,11 @@ import pytest
 import torch
 from torch import nn
 
+from shared.encoder.kinds import assemble
 from shared.encoder.network import Network, Outputs
 from shared.encoder.samples import samples
 from shared.encoder.tta import VIEWS, Tta, Views, average
+from shared.errors import Invalid
 
 SIDE = 56
 PIXELS = torch.from_numpy(samples(3, SIDE, 5))
@@ -76,16 +78,17 @@ def test_views_of_a_mirrored_image_are_mirrored_but_for_the_rotated_one() -> Non
     assert (there[2] - here[2].flip(-1)).abs().max() > 0.05  # +5 degrees mirrored is -5
 
 
-def test_recommended_views_never_change_and_released_ones_only_with_the_seed() -> None:
-    def seen(preset: str, seed: int) -> torch.Tensor:
+def test_views_never_change_but_with_the_seed_that_the_card_names() -> None:
+    def seen(name: str) -> torch.Tensor:
         torch.manual_seed(np.random.default_rng().integers(1 << 30))
-        return Views(SIDE, preset, seed)(PIXELS)
+        return Views.named(name, SIDE)(PIXELS)
 
-    assert torch.equal(seen("recommended", 0), seen("recommended", 1))
-    assert torch.equal(seen("released-code", 3), seen("released-code", 3))
-    assert not torch.equal(seen("released-code", 3), seen("released-code", 4))
+    assert torch.equal(seen("five"), seen("five"))
+    assert torch.equal(seen("five:3"), seen("five:3"))
+    assert not torch.equal(seen("five:3"), seen("five:4"))
+    assert not torch.equal(seen("five:0"), seen("five"))
     for seed in range(30):
-        views = Views(SIDE, "released-code", seed)
+        views = Views(SIDE, seed)
         assert abs(views.angle) <= 5
         assert min(views.brightness, views.contrast) >= 0.9
         assert max(views.brightness, views.contrast) <= 1.1
@@ -104,8 +107,7 @@ def test_the_vector_is_the_mean_of_the_raw_ones_made_unit() -> None:
     with torch.inference_mode():
         raw = [plain(view) for view in Views(SIDE)(PIXELS).split(3)]
         mean = sum(raw) / 5
-        found, unscaled = Tta(plain, Views(SIDE))(PIXELS), Tta(plain, Views(SIDE), unit=False)(PIXELS)
-    torch.testing.assert_close(unscaled, mean)
+        found = Tta(plain, Views(SIDE))(PIXELS)
     torch.testing.assert_close(found, mean / mean.norm(dim=1, keepdim=True))
     assert (raw[0] - mean).abs().max() > 1e-3
 
@@ -138,3 +140,9 @@ def test_the_average_is_over_views_not_over_images(n: int) -> None:
     rows = torch.arange(VIEWS * n * 2, dtype=torch.float32).reshape(VIEWS * n, 2)
     wanted = [[(sum(rows[v * n + i, j] for v in range(VIEWS)) / VIEWS).item() for j in range(2)] for i in range(n)]
     assert average(rows).tolist() == wanted
+
+
+@pytest.mark.parametrize("name", ["ten", "five:", "five:-1", "five:1.5", "five:0123456789", "none:1"])
+def test_views_that_are_none_of_ours_are_refused(name: str) -> None:
+    with pytest.raises(Invalid, match="five:SEED"):
+        assemble(nn.Identity(), (0.5,), (0.5,), name, SIDE)
