@@ -121,11 +121,6 @@ def paired_effect(differences: Floats, clusters: Ints) -> float:
     return mean / deviation
 
 
-def cohens_d(means: tuple[float, float], deviations: tuple[float, float]) -> float:
-    """Difference of two independent groups of equal size over their pooled standard deviation."""
-    return (means[0] - means[1]) / float(np.sqrt((deviations[0] ** 2 + deviations[1] ** 2) / 2))
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """p-values adjusted for their number, in their order. Source: Holm 1979."""
     p = np.asarray(p_values, np.float64)

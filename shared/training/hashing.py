@@ -78,15 +78,6 @@ def quantisation_loss(u: Tensor) -> Tensor:
     return torch.log1p((1 - functional.cosine_similarity(magnitudes, torch.ones_like(magnitudes), dim=1)) / 2).mean()
 
 
-def released_quantisation_loss(u: Tensor) -> Tensor:
-    """What the released code computes. Its centring sends the vector of ones to 0, so it is log 1.5 whatever u is."""
-    magnitudes = single(u).abs()
-    ones = torch.ones_like(magnitudes)
-    a, b = magnitudes - magnitudes.mean(1, keepdim=True), ones - ones.mean(1, keepdim=True)
-    rho = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + _EPS)
-    return torch.log1p((1 - rho) / 2).mean()
-
-
 def sch_loss(
     u: Tensor,
     labels: Tensor,

@@ -19,7 +19,6 @@ from shared.training.hashing import (
     objective,
     quantisation_loss,
     relaxed_hamming,
-    released_quantisation_loss,
     sch_loss,
     signs,
 )
@@ -115,6 +114,14 @@ def test_a_constant_added_to_one_image_changes_its_distances():
     torch.testing.assert_close(*centred, rtol=0, atol=1e-5)
     assert (signs(u) != signs(moved)).float().mean() > 0.2
     assert (relaxed_hamming(u) - relaxed_hamming(moved)).abs().max() > 0.1
+
+
+def released_quantisation_loss(u):
+    """What the released code computes. Its centring sends the vector of ones to 0, so it is log 1.5 whatever u is."""
+    magnitudes, ones = u.abs(), torch.ones_like(u)
+    a, b = magnitudes - magnitudes.mean(1, keepdim=True), ones - ones.mean(1, keepdim=True)
+    rho = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)
+    return torch.log1p((1 - rho) / 2).mean()
 
 
 def test_the_released_quantiser_has_no_gradient_and_ours_has():
