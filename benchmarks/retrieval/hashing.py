@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     about = facts("retrieval.hashing", {"trunks and heads": chosen.seeds})
     collection = development.load(COLLECTION, chosen.data, STORED)
     chosen.out.mkdir(parents=True, exist_ok=True)
-    log = Log(chosen.out / "runs.jsonl", chosen.scratch / "average-precision")
+    log = Log(chosen.out / "runs.jsonl")
     if not chosen.tables:
         _run(wanted, collection, chosen, log)
     text = [*_introduction(wanted.trunks[0], collection), *tables.body(log.records, log.average_precision, collection)]
@@ -110,10 +110,11 @@ def _introduction(trunk: Trunk, collection: Collection) -> list[str]:
 class Log:
     """Records as JSON lines; the average precisions of single queries are too many for them and stand beside."""
 
-    def __init__(self, path: Path, beside: Path) -> None:
-        self.path, self.beside = path, beside
+    def __init__(self, path: Path) -> None:
+        self.path, self._beside = path, path.with_name("average_precision.npz")
         lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
         self.records: list[Json] = [json.loads(line) for line in lines]
+        self._average = dict(np.load(self._beside)) if self._beside.exists() else {}
 
     def once(self, key: Json, run: Any) -> None:  # noqa: ANN401 - () -> (figures, average precisions or None)
         """What the key names is in the file after the call."""
@@ -130,16 +131,16 @@ class Log:
             "machine": machine(),
         }
         if average is not None:
-            self.beside.mkdir(parents=True, exist_ok=True)
-            keep(self.beside / f"{name_of(key)}.npz", average=average)
+            self._average[name_of(key)] = average.astype(np.float32)
+            keep(self._beside, **self._average)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
         self.records.append(record)
         print(name_of(key), {n: round(v, 3) for n, v in figures.items() if isinstance(v, float)}, flush=True)
 
     def average_precision(self, key: Json) -> NDArray[np.float64] | None:
-        path = self.beside / f"{name_of(key)}.npz"
-        return np.load(path)["average"] if path.exists() else None
+        found = self._average.get(name_of(key))
+        return None if found is None else found.astype(np.float64)
 
 
 def name_of(key: Json) -> str:

@@ -202,24 +202,28 @@ def _end_to_end(records: Sequence[Record], average_precision: PER_QUERY, collect
 
 
 def _against(groups: Mapping[str, Sequence[Record]], average_precision: PER_QUERY, collection: Collection) -> list[str]:
-    """ACIR against each other one: the same queries, their precision averaged over the trunk seeds first."""
-    asked = collection.split == "test"
-    found: dict[str, NDArray[np.float64]] = {}
-    for method, records in groups.items():
-        values = [average_precision(dict(r["key"])) for r in records]
-        known = [value for value in values if value is not None]
-        if known and len(known) == len(values):
-            found[method] = np.mean(known, axis=0)
-    others = [method for method in found if method != "acir"]
-    if "acir" not in found or not others:
+    """ACIR against each other one: the same queries, their precision averaged over the seeds at hand of both."""
+    groups_asked = collection.groups[collection.split == "test"]
+    known = {
+        method: {r["key"]["seed"]: found for r in records if (found := average_precision(dict(r["key"]))) is not None}
+        for method, records in groups.items()
+    }
+    own = known.get("acir", {})
+    shared = {method: sorted(own.keys() & found.keys()) for method, found in known.items() if method != "acir"}
+    shared = {method: seeds for method, seeds in shared.items() if seeds}
+    if not shared:
         return []
-    made = [compare(found["acir"], found[method], collection.groups[asked]) for method in others]
+
+    def average(method: str, seeds: Sequence[int]) -> NDArray[np.float64]:
+        return np.asarray(np.mean([known[method][seed] for seed in seeds], axis=0))
+
+    made = [compare(average("acir", seeds), average(method, seeds), groups_asked) for method, seeds in shared.items()]
     adjusted = holm([one.p for one in made])
     rows = [
-        [method, one.difference, f"{p:.4f}", f"{one.effect:.2f}"]
-        for method, one, p in zip(others, made, adjusted, strict=True)
+        [method, len(seeds), one.difference, f"{p:.4f}", f"{one.effect:.2f}"]
+        for (method, seeds), one, p in zip(shared.items(), made, adjusted, strict=True)
     ]
-    head = ["ACIR minus", "difference of mAP, 95 % over groups", "p (sign flips over groups, Holm)", "effect (d_z)"]
+    head = ["ACIR minus", "seeds", "difference of mAP, 95 % over groups", "p (sign flips over groups, Holm)", "d_z"]
     return table(head, rows)
 
 

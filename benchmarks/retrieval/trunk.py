@@ -112,7 +112,7 @@ def seen_by_backbone(architecture: str, weights: str, collection: Collection, sc
 def keep(path: Path, **arrays: NDArray[np.float32]) -> None:
     """The arrays stand at `path`, whole."""
     beside = path.with_suffix(".part.npz")
-    np.savez(beside, **arrays)  # type: ignore[arg-type]  # its keywords are the arrays
+    np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]  # its keywords are the arrays
     beside.rename(path)
 
 

@@ -79,7 +79,7 @@ def test_what_stands_in_the_log_is_not_run_again(tmp_path):
         return {"mAP": 0.5}, np.array([0.5])
 
     for _ in range(2):
-        log = hashing.Log(tmp_path / "runs.jsonl", tmp_path / "beside")
+        log = hashing.Log(tmp_path / "runs.jsonl")
         log.once({"kind": "head", "bits": 8}, run)
     assert len(runs) == 1
     log.once({"kind": "head", "bits": 16}, run)
@@ -87,12 +87,13 @@ def test_what_stands_in_the_log_is_not_run_again(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert [line["key"]["bits"] for line in lines] == [8, 16]
     assert {"commit", "date", "machine", "cpu_s"} <= lines[0].keys()
-    assert log.average_precision({"kind": "head", "bits": 8}).tolist() == [0.5]
+    again = hashing.Log(tmp_path / "runs.jsonl")
+    assert again.average_precision({"kind": "head", "bits": 8}).tolist() == [0.5]
     assert log.average_precision({"kind": "head", "bits": 9}) is None
 
 
 def test_tables_are_made_of_the_records_alone(tmp_path, collection, seen):
-    log = hashing.Log(tmp_path / "runs.jsonl", tmp_path / "beside")
+    log = hashing.Log(tmp_path / "runs.jsonl")
     key = {"kind": "trunk", "widths": "xs", "epochs": 1, "objective": "acir", "darf": True, "seed": 0}
     rival = {**key, "objective": "csq"}
     for search, factor in (("float", 1), ("features", 2)):
@@ -137,6 +138,7 @@ def test_tables_are_made_of_the_records_alone(tmp_path, collection, seen):
     floats = {tuple(r["key"].values()): r["figures"]["mAP"] for r in log.records if r["key"].get("search") == "float"}
     gap = floats[(*key.values(), "float")] - floats[(*rival.values(), "float")]
     assert f"| csq | 1 | {gap:.3f} |" in text  # paired by the one seed that both have
+    assert any(line.startswith(f"| csq | 1 | {gap:.3f} [") for line in text.splitlines())  # and by its queries
     bare = hashing_tables.body(log.records, lambda _: None, collection)
     assert f"| csq | 1 | {gap:.3f} |" in "\n".join(bare)  # the records alone
     hashing_tables.flat(log.records, tmp_path / "figures.csv")
