@@ -4,9 +4,11 @@ Early acknowledgement on purpose: the row in Postgres, not the message, guarante
 gained by a late one, and poison loops and stuck messages cannot be.
 """
 
+import warnings
 from typing import Any
 
 from celery import Celery, signals
+from celery.platforms import SecurityWarning
 
 from shared.config import read
 from shared.errors import Invalid
@@ -22,6 +24,8 @@ TIDY_S = 3600.0
 def _every(job: Job, seconds: float, *, expires_s: float) -> dict[str, Any]:
     return {"task": job.value, "schedule": seconds, "options": {"queue": QUEUES[job], "expires": expires_s}}
 
+
+warnings.filterwarnings("ignore", category=SecurityWarning)  # of root, who could be sent a pickle: none is taken
 
 settings = read("similis worker")
 app = Celery(

@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable
 
 import uvicorn
+from starlette.types import ASGIApp
 
 from services.api.app import create
 from services.api.broker import producer
+from services.api.wire import Protocol
 from shared.config import read
 from shared.errors import SimilisError
 from shared.log import configure, get
@@ -33,6 +35,20 @@ class Server(uvicorn.Server):
             self._serving()
 
 
+def configuration(app: ASGIApp, host: str, port: int) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        host=host,
+        port=port,
+        http=Protocol,
+        log_config=None,  # ours
+        access_log=False,  # it would write paths, which hold UIDs
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=10,
+    )
+
+
 def main(listener: socket.socket | None = None, serving: Callable[[], None] = lambda: None) -> int:
     """Serve, on this open socket or on one of our own; gives an exit code."""
     settings = read("similis api")
@@ -43,17 +59,7 @@ def main(listener: socket.socket | None = None, serving: Callable[[], None] = la
         sys.stderr.write(f"similis api: {error}\n")
         return 1
     log.info("starting", host=settings.api.host, port=settings.api.port)
-    config = uvicorn.Config(
-        app,
-        host=settings.api.host,
-        port=settings.api.port,
-        log_config=None,  # ours
-        access_log=False,  # it would write paths, which hold UIDs
-        server_header=False,
-        timeout_keep_alive=30,
-        timeout_graceful_shutdown=10,
-    )
-    server = Server(config, serving)
+    server = Server(configuration(app, settings.api.host, settings.api.port), serving)
     server.run(sockets=None if listener is None else [listener])
     return 0 if server.started else 3
 

@@ -164,7 +164,7 @@ def _message(error: Mapping[str, Any], known: Sequence[str]) -> str:
         return WRITTEN.get(error["ctx"]["pattern"], "is not written as it must be: see /docs")
     if error["type"] in _NUMBERS:
         return f"not a valid {error['type'].split('_')[0]}"
-    return str(error["msg"])
+    return str(error["msg"]).removeprefix("Value error, ")
 
 
 def install(app: FastAPI) -> None:

@@ -42,7 +42,7 @@ def ranking(found: Ranking, request: Request, took_ms: float) -> Json:
             ],
             "gates": _gates(subject),
         },
-        "studies": [_study(rank, study) for rank, study in enumerate(found.studies, 1)],
+        "studies": [_study(rank, study) for rank, study in enumerate(found.studies, found.before + 1)],
         "hidden": {"studies": found.hidden_studies, "images": found.hidden_images},
         "excluded": sorted(request.exclude),
         "model": model(found.published),

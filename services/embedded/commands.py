@@ -73,7 +73,8 @@ def default_model() -> list[str]:
 
 
 def _celery() -> list[str]:
-    return [*PYTHON, "celery", "--app", "workers.app:app"]
+    """Quiet: its banners are no lines of a structured log."""
+    return [*PYTHON, "celery", "--quiet", "--app", "workers.app:app"]
 
 
 def environment(

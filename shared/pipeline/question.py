@@ -119,6 +119,7 @@ class Ranking:
 
     subject: Subject
     studies: tuple[Found, ...]
+    before: int  #: studies on the pages before
     hidden_studies: int
     hidden_images: int
     published: Published

@@ -253,8 +253,13 @@ def _incoming(file: Found, secret: bytes, origin: Origin) -> Incoming:
         path=file.seen.path,
         labels=file.row.labels if file.row is not None else Labels(),
         described=file.row is not None or file.inspected.kind == "dicom",
+        nobody=b"" if file.row is None or file.inspected.kind == "dicom" else _nobody(file.inspected, secret),
         sender=f"{origin.source}:{origin.sender}" if origin.sender else "",
     )
+
+
+def _nobody(picture: Inspected, secret: bytes) -> bytes:
+    return b"" if picture.header is None else key_of(picture.header, secret)
 
 
 def key_of(header: Header, secret: bytes) -> bytes:
@@ -278,6 +283,7 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
     if not candidates:
         return records
     owners = studies.ensure(db, [incoming for _, incoming in candidates])
+    _name(db, [incoming for _, incoming in candidates], standing, owners)
     fresh: dict[str, Incoming] = {}
     for _, incoming in candidates:  # the first file of a UID inserts, the others meet it below
         uid = incoming.header.sop_instance_uid
@@ -297,6 +303,22 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
                 studies.hold(db, standing[uid].id, Gate.METADATA, Reason.SITE_RULE)
         records.append(_record(file, incoming, verdict, standing))
     return records
+
+
+def _name(
+    db: Session, incoming: Sequence[Incoming], standing: dict[str, Known], owners: dict[str, tuple[int, bytes]]
+) -> None:
+    """Pictures that were nobody's, as no table named them, are whose a table says that they are."""
+    for one in incoming:
+        known = standing.get(one.header.sop_instance_uid)
+        uid = one.header.study_instance_uid
+        study_id, patient = owners[uid]
+        if known is None or known.patient_key != one.nobody or patient not in (one.nobody, one.patient_key):
+            continue
+        if (uid, one.patient_key) != (known.study_uid, known.patient_key):
+            studies.name(db, known, one, study_id)
+            owners[uid] = (study_id, one.patient_key)
+            standing[known.sop_uid] = replace(known, study_uid=uid, patient_key=one.patient_key)
 
 
 def _seen_before(incoming: Incoming, standing: Mapping[str, Known]) -> bool:

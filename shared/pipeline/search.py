@@ -182,6 +182,7 @@ def _rank(
             Ranking(
                 subject=subject,
                 studies=shown,
+                before=len(page.seen),
                 hidden_studies=hidden[0],
                 hidden_images=hidden[1],
                 published=live,

@@ -25,6 +25,7 @@ class Incoming:
     path: bytes
     labels: Labels
     described: bool = True  #: header or table say what it shows; false: a picture that no table knows
+    nobody: bytes = b""  #: of a picture that a table names: the patient that it had without one
     sender: str = ""  #: source and name of who sent it, for files that were sent
     held_by: str = ""  #: the site's rule by which it waits for a person
 
@@ -132,6 +133,25 @@ def redate(db: Session, study_uid: str, study_date: date) -> None:
     """The study has this date; if it had another, or none, every generation is told so of each of its images."""
     if db.execute(_REDATE, {"uid": study_uid, "date": study_date}).rowcount:  # type: ignore[attr-defined]
         enqueue(db, Job.PROJECT)
+
+
+_NAME = sa.text(
+    f"""
+    WITH named AS (UPDATE study SET patient_key = :patient WHERE id = :study AND patient_key <> :patient),
+    changed AS (UPDATE image SET study_id = :study, revision = revision + 1 WHERE id = :id RETURNING id, {_REVISED})
+    {_TELL}
+    """  # noqa: S608 - only the constants above are inserted
+)
+_LEFT = sa.text("DELETE FROM study s WHERE uid = :uid AND NOT EXISTS (SELECT FROM image WHERE study_id = s.id)")
+
+
+def name(db: Session, known: Known, new: Incoming, study_id: int) -> None:
+    """An image that was nobody's is in this study and its patient's; every generation is told."""
+    db.execute(_NAME, {"id": known.id, "study": study_id, "patient": new.patient_key})
+    db.execute(_LEFT, {"uid": known.study_uid})
+    if new.header.study_date is not None and new.header.study_instance_uid == known.study_uid:
+        redate(db, known.study_uid, new.header.study_date)  # another study has its date by `ensure`
+    enqueue(db, Job.PROJECT)
 
 
 _INSERT = sa.text(

@@ -161,6 +161,11 @@ def test_of_two_values_of_one_parameter_none_is_ignored(client, address):
     assert told["message"] == "is given more than once, and has one value"
 
 
+def test_a_rule_of_ours_is_told_in_our_words_alone(client):
+    (told,) = client.get("/v1/studies?StudyDate=20250101-20240101").json()["errors"]
+    assert told["message"] == "the date range ends before it begins"
+
+
 def test_a_list_may_still_be_repeated(client):
     assert client.get("/v1/studies?birads=4&birads=5&ModalitiesInStudy=MG&ModalitiesInStudy=CT").status_code == 200
 

@@ -92,16 +92,18 @@ def test_an_image_may_be_compared_with_its_own_view_only(client, filled):
 
 def test_pages_follow_one_another_without_gap_or_repeat(client, filled):
     whole = uids(client.get("/v1/studies/1.2.3.1/similar?k=10"))
-    address, seen = "/v1/studies/1.2.3.1/similar?k=4", []
+    address, seen, ranks = "/v1/studies/1.2.3.1/similar?k=4", [], []
     while address:
         answer = client.get(address)
         seen += uids(answer)
+        ranks += [study["rank"] for study in answer.json()["studies"]]
         if len(seen) == 4:
             filled.take_in(30)  # what arrives meanwhile disturbs nothing
         link = answer.headers.get("Link")
         assert (link is None) == (answer.json()["next"] is None)
         address = link and link.partition("<")[2].partition(">")[0]
     assert seen == whole
+    assert ranks == list(range(1, len(whole) + 1))
 
 
 def test_a_cursor_belongs_to_its_query(client, filled):

@@ -73,6 +73,14 @@ def test_every_process_of_the_design_runs(stack):
     assert until(lambda: states() == {**dict.fromkeys(lasting, "ready"), "model": "done"}, 120, 0.1), states()
 
 
+@pytest.mark.parametrize("name", ["api", "dicom", "vectors", "worker-ingest1", "worker-scan", "beat"])
+def test_every_line_of_a_log_is_json(stack, name):
+    log = stack.home / f"logs/{name}.log"
+    assert until(lambda: log.exists() and b"\n" in log.read_bytes(), 60, 0.1)
+    lines = log.read_text().splitlines()
+    assert [line for line in lines if not line.startswith('{"')] == []
+
+
 @pytest.mark.parametrize("name", ["supervisor", "api", "dicom", "beat"])
 def test_starting_loads_no_neural_network_runtime(stack, name):
     pid = stack.home.state["supervisor"]["pid"] if name == "supervisor" else stack.pid_of(name)

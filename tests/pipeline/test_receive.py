@@ -8,6 +8,7 @@ import pytest
 import sqlalchemy as sa
 
 from shared.datasets.folder import Row
+from shared.imaging.pseudonym import patient_key, patient_number
 from shared.pipeline import receive
 from shared.types import Labels
 from tests.miniature import SECRET, Platform, header
@@ -178,6 +179,52 @@ def test_a_picture_scanned_again_without_its_table_stays_as_it_was(platform: Pla
     assert platform.scan().counts["taken"] == 1
     assert rows(platform, "SELECT view, birads, revision FROM image") == before == [("MLO", 3, 1)]
     assert rows(platform, "SELECT count(*) FROM study") == [(1,)]
+
+
+def unnamed(platform: Platform, n: int = 0) -> None:
+    """A picture was taken in without a table, and is searchable as nobody's."""
+    picture = header(n, patient_id="", study_instance_uid=f"2.25.{n + 1}", view=None, laterality=None, modality="OT")
+    platform.sandbox.kinds[os.fsencode(platform.put(f"{n}.png", picture))] = "png"
+    platform.scan()
+    platform.encode()
+    platform.project()
+
+
+@pytest.mark.parametrize(
+    ("row", "patient"),
+    [
+        (Row(study="1.2.7", patient="P1", study_date=date(2024, 5, 6), labels=Labels()), ("", "P1", "1.2.7")),
+        (Row(study=None, patient="P1", study_date=date(2024, 5, 6), labels=Labels()), ("", "P1", "2.25.1")),
+        (Row(study="1.2.7", patient=None, study_date=date(2024, 5, 6), labels=Labels()), ("", "", "1.2.7")),
+    ],
+)
+def test_a_picture_that_was_nobodys_is_whose_the_first_table_says(
+    platform: Platform, row: Row, patient: tuple[str, str, str]
+) -> None:
+    platform.add_model()
+    unnamed(platform)
+    assert platform.scan(Table(row)).counts["taken"] == 1
+    key = patient_key(SECRET, *patient[:2], study_instance_uid=patient[2])
+    assert rows(platform, "SELECT uid, patient_key, study_date FROM study") == [(patient[2], key, date(2024, 5, 6))]
+    assert platform.encode() == 0
+    assert platform.project() == 1
+    (collection,) = rows(platform, "SELECT collection FROM generation")[0]
+    points = platform.index(collection).get([point for (point,) in rows(platform, "SELECT point_id FROM ledger")])
+    assert [point.payload["patient"] for point in points] == [patient_number(key)]
+    assert [(point.payload["study"],) for point in points] == rows(platform, "SELECT id FROM study")
+    assert platform.scan(Table(replace(row, patient="P2"))).counts["quarantined"] == 1
+    assert rows(platform, "SELECT patient_key FROM study WHERE id = (SELECT study_id FROM image)") == [(key,)]
+
+
+def test_a_picture_that_was_nobodys_does_not_join_the_study_of_another_patient(platform: Platform) -> None:
+    platform.put("a.dcm", header(4))
+    unnamed(platform)
+    platform.scan(Table(Row(study="1.2.4.2", patient="P1", labels=Labels())))
+    assert ("quarantined", "patient-conflict") in rows(platform, "SELECT outcome, reason FROM file")
+    assert rows(platform, "SELECT s.uid FROM image i JOIN study s ON s.id = i.study_id ORDER BY s.uid") == [
+        ("1.2.4.2",),
+        ("2.25.1",),
+    ]
 
 
 def test_relabelled_while_waiting_for_new_bytes_the_old_picture_stays_searchable(platform: Platform) -> None:

@@ -1,0 +1,62 @@
+"""HTTP before there is a request: a head ends, in bytes and in time, and what is no HTTP is told as a problem.
+
+uvicorn alone keeps a head of any size, joined anew with each piece: one connection without a key held up all others.
+"""
+
+import asyncio
+
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from services.api.errors import KINDS, problem
+from shared.errors import Invalid
+
+MOST_HEAD = 64 * 1024  #: bytes, beside what comes in one piece with its end
+HEAD_WITHIN_S = 30.0
+
+
+class Protocol(HttpToolsProtocol):
+    _head = 0  #: bytes since the last head ended, or the last piece of a body came
+    _late: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
+        super().connection_made(transport)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._arrived()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._head += len(data)
+        super().data_received(data)
+        if self._head > MOST_HEAD and not self.transport.is_closing():
+            self.send_400_response(f"the head of a request has at most {MOST_HEAD} bytes")
+
+    def on_message_begin(self) -> None:
+        self._wait()
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._arrived()
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        self._head = 0
+        super().on_body(body)
+
+    def send_400_response(self, msg: str) -> None:
+        answer = problem(KINDS[Invalid], msg, "", {"Connection": "close"})
+        head = b"".join(b"%b: %b\r\n" % pair for pair in answer.raw_headers)
+        self.transport.write(STATUS_LINE[400] + head + b"\r\n" + bytes(answer.body))
+        self.transport.close()
+
+    def _wait(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+        self._late = self.loop.call_later(HEAD_WITHIN_S, self.transport.close)
+
+    def _arrived(self) -> None:
+        self._head = 0
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None

@@ -1,0 +1,91 @@
+"""What comes over a socket before it is a request, at the server as it is configured."""
+
+import json
+import socket
+import threading
+from contextlib import closing
+
+import pytest
+import uvicorn
+
+from services.api import wire
+from services.api.__main__ import configuration
+from services.embedded.process import until
+
+
+async def app(scope, receive, send):
+    """Tells how long the body was."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size, more = size + len(message.get("body", b"")), message.get("more_body", False)
+    body = str(size).encode()
+    length = [(b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": 200, "headers": length})
+    await send({"type": "http.response.body", "body": body})
+
+
+@pytest.fixture
+def connection():
+    config = configuration(app, "127.0.0.1", 0)
+    config.lifespan = "off"
+    server = uvicorn.Server(config)
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            assert until(lambda: server.started, 10)
+            with socket.create_connection(listener.getsockname()) as made:
+                made.settimeout(10)
+                yield made
+        finally:
+            server.should_exit = True
+            thread.join(10)
+
+
+def answer(connection):
+    """All that comes until the other side closes."""
+    told = b""
+    while part := connection.recv(65536):
+        told += part
+    head, _, body = told.partition(b"\r\n\r\n")
+    return head.lower(), body
+
+
+@pytest.mark.parametrize("rest", [b"a", b"a\r\nX: "])
+def test_a_head_without_an_end_is_refused(connection, rest):
+    connection.sendall(b"GET / HTTP/1.1\r\nX: " + (rest * wire.MOST_HEAD)[: wire.MOST_HEAD])
+    head, body = answer(connection)
+    assert head.startswith(b"http/1.1 400")
+    assert b"content-type: application/problem+json" in head
+    assert json.loads(body)["detail"] == "the head of a request has at most 65536 bytes"
+
+
+def test_what_is_no_http_is_told_as_a_problem(connection):
+    connection.sendall(b"\0\1\2\r\n\r\n")
+    head, body = answer(connection)
+    assert b"content-type: application/problem+json" in head
+    assert json.loads(body)["code"] == "invalid"
+
+
+def test_a_head_that_does_not_come_is_not_waited_for(connection, monkeypatch):
+    connection.sendall(b"GET / HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
+    assert connection.recv(1000).endswith(b"\r\n\r\n0")
+    monkeypatch.setattr(wire, "HEAD_WITHIN_S", 0.2)
+    connection.sendall(b"GET / HTTP/1.1\r\nX:")
+    assert answer(connection) == (b"", b"")
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+def test_a_long_body_is_no_head_and_the_next_request_is_read(connection, chunked):
+    size = 20 * wire.MOST_HEAD
+    if chunked:
+        connection.sendall(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+        for _ in range(20):
+            connection.sendall(b"%x\r\n%b\r\n" % (wire.MOST_HEAD, b"x" * wire.MOST_HEAD))
+        connection.sendall(b"0\r\n\r\n")
+    else:
+        connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
+    assert connection.recv(1000).endswith(b"\r\n\r\n%d" % size)
+    connection.sendall(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+    assert answer(connection)[1] == b"0"
