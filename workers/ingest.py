@@ -10,6 +10,7 @@ from sqlalchemy.orm import Session
 from shared.datasets import importers
 from shared.datasets.folder import LabelTable, read_labels
 from shared.datasets.record import categories, label_table
+from shared.log import get
 from shared.pipeline import arrive, encode, pull, scan
 from shared.pipeline.lease import turn
 from shared.pipeline.scan import Progress
@@ -21,6 +22,8 @@ from workers.heartbeat import still_here
 from workers.runtime import runtime
 from workers.tasks import task
 
+log = get(__name__)
+
 SCAN_LEASE_S = 30.0
 TURN_S = 60.0  #: a scan may take days: after so long whoever waits in the same queue gets a turn
 AWAY_S = 10.0  #: until a scan looks again for what was away
@@ -30,8 +33,8 @@ AWAY_S = 10.0  #: until a scan looks again for what was away
 def encode_images() -> None:
     """Settle due images for a while; ring again if there may be more."""
     rt = runtime()
-    settled = encode.drain(rt.transaction, rt.sandbox, rt.encoder, rt.effort)
-    if settled:
+    if settled := encode.drain(rt.transaction, rt.sandbox, rt.encoder, rt.effort):
+        log.info("images_settled", count=settled)
         rt.queue.ring(Job.ENCODE)
 
 
@@ -96,6 +99,9 @@ def _scan(held: Held, progress: Progress, *, watch: bool) -> None:
         progress=progress,
         alive=still_here,
     )
+    if not watch or stopped:  # a watch looks every few seconds
+        state = "cancelled" if stopped else "resting" if progress.cursor else "scanned"
+        log.info("scanned", operation_id=str(held.id), state=state, done=progress.done, total=progress.total)
     with rt.transaction() as db:
         if stopped:
             operations.end(db, held, "cancelled")

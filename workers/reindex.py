@@ -1,8 +1,11 @@
+from shared.log import get
 from shared.pipeline import canary, catchup, reindex
 from shared.types import Job
 from workers.heartbeat import still_here
 from workers.runtime import runtime
 from workers.tasks import task
+
+log = get(__name__)
 
 
 @task(Job.REINDEX)
@@ -25,5 +28,6 @@ def ask_canary() -> None:
 def catch_up() -> None:
     """Encode for a while what a new model has not encoded yet; ring again if there may be more."""
     rt = runtime()
-    if catchup.drain(rt.transaction, rt.sandbox, rt.encoder, rt.effort):
+    if encoded := catchup.drain(rt.transaction, rt.sandbox, rt.encoder, rt.effort):
+        log.info("images_encoded_beside", count=encoded)
         rt.queue.ring(Job.CATCH_UP)

@@ -1,10 +1,13 @@
 """Numbers for Prometheus. No label ever holds a UID, a patient or a file name."""
 
+import shutil
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -48,6 +51,7 @@ class Metrics:
             "similis_search_results_hidden_total", "Studies kept out of sight", ("reason",), registry=self.registry
         )
         ProcessCollector(registry=self.registry)
+        self.registry.register(Disks({"models": rt.settings.models_dir, "store": rt.settings.blobs_dir}))
         self.stored = Stored(rt)
         self.registry.register(self.stored)
 
@@ -68,6 +72,23 @@ class Reading:
     def late_s(self) -> float:
         """For how long a new one is due; less than 0: it stands."""
         return self.age_s - max(FRESH_S, self.took_s / SHARE)
+
+
+class Disks(Collector):
+    """What is left of the disks that files are written to, as this process sees them."""
+
+    def __init__(self, places: Mapping[str, Path]) -> None:
+        self.places = places
+
+    def describe(self) -> Iterable[Metric]:
+        return []
+
+    def collect(self) -> Iterator[Metric]:
+        free: dict[tuple[str, ...], float] = {}
+        for name, folder in self.places.items():
+            with suppress(OSError):  # it is made when the first file comes
+                free[name,] = float(shutil.disk_usage(folder).free)
+        yield _gauge("similis_disk_free_bytes", "Free space where this is kept", ("place",), free)
 
 
 class Stored(Collector):
@@ -146,6 +167,7 @@ def _told(found: Gauges) -> Iterator[Metric]:
         {(q,): age for q, (_, age) in found.queues.items()},
     )
     yield _gauge("similis_quarantine_items", "Stopped images and files", ("gate", "state"), found.stopped)
+    yield _gauge("similis_dead_letters", "Work that ended badly", ("kind", "reason"), found.letters)
     decisions = CounterMetricFamily("similis_quarantine_reviews", "What reviewers did", labels=("action",))
     for label, n in found.reviews.items():
         decisions.add_metric(label, n)

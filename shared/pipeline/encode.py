@@ -7,6 +7,7 @@ settled under their fence; then everything about a batch is written in one trans
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -191,6 +192,9 @@ def settle(begin: Begin, work: Work, result: Result) -> int:
         enqueue(db, Job.PROJECT)
     if len(ours) < len(result.verdicts):
         log.info("claims_lost", count=len(result.verdicts) - len(ours))
+    stopped = [v for v in result.verdicts if v.image.id in ours and v.status in (Status.QUARANTINED, Status.FAILED)]
+    for (outcome, gate, reason), count in Counter((v.status.value, v.gate, v.reason) for v in stopped).items():
+        log.info("images_stopped", outcome=outcome, gate=gate, reason=reason, count=count)
     return len(ours)
 
 

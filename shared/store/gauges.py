@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import sqlalchemy as sa
 
-from shared.store import calibrations, canaries, images, ledger, operations
+from shared.store import calibrations, canaries, images, ledger, letters, operations
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +12,7 @@ class Gauges:
     images: dict[str, float]  #: by status
     queues: dict[str, tuple[float, float]]  #: depth and age of the oldest, in seconds
     stopped: dict[tuple[str, ...], float]  #: by gate and status
+    letters: dict[tuple[str, ...], float]  #: what ended badly, by kind and reason
     coverage: dict[tuple[str, ...], float]  #: by model and generation
     recall: dict[tuple[str, ...], float]  #: of the published generation's last canaries, by model and k
     reviews: dict[tuple[str, ...], float]  #: by what was done
@@ -33,6 +34,7 @@ _CANARY = sa.text(
     "WHERE g.id = (SELECT generation_id FROM live)"
 )
 _PENDING = sa.text("SELECT count(*) FROM ledger WHERE state = 'pending'")
+_BESIDE = sa.text("SELECT count(*) FROM backfill WHERE state = 'due'")
 
 
 def read(connection: sa.Connection) -> Gauges:
@@ -47,9 +49,11 @@ def read(connection: sa.Connection) -> Gauges:
         queues={
             "scan": (float(scans), 0.0),
             "ingest": (float(waiting), oldest or 0.0),
+            "reindex": (float(connection.execute(_BESIDE).scalar_one()), 0.0),
             "index": (float(pending), float(ledger.oldest_pending_s(connection) or 0.0)),
         },
         stopped={(gate, status): float(n) for gate, status, n in stopped},
+        letters={(kind, reason): float(n) for kind, reason, n in letters.counts(connection)},
         reviews={(row[0],): float(row[1]) for row in connection.execute(_DONE)},
         uncalibrated={(modality,): float(n) for modality, n in calibrations.unjudged(connection).items()},
         undistanced={(modality,): float(n) for modality, n in calibrations.unjudged(connection, "distance").items()},

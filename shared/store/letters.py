@@ -64,6 +64,12 @@ def page(db: Session, wanted: Wanted, after: tuple[datetime, str] | None, limit:
     return db.execute(_PAGE, values).all()
 
 
+def counts(connection: sa.Connection) -> list[tuple[str, str, int]]:
+    """(kind, reason, how many)."""
+    statement = f"SELECT kind, reason, count(*) FROM ({_LETTERS}) AS letters GROUP BY 1, 2 ORDER BY 1, 2"  # noqa: S608
+    return [tuple(row) for row in connection.execute(sa.text(statement))]
+
+
 #: what each kind is made due by; the ids are the numbers in the name of the letter
 _DUE: dict[str, str] = {
     "image": f"""

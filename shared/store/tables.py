@@ -176,6 +176,7 @@ class File(Base):
     sop_uid: Mapped[str | None]
     __table_args__ = (
         Index("ix_file_stopped", "id", postgresql_where=text("outcome = 'quarantined'")),
+        Index("ix_file_failed", "id", postgresql_where=text("outcome = 'failed'")),
         Index("ix_file_patient_key", "patient_key", postgresql_where=text("patient_key IS NOT NULL")),
         Index("ix_file_study_uid", "study_uid", postgresql_where=text("study_uid IS NOT NULL")),
         Index("ix_file_digest", "digest"),
@@ -306,6 +307,7 @@ class Ledger(Base):
         CheckConstraint("op IN ('upsert', 'delete')", name="op"),
         CheckConstraint("state IN ('pending', 'applied', 'failed')", name="state"),
         Index("ix_ledger_pending", "generation_id", "queued_at", postgresql_where=text("state = 'pending'")),
+        Index("ix_ledger_failed", "image_id", postgresql_where=text("state = 'failed'")),
     )
 
 
@@ -321,6 +323,7 @@ class CatchUp(Lease, Base):
     __table_args__ = (
         CheckConstraint("state IN ('due', 'failed')", name="state"),
         Index("ix_backfill_due", "model_id", "image_id", postgresql_where=text("state = 'due'")),
+        Index("ix_backfill_failed", "image_id", postgresql_where=text("state = 'failed'")),
     )
 
 

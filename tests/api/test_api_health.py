@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -71,11 +72,13 @@ def test_metrics_tell_what_is_done_and_what_waits(client, filled):
         'similis_search_results_hidden_total{reason="excluded"} 2.0',
         'similis_images{status="encoded"} 48.0',
         'similis_queue_depth{queue="ingest"} 0.0',
+        'similis_queue_depth{queue="reindex"} 0.0',
         'similis_index_coverage_ratio{generation="1",model="null-a"} 1.0',
         "similis_database_up 1.0",
     ):
         assert line in text.splitlines(), line
     assert "similis_build_info{version=" in text
+    assert re.search(r'^similis_disk_free_bytes\{place="models"\} [1-9]', text, re.MULTILINE)
     assert "1.2.3." not in text
 
 

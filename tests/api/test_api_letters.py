@@ -62,6 +62,16 @@ def test_every_kind_is_listed_with_its_reason(dead):
     assert {one["kind"] for one in letters(dead, reason="encoder-error")} == {"image", "encoding"}
 
 
+def test_metrics_count_them_by_kind_and_reason(dead):
+    found = [line for line in dead.get("/metrics").text.splitlines() if line.startswith("similis_dead_letters{")]
+    assert found == [
+        'similis_dead_letters{kind="encoding",reason="encoder-error"} 1.0',
+        'similis_dead_letters{kind="file",reason="unreadable-file"} 1.0',
+        'similis_dead_letters{kind="image",reason="encoder-error"} 1.0',
+        'similis_dead_letters{kind="point",reason="refused"} 1.0',
+    ]
+
+
 def test_pages_follow_each_other(dead):
     whole, paged, cursor = [one["letter"] for one in letters(dead)], [], None
     while True:

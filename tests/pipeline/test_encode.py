@@ -4,6 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from structlog.testing import capture_logs
 
 from shared.encoder.base import Encoded, Encoder
 from shared.errors import Gate, Invalid, NotFound, Outcome, Rejected, Unavailable
@@ -60,8 +61,16 @@ def test_one_bad_file_never_stops_a_batch(platform: Platform) -> None:
         if n == 1:
             platform.sandbox.pixels[os.fsencode(path)] = undecodable(Reason.CORRUPT)
     platform.scan()
-    platform.encode()
+    with capture_logs() as told:
+        platform.encode()
     assert statuses(platform) == {"encoded": 3, "quarantined": 1}
+    (line,) = [line for line in told if line["event"] == "images_stopped"]
+    assert (line["outcome"], line["gate"], line["reason"], line["count"]) == (
+        "quarantined",
+        "decode",
+        "corrupt-pixel-data",
+        1,
+    )
 
 
 def test_a_gate_stops_an_image_and_keeps_its_picture_for_review(platform: Platform) -> None:
