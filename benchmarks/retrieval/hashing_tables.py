@@ -26,61 +26,41 @@ def body(records: Sequence[Record], average_precision: PER_QUERY, collection: Co
     heads = [r for r in records if r["key"]["kind"] == "head"]
     own = [r for r in heads if ":" not in r["key"]["trunk"]]
     plain = [r for r in own if not _change(r, "method", "bits")]
-    return [
-        "## Mean average precision by bits (tie-aware, micro, heads on the trunk's features)",
-        "",
-        *_by_bits(plain, records, "mAP"),
-        "",
-        "## Order within a class by bits (nDCG by similarity of fingerprints of 16 pixels)",
-        "",
-        *_by_bits(plain, records, "within_class_nDCG"),
-        "",
-        "## Different codes in the gallery by bits",
-        "",
-        *_by_bits(plain, [], "unique_codes", "{:.0f}"),
-        "",
-        f"## At {USUAL} bits",
-        "",
-        *_at_usual(plain, records),
-        "",
-        *_balls(plain),
-        "",
-        *_against(
-            {name: _of(plain, bits=USUAL, method=name) for name in _unique(plain, "method")},
-            average_precision,
-            collection,
+    sections = {
+        "Mean average precision by bits (tie-aware, micro, heads on the trunk's features)": _by_bits(
+            plain, records, "mAP"
         ),
-        "",
-        "## ACIR against others, each trained from end to end",
-        "",
-        *_end_to_end(records, average_precision, collection),
-        "",
-        "## Recall by radius and bits",
-        "",
-        "Share of all relevant images within the radius, mean over queries, by the share of the bits that may differ.",
-        "",
-        *_recall(plain),
-        "",
-        "## One change at a time (ACIR, 64 bits)",
-        "",
-        *_changes([r for r in own if r["key"]["method"] == "acir" and r["key"]["labels"] == "fine"]),
-        "",
-        "## Trained on the sets alone (4 classes), asked for the 16 classes",
-        "",
-        *_coarse([r for r in own if r["key"]["labels"] == "coarse"]),
-        "",
-        "## Heads on a frozen MobileNetV2",
-        "",
-        *_backbones(records),
-        "",
-        "## Size of the fingerprints on one set alone (frozen MobileNetV2)",
-        "",
-        *_apart(records),
-        "",
-        "## Bytes and search time",
-        "",
-        *_times(records),
-    ]
+        "Order within a class by bits (nDCG by similarity of fingerprints of 16 pixels)": _by_bits(
+            plain, records, "within_class_nDCG"
+        ),
+        "Different codes in the gallery by bits": _by_bits(plain, [], "unique_codes", "{:.0f}"),
+        f"At {USUAL} bits": [
+            *_at_usual(plain, records),
+            *_balls(plain),
+            *_against(
+                {name: _of(plain, bits=USUAL, method=name) for name in _unique(plain, "method")},
+                average_precision,
+                collection,
+            ),
+        ],
+        "ACIR against others, each trained from end to end": _end_to_end(records, average_precision, collection),
+        "Recall by radius and bits": _recall(plain),
+        "One change at a time (ACIR, 64 bits)": _changes(
+            [r for r in own if r["key"]["method"] == "acir" and r["key"]["labels"] == "fine"]
+        ),
+        "Trained on the sets alone (4 classes), asked for the 16 classes": _coarse(
+            [r for r in own if r["key"]["labels"] == "coarse"]
+        ),
+        "Heads on a frozen MobileNetV2": _backbones(records),
+        "Size of the fingerprints on one set alone (frozen MobileNetV2)": _apart(records),
+        "Bytes and search time": _times(records),
+    }
+    return [line for title, found in sections.items() if found for line in (f"## {title}", "", *found)][:-1]
+
+
+def _rows(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
+    """A table and an empty line; nothing where there are no rows."""
+    return [*table(head, rows), ""] if rows else []
 
 
 def flat(records: Sequence[Record], path: Path) -> None:
@@ -125,17 +105,17 @@ def _trunks(records: Sequence[Record], search: str) -> dict[str, list[Record]]:
     return found
 
 
-def _by_bits(heads: Sequence[Record], records: Sequence[Record], name: str, form: str = "{:.3f}") -> list[str]:
+def _by_bits(heads: Sequence[Record], records: Sequence[Record], name: str = "mAP", form: str = "{:.3f}") -> list[str]:
     lengths = sorted(_unique(heads, "bits"))
     rows = [
         [method, *(_spread(_figures(_of(heads, method=method, bits=bits), name), form) for bits in lengths)]
         for method in _unique(heads, "method")
     ]
-    for search, label in SEARCHES.items():
+    for search, label in SEARCHES.items() if heads else ():
         for kind, found in _trunks(records, search).items():
             shown = _spread(_figures(found, name), form)
             rows.append([f"*{kind}, end to end, {label}*", *(shown if bits == USUAL else "" for bits in lengths)])
-    return table(["method", *map(str, lengths)], rows)
+    return _rows(["method", *map(str, lengths)], rows)
 
 
 def _of(records: Iterable[Record], **fields: object) -> list[Record]:
@@ -154,7 +134,7 @@ def _at_usual(heads: Sequence[Record], records: Sequence[Record]) -> list[str]:
         interval = f"[{first['mAP_low']:.3f}, {first['mAP_high']:.3f}]"
         unique = _spread(_figures(found, "unique_codes"), "{:.0f}")
         rows.append([method, len(found), *(_spread(_figures(found, name)) for name in names), interval, unique])
-    return table(["method", "seeds", *names, "mAP of seed 0, 95 % over groups", "different codes"], rows)
+    return _rows(["method", "seeds", *names, "mAP of seed 0, 95 % over groups", "different codes"], rows)
 
 
 def _balls(heads: Sequence[Record]) -> list[str]:
@@ -166,7 +146,7 @@ def _balls(heads: Sequence[Record]) -> list[str]:
         cells = [_spread(ball[f"R@H<={r}"] for ball in balls) for r in reach]
         more = [_spread(ball[name] for ball in balls) for name in ("P@H<=2", "empty@H<=2")]
         rows.append([method, *cells, *more])
-    return table(["method", *(f"recall, radius {r}" for r in reach), "P@H<=2", "share of empty balls"], rows)
+    return _rows(["method", *(f"recall, radius {r}" for r in reach), "P@H<=2", "share of empty balls"], rows)
 
 
 def _recall(heads: Sequence[Record]) -> list[str]:
@@ -181,7 +161,10 @@ def _recall(heads: Sequence[Record]) -> list[str]:
                 balls = [r["figures"]["ball"] for r in _of(heads, method=method, bits=bits)]
                 cells.append(_spread(ball[name] for ball in balls))
             rows.append([method, label, *cells])
-    return table(["method", "radius", *map(str, lengths)], rows)
+    told = (
+        "Share of all relevant images within the radius, mean over queries, by the share of the bits that may differ."
+    )
+    return [told, "", *found] if (found := _rows(["method", "radius", *map(str, lengths)], rows)) else []
 
 
 def _end_to_end(records: Sequence[Record], average_precision: PER_QUERY, collection: Collection) -> list[str]:
@@ -196,9 +179,9 @@ def _end_to_end(records: Sequence[Record], average_precision: PER_QUERY, collect
         for kind in (kind for kind in found if kind != "acir"):
             both = sorted(of_seed["acir"].keys() & of_seed[kind].keys())
             rows.append([kind, len(both), _spread(of_seed["acir"][seed] - of_seed[kind][seed] for seed in both)])
-        body += [f"By {label}:", "", *table(["ACIR minus", "seeds", "difference of mAP, ± sd over seeds"], rows), ""]
-        body += [*_against(found, average_precision, collection), ""]
-    return body[:-1]
+        body += [f"By {label}:", "", *_rows(["ACIR minus", "seeds", "difference of mAP, ± sd over seeds"], rows)]
+        body += _against(found, average_precision, collection)
+    return body
 
 
 def _against(groups: Mapping[str, Sequence[Record]], average_precision: PER_QUERY, collection: Collection) -> list[str]:
@@ -224,7 +207,7 @@ def _against(groups: Mapping[str, Sequence[Record]], average_precision: PER_QUER
         for (method, seeds), one, p in zip(shared.items(), made, adjusted, strict=True)
     ]
     head = ["ACIR minus", "seeds", "difference of mAP, 95 % over groups", "p (sign flips over groups, Holm)", "d_z"]
-    return table(head, rows)
+    return _rows(head, rows)
 
 
 def _changes(heads: Sequence[Record]) -> list[str]:
@@ -234,7 +217,7 @@ def _changes(heads: Sequence[Record]) -> list[str]:
         change = _change(r)
         name = ", ".join(f"{key} {value}" for key, value in change.items()) or "*as usual*"
         groups.setdefault(name, []).append(r)
-    return table(["change", "seeds", *SHOWN], [[name, len(found), *_shown(found)] for name, found in groups.items()])
+    return _rows(["change", "seeds", *SHOWN], [[name, len(found), *_shown(found)] for name, found in groups.items()])
 
 
 SHOWN = ("mAP", "mAP macro", "within-class nDCG", "different codes", f"recall, radius {USUAL // 8}")
@@ -256,7 +239,7 @@ def _coarse(heads: Sequence[Record]) -> list[str]:
         for method in _unique(heads, "method")
         if (found := _of(heads, method=method))
     ]
-    return table(["method", "seeds", *SHOWN], rows)
+    return _rows(["method", "seeds", *SHOWN], rows)
 
 
 def _backbones(records: Sequence[Record]) -> list[str]:
@@ -270,13 +253,13 @@ def _backbones(records: Sequence[Record]) -> list[str]:
             rows.append([key["trunk"], "*float*", *shown, "", ""])
         else:
             rows.append([key["trunk"], key["method"], *_shown([r])])
-    return table(["trunk", "method", *SHOWN], rows)
+    return _rows(["trunk", "method", *SHOWN], rows)
 
 
 def _apart(records: Sequence[Record]) -> list[str]:
     found = [r for r in records if " on " in str(r["key"].get("trunk", ""))]
     rows = [[r["key"]["trunk"].partition(" on ")[2], r["key"]["prints"], *_shown([r])] for r in found]
-    return table(["set", "pixels", *SHOWN], rows)
+    return _rows(["set", "pixels", *SHOWN], rows)
 
 
 def _times(records: Sequence[Record]) -> list[str]:
@@ -290,4 +273,4 @@ def _times(records: Sequence[Record]) -> list[str]:
         ]
         for r in found
     ]
-    return table(["bits", "bytes an image", "p50, ms of processor time", "p95"], rows)
+    return _rows(["bits", "bytes an image", "p50, ms of processor time", "p95"], rows)
