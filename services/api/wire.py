@@ -31,6 +31,8 @@ class Protocol(HttpToolsProtocol):
         super().data_received(data)
         if self._head > MOST_HEAD and not self.transport.is_closing():
             self.send_400_response(f"the head of a request has at most {MOST_HEAD} bytes")
+        elif self._late is None and not self._answering():  # an empty line, or more of a body that was not waited for
+            self._wait()
 
     def on_message_begin(self) -> None:
         self._wait()
@@ -41,7 +43,7 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        self._head = 0
+        self._arrived()
         super().on_body(body)
 
     def send_400_response(self, msg: str) -> None:
@@ -53,7 +55,16 @@ class Protocol(HttpToolsProtocol):
     def _wait(self) -> None:
         if self._late is not None:
             self._late.cancel()
-        self._late = self.loop.call_later(HEAD_WITHIN_S, self.transport.close)
+        self._late = self.loop.call_later(HEAD_WITHIN_S, self._end)
+
+    def _end(self) -> None:
+        if self._answering():  # nothing may be read meanwhile: it is no fault of who sends
+            self._wait()
+        else:
+            self.transport.close()
+
+    def _answering(self) -> bool:
+        return not getattr(self.cycle, "response_complete", True)  # before the first request it is None
 
     def _arrived(self) -> None:
         self._head = 0

@@ -1,5 +1,6 @@
 """What comes over a socket before it is a request, at the server as it is configured."""
 
+import asyncio
 import json
 import socket
 import threading
@@ -14,8 +15,10 @@ from services.embedded.process import until
 
 
 async def app(scope, receive, send):
-    """Tells how long the body was."""
-    size, more = 0, True
+    """Tells how long the body was; may answer before it has come, or late."""
+    size, more = 0, scope["path"] != "/early"
+    if scope["path"] == "/slow":
+        await asyncio.sleep(0.5)
     while more:
         message = await receive()
         size, more = size + len(message.get("body", b"")), message.get("more_body", False)
@@ -74,6 +77,24 @@ def test_a_head_that_does_not_come_is_not_waited_for(connection, monkeypatch):
     monkeypatch.setattr(wire, "HEAD_WITHIN_S", 0.2)
     connection.sendall(b"GET / HTTP/1.1\r\nX:")
     assert answer(connection) == (b"", b"")
+
+
+@pytest.mark.parametrize("rest", [b"\r\n", b"x" * 9])
+def test_what_comes_behind_an_answer_and_begins_no_head_is_not_waited_for(connection, monkeypatch, rest):
+    monkeypatch.setattr(wire, "HEAD_WITHIN_S", 0.2)
+    length = len(rest) if rest.strip() else 0
+    connection.sendall(b"GET /early HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % length)
+    assert connection.recv(1000).endswith(b"\r\n\r\n0")
+    connection.sendall(rest)
+    assert answer(connection) == (b"", b"")
+
+
+def test_a_head_behind_an_answer_that_takes_long_is_not_late(connection, monkeypatch):
+    monkeypatch.setattr(wire, "HEAD_WITHIN_S", 0.2)
+    connection.sendall(b"GET /slow HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\nX:")
+    assert connection.recv(1000).endswith(b"\r\n\r\n0")
+    connection.sendall(b"\r\nConnection: close\r\n\r\n")
+    assert answer(connection)[1] == b"0"
 
 
 @pytest.mark.parametrize("chunked", [False, True])
