@@ -142,12 +142,17 @@ _NAME = sa.text(
     {_TELL}
     """  # noqa: S608 - only the constants above are inserted
 )
+_UNSEEN = sa.text("UPDATE ledger SET applied_at = NULL WHERE image_id = :id AND op = 'upsert'")
 _LEFT = sa.text("DELETE FROM study s WHERE uid = :uid AND NOT EXISTS (SELECT FROM image WHERE study_id = s.id)")
 
 
 def name(db: Session, known: Known, new: Incoming, study_id: int) -> None:
-    """An image that was nobody's is in this study and its patient's; every generation is told."""
+    """An image that was nobody's is in this study and its patient's; every generation is told.
+
+    Until then no search shows it: the index would hold it for another patient's than the query.
+    """
     db.execute(_NAME, {"id": known.id, "study": study_id, "patient": new.patient_key})
+    db.execute(_UNSEEN, {"id": known.id})
     db.execute(_LEFT, {"uid": known.study_uid})
     if new.header.study_date is not None and new.header.study_instance_uid == known.study_uid:
         redate(db, known.study_uid, new.header.study_date)  # another study has its date by `ensure`

@@ -9,7 +9,8 @@ import sqlalchemy as sa
 
 from shared.datasets.folder import Row
 from shared.imaging.pseudonym import patient_key, patient_number
-from shared.pipeline import receive
+from shared.pipeline import receive, search
+from shared.pipeline.question import Request
 from shared.types import Labels
 from tests.miniature import SECRET, Platform, header
 
@@ -225,6 +226,25 @@ def test_a_picture_that_was_nobodys_does_not_join_the_study_of_another_patient(p
         ("1.2.4.2",),
         ("2.25.1",),
     ]
+
+
+def test_a_picture_that_was_named_is_not_shown_until_the_index_knows_whose_it_is(platform: Platform) -> None:
+    platform.add_model()
+    platform.put("a.dcm", header(8, patient_id="P1"))
+    unnamed(platform)
+
+    def found(**request: Any) -> list[str]:
+        with platform.store.reading() as connection:
+            (answer,) = search.by_studies(connection, platform.index, ["1.2.4.3"], Request(**request))
+        return [study.study_uid for study in answer.studies]
+
+    assert found() == ["2.25.1"]
+    platform.scan(Table(Row(study="1.2.4.3", patient="P1", labels=Labels())))
+    assert found() == []
+    assert found(exclude=frozenset()) == ["1.2.4.3"]
+    platform.project()
+    assert found() == []
+    assert found(exclude=frozenset()) == ["1.2.4.3"]
 
 
 def test_relabelled_while_waiting_for_new_bytes_the_old_picture_stays_searchable(platform: Platform) -> None:
