@@ -164,7 +164,7 @@ class Collection:
                     old_path, old, self.path, self._engine = self.path, self._engine, target, fresh
                 sync(self.folder)
         except BaseException:
-            (old if self._engine is fresh else fresh).close()
+            (old if self.path == target else fresh).close()  # its engine may have ended meanwhile
             raise
         old.close()
         shutil.rmtree(old_path, ignore_errors=True)

@@ -20,6 +20,7 @@ from structlog.testing import capture_logs
 
 from services.vectors import engine, optimize, translate
 from services.vectors.engine import Service
+from services.vectors.nursery import Gone
 from services.vectors.shards import Shards
 from shared.errors import SimilisError
 from shared.index import checks, wire
@@ -369,21 +370,28 @@ def test_an_engine_that_ends_while_its_shard_is_copied_is_loaded_again_after_tha
     held.close()
 
 
+@pytest.mark.parametrize("ends", [False, True])
 def test_a_shard_in_use_outlives_a_disk_that_does_not_confirm_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, ends: bool
 ) -> None:
     held = Shards(tmp_path)
     held.create(wire.create("a", SPEC))
     write(held, gallery(300))
     collection = held.get("a")
+    before = collection._engine
 
     def failing(folder: Path) -> None:
+        if ends:  # and another engine takes its place
+            collection._engine._kill()
+            collection.ask("Ping", b"")
         raise OSError(errno.EIO, "input/output error", str(folder))
 
     with monkeypatch.context() as disk:
         disk.setattr("services.vectors.shards.sync", failing)
         with pytest.raises(OSError, match="input/output"), collection.shadow(optimize.copy) as target:
             collection.adopt(target)
+    with pytest.raises(Gone):  # nobody holds the shard of before
+        before.ask("Ping", b"")
     write(held, revised(range(300), 2))
     assert collection.path == target
     held.close()
