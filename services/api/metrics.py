@@ -164,7 +164,7 @@ def _told(found: Gauges) -> Iterator[Metric]:
         "similis_queue_oldest_age_seconds",
         "Age of the oldest due work",
         ("queue",),
-        {(q,): age for q, (_, age) in found.queues.items()},
+        {(q,): age for q, (_, age) in found.queues.items() if age is not None},
     )
     yield _gauge("similis_quarantine_items", "Stopped images and files", ("gate", "state"), found.stopped)
     yield _gauge("similis_dead_letters", "Work that ended badly", ("kind", "reason"), found.letters)

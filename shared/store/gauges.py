@@ -10,7 +10,7 @@ from shared.store import calibrations, canaries, images, ledger, letters, operat
 @dataclass(frozen=True, slots=True)
 class Gauges:
     images: dict[str, float]  #: by status
-    queues: dict[str, tuple[float, float]]  #: depth and age of the oldest, in seconds
+    queues: dict[str, tuple[float, float | None]]  #: depth and age of the oldest, in seconds, where it is known
     stopped: dict[tuple[str, ...], float]  #: by gate and status
     letters: dict[tuple[str, ...], float]  #: what ended badly, by kind and reason
     coverage: dict[tuple[str, ...], float]  #: by model and generation
@@ -47,9 +47,9 @@ def read(connection: sa.Connection) -> Gauges:
     return Gauges(
         images={status: float(n) for status, n in images.statuses(connection).items()},
         queues={
-            "scan": (float(scans), 0.0),
+            "scan": (float(scans), None),
             "ingest": (float(waiting), oldest or 0.0),
-            "reindex": (float(connection.execute(_BESIDE).scalar_one()), 0.0),
+            "reindex": (float(connection.execute(_BESIDE).scalar_one()), None),
             "index": (float(pending), float(ledger.oldest_pending_s(connection) or 0.0)),
         },
         stopped={(gate, status): float(n) for gate, status, n in stopped},

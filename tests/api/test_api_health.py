@@ -77,6 +77,8 @@ def test_metrics_tell_what_is_done_and_what_waits(client, filled):
         "similis_database_up 1.0",
     ):
         assert line in text.splitlines(), line
+    aged = re.findall(r'^similis_queue_oldest_age_seconds\{queue="(\w+)"\} ', text, re.MULTILINE)
+    assert aged == ["ingest", "index"]  # of the others no age is known, and none is told
     assert "similis_build_info{version=" in text
     assert re.search(r'^similis_disk_free_bytes\{place="models"\} [1-9]', text, re.MULTILINE)
     assert "1.2.3." not in text
