@@ -12,6 +12,7 @@ from shared.errors import Invalid
 
 MOST_HEAD = 64 * 1024  #: bytes, beside what comes in one piece with its end
 HEAD_WITHIN_S = 30.0
+MOST_WAITING = 16  #: requests of one connection that were sent before the answer to an earlier one
 
 
 class Protocol(HttpToolsProtocol):
@@ -40,6 +41,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._arrived()
+        if len(self.pipeline) >= MOST_WAITING:
+            raise Invalid("too many requests wait for their answers")  # which ends the parser, and the connection
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

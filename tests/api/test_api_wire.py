@@ -110,3 +110,16 @@ def test_a_long_body_is_no_head_and_the_next_request_is_read(connection, chunked
     assert connection.recv(1000).endswith(b"\r\n\r\n%d" % size)
     connection.sendall(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
     assert answer(connection)[1] == b"0"
+
+
+def test_requests_without_an_end_do_not_pile_up(connection):
+    many = b"GET / HTTP/1.1\r\n\r\n" * (wire.MOST_WAITING + 2)
+    connection.sendall(many)
+    head, body = answer(connection)
+    assert b"http/1.1 400" in head + body.lower()
+
+
+def test_a_few_requests_at_once_are_answered_in_turn(connection):
+    connection.sendall(b"GET / HTTP/1.1\r\n\r\n" * wire.MOST_WAITING + b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+    head, body = answer(connection)
+    assert (head + body).lower().count(b"200 ok") == wire.MOST_WAITING + 1
