@@ -97,6 +97,7 @@ def create(rt: Runtime) -> FastAPI:
     app.add_middleware(
         Edge,
         metrics=app.state.metrics,
+        callers=app.state.callers,
         limits={"/v1/searches": api.max_upload_mb * MIB, "/dicom-web/studies": api.max_store_mb * MIB},
         style=style,
         only_loopback=not api.require_key,

@@ -3,10 +3,11 @@
 Plain ASGI: a middleware of functions would cost more than the search itself.
 """
 
+import asyncio
 import ipaddress
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 import structlog
 from starlette.datastructures import Headers
@@ -14,14 +15,16 @@ from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from services.api import errors
+from services.api.auth import Callers
 from services.api.errors import TooLarge, UnsupportedMedia
 from services.api.metrics import Metrics
-from shared.errors import Denied, SimilisError
+from shared.errors import Denied, Invalid, SimilisError
 from shared.log import get
 
 log = get(__name__)
 
 SMALL = 1024 * 1024  #: the most that a body may hold where no other limit is named
+SMALL_WITHIN_S = 60.0  #: where a limit is named, its route has a deadline of its own
 METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
 PROBES = frozenset({"/livez", "/readyz"})
 HEADERS = {
@@ -36,9 +39,17 @@ HEADERS = {
 
 class Edge:
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, limits: Mapping[str, int], style: str, *, only_loopback: bool
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        callers: Callers,
+        limits: Mapping[str, int],
+        style: str,
+        *,
+        only_loopback: bool,
     ) -> None:
-        self.app, self.metrics, self.limits, self.only_loopback = app, metrics, limits, only_loopback
+        self.app, self.metrics, self.callers, self.limits = app, metrics, callers, limits
+        self.only_loopback = only_loopback
         self.headers = [
             (name.lower().encode(), value.replace("{style}", style).encode()) for name, value in HEADERS.items()
         ]
@@ -89,7 +100,9 @@ class Edge:
         except SimilisError as refusal:
             await errors.of_error(Request(scope), refusal)(scope, receive, send)
             return
-        await self.app(scope, counted(receive, self._limit(scope["path"])), send)
+        limit = self._limit(scope["path"])
+        within_s = SMALL_WITHIN_S if limit == SMALL else None
+        await self.app(scope, bounded(receive, lambda: self.callers.identify(Request(scope)), limit, within_s), send)
 
     def _limit(self, path: str) -> int:
         """Bytes that a body may have, by the longest address it is below of those that have a limit of their own."""
@@ -108,14 +121,24 @@ class Edge:
             raise Denied("without keys, only requests to this machine's own name are answered")
 
 
-def counted(receive: Receive, limit: int) -> Receive:
-    """The same stream, which breaks off beyond the limit, whatever its header said."""
-    seen = 0
+def bounded(receive: Receive, known: Callable[[], Awaitable[object]], limit: int, within_s: float | None) -> Receive:
+    """The same stream, of somebody known; it breaks off beyond the limit, whatever its header said, and the time.
+
+    A route asks who is calling only after FastAPI has read its body.
+    """
+    seen, more = 0, True
+    until = None if within_s is None else time.monotonic() + within_s
 
     async def next_part() -> Message:
-        nonlocal seen
-        message = await receive()
-        seen += len(message.get("body", b""))
+        nonlocal seen, more
+        if not seen:
+            await known()
+        try:
+            async with asyncio.timeout(until - time.monotonic() if until and more else None):
+                message = await receive()
+        except TimeoutError:
+            raise Invalid(f"the body did not arrive within {within_s:g} s") from None
+        seen, more = seen + len(message.get("body", b"")), message.get("more_body", False)
         if seen > limit:
             raise TooLarge(f"a body here has at most {limit} bytes")
         return message

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
+from services.api import edge
 from services.api.app import create
 from services.api.limits import Slots, TokenBuckets
 from services.api.routes import search
@@ -189,6 +190,39 @@ def test_json_is_not_read_beyond_a_megabyte(archive):
 
     assert asyncio.run(scenario()).status_code == 413
     assert len(read) < 20
+
+
+@pytest.mark.parametrize("path", ["/v1/ingest/scans", "/v1/searches", "/dicom-web/studies"])
+def test_nothing_of_a_stranger_is_read(archive, path):
+    app, read = create(archive.rt), []
+
+    async def parts():
+        for _ in range(40):
+            read.append(1)
+            yield b" " * 1000
+
+    async def scenario():
+        async with asking(app) as client:
+            return await client.post(path, content=parts(), headers={"Content-Type": "application/json"})
+
+    assert asyncio.run(scenario()).status_code == 401
+    assert not read
+
+
+def test_a_small_body_that_trickles_is_given_up(archive, monkeypatch):
+    monkeypatch.setattr(edge, "SMALL_WITHIN_S", 0.05)
+    app, headers = create(archive.rt), archive.key() | {"Content-Type": "application/json"}
+
+    async def trickle():
+        yield b"{"
+        await asyncio.sleep(30)
+
+    async def scenario():
+        async with asking(app) as client:
+            return await client.post("/v1/ingest/scans", content=trickle(), headers=headers)
+
+    refused = asyncio.run(scenario())
+    assert (refused.status_code, refused.json()["detail"]) == (400, "the body did not arrive within 0.05 s")
 
 
 def test_other_bodies_are_held_to_a_megabyte(client):
