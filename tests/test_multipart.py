@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shared.errors import Invalid
-from shared.multipart import HEADER_BYTES, PREAMBLE_BYTES, Begin, Data, End, Splitter, media_type
+from shared.multipart import HEADER_BYTES, PREAMBLE_BYTES, TYPE_LETTERS, Begin, Data, End, Splitter, media_type
 
 BOUNDARY = "a'b-c"
 
@@ -104,3 +104,7 @@ def test_a_large_part_is_never_held_as_a_whole():
 )  # fmt: skip
 def test_a_media_type_is_read_with_its_parameters(header, kind, given):
     assert media_type(header) == (kind, given)
+
+
+def test_a_media_type_that_is_too_long_is_none():
+    assert media_type(f'a/b; c="{";" * TYPE_LETTERS}"') == ("", {})
