@@ -296,10 +296,12 @@ def main(channel: int) -> int:
 
 
 def _thread_ended(args: threading.ExceptHookArgs) -> None:
-    """The log has the type alone. An association whose reader has ended waits for no request any more."""
+    """The log has the type alone. Of an association's two threads, the one that is left does not wait for the other."""
     log.warning("thread_ended", exception_type=args.exc_type.__name__)
     if isinstance(args.thread, DULServiceProvider):
         args.thread.to_user_queue.put(None)  # type: ignore[arg-type]  # as where nothing comes
+    if isinstance(args.thread, Association):
+        args.thread.abort()
 
 
 if __name__ == "__main__":

@@ -206,16 +206,22 @@ def test_a_place_is_free_again_as_soon_as_who_had_it_is_gone(start):
         assert until(lambda: receiver.echo(timeout_s=2), 4, 0.05)
 
 
-def test_a_request_that_makes_no_sense_holds_no_place(start):
-    """pynetdicom's thread that reads it ends with an error, and the other waits for a request until its time is up."""
+CONTEXT = b"\x20\x00\x00\x2e\x01"
+EVEN = b"\x20\x00\x00\x2e\x02"  #: its number must be odd
+EMPTY = b"\x20\x00\x00\x04\x01\x00\x00\x00" + CONTEXT
+
+
+@pytest.mark.parametrize("instead", [EVEN, EMPTY], ids=["even", "empty"])
+def test_a_request_that_makes_no_sense_holds_no_place(start, instead):
+    """One of pynetdicom's two threads ends with an error, and the other waits for it until its time is up."""
     receiver = start(dicom__associations=1, dicom__pdu_s=30)
-    context = b"\x20\x00\x00\x2e"
-    request = echo.request("SIMILIS", "EVIL").replace(context + b"\x01", context + b"\x02")  # its number must be odd
+    request = echo.request("SIMILIS", "EVIL").replace(CONTEXT, instead)
+    request = request[:2] + struct.pack(">I", len(request) - 6) + request[6:]
     with socket.create_connection(("127.0.0.1", receiver.port), 5) as connection:
         connection.settimeout(5)
         connection.sendall(request)
         assert until(lambda: _is_closed(connection), 4)
-        assert until(lambda: receiver.echo(timeout_s=2), 4, 0.05)
+    assert until(lambda: receiver.echo(timeout_s=2), 4, 0.05)
 
 
 UNGUARDED = """
