@@ -39,7 +39,8 @@ def tell(line: str = "") -> None:
 def tell_json(data: object) -> None:
     every_letter = (sys.stdout.encoding or "utf-8").lower() == "utf-8"  # what a stream escapes by itself is no JSON
     indent = 2 if sys.stdout.isatty() else None
-    sys.stdout.write(json.dumps(data, ensure_ascii=not every_letter, indent=indent) + "\n")
+    text = json.dumps(data, ensure_ascii=not every_letter, indent=indent)
+    sys.stdout.write("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text) + "\n")
     sys.stdout.flush()
 
 

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from services.cli import main as entry
-from services.cli.terminal import printable, shown
+from services.cli.terminal import printable, shown, tell_json
 from shared import errors
 from shared.errors import SimilisError
 from tests.conftest import ROOT
@@ -199,6 +199,15 @@ def test_square_brackets_are_shown_and_not_read_as_markup(home, server, similis)
         {"files": [{"path": "[red]x[/red].dcm", "outcome": "failed"}], "next": None},
     )
     assert "[red]x[/red].dcm" in similis("operations", "files", "x", "--home", home).out
+
+
+def test_json_carries_no_control_characters(capsys):
+    data = {"path": "é\x1b[31m\x7f\x9b31m\u202e\U000e0001\n"}
+    tell_json(data)
+    told = capsys.readouterr().out.removesuffix("\n")
+    assert told.isprintable()
+    assert "é" in told
+    assert json.loads(told) == data
 
 
 def test_printable_text_is_left_as_it_is():
