@@ -1,9 +1,12 @@
 """HTTP before there is a request: a head ends, in bytes and in time, and what is no HTTP is told as a problem.
 
-uvicorn alone keeps a head of any size, joined anew with each piece: one connection without a key held up all others.
+uvicorn alone keeps a head of any size, joined anew with each piece, and any number of requests before their turn: one
+connection without a key held up all others, and took the memory. It also waits for ever: for the rest of a body that
+was answered, and for a client that no longer reads.
 """
 
 import asyncio
+import socket
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
@@ -12,6 +15,7 @@ from shared.errors import Invalid
 
 MOST_HEAD = 64 * 1024  #: bytes, beside what comes in one piece with its end
 HEAD_WITHIN_S = 30.0
+TAKEN_WITHIN_S = 300.0  #: what we send, by a client that has stopped reading
 MOST_WAITING = 16  #: requests of one connection that were sent before the answer to an earlier one
 
 
@@ -21,6 +25,8 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
         super().connection_made(transport)
+        taken_within_ms = int(TAKEN_WITHIN_S * 1000)
+        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, taken_within_ms)
         self._wait()
 
     def connection_lost(self, exc: Exception | None) -> None:

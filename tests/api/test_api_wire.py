@@ -4,7 +4,8 @@ import asyncio
 import json
 import socket
 import threading
-from contextlib import closing
+import time
+from contextlib import closing, suppress
 
 import pytest
 import uvicorn
@@ -12,6 +13,8 @@ import uvicorn
 from services.api import wire
 from services.api.__main__ import configuration
 from services.embedded.process import until
+
+MUCH = 64 * 1024 * 1024  #: more than sockets hold
 
 
 async def app(scope, receive, send):
@@ -22,14 +25,15 @@ async def app(scope, receive, send):
     while more:
         message = await receive()
         size, more = size + len(message.get("body", b"")), message.get("more_body", False)
-    body = str(size).encode()
+    body = bytes(MUCH) if scope["path"] == "/much" else str(size).encode()
     length = [(b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": length})
     await send({"type": "http.response.body", "body": body})
 
 
 @pytest.fixture
-def connection():
+def connection(monkeypatch):
+    monkeypatch.setattr(wire, "TAKEN_WITHIN_S", 1.0)
     config = configuration(app, "127.0.0.1", 0)
     config.lifespan = "off"
     server = uvicorn.Server(config)
@@ -123,3 +127,13 @@ def test_a_few_requests_at_once_are_answered_in_turn(connection):
     connection.sendall(b"GET / HTTP/1.1\r\n\r\n" * wire.MOST_WAITING + b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
     head, body = answer(connection)
     assert (head + body).lower().count(b"200 ok") == wire.MOST_WAITING + 1
+
+
+def test_an_answer_that_nobody_reads_does_not_hold_its_connection(connection):
+    connection.sendall(b"GET /much HTTP/1.1\r\nConnection: close\r\n\r\n")
+    time.sleep(3)
+    took = 0
+    with suppress(ConnectionResetError):
+        while part := connection.recv(2**20):
+            took += len(part)
+    assert took < MUCH
