@@ -33,6 +33,7 @@ from shared.errors import (
 from shared.imaging.reasons import SENTENCES, Reason
 from shared.store.blobs import Full
 
+MOST_TOLD = 100  #: wrong fields
 TYPES = "urn:similis:problem:"  #: registered in the OpenAPI document; a name, not an address
 
 
@@ -136,9 +137,9 @@ def of_error(request: Request, error: SimilisError) -> Response:
 
 
 def of_validation(request: Request, errors: Sequence[Mapping[str, Any]]) -> Response:
-    """Each wrong field by name and rule, without its value."""
+    """Each wrong field by name and rule, without its value; of very many, the first."""
     known = names_of(request.scope["route"])
-    found = [{"where": _place(e), "code": e["type"], "message": _message(e, known)} for e in errors]
+    found = [{"where": _place(e), "code": e["type"], "message": _message(e, known)} for e in errors[:MOST_TOLD]]
     listed = ", ".join(dict.fromkeys(e["where"] for e in found))
     return problem(KINDS[Invalid], f"wrong or unknown: {listed}", route_of(request), errors=found)
 

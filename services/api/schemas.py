@@ -30,6 +30,7 @@ WRITTEN = {
 }
 Uid = Annotated[str, Field(pattern=UID)]
 ModelName = Annotated[str, Field(pattern=NAME, description="Its name or fingerprint")]
+MOST_VALUES = 200  #: of any list that may be written with commas
 MOST_ID = 2**62  #: no row has a larger number, and the database would take no such question
 
 
@@ -39,6 +40,8 @@ def _split(value: object) -> object:
     if not isinstance(parts, list):
         return value
     pieces = [piece for part in parts for piece in (part.split(",") if isinstance(part, str) else [part])]
+    if len(pieces) > MOST_VALUES:  # before each that is wrong has an error of its own
+        raise ValueError(f"a list has at most {MOST_VALUES} values")
     return [piece.strip() if isinstance(piece, str) else piece for piece in pieces]  # JSON holds what it likes
 
 
@@ -51,7 +54,7 @@ Codes = Annotated[
     list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_ -]{1,16}$")]], _Split, AfterValidator(_coded), Field(max_length=32)
 ]
 Birads = Annotated[list[Annotated[int, Field(ge=0, le=6)]], _Split, Field(max_length=7)]
-Uids = Annotated[list[Uid], _Split, Field(max_length=200)]
+Uids = Annotated[list[Uid], _Split, Field(max_length=MOST_VALUES)]
 
 _RANGE = re.compile(r"(\d{8})?(?:(-)(\d{8})?)?", re.ASCII)
 _RANGE_READS = "a date range reads 20240101-20241231; either side may be left out"

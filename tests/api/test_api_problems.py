@@ -54,6 +54,19 @@ def test_a_wrong_field_is_named_and_its_value_is_not_repeated(client):
     assert {e["where"] for e in refused.json()["errors"]} == {"query.k", "query.StudyDate", "query.?"}
 
 
+def test_very_many_wrong_fields_are_not_all_told(client):
+    unknown = {f"name{number}": 1 for number in range(20_000)}
+    refused = client.post("/v1/searches", json={"studies": ["1.2"]} | unknown)
+    assert (refused.status_code, len(refused.json()["errors"])) == (400, errors.MOST_TOLD)
+
+
+@pytest.mark.parametrize("values", ["," * 100_000, [""] * 100_000])
+def test_a_list_that_is_too_long_is_one_error(client, values):
+    refused = client.post("/v1/searches", json={"studies": ["1.2"], "Modality": values})
+    assert refused.status_code == 400
+    assert [e["message"] for e in refused.json()["errors"]] == ["a list has at most 200 values"]
+
+
 MALFORMED = (
     ("GET", "/v1/studies/SECRET/similar", None),
     ("GET", "/v1/operations/SECRET", None),
