@@ -1,6 +1,7 @@
 """`python -m services.api`: serve until told to stop."""
 
 import gc
+import resource
 import socket
 import sys
 from collections.abc import Callable
@@ -41,6 +42,7 @@ def configuration(app: ASGIApp, host: str, port: int) -> uvicorn.Config:
         host=host,
         port=port,
         http=Protocol,
+        ws="none",  # an upgrade would leave the protocol above, and its limits
         log_config=None,  # ours
         access_log=False,  # it would write paths, which hold UIDs
         server_header=False,
@@ -49,10 +51,17 @@ def configuration(app: ASGIApp, host: str, port: int) -> uvicorn.Config:
     )
 
 
+def raise_limit() -> None:
+    """As many connections are taken as the system lets us have: a service is often started with 1,024 at most."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def main(listener: socket.socket | None = None, serving: Callable[[], None] = lambda: None) -> int:
     """Serve, on this open socket or on one of our own; gives an exit code."""
     settings = read("similis api")
     configure("api", json=settings.log_json, level=settings.log_level)
+    raise_limit()
     try:
         app = create(Runtime(settings, producer(settings)))
     except SimilisError as error:

@@ -3,6 +3,8 @@
 import asyncio
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing, suppress
@@ -13,6 +15,7 @@ import uvicorn
 from services.api import wire
 from services.api.__main__ import configuration
 from services.embedded.process import until
+from tests.conftest import ROOT
 
 MUCH = 64 * 1024 * 1024  #: more than sockets hold
 
@@ -137,3 +140,12 @@ def test_an_answer_that_nobody_reads_does_not_hold_its_connection(connection):
         while part := connection.recv(2**20):
             took += len(part)
     assert took < MUCH
+
+
+def test_the_api_takes_as_many_connections_as_the_system_lets_it() -> None:
+    code = (
+        "import resource; from services.api.__main__ import raise_limit; kind = resource.RLIMIT_NOFILE\n"
+        "resource.setrlimit(kind, (64, resource.getrlimit(kind)[1])); raise_limit()\n"
+        "soft, hard = resource.getrlimit(kind); assert soft == hard > 64"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
