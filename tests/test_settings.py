@@ -122,33 +122,30 @@ def test_an_address_of_the_database_is_taken_as_sqlalchemy_takes_it(monkeypatch,
         assert sa.make_url(url).get_backend_name() == "postgresql"
 
 
+DATABASE, BROKER = ("SIMILIS_DATABASE__URL", "postgresql+psycopg://"), ("SIMILIS_BROKER__URL", "redis://")
+
+
 @pytest.mark.parametrize(
-    "url",
+    ("setting", "url"),
     [
-        "SECRET",
-        "postgres://similis:SECRET@db/similis",
-        "mysql://similis:SECRET@db/similis",
-        "postgresql+psycopg2://similis:SECRET@db/similis",
-        "postgresql+psycopg://similis:p@SECRET:w0rd@db/similis",
-        "postgresql+psycopg://similis:SECRET@db:port/similis",
+        (DATABASE, "SECRET"),
+        (DATABASE, "postgres://similis:SECRET@db/similis"),
+        (DATABASE, "mysql://similis:SECRET@db/similis"),
+        (DATABASE, "postgresql+psycopg2://similis:SECRET@db/similis"),
+        (DATABASE, "postgresql+psycopg://similis:p@SECRET:w0rd@db/similis"),
+        (DATABASE, "postgresql+psycopg://similis:SECRET@db:port/similis"),
+        (BROKER, "SECRET"),
+        (BROKER, "http://:SECRET@broker:6379/0"),
+        (BROKER, "redis://:SECRET@broker:port/0"),
+        (BROKER, "redis://:p@SECRET@broker"),
     ],
 )
-def test_what_is_no_address_of_a_database_is_told_without_its_password(monkeypatch, url):
-    monkeypatch.setenv("SIMILIS_DATABASE__URL", url)
-    with pytest.raises(SystemExit) as ended:
-        read("similis migrate")
-    assert "SIMILIS_DATABASE__URL: an address reads postgresql+psycopg://" in str(ended.value)
-    assert "SECRET" not in str(ended.value)
-
-
-@pytest.mark.parametrize(
-    "url", ["http://:SECRET@broker:6379/0", "redis://:SECRET@broker:port/0", "redis://:p@SECRET@broker", "SECRET"]
-)
-def test_what_is_no_address_of_a_broker_is_told_without_its_password(monkeypatch, url):
-    monkeypatch.setenv("SIMILIS_BROKER__URL", url)
+def test_what_is_no_address_is_told_without_its_password(monkeypatch, setting, url):
+    name, begins = setting
+    monkeypatch.setenv(name, url)
     with pytest.raises(SystemExit) as ended:
         read("similis worker")
-    assert "SIMILIS_BROKER__URL: an address reads redis://" in str(ended.value)
+    assert f"{name}: an address reads {begins}" in str(ended.value)
     assert "SECRET" not in str(ended.value)
 
 

@@ -176,6 +176,16 @@ def test_a_client_that_leaves_in_the_middle_is_no_error_of_ours(archive, kind):
     assert told[0]["status"] == 400
 
 
+def posted(app, path, parts, headers):
+    """The answer to a body that comes piece by piece."""
+
+    async def scenario():
+        async with asking(app) as client:
+            return await client.post(path, content=parts, headers=headers)
+
+    return asyncio.run(scenario())
+
+
 def test_json_is_not_read_beyond_a_megabyte(archive):
     app, headers, read = create(archive.rt), archive.key() | {"Content-Type": "application/json"}, []
 
@@ -184,11 +194,7 @@ def test_json_is_not_read_beyond_a_megabyte(archive):
             read.append(1)
             yield b" " * 100_000
 
-    async def scenario():
-        async with asking(app) as client:
-            return await client.post("/v1/searches", content=parts(), headers=headers)
-
-    assert asyncio.run(scenario()).status_code == 413
+    assert posted(app, "/v1/searches", parts(), headers).status_code == 413
     assert len(read) < 20
 
 
@@ -201,11 +207,7 @@ def test_nothing_of_a_stranger_is_read(archive, path):
             read.append(1)
             yield b" " * 1000
 
-    async def scenario():
-        async with asking(app) as client:
-            return await client.post(path, content=parts(), headers={"Content-Type": "application/json"})
-
-    assert asyncio.run(scenario()).status_code == 401
+    assert posted(app, path, parts(), {"Content-Type": "application/json"}).status_code == 401
     assert not read
 
 
@@ -217,11 +219,7 @@ def test_a_small_body_that_trickles_is_given_up(archive, monkeypatch):
         yield b"{"
         await asyncio.sleep(30)
 
-    async def scenario():
-        async with asking(app) as client:
-            return await client.post("/v1/ingest/scans", content=trickle(), headers=headers)
-
-    refused = asyncio.run(scenario())
+    refused = posted(app, "/v1/ingest/scans", trickle(), headers)
     assert (refused.status_code, refused.json()["detail"]) == (400, "the body did not arrive within 0.05 s")
 
 
