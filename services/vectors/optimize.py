@@ -1,8 +1,9 @@
 """Linking new points into the graph without stopping the searches.
 
-Edge optimises under the GIL, for tens of seconds. So a sparse copy of the shard is optimised by a spawned child of low
+Edge optimises under the GIL, for tens of seconds. So a copy of the shard is optimised by a spawned child of low
 priority; then what came meanwhile is caught up, and the copy becomes the shard. A kill at any moment leaves the old
-shard in place and a folder that the next start removes.
+shard in place and a folder that the next start removes. Files that Edge never writes to again, which hold nearly all
+of a large shard, are the same files in both.
 
 Rebuilding one graph of 100,000 points takes a minute of two cores, so as long as little is new, the new points get a
 small graph of their own beside the large one (2 to 5 s, a search looks into both); beyond a quarter, all is one again.
@@ -28,15 +29,20 @@ from services.vectors.refused import Refused
 from services.vectors.shards import MIN_FREE_BYTES, Collection, read_config
 from services.vectors.translate import config_of
 from shared import log
+from shared.priority import step_back
 
 DEFAULT_ABOVE: Final = 2000  # unindexed points, when the collection does not say
-NICE: Final = 10
 NOTHING_TO_DO: Final = 10
 WHOLE: Final = "whole"  # a file in the shard's folder: how many points its large graph was made of
 GROWTH: Final = 1.25
 #: One large graph; or that, a small one, and the empty segment that takes the next writes.
 MERGED: Final = 1
 BESIDE: Final = 3
+#: What Edge writes once, when it makes a segment with a graph, and only maps to be read afterwards: its vectors, their
+#: small copies, the links, and the payload indexes. What changes when a point goes lies in other files.
+FROZEN: Final = frozenset(
+    {"matrix.dat", "quantized.data", "links_compressed.bin", "data.bin", "point_to_values.bin", "values_to_points.bin"}
+)
 _log = log.get(__name__)
 
 
@@ -137,7 +143,7 @@ class Optimizer:
             with self._wake:
                 if self._stopped or self._cancelled is collection:
                     return left
-                child = self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+                child = self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
             code = child.wait()
             with self._wake:
                 self._child = None
@@ -169,15 +175,21 @@ def require_room(shard: Path) -> None:
 
 
 def copy(source: Path, target: Path) -> None:
-    """A sparse copy: an empty shard is 230 MB of holes."""
+    """The shard as it is now, whatever is written to it later; sparse, as an empty one is 230 MB of holes."""
     shutil.rmtree(target, ignore_errors=True)
-    subprocess.run(["cp", "-a", "--sparse=always", str(source), str(target)], check=True)  # noqa: S607 - coreutils
+    _cp("--link", source, target)
+    changing = [path.relative_to(target) for path in target.rglob("*") if path.is_file() and path.name not in FROZEN]
+    _cp("--sparse=always", "--remove-destination", "--parents", *changing, target.absolute(), cwd=source)
+
+
+def _cp(*arguments: str | Path, cwd: Path | None = None) -> None:
+    subprocess.run(["cp", "-a", *arguments], check=True, cwd=cwd)  # noqa: S607 - coreutils
 
 
 def main(shard: Path, parent: int, segment_number: int) -> int:
     """Optimise the shard at this path, alone; its files are on disk and in memory when this returns."""
     die_with_parent(parent)
-    os.nice(NICE)  # in its owner's session, where it counts against the engines also where the kernel groups by session
+    step_back()
     held = edge.EdgeShard.load(str(shard), config_of(read_config(shard.parent), segment_number))
     changed = held.optimize()
     if segment_number == MERGED:

@@ -21,10 +21,10 @@ from structlog.testing import capture_logs
 from services.vectors import engine, optimize, translate
 from services.vectors.engine import Service
 from services.vectors.nursery import Gone
-from services.vectors.shards import Shards
+from services.vectors.shards import Collection, Shards
 from shared.errors import SimilisError
 from shared.index import checks, wire
-from shared.index.base import Exact, Index, Info, Point, Query, Spec
+from shared.index.base import PAYLOAD, Exact, Index, Info, Point, Query, Spec
 from shared.index.protobuf import pb
 from tests.contracts import engines
 from tests.contracts.test_index import gallery, id_of, matrix
@@ -283,6 +283,76 @@ def test_the_sparse_copy_is_the_shard(tmp_path: Path) -> None:
     held.close()
 
 
+@pytest.fixture
+def linked(tmp_path: Path) -> Iterator[Collection]:
+    """A collection of 2,500 points with their graph, and of 100 without."""
+    held, optimizer = Shards(tmp_path / "data"), optimize.Optimizer()
+    held.create(wire.create("a", SPEC))
+    collection = held.get("a")
+    try:
+        for field, kind in PAYLOAD.items():
+            collection.index_field(wire.field_index("a", field, kind).SerializeToString())
+        write(held, gallery(2500))
+        optimizer.request(collection)
+        until(lambda: not optimizer.busy(collection))
+        write(held, revised(range(2500, 2600), 2))
+        yield collection
+    finally:
+        optimizer.stop()
+        held.close()
+
+
+def test_a_copy_shares_with_the_shard_what_edge_only_reads(linked: Collection, tmp_path: Path) -> None:
+    optimize.copy(linked.path, tmp_path / "copy")
+    files = {path for path in linked.path.rglob("*") if path.is_file()}
+    shared = {path for path in files if path.samefile(tmp_path / "copy" / path.relative_to(linked.path))}
+    assert {path.name for path in shared} == optimize.FROZEN
+    about = Path(f"/proc/self/fdinfo/{linked._engine._pid}").read_text()
+    held = Path(f"/proc/{about.split('Pid:')[1].split()[0]}")
+    maps = [line.split() for line in (held / "maps").read_text().splitlines()]
+    written = {Path(line[5]) for line in maps if len(line) > 5 and "w" in line[1]}
+    for handle in (held / "fd").iterdir():
+        flags = int((held / "fdinfo" / handle.name).read_text().split("flags:")[1].split()[0], 8)
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            written.add(handle.readlink())
+    assert files & written
+    assert not shared & written
+
+
+def test_what_is_written_and_removed_after_a_copy_is_not_in_it(linked: Collection, tmp_path: Path) -> None:
+    optimize.copy(linked.path, tmp_path / "copy")
+    before = {path: path.read_bytes() for path in (tmp_path / "copy").rglob("*") if path.is_file()}
+    ids = [wire.point_id(id_of(number)) for number in range(600)]
+    rewritten = revised(range(600, 1200), 3)
+    vectors = checks.prepare(SPEC, [point.vector for point in rewritten])
+    linked.write("Upsert", wire.upsert("a", rewritten, vectors).SerializeToString(), [])
+    gone = pb.DeletePoints(points=pb.PointsSelector(points=pb.PointsIdsList(ids=ids)))
+    linked.write("Delete", gone.SerializeToString(), [])
+    linked.ask("Flush", b"")
+    assert before == {path: path.read_bytes() for path in before}
+    assert linked.info().points_count == 2000
+    held = edge.EdgeShard.load(str(tmp_path / "copy"))
+    assert held.info().points_count == 2600
+    assert held.count(edge.CountRequest(filter=None, exact=True)) == 2600
+    held.close()
+
+
+def test_linking_yields_to_whoever_asks(linked: Collection) -> None:
+    """Also where the kernel groups processes by session: there only a session of its own can be told."""
+    optimizer = optimize.Optimizer()
+    try:
+        optimizer.request(linked)
+        until(lambda: optimizer._child is not None)
+        assert optimizer._child is not None
+        child = optimizer._child.pid
+        assert os.getsid(child) == child
+        until(lambda: os.getpriority(os.PRIO_PROCESS, child) == 15)
+        group = Path(f"/proc/{child}/autogroup")
+        until(lambda: not group.exists() or group.read_text().split()[-1] == "15")
+    finally:
+        optimizer.stop()
+
+
 def test_a_write_in_progress_when_the_shadow_catches_up_is_in_the_new_shard(tmp_path: Path) -> None:
     """A writer has said what it touches and not yet written it; the shadow must not take that for done."""
     held = Shards(tmp_path)
@@ -354,14 +424,11 @@ def test_an_engine_that_ends_while_its_shard_is_copied_is_loaded_again_after_tha
     asking = threading.Thread(target=collection.info)
 
     def copy(source: Path, target: Path) -> None:
-        target.mkdir()
-        optimize.copy(source / "segments", target / "segments")
+        shutil.copytree(source / "segments", target / "segments")
         collection._engine._kill()
         asking.start()
         asking.join(2)
-        for other in source.iterdir():
-            if other.name != "segments":
-                optimize.copy(other, target / other.name)
+        shutil.copytree(source, target, dirs_exist_ok=True, ignore=lambda *_: ["segments"])
 
     with collection.shadow(copy) as target:
         collection.adopt(target)
