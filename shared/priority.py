@@ -1,6 +1,12 @@
-"""Work that can wait yields to work that somebody waits for."""
+"""Work that can wait yields to work that somebody waits for.
+
+`python -m shared.priority NICE MODULE ARGUMENTS` runs a module that yields from its first import on: a process that is
+started again and again spends half of its time importing.
+"""
 
 import os
+import runpy
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -17,3 +23,9 @@ def step_back(nice: int = BACKGROUND) -> None:
         os.nice(max(0, nice - os.nice(0)))
     with suppress(OSError):
         Path("/proc/self/autogroup").write_text(str(nice), encoding="ascii")
+
+
+if __name__ == "__main__":
+    step_back(int(sys.argv[1]))
+    del sys.argv[:2]
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)

@@ -40,6 +40,7 @@ PR_SET_PDEATHSIG: Final = 1
 STEP: Final = 32  # points that are written before a question may have its turn: about 5 ms
 FLUSH_EVERY: Final = 5000  # points; a shard is loaded with so many in its log in 0.7 s
 PAGE: Final = 4096  # points that are read at once when a shard is loaded
+REST_S: Final = 0.002  # between two steps of catching up, which take 0.3 ms: seven seconds of 100,000 points
 WRITTEN: Final = "written"  # a file in the shard's folder: how many points were written since its graph was made
 WAIT_S: Final = 10.0  # for the child of a killed process to let go of the shard
 _log = log.get(__name__)
@@ -285,7 +286,7 @@ def _answer(service: Service, peer: Connection, behind: Callable[[], bool] = lam
     """Every request is answered, until there come no more. What the service is behind with is done while none waits."""
     try:
         while True:
-            while behind() and not peer.poll():
+            while behind() and not peer.poll(REST_S):
                 service.catch_up()
             name, _, raw = peer.recv_bytes().partition(b"\0")
             peer.send_bytes(service.answer(name.decode("ascii"), raw))

@@ -29,7 +29,7 @@ from services.vectors.refused import Refused
 from services.vectors.shards import MIN_FREE_BYTES, Collection, read_config
 from services.vectors.translate import config_of
 from shared import log
-from shared.priority import step_back
+from shared.priority import BACKGROUND
 
 DEFAULT_ABOVE: Final = 2000  # unindexed points, when the collection does not say
 NOTHING_TO_DO: Final = 10
@@ -138,8 +138,8 @@ class Optimizer:
         require_room(collection.path)
         left = collection.unindexed()
         with collection.shadow(copy) as target:
-            command = [sys.executable, "-m", "services.vectors.optimize", str(target), str(os.getpid())]
-            command.append(str(segments(collection)))
+            command = [sys.executable, "-m", "shared.priority", str(BACKGROUND), "services.vectors.optimize"]
+            command += [str(target), str(os.getpid()), str(segments(collection))]
             with self._wake:
                 if self._stopped or self._cancelled is collection:
                     return left
@@ -189,7 +189,6 @@ def _cp(*arguments: str | Path, cwd: Path | None = None) -> None:
 def main(shard: Path, parent: int, segment_number: int) -> int:
     """Optimise the shard at this path, alone; its files are on disk and in memory when this returns."""
     die_with_parent(parent)
-    step_back()
     held = edge.EdgeShard.load(str(shard), config_of(read_config(shard.parent), segment_number))
     changed = held.optimize()
     if segment_number == MERGED:

@@ -1,4 +1,4 @@
-"""The sandbox child: `python -I -m shared.imaging.child`. Takes open files, answers pictures, owns nothing else.
+"""The sandbox child, which `shared.imaging.launch` starts. Takes open files, answers pictures, owns nothing else.
 
 Jobs come as messages with descriptors on standard input (a socket); answers go, length first, to what was standard
 output. Decoders that print find both outputs closed to them.
@@ -28,7 +28,6 @@ from shared.imaging.decode import decode_bytes, inspect_bytes
 from shared.imaging.limits import MIB, Limits
 from shared.imaging.read import quiet_pydicom
 from shared.imaging.reasons import Reason, failed, hostile
-from shared.priority import step_back
 
 EAGER_BYTES = 64 * MIB  #: up to here a file is mapped in at once: cheaper than a fault per page
 CODECS = (zlib, gdcm, jpeg_ls, openjpeg, PIL, rle)  # imported now: later there may be no right to
@@ -37,7 +36,6 @@ CODECS = (zlib, gdcm, jpeg_ls, openjpeg, PIL, rle)  # imported now: later there 
 def main() -> None:
     limits, parent = Limits.from_json(json.loads(sys.argv[1])), int(sys.argv[2])
     confine.die_with_parent(parent)
-    step_back(os.nice(0))  # as far back as whoever started it, in this session too
     jobs = socket.socket(fileno=os.dup(0))
     replies = os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)

@@ -39,6 +39,8 @@ def _start(limits: Limits) -> tuple[subprocess.Popen[bytes], socket.socket]:
                 sys.executable,
                 "-I",  # nothing from the working folder, the home or PYTHON* variables
                 "-m",
+                "shared.priority",
+                str(os.nice(0)),  # as far back as we are, in its session too
                 "shared.imaging.child",
                 json.dumps(limits.to_json()),
                 str(os.getpid()),
