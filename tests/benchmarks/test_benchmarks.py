@@ -186,9 +186,9 @@ def test_processor_time_of_a_process_grows_when_it_works() -> None:
 
 def test_the_witness_tells_for_how_long_it_could_not_run() -> None:
     with Witness() as witness:
-        os.kill(witness.pid, signal.SIGSTOP)
+        witness.sleepers[-1].send_signal(signal.SIGSTOP)
         time.sleep(0.4)
-        os.kill(witness.pid, signal.SIGCONT)
+        witness.sleepers[-1].send_signal(signal.SIGCONT)
     assert witness.late_ms > 300
 
 
