@@ -266,8 +266,8 @@ def _text(figures: Json) -> list[str]:
         "",
         *_latencies(figures),
         "",
-        "Machine stood still: the longest that a process which only sleeps, on a processor of its own and ahead of all",
-        "others, woke too late meanwhile, ms.",
+        "Machine stood still: the longest that one of the processes which only sleep, one on each processor and (as",
+        "root) ahead of all others, woke too late meanwhile, ms.",
         "",
         *report.table(
             ["recall@10 against exact", "studies", "images", "n", "studies wanted", "p50, ms", "exact p50, ms"],

@@ -34,7 +34,8 @@ class Witness:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.late_ms = max(float(sleeper.communicate("over\n")[0]) for sleeper in self.sleepers)
+        told = [sleeper.communicate("over\n")[0] for sleeper in self.sleepers]
+        self.late_ms = max(map(float, told))
 
 
 def main(cpu: int) -> None:

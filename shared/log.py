@@ -40,6 +40,9 @@ def _name_exception(_logger: object, _name: str, event: structlog.typing.EventDi
     return event
 
 
+_processors: list[Any] = []  # one list for good: a logger that has written keeps the list that it found
+
+
 class _Safe(logging.Filter):
     """Library records: keep the template, drop the arguments (they may be values from a file)."""
 
@@ -58,8 +61,9 @@ def configure(role: str, *, json: bool = True, level: str = "INFO") -> None:
         _name_exception,
         _keep_allowed,
     ]
+    _processors[:] = [*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=_processors,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )

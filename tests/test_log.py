@@ -5,8 +5,9 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from structlog.testing import capture_logs
 
-from shared.log import ALLOWED
+from shared.log import ALLOWED, configure, get
 from tests.conftest import ROOT
 
 LEVELS = {"debug", "info", "warning", "error", "exception", "critical"}
@@ -49,3 +50,13 @@ def test_what_is_logged_is_allowed_under_a_constant_name(place: str, call: ast.C
         (event,) = call.args
         assert isinstance(event, ast.Constant)
         assert re.fullmatch(r"[a-z]+(_[a-z]+)*", str(event.value))
+
+
+def test_a_logger_that_has_written_follows_a_later_configuration() -> None:
+    configure("test")
+    log = get("test")
+    log.info("starting")
+    configure("test")
+    with capture_logs() as told:
+        log.info("stopped")
+    assert [line["event"] for line in told] == ["stopped"]

@@ -8,7 +8,7 @@ of a large shard, are the same files in both.
 Rebuilding one graph of 100,000 points takes a minute of two cores, so as long as little is new, the new points get a
 small graph of their own beside the large one (2 to 5 s, a search looks into both); beyond a quarter, all is one again.
 
-The child is this module: `python -m services.vectors.optimize SHARD PARENT_PID SEGMENTS`.
+The child is this module, which `shared.priority` runs: `services.vectors.optimize SHARD PARENT_PID SEGMENTS`.
 """
 
 import os
@@ -168,18 +168,23 @@ def segments(collection: Collection) -> int:
 
 
 def require_room(shard: Path) -> None:
-    """The copy, and the new segments beside it, fit on the disk."""
-    size = sum(path.stat().st_blocks * 512 for path in shard.rglob("*") if path.is_file())
-    if shutil.disk_usage(shard).free < 2 * size + MIN_FREE_BYTES:
+    """What is copied, and the new segments beside it, fit on the disk."""
+    sizes = [(path.name, path.stat().st_blocks * 512) for path in shard.rglob("*") if path.is_file()]
+    copied = sum(size for name, size in sizes if name not in FROZEN)
+    if shutil.disk_usage(shard).free < sum(size for _, size in sizes) + copied + MIN_FREE_BYTES:
         raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room to optimise")
 
 
 def copy(source: Path, target: Path) -> None:
     """The shard as it is now, whatever is written to it later; sparse, as an empty one is 230 MB of holes."""
-    shutil.rmtree(target, ignore_errors=True)
-    _cp("--link", source, target)
-    changing = [path.relative_to(target) for path in target.rglob("*") if path.is_file() and path.name not in FROZEN]
-    _cp("--sparse=always", "--remove-destination", "--parents", *changing, target.absolute(), cwd=source)
+    try:
+        shutil.rmtree(target, ignore_errors=True)
+        _cp("--link", source, target)
+        changed = [path.relative_to(target) for path in target.rglob("*") if path.is_file() and path.name not in FROZEN]
+        _cp("--sparse=always", "--remove-destination", "--parents", *changed, target.absolute(), cwd=source)
+    except subprocess.CalledProcessError:  # a file system without links, or Edge put its next log file in place
+        shutil.rmtree(target, ignore_errors=True)
+        _cp("--sparse=always", source, target)
 
 
 def _cp(*arguments: str | Path, cwd: Path | None = None) -> None:

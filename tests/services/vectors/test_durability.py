@@ -31,6 +31,7 @@ from tests.contracts.test_index import gallery, id_of, matrix
 
 DIM = 32
 SPEC = Spec(dim=DIM)
+AUTOGROUP = Path("/proc/self/autogroup")
 
 
 def revised(numbers: range, revision: int) -> list[Point]:
@@ -337,6 +338,29 @@ def test_what_is_written_and_removed_after_a_copy_is_not_in_it(linked: Collectio
     held.close()
 
 
+@pytest.mark.parametrize("segments", [optimize.MERGED, optimize.BESIDE])
+def test_linking_a_copy_leaves_the_shard_as_it_is(linked: Collection, tmp_path: Path, segments: int) -> None:
+    optimize.copy(linked.path, tmp_path / "copy")
+    shutil.copy(linked.folder / "collection.json", tmp_path)
+    before = {path: path.read_bytes() for path in linked.path.rglob("*") if path.is_file()}
+    command = [sys.executable, "-m", "services.vectors.optimize", str(tmp_path / "copy"), str(os.getpid())]
+    assert subprocess.run([*command, str(segments)], check=False).returncode == 0
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_where_files_cannot_be_linked_all_is_copied(
+    linked: Collection, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "cp"
+    tool.write_text('#!/bin/sh\ncase " $* " in *" --link "*) exit 1;; esac\nPATH=${PATH#*:} exec cp "$@"\n')
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    optimize.copy(linked.path, tmp_path / "copy")
+    for path in linked.path.rglob("*"):
+        twin = tmp_path / "copy" / path.relative_to(linked.path)
+        assert path.is_dir() or (twin.read_bytes() == path.read_bytes() and not twin.samefile(path))
+
+
 def test_linking_yields_to_whoever_asks(linked: Collection) -> None:
     """Also where the kernel groups processes by session: there only a session of its own can be told."""
     optimizer = optimize.Optimizer()
@@ -346,9 +370,9 @@ def test_linking_yields_to_whoever_asks(linked: Collection) -> None:
         assert optimizer._child is not None
         child = optimizer._child.pid
         assert os.getsid(child) == child
-        until(lambda: os.getpriority(os.PRIO_PROCESS, child) == 15)
         group = Path(f"/proc/{child}/autogroup")
-        until(lambda: not group.exists() or group.read_text().split()[-1] == "15")
+        until(lambda: os.getpriority(os.PRIO_PROCESS, child) == 15)
+        until(lambda: not AUTOGROUP.exists() or group.read_text().split()[-1] == "15")
     finally:
         optimizer.stop()
 
