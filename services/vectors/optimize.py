@@ -168,10 +168,9 @@ def segments(collection: Collection) -> int:
 
 
 def require_room(shard: Path) -> None:
-    """What is copied, and the new segments beside it, fit on the disk."""
-    sizes = [(path.name, path.stat().st_blocks * 512) for path in shard.rglob("*") if path.is_file()]
-    copied = sum(size for name, size in sizes if name not in FROZEN)
-    if shutil.disk_usage(shard).free < sum(size for _, size in sizes) + copied + MIN_FREE_BYTES:
+    """The copy, and the new segments beside it, fit on the disk; also where nothing can be linked."""
+    size = sum(path.stat().st_blocks * 512 for path in shard.rglob("*") if path.is_file())
+    if shutil.disk_usage(shard).free < 2 * size + MIN_FREE_BYTES:
         raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room to optimise")
 
 
