@@ -11,7 +11,7 @@
     └── Unavailable       something behind us is down or busy: try again later
 
 Messages never carry a patient attribute, a pixel, or a file name from outside. Each edge has one table from
-these classes to its own language (HTTP, retry-or-not); a test checks that each table is complete.
+these classes to its own language (HTTP, DIMSE, exit codes); a test checks that each table is complete.
 """
 
 from enum import StrEnum

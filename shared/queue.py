@@ -1,6 +1,6 @@
 """The doorbell. A message says "there is work"; which work there is stands in Postgres.
 
-So a message may be lost or doubled without harm, carries at most an id, and is sent after the commit only.
+So a message carries nothing but its name, may be lost or doubled without harm, and is sent only after the commit.
 """
 
 import time

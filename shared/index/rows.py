@@ -1,7 +1,7 @@
 """The points of one collection in memory: what the exact twin and FAISS have in common.
 
 A row is written once. A newer revision tombstones the old row and appends one, so that an engine that can only
-append stays in step; `compact` gives the room back.
+append stays in step; `compacted` gives the room back.
 """
 
 import time

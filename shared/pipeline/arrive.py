@@ -27,9 +27,9 @@ from shared.store.session import Begin, enqueue
 from shared.types import Job
 
 CHUNK = 1000  #: files that are looked up at once
-REMOVED = 50  #: and that are unlinked while nothing may come in
-MARGIN_S = 24 * 3600.0  #: a file that no row knows stands so long at least
-LOST_S = 30 * 24 * 3600.0  #: and is kept aside for so long
+REMOVED = 50  #: files that are unlinked under one lock, which holds up what comes in
+MARGIN_S = 24 * 3600.0  #: a file that no row knows is left where it is for so long, as its row may still come
+LOST_S = 30 * 24 * 3600.0  #: a file that was set aside is kept for so long before it is deleted
 #: Crashes leave a file now and then; where more are unknown, and more than this share, it is the rows that are wrong.
 FEW, SHARE = 10, 0.01
 

@@ -12,8 +12,8 @@ from shared.pipeline.rank import QueryImage
 from shared.store.generations import Published
 from shared.store.neighbours import HitRow
 
-#: Of all the hits that are asked for, `ask.DEPTH` times more than are shown. Of the first ten, 0.997 of the images
-#: and 0.989 of the studies came (`benchmarks.search`, 100,000 vectors, against exact search, patient excluded).
+#: The recall that the engine is asked for over all the hits it is to return, `ask.DEPTH` times those shown. Over the
+#: first ten that gives 0.99 of the images and 0.98 of the studies (`benchmarks/results/search.md`).
 TARGET = 0.9
 
 

@@ -77,8 +77,9 @@ _NOT_PULLED = sa.text(
 )
 
 
-#: Sent files are ours to remove, also where an earlier store of ours stood: their names are kept until they are
-#: unlinked. What a scan has met is not, which a file's row tells: an image may name a copy that a scan has met.
+#: Files that were sent to us are ours to remove, also from where an earlier store of ours stood; their names are kept
+#: until they are unlinked. Files that a scan registered are not ours. Only the row in `file` tells which is which: the
+#: path of an image may be that of a scanned copy.
 _LEFT = sa.text(
     f"""
     INSERT INTO removal (digest, root)

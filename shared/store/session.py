@@ -16,8 +16,8 @@ from shared.types import Job
 Begin = Callable[[], AbstractContextManager[Session]]
 
 
-#: A server that loses its power closes no connection, and TCP would wait a quarter of an hour for its answer, or two
-#: hours for its question. A unix socket needs none of this.
+#: A server that loses its power closes no connection. By itself TCP would send a statement again for a quarter of an
+#: hour, and would notice after two hours that an idle connection is dead. A unix socket needs none of this.
 WATCHED = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 
 #: What PostgreSQL refuses for reasons that pass, in words for whoever has to look after it.
