@@ -22,7 +22,7 @@ class Limits:
     decoded_bytes: int = 1024 * MIB  #: rows x cols x samples x bytes x frames, computed before anything is decoded
     fragments: int = 65_536
     cpu_s: int = 20  #: processor time of one file
-    wall_s: float = 30.0  #: after this the child is killed
+    wall_s: float = 30.0  #: after this the child is killed; one that only waited was let down by the share
     files: int = 500  #: a child is replaced after this many
     address_bytes: int = 2048 * MIB  #: hard limit of the child's address space
     working_bytes: int = 256 * MIB  #: address space beyond the idle child, before a picture's own needs are added

@@ -138,7 +138,7 @@ SENTENCES: Mapping[Reason, str] = MappingProxyType(
     }
 )
 
-#: a share that is away comes back, and so does the sandbox: such a file is read again
+#: a share that is away or stalls comes back, and so does the sandbox: such a file is read again
 PASSING = frozenset({_R.UNREADABLE.value, _R.SANDBOX.value})
 #: the image is sound, its bytes are not where they were: whoever meets them again makes it due
 LOST = frozenset({_R.GONE.value, _R.CHANGED.value})

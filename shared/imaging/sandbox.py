@@ -2,7 +2,9 @@
 
 One child, jobs in order, several in flight; each file is an open descriptor handed over, so the child needs no
 right to any folder. When the child dies, the file it was on is quarantined on the first hit, the others go to a
-fresh child. A child killed from outside (not by us, not by a limit) is no fault of the file: it is tried again.
+fresh child. A child killed from outside (not by us, not by a limit) is no fault of the file: it is tried again. Nor
+is it a fault of the file if all that the child did until the time limit was to wait: its share stalls. A decoder that
+sleeps cannot be told from that, and its file is tried again, too.
 """
 
 import math
@@ -38,6 +40,7 @@ Answer = Decoded | Inspected | Rejected
 _WINDOW = 16  #: jobs in flight: bounds open descriptors and shared memory
 _TRIES = 3
 _START_S = 60.0  #: a start takes a third of a second; a machine may be busy
+_COMPUTING = 0.1  #: of the time limit: a child that has had less of the processor was waiting
 #: how a limit or a crash shows in the exit of a child; SIGKILL is the time limit where we sent it
 _EXITS = {
     signal.SIGXCPU: Reason.CPU,
@@ -79,7 +82,7 @@ class Sandbox:
         self._buffer = bytearray()
         self._waiting: deque[_Job] = deque()  # submitted, not answered, in order; the first ones are in flight
         self._flying = 0
-        self._moved = 0.0
+        self._moved = self._computed_s = 0.0  # when the child last got on, and its processor time then
         self._ready = False
 
     def __enter__(self) -> Self:
@@ -176,7 +179,7 @@ class Sandbox:
                 os.close(each)
         job.tries += 1
         if self._flying == 0:
-            self._moved = time.monotonic()
+            self._got_on()
         self._flying += 1
         return True
 
@@ -199,8 +202,9 @@ class Sandbox:
         allowed = self.limits.wall_s if self._ready else max(self.limits.wall_s, _START_S)
         left = self._moved + allowed - time.monotonic()
         if not _has_more(process.stdout, max(0.0, left)):
+            reason = self._overdue() if self._ready else None
             process.kill()
-            self._lost(Reason.TIME if self._ready else None)
+            self._lost(reason)
             return
         chunk = os.read(process.stdout.fileno(), 1 << 16)
         if not chunk:
@@ -221,7 +225,8 @@ class Sandbox:
 
     def _take(self, reply: bytes) -> bool:
         if not reply:
-            self._ready, self._moved = True, time.monotonic()
+            self._ready = True
+            self._got_on()
             return True
         if not self._flying:
             self._lost(Reason.CRASH)
@@ -233,8 +238,27 @@ class Sandbox:
             self._lost(Reason.CRASH)
             return False
         self._settle(answer)
-        self._moved = time.monotonic()
+        self._got_on()
         return True
+
+    def _got_on(self) -> None:
+        """The file that is now the first in flight has its limit of time from here on."""
+        self._moved, self._computed_s = time.monotonic(), self._processor_s()
+
+    def _overdue(self) -> Reason:
+        """What the time limit says of the file that the child is on."""
+        waited = self._processor_s() - self._computed_s < _COMPUTING * self.limits.wall_s
+        return Reason.UNREADABLE if waited and isinstance(self._waiting[0].source, Path) else Reason.TIME
+
+    def _processor_s(self) -> float:
+        """Processor time of the child so far, of all its threads."""
+        if self._process is None:
+            return 0.0
+        clock = ~self._process.pid << 3 | 2  # as clock_getcpuclockid(3) makes it; to parse /proc costs 50 times as much
+        try:
+            return time.clock_gettime(clock)
+        except OSError:  # it has ended, and was reaped by another: whoever started us ignores SIGCHLD
+            return 0.0
 
     def _drain(self) -> None:
         """Take what a child that is gone had still answered, so that the right file is blamed."""

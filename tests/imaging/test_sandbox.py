@@ -164,6 +164,32 @@ def test_a_file_on_which_children_die_again_and_again_is_hostile_if_all_of_it_ca
     assert found.reason == Reason.CRASH, "every byte can be read: it is the file"
 
 
+def test_a_file_whose_share_stalls_is_read_again(boxes):
+    """The child then waits in a page fault and computes nothing, as one does that was stopped."""
+    box = boxes(wall_s=1.0)
+    box.decode(GOOD, RECIPE)
+    os.kill(box._process.pid, signal.SIGSTOP)
+    stalled, good = box.inspect_many([GOOD, GOOD])
+    assert (stalled.outcome, stalled.reason) == (Outcome.FAILED, Reason.UNREADABLE)
+    assert good.header is not None
+
+
+def test_nothing_but_the_decoder_can_stall_on_bytes_in_memory(boxes):
+    box = boxes(wall_s=1.0)
+    box.decode(GOOD, RECIPE)
+    os.kill(box._process.pid, signal.SIGSTOP)
+    with pytest.raises(Rejected, match="time-limit"):
+        box.decode(GOOD.read_bytes(), RECIPE)
+
+
+def test_a_file_that_is_computed_on_up_to_the_time_limit_is_hostile(boxes, tmp_path):
+    path, box = tmp_path / "slow.dcm", boxes(elements=HUGE, header_bytes=HUGE, wall_s=1.0)
+    path.write_bytes(damage.crowded_file(3_000_000))
+    box.decode(GOOD, RECIPE)
+    with pytest.raises(Rejected, match="time-limit"):
+        box.inspect(path)
+
+
 def test_what_can_no_longer_be_read_is_told_and_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "endless").symlink_to("/dev/zero")
