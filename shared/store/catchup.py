@@ -132,8 +132,20 @@ def claim(db: Session, model_id: int, *, limit: int, lease_s: float, max_failure
     return sorted((Claimed(*row) for row in db.execute(_CLAIM, values)), key=lambda image: image.id)
 
 
+_LOCK = sa.text(
+    "SELECT image_id FROM backfill WHERE model_id = :model AND image_id = ANY(CAST(:ids AS bigint[])) "
+    "ORDER BY image_id FOR NO KEY UPDATE"
+)
+
+
+def _lock(db: Session, model_id: int, claimed: Iterable[Claimed]) -> None:
+    """In the order that all keep who change several rows of a batch: it is settled while it is renewed."""
+    db.execute(_LOCK, {"model": model_id, "ids": [c.id for c in claimed]})
+
+
 def renew(db: Session, model_id: int, claimed: Iterable[Claimed], lease_s: float) -> None:
     ours = list(claimed)
+    _lock(db, model_id, ours)
     db.execute(
         sa.text(
             "UPDATE backfill SET lease_until = clock_timestamp() + make_interval(secs => :lease) "
@@ -144,7 +156,7 @@ def renew(db: Session, model_id: int, claimed: Iterable[Claimed], lease_s: float
     )
 
 
-_LOCK = sa.text("SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR SHARE")
+_KEEP = sa.text("SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR SHARE")
 _SETTLE = sa.text(
     """
     UPDATE backfill b SET lease_until = NULL, last_error = u.reason,
@@ -169,7 +181,8 @@ def settle(db: Session, model_id: int, verdicts: Sequence[Verdict]) -> dict[int,
     `encoded` leaves no row, `received` is due again, anything else is an exception. The images stay locked, so that
     neither an erasure nor other bytes come between this and what is written of them.
     """
-    db.execute(_LOCK, {"ids": [v.image.id for v in verdicts]})
+    db.execute(_KEEP, {"ids": [v.image.id for v in verdicts]})
+    _lock(db, model_id, [v.image for v in verdicts])
     rows = db.execute(
         _SETTLE,
         {
@@ -190,6 +203,7 @@ def settle(db: Session, model_id: int, verdicts: Sequence[Verdict]) -> dict[int,
 
 def release(db: Session, model_id: int, claimed: Sequence[Claimed]) -> None:
     """Claims that were not settled are due again at once, and it does not count against them."""
+    _lock(db, model_id, claimed)
     db.execute(
         sa.text(
             "UPDATE backfill SET lease_until = NULL "

@@ -96,6 +96,9 @@ def exhaust(db: Session, max_failures: int) -> int:
     return len(db.execute(_EXHAUST, {"failures": max_failures}).all())
 
 
+#: Whoever changes several rows of one batch takes them in this order: a batch is settled while it is renewed.
+_LOCK = sa.text("SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE")
+
 _RENEW = sa.text(
     """
     UPDATE image SET lease_until = clock_timestamp() + make_interval(secs => :lease)
@@ -107,7 +110,9 @@ _RENEW = sa.text(
 
 def renew(db: Session, claimed: Iterable[Claimed], lease_s: float) -> None:
     ours = list(claimed)
-    db.execute(_RENEW, {"ids": [c.id for c in ours], "attempts": [c.attempt for c in ours], "lease": lease_s})
+    ids = [c.id for c in ours]
+    db.execute(_LOCK, {"ids": ids})
+    db.execute(_RENEW, {"ids": ids, "attempts": [c.attempt for c in ours], "lease": lease_s})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,10 +155,12 @@ def settle(db: Session, verdicts: Sequence[Verdict]) -> dict[int, int]:
     """
     for verdict in verdicts:
         check_move(Status.ENCODING, verdict.status)
+    ids = [v.image.id for v in verdicts]
+    db.execute(_LOCK, {"ids": ids})
     rows = db.execute(
         _SETTLE,
         {
-            "ids": [v.image.id for v in verdicts],
+            "ids": ids,
             "attempts": [v.image.attempt for v in verdicts],
             "statuses": [v.status.value for v in verdicts],
             "gates": [v.gate for v in verdicts],

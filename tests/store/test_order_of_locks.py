@@ -1,0 +1,95 @@
+"""A batch is settled, or given back, while its keeper renews its leases: neither waits for the other for ever."""
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from shared.store import catchup, generations, images
+from shared.store.images import Claimed, Verdict
+from shared.types import Status
+from tests.miniature import Platform, header
+
+IMAGES = 1000  #: so many tried again that the planner looks each one up, in the order of the statement's arrays
+
+Act = Callable[[Session], object]
+
+
+@pytest.fixture
+def many(platform: Platform) -> Platform:
+    for n in range(IMAGES):
+        platform.put(f"{n}.dcm", header(n))
+    platform.scan()
+    platform.add_model()
+    with platform.begin() as db:
+        model = generations.opened(db)[0].model_id
+        db.execute(sa.text("UPDATE image SET failures = 1"))
+        catchup.add(db, due=[(model, n) for n in db.scalars(sa.text("SELECT id FROM image"))])
+    with platform.store.reading() as connection:
+        connection.execute(sa.text("ANALYZE image, backfill"))
+    return platform
+
+
+def claim(db: Session, model: int | None) -> list[Claimed]:
+    how = {"limit": 3, "lease_s": 30.0, "max_failures": 5}
+    return images.claim(db, **how) if model is None else catchup.claim(db, model, **how)
+
+
+def of_images(claimed: list[Claimed], _: int) -> Act:
+    return lambda db: images.settle(db, [Verdict(image=c, status=Status.EMPTY) for c in claimed])
+
+
+def of_catch_up(claimed: list[Claimed], model: int) -> Act:
+    return lambda db: catchup.settle(db, model, [Verdict(image=c, status=Status.EMPTY) for c in claimed])
+
+
+def released(claimed: list[Claimed], model: int) -> Act:
+    return lambda db: catchup.release(db, model, claimed)
+
+
+@pytest.mark.parametrize(
+    ("table", "settling"), [("image", of_images), ("backfill", of_catch_up), ("backfill", released)]
+)
+def test_who_settles_and_who_renews_do_not_wait_for_each_other(
+    many: Platform, table: str, settling: Callable[[list[Claimed], int], Act]
+) -> None:
+    with many.begin() as db:
+        model = generations.opened(db)[0].model_id
+        held = claim(db, None if table == "image" else model)
+    settle = settling(held[::-1], model)  # what a gate stopped comes first
+
+    def renew(db: Session) -> None:
+        if table == "image":
+            images.renew(db, held, 30.0)
+        else:
+            catchup.renew(db, model, held, 30.0)
+
+    def run(act: Act) -> None:
+        with many.begin() as db:
+            act(db)
+
+    name = "id" if table == "image" else "image_id"
+    between = sa.text(f"SELECT 1 FROM {table} WHERE {name} = :id FOR UPDATE")
+    with ThreadPoolExecutor(2) as others:
+        with many.begin() as db:  # who has the first row waits here for us, and so does who has the last one
+            db.execute(between, {"id": held[1].id})
+            both = [others.submit(run, settle), others.submit(run, renew)]
+            wait_until_blocked(many, 2)
+        for one in both:
+            one.result()
+
+
+def wait_until_blocked(platform: Platform, count: int) -> None:
+    blocked = sa.text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        with platform.store.reading() as connection:
+            if connection.execute(blocked).scalar_one() == count:
+                return
+        time.sleep(0.01)
+    raise AssertionError("nobody waits for the lock")
