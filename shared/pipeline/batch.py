@@ -121,7 +121,8 @@ def _stopped(claimed: Claimed, stop: Rejected) -> Verdict:
 
 
 def _again(claimed: Claimed, reason: str, *, our_fault: bool) -> Verdict:
-    delay = min(RETRY_S * 2 ** min(claimed.attempt - 1, 10), MOST_RETRY_S)
+    before = claimed.failures if our_fault else claimed.attempt - 1  # what passes has no count of its own
+    delay = min(RETRY_S * 2 ** min(before, 10), MOST_RETRY_S)
     return Verdict(image=claimed, status=Status.RECEIVED, reason=reason, retry_after_s=delay, our_fault=our_fault)
 
 

@@ -113,7 +113,7 @@ _CLAIM = sa.text(
                           lease_until = clock_timestamp() + make_interval(secs => :lease)
     FROM due JOIN image i ON i.id = due.image_id
     WHERE b.model_id = :model AND b.image_id = due.image_id
-    RETURNING i.id, b.attempt, i.sop_uid, i.path, i.revision, {RELEASED.format("i")}, {ORIGINAL.format("i")}
+    RETURNING i.id, b.attempt, i.sop_uid, i.path, i.revision, {RELEASED.format("i")}, {ORIGINAL.format("i")}, b.failures
     """  # noqa: S608 - only the constants above are inserted
 )
 

@@ -28,6 +28,7 @@ class Claimed:
     digest: bytes = b""  #: of the bytes that were registered
     size: int | None = None  #: of the file that they were registered from, None where its row speaks of other bytes
     mtime_ns: int | None = None  #: ditto
+    failures: int = 0  #: by our own fault, since it was registered or last retried
 
 
 #: Due: received and rested, or claimed by somebody whose lease has ended. An ended lease is a failure. The moment of
@@ -70,7 +71,7 @@ _CLAIM = sa.text(
     UPDATE image SET status = 'encoding', attempt = attempt + 1, failures = {_FAILURES},
                      lease_until = clock_timestamp() + make_interval(secs => :lease)
     WHERE id IN (SELECT id FROM rested UNION ALL SELECT id FROM others)
-    RETURNING id, attempt, sop_uid, path, revision, {RELEASED.format("image")}, {ORIGINAL.format("image")}
+    RETURNING id, attempt, sop_uid, path, revision, {RELEASED.format("image")}, {ORIGINAL.format("image")}, failures
     """  # noqa: S608 - only the constants above are inserted
 )
 

@@ -193,6 +193,24 @@ def test_each_image_answers_for_itself_when_a_forward_pass_fails(
     assert statuses(platform) == {"encoded": 2, status: 1}
 
 
+def test_an_image_that_fails_waits_by_how_often_it_has_failed_since_it_was_retried(platform: Platform) -> None:
+    platform.add_model()
+    platform.put("cine.dcm", header(0, frames=3))  # which the encoder below refuses, alone too
+    platform.scan()
+    with platform.begin() as db:
+        db.execute(sa.text("UPDATE image SET attempt = 9"))
+    waits = []
+    for _ in range(3):
+        work = encode.claim(platform.begin, platform.encoder, platform.effort)
+        decoded = batch.decode(platform.sandbox, work)
+        result = batch.forward(decoded, lambda model: Broken(platform.encoder(model), MemoryError))
+        waits += [verdict.retry_after_s for verdict in result.verdicts]
+        encode.settle(platform.begin, work, result)
+        with platform.begin() as db:
+            db.execute(sa.text("UPDATE image SET not_before = NULL"))
+    assert waits == [batch.RETRY_S, 2 * batch.RETRY_S, 4 * batch.RETRY_S]
+
+
 def test_work_that_was_lost_to_another_worker_writes_nothing(platform: Platform) -> None:
     platform.add_model()
     platform.put("a.dcm", header(0))
