@@ -47,6 +47,11 @@ class Work:
     models: list[Published]  #: the first one judges
     decoded: dict[Recipe, list[Decoded | Rejected]] = field(default_factory=dict)
 
+    @property
+    def alone(self) -> bool:
+        """Whoever held it before may have died of it: nothing else is to be held beside it."""
+        return any(c.left_behind for c in self.claimed)
+
 
 @dataclass
 class Result:

@@ -126,9 +126,11 @@ def work_off(
             coming = start()
             while coming is not None:
                 work = coming.result()
-                coming = start()
+                coming = None if work.alone else start()
                 settled += source.settle(work, forward(work, encoder_of))
                 holding.leave(work.claimed)
+                if work.alone:
+                    coming = start()
         finally:
             if left := holding.claims():
                 try:

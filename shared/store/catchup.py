@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.imaging.reasons import LOST
-from shared.store.images import ORIGINAL, RELEASED, Claimed, Verdict
+from shared.store.images import ALONE, ORIGINAL, RELEASED, Claimed, Verdict
 from shared.store.tables import FREE, RESTED
 from shared.types import Status
 
@@ -105,15 +105,16 @@ _FAILURES = "failures + (CASE WHEN lease_until IS NOT NULL THEN 1 ELSE 0 END)"
 _CLAIM = sa.text(
     f"""
     WITH due AS (
-        SELECT image_id, {_FAILURES} AS failed FROM backfill
+        SELECT image_id AS id, {_FAILURES} AS failed, lease_until IS NOT NULL AS left_behind FROM backfill
         WHERE model_id = :model AND {_DUE} AND {_FAILURES} < :failures
         ORDER BY image_id LIMIT :limit FOR UPDATE SKIP LOCKED
     )
-    UPDATE backfill b SET attempt = b.attempt + 1, failures = due.failed,
+    UPDATE backfill b SET attempt = b.attempt + 1, failures = chosen.failed,
                           lease_until = clock_timestamp() + make_interval(secs => :lease)
-    FROM due JOIN image i ON i.id = due.image_id
-    WHERE b.model_id = :model AND b.image_id = due.image_id
-    RETURNING i.id, b.attempt, i.sop_uid, i.path, i.revision, {RELEASED.format("i")}, {ORIGINAL.format("i")}, b.failures
+    FROM ({ALONE.format("due")}) AS chosen JOIN image i ON i.id = chosen.id
+    WHERE b.model_id = :model AND b.image_id = chosen.id
+    RETURNING i.id, b.attempt, i.sop_uid, i.path, i.revision, {RELEASED.format("i")}, {ORIGINAL.format("i")},
+              b.failures, chosen.left_behind
     """  # noqa: S608 - only the constants above are inserted
 )
 
@@ -126,7 +127,7 @@ _EXHAUST = sa.text(
 
 
 def claim(db: Session, model_id: int, *, limit: int, lease_s: float, max_failures: int) -> list[Claimed]:
-    """Up to `limit` images of this model are ours until the lease ends, each with its revision."""
+    """Up to `limit` images of this model are ours until the lease ends, each with its revision; or one left behind."""
     db.execute(_EXHAUST, {"model": model_id, "failures": max_failures})
     values = {"model": model_id, "limit": limit, "lease": lease_s, "failures": max_failures}
     return sorted((Claimed(*row) for row in db.execute(_CLAIM, values)), key=lambda image: image.id)

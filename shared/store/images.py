@@ -29,6 +29,7 @@ class Claimed:
     size: int | None = None  #: of the file that they were registered from, None where its row speaks of other bytes
     mtime_ns: int | None = None  #: ditto
     failures: int = 0  #: by our own fault, since it was registered or last retried
+    left_behind: bool = False  #: whoever held it before is gone, and may have died of it: it is claimed alone
 
 
 #: Due: received and rested, or claimed by somebody whose lease has ended. An ended lease is a failure. The moment of
@@ -57,21 +58,29 @@ ORIGINAL = """
     (SELECT f.mtime_ns FROM file f WHERE f.path_digest = sha256({0}.path) AND f.digest = {0}.digest)
 """
 
+#: Of a batch with one that was left behind only that one is claimed, so that no other shares its fate.
+ALONE = """
+    SELECT * FROM {0} ORDER BY left_behind DESC, id LIMIT CASE WHEN (SELECT bool_or(left_behind) FROM {0}) THEN 1 END
+"""
+
 #: What never failed comes first, and a quarter is for what has rested: behind all that is new it would wait as long
 #: as an archive is taken in.
 _CLAIM = sa.text(
     f"""
     WITH rested AS MATERIALIZED (
-        SELECT id FROM image WHERE {_DUE} AND {_FAILURES} < :failures AND {WAITS} > '-infinity'
+        SELECT id, status FROM image WHERE {_DUE} AND {_FAILURES} < :failures AND {WAITS} > '-infinity'
         ORDER BY {WAITS}, id LIMIT (CAST(:limit AS int) + 3) / 4 FOR UPDATE SKIP LOCKED
     ), others AS MATERIALIZED (
-        SELECT id FROM image WHERE {_DUE} AND {_FAILURES} < :failures AND id NOT IN (SELECT id FROM rested)
+        SELECT id, status FROM image WHERE {_DUE} AND {_FAILURES} < :failures AND id NOT IN (SELECT id FROM rested)
         ORDER BY {WAITS}, id LIMIT CAST(:limit AS int) - (SELECT count(*) FROM rested) FOR UPDATE SKIP LOCKED
+    ), batch AS (
+        SELECT id, status = 'encoding' AS left_behind FROM (SELECT * FROM rested UNION ALL SELECT * FROM others) AS due
     )
     UPDATE image SET status = 'encoding', attempt = attempt + 1, failures = {_FAILURES},
                      lease_until = clock_timestamp() + make_interval(secs => :lease)
-    WHERE id IN (SELECT id FROM rested UNION ALL SELECT id FROM others)
-    RETURNING id, attempt, sop_uid, path, revision, {RELEASED.format("image")}, {ORIGINAL.format("image")}, failures
+    FROM ({ALONE.format("batch")}) AS chosen WHERE image.id = chosen.id
+    RETURNING image.id, attempt, sop_uid, path, revision, {RELEASED.format("image")}, {ORIGINAL.format("image")},
+              failures, left_behind
     """  # noqa: S608 - only the constants above are inserted
 )
 
@@ -87,7 +96,7 @@ _EXHAUST = sa.text(
 
 
 def claim(db: Session, *, limit: int, lease_s: float, max_failures: int) -> list[Claimed]:
-    """Up to `limit` due images are ours until the lease ends, by the database's clock."""
+    """Up to `limit` due images are ours until the lease ends, by the database's clock; or one that was left behind."""
     rows = db.execute(_CLAIM, {"limit": limit, "lease": lease_s, "failures": max_failures})
     return sorted((Claimed(*row) for row in rows), key=lambda image: image.id)
 

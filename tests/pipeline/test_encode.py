@@ -193,6 +193,49 @@ def test_each_image_answers_for_itself_when_a_forward_pass_fails(
     assert statuses(platform) == {"encoded": 2, status: 1}
 
 
+class Died(BaseException):
+    """The process is gone; nobody catches that."""
+
+
+class Fatal:
+    """An encoder whose process dies of one picture."""
+
+    def __init__(self, inner: Encoder, pixel: float) -> None:
+        self.inner, self.pixel, self.card = inner, pixel, inner.card
+
+    def encode(self, pixels: np.ndarray) -> Encoded:
+        if (pixels[:, 0, 0] == self.pixel).any():
+            raise Died
+        return self.inner.encode(pixels)
+
+
+def test_an_image_of_which_workers_die_takes_no_other_with_it(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform.add_model()
+    for n in range(12):
+        path = os.fsencode(platform.put(f"{n:02}.dcm", header(n)))
+        if n == 1:
+            fatal = float(platform.sandbox._decoded(path, batch.recipe_of(platform.published())).pixels[0, 0, 0])
+    platform.scan()
+    monkeypatch.setattr(encode, "give_back", lambda *_: None)  # who is killed gives nothing back
+    deaths = 0
+    while "received" in statuses(platform) or "encoding" in statuses(platform):
+        try:
+            encode.drain(
+                platform.begin, platform.sandbox, lambda model: Fatal(platform.encoder(model), fatal), platform.effort
+            )
+        except Died:
+            deaths += 1
+        with platform.begin() as db:
+            db.execute(sa.text("UPDATE image SET lease_until = '-infinity' WHERE status = 'encoding'"))
+            images.exhaust(db, platform.effort.max_failures)
+    assert deaths == platform.effort.max_failures
+    assert statuses(platform) == {"encoded": 11, "failed": 1}
+    with platform.store.reading() as connection:
+        assert connection.execute(sa.text("SELECT max(failures) FROM image WHERE status = 'encoded'")).scalar_one() == 1
+
+
 def test_an_image_that_fails_waits_by_how_often_it_has_failed_since_it_was_retried(platform: Platform) -> None:
     platform.add_model()
     platform.put("cine.dcm", header(0, frames=3))  # which the encoder below refuses, alone too
