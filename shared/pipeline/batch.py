@@ -6,6 +6,7 @@ open model cannot do with it is an exception of that model's own, and costs the 
 
 import io
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,13 +40,15 @@ class Decoder(Inspector, Protocol):
     def decode_many(self, paths: Sequence[Path], recipe: Recipe) -> Iterator[Decoded | Rejected]: ...
 
 
-@dataclass
+@dataclass(eq=False)
 class Work:
     """One claimed batch on its way."""
 
     claimed: list[Claimed]
     models: list[Published]  #: the first one judges
     decoded: dict[Recipe, list[Decoded | Rejected]] = field(default_factory=dict)
+    moved: float = field(default_factory=time.monotonic)  #: when it last got on, in seconds of this process's clock
+    read: bool = False  #: its files are no longer needed
 
     @property
     def alone(self) -> bool:
@@ -69,8 +72,17 @@ def decode(sandbox: Decoder, work: Work) -> Work:
     for model in work.models:
         recipe = recipe_of(model)
         if recipe not in work.decoded:
-            work.decoded[recipe] = original.confirmed(sandbox, work.claimed, sandbox.decode_many(paths, recipe))
+            answers = _moving(work, sandbox.decode_many(paths, recipe))
+            work.decoded[recipe] = original.confirmed(sandbox, work.claimed, answers)
+    work.read = True
     return work
+
+
+def _moving(work: Work, answers: Iterator[Decoded | Rejected]) -> Iterator[Decoded | Rejected]:
+    """Several files that each take as long as they may are no standstill."""
+    for answer in answers:
+        work.moved = time.monotonic()
+        yield answer
 
 
 def recipe_of(model: Published) -> Recipe:
@@ -80,6 +92,7 @@ def recipe_of(model: Published) -> Recipe:
 def forward(work: Work, encoder_of: Callable[[Published], Encoder]) -> Result:
     """Gates 1 and 2, then one forward pass per model over all frames of the batch."""
     result = Result()
+    work.moved = time.monotonic()
     judge, *others = work.models
     passed: set[int] = set()
     for c, decoded, found in _through(work, judge, encoder_of):
@@ -120,12 +133,13 @@ def _through(
 
 def _stopped(claimed: Claimed, stop: Rejected) -> Verdict:
     if stop.reason in PASSING:
-        return _again(claimed, stop.reason, our_fault=False)
+        return again(claimed, stop.reason, our_fault=False)
     gate = stop.gate.value if stop.gate else None
     return Verdict(image=claimed, status=Status(stop.outcome.value), gate=gate, reason=stop.reason)
 
 
-def _again(claimed: Claimed, reason: str, *, our_fault: bool) -> Verdict:
+def again(claimed: Claimed, reason: str, *, our_fault: bool) -> Verdict:
+    """The image is due again after a rest."""
     before = claimed.failures if our_fault else claimed.attempt - 1  # what passes has no count of its own
     delay = min(RETRY_S * 2 ** min(before, 10), MOST_RETRY_S)
     return Verdict(image=claimed, status=Status.RECEIVED, reason=reason, retry_after_s=delay, our_fault=our_fault)
@@ -159,7 +173,7 @@ def _encode_one(encoder: Encoder, claimed: Claimed, decoded: Decoded) -> Encoded
         return Verdict(image=claimed, status=Status.FAILED, reason=Reason.BAD_EMBEDDING)
     except Exception:
         log.warning("image_failed", image_id=claimed.id, attempt=claimed.attempt, exc_info=True)
-        return _again(claimed, Reason.ENCODER_ERROR, our_fault=True)
+        return again(claimed, Reason.ENCODER_ERROR, our_fault=True)
 
 
 def _cut(whole: Encoded, part: slice) -> Encoded:

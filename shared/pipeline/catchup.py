@@ -17,7 +17,7 @@ from shared.pipeline.encode import Effort, Source
 from shared.pipeline.pace import allow
 from shared.store import catchup, generations, images, operations
 from shared.store.generations import Published
-from shared.store.images import Claimed
+from shared.store.images import Claimed, Verdict
 from shared.store.locks import Lock, share
 from shared.store.session import Begin, enqueue
 from shared.store.tables import Generation
@@ -62,9 +62,10 @@ def _source(begin: Begin, model: Published, effort: Effort) -> Source:
     def renew(db: Session, claimed: Sequence[Claimed]) -> None:
         catchup.renew(db, model.model_id, claimed, effort.lease_s)
 
-    def give_back(claimed: Sequence[Claimed]) -> None:
+    def give_back(verdicts: Sequence[Verdict]) -> None:
         with begin() as db:
-            catchup.release(db, model.model_id, claimed)
+            catchup.settle(db, model.model_id, verdicts)
+            catchup.release(db, model.model_id, [v.image for v in verdicts])  # those of another revision by now, too
 
     return Source(
         claim=claim, settle=lambda work, result: _settle(begin, model, work, result), renew=renew, give_back=give_back

@@ -11,14 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import NoReturn
 
 from sqlalchemy.orm import Session
 
 from shared.encoder.base import Encoder
 from shared.errors import Gate, Invalid, NotFound, Unavailable
-from shared.imaging.reasons import LOST
+from shared.imaging.reasons import LOST, Reason
 from shared.log import get
-from shared.pipeline.batch import Decoder, Result, Work, decode, forward
+from shared.pipeline.batch import Decoder, Result, Work, again, decode, forward
 from shared.pipeline.judge import judge_image, standards
 from shared.pipeline.lease import Keeper
 from shared.store import calibrations, catchup, encodings, files, generations, images, ledger
@@ -38,7 +39,7 @@ class Effort:
     batch: int = 8
     lease_s: float = 10.0
     max_failures: int = 5  #: of one image by our own fault, before it is given up
-    wedged_s: float = 300.0  #: a batch that takes longer is given up with its process
+    wedged_s: float = 300.0  #: a batch that stands still for longer is given up with its process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,38 +49,54 @@ class Source:
     claim: Callable[[], Work]
     settle: Callable[[Work, Result], int]
     renew: Callable[[Session, Sequence[Claimed]], None]
-    give_back: Callable[[Sequence[Claimed]], None]
+    give_back: Callable[[Sequence[Verdict]], None]  #: each of status `received`
 
 
 class Holding:
     """The claims of this process, renewed together; a wedged batch ends the process."""
 
-    def __init__(self, effort: Effort, renew: Callable[[Session, Sequence[Claimed]], None]) -> None:
-        self.effort, self._renew = effort, renew
-        self._held: dict[int, tuple[Claimed, float]] = {}
+    def __init__(self, effort: Effort, source: Source) -> None:
+        self.effort, self._source = effort, source
+        self._held: set[Work] = set()
         self._lock = threading.Lock()
 
-    def take(self, claimed: Sequence[Claimed]) -> None:
+    def take(self, work: Work) -> None:
         with self._lock:
-            self._held.update({c.id: (c, time.monotonic()) for c in claimed})
+            self._held.add(work)
 
-    def leave(self, claimed: Sequence[Claimed]) -> None:
+    def leave(self, work: Work) -> None:
         with self._lock:
-            for c in claimed:
-                self._held.pop(c.id, None)
+            self._held.discard(work)
+
+    def works(self) -> list[Work]:
+        with self._lock:
+            return list(self._held)
 
     def claims(self) -> list[Claimed]:
-        with self._lock:
-            return [claimed for claimed, _ in self._held.values()]
+        return [c for work in self.works() for c in work.claimed]
 
     def renew(self, db: Session) -> None:
-        with self._lock:
-            oldest = min((since for _, since in self._held.values()), default=time.monotonic())
-        if time.monotonic() - oldest > self.effort.wedged_s:
-            log.error("worker_wedged", count=len(self.claims()))
-            os._exit(70)  # a native call that never returns cannot be interrupted otherwise
+        wedged = [work for work in self.works() if time.monotonic() - work.moved > self.effort.wedged_s]
+        if wedged:
+            unread = [c for work in wedged if not work.read for c in work.claimed]
+            log.error("worker_wedged", count=len(self.claims()), reason=Reason.UNREADABLE.value if unread else None)
+            self._end(unread)
         if claims := self.claims():
-            self._renew(db, claims)
+            self._source.renew(db, claims)
+
+    def _end(self, unread: Sequence[Claimed]) -> NoReturn:
+        """End the process: a native call that never returns cannot be interrupted otherwise.
+
+        A share that does not answer is no fault of what lies there: that is given back before. The fence decides
+        whether it is ours still, should the call return after all.
+        """
+        late = threading.Timer(self.effort.lease_s, os._exit, (70,))  # a database may not answer, either
+        late.daemon = True
+        late.start()
+        try:
+            self._source.give_back([again(c, Reason.UNREADABLE, our_fault=False) for c in unread])
+        finally:
+            os._exit(70)
 
 
 def drain(
@@ -94,7 +111,7 @@ def drain(
         claim=lambda: claim(begin, encoder_of, effort),
         settle=lambda work, result: settle(begin, work, result),
         renew=lambda db, claimed: images.renew(db, claimed, effort.lease_s),
-        give_back=lambda claimed: give_back(begin, claimed),
+        give_back=lambda verdicts: give_back(begin, verdicts),
     )
     return work_off(begin, source, sandbox, encoder_of, effort, budget_s)
 
@@ -112,15 +129,17 @@ def work_off(
     The budget keeps one message short, so that stopping a worker is quick; whoever calls rings again. Whatever is
     claimed and not settled when an error ends this is given back.
     """
-    until, settled, holding = time.monotonic() + budget_s, 0, Holding(effort, source.renew)
+    until, settled, holding = time.monotonic() + budget_s, 0, Holding(effort, source)
     with Keeper(begin, effort.lease_s, holding.renew), ThreadPoolExecutor(1, "decode") as ahead:
 
         def start() -> Future[Work] | None:
             if time.monotonic() >= until:
                 return None
             work = source.claim()
-            holding.take(work.claimed)
-            return ahead.submit(decode, sandbox, work) if work.claimed else None
+            if not work.claimed:
+                return None
+            holding.take(work)
+            return ahead.submit(decode, sandbox, work)
 
         try:
             coming = start()
@@ -128,13 +147,13 @@ def work_off(
                 work = coming.result()
                 coming = None if work.alone else start()
                 settled += source.settle(work, forward(work, encoder_of))
-                holding.leave(work.claimed)
+                holding.leave(work)
                 if work.alone:
                     coming = start()
         finally:
             if left := holding.claims():
                 try:
-                    source.give_back(left)
+                    source.give_back([Verdict(image=c, status=Status.RECEIVED) for c in left])  # at once
                 except Unavailable:  # at worst their leases end; what ended us is what is told
                     log.warning("claims_not_given_back", count=len(left))
     return settled
@@ -168,10 +187,10 @@ def _loads(encoder_of: Callable[[Published], Encoder], model: Published, *, need
     return True
 
 
-def give_back(begin: Begin, claimed: Sequence[Claimed]) -> None:
-    """The images are due again at once, and it does not count against them."""
+def give_back(begin: Begin, verdicts: Sequence[Verdict]) -> None:
+    """The images are due again, and nothing else is written of them."""
     with begin() as db:
-        images.settle(db, [Verdict(image=c, status=Status.RECEIVED) for c in claimed])
+        images.settle(db, verdicts)
 
 
 def settle(begin: Begin, work: Work, result: Result) -> int:

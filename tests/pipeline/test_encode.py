@@ -1,5 +1,9 @@
 import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +16,11 @@ from shared.imaging.reasons import Reason, failed, undecodable
 from shared.imaging.recipe import Recipe
 from shared.pipeline import batch, encode
 from shared.store import images
+from shared.store.session import Store
 from shared.types import Decoded, Job, Status, point_id
-from tests.miniature import STATS, Platform, header
+from tests.miniature import STATS, FakeSandbox, Platform, header
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def statuses(platform: Platform) -> dict[str, int]:
@@ -333,3 +340,94 @@ def test_a_share_that_is_away_for_long_fails_no_image(platform: Platform) -> Non
         with platform.begin() as db:
             db.execute(sa.text("UPDATE image SET not_before = NULL"))
     assert statuses(platform) == {"received": 1}
+
+
+def test_files_that_take_long_one_after_the_other_are_no_standstill(platform: Platform) -> None:
+    platform.add_model()
+    for n in range(3):
+        platform.put(f"{n}.dcm", header(n))
+    platform.scan()
+    work = encode.claim(platform.begin, platform.encoder, platform.effort)
+    assert not work.read
+    moments = []
+
+    def slow(paths: Sequence[Path], recipe: Recipe) -> Iterator[Decoded | Rejected]:
+        for path in paths:
+            work.moved = 0.0
+            yield from FakeSandbox.decode_many(platform.sandbox, [path], recipe)
+            moments.append(work.moved)
+
+    platform.sandbox.decode_many = slow  # type: ignore[method-assign]
+    assert batch.decode(platform.sandbox, work).read
+    assert len(moments) == 3
+    assert 0.0 not in moments
+
+
+WEDGED = """
+import os, sys
+from dataclasses import replace
+from pathlib import Path
+
+from shared.pipeline import catchup, encode
+from tests.miniature import Platform, header
+
+url, folder, stage, never = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.argv[4]
+platform = Platform(url, folder)
+platform.add_model()
+platform.put("a.dcm", header(0))
+platform.scan()
+drain = encode.drain
+if stage == "catch-up":
+    drain = catchup.drain
+    platform.encode()
+    platform.project()
+    platform.add_model("second", seed=7)
+    platform.begin_generation("second")
+    with platform.begin() as db:
+        catchup.catchup.fill(db, 2, [1])
+
+def stuck(*_):
+    open(never)  # a pipe without a writer, as a share that does not answer
+
+if stage == "forward":
+    platform.encoder(platform.published()).encode = stuck
+else:
+    platform.sandbox.decode_many = stuck
+effort = replace(platform.effort, lease_s=1.0, wedged_s=2.0)
+drain(platform.begin, platform.sandbox, platform.encoder, effort)
+"""
+
+
+@pytest.mark.parametrize(
+    ("stage", "row"),
+    [
+        ("reading", "SELECT status = 'received', last_error, failures, not_before > clock_timestamp() FROM image"),
+        ("catch-up", "SELECT state = 'due', last_error, failures, not_before > clock_timestamp() FROM backfill"),
+    ],
+    ids=["of a new image", "of one to catch up with"],
+)
+def test_a_worker_that_gives_up_on_a_share_holds_it_against_no_image(
+    database_url: str, tmp_path: Path, stage: str, row: str
+) -> None:
+    assert wedged(database_url, tmp_path, stage, row) == (True, "unreadable-file", 0, True)
+
+
+def test_a_worker_that_gives_up_on_a_forward_pass_leaves_its_images_to_be_counted(
+    database_url: str, tmp_path: Path
+) -> None:
+    row = "SELECT status = 'encoding', last_error, failures, lease_until IS NULL FROM image"
+    assert wedged(database_url, tmp_path, "forward", row) == (True, None, 0, False)
+
+
+def wedged(url: str, folder: Path, stage: str, row: str) -> tuple[object, ...]:
+    """What became of the image on which a worker was stuck."""
+    never = folder / "never"
+    os.mkfifo(never)
+    done = subprocess.run([sys.executable, "-c", WEDGED, url, folder, stage, never], cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == 70
+    store = Store(url)
+    try:
+        with store.reading() as connection:
+            return tuple(connection.execute(sa.text(row)).one())
+    finally:
+        store.close()
