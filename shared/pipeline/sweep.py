@@ -33,5 +33,5 @@ def ring_for_due(db: Session, effort: Effort, canary_s: float = 0) -> None:
         enqueue(db, Job.CANARY)
     if catchup.asking(db):
         enqueue(db, Job.CATCH_UP)
-    if ledger.oldest_pending_s(db) is not None or operations.due(db, "erase"):
+    if ledger.any_due(db) or operations.due(db, "erase"):
         enqueue(db, Job.PROJECT)

@@ -118,9 +118,11 @@ class Pending:
     code: bytes | None
 
 
+_DUE = f"state = 'pending' AND {RESTED}"
+
 _LOCK = sa.text(
     f"""
-    SELECT point_id FROM ledger WHERE generation_id = :generation AND state = 'pending' AND {RESTED}
+    SELECT point_id FROM ledger WHERE generation_id = :generation AND {_DUE}
     ORDER BY queued_at LIMIT :limit FOR UPDATE SKIP LOCKED
     """  # noqa: S608 - only the constant above is inserted
 )
@@ -216,8 +218,25 @@ def held(db: Session | sa.Connection, generation_id: int, after: uuid.UUID, limi
     return [(row[0], row[1]) for row in rows]
 
 
+#: The first of each generation, as its index has it: for just any the planner might read the table from its start.
+_ANY = sa.text(
+    f"""
+    SELECT EXISTS (
+        SELECT FROM generation g CROSS JOIN LATERAL (
+            SELECT FROM ledger WHERE generation_id = g.id AND {_DUE} ORDER BY queued_at LIMIT 1
+        ) AS first WHERE g.state = 'open'
+    )
+    """  # noqa: S608 - only the constant above is inserted
+)
+
+
+def any_due(db: Session) -> bool:
+    """Whether a projector would find a row now, in any open generation."""
+    return bool(db.execute(_ANY).scalar_one())
+
+
 def oldest_pending_s(db: Session | sa.Connection) -> float | None:
-    """Age of the oldest due row, by the database's clock; None when nothing is pending."""
+    """Age of the oldest pending row, by the database's clock; None when nothing is. It reads all that are pending."""
     return db.execute(
         sa.text("SELECT extract(epoch FROM clock_timestamp() - min(queued_at)) FROM ledger WHERE state = 'pending'")
     ).scalar()

@@ -7,8 +7,9 @@ import sqlalchemy as sa
 
 from shared.errors import Invalid, Unavailable
 from shared.index.base import Damaged, Index, Point
-from shared.pipeline import project, reindex
+from shared.pipeline import project, reindex, sweep
 from shared.store import generations, ledger
+from shared.types import Job
 from tests.miniature import Platform, header
 
 
@@ -175,3 +176,25 @@ def test_a_later_write_waits_for_the_projector_and_stays_pending(encoded: Platfo
         ledger.applied(db, live.generation_id, [r.point_id for r in rows])
     other.join(10)
     assert coverage(encoded).pending == 1
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE ledger SET not_before = clock_timestamp() + interval '1 hour'",
+        "UPDATE generation SET state = 'retired', retired_at = clock_timestamp()",
+    ],
+    ids=["it rests", "its generation is retired"],
+)
+def test_nobody_is_rung_for_what_no_projector_would_take(encoded: Platform, change: str) -> None:
+    assert rung_by_a_sweep(encoded)
+    with encoded.begin() as db:
+        db.execute(sa.text(change))
+    assert not rung_by_a_sweep(encoded)
+
+
+def rung_by_a_sweep(platform: Platform) -> bool:
+    platform.queue.rung.clear()
+    with platform.begin() as db:
+        sweep.ring_for_due(db, platform.effort)
+    return Job.PROJECT in platform.queue.rung

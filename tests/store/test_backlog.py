@@ -8,6 +8,7 @@ from sqlalchemy.orm import Session
 
 from shared.pipeline import sweep
 from shared.store import images, operations
+from shared.types import Job
 from tests.miniature import Platform
 
 WAITING = 20_000
@@ -52,3 +53,19 @@ def test_a_backlog_is_not_read_to_know_what_is_due(backlog: Platform, act: Calla
 
 def test_a_sweep_reads_a_few_rows(backlog: Platform) -> None:
     assert backlog.rows_read(lambda db: sweep.ring_for_due(db, backlog.effort)) < FEW
+
+
+def test_a_sweep_reads_a_few_rows_of_a_generation_that_is_being_written(platform: Platform) -> None:
+    platform.add_model()
+    with platform.begin() as db:
+        db.execute(
+            sa.text(
+                "INSERT INTO ledger (generation_id, point_id, image_id, frame, op, revision) "
+                "SELECT 1, gen_random_uuid(), n, 1, 'upsert', 1 FROM generate_series(1, :waiting) AS n"
+            ),
+            {"waiting": WAITING},
+        )
+    with platform.store.reading() as connection:
+        connection.execute(sa.text("VACUUM ANALYZE ledger"))
+    assert platform.rows_read(lambda db: sweep.ring_for_due(db, platform.effort)) < FEW
+    assert Job.PROJECT in platform.queue.rung
