@@ -5,8 +5,9 @@ from datetime import date, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from services.api.dicom_json import ATTRIBUTES, KEYWORDS
 from shared.datasets.names import DatasetName
 from shared.encoder.ood import Rule
 from shared.errors import Gate, Invalid
@@ -89,8 +90,33 @@ class In(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
 
 
-class SearchIn(In):
-    """How to search; the filters have their DICOM names, as in QIDO-RS."""
+def keyword(name: str) -> str:
+    """An attribute's keyword for its tag in eight hexadecimal digits; any other name as it is."""
+    return KEYWORDS.get(name.upper(), name)
+
+
+def _also(name: str) -> str:
+    return f"Also as {ATTRIBUTES[name][0]}"
+
+
+class Filtered(In):
+    """Filters that are DICOM attributes are named by keyword or by tag, as in QIDO-RS."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_keyword(cls, given: object) -> object:
+        if not isinstance(given, dict):
+            return given
+        found: dict[str, object] = {}
+        for name, value in given.items():
+            if keyword(name) in found:  # one of the two would be ignored
+                raise ValueError(f"{keyword(name)} is given by keyword and by tag")
+            found[keyword(name)] = value
+        return found
+
+
+class SearchIn(Filtered):
+    """How to search."""
 
     k: int = Field(10, ge=1, le=10_000, description="How many studies")
     exclude: Codes = Field(["SELF", "STUDY", "PATIENT"], description="self, study, patient: any of them, or none")
@@ -102,11 +128,13 @@ class SearchIn(In):
     radius: int | None = Field(None, ge=0, le=4096, description="Of mode=hash, in bits; default: as wide as k needs")
     exact: bool = Field(False, description="Compare with every image instead of following the graph")
     cursor: Annotated[str | None, Field(max_length=16_384)] = None
-    Modality: Codes = []
-    ModalitiesInStudy: Codes = Field([], description="The same as Modality, which the matched image must have")
-    ViewPosition: Codes = []
-    ImageLaterality: Codes = []
-    StudyDate: Range = None
+    Modality: Codes = Field([], description=_also("Modality"))
+    ModalitiesInStudy: Codes = Field(
+        [], description=f"The same as Modality, which the matched image must have. {_also('ModalitiesInStudy')}"
+    )
+    ViewPosition: Codes = Field([], description=_also("ViewPosition"))
+    ImageLaterality: Codes = Field([], description=_also("ImageLaterality"))
+    StudyDate: Range = Field(None, description=_also("StudyDate"))
     birads: Birads = []
     density: Codes = []
 
@@ -143,10 +171,10 @@ class BatchIn(SearchIn):
     studies: Annotated[list[Uid], Field(min_length=1, max_length=50)]
 
 
-class StudiesIn(In):
-    StudyInstanceUID: Uids = []
-    ModalitiesInStudy: Codes = []
-    StudyDate: Range = None
+class StudiesIn(Filtered):
+    StudyInstanceUID: Uids = Field([], description=_also("StudyInstanceUID"))
+    ModalitiesInStudy: Codes = Field([], description=_also("ModalitiesInStudy"))
+    StudyDate: Range = Field(None, description=_also("StudyDate"))
     birads: Birads = []
     density: Codes = []
     status: Annotated[list[Status], _Split] = []

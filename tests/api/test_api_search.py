@@ -85,6 +85,35 @@ def test_filters_keep_what_they_name(client, filled):
     assert labelled == {"birads": [5], "density": ["D"], "pathology": ["malignant"]}
 
 
+def test_filters_are_named_by_keyword_or_by_tag_as_in_qido(client, filled):
+    filled.take_in(20, modality="CT")
+
+    def similar(filters):
+        return uids(client.get(f"/v1/studies/1.2.3.1/similar?k=12&{filters}"))
+
+    def batch(address="", **fields):
+        answer = client.post(f"/v1/searches?{address}", json={"studies": ["1.2.3.1"], **fields})
+        return [study["study_instance_uid"] for study in answer.json()["rankings"][0]["studies"]]
+
+    assert similar("00080060=CT") == similar("00080061=CT") == similar("Modality=CT") == ["1.2.3.20"]
+    assert similar("00080020=20240104") == ["1.2.3.3"]
+    assert similar("00185101=CC&00200062=L&00080060=MG") == similar("ViewPosition=CC&ImageLaterality=L&Modality=MG")
+    assert "1.2.3.20" in similar("00080060=CT&Modality=MG")
+    assert batch(**{"00080060": ["CT"]}) == ["1.2.3.20"]
+    assert batch("Modality=MG", **{"00080060": ["CT"]}) == ["1.2.3.20"]
+
+
+@pytest.mark.parametrize("filters", ["00080020=20240104&StudyDate=20240104", "00080018=1.2.3", "00080060=a*"])
+def test_what_a_keyword_may_not_say_a_tag_may_not_either(client, filters):
+    assert client.get(f"/v1/studies/1.2.3.1/similar?{filters}").status_code == 400
+
+
+def test_of_one_attribute_under_two_names_no_body_loses_a_value(client):
+    refused = client.post("/v1/searches", json={"studies": ["1.2.3.1"], "Modality": "CT", "00080060": "MG"})
+    assert refused.status_code == 400
+    assert "Modality is given by keyword and by tag" in refused.json()["errors"][0]["message"]
+
+
 def test_an_image_may_be_compared_with_its_own_view_only(client, filled):
     answer = client.get("/v1/studies/1.2.3.1/similar?k=5&view=match").json()
     assert all(match["same_view"] for study in answer["studies"] for match in study["matches"])

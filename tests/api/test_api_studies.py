@@ -47,6 +47,14 @@ def test_studies_are_filtered(client, filled):
     assert len(listed(client, "status=encoded,failed")) == 13
 
 
+def test_studies_are_filtered_by_tags_too(client, filled):
+    filled.take_in(20, modality="CT")
+    assert listed(client, "00080061=CT") == ["1.2.3.20"]
+    assert listed(client, "00080020=-20240103") == ["1.2.3.2", "1.2.3.1"]
+    assert listed(client, "0020000d=1.2.3.4&0020000d=1.2.3.5") == ["1.2.3.5", "1.2.3.4"]
+    assert client.get("/v1/studies?00080061=CT&ModalitiesInStudy=MG").status_code == 400
+
+
 def test_an_unknown_study_is_not_found(client):
     assert client.get("/v1/studies/1.2.3").status_code == 404
 

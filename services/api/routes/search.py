@@ -24,7 +24,7 @@ from services.api.asked import refuse_twice
 from services.api.dependencies import CanSearch, Decoding, Known, Measured, Rt, Uploads
 from services.api.errors import TooLarge, UnsupportedMedia
 from services.api.metrics import Metrics
-from services.api.schemas import BatchIn, SearchIn, Uid
+from services.api.schemas import BatchIn, SearchIn, Uid, keyword
 from shared.encoder.base import Encoder
 from shared.errors import Invalid, NotFound, Unavailable
 from shared.pipeline import question, search
@@ -44,7 +44,7 @@ async def _asked(request: Request) -> SearchIn:
     """The options in the address. Read by hand: FastAPI takes half a millisecond for a model of this size."""
     given: dict[str, list[str]] = {}
     for name, value in request.query_params.multi_items():
-        given.setdefault(name, []).append(value)
+        given.setdefault(keyword(name), []).append(value)
     refuse_twice({name: len(values) for name, values in given.items() if name not in LISTS})
     fields = {name: values if name in LISTS else values[-1] for name, values in given.items()}
     try:
@@ -238,9 +238,10 @@ def _encoder(rt: Runtime, published: Published) -> Encoder:
 def _merged(asked: SearchIn, fields: Mapping[str, Any]) -> BatchIn:
     """Options may stand in the address or in the body; the body wins."""
     try:
-        return BatchIn.model_validate({**asked.model_dump(exclude_unset=True), **fields})
+        batch = BatchIn.model_validate(fields)
     except ValidationError as error:
         raise refused("body", error, BatchIn) from None
+    return batch.model_copy(update=asked.model_dump(include=asked.model_fields_set - batch.model_fields_set))
 
 
 def _batch(rt: Runtime, metrics: Metrics, batch: BatchIn) -> Response:
