@@ -253,13 +253,14 @@ def _incoming(file: Found, secret: bytes, origin: Origin) -> Incoming:
         path=file.seen.path,
         labels=file.row.labels if file.row is not None else Labels(),
         described=file.row is not None or file.inspected.kind == "dicom",
-        nobody=b"" if file.row is None or file.inspected.kind == "dicom" else _nobody(file.inspected, secret),
+        nobody=() if file.row is None or file.inspected.kind == "dicom" else _nobody(file.inspected, header, secret),
         sender=f"{origin.source}:{origin.sender}" if origin.sender else "",
     )
 
 
-def _nobody(picture: Inspected, secret: bytes) -> bytes:
-    return b"" if picture.header is None else key_of(picture.header, secret)
+def _nobody(picture: Inspected, named: Header, secret: bytes) -> tuple[bytes, ...]:
+    """Who stands for the patient of a picture that no table named, and of one whose table told its study alone."""
+    return tuple(key_of(replace(header, patient_id=""), secret) for header in (picture.header, named) if header)
 
 
 def key_of(header: Header, secret: bytes) -> bytes:
@@ -308,17 +309,21 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
 def _name(
     db: Session, incoming: Sequence[Incoming], standing: dict[str, Known], owners: dict[str, tuple[int, bytes]]
 ) -> None:
-    """Pictures that were nobody's, as no table named them, are whose a table says that they are."""
+    """Pictures and studies that were nobody's, as no table named them, are whose a table says that they are."""
     for one in incoming:
-        known = standing.get(one.header.sop_instance_uid)
-        uid = one.header.study_instance_uid
-        study_id, patient = owners[uid]
-        if known is None or known.patient_key != one.nobody or patient not in (one.nobody, one.patient_key):
+        sop_uid, uid = one.header.sop_instance_uid, one.header.study_instance_uid
+        if sop_uid in standing and standing[sop_uid].patient_key not in one.nobody:
             continue
-        if (uid, one.patient_key) != (known.study_uid, known.patient_key):
-            studies.name(db, known, one, study_id)
-            owners[uid] = (study_id, one.patient_key)
-            standing[known.sop_uid] = replace(known, study_uid=uid, patient_key=one.patient_key)
+        study_id, patient = owners[uid]
+        if patient != one.patient_key and patient in one.nobody:
+            patient = studies.name(db, study_id, patient, one)
+            owners[uid] = (study_id, patient)
+            of_study = [image for image in standing.values() if image.study_uid == uid]
+            standing |= {image.sop_uid: replace(image, patient_key=patient) for image in of_study}
+        known = standing.get(sop_uid)
+        if known is not None and known.study_uid != uid and patient == one.patient_key:
+            studies.move(db, known, study_id)
+            standing[sop_uid] = replace(known, study_uid=uid, patient_key=patient)
 
 
 def _seen_before(incoming: Incoming, standing: Mapping[str, Known]) -> bool:

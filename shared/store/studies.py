@@ -25,7 +25,7 @@ class Incoming:
     path: bytes
     labels: Labels
     described: bool = True  #: header or table say what it shows; false: a picture that no table knows
-    nobody: bytes = b""  #: of a picture that a table names: the patient that it had without one
+    nobody: tuple[bytes, ...] = ()  #: of a picture that a table names: the patients it may have had before it had one
     sender: str = ""  #: source and name of who sent it, for files that were sent
     held_by: str = ""  #: the site's rule by which it waits for a person
 
@@ -91,11 +91,12 @@ _LOCK = sa.text(
     "SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) OR sop_uid = ANY(CAST(:sops AS text[])) "
     "ORDER BY id FOR UPDATE"
 )
-_REDATED = sa.text(
+_RETOLD = sa.text(
     """
     SELECT i.id FROM image i JOIN study s ON s.id = i.study_id
-    JOIN unnest(CAST(:uids AS text[]), CAST(:dates AS date[])) AS u(uid, date) ON u.uid = s.uid
-    WHERE u.date IS NOT NULL AND u.date IS DISTINCT FROM s.study_date
+    JOIN unnest(CAST(:uids AS text[]), CAST(:dates AS date[]), CAST(:keys AS bytea[])) AS u(uid, date, key)
+        ON u.uid = s.uid
+    WHERE (u.date IS NOT NULL AND u.date IS DISTINCT FROM s.study_date) OR u.key <> s.patient_key
     """
 )
 
@@ -103,19 +104,24 @@ _REDATED = sa.text(
 def lock(db: Session, incoming: Sequence[Incoming]) -> None:
     """Images that stand already and may change by these files are locked, in one order.
 
-    They are more than the files name where a file says another date than its study has.
+    They are more than the files name where a file says another date or patient than its study has.
     """
     headers = [i.header for i in incoming]
-    dates = {"uids": [h.study_instance_uid for h in headers], "dates": [h.study_date for h in headers]}
-    if others := list(db.execute(_REDATED, dates).scalars()):
+    told = {
+        "uids": [h.study_instance_uid for h in headers],
+        "dates": [h.study_date for h in headers],
+        "keys": [i.patient_key for i in incoming],
+    }
+    if others := list(db.execute(_RETOLD, told).scalars()):
         db.execute(_LOCK, {"ids": others, "sops": [h.sop_instance_uid for h in headers]})
 
 
+_TOLD = "UPDATE ledger SET revision = changed.revision, state = 'pending', queued_at = clock_timestamp(), attempt = 0"
+_OF_CHANGED = "FROM changed WHERE ledger.image_id = changed.id AND ledger.op = 'upsert'"
 #: every generation is told of an image as it is now said to be; the statement before names it `changed`
-_TELL = """
-    UPDATE ledger SET revision = changed.revision, state = 'pending', queued_at = clock_timestamp(), attempt = 0
-    FROM changed WHERE ledger.image_id = changed.id AND ledger.op = 'upsert'
-"""
+_TELL = f"{_TOLD} {_OF_CHANGED}"
+#: and until it was, no search shows the image
+_HIDE = f"{_TOLD}, applied_at = NULL {_OF_CHANGED}"
 _REVISED = "revision - CASE WHEN status IN ('received', 'encoding') THEN 1 ELSE 0 END AS revision"
 
 _REDATE = sa.text(
@@ -137,25 +143,44 @@ def redate(db: Session, study_uid: str, study_date: date) -> None:
 
 _NAME = sa.text(
     f"""
-    WITH named AS (UPDATE study SET patient_key = :patient WHERE id = :study AND patient_key <> :patient),
-    changed AS (UPDATE image SET study_id = :study, revision = revision + 1 WHERE id = :id RETURNING id, {_REVISED})
-    {_TELL}
+    WITH named AS (UPDATE study SET patient_key = :patient WHERE id = :study AND patient_key = :nobody
+        AND NOT EXISTS (SELECT FROM image WHERE study_id = :study AND sop_class <> '') RETURNING id),
+    changed AS (UPDATE image SET revision = revision + 1 WHERE study_id = (SELECT id FROM named)
+        AND status <> 'deleted' RETURNING id, {_REVISED})
+    {_HIDE}
     """  # noqa: S608 - only the constants above are inserted
 )
-_UNSEEN = sa.text("UPDATE ledger SET applied_at = NULL WHERE image_id = :id AND op = 'upsert'")
+_OWNER = sa.text("SELECT patient_key FROM study WHERE id = :study")
+
+
+def name(db: Session, study_id: int, nobody: bytes, new: Incoming) -> bytes:
+    """A study that was nobody's is the patient's of this file, unless another was first; returns whose it is.
+
+    One that holds DICOM images stays as their headers have it. Every generation is told of the images. Until then no
+    search shows them: the index would hold them for another patient's than the query.
+    """
+    db.execute(_NAME, {"study": study_id, "nobody": nobody, "patient": new.patient_key})
+    owner: bytes = db.execute(_OWNER, {"study": study_id}).scalar_one()
+    if owner == new.patient_key and new.header.study_date is not None:
+        redate(db, new.header.study_instance_uid, new.header.study_date)
+    enqueue(db, Job.PROJECT)
+    return owner
+
+
+_MOVE = sa.text(
+    f"""
+    WITH changed AS (UPDATE image SET study_id = :study, revision = revision + 1 WHERE id = :id
+        RETURNING id, {_REVISED})
+    {_HIDE}
+    """  # noqa: S608 - only the constants above are inserted
+)
 _LEFT = sa.text("DELETE FROM study s WHERE uid = :uid AND NOT EXISTS (SELECT FROM image WHERE study_id = s.id)")
 
 
-def name(db: Session, known: Known, new: Incoming, study_id: int) -> None:
-    """An image that was nobody's is in this study and its patient's; every generation is told.
-
-    Until then no search shows it: the index would hold it for another patient's than the query.
-    """
-    db.execute(_NAME, {"id": known.id, "study": study_id, "patient": new.patient_key})
-    db.execute(_UNSEEN, {"id": known.id})
+def move(db: Session, known: Known, study_id: int) -> None:
+    """An image that was nobody's, in a study of its own, is in this one; it is told and hidden as by `name`."""
+    db.execute(_MOVE, {"id": known.id, "study": study_id})
     db.execute(_LEFT, {"uid": known.study_uid})
-    if new.header.study_date is not None and new.header.study_instance_uid == known.study_uid:
-        redate(db, known.study_uid, new.header.study_date)  # another study has its date by `ensure`
     enqueue(db, Job.PROJECT)
 
 

@@ -29,8 +29,19 @@ class Table:
     def __init__(self, row: Row) -> None:
         self.row = row
 
-    def find(self, root: Path, path: Path, *, sop_instance_uid: str = "", study_uid: str = "") -> Row:
+    def find(self, root: Path, path: Path, *, sop_instance_uid: str = "", study_uid: str = "") -> Row | None:
         return self.row
+
+
+class Pictures(Table):
+    """A label table of one row for all pictures, and of others for some, by name; it does not know DICOM files."""
+
+    def __init__(self, row: Row, **others: Row) -> None:
+        super().__init__(row)
+        self.others = others
+
+    def find(self, root: Path, path: Path, *, sop_instance_uid: str = "", study_uid: str = "") -> Row | None:
+        return self.others.get(path.name, self.row) if path.suffix == ".png" else None
 
 
 def dates(platform: Platform) -> tuple[set[Any], set[Any]]:
@@ -182,10 +193,15 @@ def test_a_picture_scanned_again_without_its_table_stays_as_it_was(platform: Pla
     assert rows(platform, "SELECT count(*) FROM study") == [(1,)]
 
 
+def put_picture(platform: Platform, n: int) -> None:
+    said = header(n, patient_id="", study_instance_uid=f"2.25.{n + 1}", sop_class_uid="", transfer_syntax_uid="")
+    picture = replace(said, view=None, laterality=None, modality="OT")
+    platform.sandbox.kinds[os.fsencode(platform.put(f"{n}.png", picture))] = "png"
+
+
 def unnamed(platform: Platform, n: int = 0) -> None:
     """A picture was taken in without a table, and is searchable as nobody's."""
-    picture = header(n, patient_id="", study_instance_uid=f"2.25.{n + 1}", view=None, laterality=None, modality="OT")
-    platform.sandbox.kinds[os.fsencode(platform.put(f"{n}.png", picture))] = "png"
+    put_picture(platform, n)
     platform.scan()
     platform.encode()
     platform.project()
@@ -213,8 +229,98 @@ def test_a_picture_that_was_nobodys_is_whose_the_first_table_says(
     points = platform.index(collection).get([point for (point,) in rows(platform, "SELECT point_id FROM ledger")])
     assert [point.payload["patient"] for point in points] == [patient_number(key)]
     assert [(point.payload["study"],) for point in points] == rows(platform, "SELECT id FROM study")
+
+
+def owners(platform: Platform) -> set[tuple[str, bytes]]:
+    """Study and patient of every image."""
+    return set(rows(platform, "SELECT s.uid, s.patient_key FROM image i JOIN study s ON s.id = i.study_id"))
+
+
+def stopped(platform: Platform) -> list[tuple[Any, ...]]:
+    return rows(platform, "SELECT reason FROM file WHERE outcome = 'quarantined'")
+
+
+P1, P2 = (patient_key(SECRET, "", name) for name in ("P1", "P2"))
+
+
+@pytest.mark.parametrize("study", ["1.2.7", None])
+def test_a_picture_whose_patient_is_known_is_not_given_to_another(platform: Platform, study: str | None) -> None:
+    unnamed(platform)
+    row = Row(study=study, patient="P1", labels=Labels())
+    platform.scan(Table(row))
     assert platform.scan(Table(replace(row, patient="P2"))).counts["quarantined"] == 1
-    assert rows(platform, "SELECT patient_key FROM study WHERE id = (SELECT study_id FROM image)") == [(key,)]
+    assert owners(platform) == {(study or "2.25.1", P1)}
+
+
+def test_a_study_whose_patient_no_table_told_is_the_one_that_a_later_table_tells(platform: Platform) -> None:
+    platform.add_model()
+    platform.put("a.dcm", header(8, patient_id="P1"))
+    for n in (0, 1):
+        unnamed(platform, n)
+    row = Row(study="1.2.7", patient=None, labels=Labels())
+    platform.scan(Pictures(row))
+    platform.project()
+
+    def found(**request: Any) -> list[str]:
+        with platform.store.reading() as connection:
+            (answer,) = search.by_studies(connection, platform.index, ["1.2.4.3"], Request(**request))
+        return [study.study_uid for study in answer.studies]
+
+    assert found() == ["1.2.7"]
+    named = replace(row, patient="P1", study_date=date(2024, 5, 6))
+    platform.scan(Pictures(named))
+    assert (stopped(platform), owners(platform)) == ([], {("1.2.7", P1), ("1.2.4.3", P1)})
+    assert found() == []  # the index still holds them for nobody's
+    assert platform.project() == 2
+    (collection,) = rows(platform, "SELECT collection FROM generation")[0]
+    points = platform.index(collection).get([point for (point,) in rows(platform, "SELECT point_id FROM ledger")])
+    assert {point.payload["patient"] for point in points} == {patient_number(P1)}
+    assert (found(), found(exclude=frozenset())) == ([], ["1.2.4.3", "1.2.7"])
+    assert rows(platform, "SELECT study_date FROM study WHERE uid = '1.2.7'") == [(date(2024, 5, 6),)]
+    platform.scan(Pictures(named))
+    assert platform.project() == 0
+    platform.scan(Pictures(replace(named, patient="P2")))
+    assert (stopped(platform), owners(platform)) == (
+        [("patient-conflict",), ("patient-conflict",)],
+        {("1.2.7", P1), ("1.2.4.3", P1)},
+    )
+
+
+def test_a_new_picture_may_tell_whose_its_study_is(platform: Platform) -> None:
+    platform.add_model()
+    unnamed(platform, 7)
+    platform.scan(Pictures(Row(study="1.2.7", patient=None, labels=Labels())))
+    platform.project()
+    row = Row(study="1.2.7", patient="P1", labels=Labels())
+    put_picture(platform, 3)  # it comes before the other
+    platform.scan(Pictures(row))
+    assert (stopped(platform), owners(platform)) == ([], {("1.2.7", P1)})
+
+
+def test_a_table_of_pictures_does_not_tell_whose_a_dicom_study_is(platform: Platform) -> None:
+    platform.put("a.dcm", header(0, patient_id="", study_instance_uid="1.2.7"))
+    platform.scan()
+    before = owners(platform)
+    put_picture(platform, 3)
+    platform.scan(Pictures(Row(study="1.2.7", patient="P1", labels=Labels())))
+    assert (stopped(platform), owners(platform)) == ([("patient-conflict",)], before)
+
+
+def test_of_two_patients_that_a_table_tells_for_one_study_the_second_is_a_conflict(platform: Platform) -> None:
+    for n in (0, 1):
+        unnamed(platform, n)
+    row = Row(study="1.2.7", patient=None, labels=Labels())
+    platform.scan(Pictures(row))
+    platform.scan(Pictures(replace(row, patient="P1"), **{"1.png": replace(row, patient="P2")}))
+    assert (stopped(platform), owners(platform)) == ([("patient-conflict",)], {("1.2.7", P1)})
+
+
+def test_a_picture_does_not_leave_the_study_that_a_table_told(platform: Platform) -> None:
+    unnamed(platform)
+    platform.scan(Table(Row(study="1.2.7", patient=None, labels=Labels())))
+    platform.scan(Table(Row(study="1.2.8", patient="P1", labels=Labels())))
+    assert stopped(platform) == [("patient-conflict",)]
+    assert [uid for uid, _ in owners(platform)] == ["1.2.7"]
 
 
 def test_a_picture_that_was_nobodys_does_not_join_the_study_of_another_patient(platform: Platform) -> None:
