@@ -35,6 +35,10 @@ class Away(Unavailable):
     """The other archive does not answer, or not now."""
 
 
+class Silent(Away):
+    """Nothing was heard of the other archive for so long that it is better asked later than again."""
+
+
 class Odd(Invalid):
     """The other archive answered something that it should not have."""
 
@@ -200,7 +204,7 @@ class Archive:
         try:
             yield from response.iter_bytes(CHUNK)
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise Away(f"the archive's answer broke off ({type(error).__name__})") from None
+            raise _away(error, "the archive's answer broke off") from None
 
 
 class _Response:
@@ -215,19 +219,28 @@ class _Response:
         try:
             response = self._stream.__enter__()
         except httpx.TransportError as error:
-            raise Away(f"the archive does not answer ({type(error).__name__})") from None
+            raise _away(error, "the archive does not answer") from None
         if response.is_success:
             return response
         self._stream.__exit__(None, None, None)
         status = response.status_code
         if status in (401, 403, 407):
             raise Denied(f"the archive refuses us (status {status})")
+        if status == 504:  # of a gateway that has waited in our place
+            raise Silent("the archive answered 504")
         if status in (408, 425, 429) or status >= 500:
             raise Away(f"the archive answered {status}")
         raise Odd(f"the archive answered {status}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._stream.__exit__(kind, error, tb)
+
+
+def _away(error: Exception, what: str) -> Away:
+    import httpx
+
+    kind = Silent if isinstance(error, httpx.TimeoutException) else Away
+    return kind(f"{what} ({type(error).__name__})")
 
 
 def _value(item: Mapping[str, Any], tag: str) -> object:

@@ -14,13 +14,19 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 from sqlalchemy.orm import Session
-from tenacity import Retrying, retry_if_exception_type, stop_after_attempt, wait_exponential_jitter
+from tenacity import (
+    Retrying,
+    retry_if_exception_type,
+    retry_if_not_exception_type,
+    stop_after_attempt,
+    wait_exponential_jitter,
+)
 
 from shared.errors import Denied
 from shared.imaging.reasons import Reason
 from shared.multipart import End
 from shared.pipeline.arrive import Arrived, arrive
-from shared.pipeline.dicomweb import Archive, Away, Odd
+from shared.pipeline.dicomweb import Archive, Away, Odd, Silent
 from shared.pipeline.pace import Pace
 from shared.pipeline.receive import Inspector, Rules
 from shared.pipeline.streamed import Streamed
@@ -67,7 +73,7 @@ class Progress:
     held: int = 0  #: stood here already
     turned_away: int = 0  #: came, and were not kept
     missing: int = 0  #: did not come
-    cursor: dict[str, str] = field(default_factory=dict)  #: `from`, `to`, `after`
+    cursor: dict[str, str] = field(default_factory=dict)  #: `from`, `to`, `after`; `silent`: turns, for the next study
 
     def to_json(self, **more: object) -> str:
         return json.dumps({name: value for name, value in asdict(self).items() if name not in ("total", "done")} | more)
@@ -114,12 +120,12 @@ class Pull:
             low, high, listed = window
             cursor = self.progress.cursor
             done = cursor.get("after", "") if cursor.get("from") == _text(low) else ""
-            self.progress.cursor = {"from": _text(low), "to": _text(high), "after": done}
+            self.progress.cursor = {**cursor, "from": _text(low), "to": _text(high), "after": done}
             left = sorted(study for study in listed if study > done)
             self.progress.total = self.progress.done + sum(listed[study] for study in left)
             for study in left:
                 self._study(study, pace)
-                self.progress.cursor["after"] = study
+                self.progress.cursor |= {"after": study, "silent": "0"}
                 self.tell()
                 if self.over():
                     return False
@@ -162,21 +168,36 @@ class Pull:
         return found
 
     def _study(self, study: str, pace: Pace) -> None:
-        """Its instances stand here, or it is written down which do not and why."""
+        """Its instances stand here, or it is written down which do not and why.
+
+        Raises: `Silent` where it is to be asked for in a later turn.
+        """
         one = _Study(self, study, pace)
         try:
             patiently(one.go)
         except (Away, Denied, Odd) as error:
+            if isinstance(error, Silent) and self._later():
+                raise
             if not isinstance(error, Odd):
                 self.archive.ping()  # where all of it is away, the pull waits for it; else this study alone is at fault
             one.give_up()
         one.settle()
 
+    def _later(self) -> bool:
+        """One more turn has ended in silence at the same study; False: it was the last."""
+        turns = int(self.progress.cursor.get("silent", "0")) + 1
+        self.progress.cursor["silent"] = str(turns)
+        self.tell()
+        return turns < ATTEMPTS
+
 
 def patiently(call: Callable[[], Any]) -> Any:  # noqa: ANN401 - what the call returns
-    """The answer, after some attempts where the archive does not answer. Raises: `Away` after the last one."""
+    """The answer, after some attempts where the archive does not answer.
+
+    Raises: `Away` after the last one; `Silent` after the first, as each would hold the worker for a minute.
+    """
     for attempt in Retrying(
-        retry=retry_if_exception_type(Away),
+        retry=retry_if_exception_type(Away) & retry_if_not_exception_type(Silent),
         wait=wait_exponential_jitter(multiplier=0.5, max=PATIENCE_S),
         stop=stop_after_attempt(ATTEMPTS),
         reraise=True,

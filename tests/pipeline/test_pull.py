@@ -17,7 +17,7 @@ import sqlalchemy as sa
 from shared.errors import Denied, Invalid
 from shared.imaging.sandbox import Sandbox
 from shared.pipeline import pull
-from shared.pipeline.dicomweb import Access, Archive, Away, checked
+from shared.pipeline.dicomweb import Access, Archive, Away, Silent, checked
 from shared.pipeline.pace import Hours, Pace
 from shared.pipeline.pull import Plan, Progress, Pull, Stopped
 from shared.pipeline.streamed import BATCH
@@ -42,6 +42,8 @@ class Peer:
         self.asked: list[str] = []
         self.headers: list[dict[str, str]] = []
         self.hurt = lambda *_: None  # (status, body) instead of the answer
+        self.silent = lambda *_: False  # of the n-th request of a path: it is never answered
+        self.over = threading.Event()
         self.page = 100
         self.ignores_offset = False
         peer = self
@@ -64,6 +66,9 @@ class Peer:
         path, query = parts.path.removeprefix("/web/"), {k: v[0] for k, v in parse_qs(parts.query).items()}
         self.asked.append(path)
         self.headers.append(dict(request.headers))
+        if self.silent(path, self.asked.count(path)):
+            self.over.wait()
+            return
         status, body = self.hurt(path, query, self.asked.count(path)) or self._found(path, query)
         kind = RELATED["Content-Type"] if body.startswith(b"--") else "application/dicom+json"
         request.send_response(status)
@@ -105,6 +110,7 @@ def ui(uid: str) -> object:
 def peer() -> Iterator[Peer]:
     peer = Peer()
     yield peer
+    peer.over.set()
     peer.server.shutdown()
     peer.server.server_close()
 
@@ -118,13 +124,14 @@ class Puller:
         self.progress, self.told = Progress(), []
         self.operation = uuid.uuid4()
         self.stop_after = self.over_after = 10**6
+        self.timeout_s = 5.0
 
     def run(self, plan: Plan = JUNE) -> bool:
         def report(_db, progress):
             self.told.append((progress.done, progress.to_json()))
             return len(self.told) < self.stop_after
 
-        with Archive(Access(url=self.peer.url), timeout_s=5) as archive:
+        with Archive(Access(url=self.peer.url), timeout_s=self.timeout_s) as archive:
             return Pull(
                 begin=self.platform.begin, inspector=self.sandbox, blobs=self.blobs, archive=archive, plan=plan,
                 progress=self.progress, origin=pull.origin_of(self.peer.url, self.operation),
@@ -299,6 +306,56 @@ def test_an_archive_that_is_away_is_waited_for(puller, peer):
     peer.hurt = lambda *_: None
     assert puller.run()
     assert puller.images() == everything(peer)
+
+
+def test_an_archive_that_is_silent_does_not_hold_the_worker(puller, peer):
+    peer.put(1, 1)
+    peer.silent = lambda *_: True
+    puller.timeout_s = 0.2
+    with pytest.raises(Silent, match="ReadTimeout"):
+        puller.run()
+    assert peer.asked == ["studies"]
+
+
+@pytest.mark.parametrize("how", ["silent", "hurt"])
+def test_a_study_of_which_nothing_is_heard_is_asked_for_in_later_turns(puller, peer, how):
+    peer.put(1, 1, 2)
+    peer.put(2, 1)
+    place = f"studies/{study_uid(1)}"
+    if how == "silent":
+        peer.silent = lambda path, n: path == place and n < pull.ATTEMPTS
+    else:
+        peer.hurt = lambda path, _, n: (504, b"") if path == place and n < pull.ATTEMPTS else None
+    puller.timeout_s = 0.5
+    for turn in range(1, pull.ATTEMPTS):
+        with pytest.raises(Silent):
+            puller.run()
+        assert peer.asked.count(place) == turn
+        puller.again()
+    assert puller.run()
+    assert puller.images() == everything(peer)
+    assert (puller.progress.missing, puller.progress.done) == (0, 3)
+
+
+def test_a_study_that_stays_silent_is_given_up_and_the_next_begins_anew(puller, peer):
+    peer.put(1, 1, 2)
+    peer.put(2, 1, 2)
+    peer.put(3, 1)
+    lost = {f"studies/{study_uid(study)}" for study in (1, 2)}
+    peer.silent = lambda path, _: path in lost
+    puller.timeout_s = 0.5
+    turns = 0
+    while True:
+        turns += 1
+        try:
+            if puller.run():
+                break
+        except Silent:
+            puller.again()
+    assert {peer.asked.count(place) for place in lost} == {pull.ATTEMPTS}
+    assert turns == 2 * (pull.ATTEMPTS - 1) + 1
+    assert puller.images() == [sop_uid(3, 1)]
+    assert (puller.progress.missing, puller.progress.studies) == (4, 3)
 
 
 def test_an_archive_that_refuses_us_ends_the_pull(puller, peer):
