@@ -90,7 +90,7 @@ def create(rt: Runtime) -> FastAPI:
     app.state.rt, app.state.metrics, app.state.callers = rt, Metrics(rt), Callers(rt)
     # one decoder child and one encoder, neither of them for two at once
     app.state.decoding, app.state.readiness = Slots(slots=1, waiting=8), health.Readiness()
-    app.state.uploads = Slots(slots=4, waiting=0)  # each may hold max_upload_mb of memory
+    app.state.uploads = Slots(slots=4, waiting=0, each=2)  # each may hold max_upload_mb of memory
     app.state.storing = Slots(slots=8, waiting=0)  # each holds a few chunks, the rest is on the disk
     errors.install(app)
     style = base64.b64encode(hashlib.sha256(health.STYLE.encode()).digest()).decode()

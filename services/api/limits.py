@@ -3,7 +3,7 @@
 import math
 import threading
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -43,24 +43,45 @@ class TokenBuckets:
 
 
 class Slots:
-    """At most `slots` at work and `waiting` in line; the next one is told to come back."""
+    """At most `slots` at work and `waiting` in line; the next one is told to come back.
 
-    def __init__(self, slots: int, waiting: int, patience_s: float = 10.0) -> None:
+    So is a caller who has `each` of the places, so that others find one.
+    """
+
+    def __init__(self, slots: int, waiting: int, patience_s: float = 10.0, *, each: float = math.inf) -> None:
         self._free = threading.Semaphore(slots)
         self._places = threading.Semaphore(slots + waiting)
         self._patience_s = patience_s
+        self._each = each
+        self._held: Counter[int] = Counter()  #: by caller
+        self._lock = threading.Lock()
 
     @contextmanager
-    def taken(self, what: str) -> Iterator[None]:
-        """Raises: `Unavailable`."""
-        if not self._places.acquire(blocking=False):
-            raise Unavailable(f"{what} is busy", retry_after_s=2)
-        try:
-            if not self._free.acquire(timeout=self._patience_s):
-                raise Unavailable(f"{what} is busy", retry_after_s=5)
+    def taken(self, what: str, caller: int = 0) -> Iterator[None]:
+        """Raises: `Throttled` for a caller who has enough, `Unavailable`."""
+        with self._counted(what, caller):
+            if not self._places.acquire(blocking=False):
+                raise Unavailable(f"{what} is busy", retry_after_s=2)
             try:
-                yield
+                if not self._free.acquire(timeout=self._patience_s):
+                    raise Unavailable(f"{what} is busy", retry_after_s=5)
+                try:
+                    yield
+                finally:
+                    self._free.release()
             finally:
-                self._free.release()
+                self._places.release()
+
+    @contextmanager
+    def _counted(self, what: str, caller: int) -> Iterator[None]:
+        with self._lock:
+            if self._held[caller] >= self._each:
+                raise Throttled(f"{what}: at most {self._each:g} at once with one key", retry_after_s=2)
+            self._held[caller] += 1
+        try:
+            yield
         finally:
-            self._places.release()
+            with self._lock:
+                self._held[caller] -= 1
+                if not self._held[caller]:
+                    del self._held[caller]

@@ -107,34 +107,58 @@ def test_an_upload_over_the_limit_is_refused_by_its_header_and_by_its_stream(arc
         assert client.post("/v1/searches", files=many, headers=key).status_code == 400
 
 
+async def upload(client, key, begun, go):
+    """A picture whose second part waits for `go`."""
+
+    async def parts():
+        begun.set()
+        yield b"x" * 1000
+        await go.wait()
+        yield b"x"
+
+    return await client.post("/v1/searches", content=parts(), headers=key | {"Content-Type": "image/png"})
+
+
 def test_only_four_uploads_are_held_at_once_and_the_next_is_sent_away_unread(archive):
-    app, headers = create(archive.rt), archive.key() | {"Content-Type": "image/png"}
-
-    async def upload(client, begun, go):
-        async def parts():
-            begun.set()
-            yield b"x" * 1000
-            await go.wait()
-            yield b"x"
-
-        return await client.post("/v1/searches", content=parts(), headers=headers)
+    app, keys = create(archive.rt), [archive.key() for _ in range(3)]
 
     async def scenario():
         async with asking(app) as client:
             go, begun = asyncio.Event(), [asyncio.Event() for _ in range(6)]
-            held = [asyncio.create_task(upload(client, begun[i], go)) for i in range(4)]
+            held = [asyncio.create_task(upload(client, keys[i % 2], begun[i], go)) for i in range(4)]
             await asyncio.gather(*(one.wait() for one in begun[:4]))
-            fifth = await upload(client, begun[4], go)
-            batch = await client.post("/v1/searches", json={"studies": ["1.2.3.1"]}, headers=archive.key())
+            fifth = await upload(client, keys[2], begun[4], go)
+            batch = await client.post("/v1/searches", json={"studies": ["1.2.3.1"]}, headers=keys[0])
             go.set()
             done = await asyncio.gather(*held)
-            return fifth, begun[4].is_set(), batch, done, await upload(client, begun[5], go)
+            return fifth, begun[4].is_set(), batch, done, await upload(client, keys[2], begun[5], go)
 
     fifth, was_read, batch, done, later = asyncio.run(scenario())
     assert (fifth.status_code, fifth.headers["Retry-After"], was_read) == (503, "2", False)
     assert batch.status_code == 404  # it holds no picture, so it needs no place
     codes = {answer.status_code for answer in [*done, later]}
     assert codes == {422}, codes  # they were read, and are no pictures
+
+
+def test_one_key_has_half_of_the_places_so_that_others_find_one(archive):
+    app, one, other = create(archive.rt), archive.key(), archive.key()
+
+    async def scenario():
+        async with asking(app) as client:
+            go, ready, begun = asyncio.Event(), asyncio.Event(), [asyncio.Event() for _ in range(5)]
+            ready.set()
+            held = [asyncio.create_task(upload(client, one, begun[i], go)) for i in range(2)]
+            await asyncio.gather(*(event.wait() for event in begun[:2]))
+            third = await upload(client, one, begun[2], ready)
+            another = await upload(client, other, begun[3], ready)
+            go.set()
+            await asyncio.gather(*held)
+            return third, begun[2].is_set(), another, await upload(client, one, begun[4], ready)
+
+    third, was_read, another, later = asyncio.run(scenario())
+    assert (third.status_code, third.headers.get("Retry-After"), was_read) == (429, "2", False)
+    assert "2 at once with one key" in third.json()["detail"]
+    assert (another.status_code, later.status_code) == (422, 422)
 
 
 def test_an_upload_that_trickles_gives_its_place_back(archive, monkeypatch):

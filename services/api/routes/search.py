@@ -110,10 +110,10 @@ class Body:
         self.picture, self.fields = picture, fields
 
 
-async def _body(request: Request, _: CanSearch, uploads: Uploads) -> AsyncIterator[Body]:
+async def _body(request: Request, bearer: CanSearch, uploads: Uploads) -> AsyncIterator[Body]:
     """Read after the caller is known and a place is free: nobody makes us hold more than a few uploads at once.
 
-    Raises: `UnsupportedMedia`, `Invalid`, `TooLarge`, `Unavailable` before anything is read.
+    Raises: `UnsupportedMedia`, `Invalid`, `TooLarge`; `Throttled` and `Unavailable` before anything is read.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
@@ -121,7 +121,7 @@ async def _body(request: Request, _: CanSearch, uploads: Uploads) -> AsyncIterat
         return
     if kind not in (*PICTURES, "multipart/form-data"):
         raise UnsupportedMedia(f"send multipart/form-data with a file, application/json, or {', '.join(PICTURES)}")
-    with uploads.taken("uploading"):  # no one waits in line here, so this never blocks the loop
+    with uploads.taken("uploading", bearer.id):  # no one waits in line here, so this never blocks the loop
         yield Body(picture=await _arrived(_picture(request, kind)))
 
 
