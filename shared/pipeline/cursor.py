@@ -36,8 +36,20 @@ def write(request: Request, generation_id: int, subject: Subject, page: Page, sh
         return None  # an uploaded image would have to be sent again: ask for a larger k instead
     steps = [b - a for a, b in zip([0, *seen], seen, strict=False)]
     data = {"g": generation_id, "t": page.as_of.timestamp(), "q": _bound(request, subject), "s": steps}
-    packed = zlib.compress(json.dumps(data, separators=(",", ":")).encode(), 9)
-    return base64.urlsafe_b64encode(packed).rstrip(b"=").decode()
+    return spell(zlib.compress(json.dumps(data, separators=(",", ":")).encode(), 9))
+
+
+def spell(raw: bytes) -> str:
+    """As it may stand in an address."""
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def unspell(text: str) -> bytes:
+    """Raises: `ValueError` for whatever `spell` does not write, of which base64 takes some for the same."""
+    raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
+    if spell(raw) != text:
+        raise ValueError
+    return raw
 
 
 def read(request: Request, generation_id: int, subject: Subject) -> Page:
@@ -47,9 +59,8 @@ def read(request: Request, generation_id: int, subject: Subject) -> Page:
         raise Invalid("this is not a cursor")
     try:
         unpacker = zlib.decompressobj()
-        packed = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
-        data = json.loads(unpacker.decompress(packed, 65_536))
-        if not unpacker.eof:  # its end is the checksum
+        data = json.loads(unpacker.decompress(unspell(text), 65_536))
+        if not unpacker.eof or unpacker.unused_data:  # its end is the checksum
             raise ValueError  # noqa: TRY301 - as whatever else is no cursor
         generation, bound = int(data["g"]), str(data["q"])
         as_of = datetime.fromtimestamp(float(data["t"]), UTC)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -195,6 +196,13 @@ def png(size: tuple[int, int] = (96, 80)) -> bytes:
     out = io.BytesIO()
     Image.fromarray(grey).save(out, "PNG")
     return out.getvalue()
+
+
+def variants(cursor: str) -> list[str]:
+    """What base64 in its leniency may take for this cursor, and this cursor with something behind it."""
+    letters = string.ascii_letters + string.digits + "-_"
+    last = [cursor[:-1] + letter for letter in letters if letter != cursor[-1]]
+    return [*last, *(cursor + stray for stray in ("A", "Q", "w", "_", "=", "==", "!", " ", "AA", "AAAA")), f"!{cursor}"]
 
 
 Statuses = Callable[[], dict[str, int]]

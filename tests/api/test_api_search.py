@@ -15,7 +15,7 @@ from services.api.answers import RankingOut
 from shared.encoder import cards
 from shared.encoder.derive import build_hashed
 from shared.pipeline import lifecycle
-from tests.api.conftest import CANARY, png, serving
+from tests.api.conftest import CANARY, png, serving, variants
 
 
 def uids(answer):
@@ -141,8 +141,19 @@ def test_a_cursor_belongs_to_its_query(client, filled):
     assert client.get("/v1/studies/1.2.3.1/similar?k=2&cursor=nonsense").status_code == 400
     inside = json.loads(zlib.decompress(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4))))
     for studies in ([2**63], [-1], [0]):
-        made = base64.urlsafe_b64encode(zlib.compress(json.dumps(inside | {"s": studies}).encode())).decode()
+        packed = zlib.compress(json.dumps(inside | {"s": studies}).encode())
+        made = base64.urlsafe_b64encode(packed).decode().rstrip("=")
         assert client.get(f"/v1/studies/1.2.3.1/similar?k=2&cursor={made}").status_code == 400, studies
+
+
+@pytest.mark.parametrize("k", [1, 2, 3])
+def test_a_cursor_has_one_spelling(client, filled, k):
+    def status(cursor):
+        return client.get("/v1/studies/1.2.3.1/similar", params={"k": k, "cursor": cursor}).status_code
+
+    cursor = client.get(f"/v1/studies/1.2.3.1/similar?k={k}").json()["next"]
+    assert status(cursor) == 200
+    assert {other: status(other) for other in variants(cursor)} == dict.fromkeys(variants(cursor), 400)
 
 
 @pytest.mark.parametrize("mode", ["hash", "hybrid"])

@@ -1,8 +1,12 @@
 """Lists of studies, and what is told of one."""
 
+import pytest
 import sqlalchemy as sa
 
+from services.api.routes.studies import read_cursor, write_cursor
+from shared.errors import Invalid
 from shared.store.keys import Scope
+from tests.api.conftest import serving, variants
 
 
 def listed(client, query=""):
@@ -33,6 +37,17 @@ def test_pages_of_studies_follow_one_another(client, filled):
         cursor = page["next"]
         filled.take_in(40 + len(seen))  # newer than the first page: not among the next ones
     assert seen == [f"1.2.3.{n}" for n in range(12, 0, -1)]
+
+
+@pytest.mark.parametrize("last", [8, 12, 123, 1234])
+def test_a_cursor_has_one_spelling(last):
+    assert read_cursor(write_cursor(last)) == last
+    for other in variants(write_cursor(last)):
+        try:
+            read = read_cursor(other)
+        except Invalid:
+            continue
+        assert write_cursor(read) == other
 
 
 def test_studies_are_filtered(client, filled):
@@ -100,8 +115,6 @@ def test_an_image_that_is_encoded_anew_stays_searchable_meanwhile(client, filled
 
 
 def test_before_the_first_model_nothing_is_searchable(bare):
-    from tests.api.conftest import serving
-
     bare.take_in(1)
     with serving(bare) as client:
         (series,) = client.get("/v1/studies/1.2.3.1", headers=bare.key(Scope.READ)).json()["series"]

@@ -1,5 +1,3 @@
-import base64
-import binascii
 from collections.abc import Mapping
 from itertools import groupby
 from typing import Annotated, Any
@@ -12,6 +10,7 @@ from services.api.dependencies import CanRead, Rt
 from services.api.errors import explain
 from services.api.schemas import MOST_ID, StudiesIn, Uid
 from shared.errors import Invalid, NotFound
+from shared.pipeline import cursor
 from shared.store import arrivals, catalog, generations
 from shared.store.keys import Bearer, Scope
 from shared.types import Status
@@ -60,7 +59,7 @@ def _study(row: Row[Any]) -> dict[str, Any]:
 
 
 def write_cursor(last: int) -> str:
-    return base64.urlsafe_b64encode(b"s%d" % last).rstrip(b"=").decode()
+    return cursor.spell(b"s%d" % last)
 
 
 def read_cursor(text: str | None) -> int:
@@ -68,8 +67,8 @@ def read_cursor(text: str | None) -> int:
     if text is None:
         return FIRST
     try:
-        raw = base64.urlsafe_b64decode(text.encode("ascii") + b"=" * (-len(text) % 4))
-    except (ValueError, binascii.Error):
+        raw = cursor.unspell(text)
+    except ValueError:
         raw = b""
     number = int(raw[1:]) if raw[:1] == b"s" and raw[1:].isdigit() and len(raw) <= 20 else -1
     if not 0 <= number <= FIRST:
