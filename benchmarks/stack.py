@@ -95,7 +95,7 @@ class Stack:
 
     def publish(self, card: Card, folder: str) -> Published:
         with self.store.transaction() as db:
-            model = lifecycle.add_model(db, self.indexes, folder, card)
+            model, _ = lifecycle.add_model(db, self.indexes, folder, card)
             live = generations.published(db)
             retired = sa.text("SELECT state = 'retired' FROM generation WHERE id = :id")
             if live is None or live.model_id != model.id or db.scalar(retired, {"id": live.generation_id}):

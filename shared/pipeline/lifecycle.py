@@ -31,22 +31,25 @@ GROWN = 1.25  #: a recall was measured on an index of about this size, or is mea
 SMALL = 1000  #: ... but so few points more change nothing
 
 
-def add_model(db: Session, indexes: IndexStore, folder: str, card: Card) -> Model:
-    """The model is known. While nothing is encoded, the newest one is published: the archive will speak with it.
+def add_model(db: Session, indexes: IndexStore, folder: str, card: Card) -> tuple[Model, bool]:
+    """The model is known, and whether it is new.
+
+    While nothing is encoded, the newest one is published: the archive will speak with it.
 
     Once something is encoded the published model stays; another one is a re-index, not a switch.
 
     Raises: `Conflict` if the name belongs to another model.
     """
-    before = {model.id for model in generations.models(db)}
-    model = generations.add_model(db, fingerprint=card.fingerprint, name=card.name, folder=folder, card=card.to_json())
+    model, new = generations.add_model(
+        db, fingerprint=card.fingerprint, name=card.name, folder=folder, card=card.to_json()
+    )
     thresholds.bring(db, model.id, card)
     live = generations.published(db)
-    if live is None or (model.id not in before and not generations.used(db)):
+    if live is None or (new and not generations.used(db)):
         generations.publish(db, open_generation(db, indexes, model).id)
         if live is not None:
             generations.retire(db, live.generation_id, force=True)
-    return model
+    return model, new
 
 
 def add_hashed(

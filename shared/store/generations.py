@@ -11,6 +11,7 @@ from datetime import datetime
 from typing import Any
 
 import sqlalchemy as sa
+from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, NotFound
@@ -42,20 +43,19 @@ def published(db: Session | sa.Connection) -> Published | None:
     return None if row is None else Published(*row)
 
 
-def add_model(db: Session, *, fingerprint: str, name: str, folder: str, card: dict[str, Any]) -> Model:
-    """The model is known; adding the same card again changes nothing.
+def add_model(db: Session, *, fingerprint: str, name: str, folder: str, card: dict[str, Any]) -> tuple[Model, bool]:
+    """The model is known, and whether it is new; adding the same card again, or at once, changes nothing.
 
     Raises: `Conflict` if the name belongs to another model.
     """
-    found = db.scalar(sa.select(Model).where(sa.or_(Model.fingerprint == fingerprint, Model.name == name)))
-    if found is not None:
-        if found.fingerprint != fingerprint or found.name != name:
-            raise Conflict("another model has this name, or this model another name")
-        return found
-    model = Model(fingerprint=fingerprint, name=name, folder=folder, card=card)
-    db.add(model)
-    db.flush()  # generations refer to its id
-    return model
+    row = insert(Model).values(fingerprint=fingerprint, name=name, folder=folder, card=card)
+    new = db.scalar(row.on_conflict_do_nothing().returning(Model))
+    if new is not None:
+        return new, True
+    found = db.scalars(sa.select(Model).where(sa.or_(Model.fingerprint == fingerprint, Model.name == name))).all()
+    if any((model.fingerprint, model.name) != (fingerprint, name) for model in found):
+        raise Conflict("another model has this name, or this model another name")
+    return found[0], False
 
 
 def models(db: Session) -> Sequence[Model]:

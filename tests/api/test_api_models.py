@@ -2,13 +2,16 @@
 
 import json
 import shutil
+import time
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import sqlalchemy as sa
 
 from shared.encoder import cards, derive
 from shared.encoder.cards import CARD
+from shared.pipeline import lifecycle
 from shared.types import Job
 from tests.api.conftest import serving
 
@@ -25,6 +28,25 @@ def test_the_first_model_is_verified_published_and_served(bare):
         assert client.post("/v1/models", json={"card": "null-a"}).status_code == 200
         second = client.post("/v1/models", json={"card": "null-b"}).json()
         assert (second["published"], second["generations"]) == (True, [2])  # nothing is encoded yet
+
+
+def test_a_model_that_two_add_at_once_is_new_to_one_of_them(bare):
+    """The second asks before the first has committed."""
+    waits = sa.text("SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
+    with serving(bare) as client, ThreadPoolExecutor(1) as pool:
+        client.headers.update(bare.key())
+        with bare.rt.transaction() as db:
+            lifecycle.add_model(db, bare.rt.indexes, "null-a", cards.read(bare.rt.folder("null-a")))
+            second = pool.submit(client.post, "/v1/models", json={"card": "null-a"})
+            while not second.done():
+                with bare.rt.store.reading() as connection:
+                    if connection.execute(waits).first():
+                        break
+                time.sleep(0.01)
+            assert not second.done()
+        answer = second.result()
+        assert (answer.status_code, answer.json().get("generations")) == (200, [1])
+        assert client.get("/v1/audit?action=model-add").json()["entries"] == []
 
 
 def test_a_model_is_found_by_name_and_by_fingerprint(client, archive):

@@ -221,7 +221,7 @@ def test_no_backup_is_made_without_a_model_that_is_served(tmp_path: Path, databa
     settings = Settings.model_validate({"database": {"url": database_url}, "models": models})
     store = Store(database_url)
     with store.transaction() as db:
-        model = generations.add_model(db, fingerprint="f", name="small", folder="small", card={})
+        model, _ = generations.add_model(db, fingerprint="f", name="small", folder="small", card={})
         generations.add(db, model.id, Spec(dim=4).to_json())
     store.close()
     with pytest.raises(NotFound, match=f"small .* {models}"):  # as where SIMILIS_MODELS is set for the server alone

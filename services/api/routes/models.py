@@ -30,13 +30,12 @@ def list_models(db: Db, _: CanRead) -> dict[str, Any]:
 def add_model(rt: Rt, db: Db, bearer: CanAdmin, asked: ModelIn, response: Response) -> dict[str, Any]:
     """A model of the models folder is tried and known; the first one is also published. Again, nothing changes."""
     card = rt.proved(asked.card)
-    known = {row.fingerprint for row in generations.models(db)}
-    row = lifecycle.add_model(db, rt.indexes, asked.card, card)
+    row, new = lifecycle.add_model(db, rt.indexes, asked.card, card)
     enqueue(db, Job.ENCODE)  # images may have waited for it
-    response.status_code = 200 if card.fingerprint in known else 201
+    response.status_code = 201 if new else 200
     response.headers["Location"] = f"/v1/models/{row.name}"
     told = _detail(db, row)
-    if response.status_code == 201:
+    if new:
         said = {"model": row.name, "published": told["published"]}
         reviews.audit(db, Actor(bearer.name, bearer.id), "model-add", said)
     return told
