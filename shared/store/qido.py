@@ -56,7 +56,7 @@ class Matching:
             other = aliased(Image)
             found.append(
                 sa.exists().where(
-                    other.study_id == Study.id,
+                    other.study_id == Image.study_id,  # of the query around it, which may have no `Study`
                     other.status != "deleted",
                     _any_of(other.modality, self.modalities_in_study),
                 )

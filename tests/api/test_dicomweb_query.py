@@ -2,6 +2,8 @@
 
 import re
 
+import pytest
+
 from services.api import qido, storing
 from services.api.dicom_json import ATTRIBUTES
 from shared.store.keys import Scope
@@ -74,6 +76,14 @@ FOUND = (
 def test_studies_are_found_by_what_is_kept_of_them(client, filled):
     answers = {query: found(client, f"studies?{query}") for query, _ in FOUND}
     assert answers == {query: [f"1.2.3.{n}" for n in studies] for query, studies in FOUND}
+
+
+@pytest.mark.parametrize("level", ["studies", "series", "instances"])
+def test_the_modalities_of_a_study_are_those_of_its_own_images(client, filled, level):
+    filled.take_in(20, modality="CT")
+    assert set(found(client, f"{level}?ModalitiesInStudy=CT")) == {"1.2.3.20"}
+    assert set(found(client, f"{level}?ModalitiesInStudy=CT&Modality=MG")) == set()
+    assert len(set(found(client, f"{level}?ModalitiesInStudy=MG"))) == 12
 
 
 def test_counts_are_those_of_the_study_not_of_what_matched(client, filled):
