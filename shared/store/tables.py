@@ -94,10 +94,10 @@ class Image(Lease, Base):
     id: Mapped[int] = _id()
     sop_uid: Mapped[str] = mapped_column(unique=True)
     study_id: Mapped[int] = mapped_column(ForeignKey("study.id"), index=True)
-    series_uid: Mapped[str]
+    series_uid: Mapped[str] = mapped_column(index=True)
     sop_class: Mapped[str]
     transfer_syntax: Mapped[str]
-    modality: Mapped[str]
+    modality: Mapped[str] = mapped_column(index=True)
     laterality: Mapped[str | None]
     view: Mapped[str | None]
     view_modifiers: Mapped[list[str]] = mapped_column(server_default=text("'{}'"))

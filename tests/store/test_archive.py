@@ -54,3 +54,25 @@ def test_a_late_page_counts_only_what_it_shows(archive: Platform, level: Level) 
 
     skipped = 5_000
     assert page(skipped) - page(0) < 3 * skipped  # its row and its image's, each once
+
+
+@pytest.mark.parametrize("level", ["study", "series", "instance"])
+@pytest.mark.parametrize(
+    "matching",
+    [
+        Matching(values={"SeriesInstanceUID": ["1.4.15000"]}),
+        Matching(values={"Modality": ["XA"]}),
+        Matching(modalities_in_study=["XA"]),
+    ],
+    ids=["series", "modality", "modality of the study"],
+)
+def test_what_is_rare_is_found_without_reading_the_rest(archive: Platform, level: Level, matching: Matching) -> None:
+    with archive.begin() as db:
+        db.execute(sa.text("UPDATE image SET modality = 'XA' WHERE id = 15000"))
+    found = []
+
+    def look(db: Session) -> None:
+        found.extend(qido.find(db.connection(), level, matching, 10, 0))
+
+    assert archive.rows_read(look) < FEW
+    assert [row["StudyInstanceUID"] for row in found] == ["1.2.15000"]
