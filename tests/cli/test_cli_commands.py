@@ -7,6 +7,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 
 import click
@@ -191,6 +192,17 @@ def test_a_command_whose_output_nobody_takes_does_its_work(home, server, closed)
     command = shlex.join([sys.executable, "-m", "services.cli.main", "keys", "list", "--home", str(home)])
     ran = subprocess.run(["/bin/sh", "-c", f"{command} {closed}>&-"], capture_output=True, check=False)
     assert (ran.returncode, ran.stderr) == (0, b"")
+
+
+def test_ctrl_c_while_the_command_still_loads_ends_it_without_a_traceback(tmp_path):
+    (tmp_path / "typer.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")  # found first
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    module, _, function = scripts["similis"].partition(":")
+    ran = subprocess.run(
+        [sys.executable, "-c", f"from {module} import {function}\n{function}()", "--help"],
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, check=False,
+    )  # fmt: skip
+    assert (ran.returncode, ran.stdout, ran.stderr) == (130, b"", b"")
 
 
 def test_square_brackets_are_shown_and_not_read_as_markup(home, server, similis):
