@@ -16,6 +16,7 @@ import typer
 from services.cli.client import Client, connected, part
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 from shared.config import Settings
+from shared.disk import regular
 from shared.errors import Conflict, Invalid
 from shared.imaging.recipe import Recipe
 
@@ -252,7 +253,7 @@ def _object(file: Path | None) -> dict[str, Any] | None:
     if file is None:
         return None
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = json.loads(regular(file, str(file)).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise typer.BadParameter(f"there is no file {file}") from None
     except (ValueError, RecursionError):

@@ -8,6 +8,7 @@ import typer
 
 from services.cli.client import Answer, Client, connected, part
 from services.cli.terminal import AsJson, out, say, shown, table, tell, tell_json, warn
+from shared.disk import regular
 from shared.errors import Invalid, NotFound
 
 ONE_LINE = 160  #: columns from which on a study has one line
@@ -80,7 +81,7 @@ def like_study(client: Client, study_uid: str, **asked: Any) -> Answer:  # noqa:
 def like_image(client: Client, path: Path, **asked: Any) -> Answer:  # noqa: ANN401
     """The ranking for the image in a file of this machine; its name stays here."""
     try:
-        content = path.read_bytes()
+        content = regular(path, "the image file").read_bytes()
     except FileNotFoundError:
         raise NotFound("there is no such image file") from None
     except OSError as error:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.disk import regular
 from shared.errors import Denied, Invalid
 
 ANY = "*"
@@ -71,7 +72,7 @@ def known(path: Path | None, host: str) -> Peers:
 def read(path: Path) -> Peers:
     """Raises: `Invalid`."""
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(regular(path, "the file of DICOM peers").read_text(encoding="utf-8"))
     except OSError:
         raise Invalid("the file of DICOM peers cannot be read") from None
     except ValueError as error:

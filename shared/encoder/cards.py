@@ -16,6 +16,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from shared.disk import regular
 from shared.encoder.backbones import Pooling
 from shared.encoder.ood import Calibration
 from shared.errors import Conflict, Invalid, NotFound
@@ -180,8 +181,8 @@ def read(folder: Path, *, verify: bool = True) -> Card:
         Invalid: the card is malformed, or a file of it is missing or was changed.
     """
     try:
-        data = json.loads((folder / CARD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+        data = json.loads(regular(folder / CARD, "the model card").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
         raise NotFound("there is no model card") from None
     except (ValueError, RecursionError):
         raise Invalid("the model card is not JSON") from None
@@ -218,7 +219,7 @@ def sha256_of(path: Path) -> str:
 
 def _verify(path: Path, expected: str) -> None:
     try:
-        found = sha256_of(path)
+        found = sha256_of(regular(path, f"the model's {path.name}"))
     except FileNotFoundError:
         raise Invalid(f"the model's {path.name} is missing") from None
     if found != expected:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
+from shared.disk import regular
 from shared.encoder.build import as_json, beside
 from shared.encoder.cards import GRAPH, WEIGHTS, Card, check_name, read, sha256_of, write
 from shared.encoder.ensemble import PRESETS
@@ -142,11 +143,11 @@ def build_ensemble(  # noqa: PLR0913 - as above
 def read_features(file: Path) -> Embeddings:
     """(n, dim) of a .npy file. Raises `NotFound` or `Invalid`."""
     try:
-        with file.open("rb") as opened:
+        with regular(file, "the file of features").open("rb") as opened:
             found = np.load(opened, allow_pickle=False)
     except FileNotFoundError:
         raise NotFound("there is no such file of features") from None
-    except OSError:
+    except (OSError, Invalid):
         raise
     except Exception:  # a damaged header fails in any way there is
         raise Invalid("the features are not in .npy format") from None

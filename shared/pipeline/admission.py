@@ -21,6 +21,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from shared.disk import regular
 from shared.errors import Invalid
 from shared.types import Header
 
@@ -71,7 +72,7 @@ def read(path: Path | None) -> Admission:
     if path is None:
         return Admission()
     try:
-        found = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = tomllib.loads(regular(path, "the file of admission rules").read_text(encoding="utf-8"))
     except OSError:
         raise Invalid("the file of admission rules cannot be read") from None
     except ValueError as error:

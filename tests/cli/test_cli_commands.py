@@ -205,6 +205,39 @@ def test_ctrl_c_while_the_command_still_loads_ends_it_without_a_traceback(tmp_pa
     assert (ran.returncode, ran.stdout, ran.stderr) == (130, b"", b"")
 
 
+MAKE = ["models", "make", "new", "--architecture", "resnet50", "--weights", "random:1"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["search", "--image", "pipe"],
+        ["rules", "check", "pipe"],
+        ["rules", "try", "pipe", "."],
+        [*MAKE, "--options", "pipe"],
+        [*MAKE, "--about", "pipe"],
+        ["models", "ensemble", "new", "--members", "one", "--features", "pipe"],
+        ["models", "add", "model"],
+    ],
+    ids=" ".join,
+)
+def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(words, home, similis, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("SIMILIS_HOME", str(home))
+    os.mkfifo("pipe")
+    (tmp_path / "model").mkdir()
+    os.mkfifo("model/card.json")
+    ran = similis(*words)
+    assert ran.code == 5
+    assert "is no regular file" in ran.err
+
+
+def test_a_pipe_in_place_of_a_models_folder_has_no_card(home, similis, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    ran = similis("models", "add", tmp_path / "pipe", "--home", home)
+    assert (ran.code, ran.err) == (3, "similis: there is no model card\n")
+
+
 def test_square_brackets_are_shown_and_not_read_as_markup(home, server, similis):
     server.on(
         "GET /v1/operations/x/files",

@@ -1,5 +1,6 @@
 """Who is turned away at the door, and what happens where something behind the receiver is short."""
 
+import os
 import re
 import socket
 import struct
@@ -56,6 +57,12 @@ def test_a_wrong_file_of_peers_names_what_is_wrong(tmp_path, text, word):
     path.write_text(text)
     with pytest.raises(Invalid, match=re.escape(word)):
         peers.read(path)
+
+
+def test_a_pipe_is_no_file_of_peers(tmp_path):
+    os.mkfifo(tmp_path / "peers.toml")
+    with pytest.raises(Invalid, match="no regular file"):
+        peers.read(tmp_path / "peers.toml")
 
 
 def test_peers_are_found_by_address_and_title(tmp_path):
