@@ -33,7 +33,7 @@ class Part(Protocol):
     def spawn(self, output: IO[bytes] | int) -> subprocess.Popen[bytes]: ...
 
     def ready(self) -> bool:
-        """Whether it serves now; answers at once."""
+        """Whether it serves now; answers at once. Raises: `SimilisError` where it never will."""
 
 
 def _always() -> bool:

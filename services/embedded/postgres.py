@@ -7,6 +7,7 @@ is never repaired, parents of the data folder are opened to the world).
 import contextlib
 import importlib.util
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -30,6 +31,10 @@ from shared.errors import Unavailable
 MAJOR = 18
 USER = DATABASE = "similis"
 RECOVERY_S = 300.0  # crash recovery of a large archive takes minutes, and giving up would only start it again
+#: What no waiting mends. Where no connection stood, libpq gives no code; the words are English, as the locale is C.
+_SHUT_OUT = re.compile(
+    r"FATAL: +(.*(password authentication failed|pg_hba\.conf|not permitted to log in|does not exist).*)"
+)
 
 SETTINGS = {
     "listen_addresses": "",
@@ -119,23 +124,32 @@ class Postgres:
         )
 
     def ready(self) -> bool:
-        """Whether it answers SELECT 1."""
+        """Whether it answers SELECT 1. Raises: `Unavailable` where it serves, and does not let us in."""
         if not (self.sockets / ".s.PGSQL.5432").exists():
             return False
         try:
             with contextlib.closing(self.connect()) as connection:
                 connection.execute("SELECT 1")
-        except psycopg.OperationalError:
-            return False
+        except psycopg.OperationalError as error:
+            if (said := _SHUT_OUT.search(str(error))) is None:
+                return False
+            raise Unavailable(
+                f"PostgreSQL does not let us in: {said[1]}; it was asked for the database {DATABASE} as {USER}, "
+                f"with the password in {self.home / 'database.password'}"
+            ) from None
         return True
 
     def start(self, timeout_s: float = RECOVERY_S) -> None:
-        """It runs and answers. Raises: `Unavailable` with where to look."""
+        """It runs and answers. Raises: `Unavailable` with what is wrong, or where to look."""
         if not process.until(self.prepare, 30):
             raise Unavailable("processes of an earlier PostgreSQL on this home do not end")
         with (self.home / "logs/postgres.log").open("ab") as output:
             self.child = child = self.spawn(output)
-        answered = process.until(lambda: process.has_ended(child) or self.ready(), timeout_s)
+        try:
+            answered = process.until(lambda: process.has_ended(child) or self.ready(), timeout_s)
+        except Unavailable:
+            self.stop()
+            raise
         if not answered or process.has_ended(child):
             self.stop()
             raise Unavailable(f"PostgreSQL did not start; {self.home / 'logs/postgres.log'} says why")

@@ -220,6 +220,23 @@ def test_the_account_is_not_root():
     assert int(seen.stdout) != 0
 
 
+LOCKED_OUT = {
+    "another password": "ALTER ROLE similis PASSWORD 'changed by hand'",
+    "no login": "ALTER ROLE similis NOLOGIN",
+    "another name": "ALTER DATABASE similis RENAME TO renamed",
+}
+
+
+@pytest.mark.parametrize("change", LOCKED_OUT.values(), ids=LOCKED_OUT)
+def test_a_server_that_does_not_let_us_in_is_not_waited_for(server, change):
+    with server.connect("postgres") as connection:
+        connection.execute(change)
+    server.stop()
+    with pytest.raises(Unavailable, match=r"does not let us in: .*database\.password"):
+        server.start(timeout_s=15)
+    assert working_in(server.data) == []
+
+
 def test_a_start_that_fails_says_where_to_look(tmp_path):
     began = time.monotonic()
     with pytest.raises(Unavailable, match=r"logs/postgres\.log"):

@@ -89,6 +89,15 @@ def test_starting_loads_no_neural_network_runtime(stack, name):
     assert [library for library in ("libtorch", "onnxruntime", "faiss") if library in maps] == []
 
 
+def test_a_start_on_a_database_with_another_password_ends_in_a_sentence(tmp_path):
+    Home.at(tmp_path).secret("pseudonym.key")
+    with Postgres(tmp_path) as server, server.connect() as connection:
+        connection.execute("ALTER ROLE similis PASSWORD 'changed by hand'")
+    with pytest.raises(Unavailable, match="password authentication failed"):
+        Embedded(tmp_path, timeout_s=30).start()
+    assert Home.at(tmp_path).state["supervisor"] is None
+
+
 def test_status_shows_what_runs(stack, home):
     told = similis("status", "--home", home, "--json")
     assert told.returncode == 0, told.stderr
