@@ -11,11 +11,13 @@ that `current` does not name) is removed at the next start. A write is acknowled
 """
 
 import fcntl
+import math
 import os
 import re
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +38,7 @@ from shared.index.protobuf import pb
 MIN_FREE_BYTES: Final = 256 * 2**20  # a full disk is a SIGBUS: Edge writes through memory maps
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 REPLAY: Final = 256  # points per step of catching up
+PAUSE_S: Final = 60.0  # between two attempts at loading what could not be loaded
 WATCH_S: Final = 5.0  # between two rounds of asking the engines whether they are there
 SILENT_S: Final = 15.0  # an engine that has owed an answer for so long is reported
 _log = log.get(__name__)
@@ -219,7 +222,7 @@ class Collection:
 class Shards:
     """All collections of one folder, which no other process may open.
 
-    One that cannot be loaded is `broken`: it has its name, can be dropped, and is tried again at the next start.
+    One that cannot be loaded is `broken`: it has its name, can be dropped, and is tried again when it is asked for.
     """
 
     def __init__(self, root: Path, nursery: Callable[[], Nursery] = Nursery) -> None:
@@ -236,7 +239,7 @@ class Shards:
         self._change = threading.Lock()
         self._nursery = nursery()
         self._collections: dict[str, Collection] = {}
-        self.broken: dict[str, Path] = {}
+        self.broken: dict[str, float] = {}  #: when each was last tried, as `time.monotonic` has it
         for folder in sorted(root.iterdir()):
             if (folder / "current").is_symlink():
                 self._open(folder)
@@ -246,9 +249,19 @@ class Shards:
     def _open(self, folder: Path) -> None:
         try:
             self._collections[folder.name] = Collection(folder, self._nursery)
+            self.broken.pop(folder.name, None)
         except Exception as error:  # whatever it is, the others are served
             _log.exception("collection_not_loaded", collection=folder.name, exception_type=type(error).__name__)
-            self.broken[folder.name] = folder
+            self.broken[folder.name] = time.monotonic()
+
+    def _try_again(self, name: str) -> None:
+        """What kept it from being loaded may be gone: a lock, a want of memory. One caller tries, no other waits."""
+        if self._change.acquire(blocking=False):
+            try:
+                if time.monotonic() - self.broken.get(name, math.inf) > PAUSE_S:
+                    self._open(self.root / name)
+            finally:
+                self._change.release()
 
     def _look_after(self) -> None:
         """Each engine is asked now and then, so that one that hangs is noticed when nobody else asks."""
@@ -276,8 +289,11 @@ class Shards:
         self.get(config.collection_name)
 
     def get(self, name: str) -> Collection:
-        found = self._collections.get(name)
         if name in self.broken:
+            self._try_again(name)
+        broken = name in self.broken  # asked first: one that is loaded meanwhile is in both, never in neither
+        found = self._collections.get(name)
+        if found is None and broken:
             raise Refused(grpc.StatusCode.DATA_LOSS, f"collection {name} cannot be loaded; the log says why")
         if found is None:
             raise Refused(grpc.StatusCode.NOT_FOUND, "there is no such collection")
@@ -285,19 +301,18 @@ class Shards:
 
     def drop(self, name: str) -> bool:
         with self._change:
-            collection, folder = self._collections.pop(name, None), self.broken.pop(name, None)
+            collection, tried = self._collections.pop(name, None), self.broken.pop(name, None)
             if collection is not None:
                 collection.close()
-                folder = collection.folder
-            if folder is None:
+            elif tried is None:
                 return False
-            gone = folder.rename(tempfile.mkdtemp(prefix=".gone.", dir=self.root))
+            gone = (self.root / name).rename(tempfile.mkdtemp(prefix=".gone.", dir=self.root))
             sync(self.root)
         shutil.rmtree(gone, ignore_errors=True)
         return True
 
     def names(self) -> list[str]:
-        return sorted([*self._collections, *self.broken])
+        return sorted({*self.broken, *self._collections})  # in this order, for the reason in `get`
 
     def close(self) -> None:
         """Everything is flushed and the folder is free."""
@@ -305,7 +320,7 @@ class Shards:
         with self._change:
             for collection in self._collections.values():
                 collection.close()
-            self._collections = {}
+            self._collections, self.broken = {}, {}
             self._nursery.close()
         os.close(self._lock)
 

@@ -68,6 +68,45 @@ def test_a_collection_whose_engine_does_not_start_is_named_and_can_be_dropped(tm
         held.close()
 
 
+def test_a_collection_that_could_not_be_loaded_is_tried_again_when_asked_for_after_a_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Shards(tmp_path)
+    first.create(wire.create("a", SPEC))
+    away = first.get("a").path.rename(tmp_path / ".away")
+    first.close()
+    held = Shards(tmp_path)
+    try:
+        away.rename(tmp_path / "a" / "shard.0")
+        with pytest.raises(Refused, match="cannot be loaded"):
+            held.get("a")
+        monkeypatch.setattr(shards, "PAUSE_S", 0.0)
+        assert held.get("a").info().points_count == 0
+        assert (held.names(), list(held.broken)) == (["a"], [])
+    finally:
+        held.close()
+
+
+def test_what_is_damaged_stays_so_when_it_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "PAUSE_S", 0.0)
+    first = Shards(tmp_path)
+    first.create(wire.create("a", SPEC))
+    (first.get("a").path / "edge_config.json").write_text("{")
+    first.close()
+    held = Shards(tmp_path)
+    try:
+        for _ in range(2):
+            with pytest.raises(Refused, match="cannot be loaded") as caught:
+                held.get("a")
+            assert caught.value.code is grpc.StatusCode.DATA_LOSS
+        assert (held.names(), list(held.broken)) == (["a"], ["a"])
+        assert held.drop("a")
+        with pytest.raises(Refused, match="no such collection"):
+            held.get("a")
+    finally:
+        held.close()
+
+
 def test_what_the_disk_keeps_of_a_dropped_collection_is_not_in_the_way_of_the_next(tmp_path: Path) -> None:
     held = Shards(tmp_path)
     try:
