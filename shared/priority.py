@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 BACKGROUND = 15
+AUTOGROUP = Path("/proc/self/autogroup")  #: of the session; not there where the kernel does not group by it
 
 
 def step_back(nice: int = BACKGROUND) -> None:
@@ -29,7 +30,7 @@ def step_back(nice: int = BACKGROUND) -> None:
 def _tell_session(nice: int) -> None:
     for _ in range(20):
         with suppress(BlockingIOError):  # who is not root may only say it once in 0.1 s, of all processes together
-            Path("/proc/self/autogroup").write_text(str(nice), encoding="ascii")
+            AUTOGROUP.write_text(str(nice), encoding="ascii")
             return
         time.sleep(0.1)
 

@@ -26,12 +26,12 @@ from shared.errors import SimilisError
 from shared.index import checks, wire
 from shared.index.base import PAYLOAD, Exact, Index, Info, Point, Query, Spec
 from shared.index.protobuf import pb
+from shared.priority import AUTOGROUP
 from tests.contracts import engines
 from tests.contracts.test_index import gallery, id_of, matrix
 
 DIM = 32
 SPEC = Spec(dim=DIM)
-AUTOGROUP = Path("/proc/self/autogroup")
 
 
 def revised(numbers: range, revision: int) -> list[Point]:
@@ -363,6 +363,9 @@ def test_where_files_cannot_be_linked_all_is_copied(
 
 def test_linking_yields_to_whoever_asks(linked: Collection) -> None:
     """Also where the kernel groups processes by session: there only a session of its own can be told."""
+    config = linked.folder / "collection.json"
+    config.unlink()
+    os.mkfifo(config)  # which the child reads before it links: it waits there, to be looked at
     optimizer = optimize.Optimizer()
     try:
         optimizer.request(linked)
