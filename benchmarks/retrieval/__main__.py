@@ -11,11 +11,10 @@ ResNet50, and ACIR-S from end to end for forty epochs, three seeds, four kinds: 
 import argparse
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from tempfile import gettempdir
 
 from benchmarks.report import RESULTS
 from benchmarks.retrieval import base, finetune, frozen, hashing, ood
+from benchmarks.retrieval.options import parser
 
 #: in their order: ood looks through a trunk that hashing may have trained, in the scratch folder that they share
 STEPS: Mapping[str, Callable[[], None]] = {
@@ -51,18 +50,10 @@ def words(name: str, asked: argparse.Namespace) -> list[str]:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.retrieval",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--profile", choices=("quick", "full"), default="quick")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the development data")
-    parser.add_argument("--out", type=Path, default=RESULTS / "retrieval")
-    parser.add_argument("--scratch", type=Path, default=Path(gettempdir()) / "similis-retrieval", help="not committed")
-    parser.add_argument("--steps", nargs="*", choices=STEPS, default=list(STEPS))
-    parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args(arguments)
+    own = parser(__doc__, RESULTS / "retrieval", "similis-retrieval")
+    own.prog = "python -m benchmarks.retrieval"
+    own.add_argument("--steps", nargs="*", choices=STEPS, default=list(STEPS))
+    return own.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 
 from benchmarks.report import RESULTS, facts, write
 from benchmarks.retrieval.gains import Member, System, lines_of, tables
+from benchmarks.retrieval.options import parser
 from shared.datasets.collection import Collection
 from shared.datasets.development import load
 from shared.encoder.backbones import PAPER_WEIGHTS
@@ -76,14 +76,9 @@ PROFILES: Mapping[str, Profile] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--profile", choices=PROFILES, default="quick")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--scratch", type=Path, default=Path(gettempdir()) / "similis-finetune")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--ready", action="store_true", help="train nothing: measure the models that are there")
-    asked = parser.parse_args()
+    own = parser(__doc__, OUT, "similis-finetune")
+    own.add_argument("--ready", action="store_true", help="train nothing: measure the models that are there")
+    asked = own.parse_args()
     profile = PROFILES[asked.profile]
     seeds = {f"training {n}": seed for n, seed in enumerate(profile.seeds, 1)}
     about = facts("retrieval.finetune", seeds | {"bootstrap": 0})

@@ -16,7 +16,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from benchmarks.report import RESULTS, facts, write
 from benchmarks.retrieval.flat import flat_times, rounded
+from benchmarks.retrieval.options import parser
 from benchmarks.retrieval.tables import figure_tables, notes, timing_table
 from shared.datasets.collection import Collection
 from shared.datasets.development import hold_out, load
@@ -121,16 +121,11 @@ def main() -> None:
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--profile", choices=PROFILES, default="quick")
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--scratch", type=Path, default=Path(gettempdir()) / "similis-frozen")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--search", action="store_true", help="time the searches of what was measured, and no more")
-    parser.add_argument("--nets", nargs="*", help="of the profile; all by default")
-    parser.add_argument("--sets", nargs="*", default=[one.name for one in SETS])
-    asked = parser.parse_args(arguments)
+    own = parser(__doc__, OUT, "similis-frozen")
+    own.add_argument("--search", action="store_true", help="time the searches of what was measured, and no more")
+    own.add_argument("--nets", nargs="*", help="of the profile; all by default")
+    own.add_argument("--sets", nargs="*", default=[one.name for one in SETS])
+    asked = own.parse_args(arguments)
     if asked.profile != "quick":  # what quick measured is another answer to the same questions
         asked.out = asked.out / asked.profile
     return asked

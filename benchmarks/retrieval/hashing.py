@@ -12,7 +12,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from benchmarks.report import RESULTS, Json, commit, facts, machine, write
 from benchmarks.retrieval import hashing_tables as tables
 from benchmarks.retrieval.heads import Head, codes, grid, measured
+from benchmarks.retrieval.options import parser
 from benchmarks.retrieval.trunk import Seen, Trunk, keep, packed, seen, seen_by_backbone
 from shared.datasets import development
 from shared.datasets.collection import Collection
@@ -35,6 +35,7 @@ GALLERY, ASKED, K = 100_000, 200, 100  #: of the search times
 FLOATS = 1152  #: length of the content at the widths s
 
 OUT = RESULTS / "retrieval" / "hashing"
+SCRATCH = "similis-hashing"  #: trunks and features, which `ood` looks through, too
 INTRODUCTION = """# Hashing on the 16 classes
 
 Gallery: the train split ({gallery} images; a validation part of them trained nothing). Queries: the test split
@@ -235,21 +236,11 @@ def search_time(bits: int) -> dict[str, float]:
 
 
 def options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the development data")
-    parser.add_argument(
-        "--scratch",
-        type=Path,
-        default=Path(gettempdir()) / "similis-hashing",
-        help="trunks and features; not committed",
-    )
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--profile", choices=("quick", "full"), default="quick")
-    parser.add_argument("--widths", choices=("s", "s-half"), default="s", help="of the trunks")
-    parser.add_argument("--seeds", type=int, default=3, help="how many of the profile's seeds")
-    parser.add_argument("--tables", action="store_true", help="write the tables of what was run so far; run nothing")
-    parser.add_argument("--threads", type=int, default=1)
-    return parser.parse_args(arguments)
+    own = parser(__doc__, OUT, SCRATCH)
+    own.add_argument("--widths", choices=("s", "s-half"), default="s", help="of the trunks")
+    own.add_argument("--seeds", type=int, default=3, help="how many of the profile's seeds")
+    own.add_argument("--tables", action="store_true", help="write the tables of what was run so far; run nothing")
+    return own.parse_args(arguments)
 
 
 if __name__ == "__main__":

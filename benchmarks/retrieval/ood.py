@@ -13,7 +13,6 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from benchmarks.report import RESULTS, Json, facts, table, write
-from benchmarks.retrieval.hashing import COLLECTION, STORED
+from benchmarks.retrieval.hashing import COLLECTION, SCRATCH, STORED
+from benchmarks.retrieval.options import parser
 from benchmarks.retrieval.trunk import WEIGHTS, Trunk, keep, seen
 from shared.datasets import development
 from shared.datasets.collection import Collection
@@ -215,15 +215,10 @@ def _scores(rows: Sequence[Json]) -> list[str]:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
-    parser.add_argument("--scratch", type=Path, default=Path(gettempdir()) / "similis-hashing", help="as of hashing")
-    parser.add_argument("--out", type=Path, default=OUT)
-    parser.add_argument("--profile", choices=("quick", "full"), default="quick")
-    parser.add_argument("--epochs", type=int, default=4, help="of the decoder")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tables", action="store_true", help="write the tables of what was run so far; run nothing")
-    return parser.parse_args(arguments)
+    own = parser(__doc__, OUT, SCRATCH)
+    own.add_argument("--epochs", type=int, default=4, help="of the decoder")
+    own.add_argument("--tables", action="store_true", help="write the tables of what was run so far; run nothing")
+    return own.parse_args(arguments)
 
 
 if __name__ == "__main__":

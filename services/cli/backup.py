@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from services.cli.client import HomeFolder
 from services.cli.terminal import AsJson, say, tell, tell_json
 from shared.config import Settings
 
@@ -21,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 def backup(
     folder: Folder,
-    home: Annotated[Path | None, typer.Option(help="The home of a local server. Default: ~/.similis.")] = None,
+    home: HomeFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Keep database, files that were sent, models, tombstones and the pseudonyms' key in a new folder.

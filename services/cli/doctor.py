@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from services.cli.client import HomeFolder
 from services.cli.ingest import advise
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 from shared.config import Settings
@@ -63,7 +64,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(
-    home: Annotated[Path | None, typer.Option(help="The home of a local server. Default: ~/.similis.")] = None,
+    home: HomeFolder = None,
     repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended; workers do the rest.")] = False,
     deep: Annotated[bool, typer.Option("--deep", help="Read every file and compare every vector.")] = False,
     as_json: AsJson = False,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.client import Answer, Client, connected, part
+from services.cli.client import Answer, Client, HomeFolder, connected, part
 from services.cli.terminal import AsJson, say, tell, tell_json
 from services.cli.waiting import watch
 from shared.config import Settings
@@ -63,7 +63,7 @@ def erase(  # noqa: PLR0913 - each argument is an option of the command
 
 def replay(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="The file `tombstones` that was kept.")],
-    home: Annotated[Path | None, typer.Option(help="The home of a local server. Default: ~/.similis.")] = None,
+    home: HomeFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Erase again, in a database that was restored, what the file names; run it before anything is served.
