@@ -169,6 +169,12 @@ class Stack:
             used[heir] = used.get(heir, 0.0) + ended
         return used
 
+    def at_rest(self, role: str) -> bool:
+        """Whether its processes used less than a tenth of a processor, for a second in which nobody asked anything."""
+        before = self.cpu_s().get(role, 0.0)
+        time.sleep(1.0)
+        return self.cpu_s().get(role, 0.0) - before < 0.1
+
     def idle_share(self, seconds: float = 3.0) -> float:
         """The part of the machine that the stack uses while nobody asks it anything."""
         before, started = sum(self.cpu_s().values()), time.perf_counter()

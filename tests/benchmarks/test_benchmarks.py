@@ -11,6 +11,7 @@ import pytest
 import sqlalchemy as sa
 
 from benchmarks import files, gallery, load, memory, processes, real, report
+from benchmarks import search as searches
 from benchmarks.gallery import Gallery
 from benchmarks.ingest import decode, parts
 from benchmarks.ingest.intake import Round, Taken
@@ -131,6 +132,22 @@ def test_where_the_slowest_answer_spent_its_time_does_not_count_what_it_waited_f
     seen = load.Asked(ms=[40.0, 15.0], waited=[30.0, 0.0], bodies=[body.encode() for body in bodies])
     assert [sum(parts.values()) for parts in seen.parts()] == [10, 13]
     assert list(seen.slowest().values()) == [5.0, 1, 1, 2, 4]
+
+
+def test_of_several_rounds_the_worst_is_told_and_the_p99_of_each() -> None:
+    rounds = [{"p99": p99, "s": 4.0, "what": "files"} for p99 in (22.0, 237.0, 29.0)]
+    worst = searches.worst(rounds)
+    assert (worst["p99"], worst["rounds"]) == (237.0, rounds)
+    assert searches.how(worst).endswith("files; the worst of 3 rounds, p99 22, 237, 29")
+
+
+def test_each_round_has_studies_that_no_other_has() -> None:
+    vectors = np.arange(100 * gallery.IMAGES, dtype=np.float32).reshape(-1, 1)
+    held, later = searches.parted(vectors, 10, 3)
+    assert (len(held), [len(more) for more in later]) == (70, [10, 10, 10])
+    uids = [uid for one in (held, *later) for uid in one.uids()]
+    assert len(set(uids)) == 100
+    assert np.concatenate([one.vectors for one in (held, *later)]).tolist() == vectors.tolist()
 
 
 def test_the_same_phantoms_are_lossless_in_every_syntax(tmp_path: Path) -> None:
