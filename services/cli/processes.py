@@ -71,7 +71,7 @@ def down(home: Home = None) -> None:
 
     folder = _home(home)
     stopped = folder.is_dir() and stop(_there(folder))
-    sys.stderr.write("similis  stopped\n" if stopped else "similis  nothing was running\n")
+    sys.stderr.write("similis  stopped\n" if stopped else f"similis  nothing was running on {_named(folder)}\n")
 
 
 def api() -> None:
@@ -142,6 +142,11 @@ def secrets(
 
 def _home(home: Path | None) -> Path:
     return (home if home is not None else Settings().home).expanduser()
+
+
+def _named(folder: Path) -> str:
+    """As a person named it, who may have mistyped it."""
+    return str(folder) if folder.is_dir() else f"{folder}: there is no such folder"
 
 
 def _there(folder: Path) -> Any:  # noqa: ANN401 - the class is imported late, as `search` must start quickly
@@ -215,7 +220,7 @@ def _readyz(host: str, port: int) -> tuple[int | None, Any]:
 
 def _lines(found: dict[str, Any]) -> list[str]:
     if not found["running"]:
-        return [f"similis does not run on {found['home']}"]
+        return [f"similis does not run on {_named(Path(found['home']))}"]
     lines = [f"{found['url']}  {'ready' if found['ready'] else 'not ready'}  up {found['up_s']} s  {found['home']}"]
     if found["dicom"] is not None:
         lines.append(f"DICOM: AE {found['dicom']['ae_title']} at {found['dicom']['host']}:{found['dicom']['port']}")

@@ -36,6 +36,14 @@ def test_status_of_a_home_where_nothing_runs_says_so_with_exit_3(app, tmp_path):
 
 
 @pytest.mark.parametrize("command", ["status", "down"])
+@pytest.mark.parametrize("name", ["mistyped", "a file"])
+def test_a_home_that_is_no_folder_is_named_as_such(app, tmp_path, command, name):
+    (tmp_path / "a file").touch()
+    told = run.invoke(app, [command, "--home", str(tmp_path / name)])
+    assert f"{tmp_path / name}: there is no such folder" in told.output
+
+
+@pytest.mark.parametrize("command", ["status", "down"])
 def test_asking_leaves_a_folder_that_is_no_home_as_it_is(app, tmp_path, command):
     tmp_path.chmod(0o755)
     run.invoke(app, [command, "--home", str(tmp_path)])
