@@ -13,7 +13,7 @@ from shared.imaging.geometry import Geometry
 from shared.imaging.limits import Limits
 from shared.imaging.native import native_frame
 from shared.imaging.palette import palette_luma
-from shared.imaging.preprocess import box_mean, reduction
+from shared.imaging.preprocess import box_mean, box_mean_within, reduction
 from shared.imaging.read import NATIVE, Opened, attribute
 from shared.imaging.reasons import Reason, empty, undecodable
 from shared.imaging.recipe import Recipe, chosen_frames
@@ -40,15 +40,16 @@ def canonical_frames(opened: Opened, geometry: Geometry, recipe: Recipe, limits:
 
     Raises: `Rejected` where there are no pixels, or no permitted decoder reads them.
     """
-    load = _loader(opened, geometry, limits)
+    load, padding = _loader(opened, geometry, limits), _padding(opened, geometry)
     for number in chosen_frames(geometry.frames, recipe.frames):
         tone = tone_of(opened.dataset, geometry, number, voi=recipe.voi == "apply")
         factor = reduction(geometry.rows, geometry.columns, recipe)
         # a table is no straight line: values must be looked up before they are averaged
         exact = tone.modality is not None or geometry.photometric == "PALETTE COLOR"
+        # what a decoder averages with padding is no value of the picture: it would widen a range that is measured
+        exact = exact or (padding is not None and tone.measured)
         plane = load(number, 1 if exact else factor)
-        grey = _grey(plane, opened, geometry, tone)
-        frame, sample = _reduced(grey, plane, factor, padding=_padding(opened, geometry), tone=tone)
+        frame, sample = _reduced(plane, _grey(plane, opened, geometry, tone), factor, padding=padding, tone=tone)
         yield Canonical(number, frame, sample, tone.kind, plane.reduced)
 
 
@@ -90,22 +91,23 @@ def luma(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _padding(opened: Opened, geometry: Geometry) -> int | None:
-    value = attribute(opened.dataset, "PixelPaddingValue")
+    value = attribute(opened.dataset, "PixelPaddingValue") if geometry.samples == 1 else None
     if isinstance(value, bytes) and len(value) == 2:  # an ambiguous VR in implicit files
         return int.from_bytes(value, "little", signed=geometry.signed)
     return int(value) if isinstance(value, int) else None
 
 
 def _reduced(
-    grey: NDArray[Any], plane: Plane, factor: int, *, padding: int | None, tone: Tone
+    plane: Plane, grey: NDArray[Any], factor: int, *, padding: int | None, tone: Tone
 ) -> tuple[Frame, NDArray[Any]]:
-    factor = max(1, factor // plane.reduced)
-    factor = min(factor, *grey.shape)
-    values = box_mean(grey, factor, min(max(plane.bits, 8), grey.dtype.itemsize * 8))
-    rows, columns = values.shape
-    sample = grey[::factor, ::factor][:rows, :columns]
-    background = sample == padding if padding is not None and tone.modality is None else None
-    if background is not None and (not background.any() or background.all()):
-        background = None
+    factor = min(max(1, factor // plane.reduced), *grey.shape)
+    boxes = tuple(slice(side // factor * factor) for side in grey.shape)
+    grey, bits = grey[boxes], min(max(plane.bits, 8), grey.dtype.itemsize * 8)
+    sample = grey[::factor, ::factor]
+    picture = None if padding is None else plane.values[boxes] != padding
+    if picture is None or picture.all() or not picture.any():
+        values, background = box_mean(grey, factor, bits), None
+    else:
+        values, background = box_mean_within(grey, picture, factor, bits)
     frame = np.ascontiguousarray(apply_tone(values, tone, background), dtype=np.float32)
     return frame, (sample * 0 if tone.slope == 0 else sample)

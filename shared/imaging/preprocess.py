@@ -30,6 +30,23 @@ def box_mean(values: NDArray[Any], factor: int, bits: int) -> Frame:
         values: (rows, cols), integers or floats.
         bits: how many of an integer's bits are in use; small sums stay in 16 bits, which is what makes this fast.
     """
+    mean = _box_sum(values, factor, bits)
+    if factor > 1:
+        mean *= np.float32(1 / factor**2)
+    return mean
+
+
+def box_mean_within(
+    values: NDArray[Any], picture: NDArray[np.bool_], factor: int, bits: int
+) -> tuple[Frame, NDArray[np.bool_]]:
+    """Average what is picture in each box, as `box_mean`; return with it which boxes hold none, where the mean is 0."""
+    pixels = _box_sum(picture, factor, 1)
+    mean = _box_sum(values * picture, factor, bits)
+    mean /= np.maximum(pixels, 1)
+    return mean, pixels == 0
+
+
+def _box_sum(values: NDArray[Any], factor: int, bits: int) -> Frame:
     if factor == 1:
         return values.astype(np.float32)
     rows, columns = values.shape[0] // factor, values.shape[1] // factor
@@ -39,15 +56,15 @@ def box_mean(values: NDArray[Any], factor: int, bits: int) -> Frame:
     total = sums[:, ::factor].copy()
     for offset in range(1, factor):
         total += sums[:, offset::factor]
-    mean: Frame = total.astype(np.float32) * np.float32(1 / factor**2)
-    return mean
+    out: Frame = total.astype(np.float32)
+    return out
 
 
 def _accumulator(dtype: np.dtype[Any], bits: int, factor: int) -> type[np.number[Any]]:
     grown = bits + 2 * (factor - 1).bit_length()
     if dtype.kind == "f":
         return np.float32
-    if dtype.kind == "u":
+    if dtype.kind in "bu":
         return np.uint16 if grown <= 16 else np.uint32 if grown <= 32 else np.float64
     return np.int32 if grown <= 32 else np.float64
 

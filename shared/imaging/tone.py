@@ -57,6 +57,11 @@ class Tone:
     def kind(self) -> str:
         return "none" if self.voi is None else "lut" if isinstance(self.voi, Lut) else "window"
 
+    @property
+    def measured(self) -> bool:
+        """Whether the range is what occurs in the picture."""
+        return self.voi is None and self.full is None
+
 
 def tone_of(dataset: Dataset, geometry: Geometry, frame: int, *, voi: bool) -> Tone:
     """Read the transforms of a 1-based frame; functional groups of the frame, then shared ones, then the top level.

@@ -4,7 +4,7 @@ import struct
 
 import numpy as np
 import pytest
-from pictures import BIG, EXPLICIT, IMPLICIT, dataset, file_of
+from pictures import BIG, EXPLICIT, IMPLICIT, J2K, dataset, file_of
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 
@@ -163,6 +163,53 @@ def test_padding_is_background_and_does_not_stretch_the_range():
         row(-2000, 0, 50, 100, dtype=np.int16), PixelPaddingValue=-2000, PhotometricInterpretation="MONOCHROME1"
     )
     assert close(inverse, 0, 1, 0.5, 0)
+
+
+def padded(value):
+    """A disc with a ramp from 0 to 1000, its edge at no multiple of the boxes, in a padding of `value`."""
+    y, x = np.mgrid[0:66, 0:70]
+    ramp = np.broadcast_to(np.linspace(0, 1000, 70).round(), (66, 70))
+    return np.where((y - 31.5) ** 2 + (x - 33.5) ** 2 < 27**2, ramp, value).astype(np.int16)
+
+
+def means_of_the_picture(values, padding, factor):
+    """The mean of each box over what is no padding; NaN where all of it is."""
+    rows, columns = values.shape[0] // factor, values.shape[1] // factor
+    out = np.full((rows, columns), np.nan)
+    for y, x in np.ndindex(rows, columns):
+        box = values[y * factor : (y + 1) * factor, x * factor : (x + 1) * factor]
+        if (box != padding).any():
+            out[y, x] = box[box != padding].mean()
+    return out
+
+
+@pytest.mark.parametrize("padding", [-32768, -2000, 32767])
+@pytest.mark.parametrize("syntax", [EXPLICIT, J2K])
+def test_padding_is_not_averaged_into_the_picture_beside_it(syntax, padding):
+    values = padded(padding)
+    means = means_of_the_picture(values, padding, 4)
+    low, high = np.nanmin(means), np.nanmax(means)
+    got = shown(values, syntax, PixelPaddingValue=padding)
+    assert np.allclose(got, np.nan_to_num((means - low) / (high - low)), atol=1e-5)
+    windowed = shown(values, WindowCenter="500.5", WindowWidth=1001, PixelPaddingValue=padding)
+    assert np.allclose(windowed, np.nan_to_num(means / 1000), atol=1e-5)
+
+
+def test_padding_is_a_stored_value_also_where_a_lut_maps_it():
+    got = shown(row(0, 1, 2, 3), ModalityLUTSequence=lut(4, 0, 16, [5000, 100, 900, 1100]), PixelPaddingValue=0)
+    assert close(got, 0, 0, 0.8, 1)
+
+
+def test_a_picture_with_padding_is_decoded_reduced_where_a_window_says_where_its_range_ends():
+    attributes = {"PixelPaddingValue": -2000}
+    (whole,) = frames_of(padded(-2000), J2K, **attributes)
+    (reduced,) = frames_of(padded(-2000), J2K, WindowCenter="500.5", WindowWidth=1001, **attributes)
+    assert (whole.reduced, reduced.reduced) == (1, 4)
+
+
+@pytest.mark.parametrize("values", [row(5, 5, 5, 5, 5), np.pad(np.full((32, 32), 5, np.uint16), (0, 1))])
+def test_a_picture_of_nothing_but_padding_is_shown_as_if_it_had_none(values):
+    assert np.all(np.isfinite(shown(values, PixelPaddingValue=5)))
 
 
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG])
