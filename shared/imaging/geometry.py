@@ -43,6 +43,12 @@ class Geometry:
         return self.photometric == "YBR_FULL_422"
 
     @property
+    def span(self) -> tuple[int, int]:
+        """The least and the greatest value that the stored bits hold."""
+        half = 1 << (self.stored - 1)
+        return (-half, half - 1) if self.signed else (0, 2 * half - 1)
+
+    @property
     def pixels(self) -> int:
         return self.rows * self.columns
 

@@ -102,6 +102,12 @@ def number(dataset: Dataset, keyword: str) -> int | None:
         return None
 
 
+def word(value: int, *, signed: bool) -> int:
+    """Return the 16 bits of a value, read as two's complement or not, whichever way they were read before."""
+    bits = value % 65536
+    return bits - 65536 if signed and bits > 32767 else bits
+
+
 def valid_uid(value: str) -> bool:
     return len(value) <= 64 and _UID.fullmatch(value) is not None
 

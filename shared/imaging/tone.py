@@ -15,7 +15,7 @@ from pydicom.dataset import Dataset
 from shared.errors import Invalid
 from shared.imaging import views
 from shared.imaging.geometry import Geometry
-from shared.imaging.read import attribute, text
+from shared.imaging.read import attribute, text, word
 from shared.imaging.reasons import Reason, undecodable
 from shared.types import Frame
 
@@ -75,17 +75,19 @@ def tone_of(dataset: Dataset, geometry: Geometry, frame: int, *, voi: bool) -> T
             break
     if not (math.isfinite(slope) and math.isfinite(intercept)) or max(abs(slope), abs(intercept)) > _MOST:
         raise undecodable(Reason.GEOMETRY)
-    modality = _first_lut(dataset, "ModalityLUTSequence", geometry)
+    modality = _first_lut(dataset, "ModalityLUTSequence", signed=geometry.signed)
     inverse = geometry.photometric == "MONOCHROME1" or text(dataset, "PresentationLUTShape").upper() == "INVERSE"
     plain = geometry.stored == 8 and not geometry.signed and (slope, intercept) == (1.0, 0.0) and modality is None
+    below_zero = modality is None and min(slope * end for end in geometry.span) + intercept < 0
     # PS3.3 C.11.2: a VOI transform is defined for grey images only
-    chosen = _voi(dataset, geometry, frame) if voi and geometry.photometric.startswith("MONO") else None
+    chosen = _voi(dataset, frame, signed=below_zero) if voi and geometry.photometric.startswith("MONO") else None
     return Tone(slope, intercept, modality, chosen, inverse, (0.0, 255.0) if plain else None)
 
 
-def _voi(dataset: Dataset, geometry: Geometry, frame: int) -> Lut | Window | None:
+def _voi(dataset: Dataset, frame: int, *, signed: bool) -> Lut | Window | None:
+    """Read a frame's first VOI LUT or window; `signed`: values below zero may come to it."""
     for source in (*views.groups(dataset, "FrameVOILUTSequence", frame), dataset):
-        if lut := _first_lut(source, "VOILUTSequence", geometry):
+        if lut := _first_lut(source, "VOILUTSequence", signed=signed):
             return lut
         center, width = _decimal(source, "WindowCenter"), _decimal(source, "WindowWidth")
         function = text(source, "VOILUTFunction").upper()
@@ -108,9 +110,9 @@ def _decimal(dataset: Dataset, keyword: str) -> float | None:
         return None
 
 
-def _first_lut(dataset: Dataset, keyword: str, geometry: Geometry) -> Lut | None:
+def _first_lut(dataset: Dataset, keyword: str, *, signed: bool) -> Lut | None:
     for item in views.items(dataset, keyword):
-        lut = lut_of(attribute(item, "LUTDescriptor"), attribute(item, "LUTData"), signed=geometry.signed)
+        lut = lut_of(attribute(item, "LUTDescriptor"), attribute(item, "LUTData"), signed=signed)
         if lut is not None:
             return lut
     return None
@@ -119,15 +121,17 @@ def _first_lut(dataset: Dataset, keyword: str, geometry: Geometry) -> Lut | None
 def lut_of(descriptor: Any, data: Any, *, signed: bool) -> Lut | None:  # noqa: ANN401 - as pydicom has them
     """Build a table; None where descriptor and data do not fit together.
 
-    Source: PS3.3 C.11.1.1: number of entries (0 means 65,536), first value mapped, bits per entry.
+    Args:
+        signed: of the values that are looked up; the VR (US or SS) that a file or its reader chose may be another.
+
+    Source: PS3.3 C.11.1.1, C.11.2.1.1: number of entries (0 means 65,536), first value mapped, bits per entry.
     """
     if isinstance(descriptor, bytes) and len(descriptor) == 6:  # an ambiguous VR in implicit files
-        descriptor = struct.unpack("<HhH" if signed else "<HHH", descriptor)
+        descriptor = struct.unpack("<HHH", descriptor)
     if descriptor is None or isinstance(descriptor, (bytes, str)) or len(descriptor) != 3:
         return None
-    count, first, bits = int(descriptor[0]) % 65536 or 65536, int(descriptor[1]), int(descriptor[2])
-    if signed and first > 32767:
-        first -= 65536
+    count, bits = word(int(descriptor[0]), signed=False) or 65536, int(descriptor[2])
+    first = word(int(descriptor[1]), signed=signed)
     if isinstance(data, bytes):
         bits = min(bits, 8) if len(data) == count + count % 2 else bits  # a byte each, whatever is said of them
         packed = bits <= 8 and len(data) < 2 * count

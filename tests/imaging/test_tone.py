@@ -119,6 +119,25 @@ def test_a_voi_lut_comes_before_a_window():
     assert close(frame.frame, 0, 0, 0.2, 1, 1)
 
 
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+@pytest.mark.parametrize(
+    ("stored", "first", "attributes"),
+    [
+        (row(0, 1024, 2047), -1024, {"RescaleSlope": 1, "RescaleIntercept": -1024, "BitsStored": 12}),
+        (row(4095, 3071, 2048), -3072, {"RescaleSlope": -1, "RescaleIntercept": 1023, "BitsStored": 12}),
+        (row(-1024, 0, 1023, dtype=np.int16), -1024, {}),
+        (row(-32768, -31744, -30721, dtype=np.int16), 40000, {"RescaleSlope": 1, "RescaleIntercept": 72768}),
+        (row(40000, 41024, 42047), 40000, {}),
+        (row(0, 1, 2, dtype=np.int16), 40000, {"ModalityLUTSequence": lut(3, 0, 16, [40000, 41024, 42047])}),
+    ],
+)
+def test_the_first_value_of_a_voi_lut_has_the_sign_of_what_the_modality_transform_gives(
+    stored, first, attributes, syntax
+):
+    voi = lut(2048, first % 65536, 8, [0] * 1024 + [100] * 1023 + [255])
+    assert close(shown(stored, syntax, VOILUTSequence=voi, **attributes), 0, 100 / 255, 1)
+
+
 def test_a_modality_lut_is_applied_to_stored_values():
     got = shown(row(0, 1, 2, 3), ModalityLUTSequence=lut(4, 0, 16, [0, 100, 900, 1000]))
     assert close(got, 0, 0.1, 0.9, 1)
