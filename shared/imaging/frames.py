@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 
 from shared.imaging.codecs import Plane, decode_frame
 from shared.imaging.fragments import Encapsulated
@@ -14,7 +15,7 @@ from shared.imaging.limits import Limits
 from shared.imaging.native import native_frame
 from shared.imaging.palette import palette_luma
 from shared.imaging.preprocess import box_mean, box_mean_within, reduction
-from shared.imaging.read import NATIVE, Opened, attribute
+from shared.imaging.read import NATIVE, Opened, attribute, word
 from shared.imaging.reasons import Reason, empty, undecodable
 from shared.imaging.recipe import Recipe, chosen_frames
 from shared.imaging.scan import UNDEFINED
@@ -90,24 +91,48 @@ def luma(values: NDArray[Any]) -> NDArray[Any]:
     return out
 
 
-def _padding(opened: Opened, geometry: Geometry) -> int | None:
-    value = attribute(opened.dataset, "PixelPaddingValue") if geometry.samples == 1 else None
+def _padding(opened: Opened, geometry: Geometry) -> tuple[int, int] | None:
+    """Return the least and the greatest stored value that is no picture; either may be the one called the limit.
+
+    Source: PS3.3 C.7.5.1.1.2.
+    """
+    if geometry.samples != 1:
+        return None
+    value = _stored_value(opened.dataset, "PixelPaddingValue", signed=geometry.signed)
+    limit = _stored_value(opened.dataset, "PixelPaddingRangeLimit", signed=geometry.signed)
+    if value is None:
+        return None
+    return (value, value) if limit is None else (min(value, limit), max(value, limit))
+
+
+def _stored_value(dataset: Dataset, keyword: str, *, signed: bool) -> int | None:
+    value = attribute(dataset, keyword)
     if isinstance(value, bytes) and len(value) == 2:  # an ambiguous VR in implicit files
-        return int.from_bytes(value, "little", signed=geometry.signed)
-    return int(value) if isinstance(value, int) else None
+        value = int.from_bytes(value, "little")
+    return word(value, signed=signed) if isinstance(value, int) else None
 
 
 def _reduced(
-    plane: Plane, grey: NDArray[Any], factor: int, *, padding: int | None, tone: Tone
+    plane: Plane, grey: NDArray[Any], factor: int, *, padding: tuple[int, int] | None, tone: Tone
 ) -> tuple[Frame, NDArray[Any]]:
     factor = min(max(1, factor // plane.reduced), *grey.shape)
     boxes = tuple(slice(side // factor * factor) for side in grey.shape)
     grey, bits = grey[boxes], min(max(plane.bits, 8), grey.dtype.itemsize * 8)
     sample = grey[::factor, ::factor]
-    picture = None if padding is None else plane.values[boxes] != padding
-    if picture is None or picture.all() or not picture.any():
+    picture = _picture(plane.values[boxes], padding)
+    if picture is None:
         values, background = box_mean(grey, factor, bits), None
     else:
         values, background = box_mean_within(grey, picture, factor, bits)
     frame = np.ascontiguousarray(apply_tone(values, tone, background), dtype=np.float32)
     return frame, (sample * 0 if tone.slope == 0 else sample)
+
+
+def _picture(values: NDArray[Any], padding: tuple[int, int] | None) -> NDArray[np.bool_] | None:
+    """Return where stored values are no padding; None where all of them are padding, or none is."""
+    if padding is None:
+        return None
+    low, high = padding
+    picture: NDArray[np.bool_] = values < low
+    picture |= values > high
+    return picture if picture.any() and not picture.all() else None

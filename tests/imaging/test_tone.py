@@ -184,6 +184,33 @@ def test_padding_is_background_and_does_not_stretch_the_range():
     assert close(inverse, 0, 1, 0.5, 0)
 
 
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT])
+@pytest.mark.parametrize(("value", "limit"), [(0, 30), (30, 0), (5, 5)])
+def test_padding_may_be_a_range_whichever_end_of_it_comes_first(syntax, value, limit):
+    got = shown(row(5, 5, 50, 75, 100), syntax, PixelPaddingValue=value, PixelPaddingRangeLimit=limit)
+    assert close(got, 0, 0, 0, 0.5, 1)
+
+
+def test_a_range_without_a_padding_value_is_none():
+    assert close(shown(row(0, 50, 100), PixelPaddingRangeLimit=60), 0, 0.5, 1)
+
+
+@pytest.mark.parametrize(
+    ("stored", "vr", "value", "limit"),
+    [
+        (row(-2000, -1990, 0, 50, 100, dtype=np.int16), "US", 63536, 63546),
+        (row(63536, 63546, 0, 50, 100), "SS", -2000, -1990),
+    ],
+)
+def test_padding_is_read_by_the_sign_of_the_pixels_whatever_its_vr(stored, vr, value, limit):
+    ds = dataset(stored)
+    ds.add_new("PixelPaddingValue", vr, value)
+    ds.add_new("PixelPaddingRangeLimit", vr, limit)
+    opened = open_dataset(memoryview(file_of(ds, stored)), Limits())
+    (got,) = canonical_frames(opened, geometry_of(opened, Limits()), SMALL, Limits())
+    assert close(got.frame, 0, 0, 0, 0.5, 1)
+
+
 def padded(value):
     """A disc with a ramp from 0 to 1000, its edge at no multiple of the boxes, in a padding of `value`."""
     y, x = np.mgrid[0:66, 0:70]
