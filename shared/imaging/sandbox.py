@@ -121,16 +121,17 @@ class Sandbox:
             self._end()
 
     def _all(self, sources: list[Source] | list[Path], recipe: Recipe | None) -> Iterator[Answer]:
-        jobs = [_Job(source, recipe) for source in sources]
+        jobs = deque(_Job(source, recipe) for source in sources)
         with self._lock:
             self._waiting.extend(jobs)
         try:
-            for job in jobs:
-                yield self._answered(job)
+            while jobs:
+                yield self._answered(jobs[0])
+                jobs.popleft()  # an answer is its caller's: of thousands, none is kept here
         finally:
             self._drop(jobs)
 
-    def _drop(self, jobs: list[_Job]) -> None:
+    def _drop(self, jobs: Iterable[_Job]) -> None:
         """Nobody waits for these any more, after an error or a caller that left: the next one's come first."""
         with self._lock:
             left = {id(job) for job in jobs if job.answer is None}

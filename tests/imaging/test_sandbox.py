@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from pathlib import Path
 
 import damage
@@ -85,6 +86,13 @@ def test_a_batch_larger_than_the_window_is_answered_whole(sandbox):
     answers = list(sandbox.decode_many([GOOD] * 70, RECIPE))
     assert all(isinstance(answer, Decoded) for answer in answers)
     assert len(answers) == 70
+
+
+def test_an_answer_that_was_handed_out_is_not_kept(sandbox):
+    answers = sandbox.decode_many([GOOD] * 3, RECIPE)
+    first = weakref.ref(next(answers).pixels)
+    next(answers)
+    assert first() is None
 
 
 def test_what_was_asked_of_a_child_that_cannot_start_is_not_done_before_the_next_callers(boxes, monkeypatch):
