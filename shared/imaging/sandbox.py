@@ -118,6 +118,7 @@ class Sandbox:
         """End the child; what was not answered is forgotten. The sandbox may be used again."""
         with self._lock:
             self._waiting.clear()
+            self._flying = 0
             self._end()
 
     def _all(self, sources: list[Source] | list[Path], recipe: Recipe | None) -> Iterator[Answer]:

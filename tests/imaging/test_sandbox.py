@@ -254,6 +254,16 @@ def test_a_closed_sandbox_may_be_used_again(boxes):
     assert isinstance(box.decode(GOOD, RECIPE), Decoded)
 
 
+def test_a_sandbox_that_was_closed_within_a_batch_may_be_used_again(boxes):
+    box = boxes()
+    answers = box.decode_many([GOOD] * 3, RECIPE)
+    next(answers)
+    box.close()
+    assert isinstance(box.decode(GOOD, RECIPE), Decoded)
+    answers.close()
+    assert isinstance(box.decode(GOOD, RECIPE), Decoded)
+
+
 def test_the_child_ends_when_its_parent_is_killed():
     code = (
         "import sys, time\n"
