@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from blake3 import blake3
 
+from shared.imaging import views
 from shared.imaging.answers import Inspected
 from shared.imaging.frames import Canonical, canonical_frames
 from shared.imaging.geometry import geometry_of
@@ -53,7 +54,8 @@ def decode_bytes(buffer: memoryview, recipe: Recipe, limits: Limits, reserve: Re
     geometry = geometry_of(opened, limits)
     stored = geometry.pixels * geometry.samples * -(-geometry.allocated // 8)
     reserve(stored + _floats(geometry.rows, geometry.columns, recipe))
-    return _assembled(header, canonical_frames(opened, geometry, recipe, limits), recipe)
+    frames = canonical_frames(opened, geometry, recipe, limits)
+    return _assembled(header, frames, recipe, at_right=views.chest_wall_at_right(opened.dataset))
 
 
 def _floats(rows: int, columns: int, recipe: Recipe) -> int:
@@ -66,10 +68,10 @@ def _need_pixels(opened: Opened) -> None:
         raise empty(Reason.NO_PIXEL_DATA)
 
 
-def _assembled(header: Header, frames: Iterator[Canonical], recipe: Recipe) -> Decoded:
+def _assembled(header: Header, frames: Iterator[Canonical], recipe: Recipe, *, at_right: bool | None = None) -> Decoded:
     """Cut one frame after the other; only the first one is kept whole, for the thumbnail and the gates."""
     first = next(frames)
-    mirror = recipe.mirror == "left" and wants_mirror(first.frame, header)
+    mirror = recipe.mirror == "left" and wants_mirror(first.frame, header, at_right=at_right)
     numbers, pixels = [first.number], [cut(first.frame, recipe, mirror=mirror)]
     for frame in frames:
         numbers.append(frame.number)

@@ -10,7 +10,7 @@ from shared.imaging.answers import THUMBNAIL_SIDE
 from shared.imaging.recipe import Recipe
 from shared.types import Frame, Header, PixelStats, Thumbnail
 
-_MIRRORED = frozenset(("MG", "OT"))  #: where the chest wall may be looked for in the picture itself
+_MIRRORED = frozenset(("MG", "OT"))  #: what may show a chest wall: mammograms, and pictures of which nothing is known
 
 
 def reduction(rows: int, columns: int, recipe: Recipe) -> int:
@@ -87,12 +87,18 @@ def _extent(share: NDArray[np.floating[Any]]) -> slice:
     return slice(int(starts[longest]), int(ends[longest]))
 
 
-def wants_mirror(frame: Frame, header: Header) -> bool:
-    """Tell whether the chest wall is on the right: from the laterality, else from where the brightness lies."""
-    if header.laterality in ("L", "R"):
-        return header.laterality == "R"
+def wants_mirror(frame: Frame, header: Header, *, at_right: bool | None = None) -> bool:
+    """Tell whether there is a chest wall on the right: from the laterality, else from where the brightness lies.
+
+    Args:
+        at_right: where the file itself says that it is, which counts more; None: it says nothing.
+    """
     if header.modality not in _MIRRORED:
         return False
+    if at_right is not None:
+        return at_right
+    if header.laterality in ("L", "R"):
+        return header.laterality == "R"
     half = frame.shape[1] // 2
     return float(frame[:, -half:].sum()) > float(frame[:, :half].sum())
 

@@ -18,7 +18,7 @@ class Recipe:
     voi: Literal["apply", "ignore"] = "apply"  #: LUT or window of the file; without one, the full range
     frames: int = 8  #: at most this many, evenly spaced
     crop: Literal["none", "breast"] = "none"  #: to the bounding box of what is not background
-    mirror: Literal["none", "left"] = "none"  #: chest wall to the left, from laterality or intensity mass
+    mirror: Literal["none", "left"] = "none"  #: chest wall to the left, by orientation, laterality or mass
     pad: Pad = "squash"  #: the papers squash; square keeps the aspect ratio
     for_processing: Literal["stop", "allow"] = "stop"  #: raw detector data never mixes with presentation
 

@@ -93,6 +93,18 @@ def laterality(dataset: Dataset) -> str | None:
     return None
 
 
+def chest_wall_at_right(dataset: Dataset) -> bool | None:
+    """Tell by the patient's orientation on which side of the picture the chest wall is; None where it does not say.
+
+    Source: PS3.3 C.7.6.1.1.1: the first value says where a row leads to, A (anterior) away from the wall.
+    """
+    for source in (dataset, *groups(dataset, "PatientOrientationInFrameSequence")):
+        row = text(source, "PatientOrientation").upper()
+        if row[:1] in ("A", "P"):
+            return row[0] == "P"
+    return None
+
+
 def view(dataset: Dataset) -> str | None:
     """Return CC, MLO, ... or None. A spelling outside the table is given in upper case, at most eight letters."""
     position = text(dataset, "ViewPosition").upper().replace(" ", "").replace("-", "")

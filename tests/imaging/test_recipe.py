@@ -77,8 +77,9 @@ def test_an_empty_frame_is_kept_whole():
 @pytest.mark.parametrize(
     ("right", "changes", "expected"),
     [
-        (False, {"laterality": "R"}, True),
-        (True, {"laterality": "L"}, False),
+        (False, {"modality": "MG", "laterality": "R"}, True),
+        (True, {"modality": "MG", "laterality": "L"}, False),
+        (True, {"modality": "CR", "laterality": "R"}, False),
         (True, {"modality": "MG"}, True),
         (False, {"modality": "MG"}, False),
         (True, {"modality": "OT"}, True),
@@ -97,6 +98,19 @@ def test_right_and_left_breasts_become_the_same_picture(sandbox):
     other = sandbox.decode(file_of(dataset(right, ImageLaterality="R", BitsStored=12), right), recipe)
     assert (one.flipped, other.flipped) == (False, True)
     assert np.abs(one.pixels - other.pixels).max() < 1e-5
+
+
+@pytest.mark.parametrize(("side", "rows_run_to", "flipped"), [("R", "A", False), ("L", "PL", True), ("R", "L", True)])
+def test_the_orientation_of_a_mammogram_counts_more_than_its_side(sandbox, side, rows_run_to, flipped):
+    values = breast(300, 250, right=flipped)
+    ds = dataset(values, ImageLaterality=side, PatientOrientation=[rows_run_to, "F"], BitsStored=12)
+    assert sandbox.decode(file_of(ds, values), Recipe(mirror="left")).flipped is flipped
+
+
+def test_a_right_knee_is_not_mirrored(sandbox):
+    values = breast(300, 250)
+    ds = dataset(values, Modality="DX", ImageLaterality="R", PatientOrientation=["P", "F"], BitsStored=12)
+    assert not sandbox.decode(file_of(ds, values), Recipe(mirror="left")).flipped
 
 
 def test_a_square_keeps_the_aspect_ratio_and_the_chest_wall_at_the_edge():

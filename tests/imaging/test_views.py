@@ -83,6 +83,29 @@ def test_modifiers_are_found_at_the_top_and_nested(attributes, expected):
     assert views.view_modifiers(made(**attributes)) == expected
 
 
+@pytest.mark.parametrize(
+    ("attributes", "expected"),
+    [
+        ({"PatientOrientation": ["A", "R"]}, False),
+        ({"PatientOrientation": ["P", "FL"]}, True),
+        ({"PatientOrientation": ["AF", "R"]}, False),
+        ({"PatientOrientation": ["L", "A"]}, None),
+        ({"PatientOrientation": ""}, None),
+        ({}, None),
+        (
+            {
+                "SharedFunctionalGroupsSequence": Sequence(
+                    [made(PatientOrientationInFrameSequence=Sequence([made(PatientOrientation=["P", "L"])]))]
+                )
+            },
+            True,
+        ),
+    ],
+)
+def test_the_chest_wall_is_where_the_rows_come_from(attributes, expected):
+    assert views.chest_wall_at_right(made(**attributes)) is expected
+
+
 @pytest.mark.parametrize(("value", "expected"), [("YES", True), ("NO", False), ("", None), ("maybe", None)])
 def test_an_implant_is_known_or_unknown(value, expected):
     assert views.implant(made(BreastImplantPresent=value)) is expected
