@@ -107,7 +107,7 @@ def chest_wall_at_right(dataset: Dataset) -> bool | None:
 
 def view(dataset: Dataset) -> str | None:
     """Return CC, MLO, ... or None. A spelling outside the table is given in upper case, at most eight letters."""
-    position = text(dataset, "ViewPosition").upper().replace(" ", "").replace("-", "")
+    position = _position(dataset)
     position = _ALIASES.get(position, position)
     if position in _VIEWS:
         return position
@@ -123,9 +123,13 @@ def view_modifiers(dataset: Dataset) -> tuple[str, ...]:
     for code in _view_codes(dataset):
         codes += items(code, "ViewModifierCodeSequence")
     found = {name for code in codes if (name := _modifier(_squeezed(text(code, "CodeMeaning", 128))))}
-    if text(dataset, "ViewPosition").upper().replace(" ", "").endswith(("CCID", "MLOID")):
+    if _position(dataset).endswith(("CCID", "MLOID")):
         found.add("ID")
     return tuple(sorted(found))
+
+
+def _position(dataset: Dataset) -> str:
+    return text(dataset, "ViewPosition").upper().replace(" ", "").replace("-", "")
 
 
 def _modifier(meaning: str) -> str | None:

@@ -54,6 +54,7 @@ def test_laterality_is_taken_from_the_attribute_to_trust_most(attributes, expect
         ({"ViewCodeSequence": code("exaggerated cranio-caudal")}, "XCC"),
         ({"ViewPosition": "", "ViewCodeSequence": code("cranio-caudal")}, "CC"),
         ({"ViewPosition": "MLO ID"}, "MLO"),
+        ({"ViewPosition": "CC-ID"}, "CC"),
         ({"ViewPosition": "PA"}, "PA"),
         ({"ViewPosition": "oddity-of-a-vendor"}, "ODDITYOF"),
         ({"ViewCodeSequence": code("something else")}, None),
@@ -77,6 +78,7 @@ def test_the_view_is_a_short_upper_case_name(attributes, expected):
             ("AT",),
         ),
         ({"ViewPosition": "MLO ID"}, ("ID",)),
+        ({"ViewPosition": "CC-ID"}, ("ID",)),
     ],
 )
 def test_modifiers_are_found_at_the_top_and_nested(attributes, expected):
