@@ -7,12 +7,12 @@ guessed is worse than none. No message quotes a cell, which may hold a name in t
 import re
 from datetime import date
 
+from shared.imaging.spellings import SIDES, VIEW_MEANINGS
+
 MISSING = frozenset({"", "_", "-", "na", "n/a", "nan", "none", "null"})
 _BIRADS = re.compile(r"(?:bi[-_ ]?rads)?[\s:]*([0-6])(?:\.0)?([abc])?", re.IGNORECASE)
 _DENSITY = re.compile(r"(?:density|acr)?[\s:]*([a-d1-4])(?:\.0)?", re.IGNORECASE)
 _DATE = re.compile(r"(\d{4})(-?)(\d{2})\2(\d{2})", re.ASCII)
-_SIDES = {"l": "L", "left": "L", "r": "R", "right": "R", "b": "B", "both": "B", "bilateral": "B"}
-_VIEWS = {"craniocaudal": "CC", "mediolateraloblique": "MLO"}
 
 
 def missing(cell: str) -> bool:
@@ -46,7 +46,7 @@ def density(cell: str) -> str | None:
 def laterality(cell: str) -> str | None:
     if missing(cell):
         return None
-    side = _SIDES.get(cell.strip().lower())
+    side = SIDES.get(cell.strip().lower())
     if side is None:
         raise ValueError("not a side: L, R or B")
     return side
@@ -56,7 +56,7 @@ def view(cell: str) -> str | None:
     if missing(cell):
         return None
     name = re.sub(r"[^a-z0-9]", "", cell.lower())
-    name = _VIEWS.get(name, name.upper())
+    name = VIEW_MEANINGS.get(name, name.upper())
     if not re.fullmatch(r"[A-Z]{2,16}", name):
         raise ValueError("not a view: letters such as CC or MLO")
     return name

@@ -9,34 +9,13 @@ from collections.abc import Iterator
 from pydicom.dataset import Dataset
 
 from shared.imaging.read import attribute, clean, text
-
-_LATERALITY = {"L": "L", "R": "R", "B": "B", "LEFT": "L", "RIGHT": "R", "BOTH": "B", "BILATERAL": "B"}
+from shared.imaging.spellings import SIDES, VIEW_MEANINGS
 
 #: ViewPosition (0018,5101) as it occurs, to the short names of CID 4014.
 _VIEWS = frozenset(
     ("CC", "MLO", "ML", "LM", "LMO", "SIO", "ISO", "XCCL", "XCCM", "XCC", "FB", "AT", "CV", "AP", "PA", "LL", "RL")
 )
 _ALIASES = {"LATERAL": "LL", "MLOID": "MLO", "CCID": "CC", "RCC": "CC", "LCC": "CC", "RMLO": "MLO", "LMLO": "MLO"}
-
-#: CID 4014 meanings without punctuation, lower case.
-_MEANINGS = {
-    "craniocaudal": "CC",
-    "mediolateraloblique": "MLO",
-    "mediolateral": "ML",
-    "lateromedial": "LM",
-    "lateromedialoblique": "LMO",
-    "superolateraltoinferomedialoblique": "SIO",
-    "superolateraloblique": "SIO",
-    "inferomedialtosuperolateraloblique": "ISO",
-    "exaggeratedcraniocaudal": "XCC",
-    "craniocaudalexaggeratedlaterally": "XCCL",
-    "craniocaudalexaggeratedmedially": "XCCM",
-    "caudocranial": "FB",
-    "caudocranialfrombelow": "FB",
-    "fullbodyfrombelow": "FB",
-    "axillarytail": "AT",
-    "cleavage": "CV",
-}
 
 #: CID 4015 meanings and how they are written in file names: the word to look for, and its short name.
 _MODIFIERS = (
@@ -88,7 +67,7 @@ def laterality(dataset: Dataset) -> str | None:
     candidates = [text(dataset, "ImageLaterality"), text(dataset, "Laterality")]
     candidates += [text(group, "FrameLaterality") for group in groups(dataset, "FrameAnatomySequence")]
     for candidate in candidates:
-        if found := _LATERALITY.get(candidate.upper()):
+        if found := SIDES.get(candidate.lower()):
             return found
     return None
 
@@ -112,7 +91,7 @@ def view(dataset: Dataset) -> str | None:
     if position in _VIEWS:
         return position
     for code in _view_codes(dataset):
-        if found := _MEANINGS.get(_squeezed(text(code, "CodeMeaning", 128))):
+        if found := VIEW_MEANINGS.get(_squeezed(text(code, "CodeMeaning", 128))):
             return found
     return clean(position, 8) or None
 

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom.dataset import Dataset
 
 from shared.datasets import cells, folder
 from shared.datasets.folder import LabelTable, Row, read_labels
 from shared.errors import Invalid
+from shared.imaging import views
 from shared.types import Labels
 
 ROOT = Path("/archive")
@@ -72,6 +74,17 @@ def test_a_birads_cell_means_its_most_severe_category(cell, category):
 def test_any_other_birads_cell_is_refused(tmp_path, cell):
     message = refusal(tmp_path, f'file,birads\na.png,1\nb.png,"{cell}"\n')
     assert message.startswith("line 3, column birads: ")
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [("cranio-caudal", "CC"), ("Medio-Lateral", "ML"), ("exaggerated cranio-caudal", "XCC"), ("axillary tail", "AT")],
+)
+def test_a_view_in_words_has_the_name_that_it_has_in_a_header(words, name):
+    header, code = Dataset(), Dataset()
+    code.CodeMeaning = words
+    header.ViewCodeSequence = [code]
+    assert cells.view(words) == views.view(header) == name
 
 
 def test_compound_categories_are_counted(tmp_path):

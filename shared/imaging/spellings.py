@@ -1,0 +1,24 @@
+"""How sides and views are spelt in headers and in label tables, and their short names. Loads no reader of DICOM."""
+
+#: of a breast, in lower case
+SIDES = {"l": "L", "left": "L", "r": "R", "right": "R", "b": "B", "both": "B", "bilateral": "B"}
+
+#: CID 4014 meanings without punctuation, in lower case
+VIEW_MEANINGS = {
+    "craniocaudal": "CC",
+    "mediolateraloblique": "MLO",
+    "mediolateral": "ML",
+    "lateromedial": "LM",
+    "lateromedialoblique": "LMO",
+    "superolateraltoinferomedialoblique": "SIO",
+    "superolateraloblique": "SIO",
+    "inferomedialtosuperolateraloblique": "ISO",
+    "exaggeratedcraniocaudal": "XCC",
+    "craniocaudalexaggeratedlaterally": "XCCL",
+    "craniocaudalexaggeratedmedially": "XCCM",
+    "caudocranial": "FB",
+    "caudocranialfrombelow": "FB",
+    "fullbodyfrombelow": "FB",
+    "axillarytail": "AT",
+    "cleavage": "CV",
+}
