@@ -14,6 +14,7 @@ from pydicom.data import get_testdata_file
 
 from services.api.routes.instances import _reaching
 from shared.errors import Invalid
+from shared.imaging.sandbox import Sandbox
 from shared.pipeline import scan
 from shared.pipeline.receive import Found
 from shared.store.files import Seen
@@ -119,6 +120,31 @@ def test_a_file_that_has_other_bytes_by_now_is_never_shown(client, archive, real
     assert hashlib.sha256(path.read_bytes()).digest() != b""
     refused = client.get(f"/v1/instances/{uid}/rendered")
     assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+
+
+class Overwritten(Sandbox):
+    """Once a file was read, somebody puts another one in its place."""
+
+    def __init__(self, other):
+        super().__init__()
+        self.other = other
+
+    def _all(self, sources, recipe):
+        yield from super()._all(sources, recipe)
+        for path in sources:
+            path.write_bytes(self.other)
+
+
+@pytest.mark.parametrize("pixels", [slice(None), slice(-400)])  # of the other one: whole, or too short to be decoded
+def test_a_file_that_is_overwritten_while_it_is_looked_at_is_never_shown(client, archive, real, monkeypatch, pixels):
+    uid, _ = real
+    with open(get_testdata_file("CT_small.dcm", download=False), "rb") as file:
+        other = file.read()[pixels]
+    with Overwritten(other) as sandbox:
+        monkeypatch.setattr(archive.rt, "sandbox", sandbox)
+        for _ in range(2):
+            refused = client.get(f"/v1/instances/{uid}/rendered")
+            assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
 
 
 def test_a_frame_that_is_not_there_is_refused(client, archive, real):

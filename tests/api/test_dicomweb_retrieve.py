@@ -1,11 +1,14 @@
 """WADO-RS: metadata without the patient, pictures, and files for those who may have them."""
 
 import io
+import os
 
 import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from services.api.errors import Gone
+from services.api.routes.dicomweb_retrieve import CHUNK, Original
 from services.embedded.setup import prepare
 from shared.multipart import Begin, Data, Splitter, media_type
 from shared.pipeline import arrive, encode, project
@@ -113,6 +116,18 @@ def test_a_file_that_is_away_or_another_now_is_not_handed_out(stored, roomy):
     assert stored.get(STUDY).status_code == 409
     paths[0].unlink()
     assert stored.get(STUDY).status_code == 410
+
+
+@pytest.mark.parametrize("other", [b"of another patient" * CHUNK, b""])
+def test_a_file_that_is_overwritten_while_it_is_handed_out_ends_there(tmp_path, other):
+    path = tmp_path / "large.dcm"
+    path.write_bytes(bytes(3 * CHUNK))
+    os.utime(path, ns=(1, 1))
+    chunks = Original(path, "1.2.840.10008.1.2.1", 3 * CHUNK, 1).chunks()
+    assert next(chunks) == bytes(CHUNK)
+    path.write_bytes(other)
+    with pytest.raises(Gone):
+        next(chunks)
 
 
 def test_what_a_gate_has_stopped_is_for_reviewers_only(stored, roomy):

@@ -115,12 +115,15 @@ class Original:
     mtime_ns: int
 
     def chunks(self) -> Iterator[bytes]:
-        """Raises: `Gone` where it has changed since it was looked at."""
+        """Raises: `Gone` where it has changed since it was looked at, before a byte of what it is now."""
         with os.fdopen(os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
-            now = os.fstat(file.fileno())
-            if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
-                raise Gone("the file has changed while it was handed out")
-            while chunk := file.read(CHUNK):
+            while True:
+                chunk = file.read(CHUNK)
+                now = os.fstat(file.fileno())
+                if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
+                    raise Gone("the file has changed while it was handed out")
+                if not chunk:
+                    return
                 yield chunk
 
 

@@ -87,15 +87,17 @@ def decoded_frame(rt: Runtime, row: Row[Any], frame: int, size: int) -> "np.ndar
     longest = max(row.rows, row.columns, 1)
     side = min(size, longest)
     recipe = Recipe(size=side, frames=_reaching(frame, row.frames, side), pad="square")
+    (decoded,) = rt.sandbox.decode_many([path], recipe)
     try:
-        # a path may hold another patient's image by now
+        # asked after the pixels were read: a path may hold another patient's image by now
         if rt.sandbox.inspect(path).digest != row.digest:
             raise Conflict("the file has changed since it was taken in")
-        decoded = rt.sandbox.decode(path, recipe)
     except Rejected as refusal:
         if refusal.reason in (Reason.UNREADABLE, Reason.NOT_REGULAR):
             raise Gone("the original file is no longer where it was taken in") from None
         raise
+    if isinstance(decoded, Rejected):
+        raise decoded
     square = decoded.pixels[decoded.frames.index(frame)]
     return _unpadded(square, row.rows / longest, row.columns / longest)
 
