@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 from sqlalchemy.orm import Session
 
-from shared.errors import Conflict, Invalid, NotFound
+from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.imaging.pseudonym import patient_number
 from shared.index.base import Damaged, Index, Payload, Point, Spec
 from shared.log import get
@@ -27,28 +27,41 @@ GATHER_S = 0.5
 def drain(
     begin: Begin, open_index: Callable[[str], Index], budget_s: float = 20.0, gather_s: float = GATHER_S
 ) -> tuple[int, bool]:
-    """Pending rows of every open generation are applied; returns how many, and whether some may be left."""
+    """Pending rows of every open generation are applied; returns how many, and whether some may be left.
+
+    Raises: `Unavailable` where an index does not answer, after all was done that could be without it.
+    """
     until, done, left = time.monotonic() + budget_s, 0, True
+    away: dict[int, Unavailable] = {}  # by generation: each is waited for once
     while left and time.monotonic() < until:
         with begin() as db:
             opened = generations.opened(db)
-        step = sum(_guarded(begin, open_index, generation) for generation in opened)
+        step = sum(_guarded(begin, open_index, one, away) for one in opened if one.generation_id not in away)
         done, left = done + step, step > 0
         if 0 < step < STEP and time.monotonic() < until:
             time.sleep(gather_s)
     with begin() as db:
         operations.finish_settled(db)
     erase.certify(begin, open_index)
+    for error in away.values():
+        raise error
     return done, left
 
 
-def _guarded(begin: Begin, open_index: Callable[[str], Index], generation: Published) -> int:
-    """One generation whose collection is gone, damaged or wrong does not hold up the others; its rows stay pending."""
+def _guarded(
+    begin: Begin, open_index: Callable[[str], Index], generation: Published, away: dict[int, Unavailable]
+) -> int:
+    """One generation whose collection is gone, damaged, wrong or away does not hold up the others.
+
+    Its rows stay pending.
+    """
     try:
         return _step(begin, open_index, generation)
     except (NotFound, Conflict, Invalid, Damaged):
         log.exception("generation_not_served", generation_id=generation.generation_id)
-        return 0
+    except Unavailable as error:
+        away[generation.generation_id] = error
+    return 0
 
 
 def _step(begin: Begin, open_index: Callable[[str], Index], generation: Published) -> int:

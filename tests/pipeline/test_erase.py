@@ -141,9 +141,25 @@ def test_an_engine_that_is_away_proves_nothing(filled: Platform) -> None:
     assert state(filled, again).state == "succeeded"
 
 
+def test_an_erasure_is_proved_while_a_generation_that_never_held_it_does_not_answer(filled: Platform) -> None:
+    operation = erased(filled)
+    building = generations.collection_of(filled.begin_generation(), 1)
+    reindex.advance(filled.begin, filled.index)
+
+    def opened(name: str) -> Index:
+        if name == building:
+            raise Unavailable("the engine does not answer")
+        return filled.index(name)
+
+    with pytest.raises(Unavailable):
+        project.drain(filled.begin, opened, gather_s=0)
+    assert state(filled, operation).state == "succeeded"
+
+
 def _only_certify(platform: Platform, open_index: Callable[[str], Index]) -> None:
-    with platform.begin() as db:  # as if the deletes were applied
+    with platform.begin() as db:  # as if the deletes were applied, and it had rested
         db.execute(sa.text("UPDATE ledger SET state = 'applied' WHERE op = 'delete'"))
+        db.execute(sa.text("UPDATE operation SET not_before = NULL"))
     erase.certify(platform.begin, open_index)
 
 

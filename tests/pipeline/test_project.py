@@ -95,6 +95,33 @@ def test_a_collection_that_cannot_be_loaded_holds_up_no_other(encoded: Platform)
     assert coverage(encoded).pending == 8
 
 
+@pytest.mark.parametrize("live_is_away", [True, False])
+def test_a_collection_that_does_not_answer_is_waited_for_once_and_holds_up_no_other(
+    encoded: Platform, monkeypatch: pytest.MonkeyPatch, live_is_away: bool
+) -> None:
+    monkeypatch.setattr(project, "STEP", 3)  # several steps
+    live, building = encoded.published().generation_id, encoded.begin_generation()
+    reindex.advance(encoded.begin, encoded.index)
+    silent, other = (live, building) if live_is_away else (building, live)
+    asked = []
+
+    def opened(name: str) -> Index:
+        if name == generations.collection_of(silent, 1):
+            asked.append(name)
+            raise Unavailable("the index does not answer")
+        return encoded.index(name)
+
+    with pytest.raises(Unavailable, match="does not answer"):
+        project.drain(encoded.begin, opened, gather_s=0)
+    assert len(asked) == 1
+    with encoded.begin() as db:
+        assert ledger.coverage(db, other) == ledger.Coverage(applied=8, pending=0, failed=0)
+        assert ledger.coverage(db, silent) == ledger.Coverage(applied=0, pending=8, failed=0)
+    encoded.project()
+    with encoded.begin() as db:
+        assert ledger.coverage(db, silent).pending == 0
+
+
 def test_two_projectors_share_the_work(encoded: Platform) -> None:
     with encoded.begin() as first, encoded.begin() as second:
         live = generations.published(first)
@@ -142,6 +169,26 @@ def test_an_operation_ends_when_all_it_registered_is_searchable(platform: Platfo
         with platform.begin() as db:
             project.operations.finish_settled(db)
             assert project.operations.get(db, operation.id).state == state
+
+
+def test_an_operation_ends_while_a_generation_that_is_built_does_not_answer(encoded: Platform) -> None:
+    with encoded.begin() as db:
+        operation = project.operations.create(db, "scan", {"path": "x"})
+        held = project.operations.claim(db, "scan", 30)
+        assert held is not None
+        project.operations.progress(db, held, done=8, total=8, counts='{"scanned": true}', lease_s=30)
+    building = generations.collection_of(encoded.begin_generation(), 1)
+    reindex.advance(encoded.begin, encoded.index)
+
+    def opened(name: str) -> Index:
+        if name == building:
+            raise Unavailable("the index does not answer")
+        return encoded.index(name)
+
+    with pytest.raises(Unavailable):
+        project.drain(encoded.begin, opened, gather_s=0)
+    with encoded.begin() as db:
+        assert project.operations.get(db, operation.id).state == "succeeded"
 
 
 def project_scan(platform: Platform, operation_id: object) -> None:
