@@ -18,12 +18,12 @@ from google.protobuf.message import Message  # type: ignore[import-untyped]  # s
 from services.vectors import translate
 from services.vectors.optimize import Optimizer
 from services.vectors.refused import Refused
-from services.vectors.shards import Collection, Shards
+from services.vectors.shards import CALLS, Collection, Shards
 from shared import log
 from shared.index.protobuf import pb
 
 ANSWERS_WITHIN_S: Final = 4.0
-THREADS: Final = 8  # an engine is serial; these let requests wait in line instead of being refused
+THREADS: Final = 2 * CALLS  # they wait in line, as an engine is serial; a collection that stands still takes half
 _log = log.get(__name__)
 M = TypeVar("M")
 
@@ -60,15 +60,16 @@ class Collections(pb.CollectionsServicer):
     @answers
     def Update(self, request: pb.UpdateCollection) -> pb.CollectionOperationResponse:  # noqa: N802
         """Settings stay as they were made; as on a server, asking again makes the optimiser look again."""
-        collection = self._shards.get(request.collection_name)
-        if request.optimizers_config != collection.config.optimizers_config:
-            raise Refused(grpc.StatusCode.UNIMPLEMENTED, "UpdateCollection: optimizers_config cannot be changed")
-        self._optimizer.request(collection)
+        with self._shards.called(request.collection_name) as collection:
+            if request.optimizers_config != collection.config.optimizers_config:
+                raise Refused(grpc.StatusCode.UNIMPLEMENTED, "UpdateCollection: optimizers_config cannot be changed")
+            self._optimizer.request(collection)
         return pb.CollectionOperationResponse(result=True)
 
     @answers
     def Get(self, request: pb.GetCollectionInfoRequest) -> pb.GetCollectionInfoResponse:  # noqa: N802
-        return pb.GetCollectionInfoResponse(result=self._info(self._shards.get(request.collection_name)))
+        with self._shards.called(request.collection_name) as collection:
+            return pb.GetCollectionInfoResponse(result=self._info(collection))
 
     def _info(self, collection: Collection) -> pb.CollectionInfo:
         busy, failed = self._optimizer.busy(collection), self._optimizer.failed(collection)
@@ -122,25 +123,28 @@ class Points:
 
     @answers
     def _read(self, call: tuple[str, bytes]) -> bytes:
-        return self._shards.get(collection_of(call[1])).ask(*call)
+        with self._shards.called(collection_of(call[1])) as collection:
+            return collection.ask(*call)
 
     @answers
     def Upsert(self, raw: bytes) -> bytes:  # noqa: N802 - Qdrant's name
         request = pb.UpsertPoints.FromString(raw)
-        collection = self._shards.get(request.collection_name)
-        reply = collection.write("Upsert", raw, [point.id.uuid for point in request.points])
-        self._optimizer.consider(collection)
+        with self._shards.called(request.collection_name) as collection:
+            reply = collection.write("Upsert", raw, [point.id.uuid for point in request.points])
+            self._optimizer.consider(collection)
         return reply
 
     @answers
     def Delete(self, raw: bytes) -> bytes:  # noqa: N802
         request = pb.DeletePoints.FromString(raw)
         ids = [id_.uuid for id_ in request.points.points.ids]
-        return self._shards.get(request.collection_name).write("Delete", raw, ids)
+        with self._shards.called(request.collection_name) as collection:
+            return collection.write("Delete", raw, ids)
 
     @answers
     def CreateFieldIndex(self, raw: bytes) -> bytes:  # noqa: N802
-        return self._shards.get(collection_of(raw)).index_field(raw)
+        with self._shards.called(collection_of(raw)) as collection:
+            return collection.index_field(raw)
 
     @answers
     def QueryGroups(self, raw: bytes) -> bytes:  # noqa: ARG002, N802

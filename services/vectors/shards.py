@@ -39,6 +39,7 @@ MIN_FREE_BYTES: Final = 256 * 2**20  # a full disk is a SIGBUS: Edge writes thro
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 REPLAY: Final = 256  # points per step of catching up
 PAUSE_S: Final = 60.0  # between two attempts at loading what could not be loaded
+CALLS: Final = 64  # to one collection at once: the forty of an API's threads, and the workers'
 WATCH_S: Final = 5.0  # between two rounds of asking the engines whether they are there
 SILENT_S: Final = 15.0  # an engine that has owed an answer for so long is reported
 _log = log.get(__name__)
@@ -59,6 +60,7 @@ class Collection:
         self.layout = translate.layout_of(self.config)
         self.linked = any(vectors[name].hnsw_config.m > 0 for name in self.layout.sizes)
         self.dropped = False
+        self.places = threading.BoundedSemaphore(CALLS)
         self._nursery = nursery
         self._write = threading.Lock()
         self._change = threading.Lock()
@@ -298,6 +300,20 @@ class Shards:
         if found is None:
             raise Refused(grpc.StatusCode.NOT_FOUND, "there is no such collection")
         return found
+
+    @contextmanager
+    def called(self, name: str) -> Iterator[Collection]:
+        """The collection, for the length of a client's call.
+
+        Raises: `Refused`, also where `CALLS` wait for it already: clients give up, their calls go on waiting.
+        """
+        collection = self.get(name)
+        if not collection.places.acquire(blocking=False):
+            raise Refused(grpc.StatusCode.UNAVAILABLE, "the collection is busy; ask again")
+        try:
+            yield collection
+        finally:
+            collection.places.release()
 
     def drop(self, name: str) -> bool:
         with self._change:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from queue import SimpleQueue
 
 import grpc
 import pytest
@@ -14,7 +15,8 @@ import pytest
 from services.vectors import shards
 from services.vectors.nursery import Nursery
 from services.vectors.refused import Refused
-from services.vectors.shards import Shards
+from services.vectors.server import THREADS
+from services.vectors.shards import CALLS, Shards
 from shared.index import checks, wire
 from shared.index.base import Damaged, Query, Spec
 from shared.index.protobuf import pb
@@ -137,6 +139,10 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shards]:
 def hang(held: Shards) -> None:
     """The child that holds the shard stands still, as on a disk that does not answer."""
     (pid,) = children(held._nursery._process.pid)
+    stand_still(pid)
+
+
+def stand_still(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
     stat = Path(f"/proc/{pid}/stat")
     while stat.read_text().rpartition(")")[2].split()[0] != "T":  # on another core it may go on for a moment
@@ -177,6 +183,35 @@ def test_a_hung_engine_is_noticed_when_nobody_asks(tmp_path: Path, monkeypatch: 
         assert held.silent() == []
     finally:
         held.close()
+
+
+def test_a_shard_that_stands_still_holds_up_no_other_collection_and_only_so_many_calls(tmp_path: Path) -> None:
+    many = 2 * THREADS
+    with (
+        engines.vectors_process(tmp_path) as running,
+        closing(running.store()) as store,
+        grpc.insecure_channel(f"unix://{running.socket}") as channel,
+    ):
+        assert running.process is not None
+        store.create("still", SPEC)
+        (nursery,) = children(running.process.pid)
+        (engine,) = children(nursery)
+        store.create("other", SPEC).write(gallery(20))
+        count = pb.PointsStub(channel).Count  # type: ignore[no-untyped-call]
+        ended = SimpleQueue[grpc.Future]()
+        stand_still(engine)
+        try:
+            for _ in range(many):
+                request = pb.CountPoints(collection_name="still")
+                count.future(request, metadata=[("api-key", engines.KEY)]).add_done_callback(ended.put)
+            refused = [ended.get(timeout=30) for _ in range(many - CALLS)]
+            assert {call.code() for call in refused} == {grpc.StatusCode.UNAVAILABLE}
+            assert store.open("other").search([Query(vector=matrix(1)[0], limit=3)])[0].hits
+            assert store.names() == ["other", "still"]
+            assert "Edge" in health(running)
+        finally:
+            os.kill(engine, signal.SIGCONT)
+        assert [ended.get(timeout=30).code() for _ in range(CALLS)] == [grpc.StatusCode.OK] * CALLS
 
 
 def test_the_limit_is_of_one_request_and_not_of_the_engines_life(quick: Shards) -> None:
