@@ -32,7 +32,6 @@ class Streamed:
         self.answers: list[Arrived] = []
         self._blobs, self._take, self._expects, self._most = blobs, take, expects, most
         self._size = batch or BATCH
-        self._open = ExitStack()
         self._parts: list[Part] = []
         self._head = b""
 
@@ -40,7 +39,7 @@ class Streamed:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._open.close()
+        self._close()
 
     def on(self, event: Event) -> None:
         """The next of the body. Raises: `Unavailable` (also `Full`), and what the taking raises."""
@@ -52,7 +51,7 @@ class Streamed:
             self.end()
 
     def begin(self) -> None:
-        part = self._open.enter_context(self._blobs.part())
+        part = self._blobs.part()
         part.expects = self._expects
         self._parts.append(part)
         self._head = b""
@@ -64,8 +63,8 @@ class Streamed:
 
     def end(self) -> None:
         if self._head[MAGIC] != b"DICM":  # a picture, say, which a folder scan would take
-            self._parts.pop()
-            self.answers.append(Arrived(outcome="failed", reason=Reason.NOT_A_STUDY_OBJECT, kept=False))
+            with self._parts.pop():  # gone at once: a body may hold thousands of them
+                self.answers.append(Arrived(outcome="failed", reason=Reason.NOT_A_STUDY_OBJECT, kept=False))
         if len(self._parts) >= self._size:
             self.settle()
 
@@ -73,6 +72,10 @@ class Streamed:
         """Every file so far has its answer."""
         if self._parts:
             self.answers += self._take(self._parts)
-        self._parts.clear()
-        self._open.close()
+        self._close()
         return self.answers
+
+    def _close(self) -> None:
+        with ExitStack() as ended:
+            while self._parts:
+                ended.push(self._parts.pop())
