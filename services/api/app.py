@@ -37,6 +37,7 @@ from services.api.routes import (
     studies,
 )
 from services.api.schemas import BatchIn
+from shared.address import is_loopback
 from shared.errors import Denied, SimilisError
 from shared.log import get
 from shared.pipeline import hashes
@@ -66,7 +67,6 @@ ROUTERS = (
     dicomweb_retrieve.router,
 )
 MIB = 1024 * 1024
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 WARM_S = 3.0  #: an engine that is away is waited for no longer than this at the end
 
 
@@ -78,7 +78,7 @@ def create(rt: Runtime) -> FastAPI:
     """
     rt.admission  # noqa: B018 - read now, not by the first who sends a file
     api = rt.settings.api
-    if not api.require_key and api.host not in LOOPBACK:
+    if not api.require_key and not is_loopback(api.host):
         raise Denied("without keys the API listens on loopback only")
     app = FastAPI(
         title="Similis", version=software(), lifespan=_life, docs_url=None, redoc_url=None, openapi_url=None,

@@ -4,7 +4,6 @@ Plain ASGI: a middleware of functions would cost more than the search itself.
 """
 
 import asyncio
-import ipaddress
 import secrets
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -18,6 +17,7 @@ from services.api import errors
 from services.api.auth import Callers
 from services.api.errors import TooLarge, UnsupportedMedia
 from services.api.metrics import Metrics
+from shared.address import is_loopback
 from shared.errors import Denied, Invalid, SimilisError
 from shared.log import get
 
@@ -147,11 +147,6 @@ def bounded(receive: Receive, known: Callable[[], Awaitable[object]], limit: int
 
 
 def is_local(host: str) -> bool:
+    """Whether a `Host` header, which may name a port, is of this machine."""
     name = host.rsplit(":", 1)[0] if host.count(":") == 1 or host.startswith("[") else host
-    name = name.strip("[]") if "]" in host else name
-    if name == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(name).is_loopback
-    except ValueError:
-        return False
+    return is_loopback(name.strip("[]") if "]" in host else name)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from shared.address import is_loopback
 from shared.disk import regular
 from shared.errors import Denied, Invalid
 
@@ -60,11 +61,7 @@ def known(path: Path | None, host: str) -> Peers:
     """
     if path is not None:
         return read(path)
-    try:
-        own = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        own = False
-    if not own:
+    if not is_loopback(host):
         raise Denied(f"others can reach {host}: say who may send, in a file named by SIMILIS_DICOM__PEERS")
     return LOOPBACK
 

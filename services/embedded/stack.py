@@ -1,7 +1,6 @@
 """The embedded stack: which processes there are, in which order, and what they are told."""
 
 import http.client
-import ipaddress
 import os
 import signal
 import socket
@@ -20,6 +19,7 @@ from services.embedded.production import sign_of_life
 from services.embedded.pulse import Answered, Pulse, Touched
 from services.embedded.supervisor import Supervisor, bury_orphans, to_terminal
 from services.embedded.valkey import Valkey
+from shared.address import is_loopback
 from shared.config import Settings
 from shared.errors import Conflict, Denied, Unavailable
 
@@ -48,15 +48,6 @@ class Options:
     @property
     def slots(self) -> int:
         return self.workers or len(os.sched_getaffinity(0))
-
-
-def is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def check(options: Options) -> None:

@@ -234,6 +234,14 @@ def test_without_keys_only_loopback_is_served(archive):
         create(archive.rt)
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.2", "::1", "localhost"])
+def test_without_keys_every_address_of_loopback_is_served(archive, host):
+    api = archive.rt.settings.api.model_copy(update={"require_key": False, "host": host})
+    archive.rt.settings = archive.rt.settings.model_copy(update={"api": api})
+    with serving(archive) as client:
+        assert client.get("/v1/models").status_code == 200
+
+
 def test_without_keys_a_name_that_points_at_us_is_not_answered(archive):
     api = archive.rt.settings.api.model_copy(update={"require_key": False})
     archive.rt.settings = archive.rt.settings.model_copy(update={"api": api})
