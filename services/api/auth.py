@@ -61,10 +61,6 @@ class Callers:
         self._touch(bearer.id)
         return bearer
 
-    def forget(self) -> None:
-        """The next request of every key is asked about again."""
-        self._seen.clear()
-
     def _ask(self, secret: str) -> Bearer | None:
         with self.rt.store.reading() as connection:
             return keys.identify(connection, secret)

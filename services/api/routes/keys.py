@@ -4,7 +4,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Response
 
 from services.api.answers import KeyMade, KeyOut, KeysOut
-from services.api.dependencies import CanAdmin, Db, Known
+from services.api.dependencies import CanAdmin, Db
 from services.api.schemas import MOST_ID, KeyIn
 from shared.store import keys, reviews
 from shared.store.reviews import Actor
@@ -32,9 +32,8 @@ def make_key(db: Db, bearer: CanAdmin, asked: KeyIn, response: Response) -> dict
 
 
 @router.delete("/v1/keys/{key_id}", status_code=204)
-def revoke_key(db: Db, callers: Known, bearer: CanAdmin, key_id: Annotated[int, Path(ge=1, le=MOST_ID)]) -> Response:
-    """The key is refused from now on, everywhere within a second."""
+def revoke_key(db: Db, bearer: CanAdmin, key_id: Annotated[int, Path(ge=1, le=MOST_ID)]) -> Response:
+    """The key is refused, everywhere within a second."""
     keys.revoke(db, key_id)
     reviews.audit(db, Actor(bearer.name, bearer.id), "key-revoke", {"key": key_id})
-    callers.forget()
     return Response(status_code=204)
