@@ -21,12 +21,14 @@ from shared.log import get
 from shared.runtime import Runtime
 from shared.store import keys
 from shared.store.keys import Bearer, Scope
+from shared.types import Status
 
 log = get(__name__)
 
 CACHE_S = 0.8
 MOST = 1024  #: remembered keys, known and unknown
 TOUCH_S = 60.0
+HELD_BACK = frozenset({Status.QUARANTINED, Status.REJECTED})  #: images whose pictures only a reviewer may see
 ANYBODY = Bearer(0, "anybody", "", frozenset(keys.ALL))  #: loopback with `api.require_key` switched off
 
 
@@ -110,6 +112,10 @@ class Needs:
         callers.buckets.take(bearer.id)
         check_names(request)
         return bearer
+
+
+def may_see(status: str, bearer: Bearer) -> bool:
+    return status not in HELD_BACK or Scope.REVIEW in bearer.scopes
 
 
 def public(function: Callable[..., Any]) -> Callable[..., Any]:

@@ -1,9 +1,10 @@
 """What a route may ask for in its signature."""
 
+import hashlib
 from collections.abc import Iterator
 from typing import Annotated
 
-from fastapi import Depends, Request
+from fastapi import Depends, Header, Request
 from sqlalchemy.orm import Session
 
 from services.api.auth import Callers, Needs
@@ -52,6 +53,15 @@ def _db(rt: Rt) -> Iterator[Session]:
 
 #: One unit of work. scope="function": it is committed before the answer leaves, so that a failed commit is told.
 Db = Annotated[Session, Depends(_db, scope="function")]
+
+#: By which a client says that it asks for the same once more.
+IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=200)]
+
+
+def key_digest(bearer: Bearer, idempotency_key: str | None) -> bytes | None:
+    """What is kept of an Idempotency-Key; another caller's is another."""
+    return hashlib.sha256(f"{bearer.id}|{idempotency_key}".encode()).digest() if idempotency_key else None
+
 
 CanSearch = Annotated[Bearer, Depends(Needs(Scope.SEARCH))]
 CanRead = Annotated[Bearer, Depends(Needs(Scope.READ))]

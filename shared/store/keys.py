@@ -11,6 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.errors import Invalid, NotFound
+from shared.store.reviews import Actor
 from shared.store.tables import ApiKey
 
 PREFIX = "sml_"
@@ -39,6 +40,10 @@ class Bearer:
     name: str
     prefix: str
     scopes: frozenset[str]
+
+    @property
+    def actor(self) -> Actor:
+        return Actor(self.name, self.id)
 
 
 def generate() -> str:

@@ -3,7 +3,7 @@
 import pytest
 import sqlalchemy as sa
 
-from services.api.routes.studies import read_cursor, write_cursor
+from services.api.paging import read_cursor, write_cursor
 from shared.errors import Invalid
 from shared.store.keys import Scope
 from tests.api.conftest import serving, variants

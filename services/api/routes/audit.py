@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 
 from services.api.answers import AuditOut
 from services.api.dependencies import CanAudit, Db
-from services.api.routes.studies import read_cursor, write_cursor
+from services.api.paging import read_cursor, write_cursor
 from services.api.schemas import AuditIn
 from shared.store import reviews
 

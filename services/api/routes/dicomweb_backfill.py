@@ -1,14 +1,13 @@
 """Backfill: another archive is pulled from, as an operation that goes on by itself."""
 
-import hashlib
 from datetime import UTC, date, datetime
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Response
 from pydantic import Field
 
 from services.api.answers import OperationDetail
-from services.api.dependencies import CanAdmin, Db, Rt
+from services.api.dependencies import CanAdmin, Db, IdempotencyKey, Rt, key_digest
 from services.api.routes.operations import detail
 from services.api.schemas import Between, Codes, In, Range, ServerPath, Uids, dates
 from shared.errors import Invalid
@@ -69,7 +68,7 @@ def begin_backfill(
     bearer: CanAdmin,
     asked: BackfillIn,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
     """Studies of another archive are taken in over DICOMweb, window by window; what stands here is skipped.
 
@@ -82,8 +81,7 @@ def begin_backfill(
     if days := asked.query.days():
         params |= {"first": days[0].isoformat(), "last": days[1].isoformat()}
     params |= asked.model_dump(include={"rate", "between"}, exclude_none=True)
-    digest = hashlib.sha256(f"{bearer.id}|{idempotency_key}".encode()).digest() if idempotency_key else None
-    operation = operations.create(db, pull.KIND, params, digest)
+    operation = operations.create(db, pull.KIND, params, key_digest(bearer, idempotency_key))
     enqueue(db, Job.PULL)
     response.headers["Location"] = f"/v1/operations/{operation.id}"
     db.refresh(operation)

@@ -10,8 +10,8 @@ from PIL import Image as Pillow
 
 from services.api import accept
 from services.api.dependencies import CanRead, Decoding, Rt
+from services.api.dicomweb import INSTANCE, Instance, Where, held
 from services.api.routes import instances
-from services.api.routes.dicomweb_query import INSTANCE, Instance, Where, held
 from shared.errors import Conflict, Invalid, NotFound
 from shared.runtime import Runtime
 from shared.store.keys import Bearer

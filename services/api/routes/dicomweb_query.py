@@ -1,51 +1,20 @@
 """QIDO-RS (PS3.18 section 10.6): studies, series and instances by the attributes that Similis keeps."""
 
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any, NamedTuple
+from typing import Any
 
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from pydantic_core import to_json
 
 from services.api import accept, dicom_json, qido
 from services.api.dependencies import CanRead, Rt
-from services.api.schemas import Uid
-from shared.errors import NotFound
+from services.api.dicomweb import Series, Study, base_of
 from shared.runtime import Runtime
 from shared.store import qido as rows
 from shared.store.qido import Level
 
 router = APIRouter(prefix="/dicom-web", tags=["dicomweb"])
-
-INSTANCE = "/studies/{study_instance_uid}/series/{series_instance_uid}/instances/{sop_instance_uid}"
-Study = Annotated[Uid, Path()]
-Series = Annotated[Uid, Path()]
-
-
-class Where(NamedTuple):
-    """An instance by its whole address."""
-
-    study: str
-    series: str
-    sop: str
-
-
-def _where(study_instance_uid: Study, series_instance_uid: Series, sop_instance_uid: Annotated[Uid, Path()]) -> Where:
-    return Where(study_instance_uid, series_instance_uid, sop_instance_uid)
-
-
-Instance = Annotated[Where, Depends(_where)]
-
-
-def held(rt: Runtime, study: str, series: str = "", sop: str = "") -> Sequence[Any]:
-    """The rows of what the address names. Raises: `NotFound`."""
-    with rt.store.reading() as connection:
-        found = rows.held(connection, study, series, sop)
-    if not found:
-        raise NotFound("no such study, series or instance")
-    return found
-
 
 _FOUND: dict[int | str, dict[str, Any]] = {
     200: {
@@ -91,10 +60,6 @@ def _documented() -> dict[str, Any]:
     ]
     more = [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in words]
     return {"parameters": [*matched, *paging, *more]}
-
-
-def base_of(request: Request) -> str:
-    return f"{str(request.base_url).rstrip('/')}/dicom-web"
 
 
 def _found(request: Request, rt: Runtime, level: Level, **named: str) -> Response:

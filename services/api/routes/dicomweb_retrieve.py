@@ -18,10 +18,10 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic_core import to_json
 
 from services.api import accept, dicom_json, qido
+from services.api.auth import may_see
 from services.api.dependencies import CanRead, CanRetrieve, Rt
+from services.api.dicomweb import INSTANCE, Instance, Series, Study, base_of, held
 from services.api.errors import Gone, NotAcceptable
-from services.api.routes.dicomweb_query import INSTANCE, Instance, Series, Study, base_of, held
-from services.api.routes.studies import may_see
 from services.api.storing import DICOM
 from shared.errors import Conflict, NotFound, Rejected
 from shared.imaging.answers import Inspected

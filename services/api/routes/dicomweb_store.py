@@ -13,6 +13,7 @@ from starlette.requests import ClientDisconnect
 
 from services.api import accept, dicom_json, storing
 from services.api.dependencies import CanIngest, Rt, StoringPlaces
+from services.api.dicomweb import base_of
 from services.api.errors import UnsupportedMedia
 from services.api.limits import Slots
 from services.api.schemas import Uid
@@ -79,7 +80,7 @@ async def _stored(request: Request, rt: Runtime, bearer: Bearer, places: Slots, 
             raise Invalid("the body did not arrive in time") from None
         except ClientDisconnect:
             raise Invalid("the client left in the middle of the body") from None
-    status, told = storing.told(answers, f"{str(request.base_url).rstrip('/')}/dicom-web")
+    status, told = storing.told(answers, base_of(request))
     return Response(to_json(told), status, media_type=kind)
 
 

@@ -15,7 +15,6 @@ from services.api.schemas import PatientIn, Uid
 from shared.pipeline import erase
 from shared.store import reviews
 from shared.store.keys import Bearer
-from shared.store.reviews import Actor
 from shared.store.tables import Operation
 
 router = APIRouter(tags=["erase"])
@@ -48,12 +47,12 @@ def lift_patient(rt: Rt, db: Db, bearer: CanErase, asked: PatientIn) -> dict[str
 
 
 def _told(db: Session, bearer: Bearer, operation: Operation, response: Response) -> dict[str, Any]:
-    reviews.audit(db, Actor(bearer.name, bearer.id), "erase", {"operation": str(operation.id), **operation.params})
+    reviews.audit(db, bearer.actor, "erase", {"operation": str(operation.id), **operation.params})
     response.headers["Location"] = f"/v1/operations/{operation.id}"
     db.refresh(operation)
     return detail(db, operation)
 
 
 def _lifted(db: Session, bearer: Bearer, count: int) -> dict[str, int]:
-    reviews.audit(db, Actor(bearer.name, bearer.id), "lift", {"tombstones": count})
+    reviews.audit(db, bearer.actor, "lift", {"tombstones": count})
     return {"tombstones": count}

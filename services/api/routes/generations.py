@@ -1,14 +1,13 @@
 """Generations as resources: built beside the live one, checked, published, rolled back, retired."""
 
-import hashlib
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Path, Response
+from fastapi import APIRouter, Path, Response
 from sqlalchemy.orm import Session
 
 from services.api.answers import GenerationDetail, GenerationsOut
-from services.api.dependencies import CanReindex, CanSeeBuilds, Db, Rt
+from services.api.dependencies import CanReindex, CanSeeBuilds, Db, IdempotencyKey, Rt, key_digest
 from services.api.errors import explain
 from services.api.schemas import MOST_ID, GenerationIn, RetireIn, SwitchIn, ThrottleIn
 from shared.errors import NotFound, Unavailable
@@ -16,7 +15,6 @@ from shared.pipeline import lifecycle
 from shared.runtime import Runtime
 from shared.store import canaries, coverage, generations, ledger, operations, reviews
 from shared.store.keys import Bearer
-from shared.store.reviews import Actor
 from shared.store.tables import Generation, Model, Operation
 
 router = APIRouter(tags=["generations"])
@@ -45,16 +43,15 @@ def begin_generation(
     bearer: CanReindex,
     asked: GenerationIn,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
     """A generation is built beside the live one; searches notice nothing until it is published."""
     model = generations.model(db, asked.model)
-    digest = hashlib.sha256(f"{bearer.id}|{idempotency_key}".encode()).digest() if idempotency_key else None
     row = lifecycle.begin_generation(
         db,
         rt.indexes,
         model,
-        key_digest=digest,
+        key_digest=key_digest(bearer, idempotency_key),
         throttle=asked.throttle,
         hours=asked.between,
         gate=asked.gate,
@@ -123,7 +120,7 @@ def retire_generation(
 def _acted(rt: Runtime, db: Session, bearer: Bearer, action: str, row: Generation, **by: object) -> dict[str, Any]:
     """Who moved the pointer, gave something up, or set its pace, is on record."""
     details = {"generation": row.id, "accepted": row.accepted} if row.accepted else {"generation": row.id}
-    reviews.audit(db, Actor(bearer.name, bearer.id), f"generation-{action}", details | by)
+    reviews.audit(db, bearer.actor, f"generation-{action}", details | by)
     return _detail(rt, db, row)
 
 

@@ -12,9 +12,9 @@ from fastapi.responses import Response
 from PIL import Image as Pillow
 from sqlalchemy import Row
 
+from services.api.auth import may_see
 from services.api.dependencies import CanRead, Decoding, Rt
 from services.api.errors import Gone, explain
-from services.api.routes.studies import may_see
 from services.api.schemas import Uid
 from shared.errors import Conflict, Invalid, NotFound, Rejected
 from shared.imaging.reasons import Reason

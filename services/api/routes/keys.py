@@ -7,7 +7,6 @@ from services.api.answers import KeyMade, KeyOut, KeysOut
 from services.api.dependencies import CanAdmin, Db
 from services.api.schemas import MOST_ID, KeyIn
 from shared.store import keys, reviews
-from shared.store.reviews import Actor
 from shared.store.tables import ApiKey
 
 router = APIRouter(tags=["keys"])
@@ -26,7 +25,7 @@ def make_key(db: Db, bearer: CanAdmin, asked: KeyIn, response: Response) -> dict
     ends = None if asked.days is None else datetime.now(UTC) + timedelta(days=asked.days)
     row: ApiKey = keys.ensure(db, secret, name=asked.name, scopes=asked.scopes, expires_at=ends)
     db.refresh(row)
-    reviews.audit(db, Actor(bearer.name, bearer.id), "key-create", {"key": row.id, "scopes": row.scopes})
+    reviews.audit(db, bearer.actor, "key-create", {"key": row.id, "scopes": row.scopes})
     response.headers["Location"] = f"/v1/keys/{row.id}"
     return KeyOut.model_validate(row).model_dump() | {"secret": secret}
 
@@ -35,5 +34,5 @@ def make_key(db: Db, bearer: CanAdmin, asked: KeyIn, response: Response) -> dict
 def revoke_key(db: Db, bearer: CanAdmin, key_id: Annotated[int, Path(ge=1, le=MOST_ID)]) -> Response:
     """The key is refused, everywhere within a second."""
     keys.revoke(db, key_id)
-    reviews.audit(db, Actor(bearer.name, bearer.id), "key-revoke", {"key": key_id})
+    reviews.audit(db, bearer.actor, "key-revoke", {"key": key_id})
     return Response(status_code=204)

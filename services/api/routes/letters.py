@@ -13,7 +13,6 @@ from shared.errors import Invalid
 from shared.pipeline import letters as pipeline
 from shared.store import letters
 from shared.store.letters import Wanted
-from shared.store.reviews import Actor
 
 router = APIRouter(tags=["dead letters"])
 
@@ -54,12 +53,12 @@ def _after(cursor: str | None) -> tuple[datetime, str] | None:
 @router.post("/v1/dead-letters/{letter}:retry", status_code=202, response_model=LettersRetriedOut)
 def retry(db: Db, bearer: CanIngest, letter: Annotated[Letter, Path()]) -> dict[str, Any]:
     """This one is tried again. 404 where it is none any more."""
-    pipeline.retry(db, letter, Actor(bearer.name, bearer.id))
+    pipeline.retry(db, letter, bearer.actor)
     return {"retried": {letter.partition("-")[0]: 1}}
 
 
 @router.post("/v1/dead-letters:retry", status_code=202, response_model=LettersRetriedOut)
 def retry_many(db: Db, bearer: CanIngest, asked: LettersRetryIn) -> dict[str, Any]:
     """All of a kind or a reason are tried again, at most 10,000 at once."""
-    done = pipeline.retry_many(db, Wanted(kind=asked.kind, reason=asked.reason), Actor(bearer.name, bearer.id))
+    done = pipeline.retry_many(db, Wanted(kind=asked.kind, reason=asked.reason), bearer.actor)
     return {"retried": dict(done)}

@@ -9,7 +9,6 @@ from services.api.schemas import NAME, HashIn, ModelIn
 from shared.encoder.cards import Card
 from shared.pipeline import lifecycle
 from shared.store import generations, reviews
-from shared.store.reviews import Actor
 from shared.store.session import enqueue
 from shared.store.tables import Model
 from shared.types import Job
@@ -37,7 +36,7 @@ def add_model(rt: Rt, db: Db, bearer: CanAdmin, asked: ModelIn, response: Respon
     told = _detail(db, row)
     if new:
         said = {"model": row.name, "published": told["published"]}
-        reviews.audit(db, Actor(bearer.name, bearer.id), "model-add", said)
+        reviews.audit(db, bearer.actor, "model-add", said)
     return told
 
 

@@ -1,18 +1,17 @@
 """Long work as resources: scans are begun here, watched, cancelled and tried again."""
 
-import hashlib
 from datetime import UTC, datetime
 from pathlib import Path as FilePath
 from typing import Annotated, Any
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
 from services.api.answers import FilesOut, OperationDetail, OperationsOut
-from services.api.dependencies import CanIngest, CanTakeIn, CanWatch, Db, Rt
+from services.api.dependencies import CanIngest, CanTakeIn, CanWatch, Db, IdempotencyKey, Rt, key_digest
 from services.api.errors import explain
-from services.api.routes.studies import read_cursor, write_cursor
+from services.api.paging import read_cursor, write_cursor
 from services.api.schemas import ScanIn
 from shared.errors import Conflict, Invalid
 from shared.pipeline import pull, scan
@@ -37,7 +36,7 @@ def begin_scan(
     bearer: CanIngest,
     asked: ScanIn,
     response: Response,
-    idempotency_key: Annotated[str | None, Header(min_length=1, max_length=200)] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
     """A folder of the server is taken in, in place. With the same Idempotency-Key nothing is begun twice."""
     if asked.dataset is not None and (asked.labels is not None or asked.watch):
@@ -47,8 +46,7 @@ def begin_scan(
         params["labels"] = _allowed(rt, asked.labels)
     if asked.dataset is not None:
         params["dataset"] = asked.dataset
-    digest = hashlib.sha256(f"{bearer.id}|{idempotency_key}".encode()).digest() if idempotency_key else None
-    operation = operations.create(db, "scan", params, digest)
+    operation = operations.create(db, "scan", params, key_digest(bearer, idempotency_key))
     enqueue(db, Job.SCAN)
     response.headers["Location"] = f"/v1/operations/{operation.id}"
     db.refresh(operation)

@@ -24,8 +24,7 @@ from shared.pipeline import quarantine, thresholds
 from shared.pipeline.replay import Flip, begin_replay, plan
 from shared.pipeline.thresholds import Choice, Proposal
 from shared.store import calibrations, generations, reviews
-from shared.store.keys import Bearer
-from shared.store.reviews import Actor, Wanted
+from shared.store.reviews import Wanted
 from shared.store.tables import Calibration, Model, Review
 
 router = APIRouter(tags=["quarantine"])
@@ -90,13 +89,13 @@ def show_reviews(db: Db, _: CanReview, item: One) -> dict[str, Any]:
 @router.post("/v1/quarantine/{item}:release", response_model=ReviewOut)
 def release(db: Db, bearer: CanReview, item: One, said: NoteIn | None = None) -> dict[str, Any]:
     """The image becomes searchable. 409 where it was decided on already, or cannot be read."""
-    return _said(db, quarantine.release(db, _image(item), _actor(bearer), (said or NoteIn()).note))
+    return _said(db, quarantine.release(db, _image(item), bearer.actor, (said or NoteIn()).note))
 
 
 @router.post("/v1/quarantine/{item}:reject", response_model=ReviewOut)
 def reject(db: Db, bearer: CanReview, item: One, said: NoteIn | None = None) -> dict[str, Any]:
     """The image never becomes searchable. 409 where it was decided on already."""
-    return _said(db, quarantine.reject(db, _image(item), _actor(bearer), (said or NoteIn()).note))
+    return _said(db, quarantine.reject(db, _image(item), bearer.actor, (said or NoteIn()).note))
 
 
 @router.post("/v1/quarantine/{item}:retry", status_code=202, response_model=RetriedOut)
@@ -104,9 +103,9 @@ def retry(db: Db, bearer: CanReview, item: One) -> dict[str, int]:
     """It is read and judged again, by the codecs, limits and thresholds of today."""
     kind, number = _parts(item)
     if kind == "file":
-        quarantine.retry_file(db, number, _actor(bearer))
+        quarantine.retry_file(db, number, bearer.actor)
         return {"images": 0, "files": 1}
-    quarantine.retry(db, number, _actor(bearer))
+    quarantine.retry(db, number, bearer.actor)
     return {"images": 1, "files": 0}
 
 
@@ -114,7 +113,7 @@ def retry(db: Db, bearer: CanReview, item: One) -> dict[str, int]:
 def retry_many(db: Db, bearer: CanReview, asked: RetryIn) -> dict[str, int]:
     """All that a gate or a reason stopped, at most 10,000 images at once."""
     wanted = Wanted(gate=asked.gate, reason=asked.reason, modality=asked.modality)
-    images, files = quarantine.retry_many(db, wanted, _actor(bearer))
+    images, files = quarantine.retry_many(db, wanted, bearer.actor)
     return {"images": images, "files": files}
 
 
@@ -131,7 +130,7 @@ def replay(db: Db, bearer: CanReview, asked: ReplayIn, response: Response) -> di
     found = thresholds.propose(db, model, asked.modality, choice)
     told = _plan(db, model, asked, found)
     if asked.apply:
-        operation = begin_replay(db, model, asked.modality, found, _actor(bearer))
+        operation = begin_replay(db, model, asked.modality, found, bearer.actor)
         response.status_code = 202
         response.headers["Location"] = f"/v1/operations/{operation.id}"
         told |= {"applied": True, "operation": operation.id}
@@ -182,7 +181,7 @@ def calibrate(db: Db, bearer: CanReview, name: Name, asked: CalibrateIn | None =
     made = thresholds.calibrate(
         db,
         model,
-        _actor(bearer),
+        bearer.actor,
         wanted.rule,
         modality=wanted.modality,
         operation_id=wanted.operation,
@@ -208,10 +207,6 @@ _COLUMNS = (
 
 def _calibration(row: Calibration, model: Model) -> dict[str, Any]:
     return {name: getattr(row, name) for name in _COLUMNS} | {"model": model.name}
-
-
-def _actor(bearer: Bearer) -> Actor:
-    return Actor(bearer.name, bearer.id)
 
 
 def _said(db: Session, row: Review) -> dict[str, Any]:

@@ -6,19 +6,17 @@ from fastapi import APIRouter, Path, Query
 from sqlalchemy import Row
 
 from services.api.answers import JournalOut, StudiesOut, StudyDetail
+from services.api.auth import HELD_BACK, may_see
 from services.api.dependencies import CanRead, Rt
 from services.api.errors import explain
-from services.api.schemas import MOST_ID, StudiesIn, Uid
-from shared.errors import Invalid, NotFound
-from shared.pipeline import cursor
+from services.api.paging import read_cursor, write_cursor
+from services.api.schemas import StudiesIn, Uid
+from shared.errors import NotFound
 from shared.store import arrivals, catalog, generations
-from shared.store.keys import Bearer, Scope
+from shared.store.keys import Bearer
 from shared.types import Status
 
 router = APIRouter(tags=["studies"])
-
-FIRST = MOST_ID
-HELD_BACK = frozenset({Status.QUARANTINED, Status.REJECTED})  #: pictures that only a reviewer may see
 
 JUDGED = frozenset({Status.ENCODED, Status.QUARANTINED, Status.REJECTED})
 
@@ -56,24 +54,6 @@ def _study(row: Row[Any]) -> dict[str, Any]:
         "searchable": row.searchable,
         "taken_in_at": row.created_at,
     }
-
-
-def write_cursor(last: int) -> str:
-    return cursor.spell(b"s%d" % last)
-
-
-def read_cursor(text: str | None) -> int:
-    """Raises: `Invalid`."""
-    if text is None:
-        return FIRST
-    try:
-        raw = cursor.unspell(text)
-    except ValueError:
-        raw = b""
-    number = int(raw[1:]) if raw[:1] == b"s" and raw[1:].isdigit() and len(raw) <= 20 else -1
-    if not 0 <= number <= FIRST:
-        raise Invalid("this is not a cursor")
-    return number
 
 
 @router.get("/v1/studies/{study_instance_uid}", response_model=StudyDetail)
@@ -143,10 +123,6 @@ def _image(row: Row[Any], bearer: Bearer, *, published: bool) -> dict[str, Any]:
         "thumbnail": f"/v1/instances/{row.sop_uid}/thumbnail" if shown else None,
         "rendered": f"/v1/instances/{row.sop_uid}/rendered",
     }
-
-
-def may_see(status: str, bearer: Bearer) -> bool:
-    return status not in HELD_BACK or Scope.REVIEW in bearer.scopes
 
 
 def _why_not(row: Row[Any], *, published: bool) -> str | None:

@@ -1,0 +1,44 @@
+"""The addresses of DICOMweb: studies, series and instances below `/dicom-web`."""
+
+from collections.abc import Sequence
+from typing import Annotated, Any, NamedTuple
+
+from fastapi import Depends, Path, Request
+
+from services.api.schemas import Uid
+from shared.errors import NotFound
+from shared.runtime import Runtime
+from shared.store import qido
+
+INSTANCE = "/studies/{study_instance_uid}/series/{series_instance_uid}/instances/{sop_instance_uid}"
+Study = Annotated[Uid, Path()]
+Series = Annotated[Uid, Path()]
+
+
+class Where(NamedTuple):
+    """An instance by its whole address."""
+
+    study: str
+    series: str
+    sop: str
+
+
+def _where(study_instance_uid: Study, series_instance_uid: Series, sop_instance_uid: Annotated[Uid, Path()]) -> Where:
+    return Where(study_instance_uid, series_instance_uid, sop_instance_uid)
+
+
+Instance = Annotated[Where, Depends(_where)]
+
+
+def held(rt: Runtime, study: str, series: str = "", sop: str = "") -> Sequence[Any]:
+    """The rows of what the address names. Raises: `NotFound`."""
+    with rt.store.reading() as connection:
+        found = qido.held(connection, study, series, sop)
+    if not found:
+        raise NotFound("no such study, series or instance")
+    return found
+
+
+def base_of(request: Request) -> str:
+    """As the caller reaches us."""
+    return f"{str(request.base_url).rstrip('/')}/dicom-web"
