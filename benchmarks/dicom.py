@@ -25,10 +25,11 @@ from benchmarks.dicom_peer import Sender, Template, uid_of
 from benchmarks.memory import slope
 from benchmarks.processes import anonymous_mib
 from migrations import run as migrations
-from services.embedded import commands, process
+from services.embedded import commands
 from services.embedded.postgres import Postgres
 from services.embedded.stack import free_port
 from services.embedded.valkey import Valkey
+from shared import process
 from shared.store.session import Store
 
 TARGET = 0.8

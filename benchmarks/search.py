@@ -24,7 +24,7 @@ from benchmarks.processes import Stopwatch
 from benchmarks.report import Json, Spread
 from benchmarks.stack import Stack
 from benchmarks.witness import Witness
-from services.embedded import process
+from shared import process
 from shared.errors import Unavailable
 from shared.store.generations import Published
 

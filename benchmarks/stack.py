@@ -13,8 +13,8 @@ from urllib.parse import urlencode, urlsplit
 import sqlalchemy as sa
 
 from benchmarks import processes
-from services.embedded import process
 from services.embedded.client import Embedded
+from shared import process
 from shared.encoder.build import build
 from shared.encoder.cards import Card
 from shared.errors import Unavailable

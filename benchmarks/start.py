@@ -14,8 +14,8 @@ from pathlib import Path
 import httpx
 
 from benchmarks import report
-from services.embedded import process
 from services.embedded.client import Embedded
+from shared import process
 
 WITHIN_S = 120.0
 TARGET_S = 5.0

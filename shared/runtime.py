@@ -151,3 +151,25 @@ class Runtime:
             if name in self.__dict__:
                 closing: Callable[[], None] = getattr(self.__dict__[name], end)
                 closing()
+
+
+def producer(settings: Settings) -> "Celery | None":
+    """The sending half of Celery: it rings and never works; the workers' own app has the rest.
+
+    None where no broker is named: the sweep then finds the work.
+    """
+    url = settings.broker.url.get_secret_value()
+    if not url:
+        return None
+    from celery import Celery
+
+    app = Celery("similis", broker=url)
+    app.conf.update(
+        task_serializer="json",
+        accept_content=["json"],
+        task_ignore_result=True,
+        task_default_queue="ingest",
+        # a request must not wait for a broker that hangs
+        broker_transport_options={"socket_timeout": 2, "socket_connect_timeout": 2, "socket_keepalive": True},
+    )
+    return app

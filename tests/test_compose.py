@@ -16,9 +16,9 @@ import yaml
 from pydantic import BaseModel, SecretStr
 
 from services.embedded import commands, production
-from services.embedded.process import has_ended, until
 from services.embedded.stack import free_port
 from shared.config import Settings
+from shared.process import has_ended, until
 from tests.imaging.pictures import breast, dataset, file_of
 
 ROOT = Path(__file__).resolve().parent.parent

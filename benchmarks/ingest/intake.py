@@ -23,7 +23,7 @@ from benchmarks.memory import FLAT_MIB, Memory
 from benchmarks.processes import Stopwatch, others_share
 from benchmarks.report import Json, Spread
 from benchmarks.stack import Stack
-from services.embedded import process
+from shared import process
 from shared.encoder.cards import read
 from shared.errors import Unavailable
 from shared.imaging.recipe import Recipe

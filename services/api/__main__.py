@@ -10,12 +10,11 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from services.api.app import create
-from services.api.broker import producer
 from services.api.wire import Protocol
 from shared.config import read
 from shared.errors import SimilisError
 from shared.log import configure, get
-from shared.runtime import Runtime
+from shared.runtime import Runtime, producer
 
 log = get("services.api")
 

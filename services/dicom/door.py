@@ -23,7 +23,7 @@ from services.dicom import echo
 from services.dicom.channel import Channel, Handed
 from services.dicom.metrics import Metrics
 from services.dicom.peers import Peers
-from services.embedded import process
+from shared import process
 from shared.config import Dicom
 from shared.log import get
 

@@ -24,7 +24,6 @@ from pynetdicom.events import Event
 from pynetdicom.pdu_primitives import A_ASSOCIATE
 from pynetdicom.transport import AssociationServer, RequestHandler
 
-from services.api.broker import producer
 from services.dicom import contexts, peers, statuses, tls
 from services.dicom.channel import Channel, Handed
 from services.dicom.guard import Guard
@@ -35,7 +34,7 @@ from shared.errors import SimilisError
 from shared.imaging.read import quiet_pydicom
 from shared.log import configure, get
 from shared.pipeline.arrive import arrive
-from shared.runtime import Runtime
+from shared.runtime import Runtime, producer
 from shared.store.arrivals import Origin
 from shared.store.blobs import MIB
 

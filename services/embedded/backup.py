@@ -22,10 +22,11 @@ from typing import Any
 import sqlalchemy as sa
 
 from migrations import run as migrations
-from services.embedded import attach, commands, process
+from services.embedded import attach, commands
 from services.embedded.home import Home, write
 from services.embedded.postgres import MAJOR, Postgres, binaries
 from services.embedded.stack import connects
+from shared import process
 from shared.config import Settings
 from shared.disk import sync
 from shared.encoder import cards

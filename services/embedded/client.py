@@ -8,8 +8,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from services.embedded import process
 from services.embedded.home import Home
+from shared import process
 from shared.errors import Unavailable
 
 

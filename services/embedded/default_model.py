@@ -6,14 +6,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.api.broker import producer
 from shared.config import Settings
 from shared.encoder import cards
 from shared.encoder.cards import Card
 from shared.errors import Conflict, Invalid, NotFound, SimilisError
 from shared.log import configure, get
 from shared.pipeline import lifecycle
-from shared.runtime import Runtime
+from shared.runtime import Runtime, producer
 from shared.store import generations
 from shared.store.session import enqueue
 from shared.types import Job

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from services.embedded import process
+from shared import process
 from shared.disk import sync
 from shared.errors import Conflict, Invalid
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Protocol
 
-from services.embedded import process
 from services.embedded.pulse import Pulse
+from shared import process
 
 Steps = tuple[tuple[signal.Signals, float], ...]
 

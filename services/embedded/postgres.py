@@ -22,9 +22,9 @@ from urllib.parse import quote
 
 import psycopg
 
-from services.embedded import process
 from services.embedded.account import account, hand_over
 from services.embedded.home import Home, private, write
+from shared import process
 from shared.disk import sync
 from shared.errors import Unavailable
 

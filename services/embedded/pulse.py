@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from services.embedded import process
+from shared import process
 
 LOOK_S = 5.0  #: between two looks
 ASK_AGAIN = 6  #: looks, after which a question counts as lost

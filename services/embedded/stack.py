@@ -14,7 +14,6 @@ from services.embedded import commands
 from services.embedded.home import Home
 from services.embedded.part import Part, Program
 from services.embedded.postgres import Postgres
-from services.embedded.process import Identity, boot_id, until
 from services.embedded.production import sign_of_life
 from services.embedded.pulse import Answered, Pulse, Touched
 from services.embedded.supervisor import Supervisor, bury_orphans, to_terminal
@@ -22,6 +21,7 @@ from services.embedded.valkey import Valkey
 from shared.address import is_loopback
 from shared.config import Settings
 from shared.errors import Conflict, Denied, Unavailable
+from shared.process import Identity, boot_id, until
 
 BACKLOG = 1024  #: connections that wait while the API is started again
 OVERFLOW = 2  #: connections above its pool's size that a `Store` opens

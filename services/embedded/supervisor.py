@@ -17,13 +17,13 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any
 
-from services.embedded import process
 from services.embedded.home import Home
 from services.embedded.logs import Log
 from services.embedded.part import Part, Program
-from services.embedded.process import Identity
 from services.embedded.pulse import Pulse
+from shared import process
 from shared.errors import SimilisError
+from shared.process import Identity
 
 TICK_S = 0.05
 LONG_LIFE_S = 30.0  #: who lived that long begins a new count of failures

@@ -12,9 +12,9 @@ import sqlalchemy as sa
 import structlog
 
 from services.api import metrics
-from services.embedded.process import until
 from shared.errors import Unavailable
 from shared.pipeline import hashes
+from shared.process import until
 from shared.store.keys import Scope
 from tests.api.conftest import serving
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from services.api.broker import producer
 from services.embedded.stack import free_port
 from shared.config import Broker
 from shared.queue import CeleryQueue
+from shared.runtime import producer
 from shared.types import Job
 from tests.api.conftest import TwinRuntime
 

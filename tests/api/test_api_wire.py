@@ -14,7 +14,7 @@ import uvicorn
 
 from services.api import wire
 from services.api.__main__ import configuration
-from services.embedded.process import until
+from shared.process import until
 from tests.conftest import ROOT
 
 MUCH = 64 * 1024 * 1024  #: more than sockets hold

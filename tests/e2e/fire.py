@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import report as results
-from services.embedded import process
+from shared import process
 from shared.encoder.base import Encoder
 from shared.encoder.build import build
 from shared.encoder.runtime import load

@@ -23,9 +23,8 @@ import httpx
 import sqlalchemy as sa
 
 from benchmarks import report as results
-from services.embedded import process
 from services.embedded.client import Embedded
-from services.embedded.process import Identity
+from shared import process
 from shared.encoder.build import build
 from shared.encoder.runtime import load
 from shared.errors import SimilisError
@@ -33,6 +32,7 @@ from shared.imaging.sandbox import Sandbox
 from shared.index.base import Index
 from shared.index.qdrant import QdrantStore
 from shared.pipeline import lifecycle
+from shared.process import Identity
 from shared.store import generations
 from shared.store.session import Store
 from tests import tiny

@@ -14,9 +14,10 @@ import sqlalchemy as sa
 from blake3 import blake3
 from PIL import Image
 
-from services.embedded import attach, process
+from services.embedded import attach
 from services.embedded import backup as backups
 from services.embedded.client import Embedded
+from shared import process
 from shared.datasets.archive import write_archive
 from shared.store.blobs import Blobs
 from tests import tiny

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from services.embedded import process
+from shared import process
 from shared.imaging.sandbox import Sandbox
 from shared.pipeline import batch, encode, project, scan
 from shared.store import generations, images

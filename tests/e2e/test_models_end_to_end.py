@@ -8,8 +8,8 @@ import httpx
 import pytest
 import sqlalchemy as sa
 
-from services.embedded import process
 from services.embedded.client import Embedded
+from shared import process
 from shared.datasets.archive import Record, write_archive
 from shared.encoder import cards
 from shared.store.session import Store

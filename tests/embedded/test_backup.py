@@ -15,10 +15,11 @@ from pydicom.data import get_testdata_file
 
 from services.cli.backup import size_of
 from services.embedded import backup as backups
-from services.embedded import commands, process, setup
+from services.embedded import commands, setup
 from services.embedded.client import Embedded
 from services.embedded.home import Home
 from services.embedded.postgres import Postgres
+from shared import process
 from shared.config import Settings
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.index.base import Spec

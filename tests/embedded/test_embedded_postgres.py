@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from services.embedded import postgres as module
-from services.embedded import process
 from services.embedded.account import Account, account
 from services.embedded.postgres import Postgres, working_in
+from shared import process
 from shared.errors import Unavailable
 
 KEEP = "CREATE TABLE kept (n int); INSERT INTO kept VALUES (1)"

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from services.embedded.home import Home
-from services.embedded.process import Identity, has_ended, until
 from services.embedded.stack import down
 from services.embedded.supervisor import back_off_s
+from shared.process import Identity, has_ended, until
 
 SCRIPT = Path(__file__).parent / "fake_stack.py"
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,10 +12,10 @@ from typer.testing import CliRunner
 from services.cli import processes
 from services.embedded import commands, production
 from services.embedded.home import Home
-from services.embedded.process import Identity
 from services.embedded.stack import OVERFLOW, Options, build, check, free_port, listen
 from shared.config import Settings
 from shared.errors import Conflict, Denied, Invalid
+from shared.process import Identity
 from shared.store.session import Store
 
 run = CliRunner()

@@ -6,9 +6,10 @@ import time
 
 import pytest
 
-from services.embedded import process, pulse
-from services.embedded.process import until
+from services.embedded import pulse
 from services.embedded.pulse import Answered, Pulse, Touched
+from shared import process
+from shared.process import until
 
 
 class Said:

@@ -20,8 +20,8 @@ from pynetdicom import AE, _config
 from pynetdicom.association import Association
 
 from services.dicom import echo
-from services.embedded import process
-from services.embedded.process import until
+from shared import process
+from shared.process import until
 from shared.store.session import Store
 from tests import engines
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from benchmarks.dicom_peer import Sender, Template, uid_of
-from services.embedded.process import until
+from shared.process import until
 from tests.services.dicom.conftest import Running, instance
 
 

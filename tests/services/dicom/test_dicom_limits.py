@@ -14,10 +14,10 @@ import pytest
 from benchmarks.dicom_peer import store_command, value_pdu
 from services.dicom import echo, guard, peers
 from services.dicom.statuses import ERRORS, Refusal, Status, of_error
-from services.embedded.process import until
 from services.embedded.stack import free_port
 from shared import errors
 from shared.errors import Denied, Invalid, SimilisError, Unavailable
+from shared.process import until
 from shared.store.locks import Lock, alone
 from tests.services.dicom.conftest import MAMMOGRAM, closing, instance, peer_file
 

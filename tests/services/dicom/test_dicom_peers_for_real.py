@@ -12,9 +12,9 @@ import pydicom
 import pytest
 from pydicom.uid import RLELossless
 
-from services.embedded import process
-from services.embedded.process import until
 from services.embedded.stack import free_port
+from shared import process
+from shared.process import until
 from tests.services.dicom.conftest import PATIENT, instance, written
 
 

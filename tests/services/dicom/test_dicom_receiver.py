@@ -21,8 +21,8 @@ from pynetdicom.sop_class import (
 from benchmarks.dicom_peer import store_command, value_pdu
 from services.dicom import echo
 from services.dicom.statuses import Status
-from services.embedded.process import until
 from shared.imaging.read import IMPLICIT_LE
+from shared.process import until
 from tests.services.dicom.conftest import MAMMOGRAM, PATIENT, UID, closing, instance
 
 

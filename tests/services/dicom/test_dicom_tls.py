@@ -10,9 +10,9 @@ import pytest
 from pynetdicom import AE
 
 from services.dicom import echo, tls
-from services.embedded.process import until
 from shared.config import Dicom
 from shared.errors import Invalid
+from shared.process import until
 from tests.certificates import openssl
 from tests.services.dicom.conftest import MAMMOGRAM, closing, instance, written
 
