@@ -32,26 +32,33 @@ class Status(StrEnum):
     QUARANTINED = "quarantined"
     EMPTY = "empty"
     FAILED = "failed"
-    RELEASED = "released"
     REJECTED = "rejected"
     DELETED = "deleted"
 
 
 _S = Status
 MOVES: Mapping[Status, frozenset[Status]] = {
-    _S.RECEIVED: frozenset({_S.ENCODING, _S.DELETED}),
+    # to quarantined: a rule of the site holds what comes; to failed: it was tried too often
+    _S.RECEIVED: frozenset({_S.ENCODING, _S.QUARANTINED, _S.FAILED, _S.DELETED}),
     # back to received: an attempt that failed for a passing reason
     _S.ENCODING: frozenset({_S.ENCODED, _S.QUARANTINED, _S.EMPTY, _S.FAILED, _S.RECEIVED, _S.DELETED}),
     # back to received: the bytes of the image changed, or a retry was asked for; between encoded and quarantined:
     # another threshold was replayed
     _S.ENCODED: frozenset({_S.RECEIVED, _S.QUARANTINED, _S.DELETED}),
-    _S.QUARANTINED: frozenset({_S.RELEASED, _S.REJECTED, _S.RECEIVED, _S.ENCODED, _S.DELETED}),
+    # a person released it, to encoded where its encoding is stored, or rejected it; to received also as above
+    _S.QUARANTINED: frozenset({_S.RECEIVED, _S.ENCODED, _S.REJECTED, _S.DELETED}),
     _S.EMPTY: frozenset({_S.RECEIVED, _S.DELETED}),
     _S.FAILED: frozenset({_S.RECEIVED, _S.DELETED}),
-    _S.RELEASED: frozenset({_S.ENCODING, _S.ENCODED, _S.RECEIVED, _S.DELETED}),
     _S.REJECTED: frozenset({_S.DELETED}),
     _S.DELETED: frozenset(),
 }
+
+
+class Decision(StrEnum):
+    """A person's word on an image in the quarantine."""
+
+    RELEASED = "released"
+    REJECTED = "rejected"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,6 +8,7 @@ import pytest
 
 from services.embedded.postgres import Postgres
 from services.embedded.valkey import Valkey
+from tests.moves import GUARD
 
 _numbers = itertools.count()
 
@@ -41,6 +42,8 @@ def migrated(postgres: Postgres) -> str:
     from migrations import run
 
     run.upgrade(postgres.url_of("similis"))
+    with postgres.connect("similis") as connection:
+        connection.execute(GUARD)
     return "similis"
 
 

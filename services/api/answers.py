@@ -6,7 +6,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.types import Status
+from shared.types import Decision, Status
 
 
 class Out(BaseModel):
@@ -350,7 +350,7 @@ class QuarantineOut(Out):
 
 class ReviewOut(Out):
     item: str
-    decision: Literal["released", "rejected"]
+    decision: Decision
     gate: str
     reason: str
     score: float | None

@@ -15,7 +15,7 @@ from services.cli.waiting import pause_s, timed
 
 POLL_S = 0.5
 PLAIN_EVERY_S = 15.0  #: without a terminal, a line comes so often at most, or at each quarter
-_UNDECIDED = frozenset({"received", "encoding", "released"})
+_UNDECIDED = frozenset({"received", "encoding"})
 _MODELLESS = "waiting for a model"  #: a phase
 ODD, LABEL = "dataset:", "label:"  #: before a count of what was odd about a published set, and of its labels
 _ENDED = frozenset({"succeeded", "failed", "cancelled"})

@@ -12,12 +12,11 @@ from shared.errors import Conflict, Gate, Invalid, NotFound
 from shared.imaging.reasons import SENTENCES, Reason
 from shared.pipeline.letters import scan_again
 from shared.store import catchup, encodings, generations, ledger, reviews
-from shared.store.images import check_move
 from shared.store.locks import Lock, share
 from shared.store.reviews import Actor, Stopped, Wanted
 from shared.store.session import enqueue
 from shared.store.tables import Review
-from shared.types import Job, Status
+from shared.types import Decision, Job, Status
 
 MOST_AT_ONCE = 10_000  #: images of one bulk retry
 #: Gates that say whether an image belongs; the others say that it cannot be read, which no person changes.
@@ -32,15 +31,15 @@ def release(db: Session, image_id: int, actor: Actor, note: str = "") -> Review:
     Raises: `NotFound` where it was erased, `Conflict` where it was decided on, or cannot be decoded.
     """
     share(db, Lock.GENERATIONS)  # no generation is opened that would miss it
-    return _decide(db, image_id, Status.RELEASED, actor, note)
+    return _decide(db, image_id, Decision.RELEASED, actor, note)
 
 
 def reject(db: Session, image_id: int, actor: Actor, note: str = "") -> Review:
     """The image never becomes searchable, whatever comes under its UID. Raises: as `release`."""
-    return _decide(db, image_id, Status.REJECTED, actor, note)
+    return _decide(db, image_id, Decision.REJECTED, actor, note)
 
 
-def _decide(db: Session, image_id: int, decision: Status, actor: Actor, note: str) -> Review:
+def _decide(db: Session, image_id: int, decision: Decision, actor: Actor, note: str) -> Review:
     stopped = reviews.lock(db, image_id)
     if stopped is None:
         raise NotFound("no such image")
@@ -51,13 +50,12 @@ def _decide(db: Session, image_id: int, decision: Status, actor: Actor, note: st
             raise Conflict(f"this image was {said.decision} already")
     if stopped.status != Status.QUARANTINED:
         raise Conflict(f"this image is {stopped.status}, not in the quarantine")
-    if decision is Status.RELEASED:
+    if decision is Decision.RELEASED:
         _check_readable(stopped)
-    check_move(Status(stopped.status), decision)
     review = reviews.add(db, stopped, decision, actor, note)
-    word = "release" if decision is Status.RELEASED else "reject"
+    word = "release" if decision is Decision.RELEASED else "reject"
     reviews.audit(db, actor, word, {"gate": stopped.gate, "reason": stopped.reason}, image_id)
-    if decision is Status.REJECTED:
+    if decision is Decision.REJECTED:
         reviews.move(db, [image_id], Status.REJECTED)
     elif stopped.gate == Gate.FEATURES and _admissible(db, image_id):
         reviews.move(db, [image_id], Status.ENCODED)

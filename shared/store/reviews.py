@@ -15,8 +15,9 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict
+from shared.store.images import check_move
 from shared.store.tables import SENT, Audit, Review
-from shared.types import Status
+from shared.types import Decision, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ def of(db: Session, image_id: int) -> Sequence[Review]:
     return db.scalars(sa.select(Review).where(Review.image_id == image_id).order_by(Review.id.desc())).all()
 
 
-def add(db: Session, stopped: Stopped, decision: Status, actor: Actor, note: str) -> Review:
+def add(db: Session, stopped: Stopped, decision: Decision, actor: Actor, note: str) -> Review:
     """The decision stands. Raises: `Conflict` where one does already."""
     review = Review(
         image_id=stopped.id,
@@ -210,6 +211,7 @@ _MOVE = sa.text(
 
 def move(db: Session, images: Sequence[int], status: Status) -> None:
     """Stopped images, locked by the caller, have this status."""
+    check_move(Status.QUARANTINED, status)
     db.execute(_MOVE, {"ids": list(images), "status": status.value})
 
 

@@ -11,6 +11,7 @@ from shared.pipeline.admission import Action, Admission, Rule
 from shared.pipeline.receive import Found
 from shared.store.files import Seen
 from tests.api.conftest import CANARY
+from tests.moves import by_hand
 
 
 def row(archive, statement):
@@ -24,6 +25,7 @@ def dead(client, archive):
     archive.take_in(1)
     archive.take_in(2)
     with archive.rt.transaction() as db:
+        by_hand(db)
         db.execute(
             sa.text(
                 "UPDATE image SET status = 'failed', failures = 5, reason = 'encoder-error' WHERE sop_uid = '1.2.3.1.0'"

@@ -12,6 +12,7 @@ from shared.pipeline import scan
 from shared.store import files, operations
 from shared.types import Job
 from tests.api.conftest import CANARY, serving
+from tests.moves import by_hand
 
 
 @pytest.fixture
@@ -117,6 +118,7 @@ def test_progress_follows_registering_deciding_and_the_index(client, archive, fo
     phase, before = shown()
     assert (phase, 0 < before < 99) == ("encoding", True)
     with archive.rt.transaction() as db:
+        by_hand(db)
         db.execute(sa.text("UPDATE image SET status = 'encoded'"))
         db.execute(sa.text("UPDATE ledger SET state = 'pending'"))
     phase, later = shown()
@@ -193,6 +195,7 @@ def test_a_retry_looks_at_refused_files_again(client, archive, folder):
     id_ = begin(client, folder).json()["id"]
     archive.take_in(1)
     with archive.rt.transaction() as db:
+        by_hand(db)
         db.execute(sa.text("UPDATE file SET operation_id = :id, outcome = 'failed', image_id = NULL"), {"id": id_})
         db.execute(sa.text("UPDATE image SET operation_id = :id, status = 'failed'"), {"id": id_})
         db.execute(sa.text("UPDATE operation SET state = 'succeeded'"))

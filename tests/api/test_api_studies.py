@@ -7,6 +7,7 @@ from services.api.paging import read_cursor, write_cursor
 from shared.errors import Invalid
 from shared.store.keys import Scope
 from tests.api.conftest import serving, variants
+from tests.moves import by_hand
 
 
 def listed(client, query=""):
@@ -92,6 +93,7 @@ def test_why_an_image_is_not_searchable_is_said(client, filled):
         2: "status = 'failed', reason = 'truncated-dataset'",
     }
     with filled.rt.transaction() as db:
+        by_hand(db)
         for i, change in changes.items():
             db.execute(sa.text(f"UPDATE image SET {change} WHERE sop_uid = '1.2.3.1.{i}'"))
         db.execute(

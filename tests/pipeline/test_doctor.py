@@ -26,6 +26,7 @@ from shared.store.blobs import Blobs
 from shared.store.ledger import Pending
 from shared.types import Header, point_id
 from tests.miniature import SECRET, Platform, header
+from tests.moves import by_hand
 
 POINT = point_id("1.2.3.1", 1)  # of image 1
 
@@ -69,6 +70,7 @@ def work(platform: Platform) -> None:
 
 def run(platform: Platform, statement: str, **values: object) -> None:
     with platform.begin() as db:
+        by_hand(db)
         db.execute(sa.text(statement), values)
 
 

@@ -18,6 +18,7 @@ from shared.store.generations import Published
 from shared.store.reviews import Wanted
 from shared.store.tables import Calibration
 from shared.types import Pixels
+from tests.moves import by_hand
 from tests.strange import ANNA, BORIS, Bright, Measuring, bright
 
 __all__ = ["bright"]  # a fixture
@@ -209,6 +210,7 @@ def test_a_modality_with_too_few_images_has_no_second_vote_and_it_is_said(calibr
     calibrated.paint(79, FAR, modality="US")
     calibrated.take()
     with calibrated.begin() as db:
+        by_hand(db)
         db.execute(sa.text("UPDATE image SET status = 'failed' WHERE sop_uid = '1.2.3.80'"))
         made = thresholds.calibrate(db, generations.model(db, "null"), ANNA)
         assert made.skipped == {"US": 19}

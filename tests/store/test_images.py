@@ -161,14 +161,15 @@ def test_the_fence_is_never_lowered(registered: Platform) -> None:
     assert {c.id: c.attempt for c in fresh} == {c.id: c.attempt + 1 for c in stale}
 
 
-@pytest.mark.parametrize("old", list(Status))
-@pytest.mark.parametrize("new", list(Status))
-def test_only_the_moves_of_the_table_are_allowed(old: Status, new: Status) -> None:
-    if new in MOVES[old]:
-        images.check_move(old, new)
-    else:
-        with pytest.raises(Conflict):
-            images.check_move(old, new)
+def test_a_verdict_that_no_move_leads_to_is_refused(registered: Platform) -> None:
+    held = claim(registered)
+    with pytest.raises(Conflict, match="from encoding to rejected"):
+        settle(registered, held, Status.REJECTED)
+
+
+def test_a_test_fails_that_makes_a_move_which_the_table_lacks(registered: Platform) -> None:
+    with pytest.raises(sa.exc.ProgrammingError, match="from received to encoded"), registered.begin() as db:
+        db.execute(sa.text("UPDATE image SET status = 'encoded'"))
 
 
 def test_every_status_but_the_last_leads_to_deleted() -> None:

@@ -24,7 +24,6 @@ _WAITING: Mapping[str, str] = {
     Status.RECEIVED: "It waits to be encoded.",
     Status.ENCODING: "It is being encoded.",
     Status.QUARANTINED: "A gate stopped it; a person decides.",
-    Status.RELEASED: "It was released and waits for the index.",
     Status.REJECTED: "A person rejected it.",
     Status.EMPTY: "It holds no image to compare.",
     Status.FAILED: "It could not be encoded.",

@@ -24,6 +24,7 @@ from shared import process
 from shared.process import until
 from shared.store.session import Store
 from tests import engines
+from tests.moves import by_hand
 
 UID = "1.2.826.0.1.3680043.10.2"
 MAMMOGRAM = "1.2.840.10008.5.1.4.1.1.1.2"
@@ -157,6 +158,7 @@ class Running:
 
     def execute(self, statement: str) -> None:
         with self._database() as store, store.transaction() as db:
+            by_hand(db)
             db.execute(sa.text(statement))
 
     @contextmanager
