@@ -12,22 +12,22 @@ from sqlalchemy.orm import Session
 
 from shared.imaging.reasons import LOST
 from shared.store.images import ALONE, ORIGINAL, RELEASED, Claimed, Verdict
-from shared.store.tables import FREE, RESTED
+from shared.store.tables import FREE, INDEXABLE, RESTED
 from shared.types import Status
 
 #: What one is that is due again. Who holds it goes on.
 AGAIN = "state = 'due', failures = 0, not_before = NULL, reason = NULL, last_error = NULL"
 
 _FILL = sa.text(
-    """
+    f"""
     INSERT INTO backfill (model_id, image_id)
     SELECT :model, i.id FROM image i
-    WHERE i.id = ANY(CAST(:images AS bigint[])) AND i.status NOT IN ('deleted', 'rejected', 'quarantined')
+    WHERE i.id = ANY(CAST(:images AS bigint[])) AND {INDEXABLE}
       AND (i.status = 'encoded'
            OR EXISTS (SELECT 1 FROM ledger l WHERE l.image_id = i.id AND l.op = 'upsert' AND l.applied_at IS NOT NULL))
       AND NOT EXISTS (SELECT 1 FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model)
     ON CONFLICT DO NOTHING
-    """
+    """  # noqa: S608 - only the constant is inserted
 )
 
 
@@ -159,7 +159,7 @@ def renew(db: Session, model_id: int, claimed: Iterable[Claimed], lease_s: float
 
 _KEEP = sa.text("SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR SHARE")
 _SETTLE = sa.text(
-    """
+    f"""
     UPDATE backfill b SET lease_until = NULL, last_error = u.reason,
         state = CASE WHEN u.over THEN 'failed' ELSE 'due' END, reason = CASE WHEN u.over THEN u.reason END,
         failures = b.failures + CASE WHEN u.fault THEN 1 ELSE 0 END,
@@ -167,12 +167,11 @@ _SETTLE = sa.text(
     FROM unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[]), CAST(:revisions AS bigint[]), CAST(:overs AS bool[]),
                 CAST(:reasons AS text[]), CAST(:retries AS float8[]), CAST(:faults AS bool[]))
          AS u(id, attempt, revision, over, reason, retry, fault)
-    JOIN image i ON i.id = u.id AND i.revision = u.revision
-                AND i.status NOT IN ('deleted', 'rejected', 'quarantined')
+    JOIN image i ON i.id = u.id AND i.revision = u.revision AND {INDEXABLE}
     WHERE b.model_id = :model AND b.image_id = u.id AND b.attempt = u.attempt AND b.state = 'due'
       AND EXISTS (SELECT 1 FROM generation g WHERE g.model_id = :model AND g.state = 'open')
     RETURNING b.image_id, i.revision
-    """
+    """  # noqa: S608 - only the constant is inserted
 )
 
 

@@ -14,12 +14,11 @@ from sqlalchemy.orm import Session
 from shared.store import catchup, ledger
 from shared.store.images import AGAIN
 from shared.store.session import enqueue
+from shared.store.tables import INDEXABLE
 from shared.types import Job
 
 #: A lease that ended so long ago was seen by nobody: neither a worker nor the sweep.
 SILENT_S = 60.0
-#: What no index may hold.
-_GONE = "('deleted', 'rejected', 'quarantined')"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,7 +119,7 @@ IMAGES = (
         kind="ledger-orphan",
         find=f"""
         SELECT DISTINCT l.image_id FROM ledger l LEFT JOIN image i ON i.id = l.image_id
-        WHERE l.op = 'upsert' AND (i.id IS NULL OR i.status IN {_GONE}) ORDER BY 1
+        WHERE l.op = 'upsert' AND (i.id IS NULL OR NOT ({INDEXABLE})) ORDER BY 1
         """,  # noqa: S608 - only the constant above is inserted
         mend=_withdraw,
     ),

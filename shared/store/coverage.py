@@ -13,17 +13,19 @@ from typing import Final
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from shared.store.tables import INDEXABLE
+
 #: The two places say which rows and which images are looked at.
-_NEEDED: Final = """
+_NEEDED: Final = f"""
     WITH shown AS (
         SELECT image_id, bool_or(applied_at IS NOT NULL) AS held, bool_and(state = 'applied') AS settled
-        FROM ledger WHERE generation_id = (SELECT generation_id FROM live) AND op = 'upsert' {rows} GROUP BY image_id
+        FROM ledger WHERE generation_id = (SELECT generation_id FROM live) AND op = 'upsert' {{rows}} GROUP BY image_id
     ), own AS (
         SELECT image_id, count(*) AS frames, bool_and(applied_at IS NOT NULL) AS held,
                bool_and(state = 'applied') AS settled, max(last_error) FILTER (WHERE state = 'failed') AS refused
-        FROM ledger WHERE generation_id = :generation AND op = 'upsert' {rows} GROUP BY image_id
+        FROM ledger WHERE generation_id = :generation AND op = 'upsert' {{rows}} GROUP BY image_id
     ), stored AS (
-        SELECT image_id, count(*) AS frames FROM encoding WHERE model_id = :model {rows} GROUP BY image_id
+        SELECT image_id, count(*) AS frames FROM encoding WHERE model_id = :model {{rows}} GROUP BY image_id
     ), needed AS (
         SELECT i.id, i.sop_uid, CASE
             WHEN own.refused IS NOT NULL THEN own.refused
@@ -38,9 +40,9 @@ _NEEDED: Final = """
         LEFT JOIN own ON own.image_id = i.id
         LEFT JOIN stored ON stored.image_id = i.id
         LEFT JOIN backfill b ON b.image_id = i.id AND b.model_id = :model
-        WHERE i.status NOT IN ('deleted', 'rejected', 'quarantined') AND (i.status = 'encoded' OR shown.held) {images}
+        WHERE {INDEXABLE} AND (i.status = 'encoded' OR shown.held) {{images}}
     )
-"""
+"""  # noqa: S608 - only the constant is inserted
 _SELECT: Final = "SELECT id, sop_uid, gap FROM needed WHERE gap IS NOT NULL ORDER BY id LIMIT :limit"
 _ALL: Final = _NEEDED.format(rows="", images="")
 _THESE: Final = _NEEDED.format(

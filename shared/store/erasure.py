@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from shared.store import ledger
 from shared.store.tables import ROOT, SCANNED, SENT
 
 
@@ -164,7 +165,7 @@ def delete_again(db: Session, generation_id: int, points: Sequence[uuid.UUID]) -
     """The index holds what its ledger says it deleted: it is due once more."""
     db.execute(
         sa.text(
-            "UPDATE ledger SET state = 'pending', op = 'delete', not_before = NULL, queued_at = clock_timestamp() "
+            f"UPDATE ledger SET op = 'delete', {ledger.AGAIN} "  # noqa: S608 - only the constant is inserted
             "WHERE generation_id = :generation AND point_id = ANY(CAST(:points AS uuid[]))"
         ),
         {"generation": generation_id, "points": list(points)},

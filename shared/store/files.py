@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.imaging.reasons import PASSING
-from shared.store.tables import ROOT, SCANNED, SENT
+from shared.store.tables import FATE, ROOT, SCANNED, SENT
 
 LATEST_NS: Final = 2**63 - 1
 
@@ -255,19 +255,11 @@ def record(db: Session, records: Sequence[Record], operation_id: uuid.UUID | Non
 
 def page(db: Session, operation_id: uuid.UUID, after: int, limit: int, only_problems: bool) -> Sequence[sa.Row]:  # type: ignore[type-arg]
     """Files of an operation by row id, with the fate of their image: (id, path, outcome, gate, reason)."""
-    problems = (
-        "AND (CASE WHEN f.outcome = 'taken' THEN i.status ELSE f.outcome END) IN "
-        "('quarantined', 'failed', 'empty', 'kept')"
-        if only_problems
-        else ""
-    )
+    problems = "WHERE outcome IN ('quarantined', 'failed', 'empty', 'kept')" if only_problems else ""
     return db.execute(
         sa.text(
-            "SELECT f.id, f.path, CASE WHEN f.outcome = 'taken' THEN i.status ELSE f.outcome END AS outcome, "  # noqa: S608 - the only inserted part is the constant above
-            "CASE WHEN f.outcome = 'taken' THEN i.gate ELSE f.gate END AS gate, "
-            "CASE WHEN f.outcome = 'taken' THEN i.reason ELSE f.reason END AS reason "
-            "FROM file f LEFT JOIN image i ON i.id = f.image_id "
-            f"WHERE f.operation_id = :operation AND f.id > :after {problems} ORDER BY f.id LIMIT :limit"
+            f"SELECT * FROM (SELECT f.id, f.path, {FATE} FROM file f LEFT JOIN image i ON i.id = f.image_id "  # noqa: S608 - only constants are inserted
+            f"WHERE f.operation_id = :operation AND f.id > :after) AS met {problems} ORDER BY id LIMIT :limit"
         ),
         {"operation": operation_id, "after": after, "limit": limit},
     ).all()

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from shared.store.tables import RESTED
+from shared.store.tables import ENCODED_REVISION, INDEXABLE, RESTED
 from shared.types import point_id
 
 #: What a row is set to so that the projector takes it up, as if it had never been tried.
@@ -77,13 +77,12 @@ def fill(db: Session, generation_id: int, entries: Sequence[Entry]) -> None:
 
 
 _STORED = sa.text(
-    """
-    SELECT i.id, i.sop_uid, e.frame,
-           i.revision - CASE WHEN i.status IN ('received', 'encoding') THEN 1 ELSE 0 END AS revision
+    f"""
+    SELECT i.id, i.sop_uid, e.frame, {ENCODED_REVISION} AS revision
     FROM image i
     JOIN encoding e ON e.image_id = i.id AND e.model_id = :model
-    WHERE i.id = ANY(CAST(:images AS bigint[])) AND i.status NOT IN ('deleted', 'rejected', 'quarantined')
-    """
+    WHERE i.id = ANY(CAST(:images AS bigint[])) AND {INDEXABLE}
+    """  # noqa: S608 - only the constants are inserted
 )
 
 
@@ -127,15 +126,15 @@ _LOCK = sa.text(
     """  # noqa: S608 - only the constant above is inserted
 )
 _READ = sa.text(
-    """
+    f"""
     SELECT d.point_id, d.op, d.revision, d.attempt, d.image_id, i.study_id, s.patient_key, i.modality, i.view,
            i.laterality, i.density, i.birads, s.study_date, e.embedding, e.code
     FROM ledger d
-    LEFT JOIN image i ON i.id = d.image_id AND i.status NOT IN ('deleted', 'rejected', 'quarantined')
+    LEFT JOIN image i ON i.id = d.image_id AND {INDEXABLE}
     LEFT JOIN study s ON s.id = i.study_id
     LEFT JOIN encoding e ON e.image_id = i.id AND e.frame = d.frame AND e.model_id = :model
     WHERE d.generation_id = :generation AND d.point_id = ANY(CAST(:points AS uuid[]))
-    """
+    """  # noqa: S608 - only the constant is inserted
 )
 
 

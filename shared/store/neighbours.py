@@ -13,15 +13,17 @@ from typing import Any, Final, LiteralString, NamedTuple
 import psycopg
 import sqlalchemy as sa
 
-_VECTORS: Final = """
+from shared.store.tables import INDEXABLE
+
+_VECTORS: Final = f"""
     SELECT i.id, i.sop_uid, i.laterality, i.view, e.frame, e.embedding, e.code, s.id AS study_id,
            s.uid AS study_uid, s.patient_key
     FROM study s
-    JOIN image i ON i.study_id = s.id AND i.status NOT IN ('deleted', 'rejected', 'quarantined')
+    JOIN image i ON i.study_id = s.id AND {INDEXABLE}
     JOIN encoding e ON e.image_id = i.id AND e.model_id = %(model)s
     WHERE s.uid = %(uid)s
     ORDER BY i.view, i.laterality, i.sop_uid, e.frame
-    """
+    """  # noqa: S608 - only the constant is inserted
 
 
 def _rows(connection: sa.Connection, statement: LiteralString, values: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -67,16 +69,16 @@ def exists(connection: sa.Connection, study_uid: str) -> bool:
     )
 
 
-_BEHIND: Final = """
+_BEHIND: Final = f"""
     SELECT l.point_id, l.frame, i.id, i.sop_uid, i.modality, i.laterality, i.view, i.birads, i.density, i.pathology,
            s.id AS study_id, s.uid AS study_uid, s.study_date, s.patient_key
     FROM ledger l
-    JOIN image i ON i.id = l.image_id AND i.status NOT IN ('deleted', 'rejected', 'quarantined')
+    JOIN image i ON i.id = l.image_id AND {INDEXABLE}
     JOIN study s ON s.id = i.study_id
     WHERE l.generation_id = %(generation)s AND l.point_id = ANY(%(points)s) AND l.op = 'upsert'
       AND l.applied_at IS NOT NULL
       AND (%(as_of)s::timestamptz IS NULL OR coalesce(i.settled_at, i.received_at) <= %(as_of)s)
-    """
+    """  # noqa: S608 - only the constant is inserted
 
 
 class HitRow(NamedTuple):
@@ -142,12 +144,12 @@ def whose(connection: sa.Connection, sop_uid: str, study_uid: str) -> tuple[int,
 
 
 #: What is encoded, and what is to be encoded anew: searches find that by what stands of it.
-_HIDDEN: Final = """
+_HIDDEN: Final = f"""
     SELECT count(DISTINCT s.id), count(*)
-    FROM study s JOIN image i ON i.study_id = s.id AND i.status NOT IN ('deleted', 'rejected', 'quarantined')
+    FROM study s JOIN image i ON i.study_id = s.id AND {INDEXABLE}
         AND (i.status = 'encoded' OR (SELECT l.image_id FROM ledger l WHERE l.image_id = i.id AND l.op = 'upsert'
                                       AND l.applied_at IS NOT NULL LIMIT 1) IS NOT NULL)
-    WHERE """
+    WHERE """  # noqa: S608 - only the constant is inserted
 _OF_PATIENT: Final = _HIDDEN + "s.patient_key = %(value)s"
 _OF_STUDY: Final = _HIDDEN + "s.id = %(value)s"
 _OF_IMAGES: Final = _HIDDEN + "i.id = ANY(%(value)s)"

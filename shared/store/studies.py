@@ -10,8 +10,10 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.imaging.reasons import LOST
+from shared.store import ledger
 from shared.store.images import AGAIN
 from shared.store.session import enqueue
+from shared.store.tables import ENCODED_REVISION
 from shared.types import Header, Job, Labels
 
 
@@ -116,20 +118,19 @@ def lock(db: Session, incoming: Sequence[Incoming]) -> None:
         db.execute(_LOCK, {"ids": others, "sops": [h.sop_instance_uid for h in headers]})
 
 
-_TOLD = "UPDATE ledger SET revision = changed.revision, state = 'pending', queued_at = clock_timestamp(), attempt = 0"
+_TOLD = f"UPDATE ledger SET revision = changed.revision, {ledger.AGAIN}"  # noqa: S608 - only the constant is inserted
 _OF_CHANGED = "FROM changed WHERE ledger.image_id = changed.id AND ledger.op = 'upsert'"
 #: every generation is told of an image as it is now said to be; the statement before names it `changed`
 _TELL = f"{_TOLD} {_OF_CHANGED}"
 #: and until it was, no search shows the image
 _HIDE = f"{_TOLD}, applied_at = NULL {_OF_CHANGED}"
-_REVISED = "revision - CASE WHEN status IN ('received', 'encoding') THEN 1 ELSE 0 END AS revision"
 
 _REDATE = sa.text(
     f"""
     WITH dated AS (UPDATE study SET study_date = :date WHERE uid = :uid
         AND study_date IS DISTINCT FROM CAST(:date AS date) RETURNING id),
     changed AS (UPDATE image SET revision = revision + 1 WHERE study_id = (SELECT id FROM dated) AND status <> 'deleted'
-        RETURNING id, {_REVISED})
+        RETURNING id, {ENCODED_REVISION} AS revision)
     {_TELL}
     """  # noqa: S608 - only the constants above are inserted
 )
@@ -146,7 +147,7 @@ _NAME = sa.text(
     WITH named AS (UPDATE study SET patient_key = :patient WHERE id = :study AND patient_key = :nobody
         AND NOT EXISTS (SELECT FROM image WHERE study_id = :study AND sop_class <> '') RETURNING id),
     changed AS (UPDATE image SET revision = revision + 1 WHERE study_id = (SELECT id FROM named)
-        AND status <> 'deleted' RETURNING id, {_REVISED})
+        AND status <> 'deleted' RETURNING id, {ENCODED_REVISION} AS revision)
     {_HIDE}
     """  # noqa: S608 - only the constants above are inserted
 )
@@ -170,7 +171,7 @@ def name(db: Session, study_id: int, nobody: bytes, new: Incoming) -> bytes:
 _MOVE = sa.text(
     f"""
     WITH changed AS (UPDATE image SET study_id = :study, revision = revision + 1 WHERE id = :id
-        RETURNING id, {_REVISED})
+        RETURNING id, {ENCODED_REVISION} AS revision)
     {_HIDE}
     """  # noqa: S608 - only the constants above are inserted
 )
@@ -305,7 +306,7 @@ def hold(db: Session, image_id: int, gate: str, reason: str) -> None:
 
 _REDESCRIBE = sa.text(
     f"""
-    WITH changed AS (UPDATE image SET {_DESCRIBE} WHERE id = :id RETURNING id, {_REVISED})
+    WITH changed AS (UPDATE image SET {_DESCRIBE} WHERE id = :id RETURNING id, {ENCODED_REVISION} AS revision)
     {_TELL}
     """  # noqa: S608 - only the constants above are inserted
 )

@@ -141,6 +141,11 @@ class Image(Lease, Base):
     )
 
 
+#: Of an image: an index may hold it. No other table has a `status`.
+INDEXABLE = "status NOT IN ('deleted', 'rejected', 'quarantined')"
+#: Of an image: the revision that its stored encoding is of, the one before while it waits to be encoded anew.
+ENCODED_REVISION = "revision - CASE WHEN status IN ('received', 'encoding') THEN 1 ELSE 0 END"
+
 #: A sent file has the digest of its content for a name (`blobs.Blobs.place`), wherever the store lies.
 SENT = (
     "encode(substring(path FROM greatest(length(path) - 74, 1)), 'escape') = '/' || "
@@ -187,6 +192,14 @@ class File(Base):
             postgresql_where=text(SENT),
         ),
     )
+
+
+#: What became of a file `f`: if it was taken in, what became of its image `i`.
+FATE = """
+    CASE WHEN f.outcome = 'taken' THEN i.status ELSE f.outcome END AS outcome,
+    CASE WHEN f.outcome = 'taken' THEN i.gate ELSE f.gate END AS gate,
+    CASE WHEN f.outcome = 'taken' THEN i.reason ELSE f.reason END AS reason
+"""
 
 
 class Removal(Base):

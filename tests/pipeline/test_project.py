@@ -1,6 +1,7 @@
 import threading
 import uuid
 from collections.abc import Sequence
+from datetime import date
 
 import pytest
 import sqlalchemy as sa
@@ -8,7 +9,7 @@ import sqlalchemy as sa
 from shared.errors import Invalid, Unavailable
 from shared.index.base import Damaged, Index, Point
 from shared.pipeline import project, reindex, sweep
-from shared.store import generations, ledger
+from shared.store import generations, ledger, studies
 from shared.types import Job
 from tests.miniature import Platform, header
 
@@ -77,6 +78,15 @@ def test_a_point_that_is_refused_does_not_hold_up_the_rest(encoded: Platform) ->
     project.drain(encoded.begin, lambda name: Picky(encoded.index(name)))  # type: ignore[arg-type,return-value]
     found = coverage(encoded)
     assert (found.applied, found.failed) == (7, 1)
+
+
+def test_a_point_that_rests_is_due_at_once_when_its_image_is_said_to_be_of_another_day(encoded: Platform) -> None:
+    with encoded.begin() as db:
+        db.execute(sa.text("UPDATE ledger SET attempt = 2, not_before = clock_timestamp() + interval '1 hour'"))
+        studies.redate(db, "1.2.4.1", date(2024, 5, 1))
+        live = generations.published(db)
+        assert live is not None
+        assert {row.image_id for row in ledger.take(db, live.generation_id, live.model_id, 8)} == {1, 2, 3, 4}
 
 
 def test_a_collection_that_cannot_be_loaded_holds_up_no_other(encoded: Platform) -> None:
