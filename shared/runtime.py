@@ -22,14 +22,13 @@ from shared.pipeline.dicomweb import Access, checked
 from shared.pipeline.encode import Effort
 from shared.pipeline.receive import Rules
 from shared.queue import CeleryQueue, MemoryQueue, Queue
+from shared.store import generations
 from shared.store.blobs import MIB, Blobs
 from shared.store.generations import Published
 from shared.store.session import Store
 
 if TYPE_CHECKING:
     from celery import Celery
-
-MODELS_IN_MEMORY = 3
 
 
 class Runtime:
@@ -81,18 +80,19 @@ class Runtime:
         return found
 
     def encoder(self, model: Published) -> Encoder:
-        """The model, loaded once; the least recently loaded one makes room."""
+        """The model, loaded once, and kept while a generation of it is open: a batch goes through all of these."""
         with self._lock:
             found = self._encoders.get(model.fingerprint)
             if found is None:
                 from shared.encoder.runtime import load
 
+                with self.store.reading() as connection:
+                    needed = {one.fingerprint for one in generations.opened(connection)}
+                self._encoders = {name: one for name, one in self._encoders.items() if name in needed}
                 e = self.settings.encoding
                 found = load(self.folder(model.folder), runtime=e.runtime, threads=e.threads)
                 if found.card.fingerprint != model.fingerprint:
                     raise Invalid("the model folder holds another model than the registered one")
-                while len(self._encoders) >= MODELS_IN_MEMORY:
-                    self._encoders.pop(next(iter(self._encoders)))
                 self._encoders[model.fingerprint] = found
             return found
 
