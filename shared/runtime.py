@@ -1,7 +1,7 @@
 """The only place that builds things. Everything heavy is made when first used and then kept."""
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import cached_property
@@ -147,10 +147,9 @@ class Runtime:
         return Effort(batch=i.batch, lease_s=i.lease_s, max_failures=i.max_failures)
 
     def close(self) -> None:
-        for name, end in (("sandbox", "close"), ("indexes", "close"), ("store", "close")):
-            if name in self.__dict__:
-                closing: Callable[[], None] = getattr(self.__dict__[name], end)
-                closing()
+        for name in ("sandbox", "indexes", "store"):
+            if name in self.__dict__:  # what was never used was never made
+                self.__dict__[name].close()
 
 
 def producer(settings: Settings) -> "Celery | None":

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from itertools import islice
 from pathlib import Path
 
@@ -232,42 +233,53 @@ def _remove_erased(begin: Begin, inspector: Inspector, blobs: Blobs, secret: byt
     for path in _erased(begin, inspector, blobs.lost(), secret):
         path.unlink(missing_ok=True)  # of those that were put aside: what came again stands elsewhere
         gone += 1
-    own, left, due = os.fsencode(blobs.root), 0, [(b"", b"")]
+    own, out_of_reach, due = os.fsencode(blobs.root), 0, [Left(b"", b"")]
     while due:
         with begin() as db:
             alone(db, Lock.INTAKE)
             due = files.removals(db, due[-1], REMOVED)
-            held = files.held(db, [digest for digest, _ in due])  # what was lifted and came again stays
-            here = {digest: _removed(blobs, digest) for digest in {digest for digest, _ in due} - held}
-            found = {one: here.get(one[0], False) for one in due if one[0] in held or one[1] in (b"", own)}
-            files.removed(db, [one for one, was in found.items() if was is not None or not one[1]])
+            back = files.held(db, [one.digest for one in due])  # what was lifted and came again stays
+            here = {digest: _unlink(blobs, digest) for digest in {one.digest for one in due} - back}
+            earlier = [one for one in due if one.digest in here and one.root not in (b"", own)]
+            away = [one for one in due if one.root == own and here.get(one.digest) is Trace.OUT_OF_REACH]
+            files.removed(db, set(due) - {*earlier, *away})
         # nothing comes into an earlier store, so the lock of intake need not wait for a disk that may not answer
-        earlier = {one: _removed_before(one, here[one[0]]) for one in due if one not in found}
+        there = {one: _unlink_before(one, here[one.digest]) for one in earlier}
+        away += [one for one, trace in there.items() if trace is Trace.OUT_OF_REACH]
         with begin() as db:
-            files.removed(db, [one for one, was in earlier.items() if was is not None])
-        gone += sum(1 for was in (*here.values(), *earlier.values()) if was)
-        left += sum(1 for (_, root), was in (found | earlier).items() if was is None and root)
-    if left:
-        log.warning("erased_files_out_of_reach", count=left)
+            files.removed(db, set(earlier) - set(away))
+        gone += [*here.values(), *there.values()].count(Trace.UNLINKED)
+        out_of_reach += len(away)
+    if out_of_reach:
+        log.warning("erased_files_out_of_reach", count=out_of_reach)
     return gone
 
 
-def _removed(store: Blobs, digest: bytes) -> bool | None:
-    """Whether the erased content stood there; None where the disk is away or refuses: the others do not wait for it."""
+class Trace(Enum):
+    """What was left of an erased content in one store."""
+
+    UNLINKED = auto()
+    NONE = auto()
+    OUT_OF_REACH = auto()  #: the disk is away or refuses: it is tried again
+
+
+def _unlink(store: Blobs, digest: bytes) -> Trace:
+    """The erased content is not in this store. The others do not wait for one that is out of reach."""
     try:
-        return store.remove(digest) or (False if store.stands else None)
+        if store.remove(digest):
+            return Trace.UNLINKED
     except OSError:
-        return None
+        return Trace.OUT_OF_REACH
+    return Trace.NONE if store.stands else Trace.OUT_OF_REACH
 
 
-def _removed_before(left: Left, here: bool | None) -> bool | None:
+def _unlink_before(left: Left, here: Trace) -> Trace:
     """Likewise, of an earlier store; not of one that has moved with its home since: then it stood in ours."""
-    digest, root = left
-    store = Blobs(Path(os.fsdecode(root)))
-    found = _removed(store, digest)
+    store = Blobs(Path(os.fsdecode(left.root)))
+    found = _unlink(store, left.digest)
     with suppress(OSError):  # a disk that does not even say whether it is there
-        if found is None and here and not store.root.exists():
-            return False
+        if found is Trace.OUT_OF_REACH and here is Trace.UNLINKED and not store.root.exists():
+            return Trace.NONE
     return found
 
 

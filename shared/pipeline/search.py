@@ -17,7 +17,7 @@ from shared.errors import Conflict, Gate, Invalid, NotFound, Outcome, Rejected, 
 from shared.imaging.gates import metadata_gate, pixel_gate
 from shared.imaging.pseudonym import patient_key
 from shared.imaging.recipe import Recipe
-from shared.index.base import Answer, Index
+from shared.index.base import Answer, Index, Query
 from shared.pipeline import cursor, hashes, rank
 from shared.pipeline.ask import Asked, ask
 from shared.pipeline.hashes import Search
@@ -165,9 +165,7 @@ def _rank(
         raise Invalid("a cursor belongs to one query")
     page = cursor.read(request, live.generation_id, subjects[0]) if request.cursor else cursor.first(live.read_at)
     index = index_of(live.collection)
-    search: Search = lambda _, queries: index.search(queries)  # noqa: E731
-    if request.mode != "dense":
-        search = hashes.searcher(connection, index, live, request.mode, request.radius)
+    search = _searcher(connection, index, live, request)
     rankings = []
     for subject, found, asked, answered in _answers(search, subjects, request, page):
         own, more = found
@@ -195,6 +193,16 @@ def _rank(
             )
         )
     return rankings
+
+
+def _searcher(connection: sa.Connection, index: Index, live: Published, request: Request) -> Search:
+    if request.mode != "dense":
+        return hashes.searcher(connection, index, live, request.mode, request.radius)
+
+    def search(_: Sequence[QueryImage], queries: Sequence[Query]) -> list[Answer]:
+        return index.search(queries)
+
+    return search
 
 
 def _answers(

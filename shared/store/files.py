@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Final, Self
+from typing import Final, NamedTuple, Self
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -94,7 +94,12 @@ def numbers(db: Session, paths: Sequence[bytes]) -> list[int]:
     return list(db.execute(statement, {"digests": [sha256(path).digest() for path in paths]}).scalars())
 
 
-Left = tuple[bytes, bytes]  #: a content that an erasure has left behind, and in which store; "": in our own alone
+class Left(NamedTuple):
+    """A content that an erasure has left behind."""
+
+    digest: bytes
+    root: bytes  #: of the store that it came to; empty: in our own alone
+
 
 _REMOVALS = sa.text(
     "SELECT digest, root FROM removal WHERE (digest, root) > (:digest, :root) ORDER BY digest, root LIMIT :limit"
@@ -103,8 +108,8 @@ _REMOVALS = sa.text(
 
 def removals(db: Session, after: Left, limit: int) -> list[Left]:
     """The next ones that are to be unlinked."""
-    rows = db.execute(_REMOVALS, {"digest": after[0], "root": after[1], "limit": limit})
-    return [(bytes(row.digest), bytes(row.root)) for row in rows]
+    rows = db.execute(_REMOVALS, {"digest": after.digest, "root": after.root, "limit": limit})
+    return [Left(bytes(row.digest), bytes(row.root)) for row in rows]
 
 
 def leaving(db: Session, digests: Sequence[bytes]) -> set[bytes]:
@@ -119,9 +124,9 @@ _REMOVED = sa.text(
 )
 
 
-def removed(db: Session, done: Sequence[Left]) -> None:
+def removed(db: Session, done: Collection[Left]) -> None:
     """Nothing is left to do about these."""
-    db.execute(_REMOVED, {"digests": [digest for digest, _ in done], "roots": [root for _, root in done]})
+    db.execute(_REMOVED, {"digests": [one.digest for one in done], "roots": [one.root for one in done]})
 
 
 _ROOT = sa.text(
