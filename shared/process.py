@@ -8,10 +8,12 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
-_PR_SET_PDEATHSIG = 1
+from shared.parent import die_with_parent
+
 _PR_SET_CHILD_SUBREAPER = 36
 _libc = ctypes.CDLL(None, use_errno=True)  # looked up before any fork
 
@@ -66,13 +68,6 @@ def spawn(  # noqa: PLR0913 - what a child of ours may need
 
     Call it from the main thread: for the kernel the parent is the thread, and its end would end the child.
     """
-    parent = os.getpid()
-
-    def tie() -> None:  # after setuid, which would clear it
-        _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
-        if os.getppid() != parent:
-            os._exit(1)
-
     return subprocess.Popen(
         list(argv),
         env=None if env is None else dict(env),
@@ -85,7 +80,7 @@ def spawn(  # noqa: PLR0913 - what a child of ours may need
         group=user,
         extra_groups=None if user is None else [],
         pass_fds=keep,
-        preexec_fn=tie,  # noqa: PLW1509 - called from the main thread, and it only makes system calls
+        preexec_fn=partial(die_with_parent, os.getpid(), death_signal),  # noqa: PLW1509 - from the main thread, and it only makes system calls
     )
 
 

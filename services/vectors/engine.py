@@ -8,7 +8,6 @@ Children are forked by a nursery, which has imported everything: 10 ms instead o
 module: `python -m services.vectors.engine FD PARENT_PID`. Nursery and children end when their sockets do.
 """
 
-import ctypes
 import fcntl
 import gc
 import os
@@ -35,8 +34,8 @@ from services.vectors.translate import Layout
 from shared import log
 from shared.disk import sync
 from shared.index.protobuf import pb
+from shared.parent import die_with_parent
 
-PR_SET_PDEATHSIG: Final = 1
 STEP: Final = 32  # points that are written before a question may have its turn: about 5 ms
 FLUSH_EVERY: Final = 5000  # points; a shard is loaded with so many in its log in 0.7 s
 PAGE: Final = 4096  # points that are read at once when a shard is loaded
@@ -323,13 +322,6 @@ def _lock(handle: int, until: float) -> None:
             if time.monotonic() > until:
                 raise
         time.sleep(0.02)
-
-
-def die_with_parent(parent: int) -> None:
-    """Raises: `SystemExit` when it is gone already."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        raise SystemExit(1)
 
 
 def main(arguments: Sequence[str]) -> int:

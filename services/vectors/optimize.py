@@ -24,11 +24,12 @@ import grpc
 import qdrant_edge as edge
 
 from services.vectors.disk import sync_tree, warm
-from services.vectors.engine import WRITTEN, die_with_parent
+from services.vectors.engine import WRITTEN
 from services.vectors.refused import Refused
 from services.vectors.shards import MIN_FREE_BYTES, Collection, read_config
 from services.vectors.translate import config_of
 from shared import log
+from shared.parent import die_with_parent
 from shared.priority import BACKGROUND
 
 DEFAULT_ABOVE: Final = 2000  # unindexed points, when the collection does not say

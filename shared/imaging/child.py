@@ -28,6 +28,7 @@ from shared.imaging.decode import decode_bytes, inspect_bytes
 from shared.imaging.limits import MIB, Limits
 from shared.imaging.read import quiet_pydicom
 from shared.imaging.reasons import Reason, failed, hostile
+from shared.parent import die_with_parent
 
 EAGER_BYTES = 64 * MIB  #: up to here a file is mapped in at once: cheaper than a fault per page
 CODECS = (zlib, gdcm, jpeg_ls, openjpeg, PIL, rle)  # imported now: later there may be no right to
@@ -35,7 +36,7 @@ CODECS = (zlib, gdcm, jpeg_ls, openjpeg, PIL, rle)  # imported now: later there 
 
 def main() -> None:
     limits, parent = Limits.from_json(json.loads(sys.argv[1])), int(sys.argv[2])
-    confine.die_with_parent(parent)
+    die_with_parent(parent)
     jobs = socket.socket(fileno=os.dup(0))
     replies = os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)

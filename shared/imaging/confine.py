@@ -4,22 +4,15 @@ import contextlib
 import ctypes
 import os
 import resource
-import signal
 import stat
 from pathlib import Path
 
 from shared.imaging.limits import MIB, Limits
+from shared.parent import die_with_parent
 
-_PR_SET_PDEATHSIG, _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 1, 4, 38
+_PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
 _NOBODY = 65534
-
-
-def die_with_parent(parent: int) -> None:
-    """Have the kernel kill this process when its parent ends, also if it ended just now."""
-    _libc().prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(0)
 
 
 def confine(limits: Limits, parent: int) -> None:
