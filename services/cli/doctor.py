@@ -3,6 +3,7 @@
 import shutil
 import stat
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -83,8 +84,7 @@ def doctor(
     given = settings(folder)
     if (folder / "pg").exists() and not Home(folder.resolve()).locked:
         raise Unavailable(f"nothing runs in {folder}: start it with `similis up`, or name another home with --home")
-    runtime = Runtime(given)
-    try:
+    with closing(Runtime(given)) as runtime:
         place = Site(
             begin=runtime.transaction,
             indexes=runtime.indexes,
@@ -97,8 +97,6 @@ def doctor(
         found += examine(place, repair=repair, deep=deep, say=lambda name: say(f"looking at {name}"))
         with runtime.transaction() as db:
             model, wanting = thresholds.wanting(db)
-    finally:
-        runtime.close()
     if as_json:
         tell_json({"findings": [asdict(one) for one in found], "repaired": repair})
     else:

@@ -1,6 +1,7 @@
 """`similis erase`: a study or a patient, for good; and `similis tombstones replay` after a restore."""
 
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Annotated
 
@@ -76,12 +77,8 @@ def replay(
 
     if not file.is_file():
         raise NotFound("there is no such file of tombstones")
-    runtime = Runtime(settings((home or Settings().home).expanduser()))
-    try:
-        with runtime.transaction() as db:
-            erased = stones.replay(db, file, runtime.rules.secret)
-    finally:
-        runtime.close()
+    with closing(Runtime(settings((home or Settings().home).expanduser()))) as runtime, runtime.transaction() as db:
+        erased = stones.replay(db, file, runtime.rules.secret)
     _told({"images": erased}, f"{erased} images are erased again", as_json)
 
 

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -116,16 +116,12 @@ def _postgres(program: str, url: str, *arguments: str) -> None:
 
 
 def _about(settings: Settings) -> dict[str, Any]:
-    store = Store(settings.database.url.get_secret_value(), pool_size=1)
-    try:
-        with store.reading() as connection:
-            schema = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one()
-            counts = {
-                name: connection.execute(sa.text(f"SELECT count(*) FROM {name}")).scalar_one()  # noqa: S608 - constants
-                for name in _COUNTS
-            }
-    finally:
-        store.close()
+    with closing(Store(settings.database.url.get_secret_value(), pool_size=1)) as store, store.reading() as connection:
+        schema = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one()
+        counts = {
+            name: connection.execute(sa.text(f"SELECT count(*) FROM {name}")).scalar_one()  # noqa: S608 - constants
+            for name in _COUNTS
+        }
     return {
         "format": FORMAT,
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -146,13 +142,9 @@ def _copy_models(settings: Settings, out: Path) -> None:
     models = settings.models_dir
     for folder in cards.folders(models) if models.is_dir() else ():
         shutil.copytree(folder, out / folder.name)
-    store = Store(settings.database.url.get_secret_value(), pool_size=1)
-    try:
-        with store.transaction() as db:
-            served = {one.model_id for one in generations.opened(db)}
-            needed = {model.folder for model in generations.models(db) if model.id in served}
-    finally:
-        store.close()
+    with closing(Store(settings.database.url.get_secret_value(), pool_size=1)) as store, store.transaction() as db:
+        served = {one.model_id for one in generations.opened(db)}
+        needed = {model.folder for model in generations.models(db) if model.id in served}
     if lacking := sorted(name for name in needed if not (out / name / cards.CARD).exists()):
         raise NotFound(f"the model {', '.join(lacking)} is not in {models}: is SIMILIS_MODELS set as for the server?")
     for path in _files(out):
@@ -166,13 +158,9 @@ def _stores(settings: Settings) -> list[Path]:
     Raises: `Unavailable` where one of them is away: a backup without its files is not whole.
     """
     own = settings.blobs_dir.absolute()
-    store = Store(settings.database.url.get_secret_value(), pool_size=1)
-    try:
-        with store.transaction() as db:
-            sent = [Path(os.fsdecode(root)) for root in files.sent_to(db)]
-            gone = [str(one) for one in sent if not Blobs(one).stands and not has_moved(db, Blobs(one), Blobs(own))]
-    finally:
-        store.close()
+    with closing(Store(settings.database.url.get_secret_value(), pool_size=1)) as store, store.transaction() as db:
+        sent = [Path(os.fsdecode(root)) for root in files.sent_to(db)]
+        gone = [str(one) for one in sent if not Blobs(one).stands and not has_moved(db, Blobs(one), Blobs(own))]
     if gone:
         raise Unavailable(f"files were sent to {', '.join(gone)}, which is away or empty: bring it back first")
     return list(dict.fromkeys([own, *sent]))
@@ -198,12 +186,8 @@ def _copy_blobs(stores: Sequence[Path], out: Path) -> dict[str, Any]:
 
 
 def _tombstones(settings: Settings, path: Path) -> None:
-    store = Store(settings.database.url.get_secret_value(), pool_size=1)
-    try:
-        with store.transaction() as db:
-            stones.write(db, path)
-    finally:
-        store.close()
+    with closing(Store(settings.database.url.get_secret_value(), pool_size=1)) as store, store.transaction() as db:
+        stones.write(db, path)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -326,34 +310,24 @@ def _fill(place: Home, server: Postgres, known: list[Path], say: Say, *, verify:
     """Tombstones and vectors, in this order: what was erased is never written to an index."""
     socket = place.sockets / "vectors.sock"
     commands.write_secrets(place, {"database": server.url, "broker": ""})
-    with _vectors(place, socket):
-        runtime = Runtime(attach.settings(place.path))
-        try:
-            with runtime.transaction() as db:
-                checks.let_all_go(db)
-                erased = sum(stones.replay(db, path, runtime.rules.secret) for path in known)
-                stones.write(db, place / stones.NAME)
-            site = _site(runtime, Blobs(place / BLOBS))
-            since = arrive.strays(
-                site.begin, site.inspector, site.blobs
-            )  # they came after the dump, and were acknowledged
-            arrive.recover(site.begin, site.inspector, site.blobs, site.rules, since)
-            say("writing the vectors again from their encodings")
-            points = _rebuild(runtime, say)
-            findings = _verify(site, say) if verify else []
-        finally:
-            runtime.close()
+    with _vectors(place, socket), closing(Runtime(attach.settings(place.path))) as runtime:
+        with runtime.transaction() as db:
+            checks.let_all_go(db)
+            erased = sum(stones.replay(db, path, runtime.rules.secret) for path in known)
+            stones.write(db, place / stones.NAME)
+        site = _site(runtime, Blobs(place / BLOBS))
+        since = arrive.strays(site.begin, site.inspector, site.blobs)  # they came after the dump, and were acknowledged
+        arrive.recover(site.begin, site.inspector, site.blobs, site.rules, since)
+        say("writing the vectors again from their encodings")
+        points = _rebuild(runtime, say)
+        findings = _verify(site, say) if verify else []
     return Restored(erased=erased, points=points, findings=findings)
 
 
 def _rename_blobs(server: Postgres, old: str, new: Path) -> None:
     """Rows name the files that were sent to us where they stand now."""
-    store = Store(server.url, pool_size=1)
-    try:
-        with store.transaction() as db:
-            files.move(db, os.fsencode(old), os.fsencode(new))
-    finally:
-        store.close()
+    with closing(Store(server.url, pool_size=1)) as store, store.transaction() as db:
+        files.move(db, os.fsencode(old), os.fsencode(new))
 
 
 @contextmanager

@@ -6,6 +6,7 @@
 import argparse
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 from alembic.runtime.migration import MigrationContext
@@ -32,8 +33,7 @@ def prepare(url: str, secret: str | None, blobs: Blobs, wait_s: float = WAIT_S) 
     Raises: `Unavailable` where the database does not answer in time, `Conflict` where a newer version has been at it,
         `Denied` where its user may not change the schema.
     """
-    store = Store(url, pool_size=1)
-    try:
+    with closing(Store(url, pool_size=1)) as store:
         _await(store, wait_s)
         _upgrade(store, url)
         with store.transaction() as db:
@@ -44,8 +44,6 @@ def prepare(url: str, secret: str | None, blobs: Blobs, wait_s: float = WAIT_S) 
         if secret is not None:
             with store.transaction() as db:
                 keys.ensure(db, secret, name="cli", scopes=keys.ALL)
-    finally:
-        store.close()
 
 
 def _upgrade(store: Store, url: str) -> None:

@@ -4,6 +4,7 @@ The truth is read (Postgres), one transaction, nothing is written. Patients and 
 in which they come; no identifier and no pseudonym leaves the database.
 """
 
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -28,13 +29,9 @@ _STATE = sa.text(
 def make(text: str, queries: int, seed: int) -> Made:
     """The queries are images held out by `seed`; their patients stay known."""
     url = text if "://" in text else _url_of(Path(text))
-    store = Store(url)
-    try:
-        with store.reading() as connection:
-            live = generations.published(connection)
-            found = [] if live is None else connection.execute(_ROWS, {"model": live.model_id}).all()
-    finally:
-        store.close()
+    with closing(Store(url)) as store, store.reading() as connection:
+        live = generations.published(connection)
+        found = [] if live is None else connection.execute(_ROWS, {"model": live.model_id}).all()
     if len(found) < 10:
         raise NotFound("this Similis has published fewer than ten images")
     rows = encodings.stack([row.embedding for row in found])
@@ -51,15 +48,9 @@ def make(text: str, queries: int, seed: int) -> Made:
 
 def fingerprint(text: str) -> str:
     """The model of the published generation, with a hash over its encodings."""
-    store = Store(text if "://" in text else _url_of(Path(text)))
-    try:
-        with store.reading() as connection:
-            live = generations.published(connection)
-            return (
-                "" if live is None else f"{live.model_id}|{connection.execute(_STATE, {'model': live.model_id}).one()}"
-            )
-    finally:
-        store.close()
+    with closing(Store(text if "://" in text else _url_of(Path(text)))) as store, store.reading() as connection:
+        live = generations.published(connection)
+        return "" if live is None else f"{live.model_id}|{connection.execute(_STATE, {'model': live.model_id}).one()}"
 
 
 def _url_of(home: Path) -> str:
