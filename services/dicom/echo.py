@@ -13,7 +13,7 @@ from pathlib import Path
 VERIFICATION = b"1.2.840.10008.1.1"
 _IMPLICIT = b"1.2.840.10008.1.2"
 _APPLICATION = b"1.2.840.10008.3.1.1.1"
-_IMPLEMENTATION = b"2.25.71467130950248888588603640801109631252"
+IMPLEMENTATION = "2.25.71467130950248888588603640801109631252"  #: of Similis
 _ACCEPT, _DATA, _RELEASED = 2, 4, 6
 _STATUS = b"\x00\x00\x00\x09\x02\x00\x00\x00"  #: (0000,0900) and the length of its value, implicit little endian
 RELEASE = struct.pack(">BxII", 5, 4, 0)
@@ -22,7 +22,7 @@ RELEASE = struct.pack(">BxII", 5, 4, 0)
 def request(called: str, calling: str, abstract: bytes = VERIFICATION) -> bytes:
     """An A-ASSOCIATE-RQ for one context."""
     context = b"\x01\x00\x00\x00" + _item(0x30, abstract) + _item(0x40, _IMPLICIT)
-    user = _item(0x51, struct.pack(">I", 16_384)) + _item(0x52, _IMPLEMENTATION)
+    user = _item(0x51, struct.pack(">I", 16_384)) + _item(0x52, IMPLEMENTATION.encode())
     titles = called.encode("ascii").ljust(16) + calling.encode("ascii").ljust(16)
     body = struct.pack(">Hxx", 1) + titles + bytes(32)
     body += _item(0x10, _APPLICATION) + _item(0x20, context) + _item(0x50, user)

@@ -14,6 +14,7 @@ from pynetdicom.dimse import DIMSEServiceProvider
 from pynetdicom.dimse_messages import C_STORE_RQ, DIMSEMessage
 from pynetdicom.dsutils import create_file_meta, encode_file_meta
 
+from services.dicom import echo
 from services.dicom.statuses import Refusal
 from shared.errors import SimilisError
 from shared.imaging.read import valid_uid
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from pynetdicom.association import Association
     from pynetdicom.pdu_primitives import P_DATA
 
-IMPLEMENTATION = UID("2.25.71467130950248888588603640801109631252")  #: of Similis, in every file that it has received
+IMPLEMENTATION = UID(echo.IMPLEMENTATION)  #: in every file that was received
 VERSION = "SIMILIS"
 COMMAND_BYTES = 16 * 1024  #: a command set has a few hundred
 WAITING = 2  #: messages that nobody has looked at yet; a sender waits for each answer (PS3.7 D.3.3.3, no window)
