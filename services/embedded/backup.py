@@ -111,8 +111,8 @@ def _postgres(program: str, url: str, *arguments: str) -> None:
     argv = [str(binaries() / program), *told, *([f"--port={port}"] if port else []), *arguments]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        last = done.stderr.strip().splitlines()[:1]
-        raise Unavailable(f"{program} failed: {last[0] if last else done.returncode}")
+        first = next(iter(done.stderr.strip().splitlines()), done.returncode)
+        raise Unavailable(f"{program} failed: {first}")
 
 
 def _about(settings: Settings) -> dict[str, Any]:
