@@ -43,7 +43,7 @@ ENOUGH = 200_000  #: of a window that is not halved
 ATTEMPTS = 5
 PATIENCE_S = 20.0  #: the longest wait between two attempts
 
-LOST = ("failed", Reason.SOURCE.value)  #: an instance that did not come
+MISSING = ("failed", Reason.SOURCE.value)  #: an instance that did not come
 
 Report = Callable[[Session, "Progress"], bool]
 
@@ -236,18 +236,18 @@ class _Study:
                 with suppress(Odd):
                     self._fetch(self._listed[sop], sop)
                 if sop not in self._came:
-                    self._bad.setdefault(sop, LOST)
+                    self._bad.setdefault(sop, MISSING)
 
     def give_up(self) -> None:
         """What has not come by now does not."""
         for sop in self._listed or [""]:
             if sop not in self._held and sop not in self._came:
-                self._bad.setdefault(sop, LOST)
+                self._bad.setdefault(sop, MISSING)
 
     def settle(self) -> None:
         """The counts and rows say what became of the study."""
         pull, progress = self._pull, self._pull.progress
-        lost = [sop for sop, why in self._bad.items() if why == LOST]
+        lost = [sop for sop, why in self._bad.items() if why == MISSING]
         with pull.begin() as db:
             pulls.forget(db, [self._place(sop) for sop in (*self._listed, "")])
             named = {sop: why for sop, why in self._bad.items() if why[1] != Reason.ERASED}  # no row names what was

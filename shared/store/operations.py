@@ -109,7 +109,7 @@ _EXHAUST = sa.text(
     RETURNING id
     """  # noqa: S608 - ditto
 )
-LOST = (
+GIVEN_UP = (
     f"given up: {MOST_LOSSES} workers in a row were lost at the same step, by a crash, a lack of memory or a kill; "
     "retry it when the cause is gone"
 )
@@ -117,7 +117,7 @@ LOST = (
 
 def exhaust(db: Session) -> list[uuid.UUID]:
     """Operations whose workers were lost again and again without getting on have failed; which ones."""
-    return list(db.execute(_EXHAUST, {"error": LOST}).scalars())
+    return list(db.execute(_EXHAUST, {"error": GIVEN_UP}).scalars())
 
 
 def claim(db: Session, kind: str, lease_s: float) -> Held | None:

@@ -65,7 +65,7 @@ def test_an_operation_that_costs_every_worker_is_given_up_with_its_reason_and_ma
     lost(platform, 1)
     assert claimed(platform) is None
     ended = swept(platform, number)
-    assert (ended.state, ended.error, ended.lease_until) == ("failed", operations.LOST, None)
+    assert (ended.state, ended.error, ended.lease_until) == ("failed", operations.GIVEN_UP, None)
     assert ended.finished_at is not None
     with platform.begin() as db:
         operations.retry(db, number)
