@@ -59,7 +59,7 @@ def _decide(db: Session, image_id: int, decision: Decision, actor: Actor, note: 
         reviews.move(db, [image_id], Status.REJECTED)
     elif stopped.gate == Gate.FEATURES and _admissible(db, image_id):
         reviews.move(db, [image_id], Status.ENCODED)
-        admit(db, [image_id])
+        post(db, [image_id])
     else:
         reviews.move(db, [image_id], Status.RECEIVED)
         enqueue(db, Job.ENCODE)
@@ -81,7 +81,7 @@ def _admissible(db: Session, image_id: int) -> bool:
     return live is not None and encodings.stand(db, live.model_id, image_id)
 
 
-def admit(db: Session, images: Sequence[int]) -> None:
+def post(db: Session, images: Sequence[int]) -> None:
     """Encoded images, locked by the caller, are due in every open generation, encoded anew where a model lacks them."""
     models = {p.model_id for p in generations.opened(db)}
     lacking = []

@@ -178,7 +178,7 @@ def _apply(db: Session, standard: Standard, rows: Sequence[Scored]) -> Counter[s
     if ways["stop"]:
         quarantine.withdraw(db, ways["stop"])
     if ways["admit"]:
-        quarantine.admit(db, ways["admit"])
+        quarantine.post(db, ways["admit"])
     return Counter({way: len(images) for way, images in ways.items() if images})
 
 
