@@ -123,7 +123,7 @@ class Registered:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class Handling:
     """What to do with one file whose image may stand already."""
 
     outcome: str  #: taken, same (another copy), kept (policy), quarantined; of a site's rule discarded or refused
@@ -133,31 +133,31 @@ class Verdict:
     found_again: bool = False  #: the image waits for these very bytes
 
 
-def decide(incoming: Incoming, known: Known | None, patient: bytes, policy: str) -> Verdict:
+def decide(incoming: Incoming, known: Known | None, patient: bytes, policy: str) -> Handling:
     """The stated policy, as one table; nothing here touches the database."""
     if patient != incoming.patient_key:
         # two patients under one StudyInstanceUID: never merged silently
         return _stop(Reason.PATIENT_CONFLICT)
     if known is None:
-        return Verdict("taken", "insert")
+        return Handling("taken", "insert")
     if known.patient_key != incoming.patient_key:
         return _stop(Reason.PATIENT_CONFLICT)
     if known.study_uid != incoming.header.study_instance_uid:
         return _stop(Reason.STUDY_CONFLICT)
     if known.status in (Status.DELETED, Status.REJECTED):
-        return Verdict("kept", "nothing", Reason.ENDED)
+        return Handling("kept", "nothing", Reason.ENDED)
     same_source = known.path == incoming.path or (incoming.sender != "" and incoming.sender == known.sender)
     if known.digest == incoming.digest:
         new = incoming.labels != Labels() and studies.told_of(incoming) != known.told
         outcome = "taken" if same_source or known.lost else "same"
-        return Verdict(outcome, "redescribe" if new else "nothing", found_again=known.lost)
+        return Handling(outcome, "redescribe" if new else "nothing", found_again=known.lost)
     if policy == "always" or (policy == "same_source" and same_source):
-        return Verdict("taken", "replace")
-    return Verdict("kept", "nothing", Reason.OTHER_BYTES)
+        return Handling("taken", "replace")
+    return Handling("kept", "nothing", Reason.OTHER_BYTES)
 
 
-def _stop(reason: Reason) -> Verdict:
-    return Verdict(Outcome.QUARANTINED, "nothing", reason, Gate.METADATA)
+def _stop(reason: Reason) -> Handling:
+    return Handling(Outcome.QUARANTINED, "nothing", reason, Gate.METADATA)
 
 
 def admit(db: Session, found: Sequence[Found], rules: Rules, origin: Origin) -> list[Registered]:
@@ -278,9 +278,9 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
     candidates = [(f, i) for f, i in candidates if not _seen_before(i, standing)]
     records = []
     for file, incoming in seen_before:
-        verdict = Verdict("taken", "nothing", found_again=standing[incoming.header.sop_instance_uid].lost)
-        _act(db, verdict, incoming, standing, operation_id)
-        records.append(_record(file, incoming, verdict, standing))
+        handling = Handling("taken", "nothing", found_again=standing[incoming.header.sop_instance_uid].lost)
+        _act(db, handling, incoming, standing, operation_id)
+        records.append(_record(file, incoming, handling, standing))
     if not candidates:
         return records
     owners = studies.ensure(db, [incoming for _, incoming in candidates])
@@ -297,12 +297,12 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
         uid = incoming.header.sop_instance_uid
         new = fresh.get(uid) is incoming and uid in inserted
         patient = owners[incoming.header.study_instance_uid][1]
-        verdict = decide(incoming, None if new else standing.get(uid), patient, rules.same_uid)
+        handling = decide(incoming, None if new else standing.get(uid), patient, rules.same_uid)
         if uid in standing:
-            _act(db, verdict, incoming, standing, operation_id)
-            if incoming.held_by and verdict.act in {"insert", "replace"}:
+            _act(db, handling, incoming, standing, operation_id)
+            if incoming.held_by and handling.act in {"insert", "replace"}:
                 studies.hold(db, standing[uid].id, Gate.METADATA, Reason.SITE_RULE)
-        records.append(_record(file, incoming, verdict, standing))
+        records.append(_record(file, incoming, handling, standing))
     return records
 
 
@@ -332,16 +332,16 @@ def _seen_before(incoming: Incoming, standing: Mapping[str, Known]) -> bool:
     return not incoming.described and known is not None and known.digest == incoming.digest
 
 
-def _record(file: Found, incoming: Incoming, verdict: Verdict, standing: Mapping[str, Known]) -> Registered:
+def _record(file: Found, incoming: Incoming, handling: Handling, standing: Mapping[str, Known]) -> Registered:
     known = standing.get(incoming.header.sop_instance_uid)
-    stopped = verdict.outcome == Outcome.QUARANTINED  # it has no image, or one of another patient or study
+    stopped = handling.outcome == Outcome.QUARANTINED  # it has no image, or one of another patient or study
     record = Record(
         seen=file.seen,
-        outcome=str(verdict.outcome),
+        outcome=str(handling.outcome),
         digest=incoming.digest,
         image_id=known.id if known else None,
-        gate=str(verdict.gate) if verdict.gate else None,
-        reason=str(verdict.reason) if verdict.reason else None,
+        gate=str(handling.gate) if handling.gate else None,
+        reason=str(handling.reason) if handling.reason else None,
         labels_digest=file.stamp,
         patient_key=incoming.patient_key if stopped else None,
         study_uid=incoming.header.study_instance_uid if stopped else None,
@@ -351,19 +351,19 @@ def _record(file: Found, incoming: Incoming, verdict: Verdict, standing: Mapping
 
 
 def _act(
-    db: Session, verdict: Verdict, incoming: Incoming, standing: dict[str, Known], operation_id: uuid.UUID | None
+    db: Session, handling: Handling, incoming: Incoming, standing: dict[str, Known], operation_id: uuid.UUID | None
 ) -> None:
     known = standing[incoming.header.sop_instance_uid]
     image_id = known.id
-    if verdict.found_again:
+    if handling.found_again:
         images.found_again(db, image_id, incoming.path, operation_id)
         catchup.found_again(db, image_id)
         enqueue(db, Job.CATCH_UP)
         standing[known.sop_uid] = replace(known, path=incoming.path, lost=False)  # for the next copy of this batch
-    if verdict.act == "replace":
+    if handling.act == "replace":
         studies.replace(db, image_id, incoming, operation_id)
         if incoming.header.study_date is not None:
             studies.redate(db, known.study_uid, incoming.header.study_date)
-    elif verdict.act == "redescribe":
+    elif handling.act == "redescribe":
         studies.redescribe(db, image_id, incoming, operation_id)
         enqueue(db, Job.PROJECT)
