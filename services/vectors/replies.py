@@ -16,8 +16,8 @@ from itertools import islice
 from typing import Any, Final
 
 from services.vectors.codes import hidden
+from shared.index.messages import varint
 from shared.index.protobuf import pb
-from shared.index.wire import varint
 
 CAPACITY: Final = 200_000  # points remembered, about 0.4 kB each; beyond, the older half is forgotten
 STEP: Final = (

@@ -1,6 +1,6 @@
 """Qdrant over gRPC: a server, a cluster, or the embedded `services.vectors`; the adapter is the same.
 
-The generated stubs of qdrant-client are used, not its model layer (`shared.index.wire` says why). Two things a
+The generated stubs of qdrant-client are used, not its model layer (`shared.index.messages` says why). Two things a
 peer may lack are asked for and looked at: grouping (after UNIMPLEMENTED it is emulated, and the answer
 says so) and indexing on request (an update of the optimiser settings, which makes a server look again).
 """
@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 import grpc
 
 from shared.errors import Conflict, Invalid, NotFound, SimilisError, Unavailable
-from shared.index import checks
-from shared.index import wire as messages
+from shared.index import checks, messages
 from shared.index.base import PAYLOAD, Answer, Ball, CodeQuery, Damaged, Filter, Hit, Info, Near, Point, Query, Spec
 from shared.index.grouping import cut, emulate, ordered
 from shared.index.protobuf import pb

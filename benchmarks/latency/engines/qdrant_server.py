@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.latency.engines import _grpc
 from benchmarks.latency.engines.base import Array, Clause, Columns, Effort, Engine, Found, Opened, efforts, never
 from benchmarks.latency.engines.edge_dense import scans
-from shared.index import wire
+from shared.index import messages
 from shared.index.qdrant import QdrantStore
 
 URL: Final = "SIMILIS_BENCH_QDRANT_URL"
@@ -103,8 +103,8 @@ def _request(query: Array, k: int, effort: Effort, clause: Clause | None) -> dic
     params: dict[str, Any] = {"exact": True}
     if effort:
         target = effort["target"]
-        params = {"hnsw_ef": wire.effort(target), "quantization": {"rescore": True, "oversampling": 1.5}}
-    asked: dict[str, Any] = {"query": query.tolist(), "using": wire.VECTOR, "limit": k, "params": params}
+        params = {"hnsw_ef": messages.effort(target), "quantization": {"rescore": True, "oversampling": 1.5}}
+    asked: dict[str, Any] = {"query": query.tolist(), "using": messages.VECTOR, "limit": k, "params": params}
     if clause is not None:
         value = str(clause.value) if clause.field == "modality" else clause.value
         condition = {"key": _grpc.FIELD[clause.field], "match": {"value": value}}

@@ -23,7 +23,7 @@ from services.vectors.engine import Service
 from services.vectors.nursery import Gone
 from services.vectors.shards import Collection, Shards
 from shared.errors import SimilisError
-from shared.index import checks, wire
+from shared.index import checks, messages
 from shared.index.base import PAYLOAD, Exact, Index, Info, Point, Query, Spec
 from shared.index.protobuf import pb
 from shared.priority import AUTOGROUP
@@ -154,7 +154,7 @@ def test_a_stop_while_optimising_is_quick_and_clean(tmp_path: Path) -> None:
 
 def test_what_a_kill_left_half_made_is_removed_at_the_start(tmp_path: Path) -> None:
     held = Shards(tmp_path)
-    held.create(wire.create("a", SPEC))
+    held.create(messages.create("a", SPEC))
     write(held, gallery(10))
     held.close()
     for left in ("a/shard.7/segments", ".new.b/shard.0", ".gone.c/shard.0"):
@@ -170,13 +170,13 @@ def test_what_a_kill_left_half_made_is_removed_at_the_start(tmp_path: Path) -> N
 
 def write(held: Shards, points: list[Point]) -> None:
     vectors = checks.prepare(SPEC, [point.vector for point in points])
-    request = wire.upsert("a", points, vectors)
+    request = messages.upsert("a", points, vectors)
     held.get("a").write("Upsert", request.SerializeToString(), [point.id.uuid for point in request.points])
 
 
 def test_the_child_links_what_is_there_and_says_when_there_is_nothing(tmp_path: Path) -> None:
     held = Shards(tmp_path)
-    held.create(wire.create("a", SPEC))
+    held.create(messages.create("a", SPEC))
     write(held, gallery(300))
     shard = held.get("a").path
     held.close()
@@ -225,7 +225,7 @@ def test_points_that_are_written_anew_are_linked_anew(tmp_path: Path) -> None:
 
 def test_what_came_while_a_graph_was_made_is_not_taken_for_what_it_cannot_hold(tmp_path: Path) -> None:
     held = Shards(tmp_path)
-    held.create(wire.create("a", SPEC))
+    held.create(messages.create("a", SPEC))
     write(held, gallery(1900))
     collection = held.get("a")
     with collection.shadow(optimize.copy) as target:
@@ -241,7 +241,7 @@ def test_a_failed_optimisation_is_told_as_one_and_forgotten_after_a_success(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     held, optimizer = Shards(tmp_path), optimize.Optimizer()
-    held.create(wire.create("a", SPEC))
+    held.create(messages.create("a", SPEC))
     write(held, gallery(300))
     collection = held.get("a")
 
@@ -271,7 +271,7 @@ def test_a_child_whose_parent_is_gone_touches_nothing(tmp_path: Path) -> None:
 
 def test_the_sparse_copy_is_the_shard(tmp_path: Path) -> None:
     held = Shards(tmp_path / "data")
-    held.create(wire.create("a", SPEC))
+    held.create(messages.create("a", SPEC))
     write(held, gallery(100))
     source = held.get("a").path
     optimize.copy(source, tmp_path / "copy")
@@ -288,11 +288,11 @@ def test_the_sparse_copy_is_the_shard(tmp_path: Path) -> None:
 def linked(tmp_path: Path) -> Iterator[Collection]:
     """A collection of 2,500 points with their graph, and of 100 without."""
     held, optimizer = Shards(tmp_path / "data"), optimize.Optimizer()
-    held.create(wire.create("a", SPEC))
+    held.create(messages.create("a", SPEC))
     collection = held.get("a")
     try:
         for field, kind in PAYLOAD.items():
-            collection.index_field(wire.field_index("a", field, kind).SerializeToString())
+            collection.index_field(messages.field_index("a", field, kind).SerializeToString())
         write(held, gallery(2500))
         optimizer.request(collection)
         until(lambda: not optimizer.busy(collection))
@@ -323,10 +323,10 @@ def test_a_copy_shares_with_the_shard_what_edge_only_reads(linked: Collection, t
 def test_what_is_written_and_removed_after_a_copy_is_not_in_it(linked: Collection, tmp_path: Path) -> None:
     optimize.copy(linked.path, tmp_path / "copy")
     before = {path: path.read_bytes() for path in (tmp_path / "copy").rglob("*") if path.is_file()}
-    ids = [wire.point_id(id_of(number)) for number in range(600)]
+    ids = [messages.point_id(id_of(number)) for number in range(600)]
     rewritten = revised(range(600, 1200), 3)
     vectors = checks.prepare(SPEC, [point.vector for point in rewritten])
-    linked.write("Upsert", wire.upsert("a", rewritten, vectors).SerializeToString(), [])
+    linked.write("Upsert", messages.upsert("a", rewritten, vectors).SerializeToString(), [])
     gone = pb.DeletePoints(points=pb.PointsSelector(points=pb.PointsIdsList(ids=ids)))
     linked.write("Delete", gone.SerializeToString(), [])
     linked.ask("Flush", b"")
@@ -383,7 +383,7 @@ def test_linking_yields_to_whoever_asks(linked: Collection) -> None:
 def test_a_write_in_progress_when_the_shadow_catches_up_is_in_the_new_shard(tmp_path: Path) -> None:
     """A writer has said what it touches and not yet written it; the shadow must not take that for done."""
     held = Shards(tmp_path)
-    held.create(wire.create("a", SPEC))
+    held.create(messages.create("a", SPEC))
     write(held, gallery(10))
     collection = held.get("a")
     announced, go_on = threading.Event(), threading.Event()
@@ -414,9 +414,9 @@ def test_a_write_in_progress_when_the_shadow_catches_up_is_in_the_new_shard(tmp_
 
 def test_the_shadow_has_what_only_the_log_holds_and_nobody_waits_for_a_flush(tmp_path: Path) -> None:
     held = Shards(tmp_path)
-    held.create(wire.create("a", SPEC))
+    held.create(messages.create("a", SPEC))
     collection = held.get("a")
-    collection.index_field(wire.field_index("a", "study", "id").SerializeToString())
+    collection.index_field(messages.field_index("a", "study", "id").SerializeToString())
     write(held, gallery(300))
     write(held, revised(range(100), 9))
     gone = pb.DeletePoints(collection_name="a")
@@ -445,7 +445,7 @@ def test_the_shadow_has_what_only_the_log_holds_and_nobody_waits_for_a_flush(tmp
 def test_an_engine_that_ends_while_its_shard_is_copied_is_loaded_again_after_that(tmp_path: Path) -> None:
     """As it is loaded it empties its log into the segments: of these the copy would have the old, of that the new."""
     held = Shards(tmp_path)
-    held.create(wire.create("a", SPEC))
+    held.create(messages.create("a", SPEC))
     write(held, gallery(300))
     collection = held.get("a")
     asking = threading.Thread(target=collection.info)
@@ -469,7 +469,7 @@ def test_a_shard_in_use_outlives_a_disk_that_does_not_confirm_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, ends: bool
 ) -> None:
     held = Shards(tmp_path)
-    held.create(wire.create("a", SPEC))
+    held.create(messages.create("a", SPEC))
     write(held, gallery(300))
     collection = held.get("a")
     before = collection._engine
@@ -541,7 +541,7 @@ def test_engines_end_with_the_process_that_owns_them(tmp_path: Path) -> None:
 @pytest.fixture
 def service(tmp_path: Path) -> Iterator[Service]:
     """A shard of 1,024 dimensions in this process."""
-    request = wire.create("a", Spec(dim=1024))
+    request = messages.create("a", Spec(dim=1024))
     edge.EdgeShard.create(str(tmp_path), translate.config_of(request, wal=True)).close()
     made = Service(tmp_path, translate.layout_of(request))
     yield made
@@ -551,7 +551,7 @@ def service(tmp_path: Path) -> Iterator[Service]:
 def written(service: Service, numbers: range) -> None:
     rows = matrix(len(numbers), dim=1024)
     points = [Point(id=id_of(n), vector=row, payload={"revision": 1}) for n, row in zip(numbers, rows, strict=True)]
-    service.upsert(wire.upsert("a", points, rows))
+    service.upsert(messages.upsert("a", points, rows))
 
 
 def test_a_write_is_acknowledged_when_the_log_and_its_names_are_on_disk(
@@ -570,7 +570,9 @@ def test_a_write_is_acknowledged_when_the_log_and_its_names_are_on_disk(
     assert {str(path) for path in tmp_path.glob("wal/open-*")} <= synced
     assert str(tmp_path / "wal") in synced
     synced.clear()
-    service.delete(pb.DeletePoints(points=pb.PointsSelector(points=pb.PointsIdsList(ids=[wire.point_id(id_of(3))]))))
+    service.delete(
+        pb.DeletePoints(points=pb.PointsSelector(points=pb.PointsIdsList(ids=[messages.point_id(id_of(3))])))
+    )
     assert {str(path) for path in tmp_path.glob("wal/open-*")} <= synced
 
 
@@ -588,7 +590,7 @@ def test_a_shard_that_has_no_log_is_flushed_at_every_write(tmp_path: Path) -> No
         running.stop()
         shard = running.data / "a" / "shard.0"
         shutil.rmtree(shard)
-        edge.EdgeShard.create(str(shard), translate.config_of(wire.create("a", SPEC), wal=False)).close()
+        edge.EdgeShard.create(str(shard), translate.config_of(messages.create("a", SPEC), wal=False)).close()
         running.start()
         with closing(running.store()) as store:
             store.open("a").write(gallery(30))

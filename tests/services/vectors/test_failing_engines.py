@@ -17,7 +17,7 @@ from services.vectors.nursery import Nursery
 from services.vectors.refused import Refused
 from services.vectors.server import THREADS
 from services.vectors.shards import CALLS, Shards
-from shared.index import checks, wire
+from shared.index import checks, messages
 from shared.index.base import Damaged, Query, Spec
 from shared.index.protobuf import pb
 from tests.contracts import engines
@@ -60,11 +60,11 @@ def test_a_collection_whose_engine_does_not_start_is_named_and_can_be_dropped(tm
     held = Shards(tmp_path, partial(Nursery, loads_within_s=0.001))
     try:
         with pytest.raises(Refused, match="cannot be loaded"):
-            held.create(wire.create("a", SPEC))
+            held.create(messages.create("a", SPEC))
         assert held.names() == ["a"]
         held._nursery._limits["loads_within_s"] = 60.0
         assert held.drop("a")
-        held.create(wire.create("a", SPEC))
+        held.create(messages.create("a", SPEC))
         assert held.get("a").info().points_count == 0
     finally:
         held.close()
@@ -74,7 +74,7 @@ def test_a_collection_that_could_not_be_loaded_is_tried_again_when_asked_for_aft
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = Shards(tmp_path)
-    first.create(wire.create("a", SPEC))
+    first.create(messages.create("a", SPEC))
     away = first.get("a").path.rename(tmp_path / ".away")
     first.close()
     held = Shards(tmp_path)
@@ -92,7 +92,7 @@ def test_a_collection_that_could_not_be_loaded_is_tried_again_when_asked_for_aft
 def test_what_is_damaged_stays_so_when_it_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "PAUSE_S", 0.0)
     first = Shards(tmp_path)
-    first.create(wire.create("a", SPEC))
+    first.create(messages.create("a", SPEC))
     (first.get("a").path / "edge_config.json").write_text("{")
     first.close()
     held = Shards(tmp_path)
@@ -112,11 +112,11 @@ def test_what_is_damaged_stays_so_when_it_is_tried_again(tmp_path: Path, monkeyp
 def test_what_the_disk_keeps_of_a_dropped_collection_is_not_in_the_way_of_the_next(tmp_path: Path) -> None:
     held = Shards(tmp_path)
     try:
-        held.create(wire.create("a", SPEC))
+        held.create(messages.create("a", SPEC))
         (tmp_path / ".gone.a" / "shard.0").mkdir(parents=True)
         assert held.drop("a")
         assert held.names() == []
-        held.create(wire.create("a", SPEC))
+        held.create(messages.create("a", SPEC))
     finally:
         held.close()
     assert [path.name for path in tmp_path.iterdir() if not path.name.startswith(".")] == ["a", "lock"]
@@ -127,10 +127,10 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shards]:
     """One collection of ten points, whose engine is given little time."""
     monkeypatch.setattr(shards, "SILENT_S", 0.2)
     held = Shards(tmp_path, partial(Nursery, answers_within_s=1.5))
-    held.create(wire.create("a", SPEC))
+    held.create(messages.create("a", SPEC))
     points = gallery(10)
     vectors = checks.prepare(SPEC, [point.vector for point in points])
-    request = wire.upsert("a", points, vectors)
+    request = messages.upsert("a", points, vectors)
     held.get("a").write("Upsert", request.SerializeToString(), [point.id.uuid for point in request.points])
     yield held
     held.close()
@@ -169,7 +169,7 @@ def test_a_hung_engine_is_noticed_when_nobody_asks(tmp_path: Path, monkeypatch: 
     monkeypatch.setattr(shards, "SILENT_S", 0.2)
     held = Shards(tmp_path, partial(Nursery, answers_within_s=1.5))
     try:
-        held.create(wire.create("a", SPEC))
+        held.create(messages.create("a", SPEC))
         (before,) = children(held._nursery._process.pid)
         hang(held)
         seen, until = [], time.monotonic() + 30

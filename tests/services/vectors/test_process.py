@@ -17,7 +17,7 @@ import pytest
 
 from services.vectors import shards
 from shared.errors import Invalid, Unavailable
-from shared.index import wire
+from shared.index import messages
 from shared.index.base import Damaged, Point, Query, Spec
 from shared.index.protobuf import pb
 from shared.index.qdrant import QdrantStore, translated
@@ -170,7 +170,7 @@ def test_it_ends_with_zero_when_asked(tmp_path: Path, number: int) -> None:
 
 def test_a_nearly_full_disk_is_refused_before_edge_meets_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     held = shards.Shards(tmp_path / "data")
-    held.create(wire.create("a", Spec(dim=DIM)))
+    held.create(messages.create("a", Spec(dim=DIM)))
     monkeypatch.setattr(shards, "MIN_FREE_BYTES", 2**62)
     with pytest.raises(shards.Refused) as caught:
         held.get("a").write("Upsert", b"", [])
@@ -221,7 +221,7 @@ def test_an_address_that_is_none_is_refused() -> None:
 
 
 def test_a_collection_of_somebody_else_is_not_taken_for_ours(running: engines.VectorsProcess) -> None:
-    request = wire.create("foreign", Spec(dim=DIM))
+    request = messages.create("foreign", Spec(dim=DIM))
     request.ClearField("metadata")
     with grpc.insecure_channel(f"unix://{running.socket}") as channel, closing(running.store()) as store:
         pb.CollectionsStub(channel).Create(request, metadata=[("api-key", engines.KEY)])
