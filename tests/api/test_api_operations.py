@@ -209,7 +209,7 @@ def test_a_retry_looks_at_refused_files_again(client, archive, folder):
 def turns(archive, tmp_path, monkeypatch):
     """A folder of so many files that are no studies, and workers that have no time for more than two of them."""
     monkeypatch.setattr(workers.ingest, "runtime", lambda: archive.rt)
-    monkeypatch.setattr(workers.ingest, "TURN_S", 0.0)
+    monkeypatch.setattr("shared.pipeline.turns.TURN_S", 0.0)
     monkeypatch.setattr(scan, "BATCH", 2)
 
     def make(name, count):

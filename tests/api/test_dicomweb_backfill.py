@@ -13,7 +13,7 @@ import sqlalchemy as sa
 import workers.pull
 from services.api.app import create
 from shared.config import DicomwebSource
-from shared.pipeline import encode, project, pull
+from shared.pipeline import encode, project, pull, turns
 from shared.store import operations
 from shared.store.keys import Scope
 from shared.types import Job
@@ -118,7 +118,7 @@ def test_a_second_pull_brings_nothing_twice_and_a_retry_is_one(client, roomy, so
 
 
 def test_turn_by_turn_it_goes_on_where_the_row_says(client, roomy, source, worker, monkeypatch):
-    monkeypatch.setattr(workers.pull, "TURN_S", 0.0)
+    monkeypatch.setattr(turns, "TURN_S", 0.0)
     operation_id = begin(client).json()["id"]
     worker()
     told = show(client, operation_id)
@@ -134,7 +134,7 @@ def test_turn_by_turn_it_goes_on_where_the_row_says(client, roomy, source, worke
 
 
 def test_a_cancelled_pull_stops_and_keeps_what_it_has(client, roomy, source, worker, monkeypatch):
-    monkeypatch.setattr(workers.pull, "TURN_S", 0.0)
+    monkeypatch.setattr(turns, "TURN_S", 0.0)
     operation_id = begin(client).json()["id"]
     worker()
     assert client.post(f"/v1/operations/{operation_id}:cancel").json()["state"] == "cancelled"
@@ -151,7 +151,7 @@ def test_outside_its_hours_it_rests(client, roomy, source, worker):
     with roomy.rt.transaction() as db:
         row = operations.get(db, operation_id)
         wait_s = (row.not_before - datetime.now(UTC)).total_seconds()
-    assert 0 < wait_s <= workers.pull.LOOK_S
+    assert 0 < wait_s <= turns.LOOK_S
     assert row.state == "running"
 
 

@@ -1,0 +1,219 @@
+"""A worker's turn at a scan or at a pull: either may take days, and they wait in the same queue."""
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import date, datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from shared.datasets import importers
+from shared.datasets.folder import LabelTable, read_labels
+from shared.datasets.record import categories, label_table
+from shared.log import get
+from shared.pipeline import pull, scan
+from shared.pipeline.dicomweb import Access, Archive
+from shared.pipeline.lease import turn
+from shared.pipeline.pace import Hours
+from shared.pipeline.pull import Pull
+from shared.pipeline.receive import Inspector, Rules
+from shared.store import files, operations
+from shared.store.blobs import Blobs
+from shared.store.operations import Held
+from shared.store.session import Begin, enqueue
+from shared.types import Job
+
+log = get(__name__)
+
+LEASE_S = 30.0
+TURN_S = 60.0  #: after so long whoever waits gets a turn
+FOLDER_AWAY_S = 10.0  #: until a scan looks again for what was away
+ARCHIVE_AWAY_S = 30.0  #: until a pull asks again for what was away: the other archive, the disk or an engine
+LOOK_S = 600.0  #: outside the hours of a pull, so often is looked whether it was cancelled
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Watch:
+    """How a folder is scanned again and again."""
+
+    rules: Rules
+    rest_s: float  #: between two rounds
+
+
+def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, watch: Watch, *, alive: Callable[[], None]) -> bool:
+    """One due scan has had a turn, or one round of a watch; True: call again, there may be more to do."""
+    with begin() as db:
+        held = operations.claim(db, "scan", LEASE_S)
+        if held is None:
+            return False
+        row = operations.get(db, held.id)
+        progress = scan.Progress.of(row.counts, row.done, row.total)
+    lasting = bool(held.params.get("watch"))
+    with turn(begin, held, LEASE_S, FOLDER_AWAY_S, lasting=lasting):
+        said = said_of(held.params)
+        one = _Scan(held, said, alive)
+        scan.scan(
+            begin,
+            inspector,
+            Path(held.params["path"]),
+            table=said.table,
+            rules=replace(watch.rules if lasting else rules, skip=said.skip),
+            operation_id=held.id,
+            report=one.report,
+            progress=progress,
+            alive=alive,
+        )
+        with begin() as db:
+            one.leave(db, progress, watch.rest_s if lasting else None)
+    return True
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What is known of a folder's images before they are looked at."""
+
+    table: LabelTable | None = None
+    skip: frozenset[bytes] = frozenset()  #: files that are no studies
+    counts: Mapping[str, int] = field(default_factory=dict)  #: of a published set: what is odd about it, its labels
+
+
+def said_of(params: Mapping[str, Any]) -> Said:
+    """Raises: `Invalid` where table or data set cannot be read."""
+    if dataset := params.get("dataset"):
+        found = importers.read(dataset, Path(params["path"]))
+        odd = {f"dataset:{kind}": count for kind, count in sorted(found.warnings.items())}
+        labels = {f"label:{kind}": count for kind, count in sorted(categories(found.records).items())}
+        return Said(label_table(found), frozenset(os.fsencode(path) for path in found.others), odd | labels)
+    if table := params.get("labels"):
+        return Said(read_labels(Path(table)), frozenset({os.fsencode(table)}))
+    return Said()
+
+
+@dataclass(slots=True)
+class _Scan:
+    """One turn at a scan."""
+
+    held: Held
+    said: Said
+    alive: Callable[[], None]
+    stopped: bool = False  #: cancelled, or another's by now
+    until: float = 0.0  #: known at the first report: a turn that only finds its place again would never end
+
+    def report(self, db: Session, progress: scan.Progress) -> bool:
+        """How far it is stands on its row; False: it is over, or gives way to others."""
+        self.alive()
+        self.stopped = not self._tell(db, progress)
+        self.until = self.until or time.monotonic() + TURN_S
+        return not self.stopped and not (time.monotonic() >= self.until and _others_wait(db))
+
+    def leave(self, db: Session, progress: scan.Progress, rest_s: float | None) -> None:
+        """The row says what comes next; after a round of a watch a rest of `rest_s`."""
+        state = "cancelled" if self.stopped else "resting" if progress.cursor else "scanned"
+        if rest_s is None or self.stopped:  # a watch looks every few seconds
+            log.info("scanned", operation_id=str(self.held.id), state=state, done=progress.done, total=progress.total)
+        if self.stopped:
+            operations.end(db, self.held, "cancelled")
+        elif progress.cursor:
+            operations.rest(db, self.held, 0)  # it is due again, behind those who wait
+        elif rest_s is not None:
+            self._tell(db, progress)
+            operations.rest(db, self.held, rest_s)
+        else:
+            self._tell(db, progress, scanned=True)
+            enqueue(db, Job.PROJECT)  # it also ends operations that have nothing left to do
+
+    def _tell(self, db: Session, progress: scan.Progress, **more: object) -> bool:
+        counts = progress.to_json(**more, **self.said.counts)
+        return operations.progress(
+            db, self.held, done=progress.done, total=progress.total, counts=counts, lease_s=LEASE_S
+        )
+
+
+def _others_wait(db: Session) -> bool:
+    """Another scan, a pull, or sent files that are to be read again."""
+    return any(operations.due(db, kind) for kind in ("scan", pull.KIND)) or bool(files.again(db, 0, 1))
+
+
+def advance_pull(
+    begin: Begin,
+    inspector: Inspector,
+    blobs: Blobs,
+    access_of: Callable[[str, Mapping[str, str]], Access],
+    rules: Rules,
+    *,
+    most: int,
+    alive: Callable[[], None],
+) -> bool:
+    """One due pull has had a turn; True: call again, there may be more to do.
+
+    Args:
+        access_of: how to reach an archive, by its name or address and what the operation has of user and secrets.
+        most: bytes of one file.
+    """
+    with begin() as db:
+        held = operations.claim(db, pull.KIND, LEASE_S)
+        if held is None:
+            return False
+        row = operations.get(db, held.id)
+        progress = pull.Progress.of(row.counts, row.total or 0)
+    params, until = held.params, time.monotonic() + TURN_S
+
+    def report(db: Session, progress: pull.Progress) -> bool:
+        alive()
+        counts, done, total = progress.to_json(), progress.done, max(progress.total, progress.done)
+        return operations.progress(db, held, done=done, total=total, counts=counts, lease_s=LEASE_S)
+
+    with turn(begin, held, LEASE_S, ARCHIVE_AWAY_S):
+        if closed_s := _closed_s(params):
+            with begin() as db:
+                operations.rest(db, held, min(closed_s, LOOK_S))
+            return True
+        own: dict[str, str] = {name: params[name] for name in ("user", "password_file", "token_file") if name in params}
+        access = access_of(params["source"], own)
+        with Archive(access) as archive:
+            one = Pull(
+                begin=begin,
+                inspector=inspector,
+                blobs=blobs,
+                archive=archive,
+                plan=_plan(params),
+                progress=progress,
+                origin=pull.origin_of(access.url, held.id),
+                rules=rules,
+                report=report,
+                over=lambda: time.monotonic() > until or _closed_s(params) > 0,
+                alive=alive,
+                most=most,
+            )
+            _carry_on(held, one)
+    return True
+
+
+def _closed_s(params: Mapping[str, Any]) -> float:
+    hours = params.get("between")
+    return Hours.read(hours).closed_s(datetime.now().astimezone()) if hours else 0.0
+
+
+def _plan(params: Mapping[str, Any]) -> pull.Plan:
+    first, last = (date.fromisoformat(params[name]) if name in params else None for name in ("first", "last"))
+    return pull.Plan(query=params["query"], first=first, last=last, rate_per_s=params.get("rate"))
+
+
+def _carry_on(held: Held, one: Pull) -> None:
+    """The next turn is due, or it was cancelled, or the images are all that is waited for."""
+    try:
+        done = one.run()
+    except pull.Stopped:
+        with one.begin() as db:
+            operations.end(db, held, "cancelled")
+        return
+    with one.begin() as db:
+        if not done:
+            operations.rest(db, held, 0)
+            return
+        counts, files_done = one.progress.to_json(scanned=True), one.progress.done
+        operations.progress(db, held, done=files_done, total=files_done, counts=counts, lease_s=LEASE_S)
+        enqueue(db, Job.PROJECT)  # it also ends operations that have nothing left to do
