@@ -76,8 +76,8 @@ def late_writer(platform: Platform, folder: Path) -> dict[str, Path]:
         for image in range(2):
             tiny.write(folder / f"{study:05}-{image}.dcm", study, image, version=1)
     look(platform, folder)
-    fresh = encode.claim(platform.begin, platform.encoder, replace(platform.effort, batch=8))
-    encode.settle(platform.begin, fresh, batch.forward(batch.decode(platform.sandbox, fresh), platform.encoder))
+    while (fresh := encode.claim(platform.begin, platform.encoder, platform.effort)).claimed:  # each alone
+        encode.settle(platform.begin, fresh, batch.forward(batch.decode(platform.sandbox, fresh), platform.encoder))
     encode.settle(platform.begin, late, stale)
     platform.project()
     return files
