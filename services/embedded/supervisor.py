@@ -32,7 +32,7 @@ LOUD_AFTER = 3  #: failures in a row from which on the terminal is told each tim
 
 def back_off_s(failures: int) -> float:
     """How long to wait before the next start: at once, then doubling up to half a minute."""
-    return 0.0 if failures <= 1 else min(30.0, 0.25 * 2.0 ** (failures - 2))
+    return 0.0 if failures <= 1 else min(30.0, 0.25 * 2.0 ** min(failures - 2, 10))
 
 
 @dataclass

@@ -196,6 +196,10 @@ def test_the_waits_between_starts_double_up_to_half_a_minute():
     assert waits[-1] == 30.0
 
 
+def test_a_part_that_has_failed_for_a_week_is_still_started_again():
+    assert back_off_s(20_000) == 30.0
+
+
 def test_a_second_supervisor_on_the_same_home_is_refused_with_a_clear_sentence(stack):
     one = stack({"name": "api"})
     one.start()
