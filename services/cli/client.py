@@ -68,7 +68,8 @@ class Client:
 
     Args:
         home: where a server of this machine keeps its files.
-        patience_s: a 429, a 503 or a connection that breaks off is tried again for so long.
+        patience_s: a 429, a 503 or a server that is gone for a moment is tried again for so long; so is a connection
+            that breaks off, where asking twice does no harm.
         say: told once, before the first wait.
     """
 
@@ -146,7 +147,12 @@ class Client:
         except (httpx.ReadTimeout, httpx.WriteTimeout):  # not asked again: what was begun may be under way
             said = f"{self.url} has not answered within {ANSWERS_WITHIN_S:g} s; it may still do what was asked"
             raise SimilisError(said) from None
-        except httpx.TransportError as error:
+        except (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError) as error:
+            said = f"the connection to {self.url} broke off ({type(error).__name__})"
+            if method == "GET" or "Idempotency-Key" in what.get("headers", {}):
+                raise Unavailable(said, retry_after_s=1) from None
+            raise SimilisError(f"{said}; it may still do what was asked") from None
+        except httpx.TransportError as error:  # it never got there
             if (refused := _tls(error)) is not None:
                 raise Invalid(f"{self.url} {refused}") from None
             if self._spoke:  # it was there a moment ago: restarted by its supervisor

@@ -1,10 +1,15 @@
 """Finding the server, showing the key, waiting politely, and saying what is wrong in one sentence."""
 
 import json
+import re
 import shutil
 import socket
+import socketserver
 import ssl
+import threading
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 
 import pytest
 
@@ -173,6 +178,48 @@ def test_a_server_that_is_slow_to_answer_is_neither_called_absent_nor_asked_twic
         silent.settimeout(0.2)
         with pytest.raises(TimeoutError):
             silent.accept()
+
+
+@contextmanager
+def breaking_off(number: int) -> Iterator[tuple[str, list[bytes]]]:
+    """A server that reads each request, and hangs up on the one of this number without an answer; what it has read."""
+    asked: list[bytes] = []
+
+    class Handler(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            head = b"".join(iter(self.rfile.readline, b"\r\n"))
+            length = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
+            self.rfile.read(int(length[1]) if length else 0)
+            asked.append(head)
+            if len(asked) != number:
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{}")
+
+    with socketserver.TCPServer(("127.0.0.1", 0), Handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{listening.server_address[1]}", asked
+        listening.shutdown()
+        thread.join()
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_what_was_asked_when_the_connection_broke_off_may_have_been_done_and_is_not_asked_twice(number):
+    with breaking_off(number) as (url, asked), Client(url, "") as client:
+        for _ in range(1, number):
+            client.get("/v1/keys")
+        with pytest.raises(SimilisError, match=r"broke off.*may still do") as raised:
+            client.post("/v1/keys", json={"name": "viewer"})
+        assert type(raised.value) is SimilisError
+    assert len(asked) == number
+
+
+def test_what_does_no_harm_twice_is_asked_again_when_the_connection_breaks_off():
+    with breaking_off(1) as (url, asked), Client(url, "") as client:
+        assert client.get("/v1/keys") == {}
+    assert len(asked) == 2
+    with breaking_off(1) as (url, asked), Client(url, "") as client:
+        assert client.post("/v1/ingest/scans", json={}, headers={"Idempotency-Key": "one"}) == {}
+    assert len(asked) == 2
 
 
 @pytest.mark.parametrize(
