@@ -10,7 +10,7 @@ import numpy as np
 
 from shared.datasets.collection import Collection
 from shared.datasets.development import VAL, hold_out
-from shared.datasets.folder import SUFFIXES, LabelTable, Row, read_labels
+from shared.datasets.folder import LabelTable, Row, read_labels
 from shared.errors import Invalid, NotFound, Rejected
 from shared.imaging.recipe import Pad, Recipe
 from shared.imaging.sandbox import Sandbox
@@ -54,11 +54,13 @@ def labelled(
 def images_of(folder: Path, recipe: Recipe, counted: Counter[str]) -> Iterator[tuple[Path, Decoded]]:
     """The images below the folder, in the order of their paths; `counted` says how many files are none.
 
+    As at the intake a file's name says nothing: media and archives have images without an extension.
+
     Raises: `NotFound` where there is no such folder.
     """
     if not folder.is_dir():
         raise NotFound("there is no such folder of images")
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
     with Sandbox() as sandbox:
         for at in range(0, len(paths), _BATCH):
             part = paths[at : at + _BATCH]

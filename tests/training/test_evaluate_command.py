@@ -2,11 +2,13 @@ import csv
 import errno
 import json
 import os
+import shutil
 
 import numpy as np
 import pytest
 import typer
 from PIL import Image
+from pydicom.data import get_testdata_file
 from typer.testing import CliRunner
 
 from shared.datasets import development
@@ -85,7 +87,7 @@ def test_what_was_left_out_is_counted(model, archive):
     subjects, vectors = of_folder(load(model), archive, archive / "labels.csv", "birads")
     assert len(subjects) == len(vectors.embeddings) == 58
     assert list(subjects.grades) == [1, 3, 5]
-    assert "1 files not decoded" in subjects.note
+    assert "2 files not decoded" in subjects.note  # the broken one, and the table
     assert "3 files without a label" in subjects.note  # the unknown one, and two of BI-RADS 0
 
 
@@ -111,7 +113,7 @@ def test_rows_and_vectors_belong_together(model, archive):
 
 
 def test_a_table_without_a_label_of_any_file_is_refused(model, archive):
-    with pytest.raises(Invalid, match="1 files not decoded; 61 files without a label"):
+    with pytest.raises(Invalid, match="2 files not decoded; 61 files without a label"):
         of_folder(load(model), archive, archive / "labels.csv", "density")
     with pytest.raises(NotFound, match="no such folder of images"):
         of_folder(load(model), archive / "absent", archive / "labels.csv", "birads")
@@ -229,7 +231,7 @@ def test_vectors_of_a_folder_are_written_with_the_file_of_each_row(model, archiv
     done = runner(encode_command)(model, archive, out)
     assert done.exit_code == 0, done.output
     assert done.stdout.split() == [str(out)]
-    assert "61 images; 1 files not decoded" in done.stderr
+    assert "61 images; 2 files not decoded" in done.stderr
     with (tmp_path / "vectors.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == sorted(path.name for path in archive.glob("*.png") if path.stem != "broken")
@@ -242,6 +244,19 @@ def test_vectors_of_a_folder_are_written_with_the_file_of_each_row(model, archiv
     with pytest.raises(Conflict):
         runner(encode_command)(model, archive, out)
     assert runner(encode_command)(model, archive, tmp_path / "vectors.txt").exit_code == 2
+
+
+def test_a_file_is_an_image_by_what_it_holds_and_not_by_its_name(model, tmp_path):
+    images, table = tmp_path / "images", tmp_path / "labels.csv"
+    images.mkdir()
+    shutil.copy(get_testdata_file("CT_small.dcm"), images / "IM000001")
+    (images / "DICOMDIR").write_bytes(b"no picture")
+    table.write_text("file,birads\nIM000001,2\n")
+    done = runner(encode_command)(model, images, tmp_path / "vectors.npy")
+    assert done.exit_code == 0, done.output
+    assert "1 images; 1 files not decoded" in done.stderr
+    subjects, _ = of_folder(load(model), images, table, "birads")
+    assert len(subjects) == 1
 
 
 def test_vectors_that_cannot_be_written_leave_no_table_of_them(model, archive, tmp_path, monkeypatch):
