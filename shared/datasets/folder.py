@@ -3,7 +3,7 @@
 import csv
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import date
 from functools import lru_cache
@@ -96,20 +96,38 @@ class LabelTable:
         In order: its path relative to `root`; the longest ending of its path, down to its name; the same without
         the extension, unless two rows share it; its SOP Instance UID, which may be its name; its study.
         """
+        return self._by_name(root, path) or self.by_uid(path, sop_instance_uid=sop_instance_uid, study_uid=study_uid)
+
+    def by_uid(self, path: Path, *, sop_instance_uid: str = "", study_uid: str = "") -> Row | None:
+        """The row of a file by its SOP Instance UID, which may be its name, else by its study."""
+        return (
+            self.instances.get(sop_instance_uid)
+            or self.instances.get(_stem(_key(path.name)))
+            or self.studies.get(study_uid)
+        )
+
+    def namesakes(self, root: Path, paths: Iterable[Path]) -> set[Path]:
+        """Files of several folders that one row means by the ending of their paths: it cannot be about all of them.
+
+        A file that stands at the very path of the row is not among them.
+        """
+        meant: dict[int, list[Path]] = {}  # by row, not by what it says: two rows may say the same
+        for path in paths:
+            if (row := self._by_name(root, path)) is not None:
+                meant.setdefault(id(row), []).append(path)
+        several = (alike for alike in meant.values() if len({path.parent for path in alike}) > 1)
+        return {path for alike in several for path in alike if _inner(root, path) not in self.files}
+
+    def _by_name(self, root: Path, path: Path) -> Row | None:
         parts = _key(path.as_posix()).split("/")
-        inner = _key(path.relative_to(root).as_posix()) if path.is_relative_to(root) else ""
-        names = [inner, *("/".join(parts[n:]) for n in range(len(parts)))]
+        names = [_inner(root, path), *("/".join(parts[n:]) for n in range(len(parts)))]
         for name in names:
             if name in self.files:
                 return self.files[name]
         for name in names:
             if (row := self.stems.get(_stem(name))) is not None:
                 return row
-        return (
-            self.instances.get(sop_instance_uid)
-            or self.instances.get(_stem(_key(path.name)))
-            or self.studies.get(study_uid)
-        )
+        return None
 
 
 def read_labels(path: Path) -> LabelTable:
@@ -271,6 +289,11 @@ def _key(path: str) -> str:
     if parts:
         parts[-1] = re.sub(r"\s+(\.\w+)$", r"\1", parts[-1])
     return "/".join(parts)
+
+
+def _inner(root: Path, path: Path) -> str:
+    """The key of a file's path below the root; empty where it is elsewhere."""
+    return _key(path.relative_to(root).as_posix()) if path.is_relative_to(root) else ""
 
 
 def _stem(key: str) -> str:

@@ -1,7 +1,7 @@
 """One's own archive: a folder of DICOM, PNG or JPEG files and a table of labels, by the platform's own decoding."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -34,13 +34,20 @@ def labelled(
 ) -> Iterator[Labelled]:
     """The files below the folder that have a label, in the order of their paths; `counted` says what was left out.
 
-    BI-RADS 0, which is no point of the scale, counts as no label.
+    BI-RADS 0, which is no point of the scale, counts as no label. A row that means files of several folders by one
+    name labels none of them, unless the table has their UIDs.
 
     Raises: `NotFound` where there is no such folder.
     """
-    for path, decoded in images_of(folder, recipe, counted):
+    paths = files_of(folder)
+    alike = table.namesakes(folder, paths)
+    for path, decoded in images_of(paths, recipe, counted):
         header = decoded.header
-        row = table.find(folder, path, sop_instance_uid=header.sop_instance_uid, study_uid=header.study_instance_uid)
+        uids = {"sop_instance_uid": header.sop_instance_uid, "study_uid": header.study_instance_uid}
+        row = table.by_uid(path, **uids) if path in alike else table.find(folder, path, **uids)
+        if row is None and path in alike:
+            counted["whose name in the table is another's, too"] += 1
+            continue
         value = None if row is None else getattr(row.labels, label)
         if row is None or value is None or (label == "birads" and value == 0):
             counted["without a label"] += 1
@@ -51,16 +58,18 @@ def labelled(
         yield Labelled(row, decoded, str(value), patient or study or str(path))
 
 
-def images_of(folder: Path, recipe: Recipe, counted: Counter[str]) -> Iterator[tuple[Path, Decoded]]:
-    """The images below the folder, in the order of their paths; `counted` says how many files are none.
-
-    As at the intake a file's name says nothing: media and archives have images without an extension.
+def files_of(folder: Path) -> list[Path]:
+    """Every file below the folder: as at the intake its name says nothing, and media have images without an extension.
 
     Raises: `NotFound` where there is no such folder.
     """
     if not folder.is_dir():
         raise NotFound("there is no such folder of images")
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return sorted(path for path in folder.rglob("*") if path.is_file())
+
+
+def images_of(paths: Sequence[Path], recipe: Recipe, counted: Counter[str]) -> Iterator[tuple[Path, Decoded]]:
+    """The images among the files, in their order; `counted` says how many files are none."""
     with Sandbox() as sandbox:
         for at in range(0, len(paths), _BATCH):
             part = paths[at : at + _BATCH]

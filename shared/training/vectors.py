@@ -12,7 +12,7 @@ from shared.datasets.collection import Collection
 from shared.datasets.folder import LabelTable, Row, read_labels
 from shared.encoder.base import Encoder
 from shared.errors import Invalid
-from shared.training.archive import Label, images_of, labelled, told
+from shared.training.archive import Label, files_of, images_of, labelled, told
 from shared.training.evaluate import Space
 from shared.training.protocols import Subjects
 from shared.types import Codes, Decoded, Embeddings, Pixels
@@ -85,7 +85,7 @@ def of_files(encoder: Encoder, folder: Path) -> tuple[list[tuple[Path, int]], Ve
     rows: list[tuple[Path, int]] = []
 
     def pixels() -> Iterator[Pixels]:
-        for path, decoded in images_of(folder, encoder.card.recipe, counted):
+        for path, decoded in images_of(files_of(folder), encoder.card.recipe, counted):
             rows.extend((path, frame) for frame in decoded.frames)
             yield decoded.pixels
 

@@ -101,6 +101,19 @@ def test_images_of_one_study_are_of_one_patient_where_none_is_named(model, archi
     assert "20 files of unknown patients" in subjects.note
 
 
+def test_a_row_that_names_files_of_two_patients_labels_neither(model, archive, tmp_path):
+    for place in ("P1", "P2", "P3"):
+        (tmp_path / "images" / place).mkdir(parents=True)
+        shutil.copy(archive / "29-CC.png", tmp_path / "images" / place / "L.png")
+    shutil.copy(archive / "28-CC.png", tmp_path / "images" / "P1" / "R.png")
+    shutil.copy(archive / "29-CC.png", tmp_path / "images" / "top.png")
+    (tmp_path / "labels.csv").write_text("file,patient,birads\nL.png,w1,2\nP3/L.png,w3,3\nR.png,w1,4\ntop.png,w4,5\n")
+    subjects, _ = of_folder(load(model), tmp_path / "images", tmp_path / "labels.csv", "birads")
+    assert [subjects.classes[label] for label in subjects.labels] == ["4", "3", "5"]
+    assert len(set(subjects.groups)) == 3
+    assert "2 files whose name in the table is another's, too" in subjects.note
+
+
 def test_rows_and_vectors_belong_together(model, archive):
     subjects, vectors = of_folder(load(model), archive, archive / "labels.csv", "birads")
     with Image.open(archive / "29-MLO.png") as image:
