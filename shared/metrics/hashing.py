@@ -34,7 +34,6 @@ def ball(queries: Side, gallery: Side, radii: Sequence[int]) -> PerQuery:
                 relevant=relevant,
                 length=ranking.length,
                 values={name: np.where(relevant > 0, values, np.nan) for name, values in found.items()},
-                neighbours=np.empty((len(hits), 0), np.int64),
             )
         )
     return joined(parts)

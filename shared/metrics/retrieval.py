@@ -37,7 +37,6 @@ class PerQuery:
     relevant: NDArray[np.int64]  #: (q,) relevant items in its gallery
     length: NDArray[np.int64]  #: (q,) items in its gallery: a list of k is short where this is less
     values: dict[str, Floats] = field(default_factory=dict)  #: (q,) each; NaN without a relevant item
-    neighbours: NDArray[np.int64]  #: (q, largest k) positions in the gallery; -1 where the list is short
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -71,7 +70,7 @@ class PerQuery:
 
 
 def joined(parts: Sequence[PerQuery]) -> PerQuery:
-    """The queries of several runs, one after the other; their neighbours are positions in different galleries."""
+    """The queries of several runs, one after the other."""
     if not parts:
         raise Invalid("there is nothing to join")
     arrays = {
@@ -109,7 +108,7 @@ def measure(
         if grades is not None:
             apart = np.abs(grades[queries.labels[part]][:, None] - grades[gallery.labels]).astype(np.float64)
             found |= _graded(ranking, ranking.sorted(apart), float(np.ptp(grades)), ks)
-        parts.append(_collect(queries, part, ranking, hits, found, max(ks)))
+        parts.append(_collect(queries, part, ranking, hits, found))
     return joined(parts)
 
 
@@ -225,12 +224,9 @@ def _graded(ranking: Ranking, apart: Floats, span: float, ks: Sequence[int]) -> 
 
 
 def _collect(
-    queries: Side, part: slice, ranking: Ranking, hits: NDArray[np.bool_], found: dict[str, Floats], depth: int
+    queries: Side, part: slice, ranking: Ranking, hits: NDArray[np.bool_], found: dict[str, Floats]
 ) -> PerQuery:
     relevant = hits.sum(axis=1)
-    neighbours = np.full((len(hits), depth), -1)
-    shown = ranking.order[:, :depth]
-    neighbours[:, : shown.shape[1]] = np.where(np.arange(shown.shape[1]) < ranking.length[:, None], shown, -1)
     clusters = queries.clusters if queries.clusters is not None else queries.keys
     return PerQuery(
         labels=queries.labels[part],
@@ -238,5 +234,4 @@ def _collect(
         relevant=relevant,
         length=ranking.length,
         values={name: np.where(relevant > 0, values, np.nan) for name, values in found.items()},
-        neighbours=neighbours,
     )

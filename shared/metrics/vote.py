@@ -1,27 +1,47 @@
 """Classification by the labels of the k nearest: whether a reader who trusts the list would be right."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.errors import Invalid
+from shared.metrics.ranking import Floats, Metric, Ranking, Side, chunks, expected, ties
 
 Labels = NDArray[np.int64]
 
 
-def vote(neighbours: Labels, classes: int) -> Labels:
-    """(q,) the commonest label of each row of (q, k) neighbours' labels, -1 marking an empty place.
+def votes(queries: Side, gallery: Side, *, metric: Metric, ks: Sequence[int]) -> dict[int, Labels]:
+    """For each k (q,) the commonest label among a query's k nearest; -1 where nothing is in its gallery.
 
-    Of equally common labels the one that appears first wins; a row without neighbours is -1.
+    Each of equally distant items counts as their mean, so that no vote depends on the order of storage. Of equally
+    common labels the one that appears first wins, and of several that appear at once the smallest.
     """
-    rows, k = neighbours.shape
-    counts = np.zeros((rows, classes))
-    first = np.full((rows, classes), k)
-    for place in reversed(range(k)):
-        (known,) = np.nonzero(neighbours[:, place] >= 0)
-        counts[known, neighbours[known, place]] += 1
-        first[known, neighbours[known, place]] = place
-    best = (counts - first / (k + 1)).argmax(axis=1)
-    return np.where(counts.any(axis=1), best, -1)
+    classes = range(int(gallery.labels.max()) + 1)
+    parts = []
+    for _, ranking in chunks(queries, gallery, metric):
+        front = _front(ranking, max(ks))
+        tied, near = ties(front), gallery.labels[front.order]
+        near[np.arange(near.shape[1]) >= front.length[:, None]] = -1
+        shares = np.stack([expected(near == label, tied)[:, : max(ks)] for label in classes], axis=2)
+        parts.append({k: _winners(shares[:, :k]) for k in ks})
+    return {k: np.concatenate([part[k] for part in parts]) for k in ks}
+
+
+def _front(ranking: Ranking, k: int) -> Ranking:
+    """The first k places, and what is as near as the last of them."""
+    last = ranking.distances[:, :k][:, -1:]
+    inside = np.minimum((ranking.distances <= last).sum(axis=1), ranking.length)
+    width = max(k, int(inside.max()))
+    return Ranking(ranking.order[:, :width], ranking.distances[:, :width], np.minimum(ranking.length, width))
+
+
+def _winners(shares: Floats) -> Labels:
+    """(q,) the class with the most of (q, places, classes) shares, which are 0 where the list is short."""
+    counts = shares.sum(axis=1)
+    most = counts.max(axis=1, keepdims=True)
+    first = np.where(np.isclose(counts, most, rtol=1e-9), (shares > 0).argmax(axis=1), shares.shape[1])
+    return np.where(most[:, 0] > 0, first.argmin(axis=1), -1)
 
 
 def confusion(truth: Labels, predicted: Labels, classes: int) -> NDArray[np.int64]:

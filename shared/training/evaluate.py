@@ -13,7 +13,7 @@ from shared.metrics.bootstrap import RESAMPLES
 from shared.metrics.hashing import ball, unique_codes
 from shared.metrics.ranking import Metric, Side
 from shared.metrics.retrieval import KS, PerQuery, joined, measure
-from shared.metrics.vote import vote
+from shared.metrics.vote import votes
 from shared.training.protocols import SEEDS, Fold, Rows, Subjects, protocol
 
 
@@ -89,7 +89,7 @@ def evaluate(
         if random.unanswerable == len(random):
             raise Invalid(f"{name}: of no query there is an image of its class in its gallery")
         for title, space in spaces.items():
-            found, votes = _measured(subjects, space, folds, plan)
+            found, voted = _measured(subjects, space, folds, plan)
             sizes = [len(fold.gallery) for fold in folds]
             runs.append(
                 Run(
@@ -101,7 +101,7 @@ def evaluate(
                     majority=majority,
                     seeds=np.concatenate([np.full(len(fold.queries), fold.seed) for fold in folds]),
                     rows=np.concatenate([fold.queries for fold in folds]),
-                    votes=votes,
+                    votes=voted,
                     gallery=(min(sizes), max(sizes)),
                     codes=_codes(space, folds),
                 )
@@ -124,7 +124,7 @@ def principal(vectors: NDArray[np.float32], fold: Fold, components: int) -> NDAr
 
 def _measured(subjects: Subjects, space: Space, folds: Sequence[Fold], plan: Plan) -> tuple[PerQuery, dict[int, Rows]]:
     """The figures of all folds' queries, and their class by the k nearest."""
-    parts, votes = [], []
+    parts, voted = [], []
     for fold in folds:
         vectors = space.vectors
         if plan.components is not None and space.metric != "hamming":
@@ -134,10 +134,9 @@ def _measured(subjects: Subjects, space: Space, folds: Sequence[Fold], plan: Pla
         if space.metric == "hamming":
             radii = range(0, vectors.shape[1] * 2 + 1, 2)  # up to a quarter of the bits
             found = replace(found, values=found.values | ball(queries, gallery, radii).values)
-        near = np.where(found.neighbours >= 0, gallery.labels[found.neighbours], -1)
-        votes.append({k: vote(near[:, :k], len(subjects.classes)) for k in plan.ks})
         parts.append(found)
-    return joined(parts), {k: np.concatenate([voted[k] for voted in votes]) for k in plan.ks}
+        voted.append(votes(queries, gallery, metric=space.metric, ks=plan.ks))
+    return joined(parts), {k: np.concatenate([of_fold[k] for of_fold in voted]) for k in plan.ks}
 
 
 def _sides(subjects: Subjects, vectors: NDArray[Any], fold: Fold) -> tuple[Side, Side]:

@@ -10,9 +10,30 @@ from shared.metrics.retrieval import measure
 
 
 class TestVote:
-    def test_the_commonest_label_wins_and_the_nearest_breaks_ties(self):
-        neighbours = np.array([[2, 1, 1], [2, 1, 0], [0, -1, -1], [-1, -1, -1], [1, 2, 2]])
-        assert list(vote.vote(neighbours, 3)) == [1, 2, 0, -1, 2]
+    @pytest.mark.parametrize(
+        ("labels", "winner"), [([2, 1, 1], 1), ([2, 1, 0], 2), ([0], 0), ([1, 2, 2], 2), ([2, 2, 1, 1], 2)]
+    )
+    def test_the_commonest_label_wins_and_the_nearest_breaks_ties(self, labels, winner):
+        found = vote.votes(*on_a_line(labels), metric="l2", ks=(1, 10))
+        assert (found[1][0], found[10][0]) == (labels[0], winner)
+
+    def test_a_query_without_a_neighbour_has_no_vote(self):
+        queries, gallery = on_a_line([1, 0], keys=[7, 7])
+        assert vote.votes(queries, gallery, metric="l2", ks=(1,))[1][0] == -1
+
+    def test_items_at_one_distance_vote_by_their_shares_in_whatever_order_they_are_stored(self):
+        rng = np.random.default_rng(0)
+        codes, labels = rng.integers(0, 4, size=(60, 1)).astype(np.uint8), rng.integers(0, 3, size=60)
+        queries = Side(vectors=np.arange(4, dtype=np.uint8)[:, None], labels=np.zeros(4, int))
+        found = []
+        for order in (np.arange(60), np.argsort(labels), np.argsort(-labels)):
+            gallery = Side(vectors=codes[order], labels=labels[order])
+            found.append(vote.votes(queries, gallery, metric="hamming", ks=(1, 5, 20)))
+        for k in (1, 5, 20):
+            assert np.array_equal(found[0][k], found[1][k])
+            assert np.array_equal(found[0][k], found[2][k])
+        same = [np.bincount(labels[codes[:, 0] == code]).argmax() for code in range(4)]
+        assert list(found[0][1]) == same
 
     def test_figures_equal_those_of_scikit_learn(self):
         rng = np.random.default_rng(0)
@@ -42,6 +63,14 @@ class TestVote:
     def test_a_label_of_no_class_is_refused(self):
         with pytest.raises(Invalid):
             vote.confusion(np.array([3]), np.array([0]), 2)
+
+
+def on_a_line(labels, keys=None):
+    """A query at 0 and a gallery at 1, 2, 3 ..."""
+    places = np.arange(len(labels) + 1, dtype=np.float32)[:, None]
+    own = None if keys is None else np.array(keys)
+    query = Side(vectors=places[:1], labels=np.array([0]), keys=None if own is None else own[:1])
+    return query, Side(vectors=places[1:], labels=np.array(labels), keys=own)
 
 
 def side(labels):

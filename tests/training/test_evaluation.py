@@ -203,6 +203,18 @@ class TestEvaluate:
         assert {"P@H<=2", "R@H<=0", "R@H<=4", "empty@H<=2"} <= hamming.found.values.keys()
         assert hamming.found.micro("R@H<=4") >= hamming.found.micro("R@H<=0")
 
+    def test_votes_of_codes_do_not_depend_on_the_order_of_storage(self):
+        subjects, vectors = made()
+        codes = np.packbits(vectors[:, :8] > 0, axis=1)
+        found = []
+        for order in (np.arange(len(subjects)), np.argsort(subjects.labels), np.argsort(-subjects.labels)):
+            stored = Subjects(
+                name="made", labels=subjects.labels[order], classes=subjects.classes, groups=subjects.groups[order]
+            )
+            (run,) = evaluate(stored, {"codes": Space("hamming", codes[order])}, Plan(protocols=("lopo",))).runs
+            found.append({k: dict(zip(order[run.rows], voted, strict=True)) for k, voted in run.votes.items()})
+        assert found[0] == found[1] == found[2]
+
     def test_components_are_those_of_the_training_part_alone(self):
         subjects, vectors = made()
         (fold,) = protocol("split").folds(subjects)
