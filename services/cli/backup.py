@@ -55,7 +55,7 @@ def restore(
     verify: Annotated[bool, typer.Option("--verify", help="Afterwards compare every file and every vector.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a home from a backup; vectors are written again from the encodings. Exit 6 where --verify found something.
+    """Make a home from a backup; vectors are written again from the encodings. Exit 6 where something does not agree.
 
     What was erased since is erased again before anything is served.
     """
@@ -67,7 +67,7 @@ def restore(
         tell_json(asdict(done))
     else:
         tell(f"restored to {home}: {done.points} points written, {done.erased} images erased again")
-        if verify:
+        if verify or done.findings:
             show(done.findings)
     if done.findings:
         raise typer.Exit(FINDINGS)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
+from blake3 import blake3
 
 from migrations import run as migrations
 from services.embedded import attach, commands
@@ -32,10 +33,10 @@ from shared.disk import sync
 from shared.encoder import cards
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.pipeline import arrive, lifecycle, project, reconcile, stones
-from shared.pipeline.reconcile import Finding, Site
+from shared.pipeline.reconcile import NAMED, SHOWN, Finding, Site
 from shared.runtime import Runtime
 from shared.store import checks, files, generations
-from shared.store.blobs import SUFFIX, Blobs, has_moved
+from shared.store.blobs import MIB, SUFFIX, Blobs, digest_of, has_moved
 from shared.store.session import Store
 
 MANIFEST, DUMP, KEY, MODELS, BLOBS = "manifest.json", "database.dump", "pseudonym.key", "models", "blobs"
@@ -73,6 +74,8 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
         manifest["files"] = {str(path.relative_to(part)): _digest(path) for path in _files(part)}
         say("copying the files that were sent to us")
         manifest["blobs"] = _copy_blobs(stores, part / BLOBS)  # after the dump, which names them
+        if changed := manifest["blobs"]["changed"]:
+            say(f"{len(changed)} of them have other bytes than were taken in: see `similis doctor --deep`")
         write(part / MANIFEST, json.dumps(manifest, indent=2))
         for place in [*(p for p in part.rglob("*") if p.is_dir()), part]:
             sync(place)
@@ -111,8 +114,9 @@ def _postgres(program: str, url: str, *arguments: str) -> None:
     argv = [str(binaries() / program), *told, *([f"--port={port}"] if port else []), *arguments]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
-        first = next(iter(done.stderr.strip().splitlines()), done.returncode)
-        raise Unavailable(f"{program} failed: {first}")
+        said = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
+        cause = next((line for line in said if "error:" in line), said[0])  # warnings may come first
+        raise Unavailable(f"{program} failed: {cause}")
 
 
 def _about(settings: Settings) -> dict[str, Any]:
@@ -167,22 +171,42 @@ def _stores(settings: Settings) -> list[Path]:
 
 
 def _copy_blobs(stores: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Every file that was sent to us, also since the dump; each has its digest for a name."""
+    """Every file that was sent to us, also since the dump; each has its digest for a name.
+
+    One whose bytes are others is copied as it is, and named as changed: it is the only one there is.
+    """
     out.mkdir(mode=0o700)
     count = size = 0
+    changed = []
     for place in (place for store in stores for place in Blobs(store).every()):
         copy = out / place.relative_to(place.parents[2])
         if copy.exists():
             continue  # the same content, from two stores
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
-            shutil.copy2(place, copy)  # its time stands in its row, too
+            digest = _copy_blob(place, copy)
         except FileNotFoundError:
             continue  # erased meanwhile
-        with copy.open("rb") as file:
-            os.fsync(file.fileno())
+        if digest != digest_of(place):
+            changed.append(place.name[:NAMED])
         count, size = count + 1, size + copy.stat().st_size
-    return {"root": str(stores[0]), "roots": [str(store) for store in stores], "count": count, "bytes": size}
+    return {
+        "root": str(stores[0]), "roots": [str(store) for store in stores], "count": count, "bytes": size,
+        "changed": changed,
+    }  # fmt: skip
+
+
+def _copy_blob(place: Path, copy: Path) -> bytes:
+    """The copy stands, durably, with the time that stands in its row, too; returns the digest of what was copied."""
+    digest = blake3()
+    with place.open("rb") as source, copy.open("xb") as target:
+        while chunk := source.read(MIB):
+            digest.update(chunk)
+            target.write(chunk)
+        target.flush()
+        os.utime(target.fileno(), ns=(0, os.fstat(source.fileno()).st_mtime_ns))
+        os.fsync(target.fileno())
+    return digest.digest()
 
 
 def _tombstones(settings: Settings, path: Path) -> None:
@@ -201,7 +225,7 @@ def _digest(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Restored:
-    """What became of a restore: images erased again, points written again, and what the doctor found."""
+    """What became of a restore: images erased again, points written again, and what was found not to agree."""
 
     erased: int
     points: int
@@ -210,6 +234,8 @@ class Restored:
 
 def check(folder: Path) -> dict[str, Any]:
     """The manifest of a backup that is whole and that this version can read.
+
+    Of the files that were sent to us only number and size are looked at: `restore` reads them.
 
     Raises: `NotFound`, `Invalid` where a file is missing or changed, `Conflict` for a newer one.
     """
@@ -240,7 +266,8 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
     Args:
         tombstones: the file of that name of the home that was lost, if it is still there: what was erased after the
             backup. One that lies in the new home by itself is taken, too.
-        verify: afterwards the doctor compares every file and every vector.
+        verify: afterwards the doctor compares every file and every vector. Without it, files that were sent to us and
+            have other bytes than were taken in are found all the same.
 
     Raises: as `check`; `Conflict` where the home is in use, `NotFound` where the named tombstones are not there.
     """
@@ -260,9 +287,10 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
     try:
         place = Home.at(part)
         shutil.copytree(folder / MODELS, place / MODELS, dirs_exist_ok=True)
+        changed = []
         if (folder / BLOBS).exists():
             say("copying the files that were sent to us")
-            shutil.copytree(folder / BLOBS, place / BLOBS)
+            changed = _copy_blobs([folder / BLOBS], place / BLOBS)["changed"]
         write(place / KEY, (folder / KEY).read_text(encoding="utf-8"))
         known = [path for path in (tombstones, home / stones.NAME, folder / stones.NAME) if path and path.exists()]
         with place.lock(), Postgres(place.path) as server:
@@ -271,6 +299,8 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
                 for root in sent.get("roots", [sent["root"]]):
                     _rename_blobs(server, root, place / BLOBS)
             found = _fill(place, server, known, say, verify=verify)
+            if changed and not verify:  # which finds them, too
+                found.findings.append(Finding(kind="file-changed", count=len(changed), ids=changed[:SHOWN]))
             _rename_blobs(server, str(place / BLOBS), home / BLOBS)
         shutil.rmtree(place / "run", ignore_errors=True)
         _take_place(part, home)

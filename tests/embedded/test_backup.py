@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 import sqlalchemy as sa
+from blake3 import blake3
 from pydicom.data import get_testdata_file
 
 from services.cli.backup import size_of
@@ -320,6 +321,55 @@ def test_a_home_that_is_a_link_is_restored_where_the_link_leads(tmp_path: Path) 
     assert link.readlink() == disk
     assert (disk / "pg/PG_VERSION").exists()
     assert (disk / "database.url").read_text() == Postgres(disk).url
+
+
+def test_a_file_that_was_sent_and_has_changed_in_the_backup_is_restored_and_said(tmp_path: Path) -> None:
+    home = Home.at(tmp_path / "home")
+    home.secret("pseudonym.key")
+    blobs = Blobs(home / "blobs")
+    place = blobs.place(blake3(b"sent").digest())
+    place.parent.mkdir(parents=True)
+    place.write_bytes(b"sent")
+    with Postgres(home.path) as server:
+        commands.write_secrets(home, {"database": server.url, "broker": ""})
+        setup.prepare(server.url, None, blobs)
+        seen = Seen(path=os.fsencode(place), size=4, mtime_ns=place.stat().st_mtime_ns)
+        store = Store(server.url)
+        with store.transaction() as db:
+            files.record(db, [files.Record(seen=seen, outcome="empty", digest=blake3(b"sent").digest())], None)
+        store.close()
+    said: list[str] = []
+    backups.backup(home.path, tmp_path / "kept", said.append)
+    assert not any("other bytes" in words for words in said)
+    copy = tmp_path / "kept" / place.relative_to(home.path)
+    assert copy.stat().st_mtime_ns == seen.mtime_ns
+    assert backups.restore(tmp_path / "kept", tmp_path / "new", print).findings == []
+    copy.write_bytes(b"sEnt")
+    (finding,) = backups.restore(tmp_path / "kept", tmp_path / "newer", print).findings
+    assert (finding.kind, finding.count, finding.ids) == ("file-changed", 1, [place.name[:16]])
+
+
+def test_a_backup_of_a_file_that_has_changed_is_made_and_says_so(tmp_path: Path) -> None:
+    blobs = Blobs(tmp_path / "store")
+    for content, digest in ((b"sent", blake3(b"sent").digest()), (b"rot", blake3(b"root").digest())):
+        blobs.place(digest).parent.mkdir(parents=True)
+        blobs.place(digest).write_bytes(content)
+    copied = backups._copy_blobs([blobs.root], tmp_path / "out")
+    assert copied["changed"] == [blake3(b"root").hexdigest()[:16]]
+    assert (copied["count"], copied["bytes"]) == (2, 7)
+
+
+def test_what_is_told_of_a_program_that_failed_is_its_error_and_no_warning_before_it(
+    tmp_path: Path, database_url: str
+) -> None:
+    """A server warns everybody who connects once the machine's library of collations has changed."""
+    backups._dump(database_url, tmp_path / "dump")
+    store = Store(database_url)
+    with store.transaction() as db:
+        db.execute(sa.text("UPDATE pg_database SET datcollversion = '0' WHERE datname = current_database()"))
+    store.close()
+    with pytest.raises(Unavailable, match=r"pg_restore failed: pg_restore: error: .* already exists"):
+        backups._postgres("pg_restore", database_url, "--exit-on-error", str(tmp_path / "dump"))
 
 
 def test_a_restore_that_fails_leaves_nothing(whole: Path, tmp_path: Path) -> None:
