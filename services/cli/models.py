@@ -17,7 +17,7 @@ from services.cli.client import Client, connected, part
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 from shared.config import Settings
 from shared.disk import regular
-from shared.errors import Conflict, Invalid
+from shared.errors import Conflict, Denied, Invalid, NotFound, Throttled
 from shared.imaging.recipe import Recipe
 
 Home = Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.similis.")]
@@ -57,7 +57,7 @@ def add(
     name = bring(card, models)
     try:
         answer = client.post("/v1/models", json={"card": name})
-    except (Invalid, Conflict):
+    except (Conflict, Denied, Invalid, NotFound, Throttled):  # after any other the server may know it
         if models / name not in there:  # a better one may come under this name
             shutil.rmtree(models / name)
         raise

@@ -1,6 +1,7 @@
 """Cards are made, brought to where the server looks, and the first one is there by itself."""
 
 import shutil
+import socket
 
 import pytest
 import torch
@@ -58,12 +59,27 @@ def test_a_folder_without_a_card_is_said(tmp_path, models):
 
 
 @pytest.mark.parametrize("there", [False, True])
-def test_of_a_model_that_the_server_refuses_no_copy_is_left(home, server, similis, card, there):
+@pytest.mark.parametrize(("status", "code"), [(400, 5), (401, 1), (403, 1), (404, 3), (409, 4)])
+def test_of_a_model_that_the_server_refuses_no_copy_is_left(home, server, similis, card, status, code, there):
     if there:
         shutil.copytree(card, home / "models" / "tiny")
-    server.problem("POST /v1/models", 400, "it does not run")
-    assert similis("models", "add", card, "--home", home).code == 5
+    server.problem("POST /v1/models", status, "it is not taken")
+    assert similis("models", "add", card, "--home", home).code == code
     assert (home / "models" / "tiny").exists() == there
+
+
+def test_of_a_model_that_no_server_was_told_of_no_copy_is_left(similis, card, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+        assert similis("models", "add", card, "--url", url, "--models", tmp_path / "models").code == 3
+    assert not (tmp_path / "models" / "tiny").exists()
+
+
+def test_of_a_model_that_the_server_may_have_taken_the_copy_stays(home, server, similis, card):
+    server.problem("POST /v1/models", 500, "it broke on the way")
+    assert similis("models", "add", card, "--home", home).code == 1
+    assert (home / "models" / "tiny" / cards.CARD).is_file()
 
 
 def test_adding_tells_the_server_the_name_and_prints_the_fingerprint(home, server, similis, card, models):
