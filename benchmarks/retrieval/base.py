@@ -1,8 +1,9 @@
 """The shipped model against small ImageNet networks, on kinds of images that it was trained on, and on others.
 
 Protocol: `radiology_16class`, gallery = its train split, queries = its test split, mAP over the whole gallery by
-cosine, for codes by the Hamming distance with ties in expectation. Six classes are MedNIST's, of which the model saw
-other images; of the ten others (brain MRI, breast ultrasound, mammography) it saw no real image.
+cosine, for codes by the Hamming distance with ties in expectation. Six classes are MedNIST's: the model was trained
+on all images of their gallery, and saw none of their queries, nor of the queries' blocks of neighbouring slices. Of
+the ten others (brain MRI, breast ultrasound, mammography) it saw no real image.
 
     python -m benchmarks.retrieval.base --model models/similis-base
 """
