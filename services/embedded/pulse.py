@@ -29,7 +29,7 @@ class Sign(Protocol):
 
 
 class Touched:
-    """A file that the child touches. That its time is another is asked, not which one."""
+    """A file that the child touches. Only whether its time has changed counts: a clock that was set does no harm."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

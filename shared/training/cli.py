@@ -37,7 +37,7 @@ def train(  # noqa: PLR0913 - the options, one by one
     data: Annotated[Path, typer.Option(help="The folder of the data sets.")] = Path("../shared/data"),
     folder: Annotated[Path | None, typer.Option(help="Your own images instead: DICOM, PNG or JPEG.")] = None,
     labels: Annotated[Path | None, typer.Option(help="The table of the folder's images.")] = None,
-    label: Annotated[Label, typer.Option(help="Which column of the table is to be told.")] = "birads",
+    label: Annotated[Label, typer.Option(help="The column that the model learns to predict.")] = "birads",
     out: Annotated[Path | None, typer.Option(help="A new folder. Default: runs/NAME-PRESET-SEED.")] = None,
     preset: Annotated[str, typer.Option(help="recommended, or how closely a paper is followed.")] = "recommended",
     seed: Annotated[int | None, typer.Option(min=0, help="Default: the configuration's.")] = None,
@@ -45,7 +45,7 @@ def train(  # noqa: PLR0913 - the options, one by one
     change: Annotated[
         list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="As in method.weights=net.safetensors.")
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch. Default: all cores.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch. Default: all cores.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on where the same training was stopped.")] = True,
     list_: Annotated[bool, typer.Option("--list", help="Say what can be trained.")] = False,
 ) -> None:

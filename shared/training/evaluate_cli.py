@@ -36,11 +36,12 @@ def evaluate_command(  # noqa: PLR0913 - the options, one by one
     ] = "",
     folder: Annotated[Path | None, typer.Option(help="Your own images: DICOM, PNG or JPEG.")] = None,
     labels: Annotated[Path | None, typer.Option(help="The table of the folder's images.")] = None,
-    label: Annotated[Label, typer.Option(help="Which column of the table is relevant.")] = "birads",
+    label: Annotated[Label, typer.Option(help="The column that decides whether two images match.")] = "birads",
     protocol: Annotated[
         list[str] | None,
         typer.Option(
-            help="patient, lopo, split, paper1-compat, paper2-v1-compat, all; with :QUERIES:GALLERY between two kinds."
+            help="patient, lopo, split, paper1-compat, paper2-v1-compat, or all. Append :A:B to ask with images of "
+            "kind A and search those of kind B, as in patient:DM_low_energy:CESM_subtracted."
         ),
     ] = None,
     distance: Annotated[
@@ -51,7 +52,7 @@ def evaluate_command(  # noqa: PLR0913 - the options, one by one
     components: Annotated[int | None, typer.Option(min=1, help="Principal components, of the training part.")] = None,
     data: Annotated[Path, typer.Option(help="The folder of the sets.")] = Path("../shared/data"),
     home: Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.similis.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Of the encoder.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the encoder.")] = 1,
     against: Annotated[str, typer.Option(help="Another model, whose figures are subtracted, with a paired test.")] = "",
     pictures: Annotated[bool, typer.Option(help="PCA and t-SNE of the embeddings.")] = True,
 ) -> None:
@@ -92,7 +93,7 @@ def encode_command(
     out: Annotated[Path, typer.Argument(metavar="OUT.npy", help="A new file; which image a row is stands in OUT.csv.")],
     *,
     home: Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.similis.")] = None,
-    threads: Annotated[int, typer.Option(min=1, help="Of the encoder.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads of the encoder.")] = 1,
 ) -> None:
     """Write a model's vectors of all images of a folder: (n, dim) of float32, in the order of their paths."""
     if out.suffix != ".npy":
