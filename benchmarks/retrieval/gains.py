@@ -16,6 +16,7 @@ from shared.metrics.baselines import majority_figures, random_figures
 from shared.metrics.bootstrap import Interval, compare, holm, interval
 from shared.metrics.ranking import Side
 from shared.metrics.retrieval import PerQuery, measure
+from shared.training.evaluate import projected
 
 Vectors = NDArray[np.float32]
 Join = Literal["unit", "raw", "pca"]
@@ -68,19 +69,15 @@ class System:
         if self.join == "raw":
             return np.concatenate(parts, axis=1)
         joined = np.concatenate([unit(part) for part in parts], axis=1)
-        return joined if self.join == "unit" else projected(joined, self.members[0].data.split == "train")
+        if self.join == "unit":
+            return joined
+        fit = self.members[0].data.split == "train"
+        return projected(joined, fit, min(COMPONENTS, int(fit.sum()) - 1, joined.shape[1]))
 
 
 def unit(vectors: Vectors) -> Vectors:
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.maximum(lengths, 1e-12), np.float32)
-
-
-def projected(vectors: Vectors, fit: NDArray[np.bool_]) -> Vectors:
-    """(n, min(512, images - 1)) principal components, fitted on the chosen rows alone."""
-    mean = vectors[fit].mean(0)
-    components = np.linalg.svd(vectors[fit] - mean, full_matrices=False)[2][:COMPONENTS]
-    return np.asarray((vectors - mean) @ components[: fit.sum() - 1].T, np.float32)
 
 
 def lines_of(systems: Sequence[System], data: Collection) -> Iterator[dict[str, Any]]:

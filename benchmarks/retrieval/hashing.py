@@ -22,10 +22,11 @@ from benchmarks.report import RESULTS, Json, commit, facts, machine, write
 from benchmarks.retrieval import hashing_tables as tables
 from benchmarks.retrieval.heads import Head, codes, grid, measured
 from benchmarks.retrieval.options import parser
-from benchmarks.retrieval.trunk import Seen, Trunk, keep, packed, seen, seen_by_backbone
+from benchmarks.retrieval.trunk import Seen, Trunk, keep, seen, seen_by_backbone
 from shared.datasets import development
 from shared.datasets.collection import Collection
 from shared.encoder.acir import WIDTHS
+from shared.encoder.hashing import codes as packed
 from shared.training.configs import acir
 from shared.training.hashing import METHODS
 

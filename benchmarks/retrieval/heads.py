@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional
 
-from benchmarks.retrieval.trunk import Seen, packed
+from benchmarks.retrieval.trunk import Seen
 from shared.datasets.collection import Collection
 from shared.encoder.acir import HashHead
 from shared.encoder.acir import Head as Layer
+from shared.encoder.hashing import codes as packed
 from shared.metrics.bootstrap import interval
 from shared.metrics.hashing import ball, unique_codes, within_class_ndcg
 from shared.metrics.ranking import Metric, Side

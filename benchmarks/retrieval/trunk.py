@@ -119,8 +119,3 @@ def keep(path: Path, **arrays: NDArray[np.float32]) -> None:
 def _vectors(network: Network, pixels: Tensor) -> Tensor:
     found = network(pixels)
     return found if isinstance(found, Tensor) else found.embeddings
-
-
-def packed(logits: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """(n, bits / 8): a bit is set where the logit is at least 0."""
-    return np.packbits(logits >= 0, axis=1)

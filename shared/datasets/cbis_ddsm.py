@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.datasets import cells
+from shared.datasets.folder import DICOM_SUFFIXES
 from shared.datasets.record import Imported, Record, imported
 from shared.datasets.tables import Line, find, listing, read_csv
 from shared.errors import Invalid
@@ -151,7 +152,7 @@ def _folders(files: Iterable[Path]) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {}
     for path in files:
         name = next((part for part in path.parts[:-1] if FOLDER.fullmatch(part)), None)
-        if name is not None and path.suffix.lower() == ".dcm":
+        if name is not None and path.suffix.lower() in DICOM_SUFFIXES:
             found.setdefault(name, []).append(path)
     return found
 

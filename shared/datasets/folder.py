@@ -20,7 +20,8 @@ MAX_CELL = 4096  #: bytes of UTF-8
 MAX_LINE = 1 << 20  #: characters; so a file without line ends is not read into memory whole
 MAX_COLUMNS = 256
 DELIMITERS = ",;\t"
-SUFFIXES = frozenset({".dcm", ".dicom", ".png", ".jpg", ".jpeg"})
+DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
+SUFFIXES = DICOM_SUFFIXES | {".png", ".jpg", ".jpeg"}
 
 #: names of an image that are an extra column where another column says the file
 WEAK = frozenset({"image", "imagename", "imageid", "imageindex"})

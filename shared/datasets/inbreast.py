@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.datasets import cells
+from shared.datasets.folder import DICOM_SUFFIXES
 from shared.datasets.record import Imported, Record, imported
 from shared.datasets.tables import Line, listing, read_csv, require
 from shared.errors import Invalid
@@ -62,9 +63,11 @@ def read(root: Path) -> Imported:
 def _images(files: Iterable[Path], warnings: Counter[str]) -> dict[str, _Image]:
     found: dict[str, _Image] = {}
     for path in files:
-        match = _NAME.fullmatch(path.stem) if path.suffix.lower() in {".dcm", ".dicom"} else None
+        if path.suffix.lower() not in DICOM_SUFFIXES:
+            continue
+        match = _NAME.fullmatch(path.stem)
         if match is None:
-            warnings["name-not-understood"] += path.suffix.lower() == ".dcm"
+            warnings["name-not-understood"] += 1
             continue
         view = match[4].upper()  # ML in a name is the oblique view: the table says MLO
         image = _Image(match[2].lower(), match[3].upper(), "MLO" if view == "ML" else view, path)

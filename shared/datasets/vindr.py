@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from shared.datasets import cells
+from shared.datasets.folder import DICOM_SUFFIXES
 from shared.datasets.record import Imported, Record, imported
 from shared.datasets.tables import Line, find, listing, read_csv, require
 from shared.errors import Invalid
@@ -25,7 +26,6 @@ DATASET, LICENCE = "vindr-mammo", "PhysioNet-Restricted-1.5.0"
 BREASTS, FINDINGS, METADATA = "breast-level_annotations.csv", "finding_annotations.csv", "metadata.csv"
 COLUMNS = ("studyid", "imageid", "laterality", "viewposition", "breastbirads", "breastdensity", "split")
 _SPLITS = {"training": "train", "train": "train", "test": "test"}
-_SUFFIXES = {".dicom", ".dcm"}
 MAX_LITERAL = 4096  #: characters of a list of findings
 
 
@@ -43,7 +43,7 @@ def read(root: Path) -> Imported:
     """
     warnings: Counter[str] = Counter()
     files = listing(root)
-    found = [path for path in files if path.suffix.lower() in _SUFFIXES]
+    found = [path for path in files if path.suffix.lower() in DICOM_SUFFIXES]
     images = {path.stem: path for path in found}
     warnings["duplicate-image"] += len(found) - len(images)
     if not images:

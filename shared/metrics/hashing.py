@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from shared.errors import Invalid
 from shared.metrics.ranking import Floats, Metric, Ranking, Side, chunks, expected, ties
-from shared.metrics.retrieval import PerQuery, dcg, joined
+from shared.metrics.retrieval import PerQuery, collected, dcg, joined
 from shared.types import Codes
 
 
@@ -25,17 +25,7 @@ def ball(queries: Side, gallery: Side, radii: Sequence[int]) -> PerQuery:
     parts = []
     for part, ranking in chunks(queries, gallery, "hamming"):
         hits = ranking.sorted(queries.labels[part][:, None] == gallery.labels)
-        relevant = hits.sum(axis=1)
-        found = _ball(ranking, hits, radii)
-        parts.append(
-            PerQuery(
-                labels=queries.labels[part],
-                clusters=_clusters(queries)[part],
-                relevant=relevant,
-                length=ranking.length,
-                values={name: np.where(relevant > 0, values, np.nan) for name, values in found.items()},
-            )
-        )
+        parts.append(collected(queries, part, ranking, hits, _ball(ranking, hits, radii)))
     return joined(parts)
 
 
@@ -92,9 +82,3 @@ def _ball(ranking: Ranking, hits: NDArray[np.bool_], radii: Sequence[int]) -> di
         found[f"empty@H<={radius}"] = (inside == 0).astype(np.float64)
         found[f"size@H<={radius}"] = inside.astype(np.float64)
     return found
-
-
-def _clusters(queries: Side) -> NDArray[np.int64]:
-    if queries.clusters is not None:
-        return queries.clusters
-    return np.arange(len(queries)) if queries.keys is None else queries.keys

@@ -108,7 +108,7 @@ def measure(
         if grades is not None:
             apart = np.abs(grades[queries.labels[part]][:, None] - grades[gallery.labels]).astype(np.float64)
             found |= _graded(ranking, ranking.sorted(apart), float(np.ptp(grades)), ks)
-        parts.append(_collect(queries, part, ranking, hits, found))
+        parts.append(collected(queries, part, ranking, hits, found))
     return joined(parts)
 
 
@@ -223,9 +223,10 @@ def _graded(ranking: Ranking, apart: Floats, span: float, ks: Sequence[int]) -> 
     return found
 
 
-def _collect(
+def collected(
     queries: Side, part: slice, ranking: Ranking, hits: NDArray[np.bool_], found: dict[str, Floats]
 ) -> PerQuery:
+    """What was found for a part of the queries; a figure of one without a relevant item is NaN."""
     relevant = hits.sum(axis=1)
     clusters = queries.clusters if queries.clusters is not None else queries.keys
     return PerQuery(

@@ -19,7 +19,6 @@ from shared.encoder.weights import find
 from shared.errors import Invalid
 from shared.training.experiment import Batch, Encode, Experiment, Method
 from shared.training.hashing import Objective, class_weights, fingerprint, objective
-from shared.training.selection import macro_precision
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,9 +111,6 @@ class Hashing(Method[Hashed]):
 
     def embed(self, model: Hashed, pixels: Tensor) -> Tensor:
         return content(model.network.features(rgb(pixels)))
-
-    def validate(self, model: Hashed, held: Collection, encode: Encode) -> Mapping[str, float]:  # noqa: ARG002
-        return {"macro_precision_at_10": macro_precision(encode(held), held, 10)}
 
     def save(self, model: Hashed, folder: Path, experiment: Experiment) -> None:
         save_network(model.network, self.shape, folder, experiment, decoder=False, half=self.half)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.encoder.hashing import principal
 from shared.errors import Invalid
 from shared.metrics.baselines import majority_figures, random_figures
 from shared.metrics.bootstrap import RESAMPLES
@@ -109,17 +110,17 @@ def evaluate(
     return Report(subjects=subjects, plan=plan, runs=runs, about=dict(about or {}))
 
 
-def principal(vectors: NDArray[np.float32], fold: Fold, components: int) -> NDArray[np.float32]:
-    """(n, components) projections onto the principal components of the fold's training part.
+def projected(vectors: NDArray[np.float32], fit: NDArray[Any], components: int) -> NDArray[np.float32]:
+    """(n, components) projections onto the principal components of the rows `fit`.
 
     Raises:
-        Invalid: there is no training part, or it has too few images for so many components.
+        Invalid: too few images are fitted on for so many components, or they vary in fewer directions.
     """
-    if len(fold.train) <= components or vectors.shape[1] < components:
+    fitted = vectors[fit].astype(np.float64)
+    if len(fitted) <= components or vectors.shape[1] < components:
         raise Invalid("principal components are fitted on more training images than there are components")
-    middle = vectors[fold.train].mean(axis=0)
-    _, _, axes = np.linalg.svd(vectors[fold.train] - middle, full_matrices=False)
-    return np.asarray((vectors - middle) @ axes[:components].T, np.float32)
+    middle = fitted.mean(axis=0)
+    return np.asarray((vectors - middle) @ principal(fitted - middle, components).T, np.float32)
 
 
 def _measured(subjects: Subjects, space: Space, folds: Sequence[Fold], plan: Plan) -> tuple[PerQuery, dict[int, Rows]]:
@@ -128,7 +129,7 @@ def _measured(subjects: Subjects, space: Space, folds: Sequence[Fold], plan: Pla
     for fold in folds:
         vectors = space.vectors
         if plan.components is not None and space.metric != "hamming":
-            vectors = principal(vectors, fold, plan.components)
+            vectors = projected(vectors, fold.train, plan.components)
         queries, gallery = _sides(subjects, vectors, fold)
         found = measure(queries, gallery, metric=space.metric, ks=plan.ks, grades=subjects.grades)
         if space.metric == "hamming":

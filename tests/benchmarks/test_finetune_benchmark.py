@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from benchmarks.retrieval.finetune import NETS, experiment, systems
-from benchmarks.retrieval.gains import Member, System, lines_of, projected, tables, unit
+from benchmarks.retrieval.gains import Member, System, lines_of, tables, unit
 from shared.datasets.collection import Collection
 from shared.encoder.tta import Tta, Views
 from tests.training.small_set import stripes
@@ -81,16 +81,6 @@ def test_views_are_averaged_as_the_platform_averages_them(data: Collection) -> N
     one = Member("net", "frozen", 0, seen, data, {})
     assert one.vectors(views=True) == pytest.approx(wanted, abs=1e-6)
     assert np.array_equal(one.vectors(views=False), seen[0])
-
-
-def test_principal_components_know_the_fitted_rows_alone() -> None:
-    rng = np.random.default_rng(0)
-    vectors, fit = rng.standard_normal((30, 5)).astype(np.float32), np.arange(30) < 20
-    before = projected(vectors, fit)
-    vectors[25] *= 100
-    after = projected(vectors, fit)
-    assert np.array_equal(before[:25], after[:25])
-    assert np.cov(before[:20].T) == pytest.approx(np.diag(np.diag(np.cov(before[:20].T))), abs=1e-5)
 
 
 def test_what_knows_the_class_gains_and_everything_stands_beside_chance(

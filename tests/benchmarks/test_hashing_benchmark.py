@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.retrieval import hashing, hashing_tables, ood
 from benchmarks.retrieval.heads import Head, codes, grid, measured
-from benchmarks.retrieval.trunk import Seen, Trunk, packed
+from benchmarks.retrieval.trunk import Seen, Trunk
 from shared.datasets.collection import Collection
 from shared.metrics.hashing import unique_codes
 from shared.training.hashing import METHODS
@@ -164,10 +164,6 @@ def test_a_profiles_trunks_have_names_of_their_own():
 def test_the_committed_outliers_are_of_the_trunk_that_the_command_trains():
     said = json.loads((ood.OUT / "ood.json").read_text())
     assert said["trunk"] == ood.TRUNKS["quick"].name
-
-
-def test_zero_is_a_set_bit():
-    assert packed(np.array([[-1, 0, 1, 0, -1, -1, -1, 0]], np.float32)).tolist() == [[0b01110001]]
 
 
 def test_auroc_is_the_share_of_pairs_in_order():

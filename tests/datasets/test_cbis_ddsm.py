@@ -91,10 +91,10 @@ def test_crops_and_masks_are_no_images_and_the_film_is_found_by_its_folder(tmp_p
 
 def test_of_several_files_in_a_film_s_folder_the_named_one_is_taken_or_none(tmp_path):
     write(tmp_path, mass=[line()], name="000000.dcm")
-    write(tmp_path, mass=[line()], name="extra.dcm")
+    write(tmp_path, mass=[line()], name="extra.dicom")
     assert cbis_ddsm.read(tmp_path).records[0].path.name == "000000.dcm"
     (tmp_path / f"CBIS-DDSM/Mass-Training_P_00001_LEFT_CC/{UIDS}/000000.dcm").unlink()
-    write(tmp_path, mass=[line(), line(view="MLO")], name="other.dcm")
+    write(tmp_path, mass=[line(), line(view="MLO")], name="other.dicom")
     found = cbis_ddsm.read(tmp_path)
     assert [r.view for r in found.records] == ["MLO"]
     assert found.warnings == {"several-images": 1, "image-without-row": 1}

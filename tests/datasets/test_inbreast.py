@@ -75,13 +75,14 @@ def test_side_and_view_that_differ_from_the_file_name_are_counted(root):
 
 
 def test_missing_and_extra_images_and_rows_are_counted(root):
-    (root / "AllDICOMs" / "strange.dcm").write_bytes(b"")
+    for name in ("strange.dcm", "stranger.dicom"):
+        (root / "AllDICOMs" / name).write_bytes(b"")
     found = read(root, LINES[0], LINES[0], line("99999999"))
     assert found.warnings == {
         "duplicate-row": 1,
         "row-without-image": 1,
         "image-without-row": 2,
-        "name-not-understood": 1,
+        "name-not-understood": 2,
     }
     assert [r.birads for r in found.records] == [4, None, None]
     assert found.records[2].patient_id == OTHERS

@@ -69,6 +69,10 @@ def test_copies_of_one_image_give_no_code() -> None:
         fit_hash(np.repeat(CLOUD[:4], 20, axis=0), 8)
 
 
+def test_a_logit_of_zero_sets_its_bit() -> None:
+    assert codes(np.array([[-1, 0, 1, 0, -1, -1, -1, 0]], np.float32)).tolist() == [[0b01110001]]
+
+
 def test_principal_directions_are_orthonormal() -> None:
     rows = principal((CLOUD - CLOUD.mean(0)).astype(np.float64), 10)
     np.testing.assert_allclose(rows @ rows.T, np.eye(10), atol=1e-9)

@@ -7,7 +7,7 @@ import pytest
 
 from shared.errors import Conflict, Invalid, NotFound
 from shared.metrics.bootstrap import compare
-from shared.training.evaluate import Plan, Space, evaluate, principal
+from shared.training.evaluate import Plan, Space, evaluate, projected
 from shared.training.figures import differences, figures, per_class, votes
 from shared.training.pictures import maps
 from shared.training.protocols import PROTOCOLS, Fold, Protocol, Subjects, check, protocol
@@ -218,13 +218,15 @@ class TestEvaluate:
     def test_components_are_those_of_the_training_part_alone(self):
         subjects, vectors = made()
         (fold,) = protocol("split").folds(subjects)
-        reduced = principal(vectors, fold, 5)
+        reduced = projected(vectors, fold.train, 5)
         disturbed = vectors.copy()
         disturbed[fold.queries] *= 100
-        again = principal(disturbed, fold, 5)
+        again = projected(disturbed, fold.train, 5)
         assert np.allclose(reduced[fold.gallery], again[fold.gallery])
         own = reduced[fold.train] - reduced[fold.train].mean(axis=0)
         assert np.allclose(own.T @ own, np.diag(np.diag(own.T @ own)), atol=1e-2)
+        with pytest.raises(Invalid, match="in fewer than 5 directions"):  # what rounding leaves is no component
+            projected(np.outer(np.arange(len(vectors)), vectors[0]).astype(np.float32), fold.train, 5)
         with pytest.raises(Invalid, match="principal"):
             evaluate(subjects, {"cosine": Space("cosine", vectors)}, Plan(protocols=("lopo",), components=5))
 
