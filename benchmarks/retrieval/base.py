@@ -23,13 +23,13 @@ from numpy.typing import NDArray
 
 from benchmarks.report import RESULTS, Json, facts, write
 from benchmarks.retrieval.base_tables import tables
+from benchmarks.retrieval.scratch import converted, digest
 from shared.datasets import development
 from shared.datasets.collection import Collection
 from shared.encoder import runtime
 from shared.encoder.base import Encoder
 from shared.encoder.build import build
 from shared.encoder.cards import GRAPH
-from shared.encoder.convert import convert
 from shared.encoder.derive import with_graph
 from shared.encoder.ood import Calibration, calibrate, data_digest
 from shared.encoder.samples import samples
@@ -243,13 +243,10 @@ def _foreign(encoder: Encoder, asked: argparse.Namespace) -> Iterator[Json]:
 
 def _rival(architecture: str, weights: str, half: tuple[float, ...] | None, asked: argparse.Namespace) -> Encoder:
     """The network as the platform would load it, at its own 224 pixels."""
-    folder = asked.scratch / "rivals" / architecture
+    weights, recipe = converted(weights, asked.data, asked.scratch), Recipe(pad="square")
+    folder: Path = asked.scratch / "rivals" / f"{architecture}-{digest(weights, recipe, half)}"
     if not folder.exists():
-        file = asked.scratch / f"{architecture}.safetensors"
-        if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
-            convert(asked.data / weights, file)
-        build(folder, architecture.replace("_", "-"), architecture, str(file), Recipe(pad="square"), half, half)
+        build(folder, architecture.replace("_", "-"), architecture, weights, recipe, half, half)
     return runtime.load(folder)
 
 

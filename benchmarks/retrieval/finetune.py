@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from benchmarks.report import RESULTS, facts, write
 from benchmarks.retrieval.gains import Member, System, lines_of, tables
 from benchmarks.retrieval.options import parser
+from benchmarks.retrieval.scratch import converted, digest
 from shared.datasets.collection import Collection
 from shared.datasets.development import load
 from shared.encoder.backbones import PAPER_WEIGHTS
 from shared.encoder.build import build
 from shared.encoder.cards import IMAGENET_MEAN, IMAGENET_STD
-from shared.encoder.convert import convert
 from shared.encoder.runtime import load as load_encoder
 from shared.encoder.tta import VIEWS, Views
 from shared.imaging.recipe import Recipe
@@ -124,17 +124,17 @@ def _members(profile: Profile, data: Collection, asked: argparse.Namespace) -> I
     """The networks, frozen and trained, with the vectors of every image; cheap ones first."""
     nets = {name: NETS[name] for name in profile.nets}
     for name, net in nets.items():
-        weights = _weights(net, asked)
-        folder = asked.scratch / "models" / f"{name}-frozen"
+        weights, recipe = _weights(net, asked), Recipe(size=SIDE, pad="square")
+        made_of = digest(net.architecture, weights, recipe, net.mean, net.std)
+        folder = asked.scratch / "models" / f"{name}-frozen-{made_of}"
         if not folder.exists():
-            recipe = Recipe(size=SIDE, pad="square")
             build(folder, f"{name}-frozen", net.architecture, weights, recipe, net.mean, net.std)
         yield Member(name, "frozen", 0, _encoded(folder, data, asked, "frozen" in profile.views), data, {})
     for seed in profile.seeds:
         for name, net in nets.items():
             for how in CONFIGS:
                 one = experiment(name, net, how, _weights(net, asked), profile.epochs, seed)
-                out = asked.scratch / f"{one.name}-{one.epochs}-{seed}"
+                out = asked.scratch / f"{one.name}-{one.epochs}-{seed}-{digest(one.digest, data)}"
                 if asked.ready and not (out / "metrics.json").exists():
                     continue
                 cost = _trained(one, out, asked)
@@ -163,19 +163,12 @@ def _trained(one: Experiment, out: Path, asked: argparse.Namespace) -> dict[str,
 
 
 def _weights(net: Net, asked: argparse.Namespace) -> str:
-    """As `shared.encoder.weights.find` reads it; a pickle of the development data is converted."""
-    if net.weights.startswith("torchvision:"):
-        return net.weights
-    path: Path = asked.scratch / f"{net.architecture}.safetensors"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        convert(asked.data / "weights" / net.weights, path)
-    return str(path)
+    return converted(net.weights, asked.data / "weights", asked.scratch)
 
 
 def _encoded(model: Path, data: Collection, asked: argparse.Namespace, seen: bool) -> Vectors:
     """(1 or 5, n, dim): the model's vectors of every image, and of its other views; kept beside the model."""
-    kept = model.with_name(f"{model.name}-{VIEWS if seen else 1}.npy")
+    kept = model.with_name(f"{model.name}-{VIEWS if seen else 1}-{digest(data)}.npy")
     if not kept.exists():
         encoder = load_encoder(model, "onnx", asked.threads)
         views = Views(SIDE) if seen else torch.nn.Identity()

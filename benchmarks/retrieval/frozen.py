@@ -25,12 +25,12 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from benchmarks.report import RESULTS, facts, write
 from benchmarks.retrieval.flat import flat_times, rounded
 from benchmarks.retrieval.options import parser
+from benchmarks.retrieval.scratch import converted, digest
 from benchmarks.retrieval.tables import figure_tables, notes, timing_table
 from shared.datasets.collection import Collection
 from shared.datasets.development import hold_out, load
 from shared.encoder.backbones import PAPER_WEIGHTS
 from shared.encoder.build import build
-from shared.encoder.convert import convert
 from shared.encoder.runtime import load as load_encoder
 from shared.imaging.recipe import Recipe
 from shared.metrics.retrieval import KS
@@ -146,9 +146,10 @@ def _encoded(net: Net, one: Set, asked: argparse.Namespace) -> Encoded:
     data = load(one.name, asked.data, side)
     rows = _chosen(net, one, data)
     data = data.where(rows)
-    kept = asked.scratch / "features" / f"{net.name}-{side}-{one.name}-{net.share}.npz"
+    model = _model(net, side, asked)
+    kept = asked.scratch / "features" / f"{model.name}-{one.name}-{digest(data)}.npz"
     if not kept.exists():
-        encoder = load_encoder(_model(net, side, asked), "onnx", asked.threads)
+        encoder = load_encoder(model, "onnx", asked.threads)
         began = time.process_time()
         vectors = encode(encoder, data.images).embeddings
         took = (time.process_time() - began) * 1000 / len(data)
@@ -173,17 +174,13 @@ def _chosen(net: Net, one: Set, data: Collection) -> NDArray[np.int64]:
 
 def _model(net: Net, side: int, asked: argparse.Namespace) -> Path:
     """The network as a card's folder with its graph, as the platform would load it."""
-    folder: Path = asked.scratch / "models" / f"{net.name}-{side}"
-    if folder.exists():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    weights = net.weights
-    if not weights.startswith(("random", "torchvision")):
-        weights = str(asked.scratch / f"{net.name}.safetensors")
-        if not Path(weights).exists():
-            convert(asked.data / net.weights, Path(weights))
+    weights = converted(net.weights, asked.data, asked.scratch)
     recipe = Recipe(size=side, pad="square")
-    build(folder, net.name, net.architecture, weights, recipe, net.mean, net.std)
+    made_of = digest(net.architecture, weights, recipe, net.mean, net.std)
+    folder: Path = asked.scratch / "models" / f"{net.name}-{side}-{made_of}"
+    if not folder.exists():
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        build(folder, net.name, net.architecture, weights, recipe, net.mean, net.std)
     return folder
 
 

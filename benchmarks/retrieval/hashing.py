@@ -22,6 +22,7 @@ from benchmarks.report import RESULTS, Json, commit, facts, machine, write
 from benchmarks.retrieval import hashing_tables as tables
 from benchmarks.retrieval.heads import Head, codes, grid, measured
 from benchmarks.retrieval.options import parser
+from benchmarks.retrieval.scratch import converted
 from benchmarks.retrieval.trunk import Seen, Trunk, keep, seen, seen_by_backbone
 from shared.datasets import development
 from shared.datasets.collection import Collection
@@ -176,16 +177,15 @@ def _heads(
 
 def _backbones(data: Path) -> Iterator[tuple[str, str]]:
     """MobileNetV2 as ImageNet left it, and as it was drawn."""
-    trained = data / "weights" / "mobilenet_v2_imagenet_fp16.pth"  # trained on inputs in [-1, 1]
-    if trained.exists():
-        yield "mobilenet_v2:imagenet", str(trained)
+    trained = "weights/mobilenet_v2_imagenet_fp16.pth"  # on inputs in [-1, 1]
+    if (data / trained).exists():
+        yield "mobilenet_v2:imagenet", trained
     yield "mobilenet_v2:random", "random:0"
 
 
 def _backbone(name: str, weights: str, collection: Collection, chosen: argparse.Namespace, log: Log) -> None:
-    found = seen_by_backbone(
-        name.split(":", maxsplit=1)[0], _converted(weights, chosen.scratch), collection, chosen.scratch
-    )
+    weights = converted(weights, chosen.data, chosen.scratch)
+    found = seen_by_backbone(name.partition(":")[0], weights, collection, chosen.scratch)
     log.once(
         {"kind": "trunk", "trunk": name, "search": "float"}, lambda: measured(found.embeddings, collection, "cosine")
     )
@@ -195,22 +195,10 @@ def _backbone(name: str, weights: str, collection: Collection, chosen: argparse.
 def _apart(collection: Collection, chosen: argparse.Namespace, log: Log) -> None:
     """Fingerprints of three sizes on one set alone, over frozen features."""
     name, weights = next(_backbones(chosen.data))
-    found = seen_by_backbone(name.partition(":")[0], _converted(weights, chosen.scratch), collection, chosen.scratch)
+    weights = converted(weights, chosen.data, chosen.scratch)
+    found = seen_by_backbone(name.partition(":")[0], weights, collection, chosen.scratch)
     sizes = [Head(prints=size) for size in (8, 16, 32)]
     _heads(f"{name} on {collection.name}", found, collection, 0, sizes, 0, log)
-
-
-def _converted(weights: str, scratch: Path) -> str:
-    """A pickle's weights as safetensors; anything else as it is."""
-    if not weights.endswith(".pth"):
-        return weights
-    from shared.encoder.convert import convert
-
-    out = scratch / f"{Path(weights).stem}.safetensors"
-    if not out.exists():
-        out.parent.mkdir(parents=True, exist_ok=True)
-        convert(Path(weights), out)
-    return str(out)
 
 
 def search_time(bits: int) -> dict[str, float]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from benchmarks.report import RESULTS, Json, facts, table, write
 from benchmarks.retrieval.hashing import COLLECTION, SCRATCH, STORED
 from benchmarks.retrieval.options import parser
+from benchmarks.retrieval.scratch import digest
 from benchmarks.retrieval.trunk import WEIGHTS, Trunk, keep, seen
 from shared.datasets import development
 from shared.datasets.collection import Collection
@@ -84,13 +85,15 @@ def _again(out: Path) -> None:
 
 def _looked(trunk: Trunk, collection: Collection, chosen: argparse.Namespace) -> Mapping[str, NDArray[np.float32]]:
     """Content and both errors of each image, by the network with its trained decoder; NaN of the train part."""
-    path = chosen.scratch / "features" / f"{trunk.name}-decoder-{chosen.epochs}-{collection.name}.npz"
+    stage1 = trunk.folder(chosen.data, chosen.scratch) / MODEL / WEIGHTS
+    experiment = acir.decoder(trunk.experiment, stage1, chosen.epochs)
+    experiment = replace(experiment, optimiser=Optimiser(rates={"decoder": RATE}))
+    out = chosen.scratch / "trunks" / f"{trunk.name}-decoder-{chosen.epochs}-{digest(experiment.digest)}"
+    path = chosen.scratch / "features" / f"{out.name}-{collection.name}-{digest(collection)}.npz"
     if not path.exists():
-        out = chosen.scratch / "trunks" / f"{trunk.name}-decoder-{chosen.epochs}"
         if not (out / METRICS).exists():
-            stage1 = trunk.trained(chosen.data, chosen.scratch) / WEIGHTS
-            experiment = acir.decoder(trunk.experiment, stage1, chosen.epochs)
-            train(replace(experiment, optimiser=Optimiser(rates={"decoder": RATE})), chosen.data, out)
+            trunk.trained(chosen.data, chosen.scratch)
+            train(experiment, chosen.data, out)
         network = trunk.network(out / MODEL, decoder=True)
 
         def errors(pixels: Tensor) -> Tensor:

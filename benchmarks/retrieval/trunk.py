@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from benchmarks.retrieval.scratch import digest
 from shared.datasets.collection import Collection
 from shared.encoder.acir import Acir, content
 from shared.encoder.network import Network
@@ -52,9 +53,14 @@ class Trunk:
         method = Hashing(shape=self.shape, objective=self.objective)
         return replace(base, name=f"acir-{self.name}", method=method, epochs=self.epochs, seed=self.seed)
 
+    def folder(self, data: Path, scratch: Path) -> Path:
+        """Where it is trained: with another recipe, or on other data, somewhere else."""
+        made_of = digest(self.experiment.digest, self.experiment.data.load(data))
+        return scratch / "trunks" / f"{self.name}-{made_of}"
+
     def trained(self, data: Path, scratch: Path) -> Path:
         """The folder of the trained model; training goes on where it stopped, or is not needed any more."""
-        out = scratch / "trunks" / self.name
+        out = self.folder(data, scratch)
         if not (out / METRICS).exists():
             train(self.experiment, data, out)
         return out / MODEL
@@ -76,7 +82,7 @@ class Seen(NamedTuple):
 
 def seen(trunk: Trunk, collection: Collection, data: Path, scratch: Path) -> Seen:
     """What the trained trunk sees in the collection, from disk if it looked before."""
-    path = scratch / "features" / f"{trunk.name}-{collection.name}.npz"
+    path = scratch / "features" / f"{trunk.folder(data, scratch).name}-{collection.name}-{digest(collection)}.npz"
     if not path.exists():
         network = trunk.network(trunk.trained(data, scratch))
         bits = acir.BITS
@@ -99,7 +105,8 @@ def seen(trunk: Trunk, collection: Collection, data: Path, scratch: Path) -> See
 
 def seen_by_backbone(architecture: str, weights: str, collection: Collection, scratch: Path) -> Seen:
     """The pooled features of a backbone, frozen: what a trunk with another past sees."""
-    path = scratch / "features" / f"{architecture}-{Path(weights).stem.replace(':', '-')}-{collection.name}.npz"
+    name = f"{architecture}-{Path(weights).stem.replace(':', '-')}-{collection.name}-{digest(collection)}"
+    path = scratch / "features" / f"{name}.npz"
     if not path.exists():
         network = Network(find(architecture, weights).body, HALF, HALF).eval()
         found = encode(lambda pixels: _vectors(network, pixels), collection, SIDE).numpy()
