@@ -12,9 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import IO
 
-from shared.parent import die_with_parent
-
-_PR_SET_CHILD_SUBREAPER = 36
+_PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _libc = ctypes.CDLL(None, use_errno=True)  # looked up before any fork
 
 
@@ -49,6 +47,16 @@ class Identity:
 
 def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def die_with_parent(parent: int, death_signal: signal.Signals = signal.SIGKILL) -> None:
+    """The kernel sends this process the signal when its parent ends; if that has ended by now, so has this one.
+
+    A change of user takes it back: it is said after that, or once more.
+    """
+    _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
+    if os.getppid() != parent:
+        os._exit(1)
 
 
 def spawn(  # noqa: PLR0913 - what a child of ours may need

@@ -34,7 +34,7 @@ from services.vectors.translate import Layout
 from shared import log
 from shared.disk import sync
 from shared.index.protobuf import pb
-from shared.parent import die_with_parent
+from shared.process import die_with_parent
 
 STEP: Final = 32  # points that are written before a question may have its turn: about 5 ms
 FLUSH_EVERY: Final = 5000  # points; a shard is loaded with so many in its log in 0.7 s

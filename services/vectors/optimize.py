@@ -29,8 +29,8 @@ from services.vectors.refused import Refused
 from services.vectors.shards import MIN_FREE_BYTES, Collection, read_config
 from services.vectors.translate import config_of
 from shared import log
-from shared.parent import die_with_parent
 from shared.priority import BACKGROUND
+from shared.process import die_with_parent
 
 DEFAULT_ABOVE: Final = 2000  # unindexed points, when the collection does not say
 NOTHING_TO_DO: Final = 10

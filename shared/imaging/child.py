@@ -28,7 +28,7 @@ from shared.imaging.decode import decode_bytes, inspect_bytes
 from shared.imaging.limits import MIB, Limits
 from shared.imaging.read import quiet_pydicom
 from shared.imaging.reasons import Reason, failed, hostile
-from shared.parent import die_with_parent
+from shared.process import die_with_parent
 
 EAGER_BYTES = 64 * MIB  #: up to here a file is mapped in at once: cheaper than a fault per page
 CODECS = (zlib, gdcm, jpeg_ls, openjpeg, PIL, rle)  # imported now: later there may be no right to

@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 from shared.imaging.limits import MIB, Limits
-from shared.parent import die_with_parent
+from shared.process import die_with_parent
 
 _PR_SET_DUMPABLE, _PR_SET_NO_NEW_PRIVS = 4, 38
 _CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
