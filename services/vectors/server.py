@@ -18,12 +18,12 @@ from google.protobuf.message import Message  # type: ignore[import-untyped]  # s
 from services.vectors import translate
 from services.vectors.optimize import Optimizer
 from services.vectors.refused import Refused
-from services.vectors.shards import CALLS, Collection, Shards
+from services.vectors.shards import ALL_CALLS, Collection, Shards
 from shared import log
 from shared.index.protobuf import pb
 
 ANSWERS_WITHIN_S: Final = 4.0
-THREADS: Final = 2 * CALLS  # they wait in line, as an engine is serial; a collection that stands still takes half
+THREADS: Final = ALL_CALLS + 16  # calls wait in line, as an engine is serial; some are left for what asks no engine
 _log = log.get(__name__)
 M = TypeVar("M")
 
@@ -128,17 +128,16 @@ class Points:
 
     @answers
     def Upsert(self, raw: bytes) -> bytes:  # noqa: N802 - Qdrant's name
-        request = pb.UpsertPoints.FromString(raw)
-        with self._shards.called(request.collection_name) as collection:
+        with self._shards.called(collection_of(raw)) as collection:
+            request = pb.UpsertPoints.FromString(raw)
             reply = collection.write("Upsert", raw, [point.id.uuid for point in request.points])
             self._optimizer.consider(collection)
         return reply
 
     @answers
     def Delete(self, raw: bytes) -> bytes:  # noqa: N802
-        request = pb.DeletePoints.FromString(raw)
-        ids = [id_.uuid for id_ in request.points.points.ids]
-        with self._shards.called(request.collection_name) as collection:
+        with self._shards.called(collection_of(raw)) as collection:
+            ids = [id_.uuid for id_ in pb.DeletePoints.FromString(raw).points.points.ids]
             return collection.write("Delete", raw, ids)
 
     @answers

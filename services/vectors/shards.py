@@ -11,13 +11,11 @@ that `current` does not name) is removed at the next start. A write is acknowled
 """
 
 import fcntl
-import math
 import os
 import re
 import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,8 +36,8 @@ from shared.index.protobuf import pb
 MIN_FREE_BYTES: Final = 256 * 2**20  # a full disk is a SIGBUS: Edge writes through memory maps
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 REPLAY: Final = 256  # points per step of catching up
-PAUSE_S: Final = 60.0  # between two attempts at loading what could not be loaded
 CALLS: Final = 64  # to one collection at once: the forty of an API's threads, and the workers'
+ALL_CALLS: Final = 112  # to all collections at once: what holds up one mostly holds up all, as they share a disk
 WATCH_S: Final = 5.0  # between two rounds of asking the engines whether they are there
 SILENT_S: Final = 15.0  # an engine that has owed an answer for so long is reported
 _log = log.get(__name__)
@@ -224,7 +222,7 @@ class Collection:
 class Shards:
     """All collections of one folder, which no other process may open.
 
-    One that cannot be loaded is `broken`: it has its name, can be dropped, and is tried again when it is asked for.
+    One that cannot be loaded is `broken`: it has its name, can be dropped, and is tried again at the next start.
     """
 
     def __init__(self, root: Path, nursery: Callable[[], Nursery] = Nursery) -> None:
@@ -239,9 +237,10 @@ class Shards:
         for folder in (*root.glob(".new.*"), *root.glob(".gone.*")):
             shutil.rmtree(folder)
         self._change = threading.Lock()
+        self._places = threading.BoundedSemaphore(ALL_CALLS)
         self._nursery = nursery()
         self._collections: dict[str, Collection] = {}
-        self.broken: dict[str, float] = {}  #: when each was last tried, as `time.monotonic` has it
+        self.broken: dict[str, Path] = {}
         for folder in sorted(root.iterdir()):
             if (folder / "current").is_symlink():
                 self._open(folder)
@@ -251,19 +250,9 @@ class Shards:
     def _open(self, folder: Path) -> None:
         try:
             self._collections[folder.name] = Collection(folder, self._nursery)
-            self.broken.pop(folder.name, None)
         except Exception as error:  # whatever it is, the others are served
             _log.exception("collection_not_loaded", collection=folder.name, exception_type=type(error).__name__)
-            self.broken[folder.name] = time.monotonic()
-
-    def _try_again(self, name: str) -> None:
-        """What kept it from being loaded may be gone: a lock, a want of memory. One caller tries, no other waits."""
-        if self._change.acquire(blocking=False):
-            try:
-                if time.monotonic() - self.broken.get(name, math.inf) > PAUSE_S:
-                    self._open(self.root / name)
-            finally:
-                self._change.release()
+            self.broken[folder.name] = folder
 
     def _look_after(self) -> None:
         """Each engine is asked now and then, so that one that hangs is noticed when nobody else asks."""
@@ -291,11 +280,8 @@ class Shards:
         self.get(config.collection_name)
 
     def get(self, name: str) -> Collection:
-        if name in self.broken:
-            self._try_again(name)
-        broken = name in self.broken  # asked first: one that is loaded meanwhile is in both, never in neither
         found = self._collections.get(name)
-        if found is None and broken:
+        if name in self.broken:
             raise Refused(grpc.StatusCode.DATA_LOSS, f"collection {name} cannot be loaded; the log says why")
         if found is None:
             raise Refused(grpc.StatusCode.NOT_FOUND, "there is no such collection")
@@ -305,30 +291,27 @@ class Shards:
     def called(self, name: str) -> Iterator[Collection]:
         """The collection, for the length of a client's call.
 
-        Raises: `Refused`, also where `CALLS` wait for it already: clients give up, their calls go on waiting.
+        Raises: `Refused`, also where so many wait for it already: clients give up, their calls go on waiting.
         """
         collection = self.get(name)
-        if not collection.places.acquire(blocking=False):
-            raise Refused(grpc.StatusCode.UNAVAILABLE, "the collection is busy; ask again")
-        try:
+        with _place(self._places), _place(collection.places):
             yield collection
-        finally:
-            collection.places.release()
 
     def drop(self, name: str) -> bool:
         with self._change:
-            collection, tried = self._collections.pop(name, None), self.broken.pop(name, None)
+            collection, folder = self._collections.pop(name, None), self.broken.pop(name, None)
             if collection is not None:
                 collection.close()
-            elif tried is None:
+                folder = collection.folder
+            if folder is None:
                 return False
-            gone = (self.root / name).rename(tempfile.mkdtemp(prefix=".gone.", dir=self.root))
+            gone = folder.rename(tempfile.mkdtemp(prefix=".gone.", dir=self.root))
             sync(self.root)
         shutil.rmtree(gone, ignore_errors=True)
         return True
 
     def names(self) -> list[str]:
-        return sorted({*self.broken, *self._collections})  # in this order, for the reason in `get`
+        return sorted([*self._collections, *self.broken])
 
     def close(self) -> None:
         """Everything is flushed and the folder is free."""
@@ -336,7 +319,7 @@ class Shards:
         with self._change:
             for collection in self._collections.values():
                 collection.close()
-            self._collections, self.broken = {}, {}
+            self._collections = {}
             self._nursery.close()
         os.close(self._lock)
 
@@ -355,3 +338,17 @@ def unlinked(info: pb.CollectionInfo) -> int:
 def require_space(folder: Path) -> None:
     if shutil.disk_usage(folder).free < MIN_FREE_BYTES:
         raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "the disk of the vectors is nearly full")
+
+
+@contextmanager
+def _place(places: threading.BoundedSemaphore) -> Iterator[None]:
+    """One of them, without waiting.
+
+    Raises: `Refused`; not UNAVAILABLE, after which a client asks again at once.
+    """
+    if not places.acquire(blocking=False):
+        raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "the collection is busy; ask again later")
+    try:
+        yield
+    finally:
+        places.release()

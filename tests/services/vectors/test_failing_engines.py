@@ -16,7 +16,7 @@ from services.vectors import shards
 from services.vectors.nursery import Nursery
 from services.vectors.refused import Refused
 from services.vectors.server import THREADS
-from services.vectors.shards import CALLS, Shards
+from services.vectors.shards import ALL_CALLS, CALLS, Shards
 from shared.index import checks, messages
 from shared.index.base import Damaged, Query, Spec
 from shared.index.protobuf import pb
@@ -66,45 +66,6 @@ def test_a_collection_whose_engine_does_not_start_is_named_and_can_be_dropped(tm
         assert held.drop("a")
         held.create(messages.create("a", SPEC))
         assert held.get("a").info().points_count == 0
-    finally:
-        held.close()
-
-
-def test_a_collection_that_could_not_be_loaded_is_tried_again_when_asked_for_after_a_pause(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first = Shards(tmp_path)
-    first.create(messages.create("a", SPEC))
-    away = first.get("a").path.rename(tmp_path / ".away")
-    first.close()
-    held = Shards(tmp_path)
-    try:
-        away.rename(tmp_path / "a" / "shard.0")
-        with pytest.raises(Refused, match="cannot be loaded"):
-            held.get("a")
-        monkeypatch.setattr(shards, "PAUSE_S", 0.0)
-        assert held.get("a").info().points_count == 0
-        assert (held.names(), list(held.broken)) == (["a"], [])
-    finally:
-        held.close()
-
-
-def test_what_is_damaged_stays_so_when_it_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards, "PAUSE_S", 0.0)
-    first = Shards(tmp_path)
-    first.create(messages.create("a", SPEC))
-    (first.get("a").path / "edge_config.json").write_text("{")
-    first.close()
-    held = Shards(tmp_path)
-    try:
-        for _ in range(2):
-            with pytest.raises(Refused, match="cannot be loaded") as caught:
-                held.get("a")
-            assert caught.value.code is grpc.StatusCode.DATA_LOSS
-        assert (held.names(), list(held.broken)) == (["a"], ["a"])
-        assert held.drop("a")
-        with pytest.raises(Refused, match="no such collection"):
-            held.get("a")
     finally:
         held.close()
 
@@ -185,7 +146,7 @@ def test_a_hung_engine_is_noticed_when_nobody_asks(tmp_path: Path, monkeypatch: 
         held.close()
 
 
-def test_a_shard_that_stands_still_holds_up_no_other_collection_and_only_so_many_calls(tmp_path: Path) -> None:
+def test_a_shard_that_stands_still_holds_up_no_other_collection_and_all_of_them_not_the_rest(tmp_path: Path) -> None:
     many = 2 * THREADS
     with (
         engines.vectors_process(tmp_path) as running,
@@ -197,6 +158,7 @@ def test_a_shard_that_stands_still_holds_up_no_other_collection_and_only_so_many
         (nursery,) = children(running.process.pid)
         (engine,) = children(nursery)
         store.create("other", SPEC).write(gallery(20))
+        (other,) = {*children(nursery)} - {engine}
         count = pb.PointsStub(channel).Count  # type: ignore[no-untyped-call]
         ended = SimpleQueue[grpc.Future]()
         stand_still(engine)
@@ -205,13 +167,20 @@ def test_a_shard_that_stands_still_holds_up_no_other_collection_and_only_so_many
                 request = pb.CountPoints(collection_name="still")
                 count.future(request, metadata=[("api-key", engines.KEY)]).add_done_callback(ended.put)
             refused = [ended.get(timeout=30) for _ in range(many - CALLS)]
-            assert {call.code() for call in refused} == {grpc.StatusCode.UNAVAILABLE}
+            assert {call.code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
             assert store.open("other").search([Query(vector=matrix(1)[0], limit=3)])[0].hits
+            stand_still(other)
+            for _ in range(many):
+                request = pb.CountPoints(collection_name="other")
+                count.future(request, metadata=[("api-key", engines.KEY)]).add_done_callback(ended.put)
+            refused = [ended.get(timeout=30) for _ in range(many - (ALL_CALLS - CALLS))]
+            assert {call.code() for call in refused} == {grpc.StatusCode.RESOURCE_EXHAUSTED}
             assert store.names() == ["other", "still"]
             assert "Edge" in health(running)
         finally:
-            os.kill(engine, signal.SIGCONT)
-        assert [ended.get(timeout=30).code() for _ in range(CALLS)] == [grpc.StatusCode.OK] * CALLS
+            for child in (engine, other):
+                os.kill(child, signal.SIGCONT)
+        assert [ended.get(timeout=30).code() for _ in range(ALL_CALLS)] == [grpc.StatusCode.OK] * ALL_CALLS
 
 
 def test_the_limit_is_of_one_request_and_not_of_the_engines_life(quick: Shards) -> None:
