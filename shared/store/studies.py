@@ -57,6 +57,8 @@ class Known:
 def ensure(db: Session, incoming: Sequence[Incoming]) -> dict[str, tuple[int, bytes]]:
     """Every named study exists; returns (id, patient key) by study UID. The first writer names the patient.
 
+    They are locked, so that nobody gives a study a patient while an image comes into it that is another's.
+
     A study without a date has that of the first file of its patient that says one.
     """
     first = {i.header.study_instance_uid: i for i in reversed(incoming)}
@@ -74,7 +76,8 @@ def ensure(db: Session, incoming: Sequence[Incoming]) -> dict[str, tuple[int, by
     )
     rows = db.execute(
         sa.text(
-            "SELECT uid, id, patient_key, study_date FROM study WHERE uid = ANY(CAST(:uids AS text[])) ORDER BY uid"
+            "SELECT uid, id, patient_key, study_date FROM study WHERE uid = ANY(CAST(:uids AS text[])) "
+            "ORDER BY uid FOR NO KEY UPDATE"
         ),
         {"uids": ordered},
     ).all()

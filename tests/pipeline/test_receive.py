@@ -8,9 +8,12 @@ import pytest
 import sqlalchemy as sa
 
 from shared.datasets.folder import Row
+from shared.errors import Unavailable
 from shared.imaging.pseudonym import patient_key, patient_number
 from shared.pipeline import receive, search
 from shared.pipeline.question import Request
+from shared.store import studies
+from shared.store.studies import Incoming
 from shared.types import Labels
 from tests.miniature import SECRET, Platform, header
 
@@ -304,6 +307,19 @@ def test_a_table_of_pictures_does_not_tell_whose_a_dicom_study_is(platform: Plat
     put_picture(platform, 3)
     platform.scan(Pictures(Row(study="1.2.7", patient="P1", labels=Labels())))
     assert (stopped(platform), owners(platform)) == ([("patient-conflict",)], before)
+
+
+def test_a_study_gets_no_patient_while_an_image_comes_into_it(platform: Platform) -> None:
+    """Whose image it is was asked before: it would be filed under the patient of the table."""
+    unnamed(platform)
+    platform.scan(Pictures(Row(study="1.2.7", patient=None, labels=Labels())))
+    ((uid, nobody),) = owners(platform)
+    one = Incoming(header=header(0, study_instance_uid=uid), patient_key=nobody, digest=b"", path=b"", labels=Labels())
+    with platform.begin() as coming:
+        assert studies.ensure(coming, [one])[uid][1] == nobody
+        with pytest.raises(Unavailable, match="in use"), platform.begin() as naming:
+            naming.execute(sa.text("SET LOCAL lock_timeout = '100ms'"))
+            studies.ensure(naming, [replace(one, patient_key=P1, nobody=(nobody,))])
 
 
 def test_of_two_patients_that_a_table_tells_for_one_study_the_second_is_a_conflict(platform: Platform) -> None:
