@@ -50,6 +50,10 @@ class Work:
     moved: float = field(default_factory=time.monotonic)  #: when it last got on, in seconds of this process's clock
     read: bool = False  #: its files are no longer needed
 
+    def moves(self) -> None:
+        """Something was done: several files that each take as long as they may are no standstill."""
+        self.moved = time.monotonic()
+
     @property
     def alone(self) -> bool:
         """Whoever held it before may have died of it: nothing else is to be held beside it."""
@@ -73,15 +77,14 @@ def decode(sandbox: Decoder, work: Work) -> Work:
         recipe = recipe_of(model)
         if recipe not in work.decoded:
             answers = _moving(work, sandbox.decode_many(paths, recipe))
-            work.decoded[recipe] = original.confirmed(sandbox, work.claimed, answers)
+            work.decoded[recipe] = original.confirmed(sandbox, work.claimed, answers, work.moves)
     work.read = True
     return work
 
 
 def _moving(work: Work, answers: Iterator[Decoded | Rejected]) -> Iterator[Decoded | Rejected]:
-    """Several files that each take as long as they may are no standstill."""
     for answer in answers:
-        work.moved = time.monotonic()
+        work.moves()
         yield answer
 
 
@@ -92,7 +95,7 @@ def recipe_of(model: Published) -> Recipe:
 def forward(work: Work, encoder_of: Callable[[Published], Encoder]) -> Result:
     """Gates 1 and 2, then one forward pass per model over all frames of the batch."""
     result = Result()
-    work.moved = time.monotonic()
+    work.moves()
     judge, *others = work.models
     passed: set[int] = set()
     for c, decoded, found in _through(work, judge, encoder_of):

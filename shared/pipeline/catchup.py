@@ -54,25 +54,25 @@ def drain(
 def _source(begin: Begin, model: Published, effort: Effort) -> Source:
     batches = 0
 
-    def claim() -> Work:
+    def claim(beside: bool) -> Work:
         nonlocal batches
         batches += 1
-        return _claim(begin, model, effort, first=batches == 1)
+        return _claim(begin, model, effort, first=batches == 1, beside=beside)
 
     def renew(db: Session, claimed: Sequence[Claimed]) -> None:
         catchup.renew(db, model.model_id, claimed, effort.lease_s)
 
     def give_back(verdicts: Sequence[Verdict]) -> None:
         with begin() as db:
-            catchup.settle(db, model.model_id, verdicts)
-            catchup.release(db, model.model_id, [v.image for v in verdicts])  # those of another revision by now, too
+            catchup.settle(db, model.model_id, [v for v in verdicts if v.reason])
+            catchup.release(db, model.model_id, [v.image for v in verdicts])  # also those of another revision by now
 
     return Source(
         claim=claim, settle=lambda work, result: _settle(begin, model, work, result), renew=renew, give_back=give_back
     )
 
 
-def _claim(begin: Begin, model: Published, effort: Effort, *, first: bool) -> Work:
+def _claim(begin: Begin, model: Published, effort: Effort, *, first: bool, beside: bool = False) -> Work:
     """A batch of this model is ours, as far as throttle and hours allow; none while it is paused or new images wait."""
     with begin() as db:
         if model.model_id not in catchup.asking(db) or (not first and images.any_due(db)):
@@ -81,7 +81,7 @@ def _claim(begin: Begin, model: Published, effort: Effort, *, first: bool) -> Wo
         if limit == 0:
             return Work([], [])
         claimed = catchup.claim(
-            db, model.model_id, limit=limit, lease_s=effort.lease_s, max_failures=effort.max_failures
+            db, model.model_id, limit=limit, lease_s=effort.lease_s, max_failures=effort.max_failures, beside=beside
         )
     return Work(claimed, [model])
 

@@ -46,7 +46,7 @@ class Effort:
 class Source:
     """Where batches are claimed, and what becomes of them."""
 
-    claim: Callable[[], Work]
+    claim: Callable[[bool], Work]  #: whether it is read beside another, and so may hold nothing that was left behind
     settle: Callable[[Work, Result], int]
     renew: Callable[[Session, Sequence[Claimed]], None]
     give_back: Callable[[Sequence[Verdict]], None]  #: each of status `received`
@@ -57,16 +57,16 @@ class Holding:
 
     def __init__(self, effort: Effort, source: Source) -> None:
         self.effort, self._source = effort, source
-        self._held: set[Work] = set()
+        self._held: list[Work] = []  # in the order of their claims: those behind the first are read ahead, then wait
         self._lock = threading.Lock()
 
     def take(self, work: Work) -> None:
         with self._lock:
-            self._held.add(work)
+            self._held.append(work)
 
     def leave(self, work: Work) -> None:
         with self._lock:
-            self._held.discard(work)
+            self._held.remove(work)
 
     def works(self) -> list[Work]:
         with self._lock:
@@ -76,25 +76,28 @@ class Holding:
         return [c for work in self.works() for c in work.claimed]
 
     def renew(self, db: Session) -> None:
-        wedged = [work for work in self.works() if time.monotonic() - work.moved > self.effort.wedged_s]
-        if wedged:
+        works = self.works()
+        busy = [work for place, work in enumerate(works) if place == 0 or not work.read]
+        if wedged := [work for work in busy if time.monotonic() - work.moved > self.effort.wedged_s]:
             unread = [c for work in wedged if not work.read for c in work.claimed]
+            beside = [c for work in works if work not in wedged for c in work.claimed]
             log.error("worker_wedged", count=len(self.claims()), reason=Reason.UNREADABLE.value if unread else None)
-            self._end(unread)
+            self._end(unread, beside)
         if claims := self.claims():
             self._source.renew(db, claims)
 
-    def _end(self, unread: Sequence[Claimed]) -> NoReturn:
+    def _end(self, unread: Sequence[Claimed], beside: Sequence[Claimed]) -> NoReturn:
         """End the process: a native call that never returns cannot be interrupted otherwise.
 
-        A share that does not answer is no fault of what lies there: that is given back before. The fence decides
-        whether it is ours still, should the call return after all.
+        A share that does not answer is no fault of what lies there: that is given back before, and what was held
+        beside it. The fence decides whether it is ours still, should the call return after all.
         """
         late = threading.Timer(self.effort.lease_s, os._exit, (70,))  # a database may not answer, either
         late.daemon = True
         late.start()
         try:
-            self._source.give_back([again(c, Reason.UNREADABLE, our_fault=False) for c in unread])
+            at_once = [Verdict(image=c, status=Status.RECEIVED) for c in beside]
+            self._source.give_back([again(c, Reason.UNREADABLE, our_fault=False) for c in unread] + at_once)
         finally:
             os._exit(70)
 
@@ -108,7 +111,7 @@ def drain(
 ) -> int:
     """Due images have been settled until none was left or the budget was used; returns how many."""
     source = Source(
-        claim=lambda: claim(begin, encoder_of, effort),
+        claim=lambda beside: claim(begin, encoder_of, effort, beside=beside),
         settle=lambda work, result: settle(begin, work, result),
         renew=lambda db, claimed: images.renew(db, claimed, effort.lease_s),
         give_back=lambda verdicts: give_back(begin, verdicts),
@@ -135,7 +138,7 @@ def work_off(
         def start() -> Future[Work] | None:
             if time.monotonic() >= until:
                 return None
-            work = source.claim()
+            work = source.claim(bool(holding.works()))
             if not work.claimed:
                 return None
             holding.take(work)
@@ -159,8 +162,8 @@ def work_off(
     return settled
 
 
-def claim(begin: Begin, encoder_of: Callable[[Published], Encoder], effort: Effort) -> Work:
-    """A batch is ours, and every model that it needs is loaded.
+def claim(begin: Begin, encoder_of: Callable[[Published], Encoder], effort: Effort, *, beside: bool = False) -> Work:
+    """A batch is ours, and every model that it needs is loaded; `beside` another, with nothing that was left behind.
 
     Without an open generation nothing is claimed: the images wait for a model. Nor is anything while the live model
     cannot be loaded here, which is this worker's fault and not the images'. Another model that cannot be loaded waits.
@@ -172,7 +175,9 @@ def claim(begin: Begin, encoder_of: Callable[[Published], Encoder], effort: Effo
         return Work([], [])
     with begin() as db:
         images.exhaust(db, effort.max_failures)
-        claimed = images.claim(db, limit=effort.batch, lease_s=effort.lease_s, max_failures=effort.max_failures)
+        claimed = images.claim(
+            db, limit=effort.batch, lease_s=effort.lease_s, max_failures=effort.max_failures, beside=beside
+        )
     return Work(claimed, models)
 
 

@@ -4,7 +4,7 @@ A verdict is about bytes. One stat shows the usual case; where it shows another 
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from shared.errors import Rejected
@@ -16,15 +16,22 @@ from shared.types import Decoded
 
 
 def confirmed(
-    inspector: Inspector, claimed: Sequence[Claimed], answers: Iterable[Decoded | Rejected]
+    inspector: Inspector,
+    claimed: Sequence[Claimed],
+    answers: Iterable[Decoded | Rejected],
+    moved: Callable[[], None] = lambda: None,
 ) -> list[Decoded | Rejected]:
     """The answers, as far as they are about the bytes that were claimed; in place of the others, why not.
 
     To be asked after the files were read: a change while they were is seen, too.
+
+    Args:
+        moved: told before each file that is looked at again.
     """
     found = list(answers)
     doubted: list[int] = []
     for place, (image, answer) in enumerate(zip(claimed, found, strict=True)):
+        moved()
         if isinstance(answer, Rejected) and answer.reason in PASSING:
             found[place] = _away(image) if answer.reason == Reason.UNREADABLE else answer
         elif isinstance(answer, Decoded) and answer.header.sop_instance_uid != image.sop_uid:
@@ -33,8 +40,9 @@ def confirmed(
             found[place] = _away(image)
         elif facts != (image.size, image.mtime_ns):
             doubted.append(place)
-    asked = inspector.inspect_many([_path(claimed[place]) for place in doubted]) if doubted else []
-    for place, what in zip(doubted, asked, strict=True):
+    for place in doubted:
+        moved()
+        (what,) = inspector.inspect_many([_path(claimed[place])])
         if isinstance(what, Rejected):  # registered bytes had a header: only a passing reason says nothing of these
             found[place] = what if what.reason in PASSING else failed(Reason.CHANGED)
         elif what.digest != claimed[place].digest:

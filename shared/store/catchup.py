@@ -106,7 +106,7 @@ _CLAIM = sa.text(
     f"""
     WITH due AS (
         SELECT image_id AS id, {_FAILURES} AS failed, lease_until IS NOT NULL AS left_behind FROM backfill
-        WHERE model_id = :model AND {_DUE} AND {_FAILURES} < :failures
+        WHERE model_id = :model AND {_DUE} AND {_FAILURES} < :failures AND (lease_until IS NULL OR NOT :beside)
         ORDER BY image_id LIMIT :limit FOR UPDATE SKIP LOCKED
     )
     UPDATE backfill b SET attempt = b.attempt + 1, failures = chosen.failed,
@@ -126,10 +126,12 @@ _EXHAUST = sa.text(
 )
 
 
-def claim(db: Session, model_id: int, *, limit: int, lease_s: float, max_failures: int) -> list[Claimed]:
-    """Up to `limit` images of this model are ours until the lease ends, each with its revision; or one left behind."""
+def claim(
+    db: Session, model_id: int, *, limit: int, lease_s: float, max_failures: int, beside: bool = False
+) -> list[Claimed]:
+    """Up to `limit` images of this model are ours, as by `images.claim`, each with its revision."""
     db.execute(_EXHAUST, {"model": model_id, "failures": max_failures})
-    values = {"model": model_id, "limit": limit, "lease": lease_s, "failures": max_failures}
+    values = {"model": model_id, "limit": limit, "lease": lease_s, "failures": max_failures, "beside": beside}
     return sorted((Claimed(*row) for row in db.execute(_CLAIM, values)), key=lambda image: image.id)
 
 

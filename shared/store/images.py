@@ -69,9 +69,11 @@ _CLAIM = sa.text(
     f"""
     WITH rested AS MATERIALIZED (
         SELECT id, status FROM image WHERE {_DUE} AND {_FAILURES} < :failures AND {WAITS} > '-infinity'
+            AND (status = 'received' OR NOT :beside)
         ORDER BY {WAITS}, id LIMIT (CAST(:limit AS int) + 3) / 4 FOR UPDATE SKIP LOCKED
     ), others AS MATERIALIZED (
         SELECT id, status FROM image WHERE {_DUE} AND {_FAILURES} < :failures AND id NOT IN (SELECT id FROM rested)
+            AND (status = 'received' OR NOT :beside)
         ORDER BY {WAITS}, id LIMIT CAST(:limit AS int) - (SELECT count(*) FROM rested) FOR UPDATE SKIP LOCKED
     ), batch AS (
         SELECT id, status = 'encoding' AS left_behind FROM (SELECT * FROM rested UNION ALL SELECT * FROM others) AS due
@@ -95,9 +97,12 @@ _EXHAUST = sa.text(
 )
 
 
-def claim(db: Session, *, limit: int, lease_s: float, max_failures: int) -> list[Claimed]:
-    """Up to `limit` due images are ours until the lease ends, by the database's clock; or one that was left behind."""
-    rows = db.execute(_CLAIM, {"limit": limit, "lease": lease_s, "failures": max_failures})
+def claim(db: Session, *, limit: int, lease_s: float, max_failures: int, beside: bool = False) -> list[Claimed]:
+    """Up to `limit` due images are ours until the lease ends, by the database's clock; or one that was left behind.
+
+    Of those none comes `beside` others, which a worker holds already.
+    """
+    rows = db.execute(_CLAIM, {"limit": limit, "lease": lease_s, "failures": max_failures, "beside": beside})
     return sorted((Claimed(*row) for row in rows), key=lambda image: image.id)
 
 

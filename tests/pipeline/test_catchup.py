@@ -69,6 +69,20 @@ def test_a_database_that_is_away_at_the_end_does_not_hide_what_ended_it(
         drain(filled)
 
 
+def test_what_is_given_back_keeps_what_was_last_said_of_it(filled: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened(filled)
+    with filled.begin() as db:
+        db.execute(sa.text("UPDATE backfill SET last_error = 'encoder-error', failures = 2"))
+
+    def fault(*_: object) -> None:
+        raise ZeroDivisionError
+
+    with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
+        patched.setattr(catchup.encode, "forward", fault)
+        drain(filled)
+    assert query(filled, "SELECT DISTINCT last_error, failures FROM backfill") == [("encoder-error", 2)]
+
+
 def claim(platform: Platform, lease_s: float = 5.0) -> batch.Work:
     with platform.begin() as db:
         model = next(p for p in generations.opened(db) if p.model_id == 2)

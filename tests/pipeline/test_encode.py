@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 
 from shared.encoder.base import Encoded, Encoder
 from shared.errors import Gate, Invalid, NotFound, Outcome, Rejected, Unavailable
+from shared.imaging.answers import Inspected
 from shared.imaging.reasons import Reason, failed, undecodable
 from shared.imaging.recipe import Recipe
 from shared.pipeline import batch, encode
@@ -243,6 +244,31 @@ def test_an_image_of_which_workers_die_takes_no_other_with_it(
         assert connection.execute(sa.text("SELECT max(failures) FROM image WHERE status = 'encoded'")).scalar_one() == 1
 
 
+def test_nothing_that_was_left_behind_is_read_beside_another_batch(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    platform.add_model()
+    for n in range(12):
+        platform.put(f"{n:02}.dcm", header(n))
+    platform.scan()
+    with platform.begin() as db:
+        last = "(SELECT max(id) FROM image)"
+        db.execute(sa.text(f"UPDATE image SET status = 'encoding', lease_until = '-infinity' WHERE id = {last}"))
+    held: list[list[bool]] = []
+    taking = encode.Holding.take
+
+    def take(self: encode.Holding, work: batch.Work) -> None:
+        taking(self, work)
+        held.append([c.left_behind for one in self.works() for c in one.claimed])
+
+    monkeypatch.setattr(encode.Holding, "take", take)
+    encode.drain(platform.begin, platform.sandbox, platform.encoder, replace(platform.effort, batch=4), budget_s=60.0)
+    platform.encode()
+    assert statuses(platform) == {"encoded": 12}
+    assert [True] in held
+    assert all(not any(together) for together in held if len(together) > 1)
+
+
 def test_an_image_that_fails_waits_by_how_often_it_has_failed_since_it_was_retried(platform: Platform) -> None:
     platform.add_model()
     platform.put("cine.dcm", header(0, frames=3))  # which the encoder below refuses, alone too
@@ -363,6 +389,26 @@ def test_files_that_take_long_one_after_the_other_are_no_standstill(platform: Pl
     assert 0.0 not in moments
 
 
+def test_files_that_are_looked_at_again_one_after_the_other_are_no_standstill(platform: Platform) -> None:
+    platform.add_model()
+    paths = [platform.put(f"{n}.dcm", header(n)) for n in range(3)]
+    platform.scan()
+    for path in paths:
+        os.utime(path, ns=(0, 10**18))
+    work = encode.claim(platform.begin, platform.encoder, platform.effort)
+    moments = []
+
+    def slow(paths: Sequence[Path]) -> list[Inspected | Rejected]:
+        moments.append(work.moved)
+        work.moved = 0.0
+        return FakeSandbox.inspect_many(platform.sandbox, paths)
+
+    platform.sandbox.inspect_many = slow  # type: ignore[method-assign]
+    batch.decode(platform.sandbox, work)
+    assert len(moments) == 3
+    assert 0.0 not in moments
+
+
 WEDGED = """
 import os, sys
 from dataclasses import replace
@@ -375,6 +421,8 @@ url, folder, stage, never = sys.argv[1], Path(sys.argv[2]), sys.argv[3], sys.arg
 platform = Platform(url, folder)
 platform.add_model()
 platform.put("a.dcm", header(0))
+if stage == "beside":
+    platform.put("b.dcm", header(1))
 platform.scan()
 drain = encode.drain
 if stage == "catch-up":
@@ -389,11 +437,11 @@ if stage == "catch-up":
 def stuck(*_):
     open(never)  # a pipe without a writer, as a share that does not answer
 
-if stage == "forward":
+if stage in ("forward", "beside"):
     platform.encoder(platform.published()).encode = stuck
 else:
     platform.sandbox.decode_many = stuck
-effort = replace(platform.effort, lease_s=1.0, wedged_s=2.0)
+effort = replace(platform.effort, batch=1, lease_s=1.0, wedged_s=2.0)
 drain(platform.begin, platform.sandbox, platform.encoder, effort)
 """
 
@@ -417,6 +465,11 @@ def test_a_worker_that_gives_up_on_a_forward_pass_leaves_its_images_to_be_counte
 ) -> None:
     row = "SELECT status = 'encoding', last_error, failures, lease_until IS NULL FROM image"
     assert wedged(database_url, tmp_path, "forward", row) == (True, None, 0, False)
+
+
+def test_what_was_read_ahead_meanwhile_is_given_back(database_url: str, tmp_path: Path) -> None:
+    row = "SELECT status = 'received', last_error, failures, lease_until IS NULL FROM image ORDER BY id DESC LIMIT 1"
+    assert wedged(database_url, tmp_path, "beside", row) == (True, None, 0, True)
 
 
 def wedged(url: str, folder: Path, stage: str, row: str) -> tuple[object, ...]:

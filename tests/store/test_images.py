@@ -72,6 +72,14 @@ def test_what_was_left_behind_is_claimed_alone(registered: Platform) -> None:
     assert not any(c.left_behind for c in rest)
 
 
+def test_what_was_left_behind_does_not_come_beside_others(registered: Platform) -> None:
+    left = {c.id for c in claim(registered, 4, lease_s=0.0)}
+    with registered.begin() as db:
+        beside = images.claim(db, limit=10, lease_s=30.0, max_failures=3, beside=True)
+    assert (len(beside), left & {c.id for c in beside}) == (2, set())
+    assert {c.id for c in take_over(registered)} == left
+
+
 def test_a_stale_worker_changes_nothing(registered: Platform) -> None:
     stale = claim(registered, lease_s=0.0)
     fresh = take_over(registered)
