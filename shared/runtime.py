@@ -81,13 +81,15 @@ class Runtime:
 
     def encoder(self, model: Published) -> Encoder:
         """The model, loaded once, and kept while a generation of it is open: a batch goes through all of these."""
+        if (kept := self._encoders.get(model.fingerprint)) is not None:
+            return kept
+        with self.store.reading() as connection:
+            needed = {one.fingerprint for one in generations.opened(connection)}
         with self._lock:
             found = self._encoders.get(model.fingerprint)
             if found is None:
                 from shared.encoder.runtime import load
 
-                with self.store.reading() as connection:
-                    needed = {one.fingerprint for one in generations.opened(connection)}
                 self._encoders = {name: one for name, one in self._encoders.items() if name in needed}
                 e = self.settings.encoding
                 found = load(self.folder(model.folder), runtime=e.runtime, threads=e.threads)

@@ -45,7 +45,7 @@ class TokenBuckets:
 class Slots:
     """At most `slots` at work and `waiting` in line; the next one is told to come back.
 
-    So is a caller who has `each` of the places, so that others find one.
+    So is a caller who has `each` of the places, so that others find one; where nobody says who they are (0), all may.
     """
 
     def __init__(self, slots: int, waiting: int, patience_s: float = 10.0, *, each: float = math.inf) -> None:
@@ -75,7 +75,7 @@ class Slots:
     @contextmanager
     def _counted(self, what: str, caller: int) -> Iterator[None]:
         with self._lock:
-            if self._held[caller] >= self._each:
+            if caller and self._held[caller] >= self._each:
                 raise Throttled(f"{what}: at most {self._each:g} at once with one key", retry_after_s=2)
             self._held[caller] += 1
         try:
