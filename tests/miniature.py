@@ -15,7 +15,7 @@ from shared.encoder.base import Encoder
 from shared.encoder.build import build
 from shared.encoder.cards import Card
 from shared.encoder.runtime import load
-from shared.errors import Rejected
+from shared.errors import Rejected, Unavailable
 from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Inspected
 from shared.index.base import Index
@@ -137,6 +137,16 @@ class Platform:
 
     def index(self, collection: str) -> Index:
         return self.indexes.open(collection)
+
+    def all_but(self, silent: str) -> Callable[[str], Index]:
+        """Opens every collection but one, whose engine does not answer."""
+
+        def opened(name: str) -> Index:
+            if name == silent:
+                raise Unavailable("the index does not answer")
+            return self.index(name)
+
+        return opened
 
     def put(self, name: str, what: Header | Rejected, content: bytes | None = None) -> Path:
         """A file in the archive; its bytes are `content`, or its name: the same wherever the archive lies."""
