@@ -200,10 +200,12 @@ def summarise(answer: Answer) -> None:
         rows.append(("unchanged", "", "", operation.unchanged, "known since an earlier intake"))
     if operation.counts.get("settling"):
         rows.append(("settling", "", "", operation.counts["settling"], "perhaps still being written; looked at again"))
-    if operation.counts.get("unlabelled"):
-        rows.append(
-            ("warning", "", "unlabelled", operation.counts["unlabelled"], "the label table says nothing of them")
-        )
+    for name, meaning in (
+        ("unlabelled", "the label table says nothing of them"),
+        ("namesakes", "of these: the table names them by a file name that stands in several folders"),
+    ):
+        if operation.counts.get(name):
+            rows.append(("warning", "", name, operation.counts[name], meaning))
     for prefix, what, meaning in (
         (ODD, "warning", "odd about the data set; taken in all the same"),
         (LABEL, "label", "as the data set has it"),

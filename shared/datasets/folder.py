@@ -4,7 +4,7 @@ import csv
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
@@ -87,6 +87,7 @@ class LabelTable:
     stems: Mapping[str, Row | None] = field(repr=False)  #: None where two rows share the stem
     instances: Mapping[str, Row] = field(repr=False)
     studies: Mapping[str, Row] = field(repr=False)  #: rows that name a study and no image
+    shared: frozenset[int] = frozenset()  #: `id` of the rows that mean files of several folders, see `told_apart`
 
     def __len__(self) -> int:
         return self.rows
@@ -97,38 +98,45 @@ class LabelTable:
         In order: its path relative to `root`; the longest ending of its path, down to its name; the same without
         the extension, unless two rows share it; its SOP Instance UID, which may be its name; its study.
         """
-        return self._by_name(root, path) or self.by_uid(path, sop_instance_uid=sop_instance_uid, study_uid=study_uid)
-
-    def by_uid(self, path: Path, *, sop_instance_uid: str = "", study_uid: str = "") -> Row | None:
-        """The row of a file by its SOP Instance UID, which may be its name, else by its study."""
+        row, exact = self._by_name(root, path)
+        if row is not None and (exact or id(row) not in self.shared):
+            return row
         return (
             self.instances.get(sop_instance_uid)
             or self.instances.get(_stem(_key(path.name)))
             or self.studies.get(study_uid)
         )
 
-    def namesakes(self, root: Path, paths: Iterable[Path]) -> set[Path]:
-        """Files of several folders that one row means by the ending of their paths: it cannot be about all of them.
+    def shares(self, root: Path, path: Path) -> bool:
+        """Whether the only row that names the file means files of other folders, too."""
+        row, exact = self._by_name(root, path)
+        return not exact and id(row) in self.shared
 
-        A file that stands at the very path of the row is not among them.
+    def told_apart(self, root: Path, paths: Iterable[Path]) -> "LabelTable":
+        """The table for these files: one row cannot be about files of several folders, so it finds none of them.
+
+        Only the file that stands at the very path of the row. A row means a file by the ending of its path.
         """
-        meant: dict[int, list[Path]] = {}  # by row, not by what it says: two rows may say the same
+        folders: dict[int, Path] = {}  # by row, not by what it says: two rows may say the same
+        shared = set()
         for path in paths:
-            if (row := self._by_name(root, path)) is not None:
-                meant.setdefault(id(row), []).append(path)
-        several = (alike for alike in meant.values() if len({path.parent for path in alike}) > 1)
-        return {path for alike in several for path in alike if _inner(root, path) not in self.files}
+            row, _ = self._by_name(root, path)
+            if row is not None and folders.setdefault(id(row), path.parent) != path.parent:
+                shared.add(id(row))
+        return replace(self, shared=frozenset(shared))
 
-    def _by_name(self, root: Path, path: Path) -> Row | None:
+    def _by_name(self, root: Path, path: Path) -> tuple[Row | None, bool]:
+        """The row, and whether it says the very path."""
         parts = _key(path.as_posix()).split("/")
-        names = [_inner(root, path), *("/".join(parts[n:]) for n in range(len(parts)))]
+        inner = _inner(root, path)
+        names = [inner, *("/".join(parts[n:]) for n in range(len(parts)))]
         for name in names:
             if name in self.files:
-                return self.files[name]
+                return self.files[name], name == inner
         for name in names:
             if (row := self.stems.get(_stem(name))) is not None:
-                return row
-        return None
+                return row, False
+        return None, False
 
 
 def read_labels(path: Path) -> LabelTable:

@@ -11,7 +11,7 @@ import os
 import stat
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -35,7 +35,8 @@ from shared.store.session import Begin
 class Progress:
     """How far a scan is; `counts` are by outcome, with `unchanged` and `settling` beside them.
 
-    Where there is a table of labels, `unlabelled` counts the images that were looked at and that it says nothing of.
+    Where there is a table of labels, `unlabelled` counts the images that were looked at and that it says nothing of,
+    `namesakes` those of them of which it would have, were their name not that of files in other folders too.
     """
 
     total: int = 0
@@ -73,8 +74,9 @@ def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it t
     Then the place says where; it is gone at the end.
     """
     progress = progress or Progress()
-    if not progress.cursor:
-        progress.total = _count(path, rules, alive)
+    if table is not None or not progress.cursor:
+        total, table = _survey(path, table, rules, alive)
+        progress.total = progress.total if progress.cursor else total
     # which rows belong to which file is known only by its header: any change of the table looks at all files again
     uids = (sorted(table.instances.items()), sorted(table.studies.items())) if table else ([], [])
     whole = stamp(rules.secret, *uids) if any(uids) else None
@@ -95,9 +97,8 @@ def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it t
         with begin() as db:
             if found:
                 progress.counts += register(db, found, rules, operation_id)
-            bare = sum(one.row is None and not isinstance(one.inspected, Rejected) for one in found)
-            if table is not None and bare:
-                progress.counts["unlabelled"] += bare
+            if table is not None:
+                progress.counts += _unlabelled(table, path, found)
             progress.counts["unchanged"] += len(same)
             progress.counts["settling"] += len(young)
             progress.done += len(batch)
@@ -113,13 +114,32 @@ def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it t
     return progress
 
 
-def _count(path: Path, rules: Rules, alive: Callable[[], None]) -> int:
+def _survey(
+    path: Path, table: LabelTable | None, rules: Rules, alive: Callable[[], None]
+) -> tuple[int, LabelTable | None]:
+    """How many files there are, and the table told apart for them."""
     total = 0
-    for seen in see(path):
-        total += seen.path not in rules.skip
-        if total % 1000 == 0:
-            alive()
-    return total
+
+    def met() -> Iterator[Path]:
+        nonlocal total
+        for seen in see(path):
+            if seen.path not in rules.skip:
+                total += 1
+                yield _path(seen)
+            if total % 1000 == 0:
+                alive()
+
+    if table is not None:
+        table = table.told_apart(path, met())
+    else:
+        deque(met(), maxlen=0)
+    return total, table
+
+
+def _unlabelled(table: LabelTable, path: Path, found: Sequence[Found]) -> Counter[str]:
+    bare = [one for one in found if one.row is None and not isinstance(one.inspected, Rejected)]
+    alike = sum(table.shares(path, _path(one.seen)) for one in bare)
+    return +Counter(unlabelled=len(bare), namesakes=alike)
 
 
 #: The folders that lead to a file, and its name. In a folder files (False) come before folders (True), each by name.

@@ -40,12 +40,12 @@ def labelled(
     Raises: `NotFound` where there is no such folder.
     """
     paths = files_of(folder)
-    alike = table.namesakes(folder, paths)
+    table = table.told_apart(folder, paths)
     for path, decoded in images_of(paths, recipe, counted):
         header = decoded.header
         uids = {"sop_instance_uid": header.sop_instance_uid, "study_uid": header.study_instance_uid}
-        row = table.by_uid(path, **uids) if path in alike else table.find(folder, path, **uids)
-        if row is None and path in alike:
+        row = table.find(folder, path, **uids)
+        if row is None and table.shares(folder, path):
             counted["whose name in the table is another's, too"] += 1
             continue
         value = None if row is None else getattr(row.labels, label)

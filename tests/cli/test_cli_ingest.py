@@ -61,10 +61,10 @@ def test_an_empty_folder_is_told_and_not_only_that_it_succeeded(home, server, si
 
 def test_images_that_the_label_table_does_not_name_are_told(home, server, similis, tmp_path):
     server.on(SCANS, operation("pending"), 202)
-    server.on(ONE, operation("succeeded", 10, 10, outcomes=MIXED, counts={"unlabelled": 7}))
+    server.on(ONE, operation("succeeded", 10, 10, outcomes=MIXED, counts={"unlabelled": 7, "namesakes": 2}))
     ran = similis("ingest", tmp_path, "--labels", tmp_path / "labels.csv", "--home", home)
-    (line,) = [line.split() for line in ran.out.splitlines() if "unlabelled" in line]
-    assert line[:3] == ["warning", "unlabelled", "7"]
+    warned = [line.split()[1:3] for line in ran.out.splitlines() if line.split()[0] == "warning"]
+    assert warned == [["unlabelled", "7"], ["namesakes", "2"]]
 
 
 def test_where_gate_3_hardly_judges_yet_the_end_says_so_with_the_command(home, done, similis, tmp_path):

@@ -143,11 +143,13 @@ def test_a_file_elsewhere_does_not_take_the_row_of_its_namesake(tmp_path):
     assert found(labels, "P1/L_CC.dcm") is not None
 
 
-def test_files_of_several_folders_that_one_row_names_are_told(tmp_path):
+def test_a_row_is_not_about_files_of_several_folders(tmp_path):
     labels = table(tmp_path, "file,birads\na.png,1\nP1/b.png,2\nc,3\nd,4\n")
     files = ["a.png", "P1/a.png", "P1/b.png", "P2/b.png", "P1/c.dcm", "P2/c.png", "P1/d.dcm", "P1/d.png", "P2/e.png"]
-    alike = labels.namesakes(ROOT, [ROOT / name for name in files])
-    assert alike == {ROOT / name for name in ("P1/a.png", "P1/c.dcm", "P2/c.png")}
+    apart = labels.told_apart(ROOT, [ROOT / name for name in files])
+    nobodys = {"P1/a.png", "P1/c.dcm", "P2/c.png"}
+    assert {name for name in files if apart.shares(ROOT, ROOT / name)} == nobodys
+    assert {name for name in files if found(apart, name) is None} == nobodys | {"P2/b.png", "P2/e.png"}
 
 
 def test_a_stem_that_two_rows_share_finds_neither(tmp_path):

@@ -289,3 +289,19 @@ def test_images_that_the_label_table_says_nothing_of_are_counted(platform: Platf
     table.write_text("file,birads\n")
     assert platform.scan(read_labels(table)).counts["unlabelled"] == 1
     assert "unlabelled" not in platform.scan().counts
+
+
+def test_a_row_of_the_label_table_is_not_taken_for_two_patients(platform: Platform, tmp_path: Path) -> None:
+    """It says only the name of a file, and two folders have one: whose it is, nobody knows."""
+    for n, name in enumerate(("P1/L.dcm", "P2/L.dcm", "P3/L.dcm", "P1/R.dcm")):
+        platform.put(name, header(n))
+    table = tmp_path / "labels.csv"
+    table.write_text("file,birads\nL.dcm,4\nP3/L.dcm,3\nR.dcm,2\n")
+    counts = platform.scan(read_labels(table)).counts
+    assert (counts["taken"], counts["unlabelled"], counts["namesakes"]) == (4, 2, 2)
+    assert rows(platform, "SELECT sop_uid, birads FROM image ORDER BY 1") == [
+        ("1.2.3.1", None),
+        ("1.2.3.2", None),
+        ("1.2.3.3", 3),
+        ("1.2.3.4", 2),
+    ]
