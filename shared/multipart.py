@@ -61,12 +61,12 @@ def media_type(header: str) -> tuple[str, dict[str, str]]:
 class Splitter:
     """Bytes in, parts out. `complete` is true once the closing boundary was met.
 
-    Raises: `Invalid` for a boundary that is none.
+    Raises: `Invalid` for a malformed boundary.
     """
 
     def __init__(self, boundary: str) -> None:
         if not _BOUNDARY.fullmatch(boundary):
-            raise Invalid("multipart: the boundary is missing or none")
+            raise Invalid("multipart: the boundary is missing or malformed")
         self._mark = b"\r\n--" + boundary.encode("ascii")
         self._buffer = bytearray(b"\r\n")  # so that the first boundary looks like all others
         self._step = self._preamble

@@ -12,8 +12,8 @@ from shared.pipeline.question import Request, Subject
 from shared.pipeline.rank import QueryImage
 
 Asked = tuple[list[Answer], bool]  #: of one subject, an answer for each image; and whether there is more than these
-#: Hits asked per query vector, in multiples of k: several images of one study are one answer. And of each study at
-#: most as many, where the hits lie in fewer than k: a CT has hundreds of images that are much alike.
+#: Hits asked per query vector, in multiples of k: several images of one study are one answer. If the hits cover fewer
+#: than k studies, groups are asked for, with at most as many hits of each: a CT has hundreds of images much alike.
 DEPTH = 4
 LEAST_DEPTH, MOST_DEPTH = 40, 1000
 MOST_OF_GROUPS = 10_000  #: so many hits, of k studies each its part; the largest k there can be

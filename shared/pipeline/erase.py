@@ -166,7 +166,7 @@ def _standing(open_index: Callable[[str], Index], copies: Sequence[Copy]) -> lis
 
 
 def replay(db: Session, secret: bytes) -> int:
-    """What tombstones name and stands all the same, after a restore, is erased again; returns how many images."""
+    """Erase again what a restore brought back despite its tombstone; returns how many images."""
     alone(db, Lock.INTAKE)
     after, erased = 0, 0
     while rows := erasure.known(db, after, CHUNK):

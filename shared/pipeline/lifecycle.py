@@ -34,9 +34,8 @@ SMALL = 1000  #: ... but so few points more change nothing
 def add_model(db: Session, indexes: IndexStore, folder: str, card: Card) -> tuple[Model, bool]:
     """The model is known, and whether it is new.
 
-    While nothing is encoded, the newest one is published: the archive will speak with it.
-
-    Once something is encoded the published model stays; another one is a re-index, not a switch.
+    While nothing is encoded, the newest model becomes the published one. Once something is, the published model stays,
+    and another one is a re-index, not a switch.
 
     Raises: `Conflict` if the name belongs to another model.
     """

@@ -52,7 +52,7 @@ def allow(db: Session, generation: Generation, most: int) -> int:
 
 
 class Pace:
-    """So many instances a second, and none at once to make up for a pause."""
+    """A rate limit in instances per second, without bursts after a pause."""
 
     def __init__(self, rate_per_s: float | None) -> None:
         self._every_s = 1 / rate_per_s if rate_per_s else 0.0

@@ -239,7 +239,7 @@ class _Study:
                     self._bad.setdefault(sop, MISSING)
 
     def give_up(self) -> None:
-        """What has not come by now does not."""
+        """Mark every instance that has not arrived as missing."""
         for sop in self._listed or [""]:
             if sop not in self._held and sop not in self._came:
                 self._bad.setdefault(sop, MISSING)
@@ -289,7 +289,7 @@ class _Study:
         return answers
 
     def _note(self, one: Arrived, asked: str) -> None:
-        """What came instead of something else, or could not be read, is asked for by its UID next."""
+        """Note what became of an instance. One that came unasked for leaves the listed ones to be asked for by UID."""
         sop = asked or one.sop_instance_uid
         if one.kept:
             self._came.add(sop)

@@ -103,7 +103,7 @@ Candidate = tuple[Found, Incoming]
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """What was decided of a file, and what of it may be told: no header where it could not be read, or is erased."""
+    """The decision on one file; no header where it was unreadable, or erased and so not to be journalled."""
 
     file: Found
     record: Record
@@ -194,7 +194,7 @@ def admit(db: Session, found: Sequence[Found], rules: Rules, origin: Origin) -> 
 
 
 def _told(db: Session, done: Sequence[Registered]) -> set[bytes]:
-    """What still cannot be read, for the reason of the last time: a watch asks every hour, and the journal knows."""
+    """The paths that fail for the same passing reason as last time: they get no second line in the journal."""
     away = [one.record for one in done if one.record.reason in PASSING]
     known = files.reasons(db, [record.seen.path for record in away]) if away else {}
     return {record.seen.path for record in away if known.get(record.seen.path) == record.reason}
@@ -309,7 +309,7 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
 def _name(
     db: Session, incoming: Sequence[Incoming], standing: dict[str, Known], owners: dict[str, tuple[int, bytes]]
 ) -> None:
-    """Pictures and studies that were nobody's, as no table named them, are whose a table says that they are."""
+    """Assign a patient to pictures and studies that had none until a label table named one."""
     for one in incoming:
         sop_uid, uid = one.header.sop_instance_uid, one.header.study_instance_uid
         if sop_uid in standing and standing[sop_uid].patient_key not in one.nobody:

@@ -35,8 +35,8 @@ from shared.store.session import Begin
 class Progress:
     """How far a scan is; `counts` are by outcome, with `unchanged` and `settling` beside them.
 
-    Where there is a table of labels, `unlabelled` counts the images that were looked at and that it says nothing of,
-    `namesakes` those of them of which it would have, were their name not that of files in other folders too.
+    With a label table, `unlabelled` counts the images that no row of it names; `namesakes` are those among them whose
+    only matching row is ambiguous, because files of several folders end that way.
     """
 
     total: int = 0

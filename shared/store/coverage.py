@@ -130,7 +130,7 @@ _TOUCHED = sa.text(
 def gaps_now(
     db: Session, generation_id: int, model_id: int, limit: int, known: Sequence[Gap], since: datetime | None
 ) -> list[Gap]:
-    """`gaps`, for who has just asked: `known` was found after `since`, a `moment`.
+    """`gaps`, brought up to date: `known` was found after `since`, a `moment`.
 
     Only images whose rows were written since, or are not settled, are looked at again: every writer waits for the lock
     under which this is asked.

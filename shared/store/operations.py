@@ -67,7 +67,7 @@ def known(db: Session, ids: Collection[uuid.UUID]) -> set[uuid.UUID]:
 
 
 def stand_for(db: Session, operation_id: uuid.UUID, kind: str, params: dict[str, Any]) -> None:
-    """An operation of another database, long ended, stands here, unless it does already."""
+    """Insert a finished placeholder for an operation of another database; idempotent."""
     ended = {"state": "succeeded", "finished_at": sa.func.clock_timestamp()}
     row = insert(Operation).values(id=operation_id, kind=kind, params=params, **ended)
     db.execute(row.on_conflict_do_nothing())

@@ -24,7 +24,7 @@ WATCHED = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 
 BUSY = {
     "53100": "the database's disk is full",
     "53200": "the database is out of memory",
-    "40P01": "two transactions of the database stood in each other's way",
+    "40P01": "the database found a deadlock between two transactions",
     "55P03": "a table of the database is in use by somebody else",
 }
 

@@ -62,7 +62,7 @@ def test_a_connection_that_dies_under_a_statement_given_to_the_driver_is_unavail
     ("state", "word"),
     [
         ("53100", "disk is full"),
-        ("40P01", "in each other's way"),
+        ("40P01", "deadlock"),
         ("55P03", "in use by somebody else"),
         ("08006", "cannot be reached"),
     ],

@@ -153,7 +153,7 @@ def _only_scans(db: Session, operation_id: UUID) -> None:
     if kind == "replay":
         raise Conflict("a replay goes to its end: replay another threshold to change it")
     if kind not in TAKES_IN:
-        raise Conflict("what is erased is erased: this operation only waits for the proof")
+        raise Conflict("an erasure can be neither cancelled nor retried: it ends once no index holds what was erased")
 
 
 def detail(db: Session, operation: Operation) -> dict[str, Any]:
