@@ -27,7 +27,7 @@ _FILL = sa.text(
            OR EXISTS (SELECT 1 FROM ledger l WHERE l.image_id = i.id AND l.op = 'upsert' AND l.applied_at IS NOT NULL))
       AND NOT EXISTS (SELECT 1 FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model)
     ON CONFLICT DO NOTHING
-    """  # noqa: S608 - only the constant is inserted
+    """
 )
 
 
@@ -82,7 +82,7 @@ def drop_model(db: Session, model_id: int) -> None:
 def retry(db: Session, model_id: int) -> None:
     """The exceptions of this model are tried again."""
     db.execute(
-        sa.text(f"UPDATE backfill SET {AGAIN} WHERE model_id = :model"),  # noqa: S608 - only the constant is inserted
+        sa.text(f"UPDATE backfill SET {AGAIN} WHERE model_id = :model"),
         {"model": model_id},
     )
 
@@ -91,7 +91,7 @@ def found_again(db: Session, image_id: int) -> None:
     """What failed for want of the image's bytes is due again."""
     db.execute(
         sa.text(
-            f"UPDATE backfill SET {AGAIN} "  # noqa: S608 - only the constant is inserted
+            f"UPDATE backfill SET {AGAIN} "
             "WHERE image_id = :image AND state = 'failed' AND reason = ANY(CAST(:lost AS text[]))"
         ),
         {"image": image_id, "lost": sorted(LOST)},
@@ -115,14 +115,14 @@ _CLAIM = sa.text(
     WHERE b.model_id = :model AND b.image_id = chosen.id
     RETURNING i.id, b.attempt, i.sop_uid, i.path, i.revision, {RELEASED.format("i")}, {ORIGINAL.format("i")},
               b.failures, chosen.left_behind
-    """  # noqa: S608 - only the constants above are inserted
+    """
 )
 
 _EXHAUST = sa.text(
     f"""
     UPDATE backfill SET state = 'failed', reason = coalesce(last_error, 'worker-died'), lease_until = NULL
     WHERE model_id = :model AND {_DUE} AND {_FAILURES} >= :failures
-    """  # noqa: S608 - only the constants above are inserted
+    """
 )
 
 
@@ -173,7 +173,7 @@ _SETTLE = sa.text(
     WHERE b.model_id = :model AND b.image_id = u.id AND b.attempt = u.attempt AND b.state = 'due'
       AND EXISTS (SELECT 1 FROM generation g WHERE g.model_id = :model AND g.state = 'open')
     RETURNING b.image_id, i.revision
-    """  # noqa: S608 - only the constant is inserted
+    """
 )
 
 
@@ -223,7 +223,7 @@ _ASKING = sa.text(
       AND EXISTS (SELECT 1 FROM generation g LEFT JOIN operation o ON o.id = g.operation_id
                   WHERE g.model_id = m.id AND g.state = 'open' AND o.state IS DISTINCT FROM 'paused')
     ORDER BY m.id
-    """  # noqa: S608 - only the constant above is inserted
+    """
 )
 
 

@@ -46,7 +46,7 @@ def encode_again(db: Session, images: Sequence[int]) -> None:
     """These encoded images are due again, as another revision: what was written of the one before is older."""
     db.execute(
         sa.text(
-            f"UPDATE image SET {AGAIN}, revision = revision + 1 "  # noqa: S608 - only the constant is inserted
+            f"UPDATE image SET {AGAIN}, revision = revision + 1 "
             "WHERE id = ANY(CAST(:ids AS bigint[])) AND status = 'encoded'"
         ),
         {"ids": list(images)},
@@ -109,7 +109,7 @@ IMAGES = (
         ORDER BY 1
         """,
         mend=_run(
-            f"UPDATE ledger SET revision = i.revision, {ledger.AGAIN} "  # noqa: S608 - only the constant is inserted
+            f"UPDATE ledger SET revision = i.revision, {ledger.AGAIN} "
             "FROM image i WHERE ledger.image_id = i.id AND i.id = ANY(CAST(:ids AS bigint[])) "
             "AND ledger.op = 'upsert' AND ledger.revision <> i.revision",
             Job.PROJECT,
@@ -120,7 +120,7 @@ IMAGES = (
         find=f"""
         SELECT DISTINCT l.image_id FROM ledger l LEFT JOIN image i ON i.id = l.image_id
         WHERE l.op = 'upsert' AND (i.id IS NULL OR NOT ({INDEXABLE})) ORDER BY 1
-        """,  # noqa: S608 - only the constant above is inserted
+        """,
         mend=_withdraw,
     ),
     Check(
@@ -142,7 +142,7 @@ IMAGES = (
           AND (lease_until IS NULL OR lease_until < clock_timestamp() - interval '{SILENT_S:.0f} seconds')
         UNION SELECT image_id FROM backfill WHERE state = 'due'
           AND lease_until < clock_timestamp() - interval '{SILENT_S:.0f} seconds' ORDER BY 1
-        """,  # noqa: S608 - only the constant above is inserted
+        """,
         mend=_run(
             "WITH late AS (UPDATE backfill SET lease_until = NULL, failures = failures + 1 "
             "WHERE image_id = ANY(CAST(:ids AS bigint[])) AND lease_until < clock_timestamp()) "
@@ -164,7 +164,7 @@ IMAGES = (
         ORDER BY 1
         """,
         mend=_run(
-            f"WITH points AS (UPDATE ledger SET {ledger.AGAIN} "  # noqa: S608 - only the constants are inserted
+            f"WITH points AS (UPDATE ledger SET {ledger.AGAIN} "
             "WHERE state = 'failed' AND image_id = ANY(CAST(:ids AS bigint[]))), "
             f"fills AS (UPDATE backfill SET {catchup.AGAIN} "
             "WHERE state = 'failed' AND image_id = ANY(CAST(:ids AS bigint[])) AND reason = 'worker-died') "

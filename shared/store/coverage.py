@@ -42,13 +42,13 @@ _NEEDED: Final = f"""
         LEFT JOIN backfill b ON b.image_id = i.id AND b.model_id = :model
         WHERE {INDEXABLE} AND (i.status = 'encoded' OR shown.held) {{images}}
     )
-"""  # noqa: S608 - only the constant is inserted
+"""
 _SELECT: Final = "SELECT id, sop_uid, gap FROM needed WHERE gap IS NOT NULL ORDER BY id LIMIT :limit"
 _ALL: Final = _NEEDED.format(rows="", images="")
 _THESE: Final = _NEEDED.format(
     rows="AND image_id = ANY(CAST(:these AS bigint[]))", images="AND i.id = ANY(CAST(:these AS bigint[]))"
 )
-_COUNT = sa.text(_ALL + "SELECT coalesce(gap, 'covered'), count(*) FROM needed GROUP BY 1")  # noqa: S608 - a constant
+_COUNT = sa.text(_ALL + "SELECT coalesce(gap, 'covered'), count(*) FROM needed GROUP BY 1")
 _GAPS = sa.text(_ALL + _SELECT)
 _GAPS_OF_THESE = sa.text(_THESE + _SELECT)
 

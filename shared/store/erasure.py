@@ -88,7 +88,7 @@ _LEFT = sa.text(
     WHERE (image_id = ANY(CAST(:images AS bigint[])) OR id = ANY(CAST(:files AS bigint[]))) AND {SENT}
     UNION SELECT digest, '' FROM image WHERE id = ANY(CAST(:images AS bigint[])) AND {SENT}
     ON CONFLICT DO NOTHING
-    """  # noqa: S608 - only the constants above are inserted
+    """
 )
 
 
@@ -122,7 +122,7 @@ def empty(db: Session, of: Standing, operation_id: uuid.UUID) -> None:
     forget(db, of.stopped, ids)
     for table in ("encoding", "thumbnail", "file", "backfill", "review"):
         db.execute(
-            sa.text(f"DELETE FROM {table} WHERE image_id = ANY(CAST(:images AS bigint[]))"),  # noqa: S608 - a constant
+            sa.text(f"DELETE FROM {table} WHERE image_id = ANY(CAST(:images AS bigint[]))"),
             {"images": ids},
         )
     db.execute(
@@ -165,7 +165,7 @@ def delete_again(db: Session, generation_id: int, points: Sequence[uuid.UUID]) -
     """The index holds what its ledger says it deleted: it is due once more."""
     db.execute(
         sa.text(
-            f"UPDATE ledger SET op = 'delete', {ledger.AGAIN} "  # noqa: S608 - only the constant is inserted
+            f"UPDATE ledger SET op = 'delete', {ledger.AGAIN} "
             "WHERE generation_id = :generation AND point_id = ANY(CAST(:points AS uuid[]))"
         ),
         {"generation": generation_id, "points": list(points)},

@@ -129,12 +129,8 @@ def removed(db: Session, done: Collection[Left]) -> None:
     db.execute(_REMOVED, {"digests": [one.digest for one in done], "roots": [one.root for one in done]})
 
 
-_ROOT = sa.text(
-    f"SELECT {ROOT} FROM file WHERE {SENT} AND {ROOT} > :after ORDER BY {ROOT} LIMIT 1"  # noqa: S608 - constants
-)
-_SOME = sa.text(
-    f"SELECT digest FROM file WHERE {SENT} AND {ROOT} = :root LIMIT :limit"  # noqa: S608 - constants
-)
+_ROOT = sa.text(f"SELECT {ROOT} FROM file WHERE {SENT} AND {ROOT} > :after ORDER BY {ROOT} LIMIT 1")
+_SOME = sa.text(f"SELECT digest FROM file WHERE {SENT} AND {ROOT} = :root LIMIT :limit")
 
 
 def roots(db: Session) -> list[bytes]:
@@ -145,9 +141,7 @@ def roots(db: Session) -> list[bytes]:
     return found
 
 
-_SENT_TO = sa.text(
-    f"SELECT EXISTS (SELECT 1 FROM file WHERE {SENT} AND {ROOT} = :root AND NOT {SCANNED})"  # noqa: S608 - constants
-)
+_SENT_TO = sa.text(f"SELECT EXISTS (SELECT 1 FROM file WHERE {SENT} AND {ROOT} = :root AND NOT {SCANNED})")
 
 
 def sent_to(db: Session) -> list[bytes]:
@@ -177,12 +171,12 @@ def move(db: Session, old: bytes, new: bytes) -> None:
     there = f"{SENT} AND {ROOT} = CAST(:old AS bytea)"
     place = "CAST(:new AS bytea) || substring({0}path FROM length(CAST(:old AS bytea)) + 1)"
     double = (
-        f"DELETE FROM file WHERE {there} AND EXISTS (SELECT 1 FROM file AS other "  # noqa: S608 - constants
+        f"DELETE FROM file WHERE {there} AND EXISTS (SELECT 1 FROM file AS other "
         f"WHERE other.path_digest = sha256({place.format('file.')}))"
     )
     db.execute(sa.text(double), {"old": old, "new": new})
     for table in ("file", "image"):
-        statement = f"UPDATE {table} SET path = {place.format('')} WHERE {there}"  # noqa: S608 - constants
+        statement = f"UPDATE {table} SET path = {place.format('')} WHERE {there}"
         db.execute(sa.text(statement), {"old": old, "new": new})
 
 
@@ -201,7 +195,7 @@ class Sent:
 
 
 _AGAIN = sa.text(
-    "SELECT id, path, size, digest, image_id, patient_key, study_uid, sop_uid FROM file WHERE mtime_ns = -1 "  # noqa: S608 - a constant
+    "SELECT id, path, size, digest, image_id, patient_key, study_uid, sop_uid FROM file WHERE mtime_ns = -1 "
     "AND (outcome = 'quarantined' OR (outcome = 'failed' AND (image_id IS NULL OR patient_key IS NOT NULL))) "
     f"AND {SENT} AND id > :after ORDER BY id LIMIT :limit"
 )
@@ -263,7 +257,7 @@ def page(db: Session, operation_id: uuid.UUID, after: int, limit: int, only_prob
     problems = "WHERE outcome IN ('quarantined', 'failed', 'empty', 'kept')" if only_problems else ""
     return db.execute(
         sa.text(
-            f"SELECT * FROM (SELECT f.id, f.path, {FATE} FROM file f LEFT JOIN image i ON i.id = f.image_id "  # noqa: S608 - only constants are inserted
+            f"SELECT * FROM (SELECT f.id, f.path, {FATE} FROM file f LEFT JOIN image i ON i.id = f.image_id "
             f"WHERE f.operation_id = :operation AND f.id > :after) AS met {problems} ORDER BY id LIMIT :limit"
         ),
         {"operation": operation_id, "after": after, "limit": limit},

@@ -83,7 +83,7 @@ _CLAIM = sa.text(
     FROM ({ALONE.format("batch")}) AS chosen WHERE image.id = chosen.id
     RETURNING image.id, attempt, sop_uid, path, revision, {RELEASED.format("image")}, {ORIGINAL.format("image")},
               failures, left_behind
-    """  # noqa: S608 - only the constants above are inserted
+    """
 )
 
 _EXHAUST = sa.text(
@@ -93,7 +93,7 @@ _EXHAUST = sa.text(
     WHERE id IN (SELECT id FROM image WHERE {_DUE} AND (status = 'encoding' OR failures > 0)
                  AND {_FAILURES} >= :failures FOR UPDATE SKIP LOCKED)
     RETURNING id
-    """  # noqa: S608 - ditto
+    """
 )
 
 
@@ -202,9 +202,7 @@ def check_move(old: Status, new: Status) -> None:
         raise Conflict(f"an image cannot go from {old.value} to {new.value}")
 
 
-_RETRY = sa.text(
-    f"UPDATE image SET {AGAIN} WHERE operation_id = :operation AND status = 'failed' RETURNING id"  # noqa: S608
-)
+_RETRY = sa.text(f"UPDATE image SET {AGAIN} WHERE operation_id = :operation AND status = 'failed' RETURNING id")
 
 
 def retry_failed(db: Session, operation_id: uuid.UUID) -> int:
@@ -216,7 +214,7 @@ _FOUND_AGAIN = sa.text(
     f"""
     UPDATE image SET {AGAIN}, operation_id = :operation
     WHERE id = :id AND status = 'failed' AND reason = ANY(CAST(:lost AS text[]))
-    """  # noqa: S608 - only the constant is inserted
+    """
 )
 
 
@@ -230,7 +228,7 @@ _WAITING = sa.text(
     f"""
     SELECT count(*), extract(epoch FROM clock_timestamp() - min(coalesce(lease_until, received_at)))
     FROM image WHERE {_DUE}
-    """  # noqa: S608 - only the constant above is inserted
+    """
 )
 
 
@@ -241,9 +239,7 @@ def due(db: Session | sa.Connection) -> tuple[int, float | None]:
 
 
 #: Not by EXISTS, for which the planner would read the table from its start, in the hope of a soon one.
-_ANY = sa.text(
-    f"SELECT (SELECT id FROM image WHERE {_DUE} ORDER BY {WAITS}, id LIMIT 1) IS NOT NULL"  # noqa: S608 - ditto
-)
+_ANY = sa.text(f"SELECT (SELECT id FROM image WHERE {_DUE} ORDER BY {WAITS}, id LIMIT 1) IS NOT NULL")
 
 
 def any_due(db: Session) -> bool:

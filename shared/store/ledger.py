@@ -31,7 +31,7 @@ _POST = sa.text(
         op = excluded.op, revision = excluded.revision, image_id = excluded.image_id, last_error = NULL, {AGAIN},
         applied_at = CASE WHEN ledger.op = 'upsert' THEN ledger.applied_at END
     WHERE ledger.revision <= excluded.revision OR ledger.image_id < excluded.image_id  -- erased, lifted, come again
-    """  # noqa: S608 - only the constant above is inserted
+    """
 )
 
 
@@ -82,7 +82,7 @@ _STORED = sa.text(
     FROM image i
     JOIN encoding e ON e.image_id = i.id AND e.model_id = :model
     WHERE i.id = ANY(CAST(:images AS bigint[])) AND {INDEXABLE}
-    """  # noqa: S608 - only the constants are inserted
+    """
 )
 
 
@@ -123,7 +123,7 @@ _LOCK = sa.text(
     f"""
     SELECT point_id FROM ledger WHERE generation_id = :generation AND {_DUE}
     ORDER BY queued_at LIMIT :limit FOR UPDATE SKIP LOCKED
-    """  # noqa: S608 - only the constant above is inserted
+    """
 )
 _READ = sa.text(
     f"""
@@ -134,7 +134,7 @@ _READ = sa.text(
     LEFT JOIN study s ON s.id = i.study_id
     LEFT JOIN encoding e ON e.image_id = i.id AND e.frame = d.frame AND e.model_id = :model
     WHERE d.generation_id = :generation AND d.point_id = ANY(CAST(:points AS uuid[]))
-    """  # noqa: S608 - only the constant is inserted
+    """
 )
 
 
@@ -225,7 +225,7 @@ _ANY = sa.text(
             SELECT FROM ledger WHERE generation_id = g.id AND {_DUE} ORDER BY queued_at LIMIT 1
         ) AS first WHERE g.state = 'open'
     )
-    """  # noqa: S608 - only the constant above is inserted
+    """
 )
 
 
@@ -242,8 +242,7 @@ def oldest_pending_s(db: Session | sa.Connection) -> float | None:
 
 
 _WITHDRAW = sa.text(
-    f"UPDATE ledger SET op = 'delete', {AGAIN} "  # noqa: S608 - only the constant above is inserted
-    "WHERE image_id = ANY(CAST(:images AS bigint[])) AND op = 'upsert'"
+    f"UPDATE ledger SET op = 'delete', {AGAIN} WHERE image_id = ANY(CAST(:images AS bigint[])) AND op = 'upsert'"
 )
 
 

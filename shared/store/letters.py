@@ -53,7 +53,7 @@ _PAGE = sa.text(
     WHERE (CAST(:kind AS text) IS NULL OR kind = :kind) AND (CAST(:reason AS text) IS NULL OR reason = :reason)
       AND (CAST(:since AS timestamptz) IS NULL OR (since, letter) < (:since, :letter))
     ORDER BY since DESC, letter DESC LIMIT :limit
-    """  # noqa: S608 - only the constant above is inserted
+    """
 )
 
 
@@ -66,7 +66,7 @@ def page(db: Session, wanted: Wanted, after: tuple[datetime, str] | None, limit:
 
 def counts(connection: sa.Connection) -> list[tuple[str, str, int]]:
     """(kind, reason, how many)."""
-    statement = f"SELECT kind, reason, count(*) FROM ({_LETTERS}) AS letters GROUP BY 1, 2 ORDER BY 1, 2"  # noqa: S608
+    statement = f"SELECT kind, reason, count(*) FROM ({_LETTERS}) AS letters GROUP BY 1, 2 ORDER BY 1, 2"
     return [tuple(row) for row in connection.execute(sa.text(statement))]
 
 
@@ -75,22 +75,22 @@ _DUE: dict[str, str] = {
     "image": f"""
         UPDATE image SET {images.AGAIN}
         WHERE status = 'failed' AND ('image-' || id) = ANY(CAST(:letters AS text[])) RETURNING NULL::uuid
-    """,  # noqa: S608 - only the constant is inserted
+    """,
     "encoding": f"""
         UPDATE backfill SET {catchup.AGAIN}
         WHERE state = 'failed' AND ('encoding-' || model_id || '-' || image_id) = ANY(CAST(:letters AS text[]))
         RETURNING NULL::uuid
-    """,  # noqa: S608 - ditto
+    """,
     "point": f"""
         UPDATE ledger SET {ledger.AGAIN} WHERE state = 'failed'
           AND ('point-' || generation_id || '-' || image_id || '-' || frame) = ANY(CAST(:letters AS text[]))
         RETURNING NULL::uuid
-    """,  # noqa: S608 - only the constant is inserted
+    """,
     "file": f"""
         UPDATE file SET mtime_ns = -1
         WHERE outcome = 'failed' AND mtime_ns <> -1 AND ('file-' || id) = ANY(CAST(:letters AS text[]))
         RETURNING CASE WHEN {SENT} THEN NULL ELSE operation_id END
-    """,  # noqa: S608 - only the constant above is inserted
+    """,
 }
 
 

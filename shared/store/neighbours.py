@@ -23,7 +23,7 @@ _VECTORS: Final = f"""
     JOIN encoding e ON e.image_id = i.id AND e.model_id = %(model)s
     WHERE s.uid = %(uid)s
     ORDER BY i.view, i.laterality, i.sop_uid, e.frame
-    """  # noqa: S608 - only the constant is inserted
+    """
 
 
 def _rows(connection: sa.Connection, statement: LiteralString, values: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -78,7 +78,7 @@ _BEHIND: Final = f"""
     WHERE l.generation_id = %(generation)s AND l.point_id = ANY(%(points)s) AND l.op = 'upsert'
       AND l.applied_at IS NOT NULL
       AND (%(as_of)s::timestamptz IS NULL OR coalesce(i.settled_at, i.received_at) <= %(as_of)s)
-    """  # noqa: S608 - only the constant is inserted
+    """
 
 
 class HitRow(NamedTuple):
@@ -149,7 +149,7 @@ _HIDDEN: Final = f"""
     FROM study s JOIN image i ON i.study_id = s.id AND {INDEXABLE}
         AND (i.status = 'encoded' OR (SELECT l.image_id FROM ledger l WHERE l.image_id = i.id AND l.op = 'upsert'
                                       AND l.applied_at IS NOT NULL LIMIT 1) IS NOT NULL)
-    WHERE """  # noqa: S608 - only the constant is inserted
+    WHERE """
 _OF_PATIENT: Final = _HIDDEN + "s.patient_key = %(value)s"
 _OF_STUDY: Final = _HIDDEN + "s.id = %(value)s"
 _OF_IMAGES: Final = _HIDDEN + "i.id = ANY(%(value)s)"

@@ -97,7 +97,7 @@ _CLAIM = sa.text(
         FOR UPDATE SKIP LOCKED
     )
     RETURNING id, attempt, params
-    """  # noqa: S608 - only the constants above are inserted
+    """
 )
 
 _EXHAUST = sa.text(
@@ -107,7 +107,7 @@ _EXHAUST = sa.text(
     WHERE id IN (SELECT id FROM operation WHERE state = 'running' AND NOT (counts ? 'scanned') AND {FREE}
                  AND {_LOSSES} >= {MOST_LOSSES} FOR UPDATE SKIP LOCKED)
     RETURNING id
-    """  # noqa: S608 - ditto
+    """
 )
 GIVEN_UP = (
     f"given up: {MOST_LOSSES} workers in a row were lost at the same step, by a crash, a lack of memory or a kill; "
@@ -136,7 +136,7 @@ _PROGRESS = sa.text(
                          lease_until = clock_timestamp() + make_interval(secs => :lease)
     FROM (SELECT CAST(:counts AS jsonb) AS counts) AS told
     WHERE id = :id AND attempt = :attempt AND state = 'running' RETURNING cancel
-    """  # noqa: S608 - only the constant above is inserted
+    """
 )
 
 
@@ -242,7 +242,7 @@ def outcomes(db: Session, operation_id: uuid.UUID) -> list[tuple[str, str | None
     """(outcome, gate, reason, how many) of the files this operation registered, with their images' fate."""
     rows = db.execute(
         sa.text(
-            f"SELECT {FATE}, count(*) "  # noqa: S608 - only the constant is inserted
+            f"SELECT {FATE}, count(*) "
             "FROM file f LEFT JOIN image i ON i.id = f.image_id WHERE f.operation_id = :id "
             "GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
         ),
@@ -253,7 +253,7 @@ def outcomes(db: Session, operation_id: uuid.UUID) -> list[tuple[str, str | None
 
 def due(db: Session | sa.Connection, kind: str) -> int:
     """How many operations of this kind could be claimed now."""
-    statement = f"SELECT count(*) FROM operation WHERE {_DUE}"  # noqa: S608 - only the constant above is inserted
+    statement = f"SELECT count(*) FROM operation WHERE {_DUE}"
     found: int = db.execute(sa.text(statement), {"kind": kind}).scalar_one()
     return found
 

@@ -44,8 +44,7 @@ def hold(
 
 
 _DUE_AGAIN = sa.text(
-    f"UPDATE ledger SET {ledger.AGAIN} "  # noqa: S608 - only the constant is inserted
-    "WHERE generation_id = :generation AND point_id = ANY(CAST(:points AS uuid[]))"
+    f"UPDATE ledger SET {ledger.AGAIN} WHERE generation_id = :generation AND point_id = ANY(CAST(:points AS uuid[]))"
 )
 _DELETE_UNKNOWN = sa.text(
     "INSERT INTO ledger (generation_id, point_id, image_id, frame, op, revision) "

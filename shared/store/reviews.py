@@ -216,14 +216,14 @@ def move(db: Session, images: Sequence[int], status: Status) -> None:
 
 
 _PENDING = sa.text(
-    "SELECT i.id FROM image i WHERE i.status = 'quarantined'" + _WANTED + "ORDER BY i.id LIMIT :limit FOR UPDATE"  # noqa: S608 - a constant
+    "SELECT i.id FROM image i WHERE i.status = 'quarantined'" + _WANTED + "ORDER BY i.id LIMIT :limit FOR UPDATE"
 )
 _FILES = sa.text(
     f"""
     UPDATE file SET mtime_ns = -1 WHERE outcome = 'quarantined' AND (CAST(:id AS bigint) IS NULL OR id = :id)
       AND (CAST(:gate AS text) IS NULL OR gate = :gate) AND (CAST(:reason AS text) IS NULL OR reason = :reason)
     RETURNING CASE WHEN {SENT} THEN NULL ELSE operation_id END
-    """  # noqa: S608 - only the constant above is inserted
+    """
 )
 
 

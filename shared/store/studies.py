@@ -121,7 +121,7 @@ def lock(db: Session, incoming: Sequence[Incoming]) -> None:
         db.execute(_LOCK, {"ids": others, "sops": [h.sop_instance_uid for h in headers]})
 
 
-_TOLD = f"UPDATE ledger SET revision = changed.revision, {ledger.AGAIN}"  # noqa: S608 - only the constant is inserted
+_TOLD = f"UPDATE ledger SET revision = changed.revision, {ledger.AGAIN}"
 _OF_CHANGED = "FROM changed WHERE ledger.image_id = changed.id AND ledger.op = 'upsert'"
 #: every generation is told of an image as it is now said to be; the statement before names it `changed`
 _TELL = f"{_TOLD} {_OF_CHANGED}"
@@ -135,7 +135,7 @@ _REDATE = sa.text(
     changed AS (UPDATE image SET revision = revision + 1 WHERE study_id = (SELECT id FROM dated) AND status <> 'deleted'
         RETURNING id, {ENCODED_REVISION} AS revision)
     {_TELL}
-    """  # noqa: S608 - only the constants above are inserted
+    """
 )
 
 
@@ -152,7 +152,7 @@ _NAME = sa.text(
     changed AS (UPDATE image SET revision = revision + 1 WHERE study_id = (SELECT id FROM named)
         AND status <> 'deleted' RETURNING id, {ENCODED_REVISION} AS revision)
     {_HIDE}
-    """  # noqa: S608 - only the constants above are inserted
+    """
 )
 _OWNER = sa.text("SELECT patient_key FROM study WHERE id = :study")
 
@@ -176,7 +176,7 @@ _MOVE = sa.text(
     WITH changed AS (UPDATE image SET study_id = :study, revision = revision + 1 WHERE id = :id
         RETURNING id, {ENCODED_REVISION} AS revision)
     {_HIDE}
-    """  # noqa: S608 - only the constants above are inserted
+    """
 )
 _LEFT = sa.text("DELETE FROM study s WHERE uid = :uid AND NOT EXISTS (SELECT FROM image WHERE study_id = s.id)")
 
@@ -284,7 +284,7 @@ _DESCRIBE = """
 #: Of models without an open generation nobody will write a new encoding: the old one must not outlive its bytes. And
 #: while one that was stopped is not judged again, no build may take it for one that belongs.
 _REPLACE = sa.text(
-    "WITH stale AS (DELETE FROM encoding WHERE image_id = :id "  # noqa: S608 - only constants are inserted
+    "WITH stale AS (DELETE FROM encoding WHERE image_id = :id "
     "AND (model_id NOT IN (SELECT model_id FROM generation WHERE state = 'open') "
     "OR (SELECT status FROM image WHERE id = :id) = 'quarantined')) "
     f"UPDATE image SET {_DESCRIBE}, digest = :digest, path = :path, {AGAIN} WHERE id = :id"
@@ -311,7 +311,7 @@ _REDESCRIBE = sa.text(
     f"""
     WITH changed AS (UPDATE image SET {_DESCRIBE} WHERE id = :id RETURNING id, {ENCODED_REVISION} AS revision)
     {_TELL}
-    """  # noqa: S608 - only the constants above are inserted
+    """
 )
 
 
