@@ -195,6 +195,9 @@ class OperationOut(Out):
     cancel_requested: bool
     error: str | None
     created_at: datetime
+    registered_at: datetime | None = Field(
+        description="of what takes in: each file has a row, its images are waited for"
+    )
     finished_at: datetime | None
 
 

@@ -33,6 +33,7 @@ class Operation:
     counts: dict[str, Any]
     error: str
     phase: str = ""
+    all_registered: bool = False
 
     @classmethod
     def of(cls, answer: Answer) -> Self:
@@ -49,6 +50,7 @@ class Operation:
             counts=dict(answer.get("counts") or {}),
             error=str(answer.get("error") or ""),
             phase=str(answer.get("phase") or ""),
+            all_registered=answer.get("registered_at") is not None,
         )
 
     @property
@@ -63,6 +65,11 @@ class Operation:
     @property
     def decided(self) -> int:
         return sum(count for outcome, _, _, count in self.outcomes if outcome not in _UNDECIDED)
+
+    @property
+    def images(self) -> int | None:
+        """How many are to be decided on, as far as is known; None: no file was new so far."""
+        return self.known if self.known or self.all_registered or self.ended else None
 
     @property
     def unchanged(self) -> int:
@@ -121,10 +128,8 @@ class Bars:
     def show(self, operation: Operation) -> None:
         self._update(self._files, operation.registered, operation.files, "files")
         self._rate.add(operation.decided)
-        scanned = "scanned" in operation.counts or operation.ended
-        total = operation.known if scanned or operation.known else None
         rate = _MODELLESS if operation.phase == _MODELLESS else f"{self._rate.per_s:.1f} images/s"
-        self._update(self._images, operation.decided, total, rate)
+        self._update(self._images, operation.decided, operation.images, rate)
 
     def _update(self, task: TaskID, done: int, total: int | None, rate: str) -> None:
         self._bars.update(task, completed=done, total=total, rate=rate)

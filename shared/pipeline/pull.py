@@ -4,11 +4,10 @@ A window is listed as a whole and walked in the order of its Study Instance UIDs
 last study that is done, so whoever goes on after a kill asks for that study again, and skips what came of it.
 """
 
-import json
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import date, timedelta
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -34,6 +33,7 @@ from shared.store import pulls
 from shared.store.arrivals import Origin
 from shared.store.blobs import Blobs, Part
 from shared.store.session import Begin
+from shared.store.tables import Operation
 
 KIND = "backfill-dicomweb"
 FIRST = date(1970, 1, 1)  #: where nothing is said
@@ -43,6 +43,7 @@ ENOUGH = 200_000  #: of a window that is not halved
 ATTEMPTS = 5
 PATIENCE_S = 20.0  #: the longest wait between two attempts
 
+OF_INSTANCES = ("pulled", "held", "turned_away", "missing")
 MISSING = ("failed", Reason.SOURCE.value)  #: an instance that did not come
 
 Report = Callable[[Session, "Progress"], bool]
@@ -75,15 +76,15 @@ class Progress:
     missing: int = 0  #: did not come
     cursor: dict[str, str] = field(default_factory=dict)  #: `from`, `to`, `after`; `silent`: turns, for the next study
 
-    def to_json(self, **more: object) -> str:
-        return json.dumps({name: value for name, value in asdict(self).items() if name not in ("total", "done")} | more)
+    @property
+    def counts(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in ("studies", *OF_INSTANCES)}
 
     @classmethod
-    def of(cls, counts: Mapping[str, Any], total: int) -> Self:
-        """As the row of the operation has it; instances of a study that was under way count again."""
-        known = {name: counts[name] for name in cls.__slots__ if name in counts}
-        done = sum(counts.get(name, 0) for name in ("pulled", "held", "turned_away", "missing"))
-        return cls(**(known | {"total": max(total, done), "done": done}))
+    def of(cls, row: Operation) -> Self:
+        """As the row has it; instances of a study that was under way count again."""
+        done = sum(row.counts.get(name, 0) for name in OF_INSTANCES)
+        return cls(total=max(row.total or 0, done), done=done, cursor=dict(row.cursor or {}), **row.counts)
 
 
 @dataclass(slots=True, kw_only=True)

@@ -5,7 +5,6 @@ rest. What its model has not encoded is left to `catchup`. Every step is one tra
 one ended, so it may be killed, paused and taken over anywhere.
 """
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -125,9 +124,14 @@ def fill(db: Session, found: Generation, chunk: int = CHUNK) -> int:
 
 def _report(db: Session, held: Held, found: Generation) -> coverage.Coverage:
     covered = coverage.count(db, found.id, found.model_id)
-    counts = dict(covered.by_reason) | {"looked_at": found.filled_to}
     operations.progress(
-        db, held, done=covered.covered, total=covered.images, counts=json.dumps(counts), lease_s=LEASE_S
+        db,
+        held,
+        done=covered.covered,
+        total=covered.images,
+        counts=covered.by_reason,
+        cursor={"image": found.filled_to},
+        lease_s=LEASE_S,
     )
     return covered
 

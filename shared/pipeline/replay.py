@@ -3,7 +3,6 @@
 First as a plan that changes nothing, then chunk by chunk as an operation.
 """
 
-import json
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -137,18 +136,17 @@ def _step(db: Session, held: Held, chunk: int) -> bool:
     if why := _overtaken(db, row):
         operations.end(db, held, "failed", why)
         return False
-    counts = Counter({name: int(n) for name, n in operation.counts.items()})
+    after = (operation.cursor or {"image": 0})["image"]
     standard = standard_of(columns_of(row), row.id)
     chosen = _chosen(row.modality, standard)
-    rows, last = calibrations.lock_scored(db, row.model_id, chosen, counts["looked_at"], chunk)
+    rows, last = calibrations.lock_scored(db, row.model_id, chosen, after, chunk)
     if last is None:
         operations.end(db, held, "succeeded")
         return False
-    counts += _apply(db, standard, rows)
-    counts["looked_at"] = last
+    counts = Counter(operation.counts) + _apply(db, standard, rows)
     done = operation.done + len(rows)
     total = max(done, operation.total or 0)
-    operations.progress(db, held, done=done, total=total, counts=json.dumps(counts), lease_s=LEASE_S)
+    operations.progress(db, held, done=done, total=total, counts=counts, cursor={"image": last}, lease_s=LEASE_S)
     return True
 
 

@@ -6,18 +6,17 @@ interrupted anywhere and started again; whoever knows the place of the last batc
 """
 
 import hmac
-import json
 import os
 import stat
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 from sqlalchemy.orm import Session
 
@@ -29,6 +28,7 @@ from shared.store import files
 from shared.store.arrivals import Origin
 from shared.store.files import Seen
 from shared.store.session import Begin
+from shared.store.tables import Operation
 
 
 @dataclass
@@ -44,17 +44,17 @@ class Progress:
     counts: Counter[str] = field(default_factory=Counter)
     cursor: bytes = b""  #: the `place` of the last file that was looked at; none: it begins, or has ended
 
-    def to_json(self, **more: object) -> str:
-        where = {"cursor": self.cursor.hex()} if self.cursor else {}
-        return json.dumps(dict(self.counts) | where | more)
+    @property
+    def stored_cursor(self) -> dict[str, str] | None:
+        """The place, as the row of the operation has it."""
+        return {"path": self.cursor.hex()} if self.cursor else None
 
     @classmethod
-    def of(cls, counts: Mapping[str, Any], done: int, total: int | None) -> Self:
-        """As the row of the operation has it; without a place the scan begins."""
-        if "cursor" not in counts:
+    def of(cls, row: Operation) -> Self:
+        """As the row has it; without a place the scan begins."""
+        if row.cursor is None:
             return cls()
-        known = Counter({name: int(n) for name, n in counts.items() if name != "cursor"})
-        return cls(max(total or 0, done), done, known, bytes.fromhex(counts["cursor"]))
+        return cls(max(row.total or 0, row.done), row.done, Counter(row.counts), bytes.fromhex(row.cursor["path"]))
 
 
 def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it tells

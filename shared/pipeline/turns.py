@@ -49,8 +49,7 @@ def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, watch: Watch,
         held = operations.claim(db, "scan", LEASE_S)
         if held is None:
             return False
-        row = operations.get(db, held.id)
-        progress = scan.Progress.of(row.counts, row.done, row.total)
+        progress = scan.Progress.of(operations.get(db, held.id))
     lasting = bool(held.params.get("watch"))
     with turn(begin, held, LEASE_S, FOLDER_AWAY_S, lasting=lasting):
         said = said_of(held.params)
@@ -122,13 +121,19 @@ class _Scan:
             self._tell(db, progress)
             operations.rest(db, self.held, rest_s)
         else:
-            self._tell(db, progress, scanned=True)
+            self._tell(db, progress)
+            operations.all_registered(db, self.held)
             enqueue(db, Job.PROJECT)  # it also ends operations that have nothing left to do
 
-    def _tell(self, db: Session, progress: scan.Progress, **more: object) -> bool:
-        counts = progress.to_json(**more, **self.said.counts)
+    def _tell(self, db: Session, progress: scan.Progress) -> bool:
         return operations.progress(
-            db, self.held, done=progress.done, total=progress.total, counts=counts, lease_s=LEASE_S
+            db,
+            self.held,
+            done=progress.done,
+            total=progress.total,
+            counts={**progress.counts, **self.said.counts},
+            cursor=progress.stored_cursor,
+            lease_s=LEASE_S,
         )
 
 
@@ -157,14 +162,12 @@ def advance_pull(
         held = operations.claim(db, pull.KIND, LEASE_S)
         if held is None:
             return False
-        row = operations.get(db, held.id)
-        progress = pull.Progress.of(row.counts, row.total or 0)
+        progress = pull.Progress.of(operations.get(db, held.id))
     params, until = held.params, time.monotonic() + TURN_S
 
     def report(db: Session, progress: pull.Progress) -> bool:
         alive()
-        counts, done, total = progress.to_json(), progress.done, max(progress.total, progress.done)
-        return operations.progress(db, held, done=done, total=total, counts=counts, lease_s=LEASE_S)
+        return _tell_pull(db, held, progress, max(progress.total, progress.done))
 
     with turn(begin, held, LEASE_S, ARCHIVE_AWAY_S):
         if closed_s := _closed_s(params):
@@ -192,6 +195,11 @@ def advance_pull(
     return True
 
 
+def _tell_pull(db: Session, held: Held, progress: pull.Progress, total: int) -> bool:
+    counts, cursor = progress.counts, progress.cursor or None
+    return operations.progress(db, held, done=progress.done, total=total, counts=counts, cursor=cursor, lease_s=LEASE_S)
+
+
 def _closed_s(params: Mapping[str, Any]) -> float:
     hours = params.get("between")
     return Hours.read(hours).closed_s(datetime.now().astimezone()) if hours else 0.0
@@ -214,6 +222,6 @@ def _carry_on(held: Held, one: Pull) -> None:
         if not done:
             operations.rest(db, held, 0)
             return
-        counts, files_done = one.progress.to_json(scanned=True), one.progress.done
-        operations.progress(db, held, done=files_done, total=files_done, counts=counts, lease_s=LEASE_S)
+        _tell_pull(db, held, one.progress, one.progress.done)
+        operations.all_registered(db, held)
         enqueue(db, Job.PROJECT)  # it also ends operations that have nothing left to do

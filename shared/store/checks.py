@@ -201,7 +201,7 @@ class Stuck(NamedTuple):
 
 
 _STUCK = sa.text(
-    "SELECT id, kind FROM operation WHERE state = 'running' AND NOT (counts ? 'scanned') "
+    "SELECT id, kind FROM operation WHERE state = 'running' AND registered_at IS NULL "
     "AND lease_until < clock_timestamp() - make_interval(secs => :silent) ORDER BY created_at FOR UPDATE SKIP LOCKED"
 )
 
@@ -265,8 +265,8 @@ _LOOK = sa.text(
 )
 _SCAN_AGAIN = sa.text(
     "UPDATE operation SET state = 'pending', cancel = false, error = NULL, finished_at = NULL, counts = '{}', "
-    "losses = 0, lease_until = NULL, not_before = NULL WHERE id = ANY(CAST(:ids AS uuid[])) AND kind = 'scan' "
-    "AND state IN ('succeeded', 'failed')"
+    "cursor = NULL, registered_at = NULL, losses = 0, lease_until = NULL, not_before = NULL "
+    "WHERE id = ANY(CAST(:ids AS uuid[])) AND kind = 'scan' AND state IN ('succeeded', 'failed')"
 )
 
 

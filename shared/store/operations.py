@@ -1,7 +1,8 @@
 """Operations: long work that clients watch. The row is the job; a worker holds it by a lease."""
 
+import json
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,7 @@ def page(db: Session, limit: int, before: Any = None) -> Sequence[Operation]:  #
 _LOSSES = "losses + (CASE WHEN lease_until IS NULL THEN 0 ELSE 1 END)"
 MOST_LOSSES = 5
 _DUE = f"""
-    kind = :kind AND state IN ('pending', 'running') AND NOT (counts ? 'scanned') AND {FREE} AND {RESTED}
+    kind = :kind AND state IN ('pending', 'running') AND registered_at IS NULL AND {FREE} AND {RESTED}
     AND {_LOSSES} < {MOST_LOSSES}
 """
 
@@ -104,7 +105,7 @@ _EXHAUST = sa.text(
     f"""
     UPDATE operation SET state = CASE WHEN cancel THEN 'cancelled' ELSE 'failed' END, error = :error,
                          lease_until = NULL, finished_at = clock_timestamp()
-    WHERE id IN (SELECT id FROM operation WHERE state = 'running' AND NOT (counts ? 'scanned') AND {FREE}
+    WHERE id IN (SELECT id FROM operation WHERE state = 'running' AND registered_at IS NULL AND {FREE}
                  AND {_LOSSES} >= {MOST_LOSSES} FOR UPDATE SKIP LOCKED)
     RETURNING id
     """
@@ -126,27 +127,44 @@ def claim(db: Session, kind: str, lease_s: float) -> Held | None:
     return None if row is None else Held(*row)
 
 
-#: Where an operation is, whatever its kind. What is counted may grow by the work of others.
-_PLACE = "coalesce({0} -> 'cursor', {0} -> 'looked_at')"
+#: It got on if its place is another: what is counted may grow by the work of others.
 _PROGRESS = sa.text(
-    f"""
-    UPDATE operation SET done = :done, total = :total, counts = told.counts,
-                         losses = CASE WHEN {_PLACE.format("operation.counts")}
-                                       IS DISTINCT FROM {_PLACE.format("told.counts")} THEN 0 ELSE losses END,
+    """
+    UPDATE operation SET done = :done, total = :total, counts = CAST(:counts AS jsonb), cursor = told.cursor,
+                         losses = CASE WHEN operation.cursor IS DISTINCT FROM told.cursor THEN 0 ELSE losses END,
                          lease_until = clock_timestamp() + make_interval(secs => :lease)
-    FROM (SELECT CAST(:counts AS jsonb) AS counts) AS told
+    FROM (SELECT CAST(:cursor AS jsonb) AS cursor) AS told
     WHERE id = :id AND attempt = :attempt AND state = 'running' RETURNING cancel
     """
 )
 
 
-def progress(db: Session, held: Held, *, done: int, total: int, counts: str, lease_s: float) -> bool:
+def progress(
+    db: Session,
+    held: Held,
+    *,
+    done: int,
+    total: int,
+    counts: Mapping[str, int],
+    cursor: Mapping[str, Any] | None,
+    lease_s: float,
+) -> bool:
     """The row says how far it is and the lease is renewed; False: stop, it was cancelled or is another's now."""
-    row = db.execute(
-        _PROGRESS,
-        {"id": held.id, "attempt": held.attempt, "done": done, "total": total, "counts": counts, "lease": lease_s},
-    ).one_or_none()
+    told = {"done": done, "total": total, "counts": json.dumps(dict(counts)), "lease": lease_s}
+    where = {"cursor": None if cursor is None else json.dumps(dict(cursor))}
+    row = db.execute(_PROGRESS, {"id": held.id, "attempt": held.attempt} | told | where).one_or_none()
     return row is not None and not row.cancel
+
+
+def all_registered(db: Session, held: Held) -> None:
+    """Each of its files has a row: nobody claims it any more, and it ends when their images are searchable."""
+    db.execute(
+        sa.text(
+            "UPDATE operation SET registered_at = clock_timestamp() "
+            "WHERE id = :id AND attempt = :attempt AND state = 'running'"
+        ),
+        {"id": held.id, "attempt": held.attempt},
+    )
 
 
 def renew(db: Session, held: Held, lease_s: float) -> None:
@@ -199,7 +217,7 @@ def cancel(db: Session, operation_id: uuid.UUID) -> Operation:
     if operation.state not in ("pending", "running"):
         raise Conflict(f"the operation has ended: {operation.state}")
     operation.cancel = True
-    if operation.lease_until is None or "scanned" in operation.counts:
+    if operation.lease_until is None or operation.registered_at is not None:
         operation.state = "cancelled"
         operation.finished_at = sa.func.clock_timestamp()
     return operation
@@ -215,6 +233,7 @@ def retry(db: Session, operation_id: uuid.UUID) -> Operation:
         raise Conflict("the operation has not ended")
     operation.state, operation.cancel, operation.error, operation.finished_at = "pending", False, None, None
     operation.counts, operation.losses = {}, 0
+    operation.cursor = operation.registered_at = None
     operation.lease_until = operation.not_before = None
     return operation
 
@@ -223,7 +242,7 @@ def retry(db: Session, operation_id: uuid.UUID) -> Operation:
 _SETTLED = sa.text(
     """
     UPDATE operation o SET state = 'succeeded', finished_at = clock_timestamp()
-    WHERE o.state = 'running' AND o.counts ? 'scanned'
+    WHERE o.state = 'running' AND o.registered_at IS NOT NULL
       AND (SELECT i.id FROM image i WHERE i.operation_id = o.id AND i.status IN ('received', 'encoding')
            ORDER BY i.status LIMIT 1) IS NULL
       AND NOT EXISTS (SELECT 1 FROM image i JOIN ledger l ON l.image_id = i.id

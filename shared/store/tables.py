@@ -428,6 +428,8 @@ class Operation(Lease, Base):
     params: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     state: Mapped[str] = mapped_column(server_default="pending")
     counts: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
+    #: the place from which the next turn goes on, in words of the kind's own; None: it begins, or has ended
+    cursor: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     total: Mapped[int | None]
     done: Mapped[int] = mapped_column(server_default="0")
     cancel: Mapped[bool] = mapped_column(server_default=text("false"))
@@ -435,6 +437,7 @@ class Operation(Lease, Base):
     losses: Mapped[int] = mapped_column(Integer, server_default="0")  #: of its lease, since it last got on
     key_digest: Mapped[bytes | None] = mapped_column(unique=True)  #: of an Idempotency-Key
     created_at: Mapped[datetime] = _now()
+    registered_at: Mapped[datetime | None]  #: of a scan or a pull: each file has a row; its images are waited for
     finished_at: Mapped[datetime | None]
     __table_args__ = (
         CheckConstraint("state IN ('pending', 'running', 'paused', 'succeeded', 'failed', 'cancelled')", name="state"),

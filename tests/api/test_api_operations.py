@@ -103,18 +103,20 @@ def test_progress_follows_registering_deciding_and_the_index(client, archive, fo
 
     def shown():
         body = client.get(f"/v1/operations/{id_}").json()
+        assert (body["registered_at"] is None) == (body["phase"] in ("waiting", "registering"))
         return body["phase"], body["progress"]
 
     with archive.rt.transaction() as db:
         held = operations.claim(db, "scan", 30)
-        operations.progress(db, held, done=2, total=4, counts='{"taken": 2}', lease_s=30)
+        operations.progress(db, held, done=2, total=4, counts={"taken": 2}, cursor={"path": "2f"}, lease_s=30)
     assert shown()[0] == "registering"
     archive.take_in(1)
     with archive.rt.transaction() as db:
         db.execute(sa.text("UPDATE image SET operation_id = :id"), {"id": id_})
         db.execute(sa.text("UPDATE file SET operation_id = :id"), {"id": id_})
         db.execute(sa.text("UPDATE image SET status = 'received' WHERE id = (SELECT min(id) FROM image)"))
-        operations.progress(db, held, done=4, total=4, counts='{"taken": 4, "scanned": true}', lease_s=30)
+        operations.progress(db, held, done=4, total=4, counts={"taken": 4}, cursor=None, lease_s=30)
+        operations.all_registered(db, held)
     phase, before = shown()
     assert (phase, 0 < before < 99) == ("encoding", True)
     with archive.rt.transaction() as db:
@@ -142,7 +144,7 @@ def test_without_a_model_images_wait_for_one_and_the_phase_says_so(bare, folder)
         with bare.rt.transaction() as db:
             held = operations.claim(db, "scan", 30)
             db.execute(sa.text("UPDATE file SET operation_id = :id"), {"id": id_})
-            operations.progress(db, held, done=4, total=4, counts='{"taken": 4, "scanned": true}', lease_s=30)
+            operations.all_registered(db, held)
         assert client.get(f"/v1/operations/{id_}").json()["phase"] == "waiting for a model"
         client.post("/v1/models", json={"card": "null-a"})
         assert client.get(f"/v1/operations/{id_}").json()["phase"] == "encoding"

@@ -125,7 +125,7 @@ def test_turn_by_turn_it_goes_on_where_the_row_says(client, roomy, source, worke
     assert (told["state"], told["done"], told["total"], told["phase"]) == ("running", 2, 4, "pulling")
     with roomy.rt.transaction() as db:
         row = operations.get(db, operation_id)
-        assert (row.lease_until, row.counts["cursor"]["after"]) == (None, study_uid(1))
+        assert (row.lease_until, row.cursor["after"]) == (None, study_uid(1))
         assert operations.due(db, pull.KIND) == 1
     for _ in range(3):
         worker()

@@ -218,6 +218,16 @@ def test_images_that_wait_for_a_decision_do_not_count_as_decided():
     assert (one.decided, one.known) == (4, 11)
 
 
+def test_how_many_images_there_are_is_known_once_a_file_is_new_or_all_are_registered():
+    def images(*outcomes, **more):
+        return Operation.of(operation(**more, outcomes=outcomes)).images
+
+    assert images() is None
+    assert images(("received", None, None, 3)) == 3
+    assert images(registered_at="2026-11-30T09:00:00Z") == 0
+    assert images(state="failed") == 0
+
+
 def test_a_published_set_is_asked_for_by_name_and_what_was_odd_about_it_is_told(home, server, similis, tmp_path):
     server.on(SCANS, operation("pending"), 202)
     counts = {"taken": 7, "dataset:row-without-image": 3, "label:BI-RADS 4, DM_low_energy": 7}

@@ -137,7 +137,7 @@ class Archive:
                         "SELECT 'image', CAST(id AS text), attempt FROM image "
                         "WHERE status = 'encoding' AND lease_until > clock_timestamp() UNION ALL "
                         "SELECT 'scan', CAST(id AS text), attempt FROM operation WHERE state = 'running' "
-                        "AND lease_until > clock_timestamp() AND NOT counts ? 'scanned'"
+                        "AND lease_until > clock_timestamp() AND registered_at IS NULL"
                     )
                 )
                 return {(row[0], row[1], row[2]) for row in rows}

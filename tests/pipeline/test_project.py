@@ -172,7 +172,7 @@ def test_an_operation_ends_when_all_it_registered_is_searchable(platform: Platfo
     platform.put("a.dcm", header(0))
     project_scan(platform, operation.id)
     with platform.begin() as db:
-        project.operations.progress(db, held, done=1, total=1, counts='{"scanned": true}', lease_s=30)
+        project.operations.all_registered(db, held)
     for step, state in ((None, "running"), (platform.encode, "running"), (platform.project, "succeeded")):
         if step is not None:
             step()
@@ -186,7 +186,7 @@ def test_an_operation_ends_while_a_generation_that_is_built_does_not_answer(enco
         operation = project.operations.create(db, "scan", {"path": "x"})
         held = project.operations.claim(db, "scan", 30)
         assert held is not None
-        project.operations.progress(db, held, done=8, total=8, counts='{"scanned": true}', lease_s=30)
+        project.operations.all_registered(db, held)
     building = generations.collection_of(encoded.begin_generation(), 1)
     reindex.advance(encoded.begin, encoded.index)
 

@@ -1,5 +1,6 @@
 """Pulling from another archive: a small server that behaves, or does not, as the test says."""
 
+import copy
 import json
 import threading
 import time
@@ -22,6 +23,7 @@ from shared.pipeline.pace import Hours, Pace
 from shared.pipeline.pull import Plan, Progress, Pull, Stopped
 from shared.pipeline.streamed import BATCH
 from shared.store.blobs import Blobs
+from shared.store.tables import Operation
 from tests.dicomweb import RELATED, instance, related, sop_uid, study_uid
 from tests.miniature import Platform
 
@@ -115,6 +117,13 @@ def peer() -> Iterator[Peer]:
     peer.server.server_close()
 
 
+def row_of(progress: Progress) -> Operation:
+    """What stands of it, without what goes on meanwhile."""
+    return Operation(
+        done=progress.done, total=progress.total, counts=progress.counts, cursor=copy.deepcopy(progress.cursor)
+    )
+
+
 class Puller:
     """A platform that pulls from a peer."""
 
@@ -128,7 +137,7 @@ class Puller:
 
     def run(self, plan: Plan = JUNE) -> bool:
         def report(_db, progress):
-            self.told.append((progress.done, progress.to_json()))
+            self.told.append(row_of(progress))
             return len(self.told) < self.stop_after
 
         with Archive(Access(url=self.peer.url), timeout_s=self.timeout_s) as archive:
@@ -141,8 +150,7 @@ class Puller:
 
     def again(self) -> None:
         """Another worker, which knows what the row says."""
-        done, counts = self.told[-1]
-        self.progress = Progress.of(json.loads(counts), done)
+        self.progress = Progress.of(self.told[-1])
 
     def images(self) -> list[str]:
         with self.platform.begin() as db:
@@ -196,7 +204,7 @@ def test_a_large_archive_is_walked_in_windows_that_it_can_list(puller, peer, mon
         peer.put(study, 1)
     assert puller.run()
     assert puller.images() == everything(peer)
-    assert len({json.loads(counts)["cursor"]["to"] for _, counts in puller.told}) >= 4
+    assert len({row.cursor["to"] for row in puller.told if row.cursor}) >= 4
 
 
 def test_days_may_end_with_the_calendar(puller, peer):

@@ -29,7 +29,7 @@ def backlog(request: pytest.FixtureRequest, platform: Platform) -> Platform:
     """The images of a scan that has met all its files, most of them on a share that may have gone away."""
     with platform.begin() as db:
         operation = operations.create(db, "scan", {})
-        operation.state, operation.counts = "running", {"scanned": True}
+        operation.state, operation.registered_at = "running", sa.func.clock_timestamp()
         db.execute(sa.text("INSERT INTO study (uid, patient_key) VALUES ('1.2', 'x')"))
         db.execute(sa.text(_FILL), {"operation": operation.id, "rests": request.param, "waiting": WAITING})
     with platform.store.reading() as connection:

@@ -1,9 +1,6 @@
 """Operations take turns, and one that costs one worker after another is given up."""
 
-import json
 import uuid
-
-import pytest
 
 from shared.pipeline import sweep
 from shared.store import operations
@@ -39,9 +36,9 @@ def swept(platform: Platform, number: uuid.UUID) -> Operation:
         return operations.get(db, number)
 
 
-def told(platform: Platform, held: Held, **counts: object) -> None:
+def told(platform: Platform, held: Held, cursor: int, **counts: int) -> None:
     with platform.begin() as db:
-        operations.progress(db, held, done=1, total=9, counts=json.dumps(counts), lease_s=0.0)
+        operations.progress(db, held, done=1, total=9, counts=counts, cursor={"image": cursor}, lease_s=0.0)
 
 
 def test_whoever_had_a_turn_is_behind_those_who_wait(platform: Platform) -> None:
@@ -80,19 +77,39 @@ def test_one_whose_worker_is_at_it_is_not_given_up(platform: Platform) -> None:
     assert swept(platform, number).state == "running"
 
 
-@pytest.mark.parametrize("place", ["cursor", "looked_at"])
-def test_one_that_gets_on_has_all_its_attempts_again(platform: Platform, place: str) -> None:
+def test_one_that_gets_on_has_all_its_attempts_again(platform: Platform) -> None:
     number = made(platform)
     for step in range(4):
-        told(platform, lost(platform, 2), **{place: step})
+        told(platform, lost(platform, 2), step)
     assert swept(platform, number).state == "running"
 
 
 def test_counts_that_others_raise_are_no_step_of_its_own(platform: Platform) -> None:
     number = made(platform)
     for n in range(MOST_LOSSES):
-        told(platform, lost(platform, 1), looked_at=7, covered=n)
+        told(platform, lost(platform, 1), 7, covered=n)
     assert swept(platform, number).state == "failed"
+
+
+def test_nobody_claims_one_whose_files_are_all_registered_until_it_is_tried_again(platform: Platform) -> None:
+    number = made(platform)
+    with platform.begin() as db:
+        held = operations.claim(db, "scan", 30.0)
+        assert held is not None
+        operations.progress(db, held, done=9, total=9, counts={"taken": 9}, cursor={"path": "2f"}, lease_s=0.0)
+        operations.all_registered(db, held)
+    assert claimed(platform) is None
+    with platform.begin() as db:
+        row = operations.get(db, number)
+        assert (row.counts, row.cursor, row.registered_at is not None) == ({"taken": 9}, {"path": "2f"}, True)
+        operations.finish_settled(db)
+    assert swept(platform, number).state == "succeeded"
+    with platform.begin() as db:
+        operations.retry(db, number)
+    assert claimed(platform) is not None
+    with platform.begin() as db:
+        row = operations.get(db, number)
+        assert (row.counts, row.cursor, row.registered_at) == ({}, None, None)
 
 
 def test_a_turn_that_ends_in_order_is_no_loss(platform: Platform) -> None:

@@ -182,7 +182,7 @@ def _summary(operation: Operation, standing: catalog.Progress) -> dict[str, Any]
         "watch": bool(operation.params.get("watch")),
         "total": operation.total,
         "done": operation.done,
-        "counts": {name: n for name, n in operation.counts.items() if name not in ("scanned", "cursor")},
+        "counts": operation.counts,
         "images": {
             "registered": standing.images,
             "decided": standing.images - undecided,
@@ -193,6 +193,7 @@ def _summary(operation: Operation, standing: catalog.Progress) -> dict[str, Any]
         "cancel_requested": operation.cancel,
         "error": operation.error,
         "created_at": operation.created_at,
+        "registered_at": operation.registered_at,
         "finished_at": operation.finished_at,
     }
 
@@ -206,7 +207,7 @@ def _phase(operation: Operation, standing: catalog.Progress) -> str:
         return "waiting"
     if operation.kind not in TAKES_IN:
         return {"reindex": "building", "replay": "replaying"}.get(operation.kind, "erasing")
-    if "scanned" not in operation.counts:
+    if operation.registered_at is None:
         return "registering" if operation.kind == "scan" else "pulling"
     if not standing.undecided:
         return "indexing"

@@ -1,0 +1,43 @@
+"""What an older schema says of running work is said by the newer one, and by the older one again."""
+
+import json
+from typing import Any
+
+import sqlalchemy as sa
+
+from migrations import run
+
+
+def rows(url: str, statement: str) -> list[tuple[Any, ...]]:
+    engine = sa.create_engine(url, poolclass=sa.NullPool)
+    with engine.begin() as db:
+        found = db.execute(sa.text(statement))
+        return [tuple(row) for row in found] if found.returns_rows else []
+
+
+def test_where_operations_are_survives_the_way_up_and_down(postgres_url: str) -> None:
+    before = {
+        "scan": {"taken": 3, "cursor": "2f61"},
+        "scanned": {"taken": 3, "scanned": True},
+        "backfill-dicomweb": {"pulled": 2, "cursor": {"from": "2024-01-01", "to": "", "after": "1.2"}, "scanned": True},
+        "reindex": {"covered": 5, "looked_at": 7},
+        "replay": {"stay": 5, "looked_at": 9},
+        "erase": {"images": 4},
+    }
+    run.upgrade(postgres_url, "0011")
+    for kind, counts in before.items():
+        rows(postgres_url, f"INSERT INTO operation (kind, counts) VALUES ('{kind}', '{json.dumps(counts)}')")
+
+    run.upgrade(postgres_url, "0012")
+    told = rows(postgres_url, "SELECT kind, counts, cursor, registered_at IS NOT NULL FROM operation ORDER BY kind")
+    assert told == [
+        ("backfill-dicomweb", {"pulled": 2}, {"from": "2024-01-01", "to": "", "after": "1.2"}, True),
+        ("erase", {"images": 4}, None, False),
+        ("reindex", {"covered": 5}, {"image": 7}, False),
+        ("replay", {"stay": 5}, {"image": 9}, False),
+        ("scan", {"taken": 3}, {"path": "2f61"}, False),
+        ("scanned", {"taken": 3}, None, True),
+    ]
+
+    run.downgrade(postgres_url, "0011")
+    assert dict(rows(postgres_url, "SELECT kind, counts FROM operation")) == before
