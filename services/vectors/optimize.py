@@ -24,8 +24,8 @@ import grpc
 import qdrant_edge as edge
 
 from services.vectors.disk import sync_tree, warm
-from services.vectors.engine import WRITTEN
 from services.vectors.refused import Refused
+from services.vectors.shard_service import WRITTEN
 from services.vectors.shards import MIN_FREE_BYTES, Collection, read_config
 from services.vectors.translate import config_of
 from shared import log

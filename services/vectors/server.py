@@ -1,7 +1,7 @@
 """The part of Qdrant's own gRPC that Similis uses, answered by Qdrant Edge.
 
-This process knows the collections and passes on what concerns points, as the bytes it is, to the engine of the
-collection (`services.vectors.engine`). The API and the workers talk to it as they would to a server.
+This process knows the collections and passes on what concerns points, as the bytes it is, to the process that
+holds the shard (`services.vectors.shard_process`). The API and the workers talk to it as they would to a server.
 """
 
 import hmac
@@ -23,7 +23,7 @@ from shared import log
 from shared.index.protobuf import pb
 
 ANSWERS_WITHIN_S: Final = 4.0
-THREADS: Final = ALL_CALLS + 16  # calls wait in line, as an engine is serial; some are left for what asks no engine
+THREADS: Final = ALL_CALLS + 16  # calls wait in line, as a shard is serial; some are left for what asks none
 _log = log.get(__name__)
 M = TypeVar("M")
 
@@ -105,7 +105,7 @@ class Collections(pb.CollectionsServicer):
 
 
 class Points:
-    """Requests and replies are the bytes that came; the collection's engine reads and makes them."""
+    """Requests and replies are the bytes that came; the collection's shard reads and makes them."""
 
     def __init__(self, shards: Shards, optimizer: Optimizer) -> None:
         self._shards = shards
@@ -156,7 +156,7 @@ class Root(pb.QdrantServicer):
 
     @answers
     def HealthCheck(self, request: pb.HealthCheckRequest) -> pb.HealthCheckReply:  # noqa: ARG002, N802
-        """UNAVAILABLE while an engine hangs; what cannot be loaded is named, and the rest is served."""
+        """UNAVAILABLE while a shard hangs; what cannot be loaded is named, and the rest is served."""
         if silent := self._shards.silent():
             raise Refused(grpc.StatusCode.UNAVAILABLE, f"no answer from {', '.join(silent)}")
         lost = f"; cannot be loaded: {', '.join(sorted(self._shards.broken))}" if self._shards.broken else ""
@@ -209,7 +209,7 @@ class VectorsServer:
         self._server.start()
 
     def answers(self) -> bool:
-        """Whether a call gets as far as a thread that answers it; one without the key, as no engine must be asked."""
+        """Whether a call gets as far as a thread that answers it; one without the key, as no shard must be asked."""
         with grpc.insecure_channel(self._listen) as channel:
             try:
                 pb.QdrantStub(channel).HealthCheck(pb.HealthCheckRequest(), timeout=ANSWERS_WITHIN_S)  # type: ignore[no-untyped-call]

@@ -27,8 +27,8 @@ from google.protobuf import json_format  # type: ignore[import-untyped]  # ships
 
 from services.vectors import translate
 from services.vectors.disk import sync_tree
-from services.vectors.nursery import WRITES, Engine, Gone, Hung, Nursery
 from services.vectors.refused import Refused, wrong
+from services.vectors.shard_client import WRITES, ForkServer, Gone, Hung, ShardClient
 from shared import log
 from shared.disk import sync
 from shared.index.protobuf import pb
@@ -38,19 +38,19 @@ NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 REPLAY: Final = 256  # points per step of catching up
 CALLS: Final = 64  # to one collection at once: the forty of an API's threads, and the workers'
 ALL_CALLS: Final = 112  # to all collections at once: what holds up one mostly holds up all, as they share a disk
-WATCH_S: Final = 5.0  # between two rounds of asking the engines whether they are there
-SILENT_S: Final = 15.0  # an engine that has owed an answer for so long is reported
+WATCH_S: Final = 5.0  # between two rounds of asking the shards whether they are there
+SILENT_S: Final = 15.0  # a shard that has owed an answer for so long is reported
 _log = log.get(__name__)
 
 
 class Collection:
-    """One shard, held by an engine, and its place on disk; safe to share between threads.
+    """One shard, held by a process of its own, and its place on disk; safe to share between threads.
 
-    `_write` keeps writes in order and is held until they are on disk; `_change` is held while another engine takes the
-    place of this one. Questions take no lock of ours.
+    `_write` keeps writes in order and is held until they are on disk; `_change` is held while another process takes
+    the place of this one. Questions take no lock of ours.
     """
 
-    def __init__(self, folder: Path, nursery: Nursery) -> None:
+    def __init__(self, folder: Path, fork_server: ForkServer) -> None:
         self.folder = folder
         self.name = folder.name
         self.config = read_config(folder)
@@ -59,13 +59,13 @@ class Collection:
         self.linked = any(vectors[name].hnsw_config.m > 0 for name in self.layout.sizes)
         self.dropped = False
         self.places = threading.BoundedSemaphore(CALLS)
-        self._nursery = nursery
+        self._fork_server = fork_server
         self._write = threading.Lock()
         self._change = threading.Lock()
         self._touched: set[str] | None = None  # ids written since the shadow was copied
         self._remove_stale()
         self.path = self._current()
-        self._engine = nursery.engine(self.path, self.layout)
+        self._shard = fork_server.load(self.path, self.layout)
 
     @staticmethod
     def make(root: Path, config: pb.CreateCollection) -> Path:
@@ -82,29 +82,29 @@ class Collection:
         return made
 
     def ask(self, name: str, raw: bytes) -> bytes:
-        """The engine's reply. An engine that has ended or hangs is started again.
+        """The shard's reply. A process that has ended or hangs is started again.
 
         A question is asked again then; not where it hung, which it may do again.
         """
         while True:
             if self.dropped:
                 raise Refused(grpc.StatusCode.NOT_FOUND, "there is no such collection")
-            engine = self._engine
+            shard = self._shard
             try:
-                return engine.ask(name, raw)
+                return shard.ask(name, raw)
             except Gone as error:
                 with self._change:
-                    if engine is self._engine and not self.dropped:
+                    if shard is self._shard and not self.dropped:
                         reason = "hung" if isinstance(error, Hung) else "gone"
-                        _log.warning("engine_ended", collection=self.name, reason=reason)
-                        self._engine = self._nursery.engine(self.path, self.layout)
-                        engine.close()
+                        _log.warning("shard_process_ended", collection=self.name, reason=reason)
+                        self._shard = self._fork_server.load(self.path, self.layout)
+                        shard.close()
                 if name in WRITES or isinstance(error, Hung):  # a write may have been applied or not
-                    raise Refused(grpc.StatusCode.UNAVAILABLE, "the engine ended; ask again") from None
+                    raise Refused(grpc.StatusCode.UNAVAILABLE, "the shard's process ended; ask again") from None
 
     def silent_s(self) -> float:
-        """For how long its engine has owed an answer."""
-        return self._engine.silent_s()
+        """For how long its shard has owed an answer."""
+        return self._shard.silent_s()
 
     def write(self, name: str, raw: bytes, ids: Sequence[str]) -> bytes:
         """The write is applied and on disk."""
@@ -122,7 +122,7 @@ class Collection:
             return self.ask("CreateFieldIndex", raw)
 
     def info(self) -> pb.CollectionInfo:
-        """Of it what the engine knows: numbers, and the payload indexes."""
+        """Of it what the shard knows: numbers, and the payload indexes."""
         info: pb.CollectionInfo = pb.CollectionInfo.FromString(self.ask("Info", b""))
         return info
 
@@ -138,7 +138,7 @@ class Collection:
         """
         target = self.folder / f"shard.{int(self.path.name.split('.')[1]) + 1}"
         try:
-            with self._write, self._change:  # an engine that ends is not loaded meanwhile: the next one would write
+            with self._write, self._change:  # a shard whose process ends is not loaded meanwhile: it would write
                 copy(self.path, target)
                 self._touched = set()
             yield target
@@ -151,10 +151,10 @@ class Collection:
     def adopt(self, target: Path) -> int:
         """The shadow, with every write that came meanwhile, is the shard; searches never stop.
 
-        It is loaded by an engine of its own. Most of the catching up happens beside the writers, the last step in
+        It is loaded by a process of its own. Most of the catching up happens beside the writers, the last step in
         front of them. Returns how many points it had not linked before.
         """
-        fresh = self._nursery.engine(target, self.layout)
+        fresh = self._fork_server.load(target, self.layout)
         try:
             left = unlinked(pb.CollectionInfo.FromString(fresh.ask("Info", b"")))
             while len(pending := self._take_touched()) > REPLAY:
@@ -164,10 +164,10 @@ class Collection:
                 fresh.ask("Flush", b"")
                 with self._change:
                     self._point_to(target)
-                    old_path, old, self.path, self._engine = self.path, self._engine, target, fresh
+                    old_path, old, self.path, self._shard = self.path, self._shard, target, fresh
                 sync(self.folder)
         except BaseException:
-            (old if self.path == target else fresh).close()  # its engine may have ended meanwhile
+            (old if self.path == target else fresh).close()  # its process may have ended meanwhile
             raise
         old.close()
         shutil.rmtree(old_path, ignore_errors=True)
@@ -182,7 +182,7 @@ class Collection:
         taken, self._touched = self._touched or set(), set()
         return taken
 
-    def _replay(self, fresh: Engine, ids: set[str]) -> None:
+    def _replay(self, fresh: ShardClient, ids: set[str]) -> None:
         """The points stand in the new shard as they stand in the old one, or in neither."""
         listed = sorted(ids)
         for start in range(0, len(listed), REPLAY):
@@ -201,7 +201,7 @@ class Collection:
     def close(self) -> None:
         with self._write, self._change:
             self.dropped = True
-            self._engine.close()
+            self._shard.close()
 
     def _current(self) -> Path:
         return self.folder / (self.folder / "current").readlink()
@@ -225,7 +225,7 @@ class Shards:
     One that cannot be loaded is `broken`: it has its name, can be dropped, and is tried again at the next start.
     """
 
-    def __init__(self, root: Path, nursery: Callable[[], Nursery] = Nursery) -> None:
+    def __init__(self, root: Path, fork_server: Callable[[], ForkServer] = ForkServer) -> None:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.root = root
         self._lock = os.open(root / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -238,7 +238,7 @@ class Shards:
             shutil.rmtree(folder)
         self._change = threading.Lock()
         self._places = threading.BoundedSemaphore(ALL_CALLS)
-        self._nursery = nursery()
+        self._fork_server = fork_server()
         self._collections: dict[str, Collection] = {}
         self.broken: dict[str, Path] = {}
         for folder in sorted(root.iterdir()):
@@ -249,13 +249,13 @@ class Shards:
 
     def _open(self, folder: Path) -> None:
         try:
-            self._collections[folder.name] = Collection(folder, self._nursery)
+            self._collections[folder.name] = Collection(folder, self._fork_server)
         except Exception as error:  # whatever it is, the others are served
             _log.exception("collection_not_loaded", collection=folder.name, exception_type=type(error).__name__)
             self.broken[folder.name] = folder
 
     def _look_after(self) -> None:
-        """Each engine is asked now and then, so that one that hangs is noticed when nobody else asks."""
+        """Each shard is asked now and then, so that one that hangs is noticed when nobody else asks."""
         while not self._stopped.wait(WATCH_S):
             for collection in list(self._collections.values()):
                 try:
@@ -266,7 +266,7 @@ class Shards:
                     _log.exception("watch_failed", exception_type=type(error).__name__)
 
     def silent(self) -> list[str]:
-        """Collections whose engines have owed an answer for too long."""
+        """Collections whose shards have owed an answer for too long."""
         return [name for name, one in sorted(self._collections.items()) if one.silent_s() > SILENT_S]
 
     def create(self, config: pb.CreateCollection) -> None:
@@ -320,7 +320,7 @@ class Shards:
             for collection in self._collections.values():
                 collection.close()
             self._collections = {}
-            self._nursery.close()
+            self._fork_server.close()
         os.close(self._lock)
 
 

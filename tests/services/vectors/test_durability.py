@@ -18,9 +18,9 @@ import pytest
 import qdrant_edge as edge
 from structlog.testing import capture_logs
 
-from services.vectors import engine, optimize, translate
-from services.vectors.engine import Service
-from services.vectors.nursery import Gone
+from services.vectors import optimize, shard_process, translate
+from services.vectors.shard_client import Gone
+from services.vectors.shard_service import ShardService
 from services.vectors.shards import Collection, Shards
 from shared.errors import SimilisError
 from shared.index import checks, messages
@@ -308,7 +308,7 @@ def test_a_copy_shares_with_the_shard_what_edge_only_reads(linked: Collection, t
     files = {path for path in linked.path.rglob("*") if path.is_file()}
     shared = {path for path in files if path.samefile(tmp_path / "copy" / path.relative_to(linked.path))}
     assert {path.name for path in shared} == optimize.FROZEN
-    about = Path(f"/proc/self/fdinfo/{linked._engine._pid}").read_text()
+    about = Path(f"/proc/self/fdinfo/{linked._shard._pid}").read_text()
     held = Path(f"/proc/{about.split('Pid:')[1].split()[0]}")
     maps = [line.split() for line in (held / "maps").read_text().splitlines()]
     written = {Path(line[5]) for line in maps if len(line) > 5 and "w" in line[1]}
@@ -442,7 +442,7 @@ def test_the_shadow_has_what_only_the_log_holds_and_nobody_waits_for_a_flush(tmp
     held.close()
 
 
-def test_an_engine_that_ends_while_its_shard_is_copied_is_loaded_again_after_that(tmp_path: Path) -> None:
+def test_a_shard_whose_process_ends_while_it_is_copied_is_loaded_again_after_that(tmp_path: Path) -> None:
     """As it is loaded it empties its log into the segments: of these the copy would have the old, of that the new."""
     held = Shards(tmp_path)
     held.create(messages.create("a", SPEC))
@@ -452,7 +452,7 @@ def test_an_engine_that_ends_while_its_shard_is_copied_is_loaded_again_after_tha
 
     def copy(source: Path, target: Path) -> None:
         shutil.copytree(source / "segments", target / "segments")
-        collection._engine._kill()
+        collection._shard._kill()
         asking.start()
         asking.join(2)
         shutil.copytree(source, target, dirs_exist_ok=True, ignore=lambda *_: ["segments"])
@@ -472,11 +472,11 @@ def test_a_shard_in_use_outlives_a_disk_that_does_not_confirm_its_name(
     held.create(messages.create("a", SPEC))
     write(held, gallery(300))
     collection = held.get("a")
-    before = collection._engine
+    before = collection._shard
 
     def failing(folder: Path) -> None:
-        if ends:  # and another engine takes its place
-            collection._engine._kill()
+        if ends:  # and another process takes its place
+            collection._shard._kill()
             collection.ask("Ping", b"")
         raise OSError(errno.EIO, "input/output error", str(folder))
 
@@ -494,44 +494,44 @@ def test_a_shard_in_use_outlives_a_disk_that_does_not_confirm_its_name(
     again.close()
 
 
-def engine_pids(running: engines.VectorsProcess) -> list[int]:
-    """What the nursery has forked."""
+def shard_pids(running: engines.VectorsProcess) -> list[int]:
+    """What the fork server has forked."""
     assert running.process is not None
     below = {line.split()[0]: line.split()[1:] for line in processes()}
-    nurseries = [pid for pid, (ppid, *_) in below.items() if int(ppid) == running.process.pid]
-    return [int(pid) for pid, (ppid, *_) in below.items() if ppid in nurseries]
+    fork_servers = [pid for pid, (ppid, *_) in below.items() if int(ppid) == running.process.pid]
+    return [int(pid) for pid, (ppid, *_) in below.items() if ppid in fork_servers]
 
 
 def processes() -> list[str]:
     return subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.splitlines()
 
 
-def test_an_engine_that_dies_is_started_again_and_has_lost_nothing(tmp_path: Path) -> None:
+def test_a_shard_whose_process_dies_is_loaded_again_and_has_lost_nothing(tmp_path: Path) -> None:
     with engines.vectors_process(tmp_path) as running, closing(running.store()) as store:
         index = store.create("a", SPEC)
         for revision in (1, 2, 3):
             index.write(revised(range(200), revision))
-            (pid,) = engine_pids(running)
+            (pid,) = shard_pids(running)
             os.kill(pid, signal.SIGKILL)
             assert_holds(index, dict.fromkeys(range(200), revision))
-            assert engine_pids(running) != [pid]
-        os.kill(engine_pids(running)[0], signal.SIGKILL)
+            assert shard_pids(running) != [pid]
+        os.kill(shard_pids(running)[0], signal.SIGKILL)
         index.write(revised(range(200, 210), 4))  # refused once, and sent again
         assert index.count() == 210
 
 
-def test_a_shard_is_held_by_one_engine_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "WAIT_S", 0.1)
-    with engine.held(tmp_path), pytest.raises(BlockingIOError), engine.held(tmp_path):
+def test_a_shard_is_held_by_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shard_process, "WAIT_S", 0.1)
+    with shard_process.held(tmp_path), pytest.raises(BlockingIOError), shard_process.held(tmp_path):
         pass
-    with engine.held(tmp_path):
+    with shard_process.held(tmp_path):
         pass
 
 
-def test_engines_end_with_the_process_that_owns_them(tmp_path: Path) -> None:
+def test_the_processes_of_shards_end_with_the_one_that_owns_them(tmp_path: Path) -> None:
     with engines.vectors_process(tmp_path) as running, closing(running.store()) as store:
         store.create("a", SPEC).write(revised(range(10), 1))
-        (pid,) = engine_pids(running)
+        (pid,) = shard_pids(running)
         running.kill()
         until(lambda: not Path(f"/proc/{pid}/exe").exists(), 10)
         running.start()
@@ -539,23 +539,23 @@ def test_engines_end_with_the_process_that_owns_them(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def service(tmp_path: Path) -> Iterator[Service]:
+def service(tmp_path: Path) -> Iterator[ShardService]:
     """A shard of 1,024 dimensions in this process."""
     request = messages.create("a", Spec(dim=1024))
     edge.EdgeShard.create(str(tmp_path), translate.config_of(request, wal=True)).close()
-    made = Service(tmp_path, translate.layout_of(request))
+    made = ShardService(tmp_path, translate.layout_of(request))
     yield made
     made.close()
 
 
-def written(service: Service, numbers: range) -> None:
+def written(service: ShardService, numbers: range) -> None:
     rows = matrix(len(numbers), dim=1024)
     points = [Point(id=id_of(n), vector=row, payload={"revision": 1}) for n, row in zip(numbers, rows, strict=True)]
     service.upsert(messages.upsert("a", points, rows))
 
 
 def test_a_write_is_acknowledged_when_the_log_and_its_names_are_on_disk(
-    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    service: ShardService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill does not show it: what is not synced survives a kill, and not a loss of power."""
     synced: set[str] = set()
@@ -576,7 +576,7 @@ def test_a_write_is_acknowledged_when_the_log_and_its_names_are_on_disk(
     assert {str(path) for path in tmp_path.glob("wal/open-*")} <= synced
 
 
-def test_the_log_does_not_grow_for_ever(service: Service, tmp_path: Path) -> None:
+def test_the_log_does_not_grow_for_ever(service: ShardService, tmp_path: Path) -> None:
     for start in range(0, 32_000, 1000):
         written(service, range(start, start + 1000))
     assert len(list(tmp_path.glob("wal/closed-*"))) <= 2  # of 32 MiB each; four without a flush

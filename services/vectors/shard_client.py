@@ -1,4 +1,4 @@
-"""The owner's end of the children that hold the shards (`services.vectors.engine`)."""
+"""The owner's end of the processes that hold the shards (`services.vectors.shard_process`)."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from services.vectors.refused import Refused
 from services.vectors.translate import Layout
 
 CLOSES_WITHIN_S: Final = 20.0
-#: Of one request, from the moment that it is the engine's turn. The longest that are known take a few seconds: an exact
+#: Of one request, from the moment that it is its turn. The longest that are known take a few seconds: an exact
 #: search of a million vectors, a payload index of a full shard, a flush to a slow disk.
 ANSWERS_WITHIN_S: Final = 60.0
 LOADS_WITHIN_S: Final = 600.0
@@ -36,8 +36,8 @@ class Hung(Gone):
     """The child did not answer in time, and was killed."""
 
 
-class Engine:
-    """A child that holds one shard; questions wait for questions, writes for writes.
+class ShardClient:
+    """The shard that a child holds, to be asked; questions wait for questions, writes for writes.
 
     Raises: `Refused` (DATA_LOSS) where the shard cannot be loaded.
     """
@@ -82,7 +82,7 @@ class Engine:
         return answer[1:]
 
     def silent_s(self) -> float:
-        """For how long the engine has owed an answer."""
+        """For how long the child has owed an answer."""
         return time.monotonic() - min(self._asked.copy().values(), default=time.monotonic())
 
     @contextmanager
@@ -120,8 +120,8 @@ def limit(end: Connection, seconds: float) -> None:
         same.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, moment)
 
 
-class Nursery:
-    """Forks an engine for a shard; started again should it end."""
+class ForkServer:
+    """Forks a process for each shard; started again should it end."""
 
     def __init__(self, *, answers_within_s: float = ANSWERS_WITHIN_S, loads_within_s: float = LOADS_WITHIN_S) -> None:
         self._limits = {"answers_within_s": answers_within_s, "loads_within_s": loads_within_s}
@@ -131,10 +131,10 @@ class Nursery:
     def _start(self) -> None:
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
-            argv = [sys.executable, "-m", "services.vectors.engine", str(theirs.fileno()), str(os.getpid())]
+            argv = [sys.executable, "-m", "services.vectors.shard_process", str(theirs.fileno()), str(os.getpid())]
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
 
-    def engine(self, shard: Path, layout: Layout) -> Engine:
+    def load(self, shard: Path, layout: Layout) -> ShardClient:
         """The shard is loaded in a child of its own. Raises: `Refused` where it cannot be."""
         pairs = [socket.socketpair() for _ in range(2)]
         order = f"{shard}\0{layout.to_text()}".encode()
@@ -146,7 +146,7 @@ class Nursery:
         for _, theirs in pairs:
             theirs.close()
         reads, writes = (Connection(ours.detach()) for ours, _ in pairs)
-        return Engine(reads, writes, **self._limits)
+        return ShardClient(reads, writes, **self._limits)
 
     def close(self) -> None:
         self._orders.close()

@@ -1,4 +1,4 @@
-"""One engine that fails takes nobody with it: a shard that cannot be loaded, a child that hangs."""
+"""One shard that fails takes nobody with it: a shard that cannot be loaded, a child that hangs."""
 
 import os
 import signal
@@ -13,9 +13,9 @@ import grpc
 import pytest
 
 from services.vectors import shards
-from services.vectors.nursery import Nursery
 from services.vectors.refused import Refused
 from services.vectors.server import THREADS
+from services.vectors.shard_client import ForkServer
 from services.vectors.shards import ALL_CALLS, CALLS, Shards
 from shared.index import checks, messages
 from shared.index.base import Damaged, Query, Spec
@@ -56,13 +56,13 @@ def test_a_shard_that_cannot_be_loaded_is_named_and_the_others_are_served(tmp_pa
         assert sorted(path.name for path in running.data.iterdir()) == ["lock", "sound", "torn"]
 
 
-def test_a_collection_whose_engine_does_not_start_is_named_and_can_be_dropped(tmp_path: Path) -> None:
-    held = Shards(tmp_path, partial(Nursery, loads_within_s=0.001))
+def test_a_collection_whose_shard_does_not_load_is_named_and_can_be_dropped(tmp_path: Path) -> None:
+    held = Shards(tmp_path, partial(ForkServer, loads_within_s=0.001))
     try:
         with pytest.raises(Refused, match="cannot be loaded"):
             held.create(messages.create("a", SPEC))
         assert held.names() == ["a"]
-        held._nursery._limits["loads_within_s"] = 60.0
+        held._fork_server._limits["loads_within_s"] = 60.0
         assert held.drop("a")
         held.create(messages.create("a", SPEC))
         assert held.get("a").info().points_count == 0
@@ -85,9 +85,9 @@ def test_what_the_disk_keeps_of_a_dropped_collection_is_not_in_the_way_of_the_ne
 
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shards]:
-    """One collection of ten points, whose engine is given little time."""
+    """One collection of ten points, whose shard is given little time."""
     monkeypatch.setattr(shards, "SILENT_S", 0.2)
-    held = Shards(tmp_path, partial(Nursery, answers_within_s=1.5))
+    held = Shards(tmp_path, partial(ForkServer, answers_within_s=1.5))
     held.create(messages.create("a", SPEC))
     points = gallery(10)
     vectors = checks.prepare(SPEC, [point.vector for point in points])
@@ -99,7 +99,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shards]:
 
 def hang(held: Shards) -> None:
     """The child that holds the shard stands still, as on a disk that does not answer."""
-    (pid,) = children(held._nursery._process.pid)
+    (pid,) = children(held._fork_server._process.pid)
     stand_still(pid)
 
 
@@ -115,7 +115,7 @@ def children(pid: int) -> list[int]:
 
 
 @pytest.mark.parametrize("raw", [b"", b"x" * (1 << 22)], ids=["waiting", "sending"])
-def test_an_engine_that_hangs_is_killed_and_another_answers(quick: Shards, raw: bytes) -> None:
+def test_a_shard_that_hangs_is_killed_and_loaded_again(quick: Shards, raw: bytes) -> None:
     hang(quick)
     started = time.monotonic()
     with pytest.raises(Refused, match="ask again") as caught:
@@ -125,16 +125,16 @@ def test_an_engine_that_hangs_is_killed_and_another_answers(quick: Shards, raw: 
     assert quick.get("a").info().points_count == 10
 
 
-def test_a_hung_engine_is_noticed_when_nobody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hung_shard_is_noticed_when_nobody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shards, "WATCH_S", 0.1)
     monkeypatch.setattr(shards, "SILENT_S", 0.2)
-    held = Shards(tmp_path, partial(Nursery, answers_within_s=1.5))
+    held = Shards(tmp_path, partial(ForkServer, answers_within_s=1.5))
     try:
         held.create(messages.create("a", SPEC))
-        (before,) = children(held._nursery._process.pid)
+        (before,) = children(held._fork_server._process.pid)
         hang(held)
         seen, until = [], time.monotonic() + 30
-        while (now := children(held._nursery._process.pid)) in ([], [before]):
+        while (now := children(held._fork_server._process.pid)) in ([], [before]):
             assert time.monotonic() < until
             seen += held.silent()
             time.sleep(0.02)
@@ -155,13 +155,13 @@ def test_a_shard_that_stands_still_holds_up_no_other_collection_and_all_of_them_
     ):
         assert running.process is not None
         store.create("still", SPEC)
-        (nursery,) = children(running.process.pid)
-        (engine,) = children(nursery)
+        (fork_server,) = children(running.process.pid)
+        (still,) = children(fork_server)
         store.create("other", SPEC).write(gallery(20))
-        (other,) = {*children(nursery)} - {engine}
+        (other,) = {*children(fork_server)} - {still}
         count = pb.PointsStub(channel).Count  # type: ignore[no-untyped-call]
         ended = SimpleQueue[grpc.Future]()
-        stand_still(engine)
+        stand_still(still)
         try:
             for _ in range(many):
                 request = pb.CountPoints(collection_name="still")
@@ -178,14 +178,14 @@ def test_a_shard_that_stands_still_holds_up_no_other_collection_and_all_of_them_
             assert store.names() == ["other", "still"]
             assert "Edge" in health(running)
         finally:
-            for child in (engine, other):
+            for child in (still, other):
                 os.kill(child, signal.SIGCONT)
         assert [ended.get(timeout=30).code() for _ in range(ALL_CALLS)] == [grpc.StatusCode.OK] * ALL_CALLS
 
 
-def test_the_limit_is_of_one_request_and_not_of_the_engines_life(quick: Shards) -> None:
-    before = children(quick._nursery._process.pid)
+def test_the_limit_is_of_one_request_and_not_of_the_shards_life(quick: Shards) -> None:
+    before = children(quick._fork_server._process.pid)
     for _ in range(20):
         assert quick.get("a").info().points_count == 10
         time.sleep(0.1)
-    assert children(quick._nursery._process.pid) == before
+    assert children(quick._fork_server._process.pid) == before
