@@ -10,18 +10,16 @@ import base64
 import threading
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from services.vectors.refused import wrong
 from shared.index import codes
+from shared.index.columns import Chosen, Columns, Mask
 from shared.index.protobuf import pb
 from shared.types import Codes
-
-MISSING: Final = np.iinfo(np.int64).min
-Rows = NDArray[np.int64]
 
 
 class Found(NamedTuple):
@@ -38,8 +36,7 @@ class CodeTable:
         self._codes: Codes = codes.padded(np.empty((0, bits // 8), np.uint8))
         self._ids: list[int] = []
         self._at: dict[int, int] = {}
-        self._columns: dict[str, NDArray[np.int64]] = {}
-        self._words: dict[str, int] = {}  # strings, numbered
+        self._columns = Columns()
         self._lock = threading.Lock()
 
     def put(self, id_: int, code: Codes, payload: Mapping[str, int | str]) -> None:
@@ -52,10 +49,7 @@ class CodeTable:
                 if self._size > len(self._codes):
                     self._grow(max(1024, 2 * self._size))
             self._codes[row, : len(code)] = code
-            for name in payload.keys() - self._columns.keys():
-                self._columns[name] = np.full(len(self._codes), MISSING)
-            for name, column in self._columns.items():
-                column[row] = self._number(payload[name]) if name in payload else MISSING
+            self._columns.put(row, payload)
 
     def drop(self, ids: Iterable[int]) -> None:
         """The last row takes the place of one that goes."""
@@ -69,8 +63,7 @@ class CodeTable:
                 if row != self._size:
                     self._ids[row], self._at[last] = last, row
                     self._codes[row] = self._codes[self._size]
-                    for column in self._columns.values():
-                        column[row] = column[self._size]
+                    self._columns.move(self._size, row)
 
     def top(self, code: Codes, limit: int, radius: int | None, wanted: pb.Filter | None) -> list[Found]:
         """The nearest, equal distances by id; with `radius`, of those within."""
@@ -89,17 +82,13 @@ class CodeTable:
     def _grow(self, capacity: int) -> None:
         more = capacity - len(self._codes)
         self._codes = np.concatenate([self._codes, np.zeros((more, self._codes.shape[1]), np.uint8)])
-        for name, column in self._columns.items():
-            self._columns[name] = np.concatenate([column, np.full(more, MISSING)])
+        self._columns.grow(capacity)
 
-    def _number(self, value: int | str) -> int:
-        return self._words.setdefault(value, len(self._words)) if isinstance(value, str) else value
-
-    def _mask(self, wanted: pb.Filter | None, rows: Rows | None) -> NDArray[np.bool_]:
+    def _mask(self, wanted: pb.Filter | None, rows: codes.Rows | None) -> Mask:
         asked = slice(self._size) if rows is None else rows  # of all of them a view, not a copy of each column
         return self._fulfil(wanted or pb.Filter(), asked)
 
-    def _fulfil(self, wanted: pb.Filter, rows: Rows | slice) -> NDArray[np.bool_]:
+    def _fulfil(self, wanted: pb.Filter, rows: Chosen) -> Mask:
         mask = np.ones(self._size if isinstance(rows, slice) else len(rows), bool)
         for condition in wanted.must:
             mask &= self._condition(condition, rows)
@@ -109,7 +98,7 @@ class CodeTable:
             mask &= np.logical_or.reduce([self._condition(condition, rows) for condition in wanted.should])
         return mask
 
-    def _condition(self, condition: pb.Condition, rows: Rows | slice) -> NDArray[np.bool_]:
+    def _condition(self, condition: pb.Condition, rows: Chosen) -> Mask:
         match condition.WhichOneof("condition_one_of"):
             case "field":
                 return self._field(condition.field, rows)
@@ -122,39 +111,22 @@ class CodeTable:
                 return self._fulfil(condition.filter, rows)
         raise wrong("a condition is empty")
 
-    def _field(self, field: pb.FieldCondition, rows: Rows | slice) -> NDArray[np.bool_]:
-        column = self._columns.get(field.key)
-        if column is None:
-            return np.zeros(self._size, bool)[rows]
-        values = column[: self._size][rows]
+    def _field(self, field: pb.FieldCondition, rows: Chosen) -> Mask:
         if field.HasField("range"):
-            return np.asarray((values != MISSING) & _in_range(values, field.range))
-        return np.asarray(np.isin(values, np.array(self._values(field.match), np.int64)))
-
-    def _values(self, match: pb.Match) -> list[int]:
-        match match.WhichOneof("match_value"):
-            case "keyword":
-                return [self._words.get(match.keyword, MISSING + 1)]
-            case "keywords":
-                return [self._words.get(word, MISSING + 1) for word in match.keywords.strings]
-            case "integer":
-                return [match.integer]
-            case "integers":
-                return list(match.integers.integers)
-        raise wrong("a match is empty")
+            bounds = {bound.name: value for bound, value in field.range.ListFields()}
+            return self._columns.within(field.key, bounds, rows)
+        return self._columns.equals_any(field.key, _values(field.match), rows)
 
 
-def _in_range(values: NDArray[np.int64], bounds: pb.Range) -> NDArray[np.bool_]:
-    mask = np.ones(len(values), bool)
-    if bounds.HasField("gt"):
-        mask &= values > bounds.gt
-    if bounds.HasField("gte"):
-        mask &= values >= bounds.gte
-    if bounds.HasField("lt"):
-        mask &= values < bounds.lt
-    if bounds.HasField("lte"):
-        mask &= values <= bounds.lte
-    return mask
+def _values(match: pb.Match) -> Sequence[int | str]:
+    match match.WhichOneof("match_value"):
+        case "keyword" | "integer" as kind:
+            return [getattr(match, kind)]
+        case "keywords":
+            return list(match.keywords.strings)
+        case "integers":
+            return list(match.integers.integers)
+    raise wrong("a match is empty")
 
 
 def key_of(name: str) -> str:

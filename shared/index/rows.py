@@ -7,29 +7,15 @@ append stays in step; `compacted` gives the room back.
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from shared.index import checks, codes
-from shared.index.base import (
-    PAYLOAD,
-    Ball,
-    Between,
-    CodeQuery,
-    Condition,
-    Filter,
-    Hit,
-    Near,
-    Payload,
-    Point,
-    Spec,
-)
+from shared.index.base import Ball, Between, CodeQuery, Condition, Filter, Hit, Near, Payload, Point, Spec
 from shared.index.codes import Scan
+from shared.index.columns import Chosen, Columns, Mask
 from shared.types import Codes
-
-MISSING: Final = np.iinfo(np.int64).min  # refused as a payload value (`checks`)
 
 
 class Rows:
@@ -39,8 +25,7 @@ class Rows:
         self._vectors = np.empty((0, spec.dim), np.float32)
         self._codes = codes.padded(np.empty((0, spec.bits // 8), np.uint8))
         self._alive = np.empty(0, bool)
-        self._columns = {name: np.empty(0, np.int64) for name in PAYLOAD}
-        self._words: dict[str, int] = {}  # strings of the code fields, numbered
+        self._columns = Columns()
         self._ids: list[uuid.UUID] = []
         self._payloads: list[Payload] = []
         self._at: dict[uuid.UUID, int] = {}
@@ -79,8 +64,7 @@ class Rows:
         self._vectors[row], self._alive[row] = vector, True
         if point.code is not None:
             self._codes[row, : len(point.code)] = point.code
-        for name, column in self._columns.items():
-            column[row] = self._number(point.payload[name]) if name in point.payload else MISSING
+        self._columns.put(row, point.payload)
         self._ids.append(point.id)
         self._payloads.append(dict(point.payload))
         self._at[point.id] = row
@@ -91,11 +75,7 @@ class Rows:
         self._vectors = np.concatenate([self._vectors, np.empty((more, self.spec.dim), np.float32)])
         self._codes = np.concatenate([self._codes, np.zeros((more, self._codes.shape[1]), np.uint8)])
         self._alive = np.concatenate([self._alive, np.zeros(more, bool)])
-        for name, column in self._columns.items():
-            self._columns[name] = np.concatenate([column, np.full(more, MISSING)])
-
-    def _number(self, value: int | str) -> int:
-        return self._words.setdefault(value, len(self._words)) if isinstance(value, str) else value
+        self._columns.grow(capacity)
 
     def delete(self, ids: Sequence[uuid.UUID]) -> None:
         for id_ in ids:
@@ -103,7 +83,7 @@ class Rows:
             if row is not None:
                 self._alive[row] = False
 
-    def mask(self, filter_: Filter, rows: NDArray[np.int64] | None = None) -> NDArray[np.bool_]:
+    def mask(self, filter_: Filter, rows: NDArray[np.int64] | None = None) -> Mask:
         """Which rows, or which of these, are alive and fulfil the filter."""
         chosen = slice(self.size) if rows is None else rows
         mask = self._alive[chosen].copy()
@@ -113,15 +93,10 @@ class Rows:
             mask &= ~self._fulfil(condition, chosen)
         return mask
 
-    def _fulfil(self, condition: Condition, chosen: slice | NDArray[np.int64]) -> NDArray[np.bool_]:
-        column = self._columns[condition.field][chosen]
+    def _fulfil(self, condition: Condition, chosen: Chosen) -> Mask:
         if isinstance(condition, Between):
-            low = -checks.EXACT_INT if condition.low is None else condition.low
-            high = checks.EXACT_INT if condition.high is None else condition.high
-            return np.asarray((column >= low) & (column <= high))
-        # a word never seen has the number of no row
-        wanted = [self._words.get(value, -1) if isinstance(value, str) else value for value in condition.values]
-        return np.isin(column, np.array(wanted, np.int64))
+            return self._columns.within(condition.field, {"gte": condition.low, "lte": condition.high}, chosen)
+        return self._columns.equals_any(condition.field, condition.values, chosen)
 
     def best(self, rows: NDArray[np.intp], scores: NDArray[np.float32], limit: int) -> list[Hit]:
         """The `limit` best of these rows by falling score, equal scores by id, also where the cut falls."""
@@ -155,7 +130,6 @@ class Rows:
     def compacted(self) -> "Rows":
         """The same points without tombstones."""
         fresh = Rows(self.spec)
-        fresh._words = self._words
         for id_, row in self._at.items():
             fresh._append(self._point(id_, row), self._vectors[row])
         return fresh
