@@ -106,7 +106,7 @@ def resume(client: Client, generation_id: GenerationId, follow: Follow = False, 
 
 @connected
 def cancel(client: Client, generation_id: GenerationId, as_json: AsJson = False) -> None:
-    """Give up a generation that is not published; what its model has encoded stays."""
+    """Give up a build; what its model has encoded stays. Exit 4 for one that is built: retire it."""
     _tell(client, client.post(f"/v1/generations/{generation_id}:cancel"), as_json=as_json)
 
 

@@ -248,11 +248,15 @@ def retire(db: Session, generation_id: int, *, force: bool = False) -> Generatio
 
 
 def cancel(db: Session, generation_id: int) -> Generation:
-    """A generation that was never published is given up; what its model has encoded stays for another time.
+    """A build is given up before it is through; what its model has encoded stays for another time.
 
-    Raises: `Conflict` for the live one, and for one that a rollback leads to.
+    Raises: `Conflict` for what is built, which may have been published: it is retired, if it is neither live nor what a
+    rollback leads to.
     """
-    return retire(db, generation_id)
+    found = retire(db, generation_id)
+    if found.operation_id is None or found.measured is not None:
+        raise Conflict(f"generation {found.id} is built: retire it, if it is to go")
+    return found
 
 
 def pause(db: Session, generation_id: int) -> Generation:

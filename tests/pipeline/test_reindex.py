@@ -544,6 +544,20 @@ def test_a_cancelled_build_is_given_up(filled: Platform) -> None:
         lifecycle.cancel(db, 1)
 
 
+def test_what_is_built_may_have_been_published_and_is_retired_rather_than_cancelled(filled: Platform) -> None:
+    first, second = (filled.begin_generation() for _ in range(2))
+    filled.reindex()
+    for number in (first, second):
+        with filled.begin() as db:
+            lifecycle.publish(db, number)
+    for number in (1, first, second):  # published once; where a rollback leads; published
+        with pytest.raises(Conflict, match="retire"), filled.begin() as db:
+            lifecycle.cancel(db, number)
+        assert shown(filled, number).state == "open"
+    with filled.begin() as db:
+        assert lifecycle.retire(db, 1).state == "retired"
+
+
 def test_the_throttle_holds_for_all_who_work_at_once(filled: Platform) -> None:
     number = filled.begin_generation(throttle=2.0)
     with filled.begin() as db:

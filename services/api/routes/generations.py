@@ -89,7 +89,7 @@ def throttle_generation(rt: Rt, db: Db, bearer: CanReindex, generation_id: Numbe
 
 @router.post("/v1/generations/{generation_id}:cancel", response_model=GenerationDetail)
 def cancel_generation(rt: Rt, db: Db, bearer: CanReindex, generation_id: Number) -> dict[str, Any]:
-    """It is given up and purged; what its model has encoded stays."""
+    """The build is given up and purged; what its model has encoded stays. 409 for one that is built: retire it."""
     return _acted(rt, db, bearer, "cancel", lifecycle.cancel(db, generation_id))
 
 
