@@ -4,6 +4,7 @@ Vectors are not in it: they are written again from the stored encodings, and com
 the backup is erased again before anything is served.
 """
 
+import fcntl
 import hashlib
 import json
 import os
@@ -12,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -51,16 +52,15 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
 
     It holds the key of the pseudonyms: whoever may read it may read what the home holds.
 
-    Raises: `Conflict` where the folder exists, `NotFound` where the home has no installation or a model is not there,
-    `Unavailable` where its database or a store of sent files is away.
+    Raises: `Conflict` where the folder exists or is being made, `NotFound` where the home has no installation or a
+    model is not there, `Unavailable` where its database or a store of sent files is away.
     """
     folder = folder.absolute()
     if folder.exists():
         raise Conflict("the folder for the backup exists already")
     part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(mode=0o700, parents=True)
-    try:
+    with _making(part):
+        part.mkdir(mode=0o700)
         with _database(home) as settings:
             say("dumping the database")
             _dump(settings.database.url.get_secret_value(), part / DUMP)
@@ -81,10 +81,30 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
             sync(place)
         part.rename(folder)
         sync(folder.parent)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
     return manifest
+
+
+@contextmanager
+def _making(part: Path) -> Iterator[None]:
+    """Nobody else makes this folder meanwhile. It begins as none, and is gone in the end unless it was renamed.
+
+    Raises: `Conflict` where somebody else makes it.
+    """
+    lock = part.with_name(f"{part.name}.lock")  # beside it: NFS locks no folder
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("ab") as file:
+        ours = False
+        with suppress(BlockingIOError, FileNotFoundError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            ours = os.path.samestat(os.fstat(file.fileno()), lock.stat())  # who had it may have removed it
+        if not ours:
+            raise Conflict("another backup or restore is making this folder")
+        try:
+            shutil.rmtree(part, ignore_errors=True)
+            yield
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -269,7 +289,8 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
         verify: afterwards the doctor compares every file and every vector. Without it, files that were sent to us and
             have other bytes than were taken in are found all the same.
 
-    Raises: as `check`; `Conflict` where the home is in use, `NotFound` where the named tombstones are not there.
+    Raises: as `check`; `Conflict` where the home is in use or being made, `NotFound` where the named tombstones are
+    not there.
     """
     manifest = check(folder)
     home = home.expanduser().resolve()
@@ -283,8 +304,7 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
             "a disk is mounted on this folder, and a home takes its place whole: restore to a folder below it"
         )
     part = home.with_name(f".{home.name}.restoring")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    with _making(part):
         place = Home.at(part)
         shutil.copytree(folder / MODELS, place / MODELS, dirs_exist_ok=True)
         changed = []
@@ -305,9 +325,6 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
         shutil.rmtree(place / "run", ignore_errors=True)
         _take_place(part, home)
         Home.at(home).keep("database.url", Postgres(home).url)  # its socket has moved with it
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
     return found
 
 

@@ -307,12 +307,46 @@ def test_a_home_on_which_a_disk_is_mounted_is_refused_before_anything_is_done(wh
     assert "restore to a folder below it" in done.stderr
 
 
-def test_a_home_that_is_a_link_is_restored_where_the_link_leads(tmp_path: Path) -> None:
+@pytest.fixture
+def home(tmp_path: Path) -> Home:
+    """An installation in which nothing is yet."""
     home = Home.at(tmp_path / "home")
     home.secret("pseudonym.key")
     with Postgres(home.path) as server:
         commands.write_secrets(home, {"database": server.url, "broker": ""})
         setup.prepare(server.url, None, Blobs(home / "blobs"))
+    return home
+
+
+def test_a_second_one_to_the_same_folder_is_refused_while_the_first_is_being_made(home: Home, tmp_path: Path) -> None:
+    kept, new = tmp_path / "kept", tmp_path / "new"
+    refused = []
+
+    def once_more(words: str) -> None:
+        with pytest.raises(Conflict, match="another backup or restore is making this folder"):
+            if "copying the files" in words:  # the database is dumped, and the home's lock is free again
+                backups.backup(home.path, kept, print)
+            else:
+                backups.restore(kept, new, print)
+        refused.append(words)
+
+    backups.backup(home.path, kept, lambda words: once_more(words) if "copying the files" in words else None)
+    backups.restore(kept, new, lambda words: once_more(words) if "restoring" in words else None)
+    assert len(refused) == 2
+    assert (new / "pg/PG_VERSION").exists()
+    assert sorted(os.listdir(tmp_path)) == ["home", "kept", "new"]
+
+
+def test_what_a_backup_that_was_killed_has_left_is_in_nobodys_way(home: Home, tmp_path: Path) -> None:
+    (tmp_path / ".kept.part").mkdir()
+    (tmp_path / ".kept.part/stray").touch()
+    (tmp_path / ".kept.part.lock").touch()
+    backups.backup(home.path, tmp_path / "kept", print)
+    assert backups.check(tmp_path / "kept")["files"].keys() == {backups.DUMP, backups.KEY, "tombstones"}
+    assert sorted(os.listdir(tmp_path)) == ["home", "kept"]
+
+
+def test_a_home_that_is_a_link_is_restored_where_the_link_leads(home: Home, tmp_path: Path) -> None:
     backups.backup(home.path, tmp_path / "kept", print)
     disk, link = tmp_path / "disk", tmp_path / "link"
     disk.mkdir()
