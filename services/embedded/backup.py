@@ -33,6 +33,7 @@ from shared.config import Settings
 from shared.disk import sync
 from shared.encoder import cards
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
+from shared.imaging.pseudonym import KEY_BYTES
 from shared.pipeline import arrive, lifecycle, project, reconcile, stones
 from shared.pipeline.reconcile import NAMED, SHOWN, Finding, Site
 from shared.runtime import Runtime
@@ -52,8 +53,9 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
 
     It holds the key of the pseudonyms: whoever may read it may read what the home holds.
 
-    Raises: `Conflict` where the folder exists or is being made, `NotFound` where the home has no installation or a
-    model is not there, `Unavailable` where its database or a store of sent files is away.
+    Raises: `Conflict` where the folder exists or is being made, `Invalid` without a key of the pseudonyms, `NotFound`
+    where the home has no installation or a model is not there, `Unavailable` where its database or a store of sent
+    files is away.
     """
     folder = folder.absolute()
     if folder.exists():
@@ -62,13 +64,16 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
     with _making(part):
         part.mkdir(mode=0o700)
         with _database(home) as settings:
+            key = settings.pseudonym_key.get_secret_value()
+            if len(key.encode()) < KEY_BYTES:
+                raise Invalid("there is no pseudonym key to keep: is SIMILIS_PSEUDONYM_KEY set as for the server?")
             say("dumping the database")
             _dump(settings.database.url.get_secret_value(), part / DUMP)
             manifest = _about(settings)
             say("copying the models")
             _copy_models(settings, part / MODELS)
             _tombstones(settings, part / stones.NAME)
-            write(part / KEY, settings.pseudonym_key.get_secret_value())
+            write(part / KEY, key)
             manifest["settings"] = settings.model_dump(mode="json", exclude={"home", "models"})
             stores = _stores(settings)
         manifest["files"] = {str(path.relative_to(part)): _digest(path) for path in _files(part)}
@@ -274,6 +279,8 @@ def check(folder: Path) -> dict[str, Any]:
     wrong = [name for name, was in files.items() if not (folder / name).is_file() or _digest(folder / name) != was]
     if wrong or not {DUMP, KEY, stones.NAME} <= files.keys():
         raise Invalid(f"the backup is damaged: {', '.join(wrong) or 'files are missing'}")
+    if not (folder / KEY).stat().st_size:
+        raise Invalid("the backup holds no pseudonym key, and its database was made with one")
     sizes = [path.stat().st_size for path in (folder / BLOBS).glob(f"??/??/*{SUFFIX}")]
     if told and (len(sizes), sum(sizes)) != told:
         raise Invalid("the backup is damaged: files that were sent to us are missing or cut")

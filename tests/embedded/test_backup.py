@@ -235,6 +235,29 @@ def test_no_backup_is_made_without_a_model_that_is_served(tmp_path: Path, databa
     assert (out / "small/card.json").read_text() == "{}"
 
 
+@pytest.mark.parametrize("key", ["", "k" * 31])
+def test_no_backup_is_made_without_the_key_of_the_pseudonyms(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("SIMILIS_DATABASE__URL", database_url)
+    monkeypatch.setenv("SIMILIS_PSEUDONYM_KEY", key)
+    with pytest.raises(Invalid, match="SIMILIS_PSEUDONYM_KEY set as for the server"):
+        backups.backup(tmp_path / "home", tmp_path / "kept", print)
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_backup_that_holds_no_key_is_refused(whole: Path) -> None:
+    (whole / backups.KEY).write_text("")
+    _change(
+        whole,
+        files={
+            path.name: backups._digest(path) for path in map(whole.joinpath, (backups.DUMP, backups.KEY, "tombstones"))
+        },
+    )
+    with pytest.raises(Invalid, match="holds no pseudonym key"):
+        backups.check(whole)
+
+
 @pytest.mark.parametrize("newer", [{"schema": "ffff_later"}, {"format": 2}, {"postgres": 19}])
 def test_a_newer_one_is_refused(whole: Path, newer: dict[str, object]) -> None:
     _change(whole, **newer)
