@@ -22,6 +22,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from blake3 import blake3
+from psycopg.conninfo import make_conninfo
 
 from migrations import run as migrations
 from services.embedded import attach, commands
@@ -131,12 +132,15 @@ def _dump(url: str, out: Path) -> None:
 
 
 def _postgres(program: str, url: str, *arguments: str) -> None:
-    """One of the wheel's programs has done its work on the database. The password is no argument: others see those."""
+    """One of the wheel's programs has done its work on the database, reached as its address says.
+
+    A secret is no argument: others see those. The programs have no other way to be told that of a TLS key.
+    """
     parts = sa.make_url(url)
-    host, port = parts.query.get("host", parts.host), parts.port
-    told = [f"--host={host}", f"--username={parts.username}", f"--dbname={parts.database}", "--no-password"]
-    env = {"PGPASSWORD": str(parts.password or ""), "PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}
-    argv = [str(binaries() / program), *told, *([f"--port={port}"] if port else []), *arguments]
+    _, given = parts.get_dialect()().create_connect_args(parts)
+    env = {"PGPASSWORD": given.pop("password", ""), "PATH": os.environ.get("PATH", ""), "LC_ALL": "C"}
+    given.pop("sslpassword", None)
+    argv = [str(binaries() / program), f"--dbname={make_conninfo(**given)}", "--no-password", *arguments]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
     if done.returncode:
         said = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]

@@ -429,6 +429,27 @@ def test_what_is_told_of_a_program_that_failed_is_its_error_and_no_warning_befor
         backups._postgres("pg_restore", database_url, "--exit-on-error", str(tmp_path / "dump"))
 
 
+def test_the_database_is_reached_with_the_options_of_its_address(tmp_path: Path, database_url: str) -> None:
+    with pytest.raises(Unavailable, match='role "nobody" does not exist'):
+        backups._dump(f"{database_url}&options=-crole%3Dnobody", tmp_path / "dump")
+    with pytest.raises(Unavailable, match=r"sslmode.*none-such"):
+        backups._dump(f"{database_url}&sslmode=none-such", tmp_path / "dump")
+
+
+def test_a_secret_of_the_address_is_no_argument(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program, seen = tmp_path / "pg_dump", tmp_path / "seen"
+    program.write_text(f'#!/bin/sh\nprintf \'%s\\n\' "$@" "PGPASSWORD=$PGPASSWORD" > {seen}\n')
+    program.chmod(0o700)
+    monkeypatch.setattr(backups, "binaries", lambda: tmp_path)
+    options = "sslmode=verify-full&sslrootcert=/a/ca.pem&sslpassword=hidden"
+    backups._postgres("pg_dump", f"postgresql+psycopg://me:a%40b@db:5433/rows?{options}")
+    database, *others = seen.read_text().splitlines()
+    assert set(database.removeprefix("--dbname=").split()) == {
+        "host=db", "port=5433", "user=me", "dbname=rows", "sslmode=verify-full", "sslrootcert=/a/ca.pem"
+    }  # fmt: skip
+    assert others == ["--no-password", "PGPASSWORD=a@b"]
+
+
 def test_a_restore_that_fails_leaves_nothing(whole: Path, tmp_path: Path) -> None:
     """The dump is no dump."""
     home = tmp_path / "home"
