@@ -25,6 +25,12 @@ ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
 OURS = {name: one for name, one in SERVICES.items() if one["image"].startswith("similis:")}
+#: Commands of the docs that a container runs as a client of the API.
+ASKING = [
+    line.removeprefix("$ ")
+    for line in (ROOT / "docs/operating.md").read_text().splitlines()
+    if line.startswith("$ docker compose run ") and "--url" in line
+]
 SCRIPT = Path(sys.executable).parent / "similis"
 
 
@@ -109,6 +115,18 @@ def test_whoever_reads_files_sees_the_archive_at_one_path_that_is_a_root_and_rea
         path, mode = mount.rpartition("}:")[2].split(":")
         assert mode == "ro"
         assert json.loads(OURS[name]["environment"]["SIMILIS_INTAKE__ROOTS"]) == [path]
+
+
+@pytest.mark.parametrize("line", ASKING)
+def test_a_container_that_asks_the_api_reaches_it_has_the_key_and_may_write_models(line):
+    options, _, words = line.partition(" similis ")
+    one = OURS[options.split()[-1]]
+    assert set(one["networks"]) & set(SERVICES["api"]["networks"])
+    assert "--key-file /run/secrets/api_key" in words
+    assert "api_key" in one["secrets"]
+    assert f"--url http://api:{SERVICES['api']['environment']['SIMILIS_API__PORT']} " in words
+    assert one["volumes"] == OURS["worker-index"]["volumes"]  # the home, where its models are
+    assert "ENTRYPOINT" not in (ROOT / "Dockerfile").read_text()
 
 
 def test_no_secret_stands_in_the_file():
@@ -263,6 +281,20 @@ def test_the_very_commands_become_ready_against_separate_engines(started):
     assert ask(started.port, key) == 200
     assert ask(started.port, "sml_" + "x" * 43) == 401
     takes_in_and_finds(started)
+
+
+def test_the_shipped_model_is_brought_by_the_command_of_the_docs(started):
+    started.start_vectors()
+    assert started.start("migrate").wait(60) == 0, started.log("migrate")
+    started.start("api")
+    assert until(lambda: started.readyz()[0] == 200, 60, 0.1), started.log("api")
+    (line,) = (line for line in ASKING if "models add similis-base" in line)
+    url = f"http://127.0.0.1:{started.port}"
+    words = line[line.index("similis ") :].replace("http://api:8000", url).split()
+    added = started.start("add", started.argv(words), started.environment(SERVICES["migrate"]))
+    assert added.wait(300) == 0, started.log("add")
+    listed = started.similis("models", "list", "--json", "--url", url, "--key-file", started.secrets / "api_key")
+    assert [(one["name"], one["published"]) for one in listed["models"]] == [("similis-base", True)]
 
 
 def takes_in_and_finds(started):

@@ -47,7 +47,12 @@ def register(app: typer.Typer) -> None:
 @connected
 def add(
     client: Client,
-    card: Annotated[Path, typer.Argument(help="A card's folder; it is copied to the models if it is elsewhere.")],
+    card: Annotated[
+        Path,
+        typer.Argument(
+            help="A card's folder, or similis-base, which is shipped; elsewhere it is copied to the models."
+        ),
+    ],
     models: Annotated[Path | None, typer.Option(help="The server's models folder. Default: the home's.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -200,23 +205,32 @@ def convert(
 
 
 def bring(card: Path, models: Path) -> str:
-    """The card's folder stands in the models folder; gives its name there.
+    """The card's folder stands in the models folder, with a graph; gives its name there.
 
-    Raises: `NotFound` where there is no card, `Conflict` where another one has the name.
+    Raises: `NotFound` where there is no card, `Conflict` where another one has the name, `Invalid` where it is damaged.
     """
+    from services.embedded.default_model import SHIPPED
     from shared.encoder import cards
+    from shared.encoder.null import NULL
 
     given = card.expanduser()
-    if not given.is_dir() and (models / card.name / cards.CARD).is_file():
-        given = models / card.name
+    for known in (models, SHIPPED.parent):
+        if not given.is_dir() and (known / card.name / cards.CARD).is_file():
+            given = known / card.name
     folder = given.resolve()
-    fingerprint = cards.read(folder).fingerprint
+    found = cards.read(folder)
     if folder.parent == models.resolve():
         return folder.name
     target = models / folder.name
     if target.exists():
-        if cards.read(target, verify=False).fingerprint != fingerprint:
+        if cards.read(target, verify=False).fingerprint != found.fingerprint:
             raise Conflict("another model has this folder name; rename the folder")
+        return target.name
+    if found.graph is None and found.architecture != NULL:
+        from shared.encoder.derive import with_graph  # brings torch
+
+        say("building its ONNX graph ...")
+        with_graph(target, folder)
         return target.name
     models.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".adding-", dir=models))

@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from safetensors import safe_open
 from services.cli.models import bring
 from shared.encoder import cards
 from shared.encoder.build import build
+from shared.encoder.runtime import prove
 from shared.errors import Conflict, Invalid, NotFound
 from shared.imaging.recipe import Recipe
 
@@ -36,6 +38,17 @@ def test_a_card_that_is_there_already_is_named_only(card, models):
     assert bring(card, models) == "tiny"
     assert bring(models / "tiny", models) == "tiny"
     assert bring(card.relative_to(card.parent), models) == "tiny"
+
+
+def test_a_network_without_a_graph_gets_one_on_its_way(tmp_path, models):
+    made = build(tmp_path / "whole", "small", "squeezenet1_0", "random:5", Recipe(size=64))
+    folder = tmp_path / "small"
+    folder.mkdir()
+    shutil.copy(tmp_path / "whole" / cards.WEIGHTS, folder)
+    cards.write(replace(made, graph=None), folder)
+    assert bring(folder, models) == "small"
+    assert prove(models / "small").fingerprint == made.fingerprint
+    assert [path.name for path in models.iterdir()] == ["small"]
 
 
 def test_another_model_of_that_folder_name_is_not_overwritten(card, models):
