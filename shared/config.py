@@ -73,6 +73,8 @@ class Qdrant(_Part):
 class Api(_Part):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
+    #: as callers reach it, where that is by a proxy
+    public_url: str = Field(default="", pattern=r"^(https?://[^\s@?#]+)?$")
     require_key: bool = True  #: may be switched off on loopback only
     max_upload_mb: int = Field(default=512, ge=1)
     max_store_mb: int = Field(default=8192, ge=1)  #: of one STOW-RS request, which goes to the disk as it comes

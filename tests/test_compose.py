@@ -181,6 +181,7 @@ class Production:
             "SIMILIS_QDRANT__URL": f"http://{self.vectors}",
             "SIMILIS_INTAKE__ROOTS": json.dumps([str(self.folder / "archive")]),
             "SIMILIS_API__PORT": str(self.port),
+            "SIMILIS_API__PUBLIC_URL": "",
             "SIMILIS_DICOM__PORT": str(self.dicom_port),
             "SIMILIS_DICOM__PEERS": str(self.folder / "peers.toml"),
             "SIMILIS_DICOM__METRICS_PORT": "0",

@@ -167,6 +167,15 @@ def test_addresses_of_a_broker_are_taken(monkeypatch, url):
     assert Settings().broker.url.get_secret_value() == url
 
 
+@pytest.mark.parametrize("url", ["similis.example", "ftp://a", "https://me:word@a", "https://a/?b", "https://a b"])
+def test_the_public_address_is_one_of_http(monkeypatch, url):
+    monkeypatch.setenv("SIMILIS_API__PUBLIC_URL", "https://similis.example/archive")
+    assert Settings().api.public_url == "https://similis.example/archive"
+    monkeypatch.setenv("SIMILIS_API__PUBLIC_URL", url)
+    with pytest.raises(SystemExit, match="SIMILIS_API__PUBLIC_URL"):
+        read("similis api")
+
+
 def test_how_much_is_logged_is_a_word_of_four_in_any_case(monkeypatch):
     monkeypatch.setenv("SIMILIS_LOG_LEVEL", "warning")
     assert Settings().log_level == "WARNING"

@@ -40,5 +40,6 @@ def held(rt: Runtime, study: str, series: str = "", sop: str = "") -> Sequence[A
 
 
 def base_of(request: Request) -> str:
-    """As the caller reaches us."""
-    return f"{str(request.base_url).rstrip('/')}/dicom-web"
+    """As the caller reaches us. A proxy is not asked: whoever reaches us could say what a proxy says."""
+    address = request.app.state.rt.settings.api.public_url or str(request.base_url)
+    return f"{address.rstrip('/')}/dicom-web"

@@ -36,6 +36,14 @@ def test_a_study_is_told_with_all_that_is_kept_of_it(client, filled):
     }
 
 
+@pytest.mark.parametrize("path", ["studies", "studies/1.2.3.3/metadata"])
+def test_behind_a_proxy_addresses_begin_as_its_callers_reach_it(client, filled, path):
+    api = filled.rt.settings.api.model_copy(update={"public_url": "https://similis.example/archive/"})
+    filled.rt.settings = filled.rt.settings.model_copy(update={"api": api})
+    urls = {item["00081190"]["Value"][0] for item in client.get(f"/dicom-web/{path}").json()}
+    assert {url.rpartition("/studies/")[0] for url in urls} == {"https://similis.example/archive/dicom-web"}
+
+
 def test_series_and_instances_are_told_below_their_study(client, filled):
     (series,) = client.get("/dicom-web/studies/1.2.3.3/series").json()
     assert (series[SERIES]["Value"], series["00201209"]["Value"]) == (["1.2.3.3.9"], [4])
