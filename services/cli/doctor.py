@@ -18,6 +18,7 @@ from shared.errors import Unavailable
 
 if TYPE_CHECKING:
     from shared.pipeline.reconcile import Finding
+    from shared.store.blobs import Blobs
 
 FINDINGS = 6  #: the exit code
 ROOM_BYTES = 2 << 30  #: below this intake stops soon
@@ -29,7 +30,7 @@ SAID = {
     "collection-damaged": "the index cannot open the collection of an open generation",
     "collection-missing": "the collection of an open generation is gone",
     "collection-stray": "a collection that belongs to no generation",
-    "disk-low": "less than 2 GiB are free",
+    "disk-low": "nearly full: intake stops soon, or has stopped",
     "encoding-invalid": "a stored encoding that is no usable vector",
     "encoding-missing": "the row says encoded, but no encoding of the published model is stored",
     "erased-remains": "something is left of an erased image",
@@ -93,7 +94,7 @@ def doctor(
             inspector=runtime.sandbox,
             rules=runtime.rules,
         )
-        found = [*_machine(folder, repair=repair)]
+        found = [*_machine(folder, runtime.blobs, repair=repair)]
         found += examine(place, repair=repair, deep=deep, say=lambda name: say(f"looking at {name}"))
         with runtime.transaction() as db:
             model, wanting = thresholds.wanting(db)
@@ -117,16 +118,18 @@ def show(found: "list[Finding]") -> None:
     table(("finding", "count", "what it means", "repaired", "ids"), rows, right=("count",))
 
 
-def _machine(home: Path, *, repair: bool) -> "Iterator[Finding]":
-    """Of the home itself: its secrets are its owner's alone, and there is room."""
+def _machine(home: Path, blobs: "Blobs", *, repair: bool) -> "Iterator[Finding]":
+    """The home's secrets are its owner's alone, and there is room in it, and where sent files are kept."""
     from shared.pipeline.reconcile import Finding
 
-    if not home.is_dir():
-        return
     names = [name for name in SECRETS if (home / name).exists() and stat.S_IMODE((home / name).stat().st_mode) & 0o077]
     for name in names if repair else ():
         (home / name).chmod(0o600)
     if names:
         yield Finding(kind="secret-open", count=len(names), ids=[*names], repaired=repair)
-    if shutil.disk_usage(home).free < ROOM_BYTES:
-        yield Finding(kind="disk-low", count=1, ids=[])
+    low = {
+        "home": home.is_dir() and shutil.disk_usage(home).free < ROOM_BYTES,
+        "store": blobs.root.is_dir() and not blobs.has_room,
+    }
+    if full := [place for place, is_low in low.items() if is_low]:
+        yield Finding(kind="disk-low", count=len(full), ids=[*full])

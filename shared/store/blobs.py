@@ -121,9 +121,14 @@ class Blobs:
     def check_room(self) -> None:
         """Raises: `Full`."""
         self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
-        disk = shutil.disk_usage(self.root)
-        if disk.free < min(self.reserve_bytes, RESERVE_RATIO * disk.total):
+        if not self.has_room:
             raise Full("the disk is nearly full: nothing is taken in until there is room", retry_after_s=60)
+
+    @property
+    def has_room(self) -> bool:
+        """More of the disk is free than its reserve; the folder has to be there."""
+        disk = shutil.disk_usage(self.root)
+        return disk.free >= min(self.reserve_bytes, RESERVE_RATIO * disk.total)
 
     def place(self, digest: bytes) -> Path:
         """Where a content stands, or would."""
