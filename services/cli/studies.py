@@ -10,6 +10,7 @@ import typer
 from services.cli.client import Answer, Client, connected, part
 from services.cli.search import labelled
 from services.cli.terminal import AsJson, say, table, tell, tell_json
+from shared.errors import NotFound
 
 Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
 
@@ -55,9 +56,15 @@ def show(
     study: Annotated[str, typer.Argument(metavar="UID", help="StudyInstanceUID.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show one study, image by image: state, labels, and why one is not searchable; and what happened to it."""
-    answer = client.get(f"/v1/studies/{part(study)}")
-    lines = client.get(f"/v1/studies/{part(study)}/journal", limit=1000)["journal"]
+    """Show one study, image by image: state, labels, and why one is not searchable; and what happened to it.
+
+    Of a study of which nothing was taken in, what happened to it.
+    """
+    try:
+        answer = client.get(f"/v1/studies/{part(study)}")
+    except NotFound:
+        answer = {"study_instance_uid": study, "series": []}
+    lines = client.get(f"/v1/studies/{part(study)}/journal", limit=1000)["journal"]  # of no study it is not found, too
     if as_json:
         tell_json(answer | {"journal": lines})
         return

@@ -154,6 +154,21 @@ def test_a_study_is_shown_image_by_image_with_the_reason_why_one_is_not_searchab
     assert "BI-RADS 2" in out
 
 
+def test_of_a_study_that_was_refused_the_journal_is_shown(home, server, similis):
+    server.problem(f"GET /v1/studies/{UID}", 404, "no such study")
+    line = {"event": "arrived", "outcome": "refused", "reason": "site-rule", "source": "stow", "sender": "gateway"}
+    lines = [line | {"rule": "no MR", "at": "2026-11-20T10:00:03"}]
+    server.on(f"GET /v1/studies/{UID}/journal", {"study_instance_uid": UID, "journal": lines})
+    told = similis("studies", "show", UID, "--home", home).out
+    assert "2026-11-20T10:00 arrived refused 1 site-rule stow gateway no MR" in " ".join(told.split())
+    assert similis("studies", "show", UID, "--json", "--home", home).json == {
+        "study_instance_uid": UID, "series": [], "journal": lines
+    }  # fmt: skip
+    for path in ("", "/journal"):
+        server.problem(f"GET /v1/studies/9.8{path}", 404, "no such study")
+    assert similis("studies", "show", "9.8", "--home", home).code == 3
+
+
 def test_in_a_narrow_terminal_no_uid_is_broken_over_two_lines(home, similar, similis, monkeypatch):
     monkeypatch.setattr(terminal, "_WIDE", 80)
     long = "1." + "2345678901" * 6 + "12"
