@@ -38,7 +38,7 @@ def dry_run(
     rules: File,
     folder: Annotated[Path, typer.Argument(help="A folder with files; nothing is taken in.")],
     *,
-    source: Annotated[str, typer.Option(help="As if they came by folder, dicom, stow or backfill.")] = "folder",
+    source: Annotated[str, typer.Option(help="As if they came by folder, dicom, stow, backfill or store.")] = "folder",
     sender: Annotated[str, typer.Option(help="As if this AE title, or this key, had sent them.")] = "",
     called: Annotated[str, typer.Option(help="As if they had called this AE title.")] = "",
     each: Annotated[bool, typer.Option("--each", help="Name every file.")] = False,
@@ -48,6 +48,8 @@ def dry_run(
     from shared.imaging.sandbox import Sandbox
     from shared.pipeline import admission, receive, scan
 
+    if source not in admission.SOURCES:
+        raise typer.BadParameter(f"one of {', '.join(admission.SOURCES)}", param_hint="--source")
     found = admission.read(rules)
     told: list[tuple[str, str, str]] = []
     paths = [Path(os.fsdecode(seen.path)) for seen in scan.see(folder)]

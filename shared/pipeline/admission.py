@@ -37,6 +37,7 @@ class Action(StrEnum):
 HEADER = ("modality", "sop_class_uid", "transfer_syntax_uid", "body_part", "manufacturer", "presentation_intent",
           "photometric", "laterality", "view")  # fmt: skip
 ORIGIN = ("source", "sender", "called")
+SOURCES = ("folder", "dicom", "stow", "backfill", "store")  #: as `Origin` has them
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,4 +108,8 @@ def _patterns(name: str, key: str, value: Any) -> tuple[str, ...]:  # noqa: ANN4
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not values or not all(isinstance(one, str) for one in values):
         raise Invalid(f"admission rule {name!r}: {key} is a text or a list of texts")
-    return tuple(one.upper() for one in values)
+    patterns = tuple(one.upper() for one in values)
+    # a misspelt one would leave the rule without effect
+    if key == "source" and not all(any(fnmatchcase(one.upper(), p) for one in SOURCES) for p in patterns):
+        raise Invalid(f"admission rule {name!r}: source is one of {', '.join(SOURCES)}, or a pattern of them")
+    return patterns

@@ -59,12 +59,23 @@ def test_without_rules_all_is_accepted(tmp_path: Path) -> None:
         ('[[rule]]\nname = "a"\nthen = "accept"\nwhen = { PatientName = "X" }\n', "'a': `when` may name"),
         ('[[rule]]\nname = "a"\nthen = "accept"\nwhen = { modality = 7 }\n', "'a': modality is a text"),
         ('[[rule]]\nname = "a"\nthen = "accept"\nwhen = { modality = [] }\n', "'a': modality is a text"),
+        (
+            '[[rule]]\nname = "a"\nthen = "refuse"\nwhen = { source = "fodler" }\n',
+            "'a': source is one of folder, dicom",
+        ),
+        ('[[rule]]\nname = "a"\nthen = "refuse"\nwhen = { source = ["S*", "X*"] }\n', "'a': source is one of"),
         ('[[rule]]\nname = "a"\nthen = "accept"\n[[rule]]\nname = "a"\nthen = "refuse"\n', "two admission rules"),
     ],
 )
 def test_a_file_that_is_wrong_says_where(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(Invalid, match=says):
         read(tmp_path, text)
+
+
+@pytest.mark.parametrize(("pattern", "source"), [("FOLDER", "folder"), ("sto?", "stow"), ("s*e", "store")])
+def test_a_source_may_be_a_pattern(tmp_path: Path, pattern: str, source: str) -> None:
+    rules = f'[[rule]]\nname = "a"\nthen = "refuse"\nwhen = {{ source = "{pattern}" }}\n'
+    assert read(tmp_path, rules).decide(header(1), source=source) == (Action.REFUSE, "a")
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
