@@ -4,6 +4,7 @@ import contextlib
 import ctypes
 import os
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,6 +44,11 @@ class Identity:
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 (os.killpg if group else os.kill)(self.pid, number)
+
+
+def sign_of_life(home: Path, name: str) -> Path:
+    """The file that the worker or beat of this name on this machine touches while it gets on."""
+    return home / "run" / f"{name}@{socket.gethostname()}.alive"
 
 
 def boot_id() -> str:

@@ -1,36 +1,37 @@
 """Workers and beat show life by touching a file from their own loop, so that a wedged one falls silent."""
 
-import socket
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
 from celery import signals
 from celery.beat import PersistentScheduler
 
+from shared.process import sign_of_life
 from workers.app import settings
 
 EVERY_S = 5.0
-_nodes: list[str] = []  #: of this process, once it is ready
+_names: list[str] = []  #: of this process, once it is ready
 
 
 @signals.worker_ready.connect
 def _begin(sender: Any, **_: object) -> None:  # noqa: ANN401 - Celery ships no types
-    _nodes[:] = [sender.hostname]
-    show_life(sender.hostname)
-    sender.timer.call_repeatedly(EVERY_S, show_life, (sender.hostname,))
+    name = sender.hostname.partition("@")[0]
+    _names[:] = [name]
+    show_life(name)
+    sender.timer.call_repeatedly(EVERY_S, show_life, (name,))
 
 
 @signals.worker_shutdown.connect
-def _end(sender: Any, **_: object) -> None:  # noqa: ANN401
-    sign_of_life(sender.hostname).unlink(missing_ok=True)
+def _end(**_: object) -> None:
+    for name in _names:
+        sign_of_life(settings.home, name).unlink(missing_ok=True)
 
 
 class ShowingLife(PersistentScheduler):  # type: ignore[misc] # Celery ships no types
     """Beat's own scheduler; each round is a sign of life."""
 
     def tick(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
-        show_life(f"beat@{socket.gethostname()}")
+        show_life("beat")
         self._forget_the_future()
         return super().tick(*args, **kwargs)
 
@@ -45,17 +46,13 @@ class ShowingLife(PersistentScheduler):  # type: ignore[misc] # Celery ships no 
 
 def still_here() -> None:
     """A task that may take hours says that it gets on: meanwhile the worker's own loop stands still."""
-    for node in _nodes:
-        show_life(node)
+    for name in _names:
+        show_life(name)
 
 
-def show_life(node: str) -> None:
-    """The file of this node (`name@host`) is new; where the home takes none, the work goes on without."""
-    path = sign_of_life(node)
+def show_life(name: str) -> None:
+    """The file of this name is new; where the home takes none, the work goes on without."""
+    path = sign_of_life(settings.home, name)
     with suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         path.touch(mode=0o600)
-
-
-def sign_of_life(node: str) -> Path:
-    return settings.home / "run" / f"{node}.alive"

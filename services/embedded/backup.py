@@ -64,22 +64,23 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
     part = folder.with_name(f".{folder.name}.part")
     with _making(part):
         part.mkdir(mode=0o700)
-        with _database(home) as settings:
+        with _database(home) as (settings, store):
             key = settings.pseudonym_key.get_secret_value()
             if len(key.encode()) < KEY_BYTES:
                 raise Invalid("there is no pseudonym key to keep: is SIMILIS_PSEUDONYM_KEY set as for the server?")
             say("dumping the database")
             _dump(settings.database.url.get_secret_value(), part / DUMP)
-            manifest = _about(settings)
+            manifest = _about(store)
             say("copying the models")
-            _copy_models(settings, part / MODELS)
-            _tombstones(settings, part / stones.NAME)
+            _copy_models(store, settings.models_dir, part / MODELS)
+            with store.transaction() as db:
+                stones.write(db, part / stones.NAME)
             write(part / KEY, key)
             manifest["settings"] = settings.model_dump(mode="json", exclude={"home", "models"})
-            stores = _stores(settings)
+            sent_to = _sent_to(store, settings.blobs_dir.absolute())
         manifest["files"] = {str(path.relative_to(part)): _digest(path) for path in _files(part)}
         say("copying the files that were sent to us")
-        manifest["blobs"] = _copy_blobs(stores, part / BLOBS)  # after the dump, which names them
+        manifest["blobs"] = _copy_blobs(sent_to, part / BLOBS)  # after the dump, which names them
         if changed := manifest["blobs"]["changed"]:
             say(f"{len(changed)} of them have other bytes than were taken in: see `similis doctor --deep`")
         write(part / MANIFEST, json.dumps(manifest, indent=2))
@@ -114,15 +115,15 @@ def _making(part: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _database(home: Path) -> Iterator[Settings]:
-    """The settings of an installation whose database runs, if need be for this alone."""
+def _database(home: Path) -> Iterator[tuple[Settings, Store]]:
+    """The settings of an installation and its database, which runs, if need be for this alone."""
     settings = attach.settings(home)
     with ExitStack() as stack:
         if (home / "pg").exists() and not Home(home.resolve()).locked:
             place = Home.at(home)
             stack.enter_context(place.lock())
             stack.enter_context(Postgres(place.path))
-        yield settings
+        yield settings, stack.enter_context(closing(Store(settings.database.url.get_secret_value(), pool_size=1)))
 
 
 def _dump(url: str, out: Path) -> None:
@@ -148,8 +149,8 @@ def _postgres(program: str, url: str, *arguments: str) -> None:
         raise Unavailable(f"{program} failed: {cause}")
 
 
-def _about(settings: Settings) -> dict[str, Any]:
-    with closing(Store(settings.database.url.get_secret_value(), pool_size=1)) as store, store.reading() as connection:
+def _about(store: Store) -> dict[str, Any]:
+    with store.reading() as connection:
         schema = connection.execute(sa.text("SELECT version_num FROM alembic_version")).scalar_one()
         counts = {
             name: connection.execute(sa.text(f"SELECT count(*) FROM {name}")).scalar_one()  # noqa: S608 - constants
@@ -166,16 +167,15 @@ def _about(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _copy_models(settings: Settings, out: Path) -> None:
+def _copy_models(store: Store, models: Path, out: Path) -> None:
     """Every model that has a card. A card never changes, so a copy is whole.
 
     Raises: `NotFound` where one that is served is not in the folder of models.
     """
     out.mkdir(mode=0o700)
-    models = settings.models_dir
     for folder in cards.folders(models) if models.is_dir() else ():
         shutil.copytree(folder, out / folder.name)
-    with closing(Store(settings.database.url.get_secret_value(), pool_size=1)) as store, store.transaction() as db:
+    with store.transaction() as db:
         served = {one.model_id for one in generations.opened(db)}
         needed = {model.folder for model in generations.models(db) if model.id in served}
     if lacking := sorted(name for name in needed if not (out / name / cards.CARD).exists()):
@@ -185,13 +185,12 @@ def _copy_models(settings: Settings, out: Path) -> None:
             os.fsync(file.fileno())
 
 
-def _stores(settings: Settings) -> list[Path]:
+def _sent_to(store: Store, own: Path) -> list[Path]:
     """The folders in which sent files lie: the one of today, and those of earlier.
 
     Raises: `Unavailable` where one of them is away: a backup without its files is not whole.
     """
-    own = settings.blobs_dir.absolute()
-    with closing(Store(settings.database.url.get_secret_value(), pool_size=1)) as store, store.transaction() as db:
+    with store.transaction() as db:
         sent = [Path(os.fsdecode(root)) for root in files.sent_to(db)]
         gone = [str(one) for one in sent if not Blobs(one).stands and not has_moved(db, Blobs(one), Blobs(own))]
     if gone:
@@ -199,7 +198,7 @@ def _stores(settings: Settings) -> list[Path]:
     return list(dict.fromkeys([own, *sent]))
 
 
-def _copy_blobs(stores: Sequence[Path], out: Path) -> dict[str, Any]:
+def _copy_blobs(folders: Sequence[Path], out: Path) -> dict[str, Any]:
     """Every file that was sent to us, also since the dump; each has its digest for a name.
 
     One whose bytes are others is copied as it is, and named as changed: it is the only one there is.
@@ -207,10 +206,10 @@ def _copy_blobs(stores: Sequence[Path], out: Path) -> dict[str, Any]:
     out.mkdir(mode=0o700)
     count = size = 0
     changed = []
-    for place in (place for store in stores for place in Blobs(store).every()):
+    for place in (place for folder in folders for place in Blobs(folder).every()):
         copy = out / place.relative_to(place.parents[2])
         if copy.exists():
-            continue  # the same content, from two stores
+            continue  # the same content, from two folders
         copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         try:
             digest = _copy_blob(place, copy)
@@ -220,7 +219,7 @@ def _copy_blobs(stores: Sequence[Path], out: Path) -> dict[str, Any]:
             changed.append(place.name[:NAMED])
         count, size = count + 1, size + copy.stat().st_size
     return {
-        "root": str(stores[0]), "roots": [str(store) for store in stores], "count": count, "bytes": size,
+        "root": str(folders[0]), "roots": [str(folder) for folder in folders], "count": count, "bytes": size,
         "changed": changed,
     }  # fmt: skip
 
@@ -236,11 +235,6 @@ def _copy_blob(place: Path, copy: Path) -> bytes:
         os.utime(target.fileno(), ns=(0, os.fstat(source.fileno()).st_mtime_ns))
         os.fsync(target.fileno())
     return digest.digest()
-
-
-def _tombstones(settings: Settings, path: Path) -> None:
-    with closing(Store(settings.database.url.get_secret_value(), pool_size=1)) as store, store.transaction() as db:
-        stones.write(db, path)
 
 
 def _files(folder: Path) -> list[Path]:
@@ -324,15 +318,15 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
             changed = _copy_blobs([folder / BLOBS], place / BLOBS)["changed"]
         write(place / KEY, (folder / KEY).read_text(encoding="utf-8"))
         known = [path for path in (tombstones, home / stones.NAME, folder / stones.NAME) if path and path.exists()]
-        with place.lock(), Postgres(place.path) as server:
+        with place.lock(), Postgres(place.path) as server, closing(Store(server.url, pool_size=1)) as store:
             _restore_database(server, folder, say)
             if sent := manifest.get("blobs"):
                 for root in sent.get("roots", [sent["root"]]):
-                    _rename_blobs(server, root, place / BLOBS)
+                    _rename_blobs(store, root, place / BLOBS)
             found = _fill(place, server, known, say, verify=verify)
             if changed and not verify:  # which finds them, too
                 found.findings.append(Finding(kind="file-changed", count=len(changed), ids=changed[:SHOWN]))
-            _rename_blobs(server, str(place / BLOBS), home / BLOBS)
+            _rename_blobs(store, str(place / BLOBS), home / BLOBS)
         shutil.rmtree(place / "run", ignore_errors=True)
         _take_place(part, home)
         Home.at(home).keep("database.url", Postgres(home).url)  # its socket has moved with it
@@ -382,9 +376,9 @@ def _fill(place: Home, server: Postgres, known: list[Path], say: Say, *, verify:
     return Restored(erased=erased, points=points, findings=findings)
 
 
-def _rename_blobs(server: Postgres, old: str, new: Path) -> None:
+def _rename_blobs(store: Store, old: str, new: Path) -> None:
     """Rows name the files that were sent to us where they stand now."""
-    with closing(Store(server.url, pool_size=1)) as store, store.transaction() as db:
+    with store.transaction() as db:
         files.move(db, os.fsencode(old), os.fsencode(new))
 
 

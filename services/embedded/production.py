@@ -2,11 +2,11 @@
 
 import os
 import secrets
-import socket
 import time
 from pathlib import Path
 
 from services.embedded.home import write
+from shared.process import sign_of_life
 
 SILENT_S = 120.0  #: a worker touches its file every 5 s, but not during a task, which may optimise an index
 
@@ -47,8 +47,3 @@ def lives(home: Path, name: str) -> bool:
     except FileNotFoundError:
         return False
     return time.time() - touched < SILENT_S
-
-
-def sign_of_life(home: Path, name: str) -> Path:
-    """The file that `workers.heartbeat` touches."""
-    return home / "run" / f"{name}@{socket.gethostname()}.alive"

@@ -14,14 +14,13 @@ from services.embedded import commands
 from services.embedded.home import Home
 from services.embedded.part import Part, Program
 from services.embedded.postgres import Postgres
-from services.embedded.production import sign_of_life
 from services.embedded.pulse import Answered, Pulse, Touched
 from services.embedded.supervisor import Supervisor, bury_orphans, to_terminal
 from services.embedded.valkey import Valkey
 from shared.address import is_loopback
 from shared.config import Settings
 from shared.errors import Conflict, Denied, Unavailable
-from shared.process import Identity, boot_id, until
+from shared.process import Identity, boot_id, sign_of_life, until
 
 BACKLOG = 1024  #: connections that wait while the API is started again
 OVERFLOW = 2  #: connections above its pool's size that a `Store` opens

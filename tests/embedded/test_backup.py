@@ -21,7 +21,6 @@ from services.embedded.client import Embedded
 from services.embedded.home import Home
 from services.embedded.postgres import Postgres
 from shared import process
-from shared.config import Settings
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.index.base import Spec
 from shared.store import files, generations
@@ -202,36 +201,34 @@ def test_the_size_that_is_told_is_of_all_that_is_kept(tmp_path: Path) -> None:
 def test_no_backup_is_made_while_a_store_of_sent_files_is_away(tmp_path: Path, database_url: str) -> None:
     content = hashlib.sha256(b"sent").digest()
     own, earlier = Blobs(tmp_path / "own"), Blobs(tmp_path / "earlier")
-    settings = Settings.model_validate({"database": {"url": database_url}, "intake": {"store": own.root}})
-    assert backups._stores(settings) == [own.root]  # nothing was sent yet
     store = Store(database_url)
+    assert backups._sent_to(store, own.root) == [own.root]  # nothing was sent yet
     with store.transaction() as db:
         seen = Seen(path=os.fsencode(earlier.place(content)), size=4, mtime_ns=0)
         files.record(db, [files.Record(seen=seen, outcome="quarantined", digest=content)], None)
-    store.close()
     with pytest.raises(Unavailable, match=f"{earlier.root}, which is away"):
-        backups._stores(settings)
+        backups._sent_to(store, own.root)
     earlier.place(content).parent.mkdir(parents=True)
     earlier.place(content).write_bytes(b"sent")
-    assert backups._stores(settings) == [own.root, earlier.root]
+    assert backups._sent_to(store, own.root) == [own.root, earlier.root]
     earlier.root.rename(own.root)  # with its home, and the rows will follow at the next start
-    assert backups._stores(settings) == [own.root, earlier.root]
+    assert backups._sent_to(store, own.root) == [own.root, earlier.root]
+    store.close()
 
 
 def test_no_backup_is_made_without_a_model_that_is_served(tmp_path: Path, database_url: str) -> None:
     models, out = tmp_path / "models", tmp_path / "out"
-    settings = Settings.model_validate({"database": {"url": database_url}, "models": models})
     store = Store(database_url)
     with store.transaction() as db:
         model, _ = generations.add_model(db, fingerprint="f", name="small", folder="small", card={})
         generations.add(db, model.id, Spec(dim=4).to_json())
-    store.close()
     with pytest.raises(NotFound, match=f"small .* {models}"):  # as where SIMILIS_MODELS is set for the server alone
-        backups._copy_models(settings, out)
+        backups._copy_models(store, models, out)
     out.rmdir()
     (models / "small").mkdir(parents=True)
     (models / "small/card.json").write_text("{}")
-    backups._copy_models(settings, out)
+    backups._copy_models(store, models, out)
+    store.close()
     assert (out / "small/card.json").read_text() == "{}"
 
 

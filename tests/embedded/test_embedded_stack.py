@@ -16,10 +16,9 @@ from services.dicom import echo
 from services.embedded.client import Embedded
 from services.embedded.home import Home
 from services.embedded.postgres import Postgres, working_in
-from services.embedded.production import sign_of_life
 from services.embedded.pulse import Answered, Touched
 from shared.errors import Unavailable
-from shared.process import Identity, has_ended, until
+from shared.process import Identity, has_ended, sign_of_life, until
 
 SIMILIS = Path(sys.executable).parent / "similis"
 ENGINES = ["postgres", "valkey", "vectors"]

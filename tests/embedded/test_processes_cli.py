@@ -15,7 +15,7 @@ from services.embedded.home import Home
 from services.embedded.stack import OVERFLOW, Options, build, check, free_port, listen
 from shared.config import Settings
 from shared.errors import Conflict, Denied, Invalid
-from shared.process import Identity
+from shared.process import Identity, sign_of_life
 from shared.store.session import Store
 
 run = CliRunner()
@@ -160,7 +160,7 @@ def test_a_worker_of_an_unknown_queue_is_a_usage_error(app):
 
 def test_a_worker_is_healthy_while_its_sign_of_life_is_young(app, tmp_path, monkeypatch):
     monkeypatch.setenv("SIMILIS_HOME", str(tmp_path))
-    sign = production.sign_of_life(tmp_path, "index")
+    sign = sign_of_life(tmp_path, "index")
     assert run.invoke(app, ["worker", "--queue", "index", "--check"]).exit_code == 1
     sign.parent.mkdir()
     sign.touch()
