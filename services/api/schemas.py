@@ -55,6 +55,10 @@ Codes = Annotated[
     list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_ -]{1,16}$")]], _Split, AfterValidator(_coded), Field(max_length=32)
 ]
 Birads = Annotated[list[Annotated[int, Field(ge=0, le=6)]], _Split, Field(max_length=7)]
+Excluded = Annotated[
+    Literal["self", "study", "patient", "none"],
+    BeforeValidator(lambda word: word.lower() if isinstance(word, str) else word),
+]
 Uids = Annotated[list[Uid], _Split, Field(max_length=MOST_VALUES)]
 
 _RANGE = re.compile(r"(\d{8})?(?:(-)(\d{8})?)?", re.ASCII)
@@ -119,7 +123,9 @@ class SearchIn(Filtered):
     """How to search."""
 
     k: int = Field(10, ge=1, le=10_000, description="How many studies")
-    exclude: Codes = Field(["SELF", "STUDY", "PATIENT"], description="self, study, patient: any of them, or none")
+    exclude: Annotated[list[Excluded], _Split] = Field(
+        ["self", "study", "patient"], max_length=4, description="What of the query's own to leave out, or none"
+    )
     view: Literal["any", "match"] = Field("any", description="match: only images of the query image's own view")
     mode: Literal["dense", "hash", "hybrid"] = Field(
         "dense",
@@ -140,8 +146,7 @@ class SearchIn(Filtered):
 
     def request(self) -> Request:
         """Raises: `Invalid`."""
-        excluded = frozenset(word.lower() for word in self.exclude) - {"none"}
-        if len(self.exclude) > 1 and "NONE" in self.exclude:
+        if len(self.exclude) > 1 and "none" in self.exclude:
             raise Invalid("exclude is none, or some of self, study and patient")
         low, high = dates(self.StudyDate)
         filters = Filters(
@@ -155,7 +160,7 @@ class SearchIn(Filtered):
         )
         return Request(
             k=self.k,
-            exclude=excluded,
+            exclude=frozenset(self.exclude) - {"none"},
             view=self.view,
             filters=filters,
             exact=self.exact,

@@ -61,7 +61,13 @@ def test_exclusions_are_what_was_asked(client, filled):
     assert "1.2.3.1" not in similar("self,study")
     assert not {"1.2.3.1", "1.2.3.2"} & set(similar("patient"))
     assert client.get("/v1/studies/1.2.3.1/similar?exclude=none,self").status_code == 400
-    assert client.get("/v1/studies/1.2.3.1/similar?exclude=nobody").status_code == 400
+    assert similar("PATIENT,Study") == similar("patient,study")
+    refused = client.get("/v1/studies/1.2.3.1/similar?exclude=self,nobody")
+    assert (refused.status_code, refused.json()["errors"]) == (
+        400,
+        [{"where": "query.exclude.1", "code": "literal_error",
+          "message": "Input should be 'self', 'study', 'patient' or 'none'"}],
+    )  # fmt: skip
 
 
 def test_filters_keep_what_they_name(client, filled):
