@@ -27,9 +27,9 @@ from benchmarks.processes import anonymous_mib
 from migrations import run as migrations
 from services.embedded import commands
 from services.embedded.postgres import Postgres
-from services.embedded.stack import free_port
 from services.embedded.valkey import Valkey
 from shared import process
+from shared.address import listen
 from shared.store.session import Store
 
 TARGET = 0.8
@@ -80,7 +80,9 @@ def receiving(folder: Path, processes: int, **settings: str) -> Iterator[Receivi
         postgres = stack.enter_context(Postgres(folder))
         valkey = stack.enter_context(Valkey(folder))
         migrations.upgrade(postgres.url)
-        port, home, log = free_port("127.0.0.1", 0), folder / "home", folder / "dicom.log"
+        with listen("127.0.0.1", 0) as probe:
+            port = probe.getsockname()[1]
+        home, log = folder / "home", folder / "dicom.log"
         home.mkdir()
         env = os.environ | {
             "SIMILIS_HOME": str(home),

@@ -16,10 +16,10 @@ import yaml
 from pydantic import BaseModel, SecretStr
 
 from services.embedded import commands, production
-from services.embedded.stack import free_port
 from shared.config import Settings
 from shared.process import has_ended, until
 from tests.imaging.pictures import breast, dataset, file_of
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
@@ -165,14 +165,14 @@ class Production:
     """The processes of compose on this machine: its commands and environment, other addresses."""
 
     def __init__(self, folder, database_url, broker_url):
-        self.folder, self.port = folder, free_port("127.0.0.1", 0)
-        self.dicom_port = free_port("127.0.0.1", 0)
+        self.folder, self.port = folder, free_port()
+        self.dicom_port = free_port()
         (folder / "peers.toml").write_text('[[peer]]\nae_title = "SCANNER"\naddresses = ["127.0.0.1"]\n')
         self.secrets = folder / "secrets"
         production.write_secrets(self.secrets)
         (self.secrets / "database_url").write_text(database_url)
         (self.secrets / "broker_url").write_text(broker_url)
-        self.vectors = f"127.0.0.1:{free_port('127.0.0.1', 0)}"
+        self.vectors = f"127.0.0.1:{free_port()}"
         self.children = {}
 
     def environment(self, service):

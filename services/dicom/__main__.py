@@ -7,7 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from services.dicom import echo, peers, tls
-from services.dicom.door import Door, listen, listen_for_checks
+from services.dicom.door import Door, listen_for_checks
+from shared.address import listen
 from shared.config import read
 from shared.errors import SimilisError
 from shared.log import configure, get

@@ -236,15 +236,6 @@ def accept_from(
     return take
 
 
-def listen(host: str, port: int, backlog: int = 128) -> socket.socket:
-    """A socket that listens there, on any free port for 0. Raises: `OSError`."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.bind((host, port))
-    listener.listen(backlog)
-    return listener
-
-
 def listen_for_checks(path: Path, name: str) -> socket.socket:
     """A unix socket that only our own user can reach; what a dead predecessor left is gone."""
     path.unlink(missing_ok=True)

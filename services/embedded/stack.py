@@ -17,7 +17,7 @@ from services.embedded.postgres import Postgres
 from services.embedded.pulse import Answered, Pulse, Touched
 from services.embedded.supervisor import Supervisor, bury_orphans, to_terminal
 from services.embedded.valkey import Valkey
-from shared.address import is_loopback
+from shared import address
 from shared.config import Settings
 from shared.errors import Conflict, Denied, Unavailable
 from shared.process import Identity, boot_id, sign_of_life, until
@@ -51,7 +51,7 @@ class Options:
 
 def check(options: Options) -> None:
     """Raises: `Denied` where others could reach an API that asks nobody who they are, `Invalid` for wrong rules."""
-    if not options.auth and not is_loopback(options.host):
+    if not options.auth and not address.is_loopback(options.host):
         raise Denied(
             f"without authentication only this machine may be served: leave out --no-auth, or --host {options.host}"
         )
@@ -236,23 +236,12 @@ def _in_url(host: str) -> str:
 
 def listen(host: str, port: int, option: str = "--port") -> socket.socket:
     """A socket that listens there; on any free port for 0. Raises: `Conflict`, which names the option to change."""
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((host, port))
-        listener.listen(BACKLOG)
+        return address.listen(host, port, BACKLOG)
     except OSError as error:
-        listener.close()
         raise Conflict(
             f"port {port} on {host} cannot be had ({error.strerror}): choose another with {option}"
         ) from None
-    return listener
-
-
-def free_port(host: str, port: int) -> int:
-    """The port itself if it is free, any free one for 0. Raises: `Conflict`."""
-    with listen(host, port) as probe:
-        return int(probe.getsockname()[1])
 
 
 def connects(path: Path) -> bool:

@@ -212,7 +212,11 @@ class Index(Protocol):
         """One answer per query, in order; an empty list gives an empty list."""
 
     def near(self, queries: Sequence[CodeQuery]) -> list[Ball]:
-        """One ball per query, in order. Raises: `Invalid` where the points carry no codes, or of another length."""
+        """One ball per query, in order.
+
+        Raises: `Invalid` where the points carry no codes, or of another length; `Unavailable`, also without a query,
+        where the engine's distances are not those of the codes that it holds.
+        """
 
     def get(self, ids: Sequence[uuid.UUID]) -> list[Point]:
         """The points that exist, in the order asked; vectors as the engine holds them (cosine: unit length)."""

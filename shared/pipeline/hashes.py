@@ -62,7 +62,7 @@ def searcher(connection: sa.Connection, index: Index, live: Published, mode: Mod
 def trusted(index: Index) -> None:
     """The engine's distances are right, or the index holds no codes. Raises: `Unavailable`."""
     if index.spec.bits:
-        index.near([CodeQuery(code=np.zeros(index.spec.bits // 8, np.uint8), k=1)])
+        index.near([])
 
 
 class Stored:

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from services.embedded.stack import free_port
 from shared.config import Broker
 from shared.queue import CeleryQueue
 from shared.runtime import producer
 from shared.types import Job
 from tests.api.conftest import TwinRuntime
+from tests.ports import free_port
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HEAVY = ("torch", "torchvision", "onnxruntime", "faiss", "matplotlib", "onnx", "pandas", "sklearn", "celery")
@@ -41,7 +41,7 @@ def test_it_refuses_to_serve_others_without_keys(tmp_path):
 
 
 def test_the_process_serves_and_ends_cleanly_when_told(database_url, tmp_path):
-    port = free_port("127.0.0.1", 0)
+    port = free_port()
     env = environment(
         SIMILIS_HOME=str(tmp_path), SIMILIS_API__PORT=str(port), SIMILIS_DATABASE__URL=database_url,
         SIMILIS_PSEUDONYM_KEY="k" * 40, SIMILIS_QDRANT__URL=f"unix://{tmp_path}/none.sock",

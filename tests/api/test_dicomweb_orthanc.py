@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from services.api.app import create
 from shared.config import DicomwebSource
 from tests.api.conftest import serving
 from tests.dicomweb import instance, served, sop_uid, study_uid
+from tests.ports import free_port
 
 PLUGIN = Path("/usr/share/orthanc/plugins/libOrthancDicomWeb.so")
 USER, PASSWORD = "similis", "a-word"
@@ -31,11 +31,6 @@ pytestmark = pytest.mark.skipif(
 class Orthanc:
     http: httpx.Client
     url: str
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return listener.getsockname()[1]
 
 
 @pytest.fixture

@@ -206,8 +206,9 @@ def test_an_engine_whose_distances_are_wrong_answers_no_search_by_codes(monkeypa
         query = CodeQuery(code=held[0].code, k=3)
         with monkeypatch.context() as patch:
             patch.setattr(index._wire.points, "QueryBatch", levelling)  # type: ignore[attr-defined]
-            with pytest.raises(Unavailable, match="Hamming"):
-                index.near([query])
+            for queries in ([query], []):
+                with pytest.raises(Unavailable, match="Hamming"):
+                    index.near(queries)
         assert told(index.near([query])[0]) == counted(held, query)
 
 

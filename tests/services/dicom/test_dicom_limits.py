@@ -14,11 +14,11 @@ import pytest
 from benchmarks.dicom_peer import store_command, value_pdu
 from services.dicom import echo, guard, peers
 from services.dicom.statuses import ERRORS, Refusal, Status, of_error
-from services.embedded.stack import free_port
 from shared import errors
 from shared.errors import Denied, Invalid, SimilisError, Unavailable
 from shared.process import until
 from shared.store.locks import Lock, alone
+from tests.ports import free_port
 from tests.services.dicom.conftest import MAMMOGRAM, closing, instance, peer_file
 
 
@@ -166,7 +166,7 @@ def test_a_database_that_is_away_is_out_of_resources_and_leaves_nothing(start):
 
 
 def test_the_numbers_of_the_receiver_are_for_everybody_to_see(start):
-    port = free_port("127.0.0.1", 0)
+    port = free_port()
     receiver = start(dicom__metrics_port=port)
     assert receiver.send(instance(), instance(StudyInstanceUID="")) == [0, Status.NOT_UNDERSTOOD]
     assert receiver.associated(called="NOBODY").is_rejected

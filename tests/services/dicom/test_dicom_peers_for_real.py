@@ -12,9 +12,9 @@ import pydicom
 import pytest
 from pydicom.uid import RLELossless
 
-from services.embedded.stack import free_port
 from shared import process
 from shared.process import until
+from tests.ports import free_port
 from tests.services.dicom.conftest import PATIENT, instance, written
 
 
@@ -59,13 +59,13 @@ class Orthanc:
     """One that has us among its modalities."""
 
     def __init__(self, folder, program, port):
-        self.http = free_port("127.0.0.1", 0)
+        self.http = free_port()
         settings = {
             "Name": "test",
             "StorageDirectory": str(folder / "storage"),
             "IndexDirectory": str(folder / "storage"),
             "HttpPort": self.http,
-            "DicomPort": free_port("127.0.0.1", 0),
+            "DicomPort": free_port(),
             "DicomAet": "ORTHANC",
             "RemoteAccessAllowed": False,
             "AuthenticationEnabled": False,

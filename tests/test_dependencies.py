@@ -1,0 +1,37 @@
+"""What our code imports is declared: it would else be there only as long as another package needs it."""
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+from tests.conftest import ROOT
+
+#: Parts of a framework that is declared, which says itself which version of them it takes.
+PARTS = {"starlette", "pydantic_core"}
+OURS = ("benchmarks", "migrations", "services", "shared", "workers")
+
+
+def imports(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_every_package_that_is_imported_is_declared() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = [*project["dependencies"], *project["optional-dependencies"]["bench"]]
+    declared = {normal(re.split(r"[\s\[<>=!~;]", line)[0]) for line in listed}
+    found = {name.split(".")[0] for top in OURS for path in (ROOT / top).rglob("*.py") for name in imports(path)}
+    known = packages_distributions()
+    foreign = found - {*OURS, *PARTS, *sys.stdlib_module_names}
+    assert {name for name in foreign if declared.isdisjoint(map(normal, known.get(name, [name])))} == set()
