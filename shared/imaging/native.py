@@ -4,7 +4,7 @@ import numpy as np
 
 from shared.imaging.codecs import Plane, Values, cleaned
 from shared.imaging.geometry import Geometry
-from shared.imaging.read import Opened
+from shared.imaging.read import Opened, unswapped
 from shared.imaging.reasons import Reason, undecodable
 from shared.imaging.scan import PixelElement
 
@@ -17,22 +17,24 @@ def native_frame(opened: Opened, pixels: PixelElement, geometry: Geometry, numbe
     if geometry.allocated == 1:
         return Plane(_bits(opened, pixels, geometry, number), rgb=False)
     size = geometry.frame_bytes
-    start = pixels.offset + (number - 1) * size
-    if start + size > len(opened.buffer):
-        raise undecodable(Reason.SHORT)
-    data: memoryview | bytes = opened.buffer[start : start + size]
-    if not opened.little and geometry.allocated == 8 and pixels.vr == b"OW":
-        data = _unswapped(opened.buffer[pixels.offset :], (number - 1) * size, size)
+    data = _stored(opened, pixels, geometry, (number - 1) * size, size)
     values = np.frombuffer(data, dtype=_dtype(opened, geometry), count=size * 8 // geometry.allocated)
     values = _arranged(_numbers(values, geometry), geometry)
     return Plane(values, rgb=geometry.photometric == "RGB", bits=geometry.stored)
 
 
-def _unswapped(data: memoryview, start: int, size: int) -> bytes:
-    """So many bytes of words that were swapped, also where they begin or end within one (PS3.5 annex A.3)."""
-    odd = start % 2
-    words = np.frombuffer(data, np.uint16, count=min(-(-(odd + size) // 2), len(data) // 2), offset=start - odd)
-    return words.byteswap().tobytes()[odd : odd + size]
+def _stored(opened: Opened, pixels: PixelElement, geometry: Geometry, start: int, size: int) -> memoryview | bytes:
+    """Return so many bytes of the pixel data. Of swapped words (PS3.5 A.3), pixels of one byte or bit are put in order.
+
+    Raises: `Rejected` where the file holds less.
+    """
+    first = pixels.offset + start
+    if first + size > len(opened.buffer):
+        raise undecodable(Reason.SHORT)
+    if opened.little or geometry.allocated > 8 or pixels.vr != b"OW":
+        return opened.buffer[first : first + size]
+    odd = start % 2  # the bytes may begin, and end, within a word
+    return unswapped(opened.buffer[first - odd : first + size + (odd + size) % 2])[odd : odd + size]
 
 
 def _dtype(opened: Opened, geometry: Geometry) -> np.dtype[np.generic]:
@@ -61,8 +63,7 @@ def _arranged(values: Values, geometry: Geometry) -> Values:
 
 def _bits(opened: Opened, pixels: PixelElement, geometry: Geometry, number: int) -> Values:
     first = (number - 1) * geometry.pixels
-    start, end = pixels.offset + first // 8, pixels.offset + -(-(first + geometry.pixels) // 8)
-    if end > len(opened.buffer):
-        raise undecodable(Reason.SHORT)
-    unpacked = np.unpackbits(np.frombuffer(opened.buffer[start:end], dtype=np.uint8), bitorder="little")
+    start, end = first // 8, -(-(first + geometry.pixels) // 8)
+    data = _stored(opened, pixels, geometry, start, end - start)
+    unpacked = np.unpackbits(np.frombuffer(data, dtype=np.uint8), bitorder="little")
     return unpacked[first % 8 : first % 8 + geometry.pixels].reshape(geometry.rows, geometry.columns)

@@ -7,8 +7,10 @@ import zlib
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from pydicom import config
 from pydicom.datadict import tag_for_keyword
+from pydicom.dataelem import RawDataElement
 from pydicom.dataset import Dataset
 from pydicom.filereader import read_dataset
 from pydicom.tag import BaseTag
@@ -72,14 +74,22 @@ class Opened:
 
 
 def attribute(dataset: Dataset, keyword: str) -> Any:  # noqa: ANN401 - DICOM values have many types
-    """Return the value, or None where it is absent, empty or not convertible."""
+    """Return the value, or None where it is absent, empty or not convertible. Words in bytes are little endian."""
     try:
-        value = dataset.get(keyword)
+        raw: Any = dataset.get_item(keyword)
+        swapped = isinstance(raw, RawDataElement) and raw.VR == "OW" and not raw.is_little_endian
+        # pydicom hands words over as they stand in the file
+        value: Any = unswapped(raw.value or b"") if swapped else dataset.get(keyword)
     except MemoryError:
         raise
     except Exception:  # pydicom converts on access: struct, value, attribute, recursion and other errors occur
         return None
     return None if value is None or (hasattr(value, "__len__") and len(value) == 0) else value
+
+
+def unswapped(words: bytes | memoryview) -> bytes:
+    """Return 16-bit words in the other byte order (PS3.5 7.3); an odd byte at the end belongs to none."""
+    return np.frombuffer(words, np.uint16, count=len(words) // 2).byteswap().tobytes()
 
 
 def text(dataset: Dataset, keyword: str, limit: int = 64) -> str:

@@ -101,11 +101,15 @@ def test_a_recipe_may_ignore_the_window():
     assert close(frame.frame, 0, 0.5, 1)
 
 
-def lut(count, first, bits, data, **attributes):
+def lut(count, first, bits, data, vr="US"):
     item = Dataset()
     item.add_new("LUTDescriptor", "US", [count, first, bits])
-    item.add_new("LUTData", "US", data)
+    item.add_new("LUTData", vr, data)
     return Sequence([item])
+
+
+def words(values, syntax):
+    return np.array(values, ">u2" if syntax == BIG else "<u2").tobytes()
 
 
 def test_a_voi_lut_comes_before_a_window():
@@ -141,6 +145,19 @@ def test_the_first_value_of_a_voi_lut_has_the_sign_of_what_the_modality_transfor
 def test_a_modality_lut_is_applied_to_stored_values():
     got = shown(row(0, 1, 2, 3), ModalityLUTSequence=lut(4, 0, 16, [0, 100, 900, 1000]))
     assert close(got, 0, 0.1, 0.9, 1)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG])
+@pytest.mark.parametrize("keyword", ["VOILUTSequence", "ModalityLUTSequence"])
+def test_a_lut_of_words_is_read_in_every_byte_order(keyword, syntax):
+    table = lut(4, 0, 12, words([0, 1000, 3000, 4095], syntax), vr="OW")
+    assert close(shown(row(0, 1, 2, 3), syntax, **{keyword: table}), 0, 1000 / 4095, 3000 / 4095, 1)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, BIG])
+def test_a_lut_of_two_bytes_a_word_is_read_in_every_byte_order(syntax):
+    table = lut(4, 0, 8, words([51 << 8, 255 << 8 | 153], syntax), vr="OW")
+    assert close(shown(row(0, 1, 2, 3), syntax, VOILUTSequence=table), 0, 0.2, 0.6, 1)
 
 
 def test_a_lut_of_no_entries_has_65536():
@@ -273,6 +290,18 @@ def test_bytes_in_swapped_words_are_read_in_order_where_frames_begin_within_a_wo
     assert np.allclose(got, frames / 255)
 
 
+@pytest.mark.parametrize("syntax", [EXPLICIT, BIG])
+def test_bits_in_words_are_read_in_order_where_frames_begin_within_a_word(syntax):
+    frames = np.random.default_rng(5).integers(0, 2, (3, 3, 9), dtype=np.uint8)
+    ds = dataset(frames, BitsAllocated=1, BitsStored=1)
+    packed = np.packbits(frames, bitorder="little").tobytes() + b"\0"
+    ds.PixelData = words(np.frombuffer(packed, "<u2"), syntax)
+    ds["PixelData"].VR = "OW"
+    opened = open_dataset(memoryview(file_of(ds, None, syntax)), Limits())
+    got = [one.frame for one in canonical_frames(opened, geometry_of(opened, Limits()), SMALL, Limits())]
+    assert np.array_equal(got, frames)
+
+
 def test_bits_above_the_stored_ones_are_no_brightness():
     # 12 bits stored, overlay bits above them
     assert close(shown(row(0x8000, 0x4800, 0xFFFF), BitsStored=12), 0, 2048 / 4095, 1)
@@ -318,14 +347,27 @@ def test_subsampled_ybr_is_two_lumas_then_two_chromas():
     assert close(frame.frame, 10 / 255, 20 / 255, 30 / 255, 40 / 255)
 
 
-def test_a_palette_is_looked_up_before_anything_is_averaged():
-    tables = {"Red": [0, 65535, 0, 65535], "Green": [0, 0, 65535, 65535], "Blue": [0, 0, 0, 65535]}
+TABLES = {"Red": [0, 65535, 0, 65535], "Green": [0, 0, 65280, 65535], "Blue": [0, 0, 255, 65535]}
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG])
+def test_a_palette_is_looked_up_before_anything_is_averaged(syntax):
     attributes = {"PhotometricInterpretation": "PALETTE COLOR"}
-    for colour, table in tables.items():
+    for colour, table in TABLES.items():
         attributes[f"{colour}PaletteColorLookupTableDescriptor"] = [4, 10, 16]
-        attributes[f"{colour}PaletteColorLookupTableData"] = struct.pack("<4H", *table)
-    got = shown(row(10, 11, 12, 13, 99, dtype=np.uint8), **attributes)
-    assert close(got, 0, 76 / 255, 150 / 255, 1, 1)
+        attributes[f"{colour}PaletteColorLookupTableData"] = words(table, syntax)
+    got = shown(row(10, 11, 12, 13, 99, dtype=np.uint8), syntax, **attributes)
+    assert close(got, 0, 76 / 255, 149 / 255, 1, 1)
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG])
+def test_a_segmented_palette_is_expanded(syntax):
+    attributes = {"PhotometricInterpretation": "PALETTE COLOR"}
+    for colour in TABLES:
+        attributes[f"{colour}PaletteColorLookupTableDescriptor"] = [4, 0, 16]
+        # PS3.3 C.7.9.2: one value as it stands, then three in a line to the last
+        attributes[f"Segmented{colour}PaletteColorLookupTableData"] = words([0, 1, 0, 1, 3, 65535], syntax)
+    assert close(shown(row(0, 1, 2, 3, dtype=np.uint8), syntax, **attributes), 0, 85 / 255, 170 / 255, 1)
 
 
 def test_a_missing_palette_is_refused():
