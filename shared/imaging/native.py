@@ -12,7 +12,7 @@ from shared.imaging.scan import PixelElement
 def native_frame(opened: Opened, pixels: PixelElement, geometry: Geometry, number: int) -> Plane:
     """Return a 1-based frame.
 
-    Raises: `Rejected` where the file holds less than the header describes.
+    Raises: `Rejected` where there is less than the header describes.
     """
     if geometry.allocated == 1:
         return Plane(_bits(opened, pixels, geometry, number), rgb=False)
@@ -26,10 +26,10 @@ def native_frame(opened: Opened, pixels: PixelElement, geometry: Geometry, numbe
 def _stored(opened: Opened, pixels: PixelElement, geometry: Geometry, start: int, size: int) -> memoryview | bytes:
     """Return so many bytes of the pixel data. Of swapped words (PS3.5 A.3), pixels of one byte or bit are put in order.
 
-    Raises: `Rejected` where the file holds less.
+    Raises: `Rejected` where the element, or the file, holds less.
     """
     first = pixels.offset + start
-    if first + size > len(opened.buffer):
+    if first + size > min(pixels.offset + pixels.length, len(opened.buffer)):
         raise undecodable(Reason.SHORT)
     if opened.little or geometry.allocated > 8 or pixels.vr != b"OW":
         return opened.buffer[first : first + size]

@@ -302,6 +302,20 @@ def test_bits_in_words_are_read_in_order_where_frames_begin_within_a_word(syntax
     assert np.array_equal(got, frames)
 
 
+@pytest.mark.parametrize("bits", [1, 8])
+def test_what_follows_the_pixel_data_is_no_frame(bits):
+    frames = np.zeros((2, 16, 16), dtype=np.uint8)
+    ds = dataset(frames, BitsAllocated=bits, BitsStored=bits)
+    ds.PixelData = bytes(16 * 16 * bits // 8)
+    ds["PixelData"].VR = "OB"
+    ds.add_new("DataSetTrailingPadding", "OB", bytes(range(256)) * 4)
+    opened = open_dataset(memoryview(file_of(ds, None)), Limits())
+    shown_frames = canonical_frames(opened, geometry_of(opened, Limits()), SMALL, Limits())
+    assert next(shown_frames).number == 1
+    with pytest.raises(Rejected, match="pixel-data-too-short"):
+        next(shown_frames)
+
+
 def test_bits_above_the_stored_ones_are_no_brightness():
     # 12 bits stored, overlay bits above them
     assert close(shown(row(0x8000, 0x4800, 0xFFFF), BitsStored=12), 0, 2048 / 4095, 1)
