@@ -21,7 +21,7 @@ _FOR_PROCESSING = frozenset(
 #: Defined terms of Modality (PS3.3 C.7.3.1.1.1) under which pictures are made.
 _TERMS = (
     "AR BDUS BI BMD CR CT CFM DG DX DMS DS EC ES FA FS GM IO IVOCT IVUS LP LS MG MR NM OAM OCT OP OPM OPR OPT "
-    "OPTBSV OPTENF OPV OSS OT PT PX RF RG RTIMAGE SM SRF ST TG US VF XA XC"
+    "OPTBSV OPTENF OPV OSS OT PA PT PX RF RG RTIMAGE SM SRF ST TG US VF XA XC"
 )
 SMALLEST_SIDE = 16  #: pixels; fewer are an icon or a test pattern
 IMAGE_MODALITIES = frozenset(_TERMS.split())

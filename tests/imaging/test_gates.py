@@ -3,6 +3,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from pydicom.sr.codedict import codes
 
 from shared.errors import Gate, Outcome, Rejected
 from shared.imaging.gates import metadata_gate, pixel_gate
@@ -37,6 +38,17 @@ def test_gate_one_stops_by_the_header(changes, reason):
     stopped = metadata_gate(dataclasses.replace(HEADER, **changes), Recipe())
     assert (stopped and stopped.reason) == reason
     assert stopped is None or (stopped.outcome, stopped.gate) == (Outcome.QUARANTINED, Gate.METADATA)
+
+
+#: Acquisition modalities (PS3.16 CID 29) that record curves, positions and numbers.
+NO_PICTURES = {"ECG", "EEG", "EMG", "EOG", "EPS", "HD", "KER", "LEN", "POS", "RESP", "VA"}
+
+
+def test_every_modality_under_which_pictures_are_made_passes_gate_one():
+    acquired = {getattr(codes.cid29, name).value for name in codes.cid29.dir()}
+    assert acquired > NO_PICTURES
+    stopped = {each for each in acquired if metadata_gate(dataclasses.replace(HEADER, modality=each), Recipe())}
+    assert stopped == NO_PICTURES
 
 
 def test_a_recipe_may_allow_raw_data():
