@@ -38,12 +38,17 @@ async def _storing(request: Request) -> Slots:
     return request.app.state.storing  # type: ignore[no-any-return]
 
 
+async def _reading(request: Request) -> Slots:
+    return request.app.state.reading  # type: ignore[no-any-return]
+
+
 Rt = Annotated[Runtime, Depends(_runtime)]
 Measured = Annotated[Metrics, Depends(_metrics)]
 Known = Annotated[Callers, Depends(_callers)]
 Decoding = Annotated[Slots, Depends(_decoding)]
 Uploads = Annotated[Slots, Depends(_uploads)]
 StoringPlaces = Annotated[Slots, Depends(_storing)]
+ReadingPlaces = Annotated[Slots, Depends(_reading)]
 
 
 def _db(rt: Rt) -> Iterator[Session]:

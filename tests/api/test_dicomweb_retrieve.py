@@ -2,6 +2,7 @@
 
 import io
 import os
+from contextlib import ExitStack
 
 import numpy as np
 import pytest
@@ -141,6 +142,28 @@ def test_what_a_gate_has_stopped_is_for_reviewers_only(stored, roomy):
     assert len(files_of(stored.get(STUDY))) == 1
     stored.headers.update(roomy.key(Scope.RETRIEVE, Scope.READ, Scope.REVIEW))
     assert stored.get(FIRST).status_code == 200
+
+
+READ_WHOLE = (STUDY, SERIES, FIRST, f"{STUDY}/metadata", f"{SERIES}/metadata", f"{FIRST}/metadata")
+
+
+def test_one_key_has_half_of_the_places_where_files_are_read_so_that_others_find_one(stored, roomy):
+    made = [stored.post("/v1/keys", json={"name": name, "scopes": ["read", "retrieve"]}).json() for name in "ab"]
+    one, other = ({"Authorization": f"Bearer {key['secret']}"} for key in made)
+    places = stored.app.state.reading
+    with ExitStack() as busy:
+        for _ in range(6):
+            busy.enter_context(places.taken("reading files", made[0]["id"]))
+        for address in READ_WHOLE:
+            refused = stored.get(address, headers=one)
+            assert (refused.status_code, refused.headers["Retry-After"]) == (429, "2"), address
+            assert stored.get(address, headers=other).status_code == 200, address
+        for _ in range(6):
+            busy.enter_context(places.taken("reading files"))
+        for address in READ_WHOLE:
+            refused = stored.get(address, headers=other)
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "2"), address
+    assert {stored.get(address, headers=one).status_code for address in READ_WHOLE} == {200}
 
 
 @pytest.mark.parametrize("what", ["rendered", "thumbnail", "frames/1/rendered"])

@@ -19,9 +19,10 @@ from pydantic_core import to_json
 
 from services.api import accept, dicom_json, qido
 from services.api.auth import may_see
-from services.api.dependencies import CanRead, CanRetrieve, Rt
+from services.api.dependencies import CanRead, CanRetrieve, ReadingPlaces, Rt
 from services.api.dicomweb import INSTANCE, Instance, Series, Study, base_of, held
 from services.api.errors import Gone, NotAcceptable
+from services.api.limits import Slots
 from services.api.storing import DICOM
 from shared.errors import Conflict, NotFound, Rejected
 from shared.imaging.answers import Inspected
@@ -52,9 +53,12 @@ _FILES: dict[int | str, dict[str, Any]] = {
 # — metadata
 
 
-def _metadata(request: Request, rt: Runtime, found: Sequence[Row]) -> Response:
+def _metadata(request: Request, rt: Runtime, bearer: Bearer, places: Slots, *where: str) -> Response:
+    """Raises: `NotFound`, `NotAcceptable`, `Throttled`, `Unavailable`."""
     kind = accept.best(request, dicom_json.OFFERED)
-    looked = rt.sandbox.inspect_many([_path(row) for row in found])
+    with places.taken("reading files", bearer.id):
+        found = held(rt, *where)
+        looked = rt.sandbox.inspect_many([_path(row) for row in found])
     items = []
     for row, what in zip(found, looked, strict=True):
         more = _of_header(what.header) if isinstance(what, Inspected) and what.digest == row["digest"] else {}
@@ -81,25 +85,32 @@ def _path(row: Row) -> FilePath:
 
 
 @router.get("/studies/{study_instance_uid}/metadata", response_class=Response, responses=_JSON)
-def study_metadata(request: Request, rt: Rt, _: CanRead, study_instance_uid: Study) -> Response:
+def study_metadata(
+    request: Request, rt: Rt, bearer: CanRead, places: ReadingPlaces, study_instance_uid: Study
+) -> Response:
     """What Similis keeps of each instance of the study."""
-    return _metadata(request, rt, held(rt, study_instance_uid))
+    return _metadata(request, rt, bearer, places, study_instance_uid)
 
 
 @router.get(
     "/studies/{study_instance_uid}/series/{series_instance_uid}/metadata", response_class=Response, responses=_JSON
 )
 def series_metadata(
-    request: Request, rt: Rt, _: CanRead, study_instance_uid: Study, series_instance_uid: Series
+    request: Request,
+    rt: Rt,
+    bearer: CanRead,
+    places: ReadingPlaces,
+    study_instance_uid: Study,
+    series_instance_uid: Series,
 ) -> Response:
     """What Similis keeps of each instance of the series."""
-    return _metadata(request, rt, held(rt, study_instance_uid, series_instance_uid))
+    return _metadata(request, rt, bearer, places, study_instance_uid, series_instance_uid)
 
 
 @router.get(f"{INSTANCE}/metadata", response_class=Response, responses=_JSON)
-def instance_metadata(request: Request, rt: Rt, _: CanRead, where: Instance) -> Response:
+def instance_metadata(request: Request, rt: Rt, bearer: CanRead, places: ReadingPlaces, where: Instance) -> Response:
     """What Similis keeps of the instance."""
-    return _metadata(request, rt, held(rt, *where))
+    return _metadata(request, rt, bearer, places, *where)
 
 
 # — files
@@ -142,13 +153,14 @@ def _original(rt: Runtime, row: Row) -> Original:
     return Original(path, row["AvailableTransferSyntaxUID"], facts.st_size, facts.st_mtime_ns)
 
 
-def _files(request: Request, rt: Runtime, bearer: Bearer, found: Sequence[Row]) -> Response:
-    """Raises: `NotFound`, `NotAcceptable`, `Gone`, `Conflict`; before the first byte is sent."""
-    seen = [row for row in found if may_see(row["status"], bearer)]
-    if not seen:
-        raise NotFound("no such study, series or instance")
-    alone = _wanted(request, seen)
-    originals = [_original(rt, row) for row in seen]
+def _files(request: Request, rt: Runtime, bearer: Bearer, places: Slots, *where: str) -> Response:
+    """Raises: `NotFound`, `NotAcceptable`, `Gone`, `Conflict`, `Throttled`, `Unavailable`; before the first byte."""
+    with places.taken("reading files", bearer.id):  # to send them holds no thread while the caller is slow
+        seen = [row for row in held(rt, *where) if may_see(row["status"], bearer)]
+        if not seen:
+            raise NotFound("no such study, series or instance")
+        alone = _wanted(request, seen)
+        originals = [_original(rt, row) for row in seen]
     if alone:
         (one,) = originals
         return StreamingResponse(one.chunks(), headers={"Content-Length": str(one.size)}, media_type=DICOM)
@@ -191,20 +203,27 @@ def _related(originals: Sequence[Original], boundary: str) -> Iterator[bytes]:
 
 
 @router.get("/studies/{study_instance_uid}", response_class=Response, responses=_FILES)
-def study_files(request: Request, rt: Rt, bearer: CanRetrieve, study_instance_uid: Study) -> Response:
+def study_files(
+    request: Request, rt: Rt, bearer: CanRetrieve, places: ReadingPlaces, study_instance_uid: Study
+) -> Response:
     """The files of a study, as they were taken in."""
-    return _files(request, rt, bearer, held(rt, study_instance_uid))
+    return _files(request, rt, bearer, places, study_instance_uid)
 
 
 @router.get("/studies/{study_instance_uid}/series/{series_instance_uid}", response_class=Response, responses=_FILES)
 def series_files(
-    request: Request, rt: Rt, bearer: CanRetrieve, study_instance_uid: Study, series_instance_uid: Series
+    request: Request,
+    rt: Rt,
+    bearer: CanRetrieve,
+    places: ReadingPlaces,
+    study_instance_uid: Study,
+    series_instance_uid: Series,
 ) -> Response:
     """The files of a series, as they were taken in."""
-    return _files(request, rt, bearer, held(rt, study_instance_uid, series_instance_uid))
+    return _files(request, rt, bearer, places, study_instance_uid, series_instance_uid)
 
 
 @router.get(INSTANCE, response_class=Response, responses=_FILES)
-def instance_file(request: Request, rt: Rt, bearer: CanRetrieve, where: Instance) -> Response:
+def instance_file(request: Request, rt: Rt, bearer: CanRetrieve, places: ReadingPlaces, where: Instance) -> Response:
     """The file of an instance, as it was taken in."""
-    return _files(request, rt, bearer, held(rt, *where))
+    return _files(request, rt, bearer, places, *where)
