@@ -111,7 +111,7 @@ def create(rt: Runtime) -> FastAPI:
 @asynccontextmanager
 async def _life(app: FastAPI) -> AsyncIterator[None]:
     """The engines' clients are made beside the start, so that the first search does not wait for them."""
-    warm = threading.Thread(target=_warm, args=(app.state.rt, app.state.readiness), name="warm", daemon=True)
+    warm = threading.Thread(target=_warm, args=(app.state.rt,), name="warm", daemon=True)
     warm.start()
     yield
     warm.join(WARM_S)  # it would make connections anew that nobody closes
@@ -120,9 +120,9 @@ async def _life(app: FastAPI) -> AsyncIterator[None]:
     app.state.rt.close()
 
 
-def _warm(rt: Runtime, readiness: health.Readiness) -> None:
+def _warm(rt: Runtime) -> None:
     """The engines are asked for the first time, and one that counts the bits of codes wrongly is told of at once."""
-    if readiness.ask(rt)["status"] == "unavailable":
+    if health.look(rt)["status"] == "unavailable":
         return
     try:
         with rt.store.reading() as connection:

@@ -259,3 +259,49 @@ def test_compressed_bodies_are_not_taken(client):
 
 def test_a_search_takes_pictures_and_json_and_nothing_else(client):
     assert client.post("/v1/searches", content=b"<x/>", headers={"Content-Type": "text/xml"}).status_code == 415
+
+
+def test_strangers_who_ask_whether_all_is_ready_hold_one_thread_while_an_engine_hangs(archive):
+    app, headers, asked, go = create(archive.rt), archive.key(), [], threading.Event()
+
+    def hang():
+        asked.append(1)
+        go.wait(30)
+
+    archive.rt.indexes.ping = hang
+
+    async def scenario():
+        async with asking(app) as client:
+            strangers = [asyncio.create_task(client.get("/readyz")) for _ in range(50)]  # there are 40 threads
+            try:
+                async with asyncio.timeout(10):
+                    listed = await client.get("/v1/studies", headers=headers)
+            finally:
+                go.set()
+            return listed, await asyncio.gather(*strangers)
+
+    listed, answers = asyncio.run(scenario())
+    assert listed.status_code == 200
+    assert {(answer.status_code, answer.json()["status"]) for answer in answers} == {(200, "ready")}
+    assert len(asked) == 2  # once at the start, and once for all of them
+
+
+def test_a_stranger_who_leaves_takes_no_answer_from_the_others(archive):
+    app, asked, go = create(archive.rt), threading.Semaphore(0), threading.Event()
+
+    def hang():
+        asked.release()
+        go.wait(30)
+
+    archive.rt.queue.ping = hang
+
+    async def scenario():
+        async with asking(app) as client:
+            first, second = (asyncio.create_task(client.get("/readyz")) for _ in range(2))
+            for _ in range(2):  # once at the start, and once for both
+                await asyncio.to_thread(asked.acquire, timeout=10)
+            first.cancel()
+            go.set()
+            return await second
+
+    assert asyncio.run(scenario()).json()["status"] == "ready"

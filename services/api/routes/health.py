@@ -1,10 +1,11 @@
+import asyncio
 import html
-import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
@@ -31,26 +32,28 @@ async def livez() -> JSONResponse:
 
 @router.get("/readyz")
 @public
-def readyz(rt: Rt, request: Request) -> JSONResponse:
+async def readyz(rt: Rt, request: Request) -> JSONResponse:
     """200 while searches can be answered: Postgres and the vectors are there. A missing broker only slows intake."""
-    found = request.app.state.readiness.ask(rt)
+    found = await request.app.state.readiness.ask(rt)
     return JSONResponse(found, 200 if found["status"] != "unavailable" else 503)
 
 
 class Readiness:
-    """The parts' states, remembered for a moment."""
+    """The parts' states, remembered for a moment. Who asks while a look is on its way waits for it, in no thread."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._found: dict[str, Any] = {}
+        self._look: asyncio.Task[dict[str, Any]] | None = None
         self._until = 0.0
 
-    def ask(self, rt: Runtime) -> dict[str, Any]:
-        with self._lock:
-            if time.monotonic() >= self._until:
-                self._found = look(rt)
-                self._until = time.monotonic() + REMEMBERED_S
-            return self._found
+    async def ask(self, rt: Runtime) -> dict[str, Any]:
+        if self._look is None or (self._look.done() and time.monotonic() >= self._until):
+            self._look = asyncio.create_task(self._looked(rt))
+        return await asyncio.shield(self._look)  # whoever leaves takes it from nobody
+
+    async def _looked(self, rt: Runtime) -> dict[str, Any]:
+        found = await run_in_threadpool(look, rt)
+        self._until = time.monotonic() + REMEMBERED_S
+        return found
 
 
 def look(rt: Runtime) -> dict[str, Any]:
