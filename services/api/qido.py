@@ -11,7 +11,8 @@ from shared.errors import Invalid
 from shared.store.qido import COLUMNS, Level, Matching
 
 MOST_VALUES = 200
-LIMIT, MOST, FARTHEST = 100, 200, 10**12
+LIMIT, MOST = 100, 200  #: rows of an answer where no limit is given, and of any
+FARTHEST = 10**12
 
 #: what an answer holds, and what it holds besides where `includefield` asks for it
 DEFAULT: Mapping[Level, tuple[str, ...]] = {
@@ -77,7 +78,7 @@ def read(given: Iterable[tuple[str, str]], level: Level) -> Asked:
             date_to=high,
         ),
         fields=tuple(sorted(fields)),
-        limit=numbers["limit"],
+        limit=min(numbers["limit"], MOST),
         offset=numbers["offset"],
         warnings=tuple(warnings),
     )
@@ -104,8 +105,9 @@ def keyword_of(name: str) -> tuple[str, int]:
 
 def _number(name: str, value: str) -> int:
     found = int(value) if value.isascii() and value.isdigit() and len(value) <= 15 else -1
-    if not (1 <= found <= MOST if name == "limit" else 0 <= found <= FARTHEST):
-        raise Invalid(f"limit is 1 to {MOST}, and offset 0 to {FARTHEST}")
+    least = 1 if name == "limit" else 0
+    if not least <= found <= FARTHEST:
+        raise Invalid(f"{name} is {least} to {FARTHEST}")
     return found
 
 

@@ -126,14 +126,40 @@ WARNED = (
 
 def test_what_is_not_matched_is_said_in_a_warning(client, filled):
     for query, warning in WARNED:
-        answer = client.get(f"/dicom-web/studies?limit=1&{query}")
+        answer = client.get(f"/dicom-web/studies?{query}")
         assert answer.status_code == 200, query
         said = answer.headers.get("warning", "")
         assert said.startswith(f'299 similis "{warning}') if warning else said == "", query
 
 
+THERE_IS_MORE = '299 similis "There are additional results that can be requested"'
+CUT = (
+    ("studies", 5, True),
+    ("studies?limit=1000000", 8, True),
+    ("studies?limit=8&offset=4", 8, False),
+    ("studies?limit=8&offset=3", 8, True),
+    ("studies?limit=8&offset=10", 2, False),
+    ("series?limit=7", 7, True),
+    ("instances?limit=8&offset=40", 8, False),
+    ("instances?limit=8&offset=39", 8, True),
+    ("studies/1.2.3.3/instances?limit=3", 3, True),
+    ("studies/1.2.3.3/instances?limit=4", 4, False),
+)
+
+
+def test_an_answer_that_was_cut_says_so(client, filled, monkeypatch):
+    monkeypatch.setattr(qido, "LIMIT", 5)
+    monkeypatch.setattr(qido, "MOST", 8)
+    for address, count, more in CUT:
+        answer = client.get(f"/dicom-web/{address}")
+        assert len(answer.json()) == count, address
+        assert answer.headers.get("warning") == (THERE_IS_MORE if more else None), address
+    two = client.get("/dicom-web/studies?limit=1&AccessionNumber=1").headers["warning"]
+    assert two == f'299 similis "AccessionNumber is not kept here and was not matched", {THERE_IS_MORE}'
+
+
 WRONG = (
-        "limit=0", "limit=201", "limit=x", "offset=-1", "offset=1e3", "StudyDate=2024", "StudyDate=20249999",
+        "limit=0", "limit=-1", "limit=x", "offset=-1", "offset=1e3", "StudyDate=2024", "StudyDate=20249999",
         "StudyDate=20240101&StudyDate=20240102", "StudyInstanceUID=abc", "Rows=ten", f"Modality={'x' * 65}",
         "Modality=%00", "ViewPosition=0.5", "NoSuchAttribute=1", "includefield=NoSuchAttribute", "fuzzymatching=maybe",
         f"PatientID={CANARY}", f"00100010={CANARY}", f"OtherPatientIDs={CANARY}", "Rows=99999999999999999999",

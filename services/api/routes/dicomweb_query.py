@@ -23,6 +23,7 @@ _FOUND: dict[int | str, dict[str, Any]] = {
     },
     204: {"description": "Nothing matches, or no more of it"},
 }
+_MORE = "There are additional results that can be requested"  #: PS3.18 section 8.3.4.4
 _TEXTS = {
     "UI": r"^([0-9.]{1,64}(,[0-9.]{1,64})*)?$",
     "DA": r"^(\d{8}|\d{8}-|-\d{8}|\d{8}-\d{8})?$",
@@ -44,15 +45,16 @@ def _documented() -> dict[str, Any]:
         }
         for name in qido.MATCHED
     ]
-    numbers = (("limit", 1, qido.MOST, qido.LIMIT), ("offset", 0, qido.FARTHEST, 0))
+    numbers = (("limit", 1, qido.LIMIT, f"At most {qido.MOST} are answered at once"), ("offset", 0, 0, "To be skipped"))
     paging = [
         {
             "name": name,
             "in": "query",
             "required": False,
-            "schema": {"type": "integer", "minimum": low, "maximum": high, "default": default},
+            "description": meaning,
+            "schema": {"type": "integer", "minimum": least, "maximum": qido.FARTHEST, "default": default},
         }
-        for name, low, high, default in numbers
+        for name, least, default, meaning in numbers
     ]
     words = [
         ("includefield", {"type": "string", "enum": ["all", *dicom_json.ATTRIBUTES]}),
@@ -67,11 +69,12 @@ def _found(request: Request, rt: Runtime, level: Level, **named: str) -> Respons
     asked = qido.read(request.query_params.multi_items(), level)
     matching = replace(asked.matching, values={**asked.matching.values, **{k: [uid] for k, uid in named.items()}})
     with rt.store.reading() as connection:
-        found = rows.find(connection, level, matching, asked.limit, asked.offset)
-    headers = {"Warning": ", ".join(f'299 similis "{warning}"' for warning in asked.warnings)} if asked.warnings else {}
+        found = rows.find(connection, level, matching, asked.limit + 1, asked.offset)
+    warnings = [*asked.warnings, *([_MORE] if len(found) > asked.limit else [])]
+    headers = {"Warning": ", ".join(f'299 similis "{warning}"' for warning in warnings)} if warnings else {}
     if not found:
         return Response(status_code=204, headers=headers)
-    body = to_json([qido.answer(row, asked.fields, base_of(request)) for row in found])
+    body = to_json([qido.answer(row, asked.fields, base_of(request)) for row in found[: asked.limit]])
     return Response(body, headers=headers, media_type=kind)
 
 
