@@ -79,9 +79,10 @@ def _pattern(value: str) -> str:
 
 
 def find(connection: sa.Connection, level: Level, matching: Matching, limit: int, offset: int) -> Sequence[Any]:
-    """A page of rows whose columns have DICOM's names, in the order in which their studies came.
+    """A page of rows whose columns have DICOM's names, in the order in which they came; series below their study.
 
-    That order only grows at its end, so that a page does not shift while images come in.
+    That order only grows at its end, so that a page does not shift while images come in, but for series of several
+    studies: to have those in the order in which they came would read every image for each page.
     """
     query = {"study": _studies, "series": _series, "instance": _instances}[level]
     return connection.execute(query(matching, limit, offset)).mappings().all()
@@ -108,12 +109,13 @@ def _studies(matching: Matching, limit: int, offset: int) -> sa.Select[*tuple[An
 
 
 def _series(matching: Matching, limit: int, offset: int) -> sa.Select[*tuple[Any, ...]]:
+    first = sa.func.min(Image.id)
     page = (
-        sa.select(Study.id, Study.uid, Study.study_date, Image.series_uid)
+        sa.select(Study.id, Study.uid, Study.study_date, Image.series_uid, first.label("first"))
         .join(Image, Image.study_id == Study.id)
         .where(_ALIVE, *matching.conditions())
-        .distinct()
-        .order_by(Study.id, Image.series_uid)
+        .group_by(Study.id, Image.series_uid)
+        .order_by(Study.id, first)
         .limit(limit)
         .offset(offset)
         .subquery()
@@ -128,7 +130,7 @@ def _series(matching: Matching, limit: int, offset: int) -> sa.Select[*tuple[Any
         _of(of_series, sa.func.min(images.body_part), "BodyPartExamined"),
         _of(of_series, sa.func.min(images.manufacturer), "Manufacturer"),
         _of(of_series, sa.func.count(), "NumberOfSeriesRelatedInstances"),
-    ).order_by(page.c.id, page.c.series_uid)
+    ).order_by(page.c.id, page.c.first)
 
 
 def _of(these: Sequence[sa.ColumnElement[bool]], what: Any, name: str) -> Any:  # noqa: ANN401 - SQLAlchemy's own

@@ -7,8 +7,9 @@ import pytest
 from services.api import qido, storing
 from services.api.dicom_json import ATTRIBUTES
 from shared.store.keys import Scope
-from tests.api.conftest import CANARY
+from tests.api.conftest import CANARY, serving
 from tests.conftest import ROOT
+from tests.dicomweb import RELATED, instance, related, study_uid
 
 STUDY, SERIES, SOP = "0020000D", "0020000E", "00080018"
 
@@ -156,6 +157,25 @@ def test_an_answer_that_was_cut_says_so(client, filled, monkeypatch):
         assert answer.headers.get("warning") == (THERE_IS_MORE if more else None), address
     two = client.get("/dicom-web/studies?limit=1&AccessionNumber=1").headers["warning"]
     assert two == f'299 similis "AccessionNumber is not kept here and was not matched", {THERE_IS_MORE}'
+
+
+def test_pages_of_a_study_do_not_shift_while_its_series_come(roomy):
+    study = study_uid(1)
+    with serving(roomy) as client:
+        client.headers.update(roomy.key())
+
+        def send(n, series):
+            sent = related(instance(1, n, SeriesInstanceUID=series))
+            assert client.post("/dicom-web/studies", content=sent, headers=RELATED).status_code == 200
+
+        send(1, "1.2.5")
+        send(2, "1.2.7")
+        pages = found(client, f"studies/{study}/series?limit=1", SERIES)
+        send(3, "1.2.3")
+        send(4, "1.2.5")
+        for offset in (1, 2):
+            pages += found(client, f"studies/{study}/series?limit=1&offset={offset}", SERIES)
+        assert pages == ["1.2.5", "1.2.7", "1.2.3"] == found(client, "series", SERIES)
 
 
 WRONG = (
