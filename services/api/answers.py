@@ -372,6 +372,7 @@ class ReviewsOut(Out):
 class RetriedOut(Out):
     images: int
     files: int
+    held: int = Field(description="Images that are left out: a rule of the site holds them until they are released")
 
 
 class LetterOut(Out):

@@ -115,6 +115,8 @@ def retry(
         tell_json(answer)
     else:
         tell(f"due again: {answer['images']} images, {answer['files']} files")
+        if answer["held"]:
+            say(f"{answer['held']} images are held by a rule of the site: release or reject them")
 
 
 @connected

@@ -5,6 +5,7 @@ written together, so a kill leaves all of it or nothing. A decision is about the
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from sqlalchemy.orm import Session
 
@@ -106,13 +107,16 @@ def withdraw(db: Session, images: Sequence[int]) -> None:
 def retry(db: Session, image_id: int, actor: Actor) -> None:
     """The image is decoded and judged again, by the codecs, limits and thresholds of today.
 
-    Raises: `NotFound`, `Conflict` for one that is not in the quarantine.
+    Raises: `NotFound`, `Conflict` for one that is not in the quarantine, or that a rule of the site holds: encoding
+    does not ask the rules, and would let it pass.
     """
     stopped = reviews.lock(db, image_id)
     if stopped is None:
         raise NotFound("no such image")
     if stopped.status != Status.QUARANTINED:
         raise Conflict(f"this image is {stopped.status}, not in the quarantine")
+    if stopped.reason == Reason.SITE_RULE:
+        raise Conflict("a rule of this site holds this image, which no retry changes: release or reject it")
     _due_again(db, [image_id])
     reviews.audit(db, actor, "retry", {"gate": stopped.gate, "reason": stopped.reason}, image_id)
 
@@ -126,20 +130,29 @@ def retry_file(db: Session, file_id: int, actor: Actor) -> None:
     reviews.audit(db, actor, "retry", {"file": file_id})
 
 
-def retry_many(db: Session, wanted: Wanted, actor: Actor) -> tuple[int, int]:
-    """All that one gate or one reason stopped is tried again; returns how many images and how many files.
+class Retried(NamedTuple):
+    """How much of what was named is due again."""
+
+    images: int
+    files: int
+    held: int  #: images that are not: a rule of the site holds them
+
+
+def retry_many(db: Session, wanted: Wanted, actor: Actor) -> Retried:
+    """All that one gate or one reason stopped is tried again, but for what a rule of the site holds.
 
     Raises: `Invalid` where neither a gate nor a reason is named.
     """
     if wanted.gate is None and wanted.reason is None:
         raise Invalid("name a gate or a reason to retry")
     images = reviews.lock_pending(db, wanted, MOST_AT_ONCE)
+    held = reviews.held(db, wanted)
     _due_again(db, images)
     files = reviews.forget_files(db, wanted) if wanted.modality is None else []
     scan_again(db, files)
-    details = {"gate": wanted.gate, "reason": wanted.reason, "images": len(images), "files": len(files)}
-    reviews.audit(db, actor, "retry", details)
-    return len(images), len(files)
+    done = Retried(len(images), len(files), held)
+    reviews.audit(db, actor, "retry", {"gate": wanted.gate, "reason": wanted.reason} | done._asdict())
+    return done
 
 
 def _due_again(db: Session, images: Sequence[int]) -> None:

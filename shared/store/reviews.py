@@ -15,6 +15,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict
+from shared.imaging.reasons import Reason
 from shared.store.images import check_move
 from shared.store.tables import SENT, Audit, Review
 from shared.types import Decision, Status
@@ -216,8 +217,10 @@ def move(db: Session, images: Sequence[int], status: Status) -> None:
 
 
 _PENDING = sa.text(
-    "SELECT i.id FROM image i WHERE i.status = 'quarantined'" + _WANTED + "ORDER BY i.id LIMIT :limit FOR UPDATE"
+    "SELECT i.id FROM image i WHERE i.status = 'quarantined'" + _WANTED + "AND i.reason IS DISTINCT FROM :rule "
+    "ORDER BY i.id LIMIT :limit FOR UPDATE"
 )
+_HELD = sa.text("SELECT count(*) FROM image i WHERE i.status = 'quarantined'" + _WANTED + "AND i.reason = :rule")
 _FILES = sa.text(
     f"""
     UPDATE file SET mtime_ns = -1 WHERE outcome = 'quarantined' AND (CAST(:id AS bigint) IS NULL OR id = :id)
@@ -228,9 +231,17 @@ _FILES = sa.text(
 
 
 def lock_pending(db: Session, wanted: Wanted, limit: int) -> list[int]:
-    """Stopped images of a gate, a reason and a modality."""
-    values = {"gate": wanted.gate, "reason": wanted.reason, "modality": wanted.modality, "limit": limit}
-    return list(db.execute(_PENDING, values).scalars())
+    """Images of a gate, a reason and a modality that a gate stopped, and no rule of the site."""
+    return list(db.execute(_PENDING, _narrowed(wanted) | {"limit": limit}).scalars())
+
+
+def held(db: Session, wanted: Wanted) -> int:
+    """How many images of a gate, a reason and a modality a rule of the site holds."""
+    return int(db.execute(_HELD, _narrowed(wanted)).scalar_one())
+
+
+def _narrowed(wanted: Wanted) -> dict[str, object]:
+    return {"gate": wanted.gate, "reason": wanted.reason, "modality": wanted.modality, "rule": Reason.SITE_RULE}
 
 
 def forget_files(db: Session, wanted: Wanted, file_id: int | None = None) -> list[uuid.UUID | None]:

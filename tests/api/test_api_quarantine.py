@@ -174,7 +174,7 @@ def test_a_file_can_only_be_retried(client, archive):
     assert (item["gate"], item["releasable"], item["thumbnail"]) == ("decode", False, None)
     for verb in ("release", "reject"):
         assert client.post(f"/v1/quarantine/{item['item']}:{verb}").status_code == 409
-    assert client.post(f"/v1/quarantine/{item['item']}:retry").json() == {"images": 0, "files": 1}
+    assert client.post(f"/v1/quarantine/{item['item']}:retry").json() == {"images": 0, "files": 1, "held": 0}
     assert client.post("/v1/quarantine:retry", json={"reason": "corrupt-pixel-data"}).json()["files"] == 1
     assert client.post("/v1/quarantine:retry", json={}).status_code == 400
     assert client.post("/v1/quarantine/file-999:retry").status_code == 404

@@ -52,10 +52,12 @@ def test_what_was_said_is_shown(similis, server, home):
 
 
 def test_one_or_many_are_retried_and_never_all_by_mistake(similis, server, home):
-    server.on("POST /v1/quarantine/file-3:retry", {"images": 0, "files": 1})
-    server.on("POST /v1/quarantine:retry", {"images": 4, "files": 2})
+    server.on("POST /v1/quarantine/file-3:retry", {"images": 0, "files": 1, "held": 0})
+    server.on("POST /v1/quarantine:retry", {"images": 4, "files": 2, "held": 3})
     assert "0 images, 1 files" in similis("quarantine", "retry", "file-3", "--home", home).out
-    assert "4 images, 2 files" in similis("quarantine", "retry", "--reason", "no-permitted-decoder", "--home", home).out
+    ran = similis("quarantine", "retry", "--reason", "no-permitted-decoder", "--home", home)
+    assert "4 images, 2 files" in ran.out
+    assert "3 images are held" in ran.err
     assert server.asked[1].json == {"reason": "no-permitted-decoder"}
     assert similis("quarantine", "retry", "--home", home).code == 2
 

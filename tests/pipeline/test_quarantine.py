@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.imaging.reasons import Reason, hostile, undecodable
 from shared.pipeline import batch, encode, quarantine
+from shared.pipeline.admission import Action, Admission, Rule
 from shared.store import reviews
 from shared.store.locks import Lock, share
 from shared.store.reviews import Wanted
@@ -22,6 +23,7 @@ from tests.strange import ANNA, BORIS, Bright, bright, calibrated
 __all__ = ["bright", "calibrated"]  # fixtures
 
 STRANGE = 24
+HOLD = Admission((Rule("house", {"modality": ("MG",)}, Action.QUARANTINE),))
 WAITS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
@@ -149,7 +151,7 @@ def test_what_cannot_be_read_is_retried_and_not_released(bright: Bright, why: An
     assert bright.status(0) == "quarantined"
     del bright.sandbox.pixels[path]  # a codec came
     with bright.begin() as db:
-        assert quarantine.retry_many(db, Wanted(gate=why.gate.value), ANNA) == (1, 0)
+        assert quarantine.retry_many(db, Wanted(gate=why.gate.value), ANNA) == (1, 0, 0)
     bright.encode()
     assert bright.status(0) == "encoded"
     with bright.begin() as db, pytest.raises(Conflict, match="not in the quarantine"):
@@ -179,6 +181,20 @@ def test_a_file_that_was_stopped_before_it_was_an_image_is_listed_and_retried(br
 def test_a_bulk_retry_names_what_it_retries(bright: Bright) -> None:
     with bright.begin() as db, pytest.raises(Invalid):
         quarantine.retry_many(db, Wanted(modality="MG"), ANNA)
+
+
+def test_a_retry_lets_nothing_pass_that_a_rule_of_the_site_holds(bright: Bright) -> None:
+    for n in range(2):
+        bright.paint(n)
+    bright.scan(admission=HOLD)
+    bright.paint(2, presentation_intent="FOR PROCESSING")
+    bright.take()
+    with bright.begin() as db, pytest.raises(Conflict, match="release or reject"):
+        quarantine.retry(db, bright.number(0), ANNA)
+    with bright.begin() as db:
+        assert quarantine.retry_many(db, Wanted(gate="metadata"), ANNA) == (1, 0, 2)
+    bright.encode()
+    assert bright.column("SELECT reason FROM image ORDER BY id") == ["site-rule", "site-rule", "for-processing"]
 
 
 @pytest.mark.parametrize("first", ["release", "reject"])

@@ -21,6 +21,7 @@ from services.api.routes.models import Name
 from services.api.schemas import MOST_ID, CalibrateIn, Item, Modality, NoteIn, QuarantineIn, ReplayIn, RetryIn
 from shared.errors import Conflict, NotFound
 from shared.pipeline import quarantine, thresholds
+from shared.pipeline.quarantine import Retried
 from shared.pipeline.replay import Flip, begin_replay, plan
 from shared.pipeline.thresholds import Choice, Proposal
 from shared.store import calibrations, generations, reviews
@@ -99,22 +100,21 @@ def reject(db: Db, bearer: CanReview, item: One, said: NoteIn | None = None) -> 
 
 
 @router.post("/v1/quarantine/{item}:retry", status_code=202, response_model=RetriedOut)
-def retry(db: Db, bearer: CanReview, item: One) -> dict[str, int]:
-    """It is read and judged again, by the codecs, limits and thresholds of today."""
+def retry(db: Db, bearer: CanReview, item: One) -> Retried:
+    """It is read and judged again, by today's codecs, limits and thresholds. 409 where a site's rule holds it."""
     kind, number = _parts(item)
     if kind == "file":
         quarantine.retry_file(db, number, bearer.actor)
-        return {"images": 0, "files": 1}
+        return Retried(0, 1, 0)
     quarantine.retry(db, number, bearer.actor)
-    return {"images": 1, "files": 0}
+    return Retried(1, 0, 0)
 
 
 @router.post("/v1/quarantine:retry", status_code=202, response_model=RetriedOut)
-def retry_many(db: Db, bearer: CanReview, asked: RetryIn) -> dict[str, int]:
-    """All that a gate or a reason stopped, at most 10,000 images at once."""
+def retry_many(db: Db, bearer: CanReview, asked: RetryIn) -> Retried:
+    """All that a gate or a reason stopped, at most 10,000 images at once; what a rule of the site holds is left out."""
     wanted = Wanted(gate=asked.gate, reason=asked.reason, modality=asked.modality)
-    images, files = quarantine.retry_many(db, wanted, bearer.actor)
-    return {"images": images, "files": files}
+    return quarantine.retry_many(db, wanted, bearer.actor)
 
 
 @router.post("/v1/quarantine:replay", response_model=ReplayOut)
