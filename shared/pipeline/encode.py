@@ -19,6 +19,7 @@ from shared.encoder.base import Encoder
 from shared.errors import Gate, Invalid, NotFound, Unavailable
 from shared.imaging.reasons import LOST, Reason
 from shared.log import get
+from shared.pipeline import quarantine
 from shared.pipeline.batch import Decoder, Result, Work, again, decode, forward
 from shared.pipeline.judge import judge_image, standards
 from shared.pipeline.lease import Keeper
@@ -209,12 +210,10 @@ def settle(begin: Begin, work: Work, result: Result) -> int:
             for v in result.verdicts
             if v.image.id in ours and v.status not in (Status.ENCODED, Status.RECEIVED)
         ]
-        encodings.forget(db, lost_place)  # of other bytes; what a reviewer may release is written below
+        quarantine.forget(db, lost_place)  # of other bytes; what a reviewer may see and release is written below
         write(db, work, result, ours)
         encoded = [v.image.id for v in result.verdicts if v.image.id in ours and v.status is Status.ENCODED]
         _hand_over(db, work, result, encoded)
-        ledger.withdraw(db, lost_place)  # an image that was searchable and no longer belongs
-        catchup.drop(db, lost_place)
         enqueue(db, Job.PROJECT)
     if len(ours) < len(result.verdicts):
         log.info("claims_lost", count=len(result.verdicts) - len(ours))

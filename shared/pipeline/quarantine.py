@@ -104,6 +104,12 @@ def withdraw(db: Session, images: Sequence[int]) -> None:
     enqueue(db, Job.PROJECT)
 
 
+def forget(db: Session, images: Sequence[int]) -> None:
+    """Nothing stands of what was made of these images: no point in any generation, no encoding, no picture."""
+    encodings.forget(db, images)
+    withdraw(db, images)
+
+
 def retry(db: Session, image_id: int, actor: Actor) -> None:
     """The image is decoded and judged again, by the codecs, limits and thresholds of today.
 

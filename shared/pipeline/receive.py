@@ -18,7 +18,7 @@ from shared.errors import Gate, Outcome, Rejected
 from shared.imaging.pseudonym import patient_key
 from shared.imaging.reasons import PASSING, Reason, failed
 from shared.imaging.sandbox import Inspected
-from shared.pipeline import erase
+from shared.pipeline import erase, quarantine
 from shared.pipeline.admission import Action, Admission
 from shared.store import arrivals, catchup, files, images, studies
 from shared.store.arrivals import Arrival, Origin
@@ -293,6 +293,7 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
             fresh.setdefault(uid, incoming)
     inserted = studies.insert(db, list(fresh.values()), owners, operation_id)
     standing |= studies.known(db, list(fresh))
+    stopped: list[int] = []  # that had other bytes before
     for file, incoming in candidates:
         uid = incoming.header.sop_instance_uid
         new = fresh.get(uid) is incoming and uid in inserted
@@ -302,7 +303,11 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
             _act(db, handling, incoming, standing, operation_id)
             if incoming.held_by and handling.act in {"insert", "replace"}:
                 studies.hold(db, standing[uid].id, Gate.METADATA, Reason.SITE_RULE)
+                if handling.act == "replace":
+                    stopped.append(standing[uid].id)
         records.append(_record(file, incoming, handling, standing))
+    if stopped:
+        quarantine.forget(db, stopped)
     return records
 
 

@@ -107,6 +107,7 @@ _CLAIM = sa.text(
     WITH due AS (
         SELECT image_id AS id, {_FAILURES} AS failed, lease_until IS NOT NULL AS left_behind FROM backfill
         WHERE model_id = :model AND {_DUE} AND {_FAILURES} < :failures AND (lease_until IS NULL OR NOT :beside)
+            AND (SELECT {INDEXABLE} FROM image i WHERE i.id = image_id)
         ORDER BY image_id LIMIT :limit FOR UPDATE SKIP LOCKED
     )
     UPDATE backfill b SET attempt = b.attempt + 1, failures = chosen.failed,

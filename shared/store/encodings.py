@@ -110,10 +110,11 @@ def stand(db: Session, model_id: int, image_id: int) -> bool:
 
 
 def forget(db: Session, images: Sequence[int]) -> None:
-    """Nothing stands of what any model made of these images."""
+    """Nothing stands of what any model made of these images, nor their pictures."""
     if images:
-        statement = sa.text("DELETE FROM encoding WHERE image_id = ANY(CAST(:images AS bigint[]))")
-        db.execute(statement, {"images": list(images)})
+        for table in ("encoding", "thumbnail"):
+            statement = f"DELETE FROM {table} WHERE image_id = ANY(CAST(:images AS bigint[]))"
+            db.execute(sa.text(statement), {"images": list(images)})
 
 
 _THUMBNAILS = sa.text(

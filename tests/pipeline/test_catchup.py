@@ -366,3 +366,11 @@ def test_images_in_quarantine_are_no_part_of_it(filled: Platform) -> None:
     with filled.begin() as db:
         assert coverage.count(db, number, 2).images == 12
         assert images.statuses(db)["quarantined"] == 1
+
+
+def test_what_would_not_be_settled_is_not_claimed(filled: Platform) -> None:
+    """A row that stands of a stopped image would be decoded, encoded and given back for ever."""
+    opened(filled)
+    with filled.begin() as db:
+        db.execute(sa.text("UPDATE image SET status = 'quarantined' WHERE id = 1"))
+    assert [c.id for c in claim(filled).claimed] == [2, 3, 4, 5]

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.imaging.reasons import Reason, hostile, undecodable
-from shared.pipeline import batch, encode, quarantine
+from shared.pipeline import batch, encode, quarantine, reindex
 from shared.pipeline.admission import Action, Admission, Rule
 from shared.store import reviews
 from shared.store.locks import Lock, share
@@ -195,6 +195,38 @@ def test_a_retry_lets_nothing_pass_that_a_rule_of_the_site_holds(bright: Bright)
         assert quarantine.retry_many(db, Wanted(gate="metadata"), ANNA) == (1, 0, 2)
     bright.encode()
     assert bright.column("SELECT reason FROM image ORDER BY id") == ["site-rule", "site-rule", "for-processing"]
+
+
+def test_nothing_of_the_old_bytes_stands_while_a_rule_holds_the_new_ones(bright: Bright) -> None:
+    for n in range(2):
+        bright.paint(n)
+    bright.take()
+    bright.add_model("second", seed=5, dim=32)
+    bright.begin_generation("second")
+    reindex.advance(bright.begin, bright.index)  # both are due for the second model, too
+    bright.put("0000.dcm", header(0), b"other bytes")
+    bright.scan(admission=HOLD)
+    bright.project()
+    assert bright.searchable() == {uid(1)}
+    for table in ("encoding", "thumbnail", "backfill"):
+        assert bright.column(f"SELECT count(*) FROM {table} WHERE image_id = :id", id=bright.number(0)) == [0], table
+    with bright.begin() as db:
+        quarantine.release(db, bright.number(0), ANNA)
+    bright.project()
+    assert bright.searchable() == {uid(1)}, "not before its own bytes are encoded"
+    bright.encode()
+    bright.project()
+    assert bright.searchable() == {uid(0), uid(1)}
+
+
+def test_no_reviewer_is_shown_the_picture_of_other_bytes(bright: Bright) -> None:
+    bright.paint(0)
+    bright.take()
+    path = bright.put("0000.dcm", header(0), b"other bytes")
+    bright.sandbox.pixels[os.fsencode(path)] = undecodable(Reason.CORRUPT)
+    bright.take()
+    assert bright.status(0) == "quarantined"
+    assert bright.column("SELECT count(*) FROM thumbnail") == [0]
 
 
 @pytest.mark.parametrize("first", ["release", "reject"])
