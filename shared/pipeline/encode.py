@@ -211,8 +211,9 @@ def settle(begin: Begin, work: Work, result: Result) -> int:
             if v.image.id in ours and v.status not in (Status.ENCODED, Status.RECEIVED)
         ]
         quarantine.forget(db, lost_place)  # of other bytes; what a reviewer may see and release is written below
-        write(db, work, result, ours)
         encoded = [v.image.id for v in result.verdicts if v.image.id in ours and v.status is Status.ENCODED]
+        encodings.forget_closed(db, encoded)  # of other bytes, and nobody will encode these
+        write(db, work, result, ours)
         _hand_over(db, work, result, encoded)
         enqueue(db, Job.PROJECT)
     if len(ours) < len(result.verdicts):

@@ -106,8 +106,8 @@ def withdraw(db: Session, images: Sequence[int]) -> None:
 
 def forget(db: Session, images: Sequence[int]) -> None:
     """Nothing stands of what was made of these images: no point in any generation, no encoding, no picture."""
-    encodings.forget(db, images)
     withdraw(db, images)
+    encodings.forget(db, images)
 
 
 def retry(db: Session, image_id: int, actor: Actor) -> None:

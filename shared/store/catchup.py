@@ -69,11 +69,12 @@ def drop(db: Session, images: Sequence[int], models: Sequence[int] | None = None
 
 
 def drop_model(db: Session, model_id: int) -> None:
-    """Nothing is due for a model of which no generation is open."""
+    """Nothing is due for a model of which no generation is open, nor stands what it made of bytes that are gone."""
     db.execute(
         sa.text(
-            "DELETE FROM backfill WHERE model_id = :model AND NOT EXISTS "
-            "(SELECT 1 FROM generation WHERE model_id = :model AND state = 'open')"
+            "WITH dropped AS (DELETE FROM backfill WHERE model_id = :model AND NOT EXISTS "
+            "(SELECT 1 FROM generation WHERE model_id = :model AND state = 'open') RETURNING image_id) "
+            "DELETE FROM encoding e USING dropped d WHERE e.model_id = :model AND e.image_id = d.image_id"
         ),
         {"model": model_id},
     )

@@ -117,6 +117,17 @@ def forget(db: Session, images: Sequence[int]) -> None:
             db.execute(sa.text(statement), {"images": list(images)})
 
 
+_FORGET_CLOSED = sa.text(
+    "DELETE FROM encoding WHERE image_id = ANY(CAST(:images AS bigint[])) "
+    "AND model_id NOT IN (SELECT model_id FROM generation WHERE state = 'open')"
+)
+
+
+def forget_closed(db: Session, images: Sequence[int]) -> None:
+    """Nothing stands of what models without an open generation made of these images."""
+    db.execute(_FORGET_CLOSED, {"images": list(images)})
+
+
 _THUMBNAILS = sa.text(
     """
     INSERT INTO thumbnail (image_id, jpeg)

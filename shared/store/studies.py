@@ -281,12 +281,10 @@ _DESCRIBE = """
     labels = CAST(:labels AS jsonb), revision = revision + 1, operation_id = :operation
 """
 
-#: Of models without an open generation nobody will write a new encoding: the old one must not outlive its bytes. And
-#: while one that was stopped is not judged again, no build may take it for one that belongs.
+#: While one that was stopped is not judged again, no build may take it for one that belongs.
 _REPLACE = sa.text(
-    "WITH stale AS (DELETE FROM encoding WHERE image_id = :id "
-    "AND (model_id NOT IN (SELECT model_id FROM generation WHERE state = 'open') "
-    "OR (SELECT status FROM image WHERE id = :id) = 'quarantined')) "
+    "WITH stopped AS (DELETE FROM encoding WHERE image_id = :id "
+    "AND (SELECT status FROM image WHERE id = :id) = 'quarantined') "
     f"UPDATE image SET {_DESCRIBE}, digest = :digest, path = :path, {AGAIN} WHERE id = :id"
 )
 

@@ -1,6 +1,7 @@
 """A generation of a new model: built from the images, beside intake, with the machinery of intake."""
 
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
@@ -50,6 +51,17 @@ def opened(platform: Platform, **choices: Any) -> int:
 
 def drain(platform: Platform, **how: Any) -> int:
     return catchup.drain(platform.begin, platform.sandbox, platform.encoder, platform.effort, **how)
+
+
+def without_second(platform: Platform) -> Callable[[Published], Encoder]:
+    """What loads models where there is no second one."""
+
+    def encoder_of(model: Published) -> Encoder:
+        if model.model_id == 2:
+            raise NotFound("there is no such card here")
+        return platform.encoder(model)
+
+    return encoder_of
 
 
 def test_a_database_that_is_away_at_the_end_does_not_hide_what_ended_it(
@@ -172,12 +184,7 @@ def test_the_live_model_judges_whatever_the_others_say(filled: Platform) -> None
 def test_a_model_that_cannot_be_loaded_here_holds_up_no_intake(filled: Platform) -> None:
     opened(filled)
     drain(filled)
-
-    def encoder_of(model: Published) -> Encoder:
-        if model.model_id == 2:
-            raise NotFound("there is no such card here")
-        return filled.encoder(model)
-
+    encoder_of = without_second(filled)
     filled.put("new.dcm", header(12))
     filled.scan()
     encode.drain(filled.begin, filled.sandbox, encoder_of, filled.effort)
@@ -328,14 +335,29 @@ def test_a_cancelled_build_leaves_nothing_to_do_and_keeps_what_was_encoded(fille
     assert filled.index(f"g{again}-m2").count() == 12
 
 
-def test_an_old_encoding_of_a_closed_model_does_not_outlive_its_bytes(filled: Platform) -> None:
+@pytest.mark.parametrize("closed", ["before", "while they wait", "while they are due for it"])
+def test_an_old_encoding_of_a_closed_model_does_not_outlive_its_bytes(filled: Platform, closed: str) -> None:
     number = filled.begin_generation("second")
     filled.reindex()
-    with filled.begin() as db:
-        lifecycle.retire(db, number)
-    filled.put("0001.dcm", header(1), b"other bytes")
-    filled.scan()
-    filled.encode()
+
+    def close() -> None:
+        with filled.begin() as db:
+            lifecycle.retire(db, number)
+
+    def others_come() -> None:
+        filled.put("0001.dcm", header(1), b"other bytes")
+        filled.scan()
+
+    def live_one_encodes() -> None:
+        encode.drain(filled.begin, filled.sandbox, without_second(filled), filled.effort)
+
+    steps = {
+        "before": [close, others_come, live_one_encodes],
+        "while they wait": [others_come, close, live_one_encodes],
+        "while they are due for it": [others_come, live_one_encodes, close],
+    }
+    for step in steps[closed]:
+        step()
     assert len(encoded(filled, 2)) == 11
     again = filled.begin_generation("second")
     filled.reindex()
