@@ -15,7 +15,7 @@ from shared.pipeline import encode
 from shared.pipeline.batch import Decoder, Result, Work
 from shared.pipeline.encode import Effort, Source
 from shared.pipeline.pace import allow
-from shared.store import catchup, generations, images, operations
+from shared.store import catchup, encodings, generations, images, ledger, operations
 from shared.store.generations import Published
 from shared.store.images import Claimed, Verdict
 from shared.store.locks import Lock, share
@@ -77,13 +77,23 @@ def _claim(begin: Begin, model: Published, effort: Effort, *, first: bool, besid
     with begin() as db:
         if model.model_id not in catchup.asking(db) or (not first and images.any_due(db)):
             return Work([], [])
+        share(db, Lock.GENERATIONS)  # who publishes counts what is given up
         limit = min((allow(db, one, effort.batch) for one in _building(db, model.model_id)), default=effort.batch)
         if limit == 0:
             return Work([], [])
+        _give_up(db, model, effort)
         claimed = catchup.claim(
             db, model.model_id, limit=limit, lease_s=effort.lease_s, max_failures=effort.max_failures, beside=beside
         )
     return Work(claimed, [model])
+
+
+def _give_up(db: Session, model: Published, effort: Effort) -> None:
+    """What this model failed at too often is its exception, and nothing of its own stands of the bytes before."""
+    if given_up := catchup.exhaust(db, model.model_id, effort.max_failures):
+        encodings.drop_other_frames(db, model.model_id, given_up, kept=())
+        ledger.withdraw(db, given_up, model.model_id)
+        enqueue(db, Job.PROJECT)
 
 
 def _building(db: Session, model_id: int) -> list[Generation]:

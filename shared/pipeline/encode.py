@@ -175,11 +175,17 @@ def claim(begin: Begin, encoder_of: Callable[[Published], Encoder], effort: Effo
     if not models:
         return Work([], [])
     with begin() as db:
-        images.exhaust(db, effort.max_failures)
+        give_up(db, effort)
         claimed = images.claim(
             db, limit=effort.batch, lease_s=effort.lease_s, max_failures=effort.max_failures, beside=beside
         )
     return Work(claimed, models)
+
+
+def give_up(db: Session, effort: Effort) -> None:
+    """Images that failed too often by our own fault are `failed`, and nothing stands of the bytes before."""
+    if given_up := images.exhaust(db, effort.max_failures):
+        quarantine.forget(db, given_up)
 
 
 def _loads(encoder_of: Callable[[Published], Encoder], model: Published, *, needed: bool) -> bool:

@@ -3,7 +3,7 @@
 from sqlalchemy.orm import Session
 
 from shared.log import get
-from shared.pipeline import pull
+from shared.pipeline import encode, pull
 from shared.pipeline.encode import Effort
 from shared.pipeline.reindex import GRACE_S
 from shared.store import canaries, catchup, files, generations, images, ledger, operations
@@ -15,7 +15,7 @@ log = get(__name__)
 
 def ring_for_due(db: Session, effort: Effort, canary_s: float = 0) -> None:
     """A bell for each kind of work that could be claimed now; too many bells do no harm."""
-    images.exhaust(db, effort.max_failures)
+    encode.give_up(db, effort)
     for number in operations.exhaust(db):
         log.error("operation_given_up", operation_id=str(number))
     operations.finish_settled(db)

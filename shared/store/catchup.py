@@ -120,10 +120,12 @@ _CLAIM = sa.text(
     """
 )
 
+_OVER = f"WHERE model_id = :model AND {_DUE} AND {_FAILURES} >= :failures"
+_FAILED = sa.text(f"SELECT image_id FROM backfill {_OVER}")
 _EXHAUST = sa.text(
     f"""
     UPDATE backfill SET state = 'failed', reason = coalesce(last_error, 'worker-died'), lease_until = NULL
-    WHERE model_id = :model AND {_DUE} AND {_FAILURES} >= :failures
+    {_OVER} AND image_id = ANY(CAST(:ids AS bigint[])) RETURNING image_id
     """
 )
 
@@ -132,9 +134,24 @@ def claim(
     db: Session, model_id: int, *, limit: int, lease_s: float, max_failures: int, beside: bool = False
 ) -> list[Claimed]:
     """Up to `limit` images of this model are ours, as by `images.claim`, each with its revision."""
-    db.execute(_EXHAUST, {"model": model_id, "failures": max_failures})
     values = {"model": model_id, "limit": limit, "lease": lease_s, "failures": max_failures, "beside": beside}
     return sorted((Claimed(*row) for row in db.execute(_CLAIM, values)), key=lambda image: image.id)
+
+
+_KEEP = sa.text("SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR SHARE")
+
+
+def exhaust(db: Session, model_id: int, max_failures: int) -> list[int]:
+    """Images at which this model failed too often by our own fault are its exceptions; returns which.
+
+    They stay locked, as by `settle`.
+    """
+    over = {"model": model_id, "failures": max_failures}
+    found = list(db.execute(_FAILED, over).scalars())
+    if not found:
+        return []
+    db.execute(_KEEP, {"ids": found})  # before the rows of catch-up, as `settle` does
+    return list(db.execute(_EXHAUST, over | {"ids": found}).scalars())
 
 
 _LOCK = sa.text(
@@ -161,7 +178,6 @@ def renew(db: Session, model_id: int, claimed: Iterable[Claimed], lease_s: float
     )
 
 
-_KEEP = sa.text("SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR SHARE")
 _SETTLE = sa.text(
     f"""
     UPDATE backfill b SET lease_until = NULL, last_error = u.reason,

@@ -106,9 +106,9 @@ def claim(db: Session, *, limit: int, lease_s: float, max_failures: int, beside:
     return sorted((Claimed(*row) for row in rows), key=lambda image: image.id)
 
 
-def exhaust(db: Session, max_failures: int) -> int:
-    """Images that failed too often by our own fault are `failed`; returns how many."""
-    return len(db.execute(_EXHAUST, {"failures": max_failures}).all())
+def exhaust(db: Session, max_failures: int) -> list[int]:
+    """Images that failed too often by our own fault are `failed`; returns which."""
+    return list(db.execute(_EXHAUST, {"failures": max_failures}).scalars())
 
 
 #: Whoever changes several rows of one batch takes them in this order: a batch is settled while it is renewed.

@@ -242,14 +242,17 @@ def oldest_pending_s(db: Session | sa.Connection) -> float | None:
 
 
 _WITHDRAW = sa.text(
-    f"UPDATE ledger SET op = 'delete', {AGAIN} WHERE image_id = ANY(CAST(:images AS bigint[])) AND op = 'upsert'"
+    f"""
+    UPDATE ledger SET op = 'delete', {AGAIN} WHERE image_id = ANY(CAST(:images AS bigint[])) AND op = 'upsert'
+      AND (CAST(:model AS bigint) IS NULL OR generation_id IN (SELECT id FROM generation WHERE model_id = :model))
+    """
 )
 
 
-def withdraw(db: Session, images: Sequence[int]) -> None:
-    """Whatever stands of these images in any generation is due to be deleted."""
+def withdraw(db: Session, images: Sequence[int], model_id: int | None = None) -> None:
+    """Whatever stands of these images in any generation, or in those of one model, is due to be deleted."""
     if images:
-        db.execute(_WITHDRAW, {"images": list(images)})
+        db.execute(_WITHDRAW, {"images": list(images), "model": model_id})
 
 
 class Sampled(NamedTuple):

@@ -231,6 +231,23 @@ def test_every_worker_that_dies_on_an_image_counts_and_the_last_names_it(filled:
     assert due(filled) == [(1, "failed", "worker-died")]
 
 
+def test_what_is_given_up_is_not_covered_by_what_was_made_of_other_bytes(filled: Platform) -> None:
+    number = filled.begin_generation("second")
+    filled.reindex()
+    filled.put("0000.dcm", header(0), b"other bytes")
+    filled.scan()
+    encode.drain(filled.begin, filled.sandbox, without_second(filled), filled.effort)
+    for _ in range(filled.effort.max_failures):
+        assert [c.id for c in claim(filled, lease_s=0.0).claimed] == [1]
+    drain(filled)
+    filled.project()
+    assert due(filled) == [(1, "failed", "worker-died")]
+    assert filled.index(f"g{number}-m2").count() == 11
+    assert filled.index(filled.published().collection).count() == 12
+    with filled.begin() as db:
+        assert [(gap.image_id, gap.reason) for gap in coverage.gaps(db, number, 2, 9)] == [(1, "worker-died")]
+
+
 def test_other_bytes_between_claim_and_settling_are_not_missed(filled: Platform) -> None:
     opened(filled)
     work = claim(filled)

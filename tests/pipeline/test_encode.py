@@ -244,6 +244,22 @@ def test_an_image_of_which_workers_die_takes_no_other_with_it(
         assert connection.execute(sa.text("SELECT max(failures) FROM image WHERE status = 'encoded'")).scalar_one() == 1
 
 
+def test_what_is_given_up_is_found_no_more_by_its_old_bytes(platform: Platform) -> None:
+    platform.add_model()
+    platform.take_in(2)
+    platform.put("0000.dcm", header(0), b"other bytes, of which workers die")
+    platform.scan()
+    for _ in range(platform.effort.max_failures):
+        assert encode.claim(platform.begin, platform.encoder, replace(platform.effort, lease_s=0.0)).alone is (_ > 0)
+    platform.encode()
+    platform.project()
+    assert statuses(platform) == {"encoded": 1, "failed": 1}
+    assert sorted(ledger(platform)) == [("delete", "applied", 1), ("upsert", "applied", 1)]
+    with platform.store.reading() as connection:
+        for table in ("encoding", "thumbnail"):
+            assert connection.execute(sa.text(f"SELECT image_id FROM {table}")).scalars().all() == [2]
+
+
 def test_nothing_that_was_left_behind_is_read_beside_another_batch(
     platform: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
