@@ -1,7 +1,8 @@
-"""The quarantine: what was stopped waits for a person, and is decided on once.
+"""The quarantine: what was stopped waits for a person, and is decided on once each time.
 
 Every act is one transaction: the image's row is locked, the decision, its record and what the index must hold are
-written together, so a kill leaves all of it or nothing. A decision is about these bytes; no threshold overturns it.
+written together, so a kill leaves all of it or nothing. A decision is about these bytes; no threshold
+overturns one on what a gate stopped.
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ RELEASABLE = frozenset({Gate.METADATA, Gate.PIXELS, Gate.FEATURES})
 def release(db: Session, image_id: int, actor: Actor, note: str = "") -> Review:
     """The image becomes searchable: at once where its encoding is stored, else after it was encoded without gates.
 
-    The same key saying it again changes nothing.
+    What a rule of the site held is judged by the gates then, as none has seen it yet. The same key saying it again
+    changes nothing.
 
     Raises: `NotFound` where it was erased, `Conflict` where it was decided on, or cannot be decoded.
     """
@@ -44,13 +46,13 @@ def _decide(db: Session, image_id: int, decision: Decision, actor: Actor, note: 
     stopped = reviews.lock(db, image_id)
     if stopped is None:
         raise NotFound("no such image")
-    for said in reviews.of(db, image_id):
-        if said.digest == stopped.digest:
-            if (said.decision, said.key_id) == (decision, actor.key_id):
-                return said
-            raise Conflict(f"this image was {said.decision} already")
     if stopped.status != Status.QUARANTINED:
-        raise Conflict(f"this image is {stopped.status}, not in the quarantine")
+        said = next((one for one in reviews.of(db, image_id) if one.digest == stopped.digest), None)
+        if said is None:
+            raise Conflict(f"this image is {stopped.status}, not in the quarantine")
+        if (said.decision, said.key_id) == (decision, actor.key_id):
+            return said
+        raise Conflict(f"this image was {said.decision} already")
     if decision is Decision.RELEASED:
         _check_readable(stopped)
     review = reviews.add(db, stopped, decision, actor, note)

@@ -13,6 +13,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.errors import NotFound
+from shared.store.images import RELEASED
 from shared.store.locks import Lock, alone
 from shared.store.tables import Calibration
 
@@ -103,13 +104,13 @@ class Scored(NamedTuple):
 
 
 #: Stopped ones, too: which of them belong is what the caller wants to know.
-_FIELDS = """
+_FIELDS = f"""
     SELECT i.id, i.sop_uid, i.status, i.digest,
            ARRAY(SELECT CAST(e.ood AS float8) FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model
                  ORDER BY e.frame) AS frames,
            CASE WHEN :embedded THEN ARRAY(SELECT e.embedding FROM encoding e WHERE e.image_id = i.id
-                AND e.model_id = :model ORDER BY e.frame) ELSE '{}' END AS embeddings,
-           EXISTS (SELECT 1 FROM review r WHERE r.image_id = i.id AND r.digest = i.digest) AS decided
+                AND e.model_id = :model ORDER BY e.frame) ELSE '{{}}' END AS embeddings,
+           {RELEASED.format("i")} AS decided
     FROM image i
 """
 _SCORED = sa.text(

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict
-from shared.imaging.reasons import LOST
+from shared.imaging.reasons import LOST, Reason
 from shared.store.tables import WAITS
 from shared.types import MOVES, Status
 
@@ -40,9 +40,11 @@ _DUE = f"""
 """
 _FAILURES = "failures + (CASE WHEN status = 'encoding' THEN 1 ELSE 0 END)"
 
-#: A decision is about bytes: others under the same UID are judged again.
-RELEASED = """
-    EXISTS (SELECT 1 FROM review r WHERE r.image_id = {0}.id AND r.digest = {0}.digest AND r.decision = 'released')
+#: A decision is about bytes: others under the same UID are judged again. And it is about what was looked at: no gate
+#: had seen what a rule of the site held.
+RELEASED = f"""
+    EXISTS (SELECT 1 FROM review r WHERE r.image_id = {{0}}.id AND r.digest = {{0}}.digest
+            AND r.decision = 'released' AND r.reason <> '{Reason.SITE_RULE}')
 """
 
 #: What an image is that is due again, with nothing left of what became of it before.

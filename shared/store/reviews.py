@@ -11,10 +11,8 @@ from datetime import datetime
 from typing import NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
-from shared.errors import Conflict
 from shared.imaging.reasons import Reason
 from shared.store.images import check_move
 from shared.store.tables import SENT, Audit, Review
@@ -151,7 +149,7 @@ def of(db: Session, image_id: int) -> Sequence[Review]:
 
 
 def add(db: Session, stopped: Stopped, decision: Decision, actor: Actor, note: str) -> Review:
-    """The decision stands. Raises: `Conflict` where one does already."""
+    """The decision stands."""
     review = Review(
         image_id=stopped.id,
         digest=stopped.digest,
@@ -166,11 +164,7 @@ def add(db: Session, stopped: Stopped, decision: Decision, actor: Actor, note: s
         key_id=actor.key_id,
         note=note,
     )
-    try:
-        with db.begin_nested():
-            db.add(review)
-    except IntegrityError:
-        raise Conflict("these bytes of the image were decided on already") from None
+    db.add(review)
     return review
 
 

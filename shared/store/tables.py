@@ -22,7 +22,6 @@ from sqlalchemy import (
     MetaData,
     SmallInteger,
     Text,
-    UniqueConstraint,
     func,
     text,
 )
@@ -372,7 +371,7 @@ class Calibration(Base):
 
 
 class Review(Base):
-    """What a person said of a stopped image, once for these bytes. Its note is free text: shown, never logged."""
+    """What a person said of a stopped image, each time it was. Its note is free text: shown, never logged."""
 
     __tablename__ = "review"
     id: Mapped[int] = _id()
@@ -390,7 +389,7 @@ class Review(Base):
     note: Mapped[str] = mapped_column(server_default="")
     created_at: Mapped[datetime] = _now()
     __table_args__ = (
-        UniqueConstraint("image_id", "digest", name="uq_review_image_id"),
+        Index("ix_review_image_id", "image_id", "digest"),
         CheckConstraint("decision IN ('released', 'rejected')", name="decision"),
     )
 

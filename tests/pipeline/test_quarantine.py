@@ -23,6 +23,7 @@ from tests.strange import ANNA, BORIS, Bright, bright, calibrated
 __all__ = ["bright", "calibrated"]  # fixtures
 
 STRANGE = 24
+BLANK = replace(STATS, spread=0.0, distinct=1, content=0.0)
 HOLD = Admission((Rule("house", {"modality": ("MG",)}, Action.QUARANTINE),))
 WAITS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
@@ -125,7 +126,7 @@ def test_a_released_image_with_other_bytes_is_judged_again(stopped: Bright) -> N
 def test_what_the_first_gates_stopped_is_encoded_after_its_release(bright: Bright, gate: str) -> None:
     bright.paint(0, presentation_intent="FOR PROCESSING" if gate == "metadata" else "")
     if gate == "pixels":
-        bright.sandbox.stats = replace(STATS, spread=0.0, distinct=1, content=0.0)
+        bright.sandbox.stats = BLANK
     bright.take()
     assert bright.column("SELECT gate FROM image") == [gate]
     with bright.begin() as db:
@@ -227,6 +228,49 @@ def test_no_reviewer_is_shown_the_picture_of_other_bytes(bright: Bright) -> None
     bright.take()
     assert bright.status(0) == "quarantined"
     assert bright.column("SELECT count(*) FROM thumbnail") == [0]
+
+
+def test_a_release_from_a_rule_of_the_site_switches_off_no_gate(bright: Bright) -> None:
+    bright.paint(0)
+    bright.sandbox.stats = BLANK
+    bright.scan(admission=HOLD)
+    for reason in ("site-rule", "blank"):
+        assert bright.column("SELECT reason FROM image") == [reason]
+        with bright.begin() as db:
+            quarantine.release(db, bright.number(0), ANNA)
+        bright.encode()
+    assert bright.status(0) == "encoded"
+    assert bright.column("SELECT reason FROM review ORDER BY id") == ["site-rule", "blank"]
+
+
+def test_a_replay_stops_what_was_released_from_a_rule_of_the_site_alone(calibrated: Bright) -> None:
+    calibrated.paint(STRANGE)
+    calibrated.scan(admission=HOLD)
+    with calibrated.begin() as db:
+        quarantine.release(db, calibrated.number(STRANGE), ANNA)
+    calibrated.take()
+    assert calibrated.status(STRANGE) == "encoded"
+    calibrated.replayed(threshold=0.1)
+    assert calibrated.status(STRANGE) == "quarantined"
+
+
+@pytest.mark.parametrize("decision", ["release", "reject"])
+def test_bytes_that_were_released_and_are_held_now_are_decided_on_anew(bright: Bright, decision: str) -> None:
+    bright.put("0000.dcm", header(0), b"one")
+    bright.sandbox.stats = BLANK
+    bright.take()
+    with bright.begin() as db:
+        quarantine.release(db, bright.number(0), ANNA)
+    bright.put("0000.dcm", header(0), b"the other")
+    bright.take()
+    bright.put("0000.dcm", header(0), b"one")
+    bright.scan(admission=HOLD)
+    assert bright.column("SELECT reason FROM image") == ["site-rule"]
+    with bright.begin() as db:
+        getattr(quarantine, decision)(db, bright.number(0), BORIS)
+    bright.encode()
+    assert bright.status(0) == ("encoded" if decision == "release" else "rejected")
+    assert bright.column("SELECT reviewer FROM review ORDER BY id") == ["Anna", "Boris"]
 
 
 @pytest.mark.parametrize("first", ["release", "reject"])

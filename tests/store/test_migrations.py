@@ -41,3 +41,22 @@ def test_where_operations_are_survives_the_way_up_and_down(postgres_url: str) ->
 
     run.downgrade(postgres_url, "0011")
     assert dict(rows(postgres_url, "SELECT kind, counts FROM operation")) == before
+
+
+def test_the_way_down_keeps_the_latest_of_two_decisions_on_the_same_bytes(postgres_url: str) -> None:
+    run.upgrade(postgres_url, "0013")
+    rows(postgres_url, "INSERT INTO study (uid, patient_key) VALUES ('1.2', 'x')")
+    rows(
+        postgres_url,
+        "INSERT INTO image (sop_uid, study_id, series_uid, sop_class, transfer_syntax, modality, body_part, "
+        "manufacturer, presentation_intent, rows, columns, frames, digest, path) "
+        "SELECT '1.2.3', id, '', '', '', 'MG', '', '', '', 1, 1, 1, 'd', 'p' FROM study",
+    )
+    for reason in ("site-rule", "blank"):
+        rows(
+            postgres_url,
+            "INSERT INTO review (image_id, digest, decision, gate, reason, reviewer, key_id) "
+            f"SELECT id, digest, 'released', '', '{reason}', 'Anna', 1 FROM image",
+        )
+    run.downgrade(postgres_url, "0012")
+    assert rows(postgres_url, "SELECT reason FROM review") == [("blank",)]
