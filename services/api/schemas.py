@@ -296,6 +296,9 @@ def _written(value: object) -> object:
     return value
 
 
+_Moment = Annotated[AwareDatetime, BeforeValidator(_written)]
+
+
 def _no_nul(text: str) -> str:
     if "\0" in text:
         raise ValueError("a note has no NUL")
@@ -312,13 +315,16 @@ class QuarantineIn(In):
     reason: _Word | None = None
     modality: Modality | None = None
     model: Annotated[ModelName | None, Field(description="Whose threshold stopped it")] = None
-    since: Annotated[AwareDatetime | None, BeforeValidator(_written), Field(description="Stopped then or later")] = None
+    since: Annotated[_Moment | None, Field(description="Stopped then or later")] = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
     cursor: Item | None = None
 
 
-class NoteIn(In):
+class DecisionIn(In):
     note: Annotated[str, Field(max_length=1000), AfterValidator(_no_nul)] = ""
+    since: Annotated[
+        _Moment | None, Field(description="As the list shows it: what was looked at. 409 where it was stopped anew")
+    ] = None
 
 
 class RetryIn(In):

@@ -11,6 +11,7 @@ from services.cli.waiting import watch
 from shared.errors import Invalid
 
 Item = Annotated[str, typer.Argument(metavar="ITEM", help="As `similis quarantine list` shows it, such as image-17.")]
+Since = Annotated[str | None, typer.Option(help="What you looked at, as the list shows it; exit 4 if stopped anew.")]
 Note = Annotated[str, typer.Option(help="Why; kept with the decision, and never logged.")]
 ModelName = Annotated[str, typer.Option("--model", help="A model that the server knows, by name or fingerprint.")]
 RuleName = Annotated[str | None, typer.Option(help="mean+3sd, quantile (the 0.99 one) or log.")]
@@ -50,11 +51,11 @@ def list_items(  # noqa: PLR0913 - each argument is an option of the command
         return
     rows = [
         (i["item"], i["gate"], i["reason"], i["score"], i["threshold"], i["distance"], i["distance_threshold"],
-         i["modality"], i["sop_instance_uid"])
+         i["modality"], i["sop_instance_uid"], i["since"])
         for i in answer["items"]
     ]  # fmt: skip
     numbers = ("score", "threshold", "distance", "its threshold")
-    table(("item", "gate", "reason", *numbers, "mod", "SOPInstanceUID"), rows, right=numbers)
+    table(("item", "gate", "reason", *numbers, "mod", "SOPInstanceUID", "since"), rows, right=numbers)
     if answer.get("next"):
         say(f"more: the same again with --cursor {answer['next']}")
 
@@ -72,19 +73,20 @@ def show(client: Client, item: Item, as_json: AsJson = False) -> None:
 
 
 @connected
-def release(client: Client, item: Item, note: Note = "", as_json: AsJson = False) -> None:
+def release(client: Client, item: Item, note: Note = "", since: Since = None, as_json: AsJson = False) -> None:
     """Let an image be found. Exit 4 where it was decided on already, or cannot be read."""
-    _decide(client, item, "release", note, as_json=as_json)
+    _decide(client, item, "release", note, since, as_json=as_json)
 
 
 @connected
-def reject(client: Client, item: Item, note: Note = "", as_json: AsJson = False) -> None:
+def reject(client: Client, item: Item, note: Note = "", since: Since = None, as_json: AsJson = False) -> None:
     """Keep an image out for good. Exit 4 where it was decided on already."""
-    _decide(client, item, "reject", note, as_json=as_json)
+    _decide(client, item, "reject", note, since, as_json=as_json)
 
 
-def _decide(client: Client, item: str, verb: str, note: str, *, as_json: bool) -> None:
-    answer = client.post(f"/v1/quarantine/{part(item)}:{verb}", json={"note": note})
+def _decide(client: Client, item: str, verb: str, note: str, since: str | None, *, as_json: bool) -> None:
+    said = {"note": note} | ({"since": since} if since else {})
+    answer = client.post(f"/v1/quarantine/{part(item)}:{verb}", json=said)
     if as_json:
         tell_json(answer)
     else:

@@ -6,6 +6,7 @@ overturns one on what a gate stopped.
 """
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import NamedTuple
 
 from sqlalchemy.orm import Session
@@ -25,24 +26,28 @@ MOST_AT_ONCE = 10_000  #: images of one bulk retry
 RELEASABLE = frozenset({Gate.METADATA, Gate.PIXELS, Gate.FEATURES})
 
 
-def release(db: Session, image_id: int, actor: Actor, note: str = "") -> Review:
+def release(db: Session, image_id: int, actor: Actor, note: str = "", since: datetime | None = None) -> Review:
     """The image becomes searchable: at once where its encoding is stored, else after it was encoded without gates.
 
     What a rule of the site held is judged by the gates then, as none has seen it yet. The same key saying it again
     changes nothing.
 
-    Raises: `NotFound` where it was erased, `Conflict` where it was decided on, or cannot be decoded.
+    Args:
+        since: when the image that was looked at had been stopped; None where nobody says so.
+
+    Raises: `NotFound` where it was erased, `Conflict` where it was decided on, was stopped anew after `since` (it may
+        have other bytes by now), or cannot be decoded.
     """
     share(db, Lock.GENERATIONS)  # no generation is opened that would miss it
-    return _decide(db, image_id, Decision.RELEASED, actor, note)
+    return _decide(db, image_id, Decision.RELEASED, actor, note, since)
 
 
-def reject(db: Session, image_id: int, actor: Actor, note: str = "") -> Review:
+def reject(db: Session, image_id: int, actor: Actor, note: str = "", since: datetime | None = None) -> Review:
     """The image never becomes searchable, whatever comes under its UID. Raises: as `release`."""
-    return _decide(db, image_id, Decision.REJECTED, actor, note)
+    return _decide(db, image_id, Decision.REJECTED, actor, note, since)
 
 
-def _decide(db: Session, image_id: int, decision: Decision, actor: Actor, note: str) -> Review:
+def _decide(db: Session, image_id: int, decision: Decision, actor: Actor, note: str, since: datetime | None) -> Review:
     stopped = reviews.lock(db, image_id)
     if stopped is None:
         raise NotFound("no such image")
@@ -53,6 +58,8 @@ def _decide(db: Session, image_id: int, decision: Decision, actor: Actor, note: 
         if (said.decision, said.key_id) == (decision, actor.key_id):
             return said
         raise Conflict(f"this image was {said.decision} already")
+    if since is not None and since != stopped.since:
+        raise Conflict("this image was stopped anew after it was looked at: look at it again")
     if decision is Decision.RELEASED:
         _check_readable(stopped)
     review = reviews.add(db, stopped, decision, actor, note)

@@ -122,11 +122,12 @@ class Stopped(NamedTuple):
     distance: float | None
     distance_threshold: float | None
     digest: bytes
+    since: datetime | None
 
 
 _LOCK = sa.text(
     "SELECT i.id, i.status, i.gate, i.reason, i.score, c.threshold, i.distance, "
-    "CAST(c.distances ->> 'threshold' AS float8), i.digest "
+    "CAST(c.distances ->> 'threshold' AS float8), i.digest, i.settled_at "
     "FROM image i LEFT JOIN calibration c ON c.id = i.calibration_id WHERE i.id = :id FOR UPDATE OF i"
 )
 

@@ -119,7 +119,11 @@ def test_many_images_without_thresholds_of_this_archive_are_told(client, archive
 
 def test_a_release_makes_it_searchable_and_a_second_one_changes_nothing(stopped, archive):
     (item,) = items(stopped)
-    found = stopped.post(f"/v1/quarantine/{item['item']}:release", json={"note": "a breast, with an implant"})
+    for said in ("2026-01-31T08:00:00Z", 17):  # of what was stopped before it, and no moment
+        refused = stopped.post(f"/v1/quarantine/{item['item']}:release", json={"since": said})
+        assert refused.status_code == (409 if isinstance(said, str) else 400)
+    said = {"note": "a breast, with an implant", "since": item["since"]}
+    found = stopped.post(f"/v1/quarantine/{item['item']}:release", json=said)
     assert (found.status_code, found.json()["decision"], found.json()["reviewer"]) == (200, "released", "test")
     again = stopped.post(f"/v1/quarantine/{item['item']}:release")
     assert again.json() == found.json()

@@ -5,6 +5,7 @@ import pytest
 ITEM = {
     "item": "image-17", "gate": "features", "reason": "out-of-distribution", "score": 3.0, "threshold": 0.52,
     "distance": 41.5, "distance_threshold": 37.25, "modality": "MG", "sop_instance_uid": "1.2.3",
+    "since": "2026-01-31T08:14:02.518302Z",
 }  # fmt: skip
 SAID = {"item": "image-17", "decision": "released", "reviewer": "Anna", "at": "2026-01-01", "gate": "features",
         "reason": "far-from-known", "score": 3.0, "distance": 41.5, "note": "an implant"}  # fmt: skip
@@ -29,6 +30,8 @@ def test_the_queue_is_a_table_and_names_the_next_page(similis, server, home):
     assert "0.52" in ran.out
     assert "37.25" in ran.out
     assert "--cursor image-17" in ran.err
+    server.on("GET /v1/quarantine", {"items": [ITEM], "next": None})
+    assert ITEM["since"] in similis("quarantine", "list", "--home", home).out.replace("\n", "")
 
 
 @pytest.mark.parametrize("verb", ["release", "reject"])
@@ -37,6 +40,8 @@ def test_a_decision_goes_with_its_note(similis, server, home, verb):
     ran = similis("quarantine", verb, "image-17", "--note", "an implant", "--home", home)
     assert (ran.code, server.asked[0].json) == (0, {"note": "an implant"})
     assert "released by Anna" in ran.out
+    similis("quarantine", verb, "image-17", "--since", ITEM["since"], "--home", home)
+    assert server.asked[1].json == {"note": "", "since": ITEM["since"]}
 
 
 def test_a_decision_that_another_made_first_is_a_conflict(similis, server, home):

@@ -273,6 +273,24 @@ def test_bytes_that_were_released_and_are_held_now_are_decided_on_anew(bright: B
     assert bright.column("SELECT reviewer FROM review ORDER BY id") == ["Anna", "Boris"]
 
 
+@pytest.mark.parametrize("decision", ["release", "reject"])
+def test_a_decision_is_about_what_was_looked_at(bright: Bright, decision: str) -> None:
+    bright.paint(0)
+    bright.sandbox.stats = BLANK
+    bright.take()
+    with bright.begin() as db:
+        (item,) = reviews.page(db, Wanted(), ("image", 2**62), 10)
+    bright.put("0000.dcm", header(0), b"quite another picture")
+    bright.take()
+    with bright.begin() as db, pytest.raises(Conflict, match="look at it again"):
+        getattr(quarantine, decision)(db, item.id, ANNA, since=item.since)
+    assert bright.status(0) == "quarantined"
+    with bright.begin() as db:
+        (item,) = reviews.page(db, Wanted(), ("image", 2**62), 10)
+        getattr(quarantine, decision)(db, item.id, ANNA, since=item.since)
+    assert bright.status(0) == ("received" if decision == "release" else "rejected")
+
+
 @pytest.mark.parametrize("first", ["release", "reject"])
 def test_two_reviewers_at_once_make_one_decision(stopped: Bright, first: str) -> None:
     """The second one acts while the first has not committed, and waits for what comes of it."""

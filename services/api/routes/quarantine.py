@@ -18,7 +18,7 @@ from services.api.answers import (
 from services.api.dependencies import CanRead, CanReview, Db
 from services.api.errors import explain
 from services.api.routes.models import Name
-from services.api.schemas import MOST_ID, CalibrateIn, Item, Modality, NoteIn, QuarantineIn, ReplayIn, RetryIn
+from services.api.schemas import MOST_ID, CalibrateIn, DecisionIn, Item, Modality, QuarantineIn, ReplayIn, RetryIn
 from shared.errors import Conflict, NotFound
 from shared.pipeline import quarantine, thresholds
 from shared.pipeline.quarantine import Retried
@@ -88,15 +88,17 @@ def show_reviews(db: Db, _: CanReview, item: One) -> dict[str, Any]:
 
 
 @router.post("/v1/quarantine/{item}:release", response_model=ReviewOut)
-def release(db: Db, bearer: CanReview, item: One, said: NoteIn | None = None) -> dict[str, Any]:
-    """The image becomes searchable. 409 where it was decided on already, or cannot be read."""
-    return _said(db, quarantine.release(db, _image(item), bearer.actor, (said or NoteIn()).note))
+def release(db: Db, bearer: CanReview, item: One, asked: DecisionIn | None = None) -> dict[str, Any]:
+    """The image becomes searchable. 409 where it was decided on or stopped anew meanwhile, or cannot be read."""
+    said = asked or DecisionIn()
+    return _said(db, quarantine.release(db, _image(item), bearer.actor, said.note, said.since))
 
 
 @router.post("/v1/quarantine/{item}:reject", response_model=ReviewOut)
-def reject(db: Db, bearer: CanReview, item: One, said: NoteIn | None = None) -> dict[str, Any]:
-    """The image never becomes searchable. 409 where it was decided on already."""
-    return _said(db, quarantine.reject(db, _image(item), bearer.actor, (said or NoteIn()).note))
+def reject(db: Db, bearer: CanReview, item: One, asked: DecisionIn | None = None) -> dict[str, Any]:
+    """The image never becomes searchable. 409 where it was decided on or stopped anew meanwhile."""
+    said = asked or DecisionIn()
+    return _said(db, quarantine.reject(db, _image(item), bearer.actor, said.note, said.since))
 
 
 @router.post("/v1/quarantine/{item}:retry", status_code=202, response_model=RetriedOut)
