@@ -186,16 +186,20 @@ def mine(db: Session, held: Held) -> bool:
     return found is not None and not found.cancel
 
 
+#: A cancel that came during the turn is carried out here, too: of turns that end in errors none may ever look for it.
+_REST = sa.text(
+    """
+    UPDATE operation SET lease_until = NULL, not_before = clock_timestamp() + make_interval(secs => :s), error = :error,
+        state = CASE WHEN cancel AND state = 'running' THEN 'cancelled' ELSE state END,
+        finished_at = CASE WHEN cancel AND state = 'running' THEN clock_timestamp() ELSE finished_at END
+    WHERE id = :id AND attempt = :attempt
+    """
+)
+
+
 def rest(db: Session, held: Held, seconds: float, error: str | None = None) -> None:
-    """The operation is due again after so many seconds (a watch between its rounds)."""
-    db.execute(
-        sa.text(
-            "UPDATE operation SET lease_until = NULL, not_before = clock_timestamp() + make_interval(secs => :s), "
-            "error = :error "
-            "WHERE id = :id AND attempt = :attempt"
-        ),
-        {"id": held.id, "attempt": held.attempt, "s": seconds, "error": error},
-    )
+    """The operation is due again after so many seconds (a watch between its rounds); one to be cancelled has ended."""
+    db.execute(_REST, {"id": held.id, "attempt": held.attempt, "s": seconds, "error": error})
 
 
 def end(db: Session, held: Held, state: str, error: str | None = None) -> None:

@@ -2,7 +2,9 @@
 
 import uuid
 
+from shared.errors import Unavailable
 from shared.pipeline import sweep
+from shared.pipeline.lease import turn
 from shared.store import operations
 from shared.store.operations import MOST_LOSSES, Held
 from shared.store.tables import Operation
@@ -128,3 +130,16 @@ def test_one_that_was_to_be_cancelled_is(platform: Platform) -> None:
     with platform.begin() as db:
         operations.cancel(db, number)
     assert swept(platform, number).state == "cancelled"
+
+
+def test_a_cancel_that_comes_during_a_turn_ends_it_whichever_way_the_turn_ends(platform: Platform) -> None:
+    number = made(platform)
+    held = claimed(platform)
+    assert held is not None
+    with platform.begin() as db:
+        assert operations.cancel(db, number).state == "running"  # a worker is at it
+    with turn(platform.begin, held, 30.0, away_s=0.0):
+        raise Unavailable("the archive does not answer")
+    assert claimed(platform) is None
+    ended = swept(platform, number)
+    assert (ended.state, ended.lease_until, ended.finished_at is not None) == ("cancelled", None, True)
