@@ -81,7 +81,7 @@ def page(db: Session, limit: int, before: Any = None) -> Sequence[Operation]:  #
     return db.scalars(query).all()
 
 
-#: Leases that ended by themselves since the operation last got on, this one among them: who ends a turn leaves none.
+#: Leases that ended by themselves since the operation last got on or a turn ended in order, this one among them.
 _LOSSES = "losses + (CASE WHEN lease_until IS NULL THEN 0 ELSE 1 END)"
 MOST_LOSSES = 5
 _DUE = f"""
@@ -190,7 +190,7 @@ def mine(db: Session, held: Held) -> bool:
 _REST = sa.text(
     """
     UPDATE operation SET lease_until = NULL, not_before = clock_timestamp() + make_interval(secs => :s), error = :error,
-        state = CASE WHEN cancel AND state = 'running' THEN 'cancelled' ELSE state END,
+        losses = 0, state = CASE WHEN cancel AND state = 'running' THEN 'cancelled' ELSE state END,
         finished_at = CASE WHEN cancel AND state = 'running' THEN clock_timestamp() ELSE finished_at END
     WHERE id = :id AND attempt = :attempt
     """

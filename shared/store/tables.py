@@ -433,7 +433,7 @@ class Operation(Lease, Base):
     done: Mapped[int] = mapped_column(server_default="0")
     cancel: Mapped[bool] = mapped_column(server_default=text("false"))
     error: Mapped[str | None]
-    losses: Mapped[int] = mapped_column(Integer, server_default="0")  #: of its lease, since it last got on
+    losses: Mapped[int] = mapped_column(Integer, server_default="0")  #: of its lease, in a row
     key_digest: Mapped[bytes | None] = mapped_column(unique=True)  #: of an Idempotency-Key
     created_at: Mapped[datetime] = _now()
     registered_at: Mapped[datetime | None]  #: of a scan or a pull: each file has a row; its images are waited for

@@ -124,6 +124,19 @@ def test_a_turn_that_ends_in_order_is_no_loss(platform: Platform) -> None:
     assert swept(platform, number).losses == 0
 
 
+def test_losses_between_which_a_turn_ended_in_order_are_not_in_a_row(platform: Platform) -> None:
+    number = made(platform)
+    for _ in range(MOST_LOSSES):
+        lost(platform, 1)
+        held = claimed(platform)
+        assert held is not None
+        with platform.begin() as db:
+            operations.rest(db, held, 0)
+    assert swept(platform, number).state == "running"
+    lost(platform, MOST_LOSSES)
+    assert swept(platform, number).state == "failed"
+
+
 def test_one_that_was_to_be_cancelled_is(platform: Platform) -> None:
     number = made(platform)
     lost(platform, MOST_LOSSES)
