@@ -44,11 +44,14 @@ class Hours:
         return (opening + timedelta(days=moment >= self.begin) - now).total_seconds()
 
 
+def closed_s(hours: str | None) -> float:
+    """Seconds until these hours begin, by this machine's clock; 0 while they last, and without any."""
+    return Hours.read(hours).closed_s(datetime.now().astimezone()) if hours else 0.0
+
+
 def allow(db: Session, generation: Generation, most: int) -> int:
     """How many images of this build may go on now, at most `most`: none outside its hours."""
-    if generation.hours and Hours.read(generation.hours).closed_s(datetime.now().astimezone()):
-        return 0
-    return generations.allow(db, generation, most)
+    return 0 if closed_s(generation.hours) else generations.allow(db, generation, most)
 
 
 class Pace:

@@ -19,7 +19,7 @@ from shared.imaging.pseudonym import patient_number
 from shared.index.base import Exact, Filter, Index, IndexStore, Match, Query, Recall
 from shared.pipeline.ask import LEAST_DEPTH
 from shared.pipeline.lease import turn
-from shared.pipeline.pace import allow
+from shared.pipeline.pace import allow, closed_s
 from shared.pipeline.question import TARGET
 from shared.store import catchup, coverage, encodings, generations, images, ledger, operations
 from shared.store.canaries import K
@@ -31,6 +31,8 @@ from shared.types import Job
 LEASE_S = 30.0
 CHUNK = 2000  #: images looked at in one transaction
 REST_S = 1.0  #: until it is looked again whether all has come
+CALM = 10  #: times as long as a count took nothing is counted again: of a large archive it takes half a minute
+LOOK_S = 10.0  #: outside its hours, so often is looked whether it has others by now
 AWAY_S = 10.0  #: until an engine that was away is asked again
 GRACE_S = 60.0  #: a query that still knows a retired generation has long been answered
 SAMPLE, SEED = 100, 0
@@ -77,25 +79,38 @@ def _build(
             if not operations.mine(db, held):
                 return False  # paused, cancelled, or another's
             found = generations.get(db, number)
+            if wait_s := closed_s(found.hours):
+                operations.rest(db, held, min(wait_s, LOOK_S))
+                return False
             looked_at = fill(db, found, chunk)
-            if found.filled_at is None and (looked_at == 0 or time.monotonic() >= until):
-                _report(db, held, found)
-                operations.rest(db, held, REST_S if looked_at == 0 else 0.0)
-                return looked_at > 0
-            if found.filled_at is not None:
-                break
+        if found.filled_at is not None:
+            break
+        if looked_at == 0 or time.monotonic() >= until:
+            _leave(begin, held, number, REST_S if looked_at == 0 else 0.0)
+            return looked_at > 0
     with begin() as db:
-        covered = _report(db, held, generations.get(db, number))
+        covered, calm_s = _report(db, held, generations.get(db, number))
         if covered.coming:
             if covered.by_reason.get("missing"):  # a row went astray: cheap to look at all of them again
                 found = generations.get(db, number)
                 found.filled_to, found.filled_at = 0, None
             enqueue(db, Job.PROJECT)
             enqueue(db, Job.CATCH_UP)
-            operations.rest(db, held, REST_S)
+            operations.rest(db, held, max(REST_S, calm_s))
             return False
     _finish(begin, open_index, held, number, alive)
     return True
+
+
+def _leave(begin: Begin, held: Held, number: int, rest_s: float) -> None:
+    """A fill that is not through goes on after so many seconds.
+
+    In a transaction of its own: who asks the throttle waits for the fill, and not for a count.
+    """
+    with begin() as db:
+        if generations.to_count(db, number):
+            _report(db, held, generations.get(db, number))
+        operations.rest(db, held, rest_s)
 
 
 def fill(db: Session, found: Generation, chunk: int = CHUNK) -> int:
@@ -122,8 +137,11 @@ def fill(db: Session, found: Generation, chunk: int = CHUNK) -> int:
     return len(ids)
 
 
-def _report(db: Session, held: Held, found: Generation) -> coverage.Coverage:
+def _report(db: Session, held: Held, found: Generation) -> tuple[coverage.Coverage, float]:
+    """How far it is stands on its operation; for how many seconds that is to do."""
+    began = time.monotonic()
     covered = coverage.count(db, found.id, found.model_id)
+    calm_s = CALM * (time.monotonic() - began)
     operations.progress(
         db,
         held,
@@ -133,7 +151,8 @@ def _report(db: Session, held: Held, found: Generation) -> coverage.Coverage:
         cursor={"image": found.filled_to},
         lease_s=LEASE_S,
     )
-    return covered
+    generations.counted(db, found.id, calm_s)
+    return covered, calm_s
 
 
 def _finish(begin: Begin, open_index: Opened, held: Held, number: int, alive: Callable[[], None]) -> None:

@@ -4,7 +4,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from datetime import date, datetime
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from shared.log import get
 from shared.pipeline import pull, scan
 from shared.pipeline.dicomweb import Access, Archive
 from shared.pipeline.lease import turn
-from shared.pipeline.pace import Hours
+from shared.pipeline.pace import closed_s
 from shared.pipeline.pull import Pull
 from shared.pipeline.receive import Inspector, Rules
 from shared.store import files, operations
@@ -170,9 +170,9 @@ def advance_pull(
         return _tell_pull(db, held, progress, max(progress.total, progress.done))
 
     with turn(begin, held, LEASE_S, ARCHIVE_AWAY_S):
-        if closed_s := _closed_s(params):
+        if wait_s := closed_s(params.get("between")):
             with begin() as db:
-                operations.rest(db, held, min(closed_s, LOOK_S))
+                operations.rest(db, held, min(wait_s, LOOK_S))
             return True
         own: dict[str, str] = {name: params[name] for name in ("user", "password_file", "token_file") if name in params}
         access = access_of(params["source"], own)
@@ -187,7 +187,7 @@ def advance_pull(
                 origin=pull.origin_of(access.url, held.id),
                 rules=rules,
                 report=report,
-                over=lambda: time.monotonic() > until or _closed_s(params) > 0,
+                over=lambda: time.monotonic() > until or closed_s(params.get("between")) > 0,
                 alive=alive,
                 most=most,
             )
@@ -198,11 +198,6 @@ def advance_pull(
 def _tell_pull(db: Session, held: Held, progress: pull.Progress, total: int) -> bool:
     counts, cursor = progress.counts, progress.cursor or None
     return operations.progress(db, held, done=progress.done, total=total, counts=counts, cursor=cursor, lease_s=LEASE_S)
-
-
-def _closed_s(params: Mapping[str, Any]) -> float:
-    hours = params.get("between")
-    return Hours.read(hours).closed_s(datetime.now().astimezone()) if hours else 0.0
 
 
 def _plan(params: Mapping[str, Any]) -> pull.Plan:

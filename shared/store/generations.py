@@ -221,6 +221,18 @@ def allow(db: Session, generation: Generation, most: int) -> int:
     return n
 
 
+def counted(db: Session, generation_id: int, calm_s: float) -> None:
+    """What it lacks was counted, and need not be for so many seconds."""
+    until = sa.func.clock_timestamp() + sa.func.make_interval(0, 0, 0, 0, 0, 0, calm_s)
+    db.execute(sa.update(Generation).where(Generation.id == generation_id).values(count_at=until))
+
+
+def to_count(db: Session, generation_id: int) -> bool:
+    """Its last count is old enough, or there was none."""
+    due = sa.func.coalesce(Generation.count_at <= sa.func.clock_timestamp(), True)
+    return bool(db.execute(sa.select(due).where(Generation.id == generation_id)).scalar_one())
+
+
 _PURGEABLE = sa.text(
     "SELECT id FROM generation WHERE state = 'retired' AND purged_at IS NULL "
     "AND id NOT IN (SELECT generation_id FROM live) "

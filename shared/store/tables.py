@@ -254,6 +254,7 @@ class Generation(Base):
     throttle: Mapped[float | None]  #: rows per second; None: as fast as it goes
     hours: Mapped[str | None]  #: of the day in which it is built, such as 20:00-06:00; None: at any
     paced_from: Mapped[datetime | None]  #: what the throttle has allowed is used up to this moment
+    count_at: Mapped[datetime | None]  #: while it is filled, what it lacks is not counted again before
     gate: Mapped[float] = mapped_column(server_default="0.97")  #: recall@10 that publishing asks for
     measured: Mapped[dict[str, Any] | None]  #: recall, sample, points and moment of the last measurement
     accepted: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default=text("'{}'"))  #: images named missing

@@ -572,6 +572,13 @@ def test_the_throttle_holds_for_all_who_work_at_once(filled: Platform) -> None:
     assert shown(filled, number).filled_to == 4
 
 
+def rest_s(platform: Platform, number: int) -> float:
+    """Until its next turn is due."""
+    row = operation(platform, number)
+    assert row.not_before is not None
+    return (row.not_before - datetime.now().astimezone()).total_seconds()
+
+
 def hours_of(now: datetime, begin: int, end: int) -> str:
     return "-".join(f"{now + timedelta(hours=hour):%H:%M}" for hour in (begin, end))
 
@@ -600,6 +607,42 @@ def test_a_build_is_slowed_and_sped_up_while_it_runs_and_keeps_to_its_hours(fill
         lifecycle.cancel(db, number)
     with pytest.raises(Conflict, match="retired"), filled.begin() as db:
         lifecycle.throttle(db, number, {"throttle": 1})
+
+
+def test_outside_its_hours_nothing_is_counted(filled: Platform) -> None:
+    number = filled.begin_generation(hours=hours_of(datetime.now().astimezone(), 2, 4))
+    reindex.advance(filled.begin, filled.index)
+    assert (operation(filled, number).state, operation(filled, number).total) == ("running", None)
+    assert 1 < rest_s(filled, number) <= reindex.LOOK_S
+
+
+def test_what_a_slowed_build_lacks_is_counted_again_only_after_many_times_what_a_count_takes(
+    filled: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    number = filled.begin_generation(throttle=0.5)  # two images in five seconds, which is the most that gathers
+
+    def step(calm: float) -> tuple[int, dict[str, int]]:
+        rested(filled)
+        with filled.begin() as db:
+            db.execute(sa.text("UPDATE generation SET paced_from = NULL WHERE id = 2"))
+        monkeypatch.setattr(reindex, "CALM", calm)
+        reindex.advance(filled.begin, filled.index)
+        assert rest_s(filled, number) <= reindex.REST_S
+        return shown(filled, number).filled_to, operation(filled, number).counts
+
+    assert step(0) == (2, {"to-index": 2, "missing": 14})
+    assert step(10**6) == (4, {"to-index": 4, "missing": 12})
+    assert step(10**6) == (6, {"to-index": 4, "missing": 12})
+
+
+def test_a_build_that_waits_for_what_is_coming_rests_many_times_what_a_count_takes(
+    filled: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reindex, "CALM", 10**6)
+    number = filled.begin_generation()
+    reindex.advance(filled.begin, filled.index)
+    assert operation(filled, number).counts == {"to-index": 16}
+    assert rest_s(filled, number) > 100 * reindex.REST_S
 
 
 def test_an_engine_that_is_away_while_it_is_measured_costs_a_wait(filled: Platform) -> None:
