@@ -208,6 +208,7 @@ def summarise(answer: Answer) -> None:
     for name, meaning in (
         ("unlabelled", "the label table says nothing of them"),
         ("namesakes", "of these: the table names them by a file name that stands in several folders"),
+        ("unnamed", "the archive lists them without a valid UID; studies and instances that were not asked for"),
     ):
         if operation.counts.get(name):
             rows.append(("warning", "", name, operation.counts[name], meaning))

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
 from shared.errors import Denied, Invalid, Unavailable
@@ -31,6 +31,9 @@ _UID = re.compile(r"[0-2](\.(0|[1-9][0-9]*))+")
 STUDY, SERIES, SOP, COUNT = "0020000D", "0020000E", "00080018", "00201208"
 
 
+T = TypeVar("T")
+
+
 class Away(Unavailable):
     """The other archive does not answer, or not now."""
 
@@ -41,6 +44,23 @@ class Silent(Away):
 
 class Odd(Invalid):
     """The other archive answered something that it should not have."""
+
+
+@dataclass(slots=True)
+class Listing(Generic[T]):
+    """What an archive lists, by UID."""
+
+    named: dict[str, T] = field(default_factory=dict)
+    unnamed: int = 0  #: items without a valid UID, which cannot be asked for
+
+    def __len__(self) -> int:
+        return len(self.named) + self.unnamed
+
+    def add(self, uid: str, what: T) -> None:
+        if uid:
+            self.named[uid] = what
+        else:
+            self.unnamed += 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,20 +133,20 @@ class Archive:
         """It answers a query."""
         self._page("studies", {"limit": "1"})
 
-    def studies(self, query: Mapping[str, str], most: int) -> dict[str, int]:
-        """Study Instance UID -> instances as it counts them, 0 where it does not; at most a page more than `most`."""
-        found: dict[str, int] = {}
+    def studies(self, query: Mapping[str, str], most: int) -> Listing[int]:
+        """Study Instance UID -> instances as it counts them, 0 where it does not; at most one more than `most`."""
+        found = Listing[int]()
         for item in self._pages("studies", {**query, "includefield": COUNT}, STUDY):
-            found[str(_value(item, STUDY))] = _count(item)
+            found.add(_uid(item, STUDY), _count(item))
             if len(found) > most:
                 break
         return found
 
-    def instances(self, study: str) -> dict[str, str]:
+    def instances(self, study: str) -> Listing[str]:
         """SOP Instance UID -> Series Instance UID of a study; a series that is not named is ""."""
-        found: dict[str, str] = {}
+        found = Listing[str]()
         for item in self._pages(f"studies/{study}/instances", {}, SOP):
-            found[str(_value(item, SOP))] = _uid(item, SERIES)
+            found.add(_uid(item, SOP), _uid(item, SERIES))
             if len(found) > MOST_INSTANCES:
                 raise Odd(f"a study has more than {MOST_INSTANCES} instances")
         return found
@@ -160,7 +180,7 @@ class Archive:
         splitter.finish()
 
     def _pages(self, path: str, query: Mapping[str, str], key: str) -> Iterator[Mapping[str, Any]]:
-        """Every item that has a valid UID of this kind, once; ends where nothing new comes.
+        """Every item once, by what it says its UID of this kind is, valid or not; ends where nothing new comes.
 
         An archive may cap a page below what was asked, and one that ignores offsets answers the first page for ever.
         """
@@ -169,8 +189,8 @@ class Archive:
             page = self._page(path, {**query, "limit": str(PAGE), "offset": str(offset)})
             fresh = {}
             for item in page:
-                if (uid := _uid(item, key)) and uid not in seen:
-                    fresh[uid] = item
+                if (said := repr(_value(item, key))) not in seen:
+                    fresh[said] = item
             if not fresh:
                 return
             seen |= fresh.keys()

@@ -25,7 +25,7 @@ from shared.errors import Denied
 from shared.imaging.reasons import Reason
 from shared.multipart import End
 from shared.pipeline.arrive import Arrived, arrive
-from shared.pipeline.dicomweb import Archive, Away, Odd, Silent
+from shared.pipeline.dicomweb import Archive, Away, Listing, Odd, Silent
 from shared.pipeline.pace import Pace
 from shared.pipeline.receive import Inspector, Rules
 from shared.pipeline.streamed import Streamed
@@ -74,11 +74,12 @@ class Progress:
     held: int = 0  #: stood here already
     turned_away: int = 0  #: came, and were not kept
     missing: int = 0  #: did not come
+    unnamed: int = 0  #: studies and instances that the archive lists without a valid UID, and that were passed over
     cursor: dict[str, str] = field(default_factory=dict)  #: `from`, `to`, `after`; `silent`: turns, for the next study
 
     @property
     def counts(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in ("studies", *OF_INSTANCES)}
+        return {name: getattr(self, name) for name in ("studies", *OF_INSTANCES, "unnamed")}
 
     @classmethod
     def of(cls, row: Operation) -> Self:
@@ -122,14 +123,15 @@ class Pull:
             cursor = self.progress.cursor
             done = cursor.get("after", "") if cursor.get("from") == _text(low) else ""
             self.progress.cursor = {**cursor, "from": _text(low), "to": _text(high), "after": done}
-            left = sorted(study for study in listed if study > done)
-            self.progress.total = self.progress.done + sum(listed[study] for study in left)
+            left = sorted(study for study in listed.named if study > done)
+            self.progress.total = self.progress.done + sum(listed.named[study] for study in left)
             for study in left:
                 self._study(study, pace)
                 self.progress.cursor |= {"after": study, "silent": "0"}
                 self.tell()
                 if self.over():
                     return False
+            self.progress.unnamed += listed.unnamed
             following = "end" if high is None or high == self.plan.last else _text(high + timedelta(days=1))
             self.progress.cursor = {"from": following, "to": "", "after": ""}
             self.tell()
@@ -142,7 +144,7 @@ class Pull:
         if not go_on:
             raise Stopped
 
-    def _window(self) -> tuple[date | None, date | None, dict[str, int]] | None:
+    def _window(self) -> tuple[date | None, date | None, Listing[int]] | None:
         """The next days and their studies; None at the end. One that was begun is the same again."""
         at, until = self.progress.cursor.get("from", ""), self.progress.cursor.get("to", "")
         first, last = self.plan.first, self.plan.last
@@ -162,8 +164,8 @@ class Pull:
                 return low, high, listed
             high = low + (high - low) // 2
 
-    def _listed(self, query: Mapping[str, str], most: int) -> dict[str, int]:
-        found: dict[str, int] = patiently(lambda: self.archive.studies(query, most))
+    def _listed(self, query: Mapping[str, str], most: int) -> Listing[int]:
+        found: Listing[int] = patiently(lambda: self.archive.studies(query, most))
         if len(found) > ENOUGH:
             raise Odd(f"the archive lists more than {ENOUGH} studies for one day")
         return found
@@ -219,13 +221,15 @@ class _Study:
         self._pull, self._study, self._pace = pull, study, pace
         self._base = pull.progress.done
         self._listed: dict[str, str] = {}
+        self._unnamed = 0
         self._held: set[str] = set()
         self._came: set[str] = set()
         self._bad: dict[str, tuple[str, str]] = {}  #: outcome and reason, by SOP Instance UID
 
     def go(self) -> None:
         """Every instance that the archive lists was asked for. Raises: `Away`, `Denied`, `Odd`."""
-        self._listed = self._pull.archive.instances(self._study)
+        listing = self._pull.archive.instances(self._study)
+        self._listed, self._unnamed = listing.named, listing.unnamed
         with self._pull.begin() as db:
             stands = pulls.held(db, list(self._listed))
         self._held = stands - self._came
@@ -259,6 +263,7 @@ class _Study:
         progress.pulled += len(self._came)
         progress.missing += len(lost)
         progress.turned_away += len(self._bad) - len(lost)
+        progress.unnamed += self._unnamed
         self._count()
         progress.total = max(progress.total, progress.done)
 

@@ -100,7 +100,7 @@ def test_another_archive_is_pulled_from_to_the_end(client, roomy, source, worker
     settle(roomy)
     told = show(client, answer.json()["id"])
     assert (told["state"], told["done"], told["total"], told["progress"]) == ("succeeded", 4, 4, 100)
-    assert told["counts"] == {"studies": 2, "pulled": 4, "held": 0, "turned_away": 0, "missing": 0}
+    assert told["counts"] == {"studies": 2, "pulled": 4, "held": 0, "turned_away": 0, "missing": 0, "unnamed": 0}
     assert told["outcomes"] == [{"outcome": "encoded", "gate": None, "reason": None, "explanation": None, "count": 4}]
     assert told["path"] == source
     assert client.get(f"/v1/studies/{study_uid(1)}/similar").json()["studies"]
@@ -234,7 +234,7 @@ def test_what_was_erased_does_not_come_back(client, roomy, source, worker):
     operation_id = begin(client).json()["id"]
     worker()
     told = show(client, operation_id)
-    assert told["counts"] == {"studies": 2, "pulled": 0, "held": 2, "turned_away": 2, "missing": 0}
+    assert told["counts"] == {"studies": 2, "pulled": 0, "held": 2, "turned_away": 2, "missing": 0, "unnamed": 0}
     with roomy.rt.transaction() as db:
         left = set(db.scalars(sa.text("SELECT sop_uid FROM image WHERE status <> 'deleted'")))
     assert left == {sop_uid(2, 1), sop_uid(2, 2)}

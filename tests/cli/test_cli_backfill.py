@@ -28,6 +28,13 @@ def test_it_asks_for_what_was_typed_and_follows_to_the_end(similis, server, tmp_
     assert "succeeded" in ran.out
 
 
+def test_what_the_archive_lists_without_a_valid_uid_is_told(similis, server):
+    server.on("POST /v1/ingest/backfills", operation(), 202)
+    server.on(f"GET /v1/operations/{ID}", operation("succeeded", done=4, total=4, counts={"unnamed": 3}))
+    ran = similis("backfill", "--dicomweb", "pacs", "--url", server.url)
+    assert [line.split()[1:3] for line in ran.out.splitlines() if "warning" in line] == [["unnamed", "3"]]
+
+
 def test_without_waiting_it_tells_the_operation(similis, server):
     server.on("POST /v1/ingest/backfills", operation(), 202)
     ran = similis("backfill", "--dicomweb", "pacs", "--no-wait", "--url", server.url)

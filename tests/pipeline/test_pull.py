@@ -404,6 +404,18 @@ def test_pages_that_are_capped_or_always_the_first_end(puller, peer):
     assert puller.images() == everything(peer)
 
 
+def test_what_is_listed_without_a_valid_uid_ends_no_listing_and_is_counted(puller, peer):
+    """A page of them, and a study one of whose instances has none; a zero may not lead a component of a UID."""
+    peer.page = 2
+    for study in ("1.2.03", "1.2.04"):
+        peer.files[study] = {}
+    peer.put(1, 1, 2)
+    peer.files[study_uid(1)]["1.2.05"] = b""
+    assert puller.run(Plan(query={}, first=None, last=None))
+    assert puller.images() == [sop_uid(1, 1), sop_uid(1, 2)]
+    assert (puller.progress.studies, puller.progress.pulled, puller.progress.unnamed) == (1, 2, 3)
+
+
 def test_studies_may_be_named_instead_of_dated(puller, peer):
     for study in (1, 2, 3):
         peer.put(study, 1)
