@@ -51,9 +51,10 @@ def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, watch: Watch,
             return False
         progress = scan.Progress.of(operations.get(db, held.id))
     lasting = bool(held.params.get("watch"))
+    began = time.monotonic()
     with turn(begin, held, LEASE_S, FOLDER_AWAY_S, lasting=lasting):
         said = said_of(held.params)
-        one = _Scan(held, said, alive)
+        one = _Scan(held, said, alive, began)
         scan.scan(
             begin,
             inspector,
@@ -98,15 +99,19 @@ class _Scan:
     held: Held
     said: Said
     alive: Callable[[], None]
+    began: float  #: by `time.monotonic`
     stopped: bool = False  #: cancelled, or another's by now
-    until: float = 0.0  #: known at the first report: a turn that only finds its place again would never end
+    #: Known at the first report: a turn that only finds its place again would never end. With a table that is to walk
+    #: the whole folder; at least half of each turn gets on.
+    until: float = 0.0
 
     def report(self, db: Session, progress: scan.Progress) -> bool:
         """How far it is stands on its row; False: it is over, or gives way to others."""
         self.alive()
         self.stopped = not self._tell(db, progress)
-        self.until = self.until or time.monotonic() + TURN_S
-        return not self.stopped and not (time.monotonic() >= self.until and _others_wait(db))
+        now = time.monotonic()
+        self.until = self.until or now + max(TURN_S, now - self.began)
+        return not self.stopped and not (now >= self.until and _others_wait(db))
 
     def leave(self, db: Session, progress: scan.Progress, rest_s: float | None) -> None:
         """The row says what comes next; after a round of a watch a rest of `rest_s`."""

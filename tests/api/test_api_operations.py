@@ -3,6 +3,7 @@
 import hashlib
 import os
 import uuid
+from types import SimpleNamespace
 
 import pytest
 import sqlalchemy as sa
@@ -212,6 +213,7 @@ def turns(archive, tmp_path, monkeypatch):
     """A folder of so many files that are no studies, and workers that have no time for more than two of them."""
     monkeypatch.setattr(workers.ingest, "runtime", lambda: archive.rt)
     monkeypatch.setattr("shared.pipeline.turns.TURN_S", 0.0)
+    monkeypatch.setattr("shared.pipeline.turns.time", SimpleNamespace(monotonic=lambda: 1.0))
     monkeypatch.setattr(scan, "BATCH", 2)
 
     def make(name, count):

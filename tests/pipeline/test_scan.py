@@ -1,5 +1,7 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -9,7 +11,9 @@ from shared.datasets.folder import read_labels
 from shared.errors import Invalid, Rejected, Unavailable
 from shared.imaging.reasons import Reason, empty, failed
 from shared.imaging.sandbox import Sandbox
-from shared.pipeline import scan
+from shared.pipeline import scan, turns
+from shared.store import operations
+from shared.store.files import Seen
 from shared.store.tables import Operation
 from shared.types import Job
 from tests.miniature import Platform, header
@@ -305,3 +309,35 @@ def test_a_row_of_the_label_table_is_not_taken_for_two_patients(platform: Platfo
         ("1.2.3.3", 3),
         ("1.2.3.4", 2),
     ]
+
+
+def test_a_turn_gets_on_for_as_long_as_it_took_to_find_its_place(
+    platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a table each turn walks the whole folder first; here a clock ticks once for each file that is met."""
+    walked, see = 0, scan.see
+
+    def ticking(path: Path, after: bytes = b"") -> Iterator[Seen]:
+        nonlocal walked
+        for seen in see(path, after):
+            walked += 1
+            yield seen
+
+    monkeypatch.setattr(scan, "see", ticking)
+    monkeypatch.setattr(scan, "BATCH", 2)
+    monkeypatch.setattr(turns, "time", SimpleNamespace(monotonic=lambda: float(walked)))
+    monkeypatch.setattr(turns, "TURN_S", 0.0)
+    for n in range(20):
+        platform.put(f"{n:02}.dcm", header(n))
+    table = tmp_path / "labels.csv"
+    table.write_text("file,birads\n00.dcm,1\n")
+    (tmp_path / "watched").mkdir()
+    with platform.begin() as db:
+        first = operations.create(db, "scan", {"path": str(platform.folder / "archive"), "labels": str(table)}).id
+        operations.create(db, "scan", {"path": str(tmp_path / "watched"), "watch": True})  # it always waits for a turn
+    watch = turns.Watch(rules=platform.rules, rest_s=0)
+    for _ in range(20):
+        turns.advance_scan(platform.begin, platform.sandbox, platform.rules, watch, alive=lambda: None)
+    with platform.begin() as db:
+        assert operations.get(db, first).registered_at is not None
+    assert walked < 3 * 20
