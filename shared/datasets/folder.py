@@ -40,6 +40,7 @@ COLUMNS: Mapping[str, frozenset[str]] = {
     "pathology": frozenset({"pathology", "pathologyclassification", "pathologyclassificationfollowup"}),
 }  # fmt: skip
 KEYS = ("file", "sop", "study")
+LABELS = ("birads", "density", "pathology")  #: beside the extra columns
 #: columns that name a person are not taken over: what identifies somebody is not stored
 PERSONAL = frozenset(
     {
@@ -64,7 +65,7 @@ class Row:
     Its `repr` holds the patient as the table writes it: never log one.
     """
 
-    labels: Labels = field(default_factory=Labels)
+    labels: Labels | None = field(default_factory=Labels)  #: None where the table has no column of them
     study: str | None = None
     patient: str | None = None
     laterality: str | None = None
@@ -280,8 +281,9 @@ def _row(parsed: Mapping[str, object], record: Mapping[str, str]) -> Row:
     if not cells.missing(raw) and raw != str(parsed["birads"]):
         extra["birads_raw"] = raw
     own = ("study", "patient", "laterality", "view", "study_date", "modality")
-    labels = Labels(**{n: parsed.get(n) for n in ("birads", "density", "pathology")}, extra=extra)  # type: ignore[arg-type]
-    return Row(labels=labels, **{name: parsed.get(name) for name in own})  # type: ignore[arg-type]
+    labels = Labels(**{n: parsed.get(n) for n in LABELS}, extra=extra)  # type: ignore[arg-type]
+    has_labels = any(name in LABELS or name[:1] == ":" for name in record)
+    return Row(labels=labels if has_labels else None, **{name: parsed.get(name) for name in own})  # type: ignore[arg-type]
 
 
 def _file_key(line: int, cell: str) -> str:

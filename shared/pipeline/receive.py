@@ -26,7 +26,7 @@ from shared.store.files import Record, Seen
 from shared.store.locks import Lock, share
 from shared.store.session import enqueue
 from shared.store.studies import Incoming, Known
-from shared.types import Header, Job, Labels, Status
+from shared.types import Header, Job, Status
 
 BATCH = 64  #: files decided in one transaction
 
@@ -148,7 +148,7 @@ def decide(incoming: Incoming, known: Known | None, patient: bytes, policy: str)
         return Handling("kept", "nothing", Reason.ENDED)
     same_source = known.path == incoming.path or (incoming.sender != "" and incoming.sender == known.sender)
     if known.digest == incoming.digest:
-        new = incoming.labels != Labels() and studies.told_of(incoming) != known.told
+        new = incoming.by_table and studies.told_of(incoming, known.told) != known.told
         outcome = "taken" if same_source or known.lost else "same"
         return Handling(outcome, "redescribe" if new else "nothing", found_again=known.lost)
     if policy == "always" or (policy == "same_source" and same_source):
@@ -251,7 +251,8 @@ def _incoming(file: Found, secret: bytes, origin: Origin) -> Incoming:
         patient_key=key_of(header, secret),
         digest=file.inspected.digest,
         path=file.seen.path,
-        labels=file.row.labels if file.row is not None else Labels(),
+        labels=file.row.labels if file.row is not None else None,
+        by_table=file.row is not None,
         described=file.row is not None or file.inspected.kind == "dicom",
         nobody=() if file.row is None or file.inspected.kind == "dicom" else _nobody(file.inspected, header, secret),
         sender=f"{origin.source}:{origin.sender}" if origin.sender else "",

@@ -25,17 +25,19 @@ class Incoming:
     patient_key: bytes
     digest: bytes
     path: bytes
-    labels: Labels
+    labels: Labels | None  #: None: nobody says, and what stands stays
+    by_table: bool = False  #: a row of a table is about it
     described: bool = True  #: header or table say what it shows; false: a picture that no table knows
     nobody: tuple[bytes, ...] = ()  #: of a picture that a table names: the patients it may have had before it had one
     sender: str = ""  #: source and name of who sent it, for files that were sent
     held_by: str = ""  #: the site's rule by which it waits for a person
 
 
-def told_of(new: Incoming) -> tuple[object, ...]:
-    """What a label table may change of an image whose bytes stay."""
+def told_of(new: Incoming, before: tuple[object, ...]) -> tuple[object, ...]:
+    """What a label table may change of an image whose bytes stay, of which this was said `before`."""
     h, x = new.header, new.labels
-    return (x.birads, x.density, x.pathology, dict(x.extra), h.view, h.laterality, h.modality)
+    labels = before[:4] if x is None else (x.birads, x.density, x.pathology, dict(x.extra))
+    return (*labels, h.view, h.laterality, h.modality)
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +214,7 @@ _INSERT = sa.text(
 
 
 def _columns(incoming: Sequence[Incoming], studies: dict[str, tuple[int, bytes]]) -> dict[str, list[object]]:
-    headers = [i.header for i in incoming]
+    headers, labels = [i.header for i in incoming], [i.labels or Labels() for i in incoming]
     return {
         "sop_uid": [h.sop_instance_uid for h in headers],
         "study_id": [studies[h.study_instance_uid][0] for h in headers],
@@ -231,10 +233,10 @@ def _columns(incoming: Sequence[Incoming], studies: dict[str, tuple[int, bytes]]
         "frames": [h.frames for h in headers],
         "digest": [i.digest for i in incoming],
         "path": [i.path for i in incoming],
-        "birads": [i.labels.birads for i in incoming],
-        "density": [i.labels.density for i in incoming],
-        "pathology": [i.labels.pathology for i in incoming],
-        "labels": [json.dumps(dict(i.labels.extra)) for i in incoming],
+        "birads": [x.birads for x in labels],
+        "density": [x.density for x in labels],
+        "pathology": [x.pathology for x in labels],
+        "labels": [json.dumps(dict(x.extra)) for x in labels],
     }
 
 
@@ -277,8 +279,11 @@ _DESCRIBE = """
     laterality = :laterality, view = :view,
     view_modifiers = ARRAY(SELECT jsonb_array_elements_text(CAST(:modifiers AS jsonb))), body_part = :body_part,
     manufacturer = :manufacturer, presentation_intent = :intent, rows = :rows, columns = :columns,
-    frames = :frames, birads = :birads, density = :density, pathology = :pathology,
-    labels = CAST(:labels AS jsonb), revision = revision + 1, operation_id = :operation
+    frames = :frames, birads = CASE WHEN :labelled THEN CAST(:birads AS int) ELSE birads END,
+    density = CASE WHEN :labelled THEN :density ELSE density END,
+    pathology = CASE WHEN :labelled THEN :pathology ELSE pathology END,
+    labels = CASE WHEN :labelled THEN CAST(:labels AS jsonb) ELSE labels END,
+    revision = revision + 1, operation_id = :operation
 """
 
 #: While one that was stopped is not judged again, no build may take it for one that belongs.
@@ -323,4 +328,5 @@ def redescribe(db: Session, image_id: int, new: Incoming, operation_id: uuid.UUI
 
 def _one(image_id: int, new: Incoming, operation_id: uuid.UUID | None) -> dict[str, object]:
     columns = _columns([new], {new.header.study_instance_uid: (0, b"")})
-    return {name: values[0] for name, values in columns.items()} | {"id": image_id, "operation": operation_id}
+    one = {name: values[0] for name, values in columns.items()}
+    return one | {"id": image_id, "operation": operation_id, "labelled": new.labels is not None}

@@ -48,7 +48,7 @@ def labelled(
         if row is None and table.shares(folder, path):
             counted["whose name in the table is another's, too"] += 1
             continue
-        value = None if row is None else getattr(row.labels, label)
+        value = None if row is None or row.labels is None else getattr(row.labels, label)
         if row is None or value is None or (label == "birads" and value == 0):
             counted["without a label"] += 1
             continue

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Self
 import pytest
 import sqlalchemy as sa
 
-from shared.datasets.folder import Row
+from shared.datasets.folder import Row, read_labels
 from shared.errors import Unavailable
 from shared.imaging.pseudonym import patient_key, patient_number
 from shared.pipeline import receive, search
@@ -192,6 +192,39 @@ def test_replaced_bytes_bring_their_labels_and_header(platform: Platform) -> Non
     platform.put("a.dcm", header(0, view="ML", modality="CR"), b"second")
     platform.scan(Table(Row(labels=Labels(birads=5))))
     assert rows(platform, "SELECT birads, view, modality, revision FROM image") == [(5, "ML", "CR", 2)]
+
+
+def tabled(platform: Platform, text: str) -> None:
+    """Scanned with this table."""
+    table = platform.folder / "labels.csv"
+    table.write_text(text)
+    platform.scan(read_labels(table))
+
+
+def test_a_label_that_a_table_takes_back_is_gone(platform: Platform) -> None:
+    platform.put("a.dcm", header(0))
+    tabled(platform, "file,birads\na.dcm,5\n")
+    tabled(platform, "file,birads\na.dcm,\n")
+    assert rows(platform, "SELECT birads, labels FROM image") == [(None, {})]
+
+
+def test_an_image_that_a_table_does_not_name_keeps_its_labels_also_with_other_bytes(platform: Platform) -> None:
+    platform.put("a.dcm", header(0), b"first")
+    tabled(platform, "file,birads,ward\na.dcm,5,west\n")
+    tabled(platform, "file,birads\nb.dcm,1\n")
+    told = "SELECT birads, labels, revision FROM image"
+    assert rows(platform, told) == [(5, {"ward": "west"}, 1)]
+    platform.put("a.dcm", header(0), b"second")
+    platform.scan()  # a watch, which knows no table
+    assert rows(platform, told) == [(5, {"ward": "west"}, 2)]
+
+
+def test_a_table_without_labels_corrects_side_and_view_of_a_picture_and_leaves_its_labels(platform: Platform) -> None:
+    path = os.fsencode(platform.put("a.png", header(0, view=None, laterality=None, patient_id="", modality="OT")))
+    platform.sandbox.kinds[path] = "png"
+    tabled(platform, "file,patient,study,side,view,birads\na.png,W1,S1,L,CC,5\n")
+    tabled(platform, "file,patient,study,side,view\na.png,W1,S1,R,MLO\n")
+    assert rows(platform, "SELECT laterality, view, birads FROM image") == [("R", "MLO", 5)]
 
 
 def test_a_picture_scanned_again_without_its_table_stays_as_it_was(platform: Platform) -> None:
