@@ -6,16 +6,21 @@ from hashlib import sha256
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from shared.imaging.reasons import Reason
+from shared.imaging.reasons import LOST, Reason
 from shared.store import arrivals, files
 from shared.store.arrivals import Arrival, Origin
 from shared.store.files import Record, Seen
+from shared.store.studies import WITHOUT_FILE
 
 
 def held(db: Session, sop_uids: Sequence[str]) -> set[str]:
-    """Those that stand, also what was rejected: they need not be asked for. What was erased nobody here can name."""
+    """Those that stand, also what was rejected: they need not be asked for, unless their files are lost.
+
+    What was erased nobody here can name.
+    """
     rows = db.execute(
-        sa.text("SELECT sop_uid FROM image WHERE sop_uid = ANY(CAST(:uids AS text[]))"), {"uids": list(sop_uids)}
+        sa.text(f"SELECT i.sop_uid FROM image i WHERE i.sop_uid = ANY(CAST(:uids AS text[])) AND NOT {WITHOUT_FILE}"),
+        {"uids": list(sop_uids), "lost": sorted(LOST)},
     )
     return {row.sop_uid for row in rows}
 

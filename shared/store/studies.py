@@ -251,6 +251,11 @@ def insert(
     return {row.sop_uid: row.id for row in rows}
 
 
+#: Of an image `i`: it failed, for a model at least, since its bytes were not where they had been (:lost, `LOST`).
+WITHOUT_FILE = """((i.status = 'failed' AND i.reason = ANY(CAST(:lost AS text[]))) OR EXISTS (SELECT 1 FROM backfill b
+    WHERE b.image_id = i.id AND b.state = 'failed' AND b.reason = ANY(CAST(:lost AS text[]))))"""
+
+
 def known(db: Session, sop_uids: Sequence[str]) -> dict[str, Known]:
     """Images that stand already, locked in one order."""
     rows = db.execute(
@@ -259,8 +264,7 @@ def known(db: Session, sop_uids: Sequence[str]) -> dict[str, Known]:
             "i.pathology, i.labels, i.view, i.laterality, i.modality, "
             "(SELECT a.source || ':' || a.sender FROM arrival a "
             "WHERE a.image_id = i.id AND a.outcome = 'taken' AND a.sender <> '' ORDER BY a.id DESC LIMIT 1) AS sender, "
-            "((i.status = 'failed' AND i.reason = ANY(CAST(:lost AS text[]))) OR EXISTS (SELECT 1 FROM backfill b "
-            "WHERE b.image_id = i.id AND b.state = 'failed' AND b.reason = ANY(CAST(:lost AS text[])))) AS lost "
+            f"{WITHOUT_FILE} AS lost "
             "FROM image i JOIN study s ON s.id = i.study_id "
             "WHERE i.sop_uid = ANY(CAST(:uids AS text[])) ORDER BY i.id FOR UPDATE OF i"
         ),

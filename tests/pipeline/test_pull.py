@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import threading
 import time
 import uuid
@@ -196,6 +197,23 @@ def test_what_stands_here_is_not_asked_for_again(puller, peer):
     assert (puller.progress.pulled, puller.progress.held) == (1, 2)
     files = [path for path in peer.asked if path.startswith("studies/") and not path.endswith("/instances")]
     assert files == [f"studies/{study_uid(1)}/series/{study_uid(1)}.1/instances/{sop_uid(1, 3)}"]
+
+
+def test_what_stands_here_without_its_file_is_asked_for(puller, peer):
+    peer.put(1, 1, 2)
+    puller.run()
+    with puller.platform.begin() as db:
+        lost = db.scalar(sa.text("SELECT path FROM image WHERE sop_uid = :sop"), {"sop": sop_uid(1, 1)})
+        Path(os.fsdecode(lost)).unlink()
+        db.execute(
+            sa.text("UPDATE image SET status = 'failed', reason = 'file-gone' WHERE sop_uid = :sop"),
+            {"sop": sop_uid(1, 1)},
+        )
+    puller.progress = Progress()
+    assert puller.run()
+    assert (puller.progress.pulled, puller.progress.held) == (1, 1)
+    with puller.platform.begin() as db:
+        assert db.execute(sa.text("SELECT DISTINCT status FROM image")).all() == [("received",)]
 
 
 def test_a_large_archive_is_walked_in_windows_that_it_can_list(puller, peer, monkeypatch):
