@@ -24,6 +24,7 @@ from tenacity import (
 from shared.errors import Denied
 from shared.imaging.reasons import Reason
 from shared.multipart import End
+from shared.pipeline import erase
 from shared.pipeline.arrive import Arrived, arrive
 from shared.pipeline.dicomweb import Archive, Away, Listing, Odd, Silent
 from shared.pipeline.pace import Pace
@@ -32,6 +33,7 @@ from shared.pipeline.streamed import Streamed
 from shared.store import pulls
 from shared.store.arrivals import Origin
 from shared.store.blobs import Blobs, Part
+from shared.store.locks import Lock, share
 from shared.store.session import Begin
 from shared.store.tables import Operation
 
@@ -255,9 +257,9 @@ class _Study:
         lost = [sop for sop, why in self._bad.items() if why == MISSING]
         with pull.begin() as db:
             pulls.forget(db, [self._place(sop) for sop in (*self._listed, "")])
-            named = {sop: why for sop, why in self._bad.items() if why[1] != Reason.ERASED}  # no row names what was
+            named = self._may_be_named(db)
             pulls.turned_away(db, {self._place(sop): why for sop, why in named.items()}, pull.origin)
-            pulls.lost(db, self._study, lost, pull.origin)
+            pulls.lost(db, self._study, [sop for sop in lost if sop in named], pull.origin)
         progress.studies += 1
         progress.held += len(self._held)
         progress.pulled += len(self._came)
@@ -266,6 +268,13 @@ class _Study:
         progress.unnamed += self._unnamed
         self._count()
         progress.total = max(progress.total, progress.done)
+
+    def _may_be_named(self, db: Session) -> dict[str, tuple[str, str]]:
+        """Of what was not kept, all but what was erased: no row and no journal names it."""
+        share(db, Lock.INTAKE)  # nothing is erased between asking and writing
+        bad = [(sop, why) for sop, why in self._bad.items() if why[1] != Reason.ERASED]
+        erased = erase.refused(db, self._pull.rules.secret, [(sop, self._study, b"") for sop, _ in bad])
+        return {sop: why for (sop, why), gone in zip(bad, erased, strict=True) if not gone}
 
     def _count(self) -> None:
         self._pull.progress.done = self._base + len(self._held) + len(self._came) + len(self._bad)

@@ -92,6 +92,22 @@ _LEFT = sa.text(
 )
 
 
+#: A pull goes on asking for the others that it named. Where it named no other it asks for none, and not for all.
+_NOT_ASKED = sa.text(
+    """
+    UPDATE operation SET params = jsonb_set(params, '{query,StudyInstanceUID}', to_jsonb(array_to_string(
+        array_replace(string_to_array(params #>> '{query,StudyInstanceUID}', ','), :uid, :nobody), ',')))
+    WHERE :uid = ANY(string_to_array(params #>> '{query,StudyInstanceUID}', ','))
+    """
+)
+NOBODY = "2.25.0"  #: a UID that no study has
+
+#: It begins its window again; what stands is not asked for.
+_NO_PLACE = sa.text(
+    "UPDATE operation SET cursor = jsonb_set(cursor, '{after}', '\"\"') WHERE cursor ->> 'after' = :uid"
+)
+
+
 def stopped(db: Session) -> Sequence[sa.Row[Any]]:
     """(id, study_uid, patient_key, sop_uid) of every file that was stopped before it became an image."""
     statement = (
@@ -133,6 +149,9 @@ def empty(db: Session, of: Standing, operation_id: uuid.UUID) -> None:
         {"studies": [study.uid for study in studies], "images": ids},
     )
     db.execute(_NOT_PULLED, {"places": [f"/studies/{study.uid}/".encode() for study in studies]})
+    for study in studies:
+        db.execute(_NOT_ASKED, {"uid": study.uid, "nobody": NOBODY})
+        db.execute(_NO_PLACE, {"uid": study.uid})
     db.execute(_EMPTY_IMAGES, {"images": ids, "operation": operation_id})
     db.execute(_EMPTY_STUDIES, {"studies": [study.id for study in studies]})
 

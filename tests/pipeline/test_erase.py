@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, NotFound, Unavailable
 from shared.index.base import Index
-from shared.pipeline import batch, encode, erase, lifecycle, project, reindex
+from shared.pipeline import batch, encode, erase, lifecycle, project, pull, reindex
 from shared.pipeline.question import Request
 from shared.pipeline.search import by_studies
 from shared.store import generations, operations
@@ -79,6 +79,19 @@ def test_what_is_left_are_bare_rows_and_keyed_hashes(filled: Platform) -> None:
         assert name not in dump
     assert "1.2.4.1" in dump  # the dump shows what stands
     assert query(filled, "SELECT kind, count(*) FROM tombstone GROUP BY 1 ORDER BY 1") == [("image", 4), ("study", 1)]
+
+
+def test_a_pull_that_named_the_study_names_it_no_more_and_asks_for_no_other(filled: Platform) -> None:
+    with filled.begin() as db:
+        asked = {"source": "pacs", "query": {"StudyInstanceUID": f"1.2.4.1,{UID}", "ModalitiesInStudy": "MG"}}
+        both = operations.create(db, pull.KIND, asked)
+        both.cursor = {"from": "", "to": "", "after": UID}
+        one = operations.create(db, pull.KIND, {"source": "pacs", "query": {"StudyInstanceUID": UID}})
+    erased(filled)
+    told = state(filled, both.id)
+    assert told.params["query"] == {"StudyInstanceUID": "1.2.4.1,2.25.0", "ModalitiesInStudy": "MG"}
+    assert told.cursor == {"from": "", "to": "", "after": ""}
+    assert state(filled, one.id).params["query"] == {"StudyInstanceUID": "2.25.0"}  # and not every study
 
 
 def test_the_operation_ends_with_the_proof_that_no_index_holds_a_point(filled: Platform) -> None:

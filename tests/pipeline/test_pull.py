@@ -18,7 +18,7 @@ import sqlalchemy as sa
 
 from shared.errors import Denied, Invalid
 from shared.imaging.sandbox import Sandbox
-from shared.pipeline import pull
+from shared.pipeline import erase, pull
 from shared.pipeline.dicomweb import Access, Archive, Away, Silent, checked
 from shared.pipeline.pace import Hours, Pace
 from shared.pipeline.pull import Plan, Progress, Pull, Stopped
@@ -214,6 +214,20 @@ def test_what_stands_here_without_its_file_is_asked_for(puller, peer):
     assert (puller.progress.pulled, puller.progress.held) == (1, 1)
     with puller.platform.begin() as db:
         assert db.execute(sa.text("SELECT DISTINCT status FROM image")).all() == [("received",)]
+
+
+def test_an_erased_study_that_does_not_come_is_not_named(puller, peer):
+    peer.put(1, 1)
+    puller.run()
+    with puller.platform.begin() as db:
+        erase.erase_study(db, puller.platform.rules.secret, study_uid(1))
+    peer.hurt = lambda path, *_: (404, b"") if path != "studies" else None
+    puller.progress = Progress()
+    assert puller.run()
+    assert puller.progress.missing == 1
+    with puller.platform.begin() as db:
+        assert db.scalar(sa.text("SELECT count(*) FROM file")) == 0
+        assert db.scalar(sa.text("SELECT count(*) FROM arrival")) == 0
 
 
 def test_a_large_archive_is_walked_in_windows_that_it_can_list(puller, peer, monkeypatch):
