@@ -22,7 +22,7 @@ from shared.pipeline.dicomweb import Access, checked
 from shared.pipeline.encode import Effort
 from shared.pipeline.receive import Rules
 from shared.queue import CeleryQueue, MemoryQueue, Queue
-from shared.store import generations
+from shared.store import generations, pseudonyms
 from shared.store.blobs import MIB, Blobs
 from shared.store.generations import Published
 from shared.store.session import Store
@@ -126,11 +126,19 @@ class Runtime:
         files = {name: Path(own[name]) for name in ("password_file", "token_file") if name in own}
         return Access(url=checked(source), user=own.get("user", ""), **files)
 
+    @cached_property
+    def secret(self) -> bytes:
+        """The key of the pseudonyms. Raises: `Conflict` where the database's were made with another."""
+        secret = self.settings.pseudonym_key.get_secret_value().encode()
+        with self.store.reading() as connection:
+            pseudonyms.check(connection, secret)
+        return secret
+
     @property
     def rules(self) -> Rules:
         i = self.settings.intake
         return Rules(
-            secret=self.settings.pseudonym_key.get_secret_value().encode(),
+            secret=self.secret,
             same_uid=i.same_uid_policy,
             admission=self.admission,
         )

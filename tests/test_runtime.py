@@ -4,11 +4,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from shared.config import Database, Settings
+from shared.errors import Conflict
 from shared.pipeline import lifecycle
 from shared.runtime import Runtime
-from shared.store import generations
+from shared.store import generations, pseudonyms
 from shared.store.generations import Published
 from tests.miniature import Platform
 
@@ -54,3 +56,14 @@ def test_a_model_makes_room_for_the_next_when_no_generation_of_it_is_open(platfo
     runtime.encoder(models[2])
     assert runtime.encoder(models[0]) is first
     assert runtime.encoder(models[1]) is not second
+
+
+def test_a_process_with_another_pseudonym_key_than_the_database_s_does_nothing_with_it(runtime: Runtime) -> None:
+    """It would take in again what was erased, and not know whose an image is."""
+    with runtime.transaction() as db:
+        pseudonyms.claim(db, b"k" * 40)
+    runtime.settings = runtime.settings.model_copy(update={"pseudonym_key": SecretStr("q" * 40)})
+    with pytest.raises(Conflict, match="pseudonym key"):
+        runtime.rules  # noqa: B018 - it is looked at here
+    runtime.settings = runtime.settings.model_copy(update={"pseudonym_key": SecretStr("k" * 40)})
+    assert runtime.rules.secret == b"k" * 40

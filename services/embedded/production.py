@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from services.embedded.home import write
+from shared.errors import Conflict
 from shared.process import sign_of_life
 
 SILENT_S = 120.0  #: a worker touches its file every 5 s, but not during a task, which may optimise an index
@@ -16,7 +17,11 @@ def write_secrets(folder: Path, owner: int | None = None) -> list[str]:
 
     Args:
         owner: the user the containers run as, who must be able to read them; else whoever calls.
+
+    Raises: `Conflict` where only the key of the pseudonyms is gone: a new one would make every patient a stranger.
     """
+    if (folder / "database_url").exists() and not (folder / "pseudonym_key").exists():
+        raise Conflict("pseudonym_key is gone, and the database was made with it: put it back from a backup")
     folder.mkdir(parents=True, exist_ok=True)
     made = []
 

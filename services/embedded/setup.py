@@ -17,7 +17,7 @@ from migrations import run as migrations
 from shared.config import read
 from shared.errors import Conflict, Denied, SimilisError, Unavailable
 from shared.log import configure, get
-from shared.store import keys
+from shared.store import keys, pseudonyms
 from shared.store.blobs import Blobs, follow
 from shared.store.locks import Lock, alone
 from shared.store.session import Store, reachable
@@ -27,16 +27,17 @@ log = get(__name__)
 WAIT_S = 300.0  # crash recovery of the database may take minutes
 
 
-def prepare(url: str, secret: str | None, blobs: Blobs, wait_s: float = WAIT_S) -> None:
-    """The database is at the newest schema, knows the key, and where sent files stand. Safe to run twice, and at once.
+def prepare(url: str, secret: str | None, blobs: Blobs, pseudonym_key: bytes = b"", wait_s: float = WAIT_S) -> None:
+    """The database is at the newest schema, knows the keys, and where sent files stand. Safe to run twice, and at once.
 
     Raises: `Unavailable` where the database does not answer in time, `Conflict` where a newer version has been at it,
-        `Denied` where its user may not change the schema.
+        or its pseudonyms were made with another key, `Denied` where its user may not change the schema.
     """
     with closing(Store(url, pool_size=1)) as store:
         _await(store, wait_s)
         _upgrade(store, url)
         with store.transaction() as db:
+            pseudonyms.claim(db, pseudonym_key)
             alone(db, Lock.INTAKE)
             moved = follow(db, blobs)
         if moved:
@@ -88,7 +89,7 @@ def run(keys_from: Path | None) -> int:
         if not url:
             raise Unavailable("SIMILIS_DATABASE__URL or SIMILIS_DATABASE__URL_FILE is not set")
         secret = keys_from.read_text(encoding="utf-8").strip() if keys_from else None
-        prepare(url, secret, Blobs(settings.blobs_dir.absolute()))
+        prepare(url, secret, Blobs(settings.blobs_dir.absolute()), settings.pseudonym_key.get_secret_value().encode())
     except SimilisError as error:
         sys.stderr.write(f"similis migrate: {error}\n")
         return 1

@@ -408,6 +408,15 @@ class Audit(Base):
     details: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
 
 
+class PseudonymKey(Base):
+    """The one key that this database's pseudonyms are made with, by a mark that leads nowhere without it."""
+
+    __tablename__ = "pseudonym_key"
+    id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, server_default="1")
+    mark: Mapped[bytes]
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
+
+
 class Tombstone(Base):
     """What was erased and must not come back: a keyed hash, which leads nowhere without the secret."""
 

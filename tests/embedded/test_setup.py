@@ -4,7 +4,7 @@ import pytest
 import sqlalchemy as sa
 
 from migrations import run as migrations
-from services.embedded import setup
+from services.embedded import production, setup
 from services.embedded.postgres import Postgres
 from shared.errors import Conflict, Denied
 from shared.store.blobs import Blobs
@@ -17,6 +17,26 @@ def test_the_database_of_a_newer_version_is_told_as_one(database_url: str, tmp_p
     engine.dispose()
     with pytest.raises(Conflict, match="newer Similis"):
         setup.prepare(database_url, None, Blobs(tmp_path))
+
+
+def test_a_database_is_not_prepared_with_another_key_than_its_pseudonyms_were_made_with(
+    database_url: str, tmp_path: Path
+) -> None:
+    for key in (b"", b"k" * 40, b"k" * 40):
+        setup.prepare(database_url, None, Blobs(tmp_path), key)
+    with pytest.raises(Conflict, match="pseudonym key"):
+        setup.prepare(database_url, None, Blobs(tmp_path), b"q" * 40)
+
+
+def test_secrets_are_not_made_anew_for_pseudonyms_that_exist(tmp_path: Path) -> None:
+    """`similis secrets` once more after a loss: patients and tombstones would not be known again."""
+    production.write_secrets(tmp_path)
+    (tmp_path / "broker_password").unlink()
+    assert production.write_secrets(tmp_path) == ["broker_password"]
+    (tmp_path / "pseudonym_key").unlink()
+    with pytest.raises(Conflict, match="pseudonym_key is gone"):
+        production.write_secrets(tmp_path)
+    assert not (tmp_path / "pseudonym_key").exists()
 
 
 def test_a_user_that_may_not_make_tables_is_told_so(postgres: Postgres, postgres_url: str, tmp_path: Path) -> None:

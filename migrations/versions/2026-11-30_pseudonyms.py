@@ -1,0 +1,23 @@
+"""The database knows the key of its pseudonyms again. The first start that holds one binds it."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0013"
+down_revision = "0012"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "pseudonym_key",
+        sa.Column("id", sa.SmallInteger(), server_default="1", nullable=False),
+        sa.Column("mark", sa.LargeBinary(), nullable=False),
+        sa.CheckConstraint("id = 1", name=op.f("ck_pseudonym_key_one_row")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_pseudonym_key")),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("pseudonym_key")
