@@ -263,7 +263,7 @@ def write(db: Session, work: Work, result: Result, revisions: Mapping[int, int])
     encodings.save(db, rows)
     encodings.save_thumbnails(db, [t for t in result.thumbnails if t[0] in revisions])
     lost = [v.image.id for v in (*result.verdicts, *(v for _, v in result.exceptions)) if v.reason in LOST]
-    files.look_again(db, [image for image in lost if image in revisions])
+    files.reread_images(db, [image for image in lost if image in revisions])
     uids = {c.id: c.sop_uid for c in work.claimed}
     failed = {(m, v.image.id) for m, v in result.exceptions if v.status is not Status.RECEIVED}
     for model in work.models:

@@ -13,7 +13,7 @@ from shared.errors import Conflict, NotFound, Unavailable
 from shared.imaging.pseudonym import patient_key
 from shared.index.base import Index
 from shared.log import get
-from shared.store import erasure, ledger, operations, tombstones
+from shared.store import erasure, files, ledger, operations, tombstones
 from shared.store.erasure import Copy, Standing
 from shared.store.locks import Lock, alone
 from shared.store.operations import Held
@@ -107,7 +107,7 @@ def _lift(db: Session, name: bytes, kind: Kind) -> int:
     # what came again would take the place of a delete that is still due, also one that a restore has renewed
     if erasure_of_it.state != "succeeded" or operations.under_way(db, "erase"):
         raise Conflict("an erasure has not ended: an index may still hold a point of it; lift it afterwards")
-    erasure.look_again(db)
+    files.reread_erased(db)
     return tombstones.lift(db, stone.operation_id)
 
 

@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from shared.errors import Conflict, Gate, Invalid, NotFound
 from shared.imaging.reasons import SENTENCES, Reason
 from shared.pipeline.letters import scan_again
-from shared.store import catchup, encodings, generations, ledger, reviews
+from shared.store import catchup, encodings, files, generations, ledger, reviews
 from shared.store.locks import Lock, share
 from shared.store.reviews import Actor, Stopped, Wanted
 from shared.store.session import enqueue
@@ -138,7 +138,7 @@ def retry(db: Session, image_id: int, actor: Actor) -> None:
 
 def retry_file(db: Session, file_id: int, actor: Actor) -> None:
     """The file is read again by the scan that met it; one that was sent, from our store. Raises: `NotFound`."""
-    found = reviews.forget_files(db, Wanted(), file_id)
+    found = files.reread_stopped(db, file_id=file_id)
     if not found:
         raise NotFound("no such file")
     scan_again(db, found)
@@ -163,9 +163,9 @@ def retry_many(db: Session, wanted: Wanted, actor: Actor) -> Retried:
     images = reviews.lock_pending(db, wanted, MOST_AT_ONCE)
     held = reviews.held(db, wanted)
     _due_again(db, images)
-    files = reviews.forget_files(db, wanted) if wanted.modality is None else []
-    scan_again(db, files)
-    done = Retried(len(images), len(files), held)
+    readers = files.reread_stopped(db, gate=wanted.gate, reason=wanted.reason) if wanted.modality is None else []
+    scan_again(db, readers)
+    done = Retried(len(images), len(readers), held)
     reviews.audit(db, actor, "retry", {"gate": wanted.gate, "reason": wanted.reason} | done._asdict())
     return done
 

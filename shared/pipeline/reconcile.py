@@ -18,7 +18,7 @@ from shared.index.base import IndexStore
 from shared.pipeline import arrive, canary, erase, points
 from shared.pipeline.receive import Inspector, Rules
 from shared.pipeline.replay import measure_again
-from shared.store import checks, erasure, generations, operations
+from shared.store import checks, erasure, files, generations, operations
 from shared.store.blobs import Blobs
 from shared.store.checks import Registered
 from shared.store.files import Seen
@@ -240,12 +240,17 @@ def _odd(site: Site, row: Registered, deep: bool) -> str | None:
 
 
 def _look_again(db: Session, kind: str, rows: Sequence[Registered]) -> None:
-    for row in rows if kind == "file-missing" else ():
+    """A scan reads these files again. Of a missing one its row says so; the image stays, and so does its encoding."""
+    ids = [row.id for row in rows]
+    if kind != "file-missing":
+        checks.scan_again(db, files.reread(db, ids))
+        return
+    files.mark_missing(db, ids)
+    for row in rows:
         assert row.image_id is not None  # noqa: S101 - or it would be a file without an image
         copy = next((one for one in checks.copies(db, row.image_id) if os.path.isfile(one)), None)  # noqa: PTH113 - bytes
         if copy is not None:
             checks.move(db, row.image_id, copy)
-    checks.look_again(db, [row.id for row in rows], missing=kind == "file-missing")
 
 
 def _store(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: ARG001

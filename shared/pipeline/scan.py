@@ -28,7 +28,7 @@ from shared.store import files
 from shared.store.arrivals import Origin
 from shared.store.files import Seen
 from shared.store.session import Begin
-from shared.store.tables import Operation
+from shared.store.tables import READ_AGAIN, Operation
 
 
 @dataclass
@@ -270,7 +270,7 @@ def _now(seen: Seen) -> Seen:
         unchanged = False
     except OSError:
         unchanged = seen == _unseen(seen.path)
-    return seen if unchanged else replace(seen, mtime_ns=-1)
+    return seen if unchanged else replace(seen, mtime_ns=READ_AGAIN)
 
 
 def _path(seen: Seen) -> Path:

@@ -132,14 +132,3 @@ def progress(db: Any, operations: Sequence[uuid.UUID]) -> dict[uuid.UUID, Progre
     """
     rows = db.execute(_PROGRESS, {"operations": list(operations)})
     return {row.id: Progress(row.images, row.undecided, row.unindexed, row.awaits_model) for row in rows}
-
-
-_FORGET = sa.text(
-    "UPDATE file SET mtime_ns = -1 WHERE operation_id = :operation AND outcome IN ('failed', 'quarantined') "
-    "AND image_id IS NULL"
-)
-
-
-def look_again(db: Any, operation_id: Any) -> None:  # noqa: ANN401
-    """The next scan reads those files of the operation again that were not taken in."""
-    db.execute(_FORGET, {"operation": operation_id})

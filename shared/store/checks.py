@@ -4,7 +4,7 @@ Each question is one statement, so it sees one moment. Answers are internal ids:
 """
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from shared.store import catchup, ledger
 from shared.store.images import AGAIN
 from shared.store.session import enqueue
-from shared.store.tables import INDEXABLE
+from shared.store.tables import INDEXABLE, READ_AGAIN
 from shared.types import Job
 
 #: A lease that ended so long ago was seen by nobody: neither a worker nor the sweep.
@@ -244,9 +244,9 @@ class Registered(NamedTuple):
 
 
 _FILES = sa.text(
-    """
+    f"""
     SELECT f.id, f.path, f.size, f.mtime_ns, i.id, i.digest FROM file f LEFT JOIN image i ON i.id = f.image_id
-    WHERE f.id > :after AND f.outcome = 'taken' AND f.mtime_ns >= 0
+    WHERE f.id > :after AND f.outcome = 'taken' AND f.mtime_ns <> {READ_AGAIN}
       AND (i.id IS NULL OR (i.path = f.path AND i.status NOT IN ('received', 'encoding', 'deleted', 'rejected')))
     ORDER BY f.id LIMIT :limit
     """
@@ -258,11 +258,6 @@ def files(db: Session | sa.Connection, after: int, limit: int) -> list[Registere
     return [Registered._make(row) for row in db.execute(_FILES, {"after": after, "limit": limit})]
 
 
-_LOOK = sa.text(
-    "UPDATE file SET mtime_ns = -1, outcome = CASE WHEN :missing THEN 'failed' ELSE outcome END, "
-    "reason = CASE WHEN :missing THEN 'unreadable-file' ELSE reason END "
-    "WHERE id = ANY(CAST(:ids AS bigint[])) RETURNING operation_id"
-)
 _SCAN_AGAIN = sa.text(
     "UPDATE operation SET state = 'pending', cancel = false, error = NULL, finished_at = NULL, counts = '{}', "
     "cursor = NULL, registered_at = NULL, losses = 0, lease_until = NULL, not_before = NULL "
@@ -270,15 +265,10 @@ _SCAN_AGAIN = sa.text(
 )
 
 
-def look_again(db: Session, files: Sequence[int], *, missing: bool = False) -> None:
-    """The scan that registered these files looks at them again, with its table of labels.
-
-    Of a missing one its row says so. The image stays: its encoding answers searches, and the file may come back.
-    """
-    operations = set(db.execute(_LOOK, {"ids": list(files), "missing": missing}).scalars()) - {None}
-    if not missing:
-        db.execute(_SCAN_AGAIN, {"ids": list(operations)})
-        enqueue(db, Job.SCAN)
+def scan_again(db: Session, operations: Collection[uuid.UUID]) -> None:
+    """The scans among these that ended by themselves come by once more, each with its table of labels."""
+    db.execute(_SCAN_AGAIN, {"ids": list(operations)})
+    enqueue(db, Job.SCAN)
 
 
 _COPIES = sa.text(

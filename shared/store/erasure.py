@@ -191,11 +191,6 @@ def delete_again(db: Session, generation_id: int, points: Sequence[uuid.UUID]) -
     )
 
 
-def look_again(db: Session) -> None:
-    """Files that were refused because they had been erased are looked at by the next scan."""
-    db.execute(sa.text("UPDATE file SET mtime_ns = -1 WHERE reason = 'erased'"))
-
-
 class Known(NamedTuple):
     image_id: int
     sop_uid: str

@@ -11,7 +11,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.imaging.reasons import PASSING
-from shared.store.tables import FATE, ROOT, SCANNED, SENT
+from shared.store.tables import FATE, READ_AGAIN, ROOT, SCANNED, SENT
 
 LATEST_NS: Final = 2**63 - 1
 
@@ -154,16 +154,57 @@ def some(db: Session, root: bytes, limit: int) -> list[bytes]:
     return list(db.execute(_SOME, {"root": root, "limit": limit}).scalars())
 
 
-_LOOK_AGAIN = sa.text(
-    "UPDATE file SET mtime_ns = -1 WHERE id IN (SELECT id FROM file "
-    "WHERE image_id = ANY(CAST(:images AS bigint[])) ORDER BY path_digest FOR UPDATE)"
+#: What one is that the next scan reads again, as if it had changed.
+AGAIN = f"mtime_ns = {READ_AGAIN}"
+#: The operation that reads such a file again; none for one that was sent: it is ours, and read from the store.
+READER = f"CASE WHEN {SENT} THEN NULL ELSE operation_id END"
+
+
+def reread_images(db: Session, images: Sequence[int]) -> None:
+    """Every file of these images is to be read again."""
+    if images:
+        ordered = "SELECT id FROM file WHERE image_id = ANY(CAST(:images AS bigint[])) ORDER BY path_digest FOR UPDATE"
+        db.execute(sa.text(f"UPDATE file SET {AGAIN} WHERE id IN ({ordered})"), {"images": list(images)})
+
+
+def reread_not_taken(db: Session, operation_id: uuid.UUID) -> None:
+    """Files of this operation that failed or were stopped, and are no image's, are to be read again."""
+    where = "operation_id = :operation AND outcome IN ('failed', 'quarantined') AND image_id IS NULL"
+    db.execute(sa.text(f"UPDATE file SET {AGAIN} WHERE {where}"), {"operation": operation_id})
+
+
+def reread_erased(db: Session) -> None:
+    """Files that were refused because they had been erased are to be read again."""
+    db.execute(sa.text(f"UPDATE file SET {AGAIN} WHERE reason = 'erased'"))
+
+
+_REREAD_STOPPED = sa.text(
+    f"""
+    UPDATE file SET {AGAIN} WHERE outcome = 'quarantined' AND (CAST(:id AS bigint) IS NULL OR id = :id)
+      AND (CAST(:gate AS text) IS NULL OR gate = :gate) AND (CAST(:reason AS text) IS NULL OR reason = :reason)
+    RETURNING {READER}
+    """
 )
 
 
-def look_again(db: Session, images: Sequence[int]) -> None:
-    """The next scan reads every file of these images, as if it had changed."""
-    if images:
-        db.execute(_LOOK_AGAIN, {"images": list(images)})
+def reread_stopped(
+    db: Session, *, gate: str | None = None, reason: str | None = None, file_id: int | None = None
+) -> list[uuid.UUID | None]:
+    """Stopped files of this gate and reason, or the one, are to be read again; returns for each its `READER`."""
+    return list(db.execute(_REREAD_STOPPED, {"gate": gate, "reason": reason, "id": file_id}).scalars())
+
+
+def reread(db: Session, ids: Sequence[int]) -> set[uuid.UUID]:
+    """These files are to be read again; returns the operations that met them."""
+    statement = f"UPDATE file SET {AGAIN} WHERE id = ANY(CAST(:ids AS bigint[])) RETURNING operation_id"
+    return set(db.execute(sa.text(statement), {"ids": list(ids)}).scalars()) - {None}
+
+
+def mark_missing(db: Session, ids: Sequence[int]) -> None:
+    """The rows of these files say that they cannot be read; one that comes back is read again."""
+    failed = "outcome = 'failed', reason = 'unreadable-file'"
+    statement = f"UPDATE file SET {AGAIN}, {failed} WHERE id = ANY(CAST(:ids AS bigint[]))"
+    db.execute(sa.text(statement), {"ids": list(ids)})
 
 
 def move(db: Session, old: bytes, new: bytes) -> None:
@@ -194,8 +235,8 @@ class Sent:
     sop_uid: str | None = None
 
 
-_AGAIN = sa.text(
-    "SELECT id, path, size, digest, image_id, patient_key, study_uid, sop_uid FROM file WHERE mtime_ns = -1 "
+_TO_READ = sa.text(
+    f"SELECT id, path, size, digest, image_id, patient_key, study_uid, sop_uid FROM file WHERE {AGAIN} "
     "AND (outcome = 'quarantined' OR (outcome = 'failed' AND (image_id IS NULL OR patient_key IS NOT NULL))) "
     f"AND {SENT} AND id > :after ORDER BY id LIMIT :limit"
 )
@@ -203,7 +244,7 @@ _AGAIN = sa.text(
 
 def again(db: Session, after: int, limit: int) -> list[Sent]:
     """The next sent files, by id, that were stopped and are to be read again."""
-    rows = db.execute(_AGAIN, {"after": after, "limit": limit})
+    rows = db.execute(_TO_READ, {"after": after, "limit": limit})
     return [Sent(**row._mapping) for row in rows]  # noqa: SLF001 - its public name
 
 

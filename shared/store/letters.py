@@ -15,12 +15,12 @@ from typing import Any, Literal
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from shared.store import catchup, images, ledger
-from shared.store.tables import SENT
+from shared.store import catchup, files, images, ledger
+from shared.store.tables import READ_AGAIN
 
 Kind = Literal["image", "encoding", "point", "file"]
 
-_LETTERS = """
+_LETTERS = f"""
     SELECT 'image' AS kind, 'image-' || i.id AS letter, coalesce(i.reason, i.last_error, '') AS reason,
            i.failures AS attempts, coalesce(i.settled_at, i.received_at) AS since, i.sop_uid, s.uid AS study_uid,
            i.operation_id
@@ -35,7 +35,7 @@ _LETTERS = """
     FROM ledger l JOIN image i ON i.id = l.image_id JOIN study s ON s.id = i.study_id WHERE l.state = 'failed'
     UNION ALL
     SELECT 'file', 'file-' || f.id, coalesce(f.reason, ''), 1, f.seen_at, NULL, NULL, f.operation_id
-    FROM file f WHERE f.outcome = 'failed' AND f.mtime_ns <> -1
+    FROM file f WHERE f.outcome = 'failed' AND f.mtime_ns <> {READ_AGAIN}
 """
 
 
@@ -87,9 +87,9 @@ _DUE: dict[str, str] = {
         RETURNING NULL::uuid
     """,
     "file": f"""
-        UPDATE file SET mtime_ns = -1
-        WHERE outcome = 'failed' AND mtime_ns <> -1 AND ('file-' || id) = ANY(CAST(:letters AS text[]))
-        RETURNING CASE WHEN {SENT} THEN NULL ELSE operation_id END
+        UPDATE file SET {files.AGAIN}
+        WHERE outcome = 'failed' AND mtime_ns <> {READ_AGAIN} AND ('file-' || id) = ANY(CAST(:letters AS text[]))
+        RETURNING {files.READER}
     """,
 }
 

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from shared.imaging.reasons import Reason
 from shared.store.images import check_move
-from shared.store.tables import SENT, Audit, Review
+from shared.store.tables import Audit, Review
 from shared.types import Decision, Status
 
 
@@ -216,13 +216,6 @@ _PENDING = sa.text(
     "ORDER BY i.id LIMIT :limit FOR UPDATE"
 )
 _HELD = sa.text("SELECT count(*) FROM image i WHERE i.status = 'quarantined'" + _WANTED + "AND i.reason = :rule")
-_FILES = sa.text(
-    f"""
-    UPDATE file SET mtime_ns = -1 WHERE outcome = 'quarantined' AND (CAST(:id AS bigint) IS NULL OR id = :id)
-      AND (CAST(:gate AS text) IS NULL OR gate = :gate) AND (CAST(:reason AS text) IS NULL OR reason = :reason)
-    RETURNING CASE WHEN {SENT} THEN NULL ELSE operation_id END
-    """
-)
 
 
 def lock_pending(db: Session, wanted: Wanted, limit: int) -> list[int]:
@@ -237,12 +230,3 @@ def held(db: Session, wanted: Wanted) -> int:
 
 def _narrowed(wanted: Wanted) -> dict[str, object]:
     return {"gate": wanted.gate, "reason": wanted.reason, "modality": wanted.modality, "rule": Reason.SITE_RULE}
-
-
-def forget_files(db: Session, wanted: Wanted, file_id: int | None = None) -> list[uuid.UUID | None]:
-    """These stopped files, or the one, are due to be read again; returns for each which scan does it.
-
-    None stands for a file that was sent: it is ours, and `arrive.reread` takes it from the store.
-    """
-    values = {"gate": wanted.gate, "reason": wanted.reason, "id": file_id}
-    return list(db.execute(_FILES, values).scalars())

@@ -157,6 +157,10 @@ ROOT = "SUBSTRING(path FROM 1 FOR GREATEST(length(path) - 75, 0))"
 SCANNED = "EXISTS (SELECT 1 FROM operation o WHERE o.id = operation_id AND o.kind = 'scan')"
 
 
+#: Of a file: the time it never had. Whoever compares takes it for changed, and reads it again.
+READ_AGAIN = -1
+
+
 class File(Base):
     """Every file a scan has met, also those that were not taken in, with the reason."""
 
@@ -184,7 +188,7 @@ class File(Base):
         Index("ix_file_patient_key", "patient_key", postgresql_where=text("patient_key IS NOT NULL")),
         Index("ix_file_study_uid", "study_uid", postgresql_where=text("study_uid IS NOT NULL")),
         Index("ix_file_digest", "digest"),
-        Index("ix_file_again", "id", postgresql_where=text(f"mtime_ns = -1 AND {SENT}")),
+        Index("ix_file_again", "id", postgresql_where=text(f"mtime_ns = {READ_AGAIN} AND {SENT}")),
         Index(
             "ix_file_root",
             text(ROOT),

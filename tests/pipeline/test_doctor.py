@@ -422,6 +422,14 @@ def test_a_changed_file_is_encoded_anew_and_a_lost_one_stays_searchable(filled: 
     assert tuple(outcome) == ("failed", "unreadable-file")
 
 
+def test_a_file_that_is_dated_before_1970_is_compared_too(filled: Platform) -> None:
+    os.utime(path(filled, 0), ns=(0, -(10**18)))
+    work(filled)
+    assert look(filled) == []
+    path(filled, 0).unlink()
+    assert [(one.kind, one.ids) for one in look(filled)] == [("file-missing", [1])]
+
+
 def test_a_repair_that_is_cut_short_has_mended_what_it_had_looked_at(
     filled: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:

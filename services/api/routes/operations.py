@@ -137,7 +137,7 @@ def retry_operation(db: Db, _: CanTakeIn, operation_id: UUID) -> dict[str, Any]:
     _only_scans(db, operation_id)
     operation = operations.retry(db, operation_id)
     images.retry_failed(db, operation_id)
-    catalog.look_again(db, operation_id)
+    files.reread_not_taken(db, operation_id)
     enqueue(db, Job.SCAN if operation.kind == "scan" else Job.PULL)
     enqueue(db, Job.ENCODE)
     db.flush()
