@@ -11,7 +11,7 @@ from typing import NamedTuple
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from shared.store import catchup, ledger
+from shared.store import catchup, ledger, operations
 from shared.store.images import AGAIN
 from shared.store.session import enqueue
 from shared.store.tables import INDEXABLE, READ_AGAIN
@@ -258,16 +258,16 @@ def files(db: Session | sa.Connection, after: int, limit: int) -> list[Registere
     return [Registered._make(row) for row in db.execute(_FILES, {"after": after, "limit": limit})]
 
 
-_SCAN_AGAIN = sa.text(
-    "UPDATE operation SET state = 'pending', cancel = false, error = NULL, finished_at = NULL, counts = '{}', "
-    "cursor = NULL, registered_at = NULL, losses = 0, lease_until = NULL, not_before = NULL "
-    "WHERE id = ANY(CAST(:ids AS uuid[])) AND kind = 'scan' AND state IN ('succeeded', 'failed')"
+_ENDED_SCANS = sa.text(
+    "SELECT id FROM operation WHERE id = ANY(CAST(:ids AS uuid[])) AND kind = 'scan' "
+    "AND state IN ('succeeded', 'failed') ORDER BY id FOR UPDATE"
 )
 
 
-def scan_again(db: Session, operations: Collection[uuid.UUID]) -> None:
-    """The scans among these that ended by themselves come by once more, each with its table of labels."""
-    db.execute(_SCAN_AGAIN, {"ids": list(operations)})
+def scan_again(db: Session, ids: Collection[uuid.UUID]) -> None:
+    """The scans among these operations come by once more, each with its table; but none that a person cancelled."""
+    for number in db.execute(_ENDED_SCANS, {"ids": list(ids)}).scalars().all():
+        operations.retry(db, number)
     enqueue(db, Job.SCAN)
 
 

@@ -430,6 +430,26 @@ def test_a_file_that_is_dated_before_1970_is_compared_too(filled: Platform) -> N
     assert [(one.kind, one.ids) for one in look(filled)] == [("file-missing", [1])]
 
 
+def test_a_changed_file_brings_back_the_scan_that_met_it_but_none_that_was_cancelled(filled: Platform) -> None:
+    with filled.begin() as db:
+        for n in (1, 2):
+            operation = operations.create(db, "scan", {"path": "x", "watch": True})
+            run(filled, "UPDATE file SET operation_id = :id WHERE image_id = :n", id=operation.id, n=n)
+            operation.state, operation.counts = ("succeeded", "cancelled")[n - 1], {"taken": 1}
+            operation.cursor, operation.losses = {"path": "2f"}, 3
+    for n in (0, 1):
+        path(filled, n).write_bytes(b"of another length")
+    look(filled, repair=True)
+    with filled.store.reading() as connection:
+        told = connection.execute(
+            sa.text("SELECT state, counts, cursor, losses FROM operation WHERE kind = 'scan' ORDER BY created_at")
+        ).all()
+    assert [tuple(row) for row in told] == [
+        ("pending", {}, None, 0),
+        ("cancelled", {"taken": 1}, {"path": "2f"}, 3),
+    ]
+
+
 def test_a_repair_that_is_cut_short_has_mended_what_it_had_looked_at(
     filled: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
