@@ -225,7 +225,7 @@ def _check_recall(db: Session, found: Generation) -> None:
             f"recall@{found.measured['k']} of generation {found.id} is {recall:.4f} "
             f"({found.measured['sample']} queries), below its gate of {found.gate:.4f}"
         )
-    now, then = ledger.coverage(db, found.id).applied, found.measured["points"]
+    now, then = ledger.point_counts(db, found.id).applied, found.measured["points"]
     if now > GROWN * then + SMALL:
         raise Conflict(
             f"the recall of generation {found.id} was measured on {then} points, and it holds {now} now; resume it to "

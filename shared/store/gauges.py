@@ -58,5 +58,5 @@ def read(connection: sa.Connection) -> Gauges:
         uncalibrated={(modality,): float(n) for modality, n in calibrations.unjudged(connection).items()},
         undistanced={(modality,): float(n) for modality, n in calibrations.unjudged(connection, "distance").items()},
         recall={(name, str(one.k)): one.recall for name, one in canary if one is not None},
-        coverage={(name, str(id_)): ledger.coverage(connection, id_).ratio for id_, name in generations},
+        coverage={(name, str(id_)): ledger.point_counts(connection, id_).ratio for id_, name in generations},
     )

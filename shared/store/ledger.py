@@ -180,8 +180,8 @@ def failed(db: Session, generation_id: int, point: uuid.UUID, error: str, max_at
 
 
 @dataclass(frozen=True, slots=True)
-class Coverage:
-    """How much of its ledger a generation holds."""
+class PointCounts:
+    """The points of a generation by the state of their rows."""
 
     applied: int
     pending: int
@@ -193,7 +193,7 @@ class Coverage:
         return 1.0 if total == 0 else self.applied / total
 
 
-def coverage(db: Session | sa.Connection, generation_id: int) -> Coverage:
+def point_counts(db: Session | sa.Connection, generation_id: int) -> PointCounts:
     row = db.execute(
         sa.text(
             "SELECT count(*) FILTER (WHERE state = 'applied' AND op = 'upsert'), "
@@ -202,7 +202,7 @@ def coverage(db: Session | sa.Connection, generation_id: int) -> Coverage:
         ),
         {"generation": generation_id},
     ).one()
-    return Coverage(*row)
+    return PointCounts(*row)
 
 
 _HELD = sa.text(

@@ -109,7 +109,7 @@ def test_a_gallery_is_projected_and_found_like_an_archive_that_was_decoded(store
     gallery.write(store, live, Gallery(vectors[64:], 5, first=16))
     assert project.drain(store.transaction, indexes.open) == (80, False)
     with store.reading() as connection:
-        assert ledger.coverage(connection, live.generation_id).ratio == 1.0
+        assert ledger.point_counts(connection, live.generation_id).ratio == 1.0
         patients = connection.execute(sa.text("SELECT count(DISTINCT patient_key) FROM study")).scalar_one()
         uid = Gallery(vectors, 5).uid(17)
         (ranking,) = search.by_studies(connection, indexes.open, [uid], Request(k=5, exact=True))

@@ -14,11 +14,11 @@ from shared.types import Job
 from tests.miniature import Platform, header
 
 
-def coverage(platform: Platform) -> ledger.Coverage:
+def coverage(platform: Platform) -> ledger.PointCounts:
     with platform.store.reading() as connection:
         live = generations.published(connection)
         assert live is not None
-        return ledger.coverage(connection, live.generation_id)
+        return ledger.point_counts(connection, live.generation_id)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_a_collection_that_cannot_be_loaded_holds_up_no_other(encoded: Platform)
 
     project.drain(encoded.begin, opened)
     with encoded.begin() as db:
-        assert ledger.coverage(db, number) == ledger.Coverage(applied=8, pending=0, failed=0)
+        assert ledger.point_counts(db, number) == ledger.PointCounts(applied=8, pending=0, failed=0)
     assert coverage(encoded).pending == 8
 
 
@@ -125,11 +125,11 @@ def test_a_collection_that_does_not_answer_is_waited_for_once_and_holds_up_no_ot
         project.drain(encoded.begin, opened, gather_s=0)
     assert len(asked) == 1
     with encoded.begin() as db:
-        assert ledger.coverage(db, other) == ledger.Coverage(applied=8, pending=0, failed=0)
-        assert ledger.coverage(db, silent) == ledger.Coverage(applied=0, pending=8, failed=0)
+        assert ledger.point_counts(db, other) == ledger.PointCounts(applied=8, pending=0, failed=0)
+        assert ledger.point_counts(db, silent) == ledger.PointCounts(applied=0, pending=8, failed=0)
     encoded.project()
     with encoded.begin() as db:
-        assert ledger.coverage(db, silent).pending == 0
+        assert ledger.point_counts(db, silent).pending == 0
 
 
 def test_two_projectors_share_the_work(encoded: Platform) -> None:

@@ -126,7 +126,7 @@ def _acted(rt: Runtime, db: Session, bearer: Bearer, action: str, row: Generatio
 
 def _generation(db: Session, row: Generation, named: Mapping[int, Model]) -> dict[str, Any]:
     live = generations.live(db)
-    covered = ledger.coverage(db, row.id)
+    covered = ledger.point_counts(db, row.id)
     operation = None if row.operation_id is None else operations.get(db, row.operation_id)
     return {
         "id": row.id,
