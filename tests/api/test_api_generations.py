@@ -4,9 +4,17 @@ import pytest
 import sqlalchemy as sa
 
 from shared.pipeline import canary, catchup, project, reindex
+from shared.store import coverage
 from shared.store.keys import Scope
 from shared.types import Job
 from tests.api.conftest import Painter, serving
+
+#: Transactions that have written, or that hold a lock alone.
+LOCKED = sa.text(
+    "SELECT count(*) FROM pg_locks WHERE database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
+    "AND pid IN (SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend') "
+    "AND ((locktype = 'advisory' AND mode = 'ExclusiveLock') OR (locktype = 'relation' AND mode = 'RowExclusiveLock'))"
+)
 
 
 @pytest.fixture
@@ -173,6 +181,31 @@ def test_the_pace_of_a_build_is_set_while_it_runs(two_models):
     for wrong in ({"per_s": 0}, {"between": "25:00-01:00"}, {"between": "01:00-01:00"}, {"rate": 1}):
         assert two_models.post("/v1/generations/2:throttle", json=wrong).status_code == 400
     assert two_models.post("/v1/generations/99:throttle", json={"per_s": 1}).status_code == 404
+
+
+def test_nobody_waits_while_the_answer_counts(two_models, archive, monkeypatch):
+    """For whoever writes ledgers, or steers the same build; on a large archive that takes half a minute."""
+    client, count, held = two_models, coverage.count, []
+
+    def counting(db, *of):
+        with archive.rt.store.reading() as connection:
+            held.append(connection.execute(LOCKED).scalar_one())
+        return count(db, *of)
+
+    def act(path, **body):
+        with monkeypatch.context() as patched:
+            patched.setattr(coverage, "count", counting)
+            assert client.post(f"/v1/generations{path}", json=body).status_code in (200, 202)
+
+    act("", model="null-b")
+    act("/2:pause")
+    act("/2:resume")
+    act("/2:throttle", per_s=500)
+    work(archive)
+    act("/2:publish")
+    act("/2:rollback")
+    act("/2:retire", force=True)
+    assert held == [0] * 7
 
 
 def test_a_build_is_steered_by_its_generation(two_models, archive):

@@ -1,6 +1,6 @@
 """Generations as resources: built beside the live one, checked, published, rolled back, retired."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Response
@@ -39,26 +39,25 @@ def list_generations(db: Db, _: CanSeeBuilds) -> dict[str, Any]:
 @router.post("/v1/generations", status_code=202, response_model=GenerationDetail)
 def begin_generation(
     rt: Rt,
-    db: Db,
     bearer: CanReindex,
     asked: GenerationIn,
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
     """A generation is built beside the live one; searches notice nothing until it is published."""
-    model = generations.model(db, asked.model)
-    row = lifecycle.begin_generation(
-        db,
-        rt.indexes,
-        model,
-        key_digest=key_digest(bearer, idempotency_key),
-        throttle=asked.throttle,
-        hours=asked.between,
-        gate=asked.gate,
-        **asked.choices(),
-    )
+    with rt.transaction() as db:
+        row = lifecycle.begin_generation(
+            db,
+            rt.indexes,
+            generations.model(db, asked.model),
+            key_digest=key_digest(bearer, idempotency_key),
+            throttle=asked.throttle,
+            hours=asked.between,
+            gate=asked.gate,
+            **asked.choices(),
+        )
     response.headers["Location"] = f"/v1/generations/{row.id}"
-    return _detail(rt, db, row)
+    return _told(rt, row.id)
 
 
 @router.get("/v1/generations/{generation_id}", response_model=GenerationDetail)
@@ -68,60 +67,77 @@ def show_generation(rt: Rt, db: Db, _: CanSeeBuilds, generation_id: Number) -> d
 
 
 @router.post("/v1/generations/{generation_id}:pause", response_model=GenerationDetail)
-def pause_generation(rt: Rt, db: Db, _: CanReindex, generation_id: Number) -> dict[str, Any]:
+def pause_generation(rt: Rt, _: CanReindex, generation_id: Number) -> dict[str, Any]:
     """Nothing more is filled in or encoded for it; new images still go to it."""
-    return _detail(rt, db, lifecycle.pause(db, generation_id))
+    with rt.transaction() as db:
+        lifecycle.pause(db, generation_id)
+    return _told(rt, generation_id)
 
 
 @router.post("/v1/generations/{generation_id}:resume", status_code=202, response_model=GenerationDetail)
-def resume_generation(rt: Rt, db: Db, _: CanReindex, generation_id: Number) -> dict[str, Any]:
+def resume_generation(rt: Rt, _: CanReindex, generation_id: Number) -> dict[str, Any]:
     """It goes on; if it had ended, its exceptions are tried again and its recall is measured anew."""
-    return _detail(rt, db, lifecycle.resume(db, generation_id))
+    with rt.transaction() as db:
+        lifecycle.resume(db, generation_id)
+    return _told(rt, generation_id)
 
 
 @router.post("/v1/generations/{generation_id}:throttle", response_model=GenerationDetail)
-def throttle_generation(rt: Rt, db: Db, bearer: CanReindex, generation_id: Number, asked: ThrottleIn) -> dict[str, Any]:
+def throttle_generation(rt: Rt, bearer: CanReindex, generation_id: Number, asked: ThrottleIn) -> dict[str, Any]:
     """It is built so fast at most, in these hours, from its next step on; null takes a limit away."""
     names = {"per_s": "throttle", "between": "hours"}
     wanted = {names[name]: getattr(asked, name) for name in asked.model_fields_set}
-    return _acted(rt, db, bearer, "throttle", lifecycle.throttle(db, generation_id, wanted), **wanted)
+    return _acted(rt, bearer, "throttle", lambda db: lifecycle.throttle(db, generation_id, wanted), **wanted)
 
 
 @router.post("/v1/generations/{generation_id}:cancel", response_model=GenerationDetail)
-def cancel_generation(rt: Rt, db: Db, bearer: CanReindex, generation_id: Number) -> dict[str, Any]:
+def cancel_generation(rt: Rt, bearer: CanReindex, generation_id: Number) -> dict[str, Any]:
     """The build is given up and purged; what its model has encoded stays. 409 for one that is built: retire it."""
-    return _acted(rt, db, bearer, "cancel", lifecycle.cancel(db, generation_id))
+    return _acted(rt, bearer, "cancel", lambda db: lifecycle.cancel(db, generation_id))
 
 
 @router.post("/v1/generations/{generation_id}:publish", response_model=GenerationDetail)
 def publish_generation(
-    rt: Rt, db: Db, bearer: CanReindex, generation_id: Number, asked: SwitchIn | None = None
+    rt: Rt, bearer: CanReindex, generation_id: Number, asked: SwitchIn | None = None
 ) -> dict[str, Any]:
     """Searches ask it from now on. 409 with the numbers unless it is complete and its recall reaches its gate."""
-    return _acted(rt, db, bearer, "publish", lifecycle.publish(db, generation_id, (asked or SwitchIn()).accept))
+    accept = (asked or SwitchIn()).accept
+    return _acted(rt, bearer, "publish", lambda db: lifecycle.publish(db, generation_id, accept))
 
 
 @router.post("/v1/generations/{generation_id}:rollback", response_model=GenerationDetail)
 def rollback_generation(
-    rt: Rt, db: Db, bearer: CanReindex, generation_id: Number, asked: SwitchIn | None = None
+    rt: Rt, bearer: CanReindex, generation_id: Number, asked: SwitchIn | None = None
 ) -> dict[str, Any]:
     """Searches leave this generation for the one that was published before it, which is the answer."""
-    return _acted(rt, db, bearer, "rollback", lifecycle.rollback(db, generation_id, (asked or SwitchIn()).accept))
+    accept = (asked or SwitchIn()).accept
+    return _acted(rt, bearer, "rollback", lambda db: lifecycle.rollback(db, generation_id, accept))
 
 
 @router.post("/v1/generations/{generation_id}:retire", status_code=202, response_model=GenerationDetail)
 def retire_generation(
-    rt: Rt, db: Db, bearer: CanReindex, generation_id: Number, asked: RetireIn | None = None
+    rt: Rt, bearer: CanReindex, generation_id: Number, asked: RetireIn | None = None
 ) -> dict[str, Any]:
     """Nothing more is written to it; a minute later its collection and ledger are removed."""
-    return _acted(rt, db, bearer, "retire", lifecycle.retire(db, generation_id, force=(asked or RetireIn()).force))
+    force = (asked or RetireIn()).force
+    return _acted(rt, bearer, "retire", lambda db: lifecycle.retire(db, generation_id, force=force))
 
 
-def _acted(rt: Runtime, db: Session, bearer: Bearer, action: str, row: Generation, **by: object) -> dict[str, Any]:
+def _acted(
+    rt: Runtime, bearer: Bearer, action: str, act: Callable[[Session], Generation], **by: object
+) -> dict[str, Any]:
     """Who moved the pointer, gave something up, or set its pace, is on record."""
-    details = {"generation": row.id, "accepted": row.accepted} if row.accepted else {"generation": row.id}
-    reviews.audit(db, bearer.actor, f"generation-{action}", details | by)
-    return _detail(rt, db, row)
+    with rt.transaction() as db:
+        row = act(db)
+        details = {"generation": row.id, "accepted": row.accepted} if row.accepted else {"generation": row.id}
+        reviews.audit(db, bearer.actor, f"generation-{action}", details | by)
+    return _told(rt, row.id)
+
+
+def _told(rt: Runtime, generation_id: int) -> dict[str, Any]:
+    """As it stands after the commit: to count takes long, and who acts holds what whole workers wait for."""
+    with rt.transaction() as db:
+        return _detail(rt, db, generations.get(db, generation_id))
 
 
 def _generation(db: Session, row: Generation, named: Mapping[int, Model]) -> dict[str, Any]:
@@ -169,8 +185,6 @@ def _progress(operation: Operation | None) -> int:
 
 
 def _detail(rt: Runtime, db: Session, row: Generation) -> dict[str, Any]:
-    db.flush()
-    db.refresh(row)
     named = {model.id: model for model in generations.models(db)}
     covered = coverage.count(db, row.id, row.model_id)
     lacking = coverage.gaps(db, row.id, row.model_id, SHOWN) if covered.images > covered.covered else []
