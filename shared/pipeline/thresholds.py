@@ -7,7 +7,7 @@ both. Putting them in force judges what comes; `replay` judges what is stored.
 import math
 import os
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ from shared.encoder.ood import Gaussian, Rule
 from shared.errors import Conflict, Invalid
 from shared.pipeline.judge import Standard, statistic
 from shared.store import calibrations, encodings, generations, reviews
-from shared.store.calibrations import Chosen, Known, Scored
+from shared.store.calibrations import Chosen, Known
 from shared.store.reviews import Actor
 from shared.store.tables import Calibration, Model
-from shared.types import Status
 
 MANY = 300  #: searchable images of a modality, of which thresholds can be made that are worth it
+MOST_SCORES = 100_000  #: known images whose errors make a threshold: of them, too, a hundred are beyond 99.9 %
 MOST = 1024  #: known images that distances are measured from; chosen by digest, so the same ones each time
 
 
@@ -78,9 +78,9 @@ def calibrate(
     skipped, left_out = {}, {}
     for one in [modality] if modality is not None else calibrations.encoded_modalities(db, model.id):
         chosen = Chosen(modality=one, operation_id=operation_id, folder=_prefix(folder))
-        scores, stopped = _scores(calibrations.every_scored(db, model.id, chosen))
+        scores = _scores(db, model, chosen)
         images = _usable(calibrations.known(db, model.id, chosen, MOST))
-        if stopped:
+        if stopped := calibrations.stopped(db, chosen):
             left_out[one] = stopped
         if columns := _made(scores, images, rule):
             made[one] = columns
@@ -103,16 +103,11 @@ def _prefix(folder: Path | None) -> bytes | None:
     return None if folder is None else os.fsencode(folder).rstrip(b"/") + b"/"
 
 
-def _scores(rows: Iterable[Scored]) -> tuple[list[tuple[str, float]], int]:
-    """(name, score) of images that are taken for known, and how many gate 3 had stopped."""
-    known, stopped = [], 0
-    for row in rows:
-        score = statistic(row.frames)
-        if row.status != Status.ENCODED:
-            stopped += 1
-        elif score is not None and math.isfinite(score):
-            known.append((row.digest.hex(), score))
-    return known, stopped
+def _scores(db: Session, model: Model, chosen: Chosen) -> list[tuple[str, float]]:
+    """(name, score) of images that are taken for known."""
+    rows = calibrations.known_scores(db, model.id, chosen, MOST_SCORES)
+    measured = [(digest.hex(), statistic(frames)) for digest, frames in rows]
+    return [(name, score) for name, score in measured if score is not None and math.isfinite(score)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +208,7 @@ def columns_of(row: Calibration) -> dict[str, Any]:
 
 def _stored(db: Session, model: Model, modality: str, rule: Rule) -> dict[str, Any]:
     chosen = Chosen(modality=modality)
-    scores, _ = _scores(calibrations.every_scored(db, model.id, chosen))
+    scores = _scores(db, model, chosen)
     images = _usable(calibrations.known(db, model.id, chosen, MOST))
     if columns := _made(scores, images, rule):
         return columns
@@ -243,7 +238,7 @@ def _given(
         raise Invalid("a threshold is a number")
     chosen = Chosen(modality=modality)
     if choice.threshold is not None:
-        scores, _ = _scores(calibrations.every_scored(db, model.id, chosen))
+        scores = _scores(db, model, chosen)
         known = _of_scores(scores, "mean+3sd") if len(scores) >= ood.MIN_SCORES else {}
         digest = ood.data_digest(name for name, _ in scores)
         first = _NO_SCORES | {"n": len(scores), "data_sha256": digest} | known | {"threshold": choice.threshold}

@@ -163,25 +163,60 @@ class Known(NamedTuple):
     embeddings: list[bytes]  #: of each frame, packed
 
 
+_FROM_CHOSEN = """
+    FROM image i JOIN study s ON s.id = i.study_id
+    WHERE i.modality = :modality
+      AND (CAST(:operation AS uuid) IS NULL OR i.operation_id = :operation)
+      AND (CAST(:folder AS bytea) IS NULL OR substring(i.path FROM 1 FOR octet_length(:folder)) = :folder)
+"""
+_FROM_KNOWN = (
+    _FROM_CHOSEN
+    + """
+      AND i.status = 'encoded' AND EXISTS (SELECT 1 FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model)
+    ORDER BY i.digest, i.id LIMIT :most
+    """
+)
 _KNOWN = sa.text(
     """
     SELECT i.digest, s.patient_key AS patient,
            ARRAY(SELECT e.embedding FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model
                  ORDER BY e.frame) AS embeddings
-    FROM image i JOIN study s ON s.id = i.study_id
-    WHERE i.status = 'encoded' AND i.modality = :modality
-      AND (CAST(:operation AS uuid) IS NULL OR i.operation_id = :operation)
-      AND (CAST(:folder AS bytea) IS NULL OR substring(i.path FROM 1 FOR octet_length(:folder)) = :folder)
-      AND EXISTS (SELECT 1 FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model)
-    ORDER BY i.digest, i.id LIMIT :most
     """
+    + _FROM_KNOWN
 )
 
 
 def known(db: Session, model_id: int, chosen: Chosen, most: int) -> list[Known]:
     """Up to so many encoded images, in the order of their digests: by chance, and the same ones each time."""
-    values = {"modality": chosen.modality, "operation": chosen.operation_id, "folder": chosen.folder}
-    return [Known._make(row) for row in db.execute(_KNOWN, values | {"model": model_id, "most": most})]
+    return [Known._make(row) for row in db.execute(_KNOWN, _choice(chosen) | {"model": model_id, "most": most})]
+
+
+_KNOWN_SCORES = sa.text(
+    """
+    SELECT i.digest, ARRAY(SELECT CAST(e.ood AS float8) FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model
+                           ORDER BY e.frame) AS frames
+    """
+    + _FROM_KNOWN
+)
+
+
+def known_scores(db: Session, model_id: int, chosen: Chosen, most: int) -> list[tuple[bytes, list[float | None]]]:
+    """(digest, score of each frame) of up to so many encoded images, chosen as by `known`."""
+    rows = db.execute(_KNOWN_SCORES, _choice(chosen) | {"model": model_id, "most": most})
+    return [(row.digest, row.frames) for row in rows]
+
+
+_STOPPED = sa.text("SELECT count(*)" + _FROM_CHOSEN + "AND i.status = 'quarantined' AND i.gate = 'features'")
+
+
+def stopped(db: Session, chosen: Chosen) -> int:
+    """How many of them the feature gate has stopped."""
+    found: int = db.execute(_STOPPED, _choice(chosen)).scalar_one()
+    return found
+
+
+def _choice(chosen: Chosen) -> dict[str, Any]:
+    return {"modality": chosen.modality, "operation": chosen.operation_id, "folder": chosen.folder}
 
 
 _COUNT = sa.text(

@@ -89,6 +89,24 @@ def test_a_calibration_may_be_made_from_one_folder_and_skips_what_has_too_few(ca
     assert made.skipped == {"CT": 1}
 
 
+def test_of_very_many_images_a_threshold_is_made_of_some_and_of_the_same_ones_each_time(
+    calibrated: Bright, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(thresholds, "MOST_SCORES", 21)
+    calibrated.paint(30, 0.9)
+    calibrated.take()
+    with calibrated.begin() as db:
+        model = generations.model(db, "null")
+        made = thresholds.calibrate(db, model, ANNA)
+        proposed = thresholds.propose(db, model, "MG", Choice(rule="mean+3sd")).columns
+        given = thresholds.propose(db, model, "MG", Choice(threshold=0.9)).columns
+    encoded = "SELECT digest FROM image WHERE status = 'encoded' ORDER BY 1 LIMIT 21"
+    names = [bytes(one).hex() for one in calibrated.column(encoded)]  # type: ignore[arg-type]
+    for one in (thresholds.columns_of(made.calibrations[0]), proposed, given):
+        assert (one["n"], one["data_sha256"]) == (21, ood.data_digest(names))
+    assert made.left_out == {"MG": 1}
+
+
 def test_what_gate_3_stopped_makes_no_threshold_and_is_counted(calibrated: Bright) -> None:
     calibrated.paint(30, 0.9)
     calibrated.take()
