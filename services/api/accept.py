@@ -17,10 +17,12 @@ class Range:
     kind: str
     params: Mapping[str, str]
     q: float
+    plain: frozenset[str]  #: the kinds that the header names without parameters, refused ones among them
 
     def fits(self, offered: str) -> bool:
-        group = self.kind.removesuffix("*")
-        return self.kind in ("*/*", offered) or (group.endswith("/") and offered.startswith(group))
+        """Whether this range speaks of it, and none that is more specific (RFC 9110 section 12.5.1)."""
+        covering = (offered, f"{offered.partition('/')[0]}/*", "*/*")
+        return self.kind in covering and self.plain.isdisjoint(covering[: covering.index(self.kind)])
 
 
 def ranges(request: Request) -> list[Range]:
@@ -31,8 +33,9 @@ def ranges(request: Request) -> list[Range]:
         kind, params = media_type(part)
         if kind == "*":  # not in the grammar, and sent by some
             kind = "*/*"
-        found.append(Range(kind, params, _quality(params.pop("q", "1"))))
-    return sorted((one for one in found if one.q > 0), key=lambda one: -one.q)
+        found.append((kind, params, _quality(params.pop("q", "1"))))
+    plain = frozenset(kind for kind, params, _ in found if not params)
+    return sorted((Range(*one, plain) for one in found if one[2] > 0), key=lambda one: -one.q)
 
 
 def _quality(text: str) -> float:

@@ -95,6 +95,8 @@ ACCEPTED = (
     ('multipart/related; type="application/octet-stream"', 406),
     ("image/png", 406),
     ("multipart/*", 200),
+    ("multipart/related;q=0, */*", 406),
+    ('multipart/related; type="application/octet-stream", */*', 200),
 )
 
 
@@ -166,9 +168,22 @@ def test_one_key_has_half_of_the_places_where_files_are_read_so_that_others_find
     assert {stored.get(address, headers=one).status_code for address in READ_WHOLE} == {200}
 
 
+LIKED = (
+    ("*/*", "jpeg"),
+    ("image/png", "png"),
+    ("image/*", "jpeg"),
+    ("image/png;q=.1,*/*", "jpeg"),
+    # RFC 9110 section 12.5.1: the most specific range counts
+    ("image/jpeg;q=0, image/*", "png"),
+    ("image/jpeg;q=0, */*", "png"),
+    ("image/jpeg;q=.1, image/*", "png"),
+    ("image/*;q=0, image/jpeg;q=.1", "jpeg"),
+)
+
+
 @pytest.mark.parametrize("what", ["rendered", "thumbnail", "frames/1/rendered"])
 def test_pictures_come_as_the_client_likes_them(stored, what):
-    for accepted, kind in (("*/*", "jpeg"), ("image/png", "png"), ("image/*", "jpeg"), ("image/png;q=.1,*/*", "jpeg")):
+    for accepted, kind in LIKED:
         answer = stored.get(f"{FIRST}/{what}", headers={"Accept": accepted})
         assert (answer.status_code, answer.headers["content-type"]) == (200, f"image/{kind}")
         picture = np.asarray(Pillow.open(io.BytesIO(answer.content)))
@@ -200,6 +215,7 @@ REFUSED = (
     (f"{FIRST}/rendered?window=1,2,linear", 400),
     (f"{FIRST}/rendered?quality=101", 400),
     (f"{FIRST}/rendered?accept=image/gif", 406),
+    (f"{FIRST}/rendered?accept=image/*;q=0,*/*", 406),
     (f"{STUDY}/series/1.2/instances/{sop_uid(1, 1)}/rendered", 404),
     (f"{STUDY}/series/1.2/instances/{sop_uid(1, 1)}/thumbnail", 404),
     (f"{STUDY}/series/1.2/instances/{sop_uid(1, 1)}", 404),
