@@ -133,7 +133,7 @@ class Job(StrEnum):
     PULL = "similis.pull"
     PROJECT = "similis.project"
     REINDEX = "similis.reindex"
-    CATCH_UP = "similis.backfill"
+    CATCH_UP = "similis.catch_up"
     REPLAY = "similis.replay"
     CANARY = "similis.canary"
     SWEEP = "similis.sweep"

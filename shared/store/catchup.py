@@ -1,8 +1,7 @@
 """Images that a model has yet to encode beside the normal path.
 
 The row is the job, with the lease and the fence of an image's own; besides, what is written must be of the revision
-that was claimed. A row that failed for good is a named exception of the model's generations. Table and task are called
-`backfill`, which elsewhere means what is pulled from another archive.
+that was claimed. A row that failed for good is a named exception of the model's generations.
 """
 
 from collections.abc import Iterable, Sequence
@@ -20,7 +19,7 @@ AGAIN = "state = 'due', failures = 0, not_before = NULL, reason = NULL, last_err
 
 _FILL = sa.text(
     f"""
-    INSERT INTO backfill (model_id, image_id)
+    INSERT INTO catch_up (model_id, image_id)
     SELECT :model, i.id FROM image i
     WHERE i.id = ANY(CAST(:images AS bigint[])) AND {INDEXABLE}
       AND (i.status = 'encoded'
@@ -38,11 +37,11 @@ def fill(db: Session, model_id: int, images: Sequence[int]) -> None:
 
 _ADD = sa.text(
     """
-    INSERT INTO backfill (model_id, image_id, state, reason)
+    INSERT INTO catch_up (model_id, image_id, state, reason)
     SELECT * FROM unnest(CAST(:models AS bigint[]), CAST(:images AS bigint[]), CAST(:states AS text[]),
                          CAST(:reasons AS text[]))
     ON CONFLICT (model_id, image_id) DO UPDATE SET state = excluded.state, reason = excluded.reason,
-        attempt = backfill.attempt + 1, failures = 0, lease_until = NULL, not_before = NULL
+        attempt = catch_up.attempt + 1, failures = 0, lease_until = NULL, not_before = NULL
     """
 )
 
@@ -61,7 +60,7 @@ def drop(db: Session, images: Sequence[int], models: Sequence[int] | None = None
     """Nothing is due of these images, for these models or for any."""
     db.execute(
         sa.text(
-            "DELETE FROM backfill WHERE image_id = ANY(CAST(:images AS bigint[])) "
+            "DELETE FROM catch_up WHERE image_id = ANY(CAST(:images AS bigint[])) "
             "AND (CAST(:models AS bigint[]) IS NULL OR model_id = ANY(CAST(:models AS bigint[])))"
         ),
         {"images": list(images), "models": None if models is None else list(models)},
@@ -72,7 +71,7 @@ def drop_model(db: Session, model_id: int) -> None:
     """Nothing is due for a model of which no generation is open, nor stands what it made of bytes that are gone."""
     db.execute(
         sa.text(
-            "WITH dropped AS (DELETE FROM backfill WHERE model_id = :model AND NOT EXISTS "
+            "WITH dropped AS (DELETE FROM catch_up WHERE model_id = :model AND NOT EXISTS "
             "(SELECT 1 FROM generation WHERE model_id = :model AND state = 'open') RETURNING image_id) "
             "DELETE FROM encoding e USING dropped d WHERE e.model_id = :model AND e.image_id = d.image_id"
         ),
@@ -83,7 +82,7 @@ def drop_model(db: Session, model_id: int) -> None:
 def retry(db: Session, model_id: int) -> None:
     """The exceptions of this model are tried again."""
     db.execute(
-        sa.text(f"UPDATE backfill SET {AGAIN} WHERE model_id = :model"),
+        sa.text(f"UPDATE catch_up SET {AGAIN} WHERE model_id = :model"),
         {"model": model_id},
     )
 
@@ -92,7 +91,7 @@ def found_again(db: Session, image_id: int) -> None:
     """What failed for want of the image's bytes is due again."""
     db.execute(
         sa.text(
-            f"UPDATE backfill SET {AGAIN} "
+            f"UPDATE catch_up SET {AGAIN} "
             "WHERE image_id = :image AND state = 'failed' AND reason = ANY(CAST(:lost AS text[]))"
         ),
         {"image": image_id, "lost": sorted(LOST)},
@@ -106,12 +105,12 @@ _FAILURES = "failures + (CASE WHEN lease_until IS NOT NULL THEN 1 ELSE 0 END)"
 _CLAIM = sa.text(
     f"""
     WITH due AS (
-        SELECT image_id AS id, {_FAILURES} AS failed, lease_until IS NOT NULL AS left_behind FROM backfill
+        SELECT image_id AS id, {_FAILURES} AS failed, lease_until IS NOT NULL AS left_behind FROM catch_up
         WHERE model_id = :model AND {_DUE} AND {_FAILURES} < :failures AND (lease_until IS NULL OR NOT :beside)
             AND (SELECT {INDEXABLE} FROM image i WHERE i.id = image_id)
         ORDER BY image_id LIMIT :limit FOR UPDATE SKIP LOCKED
     )
-    UPDATE backfill b SET attempt = b.attempt + 1, failures = chosen.failed,
+    UPDATE catch_up b SET attempt = b.attempt + 1, failures = chosen.failed,
                           lease_until = clock_timestamp() + make_interval(secs => :lease)
     FROM ({ALONE.format("due")}) AS chosen JOIN image i ON i.id = chosen.id
     WHERE b.model_id = :model AND b.image_id = chosen.id
@@ -121,10 +120,10 @@ _CLAIM = sa.text(
 )
 
 _OVER = f"WHERE model_id = :model AND {_DUE} AND {_FAILURES} >= :failures"
-_FAILED = sa.text(f"SELECT image_id FROM backfill {_OVER}")
+_FAILED = sa.text(f"SELECT image_id FROM catch_up {_OVER}")
 _EXHAUST = sa.text(
     f"""
-    UPDATE backfill SET state = 'failed', reason = coalesce(last_error, 'worker-died'), lease_until = NULL
+    UPDATE catch_up SET state = 'failed', reason = coalesce(last_error, 'worker-died'), lease_until = NULL
     {_OVER} AND image_id = ANY(CAST(:ids AS bigint[])) RETURNING image_id
     """
 )
@@ -155,7 +154,7 @@ def exhaust(db: Session, model_id: int, max_failures: int) -> list[int]:
 
 
 _LOCK = sa.text(
-    "SELECT image_id FROM backfill WHERE model_id = :model AND image_id = ANY(CAST(:ids AS bigint[])) "
+    "SELECT image_id FROM catch_up WHERE model_id = :model AND image_id = ANY(CAST(:ids AS bigint[])) "
     "ORDER BY image_id FOR NO KEY UPDATE"
 )
 
@@ -170,9 +169,9 @@ def renew(db: Session, model_id: int, claimed: Iterable[Claimed], lease_s: float
     _lock(db, model_id, ours)
     db.execute(
         sa.text(
-            "UPDATE backfill SET lease_until = clock_timestamp() + make_interval(secs => :lease) "
+            "UPDATE catch_up SET lease_until = clock_timestamp() + make_interval(secs => :lease) "
             "FROM unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[])) AS u(id, attempt) "
-            "WHERE model_id = :model AND image_id = u.id AND backfill.attempt = u.attempt AND lease_until IS NOT NULL"
+            "WHERE model_id = :model AND image_id = u.id AND catch_up.attempt = u.attempt AND lease_until IS NOT NULL"
         ),
         {"model": model_id, "ids": [c.id for c in ours], "attempts": [c.attempt for c in ours], "lease": lease_s},
     )
@@ -180,7 +179,7 @@ def renew(db: Session, model_id: int, claimed: Iterable[Claimed], lease_s: float
 
 _SETTLE = sa.text(
     f"""
-    UPDATE backfill b SET lease_until = NULL, last_error = u.reason,
+    UPDATE catch_up b SET lease_until = NULL, last_error = u.reason,
         state = CASE WHEN u.over THEN 'failed' ELSE 'due' END, reason = CASE WHEN u.over THEN u.reason END,
         failures = b.failures + CASE WHEN u.fault THEN 1 ELSE 0 END,
         not_before = clock_timestamp() + make_interval(secs => u.retry)
@@ -226,9 +225,9 @@ def release(db: Session, model_id: int, claimed: Sequence[Claimed]) -> None:
     _lock(db, model_id, claimed)
     db.execute(
         sa.text(
-            "UPDATE backfill SET lease_until = NULL "
+            "UPDATE catch_up SET lease_until = NULL "
             "FROM unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[])) AS u(id, attempt) "
-            "WHERE model_id = :model AND image_id = u.id AND backfill.attempt = u.attempt"
+            "WHERE model_id = :model AND image_id = u.id AND catch_up.attempt = u.attempt"
         ),
         {"model": model_id, "ids": [c.id for c in claimed], "attempts": [c.attempt for c in claimed]},
     )
@@ -237,7 +236,7 @@ def release(db: Session, model_id: int, claimed: Sequence[Claimed]) -> None:
 _ASKING = sa.text(
     f"""
     SELECT m.id FROM model m
-    WHERE EXISTS (SELECT 1 FROM backfill WHERE model_id = m.id AND {_DUE})
+    WHERE EXISTS (SELECT 1 FROM catch_up WHERE model_id = m.id AND {_DUE})
       AND EXISTS (SELECT 1 FROM generation g LEFT JOIN operation o ON o.id = g.operation_id
                   WHERE g.model_id = m.id AND g.state = 'open' AND o.state IS DISTINCT FROM 'paused')
     ORDER BY m.id

@@ -73,7 +73,7 @@ IMAGES = (
         SELECT i.id FROM image i, live v JOIN generation g ON g.id = v.generation_id
         WHERE i.status = 'encoded' AND i.id <> ALL(g.accepted)
           AND NOT EXISTS (SELECT 1 FROM encoding e WHERE e.image_id = i.id AND e.model_id = g.model_id)
-          AND NOT EXISTS (SELECT 1 FROM backfill b WHERE b.image_id = i.id AND b.model_id = g.model_id)
+          AND NOT EXISTS (SELECT 1 FROM catch_up b WHERE b.image_id = i.id AND b.model_id = g.model_id)
         ORDER BY 1
         """,
         mend=encode_again,
@@ -105,7 +105,7 @@ IMAGES = (
         SELECT DISTINCT i.id FROM ledger l JOIN image i ON i.id = l.image_id
         JOIN generation g ON g.id = l.generation_id AND g.state = 'open'
         WHERE i.status = 'encoded' AND l.op = 'upsert' AND l.revision <> i.revision
-          AND NOT EXISTS (SELECT 1 FROM backfill b WHERE b.image_id = i.id AND b.model_id = g.model_id)
+          AND NOT EXISTS (SELECT 1 FROM catch_up b WHERE b.image_id = i.id AND b.model_id = g.model_id)
         ORDER BY 1
         """,
         mend=_run(
@@ -140,11 +140,11 @@ IMAGES = (
         find=f"""
         SELECT id FROM image WHERE status = 'encoding'
           AND (lease_until IS NULL OR lease_until < clock_timestamp() - interval '{SILENT_S:.0f} seconds')
-        UNION SELECT image_id FROM backfill WHERE state = 'due'
+        UNION SELECT image_id FROM catch_up WHERE state = 'due'
           AND lease_until < clock_timestamp() - interval '{SILENT_S:.0f} seconds' ORDER BY 1
         """,
         mend=_run(
-            "WITH late AS (UPDATE backfill SET lease_until = NULL, failures = failures + 1 "
+            "WITH late AS (UPDATE catch_up SET lease_until = NULL, failures = failures + 1 "
             "WHERE image_id = ANY(CAST(:ids AS bigint[])) AND lease_until < clock_timestamp()) "
             "UPDATE image SET status = 'received', lease_until = NULL, failures = failures + 1 "
             "WHERE id = ANY(CAST(:ids AS bigint[])) AND status = 'encoding' "
@@ -159,14 +159,14 @@ IMAGES = (
         SELECT id FROM image WHERE status = 'failed' AND (reason = 'worker-died' OR last_error IS NOT NULL)
         UNION SELECT l.image_id FROM ledger l JOIN generation g ON g.id = l.generation_id
               WHERE l.state = 'failed' AND g.state = 'open' AND l.image_id <> ALL(g.accepted)
-        UNION SELECT b.image_id FROM backfill b JOIN generation g ON g.model_id = b.model_id AND g.state = 'open'
+        UNION SELECT b.image_id FROM catch_up b JOIN generation g ON g.model_id = b.model_id AND g.state = 'open'
               WHERE b.state = 'failed' AND b.reason = 'worker-died' AND b.image_id <> ALL(g.accepted)
         ORDER BY 1
         """,
         mend=_run(
             f"WITH points AS (UPDATE ledger SET {ledger.AGAIN} "
             "WHERE state = 'failed' AND image_id = ANY(CAST(:ids AS bigint[]))), "
-            f"fills AS (UPDATE backfill SET {catchup.AGAIN} "
+            f"fills AS (UPDATE catch_up SET {catchup.AGAIN} "
             "WHERE state = 'failed' AND image_id = ANY(CAST(:ids AS bigint[])) AND reason = 'worker-died') "
             f"UPDATE image SET {AGAIN} "
             "WHERE id = ANY(CAST(:ids AS bigint[])) AND status = 'failed' "
@@ -221,7 +221,7 @@ def let_go(db: Session, operations: Sequence[Stuck]) -> None:
 
 _LET_ALL_GO = (
     "UPDATE operation SET lease_until = NULL WHERE lease_until IS NOT NULL",
-    "UPDATE backfill SET lease_until = NULL WHERE lease_until IS NOT NULL",
+    "UPDATE catch_up SET lease_until = NULL WHERE lease_until IS NOT NULL",
     "UPDATE image SET status = 'received', lease_until = NULL WHERE status = 'encoding'",
 )
 

@@ -39,7 +39,7 @@ _NEEDED: Final = f"""
         LEFT JOIN shown ON shown.image_id = i.id
         LEFT JOIN own ON own.image_id = i.id
         LEFT JOIN stored ON stored.image_id = i.id
-        LEFT JOIN backfill b ON b.image_id = i.id AND b.model_id = :model
+        LEFT JOIN catch_up b ON b.image_id = i.id AND b.model_id = :model
         WHERE {INDEXABLE} AND (i.status = 'encoded' OR shown.held) {{images}}
     )
 """

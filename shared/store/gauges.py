@@ -34,7 +34,7 @@ _CANARY = sa.text(
     "WHERE g.id = (SELECT generation_id FROM live)"
 )
 _PENDING = sa.text("SELECT count(*) FROM ledger WHERE state = 'pending'")
-_BESIDE = sa.text("SELECT count(*) FROM backfill WHERE state = 'due'")
+_BESIDE = sa.text("SELECT count(*) FROM catch_up WHERE state = 'due'")
 
 
 def read(connection: sa.Connection) -> Gauges:

@@ -28,7 +28,7 @@ _LETTERS = f"""
     UNION ALL
     SELECT 'encoding', 'encoding-' || b.model_id || '-' || b.image_id, coalesce(b.reason, b.last_error, ''),
            b.failures, i.received_at, i.sop_uid, s.uid, NULL
-    FROM backfill b JOIN image i ON i.id = b.image_id JOIN study s ON s.id = i.study_id WHERE b.state = 'failed'
+    FROM catch_up b JOIN image i ON i.id = b.image_id JOIN study s ON s.id = i.study_id WHERE b.state = 'failed'
     UNION ALL
     SELECT 'point', 'point-' || l.generation_id || '-' || l.image_id || '-' || l.frame, coalesce(l.last_error, ''),
            l.attempt, l.queued_at, i.sop_uid, s.uid, NULL
@@ -77,7 +77,7 @@ _DUE: dict[str, str] = {
         WHERE status = 'failed' AND ('image-' || id) = ANY(CAST(:letters AS text[])) RETURNING NULL::uuid
     """,
     "encoding": f"""
-        UPDATE backfill SET {catchup.AGAIN}
+        UPDATE catch_up SET {catchup.AGAIN}
         WHERE state = 'failed' AND ('encoding-' || model_id || '-' || image_id) = ANY(CAST(:letters AS text[]))
         RETURNING NULL::uuid
     """,

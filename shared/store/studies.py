@@ -252,7 +252,7 @@ def insert(
 
 
 #: Of an image `i`: it failed, for a model at least, since its bytes were not where they had been (:lost, `LOST`).
-WITHOUT_FILE = """((i.status = 'failed' AND i.reason = ANY(CAST(:lost AS text[]))) OR EXISTS (SELECT 1 FROM backfill b
+WITHOUT_FILE = """((i.status = 'failed' AND i.reason = ANY(CAST(:lost AS text[]))) OR EXISTS (SELECT 1 FROM catch_up b
     WHERE b.image_id = i.id AND b.state = 'failed' AND b.reason = ANY(CAST(:lost AS text[]))))"""
 
 

@@ -331,7 +331,7 @@ class Ledger(Base):
 class CatchUp(Lease, Base):
     """An image that a model has yet to encode beside the normal path; `failed` is a named exception of its coverage."""
 
-    __tablename__ = "backfill"
+    __tablename__ = "catch_up"
     model_id: Mapped[int] = mapped_column(ForeignKey("model.id", ondelete="CASCADE"), primary_key=True)
     image_id: Mapped[int] = mapped_column(ForeignKey("image.id", ondelete="CASCADE"), primary_key=True, index=True)
     state: Mapped[str] = mapped_column(server_default="due")
@@ -339,8 +339,8 @@ class CatchUp(Lease, Base):
     reason: Mapped[str | None]
     __table_args__ = (
         CheckConstraint("state IN ('due', 'failed')", name="state"),
-        Index("ix_backfill_due", "model_id", "image_id", postgresql_where=text("state = 'due'")),
-        Index("ix_backfill_failed", "image_id", postgresql_where=text("state = 'failed'")),
+        Index("ix_catch_up_due", "model_id", "image_id", postgresql_where=text("state = 'due'")),
+        Index("ix_catch_up_failed", "image_id", postgresql_where=text("state = 'failed'")),
     )
 
 

@@ -39,7 +39,7 @@ def dead(client, archive):
         )
         db.execute(
             sa.text(
-                "INSERT INTO backfill (model_id, image_id, state, failures, reason) "
+                "INSERT INTO catch_up (model_id, image_id, state, failures, reason) "
                 "SELECT generation.model_id, image.id, 'failed', 5, 'encoder-error' FROM generation, image "
                 "WHERE sop_uid = '1.2.3.2.1'"
             )
@@ -94,7 +94,7 @@ def test_each_is_tried_again_once(dead, archive):
     assert letters(dead) == []
     assert row(archive, "SELECT status FROM image WHERE sop_uid = '1.2.3.1.0'") == "received"
     assert row(archive, "SELECT count(*) FROM ledger WHERE state = 'pending'") == 1
-    assert row(archive, "SELECT state FROM backfill") == "due"
+    assert row(archive, "SELECT state FROM catch_up") == "due"
     assert row(archive, "SELECT mtime_ns FROM file WHERE reason = 'unreadable-file'") == -1
     assert row(archive, "SELECT count(*) FROM audit WHERE action = 'retry'") == 4
     archive.encode()

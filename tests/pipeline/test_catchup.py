@@ -38,7 +38,7 @@ def encoded(platform: Platform, model: int) -> list[tuple[Any, ...]]:
 
 
 def due(platform: Platform) -> list[tuple[Any, ...]]:
-    return query(platform, "SELECT image_id, state, reason FROM backfill ORDER BY 1")
+    return query(platform, "SELECT image_id, state, reason FROM catch_up ORDER BY 1")
 
 
 def opened(platform: Platform, **choices: Any) -> int:
@@ -84,7 +84,7 @@ def test_a_database_that_is_away_at_the_end_does_not_hide_what_ended_it(
 def test_what_is_given_back_keeps_what_was_last_said_of_it(filled: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     opened(filled)
     with filled.begin() as db:
-        db.execute(sa.text("UPDATE backfill SET last_error = 'encoder-error', failures = 2"))
+        db.execute(sa.text("UPDATE catch_up SET last_error = 'encoder-error', failures = 2"))
 
     def fault(*_: object) -> None:
         raise ZeroDivisionError
@@ -92,7 +92,7 @@ def test_what_is_given_back_keeps_what_was_last_said_of_it(filled: Platform, mon
     with monkeypatch.context() as patched, pytest.raises(ZeroDivisionError):
         patched.setattr(catchup.encode, "forward", fault)
         drain(filled)
-    assert query(filled, "SELECT DISTINCT last_error, failures FROM backfill") == [("encoder-error", 2)]
+    assert query(filled, "SELECT DISTINCT last_error, failures FROM catch_up") == [("encoder-error", 2)]
 
 
 def claim(platform: Platform, lease_s: float = 5.0) -> batch.Work:
@@ -285,7 +285,7 @@ def test_what_is_held_when_an_error_ends_it_is_given_back(filled: Platform, monk
     with monkeypatch.context() as patched, pytest.raises(Unavailable):
         patched.setattr(encode.encodings, "save", away)
         drain(filled)
-    assert query(filled, "SELECT count(*) FROM backfill WHERE lease_until IS NOT NULL OR failures > 0") == [(0,)]
+    assert query(filled, "SELECT count(*) FROM catch_up WHERE lease_until IS NOT NULL OR failures > 0") == [(0,)]
     assert drain(filled) == 12
 
 
@@ -297,7 +297,7 @@ def test_a_share_that_is_away_costs_a_wait_and_no_exception(filled: Platform) ->
     assert due(filled) == [(5, "due", None)]
     del filled.sandbox.pixels[path]
     with filled.begin() as db:
-        db.execute(sa.text("UPDATE backfill SET not_before = NULL"))
+        db.execute(sa.text("UPDATE catch_up SET not_before = NULL"))
     drain(filled)
     assert due(filled) == []
 

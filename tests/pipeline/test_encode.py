@@ -466,7 +466,7 @@ drain(platform.begin, platform.sandbox, platform.encoder, effort)
     ("stage", "row"),
     [
         ("reading", "SELECT status = 'received', last_error, failures, not_before > clock_timestamp() FROM image"),
-        ("catch-up", "SELECT state = 'due', last_error, failures, not_before > clock_timestamp() FROM backfill"),
+        ("catch-up", "SELECT state = 'due', last_error, failures, not_before > clock_timestamp() FROM catch_up"),
     ],
     ids=["of a new image", "of one to catch up with"],
 )

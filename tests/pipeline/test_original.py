@@ -107,7 +107,7 @@ def test_a_model_that_comes_later_takes_no_other_bytes_either_and_gets_its_own_b
     platform.reindex()
     assert encodings(platform) == 1
     with platform.store.reading() as connection:
-        assert connection.execute(sa.text("SELECT state, reason FROM backfill")).one() == ("failed", "file-changed")
+        assert connection.execute(sa.text("SELECT state, reason FROM catch_up")).one() == ("failed", "file-changed")
     path = platform.put("x.dcm", header(0), b"of the one")
     os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))  # restored, as it was
     platform.scan()

@@ -60,3 +60,30 @@ def test_the_way_down_keeps_the_latest_of_two_decisions_on_the_same_bytes(postgr
         )
     run.downgrade(postgres_url, "0012")
     assert rows(postgres_url, "SELECT reason FROM review") == [("blank",)]
+
+
+def test_catch_up_is_called_so_with_all_that_belongs_to_it_and_keeps_its_rows(postgres_url: str) -> None:
+    named = """
+        SELECT relname FROM pg_class WHERE relname LIKE '%backfill%' OR relname LIKE '%catch_up%'
+        UNION SELECT conname FROM pg_constraint WHERE conname LIKE '%backfill%' OR conname LIKE '%catch_up%'
+    """
+    run.upgrade(postgres_url, "0015")
+    for row in (
+        "model (fingerprint, name, folder, card) VALUES ('f', 'm', 'm', '{}')",
+        "study (uid, patient_key) VALUES ('1.2', 'x')",
+        (
+            "image (sop_uid, study_id, series_uid, sop_class, transfer_syntax, modality, body_part, manufacturer, "
+            "presentation_intent, rows, columns, frames, digest, path) "
+            "VALUES ('1.2.3', 1, '1.3', '1.4', '1.5', 'MG', '', '', '', 9, 9, 1, 'x', 'y')"
+        ),
+        "backfill (model_id, image_id, state) VALUES (1, 1, 'failed')",
+    ):
+        rows(postgres_url, f"INSERT INTO {row}")
+    before = {name for (name,) in rows(postgres_url, named)}
+
+    run.upgrade(postgres_url, "0016")
+    assert {name for (name,) in rows(postgres_url, named)} == {name.replace("backfill", "catch_up") for name in before}
+    assert rows(postgres_url, "SELECT model_id, image_id, state FROM catch_up") == [(1, 1, "failed")]
+
+    run.downgrade(postgres_url, "0015")
+    assert {name for (name,) in rows(postgres_url, named)} == before

@@ -29,7 +29,7 @@ def many(platform: Platform) -> Platform:
         db.execute(sa.text("UPDATE image SET failures = 1"))
         catchup.add(db, due=[(model, n) for n in db.scalars(sa.text("SELECT id FROM image"))])
     with platform.store.reading() as connection:
-        connection.execute(sa.text("ANALYZE image, backfill"))
+        connection.execute(sa.text("ANALYZE image, catch_up"))
     return platform
 
 
@@ -51,7 +51,7 @@ def released(claimed: list[Claimed], model: int) -> Act:
 
 
 @pytest.mark.parametrize(
-    ("table", "settling"), [("image", of_images), ("backfill", of_catch_up), ("backfill", released)]
+    ("table", "settling"), [("image", of_images), ("catch_up", of_catch_up), ("catch_up", released)]
 )
 def test_who_settles_and_who_renews_do_not_wait_for_each_other(
     many: Platform, table: str, settling: Callable[[list[Claimed], int], Act]
