@@ -10,7 +10,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from services.api.app import create
-from services.api.wire import Protocol
+from services.api.http_protocol import HttpProtocol
 from shared.config import read
 from shared.errors import SimilisError
 from shared.log import configure, get
@@ -40,7 +40,7 @@ def configuration(app: ASGIApp, host: str, port: int) -> uvicorn.Config:
         app,
         host=host,
         port=port,
-        http=Protocol,
+        http=HttpProtocol,
         ws="none",  # an upgrade would leave the protocol above, and its limits
         log_config=None,  # ours
         access_log=False,  # it would write paths, which hold UIDs

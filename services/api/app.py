@@ -14,9 +14,9 @@ from fastapi.routing import APIRoute
 from services.api import errors
 from services.api.answers import ProblemOut
 from services.api.auth import Callers, refuse_undeclared, scopes_of
-from services.api.edge import Edge
 from services.api.limits import Slots
 from services.api.metrics import Metrics, software
+from services.api.middleware import RequestMiddleware
 from services.api.routes import (
     audit,
     dicomweb_backfill,
@@ -97,7 +97,7 @@ def create(rt: Runtime) -> FastAPI:
     errors.install(app)
     style = base64.b64encode(hashlib.sha256(health.STYLE.encode()).digest()).decode()
     app.add_middleware(
-        Edge,
+        RequestMiddleware,
         metrics=app.state.metrics,
         callers=app.state.callers,
         limits={"/v1/searches": api.max_upload_mb * MIB, "/dicom-web/studies": api.max_store_mb * MIB},

@@ -14,8 +14,8 @@ from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.routing import APIRoute
 
-from services.api.asked import check_names
 from services.api.limits import TokenBuckets
+from services.api.query_params import check_names
 from shared.errors import Denied, Unavailable, Unidentified
 from shared.log import get
 from shared.runtime import Runtime

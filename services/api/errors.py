@@ -17,7 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from services.api.asked import names_of
+from services.api.query_params import names_of
 from services.api.schemas import WRITTEN
 from shared.errors import (
     Conflict,

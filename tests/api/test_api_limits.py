@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
-from services.api import edge
+from services.api import middleware
 from services.api.app import create
 from services.api.limits import Slots, TokenBuckets
 from services.api.routes import search
@@ -236,7 +236,7 @@ def test_nothing_of_a_stranger_is_read(archive, path):
 
 
 def test_a_small_body_that_trickles_is_given_up(archive, monkeypatch):
-    monkeypatch.setattr(edge, "SMALL_WITHIN_S", 0.05)
+    monkeypatch.setattr(middleware, "SMALL_WITHIN_S", 0.05)
     app, headers = create(archive.rt), archive.key() | {"Content-Type": "application/json"}
 
     async def trickle():

@@ -20,10 +20,10 @@ from starlette.requests import ClientDisconnect
 
 from services.api import present
 from services.api.answers import BatchOut, RankingOut
-from services.api.asked import refuse_twice
 from services.api.dependencies import CanSearch, Decoding, Known, Measured, Rt, Uploads
 from services.api.errors import TooLarge, UnsupportedMedia
 from services.api.metrics import Metrics
+from services.api.query_params import refuse_twice
 from services.api.schemas import BatchIn, SearchIn, Uid, keyword
 from shared.encoder.base import Encoder
 from shared.errors import Invalid, NotFound, Unavailable

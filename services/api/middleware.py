@@ -37,7 +37,7 @@ HEADERS = {
 }
 
 
-class Edge:
+class RequestMiddleware:
     def __init__(
         self,
         app: ASGIApp,

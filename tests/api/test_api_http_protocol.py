@@ -12,7 +12,7 @@ from contextlib import closing, suppress
 import pytest
 import uvicorn
 
-from services.api import wire
+from services.api import http_protocol
 from services.api.__main__ import configuration
 from shared.process import until
 from tests.conftest import ROOT
@@ -36,7 +36,7 @@ async def app(scope, receive, send):
 
 @pytest.fixture
 def connection(monkeypatch):
-    monkeypatch.setattr(wire, "TAKEN_WITHIN_S", 1.0)
+    monkeypatch.setattr(http_protocol, "TAKEN_WITHIN_S", 1.0)
     config = configuration(app, "127.0.0.1", 0)
     config.lifespan = "off"
     server = uvicorn.Server(config)
@@ -64,7 +64,7 @@ def answer(connection):
 
 @pytest.mark.parametrize("rest", [b"a", b"a\r\nX: "])
 def test_a_head_without_an_end_is_refused(connection, rest):
-    connection.sendall(b"GET / HTTP/1.1\r\nX: " + (rest * wire.MOST_HEAD)[: wire.MOST_HEAD])
+    connection.sendall(b"GET / HTTP/1.1\r\nX: " + (rest * http_protocol.MOST_HEAD)[: http_protocol.MOST_HEAD])
     head, body = answer(connection)
     assert head.startswith(b"http/1.1 400")
     assert b"content-type: application/problem+json" in head
@@ -81,14 +81,14 @@ def test_what_is_no_http_is_told_as_a_problem(connection):
 def test_a_head_that_does_not_come_is_not_waited_for(connection, monkeypatch):
     connection.sendall(b"GET / HTTP/1.1\r\nContent-Length: 0\r\n\r\n")
     assert connection.recv(1000).endswith(b"\r\n\r\n0")
-    monkeypatch.setattr(wire, "HEAD_WITHIN_S", 0.2)
+    monkeypatch.setattr(http_protocol, "HEAD_WITHIN_S", 0.2)
     connection.sendall(b"GET / HTTP/1.1\r\nX:")
     assert answer(connection) == (b"", b"")
 
 
 @pytest.mark.parametrize("rest", [b"\r\n", b"x" * 9])
 def test_what_comes_behind_an_answer_and_begins_no_head_is_not_waited_for(connection, monkeypatch, rest):
-    monkeypatch.setattr(wire, "HEAD_WITHIN_S", 0.2)
+    monkeypatch.setattr(http_protocol, "HEAD_WITHIN_S", 0.2)
     length = len(rest) if rest.strip() else 0
     connection.sendall(b"GET /early HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % length)
     assert connection.recv(1000).endswith(b"\r\n\r\n0")
@@ -97,7 +97,7 @@ def test_what_comes_behind_an_answer_and_begins_no_head_is_not_waited_for(connec
 
 
 def test_a_head_behind_an_answer_that_takes_long_is_not_late(connection, monkeypatch):
-    monkeypatch.setattr(wire, "HEAD_WITHIN_S", 0.2)
+    monkeypatch.setattr(http_protocol, "HEAD_WITHIN_S", 0.2)
     connection.sendall(b"GET /slow HTTP/1.1\r\n\r\nGET / HTTP/1.1\r\nX:")
     assert connection.recv(1000).endswith(b"\r\n\r\n0")
     connection.sendall(b"\r\nConnection: close\r\n\r\n")
@@ -106,11 +106,11 @@ def test_a_head_behind_an_answer_that_takes_long_is_not_late(connection, monkeyp
 
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_long_body_is_no_head_and_the_next_request_is_read(connection, chunked):
-    size = 20 * wire.MOST_HEAD
+    size = 20 * http_protocol.MOST_HEAD
     if chunked:
         connection.sendall(b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
         for _ in range(20):
-            connection.sendall(b"%x\r\n%b\r\n" % (wire.MOST_HEAD, b"x" * wire.MOST_HEAD))
+            connection.sendall(b"%x\r\n%b\r\n" % (http_protocol.MOST_HEAD, b"x" * http_protocol.MOST_HEAD))
         connection.sendall(b"0\r\n\r\n")
     else:
         connection.sendall(b"POST / HTTP/1.1\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
@@ -120,16 +120,18 @@ def test_a_long_body_is_no_head_and_the_next_request_is_read(connection, chunked
 
 
 def test_requests_without_an_end_do_not_pile_up(connection):
-    many = b"GET / HTTP/1.1\r\n\r\n" * (wire.MOST_WAITING + 2)
+    many = b"GET / HTTP/1.1\r\n\r\n" * (http_protocol.MOST_WAITING + 2)
     connection.sendall(many)
     head, body = answer(connection)
     assert b"http/1.1 400" in head + body.lower()
 
 
 def test_a_few_requests_at_once_are_answered_in_turn(connection):
-    connection.sendall(b"GET / HTTP/1.1\r\n\r\n" * wire.MOST_WAITING + b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")
+    connection.sendall(
+        b"GET / HTTP/1.1\r\n\r\n" * http_protocol.MOST_WAITING + b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n"
+    )
     head, body = answer(connection)
-    assert (head + body).lower().count(b"200 ok") == wire.MOST_WAITING + 1
+    assert (head + body).lower().count(b"200 ok") == http_protocol.MOST_WAITING + 1
 
 
 def test_an_answer_that_nobody_reads_does_not_hold_its_connection(connection):

@@ -19,7 +19,7 @@ TAKEN_WITHIN_S = 300.0  #: what we send, by a client that has stopped reading
 MOST_WAITING = 16  #: requests of one connection that were sent before the answer to an earlier one
 
 
-class Protocol(HttpToolsProtocol):
+class HttpProtocol(HttpToolsProtocol):
     _head = 0  #: bytes since the last head ended, or the last piece of a body came
     _late: asyncio.TimerHandle | None = None
 
