@@ -209,7 +209,7 @@ def test_nothing_of_the_old_bytes_stands_while_a_rule_holds_the_new_ones(bright:
     bright.scan(admission=HOLD)
     bright.project()
     assert bright.searchable() == {uid(1)}
-    for table in ("encoding", "thumbnail", "backfill"):
+    for table in ("encoding", "thumbnail", "catch_up"):
         assert bright.column(f"SELECT count(*) FROM {table} WHERE image_id = :id", id=bright.number(0)) == [0], table
     with bright.begin() as db:
         quarantine.release(db, bright.number(0), ANNA)
