@@ -1,7 +1,7 @@
 from functools import cache
 
 from shared.log import get
-from shared.pipeline import arrive, stones, sweep
+from shared.pipeline import arrive, sweep, tombstone_file
 from shared.types import Job
 from workers.runtime import runtime
 from workers.tasks import task
@@ -16,7 +16,7 @@ def ring_again() -> None:
     with rt.transaction() as db:
         sweep.ring_for_due(db, rt.effort, rt.settings.qdrant.canary_s)
     with rt.transaction() as db:  # apart: a home that cannot be written to must not silence the bells
-        keeper().keep(db)
+        tombstones().update(db)
 
 
 @task(Job.TIDY)
@@ -28,5 +28,5 @@ def tidy() -> None:
 
 
 @cache
-def keeper() -> stones.Keeper:
-    return stones.Keeper(runtime().settings.home / stones.NAME)
+def tombstones() -> tombstone_file.TombstoneFile:
+    return tombstone_file.TombstoneFile(runtime().settings.home / tombstone_file.NAME)

@@ -75,7 +75,7 @@ def _gates(subject: Subject) -> list[Json]:
         }
         for gate in (Gate.METADATA, Gate.PIXELS)
     ]
-    last = {"verdict": own.word} | {name: getattr(own, name) for name in _VOTES}
+    last = {"verdict": own.verdict} | {name: getattr(own, name) for name in _VOTES}
     return [*told, {"gate": Gate.FEATURES.value, "reason": stops.get(Gate.FEATURES)} | last]
 
 

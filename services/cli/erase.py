@@ -72,13 +72,13 @@ def replay(
     It speaks to the database alone, at the newest schema. Vectors and files go with the workers, once they run.
     """
     from services.embedded.attach import settings
-    from shared.pipeline import stones
+    from shared.pipeline import tombstone_file
     from shared.runtime import Runtime
 
     if not file.is_file():
         raise NotFound("there is no such file of tombstones")
     with closing(Runtime(settings((home or Settings().home).expanduser()))) as runtime, runtime.transaction() as db:
-        erased = stones.replay(db, file, runtime.rules.secret)
+        erased = tombstone_file.replay(db, file, runtime.rules.secret)
     _told({"images": erased}, f"{erased} images are erased again", as_json)
 
 

@@ -35,7 +35,7 @@ from shared.disk import sync
 from shared.encoder import cards
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.imaging.pseudonym import KEY_BYTES
-from shared.pipeline import arrive, lifecycle, project, reconcile, stones
+from shared.pipeline import arrive, lifecycle, project, reconcile, tombstone_file
 from shared.pipeline.reconcile import NAMED, SHOWN, Finding, Site
 from shared.runtime import Runtime
 from shared.store import checks, files, generations
@@ -74,7 +74,7 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
             say("copying the models")
             _copy_models(store, settings.models_dir, part / MODELS)
             with store.transaction() as db:
-                stones.write(db, part / stones.NAME)
+                tombstone_file.write(db, part / tombstone_file.NAME)
             write(part / KEY, key)
             manifest["settings"] = settings.model_dump(mode="json", exclude={"home", "models"})
             sent_to = _sent_to(store, settings.blobs_dir.absolute())
@@ -275,7 +275,7 @@ def check(folder: Path) -> dict[str, Any]:
     if newer or schema not in migrations.known():
         raise Conflict("this backup was made by a newer Similis: restore it with that version")
     wrong = [name for name, was in files.items() if not (folder / name).is_file() or _digest(folder / name) != was]
-    if wrong or not {DUMP, KEY, stones.NAME} <= files.keys():
+    if wrong or not {DUMP, KEY, tombstone_file.NAME} <= files.keys():
         raise Invalid(f"the backup is damaged: {', '.join(wrong) or 'files are missing'}")
     if not (folder / KEY).stat().st_size:
         raise Invalid("the backup holds no pseudonym key, and its database was made with one")
@@ -300,7 +300,7 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
     manifest = check(folder)
     home = home.expanduser().resolve()
     left = {path.name for path in home.iterdir()} if home.exists() else set()
-    if left - {stones.NAME}:
+    if left - {tombstone_file.NAME}:
         raise Conflict("the home is not empty")
     if tombstones is not None and not tombstones.is_file():
         raise NotFound("there is no such file of tombstones")
@@ -317,7 +317,11 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
             say("copying the files that were sent to us")
             changed = _copy_blobs([folder / BLOBS], place / BLOBS)["changed"]
         write(place / KEY, (folder / KEY).read_text(encoding="utf-8"))
-        known = [path for path in (tombstones, home / stones.NAME, folder / stones.NAME) if path and path.exists()]
+        known = [
+            path
+            for path in (tombstones, home / tombstone_file.NAME, folder / tombstone_file.NAME)
+            if path and path.exists()
+        ]
         with place.lock(), Postgres(place.path) as server, closing(Store(server.url, pool_size=1)) as store:
             _restore_database(server, folder, say)
             if sent := manifest.get("blobs"):
@@ -338,7 +342,7 @@ def _take_place(part: Path, home: Path) -> None:
 
     Tombstones that lay there are in the restored home, too; where it cannot take its place, they lie there still.
     """
-    stood = home / stones.NAME
+    stood = home / tombstone_file.NAME
     left = stood.read_bytes() if stood.exists() else None
     stood.unlink(missing_ok=True)
     try:
@@ -364,9 +368,9 @@ def _fill(place: Home, server: Postgres, known: list[Path], say: Say, *, verify:
     commands.write_secrets(place, {"database": server.url, "broker": ""})
     with _vectors(place, socket), closing(Runtime(attach.settings(place.path))) as runtime:
         with runtime.transaction() as db:
-            checks.let_all_go(db)
-            erased = sum(stones.replay(db, path, runtime.rules.secret) for path in known)
-            stones.write(db, place / stones.NAME)
+            checks.release_all_leases(db)
+            erased = sum(tombstone_file.replay(db, path, runtime.rules.secret) for path in known)
+            tombstone_file.write(db, place / tombstone_file.NAME)
         site = _site(runtime, Blobs(place / BLOBS))
         since = arrive.strays(site.begin, site.inspector, site.blobs)  # they came after the dump, and were acknowledged
         arrive.recover(site.begin, site.inspector, site.blobs, site.rules, since)

@@ -34,15 +34,15 @@ STUDY, SERIES, SOP, COUNT = "0020000D", "0020000E", "00080018", "00201208"
 T = TypeVar("T")
 
 
-class Away(Unavailable):
+class ArchiveUnavailable(Unavailable):
     """The other archive does not answer, or not now."""
 
 
-class Silent(Away):
+class ArchiveTimeout(ArchiveUnavailable):
     """Nothing was heard of the other archive for so long that it is better asked later than again."""
 
 
-class Odd(Invalid):
+class ArchiveProtocolError(Invalid):
     """The other archive answered something that it should not have."""
 
 
@@ -108,7 +108,10 @@ def _trust(authorities: Path | None) -> ssl.SSLContext:
 
 
 class Archive:
-    """A connection. Raises, from every method: `Away`, `Denied` where it does not know us, `Odd`."""
+    """A connection.
+
+    Raises, from every method: `ArchiveUnavailable`, `ArchiveProtocolError`, and `Denied` where it does not know us.
+    """
 
     def __init__(self, access: Access, *, timeout_s: float = 60.0) -> None:
         import httpx
@@ -148,13 +151,13 @@ class Archive:
         for item in self._pages(f"studies/{study}/instances", {}, SOP):
             found.add(_uid(item, SOP), _uid(item, SERIES))
             if len(found) > MOST_INSTANCES:
-                raise Odd(f"a study has more than {MOST_INSTANCES} instances")
+                raise ArchiveProtocolError(f"a study has more than {MOST_INSTANCES} instances")
         return found
 
     def files(self, study: str, series: str = "", sop: str = "") -> Iterator[Event]:
         """The files of a study, or the one that is named, as they come, in the transfer syntax that they have."""
         if sop and not series:
-            raise Odd("the archive does not say in which series an instance is")
+            raise ArchiveProtocolError("the archive does not say in which series an instance is")
         path = f"studies/{study}" + (f"/series/{series}/instances/{sop}" if sop else "")
         with self._asked(path, {}, FILES) as response:
             kind, given = media_type(response.headers.get("content-type", ""))
@@ -164,18 +167,18 @@ class Archive:
                 yield End()
                 return
             if kind != "multipart/related":
-                raise Odd("the archive answered something else than DICOM files")
+                raise ArchiveProtocolError("the archive answered something else than DICOM files")
             try:
                 yield from self._parts(response, given.get("boundary", ""))
             except Invalid as error:  # a body that is no multipart costs its study, not the whole pull
-                raise Odd(str(error)) from None
+                raise ArchiveProtocolError(str(error)) from None
 
     def _parts(self, response: "httpx.Response", boundary: str) -> Iterator[Event]:
         splitter = Splitter(boundary)
         for chunk in self._chunks(response):
             for event in splitter.feed(chunk):
                 if isinstance(event, Begin) and media_type(event.headers.get("content-type", DICOM))[0] != DICOM:
-                    raise Odd("the archive answered something else than DICOM files")
+                    raise ArchiveProtocolError("the archive answered something else than DICOM files")
                 yield event
         splitter.finish()
 
@@ -203,15 +206,15 @@ class Archive:
             for chunk in self._chunks(response):
                 raw += chunk
                 if len(raw) > MOST_JSON:
-                    raise Odd("a page of the archive's answer is too large")
+                    raise ArchiveProtocolError("a page of the archive's answer is too large")
         if not raw:
             return []
         try:
             found = json.loads(raw)
         except (ValueError, RecursionError):
-            raise Odd("the archive's answer is no JSON") from None
+            raise ArchiveProtocolError("the archive's answer is no JSON") from None
         if not isinstance(found, list):
-            raise Odd("the archive's answer is no list")
+            raise ArchiveProtocolError("the archive's answer is no list")
         return [item for item in found if isinstance(item, dict)]
 
     def _asked(self, path: str, query: Mapping[str, str], accept: str) -> "_Response":
@@ -228,7 +231,7 @@ class Archive:
 
 
 class _Response:
-    """A streamed answer with status 2xx. Raises: `Away`, `Denied`, `Odd`."""
+    """A streamed answer with status 2xx. Raises: `ArchiveUnavailable`, `Denied`, `ArchiveProtocolError`."""
 
     def __init__(self, http: "httpx.Client", url: str, query: Mapping[str, str], accept: str) -> None:
         self._stream = http.stream("GET", url, params=dict(query), headers={"Accept": accept})
@@ -247,19 +250,19 @@ class _Response:
         if status in (401, 403, 407):
             raise Denied(f"the archive refuses us (status {status})")
         if status == 504:  # of a gateway that has waited in our place
-            raise Silent("the archive answered 504")
+            raise ArchiveTimeout("the archive answered 504")
         if status in (408, 425, 429) or status >= 500:
-            raise Away(f"the archive answered {status}")
-        raise Odd(f"the archive answered {status}")
+            raise ArchiveUnavailable(f"the archive answered {status}")
+        raise ArchiveProtocolError(f"the archive answered {status}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._stream.__exit__(kind, error, tb)
 
 
-def _away(error: Exception, what: str) -> Away:
+def _away(error: Exception, what: str) -> ArchiveUnavailable:
     import httpx
 
-    kind = Silent if isinstance(error, httpx.TimeoutException) else Away
+    kind = ArchiveTimeout if isinstance(error, httpx.TimeoutException) else ArchiveUnavailable
     return kind(f"{what} ({type(error).__name__})")
 
 

@@ -56,10 +56,10 @@ def _erase(db: Session, secret: bytes, standing: Standing, name: bytes, kind: Ki
             raise NotFound(f"no such {kind}")
         return _again(db, operations.get(db, stone.operation_id))
     operation = operations.create(db, "erase", {"of": kind})
-    buried: dict[bytes, Kind] = {digest(secret, "image", image.uid): "image" for image in images}
-    buried |= {digest(secret, "study", study.uid): "study" for study in studies}
-    buried[name] = kind
-    tombstones.bury(db, buried, operation.id)
+    names: dict[bytes, Kind] = {digest(secret, "image", image.uid): "image" for image in images}
+    names |= {digest(secret, "study", study.uid): "study" for study in studies}
+    names[name] = kind
+    tombstones.add(db, names, operation.id)
     erasure.empty(db, standing, operation.id)
     ledger.withdraw(db, [image.id for image in images])
     operation.counts = {"images": len(images), "studies": len(studies)}
@@ -172,8 +172,8 @@ def replay(db: Session, secret: bytes) -> int:
     while rows := erasure.known(db, after, CHUNK):
         after = rows[-1].image_id
         names = {row: _names(secret, row.sop_uid, row.study_uid, row.patient_key) for row in rows}
-        buried = tombstones.buried(db, [name for own in names.values() for name in own])
-        studies = {row.study_uid for row, own in names.items() if buried.intersection(own)}
+        present = tombstones.present(db, [name for own in names.values() for name in own])
+        studies = {row.study_uid for row, own in names.items() if present.intersection(own)}
         for uid in sorted(studies):
             standing = erasure.standing(db, study_uid=uid)
             _erase(db, secret, standing, digest(secret, "study", uid), "study")
@@ -203,5 +203,5 @@ def _names(secret: bytes, sop_uid: str, study_uid: str, patient: bytes) -> tuple
 def refused(db: Session, secret: bytes, files: Sequence[tuple[str, str, bytes]]) -> list[bool]:
     """Of each (SOP Instance UID, Study Instance UID, patient key), whether it was erased and must not come back."""
     names = [_names(secret, *file) for file in files]
-    buried = tombstones.buried(db, [name for own in names for name in own])
-    return [bool(buried.intersection(own)) for own in names]
+    present = tombstones.present(db, [name for own in names for name in own])
+    return [bool(present.intersection(own)) for own in names]

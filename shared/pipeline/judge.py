@@ -20,7 +20,7 @@ from shared.store import calibrations, encodings
 from shared.store.calibrations import Threshold
 
 #: `unmeasured`: there is neither score nor distance; `uncalibrated`: there is no threshold for the modality.
-Word = Literal["passed", "stopped", "uncalibrated", "unmeasured"]
+GateVerdict = Literal["passed", "stopped", "uncalibrated", "unmeasured"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Standard:
 class Judgement:
     """What the gate says of one image."""
 
-    word: Word
+    verdict: GateVerdict
     score: float | None = None  #: higher is stranger; None also where it came out as no number
     threshold: float | None = None
     distance: float | None = None  #: ditto
@@ -51,7 +51,7 @@ class Judgement:
 
     @property
     def stops(self) -> bool:
-        return self.word == "stopped"
+        return self.verdict == "stopped"
 
 
 def standards(db: Session | sa.Connection, model_id: int, modalities: Collection[str]) -> dict[str, Standard]:
@@ -105,7 +105,7 @@ def judge(score: float | None, distance: float | None, standard: Standard | None
     if score is None and distance is None:
         return told
     if standard is None:
-        return replace(told, word="uncalibrated")
+        return replace(told, verdict="uncalibrated")
     votes = (
         (score, standard.threshold, Reason.UNLIKE),
         (distance, standard.distance, Reason.FAR),
@@ -116,7 +116,7 @@ def judge(score: float | None, distance: float | None, standard: Standard | None
     against = [why for value, limit, why in cast if not value <= limit]
     return replace(
         told,
-        word="stopped" if against else "passed",
+        verdict="stopped" if against else "passed",
         threshold=standard.threshold,
         distance_threshold=standard.distance,
         calibration_id=standard.calibration_id,

@@ -44,7 +44,7 @@ def add_model(db: Session, indexes: IndexStore, folder: str, card: Card) -> tupl
     )
     thresholds.bring(db, model.id, card)
     live = generations.published(db)
-    if live is None or (new and not generations.used(db)):
+    if live is None or (new and not generations.has_encodings(db)):
         generations.publish(db, open_generation(db, indexes, model).id)
         if live is not None:
             generations.retire(db, live.generation_id, force=True)

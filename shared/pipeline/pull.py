@@ -26,7 +26,7 @@ from shared.imaging.reasons import Reason
 from shared.multipart import End
 from shared.pipeline import erase
 from shared.pipeline.arrive import Arrived, arrive
-from shared.pipeline.dicomweb import Archive, Away, Listing, Odd, Silent
+from shared.pipeline.dicomweb import Archive, ArchiveProtocolError, ArchiveTimeout, ArchiveUnavailable, Listing
 from shared.pipeline.pace import Pace
 from shared.pipeline.receive import Inspector, Rules
 from shared.pipeline.streamed import Streamed
@@ -169,21 +169,21 @@ class Pull:
     def _listed(self, query: Mapping[str, str], most: int) -> Listing[int]:
         found: Listing[int] = patiently(lambda: self.archive.studies(query, most))
         if len(found) > ENOUGH:
-            raise Odd(f"the archive lists more than {ENOUGH} studies for one day")
+            raise ArchiveProtocolError(f"the archive lists more than {ENOUGH} studies for one day")
         return found
 
     def _study(self, study: str, pace: Pace) -> None:
         """Its instances stand here, or it is written down which do not and why.
 
-        Raises: `Silent` where it is to be asked for in a later turn.
+        Raises: `ArchiveTimeout` where it is to be asked for in a later turn.
         """
         one = _Study(self, study, pace)
         try:
             patiently(one.go)
-        except (Away, Denied, Odd) as error:
-            if isinstance(error, Silent) and self._later():
+        except (ArchiveUnavailable, Denied, ArchiveProtocolError) as error:
+            if isinstance(error, ArchiveTimeout) and self._later():
                 raise
-            if not isinstance(error, Odd):
+            if not isinstance(error, ArchiveProtocolError):
                 self.archive.ping()  # where all of it is away, the pull waits for it; else this study alone is at fault
             one.give_up()
         one.settle()
@@ -199,10 +199,11 @@ class Pull:
 def patiently(call: Callable[[], Any]) -> Any:  # noqa: ANN401 - what the call returns
     """The answer, after some attempts where the archive does not answer.
 
-    Raises: `Away` after the last one; `Silent` after the first, as each would hold the worker for a minute.
+    Raises: `ArchiveUnavailable` after the last one; `ArchiveTimeout` after the first, as each would hold the worker
+    for a minute.
     """
     for attempt in Retrying(
-        retry=retry_if_exception_type(Away) & retry_if_not_exception_type(Silent),
+        retry=retry_if_exception_type(ArchiveUnavailable) & retry_if_not_exception_type(ArchiveTimeout),
         wait=wait_exponential_jitter(multiplier=0.5, max=PATIENCE_S),
         stop=stop_after_attempt(ATTEMPTS),
         reraise=True,
@@ -229,18 +230,21 @@ class _Study:
         self._bad: dict[str, tuple[str, str]] = {}  #: outcome and reason, by SOP Instance UID
 
     def go(self) -> None:
-        """Every instance that the archive lists was asked for. Raises: `Away`, `Denied`, `Odd`."""
+        """Every instance that the archive lists was asked for.
+
+        Raises: `ArchiveUnavailable`, `Denied`, `ArchiveProtocolError`.
+        """
         listing = self._pull.archive.instances(self._study)
         self._listed, self._unnamed = listing.named, listing.unnamed
         with self._pull.begin() as db:
             stands = pulls.held(db, list(self._listed))
         self._held = stands - self._came
         if len(self._listed) > 1 and not stands and not self._bad:
-            with suppress(Odd):  # an archive may know single instances only
+            with suppress(ArchiveProtocolError):  # an archive may know single instances only
                 self._fetch("", "")
         for sop in self._listed:
             if sop not in self._held and sop not in self._came and sop not in self._bad:
-                with suppress(Odd):
+                with suppress(ArchiveProtocolError):
                     self._fetch(self._listed[sop], sop)
                 if sop not in self._came:
                     self._bad.setdefault(sop, MISSING)

@@ -254,12 +254,14 @@ def _incoming(file: Found, secret: bytes, origin: Origin) -> Incoming:
         labels=file.row.labels if file.row is not None else None,
         by_table=file.row is not None,
         described=file.row is not None or file.inspected.kind == "dicom",
-        nobody=() if file.row is None or file.inspected.kind == "dicom" else _nobody(file.inspected, header, secret),
+        placeholder_patient_keys=()
+        if file.row is None or file.inspected.kind == "dicom"
+        else _placeholder_patient_keys(file.inspected, header, secret),
         sender=f"{origin.source}:{origin.sender}" if origin.sender else "",
     )
 
 
-def _nobody(picture: Inspected, named: Header, secret: bytes) -> tuple[bytes, ...]:
+def _placeholder_patient_keys(picture: Inspected, named: Header, secret: bytes) -> tuple[bytes, ...]:
     """Who stands for the patient of a picture that no table named, and of one whose table told its study alone."""
     return tuple(key_of(replace(header, patient_id=""), secret) for header in (picture.header, named) if header)
 
@@ -285,7 +287,7 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
     if not candidates:
         return records
     owners = studies.ensure(db, [incoming for _, incoming in candidates])
-    _name(db, [incoming for _, incoming in candidates], standing, owners)
+    _assign_patients(db, [incoming for _, incoming in candidates], standing, owners)
     fresh: dict[str, Incoming] = {}
     for _, incoming in candidates:  # the first file of a UID inserts, the others meet it below
         uid = incoming.header.sop_instance_uid
@@ -312,17 +314,17 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
     return records
 
 
-def _name(
+def _assign_patients(
     db: Session, incoming: Sequence[Incoming], standing: dict[str, Known], owners: dict[str, tuple[int, bytes]]
 ) -> None:
     """Assign a patient to pictures and studies that had none until a label table named one."""
     for one in incoming:
         sop_uid, uid = one.header.sop_instance_uid, one.header.study_instance_uid
-        if sop_uid in standing and standing[sop_uid].patient_key not in one.nobody:
+        if sop_uid in standing and standing[sop_uid].patient_key not in one.placeholder_patient_keys:
             continue
         study_id, patient = owners[uid]
-        if patient != one.patient_key and patient in one.nobody:
-            patient = studies.name(db, study_id, patient, one)
+        if patient != one.patient_key and patient in one.placeholder_patient_keys:
+            patient = studies.assign_patient(db, study_id, patient, one)
             owners[uid] = (study_id, patient)
             of_study = [image for image in standing.values() if image.study_uid == uid]
             standing |= {image.sop_uid: replace(image, patient_key=patient) for image in of_study}

@@ -172,7 +172,7 @@ def _rows(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: A
     with site.begin() as db:
         stuck = checks.stuck(db)
         if repair:
-            checks.let_go(db, stuck)
+            checks.release_leases(db, stuck)
     yield _named("operation-stuck", [str(one.id) for one in stuck], repaired=repair)
 
 

@@ -79,7 +79,7 @@ def _way(row: Scored, standard: Standard) -> tuple[str, Judgement]:
     own = judge_image(row.frames, row.embeddings, standard)
     if row.decided:
         return "decided", own
-    if own.word == "unmeasured":
+    if own.verdict == "unmeasured":
         return "unmeasured", own
     if own.stops == (row.status == Status.QUARANTINED):
         return "stay", own

@@ -53,14 +53,14 @@ def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, watch: Watch,
     lasting = bool(held.params.get("watch"))
     began = time.monotonic()
     with turn(begin, held, LEASE_S, FOLDER_AWAY_S, lasting=lasting):
-        said = said_of(held.params)
-        one = _Scan(held, said, alive, began)
+        labels = read_folder_labels(held.params)
+        one = _Scan(held, labels, alive, began)
         scan.scan(
             begin,
             inspector,
             Path(held.params["path"]),
-            table=said.table,
-            rules=replace(watch.rules if lasting else rules, skip=said.skip),
+            table=labels.table,
+            rules=replace(watch.rules if lasting else rules, skip=labels.skip),
             operation_id=held.id,
             report=one.report,
             progress=progress,
@@ -72,7 +72,7 @@ def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, watch: Watch,
 
 
 @dataclass(frozen=True, slots=True)
-class Said:
+class FolderLabels:
     """What is known of a folder's images before they are looked at."""
 
     table: LabelTable | None = None
@@ -80,16 +80,16 @@ class Said:
     counts: Mapping[str, int] = field(default_factory=dict)  #: of a published set: what is odd about it, its labels
 
 
-def said_of(params: Mapping[str, Any]) -> Said:
+def read_folder_labels(params: Mapping[str, Any]) -> FolderLabels:
     """Raises: `Invalid` where table or data set cannot be read."""
     if dataset := params.get("dataset"):
         found = importers.read(dataset, Path(params["path"]))
         odd = {f"dataset:{kind}": count for kind, count in sorted(found.warnings.items())}
         labels = {f"label:{kind}": count for kind, count in sorted(categories(found.records).items())}
-        return Said(label_table(found), frozenset(os.fsencode(path) for path in found.others), odd | labels)
+        return FolderLabels(label_table(found), frozenset(os.fsencode(path) for path in found.others), odd | labels)
     if table := params.get("labels"):
-        return Said(read_labels(Path(table)), frozenset({os.fsencode(table)}))
-    return Said()
+        return FolderLabels(read_labels(Path(table)), frozenset({os.fsencode(table)}))
+    return FolderLabels()
 
 
 @dataclass(slots=True)
@@ -97,7 +97,7 @@ class _Scan:
     """One turn at a scan."""
 
     held: Held
-    said: Said
+    labels: FolderLabels
     alive: Callable[[], None]
     began: float  #: by `time.monotonic`
     stopped: bool = False  #: cancelled, or another's by now
@@ -136,7 +136,7 @@ class _Scan:
             self.held,
             done=progress.done,
             total=progress.total,
-            counts={**progress.counts, **self.said.counts},
+            counts={**progress.counts, **self.labels.counts},
             cursor=progress.stored_cursor,
             lease_s=LEASE_S,
         )

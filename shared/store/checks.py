@@ -211,24 +211,24 @@ def stuck(db: Session) -> list[Stuck]:
     return [Stuck._make(row) for row in db.execute(_STUCK, {"silent": SILENT_S})]
 
 
-def let_go(db: Session, operations: Sequence[Stuck]) -> None:
+def release_leases(db: Session, stuck: Sequence[Stuck]) -> None:
     """Whoever asks next may take them."""
     db.execute(
         sa.text("UPDATE operation SET lease_until = NULL WHERE id = ANY(CAST(:ids AS uuid[]))"),
-        {"ids": [one.id for one in operations]},
+        {"ids": [one.id for one in stuck]},
     )
 
 
-_LET_ALL_GO = (
+_RELEASE_ALL = (
     "UPDATE operation SET lease_until = NULL WHERE lease_until IS NOT NULL",
     "UPDATE catch_up SET lease_until = NULL WHERE lease_until IS NOT NULL",
     "UPDATE image SET status = 'received', lease_until = NULL WHERE status = 'encoding'",
 )
 
 
-def let_all_go(db: Session) -> None:
+def release_all_leases(db: Session) -> None:
     """Nobody holds anything: in a restored database, whose workers are those of another home."""
-    for statement in _LET_ALL_GO:
+    for statement in _RELEASE_ALL:
         db.execute(sa.text(statement))
 
 

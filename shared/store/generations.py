@@ -168,7 +168,7 @@ def publish(db: Session, generation_id: int) -> None:
     db.flush()
 
 
-def used(db: Session) -> bool:
+def has_encodings(db: Session) -> bool:
     """Something is encoded, or on its way, with the models there are."""
     return bool(
         db.scalar(

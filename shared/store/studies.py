@@ -28,7 +28,8 @@ class Incoming:
     labels: Labels | None  #: None: nobody says, and what stands stays
     by_table: bool = False  #: a row of a table is about it
     described: bool = True  #: header or table say what it shows; false: a picture that no table knows
-    nobody: tuple[bytes, ...] = ()  #: of a picture that a table names: the patients it may have had before it had one
+    #: of a picture that a table names: the patients it may have had before it had one
+    placeholder_patient_keys: tuple[bytes, ...] = ()
     sender: str = ""  #: source and name of who sent it, for files that were sent
     held_by: str = ""  #: the site's rule by which it waits for a person
 
@@ -147,9 +148,9 @@ def redate(db: Session, study_uid: str, study_date: date) -> None:
         enqueue(db, Job.PROJECT)
 
 
-_NAME = sa.text(
+_ASSIGN = sa.text(
     f"""
-    WITH named AS (UPDATE study SET patient_key = :patient WHERE id = :study AND patient_key = :nobody
+    WITH named AS (UPDATE study SET patient_key = :patient WHERE id = :study AND patient_key = :placeholder
         AND NOT EXISTS (SELECT FROM image WHERE study_id = :study AND sop_class <> '') RETURNING id),
     changed AS (UPDATE image SET revision = revision + 1 WHERE study_id = (SELECT id FROM named)
         AND status <> 'deleted' RETURNING id, {ENCODED_REVISION} AS revision)
@@ -159,13 +160,13 @@ _NAME = sa.text(
 _OWNER = sa.text("SELECT patient_key FROM study WHERE id = :study")
 
 
-def name(db: Session, study_id: int, nobody: bytes, new: Incoming) -> bytes:
+def assign_patient(db: Session, study_id: int, placeholder: bytes, new: Incoming) -> bytes:
     """A study that was nobody's is the patient's of this file, unless another was first; returns whose it is.
 
     One that holds DICOM images stays as their headers have it. Every generation is told of the images. Until then no
     search shows them: the index would hold them for another patient's than the query.
     """
-    db.execute(_NAME, {"study": study_id, "nobody": nobody, "patient": new.patient_key})
+    db.execute(_ASSIGN, {"study": study_id, "placeholder": placeholder, "patient": new.patient_key})
     owner: bytes = db.execute(_OWNER, {"study": study_id}).scalar_one()
     if owner == new.patient_key and new.header.study_date is not None:
         redate(db, new.header.study_instance_uid, new.header.study_date)
@@ -184,7 +185,7 @@ _LEFT = sa.text("DELETE FROM study s WHERE uid = :uid AND NOT EXISTS (SELECT FRO
 
 
 def move(db: Session, known: Known, study_id: int) -> None:
-    """An image that was nobody's, in a study of its own, is in this one; it is told and hidden as by `name`."""
+    """An image that was nobody's, in a study of its own, is in this one; told and hidden as by `assign_patient`."""
     db.execute(_MOVE, {"id": known.id, "study": study_id})
     db.execute(_LEFT, {"uid": known.study_uid})
     enqueue(db, Job.PROJECT)

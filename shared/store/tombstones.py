@@ -26,8 +26,8 @@ def digest(secret: bytes, kind: Kind, name: str | bytes) -> bytes:
     return hmac.digest(secret, f"erased {kind} ".encode() + text, "sha256")[:16]
 
 
-def bury(db: Session, digests: Mapping[bytes, Kind], operation_id: uuid.UUID) -> None:
-    """These do not come back. What an earlier erasure buried stays its own."""
+def add(db: Session, digests: Mapping[bytes, Kind], operation_id: uuid.UUID) -> None:
+    """These do not come back. What is an earlier erasure's stays its own."""
     if digests:
         db.execute(
             sa.text(
@@ -39,7 +39,7 @@ def bury(db: Session, digests: Mapping[bytes, Kind], operation_id: uuid.UUID) ->
         )
 
 
-def buried(db: Session, digests: Iterable[bytes]) -> set[bytes]:
+def present(db: Session, digests: Iterable[bytes]) -> set[bytes]:
     """Those of them that were erased."""
     rows = db.execute(
         sa.text("SELECT digest FROM tombstone WHERE digest = ANY(CAST(:digests AS bytea[]))"),
@@ -64,7 +64,7 @@ def find(db: Session, name: bytes) -> Tombstone | None:
 
 
 def lift(db: Session, operation_id: uuid.UUID) -> int:
-    """What this erasure buried may come again; returns how many tombstones there were."""
+    """What this erasure named may come again; returns how many tombstones there were."""
     rows = db.execute(
         sa.text("DELETE FROM tombstone WHERE operation_id = :operation RETURNING digest"), {"operation": operation_id}
     )

@@ -2,7 +2,7 @@
 
 import sqlalchemy as sa
 
-from shared.pipeline import erase, stones
+from shared.pipeline import erase, tombstone_file
 from tests.miniature import SECRET, Platform
 from tests.pipeline.conftest import platform
 
@@ -15,7 +15,7 @@ def test_what_the_file_names_is_erased_again(platform: Platform, similis, monkey
     file = tmp_path / "kept"
     with platform.begin() as db:
         erase.erase_study(db, SECRET, "1.2.4.1")
-        stones.write(db, file)
+        tombstone_file.write(db, file)
         db.rollback()  # the database is as it was before, the file is not
     monkeypatch.setenv("SIMILIS_DATABASE__URL", platform.store.engine.url.render_as_string(hide_password=False))
     monkeypatch.setenv("SIMILIS_PSEUDONYM_KEY", SECRET.decode())

@@ -532,7 +532,7 @@ def test_what_was_erased_meanwhile_is_unlinked_at_a_retry(door: Door) -> None:
     conflict(door)
     with door.platform.begin() as db:
         number = operations.create(db, "erase", {"of": "image"}).id
-        tombstones.bury(db, {tombstones.digest(SECRET, "image", f"{UID}.1.2"): "image"}, number)
+        tombstones.add(db, {tombstones.digest(SECRET, "image", f"{UID}.1.2"): "image"}, number)
     door.retry()
     assert door.rows("SELECT outcome FROM file") == [("taken",)]
     assert door.sweep() == 1
@@ -553,7 +553,7 @@ def test_a_stopped_file_that_a_restore_has_brought_back_is_erased_again(door: Do
     with door.platform.begin() as db:
         number = operations.create(db, "erase", {"of": "patient"}).id
         key = patient_key(SECRET, *OTHER_WOMAN)
-        tombstones.bury(db, {tombstones.digest(SECRET, "patient", key): "patient"}, number)
+        tombstones.add(db, {tombstones.digest(SECRET, "patient", key): "patient"}, number)
     with door.platform.begin() as db:
         assert len(erase.risen_files(db, SECRET)) == 1
         assert erase.replay(db, SECRET) == 0

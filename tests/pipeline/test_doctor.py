@@ -488,7 +488,7 @@ def test_a_file_without_a_row_is_taken_in_again_unless_it_was_erased_or_cannot_b
     with filled.begin() as db:
         number = operations.create(db, "erase", {"of": "study"}).id
         db.execute(sa.text("UPDATE operation SET state = 'succeeded' WHERE id = :id"), {"id": number})
-        erase.tombstones.bury(db, {erase.digest(SECRET, "study", "1.2.4.77"): "study"}, number)
+        erase.tombstones.add(db, {erase.digest(SECRET, "study", "1.2.4.77"): "study"}, number)
     (found,) = look(filled, repair=True)
     assert (found.kind, found.count) == ("blob-without-row", 3)
     work(filled)
@@ -666,7 +666,7 @@ def test_what_was_under_way_when_a_backup_was_taken_goes_on_and_is_no_finding(fi
     run(filled, f"UPDATE image SET status = 'encoding', attempt = attempt + 1, lease_until = {late} WHERE id = 1")
     assert {one.kind for one in look(filled)} == {"operation-stuck", "lease-expired"}
     with filled.begin() as db:
-        checks.let_all_go(db)
+        checks.release_all_leases(db)
     assert look(filled) == []
     with filled.begin() as db:
         assert operations.claim(db, "scan", 5) is not None

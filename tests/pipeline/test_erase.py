@@ -349,7 +349,7 @@ def test_after_a_restore_tombstones_are_replayed(filled: Platform) -> None:
     filled.project()
     with filled.begin() as db:
         operation = operations.create(db, "erase", {"of": "study"}).id
-        erase.tombstones.bury(db, dict(stones), operation)  # type: ignore[arg-type]
+        erase.tombstones.add(db, dict(stones), operation)  # type: ignore[arg-type]
     with filled.begin() as db:
         assert erase.replay(db, SECRET) == 4
     assert UID not in found(filled, "1.2.4.3")

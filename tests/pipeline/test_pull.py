@@ -19,7 +19,7 @@ import sqlalchemy as sa
 from shared.errors import Denied, Invalid
 from shared.imaging.sandbox import Sandbox
 from shared.pipeline import erase, pull
-from shared.pipeline.dicomweb import Access, Archive, Away, Silent, checked
+from shared.pipeline.dicomweb import Access, Archive, ArchiveTimeout, ArchiveUnavailable, checked
 from shared.pipeline.pace import Hours, Pace
 from shared.pipeline.pull import Plan, Progress, Pull, Stopped
 from shared.pipeline.streamed import BATCH
@@ -340,7 +340,7 @@ def test_a_body_that_is_no_multipart_costs_its_study_and_not_the_pull(puller, pe
 def test_an_archive_that_is_away_is_waited_for(puller, peer):
     peer.put(1, 1)
     peer.hurt = lambda *_: (503, b"")
-    with pytest.raises(Away, match="503"):
+    with pytest.raises(ArchiveUnavailable, match="503"):
         puller.run()
     assert peer.asked.count("studies") == pull.ATTEMPTS
     peer.hurt = lambda *_: None
@@ -352,7 +352,7 @@ def test_an_archive_that_is_silent_does_not_hold_the_worker(puller, peer):
     peer.put(1, 1)
     peer.silent = lambda *_: True
     puller.timeout_s = 0.2
-    with pytest.raises(Silent, match="ReadTimeout"):
+    with pytest.raises(ArchiveTimeout, match="ReadTimeout"):
         puller.run()
     assert peer.asked == ["studies"]
 
@@ -368,7 +368,7 @@ def test_a_study_of_which_nothing_is_heard_is_asked_for_in_later_turns(puller, p
         peer.hurt = lambda path, _, n: (504, b"") if path == place and n < pull.ATTEMPTS else None
     puller.timeout_s = 0.5
     for turn in range(1, pull.ATTEMPTS):
-        with pytest.raises(Silent):
+        with pytest.raises(ArchiveTimeout):
             puller.run()
         assert peer.asked.count(place) == turn
         puller.again()
@@ -390,7 +390,7 @@ def test_a_study_that_stays_silent_is_given_up_and_the_next_begins_anew(puller, 
         try:
             if puller.run():
                 break
-        except Silent:
+        except ArchiveTimeout:
             puller.again()
     assert {peer.asked.count(place) for place in lost} == {pull.ATTEMPTS}
     assert turns == 2 * (pull.ATTEMPTS - 1) + 1

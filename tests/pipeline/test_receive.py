@@ -361,7 +361,7 @@ def test_a_study_gets_no_patient_while_an_image_comes_into_it(platform: Platform
         assert studies.ensure(coming, [one])[uid][1] == nobody
         with pytest.raises(Unavailable, match="in use"), platform.begin() as naming:
             naming.execute(sa.text("SET LOCAL lock_timeout = '100ms'"))
-            studies.ensure(naming, [replace(one, patient_key=P1, nobody=(nobody,))])
+            studies.ensure(naming, [replace(one, patient_key=P1, placeholder_patient_keys=(nobody,))])
 
 
 def test_of_two_patients_that_a_table_tells_for_one_study_the_second_is_a_conflict(platform: Platform) -> None:

@@ -101,8 +101,8 @@ def stand(platform: Bright) -> list[object]:
 )
 def test_either_vote_stops_an_image(score: float | None, distance: float | None, word: str, reason: str | None) -> None:
     found = judge(score, distance, Standard(7, 0.5, 9.0))
-    assert (found.word, found.reason, found.stops) == (word, reason, word == "stopped")
-    assert judge(score, distance, None).word == ("unmeasured" if score is distance is None else "uncalibrated")
+    assert (found.verdict, found.reason, found.stops) == (word, reason, word == "stopped")
+    assert judge(score, distance, None).verdict == ("unmeasured" if score is distance is None else "uncalibrated")
 
 
 @pytest.mark.parametrize(("level", "reason"), [(None, None), (LIGHT, UNLIKE), (FAR, AWAY), (BOTH, UNLIKE)], ids=str)

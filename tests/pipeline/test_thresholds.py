@@ -37,7 +37,7 @@ __all__ = ["bright", "calibrated"]  # fixtures
 )
 def test_an_image_is_stopped_above_its_threshold_only(score: float, threshold: float | None, word: str) -> None:
     found = judge(score, None, None if threshold is None else Standard(7, threshold))
-    assert (found.word, found.stops) == (word, word == "stopped")
+    assert (found.verdict, found.stops) == (word, word == "stopped")
     assert found.calibration_id == (7 if word in ("passed", "stopped") else None)
 
 

@@ -26,8 +26,8 @@ BEFORE = "tombstones.before"
 log = get(__name__)
 
 
-class Keeper:
-    """Keeps the file in step with the table; asks for two numbers unless something changed.
+class TombstoneFile:
+    """The file, kept in step with the table; two numbers are asked for unless something changed.
 
     A file that names more than the table is of a newer database than this one: what only it knows is kept in
     `tombstones.before` beside it, for `similis tombstones replay`.
@@ -37,7 +37,7 @@ class Keeper:
         self._path = path
         self._seen: tuple[object, ...] | None = None
 
-    def keep(self, db: Session) -> None:
+    def update(self, db: Session) -> None:
         """The file names every tombstone that is committed."""
         seen = tombstones.standing(db)
         if seen == self._seen or (seen[0] == 0 and not self._path.exists()):
@@ -102,17 +102,17 @@ _WIDTH: Final[Mapping[Kind, int]] = {"image": 0, "study": 1, "patient": 2}
 
 
 def replay(db: Session, path: Path, secret: bytes) -> int:
-    """What the file names is buried in this database, and erased where it stands; returns how many images were.
+    """What the file names has a tombstone here, too, and is erased where it stands; returns how many images were.
 
     Raises: `Invalid` for a file that is no such list.
     """
     if path.exists():
-        _bury(db, path)
+        _add_tombstones(db, path)
     return erase.replay(db, secret)
 
 
-def _bury(db: Session, path: Path) -> None:
-    """The erasure that buried them stands, too, if the database does not know it: a later lift asks for it."""
+def _add_tombstones(db: Session, path: Path) -> None:
+    """Each erasure of the file has a row, too, where the database has none: a later lift asks for it."""
     erasures: defaultdict[uuid.UUID, dict[bytes, Kind]] = defaultdict(dict)
     try:
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -123,4 +123,4 @@ def _bury(db: Session, path: Path) -> None:
         raise Invalid("the file of tombstones is damaged") from None
     for operation_id, names in erasures.items():
         operations.stand_for(db, operation_id, "erase", {"of": widest[operation_id]})
-        tombstones.bury(db, names, operation_id)
+        tombstones.add(db, names, operation_id)

@@ -7,8 +7,8 @@ import pytest
 import sqlalchemy as sa
 
 from shared.errors import Invalid
-from shared.pipeline import erase, stones
-from shared.pipeline.stones import Keeper
+from shared.pipeline import erase, tombstone_file
+from shared.pipeline.tombstone_file import TombstoneFile
 from tests.miniature import SECRET, Platform
 
 
@@ -21,19 +21,19 @@ def filled(platform: Platform) -> Platform:
 
 def kept(platform: Platform, path: Path) -> None:
     with platform.begin() as db:
-        stones.write(db, path)
+        tombstone_file.write(db, path)
 
 
 def replayed(platform: Platform, path: Path) -> int:
     with platform.begin() as db:
-        return stones.replay(db, path, SECRET)
+        return tombstone_file.replay(db, path, SECRET)
 
 
 def test_what_was_erased_after_a_backup_is_erased_again_and_can_be_lifted(filled: Platform, tmp_path: Path) -> None:
     path = tmp_path / "tombstones"
     with filled.begin() as db:
         erase.erase_study(db, SECRET, "1.2.4.1")
-        stones.write(db, path)
+        tombstone_file.write(db, path)
         db.rollback()  # the database is as it was before, the file is not
     assert replayed(filled, path) == 4
     filled.project()
@@ -63,12 +63,12 @@ def test_a_damaged_file_is_refused_and_nothing_is_erased(filled: Platform, tmp_p
 
 def test_the_keeper_writes_when_something_changed_and_only_then(filled: Platform, tmp_path: Path) -> None:
     path = tmp_path / "tombstones"
-    keeper = Keeper(path)
+    keeper = TombstoneFile(path)
 
     def keep() -> bool:
         before = path.stat().st_ino if path.exists() else None
         with filled.begin() as db:
-            keeper.keep(db)
+            keeper.update(db)
         return path.exists() and path.stat().st_ino != before
 
     assert not keep()
@@ -113,7 +113,7 @@ def test_what_was_lifted_is_not_unknown(filled: Platform, tmp_path: Path) -> Non
     with filled.begin() as db:
         erase.lift_study(db, SECRET, "1.2.4.1")
     with filled.begin() as db:
-        Keeper(path).keep(db)  # of a worker that begins only now
+        TombstoneFile(path).update(db)  # of a worker that begins only now
     assert path.read_text() == ""
     assert not path.with_name("tombstones.before").exists()
 
@@ -123,16 +123,16 @@ def test_a_keeper_on_an_older_database_keeps_what_only_the_file_knows(
     filled: Platform, tmp_path: Path, same: bool
 ) -> None:
     path = tmp_path / "tombstones"
-    keepers = [Keeper(path)] * 3 if same else [Keeper(path) for _ in range(3)]
+    keepers = [TombstoneFile(path)] * 3 if same else [TombstoneFile(path) for _ in range(3)]
     with filled.begin() as db:
         erase.erase_study(db, SECRET, "1.2.4.1")
-        keepers[0].keep(db)
+        keepers[0].update(db)
         db.rollback()  # the database is restored from before the erasure, and something else is erased first
     with filled.begin() as db:
         erase.erase_study(db, SECRET, "1.2.4.2")
     with filled.begin() as db:
-        keepers[1].keep(db)
-        keepers[2].keep(db)
+        keepers[1].update(db)
+        keepers[2].update(db)
     before = path.with_name("tombstones.before")
     assert (len(path.read_text().splitlines()), len(before.read_text().splitlines())) == (5, 5)
     assert before.stat().st_mode & 0o777 == 0o600
