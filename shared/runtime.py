@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from shared.config import Settings
 from shared.encoder.base import Encoder
 from shared.encoder.cards import Card
-from shared.errors import Denied, Invalid
+from shared.errors import Conflict, Denied, Invalid, Unavailable
 from shared.imaging.sandbox import Sandbox
 from shared.index.base import Index, IndexStore
 from shared.pipeline import admission
@@ -128,10 +128,13 @@ class Runtime:
 
     @cached_property
     def secret(self) -> bytes:
-        """The key of the pseudonyms. Raises: `Conflict` where the database's were made with another."""
+        """The key of the pseudonyms. Raises: `Unavailable` where the database's were made with another."""
         secret = self.settings.pseudonym_key.get_secret_value().encode()
-        with self.store.reading() as connection:
-            pseudonyms.check(connection, secret)
+        try:
+            with self.store.reading() as connection:
+                pseudonyms.check(connection, secret)
+        except Conflict as error:  # no caller's fault: whatever is sent to us is to be sent again
+            raise Unavailable(str(error)) from None
         return secret
 
     @property

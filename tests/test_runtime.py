@@ -7,7 +7,7 @@ import pytest
 from pydantic import SecretStr
 
 from shared.config import Database, Settings
-from shared.errors import Conflict
+from shared.errors import Unavailable
 from shared.pipeline import lifecycle
 from shared.runtime import Runtime
 from shared.store import generations, pseudonyms
@@ -63,7 +63,7 @@ def test_a_process_with_another_pseudonym_key_than_the_database_s_does_nothing_w
     with runtime.transaction() as db:
         pseudonyms.claim(db, b"k" * 40)
     runtime.settings = runtime.settings.model_copy(update={"pseudonym_key": SecretStr("q" * 40)})
-    with pytest.raises(Conflict, match="pseudonym key"):
+    with pytest.raises(Unavailable, match="pseudonym key"):
         runtime.rules  # noqa: B018 - it is looked at here
     runtime.settings = runtime.settings.model_copy(update={"pseudonym_key": SecretStr("k" * 40)})
     assert runtime.rules.secret == b"k" * 40

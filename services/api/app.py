@@ -92,8 +92,8 @@ def create(rt: Runtime) -> FastAPI:
     app.state.decoding, app.state.readiness = Slots(slots=1, waiting=8), health.Readiness()
     app.state.uploads = Slots(slots=4, waiting=0, each=2)  # each may hold max_upload_mb of memory
     app.state.storing = Slots(slots=8, waiting=0)  # each holds a few chunks, the rest is on the disk
-    # each holds one of the 40 threads while it reads every file; a browser asks one address for six things at once
-    app.state.reading = Slots(slots=12, waiting=0, each=6)
+    # each holds one of the 40 threads while it reads every file, or waits; a viewer asks for all series at once
+    app.state.reading = Slots(slots=12, waiting=12, each=18)
     errors.install(app)
     style = base64.b64encode(hashlib.sha256(health.STYLE.encode()).digest()).decode()
     app.add_middleware(

@@ -56,7 +56,6 @@ class Receiver:
         self.rt, self.channel, self.settings = rt, channel, rt.settings.dicom
         self.peers = peers.known(self.settings.peers, self.settings.host)
         self.tls = tls.context(self.settings)
-        self.rules = rt.rules
         self.limit = self.settings.max_instance_mb * MIB
         self.busy = 0
         self._lock = threading.Lock()
@@ -117,7 +116,7 @@ class Receiver:
             raise statuses.Refusal("there is no data set")
         origin = Origin(source="dicom", sender=event.assoc.requestor.ae_title.strip(), called=self.settings.ae_title)
         rt = self.rt
-        (answer,) = arrive(rt.transaction, rt.sandbox, rt.blobs, [data.part], origin, self.rules)
+        (answer,) = arrive(rt.transaction, rt.sandbox, rt.blobs, [data.part], origin, rt.rules)
         return answer.outcome, answer.reason or "", statuses.of_arrived(answer)
 
     @contextmanager

@@ -59,10 +59,10 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
     files is away.
     """
     folder = folder.absolute()
-    if folder.exists():
-        raise Conflict("the folder for the backup exists already")
     part = folder.with_name(f".{folder.name}.part")
     with _making(part):
+        if folder.exists():
+            raise Conflict("the folder for the backup exists already")
         part.mkdir(mode=0o700)
         with _database(home) as (settings, store):
             key = settings.pseudonym_key.get_secret_value()
@@ -277,7 +277,7 @@ def check(folder: Path) -> dict[str, Any]:
     wrong = [name for name, was in files.items() if not (folder / name).is_file() or _digest(folder / name) != was]
     if wrong or not {DUMP, KEY, tombstone_file.NAME} <= files.keys():
         raise Invalid(f"the backup is damaged: {', '.join(wrong) or 'files are missing'}")
-    if not (folder / KEY).stat().st_size:
+    if (folder / KEY).stat().st_size < KEY_BYTES:
         raise Invalid("the backup holds no pseudonym key, and its database was made with one")
     sizes = [path.stat().st_size for path in (folder / BLOBS).glob(f"??/??/*{SUFFIX}")]
     if told and (len(sizes), sum(sizes)) != told:
@@ -299,9 +299,7 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
     """
     manifest = check(folder)
     home = home.expanduser().resolve()
-    left = {path.name for path in home.iterdir()} if home.exists() else set()
-    if left - {tombstone_file.NAME}:
-        raise Conflict("the home is not empty")
+    _check_empty(home)
     if tombstones is not None and not tombstones.is_file():
         raise NotFound("there is no such file of tombstones")
     if home.is_mount():
@@ -310,6 +308,7 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
         )
     part = home.with_name(f".{home.name}.restoring")
     with _making(part):
+        _check_empty(home)  # again: another restore may just have ended
         place = Home.at(part)
         shutil.copytree(folder / MODELS, place / MODELS, dirs_exist_ok=True)
         changed = []
@@ -335,6 +334,12 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
         _take_place(part, home)
         Home.at(home).keep("database.url", Postgres(home).url)  # its socket has moved with it
     return found
+
+
+def _check_empty(home: Path) -> None:
+    left = {path.name for path in home.iterdir()} if home.exists() else set()
+    if left - {tombstone_file.NAME}:
+        raise Conflict("the home is not empty")
 
 
 def _take_place(part: Path, home: Path) -> None:

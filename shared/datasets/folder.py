@@ -118,11 +118,11 @@ class LabelTable:
 
         Only the file that stands at the very path of the row. A row means a file by the ending of its path.
         """
-        folders: dict[int, Path] = {}  # by row, not by what it says: two rows may say the same
+        folders: dict[int, int] = {}  # by row, not by what it says: two rows may say the same
         shared = set()
         for path in paths:
             row, _ = self._by_name(root, path)
-            if row is not None and folders.setdefault(id(row), path.parent) != path.parent:
+            if row is not None and folders.setdefault(id(row), hash(path.parent)) != hash(path.parent):
                 shared.add(id(row))
         return replace(self, shared=frozenset(shared))
 

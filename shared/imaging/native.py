@@ -34,7 +34,10 @@ def _stored(opened: Opened, pixels: PixelElement, geometry: Geometry, start: int
     if opened.little or geometry.allocated > 8 or pixels.vr != b"OW":
         return opened.buffer[first : first + size]
     odd = start % 2  # the bytes may begin, and end, within a word
-    return unswapped(opened.buffer[first - odd : first + size + (odd + size) % 2])[odd : odd + size]
+    words = unswapped(opened.buffer[first - odd : first + size + (odd + size) % 2])
+    if len(words) < odd + size:  # the file ends within a word
+        raise undecodable(Reason.SHORT)
+    return words[odd : odd + size]
 
 
 def _dtype(opened: Opened, geometry: Geometry) -> np.dtype[np.generic]:

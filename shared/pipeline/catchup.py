@@ -78,10 +78,10 @@ def _claim(begin: Begin, model: Published, effort: Effort, *, first: bool, besid
         if model.model_id not in catchup.asking(db) or (not first and images.any_due(db)):
             return Work([], [])
         share(db, Lock.GENERATIONS)  # who publishes counts what is given up
+        _give_up(db, model, effort)  # which locks images, before `allow` locks generations: as who settles
         limit = min((allow(db, one, effort.batch) for one in _building(db, model.model_id)), default=effort.batch)
         if limit == 0:
             return Work([], [])
-        _give_up(db, model, effort)
         claimed = catchup.claim(
             db, model.model_id, limit=limit, lease_s=effort.lease_s, max_failures=effort.max_failures, beside=beside
         )

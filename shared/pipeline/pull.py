@@ -46,6 +46,7 @@ ATTEMPTS = 5
 PATIENCE_S = 20.0  #: the longest wait between two attempts
 
 OF_INSTANCES = ("pulled", "held", "turned_away", "missing")
+COUNTED = ("studies", *OF_INSTANCES, "unnamed")
 MISSING = ("failed", Reason.SOURCE.value)  #: an instance that did not come
 
 Report = Callable[[Session, "Progress"], bool]
@@ -81,13 +82,14 @@ class Progress:
 
     @property
     def counts(self) -> dict[str, int]:
-        return {name: getattr(self, name) for name in ("studies", *OF_INSTANCES, "unnamed")}
+        return {name: getattr(self, name) for name in COUNTED}
 
     @classmethod
     def of(cls, row: Operation) -> Self:
         """As the row has it; instances of a study that was under way count again."""
-        done = sum(row.counts.get(name, 0) for name in OF_INSTANCES)
-        return cls(total=max(row.total or 0, done), done=done, cursor=dict(row.cursor or {}), **row.counts)
+        counts = {name: row.counts.get(name, 0) for name in COUNTED}
+        done = sum(counts[name] for name in OF_INSTANCES)
+        return cls(total=max(row.total or 0, done), done=done, cursor=dict(row.cursor or {}), **counts)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -260,6 +262,7 @@ class _Study:
         pull, progress = self._pull, self._pull.progress
         lost = [sop for sop, why in self._bad.items() if why == MISSING]
         with pull.begin() as db:
+            share(db, Lock.INTAKE)  # nothing is erased between asking and writing
             pulls.forget(db, [self._place(sop) for sop in (*self._listed, "")])
             named = self._may_be_named(db)
             pulls.turned_away(db, {self._place(sop): why for sop, why in named.items()}, pull.origin)
@@ -275,7 +278,6 @@ class _Study:
 
     def _may_be_named(self, db: Session) -> dict[str, tuple[str, str]]:
         """Of what was not kept, all but what was erased: no row and no journal names it."""
-        share(db, Lock.INTAKE)  # nothing is erased between asking and writing
         bad = [(sop, why) for sop, why in self._bad.items() if why[1] != Reason.ERASED]
         erased = erase.refused(db, self._pull.rules.secret, [(sop, self._study, b"") for sop, _ in bad])
         return {sop: why for (sop, why), gone in zip(bad, erased, strict=True) if not gone}

@@ -119,7 +119,7 @@ def fill(db: Session, found: Generation, chunk: int = CHUNK) -> int:
     The images are locked first: who erases or replaces one does so before or after, and never unseen. Rows that
     others wrote meanwhile stay. Less than a chunk is the end: what comes later goes to every open generation anyway.
     """
-    db.refresh(found, with_for_update=True)
+    db.refresh(found, with_for_update={"key_share": True})
     allowed = allow(db, found, chunk) if found.state == "open" and found.filled_at is None else 0
     if allowed == 0:
         return 0

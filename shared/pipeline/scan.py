@@ -54,7 +54,8 @@ class Progress:
         """As the row has it; without a place the scan begins."""
         if row.cursor is None:
             return cls()
-        return cls(max(row.total or 0, row.done), row.done, Counter(row.counts), bytes.fromhex(row.cursor["path"]))
+        counts = {name: n for name, n in row.counts.items() if isinstance(n, int)}  # no words of an earlier version
+        return cls(max(row.total or 0, row.done), row.done, Counter(counts), bytes.fromhex(row.cursor["path"]))
 
 
 def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it tells
@@ -74,6 +75,8 @@ def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it t
     Then the place says where; it is gone at the end.
     """
     progress = progress or Progress()
+    if progress.cursor:
+        see(path, progress.cursor)  # a folder that is gone now is a share that is away
     if table is not None or not progress.cursor:
         total, table = _survey(path, table, rules, alive)
         progress.total = progress.total if progress.cursor else total

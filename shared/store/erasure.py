@@ -136,7 +136,7 @@ def empty(db: Session, of: Standing, operation_id: uuid.UUID) -> None:
     """Of these the bare rows are left; encodings, pictures, files' rows and what is due are gone."""
     studies, ids = of.studies, [image.id for image in of.images]
     forget(db, of.stopped, ids)
-    for table in ("encoding", "thumbnail", "file", "catch_up", "review"):
+    for table in ("catch_up", "encoding", "thumbnail", "file", "review"):
         db.execute(
             sa.text(f"DELETE FROM {table} WHERE image_id = ANY(CAST(:images AS bigint[]))"),
             {"images": ids},

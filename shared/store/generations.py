@@ -200,7 +200,8 @@ _ALLOW = sa.text(
     """
     WITH pace AS (
         SELECT id, throttle, greatest(coalesce(paced_from, '-infinity'), now - interval '5 seconds') AS since, now
-        FROM generation, (SELECT clock_timestamp() AS now) AS clock WHERE id = :id FOR UPDATE OF generation
+        FROM generation, (SELECT clock_timestamp() AS now) AS clock WHERE id = :id
+        FOR NO KEY UPDATE OF generation
     ), allowed AS (
         SELECT id, throttle, since, least(:most, floor(extract(epoch FROM now - since) * throttle)) AS n FROM pace
     )

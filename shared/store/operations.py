@@ -191,7 +191,8 @@ _REST = sa.text(
     """
     UPDATE operation SET lease_until = NULL, not_before = clock_timestamp() + make_interval(secs => :s), error = :error,
         losses = 0, state = CASE WHEN cancel AND state = 'running' THEN 'cancelled' ELSE state END,
-        finished_at = CASE WHEN cancel AND state = 'running' THEN clock_timestamp() ELSE finished_at END
+        finished_at = CASE WHEN cancel AND state = 'running' THEN clock_timestamp() ELSE finished_at END,
+        cursor = CASE WHEN cancel AND state = 'running' THEN NULL ELSE cursor END
     WHERE id = :id AND attempt = :attempt
     """
 )
@@ -205,7 +206,7 @@ def rest(db: Session, held: Held, seconds: float, error: str | None = None) -> N
 def end(db: Session, held: Held, state: str, error: str | None = None) -> None:
     db.execute(
         sa.text(
-            "UPDATE operation SET state = :state, error = :error, lease_until = NULL, "
+            "UPDATE operation SET state = :state, error = :error, lease_until = NULL, cursor = NULL, "
             "finished_at = clock_timestamp() WHERE id = :id AND attempt = :attempt AND state = 'running'"
         ),
         {"id": held.id, "attempt": held.attempt, "state": state, "error": error},
@@ -222,7 +223,7 @@ def cancel(db: Session, operation_id: uuid.UUID) -> Operation:
         raise Conflict(f"the operation has ended: {operation.state}")
     operation.cancel = True
     if operation.lease_until is None or operation.registered_at is not None:
-        operation.state = "cancelled"
+        operation.state, operation.cursor = "cancelled", None  # which may name a study that is erased meanwhile
         operation.finished_at = sa.func.clock_timestamp()
     return operation
 

@@ -125,5 +125,5 @@ def test_we_pull_from_orthanc(orthanc, roomy, tmp_path, monkeypatch):
         operation = client.post("/v1/ingest/backfills", json={"dicomweb": "orthanc", "query": query}).json()
         workers.pull.pull_studies()
         told = client.get(f"/v1/operations/{operation['id']}").json()
-    assert told["counts"] == {"studies": 2, "pulled": 6, "held": 0, "turned_away": 0, "missing": 0}, told
+    assert told["counts"] == {"studies": 2, "pulled": 6, "held": 0, "turned_away": 0, "missing": 0, "unnamed": 0}, told
     assert held(roomy) == sorted(sop_uid(s, n) for s in (1, 2) for n in (1, 2, 3))

@@ -6,7 +6,6 @@ import sys
 
 import pytest
 import sqlalchemy as sa
-import structlog
 from PIL import Image as Pillow
 
 from shared.errors import Unavailable
@@ -191,7 +190,6 @@ def logged(monkeypatch):
     configure("test")
     yield stream
     logging.getLogger().handlers = before
-    structlog.reset_defaults()
 
 
 def test_no_answer_and_no_log_line_names_the_patient(client, archive, logged):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from datetime import date, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -228,6 +229,29 @@ def test_an_erased_study_that_does_not_come_is_not_named(puller, peer):
     with puller.platform.begin() as db:
         assert db.scalar(sa.text("SELECT count(*) FROM file")) == 0
         assert db.scalar(sa.text("SELECT count(*) FROM arrival")) == 0
+
+
+def test_who_settles_a_study_asks_for_the_lock_of_an_erasure_before_it_locks_rows(puller, peer):
+    """An erasure holds it, and deletes the same rows."""
+    peer.put(1, 1)
+    asked: list[str] = []
+
+    def hear(*told: Any) -> None:
+        asked.append(told[2])
+
+    sa.event.listen(sa.Engine, "before_cursor_execute", hear)
+    try:
+        assert puller.run()
+    finally:
+        sa.event.remove(sa.Engine, "before_cursor_execute", hear)
+    before = [asked[at - 1] for at, statement in enumerate(asked) if "DELETE FROM file" in statement]
+    assert before
+    assert all("pg_advisory_xact_lock_shared" in statement for statement in before)
+
+
+def test_a_pull_that_an_earlier_version_counted_goes_on():
+    row = Operation(total=9, done=3, counts={"studies": 1, "pulled": 3, "cursor": {"from": ""}}, cursor=None)
+    assert Progress.of(row).pulled == Progress.of(row).done == 3
 
 
 def test_a_large_archive_is_walked_in_windows_that_it_can_list(puller, peer, monkeypatch):

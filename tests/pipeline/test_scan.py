@@ -341,3 +341,25 @@ def test_a_turn_gets_on_for_as_long_as_it_took_to_find_its_place(
     with platform.begin() as db:
         assert operations.get(db, first).registered_at is not None
     assert walked < 3 * 20
+
+
+@pytest.mark.parametrize("text", [None, "file,birads\na.dcm,2\n"])
+def test_a_scan_whose_folder_is_gone_when_it_goes_on_waits_for_it(
+    platform: Platform, tmp_path: Path, text: str | None
+) -> None:
+    table = None
+    if text is not None:
+        (tmp_path / "labels.csv").write_text(text)
+        table = read_labels(tmp_path / "labels.csv")
+    gone = tmp_path / "gone"
+    with pytest.raises(Unavailable, match="share may be away"):
+        scan.scan(
+            platform.begin,
+            platform.sandbox,
+            gone,
+            table=table,
+            rules=platform.rules,
+            operation_id=None,
+            report=lambda _db, _progress: True,
+            progress=scan.Progress(total=3, done=1, cursor=os.fsencode(gone / "a.dcm")),
+        )

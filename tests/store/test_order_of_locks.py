@@ -3,13 +3,17 @@
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
 
 import pytest
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from shared.store import catchup, generations, images
+from shared.pipeline import catchup as catching_up
+from shared.pipeline import reindex
+from shared.store import catchup, generations, images, ledger
 from shared.store.images import Claimed, Verdict
+from shared.store.locks import Lock, share
 from shared.types import Status
 from tests.miniature import Platform, header
 
@@ -93,3 +97,33 @@ def wait_until_blocked(platform: Platform, count: int) -> None:
                 return
         time.sleep(0.01)
     raise AssertionError("nobody waits for the lock")
+
+
+@pytest.mark.parametrize("which", ["fill", "catch-up"])
+def test_who_settles_and_who_builds_a_generation_do_not_wait_for_each_other(platform: Platform, which: str) -> None:
+    """Who settles holds images and writes rows of the ledger, which refer to the generation."""
+    platform.add_model()
+    platform.take_in(4)
+    number = platform.begin_generation()
+    with platform.begin() as db:
+        (found,) = (one for one in generations.opened(db) if one.generation_id == number)
+        ids = list(db.scalars(sa.text("SELECT id FROM image ORDER BY id")))
+        db.execute(sa.text("UPDATE generation SET throttle = 1000"))
+        catchup.add(db, due=[(found.model_id, image) for image in ids])
+        db.execute(sa.text("UPDATE catch_up SET failures = 9"))
+
+    def build() -> None:
+        if which == "fill":
+            with platform.begin() as db:
+                reindex.fill(db, generations.get(db, number))
+        else:
+            catching_up._claim(platform.begin, found, platform.effort, first=True)
+
+    with ThreadPoolExecutor(1) as beside:
+        with platform.begin() as db:
+            share(db, Lock.GENERATIONS)
+            db.execute(images._LOCK, {"ids": ids})
+            built = beside.submit(build)
+            wait_until_blocked(platform, 1)
+            ledger.post(db, found.model_id, [ledger.Entry(uuid4(), ids[0], 0, 99)])
+        built.result(20)
