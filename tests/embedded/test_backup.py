@@ -158,7 +158,7 @@ def whole(tmp_path: Path) -> Path:
     folder = tmp_path / "whole"
     (folder / "models").mkdir(parents=True)
     for name in (backups.DUMP, backups.KEY, "tombstones"):
-        (folder / name).write_text("x")
+        (folder / name).write_text("x" * 32)
     manifest = {
         "format": 1,
         "postgres": 18,
@@ -243,8 +243,9 @@ def test_no_backup_is_made_without_the_key_of_the_pseudonyms(
     assert os.listdir(tmp_path) == []
 
 
-def test_a_backup_that_holds_no_key_is_refused(whole: Path) -> None:
-    (whole / backups.KEY).write_text("")
+@pytest.mark.parametrize("key", ["", "k" * 31])
+def test_a_backup_that_holds_no_key_is_refused(whole: Path, key: str) -> None:
+    (whole / backups.KEY).write_text(key)
     _change(
         whole,
         files={
