@@ -157,7 +157,7 @@ class Platform:
         self.sandbox.content[os.fsencode(path)] = content or name.encode()
         return path
 
-    def scan(self, table: Any = None, **rules: Any) -> scan.Progress:
+    def scan(self, table: Any = None, progress: scan.Progress | None = None, **rules: Any) -> scan.Progress:
         return scan.scan(
             self.begin,
             self.sandbox,
@@ -166,6 +166,7 @@ class Platform:
             rules=replace(self.rules, **rules),
             operation_id=None,
             report=lambda _db, _progress: True,
+            progress=progress,
         )
 
     def encode(self) -> int:

@@ -351,15 +351,6 @@ def test_a_scan_whose_folder_is_gone_when_it_goes_on_waits_for_it(
     if text is not None:
         (tmp_path / "labels.csv").write_text(text)
         table = read_labels(tmp_path / "labels.csv")
-    gone = tmp_path / "gone"
+    passed = os.fsencode(platform.folder / "archive" / "a.dcm")
     with pytest.raises(Unavailable, match="share may be away"):
-        scan.scan(
-            platform.begin,
-            platform.sandbox,
-            gone,
-            table=table,
-            rules=platform.rules,
-            operation_id=None,
-            report=lambda _db, _progress: True,
-            progress=scan.Progress(total=3, done=1, cursor=os.fsencode(gone / "a.dcm")),
-        )
+        platform.scan(table, scan.Progress(total=3, done=1, cursor=passed))
