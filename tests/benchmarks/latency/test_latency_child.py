@@ -35,7 +35,7 @@ def test_the_peak_of_a_build_is_not_the_memory_of_who_started_it(tmp_path) -> No
 
 def test_the_peak_of_a_served_engine_holds_its_server(tmp_path) -> None:
     alone = _build(tmp_path / "a", "numpy", "numpy_exact")["peak_mib"]
-    assert _build(tmp_path / "b", "similis-exact", "similis_vectors")["peak_mib"] > alone + 200
+    assert _build(tmp_path / "b", "similis-exact", "similis_vectors")["peak_mib"] > alone + 120  # 150: server and shard
 
 
 def test_a_peak_counts_the_processes_below() -> None:
