@@ -1,4 +1,4 @@
-"""The journal: what came when, from whom, and what was made of it. Rows are only added, and erased with their study."""
+"""The journal: which file came when, from whom, with what outcome. Rows are only added, and erased with their study."""
 
 import uuid
 from collections.abc import Sequence
@@ -13,15 +13,15 @@ from sqlalchemy.orm import Session
 class Origin:
     """Where files come from: a folder, a DICOM peer, an API key, another archive."""
 
-    source: str  #: folder, dicom, stow or backfill; store for a file of ours whose way in nobody knows any more
+    source: str  #: folder, dicom, stow or backfill; store: a file of our store whose origin is no longer known
     sender: str = ""  #: AE title, name of an API key, or host; never a path
-    called: str = ""  #: the AE title it called
+    called: str = ""  #: the AE title that the sender called
     operation_id: uuid.UUID | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """One file that came. What was erased, or could not be read, has no UIDs."""
+    """One file that arrived. A file that was erased or could not be read has no UIDs."""
 
     study_uid: str = ""
     sop_uid: str = ""
@@ -42,7 +42,7 @@ _ADD = sa.text(
 
 
 def add(db: Session, arrivals: Sequence[Arrival], origin: Origin) -> None:
-    """Each has its line."""
+    """Write one journal line for each arrival."""
     if not arrivals:
         return
     db.execute(
@@ -69,9 +69,9 @@ _CAME = sa.text(
 
 
 def came(db: Session, study_uid: str, sop_uid: str) -> Origin:
-    """Where an instance that was sent to us came from last; a journal that knows nothing of it: from our own store."""
+    """The latest origin of an instance that was sent to us; the source `store` where the journal has none."""
     row = db.execute(_CAME, {"study": study_uid, "sop": sop_uid}).one_or_none()
-    return Origin(source="store") if row is None else Origin(**row._mapping)  # noqa: SLF001 - its public name
+    return Origin(source="store") if row is None else Origin(**row._mapping)  # noqa: SLF001 - public despite its name
 
 
 _JOURNAL = sa.text(

@@ -1,6 +1,6 @@
-"""Files that were sent to us, as they came: under the name of their content, which no DICOM value can choose.
+"""Files that were sent to us, each named by the digest of its content, so that no DICOM value chooses a path.
 
-A part is written beside, and becomes a blob by one rename; so a blob is whole, and one content has one name.
+A part is written elsewhere and becomes a blob by one rename, so a blob is always complete; equal content has one name.
 """
 
 import errno
@@ -24,14 +24,14 @@ from shared.errors import Unavailable
 from shared.store import files
 
 MIB = 2**20
-RESERVE_RATIO = 0.05  #: of the disk, or `reserve_bytes` where that is less
+RESERVE_RATIO = 0.05  #: share of the disk that stays free, or `reserve_bytes` where that is less
 PREAMBLE = 128
 SUFFIX = ".dcm"
 NAME = re.compile(r"[0-9a-f]{64}\.dcm")
-YOUNG_S = 5.0  #: a part this new may have been made and not yet locked
-MTIME_NS = 0  #: of every blob: a content has no time
-SAMPLE = 100  #: files that are looked for where a store is said to stand now
-CHECK_EVERY = 64 * MIB  #: a long part asks again whether there is room
+YOUNG_S = 5.0  #: a younger part may be created but not locked yet
+MTIME_NS = 0  #: of every blob, since content has no time
+SAMPLE = 100  #: files that are looked up to tell whether a store has moved
+CHECK_EVERY = 64 * MIB  #: written to a part between two checks of the free space
 
 
 class Full(Unavailable):
@@ -40,9 +40,9 @@ class Full(Unavailable):
 
 @contextmanager
 def taking() -> Iterator[None]:
-    """What the disk refuses in this block may be sent again, once there is room or somebody has looked.
+    """Turn an `OSError` in the block into an error after which the sender may retry.
 
-    Raises: `Full`, `Unavailable`; neither names a file.
+    Raises: `Full` for a full disk, else `Unavailable`; neither names a file.
     """
     try:
         yield
@@ -53,12 +53,12 @@ def taking() -> Iterator[None]:
 
 
 class Part:
-    """A file on its way in; it goes away with its context unless it was kept.
+    """A file being received; it is deleted at the end of its context unless it was kept.
 
     Attributes:
-        path: where it stands.
+        path: where it is written.
         size: bytes so far.
-        expects: SOP Instance, Study Instance and SOP Class UID that its sender announced, "" where nothing was said.
+        expects: SOP Instance, Study Instance and SOP Class UID that the sender announced, "" where it named none.
     """
 
     def __init__(self, blobs: "Blobs", path: Path) -> None:
@@ -67,7 +67,7 @@ class Part:
         self.expects: tuple[str, ...] = ()
         self._blobs = blobs
         self._file = path.open("xb")
-        fcntl.flock(self._file, fcntl.LOCK_EX)  # until we end, however that happens
+        fcntl.flock(self._file, fcntl.LOCK_EX)  # released when the file is closed or the process dies
 
     def __enter__(self) -> Self:
         return self
@@ -75,13 +75,13 @@ class Part:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(OSError):  # a full disk refuses the last bytes once more, and has to be rid of the others
+        with suppress(OSError):  # on a full disk the last flush fails again; the part must be deleted all the same
             self._file.close()
         self.path.unlink(missing_ok=True)
 
     @taking()
     def write(self, chunk: bytes | memoryview) -> None:
-        """The next bytes. Raises: as `taking`."""
+        """Append the next bytes. Raises: as `taking`."""
         if self.size // CHECK_EVERY != (self.size + len(chunk)) // CHECK_EVERY:
             self._blobs.check_room()
         self._file.write(chunk)
@@ -89,7 +89,7 @@ class Part:
 
     @taking()
     def finish(self) -> None:
-        """Everything is on the disk; the preamble of a DICOM file, which may be a program, is zeros.
+        """Sync the part to disk, with the preamble of a DICOM file, which may hold a program, set to zeros.
 
         Raises: as `taking`.
         """
@@ -112,7 +112,7 @@ class Blobs:
 
     @taking()
     def part(self) -> Part:
-        """A new part. Raises: as `taking`."""
+        """Open a new part. Raises: as `taking`."""
         self.check_room()
         folder = self._incoming
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -126,25 +126,25 @@ class Blobs:
 
     @property
     def has_room(self) -> bool:
-        """More of the disk is free than its reserve; the folder has to be there."""
+        """Whether the free space is at least the reserve; the folder must exist."""
         disk = shutil.disk_usage(self.root)
         return disk.free >= min(self.reserve_bytes, RESERVE_RATIO * disk.total)
 
     def place(self, digest: bytes) -> Path:
-        """Where a content stands, or would."""
+        """The path of the blob with this digest, whether or not it exists."""
         name = digest.hex()
         return self.root / name[:2] / name[2:4] / f"{name}{SUFFIX}"
 
     @taking()
     def keep(self, part: Part, digest: bytes) -> None:
-        """The finished part is the blob of this content, durably. Raises: as `taking`."""
+        """Make the finished part the blob with this digest, durably. Raises: as `taking`."""
         place = self.place(digest)
         for folder in (place.parent.parent, place.parent):
             if not folder.exists():
                 folder.mkdir(mode=0o700, parents=True, exist_ok=True)
                 sync(folder.parent)
         os.utime(part.path, ns=(MTIME_NS, MTIME_NS))
-        part.path.rename(place)  # over one of the same content, too
+        part.path.rename(place)  # may replace a blob of the same content
         sync(place.parent)
 
     def every(self) -> Iterator[Path]:
@@ -154,18 +154,18 @@ class Blobs:
                 yield from sorted(path for path in lower.glob(f"*{SUFFIX}") if NAME.fullmatch(path.name))
 
     def lost(self) -> list[Path]:
-        """What was put aside because no row knew it."""
+        """The blobs that were put aside because no row named them."""
         return sorted(path for path in self._lost.glob(f"*{SUFFIX}") if NAME.fullmatch(path.name))
 
     def lose(self, path: Path) -> None:
-        """The blob is put aside; from now on its time says since when."""
+        """Put the blob aside; its mtime tells since when."""
         self._lost.mkdir(mode=0o700, exist_ok=True)
         os.utime(path)
         path.rename(self._lost / path.name)
         sync(self._lost)
 
     def find_again(self, path: Path) -> Path:
-        """What was put aside stands in its place; returns where."""
+        """Move a blob that was put aside back to its place; returns the new path."""
         place = self.place(digest_of(path))
         place.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         os.utime(path, ns=(MTIME_NS, MTIME_NS))
@@ -175,7 +175,7 @@ class Blobs:
         return place
 
     def remove(self, digest: bytes) -> bool:
-        """This content is nowhere in the store, durably, nor among what was put aside; returns whether it was."""
+        """Delete this content durably, also from the blobs that were put aside; returns whether it was there."""
         place, gone = self.place(digest), False
         for path in (place, self._lost / place.name):
             with suppress(FileNotFoundError):
@@ -185,17 +185,17 @@ class Blobs:
         return gone
 
     def forget_lost(self, age_s: float) -> int:
-        """What was put aside so long ago is gone; returns how many there were."""
+        """Delete the blobs that were put aside more than `age_s` ago; returns how many."""
         old = [path for path in self.lost() if path.stat().st_mtime < time.time() - age_s]
         for path in old:
             path.unlink()
         return len(old)
 
     def forget_parts(self) -> int:
-        """Parts that nobody holds are gone, a crash has left them; returns how many."""
+        """Delete the parts that no process has locked, left by a crash; returns how many."""
         before, gone = time.time() - YOUNG_S, 0
         for path in self._incoming.glob("*.part"):
-            with suppress(OSError), path.open("r+b") as file:  # held, gone, or another's: not ours to take away
+            with suppress(OSError), path.open("r+b") as file:  # locked, gone, or another user's: left alone
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if path.stat().st_mtime < before:
                     path.unlink()
@@ -204,7 +204,7 @@ class Blobs:
 
     @property
     def stands(self) -> bool:
-        """Something lies in its folder: a missing or an empty one may be a disk that is away."""
+        """Whether the folder contains anything; a missing or empty folder may be a disk that is not mounted."""
         try:
             with os.scandir(self.root) as inside:
                 return any(True for _ in inside)
@@ -221,15 +221,15 @@ class Blobs:
 
 
 def digest_of(path: Path) -> bytes:
-    """The content of a blob, by its name."""
+    """The digest in the name of a blob."""
     return bytes.fromhex(path.name.removesuffix(SUFFIX))
 
 
 def follow(db: Session, blobs: Blobs) -> bool:
-    """Rows name sent files where they stand, if the whole store has moved since; returns whether it had.
+    """If the whole store has moved, point the rows of sent files to its new place; returns whether it had moved.
 
-    A place that lacks what the old one has, or most of it, is not the moved store: then the rows stay, and the files
-    are found, once the old one is back.
+    A new place that lacks most of the files, or one that the old place still has, is not the moved store: then the
+    rows stay, and the files are found once the old place is back.
     """
     new, moved = os.fsencode(blobs.root), False
     for old in files.roots(db):
@@ -240,11 +240,11 @@ def follow(db: Session, blobs: Blobs) -> bool:
 
 
 def has_moved(db: Session, old: Blobs, new: Blobs) -> bool:
-    """Of the contents of the old store most stand in the new one, and the old one has none that is not there."""
+    """Of a sample of the old store's files, the new one has most, and the old one has none that the new one lacks."""
     sample = files.some(db, os.fsencode(old.root), SAMPLE)
     try:
         here = [new.place(digest).exists() for digest in sample]
         most = 2 * sum(here) > len(sample)
         return most and not any(old.place(d).exists() for h, d in zip(here, sample, strict=True) if not h)
-    except OSError:  # a disk that does not say what it has
+    except OSError:  # a disk that cannot be read
         return False

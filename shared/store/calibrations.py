@@ -1,6 +1,6 @@
 """Thresholds of the feature gate, and the scores and embeddings they are made from and replayed on.
 
-Whoever puts a threshold in force holds `Lock.GENERATIONS` alone: what was judged by the old one is written by then.
+A threshold is put in force under the exclusive `Lock.GENERATIONS`: verdicts by the old one are committed by then.
 """
 
 import uuid
@@ -19,11 +19,11 @@ from shared.store.tables import Calibration
 
 
 def add(db: Session, model_id: int, modality: str, source: str, made_by: str | None, **numbers: Any) -> Calibration:  # noqa: ANN401 - the other columns
-    """From the commit on images of this modality are judged by it."""
+    """Add a calibration, which judges the images of this modality from the commit on."""
     alone(db, Lock.GENERATIONS)
     row = Calibration(model_id=model_id, modality=modality, source=source, made_by=made_by, **numbers)
     db.add(row)
-    db.flush()  # its id orders it
+    db.flush()  # assigns the id, which tells the newest one
     db.refresh(row)
     return row
 
@@ -37,13 +37,13 @@ def get(db: Session, calibration_id: int) -> Calibration:
 
 
 def history(db: Session, model_id: int, modality: str | None = None) -> Sequence[Calibration]:
-    """All of a model, the newest first."""
+    """All calibrations of a model, or of one modality, the newest first."""
     query = sa.select(Calibration).where(Calibration.model_id == model_id).order_by(Calibration.id.desc())
     return db.scalars(query if modality is None else query.where(Calibration.modality == modality)).all()
 
 
 class Threshold(NamedTuple):
-    """Those in force for a modality, of reconstruction errors and of distances; at least one is there."""
+    """The thresholds in force for a modality, of reconstruction errors and of distances; at least one is set."""
 
     calibration_id: int
     threshold: float | None
@@ -58,7 +58,7 @@ _IN_FORCE = sa.text(
 
 
 def in_force(db: Session | sa.Connection, model_id: int) -> dict[str, Threshold]:
-    """By modality; one that is missing has none."""
+    """The thresholds by modality; a modality that is absent has none."""
     rows = db.execute(_IN_FORCE, {"model": model_id})
     return {row.modality: Threshold(row.id, row.threshold, row.distance, row.created_at) for row in rows}
 
@@ -69,12 +69,12 @@ _GAUSSIANS = sa.text(
 
 
 def gaussians(db: Session | sa.Connection, calibration_ids: Sequence[int]) -> dict[int, bytes]:
-    """What distances are measured from, packed, of those calibrations that have it."""
+    """The packed Gaussians from which distances are measured, of those calibrations that have one."""
     return {row.id: row.gaussian for row in db.execute(_GAUSSIANS, {"ids": list(calibration_ids)})}
 
 
 def modalities(db: Session, images: Sequence[int]) -> dict[int, str]:
-    """What these images are said to be, by the header or by a table."""
+    """The modality of each image, as its header or a label table gives it."""
     rows = db.execute(
         sa.text("SELECT id, modality FROM image WHERE id = ANY(CAST(:images AS bigint[]))"), {"images": list(images)}
     )
@@ -83,12 +83,12 @@ def modalities(db: Session, images: Sequence[int]) -> dict[int, str]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Chosen:
-    """Which stored images a calibration is made from; None does not narrow."""
+    """Which stored images a calibration is made from; None does not filter."""
 
     modality: str
-    operation_id: uuid.UUID | None = None  #: registered by it
-    folder: bytes | None = None  #: lying under it
-    embedded: bool = False  #: with their embeddings
+    operation_id: uuid.UUID | None = None  #: that registered them
+    folder: bytes | None = None  #: with which their paths begin
+    embedded: bool = False  #: read their embeddings, too
 
 
 class Scored(NamedTuple):
@@ -98,12 +98,12 @@ class Scored(NamedTuple):
     sop_uid: str
     status: str
     digest: bytes
-    frames: list[float | None]  #: the score of each
-    embeddings: list[bytes]  #: packed, of each, where they were asked for
-    decided: bool  #: a person has: no threshold changes that
+    frames: list[float | None]  #: the score of each frame
+    embeddings: list[bytes]  #: packed, of each frame, if asked for
+    decided: bool  #: released by a person: no threshold changes that
 
 
-#: Stopped ones, too: which of them belong is what the caller wants to know.
+#: Stopped images are included: the caller decides which of them belong.
 _FIELDS = f"""
     SELECT i.id, i.sop_uid, i.status, i.digest,
            ARRAY(SELECT CAST(e.ood AS float8) FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model
@@ -126,7 +126,7 @@ _SCORED = sa.text(
 
 
 def scored(db: Session, model_id: int, chosen: Chosen, after: int, limit: int) -> list[Scored]:
-    """The next images by id. `frames` is empty where this model has not encoded it."""
+    """The next images by id. `frames` is empty for an image that this model has not encoded."""
     values = {
         "model": model_id,
         "modality": chosen.modality,
@@ -143,7 +143,7 @@ _THESE = sa.text(_FIELDS + "WHERE i.id = ANY(CAST(:images AS bigint[])) ORDER BY
 
 
 def these(db: Session, model_id: int, images: Sequence[int]) -> list[Scored]:
-    """As `scored`, of the named images, with their embeddings."""
+    """As `scored`, for these images, with their embeddings."""
     values = {"model": model_id, "images": list(images), "embedded": True}
     return [Scored._make(row) for row in db.execute(_THESE, values)]
 
@@ -156,7 +156,7 @@ def every_scored(db: Session, model_id: int, chosen: Chosen, step: int = 5000) -
 
 
 class Known(NamedTuple):
-    """An image that belongs, and what the model made of it."""
+    """An image that belongs, with the model's embeddings."""
 
     digest: bytes
     patient: bytes
@@ -187,7 +187,7 @@ _KNOWN = sa.text(
 
 
 def known(db: Session, model_id: int, chosen: Chosen, most: int) -> list[Known]:
-    """Up to so many encoded images, in the order of their digests: by chance, and the same ones each time."""
+    """Up to `most` encoded images in the order of their digests: a random choice that is the same each time."""
     return [Known._make(row) for row in db.execute(_KNOWN, _choice(chosen) | {"model": model_id, "most": most})]
 
 
@@ -201,7 +201,7 @@ _KNOWN_SCORES = sa.text(
 
 
 def known_scores(db: Session, model_id: int, chosen: Chosen, most: int) -> list[tuple[bytes, list[float | None]]]:
-    """(digest, score of each frame) of up to so many encoded images, chosen as by `known`."""
+    """(digest, score of each frame) of up to `most` encoded images, chosen as by `known`."""
     rows = db.execute(_KNOWN_SCORES, _choice(chosen) | {"model": model_id, "most": most})
     return [(row.digest, row.frames) for row in rows]
 
@@ -210,7 +210,7 @@ _STOPPED = sa.text("SELECT count(*)" + _FROM_CHOSEN + "AND i.status = 'quarantin
 
 
 def stopped(db: Session, chosen: Chosen) -> int:
-    """How many of them the feature gate has stopped."""
+    """How many of the chosen images the feature gate has stopped."""
     found: int = db.execute(_STOPPED, _choice(chosen)).scalar_one()
     return found
 
@@ -226,15 +226,15 @@ _COUNT = sa.text(
 
 
 def judged_again(db: Session, modality: str) -> int:
-    """How many images a replay looks at."""
+    """How many images of this modality a replay looks at."""
     found: int = db.execute(_COUNT, {"modality": modality}).scalar_one()
     return found
 
 
 def lock_scored(db: Session, model_id: int, chosen: Chosen, after: int, limit: int) -> tuple[list[Scored], int | None]:
-    """As `scored`, locked, and the last image that was looked at; None where there is no further one.
+    """As `scored`, but locked, with the id of the last image that was read; None where no image is left.
 
-    Locked by one statement and read by the next: what was waited for is read as it is then, and may be out of reach.
+    The images are read again after the lock: one may have changed in the meantime and not be among them any more.
     """
     seen = scored(db, model_id, chosen, after, limit)
     db.execute(
@@ -255,12 +255,12 @@ _MODALITIES = sa.text(
 
 
 def encoded_modalities(db: Session, model_id: int) -> list[str]:
-    """Those of which this model has encoded images."""
+    """The modalities of which this model has encoded images."""
     return list(db.execute(_MODALITIES, {"model": model_id}).scalars())
 
 
 class Ruling(NamedTuple):
-    """Where an image stands by a calibration, and why."""
+    """The status of an image under a calibration, and why."""
 
     image_id: int
     status: str
@@ -283,7 +283,7 @@ _JUDGE = sa.text(
 
 
 def judge(db: Session, calibration_id: int, rulings: Sequence[Ruling]) -> None:
-    """These images, locked by the caller, stand so by this calibration."""
+    """Store the rulings of this calibration on images that the caller has locked."""
     db.execute(
         _JUDGE,
         {
@@ -309,7 +309,7 @@ Measured = tuple[int, float | None, float | None, int | None]  #: image, score, 
 
 
 def remember(db: Session, measured: Sequence[Measured]) -> None:
-    """This stands of these images as what they were judged by; where they stand stays as it is."""
+    """Store by which score, distance and calibration these images were judged; their status stays as it is."""
     ids, scores, distances, numbers = zip(*measured, strict=True) if measured else ((), (), (), ())
     values = {"ids": ids, "scores": scores, "distances": distances, "calibrations": numbers}
     db.execute(_NAME_AGAIN, {name: list(column) for name, column in values.items()})
@@ -326,7 +326,7 @@ _UNJUDGED = {
 
 
 def unjudged(db: Session | sa.Connection, vote: Literal["any", "distance"] = "any") -> dict[str, int]:
-    """Searchable images by modality that no threshold has judged, or none of distances."""
+    """Searchable images by modality that no threshold has judged, or no threshold of distances."""
     return {row[0]: row[1] for row in db.execute(_UNJUDGED[vote])}
 
 
@@ -341,9 +341,9 @@ _WANTING = sa.text(
 
 
 def wanting(db: Session | sa.Connection, model_id: int, least: int) -> dict[str, int]:
-    """Modalities of which so many images are searchable, and that this archive has given no thresholds of its own.
+    """Modalities with at least `least` searchable images, and how many, for which this archive has no own thresholds.
 
-    Those that a model brings count for none: they have seen no image of here.
+    Thresholds from a model's card do not count: they were made without the images of this archive.
     """
     rows = db.execute(_WANTING, {"model": model_id, "least": least})
     return {row[0]: row[1] for row in rows}

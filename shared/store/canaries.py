@@ -1,4 +1,4 @@
-"""What the canary found, kept with the generation: the last rounds, and nothing of what they asked."""
+"""The results of the canary's last rounds, kept with the generation; the queries are not kept."""
 
 import json
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 K = 10
-ROUNDS = 12  #: that are kept: an hour, at one round in five minutes
+ROUNDS = 12  #: that are kept: one hour, at one round in five minutes
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Canary:
 
 
 def told(rounds: Sequence[dict[str, Any]]) -> Canary | None:
-    """What the rounds of a row say together; None before the first."""
+    """The recall over all rounds of a generation; None before the first one."""
     wanted = sum(one["wanted"] for one in rounds)
     if not wanted:
         return None
@@ -48,12 +48,12 @@ _CLAIM = sa.text(
 
 
 def due(db: Session, every_s: float) -> bool:
-    """The published generation was not asked for so long; never, where `every_s` is 0."""
+    """Whether the published generation's last round began over `every_s` ago; never, where `every_s` is 0."""
     return every_s > 0 and bool(db.execute(_DUE, {"every": every_s}).scalar_one())
 
 
 def claim(db: Session, generation_id: int, every_s: float) -> bool:
-    """This round is ours: whoever asks meanwhile is told that none is due."""
+    """Claim the round that is due; False if none is due, for instance because another worker has claimed it."""
     if every_s <= 0:
         return False
     return db.execute(_CLAIM, {"id": generation_id, "every": every_s}).one_or_none() is not None
@@ -74,7 +74,7 @@ _RECORD = sa.text(
 
 
 def record(db: Session, generation_id: int, queries: int, found: int, wanted: int) -> Canary | None:
-    """The round is the newest one of its generation's; what all that are kept say."""
+    """Add a round to the generation, of which the last `ROUNDS` are kept; returns the recall over these."""
     one = json.dumps({"queries": queries, "found": found, "wanted": wanted})
     rows = db.execute(_RECORD, {"id": generation_id, "round": one, "kept": ROUNDS}).scalar_one_or_none()
     return None if rows is None else told(rows)

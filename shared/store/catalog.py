@@ -1,4 +1,4 @@
-"""Reads for people and viewers: studies, their images, and why one of them cannot be found."""
+"""Reads for people and viewers: studies, their images, and why an image cannot be found."""
 
 import uuid
 from collections.abc import Sequence
@@ -11,9 +11,9 @@ import sqlalchemy as sa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a list of studies is narrowed to; what is empty does not narrow.
+    """Filters of a list of studies; an empty one does not filter.
 
-    Modality, density, BI-RADS and status are those of one and the same image.
+    Modality, density, BI-RADS and status must match one and the same image.
     """
 
     uids: tuple[str, ...] = ()
@@ -96,18 +96,18 @@ _PICTURE = sa.text(
 
 
 def picture(connection: sa.Connection, sop_uid: str) -> sa.Row[Any] | None:
-    """An image's thumbnail, and where its file stands."""
+    """An image's state, thumbnail and file; None where there is no such image, or it was erased."""
     return connection.execute(_PICTURE, {"uid": sop_uid}).one_or_none()
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far the images of an operation are."""
+    """How many images of an operation there are, and how many of them are still in progress."""
 
     images: int
     undecided: int
     unindexed: int
-    awaits_model: bool  #: no generation is open: what is undecided waits for a model, not for its turn
+    awaits_model: bool  #: no generation is open: undecided images wait for a model, not for their turn
 
 
 _PROGRESS = sa.text(
@@ -126,9 +126,9 @@ _PROGRESS = sa.text(
 
 
 def progress(db: Any, operations: Sequence[uuid.UUID]) -> dict[uuid.UUID, Progress]:  # noqa: ANN401 - a session or a connection
-    """Of each, of the images whose files it registered last.
+    """The progress of each operation, over the images whose files it was the last to register.
 
-    The same files as in `operations.outcomes`: one that a later scan finds changed counts there from then on, in both.
+    These are the files of `operations.outcomes`: one that a later scan finds changed counts for that scan from then on.
     """
     rows = db.execute(_PROGRESS, {"operations": list(operations)})
     return {row.id: Progress(row.images, row.undecided, row.unindexed, row.awaits_model) for row in rows}

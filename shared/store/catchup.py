@@ -1,6 +1,6 @@
-"""Images that a model has yet to encode beside the normal path.
+"""Catch-up: images that a model has yet to encode outside the normal path.
 
-The row is the job, with the lease and the fence of an image's own; besides, what is written must be of the revision
+The row is the job, with its own lease and fence, like an image's; in addition, a result must belong to the revision
 that was claimed. A row that failed for good is a named exception of the model's generations.
 """
 
@@ -14,7 +14,7 @@ from shared.store.images import ALONE, ORIGINAL, RELEASED, Claimed, Verdict
 from shared.store.tables import FREE, INDEXABLE, RESTED
 from shared.types import Status
 
-#: What one is that is due again. Who holds it goes on.
+#: SET clause that makes a row due again. A worker that holds the row keeps its lease.
 AGAIN = "state = 'due', failures = 0, not_before = NULL, reason = NULL, last_error = NULL"
 
 _FILL = sa.text(
@@ -31,7 +31,7 @@ _FILL = sa.text(
 
 
 def fill(db: Session, model_id: int, images: Sequence[int]) -> None:
-    """Of these images, those that searches find and this model has not encoded are due."""
+    """Those of these images that searches find and that this model has not encoded are due."""
     db.execute(_FILL, {"model": model_id, "images": list(images)})
 
 
@@ -47,7 +47,7 @@ _ADD = sa.text(
 
 
 def add(db: Session, due: Iterable[tuple[int, int]], failed: Iterable[tuple[int, int, str]] = ()) -> None:
-    """(model, image) are due; (model, image, reason) are exceptions. Whoever held one of them has lost it."""
+    """Each (model, image) is due, each (model, image, reason) an exception. Claims on these rows are lost."""
     rows = [(m, i, "due", None) for m, i in due] + [(m, i, "failed", reason) for m, i, reason in failed]
     if rows:
         models, images, states, reasons = zip(*rows, strict=True)
@@ -57,7 +57,7 @@ def add(db: Session, due: Iterable[tuple[int, int]], failed: Iterable[tuple[int,
 
 
 def drop(db: Session, images: Sequence[int], models: Sequence[int] | None = None) -> None:
-    """Nothing is due of these images, for these models or for any."""
+    """Delete the catch-up rows of these images, for these models or for all."""
     db.execute(
         sa.text(
             "DELETE FROM catch_up WHERE image_id = ANY(CAST(:images AS bigint[])) "
@@ -68,7 +68,7 @@ def drop(db: Session, images: Sequence[int], models: Sequence[int] | None = None
 
 
 def drop_model(db: Session, model_id: int) -> None:
-    """Nothing is due for a model of which no generation is open, nor stands what it made of bytes that are gone."""
+    """If the model has no open generation, delete its catch-up rows, and its outdated encodings of those images."""
     db.execute(
         sa.text(
             "WITH dropped AS (DELETE FROM catch_up WHERE model_id = :model AND NOT EXISTS "
@@ -80,7 +80,7 @@ def drop_model(db: Session, model_id: int) -> None:
 
 
 def retry(db: Session, model_id: int) -> None:
-    """The exceptions of this model are tried again."""
+    """All catch-up rows of this model are due again, exceptions included."""
     db.execute(
         sa.text(f"UPDATE catch_up SET {AGAIN} WHERE model_id = :model"),
         {"model": model_id},
@@ -88,7 +88,7 @@ def retry(db: Session, model_id: int) -> None:
 
 
 def found_again(db: Session, image_id: int) -> None:
-    """What failed for want of the image's bytes is due again."""
+    """The catch-up rows of this image that failed because its bytes were missing are due again."""
     db.execute(
         sa.text(
             f"UPDATE catch_up SET {AGAIN} "
@@ -99,7 +99,7 @@ def found_again(db: Session, image_id: int) -> None:
 
 
 _DUE = f"state = 'due' AND {FREE} AND {RESTED}"
-#: An ended lease is a failure; so the last of them is found out by who claims next.
+#: An expired lease counts as a failure, which only the next claim of the row would record.
 _FAILURES = "failures + (CASE WHEN lease_until IS NOT NULL THEN 1 ELSE 0 END)"
 
 _CLAIM = sa.text(
@@ -132,7 +132,7 @@ _EXHAUST = sa.text(
 def claim(
     db: Session, model_id: int, *, limit: int, lease_s: float, max_failures: int, beside: bool = False
 ) -> list[Claimed]:
-    """Up to `limit` images of this model are ours, as by `images.claim`, each with its revision."""
+    """Claim up to `limit` images for this model, as `images.claim` does, each with its revision."""
     values = {"model": model_id, "limit": limit, "lease": lease_s, "failures": max_failures, "beside": beside}
     return sorted((Claimed(*row) for row in db.execute(_CLAIM, values)), key=lambda image: image.id)
 
@@ -141,15 +141,15 @@ _KEEP = sa.text("SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) ORD
 
 
 def exhaust(db: Session, model_id: int, max_failures: int) -> list[int]:
-    """Images at which this model failed too often by our own fault are its exceptions; returns which.
+    """Images with `max_failures` failures of this model through our own fault are its exceptions; returns their ids.
 
-    They stay locked, as by `settle`.
+    The images stay locked, as after `settle`.
     """
     over = {"model": model_id, "failures": max_failures}
     found = list(db.execute(_FAILED, over).scalars())
     if not found:
         return []
-    db.execute(_KEEP, {"ids": found})  # before the rows of catch-up, as `settle` does
+    db.execute(_KEEP, {"ids": found})  # images are locked before catch-up rows, as in `settle`
     return list(db.execute(_EXHAUST, over | {"ids": found}).scalars())
 
 
@@ -160,7 +160,7 @@ _LOCK = sa.text(
 
 
 def _lock(db: Session, model_id: int, claimed: Iterable[Claimed]) -> None:
-    """In the order that all keep who change several rows of a batch: it is settled while it is renewed."""
+    """Lock the rows in the order that every change of a batch keeps: it may be renewed while it is settled."""
     db.execute(_LOCK, {"model": model_id, "ids": [c.id for c in claimed]})
 
 
@@ -195,10 +195,10 @@ _SETTLE = sa.text(
 
 
 def settle(db: Session, model_id: int, verdicts: Sequence[Verdict]) -> dict[int, int]:
-    """Those that were still ours, of the revision that was claimed, have moved on; returns their revisions.
+    """Apply the verdicts whose claim holds and whose image has the claimed revision; returns these images' revisions.
 
-    `encoded` leaves no row, `received` is due again, anything else is an exception. The images stay locked, so that
-    neither an erasure nor other bytes come between this and what is written of them.
+    `encoded` deletes the row, `received` makes it due again, any other status makes it an exception. The images stay
+    locked, so that no erasure and no other bytes come between this call and what the caller writes for them.
     """
     db.execute(_KEEP, {"ids": [v.image.id for v in verdicts]})
     _lock(db, model_id, [v.image for v in verdicts])
@@ -221,7 +221,7 @@ def settle(db: Session, model_id: int, verdicts: Sequence[Verdict]) -> dict[int,
 
 
 def release(db: Session, model_id: int, claimed: Sequence[Claimed]) -> None:
-    """Claims that were not settled are due again at once, and it does not count against them."""
+    """Give back claims that were not settled: they are due again at once, without counting as a failure."""
     _lock(db, model_id, claimed)
     db.execute(
         sa.text(

@@ -1,6 +1,6 @@
-"""What must be true of the rows, as questions that name what is not, and the one statement that mends each.
+"""Invariants of the rows, each with a query that finds violations and a function that repairs them.
 
-Each question is one statement, so it sees one moment. Answers are internal ids: no UID, no name, no path.
+Each query is one statement, so it sees one snapshot. It returns internal ids: no UID, no name, no path.
 """
 
 import uuid
@@ -17,13 +17,13 @@ from shared.store.session import enqueue
 from shared.store.tables import INDEXABLE, READ_AGAIN
 from shared.types import Job
 
-#: A lease that ended so long ago was seen by nobody: neither a worker nor the sweep.
+#: A lease that expired longer ago than this was noticed by neither a worker nor the sweep.
 SILENT_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Check:
-    """One thing that must hold: `find` gives the ids where it does not, `mend` makes it true or due."""
+    """One invariant: `find` selects the ids that violate it, `mend` repairs them or makes the repair due."""
 
     kind: str
     find: str
@@ -43,7 +43,7 @@ def _run(statement: str, *jobs: Job) -> Callable[[Session, list[int]], None]:
 
 
 def encode_again(db: Session, images: Sequence[int]) -> None:
-    """These encoded images are due again, as another revision: what was written of the one before is older."""
+    """These encoded images are due again under a new revision, which supersedes what is stored of the previous one."""
     db.execute(
         sa.text(
             f"UPDATE image SET {AGAIN}, revision = revision + 1 "
@@ -65,7 +65,7 @@ def _withdraw(db: Session, images: list[int]) -> None:
     enqueue(db, Job.PROJECT)
 
 
-#: Ids are those of images.
+#: The checks whose ids are those of images.
 IMAGES = (
     Check(
         kind="encoding-missing",
@@ -78,7 +78,7 @@ IMAGES = (
         """,
         mend=encode_again,
     ),
-    Check(  # of another length than the model's vectors
+    Check(  # the embedding has another length than the model's vectors
         kind="encoding-invalid",
         find="""
         SELECT DISTINCT e.image_id FROM encoding e JOIN model m ON m.id = e.model_id JOIN image i ON i.id = e.image_id
@@ -99,7 +99,7 @@ IMAGES = (
         """,
         mend=_post_again,
     ),
-    Check(  # of a revision that the image does not have, and nobody is about to encode it
+    Check(  # the row is of another revision than the image, and no catch-up row will correct it
         kind="ledger-stale",
         find="""
         SELECT DISTINCT i.id FROM ledger l JOIN image i ON i.id = l.image_id
@@ -153,7 +153,7 @@ IMAGES = (
             Job.CATCH_UP,
         ),
     ),
-    Check(  # given up by our own fault; a verdict about the file leaves no error behind
+    Check(  # given up through our own fault; a verdict about the file leaves `last_error` empty
         kind="job-exhausted",
         find="""
         SELECT id FROM image WHERE status = 'failed' AND (reason = 'worker-died' OR last_error IS NOT NULL)
@@ -176,7 +176,7 @@ IMAGES = (
             Job.CATCH_UP,
         ),
     ),
-    Check(  # judged by a threshold of a model that has not seen it, or for another modality
+    Check(  # judged by a threshold of a model that has not encoded the image, or of another modality
         kind="calibration-foreign",
         find="""
         SELECT i.id FROM image i JOIN calibration c ON c.id = i.calibration_id
@@ -185,7 +185,7 @@ IMAGES = (
                OR NOT EXISTS (SELECT 1 FROM encoding e WHERE e.image_id = i.id AND e.model_id = c.model_id))
         ORDER BY 1
         """,
-        mend=_run(  # what holds instead is measured after it, by whoever can
+        mend=_run(  # the caller measures the image anew afterwards, where it can
             "UPDATE image SET score = NULL, distance = NULL, calibration_id = NULL "
             "WHERE id = ANY(CAST(:ids AS bigint[]))"
         ),
@@ -194,7 +194,7 @@ IMAGES = (
 
 
 class Stuck(NamedTuple):
-    """An operation whose holder is gone."""
+    """An operation whose worker is lost."""
 
     id: uuid.UUID
     kind: str
@@ -212,7 +212,7 @@ def stuck(db: Session) -> list[Stuck]:
 
 
 def release_leases(db: Session, stuck: Sequence[Stuck]) -> None:
-    """Whoever asks next may take them."""
+    """Release the leases of these operations, so that the next worker may claim them."""
     db.execute(
         sa.text("UPDATE operation SET lease_until = NULL WHERE id = ANY(CAST(:ids AS uuid[]))"),
         {"ids": [one.id for one in stuck]},
@@ -227,13 +227,13 @@ _RELEASE_ALL = (
 
 
 def release_all_leases(db: Session) -> None:
-    """Nobody holds anything: in a restored database, whose workers are those of another home."""
+    """Release every lease, in a restored database, whose workers belong to another home."""
     for statement in _RELEASE_ALL:
         db.execute(sa.text(statement))
 
 
 class Registered(NamedTuple):
-    """A file that is said to be an image, and the image it is said to be."""
+    """The row of a file that was taken in, and its image."""
 
     id: int
     path: bytes
@@ -254,7 +254,7 @@ _FILES = sa.text(
 
 
 def files(db: Session | sa.Connection, after: int, limit: int) -> list[Registered]:
-    """The next files by id whose image was decided, without those that the next scan looks at again anyway."""
+    """The next files by id whose image is decided or missing, without those that the next scan reads again anyway."""
     return [Registered._make(row) for row in db.execute(_FILES, {"after": after, "limit": limit})]
 
 
@@ -265,7 +265,7 @@ _ENDED_SCANS = sa.text(
 
 
 def scan_again(db: Session, ids: Collection[uuid.UUID]) -> None:
-    """The scans among these operations come by once more, each with its table; but none that a person cancelled."""
+    """Retry the ended scans among these operations, each with its label table; cancelled ones are left alone."""
     for number in db.execute(_ENDED_SCANS, {"ids": list(ids)}).scalars().all():
         operations.retry(db, number)
     enqueue(db, Job.SCAN)
@@ -278,12 +278,12 @@ _COPIES = sa.text(
 
 
 def copies(db: Session, image_id: int) -> list[bytes]:
-    """Where else the same bytes were seen."""
+    """The paths of other files with the same bytes as the image."""
     return list(db.execute(_COPIES, {"image": image_id}).scalars())
 
 
 def move(db: Session, image_id: int, path: bytes) -> None:
-    """The image's file is this copy now."""
+    """Make this copy the image's file."""
     db.execute(sa.text("UPDATE image SET path = :path WHERE id = :id"), {"id": image_id, "path": path})
     db.execute(
         sa.text("UPDATE file SET outcome = 'taken' WHERE image_id = :id AND path = :path"),

@@ -1,8 +1,8 @@
-"""What a generation lacks of what searches find today: nothing may vanish when the pointer moves.
+"""Which images that searches find today a generation lacks: none may vanish when the generation is published.
 
-An image must be held if it is encoded, or if the live generation shows it. It is a gap where this generation has no
-row for it, refused it, or is behind the live one; what is as far in both is merely on its way. An image that the live
-one has no row for must be here all the same.
+A generation must hold an image that is encoded or that the live generation shows. Such an image is a gap if this
+generation has no row for it, its index refused it, or this generation is behind the live one; if neither is ahead, the
+image is merely on its way. An image for which the live generation has no row must be held all the same.
 """
 
 from collections.abc import Collection, Sequence
@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session
 
 from shared.store.tables import INDEXABLE
 
-#: The two places say which rows and which images are looked at.
+#: The placeholders `rows` and `images` narrow the ledger rows and the images that are examined.
 _NEEDED: Final = f"""
     WITH shown AS (
         SELECT image_id, bool_or(applied_at IS NOT NULL) AS held, bool_and(state = 'applied') AS settled
@@ -52,7 +52,7 @@ _COUNT = sa.text(_ALL + "SELECT coalesce(gap, 'covered'), count(*) FROM needed G
 _GAPS = sa.text(_ALL + _SELECT)
 _GAPS_OF_THESE = sa.text(_THESE + _SELECT)
 
-#: Gaps that go by themselves; any other one is an exception, with its reason.
+#: Gaps that close by themselves; any other gap is an exception, with its reason.
 PASSING = frozenset({"to-encode", "to-index", "missing"})
 
 
@@ -66,7 +66,7 @@ class Gap:
 
     @property
     def named(self) -> tuple[str, str]:
-        """What a caller may call it by."""
+        """The image id and the SOP Instance UID, by either of which a caller may name the image."""
         return str(self.image_id), self.sop_uid
 
 
@@ -99,12 +99,12 @@ def count(db: Session | sa.Connection, generation_id: int, model_id: int) -> Cov
 
 
 def gaps(db: Session | sa.Connection, generation_id: int, model_id: int, limit: int) -> list[Gap]:
-    """The images that are lacking, by id."""
+    """The first `limit` gaps, by image id."""
     rows = db.execute(_GAPS, {"generation": generation_id, "model": model_id, "limit": limit})
     return [Gap(*row) for row in rows]
 
 
-#: A transaction of another role hides when it began; then nothing is known.
+#: NULL where another role's transaction does not show when it began.
 _MOMENT = sa.text(
     """
     SELECT CASE WHEN bool_and(state IS NOT NULL AND state <> 'disabled')
@@ -116,7 +116,7 @@ _MOMENT = sa.text(
 
 
 def moment(db: Session) -> datetime | None:
-    """What commits from now on was written after this moment; None where that cannot be known."""
+    """A moment before all writes of transactions that commit from now on; None where it cannot be known."""
     found: datetime | None = db.execute(_MOMENT).scalar_one()
     return found
 
@@ -130,10 +130,10 @@ _TOUCHED = sa.text(
 def gaps_now(
     db: Session, generation_id: int, model_id: int, limit: int, known: Sequence[Gap], since: datetime | None
 ) -> list[Gap]:
-    """`gaps`, brought up to date: `known` was found after `since`, a `moment`.
+    """As `gaps`, by updating `known`, the gaps that were found after `since`, a `moment`.
 
-    Only images whose rows were written since, or are not settled, are looked at again: every writer waits for the lock
-    under which this is asked.
+    Only images with rows that were written since then or are not applied are examined again. The caller holds the lock
+    for which every writer waits.
     """
     if since is None:
         return gaps(db, generation_id, model_id, limit)

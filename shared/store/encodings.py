@@ -36,7 +36,7 @@ def stack(rows: Sequence[bytes]) -> Embeddings:
 
 
 def sample(db: Session, model_id: int, most: int) -> Embeddings:
-    """(n, dim): up to so many embeddings of images that may be found, the same ones while nothing changes."""
+    """(n, dim): up to `most` embeddings of searchable images, the same ones while nothing changes."""
     rows = db.execute(
         sa.text(
             "SELECT e.embedding FROM encoding e JOIN image i ON i.id = e.image_id AND i.status = 'encoded' "
@@ -70,7 +70,7 @@ _DROP_OTHER_FRAMES = sa.text(
 
 
 def save(db: Session, rows: Sequence[Row]) -> None:
-    """These frames have these encodings, whatever stood there before."""
+    """Insert or replace the encodings of these frames."""
     if not rows:
         return
     db.execute(
@@ -90,7 +90,7 @@ def save(db: Session, rows: Sequence[Row]) -> None:
 def drop_other_frames(
     db: Session, model_id: int, images: Sequence[int], kept: Sequence[tuple[int, int]]
 ) -> list[tuple[int, int]]:
-    """Frames of these images that were encoded once and are no longer chosen; returns (image, frame) of each."""
+    """Delete the encodings of these images' frames that are not in `kept`; returns (image, frame) of each."""
     rows = db.execute(
         _DROP_OTHER_FRAMES,
         {
@@ -110,7 +110,7 @@ def stand(db: Session, model_id: int, image_id: int) -> bool:
 
 
 def forget(db: Session, images: Sequence[int]) -> None:
-    """Nothing stands of what any model made of these images, nor their pictures."""
+    """Delete all encodings and thumbnails of these images."""
     if images:
         for table in ("encoding", "thumbnail"):
             statement = f"DELETE FROM {table} WHERE image_id = ANY(CAST(:images AS bigint[]))"
@@ -124,7 +124,7 @@ _FORGET_CLOSED = sa.text(
 
 
 def forget_closed(db: Session, images: Sequence[int]) -> None:
-    """Nothing stands of what models without an open generation made of these images."""
+    """Delete the encodings of these images by models without an open generation."""
     db.execute(_FORGET_CLOSED, {"images": list(images)})
 
 

@@ -1,4 +1,4 @@
-"""What of a study or a patient stands in Postgres, and what is left when it is erased: numbers without a meaning."""
+"""What Postgres holds of a study or a patient, and its erasure, which leaves only numbers without a meaning."""
 
 import uuid
 from collections.abc import Sequence
@@ -31,18 +31,18 @@ _STOPPED = sa.text(
 
 
 class Standing(NamedTuple):
-    """What an erasure is about."""
+    """The rows that an erasure covers."""
 
     studies: list[Named]
     images: list[Named]
-    stopped: list[int]  #: files that were stopped before they became an image of these
+    stopped: list[int]  #: files that were stopped before they became one of the images
 
 
 def standing(db: Session, *, study_uid: str | None = None, patient_key: bytes | None = None) -> Standing:
-    """The study, or those of a patient, and what is of them.
+    """The study, or the studies of a patient, with their images and stopped files, all locked.
 
-    What was stopped under the UID of such a study is of it, whoever its header names: its tombstone refuses it anyway.
-    Locked: who encodes or fills one in waits, or is too late.
+    A file that was stopped under the UID of such a study belongs to it, whichever patient its header names: the study's
+    tombstone refuses it anyway. A worker that encodes or fills in a locked image waits, or is too late.
     """
     studies = [Named._make(row) for row in db.execute(_STUDIES, {"uid": study_uid, "patient": patient_key})]
     images = db.execute(_IMAGES, {"studies": [study.id for study in studies]})
@@ -70,7 +70,7 @@ _EMPTY_STUDIES = sa.text(
 )
 
 
-#: what another archive did not give us is a file without an image, whose place names its study
+#: an instance that a pull did not get has a row without an image, whose path is a URL that names the study
 _NOT_PULLED = sa.text(
     "DELETE FROM file f USING unnest(CAST(:places AS bytea[])) AS place "
     "WHERE f.image_id IS NULL AND substring(f.path FOR 4) = 'http'::bytea "
@@ -78,9 +78,9 @@ _NOT_PULLED = sa.text(
 )
 
 
-#: Files that were sent to us are ours to remove, also from where an earlier store of ours stood; their names are kept
-#: until they are unlinked. Files that a scan registered are not ours. Only the row in `file` tells which is which: the
-#: path of an image may be that of a scanned copy.
+#: Sent files are ours to remove, also from an earlier place of the store; their digests are kept until the files are
+#: unlinked. Scanned files are not ours. Only the row in `file` tells them apart: the path of an image may be that of a
+#: scanned copy.
 _LEFT = sa.text(
     f"""
     INSERT INTO removal (digest, root)
@@ -92,7 +92,7 @@ _LEFT = sa.text(
 )
 
 
-#: A pull goes on asking for the others that it named. Where it named no other it asks for none, and not for all.
+#: A pull goes on with the other studies that it names. If it names no other, it must ask for none, rather than for all.
 _NOT_ASKED = sa.text(
     """
     UPDATE operation SET params = jsonb_set(params, '{query,StudyInstanceUID}', to_jsonb(array_to_string(
@@ -102,7 +102,7 @@ _NOT_ASKED = sa.text(
 )
 NOBODY = "2.25.0"  #: a UID that no study has
 
-#: It begins its window again; what stands is not asked for.
+#: The pull begins its window again; it does not ask for images that exist here.
 _NO_PLACE = sa.text(
     "UPDATE operation SET cursor = jsonb_set(cursor, '{after}', '\"\"') WHERE cursor ->> 'after' = :uid"
 )
@@ -123,9 +123,9 @@ _JOURNAL = sa.text(
 
 
 def forget(db: Session, files: Sequence[int], images: Sequence[int] = ()) -> None:
-    """The rows of these files are gone, and what the journal says of them.
+    """Delete the rows of these files and their journal lines.
 
-    As far as they were sent, with those of the images, they are to be unlinked.
+    The sent ones among these files, and among those of `images`, are to be unlinked.
     """
     db.execute(_LEFT, {"images": list(images), "files": list(files)})
     db.execute(_JOURNAL, {"files": list(files)})
@@ -133,7 +133,7 @@ def forget(db: Session, files: Sequence[int], images: Sequence[int] = ()) -> Non
 
 
 def empty(db: Session, of: Standing, operation_id: uuid.UUID) -> None:
-    """Of these the bare rows are left; encodings, pictures, files' rows and what is due are gone."""
+    """Blank these studies and images; delete all that belongs to them: encodings, thumbnails, files, journal, work."""
     studies, ids = of.studies, [image.id for image in of.images]
     forget(db, of.stopped, ids)
     for table in ("catch_up", "encoding", "thumbnail", "file", "review"):
@@ -176,12 +176,12 @@ _COPIES = sa.text(
 
 
 def copies(db: Session, operation_id: uuid.UUID) -> list[Copy]:
-    """Where points of what this operation erased may stand, in every generation that is not purged."""
+    """The points of the images that this operation erased, in every generation that is not purged."""
     return [Copy._make(row) for row in db.execute(_COPIES, {"operation": operation_id})]
 
 
 def delete_again(db: Session, generation_id: int, points: Sequence[uuid.UUID]) -> None:
-    """The index holds what its ledger says it deleted: it is due once more."""
+    """The deletion of these points is due again: the index still holds them, although the ledger says otherwise."""
     db.execute(
         sa.text(
             f"UPDATE ledger SET op = 'delete', {ledger.AGAIN} "
@@ -205,5 +205,5 @@ _KNOWN = sa.text(
 
 
 def known(db: Session, after: int, limit: int) -> list[Known]:
-    """The next images that stand, by id, with all that a tombstone may name."""
+    """The next images by id that are not erased, with everything that a tombstone may name."""
     return [Known._make(row) for row in db.execute(_KNOWN, {"after": after, "limit": limit})]

@@ -1,4 +1,4 @@
-"""Files that scans have met: what is unchanged is skipped, and what was not taken in keeps its reason."""
+"""Files that scans met or that were sent: unchanged ones are skipped, those not taken in keep their reason."""
 
 import os
 import uuid
@@ -26,13 +26,13 @@ class Seen:
 
     @classmethod
     def of(cls, path: bytes, facts: os.stat_result) -> Self:
-        """What stat tells, as far as a column holds it: a file system may say a year beyond 2262."""
+        """From `stat`, with the mtime limited to the column's range: a file system may report a year beyond 2262."""
         return cls(path=path, size=facts.st_size, mtime_ns=min(facts.st_mtime_ns, LATEST_NS))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """What became of a file."""
+    """The outcome of a file."""
 
     seen: Seen
     outcome: str
@@ -41,7 +41,7 @@ class Record:
     gate: str | None = None
     reason: str | None = None
     labels_digest: bytes | None = None
-    patient_key: bytes | None = None  #: of a stopped file, with its study's UID and its own
+    patient_key: bytes | None = None  #: of a stopped file, as are the two UIDs
     study_uid: str | None = None
     sop_uid: str | None = None
 
@@ -57,9 +57,9 @@ _KNOWN = sa.text(
 
 
 def unchanged(db: Session, seen: Sequence[Seen], labels: Sequence[bytes | None], *, rest_s: float = 0.0) -> set[bytes]:
-    """The paths whose size, time and labels are as they were when they were last looked at.
+    """The paths whose size, mtime and labels are the same as when they were last looked at.
 
-    Of those that could not be read then, and may be now, only the ones that were tried less than `rest_s` ago.
+    A file that failed for a transient reason counts as unchanged only until `rest_s` after that attempt.
     """
     digests = [sha256(s.path).digest() for s in seen]
     rows = db.execute(_KNOWN, {"digests": digests, "passing": sorted(PASSING), "rest": rest_s})
@@ -84,7 +84,7 @@ _HELD = sa.text(
 
 
 def held(db: Session, digests: Collection[bytes]) -> set[bytes]:
-    """Those of these contents that a row names, wherever it says that they stand."""
+    """Those of these digests that the row of a file or an image has, whatever its path."""
     return {bytes(digest) for digest in db.execute(_HELD, {"digests": list(digests)}).scalars()}
 
 
@@ -95,10 +95,10 @@ def numbers(db: Session, paths: Sequence[bytes]) -> list[int]:
 
 
 class Left(NamedTuple):
-    """A content that an erasure has left behind."""
+    """A sent file that was erased and is still to be unlinked."""
 
     digest: bytes
-    root: bytes  #: of the store that it came to; empty: in our own alone
+    root: bytes  #: of the store that received it; empty: only the present store
 
 
 _REMOVALS = sa.text(
@@ -107,13 +107,13 @@ _REMOVALS = sa.text(
 
 
 def removals(db: Session, after: Left, limit: int) -> list[Left]:
-    """The next ones that are to be unlinked."""
+    """The next files that are to be unlinked."""
     rows = db.execute(_REMOVALS, {"digest": after.digest, "root": after.root, "limit": limit})
     return [Left(bytes(row.digest), bytes(row.root)) for row in rows]
 
 
 def leaving(db: Session, digests: Sequence[bytes]) -> set[bytes]:
-    """Those of these contents that are to be unlinked."""
+    """Those of these digests whose files are to be unlinked."""
     statement = sa.text("SELECT digest FROM removal WHERE digest = ANY(CAST(:digests AS bytea[]))")
     return {bytes(digest) for digest in db.execute(statement, {"digests": list(digests)}).scalars()}
 
@@ -125,7 +125,7 @@ _REMOVED = sa.text(
 
 
 def removed(db: Session, done: Collection[Left]) -> None:
-    """Nothing is left to do about these."""
+    """Delete the rows of these removals, which are done."""
     db.execute(_REMOVED, {"digests": [one.digest for one in done], "roots": [one.root for one in done]})
 
 
@@ -134,7 +134,7 @@ _SOME = sa.text(f"SELECT digest FROM file WHERE {SENT} AND {ROOT} = :root LIMIT 
 
 
 def roots(db: Session) -> list[bytes]:
-    """The folders of the store, as rows of sent files have them: a look at the index for each, not at the rows."""
+    """The store folders that rows of sent files name, by one index look-up for each instead of reading the rows."""
     found: list[bytes] = []
     while (root := db.execute(_ROOT, {"after": found[-1] if found else b""}).scalar()) is not None:
         found.append(bytes(root))
@@ -145,18 +145,18 @@ _SENT_TO = sa.text(f"SELECT EXISTS (SELECT 1 FROM file WHERE {SENT} AND {ROOT} =
 
 
 def sent_to(db: Session) -> list[bytes]:
-    """Those of them into which a file was sent: not the store of another home that a scan has met."""
+    """Those of the `roots` into which a file was sent, without the store of another home that a scan has met."""
     return [root for root in roots(db) if db.execute(_SENT_TO, {"root": root}).scalar_one()]
 
 
 def some(db: Session, root: bytes, limit: int) -> list[bytes]:
-    """A few contents that stand in this folder, as rows have it."""
+    """Up to `limit` digests of sent files whose rows name this store folder."""
     return list(db.execute(_SOME, {"root": root, "limit": limit}).scalars())
 
 
-#: What one is that the next scan reads again, as if it had changed.
+#: SET clause, and condition: the file is to be read again, as if it had changed.
 AGAIN = f"mtime_ns = {READ_AGAIN}"
-#: The operation that reads such a file again; none for one that was sent: it is ours, and read from the store.
+#: The operation that reads such a file again; NULL for a sent file, which is read from the store.
 READER = f"CASE WHEN {SENT} THEN NULL ELSE operation_id END"
 
 
@@ -168,7 +168,7 @@ def reread_images(db: Session, images: Sequence[int]) -> None:
 
 
 def reread_not_taken(db: Session, operation_id: uuid.UUID) -> None:
-    """Files of this operation that failed or were stopped, and are no image's, are to be read again."""
+    """Files of this operation that failed or were stopped, and belong to no image, are to be read again."""
     where = "operation_id = :operation AND outcome IN ('failed', 'quarantined') AND image_id IS NULL"
     db.execute(sa.text(f"UPDATE file SET {AGAIN} WHERE {where}"), {"operation": operation_id})
 
@@ -190,7 +190,7 @@ _REREAD_STOPPED = sa.text(
 def reread_stopped(
     db: Session, *, gate: str | None = None, reason: str | None = None, file_id: int | None = None
 ) -> list[uuid.UUID | None]:
-    """Stopped files of this gate and reason, or the one, are to be read again; returns for each its `READER`."""
+    """Stopped files of this gate and reason, or with this id, are to be read again; returns the `READER` of each."""
     return list(db.execute(_REREAD_STOPPED, {"gate": gate, "reason": reason, "id": file_id}).scalars())
 
 
@@ -201,14 +201,14 @@ def reread(db: Session, ids: Sequence[int]) -> set[uuid.UUID]:
 
 
 def mark_missing(db: Session, ids: Sequence[int]) -> None:
-    """The rows of these files say that they cannot be read; one that comes back is read again."""
+    """Mark these files as unreadable; a file that comes back is read again."""
     failed = "outcome = 'failed', reason = 'unreadable-file'"
     statement = f"UPDATE file SET {AGAIN}, {failed} WHERE id = ANY(CAST(:ids AS bigint[]))"
     db.execute(sa.text(statement), {"ids": list(ids)})
 
 
 def move(db: Session, old: bytes, new: bytes) -> None:
-    """Sent files of one store stand in another; where both have a row, the one over there stays."""
+    """Change the paths of sent files from the store `old` to `new`; where both have a row, that of `new` stays."""
     there = f"{SENT} AND {ROOT} = CAST(:old AS bytea)"
     place = "CAST(:new AS bytea) || substring({0}path FROM length(CAST(:old AS bytea)) + 1)"
     double = (
@@ -243,9 +243,9 @@ _TO_READ = sa.text(
 
 
 def again(db: Session, after: int, limit: int) -> list[Sent]:
-    """The next sent files, by id, that were stopped and are to be read again."""
+    """The next sent files, by id, that were stopped or failed and are to be read again."""
     rows = db.execute(_TO_READ, {"after": after, "limit": limit})
-    return [Sent(**row._mapping) for row in rows]  # noqa: SLF001 - its public name
+    return [Sent(**row._mapping) for row in rows]  # noqa: SLF001 - public despite its name
 
 
 _RECORD = sa.text(
@@ -269,7 +269,7 @@ _RECORD = sa.text(
 
 
 def record(db: Session, records: Sequence[Record], operation_id: uuid.UUID | None) -> None:
-    """Each path has this one row."""
+    """Insert or replace the row of each path."""
     ordered = sorted({r.seen.path: r for r in records}.values(), key=lambda r: sha256(r.seen.path).digest())
     if not ordered:
         return
@@ -294,7 +294,7 @@ def record(db: Session, records: Sequence[Record], operation_id: uuid.UUID | Non
 
 
 def page(db: Session, operation_id: uuid.UUID, after: int, limit: int, only_problems: bool) -> Sequence[sa.Row]:  # type: ignore[type-arg]
-    """Files of an operation by row id, with the fate of their image: (id, path, outcome, gate, reason)."""
+    """Files of an operation by row id, with the outcome of their image: (id, path, outcome, gate, reason)."""
     problems = "WHERE outcome IN ('quarantined', 'failed', 'empty', 'kept')" if only_problems else ""
     return db.execute(
         sa.text(

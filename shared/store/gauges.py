@@ -1,4 +1,4 @@
-"""What a monitor wants to know, in a few statements."""
+"""The figures for monitoring, read by a few statements."""
 
 from dataclasses import dataclass
 
@@ -12,12 +12,12 @@ class Gauges:
     images: dict[str, float]  #: by status
     queues: dict[str, tuple[float, float | None]]  #: depth and age of the oldest, in seconds, where it is known
     stopped: dict[tuple[str, ...], float]  #: by gate and status
-    letters: dict[tuple[str, ...], float]  #: what ended badly, by kind and reason
+    letters: dict[tuple[str, ...], float]  #: dead letters, by kind and reason
     coverage: dict[tuple[str, ...], float]  #: by model and generation
-    recall: dict[tuple[str, ...], float]  #: of the published generation's last canaries, by model and k
-    reviews: dict[tuple[str, ...], float]  #: by what was done
+    recall: dict[tuple[str, ...], float]  #: of the published generation's last canary rounds, by model and k
+    reviews: dict[tuple[str, ...], float]  #: by action
     uncalibrated: dict[tuple[str, ...], float]  #: searchable images that no threshold has judged, by modality
-    undistanced: dict[tuple[str, ...], float]  #: ditto, that no threshold of distances has
+    undistanced: dict[tuple[str, ...], float]  #: ditto, that no threshold of distances has judged
 
 
 _STOPPED = sa.text(

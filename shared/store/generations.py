@@ -1,7 +1,7 @@
 """Models, generations and the one published pointer.
 
-Whoever opens, publishes or retires holds `Lock.GENERATIONS` alone; who writes or applies ledgers shares it. So what
-is settled knows every generation there is, and what is published is what was checked.
+Opening, publishing and retiring take `Lock.GENERATIONS` exclusively; writing and applying ledgers shares it. So an
+image is settled with a row for every open generation, and what is published is what was checked.
 """
 
 import uuid
@@ -21,7 +21,7 @@ from shared.store.tables import Generation, Live, Model
 
 @dataclass(frozen=True, slots=True)
 class Published:
-    """What the pointer names: read once per query, kept for its whole life."""
+    """A generation and its model. A query reads the published one once and keeps it to its end."""
 
     generation_id: int
     collection: str
@@ -44,7 +44,7 @@ def published(db: Session | sa.Connection) -> Published | None:
 
 
 def add_model(db: Session, *, fingerprint: str, name: str, folder: str, card: dict[str, Any]) -> tuple[Model, bool]:
-    """The model is known, and whether it is new; adding the same card again, or at once, changes nothing.
+    """Register the model; returns its row and whether it is new. The same card again, or at once, changes nothing.
 
     Raises: `Conflict` if the name belongs to another model.
     """
@@ -74,7 +74,7 @@ def model(db: Session, name_or_fingerprint: str) -> Model:
 
 
 def reserve(db: Session) -> int:
-    """A number that no generation has had; also one that a rollback gives up is not used again."""
+    """A new generation number; one whose transaction is rolled back is not used again."""
     number: int = db.execute(sa.text("SELECT nextval(pg_get_serial_sequence('generation', 'id'))")).scalar_one()
     return number
 
@@ -93,9 +93,9 @@ def add(
     throttle: float | None = None,
     gate: float | None = None,
 ) -> Generation:
-    """A generation is open: from this commit on every encoding of its model gets a row in its ledger.
+    """Open a generation: from the commit on, every encoding of its model gets a row in its ledger.
 
-    With the operation that builds it, what stands already is to be filled in; without, nothing stands.
+    With `operation_id`, that operation has to fill in the existing images; without it, there are none.
     """
     alone(db, Lock.GENERATIONS)
     number = number or reserve(db)
@@ -145,12 +145,12 @@ def every(db: Session) -> Sequence[Generation]:
 
 
 def live(db: Session, *, lock: bool = False) -> Live | None:
-    """The pointer's row as it is now, with the generation before it, also where this session had read it already."""
+    """The pointer's row, with the previous generation, read anew even if this session had loaded it already."""
     return db.get(Live, 1, with_for_update=lock or None, populate_existing=True)
 
 
 def publish(db: Session, generation_id: int) -> None:
-    """The pointer names this generation, and remembers the one before it.
+    """Move the pointer to this generation; the previous one is remembered.
 
     Raises: `Conflict` if it is retired.
     """
@@ -169,7 +169,7 @@ def publish(db: Session, generation_id: int) -> None:
 
 
 def has_encodings(db: Session) -> bool:
-    """Something is encoded, or on its way, with the models there are."""
+    """Whether an encoding exists or an image is being encoded."""
     return bool(
         db.scalar(
             sa.text("SELECT EXISTS (SELECT 1 FROM encoding) OR EXISTS (SELECT 1 FROM image WHERE status = 'encoding')")
@@ -212,9 +212,9 @@ _ALLOW = sa.text(
 
 
 def allow(db: Session, generation: Generation, most: int) -> int:
-    """How many rows its throttle lets pass now, at most `most`; five seconds' worth may gather.
+    """How many rows the throttle allows now, at most `most`; unused allowance accumulates for up to five seconds.
 
-    A bucket in the row, so that however many work at once, together they keep to it.
+    The token bucket is part of the row, so that all workers together keep to the throttle.
     """
     if generation.throttle is None:
         return most
@@ -223,13 +223,13 @@ def allow(db: Session, generation: Generation, most: int) -> int:
 
 
 def counted(db: Session, generation_id: int, calm_s: float) -> None:
-    """What it lacks was counted, and need not be for so many seconds."""
+    """Record that the generation's gaps were counted; the next count is due in `calm_s` seconds."""
     until = sa.func.clock_timestamp() + sa.func.make_interval(0, 0, 0, 0, 0, 0, calm_s)
     db.execute(sa.update(Generation).where(Generation.id == generation_id).values(count_at=until))
 
 
 def to_count(db: Session, generation_id: int) -> bool:
-    """Its last count is old enough, or there was none."""
+    """Whether the generation's gaps are due to be counted, again or for the first time."""
     due = sa.func.coalesce(Generation.count_at <= sa.func.clock_timestamp(), True)
     return bool(db.execute(sa.select(due).where(Generation.id == generation_id)).scalar_one())
 
@@ -242,5 +242,5 @@ _PURGEABLE = sa.text(
 
 
 def purgeable(db: Session, grace_s: float) -> list[int]:
-    """Retired for so long that no query can still be looking into them; what the pointer names never is."""
+    """Generations that were retired `grace_s` ago, so that no query still uses them; never the published one."""
     return list(db.execute(_PURGEABLE, {"grace": grace_s}).scalars())

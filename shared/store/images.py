@@ -1,7 +1,7 @@
-"""Images: claiming, settling.
+"""Images: claiming and settling.
 
-A claim moves an image to `encoding` and raises `attempt`; that number is the fence, and is never lowered. Whoever
-settles an image must hold its current attempt while it is still `encoding`, or has lost it to somebody else.
+A claim moves an image to `encoding` and increments `attempt`, the fencing token, which never decreases. A worker can
+settle an image only with its current attempt and while it is still `encoding`; otherwise it has lost the image.
 """
 
 import uuid
@@ -23,50 +23,50 @@ class Claimed:
     attempt: int
     sop_uid: str
     path: bytes
-    revision: int = 0  #: where what is written must be of the revision that was claimed
+    revision: int = 0  #: when it was claimed; catch-up settles the image only while it is the same
     released: bool = False  #: a person has released these bytes: no gate stops them
-    digest: bytes = b""  #: of the bytes that were registered
-    size: int | None = None  #: of the file that they were registered from, None where its row speaks of other bytes
+    digest: bytes = b""  #: of the registered bytes
+    size: int | None = None  #: of the file they were registered from; None if its row describes other bytes by now
     mtime_ns: int | None = None  #: ditto
-    failures: int = 0  #: by our own fault, since it was registered or last retried
-    left_behind: bool = False  #: whoever held it before is gone, and may have died of it: it is claimed alone
+    failures: int = 0  #: through our own fault, since it was registered or last retried
+    left_behind: bool = False  #: its last holder was lost, perhaps because of this image: it is claimed alone
 
 
-#: Due: received and rested, or claimed by somebody whose lease has ended. An ended lease is a failure. The moment of
-#: the statement, not of each row, so that an index tells what rests.
+#: Due: received with its back-off over, or claimed under a lease that has expired, which counts as a failure. The time
+#: is that of the statement, not of each row, so that an index can serve the condition on the back-off.
 _DUE = f"""
     status IN ('received', 'encoding') AND {WAITS} <= statement_timestamp()
     AND (status = 'received' OR lease_until < clock_timestamp())
 """
 _FAILURES = "failures + (CASE WHEN status = 'encoding' THEN 1 ELSE 0 END)"
 
-#: A decision is about bytes: others under the same UID are judged again. And it is about what was looked at: no gate
-#: had seen what a rule of the site held.
+#: A release covers these bytes only: others under the same UID are judged again. The release of an image that a site
+#: rule held does not count here, because no gate had judged it.
 RELEASED = f"""
     EXISTS (SELECT 1 FROM review r WHERE r.image_id = {{0}}.id AND r.digest = {{0}}.digest
             AND r.decision = 'released' AND r.reason <> '{Reason.SITE_RULE}')
 """
 
-#: What an image is that is due again, with nothing left of what became of it before.
+#: SET clause that makes an image due again and clears its previous outcome.
 AGAIN = (
     "status = 'received', failures = 0, not_before = NULL, lease_until = NULL, gate = NULL, reason = NULL, "
     "last_error = NULL"
 )
 
-#: What is known of the file that an image was registered from.
+#: Columns: digest, size and mtime of the file from which an image was registered.
 ORIGINAL = """
     {0}.digest,
     (SELECT f.size FROM file f WHERE f.path_digest = sha256({0}.path) AND f.digest = {0}.digest),
     (SELECT f.mtime_ns FROM file f WHERE f.path_digest = sha256({0}.path) AND f.digest = {0}.digest)
 """
 
-#: Of a batch with one that was left behind only that one is claimed, so that no other shares its fate.
+#: If a batch has an image that was left behind, only one such is claimed: a crash must not take others with it.
 ALONE = """
     SELECT * FROM {0} ORDER BY left_behind DESC, id LIMIT CASE WHEN (SELECT bool_or(left_behind) FROM {0}) THEN 1 END
 """
 
-#: What never failed comes first, and a quarter is for what has rested: behind all that is new it would wait as long
-#: as an archive is taken in.
+#: Images that never failed come first, but a quarter of the batch is for retries whose back-off is over: behind all new
+#: images they would wait until the whole archive is taken in.
 _CLAIM = sa.text(
     f"""
     WITH rested AS MATERIALIZED (
@@ -100,20 +100,20 @@ _EXHAUST = sa.text(
 
 
 def claim(db: Session, *, limit: int, lease_s: float, max_failures: int, beside: bool = False) -> list[Claimed]:
-    """Up to `limit` due images are ours until the lease ends, by the database's clock; or one that was left behind.
+    """Claim up to `limit` due images until the lease ends, by the database's clock, or one that was left behind.
 
-    Of those none comes `beside` others, which a worker holds already.
+    With `beside`, for a worker that holds other images already, none that was left behind is claimed.
     """
     rows = db.execute(_CLAIM, {"limit": limit, "lease": lease_s, "failures": max_failures, "beside": beside})
     return sorted((Claimed(*row) for row in rows), key=lambda image: image.id)
 
 
 def exhaust(db: Session, max_failures: int) -> list[int]:
-    """Images that failed too often by our own fault are `failed`; returns which."""
+    """Images with `max_failures` failures through our own fault are `failed`; returns their ids."""
     return list(db.execute(_EXHAUST, {"failures": max_failures}).scalars())
 
 
-#: Whoever changes several rows of one batch takes them in this order: a batch is settled while it is renewed.
+#: Every change of several rows locks them in this order, because a batch may be renewed while it is settled.
 _LOCK = sa.text("SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE")
 
 _RENEW = sa.text(
@@ -142,8 +142,8 @@ class Verdict:
     reason: str | None = None
     score: float | None = None
     distance: float | None = None
-    calibration_id: int | None = None  #: by which score and distance were judged
-    retry_after_s: float | None = None  #: only with status `received`: not before so many seconds
+    calibration_id: int | None = None  #: that judged score and distance
+    retry_after_s: float | None = None  #: only with status `received`: the back-off
     our_fault: bool = False  #: only with status `received`: counts towards giving up
 
 
@@ -166,9 +166,9 @@ _SETTLE = sa.text(
 
 
 def settle(db: Session, verdicts: Sequence[Verdict]) -> dict[int, int]:
-    """The images that were still ours have moved on; the others belong to somebody else now.
+    """Apply the verdicts to the images whose claim still holds; the others stay unchanged.
 
-    Returns the revision of each that moved. Only for these may anything else be written.
+    Returns the revision of each image that was settled. Only for these may anything else be written.
     """
     for verdict in verdicts:
         check_move(Status.ENCODING, verdict.status)
@@ -193,13 +193,13 @@ def settle(db: Session, verdicts: Sequence[Verdict]) -> dict[int, int]:
 
 
 def after(db: Session, image_id: int, limit: int) -> list[int]:
-    """The next images by id, locked: nobody erases or replaces one before we commit."""
+    """The next image ids above `image_id`, locked: no image is erased or replaced before the caller commits."""
     rows = sa.text("SELECT id FROM image WHERE id > :after ORDER BY id LIMIT :limit FOR SHARE")
     return list(db.scalars(rows, {"after": image_id, "limit": limit}))
 
 
 def check_move(old: Status, new: Status) -> None:
-    """Raises: `Conflict` for a move that the table does not allow."""
+    """Raises: `Conflict` for a change of status that `MOVES` does not allow."""
     if new not in MOVES[old]:
         raise Conflict(f"an image cannot go from {old.value} to {new.value}")
 
@@ -221,7 +221,7 @@ _FOUND_AGAIN = sa.text(
 
 
 def found_again(db: Session, image_id: int, path: bytes, operation_id: uuid.UUID | None) -> None:
-    """The image's bytes stand at `path`; if it failed for want of them, it is due again."""
+    """Set the image's path; if the image failed because its bytes were missing, it is due again."""
     db.execute(sa.text("UPDATE image SET path = :path WHERE id = :id"), {"id": image_id, "path": path})
     db.execute(_FOUND_AGAIN, {"id": image_id, "operation": operation_id, "lost": sorted(LOST)})
 
@@ -240,12 +240,12 @@ def due(db: Session | sa.Connection) -> tuple[int, float | None]:
     return row[0], None if row[1] is None else float(row[1])
 
 
-#: Not by EXISTS, for which the planner would read the table from its start, in the hope of a soon one.
+#: Not EXISTS, for which the planner would scan the table from its start, expecting an early match.
 _ANY = sa.text(f"SELECT (SELECT id FROM image WHERE {_DUE} ORDER BY {WAITS}, id LIMIT 1) IS NOT NULL")
 
 
 def any_due(db: Session) -> bool:
-    """Whether an image could be claimed now; how many there are is dear to know while a million wait."""
+    """Whether an image could be claimed now; counting them is expensive while a million wait."""
     return bool(db.execute(_ANY).scalar_one())
 
 

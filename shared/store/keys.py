@@ -94,7 +94,7 @@ def touch(db: Session, key_id: int) -> None:
 
 
 def revoke(db: Session, key_id: int) -> None:
-    """The key is refused from the commit on, and the moment of its first revocation stands.
+    """Refuse the key from the commit on; a second call keeps the time of the first revocation.
 
     Raises: `NotFound`.
     """

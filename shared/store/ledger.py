@@ -1,7 +1,7 @@
-"""What each generation must hold, and what of it is applied.
+"""What each generation must hold, and which of it its index has applied.
 
-A projector takes pending rows under a row lock and keeps the transaction open while it writes to the index:
-if it dies, the lock dies with its connection and the rows are pending still. No lease, no fence, no orphan.
+A projector locks pending rows and keeps the transaction open while it writes to the index: if it dies, its connection
+closes, the locks are released and the rows are still pending. So a row needs neither lease nor fence.
 """
 
 import uuid
@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from shared.store.tables import ENCODED_REVISION, INDEXABLE, RESTED
 from shared.types import point_id
 
-#: What a row is set to so that the projector takes it up, as if it had never been tried.
+#: SET clause that makes a row pending, as if it had never been tried.
 AGAIN = "state = 'pending', attempt = 0, not_before = NULL, queued_at = clock_timestamp()"
 
 _POST = sa.text(
@@ -45,7 +45,7 @@ class Entry:
 
 
 def post(db: Session, model_id: int, entries: Sequence[Entry]) -> None:
-    """Each entry is due in every open generation of the model: another model may have chosen other frames."""
+    """Each entry is pending in every open generation of this model; other models may have chosen other frames."""
     if entries:
         db.execute(_POST, _columns(entries) | {"ops": [e.op for e in entries], "model": model_id})
 
@@ -71,7 +71,7 @@ _FILL = sa.text(
 
 
 def fill(db: Session, generation_id: int, entries: Sequence[Entry]) -> None:
-    """Each entry is due in this generation, unless somebody wrote its row in the meantime: that one is newer."""
+    """Each entry is pending in this generation, unless its row was written in the meantime: that one is newer."""
     if entries:
         db.execute(_FILL, _columns(entries) | {"generation": generation_id})
 
@@ -87,10 +87,10 @@ _STORED = sa.text(
 
 
 def stored(db: Session, model_id: int, images: Sequence[int]) -> list[Entry]:
-    """What a generation of this model must hold of these images.
+    """The entries that a generation of this model must hold for these images.
 
-    What waits to be encoded anew counts as older than it is: else a vector of its old bytes that arrives late would
-    pass for one of the new (found by `tests.protocol.model`).
+    An image that waits to be encoded again has its previous revision here; otherwise a late vector of its old bytes
+    would pass for one of the new bytes (found by `tests.protocol.model`).
     """
     rows = db.execute(_STORED, {"model": model_id, "images": list(images)})
     return [Entry(point_id(row.sop_uid, row.frame), row.id, row.frame, row.revision) for row in rows]
@@ -139,10 +139,10 @@ _READ = sa.text(
 
 
 def take(db: Session, generation_id: int, model_id: int, limit: int) -> list[Pending]:
-    """Due rows, locked until the transaction ends.
+    """Due rows, the longest queued first, locked until the transaction ends.
 
-    Locked by one statement and read by the next: a single one would join the row that it waited for with what
-    its older snapshot shows of the encoding, and pair a new revision with an old vector.
+    One statement locks and the next one reads: a single statement would join a freshly locked row with the encoding
+    of its own older snapshot, and so pair a new revision with an old vector.
     """
     points = db.execute(_LOCK, {"generation": generation_id, "limit": limit}).scalars().all()
     if not points:
@@ -151,7 +151,7 @@ def take(db: Session, generation_id: int, model_id: int, limit: int) -> list[Pen
 
 
 def read(db: Session, generation_id: int, model_id: int, points: Sequence[uuid.UUID]) -> list[Pending]:
-    """What these rows say the index must hold, whatever their state."""
+    """The rows of these points with what the index must hold for each, whatever their state."""
     rows = db.execute(_READ, {"generation": generation_id, "model": model_id, "points": list(points)})
     return [Pending(*row) for row in rows]
 
@@ -163,7 +163,7 @@ _APPLIED = sa.text(
 
 
 def applied(db: Session, generation_id: int, points: Iterable[uuid.UUID]) -> None:
-    """The index holds these, durably; or no longer holds those whose row says `delete`."""
+    """Mark points as applied: the index holds them durably or, where the row says `delete`, no longer holds them."""
     db.execute(_APPLIED, {"generation": generation_id, "points": list(points)})
 
 
@@ -212,12 +212,12 @@ _HELD = sa.text(
 
 
 def held(db: Session | sa.Connection, generation_id: int, after: uuid.UUID, limit: int) -> list[tuple[uuid.UUID, int]]:
-    """(point id, revision) of what the index must hold now, the next ones by id: what a reconciliation compares."""
+    """(point id, revision) of the next applied points by id, which a reconciliation compares with the index."""
     rows = db.execute(_HELD, {"generation": generation_id, "after": after, "limit": limit})
     return [(row[0], row[1]) for row in rows]
 
 
-#: The first of each generation, as its index has it: for just any the planner might read the table from its start.
+#: Asks for each generation's first row by the index; for any row the planner might scan the table from its start.
 _ANY = sa.text(
     f"""
     SELECT EXISTS (
@@ -235,7 +235,7 @@ def any_due(db: Session) -> bool:
 
 
 def oldest_pending_s(db: Session | sa.Connection) -> float | None:
-    """Age of the oldest pending row, by the database's clock; None when nothing is. It reads all that are pending."""
+    """Age of the oldest pending row, by the database's clock; None if there is none. Reads all pending rows."""
     return db.execute(
         sa.text("SELECT extract(epoch FROM clock_timestamp() - min(queued_at)) FROM ledger WHERE state = 'pending'")
     ).scalar()
@@ -250,7 +250,7 @@ _WITHDRAW = sa.text(
 
 
 def withdraw(db: Session, images: Sequence[int], model_id: int | None = None) -> None:
-    """Whatever stands of these images in any generation, or in those of one model, is due to be deleted."""
+    """Every point of these images, in all generations or in those of one model, is due for deletion."""
     if images:
         db.execute(_WITHDRAW, {"images": list(images), "model": model_id})
 
@@ -275,7 +275,7 @@ _SAMPLE = sa.text(
 
 
 def sample(db: Session, generation_id: int, model_id: int, limit: int, seed: int) -> list[Sampled]:
-    """Points of this generation to ask with, the same ones for the same seed while nothing changes."""
+    """Random points of this generation to query with; the same ones for the same seed while nothing changes."""
     values = {"generation": generation_id, "model": model_id, "limit": limit, "seed": seed}
     return [Sampled._make(row) for row in db.execute(_SAMPLE, values)]
 
@@ -297,7 +297,7 @@ _CHOSEN = sa.text(
 
 
 def chosen(db: Session, generation_id: int, model_id: int, limit: int) -> list[Sampled]:
-    """At most `limit` random points, for the price of as many look-ups: ids are hashes, and so evenly spread."""
+    """At most `limit` random points, at the cost of as many index look-ups: ids are hashes, so evenly spread."""
     values = {"generation": generation_id, "model": model_id, "limit": limit}
     return [Sampled._make(row) for row in db.execute(_CHOSEN, values)]
 
@@ -309,6 +309,6 @@ _CLEAR = sa.text(
 
 
 def clear(db: Session, generation_id: int, limit: int) -> bool:
-    """Up to `limit` rows of a purged generation are gone; whether there were any."""
+    """Delete up to `limit` rows of a purged generation; returns whether there were any."""
     done: sa.CursorResult[Any] = db.execute(_CLEAR, {"generation": generation_id, "limit": limit})  # type: ignore[assignment]
     return done.rowcount > 0

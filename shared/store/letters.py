@@ -1,9 +1,9 @@
-"""Dead letters: work that ended badly, whatever its kind, with the reason; each can be made due again.
+"""Dead letters: work of any kind that was given up, with the reason; each can be made due again.
 
-image     every attempt to encode it failed by our own fault
-encoding  another model could not encode it, beside the normal path
-point     the index refused it
-file      it could not be read, or is no study object
+image     the image could not be encoded
+encoding  a model could not encode the image in catch-up
+point     the index refused the point
+file      the file could not be read, or is no study object
 """
 
 import uuid
@@ -41,7 +41,7 @@ _LETTERS = f"""
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What the list is narrowed to."""
+    """Filters of the list; None does not filter."""
 
     kind: Kind | None = None
     reason: str | None = None
@@ -70,7 +70,7 @@ def counts(connection: sa.Connection) -> list[tuple[str, str, int]]:
     return [tuple(row) for row in connection.execute(sa.text(statement))]
 
 
-#: what each kind is made due by; the ids are the numbers in the name of the letter
+#: the statement that makes letters of each kind due again; a letter's name is made of the ids of its row
 _DUE: dict[str, str] = {
     "image": f"""
         UPDATE image SET {images.AGAIN}
@@ -95,8 +95,8 @@ _DUE: dict[str, str] = {
 
 
 def due_again(db: Session, kind: Kind, letters: Sequence[str]) -> list[uuid.UUID | None]:
-    """These are tried again; returns one entry for each, the operation of a file that a scan must meet again.
+    """Make these letters due again; returns for each the operation that must scan its file again, or None.
 
-    A file that was sent is read from the store, and has none.
+    A sent file is read from the store and needs no scan.
     """
     return list(db.execute(sa.text(_DUE[kind]), {"letters": list(letters)}).scalars())

@@ -24,7 +24,7 @@ class Held:
 
 
 def create(db: Session, kind: str, params: dict[str, Any], key_digest: bytes | None = None) -> Operation:
-    """The operation is due. With the digest of an Idempotency-Key, a second call returns the first one's row.
+    """Create a due operation. With the digest of an Idempotency-Key, a second call returns the first one's row.
 
     Raises: `Conflict` if that key was used for other parameters.
     """
@@ -49,7 +49,7 @@ def get(db: Session, operation_id: uuid.UUID) -> Operation:
 
 
 def _locked(db: Session, operation_id: uuid.UUID) -> Operation:
-    """As it is once nobody else moves it. Raises: `NotFound`."""
+    """The operation's current row, locked. Raises: `NotFound`."""
     found = db.get(Operation, operation_id, with_for_update=True)
     if found is None:
         raise NotFound("no such operation")
@@ -57,13 +57,13 @@ def _locked(db: Session, operation_id: uuid.UUID) -> Operation:
 
 
 def under_way(db: Session, kind: str) -> bool:
-    """Some operation of this kind has not ended."""
+    """Whether an operation of this kind is pending or running."""
     statement = sa.select(Operation.id).where(Operation.kind == kind, Operation.state.in_(("pending", "running")))
     return db.scalar(statement.limit(1)) is not None
 
 
 def known(db: Session, ids: Collection[uuid.UUID]) -> set[uuid.UUID]:
-    """Those of these operations that stand here."""
+    """Those of these operations that exist in this database."""
     return set(db.scalars(sa.select(Operation.id).where(Operation.id.in_(ids))))
 
 
@@ -81,7 +81,7 @@ def page(db: Session, limit: int, before: Any = None) -> Sequence[Operation]:  #
     return db.scalars(query).all()
 
 
-#: Leases that ended by themselves since the operation last got on or a turn ended in order, this one among them.
+#: Leases that expired since the last progress or the last turn that ended in order, including the present lease.
 _LOSSES = "losses + (CASE WHEN lease_until IS NULL THEN 0 ELSE 1 END)"
 MOST_LOSSES = 5
 _DUE = f"""
@@ -117,17 +117,17 @@ GIVEN_UP = (
 
 
 def exhaust(db: Session) -> list[uuid.UUID]:
-    """Operations whose workers were lost again and again without getting on have failed; which ones."""
+    """Operations that lost `MOST_LOSSES` workers in a row without progress have failed; returns their ids."""
     return list(db.execute(_EXHAUST, {"error": GIVEN_UP}).scalars())
 
 
 def claim(db: Session, kind: str, lease_s: float) -> Held | None:
-    """The one of this kind that has been due for longest is ours until the lease ends."""
+    """Claim the operation of this kind that has been due for longest, until the lease ends; None if none is due."""
     row = db.execute(_CLAIM, {"kind": kind, "lease": lease_s}).one_or_none()
     return None if row is None else Held(*row)
 
 
-#: It got on if its place is another: what is counted may grow by the work of others.
+#: A changed cursor is progress; changed counts are not, because they may grow by the work of others.
 _PROGRESS = sa.text(
     """
     UPDATE operation SET done = :done, total = :total, counts = CAST(:counts AS jsonb), cursor = told.cursor,
@@ -149,7 +149,7 @@ def progress(
     cursor: Mapping[str, Any] | None,
     lease_s: float,
 ) -> bool:
-    """The row says how far it is and the lease is renewed; False: stop, it was cancelled or is another's now."""
+    """Store the progress and renew the lease; False: the worker must stop, the operation was cancelled or lost."""
     told = {"done": done, "total": total, "counts": json.dumps(dict(counts)), "lease": lease_s}
     where = {"cursor": None if cursor is None else json.dumps(dict(cursor))}
     row = db.execute(_PROGRESS, {"id": held.id, "attempt": held.attempt} | told | where).one_or_none()
@@ -157,7 +157,7 @@ def progress(
 
 
 def all_registered(db: Session, held: Held) -> None:
-    """Each of its files has a row: nobody claims it any more, and it ends when their images are searchable."""
+    """Record that every file has a row: nobody claims the operation again; it ends when its images are searchable."""
     db.execute(
         sa.text(
             "UPDATE operation SET registered_at = clock_timestamp() "
@@ -178,7 +178,7 @@ def renew(db: Session, held: Held, lease_s: float) -> None:
 
 
 def mine(db: Session, held: Held) -> bool:
-    """Still ours to go on with: neither paused, cancelled nor taken over. Locked, so it stays so until the commit."""
+    """Whether the worker may go on: not paused, cancelled or taken over. The row stays locked until the commit."""
     found = db.execute(
         sa.text("SELECT cancel FROM operation WHERE id = :id AND attempt = :attempt AND state = 'running' FOR UPDATE"),
         {"id": held.id, "attempt": held.attempt},
@@ -186,7 +186,7 @@ def mine(db: Session, held: Held) -> bool:
     return found is not None and not found.cancel
 
 
-#: A cancel that came during the turn is carried out here, too: of turns that end in errors none may ever look for it.
+#: A cancellation that came during the turn is carried out here, too: turns that end in errors may never check for it.
 _REST = sa.text(
     """
     UPDATE operation SET lease_until = NULL, not_before = clock_timestamp() + make_interval(secs => :s), error = :error,
@@ -199,7 +199,7 @@ _REST = sa.text(
 
 
 def rest(db: Session, held: Held, seconds: float, error: str | None = None) -> None:
-    """The operation is due again after so many seconds (a watch between its rounds); one to be cancelled has ended."""
+    """The operation is due again in `seconds` (a watch between its rounds), or has ended if it was to be cancelled."""
     db.execute(_REST, {"id": held.id, "attempt": held.attempt, "s": seconds, "error": error})
 
 
@@ -214,7 +214,7 @@ def end(db: Session, held: Held, state: str, error: str | None = None) -> None:
 
 
 def cancel(db: Session, operation_id: uuid.UUID) -> Operation:
-    """No more of it is begun; what was registered stays. One that nobody holds ends at once.
+    """Cancel the operation: no further step begins, registered files stay. Without a holder it ends at once.
 
     Raises: `NotFound`, `Conflict` when it has ended.
     """
@@ -223,13 +223,13 @@ def cancel(db: Session, operation_id: uuid.UUID) -> Operation:
         raise Conflict(f"the operation has ended: {operation.state}")
     operation.cancel = True
     if operation.lease_until is None or operation.registered_at is not None:
-        operation.state, operation.cursor = "cancelled", None  # which may name a study that is erased meanwhile
+        operation.state, operation.cursor = "cancelled", None  # a cursor may name a study that is erased later
         operation.finished_at = sa.func.clock_timestamp()
     return operation
 
 
 def retry(db: Session, operation_id: uuid.UUID) -> Operation:
-    """It is due again from the start: what is done already is skipped, what failed is tried.
+    """Make an ended operation due again from the start: finished work is skipped, failed work is tried again.
 
     Raises: `NotFound`, `Conflict` when it has not ended.
     """
@@ -243,7 +243,7 @@ def retry(db: Session, operation_id: uuid.UUID) -> Operation:
     return operation
 
 
-#: The first question is one look at an index: asked by NOT EXISTS, a backlog would be read as a whole.
+#: The first subquery is a single index look-up; as NOT EXISTS it would read the whole backlog.
 _SETTLED = sa.text(
     """
     UPDATE operation o SET state = 'succeeded', finished_at = clock_timestamp()
@@ -263,7 +263,7 @@ def finish_settled(db: Session) -> None:
 
 
 def outcomes(db: Session, operation_id: uuid.UUID) -> list[tuple[str, str | None, str | None, int]]:
-    """(outcome, gate, reason, how many) of the files this operation registered, with their images' fate."""
+    """(outcome, gate, reason, how many) of the files that this operation registered, with their images' outcomes."""
     rows = db.execute(
         sa.text(
             f"SELECT {FATE}, count(*) "
@@ -283,7 +283,7 @@ def due(db: Session | sa.Connection, kind: str) -> int:
 
 
 def pause(db: Session, operation_id: uuid.UUID) -> None:
-    """Whoever holds it stops at its next step; nobody claims it.
+    """Pause the operation: its holder stops at the next step, and no worker claims it.
 
     Raises: `Conflict` when it has ended.
     """
@@ -294,7 +294,7 @@ def pause(db: Session, operation_id: uuid.UUID) -> None:
 
 
 def abandon(db: Session, operation_id: uuid.UUID) -> None:
-    """What it was for is given up: if it has not ended, it is cancelled, and whoever holds it stops."""
+    """Cancel the operation if it has not ended, because its purpose is gone; its holder stops."""
     operation = _locked(db, operation_id)
     if operation.state in ("pending", "running", "paused"):
         operation.state, operation.lease_until = "cancelled", None

@@ -1,4 +1,4 @@
-"""Ledger rows at rest: what the doctor compares an index with, and how they are made due again."""
+"""Ledger rows that nobody else is changing: the doctor compares them with an index and makes them due again."""
 
 import uuid
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from shared.types import Job
 
 
 class Row(NamedTuple):
-    """A ledger row at rest: what the index must hold of a point."""
+    """A locked ledger row: its state, and what the index must hold for its point."""
 
     state: str
     wanted: Pending
@@ -32,9 +32,9 @@ _LOCK = sa.text(
 def hold(
     db: Session, generation_id: int, model_id: int, points: Sequence[uuid.UUID]
 ) -> tuple[dict[uuid.UUID, Row], set[uuid.UUID]]:
-    """The rows of these points, locked; and the points that have none.
+    """Lock and return the rows of these points; also returns the points that have none.
 
-    A row that somebody else has locked is being written or applied, and left out: it is no finding.
+    A row that another transaction has locked is being written or applied and is left out: it is no finding.
     """
     values = {"generation": generation_id, "points": list(points)}
     mine = list(db.execute(_LOCK, values).scalars())
@@ -53,9 +53,9 @@ _DELETE_UNKNOWN = sa.text(
 
 
 def apply_again(db: Session, generation_id: int, known: Sequence[uuid.UUID], unknown: Sequence[uuid.UUID]) -> None:
-    """The projector writes or deletes the known points once more, and deletes those that no row knows.
+    """The known points are to be written or deleted again, the unknown ones, which have no row, to be deleted.
 
-    A row for them rather than a delete at once: should their image come in this moment, its row wins.
+    An unknown point gets a row instead of an immediate delete: if its image is registered meanwhile, that row wins.
     """
     db.execute(_DUE_AGAIN, {"generation": generation_id, "points": list(known)})
     db.execute(_DELETE_UNKNOWN, {"generation": generation_id, "points": list(unknown)})
@@ -63,13 +63,13 @@ def apply_again(db: Session, generation_id: int, known: Sequence[uuid.UUID], unk
 
 
 def other_encodings(db: Session, model_id: int, image_id: int) -> list[bytes]:
-    """What other models made of the image."""
+    """The embeddings of the image by other models."""
     statement = sa.text("SELECT embedding FROM encoding WHERE image_id = :image AND model_id <> :model")
     return list(db.execute(statement, {"image": image_id, "model": model_id}).scalars())
 
 
 def all_due(db: Session, generation_id: int) -> None:
-    """Everything that this generation must hold is written again: its index is empty."""
+    """All points of this generation are to be written again, because its index is empty."""
     db.execute(
         sa.text(
             "UPDATE ledger SET state = CASE WHEN op = 'upsert' THEN 'pending' ELSE 'applied' END, attempt = 0, "

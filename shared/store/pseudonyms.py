@@ -1,6 +1,6 @@
-"""Which key this database's pseudonyms were made with. Under another one, nobody in it would be known again.
+"""Binds a database to the key of its pseudonyms. Under another key, no patient in it would be recognised.
 
-What was erased would be taken in again, and a patient who returns would be a stranger to their own earlier studies.
+Erased images would be taken in again, and a patient's new studies would not be linked to the earlier ones.
 """
 
 import hmac
@@ -15,9 +15,9 @@ from shared.store.tables import PseudonymKey
 
 
 def claim(db: Session, secret: bytes) -> None:
-    """Bind the database to this key, unless it is bound already; a key that is too short is none yet.
+    """Bind the database to this key, unless it is bound already; a key shorter than `KEY_BYTES` is ignored.
 
-    Raises: `Conflict` where it is bound to another one.
+    Raises: `Conflict` where the database is bound to another key.
     """
     if len(secret) < KEY_BYTES:
         return

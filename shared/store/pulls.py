@@ -1,4 +1,4 @@
-"""What a pull from another archive asks of the tables: what we have already, and what did not come."""
+"""The rows of a pull from another archive: which instances exist here already, and which were not received."""
 
 from collections.abc import Mapping, Sequence
 from hashlib import sha256
@@ -14,9 +14,9 @@ from shared.store.studies import WITHOUT_FILE
 
 
 def held(db: Session, sop_uids: Sequence[str]) -> set[str]:
-    """Those that stand, also what was rejected: they need not be asked for, unless their files are lost.
+    """The UIDs of existing images, also rejected ones: they need not be pulled again, unless their files are lost.
 
-    What was erased nobody here can name.
+    Erased images are not among them, because their UIDs are no longer stored.
     """
     rows = db.execute(
         sa.text(f"SELECT i.sop_uid FROM image i WHERE i.sop_uid = ANY(CAST(:uids AS text[])) AND NOT {WITHOUT_FILE}"),
@@ -26,7 +26,7 @@ def held(db: Session, sop_uids: Sequence[str]) -> set[str]:
 
 
 def turned_away(db: Session, why: Mapping[str, tuple[str, str]], origin: Origin) -> None:
-    """Each has a row with its outcome and reason, by its address at the archive."""
+    """Record the outcome and reason of each instance under its URL at the archive."""
     records = [
         Record(seen=Seen(path=place.encode(), size=0, mtime_ns=0), outcome=outcome, reason=reason)
         for place, (outcome, reason) in why.items()
@@ -35,13 +35,13 @@ def turned_away(db: Session, why: Mapping[str, tuple[str, str]], origin: Origin)
 
 
 def lost(db: Session, study: str, sop_uids: Sequence[str], origin: Origin) -> None:
-    """The journal knows of what did not come; "" is the study as a whole."""
+    """Write a journal line for each instance that was not received; "" is the study as a whole."""
     lines = [Arrival(study_uid=study, sop_uid=sop, outcome="failed", reason=Reason.SOURCE) for sop in sop_uids]
     arrivals.add(db, lines, origin)
 
 
 def forget(db: Session, places: Sequence[str]) -> None:
-    """What an earlier try wrote of these addresses is taken back."""
+    """Delete the rows that an earlier attempt recorded for these URLs."""
     db.execute(
         sa.text("DELETE FROM file WHERE path_digest = ANY(CAST(:digests AS bytea[])) AND image_id IS NULL"),
         {"digests": [sha256(place.encode()).digest() for place in places]},

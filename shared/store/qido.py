@@ -1,4 +1,4 @@
-"""Studies, series and instances as DICOM names them: what QIDO-RS asks for and WADO-RS hands out."""
+"""Studies, series and instances under DICOM's names, for QIDO-RS queries and WADO-RS retrieval."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from shared.store.tables import Image, Study
 
 Level = Literal["study", "series", "instance"]
 
-#: what may be matched, by DICOM keyword
+#: the columns that may be matched, by DICOM keyword
 COLUMNS: Mapping[str, Any] = {
     "StudyInstanceUID": Study.uid,
     "SeriesInstanceUID": Image.series_uid,
@@ -34,11 +34,11 @@ _ALIVE = Image.status != "deleted"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Matching:
-    """What a query is narrowed to; what is empty does not narrow.
+    """Filters of a query; an empty one does not filter.
 
     Attributes:
-        values: keyword of `COLUMNS` -> one of these, in which `*` and `?` stand for any characters.
-        modalities_in_study: the study has an image of one of these, whichever image matches the rest.
+        values: keyword of `COLUMNS` -> values of which one must match; `*` and `?` are wildcards.
+        modalities_in_study: the study has an image of one of these modalities, whichever image matches the rest.
     """
 
     values: Mapping[str, Sequence[str | int]] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Matching:
             other = aliased(Image)
             found.append(
                 sa.exists().where(
-                    other.study_id == Image.study_id,  # of the query around it, which may have no `Study`
+                    other.study_id == Image.study_id,  # of the outer query, which may have no `Study`
                     other.status != "deleted",
                     _any_of(other.modality, self.modalities_in_study),
                 )
@@ -72,17 +72,17 @@ def _any_of(column: Any, values: Sequence[str | int]) -> sa.ColumnElement[bool]:
 
 
 def _pattern(value: str) -> str:
-    """DICOM's wildcards as SQL's. Source: PS3.4 C.2.2.2.4."""
+    """DICOM's wildcards as those of SQL. Source: PS3.4 C.2.2.2.4."""
     for special in "\\%_":
         value = value.replace(special, "\\" + special)
     return value.replace("*", "%").replace("?", "_")
 
 
 def find(connection: sa.Connection, level: Level, matching: Matching, limit: int, offset: int) -> Sequence[Any]:
-    """A page of rows whose columns have DICOM's names, in the order in which they came; series below their study.
+    """A page of rows whose columns have DICOM's names, in order of arrival; series are ordered by study first.
 
-    That order only grows at its end, so that a page does not shift while images come in, but for series of several
-    studies: to have those in the order in which they came would read every image for each page.
+    New rows come last, so that pages do not shift while images come in. Only the series of several studies may shift:
+    to order those by arrival, every image would have to be read for each page.
     """
     query = {"study": _studies, "series": _series, "instance": _instances}[level]
     return connection.execute(query(matching, limit, offset)).mappings().all()
@@ -95,7 +95,7 @@ def _studies(matching: Matching, limit: int, offset: int) -> sa.Select[*tuple[An
         .order_by(Study.id)
         .limit(limit)
         .offset(offset)
-        .subquery()  # what is skipped is not counted
+        .subquery()  # so that nothing is aggregated for skipped studies
     )
     images = aliased(Image)
     of_study = [images.study_id == page.c.id, images.status != "deleted"]
@@ -155,7 +155,7 @@ def _instances(matching: Matching, limit: int | None = None, offset: int | None 
 
 
 def held(connection: sa.Connection, study: str, series: str = "", sop: str = "") -> Sequence[Any]:
-    """The instances of a study, of one of its series, or the one that is named; with status, path and digest."""
+    """The instances of a study or of one of its series, or a single one, with status, path and digest."""
     named = {"StudyInstanceUID": study, "SeriesInstanceUID": series, "SOPInstanceUID": sop}
     matching = Matching(values={name: [uid] for name, uid in named.items() if uid})
     return connection.execute(_instances(matching)).mappings().all()

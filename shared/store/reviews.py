@@ -1,6 +1,6 @@
-"""The quarantine: what was stopped, what a person said of it, and who did what.
+"""The quarantine: the items that were stopped, the decisions on them, and the audit of who did what.
 
-An item is an image that a gate stopped (`image-17`), or a file that was stopped before it became one (`file-4`).
+An item is an image that a gate stopped (`image-17`), or a file that was stopped before it became an image (`file-4`).
 """
 
 import json
@@ -21,7 +21,7 @@ from shared.types import Decision, Status
 
 @dataclass(frozen=True, slots=True)
 class Actor:
-    """Who acts: a key's name and number."""
+    """Who acts: the name and id of an API key."""
 
     name: str
     key_id: int
@@ -29,17 +29,17 @@ class Actor:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What the queue is narrowed to; None does not narrow."""
+    """Filters of the quarantine's list; None does not filter."""
 
     gate: str | None = None
     reason: str | None = None
     modality: str | None = None
-    model_id: int | None = None  #: whose threshold stopped it
+    model_id: int | None = None  #: the model whose threshold stopped the image
     since: datetime | None = None
 
 
 class Item(NamedTuple):
-    """One that was stopped; of a file, nothing is known of its image."""
+    """A stopped image or file; of a file, the fields that describe an image are None."""
 
     kind: str
     id: int
@@ -91,7 +91,7 @@ _FILE_PAGE = sa.text(
 
 
 def page(db: Session | sa.Connection, wanted: Wanted, before: tuple[str, int], limit: int) -> list[Item]:
-    """The next ones after the key `before`: first images, then files, the latest first. ("image", 2**62) begins."""
+    """The next items after the key `before`: images, then files, each the latest first. Begin with ("image", 2**62)."""
     kind, number = before
     values = {
         "gate": wanted.gate,
@@ -104,14 +104,14 @@ def page(db: Session | sa.Connection, wanted: Wanted, before: tuple[str, int], l
     if kind == "image":
         found = [Item._make(row) for row in db.execute(_IMAGE_PAGE, values | {"before": number, "limit": limit})]
         number = 2**62
-    if len(found) < limit and wanted.modality is None and wanted.model_id is None:  # of a file neither is known
+    if len(found) < limit and wanted.modality is None and wanted.model_id is None:  # a file has neither
         rows = db.execute(_FILE_PAGE, values | {"before": number, "limit": limit - len(found)})
         found += [Item._make(row) for row in rows]
     return found
 
 
 class Stopped(NamedTuple):
-    """A locked image, as far as a decision needs it."""
+    """A locked image, with the fields that a decision needs."""
 
     id: int
     status: str
@@ -133,24 +133,24 @@ _LOCK = sa.text(
 
 
 def lock(db: Session, image_id: int) -> Stopped | None:
-    """The image as it is once nobody else decides on it; None where there is none, or it was erased."""
+    """Lock the image and return its current state; None if there is no such image, or it was erased."""
     row = db.execute(_LOCK, {"id": image_id}).one_or_none()
     return None if row is None or row.status == Status.DELETED else Stopped._make(row)
 
 
 def stands(db: Session, image_id: int) -> bool:
-    """There is such an image, and it was not erased."""
+    """Whether the image exists and was not erased."""
     statement = sa.text("SELECT EXISTS (SELECT 1 FROM image WHERE id = :id AND status <> 'deleted')")
     return bool(db.execute(statement, {"id": image_id}).scalar_one())
 
 
 def of(db: Session, image_id: int) -> Sequence[Review]:
-    """What was said of an image, of other bytes too, the latest first."""
+    """The decisions on an image, also those on other bytes, the latest first."""
     return db.scalars(sa.select(Review).where(Review.image_id == image_id).order_by(Review.id.desc())).all()
 
 
 def add(db: Session, stopped: Stopped, decision: Decision, actor: Actor, note: str) -> Review:
-    """The decision stands."""
+    """Record the decision."""
     review = Review(
         image_id=stopped.id,
         digest=stopped.digest,
@@ -170,7 +170,7 @@ def add(db: Session, stopped: Stopped, decision: Decision, actor: Actor, note: s
 
 
 def audit(db: Session, actor: Actor, action: str, details: Mapping[str, object], image_id: int | None = None) -> None:
-    """It is on record who did it. Details are words and numbers of ours, never what somebody typed."""
+    """Write an audit entry. Its details are words and numbers of ours, never what a user typed."""
     db.execute(
         sa.text(
             "INSERT INTO audit (actor, key_id, action, image_id, details) "
@@ -187,7 +187,7 @@ def audit(db: Session, actor: Actor, action: str, details: Mapping[str, object],
 
 
 def audited(db: Session, before: int, limit: int, action: str | None = None) -> Sequence[Audit]:
-    """What was done before the entry of this number, the latest first; all actions, or one."""
+    """The audit entries with ids below `before`, the latest first; of all actions, or of one."""
     wanted = sa.select(Audit).where(Audit.id < before)
     if action is not None:
         wanted = wanted.where(Audit.action == action)
@@ -206,7 +206,7 @@ _MOVE = sa.text(
 
 
 def move(db: Session, images: Sequence[int], status: Status) -> None:
-    """Stopped images, locked by the caller, have this status."""
+    """Set the status of stopped images that the caller has locked."""
     check_move(Status.QUARANTINED, status)
     db.execute(_MOVE, {"ids": list(images), "status": status.value})
 
@@ -219,12 +219,12 @@ _HELD = sa.text("SELECT count(*) FROM image i WHERE i.status = 'quarantined'" + 
 
 
 def lock_pending(db: Session, wanted: Wanted, limit: int) -> list[int]:
-    """Images of a gate, a reason and a modality that a gate stopped, and no rule of the site."""
+    """Lock and return the ids of stopped images of this gate, reason and modality, without those a site rule holds."""
     return list(db.execute(_PENDING, _narrowed(wanted) | {"limit": limit}).scalars())
 
 
 def held(db: Session, wanted: Wanted) -> int:
-    """How many images of a gate, a reason and a modality a rule of the site holds."""
+    """How many images of this gate, reason and modality a site rule holds."""
     return int(db.execute(_HELD, _narrowed(wanted)).scalar_one())
 
 

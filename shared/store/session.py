@@ -1,4 +1,4 @@
-"""Connections: one unit of work for writing, plain autocommit reads for the search path."""
+"""Database connections: transactions for writing, autocommit reads for the search path."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -12,15 +12,15 @@ from sqlalchemy.orm import Session, sessionmaker
 from shared.errors import Invalid, Unavailable
 from shared.types import Job
 
-#: Opens a unit of work: `with begin() as db`; it commits at its end.
+#: Opens a unit of work, `with begin() as db`, which commits at the end of the block.
 Begin = Callable[[], AbstractContextManager[Session]]
 
 
-#: A server that loses its power closes no connection. By itself TCP would send a statement again for a quarter of an
-#: hour, and would notice after two hours that an idle connection is dead. A unix socket needs none of this.
+#: A server that loses power closes no connection. By default TCP retransmits a statement for a quarter of an hour, and
+#: notices only after two hours that an idle connection is dead. Unix sockets need none of this.
 WATCHED = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 
-#: What PostgreSQL refuses for reasons that pass, in words for whoever has to look after it.
+#: Transient PostgreSQL errors by SQLSTATE, worded for the administrator.
 BUSY = {
     "53100": "the database's disk is full",
     "53200": "the database is out of memory",
@@ -30,7 +30,7 @@ BUSY = {
 
 
 class Store:
-    """The database of one process. Raises: `Invalid` for an address that is none."""
+    """One process's access to the database. Raises: `Invalid` for a malformed URL."""
 
     def __init__(self, url: str, pool_size: int = 8) -> None:
         try:
@@ -42,14 +42,14 @@ class Store:
                 pool_timeout=5,
                 connect_args={"connect_timeout": 5, "prepare_threshold": 3, **WATCHED},
             )
-        except (ArgumentError, ImportError, ValueError):  # whose texts may hold the password
+        except (ArgumentError, ImportError, ValueError):  # their messages may contain the password
             raise Invalid("the database's address reads postgresql+psycopg://user:password@host/database") from None
         self.reads = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self.sessions = sessionmaker(self.engine, expire_on_commit=False)
 
     @contextmanager
     def transaction(self, ring: Callable[[Job], None] | None = None) -> Iterator[Session]:
-        """One unit of work: commit, then ring for the jobs it asked for; on an error, neither.
+        """Run one unit of work: commit, then call `ring` for each job it enqueued; on an error, do neither.
 
         Raises: `Unavailable` where the database cannot be reached.
         """
@@ -63,7 +63,7 @@ class Store:
 
     @contextmanager
     def reading(self) -> Iterator[sa.Connection]:
-        """A connection in autocommit: each statement sees what is committed then."""
+        """Yield a connection in autocommit mode: each statement sees what is committed when it runs."""
         with reachable(), self.reads.connect() as connection:
             yield connection
 
@@ -77,7 +77,7 @@ class Store:
 
 @contextmanager
 def reachable() -> Iterator[None]:
-    """Tell "the database is away" from "the statement is wrong"."""
+    """Raise `Unavailable` where the database cannot serve; errors of the statement itself pass through."""
     try:
         yield
     except PoolTimeout:
@@ -92,5 +92,5 @@ def reachable() -> Iterator[None]:
 
 
 def enqueue(db: Session, job: Job) -> None:
-    """Ask for a task; the bell rings after the commit and never after a rollback."""
+    """Request a job: its message is sent after the commit, and never after a rollback."""
     db.info.setdefault("outbox", []).append(job)

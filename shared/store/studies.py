@@ -19,23 +19,23 @@ from shared.types import Header, Job, Labels
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Incoming:
-    """One image to register: what its header says, whose it is (keyed), and which bytes."""
+    """One image to register: its header, the patient's pseudonym, and which bytes."""
 
     header: Header
     patient_key: bytes
     digest: bytes
     path: bytes
-    labels: Labels | None  #: None: nobody says, and what stands stays
-    by_table: bool = False  #: a row of a table is about it
-    described: bool = True  #: header or table say what it shows; false: a picture that no table knows
-    #: of a picture that a table names: the patients it may have had before it had one
+    labels: Labels | None  #: None: no labels are known, and the stored ones stay
+    by_table: bool = False  #: a row of a label table is about this image
+    described: bool = True  #: a header or a table says what it shows; False: a picture that no table names
+    #: of a picture that a table names: the placeholder patients that it may have had before
     placeholder_patient_keys: tuple[bytes, ...] = ()
-    sender: str = ""  #: source and name of who sent it, for files that were sent
-    held_by: str = ""  #: the site's rule by which it waits for a person
+    sender: str = ""  #: source and name of the sender of a sent file
+    held_by: str = ""  #: the site rule that holds it for a person to decide
 
 
 def told_of(new: Incoming, before: tuple[object, ...]) -> tuple[object, ...]:
-    """What a label table may change of an image whose bytes stay, of which this was said `before`."""
+    """What a label table may change of an image whose bytes stay; without new labels those in `before` are kept."""
     h, x = new.header, new.labels
     labels = before[:4] if x is None else (x.birads, x.density, x.pathology, dict(x.extra))
     return (*labels, h.view, h.laterality, h.modality)
@@ -43,7 +43,7 @@ def told_of(new: Incoming, before: tuple[object, ...]) -> tuple[object, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Known:
-    """An image that stands already."""
+    """An image that exists already."""
 
     id: int
     sop_uid: str
@@ -52,17 +52,17 @@ class Known:
     status: str
     patient_key: bytes
     study_uid: str
-    told: tuple[object, ...]  #: what a table may have said of it, see `told_of`
+    told: tuple[object, ...]  #: what a label table may change, see `told_of`
     sender: str = ""  #: who sent these bytes
-    lost: bool = False  #: it failed, for a model at least, since its bytes were not where they had been
+    lost: bool = False  #: it failed, for at least one model, because its bytes were gone or changed
 
 
 def ensure(db: Session, incoming: Sequence[Incoming]) -> dict[str, tuple[int, bytes]]:
-    """Every named study exists; returns (id, patient key) by study UID. The first writer names the patient.
+    """Create the studies that are missing; returns (id, patient key) by study UID. The first writer sets the patient.
 
-    They are locked, so that nobody gives a study a patient while an image comes into it that is another's.
+    The studies are locked, so that none is assigned a patient while another patient's image is registered in it.
 
-    A study without a date has that of the first file of its patient that says one.
+    A study without a date gets that of the first file of its patient that has one.
     """
     first = {i.header.study_instance_uid: i for i in reversed(incoming)}
     ordered = sorted(first)  # one order for everybody: no deadlock
@@ -110,9 +110,9 @@ _RETOLD = sa.text(
 
 
 def lock(db: Session, incoming: Sequence[Incoming]) -> None:
-    """Images that stand already and may change by these files are locked, in one order.
+    """Lock, in one order, the existing images that change if a file has another date or patient than its study.
 
-    They are more than the files name where a file says another date or patient than its study has.
+    These are more images than the files name. Where no file differs from its study, none is locked here.
     """
     headers = [i.header for i in incoming]
     told = {
@@ -126,9 +126,9 @@ def lock(db: Session, incoming: Sequence[Incoming]) -> None:
 
 _TOLD = f"UPDATE ledger SET revision = changed.revision, {ledger.AGAIN}"
 _OF_CHANGED = "FROM changed WHERE ledger.image_id = changed.id AND ledger.op = 'upsert'"
-#: every generation is told of an image as it is now said to be; the statement before names it `changed`
+#: every generation is to write the new description of the images that a preceding CTE names `changed`
 _TELL = f"{_TOLD} {_OF_CHANGED}"
-#: and until it was, no search shows the image
+#: likewise; until that is applied, no search shows the images
 _HIDE = f"{_TOLD}, applied_at = NULL {_OF_CHANGED}"
 
 _REDATE = sa.text(
@@ -143,7 +143,7 @@ _REDATE = sa.text(
 
 
 def redate(db: Session, study_uid: str, study_date: date) -> None:
-    """The study has this date; if it had another, or none, every generation is told so of each of its images."""
+    """Set the study's date; if that changes it, every generation is to update each image of the study."""
     if db.execute(_REDATE, {"uid": study_uid, "date": study_date}).rowcount:  # type: ignore[attr-defined]
         enqueue(db, Job.PROJECT)
 
@@ -161,10 +161,10 @@ _OWNER = sa.text("SELECT patient_key FROM study WHERE id = :study")
 
 
 def assign_patient(db: Session, study_id: int, placeholder: bytes, new: Incoming) -> bytes:
-    """A study that was nobody's is the patient's of this file, unless another was first; returns whose it is.
+    """Assign a study with a placeholder patient to this file's patient, if no other was first; returns its patient.
 
-    One that holds DICOM images stays as their headers have it. Every generation is told of the images. Until then no
-    search shows them: the index would hold them for another patient's than the query.
+    A study that holds DICOM images keeps the patient of their headers. Every generation is to update the images. Until
+    then no search shows them: the index would take them for images of another patient than the query's.
     """
     db.execute(_ASSIGN, {"study": study_id, "placeholder": placeholder, "patient": new.patient_key})
     owner: bytes = db.execute(_OWNER, {"study": study_id}).scalar_one()
@@ -185,7 +185,7 @@ _LEFT = sa.text("DELETE FROM study s WHERE uid = :uid AND NOT EXISTS (SELECT FRO
 
 
 def move(db: Session, known: Known, study_id: int) -> None:
-    """An image that was nobody's, in a study of its own, is in this one; told and hidden as by `assign_patient`."""
+    """Move an image from its placeholder study into this one; it is updated and hidden as by `assign_patient`."""
     db.execute(_MOVE, {"id": known.id, "study": study_id})
     db.execute(_LEFT, {"uid": known.study_uid})
     enqueue(db, Job.PROJECT)
@@ -252,13 +252,13 @@ def insert(
     return {row.sop_uid: row.id for row in rows}
 
 
-#: Of an image `i`: it failed, for a model at least, since its bytes were not where they had been (:lost, `LOST`).
+#: Condition on an image `i`: it failed, for at least one model, because its bytes were gone or changed (:lost, `LOST`).
 WITHOUT_FILE = """((i.status = 'failed' AND i.reason = ANY(CAST(:lost AS text[]))) OR EXISTS (SELECT 1 FROM catch_up b
     WHERE b.image_id = i.id AND b.state = 'failed' AND b.reason = ANY(CAST(:lost AS text[]))))"""
 
 
 def known(db: Session, sop_uids: Sequence[str]) -> dict[str, Known]:
-    """Images that stand already, locked in one order."""
+    """The images that exist already, by SOP Instance UID, locked in one order."""
     rows = db.execute(
         sa.text(
             "SELECT i.id, i.sop_uid, i.digest, i.path, i.status, s.patient_key, s.uid, i.birads, i.density, "
@@ -291,7 +291,7 @@ _DESCRIBE = """
     revision = revision + 1, operation_id = :operation
 """
 
-#: While one that was stopped is not judged again, no build may take it for one that belongs.
+#: The encodings of a quarantined image are deleted, so that no build includes it before it is judged again.
 _REPLACE = sa.text(
     "WITH stopped AS (DELETE FROM encoding WHERE image_id = :id "
     "AND (SELECT status FROM image WHERE id = :id) = 'quarantined') "
@@ -300,12 +300,12 @@ _REPLACE = sa.text(
 
 
 def replace(db: Session, image_id: int, new: Incoming, operation_id: uuid.UUID | None) -> None:
-    """The image has other bytes: a new revision, due for encoding; the old one stays searchable until then."""
+    """Give the image other bytes: a new revision, due for encoding; the old one stays searchable until then."""
     db.execute(_REPLACE, _one(image_id, new, operation_id))
 
 
 def hold(db: Session, image_id: int, gate: str, reason: str) -> None:
-    """An image that has just come waits for a person."""
+    """Quarantine an image that was just registered, until a person decides on it."""
     db.execute(
         sa.text(
             "UPDATE image SET status = 'quarantined', gate = :gate, reason = :reason, settled_at = clock_timestamp() "
@@ -324,9 +324,9 @@ _REDESCRIBE = sa.text(
 
 
 def redescribe(db: Session, image_id: int, new: Incoming, operation_id: uuid.UUID | None) -> None:
-    """The same bytes are said to show something else: every generation is told, no pixel is touched.
+    """Give the same bytes another description: every generation is to update the image, no pixel is read.
 
-    While other bytes wait to be encoded, what stands is told as older than they are (see `ledger.stored`).
+    While other bytes wait to be encoded, the update has the revision before theirs (see `ledger.stored`).
     """
     db.execute(_REDESCRIBE, _one(image_id, new, operation_id))
 

@@ -1,4 +1,4 @@
-"""The rows. Postgres is the truth: what is not here, or cannot be made from here, does not exist.
+"""The tables. Postgres is the source of truth; everything else, such as the vector index, is derived from these rows.
 
 Times are the database's own (`clock_timestamp()`); no lease ever trusts a worker's clock.
 """
@@ -61,7 +61,7 @@ def _now() -> Any:  # noqa: ANN401
 
 
 class Lease:
-    """Claimable work: who holds it is told by `attempt` (the fence), until when by `lease_until`."""
+    """Claimable work: `attempt` is the holder's fencing token, `lease_until` the end of its lease."""
 
     attempt: Mapped[int] = mapped_column(Integer, server_default="0")
     lease_until: Mapped[datetime | None]
@@ -69,9 +69,9 @@ class Lease:
     last_error: Mapped[str | None]  #: one word, or an exception's type; never its text
 
 
-#: Nobody holds the row, or whoever did has been silent for too long.
+#: Condition: no worker holds a lease on the row, or its lease has expired.
 FREE = "(lease_until IS NULL OR lease_until < clock_timestamp())"
-#: It is not resting. By the database's clock, which is the same for all.
+#: Condition: the row's back-off has ended, by the database's clock, which all workers share.
 RESTED = "(not_before IS NULL OR not_before <= clock_timestamp())"
 
 
@@ -84,7 +84,7 @@ class Study(Base):
     created_at: Mapped[datetime] = _now()
 
 
-#: Since when an image is due: what never failed comes before what is tried again.
+#: Since when an image is due; images that never failed sort before retries.
 WAITS = "COALESCE(not_before, '-infinity'::timestamp with time zone)"
 
 
@@ -116,11 +116,11 @@ class Image(Lease, Base):
     gate: Mapped[str | None]
     reason: Mapped[str | None]
     score: Mapped[float | None]  #: reconstruction error that the feature gate measured
-    distance: Mapped[float | None]  #: from the known images of its modality, as it was judged
-    #: by which it was judged; None: its model had none for this modality, or another gate came first
+    distance: Mapped[float | None]  #: of its embedding from the known images of its modality, when it was judged
+    #: that judged the image; None: its model had none for this modality, or an earlier gate stopped the image
     calibration_id: Mapped[int | None] = mapped_column(ForeignKey("calibration.id"))
     revision: Mapped[int] = mapped_column(server_default="1")  #: bumped when the bytes or the labels change
-    #: claims that ended badly by our own fault; what passes (a share that is away) does not count
+    #: attempts that failed through our own fault; transient causes (a share that is away) do not count
     failures: Mapped[int] = mapped_column(Integer, server_default="0")
     operation_id: Mapped[uuid.UUID | None] = mapped_column(index=True)
     received_at: Mapped[datetime] = _now()
@@ -140,29 +140,29 @@ class Image(Lease, Base):
     )
 
 
-#: Of an image: an index may hold it. No other table has a `status`.
+#: Condition: an index may hold the image. No other table has a `status`, so the column needs no prefix.
 INDEXABLE = "status NOT IN ('deleted', 'rejected', 'quarantined')"
-#: Of an image: the revision that its stored encoding is of, the one before while it waits to be encoded anew.
+#: The revision that an image's stored encodings belong to: the previous one while it waits to be encoded again.
 ENCODED_REVISION = "revision - CASE WHEN status IN ('received', 'encoding') THEN 1 ELSE 0 END"
 
-#: A sent file has the digest of its content for a name (`blobs.Blobs.place`), wherever the store lies.
+#: Condition: a path as of a sent file, named by the digest of its content (`blobs.Blobs.place`), in any store.
 SENT = (
     "encode(substring(path FROM greatest(length(path) - 74, 1)), 'escape') = '/' || "
     "substr(encode(digest, 'hex'), 1, 2) || '/' || substr(encode(digest, 'hex'), 3, 2) || '/' || "
     "encode(digest, 'hex') || '.dcm'"
 )
-#: the store's folder of such a file: its path without /12/34/1234….dcm
+#: the store folder of a sent file: its path without /12/34/1234….dcm
 ROOT = "SUBSTRING(path FROM 1 FOR GREATEST(length(path) - 75, 0))"
-#: A scan has met it: it lies in a folder of others, though it may be named as in a store, perhaps of another home.
+#: Condition: a scan registered the file, so it belongs to the site, even if named as in a store (of another home).
 SCANNED = "EXISTS (SELECT 1 FROM operation o WHERE o.id = operation_id AND o.kind = 'scan')"
 
 
-#: Of a file: the time it never had. Whoever compares takes it for changed, and reads it again.
+#: An mtime that no file has: the next comparison finds the file changed, so it is read again.
 READ_AGAIN = -1
 
 
 class File(Base):
-    """Every file a scan has met, also those that were not taken in, with the reason."""
+    """Every file that a scan met or that was sent, including those not taken in, with the reason."""
 
     __tablename__ = "file"
     id: Mapped[int] = _id()
@@ -178,7 +178,7 @@ class File(Base):
     labels_digest: Mapped[bytes | None]
     operation_id: Mapped[uuid.UUID | None] = mapped_column(index=True)
     seen_at: Mapped[datetime] = _now()
-    #: whose a stopped file is: it has no image, or one of another patient or study
+    #: identity of a stopped file, which has no image, or one of another patient or study
     patient_key: Mapped[bytes | None]
     study_uid: Mapped[str | None]
     sop_uid: Mapped[str | None]
@@ -197,7 +197,7 @@ class File(Base):
     )
 
 
-#: What became of a file `f`: if it was taken in, what became of its image `i`.
+#: The outcome of a file `f`; of a file that was taken in, the outcome of its image `i`.
 FATE = """
     CASE WHEN f.outcome = 'taken' THEN i.status ELSE f.outcome END AS outcome,
     CASE WHEN f.outcome = 'taken' THEN i.gate ELSE f.gate END AS gate,
@@ -206,15 +206,15 @@ FATE = """
 
 
 class Removal(Base):
-    """A sent file that was erased: the next tidying unlinks it and drops the row, unless it has come again."""
+    """A sent file that was erased: the next clean-up unlinks it, unless it was sent again, and drops the row."""
 
     __tablename__ = "removal"
     digest: Mapped[bytes] = mapped_column(primary_key=True)
-    root: Mapped[bytes] = mapped_column(primary_key=True, server_default=text("''"))  #: of the store it came to
+    root: Mapped[bytes] = mapped_column(primary_key=True, server_default=text("''"))  #: of the store that received it
 
 
 class Arrival(Base):
-    """The journal of what came in, one row for each file; no foreign key: it tells of what was refused, too."""
+    """The journal of incoming files, one row each; no foreign key, because refused files are recorded, too."""
 
     __tablename__ = "arrival"
     id: Mapped[int] = _id()
@@ -226,7 +226,7 @@ class Arrival(Base):
     sop_uid: Mapped[str]
     outcome: Mapped[str]
     reason: Mapped[str | None]
-    rule: Mapped[str]  #: of the site's admission rules, the one that decided
+    rule: Mapped[str]  #: the site's admission rule that decided
     image_id: Mapped[int | None]
     operation_id: Mapped[uuid.UUID | None]
     __table_args__ = (Index("ix_arrival_image", "image_id", "id"),)
@@ -252,18 +252,19 @@ class Generation(Base):
     spec: Mapped[dict[str, Any]]
     state: Mapped[str] = mapped_column(server_default="open")
     created_at: Mapped[datetime] = _now()
-    operation_id: Mapped[uuid.UUID | None]  #: that builds it; none for the first one of an empty archive
-    filled_to: Mapped[int] = mapped_column(server_default="0")  #: every image up to this id was looked at
+    operation_id: Mapped[uuid.UUID | None]  #: that builds it; None for the first generation of an empty archive
+    filled_to: Mapped[int] = mapped_column(server_default="0")  #: the fill has processed all images up to this id
     filled_at: Mapped[datetime | None]
     throttle: Mapped[float | None]  #: rows per second; None: as fast as it goes
-    hours: Mapped[str | None]  #: of the day in which it is built, such as 20:00-06:00; None: at any
-    paced_from: Mapped[datetime | None]  #: what the throttle has allowed is used up to this moment
-    count_at: Mapped[datetime | None]  #: while it is filled, what it lacks is not counted again before
-    gate: Mapped[float] = mapped_column(server_default="0.97")  #: recall@10 that publishing asks for
+    hours: Mapped[str | None]  #: daily window in which it is built, such as 20:00-06:00; None: any time
+    paced_from: Mapped[datetime | None]  #: the throttle's allowance is used up to this moment
+    count_at: Mapped[datetime | None]  #: while it is filled, its gaps are not counted again before this moment
+    gate: Mapped[float] = mapped_column(server_default="0.97")  #: recall@10 required for publishing
     measured: Mapped[dict[str, Any] | None]  #: recall, sample, points and moment of the last measurement
-    accepted: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default=text("'{}'"))  #: images named missing
-    canary: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default=text("'[]'"))  #: its last rounds
-    canary_at: Mapped[datetime | None]  #: when the last one began
+    #: images whose absence publishing accepts
+    accepted: Mapped[list[int]] = mapped_column(ARRAY(BigInteger), server_default=text("'{}'"))
+    canary: Mapped[list[dict[str, Any]]] = mapped_column(JSONB, server_default=text("'[]'"))  #: the last rounds
+    canary_at: Mapped[datetime | None]  #: when the last round began
     retired_at: Mapped[datetime | None]
     purged_at: Mapped[datetime | None]  #: collection and ledger are gone
     __table_args__ = (CheckConstraint("state IN ('open', 'retired')", name="state"),)
@@ -281,7 +282,7 @@ class Live(Base):
 
 
 class Encoding(Base):
-    """Everything an index needs of one frame under one model. Narrow, so that embeddings stay in line."""
+    """All that an index needs for one frame under one model. Narrow, so that embeddings are stored inline."""
 
     __tablename__ = "encoding"
     image_id: Mapped[int] = mapped_column(ForeignKey("image.id", ondelete="CASCADE"), primary_key=True)
@@ -294,7 +295,7 @@ class Encoding(Base):
 
 
 class Thumbnail(Base):
-    """In the database rather than beside it: written, erased and backed up with its image."""
+    """The JPEG preview of an image, in the database so that it is written, erased and backed up with the image."""
 
     __tablename__ = "thumbnail"
     image_id: Mapped[int] = mapped_column(ForeignKey("image.id", ondelete="CASCADE"), primary_key=True)
@@ -302,7 +303,7 @@ class Thumbnail(Base):
 
 
 class Ledger(Base):
-    """What each generation must hold. Coverage is `applied / all`; a projector works off what is pending.
+    """What each generation must hold, one row per point. Coverage is `applied / all`; a projector applies pending rows.
 
     No foreign key to `image`: a delete must outlive its image until every generation has applied it.
     """
@@ -329,7 +330,7 @@ class Ledger(Base):
 
 
 class CatchUp(Lease, Base):
-    """An image that a model has yet to encode beside the normal path; `failed` is a named exception of its coverage."""
+    """An image that a model has yet to encode outside the normal path; a `failed` row is a named coverage exception."""
 
     __tablename__ = "catch_up"
     model_id: Mapped[int] = mapped_column(ForeignKey("model.id", ondelete="CASCADE"), primary_key=True)
@@ -345,9 +346,9 @@ class CatchUp(Lease, Base):
 
 
 class Calibration(Base):
-    """The thresholds of one model for one modality. Rows are never changed; the newest one holds.
+    """The thresholds of one model for one modality. Rows are never changed; the newest one is in force.
 
-    There is one of reconstruction errors, or one of distances from known embeddings, or both.
+    A row has a threshold of reconstruction errors, of distances from known embeddings, or both.
     """
 
     __tablename__ = "calibration"
@@ -355,16 +356,16 @@ class Calibration(Base):
     model_id: Mapped[int] = mapped_column(ForeignKey("model.id", ondelete="CASCADE"))
     modality: Mapped[str]
     source: Mapped[str]  #: card: it came with the model; archive: from stored scores; given: by a person
-    rule: Mapped[str]  #: as `shared.encoder.ood` has them, or `given`
-    threshold: Mapped[float | None] = mapped_column(Double)  #: of errors: an image is stopped above it
+    rule: Mapped[str]  #: a rule of `shared.encoder.ood`, or `given`
+    threshold: Mapped[float | None] = mapped_column(Double)  #: reconstruction error above which an image is stopped
     mean: Mapped[float | None] = mapped_column(Double)
     std: Mapped[float | None] = mapped_column(Double)
     quantiles: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     n: Mapped[int]  #: calibrating images
     data_sha256: Mapped[str]
-    #: threshold, mean, std, quantiles and n of the distances of known images, each held out
+    #: threshold, mean, std, quantiles and n of the distances of held-out known images
     distances: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
-    gaussian: Mapped[bytes | None] = mapped_column(deferred=True)  #: what they are measured from
+    gaussian: Mapped[bytes | None] = mapped_column(deferred=True)  #: from which distances are measured, packed
     made_by: Mapped[str | None]  #: a key's name
     created_at: Mapped[datetime] = _now()
     __table_args__ = (
@@ -376,7 +377,7 @@ class Calibration(Base):
 
 
 class Review(Base):
-    """What a person said of a stopped image, each time it was. Its note is free text: shown, never logged."""
+    """A person's decision on a stopped image, one per time it was stopped. The note is free text and never logged."""
 
     __tablename__ = "review"
     id: Mapped[int] = _id()
@@ -400,7 +401,7 @@ class Review(Base):
 
 
 class Audit(Base):
-    """Who did what; rows are only added, and outlive what they name by opaque numbers."""
+    """Who did what. Rows are only added; they name images by opaque numbers and outlive them."""
 
     __tablename__ = "audit"
     id: Mapped[int] = _id()
@@ -408,12 +409,12 @@ class Audit(Base):
     actor: Mapped[str]  #: the key's name
     key_id: Mapped[int]
     action: Mapped[str]
-    image_id: Mapped[int | None]  #: no foreign key: it stands when the image is gone
+    image_id: Mapped[int | None]  #: no foreign key: the entry outlives the image
     details: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
 
 
 class PseudonymKey(Base):
-    """The one key that this database's pseudonyms are made with, by a mark that leads nowhere without it."""
+    """Identifies the one key of this database's pseudonyms, by a keyed hash that does not reveal the key."""
 
     __tablename__ = "pseudonym_key"
     id: Mapped[int] = mapped_column(SmallInteger, primary_key=True, server_default="1")
@@ -422,12 +423,12 @@ class PseudonymKey(Base):
 
 
 class Tombstone(Base):
-    """What was erased and must not come back: a keyed hash, which leads nowhere without the secret."""
+    """A keyed hash of an erased image, study or patient that must not come back; meaningless without the secret."""
 
     __tablename__ = "tombstone"
     digest: Mapped[bytes] = mapped_column(primary_key=True)
     kind: Mapped[str]
-    operation_id: Mapped[uuid.UUID] = mapped_column(index=True)  #: the erasure; a lift takes all of it back
+    operation_id: Mapped[uuid.UUID] = mapped_column(index=True)  #: the erasure; a lift removes all its tombstones
     created_at: Mapped[datetime] = _now()
     __table_args__ = (CheckConstraint("kind IN ('image', 'study', 'patient')", name="kind"),)
 
@@ -441,16 +442,16 @@ class Operation(Lease, Base):
     params: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
     state: Mapped[str] = mapped_column(server_default="pending")
     counts: Mapped[dict[str, Any]] = mapped_column(server_default=text("'{}'"))
-    #: the place from which the next turn goes on, in words of the kind's own; None: it begins, or has ended
+    #: checkpoint from which the next turn continues, in a format of the kind's own; None: not begun, or ended
     cursor: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
     total: Mapped[int | None]
     done: Mapped[int] = mapped_column(server_default="0")
     cancel: Mapped[bool] = mapped_column(server_default=text("false"))
     error: Mapped[str | None]
-    losses: Mapped[int] = mapped_column(Integer, server_default="0")  #: of its lease, in a row
+    losses: Mapped[int] = mapped_column(Integer, server_default="0")  #: lost leases in a row, without progress
     key_digest: Mapped[bytes | None] = mapped_column(unique=True)  #: of an Idempotency-Key
     created_at: Mapped[datetime] = _now()
-    registered_at: Mapped[datetime | None]  #: of a scan or a pull: each file has a row; its images are waited for
+    registered_at: Mapped[datetime | None]  #: scan or pull: since when every file has a row and images are awaited
     finished_at: Mapped[datetime | None]
     __table_args__ = (
         CheckConstraint("state IN ('pending', 'running', 'paused', 'succeeded', 'failed', 'cancelled')", name="state"),

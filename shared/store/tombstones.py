@@ -1,6 +1,6 @@
-"""What was erased and must not come back, as keyed hashes: without the secret nobody learns from them who it was.
+"""What was erased and must not come back, as keyed hashes, which identify nobody without the secret.
 
-Whoever erases holds `Lock.INTAKE` alone, who registers files shares it: no file slips in between.
+An erasure holds `Lock.INTAKE` exclusively, registering files shares it: no file is registered during an erasure.
 """
 
 import hmac
@@ -27,7 +27,7 @@ def digest(secret: bytes, kind: Kind, name: str | bytes) -> bytes:
 
 
 def add(db: Session, digests: Mapping[bytes, Kind], operation_id: uuid.UUID) -> None:
-    """These do not come back. What is an earlier erasure's stays its own."""
+    """Add tombstones of this erasure; one that exists already stays with its earlier erasure."""
     if digests:
         db.execute(
             sa.text(
@@ -40,7 +40,7 @@ def add(db: Session, digests: Mapping[bytes, Kind], operation_id: uuid.UUID) -> 
 
 
 def present(db: Session, digests: Iterable[bytes]) -> set[bytes]:
-    """Those of them that were erased."""
+    """Those of these digests that have a tombstone."""
     rows = db.execute(
         sa.text("SELECT digest FROM tombstone WHERE digest = ANY(CAST(:digests AS bytea[]))"),
         {"digests": list(digests)},
@@ -49,13 +49,13 @@ def present(db: Session, digests: Iterable[bytes]) -> set[bytes]:
 
 
 def standing(db: Session) -> tuple[int, datetime | None]:
-    """How many there are, and when the last one came: changes whenever they do."""
+    """The number of tombstones, and when the last one was added: changes whenever the tombstones do."""
     count, last = db.execute(sa.select(sa.func.count(), sa.func.max(Tombstone.created_at))).one()
     return count, last
 
 
 def every(db: Session) -> Sequence[Tombstone]:
-    """All of them, in order."""
+    """All tombstones, ordered by digest."""
     return db.scalars(sa.select(Tombstone).order_by(Tombstone.digest)).all()
 
 
@@ -64,7 +64,7 @@ def find(db: Session, name: bytes) -> Tombstone | None:
 
 
 def lift(db: Session, operation_id: uuid.UUID) -> int:
-    """What this erasure named may come again; returns how many tombstones there were."""
+    """Delete the tombstones of this erasure; returns how many there were."""
     rows = db.execute(
         sa.text("DELETE FROM tombstone WHERE operation_id = :operation RETURNING digest"), {"operation": operation_id}
     )
