@@ -1,6 +1,6 @@
 """The seam to vector engines: one collection is one generation; callers state intent, never engine flags.
 
-A projection of Postgres: whatever stands here can be written again from the stored encodings. Scores are
+An index is a projection of Postgres: all of it can be written again from the stored encodings. Scores are
 always "higher is better": cosine, dot product, or the negative Euclidean distance.
 """
 
@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 
 from shared.errors import Unavailable
 
-#: What travels with a vector: opaque numbers and coded attributes, no UID, no name (see `PAYLOAD`).
+#: Stored with a vector: opaque numbers and coded attributes, no UID, no name (see `PAYLOAD`).
 Payload = Mapping[str, int | str]
 
-#: The payload fields and how they are filtered: "id" equals-any, "code" equals-any, "number" also ranges.
+#: The payload fields and how they are filtered: "id" and "code" by equality with any value, "number" also by range.
 PAYLOAD: Mapping[str, Literal["id", "code", "number"]] = {
     "image": "id",  # image.id
     "study": "id",  # study.id
     "patient": "id",  # 63 bits of the keyed pseudonym
-    "revision": "number",  # counter of the image: an older one never overwrites a newer one
+    "revision": "number",  # of the image: an older one never overwrites a newer one
     "modality": "code",
     "view": "code",
     "laterality": "code",
@@ -34,7 +34,7 @@ PAYLOAD: Mapping[str, Literal["id", "code", "number"]] = {
 
 
 class Damaged(Unavailable):
-    """The engine is there and cannot open this collection: only a repair helps."""
+    """The engine is up but cannot open this collection: only a repair helps."""
 
 
 class Metric(StrEnum):
@@ -45,26 +45,26 @@ class Metric(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Spec:
-    """What a generation must be able to hold. `scale` says how the engine should store and link vectors."""
+    """The requirements of a generation. `scale` says how the engine should store and link vectors."""
 
     dim: int
     metric: Metric = Metric.COSINE
-    #: hnsw graph and int8 copies pay from some 2,000 vectors up (`exact` never builds a graph)
+    #: an HNSW graph and int8 copies pay off from about 2,000 vectors on (`exact` never builds a graph)
     scale: Literal["exact", "hnsw", "hnsw-int8"] = "hnsw-int8"
-    #: Of m 8, 16, 32 and 100 or 200, this is level with the best at recall 0.99 and takes half of 200's processor time
-    #: to link (`benchmarks/results/latency/graphs`)
+    #: Of m 8, 16 and 32 with ef_construct 100 and 200, this pair equals the best at recall 0.99 and links in half the
+    #: processor time of ef_construct 200 (`benchmarks/results/latency/graphs`)
     m: int = 16
     ef_construct: int = 100
     bits: int = 0  #: length of the hash code that every point carries beside its vector; 0: none
 
     def to_json(self) -> dict[str, int | str]:
-        """As the row of a generation has it, and the API tells it."""
+        """The form in which a generation's row stores it and the API returns it."""
         told: dict[str, int | str] = {"dim": self.dim, "metric": self.metric.value, "scale": self.scale}
         return told | {"m": self.m, "ef": self.ef_construct, "bits": self.bits}
 
     @classmethod
     def of(cls, told: Mapping[str, Any]) -> Self:
-        """The spec whose `to_json` this is."""
+        """The spec from its `to_json` form."""
         fields = {name: value for name, value in told.items() if name != "ef"}
         return cls(**fields | {"metric": Metric(told["metric"]), "ef_construct": told["ef"]})
 
@@ -134,7 +134,7 @@ class Query:
 
 
 class Hit(NamedTuple):
-    """A named tuple: a search makes hundreds of them."""
+    """A point that was found; a named tuple, because a search makes hundreds of them."""
 
     id: uuid.UUID
     score: float
@@ -145,12 +145,12 @@ class Hit(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
-    """Hits by falling score, equal scores by id. `engine_ms` is the engine's own time where it tells it."""
+    """Hits by falling score, equal scores by id. `engine_ms` is the engine's own time, where it reports one."""
 
     hits: tuple[Hit, ...]
     exact: bool
     emulated: frozenset[str] = frozenset()
-    cut: bool = False  #: there is more than was looked at: in a Hamming ball, or of groups that are emulated
+    cut: bool = False  #: not all was looked at: a Hamming ball was cut, or emulated groups took too many rounds
     engine_ms: float | None = None
 
 
@@ -158,12 +158,12 @@ class Answer:
 class CodeQuery:
     """A Hamming ball: all points whose code differs in at most `radius` bits, or in no more than the k-th nearest.
 
-    Never a list cut at k: hundreds of images share a distance, and which of them came would be chance.
+    It is never cut at k: hundreds of images share a distance, and the choice among them would be arbitrary.
     """
 
     code: NDArray[np.uint8]  #: (bits / 8,), packed
     k: int | None = None  #: exactly one of `k` and `radius`
-    radius: int | None = None  #: in bits, itself included
+    radius: int | None = None  #: in bits, inclusive
     filter: Filter = field(default_factory=Filter)
     most: int = 10_000  #: a larger ball is cut, nearest first, equal distances by id
     fields: tuple[str, ...] | None = None  #: as in `Query`
@@ -177,11 +177,11 @@ class Near(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ball:
-    """What lies in a ball, by rising distance, equal distances by id: exact on every engine."""
+    """The points of a ball by rising distance, equal distances by id: exact on every engine."""
 
     hits: tuple[Near, ...]
-    radius: int  #: of the whole ball; the k-th distance where k was asked for
-    cut: bool = False  #: there is more within the radius than was asked for at most
+    radius: int  #: of the whole ball; the k-th distance where the query has `k`
+    cut: bool = False  #: more points lie within the radius than the query's `most`
     engine_ms: float | None = None
 
 
@@ -203,7 +203,7 @@ class Index(Protocol):
     spec: Spec
 
     def write(self, points: Sequence[Point]) -> None:
-        """Points are durable and searchable, unless a newer revision of the same id stood there already."""
+        """Make the points durable and searchable, except where a newer revision of the same id is stored."""
 
     def delete(self, ids: Sequence[uuid.UUID]) -> None:
         """The points are gone, durably; unknown ids are no error."""
@@ -214,8 +214,8 @@ class Index(Protocol):
     def near(self, queries: Sequence[CodeQuery]) -> list[Ball]:
         """One ball per query, in order.
 
-        Raises: `Invalid` where the points carry no codes, or of another length; `Unavailable`, also without a query,
-        where the engine's distances are not those of the codes that it holds.
+        Raises: `Invalid` where the points carry no codes, or codes of another length; `Unavailable`, even without
+        queries, where the engine's distances do not match the codes that it holds.
         """
 
     def get(self, ids: Sequence[uuid.UUID]) -> list[Point]:
@@ -230,16 +230,16 @@ class Index(Protocol):
     def info(self) -> Info: ...
 
     def optimize(self) -> bool:
-        """Unindexed points have been linked; True if there was something to do. Searches go on meanwhile."""
+        """Link the unindexed points; True if there was something to do. Searches go on meanwhile."""
 
 
 class IndexStore(Protocol):
     """The collections of one engine. `name` matches [a-z0-9-]{1,64}."""
 
     def create(self, name: str, spec: Spec) -> Index:
-        """The collection exists with its payload indexes.
+        """Create the collection with its payload indexes, or open it if it exists with this spec.
 
-        Raises: `Conflict` if it exists with another spec; with the same it is opened.
+        Raises: `Conflict` if it exists with another spec.
         """
 
     def open(self, name: str) -> Index:

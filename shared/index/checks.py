@@ -1,7 +1,7 @@
-"""What every engine is spared: wrong vectors, fields, limits and names are refused here, in front of all of them.
+"""Input checks for all engines: wrong vectors, fields, limits and names are refused before they reach an engine.
 
-Engines differ in what they let through (Qdrant Edge takes NaN and zero vectors without a word and leaves very
-short ones unnormalised under cosine), so vectors are also brought to unit length here, in float64.
+Engines differ in what they accept (Qdrant Edge silently takes NaN and zero vectors and leaves very short ones
+unnormalised under cosine), so vectors are also brought to unit length here, in float64.
 """
 
 import re
@@ -16,8 +16,8 @@ from shared.index.base import PAYLOAD, Between, CodeQuery, Filter, Match, Metric
 NAME = re.compile(r"[a-z0-9-]{1,64}")
 MAX_DIM = 65_536
 MAX_BITS = 4096
-MAX_LIMIT = 20_000  # twice the largest Hamming ball that is answered whole
-EXACT_INT = 2**53  # ranges travel as doubles: larger numbers would be compared rounded
+MAX_LIMIT = 20_000  # twice the largest Hamming ball that is returned whole
+EXACT_INT = 2**53  # bounds of ranges are sent as doubles: larger integers would be rounded
 LARGE = 1e18  # a longer vector overflows float32 scores
 
 

@@ -1,6 +1,6 @@
 """Exact Hamming balls over packed codes.
 
-Codes are full of duplicates, which graph indexes break on (recall .76 where half are copies), and a scan of a million
+Codes have many duplicates, on which graph indexes fail (recall .76 where half are copies), and a scan of a million
 takes a millisecond. So every engine of ours scans. Source: Norouzi et al., "Fast search in Hamming space with
 multi-index hashing", for the ball; FAISS for the scan.
 """
@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from shared.types import Codes
 
 WORD: Final = 8  #: bytes; shorter codes are padded with zeros: the scan has no fast path below 64 bits
-SAMPLE: Final = 8192  #: codes that a radius is guessed from; no more than these are simply counted through
-STRIP: Final = 64  #: codes of the sample that lie side by side: single ones would cost a cache line each
-SPARE: Final = 4  #: so many times k should lie within the guessed radius
-FEW: Final = 0.1  #: up to this share of the rows, their distances are counted apart from the others
+SAMPLE: Final = 8192  #: codes from which a radius is guessed; up to this many are all counted with NumPy
+STRIP: Final = 64  #: adjacent codes in a strip of the sample: single ones would cost a cache line each
+SPARE: Final = 4  #: the guessed radius should hold this many times k codes
+FEW: Final = 0.1  #: up to this share of allowed rows, only their distances are counted
 
 Rows = NDArray[np.int64]
 Distances = NDArray[np.int32]
-#: Which of these rows count (alive, and within the filter); of None, which of all.
+#: Which of these rows are allowed (alive, and within the filter); for None, which of all rows.
 Allowed = Callable[[Rows | None], NDArray[np.bool_]]
 
 
@@ -33,21 +33,21 @@ class Scan(NamedTuple):
 
 
 def padded(codes: Codes) -> Codes:
-    """(n, bytes) to (n, a multiple of eight bytes), C-contiguous; distances stay what they are."""
+    """(n, bytes) to (n, a multiple of eight bytes), C-contiguous; distances stay the same."""
     missing = -codes.shape[1] % WORD
     return np.ascontiguousarray(np.pad(codes, ((0, 0), (0, missing))))
 
 
 def distances(codes: Codes, code: Codes) -> Distances:
-    """Hamming distance of each of (n, bytes) to one (bytes,), both `padded`, plainly."""
+    """Hamming distance of each of (n, bytes) codes to one of (bytes,), all `padded`, counted with NumPy."""
     words = np.bitwise_count(codes.view(np.uint64) ^ code.view(np.uint64))
-    # a product adds up short rows ten times as fast as `sum` does, and whole numbers below 2^24 exactly
+    # a matrix product sums short rows ten times as fast as `sum`, and is exact for integers below 2^24
     counts: NDArray[np.float32] = words.astype(np.float32) @ np.ones(words.shape[1], np.float32)
     return counts.astype(np.int32)
 
 
 def ball(codes: Codes, code: Codes, allowed: Allowed, *, k: int | None, radius: int | None) -> Scan:
-    """The rows within `radius`, or as near as the k-th nearest that is allowed, in no order.
+    """The allowed rows within `radius`, or as near as the k-th nearest allowed row, in no order.
 
     Args:
         codes: (n, bytes), `padded`.
@@ -84,7 +84,7 @@ def within(codes: Codes, code: Codes, radius: int) -> tuple[Rows, Distances]:
     faiss: Any = _faiss
     result = faiss.RangeSearchResult(1)
     query, table = faiss.swig_ptr(code), faiss.swig_ptr(codes)
-    faiss.hamming_range_search(query, table, 1, len(codes), radius + 1, codes.shape[1], result)  # strictly below
+    faiss.hamming_range_search(query, table, 1, len(codes), radius + 1, codes.shape[1], result)  # exclusive radius
     count = int(faiss.rev_swig_ptr(result.lims, 2)[1])
     if not count:
         return np.empty(0, np.int64), np.empty(0, np.int32)
@@ -96,13 +96,13 @@ def ordered(scan: Scan, numbers: Callable[[int], int], most: int) -> tuple[list[
     """(number, distance, row) by distance, then number; and whether the ball was larger than `most`.
 
     Args:
-        numbers: of a row, its id as a number: a million ids are not made into objects for a hundred answers.
+        numbers: gives the id of a row as a number, so that no million id objects are made for a hundred answers.
     """
     rows, found, cut = scan.rows, scan.distances, len(scan.rows) > most
     if cut:
         last = int(np.partition(found, most - 1)[most - 1])
         inside = found < last
-        rim = heapq.nsmallest(  # which may be the whole archive: no more than `most` of it are held at a time
+        rim = heapq.nsmallest(  # the rim may be the whole archive: no more than `most` of it are held at a time
             most - int(np.count_nonzero(inside)),
             ((numbers(row), last, row) for row in map(int, rows[found == last])),
         )
@@ -113,12 +113,12 @@ def ordered(scan: Scan, numbers: Callable[[int], int], most: int) -> tuple[list[
 
 
 def signs(code: Sequence[int] | Codes, bits: int) -> NDArray[np.float32]:
-    """A packed code as Qdrant has it: -1 for 0, +1 for 1. Their dot product is bits - 2 distances."""
+    """A packed code as a vector for Qdrant: -1 for 0, +1 for 1. The dot product of two is bits - 2 * distance."""
     return np.unpackbits(np.asarray(code, np.uint8), count=bits).astype(np.float32) * 2 - 1
 
 
 def _guess(codes: Codes, code: Codes, k: int) -> int | None:
-    """A radius within which some `SPARE * k` codes should lie, from evenly spaced strips; None of few codes."""
+    """A radius that should hold about `SPARE * k` codes, from evenly spaced strips; None for few codes."""
     step = len(codes) // SAMPLE
     if step < 1:
         return None

@@ -1,4 +1,4 @@
-"""Payload fields of rows in memory, a column of whole numbers each: a filter is a few masks over them."""
+"""Payload fields of rows in memory, one integer column for each field, so that a filter is a few masks."""
 
 from collections.abc import Iterable, Mapping
 from typing import Final
@@ -11,13 +11,13 @@ from shared.index.base import Payload
 MISSING: Final = np.iinfo(np.int64).min  # refused as a payload value (`checks`)
 COMPARE: Final = {"gt": np.greater, "gte": np.greater_equal, "lt": np.less, "lte": np.less_equal}
 
-#: Which rows a mask is of: a slice, which takes no copy of the column, or their numbers.
+#: The rows that a mask covers: a slice, which does not copy the column, or row numbers.
 Chosen = slice | NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 
 class Columns:
-    """A string is kept as its number in the order of coming. The owner says how many rows there is room for."""
+    """A string is stored as a number, by order of first appearance. The owner sets the capacity with `grow`."""
 
     def __init__(self) -> None:
         self._capacity = 0
@@ -30,7 +30,7 @@ class Columns:
         self._capacity = capacity
 
     def put(self, row: int, payload: Payload) -> None:
-        """The row has these fields and no others."""
+        """Give the row these fields and no others."""
         for field in payload.keys() - self._columns.keys():
             self._columns[field] = np.full(self._capacity, MISSING)
         for field, column in self._columns.items():
@@ -46,7 +46,7 @@ class Columns:
         return np.isin(self._of(field, rows), np.array(known, np.int64))
 
     def within(self, field: str, bounds: Mapping[str, float | None], rows: Chosen) -> Mask:
-        """Bounds are named as in `COMPARE`; None is none. A row without the field lies within nothing."""
+        """Rows within all bounds, which are named as in `COMPARE`; None is no bound. A missing field never matches."""
         column = self._of(field, rows)
         mask: Mask = column != MISSING
         for name, bound in bounds.items():

@@ -1,9 +1,9 @@
-"""FAISS behind the seam: flat for `exact`, an HNSW graph otherwise. In memory and of one process.
+"""FAISS behind the seam: flat for `exact`, an HNSW graph otherwise. In the memory of one process.
 
 Native: the distances, the graph, and exclusion by a bitmap over rows. Ours: ids, payloads, filters (masks over
 columns), deletes (tombstones; FAISS cannot take a node out of its graph), the revision guard, grouping.
-`hnsw-int8` keeps float32 vectors: FAISS's int8 graph does not re-score, and ends below the recall that is asked for.
-Persistence: none; what stands here is written again from the stored encodings.
+`hnsw-int8` keeps float32 vectors: FAISS's int8 graph does not re-score, and stays below the requested recall.
+Persistence: none; an index is written again from the stored encodings.
 """
 
 import threading
@@ -22,10 +22,10 @@ from shared.index.grouping import emulate
 from shared.index.memory import LocalStore
 from shared.index.rows import Rows
 
-faiss: Any = _faiss  # its stubs lack half of it
-#: From 100,000 clustered vectors; the graph alone, no filter.
+faiss: Any = _faiss  # its stubs are incomplete
+#: (recall to reach, efSearch), measured on 100,000 clustered vectors; the graph alone, no filter.
 EF: Final = ((0.90, 64), (0.965, 128), (0.99, 256), (1.0, 512))
-#: Below this share of rows a graph search loses recall (0.91 at 10 %, 0.68 at 1 %), and a flat scan is as fast.
+#: Below this share of matching rows a graph search loses recall (0.91 at 10 %, 0.68 at 1 %), and a scan is as fast.
 WALK_ABOVE: Final = 0.3
 
 
@@ -62,7 +62,7 @@ class FaissIndex:
             matching = int(mask.sum())
             walk = self._walks(query, matching)
             hits = self._hits(query, vector, mask, walk)
-            if walk and len(hits) < min(query.limit, matching):  # the graph did not reach that many
+            if walk and len(hits) < min(query.limit, matching):  # the graph search found too few
                 walk = False
                 hits = self._hits(query, vector, mask, walk)
         return Answer(hits=tuple(hits), exact=not walk, engine_ms=(time.perf_counter() - started) * 1000)
@@ -125,7 +125,7 @@ class FaissIndex:
         return Info(points=len(self._rows), indexed=0 if self.spec.scale == "exact" else len(self._rows))
 
     def optimize(self) -> bool:
-        """Points are linked as they are written; here tombstones leave the graph, built anew beside the old one."""
+        """Rebuild the graph without tombstones, beside the old one; points are linked as they are written."""
         with self._lock:
             if self._rows.size == len(self._rows):
                 return False
@@ -135,7 +135,7 @@ class FaissIndex:
             engine.add(np.ascontiguousarray(rows.vectors))
         with self._lock:
             if self._rows.size != size or len(self._rows) != len(rows):
-                return False  # written to meanwhile: the next call does it
+                return False  # rows were written meanwhile: the next call rebuilds
             self._rows, self._engine = rows, engine
             return True
 
@@ -155,7 +155,7 @@ def effort(query: Query) -> int:
 
 
 def _scores(metric: Metric, distances: NDArray[np.float32]) -> NDArray[np.float32]:
-    """FAISS gives squared L2 distances, and inner products as they are."""
+    """Scores from FAISS's distances, which are squared for L2 and inner products otherwise."""
     if metric is Metric.L2:
         return np.asarray(-np.sqrt(np.maximum(distances, 0)), np.float32)
     return distances

@@ -1,6 +1,6 @@
-"""At most so many hits of each value of a field, for engines that cannot do it themselves.
+"""Grouping of hits by a payload field, for engines without native groups.
 
-They are asked again without the groups that are full, and not deeper and deeper: one group may hold thousands.
+The engine is queried again without the groups that are full, not with ever larger limits: one group may hold thousands.
 """
 
 from collections import Counter
@@ -10,8 +10,8 @@ from typing import Final
 
 from shared.index.base import Answer, Hit, Match, Query
 
-LEAST: Final = 1000  #: hits that one round asks for: several groups of some hundreds each
-MOST: Final = 10_000  #: and where a round fills no group, for want of the field: as many as a Hamming ball may hold
+LEAST: Final = 1000  #: hits that a round asks for: several groups of some hundreds each
+MOST: Final = 10_000  #: to which that grows while rounds fill no group, as hits lack the field: a whole Hamming ball
 ROUNDS: Final = 50
 
 
@@ -35,10 +35,10 @@ def cut(hits: Sequence[Hit], query: Query) -> list[Hit]:
 def emulate(
     search: Callable[[Sequence[Query]], Sequence[Answer]], queries: Sequence[Query], *, nested: bool = True
 ) -> list[Answer]:
-    """The answers to grouped queries, by a search without groups; cut where `ROUNDS` were not enough.
+    """The answers to grouped queries, by a search without groups; `cut` where `ROUNDS` were not enough.
 
-    Exact where that search is, if it is `nested`: what a round brings lies before all that it does not bring of groups
-    not yet full. A search that chooses by one order and ranks by another is exact only where one round was enough.
+    With a `nested` search they are as exact as that search: the hits of a round rank before all other points of groups
+    not full yet. A search that selects by one order and ranks by another is exact only if one round was enough.
     """
     walks = [_Walk(query, nested) for query in queries]
     for _ in range(ROUNDS):
@@ -51,7 +51,7 @@ def emulate(
 
 
 class _Walk:
-    """One grouped query on its way; `over` when its groups are there, or no more points."""
+    """The progress of one grouped query; `over` when it has its hits, or no points are left."""
 
     def __init__(self, query: Query, nested: bool) -> None:
         self._nested = nested

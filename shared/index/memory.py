@@ -1,4 +1,4 @@
-"""The exact twin: a matrix and a loop. It ships, and it is the oracle of every other engine."""
+"""The exact in-memory twin, a matrix and a loop. It ships, and tests use it as the oracle of every other engine."""
 
 import threading
 import time
@@ -55,7 +55,7 @@ class MemoryIndex:
             return [self._ball(query) for query in queries]
 
     def _ball(self, query: CodeQuery) -> Ball:
-        """Every distance, counted bit by bit: what the scans of the other engines are compared with."""
+        """The ball by every distance, counted bit by bit: the reference for the scans of the other engines."""
         started = time.perf_counter()
         rows = np.flatnonzero(self._rows.mask(query.filter))
         differing = self._rows.codes[rows, : self.spec.bits // 8] ^ query.code
@@ -93,7 +93,7 @@ class MemoryIndex:
 def score(
     metric: Metric, vectors: NDArray[np.float32], rows: NDArray[np.intp], query: NDArray[np.float32]
 ) -> NDArray[np.float32]:
-    """Score of each named row, higher is better; of equal rows equal, as a BLAS product does not give it."""
+    """Score of each of these rows, higher is better; equal rows score equally, which BLAS does not guarantee."""
     scores = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), CHUNK):
         part = vectors[rows[start : start + CHUNK]]
@@ -105,7 +105,7 @@ def score(
 
 
 class LocalStore:
-    """Collections in this process's memory, gone with it. `make` builds one."""
+    """Collections in the memory of this process; they end with it. `make` builds one."""
 
     def __init__(self, make: Callable[[Spec], Index]) -> None:
         self._make = make
@@ -136,7 +136,7 @@ class LocalStore:
         return sorted(self._collections)
 
     def ping(self) -> None:
-        """This process is alive."""
+        """Never raises: the collections are in this process."""
 
     def close(self) -> None:
         self._collections.clear()

@@ -1,7 +1,7 @@
 """Qdrant's protobuf messages, built and read directly.
 
-The client's pydantic models are left out of the path of a search: a packed `repeated float` is the array's own
-bytes, so a vector costs a copy instead of a thousand Python floats, and payloads are decoded when they are read.
+A search bypasses the client's pydantic models: a packed `repeated float` is the array's own bytes, so a vector costs a
+copy instead of a thousand Python floats, and payloads are decoded when they are read.
 """
 
 import json
@@ -38,8 +38,8 @@ from shared.index.protobuf import pb
 VECTOR: Final = "dense"
 CODE: Final = "code"
 SPEC_KEY: Final = "similis"  # the collection's metadata entry that holds its spec
-#: From so many unindexed points on a graph pays. One search as served, exact and by the int8 graph: 1.4 and 1.2 ms of
-#: 2,006 x 1,024, 2.7 and 1.3 ms of 10,000 (`benchmarks/results/latency`).
+#: Unindexed points from which on a graph pays off. One search as served, exact and by the int8 graph, takes 1.4 and
+#: 1.2 ms in 2,006 x 1,024, 2.7 and 1.3 ms in 10,000 (`benchmarks/results/latency`).
 INDEX_FROM: Final = 2000
 
 DISTANCE: Final[Mapping[Metric, Any]] = {
@@ -48,15 +48,15 @@ DISTANCE: Final[Mapping[Metric, Any]] = {
     Metric.L2: pb.Distance.Euclid,
 }
 STRONG: Final = pb.WriteOrdering(type=pb.WriteOrderingType.Strong)
-#: int8 finds, float32 decides. Asked for by name: without it recall ended at 0.977 whatever the ef.
+#: int8 selects, float32 ranks. Requested explicitly: without it recall did not exceed 0.977 at any ef.
 RESCORE: Final = pb.QuantizationSearchParams(rescore=True, oversampling=1.5)
-#: For targets up to 0.9: whoever asks for many more hits than they need has the oversampling in their limit.
+#: For targets up to 0.9: such a caller asks for many more hits than it needs, so its limit is the oversampling.
 RESCORE_ONLY: Final = pb.QuantizationSearchParams(rescore=True, oversampling=1.0)
 #: (recall@10 to reach, ef). 100,000 clustered vectors reached 0.980 with 32, 0.999 with 48
-#: (`benchmarks/results/latency`); the table asks for more, because a hospital's own vectors may be harder. The first
-#: target is for who asks for forty to show ten: of those ten 0.9975 came with 40, 0.9996 with 48, all with 56.
+#: (`benchmarks/results/latency`); the table has more, because a hospital's own vectors may be harder. The first target
+#: is for callers that ask for forty hits to show ten: of those ten, ef 40 found 0.9975, 48 found 0.9996, 56 all.
 EF: Final = ((0.9, 48), (0.97, 80), (0.985, 128), (0.995, 256), (1.0, 512))
-FILTERED: Final = 4  #: times that ef, where a filter leaves only a part of the points
+FILTERED: Final = 4  #: factor on ef where a filter leaves only a part of the points
 
 
 def create(name: str, spec: Spec) -> pb.CreateCollection:
@@ -75,9 +75,9 @@ def create(name: str, spec: Spec) -> pb.CreateCollection:
 
 
 def code_params(bits: int) -> pb.VectorParams:
-    """Codes as -1 and +1: under Dot with binary quantisation and no graph a score is bits - 2 distances, exactly.
+    """Codes as -1 and +1: under Dot with binary quantisation and no graph a score is exactly bits - 2 * distance.
 
-    Of the layouts that look alike, uint8 with binary quantisation gives one score for all, and TurboQuant rotates.
+    Similar layouts fail: uint8 with binary quantisation gives all codes one score, and TurboQuant rotates the vectors.
     """
     params = pb.VectorParams(size=bits, distance=pb.Distance.Dot, datatype=pb.Datatype.Float16)
     params.hnsw_config.CopyFrom(pb.HnswConfigDiff(m=0))
@@ -86,7 +86,7 @@ def code_params(bits: int) -> pb.VectorParams:
 
 
 def near(name: str, spec: Spec, query: CodeQuery, limit: int, radius: int | None) -> pb.QueryPoints:
-    """The `limit` nearest codes, of those within `radius`."""
+    """A query for the `limit` nearest codes, of those within `radius`."""
     message = pb.QueryPoints(
         collection_name=name,
         using=CODE,
@@ -97,7 +97,7 @@ def near(name: str, spec: Spec, query: CodeQuery, limit: int, radius: int | None
     )
     pack(message.query.nearest.dense, signs(query.code, spec.bits))
     if radius is not None:
-        message.score_threshold = spec.bits - 2 * radius - 1  # strictly above: at bits - 2r the rim would be lost
+        message.score_threshold = spec.bits - 2 * radius - 1  # exclusive: bits - 2r would lose distance r itself
     return message
 
 
@@ -138,7 +138,7 @@ def point_id(id_: uuid.UUID) -> pb.PointId:
 
 @lru_cache(maxsize=200_000)
 def parse_id(text: str) -> uuid.UUID:
-    """Parsing a UUID costs more than finding it again."""
+    """Parse a UUID; cached, because parsing costs more than a look-up."""
     return uuid.UUID(text)
 
 
@@ -171,7 +171,7 @@ def varint(value: int) -> bytes:
 
 
 def upsert(name: str, points: Sequence[Point], vectors: NDArray[np.float32]) -> pb.UpsertPoints:
-    """Points that replace what stands there, unless that has a newer revision."""
+    """A request to write points and replace stored ones, unless those have a newer revision."""
     request = pb.UpsertPoints(collection_name=name, wait=True, ordering=STRONG, update_filter=not_newer(points))
     for point, vector in zip(points, vectors, strict=True):
         row = request.points.add(id=point_id(point.id))
@@ -187,7 +187,7 @@ def upsert(name: str, points: Sequence[Point], vectors: NDArray[np.float32]) -> 
 
 
 def not_newer(points: Sequence[Point]) -> pb.Filter:
-    """What an existing point must fulfil to be replaced: its revision is not above the one that comes."""
+    """The condition on which a stored point is replaced: its revision is not above that of the new one."""
     by_revision: dict[int, list[pb.PointId]] = {}
     for point in points:
         by_revision.setdefault(revision(point), []).append(point_id(point.id))
@@ -215,7 +215,7 @@ def _condition(condition: Condition) -> pb.Condition:
         low = -EXACT_INT if condition.low is None else condition.low
         high = EXACT_INT if condition.high is None else condition.high
         return pb.Condition(field=pb.FieldCondition(key=condition.field, range=pb.Range(gte=low, lte=high)))
-    if not condition.values:  # equal to none of nothing: no point
+    if not condition.values:  # no value can match, so no point does
         return pb.Condition(has_id=pb.HasIdCondition())
     return pb.Condition(field=pb.FieldCondition(key=condition.field, match=_match(condition)))
 
@@ -232,11 +232,11 @@ def effort(target: float) -> int:
 
 
 def params(spec: Spec, accuracy: Accuracy, *, filtered: bool = False) -> pb.SearchParams:
-    """What the engine is asked to do. `filtered`: only a part of the points may be found.
+    """The parameters of a search. `filtered`: a filter leaves only a part of the points.
 
-    That part may lie on one side of the space, such as one modality of several. In a graph of 100,000 an ef of 192 then
-    found what 32 found without (.97, .98; 64: .93; `benchmarks/results/latency`), so it looks four times as far. Small
-    parts cost nothing more: the engine scans them.
+    That part may lie in one region of the space, as one modality of several does. In a graph of 100,000 an ef of 192
+    then found what 32 found without a filter (.97, .98; 64: .93; `benchmarks/results/latency`), so ef is four times as
+    large. A small part costs nothing more: the engine scans it.
     """
     if isinstance(accuracy, Exact) or spec.scale == "exact":
         return pb.SearchParams(exact=True)
@@ -247,7 +247,7 @@ def params(spec: Spec, accuracy: Accuracy, *, filtered: bool = False) -> pb.Sear
 
 
 def selector(fields: tuple[str, ...] | None, group_by: str | None) -> pb.WithPayloadSelector:
-    """What of the payload shall travel: every field costs on both sides, and there are dozens of hits."""
+    """The payload fields to return: each field costs time on both sides, for dozens of hits."""
     if fields is None:
         return pb.WithPayloadSelector(enable=True)
     wanted = dict.fromkeys(fields if group_by is None else (*fields, group_by))
@@ -255,7 +255,7 @@ def selector(fields: tuple[str, ...] | None, group_by: str | None) -> pb.WithPay
 
 
 class LazyPayload(Mapping[str, int | str]):
-    """A payload as it came, read on demand: most hits are looked up by id only."""
+    """A received payload, decoded on demand: most hits are looked up by id only."""
 
     __slots__ = ("_values",)
 
@@ -263,7 +263,7 @@ class LazyPayload(Mapping[str, int | str]):
         self._values = values
 
     def __getitem__(self, key: str) -> int | str:
-        if key not in self._values:  # a protobuf map would make the entry
+        if key not in self._values:  # a protobuf map would create the entry
             raise KeyError(key)
         value = self._values[key]
         found: int | str = value.string_value if value.HasField("string_value") else value.integer_value
@@ -285,7 +285,7 @@ def hits(points: Sequence[pb.ScoredPoint], metric: Metric) -> list[Hit]:
 
 
 def nears(points: Sequence[pb.ScoredPoint], bits: int) -> list[Near]:
-    """By distance, then id, whatever the engine made of ties."""
+    """The points by distance, then id, however the engine ordered ties."""
     rows = [
         Near(parse_id(point.id.uuid), (bits - round(point.score)) // 2, LazyPayload(point.payload)) for point in points
     ]

@@ -1,8 +1,8 @@
-"""The one door to Qdrant's messages.
+"""The only place that imports Qdrant's protobuf messages.
 
-They lie in qdrant-client, whose own import brings its REST client, a model of every request and its local mode: a
-second of processor time, of every process that speaks gRPC and needs none of that. So the messages are imported
-without what surrounds them; whoever wants the whole package imports it as ever, before this or after it.
+They are part of qdrant-client, whose import loads its REST client, a model of every request and its local mode: a
+second of processor time in every process that speaks gRPC and needs none of these. So the messages are imported
+without the rest of the package, which can still be imported as usual, before or after this module.
 """
 
 import importlib.util
@@ -16,7 +16,7 @@ PACKAGE = "qdrant_client"
 
 @contextmanager
 def _bare() -> Iterator[None]:
-    """Within the block the package is a folder: what is imported of it is imported alone."""
+    """Within the block the package is a bare folder: its modules are imported without its `__init__`."""
     spec = None if PACKAGE in sys.modules else importlib.util.find_spec(PACKAGE)
     if spec is None or spec.submodule_search_locations is None:
         yield

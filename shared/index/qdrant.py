@@ -1,8 +1,8 @@
-"""Qdrant over gRPC: a server, a cluster, or the embedded `services.vectors`; the adapter is the same.
+"""Qdrant over gRPC: one adapter for a server, a cluster and the embedded `services.vectors`.
 
-The generated stubs of qdrant-client are used, not its model layer (`shared.index.messages` says why). Two things a
-peer may lack are asked for and looked at: grouping (after UNIMPLEMENTED it is emulated, and the answer
-says so) and indexing on request (an update of the optimiser settings, which makes a server look again).
+It uses the generated stubs of qdrant-client, not its model layer (`shared.index.messages` says why). A peer may lack
+two features: grouping, which is emulated after UNIMPLEMENTED, as the answer says, and indexing on request, for which
+an update of the optimiser settings makes a server check its segments again.
 """
 
 import time
@@ -21,7 +21,7 @@ from shared.index.protobuf import pb
 from shared.index.trust import Trust
 
 BATCH: Final = 256  # points per upsert: about 1 MB of 1,024-d vectors
-AHEAD: Final = 4  # so many times k codes are asked for at first
+AHEAD: Final = 4  # the first request of a ball asks for this many times k codes
 RETRY_FOR_S: Final = 1.0  # a killed engine is back within 0.3 s
 _Code = grpc.StatusCode
 ERRORS: Final[dict[Any, type[SimilisError]]] = {
@@ -31,21 +31,21 @@ ERRORS: Final[dict[Any, type[SimilisError]]] = {
     _Code.UNIMPLEMENTED: Invalid,
     _Code.ALREADY_EXISTS: Conflict,
     _Code.FAILED_PRECONDITION: Conflict,
-}  # anything else (down, slow, disk full, another key, its own fault): Unavailable
-REFUSED: Final = (_Code.UNAUTHENTICATED, _Code.PERMISSION_DENIED)  # our key, not the caller's: no 403 for them
+}  # anything else (down, slow, disk full, wrong key, internal error): Unavailable
+REFUSED: Final = (_Code.UNAUTHENTICATED, _Code.PERMISSION_DENIED)  # of our key, not the caller's: no 403 for callers
 
 
 class Wire(NamedTuple):
-    """The two stubs of Qdrant's gRPC, or something that answers like them."""
+    """The two stubs of Qdrant's gRPC, or objects with the same methods."""
 
     points: Any
     collections: Any
 
 
 class Caller:
-    """Calls a stub with key and deadline; asks again for a second while the peer is not there.
+    """Calls a stub with key and timeout; retries for `RETRY_FOR_S` while the peer is unavailable.
 
-    Every request of this adapter may be sent twice: upserts are guarded by revision, deletes by id.
+    Every request of this adapter is idempotent: upserts are guarded by revision, deletes name ids.
     """
 
     def __init__(self, api_key: str, timeout_s: float) -> None:
@@ -65,7 +65,7 @@ class Caller:
 
 
 def translated(error: grpc.RpcError) -> SimilisError:
-    """Our error for a status; only what the caller can mend quotes the engine's own words."""
+    """Our error for a gRPC status; only errors that the caller can correct quote the engine's message."""
     if error.code() in REFUSED:
         return Unavailable("the vector engine refuses our key")
     if error.code() is _Code.DATA_LOSS:
@@ -77,13 +77,13 @@ def translated(error: grpc.RpcError) -> SimilisError:
 
 
 def channel(url: str) -> grpc.Channel:
-    """`http://host:grpc-port`, `https://...` (TLS, the system's certificates), or `unix:///path`."""
+    """A channel to `http://host:grpc-port`, `https://...` (TLS, the system's certificates), or `unix:///path`."""
     parts = urlsplit(url)
     options = [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),
         ("grpc.initial_reconnect_backoff_ms", 50),
-        ("grpc.min_reconnect_backoff_ms", 5000),  # in truth how long a handshake may take; refused is told at once
+        ("grpc.min_reconnect_backoff_ms", 5000),  # in fact the timeout of a handshake; a refusal fails at once
         ("grpc.max_reconnect_backoff_ms", 500),
         ("grpc.enable_http_proxy", 0),
     ]
@@ -105,7 +105,7 @@ class QdrantIndex:
         self.name = name
         self._wire = wire
         self._call = call
-        self._groups = True  # until the peer says that it cannot
+        self._groups = True  # until the peer answers UNIMPLEMENTED
         self._trust = Trust()
 
     def write(self, points: Sequence[Point]) -> None:
@@ -160,7 +160,7 @@ class QdrantIndex:
         return found, reply.time * 1000
 
     def _grouped(self, queries: Sequence[Query], requests: Sequence[pb.QueryPoints]) -> list[Answer]:
-        """Native groups where the peer has them; where those are fewer than asked for, emulation makes sure."""
+        """Answer by native groups where the peer has them; emulate the answers that have too few hits."""
         answers: dict[int, Answer] = {}
         for row, (query, message) in enumerate(zip(queries, requests, strict=True)):
             if self._groups:
@@ -173,7 +173,7 @@ class QdrantIndex:
         return [answers[row] for row in range(len(queries))]
 
     def _native_groups(self, query: Query, message: pb.QueryPoints) -> tuple[list[Hit], float]:
-        """The best `limit` hits lie in the best `limit` groups: each better group has a better best hit."""
+        """The best `limit` hits; they lie in the best `limit` groups, because groups rank by their best hit."""
         request = pb.QueryPointGroups(
             collection_name=self.name,
             query=message.query,
@@ -196,11 +196,11 @@ class QdrantIndex:
         return cut(ordered(messages.hits(members, self.spec.metric)), query), reply.time * 1000
 
     def near(self, queries: Sequence[CodeQuery]) -> list[Ball]:
-        """By top lists, which ties may cut, and by thresholds, which take them whole.
+        """One ball per query, from top lists, which may cut through ties, and from score thresholds, which do not.
 
-        A list of several times k mostly reaches beyond the k-th distance, and then the ball is whole; else it is asked
-        for by its radius. Of one that is larger than wanted, the distance at which it is cut is fetched entirely, so
-        that the same part is kept, and nothing beyond it: the radius may take in the whole archive.
+        A list of several times k mostly reaches beyond the k-th distance; then the ball is whole, else it is requested
+        by its radius. Of a ball that is larger than `most`, all points up to the distance of the cut are fetched, so
+        that always the same part is kept, but none beyond: the radius may include the whole archive.
         """
         for query in queries:
             checks.check_code_query(self.spec, query)
@@ -221,7 +221,7 @@ class QdrantIndex:
             engine_ms += more_ms
             for row, hits in zip(wider, more, strict=True):
                 found[row], limits[row] = hits, queries[row].most + 1
-        for row in short:  # one by one: a rim may hold the whole archive
+        for row in short:  # one by one: each reply may hold the whole archive
             if _short(found[row], limits[row], radii[row]):
                 every = self.count(queries[row].filter)
                 (hits,), more_ms = self._codes([queries[row]], [every], [found[row][-1].distance])
@@ -288,7 +288,7 @@ class QdrantIndex:
         return reply.result
 
     def optimize(self) -> bool:
-        """Wait until the engine reports green; an engine that gives up is `Unavailable`."""
+        """Request indexing and wait until the engine reports green. Raises: `Unavailable` if it reports red."""
         before = self.info()
         if self.spec.scale == "exact" or before.indexed >= before.points:
             return False
@@ -304,14 +304,14 @@ class QdrantIndex:
 
 
 def _radius(query: CodeQuery, hits: Sequence[Near]) -> int:
-    """Of the ball: as asked, or the k-th distance of a list that is long enough."""
+    """The radius of the ball: that of the query, or the distance of its k-th hit."""
     if query.radius is not None:
         return query.radius
     return hits[min(query.k or 1, len(hits)) - 1].distance if hits else 0
 
 
 def _short(hits: Sequence[Near], limit: int, radius: int) -> bool:
-    """The list was cut where the ball was not yet over."""
+    """Whether the list was cut before the ball was complete."""
     return len(hits) >= limit and hits[-1].distance <= radius
 
 
@@ -324,7 +324,7 @@ class QdrantStore:
     """The collections of one Qdrant."""
 
     def __init__(self, url: str, api_key: str = "", timeout_s: float = 10.0, *, wire: Wire | None = None) -> None:
-        """`wire` takes the place of the url: something that answers like the stubs, as the local mode does."""
+        """`wire` replaces the url: objects with the methods of the stubs, such as those over the local mode."""
         self._channel: grpc.Channel | None = None
         if wire is None:
             self._channel = channel(url)
@@ -339,14 +339,14 @@ class QdrantStore:
         if not self._exists(name):
             try:
                 self._call(self._wire.collections.Create, messages.create(name, spec))
-            except (Conflict, Invalid):  # a server calls "exists already" an invalid argument
+            except (Conflict, Invalid):  # a server reports "already exists" as an invalid argument
                 if not self._exists(name):
                     raise
         index, info = self._open(name)
         if index.spec != spec:
             raise Conflict(f"collection {name} exists with another spec")
         for field, kind in PAYLOAD.items():
-            if field not in info.payload_schema:  # also after a creation that was cut short
+            if field not in info.payload_schema:  # also after an interrupted creation
                 self._call(self._wire.points.CreateFieldIndex, messages.field_index(name, field, kind))
         return index
 

@@ -1,7 +1,7 @@
-"""The points of one collection in memory: what the exact twin and FAISS have in common.
+"""The points of one collection in memory, for the exact twin and FAISS.
 
-A row is written once. A newer revision tombstones the old row and appends one, so that an engine that can only
-append stays in step; `compacted` gives the room back.
+A row is written once. A newer revision tombstones the old row and appends a new one, because FAISS can only append;
+`compacted` frees the space.
 """
 
 import time
@@ -43,7 +43,7 @@ class Rows:
         return self._codes[: self.size]
 
     def write(self, points: Sequence[Point]) -> int:
-        """Append what is not older than what stands there; returns the first new row."""
+        """Append the points that are not older than the stored ones; returns the first new row."""
         checks.check_codes(self.spec, points)
         fresh = checks.newest(points)
         vectors = checks.prepare(self.spec, [point.vector for point in fresh])
@@ -84,7 +84,7 @@ class Rows:
                 self._alive[row] = False
 
     def mask(self, filter_: Filter, rows: NDArray[np.int64] | None = None) -> Mask:
-        """Which rows, or which of these, are alive and fulfil the filter."""
+        """Which of all rows, or of these, are alive and match the filter."""
         chosen = slice(self.size) if rows is None else rows
         mask = self._alive[chosen].copy()
         for condition in filter_.must:
@@ -99,7 +99,7 @@ class Rows:
         return self._columns.equals_any(condition.field, condition.values, chosen)
 
     def best(self, rows: NDArray[np.intp], scores: NDArray[np.float32], limit: int) -> list[Hit]:
-        """The `limit` best of these rows by falling score, equal scores by id, also where the cut falls."""
+        """The `limit` best of these rows by falling score, equal scores by id, also at the limit."""
         if len(rows) > limit:
             cut = -np.partition(-scores, limit - 1)[limit - 1]
             kept = scores >= cut

@@ -1,8 +1,7 @@
-"""Whether an engine's Hamming distances are right: asked of what it holds, as it is stored.
+"""Checks an engine's Hamming distances on the points that it stores.
 
-Of the layouts that look alike some give one score for all codes, and none of them says so; a server may quantise a
-segment hours after it took the points. So the engine is asked about its own points, before the first ball and again
-now and then.
+Some layouts of codes give one score for all of them without an error, and a server may quantise a segment hours after
+it took the points. So the engine is queried with its own points, before the first ball and then at intervals.
 """
 
 import threading
@@ -16,14 +15,14 @@ from shared.errors import Unavailable
 from shared.index.base import Ball, CodeQuery, Index, Point
 
 QUESTIONS, K, MOST = 4, 20, 100
-TRIES = 3  #: a point may be written between the question and the look at it
+TRIES = 3  #: a point may be written between the search and the read that it is compared with
 EVERY_S = 600.0
 
 Near = Callable[[Sequence[CodeQuery]], list[Ball]]
 
 
 class Trust:
-    """The distances of one collection were right when they were last asked for."""
+    """Checks the distances of one collection, again when the last success is `every_s` seconds old."""
 
     def __init__(self, every_s: float = EVERY_S) -> None:
         self._every_s = every_s
@@ -31,7 +30,7 @@ class Trust:
         self._lock = threading.Lock()
 
     def check(self, index: Index, near: Near) -> None:
-        """Raises: `Unavailable` while the engine's distances are not those of the codes it holds."""
+        """Raises: `Unavailable` while the engine's distances do not match the codes it holds."""
         if time.monotonic() < self._until:
             return
         with self._lock:
@@ -43,7 +42,7 @@ class Trust:
 
 
 def right(index: Index, near: Near) -> bool:
-    """Stored points, asked for their balls, find themselves and others at the distance that their bits have."""
+    """Whether stored points, as queries, find themselves, and others at the distances that their bits give."""
     some = next(iter(index.scan(QUESTIONS)), ())
     points = [point for point in index.get([id_ for id_, _ in islice(some, QUESTIONS)]) if point.code is not None]
     queries = [CodeQuery(code=p.code, k=K, most=MOST, fields=()) for p in points if p.code is not None]
