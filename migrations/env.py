@@ -14,13 +14,13 @@ def run() -> None:
     engine = sa.create_engine(url, poolclass=sa.NullPool)
     with engine.connect() as connection:
         connection.execute(sa.text("SELECT pg_advisory_lock(:key)"), {"key": LOCK})
-        connection.execute(sa.text("SET lock_timeout = '30s'"))  # of a table, not of the other deployer
+        connection.execute(sa.text("SET lock_timeout = '30s'"))  # for locks on tables, not for the other deployer
         connection.commit()
         context.configure(
             connection=connection,
             target_metadata=Base.metadata,
             compare_server_default=False,
-            transaction_per_migration=True,  # searches wait for what one has locked, not for the indexes of the next
+            transaction_per_migration=True,  # a search waits for the locks of one migration, not of all
         )
         with context.begin_transaction():
             context.run_migrations()

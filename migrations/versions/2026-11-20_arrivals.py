@@ -1,4 +1,4 @@
-"""The journal of what came in, and from whom."""
+"""The journal of incoming files and their senders."""
 
 import sqlalchemy as sa
 from alembic import op

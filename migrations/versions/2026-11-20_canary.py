@@ -1,4 +1,4 @@
-"""What the canary found of a generation, round by round."""
+"""The results of a generation's canary, round by round."""
 
 import sqlalchemy as sa
 from alembic import op

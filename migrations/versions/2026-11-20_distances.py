@@ -26,7 +26,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """What only the second vote had judged is judged by nothing, and a row without a first threshold goes."""
+    """Delete calibrations without a first threshold; images that they judged have no calibration then."""
     op.drop_column("review", "distance_threshold")
     op.drop_column("review", "distance")
     op.drop_column("image", "distance")

@@ -27,7 +27,7 @@ def upgrade() -> None:
         sa.Column("purged_at", time),
     ):
         op.add_column("generation", column)
-    # those that stand were opened before there was anything to fill them with
+    # existing generations were opened before anything was encoded, so they need no fill
     op.execute("UPDATE generation SET filled_at = created_at")
     op.execute("UPDATE generation SET retired_at = clock_timestamp() WHERE state = 'retired'")
     op.add_column("live", sa.Column("previous_id", sa.BigInteger()))

@@ -1,4 +1,4 @@
-"""Calibrations of the feature gate, reviews of what the gates stopped, and who did what."""
+"""Calibrations of the feature gate, reviews of stopped images, and the audit."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""A backlog of a million images is asked without reading all of it; an erasure knows in which store a file lies."""
+"""Indexes for queries of a backlog of a million images; the store folder of each file that an erasure removes."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""Sent files are known by their content; whose a stopped one is; what an erasure left; hours of a build."""
+"""Indexes of sent files by digest, identity of stopped files, files that an erasure has to remove, hours of a build."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -35,7 +35,7 @@ def upgrade() -> None:
         sa.Column("digest", sa.LargeBinary(), nullable=False),
         sa.PrimaryKeyConstraint("digest", name=op.f("pk_removal")),
     )
-    # whose they are is written when they are read again: sent files by the next scan job, others by their folder's
+    # their identity is stored when they are read again: sent files by the next scan job, others by a scan of the folder
     op.execute("UPDATE file SET mtime_ns = -1 WHERE outcome = 'quarantined'")
     op.add_column("generation", sa.Column("hours", sa.Text()))
 

@@ -1,4 +1,4 @@
-"""What a new model has yet to encode is called catch-up: a backfill is what is pulled from another archive."""
+"""Rename the backfill of a new model to catch-up, because a backfill is also a pull from another archive."""
 
 from alembic import op
 
@@ -11,7 +11,7 @@ INDEXES = ("due", "failed", "image_id")
 
 
 def rename(old: str, new: str) -> None:
-    """Table, indexes and constraints; PostgreSQL 18 has names for NOT NULL, too, which no list of ours knows."""
+    """Rename the table, its indexes and all its constraints; PostgreSQL 18 also names those for NOT NULL."""
     op.rename_table(old, new)
     for index in INDEXES:
         op.execute(f"ALTER INDEX ix_{old}_{index} RENAME TO ix_{new}_{index}")

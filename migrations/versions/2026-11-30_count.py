@@ -1,4 +1,4 @@
-"""While a generation is filled, it stands when what it lacks is counted again."""
+"""When the gaps of a generation are counted again while it is filled."""
 
 import sqlalchemy as sa
 from alembic import op

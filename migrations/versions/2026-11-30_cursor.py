@@ -1,4 +1,4 @@
-"""An operation's counts are tallies alone: where it goes on, and that its files are registered, have columns."""
+"""Columns for an operation's cursor and the time its files were registered; its counts are tallies only."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,4 @@
-"""What ended badly is found without reading what did not."""
+"""Indexes that find dead letters without reading all other rows."""
 
 import sqlalchemy as sa
 from alembic import op

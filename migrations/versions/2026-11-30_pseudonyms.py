@@ -1,4 +1,4 @@
-"""The database knows the key of its pseudonyms again. The first start that holds one binds it."""
+"""Bind the database to the key of its pseudonyms again; the first start with a key does so."""
 
 import sqlalchemy as sa
 from alembic import op

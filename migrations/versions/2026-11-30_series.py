@@ -1,4 +1,4 @@
-"""A series, and the images of a rare modality, are found without reading all the others."""
+"""Indexes that find a series, or the images of a rare modality, without reading all images."""
 
 from alembic import op
 
