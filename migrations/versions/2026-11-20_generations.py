@@ -27,7 +27,7 @@ def upgrade() -> None:
         sa.Column("purged_at", time),
     ):
         op.add_column("generation", column)
-    # existing generations were opened before anything was encoded, so they need no fill
+    # existing generations were opened when there was nothing to fill in
     op.execute("UPDATE generation SET filled_at = created_at")
     op.execute("UPDATE generation SET retired_at = clock_timestamp() WHERE state = 'retired'")
     op.add_column("live", sa.Column("previous_id", sa.BigInteger()))

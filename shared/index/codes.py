@@ -18,7 +18,7 @@ WORD: Final = 8  #: bytes; shorter codes are padded with zeros: the scan has no 
 SAMPLE: Final = 8192  #: codes from which a radius is guessed; up to this many are all counted with NumPy
 STRIP: Final = 64  #: adjacent codes in a strip of the sample: single ones would cost a cache line each
 SPARE: Final = 4  #: the guessed radius should hold this many times k codes
-FEW: Final = 0.1  #: up to this share of allowed rows, only their distances are counted
+FEW: Final = 0.1  #: where at most this share of the rows is allowed, only their distances are counted
 
 Rows = NDArray[np.int64]
 Distances = NDArray[np.int32]

@@ -11,7 +11,7 @@ from typing import Final
 from shared.index.base import Answer, Hit, Match, Query
 
 LEAST: Final = 1000  #: hits that a round asks for: several groups of some hundreds each
-MOST: Final = 10_000  #: to which that grows while rounds fill no group, as hits lack the field: a whole Hamming ball
+MOST: Final = 10_000  #: hits at most, after rounds that filled no group as hits lack the field: a whole Hamming ball
 ROUNDS: Final = 50
 
 
@@ -96,5 +96,5 @@ class _Walk:
 
 
 def ordered(hits: Iterable[Hit]) -> list[Hit]:
-    """By falling score, equal scores by id: engines differ on ties."""
+    """The hits by falling score, equal scores by id, because engines differ on ties."""
     return sorted(hits, key=lambda hit: (-hit.score, hit.id.int))

@@ -1,7 +1,7 @@
 """Checks an engine's Hamming distances on the points that it stores.
 
-Some layouts of codes give one score for all of them without an error, and a server may quantise a segment hours after
-it took the points. So the engine is queried with its own points, before the first ball and then at intervals.
+Some layouts give all codes one score, without an error, and a server may quantise a segment hours after it took the
+points. So the engine is queried with its own points, before the first ball and then at intervals.
 """
 
 import threading

@@ -326,7 +326,7 @@ _UNJUDGED = {
 
 
 def unjudged(db: Session | sa.Connection, vote: Literal["any", "distance"] = "any") -> dict[str, int]:
-    """Searchable images by modality that no threshold has judged, or no threshold of distances."""
+    """Searchable images by modality that no threshold has judged, or, by `vote`, no threshold of distances."""
     return {row[0]: row[1] for row in db.execute(_UNJUDGED[vote])}
 
 

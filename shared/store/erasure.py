@@ -109,7 +109,7 @@ _NO_PLACE = sa.text(
 
 
 def stopped(db: Session) -> Sequence[sa.Row[Any]]:
-    """(id, study_uid, patient_key, sop_uid) of every file that was stopped before it became an image."""
+    """(id, study_uid, patient_key, sop_uid) of every stopped file whose patient is known."""
     statement = (
         "SELECT id, study_uid, patient_key, coalesce(sop_uid, '') AS sop_uid FROM file WHERE patient_key IS NOT NULL"
     )

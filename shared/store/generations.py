@@ -95,7 +95,7 @@ def add(
 ) -> Generation:
     """Open a generation: from the commit on, every encoding of its model gets a row in its ledger.
 
-    With `operation_id`, that operation has to fill in the existing images; without it, there are none.
+    With `operation_id`, that operation has to fill in the existing images; without it, there is nothing to fill in.
     """
     alone(db, Lock.GENERATIONS)
     number = number or reserve(db)
@@ -112,7 +112,7 @@ def add(
     if operation_id is None:
         generation.filled_at = sa.func.clock_timestamp()
     db.add(generation)
-    db.flush()  # its id names it everywhere
+    db.flush()  # other rows refer to it from now on
     return generation
 
 

@@ -9,7 +9,7 @@ SPACE = 0x53494D  # "SIM": keeps these locks apart from other advisory locks in 
 
 
 class Lock(IntEnum):
-    GENERATIONS = 1  #: shared to write or apply ledgers; exclusive to open, publish or retire a generation
+    GENERATIONS = 1  #: shared to write or apply ledgers; exclusive to change generations or thresholds
     INTAKE = 2  #: shared to register files; exclusive to erase
     CREATING = 3  #: shared to create a collection, until its row is written; exclusive to look for strays
 

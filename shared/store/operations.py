@@ -36,7 +36,7 @@ def create(db: Session, kind: str, params: dict[str, Any], key_digest: bytes | N
             return found
     operation = Operation(kind=kind, params=params, key_digest=key_digest)
     db.add(operation)
-    db.flush()  # its id is the answer
+    db.flush()  # assigns the id
     return operation
 
 
@@ -149,7 +149,7 @@ def progress(
     cursor: Mapping[str, Any] | None,
     lease_s: float,
 ) -> bool:
-    """Store the progress and renew the lease; False: the worker must stop, the operation was cancelled or lost."""
+    """Store the progress and renew the lease; False: the worker must stop (cancelled, paused or taken over)."""
     told = {"done": done, "total": total, "counts": json.dumps(dict(counts)), "lease": lease_s}
     where = {"cursor": None if cursor is None else json.dumps(dict(cursor))}
     row = db.execute(_PROGRESS, {"id": held.id, "attempt": held.attempt} | told | where).one_or_none()
@@ -229,9 +229,9 @@ def cancel(db: Session, operation_id: uuid.UUID) -> Operation:
 
 
 def retry(db: Session, operation_id: uuid.UUID) -> Operation:
-    """Make an ended operation due again from the start: finished work is skipped, failed work is tried again.
+    """Make an ended or paused operation due again from the start: finished work is skipped, failed work tried again.
 
-    Raises: `NotFound`, `Conflict` when it has not ended.
+    Raises: `NotFound`, `Conflict` while it is pending or running.
     """
     operation = _locked(db, operation_id)
     if operation.state in ("pending", "running"):

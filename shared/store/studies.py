@@ -305,7 +305,7 @@ def replace(db: Session, image_id: int, new: Incoming, operation_id: uuid.UUID |
 
 
 def hold(db: Session, image_id: int, gate: str, reason: str) -> None:
-    """Quarantine an image that was just registered, until a person decides on it."""
+    """Quarantine an image whose bytes were just registered, until a person decides on it."""
     db.execute(
         sa.text(
             "UPDATE image SET status = 'quarantined', gate = :gate, reason = :reason, settled_at = clock_timestamp() "

@@ -145,7 +145,7 @@ INDEXABLE = "status NOT IN ('deleted', 'rejected', 'quarantined')"
 #: The revision that an image's stored encodings belong to: the previous one while it waits to be encoded again.
 ENCODED_REVISION = "revision - CASE WHEN status IN ('received', 'encoding') THEN 1 ELSE 0 END"
 
-#: Condition: a path as of a sent file, named by the digest of its content (`blobs.Blobs.place`), in any store.
+#: Condition: the path is that of a sent file, named by the digest of its content (`blobs.Blobs.place`), in any store.
 SENT = (
     "encode(substring(path FROM greatest(length(path) - 74, 1)), 'escape') = '/' || "
     "substr(encode(digest, 'hex'), 1, 2) || '/' || substr(encode(digest, 'hex'), 3, 2) || '/' || "
