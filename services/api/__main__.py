@@ -20,7 +20,7 @@ log = get("services.api")
 
 
 class Server(uvicorn.Server):
-    """Tells when it answers: with a socket that was open before, nobody can see it from outside."""
+    """Calls `serving` once it answers: with a socket that was already open, this cannot be seen from outside."""
 
     def __init__(self, config: uvicorn.Config, serving: Callable[[], None]) -> None:
         super().__init__(config)
@@ -30,7 +30,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         if self.started:
             gc.collect()
-            gc.freeze()  # what is loaded stays: looking through all of it held up whoever asked by 70 ms and more
+            gc.freeze()  # a full collection over all loaded objects delayed requests by 70 ms and more
             gc.set_threshold(50_000)
             self._serving()
 
@@ -41,9 +41,9 @@ def configuration(app: ASGIApp, host: str, port: int) -> uvicorn.Config:
         host=host,
         port=port,
         http=HttpProtocol,
-        ws="none",  # an upgrade would leave the protocol above, and its limits
-        log_config=None,  # ours
-        access_log=False,  # it would write paths, which hold UIDs
+        ws="none",  # a WebSocket upgrade would bypass the limits of `HttpProtocol`
+        log_config=None,
+        access_log=False,  # it would log paths, which hold UIDs
         server_header=False,
         timeout_keep_alive=30,
         timeout_graceful_shutdown=10,
@@ -51,13 +51,13 @@ def configuration(app: ASGIApp, host: str, port: int) -> uvicorn.Config:
 
 
 def raise_limit() -> None:
-    """As many connections are taken as the system lets us have: a service is often started with 1,024 at most."""
+    """Raise the soft limit of open files to the hard limit: services often start with 1,024."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def main(listener: socket.socket | None = None, serving: Callable[[], None] = lambda: None) -> int:
-    """Serve, on this open socket or on one of our own; gives an exit code."""
+    """Serve on the given socket, or on a new one; returns an exit code."""
     settings = read("similis api")
     configure("api", json=settings.log_json, level=settings.log_level)
     raise_limit()

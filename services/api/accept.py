@@ -1,4 +1,4 @@
-"""What a client wants to have: `Accept`, also as a parameter of the address (PS3.18 section 8.3.3)."""
+"""Content negotiation by `Accept`, as a header or as a query parameter (PS3.18 section 8.3.3)."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ class Range:
     kind: str
     params: Mapping[str, str]
     q: float
-    plain: frozenset[str]  #: the kinds that the header names without parameters, refused ones among them
+    plain: frozenset[str]  #: media ranges that the header names without parameters, including those with q=0
 
     def fits(self, offered: str) -> bool:
-        """Whether this range speaks of it, and none that is more specific (RFC 9110 section 12.5.1)."""
+        """Whether this is the most specific range that covers the offered type (RFC 9110 section 12.5.1)."""
         covering = (offered, f"{offered.partition('/')[0]}/*", "*/*")
         return self.kind in covering and self.plain.isdisjoint(covering[: covering.index(self.kind)])
 
 
 def ranges(request: Request) -> list[Range]:
-    """What the client takes, the best first; without a word of it, anything."""
+    """The media ranges that the client accepts, highest q first; without an `Accept`, `*/*`."""
     said = request.query_params.get("accept") or request.headers.get("accept") or "*/*"
     found = []
     for part in parse_http_list(said):
         kind, params = media_type(part)
-        if kind == "*":  # not in the grammar, and sent by some
+        if kind == "*":  # not in the grammar, but some clients send it
             kind = "*/*"
         found.append((kind, params, _quality(params.pop("q", "1"))))
     plain = frozenset(kind for kind, params, _ in found if not params)
@@ -46,7 +46,7 @@ def _quality(text: str) -> float:
 
 
 def best(request: Request, offered: Sequence[str]) -> str:
-    """Of what is offered, the first that the client likes best. Raises: `NotAcceptable`."""
+    """The offered media type that the client prefers; ties go to the earlier offer. Raises: `NotAcceptable`."""
     for wanted in ranges(request):
         for kind in offered:
             if wanted.fits(kind):

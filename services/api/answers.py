@@ -1,4 +1,4 @@
-"""What goes out."""
+"""Response shapes."""
 
 from datetime import date, datetime
 from typing import Any, Literal
@@ -39,7 +39,7 @@ class Match(Out):
 
 
 class LabelsOut(Out):
-    """Of the matched images; several values where they differ."""
+    """Labels of the matched images; several values where the images differ."""
 
     birads: list[int]
     density: list[str]
@@ -62,7 +62,7 @@ class Stop(Out):
 
 
 class GateOut(Out):
-    """What one gate says of the query image; the feature gate's votes are a score and a distance."""
+    """One gate's verdict on the query image; the feature gate votes by a score and by a distance."""
 
     gate: str
     verdict: Literal["passed", "stopped", "uncalibrated", "unmeasured"]
@@ -248,7 +248,7 @@ class Coverage(Out):
 
 
 class RecallOut(Out):
-    """Against exact search, the query's patient excluded; `points` is how many the index held then."""
+    """Recall against exact search, with the query's patient excluded; `points` is the size of the index then."""
 
     recall: float
     k: int
@@ -257,7 +257,7 @@ class RecallOut(Out):
 
 
 class CanaryOut(Out):
-    """Recall of the published index as it is now: stored images ask exactly and as searches do, every few minutes."""
+    """Recall of the published index now: every few minutes stored images are searched exactly and as usual."""
 
     recall: float
     k: int
@@ -301,7 +301,7 @@ class ExceptionOut(Out):
 
 
 class ImagesOut(Out):
-    """Of the images that searches find today: held, on their way, and lacking for good."""
+    """Coverage of the images that searches find today: held by the generation, on their way, and exceptions."""
 
     total: int
     covered: int
@@ -326,7 +326,7 @@ class LiftedOut(Out):
 
 
 class ItemOut(Out):
-    """One that was stopped. A file was stopped before it was known which image it holds."""
+    """A stopped image or file. A file was stopped before Similis could read which image it holds."""
 
     item: str
     gate: str | None
@@ -416,7 +416,7 @@ class JournalOut(Out):
 
 
 class DistancesOut(Out):
-    """The second vote: distances of known images, each measured while its patient was held out."""
+    """Calibration of the distance vote: distances of known images, each measured with its patient held out."""
 
     threshold: float
     mean: float
@@ -426,7 +426,7 @@ class DistancesOut(Out):
 
 
 class CalibrationOut(Out):
-    """The newest one of a modality is in force. Without a threshold of scores, or of distances, that vote is absent."""
+    """A calibration. The newest one of a modality is in force. A vote without a threshold is not taken."""
 
     id: int
     model: str
@@ -446,9 +446,9 @@ class CalibrationOut(Out):
 
 
 class CalibrationsOut(Out):
-    """`without` counts searchable images by modality that no threshold has judged.
+    """`without` counts, by modality, searchable images that no threshold has judged.
 
-    `wanting` counts those of modalities that have many, and no thresholds made in this archive: calibrate them.
+    `wanting` counts the images of modalities that have many but no thresholds made in this archive: calibrate these.
     """
 
     calibrations: list[CalibrationOut]
@@ -471,7 +471,7 @@ class FlipOut(Out):
 
 
 class ReplayOut(Out):
-    """What thresholds change: searchable images that they stop, stopped ones that they admit."""
+    """The effect of other thresholds: searchable images that they stop, stopped images that they admit."""
 
     model: str
     modality: str

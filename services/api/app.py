@@ -1,4 +1,4 @@
-"""The HTTP API, put together."""
+"""Assembles the HTTP API."""
 
 import base64
 import hashlib
@@ -46,7 +46,7 @@ from shared.store import generations as store_generations
 
 log = get(__name__)
 
-#: /similar before /{uid}: the first that fits is taken
+#: in order of matching: `/similar` must come before `/{uid}`
 ROUTERS = (
     health.router,
     search.router,
@@ -67,16 +67,16 @@ ROUTERS = (
     dicomweb_retrieve.router,
 )
 MIB = 1024 * 1024
-WARM_S = 3.0  #: an engine that is away is waited for no longer than this at the end
+WARM_S = 3.0  #: longest wait at shutdown for a warm-up that hangs on an engine
 
 
 def create(rt: Runtime) -> FastAPI:
-    """The app over this runtime, which it closes at its end.
+    """The app on this runtime, which it closes at shutdown.
 
-    Raises: `Denied` where strangers could reach it without a key, or a route declares no scope; `Invalid` where the
-    site's rules of admission are wrong.
+    Raises: `Denied` where the app would listen beyond loopback without keys, or a route declares no scope; `Invalid`
+    where the site's rules of admission are wrong.
     """
-    rt.admission  # noqa: B018 - read now, not by the first who sends a file
+    rt.admission  # noqa: B018 - read now, so that a wrong file stops the start and not the first upload
     api = rt.settings.api
     if not api.require_key and not is_loopback(api.host):
         raise Denied("without keys the API listens on loopback only")
@@ -88,11 +88,11 @@ def create(rt: Runtime) -> FastAPI:
         app.router.routes.extend(router.routes)
     refuse_undeclared(app.routes)
     app.state.rt, app.state.metrics, app.state.callers = rt, Metrics(rt), Callers(rt)
-    # one decoder child and one encoder, neither of them for two at once
+    # there is one decoder child and one encoder, each for one request at a time
     app.state.decoding, app.state.readiness = Slots(slots=1, waiting=8), health.Readiness()
     app.state.uploads = Slots(slots=4, waiting=0, each=2)  # each may hold max_upload_mb of memory
-    app.state.storing = Slots(slots=8, waiting=0)  # each holds a few chunks, the rest is on the disk
-    # each holds one of the 40 threads while it reads every file, or waits; a viewer asks for all series at once
+    app.state.storing = Slots(slots=8, waiting=0)  # each holds a few chunks in memory, the rest is on the disk
+    # each request occupies one of the 40 threads while it reads or waits; a viewer requests all series at once
     app.state.reading = Slots(slots=12, waiting=12, each=18)
     errors.install(app)
     style = base64.b64encode(hashlib.sha256(health.STYLE.encode()).digest()).decode()
@@ -110,18 +110,18 @@ def create(rt: Runtime) -> FastAPI:
 
 @asynccontextmanager
 async def _life(app: FastAPI) -> AsyncIterator[None]:
-    """The engines' clients are made beside the start, so that the first search does not wait for them."""
+    """Create the engines' clients in a background thread at startup, so that the first search does not wait."""
     warm = threading.Thread(target=_warm, args=(app.state.rt,), name="warm", daemon=True)
     warm.start()
     yield
-    warm.join(WARM_S)  # it would make connections anew that nobody closes
+    warm.join(WARM_S)  # a warm-up that outlives `close` would open connections that nobody closes
     app.state.callers.close()
     app.state.metrics.stored.close()
     app.state.rt.close()
 
 
 def _warm(rt: Runtime) -> None:
-    """The engines are asked for the first time, and one that counts the bits of codes wrongly is told of at once."""
+    """Make the first call to each engine, and log an error where the index computes wrong Hamming distances."""
     if health.look(rt)["status"] == "unavailable":
         return
     try:
@@ -130,11 +130,11 @@ def _warm(rt: Runtime) -> None:
         if live is not None:
             hashes.trusted(rt.index(live.collection))
     except SimilisError as error:
-        log.error("warm_up_failed", error=str(error))  # noqa: TRY400 - our own words; hash searches say the same
+        log.error("warm_up_failed", error=str(error))  # noqa: TRY400 - our own message; hash searches raise the same
 
 
 def _described(app: FastAPI) -> dict[str, Any]:
-    """OpenAPI 3.1, with the scope of each route and the one shape of every refusal."""
+    """The OpenAPI 3.1 document, with the scope of each route and the problem shape of every refusal."""
     if app.openapi_schema is not None:
         return app.openapi_schema
     schema = get_openapi(

@@ -1,6 +1,6 @@
-"""Who is calling, and what they may do. Deny by default: a route that declares no scope stops the app from starting.
+"""Authentication and scopes. Deny by default: a route that declares no scope stops the app from starting.
 
-A key is looked up at most once in `CACHE_S`, so a revoked one is refused within that time.
+A key's lookup is cached for `CACHE_S`, so a revoked key is refused within that time.
 """
 
 import time
@@ -26,14 +26,14 @@ from shared.types import Status
 log = get(__name__)
 
 CACHE_S = 0.8
-MOST = 1024  #: remembered keys, known and unknown
+MOST = 1024  #: cached lookups, of valid and of unknown keys
 TOUCH_S = 60.0
 HELD_BACK = frozenset({Status.QUARANTINED, Status.REJECTED})  #: images whose pictures only a reviewer may see
-ANYBODY = Bearer(0, "anybody", "", frozenset(keys.ALL))  #: loopback with `api.require_key` switched off
+ANYBODY = Bearer(0, "anybody", "", frozenset(keys.ALL))  #: every caller when `api.require_key` is off
 
 
 class Callers:
-    """The keys seen lately, and how much each may still ask."""
+    """A cache of key lookups, and a token bucket for each key."""
 
     def __init__(self, rt: Runtime) -> None:
         api = rt.settings.api
@@ -44,7 +44,7 @@ class Callers:
         self._later = ThreadPoolExecutor(1, "touch")
 
     async def identify(self, request: Request) -> Bearer:
-        """Raises: `Unidentified` for none, unknown, expired and revoked alike."""
+        """The caller's key. Raises: `Unidentified` for a missing, unknown, expired or revoked key alike."""
         if not self.rt.settings.api.require_key:
             return ANYBODY
         secret = presented(request)
@@ -52,7 +52,7 @@ class Callers:
             raise Unidentified("an API key is needed: Authorization: Bearer sml_...")
         bearer, known_at = self._seen.get(secret, (None, 0.0))
         if time.monotonic() - known_at > CACHE_S:
-            asked = time.monotonic()  # before the question: a revocation meanwhile counts
+            asked = time.monotonic()  # taken before the lookup, so that a revocation during it is seen in time
             bearer = await run_in_threadpool(self._ask, secret)
             self._seen[secret] = (bearer, asked)
             self._seen.move_to_end(secret)
@@ -68,7 +68,7 @@ class Callers:
             return keys.identify(connection, secret)
 
     def _touch(self, key_id: int) -> None:
-        """Remembered at most once a minute, beside the request and never in its way."""
+        """Update the key's time of last use, at most once per `TOUCH_S` and in a background thread."""
         now = time.monotonic()
         if now - self._touched.get(key_id, -TOUCH_S) >= TOUCH_S:
             self._touched[key_id] = now
@@ -95,9 +95,9 @@ def presented(request: Request) -> str | None:
 
 
 class Needs:
-    """A dependency: nobody passes without one of these scopes, nor faster than their bucket allows.
+    """A dependency that admits callers with one of these scopes and a token left in their bucket.
 
-    Nor with a parameter that the route does not have.
+    It also refuses query parameters that the route does not declare.
     """
 
     def __init__(self, *scopes: Scope) -> None:
@@ -119,13 +119,13 @@ def may_see(status: str, bearer: Bearer) -> bool:
 
 
 def public(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Declare, on purpose and in the open, that a route needs no key."""
+    """Declare explicitly that a route needs no key."""
     function.__similis_public__ = True  # type: ignore[attr-defined]
     return function
 
 
 def scopes_of(route: APIRoute) -> frozenset[Scope] | None:
-    """The declared scopes; empty for a public route, None for one that declares nothing."""
+    """The scopes that the route declares; empty for a public route, None for a route that declares neither."""
     for dependency in route.dependant.dependencies:
         if isinstance(dependency.call, Needs):
             return dependency.call.scopes

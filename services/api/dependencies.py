@@ -1,4 +1,4 @@
-"""What a route may ask for in its signature."""
+"""FastAPI dependencies for the routes' signatures."""
 
 import hashlib
 from collections.abc import Iterator
@@ -56,15 +56,15 @@ def _db(rt: Rt) -> Iterator[Session]:
         yield db
 
 
-#: One unit of work. scope="function": it is committed before the answer leaves, so that a failed commit is told.
+#: One transaction. scope="function": it commits before the response is sent, so that the client sees a failed commit.
 Db = Annotated[Session, Depends(_db, scope="function")]
 
-#: By which a client says that it asks for the same once more.
+#: A client's repeated request carries the same key, and begins nothing twice.
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=200)]
 
 
 def key_digest(bearer: Bearer, idempotency_key: str | None) -> bytes | None:
-    """What is kept of an Idempotency-Key; another caller's is another."""
+    """The digest that is stored for an Idempotency-Key, distinct for each caller; None without a key."""
     return hashlib.sha256(f"{bearer.id}|{idempotency_key}".encode()).digest() if idempotency_key else None
 
 
@@ -75,7 +75,7 @@ CanIngest = Annotated[Bearer, Depends(Needs(Scope.INGEST))]
 CanReview = Annotated[Bearer, Depends(Needs(Scope.REVIEW))]
 CanReindex = Annotated[Bearer, Depends(Needs(Scope.REINDEX))]
 CanErase = Annotated[Bearer, Depends(Needs(Scope.ERASE))]
-#: Whoever may begin long work may watch it, and what takes in, a scan or a pull, may be cancelled and tried again.
+#: Scopes that may begin an operation may watch it; `CanTakeIn` may also cancel and retry scans and pulls.
 CanWatch = Annotated[Bearer, Depends(Needs(Scope.INGEST, Scope.REVIEW, Scope.REINDEX, Scope.ERASE, Scope.ADMIN))]
 CanTakeIn = Annotated[Bearer, Depends(Needs(Scope.INGEST, Scope.ADMIN))]
 CanSeeBuilds = Annotated[Bearer, Depends(Needs(Scope.READ, Scope.REINDEX))]

@@ -16,7 +16,7 @@ Series = Annotated[Uid, Path()]
 
 
 class Where(NamedTuple):
-    """An instance by its whole address."""
+    """The UIDs that address one instance."""
 
     study: str
     series: str
@@ -31,7 +31,7 @@ Instance = Annotated[Where, Depends(_where)]
 
 
 def held(rt: Runtime, study: str, series: str = "", sop: str = "") -> Sequence[Any]:
-    """The rows of what the address names. Raises: `NotFound`."""
+    """The rows of a study, series or instance. Raises: `NotFound`."""
     with rt.store.reading() as connection:
         found = qido.held(connection, study, series, sop)
     if not found:
@@ -40,6 +40,9 @@ def held(rt: Runtime, study: str, series: str = "", sop: str = "") -> Sequence[A
 
 
 def base_of(request: Request) -> str:
-    """As the caller reaches us. A proxy is not asked: whoever reaches us could say what a proxy says."""
+    """The base URL of DICOMweb, from `public_url` or the request.
+
+    Forwarding headers of a proxy are ignored, because any caller could send them.
+    """
     address = request.app.state.rt.settings.api.public_url or str(request.base_url)
     return f"{address.rstrip('/')}/dicom-web"

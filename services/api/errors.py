@@ -1,6 +1,6 @@
 """One table from our errors to HTTP; every refusal is an `application/problem+json` (RFC 9457).
 
-A problem never quotes what was sent: values may be a patient's, and answers end up in other people's logs.
+A problem never quotes the request: its values may name a patient, and responses end up in other systems' logs.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,8 +33,8 @@ from shared.errors import (
 from shared.imaging.reasons import SENTENCES, Reason
 from shared.store.blobs import Full
 
-MOST_TOLD = 100  #: wrong fields
-TYPES = "urn:similis:problem:"  #: registered in the OpenAPI document; a name, not an address
+MOST_TOLD = 100  #: wrong fields in one problem
+TYPES = "urn:similis:problem:"  #: prefix of problem types; a name, not an address
 
 
 class TooLarge(Invalid):
@@ -42,15 +42,15 @@ class TooLarge(Invalid):
 
 
 class UnsupportedMedia(Invalid):
-    """The body is of a kind that this route does not take."""
+    """The body has a media type that this route does not accept."""
 
 
 class NotAcceptable(Invalid):
-    """The answer is not there in any form that the caller takes."""
+    """The answer is not available in any media type that the caller accepts."""
 
 
 class Gone(NotFound):
-    """The row stands, what it points at does not."""
+    """The row exists, but the file it points at does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +77,7 @@ KINDS: Mapping[type[SimilisError], Kind] = {
     SimilisError: Kind(500, "internal", "Our own fault"),
 }
 
-#: What Starlette itself answers, in the same words.
+#: The same problems for the statuses that Starlette raises itself.
 STATUSES: Mapping[int, Kind] = {kind.status: kind for kind in KINDS.values()} | {
     404: KINDS[NotFound],
     405: Kind(405, "method-not-allowed", "This method is not for this address"),
@@ -89,7 +89,7 @@ def kind_of(error: SimilisError) -> Kind:
 
 
 def explain(reason: str | None) -> str | None:
-    """The sentence that people read for a reason of the closed vocabulary."""
+    """The sentence for a reason code; None for no reason and for an unknown one."""
     try:
         return SENTENCES[Reason(reason)] if reason else None
     except ValueError:
@@ -114,7 +114,7 @@ def problem(
 
 
 def route_of(request: Request) -> str:
-    """The route's template: the path itself holds UIDs."""
+    """The route's template, since the path itself holds UIDs; empty without a route."""
     route = request.scope.get("route")
     return getattr(route, "path", "") or ""
 
@@ -137,7 +137,7 @@ def of_error(request: Request, error: SimilisError) -> Response:
 
 
 def of_validation(request: Request, errors: Sequence[Mapping[str, Any]]) -> Response:
-    """Each wrong field by name and rule, without its value; of very many, the first."""
+    """A 400 that names each wrong field and the rule it breaks, never its value; at most `MOST_TOLD` fields."""
     known = names_of(request.scope["route"])
     found = [{"where": _place(e), "code": e["type"], "message": _message(e, known)} for e in errors[:MOST_TOLD]]
     listed = ", ".join(dict.fromkeys(e["where"] for e in found))
@@ -148,14 +148,14 @@ _NUMBERS = ("uuid_parsing", "date_from_datetime_parsing", "int_parsing", "bool_p
 
 
 def _place(error: Mapping[str, Any]) -> str:
-    """`query.k`; a name that is not one of ours is not repeated."""
+    """The field's path, such as `query.k`; an unknown name is not repeated but written `?`."""
     unknown = error["type"] == "extra_forbidden"
     parts = [str(part) for part in error["loc"]]
     return ".".join([*parts[:-1], "?"] if unknown else parts) or "body"
 
 
 def _message(error: Mapping[str, Any], known: Sequence[str]) -> str:
-    """Pydantic's own words, except where they quote the input."""
+    """Pydantic's own message, except where it quotes the input."""
     if error["type"] == "json_invalid":
         return "this is not JSON"
     if error["type"] == "extra_forbidden":
@@ -169,7 +169,7 @@ def _message(error: Mapping[str, Any], known: Sequence[str]) -> str:
 
 
 def install(app: FastAPI) -> None:
-    """The app answers every error by the table."""
+    """Register handlers that answer every error of the app by the table."""
 
     @app.exception_handler(SimilisError)
     def ours(request: Request, error: SimilisError) -> Response:
@@ -188,17 +188,17 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     def starlette(request: Request, error: HTTPException) -> Response:
-        if isinstance(error.__cause__, SimilisError):  # FastAPI wraps what is raised while a body is read
+        if isinstance(error.__cause__, SimilisError):  # FastAPI wraps errors that are raised while it reads a body
             return of_error(request, error.__cause__)
         kind = STATUSES.get(error.status_code, Kind(error.status_code, "http", "The request cannot be served"))
         headers = {"Allow": ", ".join(sorted(_methods(request)))} if error.status_code == 405 else {}
-        # FastAPI says so of a body that it cannot parse, before there is anything to validate
+        # FastAPI raises 400 for a body that it cannot parse, before validation
         detail = "the body is not JSON in UTF-8, or is nested too deep" if error.status_code == 400 else kind.title
         return problem(kind, detail, route_of(request), headers)
 
 
 def _methods(request: Request) -> set[str]:
-    """What may be done at this address, by whichever of its routes: Starlette tells of the first alone."""
+    """The methods of all routes at this address: Starlette's own `Allow` names those of the first route only."""
     routes = [route for route in request.app.routes if route.matches(request.scope)[0] is not Match.NONE]
     found = {method for route in routes for method in route.methods or ()}
     return found | {"HEAD"} if "GET" in found else found

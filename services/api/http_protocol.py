@@ -1,8 +1,8 @@
-"""HTTP before there is a request: a head ends, in bytes and in time, and what is no HTTP is told as a problem.
+"""uvicorn's HTTP protocol with limits on the size and time of request heads, and problems as answers to bad HTTP.
 
-uvicorn alone keeps a head of any size, joined anew with each piece, and any number of requests before their turn: one
-connection without a key held up all others, and took the memory. It also waits for ever: for the rest of a body that
-was answered, and for a client that no longer reads.
+uvicorn alone buffers a head of any size, joining it again with each piece, and any number of pipelined requests: one
+connection without a key could stall all others and exhaust the memory. It also waits for ever for the rest of a body
+whose request was already answered, and for a client that no longer reads.
 """
 
 import asyncio
@@ -13,14 +13,14 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from services.api.errors import KINDS, problem
 from shared.errors import Invalid
 
-MOST_HEAD = 64 * 1024  #: bytes, beside what comes in one piece with its end
+MOST_HEAD = 64 * 1024  #: bytes of an incomplete head
 HEAD_WITHIN_S = 30.0
-TAKEN_WITHIN_S = 300.0  #: what we send, by a client that has stopped reading
-MOST_WAITING = 16  #: requests of one connection that were sent before the answer to an earlier one
+TAKEN_WITHIN_S = 300.0  #: within which a client must acknowledge data that we send
+MOST_WAITING = 16  #: pipelined requests of one connection
 
 
 class HttpProtocol(HttpToolsProtocol):
-    _head = 0  #: bytes since the last head ended, or the last piece of a body came
+    _head = 0  #: bytes since the last complete head or piece of a body
     _late: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's own
@@ -38,7 +38,7 @@ class HttpProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._head > MOST_HEAD and not self.transport.is_closing():
             self.send_400_response(f"the head of a request has at most {MOST_HEAD} bytes")
-        elif self._late is None and not self._answering():  # an empty line, or more of a body that was not waited for
+        elif self._late is None and not self._answering():  # an empty line, or the rest of a body nobody reads
             self._wait()
 
     def on_message_begin(self) -> None:
@@ -48,7 +48,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._arrived()
         if len(self.pipeline) >= MOST_WAITING:
-            raise Invalid("too many requests wait for their answers")  # which ends the parser, and the connection
+            raise Invalid("too many requests wait for their answers")  # ends the parser and the connection
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -67,13 +67,13 @@ class HttpProtocol(HttpToolsProtocol):
         self._late = self.loop.call_later(HEAD_WITHIN_S, self._end)
 
     def _end(self) -> None:
-        if self._answering():  # nothing may be read meanwhile: it is no fault of who sends
+        if self._answering():  # reading may be paused during an answer, so the client is not late
             self._wait()
         else:
             self.transport.close()
 
     def _answering(self) -> bool:
-        return not getattr(self.cycle, "response_complete", True)  # before the first request it is None
+        return not getattr(self.cycle, "response_complete", True)  # `cycle` is None before the first request
 
     def _arrived(self) -> None:
         self._head = 0

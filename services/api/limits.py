@@ -1,4 +1,4 @@
-"""What one caller, and all of them together, may ask at once."""
+"""Rate and concurrency limits, per caller and for all callers together."""
 
 import math
 import threading
@@ -13,9 +13,9 @@ MOST_KEYS = 4096
 
 
 class TokenBuckets:
-    """A bucket per caller: `burst` at once, `rate_per_s` in the long run.
+    """A token bucket per caller: `burst` requests at once, `rate_per_s` in the long run.
 
-    Per process: behind N replicas a caller gets N times as much.
+    The buckets are per process: behind N replicas a caller gets N times the rate.
     """
 
     def __init__(self, rate_per_s: float, burst: int) -> None:
@@ -24,13 +24,16 @@ class TokenBuckets:
         self._lock = threading.Lock()
 
     def take(self, caller: int) -> None:
-        """Raises: `Throttled` with the time until there is a whole token again."""
+        """Take one token. Raises: `Throttled`, with the time until a whole token is available."""
         left = self.charge(caller, 1.0, only_if_enough=True)
         if left < 0:
             raise Throttled("too many requests with this key", retry_after_s=max(1, math.ceil(-left / self.rate_per_s)))
 
     def charge(self, caller: int, cost: float, *, only_if_enough: bool = False) -> float:
-        """Take out the cost; what turns out dear is paid for by waiting afterwards. Returns what is left."""
+        """Subtract the cost and return the balance, which may go below 0: the caller's later requests then wait.
+
+        With `only_if_enough` a bucket that cannot pay is left unchanged.
+        """
         now = time.monotonic()
         with self._lock:
             tokens, since = self._filled.pop(caller, (float(self.burst), now))
@@ -43,9 +46,9 @@ class TokenBuckets:
 
 
 class Slots:
-    """At most `slots` at work and `waiting` in line; the next one is told to come back.
+    """At most `slots` requests run and `waiting` more wait, for up to `patience_s`; further requests are refused.
 
-    So is a caller who has `each` of the places, so that others find one; where nobody says who they are (0), all may.
+    One caller holds at most `each` of these places, so that others find one; caller 0 (no key) is not limited.
     """
 
     def __init__(self, slots: int, waiting: int, patience_s: float = 10.0, *, each: float = math.inf) -> None:
@@ -58,7 +61,7 @@ class Slots:
 
     @contextmanager
     def taken(self, what: str, caller: int = 0) -> Iterator[None]:
-        """Raises: `Throttled` for a caller who has enough, `Unavailable`."""
+        """Hold a slot. Raises: `Throttled` for a caller with `each` places, `Unavailable` when none comes free."""
         with self._counted(what, caller):
             if not self._places.acquire(blocking=False):
                 raise Unavailable(f"{what} is busy", retry_after_s=2)

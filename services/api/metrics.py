@@ -1,4 +1,4 @@
-"""Numbers for Prometheus. No label ever holds a UID, a patient or a file name."""
+"""Metrics for Prometheus. No label ever holds a UID, a patient or a file name."""
 
 import shutil
 import threading
@@ -20,16 +20,16 @@ from shared.store.gauges import Gauges
 
 log = get(__name__)
 
-FRESH_S = 10.0  #: a reading of the database stands at least so long
-SHARE = 0.05  #: of the time at most the database counts for us: where it takes 1.5 s, a reading stands for 30 s
-OLD_S = 120.0  #: a reading that should have been made anew so long ago is told to nobody
-WAIT_S = 3.0  #: at the end, for a reading that is being made
+FRESH_S = 10.0  #: the shortest time for which a database reading is reused
+SHARE = 0.05  #: of the time the database spends on readings at most: one that takes 1.5 s is reused for 30 s
+OLD_S = 120.0  #: a reading that is overdue by more is not reported; the scrape waits for a new one
+WAIT_S = 3.0  #: at shutdown, for a reading in progress
 
 SECONDS = (0.001, 0.002, 0.004, 0.008, 0.015, 0.03, 0.06, 0.15, 0.5, 1, 2, 5, 15)
 
 
 class Metrics:
-    """This process's counters, and at each scrape what the database knows."""
+    """The registry: this process's counters and histograms, and gauges read from the database and the disks."""
 
     def __init__(self, rt: Runtime) -> None:
         self.registry = CollectorRegistry()
@@ -58,7 +58,7 @@ class Metrics:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What the database said, and when it was asked."""
+    """The gauges that the database returned, and when it was queried."""
 
     found: Gauges
     asked: float  #: by the monotonic clock
@@ -70,12 +70,12 @@ class Reading:
 
     @property
     def late_s(self) -> float:
-        """For how long a new one is due; less than 0: it stands."""
+        """Seconds for which a new reading has been due; negative while this one is still fresh."""
         return self.age_s - max(FRESH_S, self.took_s / SHARE)
 
 
 class Disks(Collector):
-    """What is left of the disks that files are written to, as this process sees them."""
+    """Free space on the disks that files are written to, as this process sees them."""
 
     def __init__(self, places: Mapping[str, Path]) -> None:
         self.places = places
@@ -86,17 +86,17 @@ class Disks(Collector):
     def collect(self) -> Iterator[Metric]:
         free: dict[tuple[str, ...], float] = {}
         for name, folder in self.places.items():
-            with suppress(OSError):  # it is made when the first file comes
+            with suppress(OSError):  # the folder is created with its first file
                 free[name,] = float(shutil.disk_usage(folder).free)
         yield _gauge("similis_disk_free_bytes", "Free space where this is kept", ("place",), free)
 
 
 class Stored(Collector):
-    """What the database knows: scrapes share a reading, whose age is told.
+    """Gauges from the database: scrapes share a cached reading and report its age.
 
-    To count a million images takes more than a second. So a reading that is due is made anew beside the scrape that
-    finds it so, and the next one tells it; only where the last one is far too old a scrape waits. When the database is
-    away the scrape still answers, and says so.
+    Counting a million images takes more than a second, so the scrape that finds the reading stale returns it and
+    starts a new one in the background. A scrape waits only where the reading is overdue by more than `OLD_S`. When
+    the database is down the scrape still answers, with `similis_database_up` 0.
     """
 
     def __init__(self, rt: Runtime) -> None:
@@ -106,10 +106,10 @@ class Stored(Collector):
         self._beside: threading.Thread | None = None
 
     def describe(self) -> Iterable[Metric]:
-        return []  # else the registry would ask the database when the app is made
+        return []  # without it the registry would call `collect`, and query the database, at registration
 
     def close(self) -> None:
-        """No reading is being made any more, unless the database hangs."""
+        """Wait up to `WAIT_S` for a background reading to end."""
         if self._beside is not None:
             self._beside.join(WAIT_S)
 
@@ -125,11 +125,11 @@ class Stored(Collector):
     def _renew(self, held: Reading) -> None:
         try:
             self._renewed(held)
-        except Exception:  # the one that stands gets older, and says so
+        except Exception:  # the cached reading stays, and its reported age grows
             log.warning("metrics_incomplete", exc_info=True)
 
     def _renewed(self, held: Reading | None) -> Reading:
-        """A later one than this; who asks meanwhile waits for it, too."""
+        """A reading newer than `held`; concurrent callers wait for the same one."""
         with self._reads:
             if self._held is None or self._held is held:
                 asked = time.monotonic()

@@ -1,6 +1,6 @@
-"""What surrounds every request: a trace, the size of its body, safe headers, one log line, and no escape.
+"""Middleware around every request: trace id, body limits, security headers, one log line, and a problem on any error.
 
-Plain ASGI: a middleware of functions would cost more than the search itself.
+Plain ASGI: Starlette's function middleware would cost more time than the search itself.
 """
 
 import asyncio
@@ -23,8 +23,8 @@ from shared.log import get
 
 log = get(__name__)
 
-SMALL = 1024 * 1024  #: the most that a body may hold where no other limit is named
-SMALL_WITHIN_S = 60.0  #: where a limit is named, its route has a deadline of its own
+SMALL = 1024 * 1024  #: bytes of a body, unless the path has a limit of its own
+SMALL_WITHIN_S = 60.0  #: deadline for such a body; routes with a limit of their own set their own deadline
 METHODS = frozenset({"GET", "POST", "DELETE", "HEAD", "OPTIONS", "PUT", "PATCH"})
 PROBES = frozenset({"/livez", "/readyz"})
 HEADERS = {
@@ -60,7 +60,7 @@ class RequestMiddleware:
             return
         started, code = time.perf_counter(), 0
         asked = scope["method"]
-        if asked == "HEAD":  # routes are written for GET, and say the same of it without a body
+        if asked == "HEAD":  # answered by the GET route, without a body
             scope = {**scope, "method": "GET"}
         trace_id = secrets.token_hex(8)
         structlog.contextvars.bind_contextvars(trace_id=trace_id, key_prefix="")
@@ -77,7 +77,7 @@ class RequestMiddleware:
         try:
             await self._pass(scope, receive, answer)
         except Exception:
-            # the type and the places it passed; its text may quote a value
+            # the log holds the exception's type and traceback only: its text may quote a value
             log.exception("request_failed")
             if code == 0:
                 kind = errors.KINDS[SimilisError]
@@ -87,9 +87,9 @@ class RequestMiddleware:
         finally:
             seconds = time.perf_counter() - started
             route = errors.route_of(Request(scope)) or "unknown"
-            method = asked if asked in METHODS else "other"  # else a caller could make labels
+            method = asked if asked in METHODS else "other"  # else a caller could create metric labels
             self.metrics.requests.labels(route, method, code).observe(seconds)
-            say = log.debug if route in PROBES and code == 200 else log.info  # a supervisor asks several times a second
+            say = log.debug if route in PROBES and code == 200 else log.info  # probes come several times a second
             say("request", route=route, method=method, code=code, duration_ms=round(seconds * 1000, 2))
             structlog.contextvars.unbind_contextvars("trace_id", "key_prefix")
 
@@ -105,7 +105,7 @@ class RequestMiddleware:
         await self.app(scope, bounded(receive, lambda: self.callers.identify(Request(scope)), limit, within_s), send)
 
     def _limit(self, path: str) -> int:
-        """Bytes that a body may have, by the longest address it is below of those that have a limit of their own."""
+        """The body's limit in bytes: that of the longest matching path prefix in `limits`, else `SMALL`."""
         own = [at for at in self.limits if path == at or path.startswith(f"{at}/")]
         return self.limits[max(own, key=len)] if own else SMALL
 
@@ -117,14 +117,14 @@ class RequestMiddleware:
         if not length.isascii() or not length.isdigit() or int(length) > limit:
             raise TooLarge(f"a body here has at most {limit} bytes")
         if self.only_loopback and not is_local(headers.get("host", "")):
-            # without keys, a page in a browser could reach us through a name that it points at 127.0.0.1
+            # DNS rebinding: without keys, a web page could reach this API through a host name for 127.0.0.1
             raise Denied("without keys, only requests to this machine's own name are answered")
 
 
 def bounded(receive: Receive, known: Callable[[], Awaitable[object]], limit: int, within_s: float | None) -> Receive:
-    """The same stream, of somebody known; it breaks off beyond the limit, whatever its header said, and the time.
+    """The body's stream with three checks: caller known before the first byte, then the size limit and the deadline.
 
-    A route asks who is calling only after FastAPI has read its body.
+    FastAPI reads a body before the route's own check of the key. `limit` holds whatever `Content-Length` said.
     """
     seen, more = 0, True
     until = None if within_s is None else time.monotonic() + within_s
@@ -147,6 +147,6 @@ def bounded(receive: Receive, known: Callable[[], Awaitable[object]], limit: int
 
 
 def is_local(host: str) -> bool:
-    """Whether a `Host` header, which may name a port, is of this machine."""
+    """Whether a `Host` header, with or without a port, names this machine's loopback."""
     name = host.rsplit(":", 1)[0] if host.count(":") == 1 or host.startswith("[") else host
     return is_loopback(name.strip("[]") if "]" in host else name)

@@ -1,4 +1,4 @@
-"""Cursors of lists: where the next page begins, in a form that clients pass on without reading it."""
+"""Opaque cursors of lists: they say where the next page begins."""
 
 from services.api.schemas import MOST_ID
 from shared.errors import Invalid
@@ -12,7 +12,7 @@ def write_cursor(last: int) -> str:
 
 
 def read_cursor(text: str | None) -> int:
-    """Raises: `Invalid`."""
+    """The id before which the page begins; `FIRST` without a cursor. Raises: `Invalid`."""
     if text is None:
         return FIRST
     try:

@@ -1,5 +1,5 @@
-"""A ranking as the answer that clients see: plain dictionaries, because validating them again costs more than
-making them. `answers.RankingOut` documents them, and a test holds the two together.
+"""A ranking as the JSON that clients receive, built as plain dictionaries because validating them costs more than
+making them. `answers.RankingOut` documents their shape, and a test compares the two.
 """
 
 from typing import Any
@@ -62,7 +62,7 @@ _VOTES = ("score", "threshold", "distance", "distance_threshold")
 
 
 def _gates(subject: Subject) -> list[Json]:
-    """All three, also those that would have let it pass; a stored study was judged when it was taken in."""
+    """The verdicts of all three gates on an uploaded image; empty for a stored study, judged at intake."""
     if subject.features is None:
         return []
     own, stops = subject.features, {stop.gate: stop.reason for stop in subject.stops}

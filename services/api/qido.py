@@ -1,4 +1,4 @@
-"""The query of QIDO-RS read strictly: what we match, what we cannot, what the answer holds (PS3.18 section 8.3.4)."""
+"""A strict parser of QIDO-RS queries, and the attributes of their responses (PS3.18 section 8.3.4)."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -11,10 +11,10 @@ from shared.errors import Invalid
 from shared.store.qido import COLUMNS, Level, Matching
 
 MOST_VALUES = 200
-LIMIT, MOST = 100, 200  #: rows of an answer where no limit is given, and of any
+LIMIT, MOST = 100, 200  #: rows of a response: the default, and the maximum
 FARTHEST = 10**12
 
-#: what an answer holds, and what it holds besides where `includefield` asks for it
+#: attributes of every response, and (`MORE`) those that `includefield` adds
 DEFAULT: Mapping[Level, tuple[str, ...]] = {
     "study": (
         "StudyInstanceUID", "StudyDate", "ModalitiesInStudy", "InstanceAvailability", "RetrieveURL",
@@ -40,7 +40,7 @@ _TAG = re.compile(r"[0-9A-Fa-f]{8}")
 _UID = re.compile(r"[0-9.]{1,64}")
 _CODE = re.compile(r"[A-Z0-9_ *?]{1,16}")  #: PS3.5 table 6.2-1, and wildcards
 _NUMBER = re.compile(r"[0-9]{1,9}")
-_PATIENT = 0x0010  #: the group of what names a patient
+_PATIENT = 0x0010  #: the group of attributes that name a patient
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +53,7 @@ class Asked:
 
 
 def read(given: Iterable[tuple[str, str]], level: Level) -> Asked:
-    """Raises: `Invalid` for what is wrong, and for what would name a patient."""
+    """The parsed query. Raises: `Invalid` for a malformed parameter and for a filter by a patient's attribute."""
     numbers = {"limit": LIMIT, "offset": 0}
     filters: dict[str, list[str]] = {}
     fields, warnings = set(DEFAULT[level]), dict[str, None]()
@@ -85,9 +85,9 @@ def read(given: Iterable[tuple[str, str]], level: Level) -> Asked:
 
 
 def keyword_of(name: str) -> tuple[str, int]:
-    """The keyword and tag of an attribute that is named by either, of a sequence's own where its items are asked for.
+    """The keyword and tag of an attribute given by either; of a path into a sequence, those of the sequence.
 
-    Raises: `Invalid` where the dictionary does not know it.
+    Raises: `Invalid` for a name that is not in the DICOM dictionary.
     """
     first = name.partition(".")[0]
     if first in ATTRIBUTES:
@@ -144,7 +144,7 @@ def _numeric(keyword: str) -> bool:
 
 
 def _values(keyword: str, value: str) -> list[str]:
-    """Raises: `Invalid`; a value is never repeated in the answer."""
+    """The values to match. Raises: `Invalid`, with a message that never repeats a value."""
     vr = ATTRIBUTES[keyword][1]
     values = [value] if vr in ("LO", "DA") else [one.strip() for one in value.replace("\\", ",").split(",")]
     if not all(one and len(one) <= 64 and one.isprintable() for one in values):
@@ -171,7 +171,7 @@ def _dates(values: list[str]) -> tuple[date | None, date | None]:
 
 
 def answer(row: Mapping[str, object], fields: Iterable[str], base: str) -> Json:
-    """One match in the DICOM JSON model."""
+    """One match as a DICOM JSON data set."""
     more = {"InstanceAvailability": "ONLINE", "RetrieveURL": place(row, base)}
     found = {name: more.get(name, row.get(name)) for name in fields}
     return item({name: None if value == "unknown" else value for name, value in found.items()})

@@ -1,7 +1,6 @@
-"""The parameters of an address: one that its route does not know is refused, as in a body, and one that stands twice.
+"""Checks of query parameters: an unknown name is refused, as in a body, and so is a single value given twice.
 
-A filter that is misspelt, that a route does not have, or of which one of two values counts, would else be ignored,
-and the answer be taken for another.
+Otherwise a misspelt or unsupported filter, or one of two values, would be ignored without notice.
 """
 
 from collections import Counter
@@ -12,13 +11,13 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-OURS = "/v1/"  #: DICOMweb and Prometheus have rules of their own
+OURS = "/v1/"  #: DICOMweb and Prometheus clients follow other rules
 
 
 def check_names(request: Request) -> None:
-    """Raises: `RequestValidationError` for a name that the route does not declare, or that stands twice and is no list.
+    """Raises: `RequestValidationError` for an undeclared name, or a name that is no list and is given twice.
 
-    Routes that read a model, or all of the address by hand (and document it), refuse unknown names by themselves.
+    Routes that read a model, or parse the query by hand (with `openapi_extra`), refuse unknown names themselves.
     """
     route = request.scope["route"]
     given = Counter(name for name, _ in request.query_params.multi_items())
@@ -37,14 +36,14 @@ def check_names(request: Request) -> None:
 
 
 def refuse_twice(given: dict[str, int]) -> None:
-    """Raises: `RequestValidationError` for each name that is no list and is given more than once."""
+    """Raises: `RequestValidationError` naming each parameter whose count is above 1."""
     more = {"type": "given_twice", "msg": "is given more than once, and has one value", "input": None}
     if twice := sorted(name for name, times in given.items() if times > 1):
         raise RequestValidationError([{"loc": ("query", name), **more} for name in twice])
 
 
 def names_of(route: APIRoute) -> list[str]:
-    """Every name that a request of this route may have, to be offered when one is misspelt."""
+    """Every parameter and field name of this route, to suggest one for a misspelt name."""
     asked = [*route.dependant.query_params, *route.dependant.body_params]
     inside = {name for field in asked for name in _fields(field.field_info.annotation)}
     return sorted(inside | {field.alias for field in route.dependant.query_params})

@@ -1,4 +1,4 @@
-"""What comes in. Each shape refuses what it does not know: a filter that is misspelt must not be ignored."""
+"""Request shapes. Each refuses unknown fields: a misspelt filter must not be ignored."""
 
 import re
 from datetime import date, datetime
@@ -22,7 +22,7 @@ UID = r"^[0-9.]{1,64}$"
 ITEM = r"^(image|file)-\d{1,18}$"
 NEW_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
-#: What a refusal says instead of the pattern.
+#: The message of a refusal, in place of the pattern.
 WRITTEN = {
     UID: "a UID is digits and dots, at most 64",
     ITEM: "an item is image-NUMBER or file-NUMBER, as `similis quarantine list` shows it",
@@ -31,19 +31,19 @@ WRITTEN = {
 }
 Uid = Annotated[str, Field(pattern=UID)]
 ModelName = Annotated[str, Field(pattern=NAME, description="Its name or fingerprint")]
-MOST_VALUES = 200  #: of any list that may be written with commas
-MOST_ID = 2**62  #: no row has a larger number, and the database would take no such question
+MOST_VALUES = 200  #: in any list that may be written with commas
+MOST_ID = 2**62  #: above every row's id, and within the database's 64-bit integers
 
 
 def _split(value: object) -> object:
-    """`a,b` and repeated parameters are the same list."""
+    """The values as one list, whether written `a,b` or as repeated parameters."""
     parts = [value] if isinstance(value, str) else value
     if not isinstance(parts, list):
         return value
     pieces = [piece for part in parts for piece in (part.split(",") if isinstance(part, str) else [part])]
-    if len(pieces) > MOST_VALUES:  # before each that is wrong has an error of its own
+    if len(pieces) > MOST_VALUES:  # before validation makes one error for each wrong value
         raise ValueError(f"a list has at most {MOST_VALUES} values")
-    return [piece.strip() if isinstance(piece, str) else piece for piece in pieces]  # JSON holds what it likes
+    return [piece.strip() if isinstance(piece, str) else piece for piece in pieces]  # JSON items may be of any type
 
 
 def _coded(values: list[str]) -> list[str]:
@@ -66,7 +66,10 @@ _RANGE_READS = "a date range reads 20240101-20241231; either side may be left ou
 
 
 def dates(text: str | None) -> tuple[date | None, date | None]:
-    """`A`, `A-B`, `A-` and `-B` as DICOM has them. Raises: `ValueError`, in words that do not quote it."""
+    """First and last day of a DICOM date range `A`, `A-B`, `A-` or `-B`; None where a side is open.
+
+    Raises: `ValueError`, with a message that does not quote the text.
+    """
     if not text:
         return None, None
     found = _RANGE.fullmatch(text)
@@ -95,7 +98,7 @@ class In(BaseModel):
 
 
 def keyword(name: str) -> str:
-    """An attribute's keyword for its tag in eight hexadecimal digits; any other name as it is."""
+    """The keyword of an attribute given as a tag of eight hexadecimal digits; any other name unchanged."""
     return KEYWORDS.get(name.upper(), name)
 
 
@@ -104,7 +107,7 @@ def _also(name: str) -> str:
 
 
 class Filtered(In):
-    """Filters that are DICOM attributes are named by keyword or by tag, as in QIDO-RS."""
+    """A shape whose DICOM filters may be named by keyword or by tag, as in QIDO-RS."""
 
     @model_validator(mode="before")
     @classmethod
@@ -113,7 +116,7 @@ class Filtered(In):
             return given
         found: dict[str, object] = {}
         for name, value in given.items():
-            if keyword(name) in found:  # one of the two would be ignored
+            if keyword(name) in found:  # else one of the two values would be ignored
                 raise ValueError(f"{keyword(name)} is given by keyword and by tag")
             found[keyword(name)] = value
         return found
@@ -171,7 +174,7 @@ class SearchIn(Filtered):
 
 
 class BatchIn(SearchIn):
-    """Several stored studies at once."""
+    """Options of a search, and the stored studies to search for."""
 
     studies: Annotated[list[Uid], Field(min_length=1, max_length=50)]
 
@@ -245,7 +248,7 @@ PerSecond = Annotated[float | None, Field(ge=1, le=1e6, description="Images per 
 
 
 def _six_digits(share: float) -> float:
-    """As far as its row tells it, which has no room for the smallest numbers there are."""
+    """The share rounded to six digits: the column is a float32, which cannot hold the smallest float64 values."""
     return round(share, 6)
 
 
@@ -262,12 +265,12 @@ class GenerationIn(In):
     ] = 0.97
 
     def choices(self) -> dict[str, Any]:
-        """Fields of `shared.index.base.Spec`, as they were asked for."""
+        """The requested fields of `shared.index.base.Spec`."""
         return self.model_dump(exclude={"model", "throttle", "between", "gate"}, exclude_none=True)
 
 
 class ThrottleIn(In):
-    """What is not named stays; null takes the limit away."""
+    """New limits of a build: a field that is absent keeps its value, null removes the limit."""
 
     per_s: PerSecond = None
     between: Between = None
@@ -290,7 +293,7 @@ class PatientIn(In):
 
 
 def _written(value: object) -> object:
-    """A moment in words: pydantic would take a number for the seconds since 1970."""
+    """The timestamp, refused unless it is ISO 8601 text: pydantic would read a number as seconds since 1970."""
     if not isinstance(value, str) or value.replace(".", "").lstrip("+-").isdigit():
         raise ValueError("a moment reads 2024-05-01T08:00:00Z")
     return value
@@ -354,7 +357,7 @@ class LettersRetryIn(In):
 
 
 class CalibrateIn(In):
-    """From which stored images: all that are encoded, or those of an operation or below a folder."""
+    """The stored images to calibrate from: all encoded ones, or those of an operation or below a folder."""
 
     modality: Annotated[Modality | None, Field(description="Default: every one that has encoded images")] = None
     rule: Rule = "mean+3sd"
@@ -363,7 +366,7 @@ class CalibrateIn(In):
 
 
 class ReplayIn(In):
-    """Which thresholds: given ones, those of a rule or of an earlier calibration, or those in force."""
+    """The thresholds to replay: given ones, those of a rule or of an earlier calibration, or those in force."""
 
     model: ModelName
     modality: Modality

@@ -1,4 +1,4 @@
-"""STOW-RS below HTTP: a body becomes files as it streams by, in batches, and each file gets its answer."""
+"""STOW-RS below HTTP: splits a streamed body into files, takes them in by batches, and answers for each file."""
 
 from collections.abc import Mapping, Sequence
 
@@ -12,23 +12,23 @@ from shared.pipeline.streamed import Streamed
 
 DICOM = "application/dicom"
 
-#: FailureReason of PS3.18 table I.2-2, and of PS3.7 Annex C where it has none
+#: FailureReason codes of PS3.18 table I.2-2, or of PS3.7 Annex C where that table has none
 NOT_ALLOWED, OUT_OF_RESOURCES, OTHER_STUDY = 0x0124, 0xA700, 0xA900
 NO_SUCH_CLASS, PROCESSING, NOT_UNDERSTOOD = 0x0122, 0x0110, 0xC000
 
 
 class Storing:
-    """The files of one request, in the context of `files`.
+    """Takes in the files of one request; `files` must be entered as a context manager.
 
     Args:
-        splitter: of a multipart body; None: the body is one file.
+        splitter: parses a multipart body; None where the body is one file.
     """
 
     def __init__(self, files: Streamed, splitter: Splitter | None) -> None:
         self._files, self._splitter, self._begun = files, splitter, False
 
     def feed(self, chunk: bytes) -> None:
-        """The next bytes of the body. Raises: `Invalid`, `UnsupportedMedia`, `Unavailable` (also `Full`)."""
+        """Process the next bytes of the body. Raises: `Invalid`, `UnsupportedMedia`, `Unavailable` (also `Full`)."""
         if self._splitter is None:
             if not self._begun:
                 self._files.begin()
@@ -41,7 +41,7 @@ class Storing:
             self._files.on(event)
 
     def finish(self) -> list[Arrived]:
-        """The body is over: an answer for each file. Raises: as `feed`; `Invalid` also where there was none."""
+        """End the body and return the outcome of each file. Raises: as `feed`; `Invalid` for a body without a file."""
         if self._splitter is not None:
             self._splitter.finish()
         elif self._begun:
@@ -60,7 +60,7 @@ def _check(headers: Mapping[str, str]) -> None:
 
 
 def failure(arrived: Arrived) -> int:
-    """The FailureReason of a file that was not kept."""
+    """The FailureReason code of a file that was not kept."""
     if arrived.outcome == "refused" or arrived.reason in (Reason.ERASED, Reason.ENDED):
         return NOT_ALLOWED
     if arrived.reason == Reason.UIDS_DIFFER:
@@ -73,7 +73,7 @@ def failure(arrived: Arrived) -> int:
 
 
 def accepted(arrived: Arrived) -> bool:
-    """Its sender need not send it again: we have it, or a rule of the site does not want it."""
+    """Whether the sender need not send the file again: it is kept, or a rule of admission discards it."""
     return arrived.kept or arrived.outcome == "discarded"
 
 

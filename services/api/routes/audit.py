@@ -1,4 +1,4 @@
-"""The audit: who decided, erased, calibrated and switched what, and when."""
+"""The audit trail: who reviewed, erased, calibrated and published what, and when."""
 
 from typing import Annotated, Any
 
@@ -15,7 +15,7 @@ router = APIRouter(tags=["audit"])
 
 @router.get("/v1/audit", response_model=AuditOut)
 def list_audit(db: Db, _: CanAudit, asked: Annotated[AuditIn, Query()]) -> dict[str, Any]:
-    """What was done, the latest first: by which key, to which image or generation, by which numbers."""
+    """Audited actions, the latest first: which key did what to which image or generation, with its parameters."""
     rows = reviews.audited(db, read_cursor(asked.cursor), asked.limit + 1, asked.action)
     shown = rows[: asked.limit]
     return {

@@ -1,4 +1,4 @@
-"""Backfill: another archive is pulled from, as an operation that goes on by itself."""
+"""Backfill: pulls studies from another archive, as an operation that survives restarts."""
 
 from datetime import UTC, date, datetime
 from typing import Annotated, Any
@@ -22,7 +22,7 @@ _Words = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1
 
 
 class QueryIn(In):
-    """Matching of QIDO-RS at the other archive; none by patient, since an operation's parameters are kept."""
+    """QIDO-RS filters for the other archive; none by patient, because the operation's parameters are stored."""
 
     StudyDate: Range = None
     StudyInstanceUID: Uids = Field(default_factory=list)
@@ -32,7 +32,7 @@ class QueryIn(In):
     InstitutionName: _Words | None = None
 
     def days(self) -> tuple[date, date] | None:
-        """The days to walk; None where the query names its studies by UID. Raises: `Invalid`."""
+        """First and last day to query; None where the query names its studies by UID. Raises: `Invalid`."""
         if self.StudyInstanceUID and self.StudyDate:
             raise Invalid("a query names studies by StudyInstanceUID or by StudyDate")
         if self.StudyInstanceUID:
@@ -44,7 +44,7 @@ class QueryIn(In):
         return first, last
 
     def rest(self) -> dict[str, str]:
-        """All but the days, as the other archive is asked."""
+        """The QIDO-RS parameters for the other archive, except the days."""
         found = self.model_dump(exclude={"StudyDate"}, exclude_none=True)
         return {name: ",".join(value) if isinstance(value, list) else value for name, value in found.items() if value}
 
@@ -70,9 +70,9 @@ def begin_backfill(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
-    """Studies of another archive are taken in over DICOMweb, window by window; what stands here is skipped.
+    """Start to pull the studies of another archive over DICOMweb; instances that are here already are skipped.
 
-    Only configured archives are asked, unless any is allowed (embedded).
+    Only configured archives may be named, unless the installation allows any (embedded).
     """
     own = asked.model_dump(include={"user", "password_file", "token_file"}, exclude_none=True)
     own = {name: value for name, value in own.items() if value}

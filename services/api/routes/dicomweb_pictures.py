@@ -1,4 +1,4 @@
-"""WADO-RS, pictures (PS3.18 section 10.4.1.1.3): always made by us, nothing of a file is passed on."""
+"""WADO-RS rendered pictures (PS3.18 section 10.4.1.1.3), always encoded anew: no bytes of a file are passed on."""
 
 import io
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ _PICTURE: dict[int | str, dict[str, Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How a picture is wanted."""
+    """The requested media type, size and quality of a picture."""
 
     kind: str
     width: int
@@ -43,7 +43,7 @@ def _look(
     ] = None,
     quality: Annotated[int, Query(ge=1, le=100, description="Of a JPEG")] = 90,
 ) -> Look:
-    """Raises: `Invalid` for what we cannot do, such as another window; `NotAcceptable`."""
+    """The requested rendering. Raises: `Invalid` for unsupported parameters, such as `window`; `NotAcceptable`."""
     if set(request.query_params) - {"accept", "viewport", "quality"}:
         raise Invalid("of the parameters of a rendered picture there are accept, viewport and quality")
     width, height = (int(side) for side in viewport.split(",")) if viewport else (LARGEST, LARGEST)
@@ -69,7 +69,7 @@ def thumbnail(request: Request, rt: Rt, bearer: CanRead, where: Instance) -> Res
 
 @router.get(f"{INSTANCE}/rendered", response_class=Response, responses=_PICTURE)
 def rendered(rt: Rt, bearer: CanRead, decoding: Decoding, where: Instance, look: Wanted) -> Response:
-    """The first frame as it would be shown: 8 bit grey."""
+    """The first frame as displayed: 8 bit grey."""
     with decoding.taken("decoding"):
         return _rendered(rt, bearer, where, 1, look)
 
@@ -83,7 +83,7 @@ def rendered_frame(
     frame: Annotated[int, Path(ge=1, le=100_000)],
     look: Wanted,
 ) -> Response:
-    """One frame as it would be shown: 8 bit grey."""
+    """One frame as displayed: 8 bit grey."""
     with decoding.taken("decoding"):
         return _rendered(rt, bearer, where, frame, look)
 

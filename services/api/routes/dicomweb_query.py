@@ -83,31 +83,31 @@ _HOW: dict[str, Any] = {"response_class": Response, "responses": _FOUND, "openap
 
 @router.get("/studies", **_HOW)
 def studies(request: Request, rt: Rt, _: CanRead) -> Response:
-    """Studies that match, in the order in which they came."""
+    """Matching studies, in the order in which they were taken in."""
     return _found(request, rt, "study")
 
 
 @router.get("/series", **_HOW)
 def series(request: Request, rt: Rt, _: CanRead) -> Response:
-    """Series of any study."""
+    """Matching series of any study."""
     return _found(request, rt, "series")
 
 
 @router.get("/instances", **_HOW)
 def instances(request: Request, rt: Rt, _: CanRead) -> Response:
-    """Instances of any study."""
+    """Matching instances of any study."""
     return _found(request, rt, "instance")
 
 
 @router.get("/studies/{study_instance_uid}/series", **_HOW)
 def series_of_study(request: Request, rt: Rt, _: CanRead, study_instance_uid: Study) -> Response:
-    """Series of this study."""
+    """Matching series of this study."""
     return _found(request, rt, "series", StudyInstanceUID=study_instance_uid)
 
 
 @router.get("/studies/{study_instance_uid}/instances", **_HOW)
 def instances_of_study(request: Request, rt: Rt, _: CanRead, study_instance_uid: Study) -> Response:
-    """Instances of this study."""
+    """Matching instances of this study."""
     return _found(request, rt, "instance", StudyInstanceUID=study_instance_uid)
 
 
@@ -115,6 +115,6 @@ def instances_of_study(request: Request, rt: Rt, _: CanRead, study_instance_uid:
 def instances_of_series(
     request: Request, rt: Rt, _: CanRead, study_instance_uid: Study, series_instance_uid: Series
 ) -> Response:
-    """Instances of this series."""
+    """Matching instances of this series."""
     named = {"StudyInstanceUID": study_instance_uid, "SeriesInstanceUID": series_instance_uid}
     return _found(request, rt, "instance", **named)

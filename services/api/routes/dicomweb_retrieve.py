@@ -1,7 +1,7 @@
-"""WADO-RS (PS3.18 section 10.4): metadata, and the files themselves.
+"""WADO-RS (PS3.18 section 10.4): metadata and original files.
 
-Metadata is what Similis keeps, an allow-list without the patient. Files are handed out as they were taken in, to
-callers whose key has the scope `retrieve`: they name the patient.
+Metadata is an allow-list without the patient. Original files name the patient, and are sent byte for byte to callers
+whose key has the scope `retrieve`.
 """
 
 import os
@@ -37,7 +37,7 @@ CHUNK = 1024 * 1024
 RELATED = "multipart/related"
 ALL = (*qido.DEFAULT["instance"], *qido.MORE["instance"])
 
-Row = Any  #: a mapping, as `shared.store.qido.held` gives it
+Row = Any  #: a mapping, as `shared.store.qido.held` returns it
 
 _JSON: dict[int | str, dict[str, Any]] = {
     200: {
@@ -67,7 +67,7 @@ def _metadata(request: Request, rt: Runtime, bearer: Bearer, places: Slots, *whe
 
 
 def _of_header(header: Header | None) -> dict[str, object]:
-    """What only the file's header tells; read in the sandbox, and left out where the file is away or another now."""
+    """Attributes that only the file's header holds; empty without a header."""
     if header is None:
         return {}
     words = {True: "YES", False: "NO", None: None}
@@ -118,7 +118,7 @@ def instance_metadata(request: Request, rt: Rt, bearer: CanRead, places: Reading
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A file that is still what was taken in."""
+    """A file whose content is still what was taken in."""
 
     path: FilePath
     syntax: str
@@ -126,7 +126,7 @@ class Original:
     mtime_ns: int
 
     def chunks(self) -> Iterator[bytes]:
-        """Raises: `Gone` where it has changed since it was looked at, before a byte of what it is now."""
+        """The file's bytes. Raises: `Gone` when the file changes meanwhile, before any changed byte is returned."""
         with os.fdopen(os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
             while True:
                 chunk = file.read(CHUNK)
@@ -139,7 +139,7 @@ class Original:
 
 
 def _original(rt: Runtime, row: Row) -> Original:
-    """Raises: `Gone` where the file is away, `Conflict` where its path holds something else by now."""
+    """The verified file. Raises: `Gone` for a missing file, `Conflict` where its digest differs from the row's."""
     path, digest = _path(row), blake3()
     try:
         with os.fdopen(open_source(path, rt.sandbox.limits), "rb") as file:
@@ -155,7 +155,7 @@ def _original(rt: Runtime, row: Row) -> Original:
 
 def _files(request: Request, rt: Runtime, bearer: Bearer, places: Slots, *where: str) -> Response:
     """Raises: `NotFound`, `NotAcceptable`, `Gone`, `Conflict`, `Throttled`, `Unavailable`; before the first byte."""
-    with places.taken("reading files", bearer.id):  # to send them holds no thread while the caller is slow
+    with places.taken("reading files", bearer.id):  # not while sending, where a slow caller holds no thread
         seen = [row for row in held(rt, *where) if may_see(row["status"], bearer)]
         if not seen:
             raise NotFound("no such study, series or instance")
@@ -171,10 +171,10 @@ def _files(request: Request, rt: Runtime, bearer: Bearer, places: Slots, *where:
 
 
 def _wanted(request: Request, found: Sequence[Row]) -> bool:
-    """Whether the one file is asked for without multipart around it.
+    """Whether to send a single file as `application/dicom`, without multipart.
 
-    Files go out in the transfer syntax in which they came: we transcode nothing, and where a client names none,
-    which asks for Explicit VR Little Endian by the letter of the standard, that is still what it gets.
+    Files are sent in their stored transfer syntax and never transcoded. By the standard, a client that names no
+    transfer syntax asks for Explicit VR Little Endian; it gets the stored one, too.
 
     Raises: `NotAcceptable`.
     """
@@ -206,7 +206,7 @@ def _related(originals: Sequence[Original], boundary: str) -> Iterator[bytes]:
 def study_files(
     request: Request, rt: Rt, bearer: CanRetrieve, places: ReadingPlaces, study_instance_uid: Study
 ) -> Response:
-    """The files of a study, as they were taken in."""
+    """The files of a study, byte for byte as they were taken in."""
     return _files(request, rt, bearer, places, study_instance_uid)
 
 
@@ -219,11 +219,11 @@ def series_files(
     study_instance_uid: Study,
     series_instance_uid: Series,
 ) -> Response:
-    """The files of a series, as they were taken in."""
+    """The files of a series, byte for byte as they were taken in."""
     return _files(request, rt, bearer, places, study_instance_uid, series_instance_uid)
 
 
 @router.get(INSTANCE, response_class=Response, responses=_FILES)
 def instance_file(request: Request, rt: Rt, bearer: CanRetrieve, places: ReadingPlaces, where: Instance) -> Response:
-    """The file of an instance, as it was taken in."""
+    """The file of an instance, byte for byte as it was taken in."""
     return _files(request, rt, bearer, places, *where)

@@ -1,4 +1,4 @@
-"""STOW-RS (PS3.18 section 10.5): files are sent to us over HTTP."""
+"""STOW-RS (PS3.18 section 10.5): files sent over HTTP."""
 
 import asyncio
 import functools
@@ -29,8 +29,8 @@ from shared.store.keys import Bearer
 
 router = APIRouter(prefix="/dicom-web", tags=["dicomweb"])
 
-CHUNK = 1024 * 1024  #: bytes that are written at once, beside the loop
-SILENCE_S = 60.0  #: a body that stands still for so long is given up
+CHUNK = 1024 * 1024  #: bytes of one write, which runs in a thread beside the event loop
+SILENCE_S = 60.0  #: a body that stalls for longer is given up
 ARRIVES_WITHIN_S = 3600.0
 
 _ANSWER: dict[str, Any] = {"content": {dicom_json.MEDIA_TYPE: {"schema": {"type": "object"}}}}
@@ -52,7 +52,7 @@ _BODY: dict[str, Any] = {
 
 @router.post("/studies", response_class=Response, responses=_STORED, openapi_extra=_BODY)
 async def store(request: Request, rt: Rt, bearer: CanIngest, places: StoringPlaces) -> Response:
-    """Files of any studies are taken in; each is answered for, and those that are stored are durable."""
+    """Take in files of any studies; the response has an outcome for each file, and stored files are durable."""
     return await _stored(request, rt, bearer, places, "")
 
 
@@ -60,7 +60,7 @@ async def store(request: Request, rt: Rt, bearer: CanIngest, places: StoringPlac
 async def store_in_study(
     request: Request, rt: Rt, bearer: CanIngest, places: StoringPlaces, study_instance_uid: Annotated[Uid, Path()]
 ) -> Response:
-    """Files of this study are taken in; those of another one fail with A900."""
+    """Take in files of this study; files of another study fail with A900."""
     return await _stored(request, rt, bearer, places, study_instance_uid)
 
 
@@ -70,7 +70,7 @@ async def _stored(request: Request, rt: Runtime, bearer: Bearer, places: Slots, 
     origin = Origin(source="stow", sender=bearer.name)
     take = functools.partial(_take, rt, origin)
     files = Streamed(rt.blobs, take, expects=("", study), most=rt.sandbox.limits.file_bytes)
-    with places.taken("storing"), files:  # no one waits in line here, so this never blocks the loop
+    with places.taken("storing"), files:  # these slots have no queue, so this never blocks the event loop
         body = Storing(files, splitter)
         try:
             async with asyncio.timeout(ARRIVES_WITHIN_S):
@@ -89,7 +89,7 @@ def _take(rt: Runtime, origin: Origin, parts: Sequence[Part]) -> list[Arrived]:
 
 
 def _splitter(request: Request) -> Splitter | None:
-    """Of a multipart body; None for a single file. Raises: `UnsupportedMedia`, `Invalid`."""
+    """The splitter for a multipart body; None for a single file. Raises: `UnsupportedMedia`, `Invalid`."""
     kind, given = media_type(request.headers.get("content-type", ""))
     if kind == DICOM:
         return None
@@ -99,7 +99,7 @@ def _splitter(request: Request) -> Splitter | None:
 
 
 async def _pour(request: Request, body: Storing) -> None:
-    """The body is on its way to the disk, as fast as it comes and never all in memory."""
+    """Write the body to the disk as it arrives, in chunks."""
     stream, held = aiter(request.stream()), bytearray()
     while True:
         async with asyncio.timeout(SILENCE_S):

@@ -1,6 +1,6 @@
-"""Erasing a study or a patient, for good; and the operator's way to let it come again.
+"""Erasing a study or a patient for good, and lifting the tombstones so that it may be taken in again.
 
-What was asked about stays in the request: no answer, log line or row repeats a UID or a patient ID.
+No response, log line or row repeats the UID or patient ID of the request.
 """
 
 from typing import Annotated, Any
@@ -24,25 +24,28 @@ StudyUid = Annotated[Uid, Path()]
 
 @router.delete("/v1/studies/{study_instance_uid}", status_code=202, response_model=OperationDetail)
 def erase_study(rt: Rt, db: Db, bearer: CanErase, study_instance_uid: StudyUid, response: Response) -> dict[str, Any]:
-    """Gone from every answer at once; the operation ends when no index holds a point of it. Its files are refused."""
+    """Erase the study: searches stop finding it at once, and its files are refused from now on.
+
+    The operation ends when no index holds a point of the study.
+    """
     return _told(db, bearer, erase.erase_study(db, rt.rules.secret, study_instance_uid), response)
 
 
 @router.post("/v1/patients:erase", status_code=202, response_model=OperationDetail)
 def erase_patient(rt: Rt, db: Db, bearer: CanErase, asked: PatientIn, response: Response) -> dict[str, Any]:
-    """Every study of the patient is gone, likewise."""
+    """Erase every study of the patient, in the same way as one study."""
     return _told(db, bearer, erase.erase_patient(db, rt.rules.secret, asked.issuer, asked.patient_id), response)
 
 
 @router.post("/v1/studies/{study_instance_uid}:lift", response_model=LiftedOut)
 def lift_study(rt: Rt, db: Db, bearer: CanErase, study_instance_uid: StudyUid) -> dict[str, int]:
-    """An erased study may be taken in again by the next scan."""
+    """Lift the study's tombstones; the next scan may take it in again."""
     return _lifted(db, bearer, erase.lift_study(db, rt.rules.secret, study_instance_uid))
 
 
 @router.post("/v1/patients:lift", response_model=LiftedOut)
 def lift_patient(rt: Rt, db: Db, bearer: CanErase, asked: PatientIn) -> dict[str, int]:
-    """What was erased with the patient may be taken in again by the next scan."""
+    """Lift the patient's tombstones; the next scan may take in what was erased with the patient."""
     return _lifted(db, bearer, erase.lift_patient(db, rt.rules.secret, asked.issuer, asked.patient_id))
 
 

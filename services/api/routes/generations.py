@@ -20,7 +20,7 @@ from shared.store.tables import Generation, Model, Operation
 router = APIRouter(tags=["generations"])
 
 Number = Annotated[int, Path(ge=1, le=MOST_ID)]
-SHOWN = 1000  #: images that are lacking, named in one answer
+SHOWN = 1000  #: missing images that one response names
 EXPLAINED: Mapping[str, str] = {
     "to-encode": "Its model has yet to encode it.",
     "to-index": "It is on its way to the index.",
@@ -31,7 +31,7 @@ EXPLAINED: Mapping[str, str] = {
 
 @router.get("/v1/generations", response_model=GenerationsOut)
 def list_generations(db: Db, _: CanSeeBuilds) -> dict[str, Any]:
-    """Every index build, with how much of its ledger it holds."""
+    """All generations, each with the share of its ledger that its index holds."""
     named = {row.id: row for row in generations.models(db)}
     return {"generations": [_generation(db, row, named) for row in generations.every(db)]}
 
@@ -44,7 +44,7 @@ def begin_generation(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
-    """A generation is built beside the live one; searches notice nothing until it is published."""
+    """Start to build a generation beside the live one; searches do not use it until it is published."""
     with rt.transaction() as db:
         row = lifecycle.begin_generation(
             db,
@@ -62,13 +62,13 @@ def begin_generation(
 
 @router.get("/v1/generations/{generation_id}", response_model=GenerationDetail)
 def show_generation(rt: Rt, db: Db, _: CanSeeBuilds, generation_id: Number) -> dict[str, Any]:
-    """One index build; `index` is what the engine itself says, or null while it is away."""
+    """One generation; `index` holds the engine's own counts, or null while the engine is unavailable."""
     return _detail(rt, db, generations.get(db, generation_id))
 
 
 @router.post("/v1/generations/{generation_id}:pause", response_model=GenerationDetail)
 def pause_generation(rt: Rt, _: CanReindex, generation_id: Number) -> dict[str, Any]:
-    """Nothing more is filled in or encoded for it; new images still go to it."""
+    """Pause the build: stored images are neither encoded nor added for it, but new images still are."""
     with rt.transaction() as db:
         lifecycle.pause(db, generation_id)
     return _told(rt, generation_id)
@@ -76,7 +76,7 @@ def pause_generation(rt: Rt, _: CanReindex, generation_id: Number) -> dict[str, 
 
 @router.post("/v1/generations/{generation_id}:resume", status_code=202, response_model=GenerationDetail)
 def resume_generation(rt: Rt, _: CanReindex, generation_id: Number) -> dict[str, Any]:
-    """It goes on; if it had ended, its exceptions are tried again and its recall is measured anew."""
+    """Resume the build; of a finished one, retry its exceptions and measure its recall again."""
     with rt.transaction() as db:
         lifecycle.resume(db, generation_id)
     return _told(rt, generation_id)
@@ -84,7 +84,7 @@ def resume_generation(rt: Rt, _: CanReindex, generation_id: Number) -> dict[str,
 
 @router.post("/v1/generations/{generation_id}:throttle", response_model=GenerationDetail)
 def throttle_generation(rt: Rt, bearer: CanReindex, generation_id: Number, asked: ThrottleIn) -> dict[str, Any]:
-    """It is built so fast at most, in these hours, from its next step on; null takes a limit away."""
+    """Set the build's rate limit and hours, in force from its next step; null removes a limit."""
     names = {"per_s": "throttle", "between": "hours"}
     wanted = {names[name]: getattr(asked, name) for name in asked.model_fields_set}
     return _acted(rt, bearer, "throttle", lambda db: lifecycle.throttle(db, generation_id, wanted), **wanted)
@@ -92,7 +92,7 @@ def throttle_generation(rt: Rt, bearer: CanReindex, generation_id: Number, asked
 
 @router.post("/v1/generations/{generation_id}:cancel", response_model=GenerationDetail)
 def cancel_generation(rt: Rt, bearer: CanReindex, generation_id: Number) -> dict[str, Any]:
-    """The build is given up and purged; what its model has encoded stays. 409 for one that is built: retire it."""
+    """Give up the build and purge its index; its model's encodings stay. 409 once it is built: retire it instead."""
     return _acted(rt, bearer, "cancel", lambda db: lifecycle.cancel(db, generation_id))
 
 
@@ -100,7 +100,7 @@ def cancel_generation(rt: Rt, bearer: CanReindex, generation_id: Number) -> dict
 def publish_generation(
     rt: Rt, bearer: CanReindex, generation_id: Number, asked: SwitchIn | None = None
 ) -> dict[str, Any]:
-    """Searches ask it from now on. 409 with the numbers unless it is complete and its recall reaches its gate."""
+    """Let searches use the generation. 409, with the numbers, unless it is complete and its recall reaches its gate."""
     accept = (asked or SwitchIn()).accept
     return _acted(rt, bearer, "publish", lambda db: lifecycle.publish(db, generation_id, accept))
 
@@ -109,7 +109,7 @@ def publish_generation(
 def rollback_generation(
     rt: Rt, bearer: CanReindex, generation_id: Number, asked: SwitchIn | None = None
 ) -> dict[str, Any]:
-    """Searches leave this generation for the one that was published before it, which is the answer."""
+    """Let searches use the generation that was published before this one; returns that earlier generation."""
     accept = (asked or SwitchIn()).accept
     return _acted(rt, bearer, "rollback", lambda db: lifecycle.rollback(db, generation_id, accept))
 
@@ -118,7 +118,7 @@ def rollback_generation(
 def retire_generation(
     rt: Rt, bearer: CanReindex, generation_id: Number, asked: RetireIn | None = None
 ) -> dict[str, Any]:
-    """Nothing more is written to it; a minute later its collection and ledger are removed."""
+    """Stop writing to the generation; a minute later its collection and ledger are removed."""
     force = (asked or RetireIn()).force
     return _acted(rt, bearer, "retire", lambda db: lifecycle.retire(db, generation_id, force=force))
 
@@ -126,7 +126,7 @@ def retire_generation(
 def _acted(
     rt: Runtime, bearer: Bearer, action: str, act: Callable[[Session], Generation], **by: object
 ) -> dict[str, Any]:
-    """Who moved the pointer, gave something up, or set its pace, is on record."""
+    """Perform an action on a generation, with an audit entry, and return the generation."""
     with rt.transaction() as db:
         row = act(db)
         details = {"generation": row.id, "accepted": row.accepted} if row.accepted else {"generation": row.id}
@@ -135,7 +135,7 @@ def _acted(
 
 
 def _told(rt: Runtime, generation_id: int) -> dict[str, Any]:
-    """As it stands after the commit: to count takes long, and who acts holds what whole workers wait for."""
+    """The generation after the commit: counting takes long, and the action's transaction holds locks of the workers."""
     with rt.transaction() as db:
         return _detail(rt, db, generations.get(db, generation_id))
 

@@ -19,27 +19,27 @@ from shared.store import generations
 log = get(__name__)
 router = APIRouter(tags=["health"])
 
-REMEMBERED_S = 0.25  #: anybody may ask, so asking often must not reach the engines
+REMEMBERED_S = 0.25  #: probes need no key, so frequent ones must not reach the engines
 STYLE = "body{font:14px sans-serif;margin:2em;max-width:60em}code{background:#eee}dt{margin-top:.7em}dd{color:#444}"
 
 
 @router.get("/livez")
 @public
 async def livez() -> JSONResponse:
-    """This process answers; says nothing of what is behind it."""
+    """This process answers; its backends are not checked."""
     return JSONResponse({"status": "alive"})
 
 
 @router.get("/readyz")
 @public
 async def readyz(rt: Rt, request: Request) -> JSONResponse:
-    """200 while searches can be answered: Postgres and the vectors are there. A missing broker only slows intake."""
+    """200 while Postgres and the vector engine answer, so that searches work; without the broker it is degraded."""
     found = await request.app.state.readiness.ask(rt)
     return JSONResponse(found, 200 if found["status"] != "unavailable" else 503)
 
 
 class Readiness:
-    """The parts' states, remembered for a moment. Who asks while a look is on its way waits for it, in no thread."""
+    """The backends' states, cached for `REMEMBERED_S`; concurrent callers await one check without holding a thread."""
 
     def __init__(self) -> None:
         self._look: asyncio.Task[dict[str, Any]] | None = None
@@ -48,7 +48,7 @@ class Readiness:
     async def ask(self, rt: Runtime) -> dict[str, Any]:
         if self._look is None or (self._look.done() and time.monotonic() >= self._until):
             self._look = asyncio.create_task(self._looked(rt))
-        return await asyncio.shield(self._look)  # whoever leaves takes it from nobody
+        return await asyncio.shield(self._look)  # a caller that disconnects must not cancel it for the others
 
     async def _looked(self, rt: Runtime) -> dict[str, Any]:
         found = await run_in_threadpool(look, rt)
@@ -64,7 +64,7 @@ def look(rt: Runtime) -> dict[str, Any]:
 
 
 def _parts(rt: Runtime) -> dict[str, Callable[[], None]]:
-    """Functions, because making a client may fail as well as asking it."""
+    """A ping of each backend, deferred because creating its client may fail, too."""
 
     def postgres() -> None:
         rt.store.ping()
@@ -83,7 +83,7 @@ def _state(ping: Callable[[], None]) -> str:
         ping()
     except SimilisError:
         return "away"
-    except Exception:  # a state, whatever it is, and never a 500
+    except Exception:  # any failure is a state of the backend, never a 500
         log.warning("probe_failed", exc_info=True)
         return "away"
     return "ready"
@@ -101,7 +101,7 @@ def _model(rt: Runtime) -> str:
 
 @router.get("/metrics", response_class=Response)
 def metrics(measured: Measured, _: CanRead) -> Response:
-    """For Prometheus, with a key that may read."""
+    """Metrics for Prometheus; needs the scope `read`."""
     return Response(generate_latest(measured.registry), media_type=CONTENT_TYPE_LATEST)
 
 
@@ -114,7 +114,7 @@ def openapi(request: Request) -> JSONResponse:
 @router.get("/docs", include_in_schema=False)
 @public
 def docs(request: Request) -> HTMLResponse:
-    """The routes on one page: no scripts, nothing from elsewhere, so that it reads in a closed network."""
+    """All routes on one page, without scripts or external resources, so that it works in a closed network."""
     described = request.app.openapi()
     rows = [
         f"<dt><code>{method.upper()} {html.escape(path)}</code> "

@@ -1,4 +1,4 @@
-"""Pictures, always encoded by us: nothing of a file's own bytes is passed on."""
+"""Pictures of images, always encoded anew: no bytes of a file are passed on."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ from shared.types import Status
 
 router = APIRouter(tags=["pictures"])
 
-MOST_PIXELS = 64 * 1024 * 1024  #: of all frames that must be decoded to reach one: 256 MB
+MOST_PIXELS = 64 * 1024 * 1024  #: of all frames that must be decoded to reach the requested one: 256 MB
 _IMAGE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}, "description": "The picture"}}
 _PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "The picture"}}
 
@@ -57,7 +57,7 @@ def rendered(
     frame: Annotated[int, Query(ge=1, le=100_000)] = 1,
     size: Annotated[int, Query(ge=32, le=2048)] = 1024,
 ) -> Response:
-    """One frame of the original as it would be shown: 8 bit grey, its longest side at most `size` pixels."""
+    """One frame of the original as displayed: 8 bit grey, its longest side at most `size` pixels."""
     row = row_of(rt, sop_instance_uid, bearer)
     if row.status == Status.EMPTY:
         raise Conflict(unseen(row))
@@ -69,7 +69,7 @@ def rendered(
 
 
 def row_of(rt: Runtime, sop_uid: str, bearer: Bearer) -> Row[Any]:
-    """Raises: `NotFound`, in the same words for one that is not there and one that only a reviewer may see."""
+    """The image's row. Raises: `NotFound`, with one message for a missing image and one only a reviewer may see."""
     with rt.store.reading() as connection:
         row = catalog.picture(connection, sop_uid)
     if row is None or not may_see(row.status, bearer):
@@ -82,14 +82,14 @@ def unseen(row: Row[Any]) -> str:
 
 
 def decoded_frame(rt: Runtime, row: Row[Any], frame: int, size: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """(rows, cols). Raises: `Gone`, `Conflict`, `Rejected`, `Invalid`."""
+    """The frame as (rows, cols) uint8. Raises: `Gone`, `Conflict`, `Rejected`, `Invalid`."""
     path = FilePath(os.fsdecode(row.path))
     longest = max(row.rows, row.columns, 1)
     side = min(size, longest)
     recipe = Recipe(size=side, frames=_reaching(frame, row.frames, side), pad="square")
     (decoded,) = rt.sandbox.decode_many([path], recipe)
     try:
-        # asked after the pixels were read: a path may hold another patient's image by now
+        # the digest is checked after the pixels were read: the path may now hold another patient's image
         if rt.sandbox.inspect(path).digest != row.digest:
             raise Conflict("the file has changed since it was taken in")
     except Rejected as refusal:
@@ -103,7 +103,7 @@ def decoded_frame(rt: Runtime, row: Row[Any], frame: int, size: int) -> "np.ndar
 
 
 def _reaching(frame: int, frames: int, size: int) -> int:
-    """The least number of evenly spaced frames among which the wanted one is. Raises: `Invalid`."""
+    """The smallest number of evenly spaced frames that include the requested one. Raises: `Invalid`."""
     if frame > frames:
         raise Invalid(f"this image has {frames} frames")
     for most in range(1, min(frames, MOST_PIXELS // size**2) + 1):
@@ -115,7 +115,7 @@ def _reaching(frame: int, frames: int, size: int) -> int:
 def _unpadded(
     square: "np.ndarray[Any, np.dtype[np.float32]]", high: float, wide: float
 ) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """The picture without the background that made it square; it stands in the middle."""
+    """The picture without the padding that centred it in a square; (rows, cols) uint8."""
     side = square.shape[0]
     rows, columns = max(1, round(side * high)), max(1, round(side * wide))
     top, left = (side - rows) // 2, (side - columns) // 2

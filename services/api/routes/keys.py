@@ -14,7 +14,7 @@ router = APIRouter(tags=["keys"])
 
 @router.get("/v1/keys", response_model=KeysOut)
 def list_keys(db: Db, _: CanAdmin) -> dict[str, Any]:
-    """Every key without its secret."""
+    """All keys, without their secrets."""
     return {"keys": [KeyOut.model_validate(row) for row in keys.every(db)]}
 
 
@@ -32,7 +32,7 @@ def make_key(db: Db, bearer: CanAdmin, asked: KeyIn, response: Response) -> dict
 
 @router.delete("/v1/keys/{key_id}", status_code=204)
 def revoke_key(db: Db, bearer: CanAdmin, key_id: Annotated[int, Path(ge=1, le=MOST_ID)]) -> Response:
-    """The key is refused, everywhere within a second."""
+    """Revoke the key; within a second every API process refuses it."""
     keys.revoke(db, key_id)
     reviews.audit(db, bearer.actor, "key-revoke", {"key": key_id})
     return Response(status_code=204)

@@ -1,4 +1,4 @@
-"""Dead letters: what ended badly, why, and once more."""
+"""Dead letters: work that was given up, listed with its reason and retried on request."""
 
 from datetime import datetime
 from typing import Annotated, Any
@@ -19,7 +19,7 @@ router = APIRouter(tags=["dead letters"])
 
 @router.get("/v1/dead-letters", response_model=LettersOut)
 def list_letters(db: Db, _: CanIngest, asked: Annotated[LettersIn, Query()]) -> dict[str, Any]:
-    """Work that was given up, the latest first, with its reason."""
+    """Dead letters with their reasons, the latest first."""
     wanted = Wanted(kind=asked.kind, reason=asked.reason)
     rows = letters.page(db, wanted, _after(asked.cursor), asked.limit + 1)
     shown = rows[: asked.limit]
@@ -40,7 +40,7 @@ def list_letters(db: Db, _: CanIngest, asked: Annotated[LettersIn, Query()]) -> 
 
 
 def _after(cursor: str | None) -> tuple[datetime, str] | None:
-    """Raises: `Invalid`."""
+    """The time and letter of a cursor. Raises: `Invalid`."""
     if cursor is None:
         return None
     since, _, letter = cursor.partition("~")
@@ -52,13 +52,13 @@ def _after(cursor: str | None) -> tuple[datetime, str] | None:
 
 @router.post("/v1/dead-letters/{letter}:retry", status_code=202, response_model=LettersRetriedOut)
 def retry(db: Db, bearer: CanIngest, letter: Annotated[Letter, Path()]) -> dict[str, Any]:
-    """This one is tried again. 404 where it is none any more."""
+    """Retry one dead letter. 404 where it is no dead letter any more."""
     pipeline.retry(db, letter, bearer.actor)
     return {"retried": {letter.partition("-")[0]: 1}}
 
 
 @router.post("/v1/dead-letters:retry", status_code=202, response_model=LettersRetriedOut)
 def retry_many(db: Db, bearer: CanIngest, asked: LettersRetryIn) -> dict[str, Any]:
-    """All of a kind or a reason are tried again, at most 10,000 at once."""
+    """Retry all dead letters of a kind or a reason, at most 10,000 at once."""
     done = pipeline.retry_many(db, Wanted(kind=asked.kind, reason=asked.reason), bearer.actor)
     return {"retried": dict(done)}

@@ -20,17 +20,17 @@ Name = Annotated[str, Path(pattern=NAME)]
 
 @router.get("/v1/models", response_model=ModelsOut)
 def list_models(db: Db, _: CanRead) -> dict[str, Any]:
-    """Every model that is known, the published one marked."""
+    """All registered models, with the published one marked."""
     live = generations.published(db)
     return {"models": [_model(row, live.model_id if live else None) for row in generations.models(db)]}
 
 
 @router.post("/v1/models", status_code=201, response_model=ModelDetail)
 def add_model(rt: Rt, db: Db, bearer: CanAdmin, asked: ModelIn, response: Response) -> dict[str, Any]:
-    """A model of the models folder is tried and known; the first one is also published. Again, nothing changes."""
+    """Test and register a model of the models folder; the first one is also published. Idempotent."""
     card = rt.proved(asked.card)
     row, new = lifecycle.add_model(db, rt.indexes, asked.card, card)
-    enqueue(db, Job.ENCODE)  # images may have waited for it
+    enqueue(db, Job.ENCODE)  # images may be waiting for a model
     response.status_code = 201 if new else 200
     response.headers["Location"] = f"/v1/models/{row.name}"
     told = _detail(db, row)
@@ -42,13 +42,13 @@ def add_model(rt: Rt, db: Db, bearer: CanAdmin, asked: ModelIn, response: Respon
 
 @router.get("/v1/models/{name}", response_model=ModelDetail)
 def show_model(db: Db, _: CanRead, name: Name) -> dict[str, Any]:
-    """By its name, or by eight or more digits of its fingerprint."""
+    """One model, by its name or by eight or more digits of its fingerprint."""
     return _detail(db, generations.model(db, name))
 
 
 @router.post("/v1/models/{name}:hash", status_code=201, response_model=ModelDetail)
 def add_hashed(rt: Rt, _: CanAdmin, name: Name, asked: HashIn, response: Response) -> dict[str, Any]:
-    """The model with a hash code fitted to the archive's embeddings, as a new model; its generation comes after."""
+    """Register the model, with a hash code fitted to the archive's embeddings, as a new model without a generation."""
     models = rt.settings.models_dir
     lifecycle.add_hashed(rt.transaction, rt.indexes, models, name, asked.name, asked.bits, rotate=asked.rotate)
     response.headers["Location"] = f"/v1/models/{asked.name}"

@@ -1,4 +1,4 @@
-"""Long work as resources: scans are begun here, watched, cancelled and tried again."""
+"""Operations (long work) as resources: scans are started here; all kinds are listed, watched, cancelled, retried."""
 
 from datetime import UTC, datetime
 from pathlib import Path as FilePath
@@ -38,7 +38,7 @@ def begin_scan(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
-    """A folder of the server is taken in, in place. With the same Idempotency-Key nothing is begun twice."""
+    """Start taking in a folder of the server, in place. A repeated Idempotency-Key returns the same operation."""
     if asked.dataset is not None and (asked.labels is not None or asked.watch):
         raise Invalid("a published set brings its own labels and is complete: no table, and nothing to watch")
     params: dict[str, Any] = {"path": _allowed(rt, asked.path), "watch": asked.watch}
@@ -54,12 +54,12 @@ def begin_scan(
 
 
 def _allowed(rt: Runtime, text: str) -> str:
-    """Raises: `Invalid`; in the same words for what is not there and what may not be read."""
+    """The path if it may be scanned. Raises: `Invalid`, with one message for a missing and for a forbidden path."""
     intake = rt.settings.intake
     try:
         path = scan.within(FilePath(text), intake.roots, any_root=intake.any_root)
         there = path.exists()
-    except (OSError, RuntimeError):  # closed to us, a name that is too long, links in a circle
+    except (OSError, RuntimeError):  # no permission, a name that is too long, a loop of links
         there = False
     if not there:
         raise Invalid("there is no such file or folder on the server")
@@ -68,7 +68,7 @@ def _allowed(rt: Runtime, text: str) -> str:
 
 @router.get("/v1/operations", response_model=OperationsOut)
 def list_operations(db: Db, _: CanWatch, limit: Limit = 50, cursor: Cursor = None) -> dict[str, Any]:
-    """The newest first."""
+    """Operations, the newest first."""
     rows = operations.page(db, limit + 1, _moment(cursor) if cursor else None)
     shown = rows[:limit]
     more = len(rows) > len(shown)
@@ -84,16 +84,16 @@ def _micros(moment: datetime) -> int:
 
 
 def _moment(cursor: str) -> datetime:
-    """Raises: `Invalid`."""
+    """The creation time in a cursor. Raises: `Invalid`."""
     try:
         return datetime.fromtimestamp(read_cursor(cursor) / 1e6, UTC)
-    except (ValueError, OverflowError):  # a year that no calendar of ours has
+    except (ValueError, OverflowError):  # a year outside `datetime`'s range
         raise Invalid("this is not a cursor") from None
 
 
 @router.get("/v1/operations/{operation_id}", response_model=OperationDetail)
 def show_operation(db: Db, _: CanWatch, operation_id: UUID) -> dict[str, Any]:
-    """How far it is, and what became of its files."""
+    """One operation: its progress, and the outcomes of its files."""
     return detail(db, operations.get(db, operation_id))
 
 
@@ -101,7 +101,7 @@ def show_operation(db: Db, _: CanWatch, operation_id: UUID) -> dict[str, Any]:
 def list_files(
     db: Db, _: CanTakeIn, operation_id: UUID, problems: bool = True, limit: Limit = 200, cursor: Cursor = None
 ) -> dict[str, Any]:
-    """Its files with outcome, gate and reason; by default those that are not searchable."""
+    """The operation's files with outcome, gate and reason; by default only those that are not searchable."""
     operations.get(db, operation_id)
     after = read_cursor(cursor) if cursor else 0
     rows = files.page(db, operation_id, after, limit + 1, problems)
@@ -123,7 +123,7 @@ def list_files(
 
 @router.post("/v1/operations/{operation_id}:cancel", response_model=OperationDetail)
 def cancel_operation(db: Db, _: CanTakeIn, operation_id: UUID) -> dict[str, Any]:
-    """No more of it is begun; what was registered stays."""
+    """Stop the operation; files that are registered already stay."""
     _only_scans(db, operation_id)
     operation = operations.cancel(db, operation_id)
     db.flush()
@@ -133,7 +133,7 @@ def cancel_operation(db: Db, _: CanTakeIn, operation_id: UUID) -> dict[str, Any]
 
 @router.post("/v1/operations/{operation_id}:retry", status_code=202, response_model=OperationDetail)
 def retry_operation(db: Db, _: CanTakeIn, operation_id: UUID) -> dict[str, Any]:
-    """It is due again: what is done stays done, what failed is tried once more."""
+    """Make the operation due again: completed work is skipped, failed work is tried once more."""
     _only_scans(db, operation_id)
     operation = operations.retry(db, operation_id)
     images.retry_failed(db, operation_id)
@@ -146,7 +146,7 @@ def retry_operation(db: Db, _: CanTakeIn, operation_id: UUID) -> dict[str, Any]:
 
 
 def _only_scans(db: Session, operation_id: UUID) -> None:
-    """Raises: `Conflict` for what is steered elsewhere."""
+    """Raises: `Conflict` for an operation that is neither a scan nor a pull."""
     kind = operations.get(db, operation_id).kind
     if kind == "reindex":
         raise Conflict("a generation is cancelled and resumed at /v1/generations")
@@ -215,7 +215,7 @@ def _phase(operation: Operation, standing: catalog.Progress) -> str:
 
 
 def _progress(operation: Operation, undecided: int, unindexed: int) -> int:
-    """Of 100: a tenth for registering, eight for deciding, a tenth for the index, as they cost."""
+    """Percent done, weighted by cost: a tenth for registering, eight tenths for encoding, a tenth for the index."""
     if operation.state == "succeeded":
         return 100
     if not operation.total:

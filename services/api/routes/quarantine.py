@@ -1,4 +1,4 @@
-"""The review queue: what the gates stopped, one decision each, and the thresholds of gate 3."""
+"""The review queue: images and files that a gate stopped, one decision for each, and the thresholds of gate 3."""
 
 from pathlib import Path as FilePath
 from typing import Annotated, Any
@@ -36,7 +36,7 @@ One = Annotated[Item, Path()]
 
 @router.get("/v1/quarantine", response_model=QuarantineOut)
 def list_quarantine(db: Db, _: CanReview, asked: Annotated[QuarantineIn, Query()]) -> dict[str, Any]:
-    """What waits for a decision: images, then files that never became one, the latest first."""
+    """Items that wait for a decision, the latest first: images, then files from which no image could be read."""
     wanted = Wanted(
         gate=asked.gate,
         reason=asked.reason,
@@ -71,7 +71,7 @@ def _parts(item: str) -> tuple[str, int]:
 
 
 def _image(item: str) -> int:
-    """Raises: `Conflict` for a file, on which there is nothing to decide."""
+    """The id of an item's image. Raises: `Conflict` for a file, which can only be retried."""
     kind, number = _parts(item)
     if kind == "file":
         raise Conflict("this file was not taken in, so it is found by nobody: it can only be retried")
@@ -80,7 +80,7 @@ def _image(item: str) -> int:
 
 @router.get("/v1/quarantine/{item}", response_model=ReviewsOut)
 def show_reviews(db: Db, _: CanReview, item: One) -> dict[str, Any]:
-    """What was said of an image and by whom, the latest first; it need not be in the quarantine any more."""
+    """The decisions on an image and who made them, the latest first, also after it left the quarantine."""
     number = _image(item)
     if not reviews.stands(db, number):
         raise NotFound("no such image")
@@ -89,21 +89,21 @@ def show_reviews(db: Db, _: CanReview, item: One) -> dict[str, Any]:
 
 @router.post("/v1/quarantine/{item}:release", response_model=ReviewOut)
 def release(db: Db, bearer: CanReview, item: One, asked: DecisionIn | None = None) -> dict[str, Any]:
-    """The image becomes searchable. 409 where it was decided on or stopped anew meanwhile, or cannot be read."""
+    """Make the image searchable. 409 where it was decided on or stopped anew meanwhile, or cannot be read."""
     said = asked or DecisionIn()
     return _said(db, quarantine.release(db, _image(item), bearer.actor, said.note, said.since))
 
 
 @router.post("/v1/quarantine/{item}:reject", response_model=ReviewOut)
 def reject(db: Db, bearer: CanReview, item: One, asked: DecisionIn | None = None) -> dict[str, Any]:
-    """The image never becomes searchable. 409 where it was decided on or stopped anew meanwhile."""
+    """Reject the image: it never becomes searchable. 409 where it was decided on or stopped anew meanwhile."""
     said = asked or DecisionIn()
     return _said(db, quarantine.reject(db, _image(item), bearer.actor, said.note, said.since))
 
 
 @router.post("/v1/quarantine/{item}:retry", status_code=202, response_model=RetriedOut)
 def retry(db: Db, bearer: CanReview, item: One) -> Retried:
-    """It is read and judged again, by today's codecs, limits and thresholds. 409 where a site's rule holds it."""
+    """Read and judge the item again by today's codecs, limits and thresholds. 409 where a site's rule holds it."""
     kind, number = _parts(item)
     if kind == "file":
         quarantine.retry_file(db, number, bearer.actor)
@@ -114,14 +114,14 @@ def retry(db: Db, bearer: CanReview, item: One) -> Retried:
 
 @router.post("/v1/quarantine:retry", status_code=202, response_model=RetriedOut)
 def retry_many(db: Db, bearer: CanReview, asked: RetryIn) -> Retried:
-    """All that a gate or a reason stopped, at most 10,000 images at once; what a rule of the site holds is left out."""
+    """Retry the items of a gate or a reason, at most 10,000 images at once, except those that a site's rule holds."""
     wanted = Wanted(gate=asked.gate, reason=asked.reason, modality=asked.modality)
     return quarantine.retry_many(db, wanted, bearer.actor)
 
 
 @router.post("/v1/quarantine:replay", response_model=ReplayOut)
 def replay(db: Db, bearer: CanReview, asked: ReplayIn, response: Response) -> dict[str, Any]:
-    """Which stored images other thresholds would flip; with `apply`, they are put in force and the images flipped."""
+    """Show which stored images other thresholds would flip; with `apply`, put these in force and flip the images."""
     model = generations.model(db, asked.model)
     choice = Choice(
         threshold=asked.threshold,
@@ -166,7 +166,7 @@ def _flip(one: Flip) -> dict[str, Any]:
 def list_calibrations(
     db: Db, _: CanRead, name: Name, modality: Annotated[Modality | None, Query()] = None
 ) -> dict[str, Any]:
-    """Every threshold that a model has had, the newest first, and what is searchable without one."""
+    """All calibrations of a model, the newest first, and how many images are searchable without a threshold."""
     model = generations.model(db, name)
     return {
         "calibrations": _calibrations(db, model, calibrations.history(db, model.id, modality)),
@@ -177,7 +177,7 @@ def list_calibrations(
 
 @router.post("/v1/models/{name}/calibrations", status_code=201, response_model=CalibratedOut)
 def calibrate(db: Db, bearer: CanReview, name: Name, asked: CalibrateIn | None = None) -> dict[str, Any]:
-    """Thresholds are made from what is stored and judge what comes; a replay judges what is stored."""
+    """Make thresholds from stored images; they judge new images only. A replay judges the stored ones."""
     wanted = asked or CalibrateIn()
     model = generations.model(db, name)
     made = thresholds.calibrate(

@@ -1,4 +1,4 @@
-"""Searches. The answer is made as plain JSON; the route's response model only documents it."""
+"""Searches. Responses are built as plain JSON; the routes' response models only document them."""
 
 import asyncio
 import json
@@ -37,11 +37,11 @@ router = APIRouter(tags=["search"])
 PICTURES = ("application/dicom", "image/png", "image/jpeg", "application/octet-stream")
 MOST_AT_ONCE = 2000  #: k times the studies of one batch
 MOST_JSON = 1024 * 1024
-ARRIVES_WITHIN_S = 300.0  #: a place for an upload is not held open by one that trickles
+ARRIVES_WITHIN_S = 300.0  #: deadline for a body, so that a slow sender does not hold an upload slot
 
 
 async def _asked(request: Request) -> SearchIn:
-    """The options in the address. Read by hand: FastAPI takes half a millisecond for a model of this size."""
+    """The search options of the query string, parsed by hand: FastAPI takes half a millisecond for such a model."""
     given: dict[str, list[str]] = {}
     for name, value in request.query_params.multi_items():
         given.setdefault(keyword(name), []).append(value)
@@ -61,7 +61,7 @@ def refused(where: str, error: ValidationError, shape: type[SearchIn]) -> Reques
 
 
 def _documented() -> list[dict[str, Any]]:
-    """The options as OpenAPI parameters."""
+    """The search options as OpenAPI parameters."""
     shapes = SearchIn.model_json_schema()["properties"]
     return [{"name": name, "in": "query", "required": False, "schema": shape} for name, shape in shapes.items()]
 
@@ -76,7 +76,7 @@ Asked = Annotated[SearchIn, Depends(_asked)]
     openapi_extra={"parameters": _documented()},
 )
 def similar(_: CanSearch, request: Request, study_instance_uid: Annotated[Uid, Path()], asked: Asked) -> Response:
-    """The studies most like this one, best first."""
+    """The studies most similar to this one, best first."""
     started = time.perf_counter()
     rt: Runtime = request.app.state.rt
     wanted = asked.request()
@@ -104,14 +104,14 @@ def observe(metrics: Metrics, rt: Runtime, found: Ranking) -> None:
 
 
 class Body:
-    """What was sent: a picture's bytes, or a JSON object."""
+    """The request's body: the bytes of a picture, or a JSON object."""
 
     def __init__(self, picture: bytes | None = None, fields: Mapping[str, Any] | None = None) -> None:
         self.picture, self.fields = picture, fields
 
 
 async def _body(request: Request, bearer: CanSearch, uploads: Uploads) -> AsyncIterator[Body]:
-    """Read after the caller is known and a place is free: nobody makes us hold more than a few uploads at once.
+    """The body, read only when the caller is known and an upload slot is free, which bounds the memory of uploads.
 
     Raises: `UnsupportedMedia`, `Invalid`, `TooLarge`; `Throttled` and `Unavailable` before anything is read.
     """
@@ -126,13 +126,13 @@ async def _body(request: Request, bearer: CanSearch, uploads: Uploads) -> AsyncI
 
 
 async def _arrived(body: Awaitable[bytes]) -> bytes:
-    """Raises: `Invalid` where its sender is too slow, or has left."""
+    """The body's bytes. Raises: `Invalid` where the sender is too slow, or has disconnected."""
     try:
         async with asyncio.timeout(ARRIVES_WITHIN_S):
             return await body
     except TimeoutError:
         raise Invalid(f"the body did not arrive within {ARRIVES_WITHIN_S:g} s") from None
-    except ClientDisconnect:  # which is no error of ours
+    except ClientDisconnect:
         raise Invalid("the client left in the middle of the body") from None
 
 
@@ -150,7 +150,7 @@ async def _picture(request: Request, kind: str) -> bytes:
 
 
 async def _small(request: Request) -> bytes:
-    """Raises: `TooLarge`, as soon as it is."""
+    """A JSON body. Raises: `TooLarge` as soon as it exceeds `MOST_JSON` bytes."""
     raw = bytearray()
     async for part in request.stream():
         raw += part
@@ -196,9 +196,9 @@ def searches(
     bearer: CanSearch,
     decoding: Decoding,
     asked: Asked,
-    body: Annotated[Body, Depends(_body, scope="function")],  # the place is free before the answer leaves
+    body: Annotated[Body, Depends(_body, scope="function")],  # the slot is released before the response is sent
 ) -> Response:
-    """The studies most like an uploaded image, of which nothing is kept; or, for JSON, like each of several studies."""
+    """The studies most similar to an uploaded image, which is not stored; for JSON, to each of several studies."""
     if body.fields is not None:
         batch = _merged(asked, body.fields)
         callers.buckets.charge(bearer.id, len(batch.studies) - 1)
@@ -216,7 +216,7 @@ def searches(
 
 
 def by_image(rt: Runtime, connection: sa.Connection, picture: bytes, wanted: question.Request) -> Ranking:
-    """The caller holds a slot: one picture is decoded and encoded at a time."""
+    """The ranking for a picture. The caller must hold a decoding slot: one picture is decoded at a time."""
     return search.by_image(
         connection,
         rt.index,
@@ -231,12 +231,12 @@ def _encoder(rt: Runtime, published: Published) -> Encoder:
     try:
         return rt.encoder(published)
     except (Invalid, NotFound, ImportError) as error:
-        # the request is right: it is this process that lacks the model
+        # not the request's fault: this process cannot load the model
         raise Unavailable("the encoder of the published model cannot be loaded here", retry_after_s=30) from error
 
 
 def _merged(asked: SearchIn, fields: Mapping[str, Any]) -> BatchIn:
-    """Options may stand in the address or in the body; the body wins."""
+    """The options of the query string and the body together; the body wins. Raises: `RequestValidationError`."""
     try:
         batch = BatchIn.model_validate(fields)
     except ValidationError as error:

@@ -32,7 +32,7 @@ _WAITING: Mapping[str, str] = {
 
 @router.get("/v1/studies", response_model=StudiesOut)
 def list_studies(rt: Rt, _: CanRead, asked: Annotated[StudiesIn, Query()]) -> dict[str, Any]:
-    """Studies, the latest taken in first."""
+    """Studies, the most recently taken in first."""
     before = read_cursor(asked.cursor)
     with rt.store.reading() as connection:
         rows = catalog.studies(connection, asked.wanted(), before, asked.limit + 1)
@@ -57,7 +57,7 @@ def _study(row: Row[Any]) -> dict[str, Any]:
 
 @router.get("/v1/studies/{study_instance_uid}", response_model=StudyDetail)
 def show_study(rt: Rt, bearer: CanRead, study_instance_uid: Annotated[Uid, Path()]) -> dict[str, Any]:
-    """One study, image by image: its state, and why one cannot be found."""
+    """One study with its images: their state, and why an image is not searchable."""
     with rt.store.reading() as connection:
         found = catalog.study(connection, study_instance_uid)
         published = generations.published(connection) is not None
@@ -83,7 +83,7 @@ def show_study(rt: Rt, bearer: CanRead, study_instance_uid: Annotated[Uid, Path(
 def study_journal(
     rt: Rt, _: CanRead, study_instance_uid: Annotated[Uid, Path()], limit: Annotated[int, Query(ge=1, le=1000)] = 200
 ) -> dict[str, Any]:
-    """What came when from whom, and what was made of it, the latest first; also of what was refused."""
+    """The study's journal, the latest first: what arrived from whom, and its outcome, including refused files."""
     with rt.store.reading() as connection:
         rows = arrivals.journal(connection, study_instance_uid, limit)
     if not rows:
@@ -125,7 +125,7 @@ def _image(row: Row[Any], bearer: Bearer, *, published: bool) -> dict[str, Any]:
 
 
 def _why_not(row: Row[Any], *, published: bool) -> str | None:
-    """One sentence, or None where the image is searchable. An image that is encoded anew stays so meanwhile."""
+    """Why the image is not searchable; None where it is. An image stays searchable while it is encoded again."""
     states = set(row.index_states or ())
     if states == {"applied"} and row.status not in HELD_BACK:
         return None
