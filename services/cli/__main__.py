@@ -1,8 +1,8 @@
-"""Where the `similis` command begins: Ctrl-C may come while the rest is still loading."""
+"""Entry point of the `similis` command; handles Ctrl-C also while modules are still being imported."""
 
 
 def main() -> None:
-    """Run the command line of this process; ends it with its exit code."""
+    """Run the command line of this process and exit with its code."""
     try:
         from services.cli.main import main as run
 

@@ -1,4 +1,4 @@
-"""`similis audit`: who did what."""
+"""`similis audit`: lists who did what."""
 
 from itertools import islice
 from typing import Annotated
@@ -24,7 +24,7 @@ def list_audit(
     limit: Annotated[int, typer.Option(min=1, help="How many.")] = 100,
     as_json: AsJson = False,
 ) -> None:
-    """List what was done, the latest first; needs a key with the scope audit:read."""
+    """List audited actions, the latest first; needs a key with the scope audit:read."""
     found = list(islice(client.pages("/v1/audit", "entries", action=action, limit=min(limit, 1000)), limit))
     if as_json:
         tell_json({"entries": found})

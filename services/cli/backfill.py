@@ -1,4 +1,4 @@
-"""`similis backfill`: another archive is pulled from, over DICOMweb."""
+"""`similis backfill`: pulls studies from another archive over DICOMweb."""
 
 import uuid
 from pathlib import Path
@@ -13,7 +13,7 @@ from shared.errors import Invalid
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command that pulls."""
+    """Add the command `backfill`."""
     app.command()(backfill)
 
 
@@ -33,10 +33,11 @@ def backfill(  # noqa: PLR0913 - each argument is an option of the command
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until all is searchable.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Pull the studies of another archive (QIDO-RS, WADO-RS); what stands here is not asked for again.
+    """Pull the studies of another archive (QIDO-RS, WADO-RS); instances that are here already are not requested.
 
-    The server does it by itself, through restarts: leaving this command does not end it. Instances that do not come
-    are told in the summary, and `similis operations files` names them; `similis operations retry` asks for them again.
+    The server does the work and continues after restarts: leaving this command does not stop it. The summary counts
+    instances that did not come, `similis operations files` names them, and `similis operations retry` requests them
+    again.
     """
     asked: Answer = {"dicomweb": dicomweb, "query": dict(_pair(one) for one in query or ()), "user": user}
     if rate is not None:

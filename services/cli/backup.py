@@ -1,4 +1,4 @@
-"""`similis backup` and `similis restore`: of the home of an installation on this machine."""
+"""`similis backup` and `similis restore` for the home of an installation on this machine."""
 
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -15,7 +15,7 @@ Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the b
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands that keep and bring back."""
+    """Add the commands `backup` and `restore`."""
     app.command()(backup)
     app.command()(restore)
 
@@ -25,10 +25,10 @@ def backup(
     home: HomeFolder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Keep database, files that were sent, models, tombstones and the pseudonyms' key in a new folder.
+    """Back up the database, sent files, models, tombstones and the pseudonym key into a new folder.
 
-    Images may come in meanwhile. The folder must be protected like the images: it holds the key, and the files that
-    came by C-STORE, STOW or backfill. Vectors are not in it, nor files of scanned folders: they stay where they are.
+    Intake may go on meanwhile. Protect the folder like the images: it holds the key and the files that came by
+    C-STORE, STOW or backfill. It holds neither vectors nor the files of scanned folders.
     """
     from services.embedded import backup as backups
 
@@ -41,7 +41,7 @@ def backup(
 
 
 def size_of(manifest: Mapping[str, Any]) -> int:
-    """Bytes of all that was kept: most of them are of the files that were sent to us."""
+    """Total bytes of the backup, including the sent files."""
     kept: int = sum(one["bytes"] for one in manifest["files"].values()) + manifest["blobs"]["bytes"]
     return kept
 
@@ -55,9 +55,9 @@ def restore(
     verify: Annotated[bool, typer.Option("--verify", help="Afterwards compare every file and every vector.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make a home from a backup; vectors are written again from the encodings. Exit 6 where something does not agree.
+    """Make a home from a backup and write its vectors again from the encodings. Exit 6 if the checks find a mismatch.
 
-    What was erased since is erased again before anything is served.
+    Images that were erased after the backup are erased again before anything is served.
     """
     from services.cli.doctor import FINDINGS, show
     from services.embedded import backup as backups

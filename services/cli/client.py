@@ -1,4 +1,4 @@
-"""The command line's way to the server: it finds address and key by itself and speaks in `shared.errors`."""
+"""The command line's HTTP client: finds the server's address and key, and raises `shared.errors`."""
 
 import functools
 import inspect
@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 Answer = dict[str, Any]
 
-PATIENCE_S = 30.0  #: how long a busy or restarting server is waited for
-ANSWERS_WITHIN_S = 60.0  #: from the request to the answer's first byte: a calibration reads all that is stored
+PATIENCE_S = 30.0  #: how long requests to a busy or restarting server are retried
+ANSWERS_WITHIN_S = 60.0  #: read timeout: a calibration reads all stored scores
 NOT_RUNNING = "start it with `similis up`, or name another with --url, --home or SIMILIS_URL"
 
-#: What an answer's status means to the caller; the problem's own code is not needed to act.
+#: The error that each HTTP status raises; other statuses raise `SimilisError`.
 BY_STATUS: Mapping[int, type[SimilisError]] = {
     400: Invalid,
     401: Unidentified,
@@ -64,13 +64,13 @@ HomeFolder = Annotated[Path | None, typer.Option(help="The home of a local serve
 
 
 class Client:
-    """A server and a key. Answers are JSON objects; a refusal is an error of `shared.errors`.
+    """Requests to one server with one key; a response is a JSON object, a refusal raises an error of `shared.errors`.
 
     Args:
-        home: where a server of this machine keeps its files.
-        patience_s: a 429, a 503 or a server that is gone for a moment is tried again for so long; so is a connection
-            that breaks off, where asking twice does no harm.
-        say: told once, before the first wait.
+        home: folder of a server on this machine.
+        patience_s: how long to retry after a 429, a 503 or while the server restarts; an idempotent request is also
+            retried after a broken connection.
+        say: called once per request, before the first wait.
     """
 
     def __init__(
@@ -94,8 +94,8 @@ class Client:
                 base_url=self.url,
                 headers={"Authorization": f"Bearer {key}"} if key else {},
                 timeout=httpx.Timeout(ANSWERS_WITHIN_S, connect=5.0),
-                trust_env=False,  # neither a proxy nor ~/.netrc has a say in who gets the key
-                verify=ssl.create_default_context(),  # the machine's own authorities, a hospital's among them
+                trust_env=False,  # neither a proxy setting nor ~/.netrc may redirect the key
+                verify=ssl.create_default_context(),  # the machine's trust store, which may hold a hospital's CA
             )
         except httpx.InvalidURL:
             raise Invalid("the server's address is not an address") from None
@@ -104,14 +104,14 @@ class Client:
         return self._ask("GET", path, params={name: value for name, value in params.items() if value is not None})
 
     def post(self, path: str, **what: Any) -> Answer:  # noqa: ANN401
-        """`json`, `files`, `params` and `headers` as httpx has them."""
+        """POST; `json`, `files`, `params` and `headers` are those of httpx."""
         return self._ask("POST", path, **what)
 
     def delete(self, path: str) -> Answer:
         return self._ask("DELETE", path)
 
     def pages(self, path: str, name: str, **params: Any) -> Iterator[Answer]:  # noqa: ANN401
-        """Every item of the list `name`, page after page."""
+        """All items of the list `name`, over all pages."""
         cursor = None
         while True:
             page = self.get(path, **params, cursor=cursor)
@@ -142,9 +142,9 @@ class Client:
             response = self._http.request(method, path, **what)
         except UnicodeEncodeError:
             raise Invalid("a path or a word is not in UTF-8, as what the server is told has to be") from None
-        except ValueError:  # JSON has no word for it
+        except ValueError:  # JSON cannot represent NaN and infinity
             raise Invalid("a number is not finite") from None
-        except (httpx.ReadTimeout, httpx.WriteTimeout):  # not asked again: what was begun may be under way
+        except (httpx.ReadTimeout, httpx.WriteTimeout):  # no retry: the server may still be working on it
             said = f"{self.url} has not answered within {ANSWERS_WITHIN_S:g} s; it may still do what was asked"
             raise SimilisError(said) from None
         except (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError) as error:
@@ -152,10 +152,10 @@ class Client:
             if method == "GET" or "Idempotency-Key" in what.get("headers", {}):
                 raise Unavailable(said, retry_after_s=1) from None
             raise SimilisError(f"{said}; it may still do what was asked") from None
-        except httpx.TransportError as error:  # it never got there
+        except httpx.TransportError as error:  # the request never reached the server
             if (refused := _tls(error)) is not None:
                 raise Invalid(f"{self.url} {refused}") from None
-            if self._spoke:  # it was there a moment ago: restarted by its supervisor
+            if self._spoke:  # the server answered before, so its supervisor is probably restarting it
                 raise Unavailable(f"{self.url} does not answer ({type(error).__name__})", retry_after_s=1) from None
             raise NotFound(f"nothing answers at {self.url}: {NOT_RUNNING}") from None
         self._spoke = True
@@ -171,7 +171,7 @@ class Client:
 
 
 def _tls(error: BaseException | None) -> str | None:
-    """What is wrong about the encryption; None where something else is."""
+    """The TLS error behind a failed connection, as a phrase; None where TLS is not the cause."""
     while error is not None and not isinstance(error, ssl.SSLError):
         error = error.__cause__ or error.__context__
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -192,7 +192,7 @@ def _object(response: "httpx.Response") -> Answer:
 
 
 def _error(response: "httpx.Response") -> SimilisError:
-    """The problem as one sentence."""
+    """The error for a refused request, with the problem's explanation or field errors as its message."""
     try:
         problem = response.json()
     except ValueError:
@@ -214,21 +214,21 @@ def _error(response: "httpx.Response") -> SimilisError:
 
 
 def _field(item: Mapping[str, Any]) -> str:
-    """`query.k` is `k` to whoever typed an option."""
+    """The field's name without its place: `query.k` is the option `k`."""
     return str(item.get("where", "?")).partition(".")[2] or str(item.get("where", "?"))
 
 
 def part(text: str) -> str:
-    """One segment of a path, whatever the user typed."""
+    """The text, percent-encoded as one segment of a path."""
     return quote(text, safe="", errors="surrogateescape")
 
 
 def connect(
     url: str | None, key_file: Path | None, home: Path | None, say: Callable[[str], None] | None = None
 ) -> Client:
-    """The client of the named server, or of the one that runs on the home.
+    """A client of the server at `url`, or of the server that runs on the home.
 
-    Raises: `NotFound` where none runs, `Invalid` for a key file that cannot be read.
+    Raises: `NotFound` where no server runs on the home, `Invalid` for a wrong address or an unreadable key file.
     """
     folder = (home or Settings().home).expanduser()
     own = _running(folder)
@@ -238,14 +238,14 @@ def connect(
     if not chosen.startswith(("http://", "https://")):
         raise Invalid("the server's address begins with http:// or https://")
     if key_file is None and chosen.rstrip("/") == own:
-        key_file = folder / "api.key"  # another server does not get to see this home's key
+        key_file = folder / "api.key"  # only this home's own server may receive its key
     return Client(chosen, _key(key_file) if key_file else "", home=folder, say=say)
 
 
 def _running(folder: Path) -> str | None:
-    """The address of the server that this home's supervisor keeps.
+    """The address of the server on this home; None unless its supervisor holds the home's lock.
 
-    One that was killed leaves its state behind, and whoever has taken its port since would get the key.
+    A killed supervisor leaves its state file, and another program on its old port must not receive the key.
     """
     home = Home(folder)
     try:
@@ -266,12 +266,12 @@ def _key(path: Path) -> str:
 
 
 def connected(command: Callable[Concatenate[Client, P], None]) -> Callable[..., None]:
-    """The command with --url, --key-file and --home; its first argument becomes the client of that server."""
+    """Decorator that adds --url, --key-file and --home to a command and passes the client of that server to it."""
 
     @functools.wraps(command)
     def run(url: Url = None, key_file: KeyFile = None, home: HomeFolder = None, **rest: Any) -> None:  # noqa: ANN401
         with connect(url, key_file, home, say) as client:
-            command(client, **rest)  # type: ignore[call-arg]  # typer calls by the names of the signature below
+            command(client, **rest)  # type: ignore[call-arg]  # typer passes the parameters of the signature below
 
     hints = get_type_hints(command, include_extras=True)
     own = inspect.signature(command)

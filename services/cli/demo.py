@@ -1,4 +1,4 @@
-"""`similis demo`: everything once, in a home of its own that goes away again."""
+"""`similis demo`: runs a whole stack once, in a temporary home that is removed at the end."""
 
 import shutil
 import signal
@@ -24,7 +24,7 @@ from services.embedded.client import Embedded
 from services.embedded.home import Home
 from shared.errors import SimilisError
 
-if TYPE_CHECKING:  # pydicom takes half a second, which every other command would pay
+if TYPE_CHECKING:  # importing pydicom takes half a second, which other commands should not pay
     from shared.datasets.archive import Record
 
 SEED = 7
@@ -33,7 +33,7 @@ LAST_LINES = 6
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command that shows it all."""
+    """Add the command `demo`."""
     app.command()(demo)
 
 
@@ -41,7 +41,7 @@ def demo(
     studies: Annotated[int, typer.Option(min=4, max=1000, help="Synthetic mammography studies.")] = 8,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the home and the archive, and say where.")] = False,
 ) -> None:
-    """Start a stack of its own, take in a sample archive, ask for similar studies, and end."""
+    """Start a temporary stack, take in a sample archive, search for similar studies, and stop."""
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
     folder = Path(tempfile.mkdtemp(prefix="similis-demo-"))
@@ -70,14 +70,14 @@ def demo(
 
 @dataclass
 class Clock:
-    """How long each step took, shown while it runs and once more at the end."""
+    """Records how long each step took, and prints the times at the end."""
 
     began: float = field(default_factory=time.monotonic)
     steps: list[tuple[str, float]] = field(default_factory=list)
 
     @contextmanager
     def step(self, name: str, doing: str) -> Iterator[None]:
-        """Takes note of the time, and turns a spinner where there is a terminal."""
+        """Record the time of a step, with a spinner on a terminal."""
         started = time.monotonic()
         say(f"{doing} ...")
         with Status("", console=err()) if sys.stderr.isatty() else nullcontext():
@@ -86,7 +86,7 @@ class Clock:
 
     @contextmanager
     def quietly(self, name: str) -> Iterator[None]:
-        """Takes note of the time of a step that shows itself."""
+        """Record the time of a step that shows its own progress."""
         started = time.monotonic()
         yield
         self.steps.append((name, time.monotonic() - started))
@@ -99,7 +99,7 @@ class Clock:
 
 @contextmanager
 def _stack(home: Path) -> Iterator[tuple[Embedded, Clock]]:
-    """A stack is ready, and has ended after the block whatever happened in it."""
+    """A ready stack, which is stopped after the block, also on an error."""
     stack, clock = Embedded(home), Clock()
     try:
         with clock.step("start", "starting PostgreSQL, Valkey, Qdrant Edge, the API and the workers"):
@@ -108,7 +108,7 @@ def _stack(home: Path) -> Iterator[tuple[Embedded, Clock]]:
         yield stack, clock
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)  # impatience would only leave processes behind
+            signal.signal(number, signal.SIG_IGN)  # an interrupted stop would leave processes behind
         stack.stop()
 
 
@@ -118,7 +118,7 @@ def _show(stack: Embedded, archive: Path, studies: int, clock: Clock) -> None:
     with clock.step("sample archive", f"writing {studies} synthetic mammography studies as DICOM files"):
         records = write_archive(archive, studies, SEED)
     with connect(stack.url, stack.home / "api.key", stack.home.path, say) as client:
-        operation = begin(client, archive, archive / LABELS)  # files are registered while the model is built
+        operation = begin(client, archive, archive / LABELS)  # registration runs while the model is built
         with clock.step("model", "making the ONNX graph of the shipped model"):
             _await_model(client)
         with clock.quietly("intake"):
@@ -131,7 +131,7 @@ def _show(stack: Embedded, archive: Path, studies: int, clock: Clock) -> None:
 
 
 def _await_model(client: Client) -> None:
-    """A model is published. Raises: `SimilisError` where none comes."""
+    """Wait until a model is published. Raises: `SimilisError` after `MODEL_PATIENCE_S`."""
     deadline = time.monotonic() + MODEL_PATIENCE_S
     while not any(model.get("published") for model in client.get("/v1/models")["models"]):
         if time.monotonic() > deadline:
@@ -140,7 +140,7 @@ def _await_model(client: Client) -> None:
 
 
 def _ask(client: Client, archive: Path, records: "list[Record]", clock: Clock) -> None:
-    """By the ID of a study, then by one of its files as if it came from outside."""
+    """Search by a study's UID, then by one of its files as an upload, and print both rankings."""
     record = records[0]
     with clock.quietly("search by study"):
         answer = like_study(client, record.study, k=5)
@@ -153,7 +153,7 @@ def _ask(client: Client, archive: Path, records: "list[Record]", clock: Clock) -
 
 
 def _found(answer: Answer) -> None:
-    """Shown. Raises: `SimilisError` for an empty ranking."""
+    """Print the ranking. Raises: `SimilisError` where it is empty."""
     if not answer["studies"]:
         raise SimilisError("the search found nothing")
     present(answer)
@@ -164,7 +164,7 @@ def _described(record: "Record") -> str:
 
 
 def _remove(folder: Path, home: Path) -> None:
-    """Nothing of the demo is left; its sockets stand elsewhere where the home's path is too long for them."""
+    """Remove the demo's folder, and its sockets, which lie elsewhere where the home's path is too long for them."""
     if home.exists():
         shutil.rmtree(Home(home).sockets, ignore_errors=True)
     shutil.rmtree(folder, ignore_errors=True)
@@ -175,7 +175,7 @@ def _heading(text: str) -> None:
 
 
 def _last_words(home: Path) -> None:
-    """The ends of the stack's logs; they hold no patient data by design."""
+    """Print the last lines of the stack's logs, which hold no patient data by design."""
     for log in sorted((home / "logs").glob("*.log")):
         with suppress(OSError):
             lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-LAST_LINES:]

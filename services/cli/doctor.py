@@ -1,4 +1,4 @@
-"""`similis doctor`: what does not agree is named, and on request repaired. It needs the database and the index."""
+"""`similis doctor`: finds inconsistencies and repairs them on request. It needs the database and the index."""
 
 import shutil
 import stat
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from shared.store.blobs import Blobs
 
 FINDINGS = 6  #: the exit code
-ROOM_BYTES = 2 << 30  #: below this intake stops soon
+ROOM_BYTES = 2 << 30  #: less free space is reported: intake stops soon
 SECRETS = ("api.key", "pseudonym.key", "vectors.key", "database.password", "database.url", "broker.url")
 
 SAID = {
@@ -61,7 +61,7 @@ SAID = {
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command that compares everything with everything."""
+    """Add the command `doctor`."""
     app.command()(doctor)
 
 
@@ -71,9 +71,9 @@ def doctor(
     deep: Annotated[bool, typer.Option("--deep", help="Read every file and compare every vector.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Compare files, rows, ledgers, indexes, jobs and tombstones; exit 6 where something does not agree.
+    """Compare files, rows, ledgers, indexes, jobs and tombstones; exit 6 if something does not agree.
 
-    Only internal numbers are shown. Safe while images come in. With --repair the exit is 0 if all was repaired.
+    Items are shown by internal ids only. Safe during intake. With --repair, exit 0 if everything was repaired.
     """
     from services.embedded.attach import settings
     from services.embedded.home import Home
@@ -119,7 +119,7 @@ def show(found: "list[Finding]") -> None:
 
 
 def _machine(home: Path, blobs: "Blobs", *, repair: bool) -> "Iterator[Finding]":
-    """The home's secrets are its owner's alone, and there is room in it, and where sent files are kept."""
+    """Findings about this machine: secrets that others may read, and low disk space of the home or the blob store."""
     from shared.pipeline.reconcile import Finding
 
     names = [name for name in SECRETS if (home / name).exists() and stat.S_IMODE((home / name).stat().st_mode) & 0o077]

@@ -1,4 +1,4 @@
-"""`similis erase`: a study or a patient, for good; and `similis tombstones replay` after a restore."""
+"""`similis erase` for a study or a patient, and `similis tombstones replay` for a restored database."""
 
 import sys
 from contextlib import closing
@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
     """Add the commands that erase."""
     app.command()(erase)
     room = typer.Typer(help="Tombstones: what was erased and must not come back.", no_args_is_help=True)
-    room.callback()(lambda: None)  # one command is a room all the same
+    room.callback()(lambda: None)  # else typer turns a group of one command into that command
     room.command()(replay)
     app.add_typer(room, name="tombstones")
 
@@ -37,9 +37,9 @@ def erase(  # noqa: PLR0913 - each argument is an option of the command
 ) -> None:
     """Erase a study or a patient: rows, vectors in every generation, pictures.
 
-    Files that were sent to us go, too; those of a scanned folder are not touched.
+    Sent files are deleted, too; files of a scanned folder are not touched.
 
-    They are refused when a scan meets them again, until they are lifted.
+    Later scans refuse the erased files, until --lift allows them again.
     """
     if (study is None) == (patient is None):
         raise typer.BadParameter("name either a study or a patient", param_hint="--study, --patient")
@@ -67,9 +67,9 @@ def replay(
     home: HomeFolder = None,
     as_json: AsJson = False,
 ) -> None:
-    """Erase again, in a database that was restored, what the file names; run it before anything is served.
+    """Erase again, in a restored database, what the file names; run it before anything is served.
 
-    It speaks to the database alone, at the newest schema. Vectors and files go with the workers, once they run.
+    It needs only the database, at the newest schema. The workers delete vectors and files once they run.
     """
     from services.embedded.attach import settings
     from shared.pipeline import tombstone_file

@@ -1,4 +1,4 @@
-"""Watching an operation from the terminal: a bar where there is a terminal, a few plain lines where there is none."""
+"""Following an intake operation: progress bars on a terminal, otherwise a few plain lines."""
 
 import sys
 import time
@@ -14,20 +14,20 @@ from services.cli.terminal import err, say, table, tell
 from services.cli.waiting import pause_s, timed
 
 POLL_S = 0.5
-PLAIN_EVERY_S = 15.0  #: without a terminal, a line comes so often at most, or at each quarter
+PLAIN_EVERY_S = 15.0  #: without a terminal: seconds between two lines, besides one at each quarter
 _UNDECIDED = frozenset({"received", "encoding"})
 _MODELLESS = "waiting for a model"  #: a phase
-ODD, LABEL = "dataset:", "label:"  #: before a count of what was odd about a published set, and of its labels
+ODD, LABEL = "dataset:", "label:"  #: prefixes of counts: oddities of a published data set, and its labels
 _ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
 @dataclass(frozen=True)
 class Operation:
-    """The server's answer about an operation, as far as a person watches it."""
+    """The parts of an operation that are shown."""
 
     id: str
     state: str
-    files: int | None  #: those found so far
+    files: int | None  #: files found so far
     registered: int
     outcomes: tuple[tuple[str, str, str, int], ...]  #: outcome, gate, reason, how many
     counts: dict[str, Any]
@@ -59,7 +59,7 @@ class Operation:
 
     @property
     def known(self) -> int:
-        """Files with a row of their own: those that were new or had changed."""
+        """Number of files that were new or had changed, and so have a row of this operation."""
         return sum(count for *_, count in self.outcomes)
 
     @property
@@ -68,7 +68,7 @@ class Operation:
 
     @property
     def images(self) -> int | None:
-        """How many are to be decided on, as far as is known; None: no file was new so far."""
+        """Number of images to be decided, as far as known; None while no file was new."""
         return self.known if self.known or self.all_registered or self.ended else None
 
     @property
@@ -77,7 +77,7 @@ class Operation:
 
 
 class View(Protocol):
-    """Where progress is shown."""
+    """A display of progress."""
 
     def show(self, operation: Operation) -> None: ...
     def __enter__(self) -> Self: ...
@@ -87,7 +87,7 @@ class View(Protocol):
 
 
 class Rate:
-    """How fast a count has grown of late, and how long the rest takes at that rate."""
+    """The recent growth rate of a count, and the time that the rest takes at that rate."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, window_s: float = 20.0) -> None:
         self._clock = clock
@@ -143,7 +143,7 @@ class Bars:
 
 
 class Lines:
-    """For a log file: a line at each quarter, and now and then between."""
+    """For output that is no terminal: a line at each quarter, and at intervals of `PLAIN_EVERY_S`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -185,7 +185,7 @@ def view() -> View:
 
 
 def follow(client: Client, operation_id: str, *, poll_s: float = POLL_S) -> Answer:
-    """The operation has ended; its progress was shown. A watch ends only when it is cancelled or interrupted."""
+    """Show the operation's progress until it has ended; a watch ends only when it is cancelled or fails."""
     with view() as shows:
         while True:
             answer, took_s = timed(client, f"/v1/operations/{part(operation_id)}")
@@ -197,7 +197,7 @@ def follow(client: Client, operation_id: str, *, poll_s: float = POLL_S) -> Answ
 
 
 def summarise(answer: Answer) -> None:
-    """What became of the files, on stdout: one row per outcome, gate and reason."""
+    """Print the outcomes of the files on stdout: one row per outcome, gate and reason."""
     operation = Operation.of(answer)
     told = sorted(answer.get("outcomes") or [], key=lambda row: -row["count"])
     rows = [(row["outcome"], row.get("gate"), row.get("reason"), row["count"], row.get("explanation")) for row in told]

@@ -1,4 +1,4 @@
-"""`similis generations`: another model or other index parameters, built beside what is searched."""
+"""`similis generations`: builds an index for another model or other parameters beside the published one."""
 
 import uuid
 from typing import Annotated, Any
@@ -43,7 +43,7 @@ def create(  # noqa: PLR0913 - each argument is an option of the command
     follow: Follow = False,
     as_json: AsJson = False,
 ) -> None:
-    """Begin to build a generation beside the published one; searches notice nothing."""
+    """Start to build a generation beside the published one; searches are not affected."""
     asked: dict[str, Any] = {"model": model, "scale": scale, "m": m, "ef_construct": ef_construct, "gate": gate}
     given = (("metric", metric), ("throttle", throttle), ("between", between))
     asked |= {name: value for name, value in given if value is not None}
@@ -53,7 +53,7 @@ def create(  # noqa: PLR0913 - each argument is an option of the command
 
 @connected
 def list_generations(client: Client, as_json: AsJson = False) -> None:
-    """List generations with how much of them is built."""
+    """List generations with their progress."""
     answer = client.get("/v1/generations")
     if as_json:
         tell_json(answer)
@@ -82,7 +82,7 @@ def throttle(
     any_hour: Annotated[bool, typer.Option("--any-hour", help="Or at any hour.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Slow a build down or speed it up while it runs; what is not named stays."""
+    """Change a build's rate limit or hours while it runs; limits that are not named stay."""
     if (rate is not None and not limit) or (between and any_hour):
         raise typer.BadParameter("a limit is either set or taken away")
     asked: dict[str, Any] = {"per_s": rate} if rate is not None or not limit else {}
@@ -94,25 +94,25 @@ def throttle(
 
 @connected
 def pause(client: Client, generation_id: GenerationId, as_json: AsJson = False) -> None:
-    """Stop filling it; new images still go to it."""
+    """Pause a build; new images still go to the generation."""
     _tell(client, client.post(f"/v1/generations/{generation_id}:pause"), as_json=as_json)
 
 
 @connected
 def resume(client: Client, generation_id: GenerationId, follow: Follow = False, as_json: AsJson = False) -> None:
-    """Go on; or, when it had ended, try its exceptions again and measure its recall anew."""
+    """Resume a build; of a finished one, retry its exceptions and measure its recall again."""
     _tell(client, client.post(f"/v1/generations/{generation_id}:resume"), follow=follow, as_json=as_json)
 
 
 @connected
 def cancel(client: Client, generation_id: GenerationId, as_json: AsJson = False) -> None:
-    """Give up a build; what its model has encoded stays. Exit 4 for one that is built: retire it."""
+    """Give up a build; its model's encodings stay. Exit 4 once it is built: retire it instead."""
     _tell(client, client.post(f"/v1/generations/{generation_id}:cancel"), as_json=as_json)
 
 
 @connected
 def publish(client: Client, generation_id: GenerationId, accept: Accept = None, as_json: AsJson = False) -> None:
-    """Let searches ask it from now on. Exit 4, with the numbers, unless it is complete and finds what it must."""
+    """Let searches use the generation. Exit 4, with the numbers, unless it is complete and reaches its recall gate."""
     answer = client.post(f"/v1/generations/{generation_id}:publish", json={"accept": accept or []})
     _tell(client, answer, as_json=as_json)
 
@@ -126,7 +126,7 @@ def rollback(
     accept: Accept = None,
     as_json: AsJson = False,
 ) -> None:
-    """Let searches ask the generation again that was published before."""
+    """Let searches use the previously published generation again."""
     leaving = _published(client) if generation_id is None else generation_id
     answer = client.post(f"/v1/generations/{leaving}:rollback", json={"accept": accept or []})
     _tell(client, answer, as_json=as_json)
@@ -139,7 +139,7 @@ def retire(
     force: Annotated[bool, typer.Option("--force", help="Also the one that a rollback would lead to.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove a generation that is not published, collection and all."""
+    """Remove a generation that is not published, with its collection."""
     _tell(client, client.post(f"/v1/generations/{generation_id}:retire", json={"force": force}), as_json=as_json)
 
 
@@ -151,7 +151,7 @@ def _published(client: Client) -> int:
 
 
 def _tell(client: Client, answer: Answer, *, follow: bool = False, as_json: bool) -> None:
-    """What the server says of a generation; after its end, if it is followed. Exit 1 for a build that failed."""
+    """Print a generation; with `follow` wait until it is built. Exit 1 if that build failed."""
     if follow and answer["state"] == "building":
         try:
             watch(client, answer["operation"], f"generation {answer['id']}")

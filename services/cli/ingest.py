@@ -1,4 +1,4 @@
-"""`similis ingest`: a folder is registered in place, its images encoded and made searchable."""
+"""`similis ingest`: registers a folder in place; the server encodes its images and makes them searchable."""
 
 import shlex
 import uuid
@@ -17,7 +17,7 @@ from shared.errors import SimilisError
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command that takes in."""
+    """Add the command `ingest`."""
     app.command()(ingest)
 
 
@@ -38,7 +38,7 @@ def ingest(
 ) -> None:
     """Take in a folder of DICOM, PNG or JPEG files, in place; running it twice changes nothing.
 
-    Refused files do not stop it: they are told in the summary, and `similis operations files` names them.
+    Refused files do not stop it: the summary counts them, and `similis operations files` names them.
     Exit 1 when the operation itself failed.
     """
     answer = begin(client, path, labels, dataset, watch=watch)
@@ -50,18 +50,18 @@ def ingest(
 def begin(
     client: Client, path: Path, labels: Path | None = None, dataset: str | None = None, *, watch: bool = False
 ) -> Answer:
-    """The scan is under way; the answer is its operation."""
+    """Start the scan and return its operation."""
     asked: Answer = {"path": str(path.expanduser().resolve()), "watch": watch}
     if labels is not None:
         asked["labels"] = str(labels.expanduser().resolve())
     if dataset is not None:
         asked["dataset"] = dataset
-    # with the key of this call, a request that is sent again after a lost answer begins nothing twice
+    # the Idempotency-Key lets the client retry after a lost response without starting a second scan
     return client.post("/v1/ingest/scans", json=asked, headers={"Idempotency-Key": str(uuid.uuid4())})
 
 
 def attend(client: Client, answer: Answer, *, wait: bool, as_json: bool, left: int = 130) -> None:
-    """What has begun is followed to its end, or only named; `left` is the exit of who leaves with Ctrl-C."""
+    """Follow the operation to its end and report it, or without `wait` print its id; Ctrl-C exits with `left`."""
     operation_id = str(answer["id"])
     if not wait:
         if as_json:
@@ -80,13 +80,13 @@ def attend(client: Client, answer: Answer, *, wait: bool, as_json: bool, left: i
         )
         raise typer.Exit(left) from None
     report(answer, as_json=as_json)
-    with suppress(SimilisError):  # a key that may not read is told nothing
+    with suppress(SimilisError):  # a key without the scope `read` gets no advice
         model = str(client.get("/readyz")["model"])
         advise(model, client.get(f"/v1/models/{part(model)}/calibrations")["wanting"])
 
 
 def report(answer: Answer, *, as_json: bool) -> None:
-    """The end of an operation is told; exit 1 unless it did what it was asked."""
+    """Print the ended operation; exit 1 unless it succeeded."""
     if as_json:
         tell_json(answer)
     else:
@@ -96,7 +96,7 @@ def report(answer: Answer, *, as_json: bool) -> None:
 
 
 def advise(model: str, wanting: Mapping[str, int]) -> None:
-    """A line for each modality that gate 3 hardly judges yet, with what to do about it."""
+    """Print, for each modality that lacks thresholds from this archive, the command that calibrates it."""
     for modality, count in sorted(wanting.items()):
         command = f"similis quarantine calibrate --model {shlex.quote(model)} --modality {shlex.quote(modality)}"
         say(f"gate 3 has no thresholds from these {count} {modality} images and stops little among them: {command}")

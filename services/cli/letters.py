@@ -1,4 +1,4 @@
-"""`similis letters`: work that was given up, and once more."""
+"""`similis letters`: lists and retries dead letters, work that was given up."""
 
 from typing import Annotated
 
@@ -29,7 +29,7 @@ def list_letters(
     cursor: Annotated[str | None, typer.Option(help="The next page, from an earlier answer.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what was given up, the latest first."""
+    """List dead letters, the latest first."""
     answer = client.get("/v1/dead-letters", kind=kind, reason=reason, cursor=cursor, limit=limit)
     if as_json:
         tell_json(answer)
@@ -54,7 +54,7 @@ def retry(
     reason: Reason = None,
     as_json: AsJson = False,
 ) -> None:
-    """Try one again, or all of a kind or a reason."""
+    """Retry one dead letter, or all of a kind or a reason."""
     if (letter is None) == (kind is None and reason is None):
         raise typer.BadParameter("name a letter, or a --kind or --reason")
     if letter is not None:

@@ -1,4 +1,4 @@
-"""The `similis` command. Data goes to stdout, talk to stderr.
+"""The `similis` command. Data goes to stdout, messages to stderr.
 
 Exit codes: 0 done, 1 error, 2 usage, 3 not found, 4 conflict, 5 invalid input, 6 findings present, 130 interrupted.
 """
@@ -45,7 +45,7 @@ def exit_code(error: SimilisError) -> int:
 
 @functools.cache
 def rooms() -> typer.Typer:
-    """The app with every room's commands, those of other packages too (entry points of `similis.commands`)."""
+    """The app with the commands of `ROOMS` and of other packages (entry points of the group `similis.commands`)."""
     for room in ROOMS:
         importlib.import_module(f"services.cli.{room}").register(app)
     for point in sorted(entry_points(group="similis.commands"), key=lambda point: point.name):
@@ -54,12 +54,12 @@ def rooms() -> typer.Typer:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Run one command line; ends the process with its exit code."""
-    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - a caller has closed it; it is ours to the end
+    """Run one command line and exit with its code."""
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115 - the caller closed it; open until the exit
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115 - ditto
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a name that this terminal has no letters for is shown so
+            stream.reconfigure(errors="backslashreplace")  # for names that the terminal's encoding cannot show
     try:
         rooms()(args=argv)
     except SimilisError as error:
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise
         sys.stderr.write(f"similis: the settings are wrong: {complaint(error)}\n")
         raise SystemExit(EXIT_CODES[Invalid]) from None
-    except OSError as error:  # of this machine: a full disk, a folder that may not be written
+    except OSError as error:  # of this machine, such as a full disk or a folder without write permission
         sys.stderr.write(f"similis: {told(error)}\n")
         raise SystemExit(1) from None
     except RuntimeError as error:
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _of_a_path(error: RuntimeError) -> bool:
-    """Links in a circle, or the folder of an unknown user: pathlib has no other word for them."""
+    """Whether pathlib raised this: it reports a loop of links and an unknown user's home as `RuntimeError`."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -89,7 +89,7 @@ def _of_a_path(error: RuntimeError) -> bool:
 
 
 def told(error: OSError) -> str:
-    """What the system says, and of which file; of a tree that could not be copied, of the first."""
+    """The system's message with its file name; for a tree that could not be copied, the message of the first file."""
     if isinstance(error, shutil.Error) and error.args and isinstance(error.args[0], list):
         return str(error.args[0][0][2])
     return f"{error.strerror or type(error).__name__}" + (f": {error.filename}" if error.filename else "")

@@ -1,7 +1,7 @@
-"""`similis models`: make a card, convert weights, tell the server about it.
+"""`similis models`: builds cards, converts weights, and registers models with the server.
 
-Making and converting happen in this process, because weights and cards are files of this machine; what the
-server knows of them goes through its API.
+Building and converting happen in this process, because weights and cards are files of this machine; registering
+and listing go through the server's API.
 """
 
 import json
@@ -56,14 +56,14 @@ def add(
     models: Annotated[Path | None, typer.Option(help="The server's models folder. Default: the home's.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a model known to the server; the first one also serves searches."""
+    """Register a model with the server; the first one is also published."""
     models = models or _settings(client.home).models_dir
     there = set(models.glob("*"))
     name = bring(card, models)
     try:
         answer = client.post("/v1/models", json={"card": name})
-    except (Conflict, Denied, Invalid, NotFound, Throttled):  # after any other the server may know it
-        if models / name not in there:  # a better one may come under this name
+    except (Conflict, Denied, Invalid, NotFound, Throttled):  # after other errors it may be registered
+        if models / name not in there:  # frees the name for another attempt
             shutil.rmtree(models / name)
         raise
     if as_json:
@@ -108,7 +108,7 @@ def hashed(
     bits: Annotated[int, typer.Option(min=8, help="A multiple of eight.")] = 64,
     as_json: AsJson = False,
 ) -> None:
-    """Fit a hash code to what the archive holds, as a new model; `similis generations create` builds its index."""
+    """Fit a hash code to the archive's embeddings, as a new model; `similis generations create` builds its index."""
     answer = client.post(f"/v1/models/{part(base)}:hash", json={"name": name, "bits": bits})
     if as_json:
         tell_json(answer)
@@ -138,7 +138,7 @@ def make(  # noqa: PLR0913 - each argument is an ingredient of the card
     note: Note = "",
     home: Home = None,
 ) -> None:
-    """Make a card: weights, preprocessing, and the ONNX graph, checked against the network."""
+    """Build a card: weights, preprocessing, and the ONNX graph, checked against the network."""
     recipe = {"size": size, "voi": voi, "crop": crop, "mirror": mirror, "pad": pad}
     _check(recipe)
     made_of, words = _object(options), _object(about)
@@ -178,7 +178,7 @@ def ensemble(  # noqa: PLR0913 - as above
     note: Note = "",
     home: Home = None,
 ) -> None:
-    """Make one model of several that see the same pixels; it holds their weights."""
+    """Join several models with the same preprocessing into one model, which holds their weights."""
     from shared.encoder.cards import CARD
     from shared.encoder.derive import build_ensemble, read_features
 
@@ -196,7 +196,7 @@ def convert(
     source: Annotated[Path, typer.Argument(metavar="FILE.pth", help="A torch state dict that you trust.")],
     target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="A new file.")],
 ) -> None:
-    """Convert a pickle of weights, once, to the format that everything else reads."""
+    """Convert a pickle of weights to safetensors, the format that everything else reads."""
     from shared.encoder.convert import convert as rewrite
 
     count = rewrite(source, target)
@@ -205,9 +205,9 @@ def convert(
 
 
 def bring(card: Path, models: Path) -> str:
-    """The card's folder stands in the models folder, with a graph; gives its name there.
+    """Copy the card's folder into the models folder, with an ONNX graph; returns its name there.
 
-    Raises: `NotFound` where there is no card, `Conflict` where another one has the name, `Invalid` where it is damaged.
+    Raises: `NotFound` without a card, `Conflict` where another model has the name, `Invalid` for a damaged card.
     """
     from services.embedded.default_model import SHIPPED
     from shared.encoder import cards
@@ -227,7 +227,7 @@ def bring(card: Path, models: Path) -> str:
             raise Conflict("another model has this folder name; rename the folder")
         return target.name
     if found.graph is None and found.architecture != NULL:
-        from shared.encoder.derive import with_graph  # brings torch
+        from shared.encoder.derive import with_graph  # imports torch
 
         say("building its ONNX graph ...")
         with_graph(target, folder)
@@ -238,7 +238,7 @@ def bring(card: Path, models: Path) -> str:
         for part_of_it in (cards.CARD, cards.WEIGHTS, cards.GRAPH):
             with suppress(FileNotFoundError):  # the null encoder has no graph
                 shutil.copy2(folder / part_of_it, beside / part_of_it)
-        cards.read(beside)  # what was copied is what was checked
+        cards.read(beside)  # the source may have changed since it was checked
         beside.chmod(0o755)
         beside.rename(target)
     finally:
@@ -247,7 +247,7 @@ def bring(card: Path, models: Path) -> str:
 
 
 def _check(recipe: dict[str, Any]) -> None:
-    """A word that the recipe does not know is a usage error, before anything heavy is loaded."""
+    """Raise a usage error for an unknown recipe value, before torch is imported."""
     allowed = {"voi": ("apply", "ignore"), "crop": ("none", "breast"), "mirror": ("none", "left")}
     for option, words in (allowed | {"pad": ("squash", "square")}).items():
         if recipe[option] not in words:

@@ -1,4 +1,4 @@
-"""`similis operations`: long work that the server does."""
+"""`similis operations`: lists, follows, cancels and retries the server's long work."""
 
 from itertools import islice
 from typing import Annotated
@@ -12,7 +12,7 @@ from services.cli.terminal import AsJson, say, table, tell, tell_json
 
 OperationId = Annotated[str, typer.Argument(metavar="ID", help="As `similis operations list` shows it.")]
 Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
-TAKES_IN = ("scan", "backfill-dicomweb")  #: kinds of operations that meet files
+TAKES_IN = ("scan", "backfill-dicomweb")  #: kinds of operations that take in files
 
 
 def register(app: typer.Typer) -> None:
@@ -86,13 +86,13 @@ def files(
 
 @connected
 def cancel(client: Client, operation_id: OperationId, as_json: AsJson = False) -> None:
-    """Begin no more of it; what was registered stays."""
+    """Cancel an operation; files that are registered already stay."""
     _tell(client.post(f"/v1/operations/{part(operation_id)}:cancel"), as_json)
 
 
 @connected
 def retry(client: Client, operation_id: OperationId, as_json: AsJson = False) -> None:
-    """Do it again: what is done already is skipped, what failed is tried."""
+    """Retry an operation: completed work is skipped, failed work is tried once more."""
     _tell(client.post(f"/v1/operations/{part(operation_id)}:retry"), as_json)
 
 

@@ -1,4 +1,4 @@
-"""`similis up`, `status`, `down`, and the same processes one by one for production."""
+"""`similis up`, `status` and `down`, and the single processes of a stack for production."""
 
 import http.client
 import json
@@ -17,7 +17,7 @@ Home = Annotated[Path | None, typer.Option(help="Where everything is kept. [defa
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands that are processes."""
+    """Add the commands that run or stop processes."""
     app.command()(up)
     app.command()(status)
     app.command()(down)
@@ -66,7 +66,7 @@ def status(
 
 
 def down(home: Home = None) -> None:
-    """Stop the embedded stack in order, and see that nothing is left."""
+    """Stop the embedded stack in order, and check that no process is left."""
     from services.embedded.stack import down as stop
 
     folder = _home(home)
@@ -100,12 +100,12 @@ def beat(
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Only tell by the exit code whether one lives.")] = False,
 ) -> None:
-    """Ring for what stands still, every few seconds, in this process. Run exactly one."""
+    """Run the scheduler, which every few seconds sends messages again for work that stands still. Run exactly one."""
     from services.embedded import commands
     from services.embedded.home import private
 
     _exit_if(check, "beat")
-    # a pickle: whoever else could write it would run what they like
+    # the schedule is a pickle: whoever else could write it could run code in this process
     become(commands.beat(schedule or private(Settings().home / "run") / "beat"))
 
 
@@ -133,7 +133,7 @@ def secrets(
     folder: Annotated[Path, typer.Argument(help="Where docker-compose.yml looks for them.")] = Path("secrets"),
     owner: Annotated[int | None, typer.Option(help="The user who may read them; compose runs as 1000.")] = None,
 ) -> None:
-    """Make the secrets for production, each a file 0600; those that are there stay."""
+    """Create the secrets for production, each in a file with mode 0600; existing files stay."""
     from services.embedded.production import write_secrets
 
     made = write_secrets(folder, owner)
@@ -145,12 +145,12 @@ def _home(home: Path | None) -> Path:
 
 
 def _named(folder: Path) -> str:
-    """As a person named it, who may have mistyped it."""
+    """The folder as the user typed it, with a note where it does not exist."""
     return str(folder) if folder.is_dir() else f"{folder}: there is no such folder"
 
 
-def _there(folder: Path) -> Any:  # noqa: ANN401 - the class is imported late, as `search` must start quickly
-    """The home in this folder, which may be none and stays as it is."""
+def _there(folder: Path) -> Any:  # noqa: ANN401 - the class is imported late, so that `search` starts quickly
+    """A `Home` for this folder; creates nothing."""
     from services.embedded.home import Home as Folder
 
     return Folder(folder.resolve())
@@ -164,11 +164,11 @@ def _exit_if(check: bool, name: str) -> None:
 
 
 def become(argv: list[str]) -> None:
-    """This process is replaced: signals and exit codes are the program's own."""
+    """Replace this process by the program, which then receives its signals and sets its exit code."""
     sys.stdout.flush()
     sys.stderr.flush()
     try:
-        os.execv(argv[0], argv)  # noqa: S606 - a list of our own, no shell
+        os.execv(argv[0], argv)  # noqa: S606 - our own argument list, no shell
     except OSError as error:
         raise Invalid(f"cannot start {argv[0]}: {error.strerror}") from None
 
@@ -179,7 +179,7 @@ def _print(text: str) -> None:
 
 
 def _status(folder: Path) -> dict[str, Any]:
-    """What runs on this home, and what the API says about itself."""
+    """The state of this home's processes, and the API's readiness."""
     if not folder.is_dir():
         return {"running": False, "ready": False, "home": str(folder)}
     home = _there(folder)

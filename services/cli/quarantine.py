@@ -1,4 +1,4 @@
-"""`similis quarantine`: what the gates stopped, decided on by a person; and the thresholds of gate 3."""
+"""`similis quarantine`: decides on what the gates stopped, and manages the thresholds of gate 3."""
 
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ RuleName = Annotated[str | None, typer.Option(help="mean+3sd, quantile (the 0.99
 Modality = Annotated[str | None, typer.Option(help="Such as MG.")]
 GateName = Annotated[str | None, typer.Option(help="limits, decode, metadata, pixels or features.")]
 ReasonName = Annotated[str | None, typer.Option(help="Such as out-of-distribution.")]
-SHOWN = 20  #: images named of each way, unless asked for more
+SHOWN = 20  #: images that a replay names for each direction by default
 
 
 def register(app: typer.Typer) -> None:
@@ -43,7 +43,7 @@ def list_items(  # noqa: PLR0913 - each argument is an option of the command
     cursor: Annotated[str | None, typer.Option(help="The next page, from an earlier answer.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List what waits for a decision, the latest first."""
+    """List the items that wait for a decision, the latest first."""
     asked = {"gate": gate, "reason": reason, "modality": modality, "model": model, "since": since, "cursor": cursor}
     answer = client.get("/v1/quarantine", **asked, limit=limit)
     if as_json:
@@ -62,7 +62,7 @@ def list_items(  # noqa: PLR0913 - each argument is an option of the command
 
 @connected
 def show(client: Client, item: Item, as_json: AsJson = False) -> None:
-    """Show what was said of an image, by whom and why."""
+    """Show the decisions on an image, by whom and why."""
     answer = client.get(f"/v1/quarantine/{part(item)}")
     if as_json:
         tell_json(answer)
@@ -74,13 +74,13 @@ def show(client: Client, item: Item, as_json: AsJson = False) -> None:
 
 @connected
 def release(client: Client, item: Item, note: Note = "", since: Since = None, as_json: AsJson = False) -> None:
-    """Let an image be found. Exit 4 where it was decided on already, or cannot be read."""
+    """Make an image searchable. Exit 4 if it was already decided on, was stopped anew, or cannot be read."""
     _decide(client, item, "release", note, since, as_json=as_json)
 
 
 @connected
 def reject(client: Client, item: Item, note: Note = "", since: Since = None, as_json: AsJson = False) -> None:
-    """Keep an image out for good. Exit 4 where it was decided on already."""
+    """Keep an image out for good. Exit 4 if it was already decided on or was stopped anew."""
     _decide(client, item, "reject", note, since, as_json=as_json)
 
 
@@ -105,7 +105,7 @@ def retry(
     modality: Modality = None,
     as_json: AsJson = False,
 ) -> None:
-    """Read and judge it again, after a codec, a limit or a threshold was changed."""
+    """Read and judge an item again, or all of a gate or reason, after a codec, limit or threshold was changed."""
     if (item is None) == (gate is None and reason is None):
         raise typer.BadParameter("name an item, or a --gate or --reason")
     if item is not None:
@@ -132,7 +132,7 @@ def calibrate(
     folder: Annotated[str | None, typer.Option(help="Only images below this folder of the server.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make thresholds from what is stored of encoded images; from then on they judge what comes."""
+    """Make thresholds from the stored scores of encoded images; they judge new images from then on."""
     asked = {"modality": modality, "rule": rule, "operation": operation, "folder": folder}
     given = {name: value for name, value in asked.items() if value is not None}
     answer = client.post(f"/v1/models/{part(model)}/calibrations", json=given)
@@ -149,7 +149,7 @@ def calibrate(
 
 @connected
 def calibrations(client: Client, model: ModelName, modality: Modality = None, as_json: AsJson = False) -> None:
-    """List the thresholds of a model, and what was let pass without one."""
+    """List the thresholds of a model, and count the images that passed without one."""
     answer = client.get(f"/v1/models/{part(model)}/calibrations", modality=modality)
     if as_json:
         tell_json(answer)
@@ -186,7 +186,7 @@ def replay(  # noqa: PLR0913 - each argument is an option of the command
     follow: Annotated[bool, typer.Option("--follow", help="With --apply: stay until it is done.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show which stored images thresholds would flip; with --apply, flip them. No decision is overturned."""
+    """Show which stored images other thresholds would flip; with --apply, flip them. No decision is overturned."""
     choice = {"threshold": threshold, "distance_threshold": distance, "rule": rule, "calibration": calibration}
     given = {name: value for name, value in choice.items() if value is not None}
     if len(given) > 1 and {"rule", "calibration"} & given.keys():

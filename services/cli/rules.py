@@ -1,4 +1,4 @@
-"""`similis rules`: a site's rules of admission, read and tried before they are in force."""
+"""`similis rules`: checks a site's rules of admission and tries them on files before they are in force."""
 
 import os
 from collections import Counter
@@ -15,7 +15,7 @@ File = Annotated[Path, typer.Argument(metavar="RULES", help="A TOML file with [[
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands about rules."""
+    """Add the commands about rules of admission."""
     room = typer.Typer(help="Rules of admission: what comes in, waits, or stays out.", no_args_is_help=True)
     room.command()(check)
     room.command("try")(dry_run)
@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 
 def check(rules: File, as_json: AsJson = False) -> None:
-    """Read the file and say what it means. Exit 5 where it is wrong, naming the rule."""
+    """Read the file and list its rules. Exit 5, naming the rule, if one is wrong."""
     from shared.pipeline import admission
 
     found = admission.read(rules).rules

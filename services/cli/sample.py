@@ -1,4 +1,4 @@
-"""`similis sample`: a synthetic archive to try things on."""
+"""`similis sample`: writes a synthetic archive for trials."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""`similis search`: the studies most like one in the archive, or like an image in a file."""
+"""`similis search`: the studies most similar to one in the archive, or to an image in a file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,11 +11,11 @@ from services.cli.terminal import AsJson, out, say, shown, table, tell, tell_jso
 from shared.disk import regular
 from shared.errors import Invalid, NotFound
 
-ONE_LINE = 160  #: columns from which on a study has one line
+ONE_LINE = 160  #: columns from which a study is shown on one line
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command that searches."""
+    """Add the command `search`."""
     app.command()(search)
 
 
@@ -46,7 +46,7 @@ def search(  # noqa: PLR0913 - each argument is an option of the command
     cursor: Annotated[str | None, typer.Option(help="The next page, from an earlier answer.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the studies most like a study, or like an image."""
+    """Show the studies most similar to a study or an image."""
     if (study is None) == (image is None):
         raise typer.BadParameter("name one of --study and --image")
     asked = {
@@ -74,12 +74,12 @@ def search(  # noqa: PLR0913 - each argument is an option of the command
 
 
 def like_study(client: Client, study_uid: str, **asked: Any) -> Answer:  # noqa: ANN401 - query parameters
-    """The ranking for a study of the archive."""
+    """The ranking for a study in the archive."""
     return client.get(f"/v1/studies/{part(study_uid)}/similar", **asked)
 
 
 def like_image(client: Client, path: Path, **asked: Any) -> Answer:  # noqa: ANN401
-    """The ranking for the image in a file of this machine; its name stays here."""
+    """The ranking for an image file on this machine; its name is not sent."""
     try:
         content = regular(path, "the image file").read_bytes()
     except FileNotFoundError:
@@ -91,7 +91,7 @@ def like_image(client: Client, path: Path, **asked: Any) -> Answer:  # noqa: ANN
 
 
 def present(answer: Answer) -> None:
-    """The ranking as a table, best first, and a line about who answered."""
+    """Print the ranking as a table, best first, then the model, generation, hidden counts and warnings."""
     views_known = any(image.get("view") for image in answer["query"]["images"])
     rows = [
         (
@@ -108,7 +108,7 @@ def present(answer: Answer) -> None:
         tell("no study is left to compare with: see --exclude, the filters and --radius")
     elif out().width >= ONE_LINE:
         table(("rank", "score", "study", "date", "labels", "matched images"), rows, right=("rank", "score"))
-    else:  # a UID that is broken over two lines cannot be copied
+    else:  # a UID that is wrapped over two lines cannot be copied
         lines: list[Sequence[Any]] = []
         for rank, score, study, *rest in rows:
             lines += [(rank, score, study), ("", "", "; ".join(shown(cell) for cell in rest if cell))]
@@ -119,7 +119,7 @@ def present(answer: Answer) -> None:
 
 
 def labelled(labels: Answer) -> str:
-    """`BI-RADS 4, density C, malignant`; what is unknown is left out."""
+    """The labels as text, such as `BI-RADS 4, density C, malignant`; unknown ones are left out."""
     named = {"birads": "BI-RADS ", "density": "density ", "pathology": ""}
     return ", ".join(
         f"{before}{shown(labels[key])}" for key, before in named.items() if labels.get(key) not in (None, [])
@@ -127,7 +127,7 @@ def labelled(labels: Answer) -> str:
 
 
 def pair(match: Answer, *, views_known: bool = True) -> str:
-    """`L-MLO 0.93`: the found image, marked where it is another view than the one asked with."""
+    """A match as text, such as `L-MLO 0.93`; a `*` marks another view than the query image's."""
     side, view = match.get("laterality") or "", match.get("view") or ""
     name = "-".join(text for text in (side, view) if text) or match.get("modality") or "image"
     other = views_known and not match["same_view"]

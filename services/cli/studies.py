@@ -1,4 +1,4 @@
-"""`similis studies`: what is in the archive, and why something in it is not searchable."""
+"""`similis studies`: lists the archive's studies and shows why an image is not searchable."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ def list_studies(  # noqa: PLR0913 - each argument is an option of the command
     limit: Limit = 50,
     as_json: AsJson = False,
 ) -> None:
-    """List studies with their images counted."""
+    """List studies with the number of their images."""
     asked = {"ModalitiesInStudy": modality, "StudyDate": date, "birads": birads, "density": density, "status": status}
     found = list(islice(client.pages("/v1/studies", "studies", limit=min(limit, 100), **asked), limit))
     if as_json:
@@ -56,15 +56,15 @@ def show(
     study: Annotated[str, typer.Argument(metavar="UID", help="StudyInstanceUID.")],
     as_json: AsJson = False,
 ) -> None:
-    """Show one study, image by image: state, labels, and why one is not searchable; and what happened to it.
+    """Show one study with its images (state, labels, why one is not searchable) and its journal.
 
-    Of a study of which nothing was taken in, what happened to it.
+    Of a study whose files were all refused, only the journal is shown.
     """
     try:
         answer = client.get(f"/v1/studies/{part(study)}")
     except NotFound:
         answer = {"study_instance_uid": study, "series": []}
-    lines = client.get(f"/v1/studies/{part(study)}/journal", limit=1000)["journal"]  # of no study it is not found, too
+    lines = client.get(f"/v1/studies/{part(study)}/journal", limit=1000)["journal"]  # 404 for an unknown study
     if as_json:
         tell_json(answer | {"journal": lines})
         return
@@ -88,7 +88,7 @@ def show(
 
 
 def _by_minute(lines: list[Answer]) -> Iterator[tuple[object, ...]]:
-    """The journal of many images in few lines: what happened alike within a minute is one."""
+    """The journal's lines, with equal events of the same minute counted as one line."""
     told = Counter(
         (one["at"][:16], one["event"], one["outcome"], one["reason"], one["source"], one["sender"], one["rule"])
         for one in lines

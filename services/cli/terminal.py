@@ -1,4 +1,4 @@
-"""What a person sees. Data goes to stdout, talk to stderr; neither carries control characters from outside."""
+"""Terminal output: data goes to stdout, messages to stderr; control characters from outside are escaped in both."""
 
 import json
 import sys
@@ -12,11 +12,11 @@ from rich.text import Text
 
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
-_WIDE = 240  #: columns of a table that goes into a file or a pipe: nothing is cut
+_WIDE = 240  #: columns of a table that is written to a file or a pipe
 
 
 def out() -> Console:
-    """Made when used: tests and pipes change what stdout is."""
+    """A console on the present `sys.stdout`, which tests replace."""
     return Console(file=sys.stdout, width=None if sys.stdout.isatty() else _WIDE, highlight=False, soft_wrap=False)
 
 
@@ -37,7 +37,7 @@ def tell(line: str = "") -> None:
 
 
 def tell_json(data: object) -> None:
-    every_letter = (sys.stdout.encoding or "utf-8").lower() == "utf-8"  # what a stream escapes by itself is no JSON
+    every_letter = (sys.stdout.encoding or "utf-8").lower() == "utf-8"  # the stream's own escapes are not valid JSON
     indent = 2 if sys.stdout.isatty() else None
     text = json.dumps(data, ensure_ascii=not every_letter, indent=indent)
     sys.stdout.write("".join(c if c.isprintable() or c == "\n" else json.dumps(c)[1:-1] for c in text) + "\n")
@@ -45,12 +45,12 @@ def tell_json(data: object) -> None:
 
 
 def printable(text: str) -> str:
-    """A file name or a server's answer cannot move the cursor or colour the screen."""
+    """The text with non-printable characters escaped, so that it cannot move the cursor or colour the screen."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
 
 
 def shown(value: Any) -> str:  # noqa: ANN401 - a cell of whatever JSON holds
-    """A cell: nothing for null, one line for the rest."""
+    """A value as the one-line text of a table cell; empty for None."""
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -63,7 +63,7 @@ def shown(value: Any) -> str:  # noqa: ANN401 - a cell of whatever JSON holds
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()) -> None:
-    """A table on stdout; values are folded, never cut."""
+    """Print a table on stdout; long values are wrapped, never truncated."""
     made = Table(box=None, pad_edge=False, header_style="bold", show_edge=False)
     for name in columns:
         made.add_column(name, justify="right" if name in right else "left", overflow="fold")

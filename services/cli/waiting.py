@@ -1,4 +1,4 @@
-"""Watching a build or an erasure: one bar where there is a terminal, a line now and then where there is none."""
+"""Waiting for an operation: a progress bar on a terminal, otherwise an occasional line."""
 
 import sys
 import time
@@ -11,7 +11,7 @@ from services.cli.terminal import err, say
 POLL_S = 0.5
 LONGEST_S = 30.0
 PLAIN_EVERY_S = 15.0
-STANDING = frozenset({"succeeded", "failed", "cancelled", "paused"})  #: nothing more happens by itself
+STANDING = frozenset({"succeeded", "failed", "cancelled", "paused"})  #: states that do not change by themselves
 
 
 def timed(client: Client, path: str) -> tuple[Answer, float]:
@@ -21,12 +21,12 @@ def timed(client: Client, path: str) -> tuple[Answer, float]:
 
 
 def pause_s(poll_s: float, answered_in_s: float) -> float:
-    """How long to wait before asking again: of a million images the answer is dear, and others ask, too."""
+    """Seconds until the next poll, ten times the last response's latency: counting a million images is expensive."""
     return min(max(poll_s, 10 * answered_in_s), LONGEST_S)
 
 
 def watch(client: Client, operation_id: str, noun: str, *, poll_s: float = POLL_S) -> Answer:
-    """The operation has ended or is paused; how far it was is shown meanwhile."""
+    """Wait until the operation has ended or is paused, showing its progress; returns its last state."""
     shows = _bar if sys.stderr.isatty() else _lines
     return shows(client, f"/v1/operations/{part(operation_id)}", noun, poll_s)
 
