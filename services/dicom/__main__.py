@@ -1,4 +1,4 @@
-"""`python -m services.dicom`: receive until told to stop."""
+"""`python -m services.dicom`: runs the door and its receivers until INT or TERM."""
 
 import argparse
 import socket
@@ -18,21 +18,21 @@ log = get("services.dicom")
 
 
 def main(listener: socket.socket | None = None, serving: Callable[[], None] = lambda: None) -> int:
-    """Serve, on this open socket or on one of our own; gives an exit code."""
+    """Serve on the given socket, or on a new one; returns an exit code."""
     settings = read("similis dicom")
     dicom = settings.dicom
     configure("dicom", json=settings.log_json, level=settings.log_level)
     try:
         known = peers.known(dicom.peers, dicom.host)
-        tls.context(dicom)  # the receivers make their own; an error is told here, once
-        admission.read(settings.intake.admission)  # likewise
+        tls.context(dicom)  # each receiver makes its own; checked here to report an error once
+        admission.read(settings.intake.admission)  # ditto
     except SimilisError as error:
         sys.stderr.write(f"similis dicom: {error}\n")
         return 1
     path = echo.socket_of(settings.home)
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     try:
-        listener = listener or listen(dicom.host, dicom.port)  # first: whoever has the port has the socket below, too
+        listener = listener or listen(dicom.host, dicom.port)  # first: the port's owner may replace the socket below
         with echo.short(path) as name:
             check = listen_for_checks(path, name)
         door = Door(dicom, known, listener, check)
@@ -55,7 +55,7 @@ def run() -> int:
     args = parser.parse_args()
     listener = None if args.listener is None else socket.socket(fileno=args.listener)
     if listener is not None:
-        listener.set_inheritable(False)  # a receiver that outlives us must not hold the port
+        listener.set_inheritable(False)  # a receiver that outlives the door must not keep the port open
     return main(listener, (lambda: None) if args.sign is None else args.sign.touch)
 
 

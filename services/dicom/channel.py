@@ -1,6 +1,6 @@
-"""What passes between the door and a receiver: connections one way, a few words about them the other way.
+"""The channel between the door and a receiver: connections go one way, short messages about them the other.
 
-A socket pair of whole messages; each end may be used by several threads.
+A SOCK_SEQPACKET socket pair; several threads may use each end.
 """
 
 import json
@@ -15,9 +15,9 @@ _MESSAGE_BYTES = 4096
 
 @dataclass(frozen=True, slots=True)
 class Handed:
-    """A connection, as the door knows it."""
+    """What the door tells a receiver about a connection."""
 
-    number: int = 0  #: 0: our own check, which nobody counts
+    number: int = 0  #: 0: a check of our own, which is not counted
     address: str = "127.0.0.1"
     port: int = 0
 
@@ -27,13 +27,16 @@ class Handed:
 
 
 class Channel:
-    """One end."""
+    """One end of the channel."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
 
     def hand_over(self, handed: Handed, connection: socket.socket) -> None:
-        """The other end has it, too: close ours. Raises: `OSError` where the other end is gone, or does not read."""
+        """Send a copy of the connection's descriptor; the caller closes its own.
+
+        Raises: `OSError` where the other end is gone or its buffer is full.
+        """
         message = json.dumps(asdict(handed)).encode()
         socket.send_fds(self.connection, [message], [connection.fileno()])
 
@@ -41,19 +44,19 @@ class Channel:
         return bool(select.select([self.connection], [], [], timeout_s)[0])
 
     def receive(self) -> tuple[Handed, socket.socket] | None:
-        """The next connection; None where the door is gone."""
+        """The next connection; None where the door has closed the channel."""
         message, descriptors, _, _ = socket.recv_fds(self.connection, _MESSAGE_BYTES, 1)
         if not message:
             return None
         return Handed(**json.loads(message)), socket.socket(fileno=descriptors[0])
 
     def tell(self, *words: str | int) -> None:
-        """The door hears it, if it is there."""
+        """Send a message to the door; ignored where the door is gone."""
         with suppress(OSError):
             self.connection.send(json.dumps(words).encode())
 
     def heard(self) -> list[Any] | None:
-        """What the receiver says; None where it is gone, an empty list where it says nothing now."""
+        """The receiver's next message; an empty list where there is none now, None where the receiver is gone."""
         try:
             message = self.connection.recv(_MESSAGE_BYTES)
         except BlockingIOError:

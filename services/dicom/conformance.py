@@ -1,6 +1,6 @@
-"""The tables of the conformance statement, from what is negotiated: `python -m services.dicom.conformance FILE`.
+"""Generates the tables of the conformance statement from the code: `python -m services.dicom.conformance FILE`.
 
-What stands between `<!-- name -->` and `<!-- end -->` in that file is written anew.
+Replaces the text between each `<!-- name -->` and `<!-- end -->` in that file.
 """
 
 import re
@@ -79,7 +79,7 @@ def _table(head: Sequence[str], rows: Rows) -> list[str]:
 
 
 def renewed(text: str) -> str:
-    """The statement with its tables as they are now. Raises: `KeyError` for a table that there is not."""
+    """The statement with regenerated tables. Raises: `KeyError` for an unknown table name."""
 
     def table(found: re.Match[str]) -> str:
         return "\n".join([found[0].split("\n")[0], "", *TABLES[found[1]](), "", "<!-- end -->"])

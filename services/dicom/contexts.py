@@ -1,7 +1,7 @@
-"""What the receiver negotiates: images only, and only in encodings that the sandbox decodes.
+"""The presentation contexts of the receiver: image storage only, in transfer syntaxes that the sandbox decodes.
 
-A sender that has another encoding must then transcode, or say at once that it cannot; it is better told in the
-negotiation than by a picture that nobody can read.
+A sender with another transfer syntax must transcode, or learns in the negotiation, before it sends a file that
+could not be read.
 """
 
 from pydicom.uid import (
@@ -35,15 +35,15 @@ TRANSFER_SYNTAXES: tuple[UID, ...] = (
 )  # fmt: skip
 
 _ROOT = "1.2.840.10008.5.1.4.1.1."
-#: retired, and still sent by machines that are not
+#: retired SOP classes that some devices still send
 _RETIRED = tuple(_ROOT + tail for tail in ("3", "5", "6", "12.3", "77.1", "77.2"))
-for _uid in _RETIRED:  # else a C-STORE of them would be told that it is no storage
+for _uid in _RETIRED:  # else pynetdicom would not serve a C-STORE of these classes
     register_uid(_uid, f"RetiredImageStorage{_uid.removeprefix(_ROOT).replace('.', '_')}", StorageServiceClass)
-_UNNAMED = (_ROOT + "6.2",)  #: Enhanced US Volume: an image whose name does not say so
+_UNNAMED = (_ROOT + "6.2",)  #: Enhanced US Volume Storage, whose name lacks "Image"
 
 
 def sop_classes() -> tuple[UID, ...]:
-    """Storage SOP classes of images; no film, no report, no plan."""
+    """Storage SOP classes of images; no video, report or plan."""
     named = (
         uid
         for name, uid in _STORAGE_CLASSES.items()
@@ -57,7 +57,7 @@ def _by_number(uid: str) -> list[int]:
 
 
 def supported() -> list[PresentationContext]:
-    """The presentation contexts that are accepted: storage of images, and Verification."""
+    """The accepted presentation contexts: image storage and Verification."""
     every: list[str | UID] = list(TRANSFER_SYNTAXES)
     storage = [build_context(uid, every) for uid in sop_classes()]
     plain: list[str | UID] = [ImplicitVRLittleEndian, ExplicitVRLittleEndian]

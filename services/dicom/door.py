@@ -1,9 +1,9 @@
-"""The door: accepts connections, counts them, and hands each to the receiver that has the fewest.
+"""The door: accepts connections, counts them, and passes each to the receiver with the fewest.
 
-One process accepts, so the limits are exact and the load is even: of eight connections to two processes of one port
-(SO_REUSEPORT), the kernel gave one of them six or more in 299 of 1,000 trials, and processes that inherit one
-listening socket would each count for themselves. The door itself parses nothing that a peer sends, so no peer
-can hold it up; a receiver that dies, or no longer answers a C-ECHO, is started again.
+One process accepts, so the limits are exact and the load is even: of eight connections to two processes on one port
+(SO_REUSEPORT), the kernel gave one process six or more in 299 of 1,000 trials, and processes that inherit one
+listening socket could only count their own connections. The door parses nothing that a peer sends, so no peer can
+block it; a receiver that dies, or no longer answers a C-ECHO, is restarted.
 """
 
 import selectors
@@ -30,16 +30,16 @@ from shared.log import get
 log = get("services.dicom")
 
 TICK_S = 1.0
-REST_S = 1.0  #: between two starts of one receiver
-WATCH_S = 30.0  #: between two C-ECHOs of our own, and how long an answer may take
-DRAIN_S = 15.0  #: more than a receiver takes for it
+REST_S = 1.0  #: least time between two starts of receivers
+WATCH_S = 30.0  #: between two C-ECHOs of the watchdog, and the timeout of each
+DRAIN_S = 15.0  #: longer than a receiver's own `DRAIN_S`
 #: A-ASSOCIATE-RJ: transient, by the provider (presentation), local limit exceeded (PS3.8 9.3.4)
 _LIMIT_EXCEEDED = b"\x03\x00\x00\x00\x00\x04\x00\x02\x03\x02"
 
 
 @dataclass
 class Receiver:
-    """One of the processes behind the door."""
+    """One receiver process behind the door."""
 
     child: subprocess.Popen[bytes]
     channel: Channel
@@ -49,7 +49,7 @@ class Receiver:
 
 
 class Door:
-    """Owns the listening sockets; call everything but `watch` from the main thread."""
+    """Owns the listening sockets; all methods except `watch` run in the main thread."""
 
     def __init__(self, settings: Dicom, peers: Peers, listener: socket.socket, check: socket.socket) -> None:
         self.settings, self.peers, self.metrics = settings, peers, Metrics()
@@ -61,7 +61,7 @@ class Door:
         self._not_before = 0.0
 
     def run(self, serving: Callable[[], None]) -> None:
-        """Serve until INT or TERM; then every receiver has ended.
+        """Serve until INT or TERM, then stop every receiver.
 
         Args:
             serving: called once, when the first receiver can take connections.
@@ -84,12 +84,12 @@ class Door:
             wake.close()
 
     def watch(self) -> None:
-        """Each receiver is asked by a real C-ECHO again and again; one that does not answer is ended."""
+        """Send each receiver a C-ECHO every `WATCH_S`, and kill a receiver that does not answer in time."""
         while True:
             time.sleep(WATCH_S)
             for one in [receiver for receiver in self.receivers if receiver.ready]:
                 ours, theirs = socket.socketpair()
-                with theirs, suppress(OSError):  # a full channel is no answer, too
+                with theirs, suppress(OSError):  # with a full channel the check fails, too
                     one.channel.hand_over(Handed(), theirs)
                 good = echo.ask(ours, self.settings.ae_title, WATCH_S)
                 self.metrics.checks.labels("answered" if good else "silent").inc()
@@ -124,7 +124,7 @@ class Door:
         ours.setblocking(False)
         with theirs:
             argv = [sys.executable, "-P", "-m", "services.dicom.receiver", str(theirs.fileno())]
-            # a session of its own, and TERM when we die: what it is storing then is still answered
+            # own session, and TERM when the door dies: the receiver still answers the instances it is storing
             child = process.spawn(argv, output=sys.stderr.fileno(), keep=[theirs.fileno()])
         one = Receiver(child, Channel(ours))
         self.receivers.append(one)
@@ -149,7 +149,7 @@ class Door:
         self._show()
 
     def _bury(self, one: Receiver) -> None:
-        """It is gone, and its connections with it; another is started."""
+        """Remove a receiver that has ended, with its connections; the next tick starts another."""
         self._selector.unregister(one.channel.connection)
         one.channel.connection.close()
         self.receivers.remove(one)
@@ -160,7 +160,7 @@ class Door:
         self._show()
 
     def _listen(self) -> None:
-        """Connections wait in the kernel while nobody can take them."""
+        """Accept only while a receiver is ready; otherwise connections wait in the kernel's backlog."""
         registered = self._selector.get_map()
         for listener, accept in self._listeners.items():
             if any(one.ready for one in self.receivers):
@@ -193,7 +193,7 @@ class Door:
             return
         try:
             one.channel.hand_over(handed, connection)
-        except OSError:  # it is gone, or does not read: the watchdog sees to it
+        except OSError:  # the receiver has ended, or does not read; the watchdog kills a hung one
             self._refuse(connection, "not-taken")
             return
         if not handed.is_check:
@@ -201,14 +201,14 @@ class Door:
         self._show()
 
     def _refuse(self, connection: socket.socket, result: str) -> None:
-        """Say so in DICOM, without waiting for what the peer wants; with TLS it cannot be said."""
+        """Send an A-ASSOCIATE-RJ without reading the request; with TLS, only close the connection."""
         self.metrics.associations.labels(result).inc()
         log.info("connection_refused", reason=result)
         if self.settings.tls_certificate is None:
             with suppress(OSError):
                 connection.send(_LIMIT_EXCEEDED)
                 connection.shutdown(socket.SHUT_WR)
-                connection.recv(65_536, socket.MSG_DONTWAIT)  # else closing would recall the answer
+                connection.recv(65_536, socket.MSG_DONTWAIT)  # closing with unread data would reset the connection
 
     def _show(self) -> None:
         self.metrics.open.set(sum(len(one.open) for one in self.receivers))
@@ -225,7 +225,7 @@ class Door:
 def accept_from(
     listener: socket.socket, accept: Callable[[socket.socket, tuple[str, int]], None]
 ) -> Callable[[], None]:
-    """What to do when the listener is ready: one connection is accepted, and ours is closed again."""
+    """A callback for a ready listener: accept one connection, pass it to `accept`, and close our descriptor."""
 
     def take() -> None:
         with suppress(BlockingIOError, ConnectionAbortedError):
@@ -237,7 +237,7 @@ def accept_from(
 
 
 def listen_for_checks(path: Path, name: str) -> socket.socket:
-    """A unix socket that only our own user can reach; what a dead predecessor left is gone."""
+    """A listening unix socket that only our own user can reach; replaces the socket of a dead predecessor."""
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(name)

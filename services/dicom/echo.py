@@ -1,4 +1,4 @@
-"""A C-ECHO over any open connection, in a few bytes and without a library: for watchdogs and health checks.
+"""A minimal C-ECHO client over an open connection, without a library: for watchdogs and health checks.
 
 Source: PS3.8 9.3 (PDUs), PS3.7 9.3.5 (C-ECHO).
 """
@@ -13,14 +13,14 @@ from pathlib import Path
 VERIFICATION = b"1.2.840.10008.1.1"
 _IMPLICIT = b"1.2.840.10008.1.2"
 _APPLICATION = b"1.2.840.10008.3.1.1.1"
-IMPLEMENTATION = "2.25.71467130950248888588603640801109631252"  #: of Similis
+IMPLEMENTATION = "2.25.71467130950248888588603640801109631252"  #: implementation class UID of Similis
 _ACCEPT, _DATA, _RELEASED = 2, 4, 6
-_STATUS = b"\x00\x00\x00\x09\x02\x00\x00\x00"  #: (0000,0900) and the length of its value, implicit little endian
+_STATUS = b"\x00\x00\x00\x09\x02\x00\x00\x00"  #: tag (0000,0900) and value length, implicit VR little endian
 RELEASE = struct.pack(">BxII", 5, 4, 0)
 
 
 def request(called: str, calling: str, abstract: bytes = VERIFICATION) -> bytes:
-    """An A-ASSOCIATE-RQ for one context."""
+    """An A-ASSOCIATE-RQ with one presentation context."""
     context = b"\x01\x00\x00\x00" + _item(0x30, abstract) + _item(0x40, _IMPLICIT)
     user = _item(0x51, struct.pack(">I", 16_384)) + _item(0x52, IMPLEMENTATION.encode())
     titles = called.encode("ascii").ljust(16) + calling.encode("ascii").ljust(16)
@@ -41,7 +41,7 @@ def echo() -> bytes:
 
 
 def ask(connection: socket.socket, called: str, timeout_s: float, calling: str = "SIMILIS-CHECK") -> bool:
-    """Whether the receiver at the other end has answered in time; the connection is closed afterwards."""
+    """Whether the receiver accepts an association and answers a C-ECHO in time; closes the connection."""
     deadline = time.monotonic() + timeout_s
     with connection, suppress(OSError, struct.error):
         connection.sendall(request(called, calling))
@@ -57,7 +57,7 @@ def ask(connection: socket.socket, called: str, timeout_s: float, calling: str =
 
 
 def answers(home: Path, called: str, timeout_s: float = 10.0) -> bool:
-    """Whether the receiver of this home answers at its own door (`socket_of`), whatever it asks of others."""
+    """Whether this home's receiver answers on its local socket (`socket_of`), which needs neither peers nor TLS."""
     with suppress(OSError), socket.socket(socket.AF_UNIX) as connection, short(socket_of(home)) as name:
         connection.settimeout(timeout_s)
         connection.connect(name)
@@ -70,7 +70,7 @@ def socket_of(home: Path) -> Path:
 
 
 class short:  # noqa: N801 - reads as a verb: `with short(path) as name`
-    """A name for this socket that fits into the 107 bytes a unix address has, while its folder is held open."""
+    """A path to the socket, valid inside the block, that fits into the 107 bytes of a unix socket address."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -1,12 +1,12 @@
-"""Why we do not let pynetdicom read its sockets: six of them and 600 bytes lock its listener out.
+"""Limits on the size and time of PDUs. Without them, six connections and 600 bytes block pynetdicom's listener.
 
 pynetdicom 3.0.4 reads a PDU of whatever length its header claims, up to 4 GiB, and waits for it without limit: its
-timeouts do not cover a read that has begun. A few connections that claim much and then stall hold every association,
-and one that does not stall grows the process by as much as it likes. Its TLS handshake stands in the accept loop,
-where one silent client stops everybody.
+timeouts do not cover a read that has begun. A few connections that announce long PDUs and then stall occupy every
+association, and one that keeps sending grows the process without bound. Its TLS handshake runs in the accept loop,
+where one silent client blocks all others.
 
-So the one method that reads is replaced, for each association: a PDU must be there within its deadline, handshake
-included, and must not be larger than what its kind may need. What breaks this ends the connection.
+`Guard.recv` therefore replaces the one method that reads, for each association: a PDU, with any handshake, must
+arrive within its deadline and stay below the limit of its kind. A violation ends the connection.
 """
 
 import ssl
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 HEADER = 6  #: bytes: type, reserved, length (PS3.8 9.3.1)
 REQUEST_BYTES = 256 * 1024  #: A-ASSOCIATE-RQ: 128 contexts of every transfer syntax fit ten times
-PDU_BYTES = 1024 * 1024  #: any other; senders keep to the maximum length that we state, which is smaller
+PDU_BYTES = 1024 * 1024  #: any other PDU; the maximum length that we negotiate is smaller
 _CHUNK = 65_536
-_NOT_ASKED = ("Sta1", "Sta2")  #: PS3.8 9.2.1: a connection without a request; pynetdicom may read in either
+_NOT_ASKED = ("Sta1", "Sta2")  #: PS3.8 9.2.1: states before the A-ASSOCIATE-RQ; pynetdicom may read in either
 
 
 class TooLong(OSError):
-    """A PDU that claims to be larger than any we take."""
+    """A PDU whose header announces more than the limit."""
 
 
 class Guard:
@@ -38,9 +38,9 @@ class Guard:
         self._shaken = False
 
     def recv(self, nr_bytes: int) -> bytearray:
-        """The next bytes, fewer where the peer has closed: in the place of `AssociationSocket.recv`.
+        """The next bytes, fewer where the peer has closed; replaces `AssociationSocket.recv`.
 
-        Raises: `TooLong`, `TimeoutError`, `ssl.SSLError`; all are an OSError, which ends the connection.
+        Raises: `TooLong`, `TimeoutError`, `ssl.SSLError`: each an `OSError`, which ends the connection.
         """
         read = bytearray()
         try:
@@ -48,14 +48,14 @@ class Guard:
             return read
         finally:
             if len(read) < nr_bytes and self._not_asked:
-                # its association would go on waiting for a request, and hold its place, until it has timed out
-                self._association.dul.to_user_queue.put(None)  # type: ignore[arg-type]  # as where nothing comes
+                # else the association would wait for a request, and occupy its place, until its timeout
+                self._association.dul.to_user_queue.put(None)  # type: ignore[arg-type]  # None: no request came
 
     def _read(self, nr_bytes: int) -> bytearray:
         connection = self._transport.socket
         if connection is None:
             raise ConnectionResetError
-        if nr_bytes == HEADER:  # a body of six bytes begins anew, too: then it has twice the time
+        if nr_bytes == HEADER:  # a body of six bytes restarts the deadline, too, and gets twice the time
             self._deadline = time.monotonic() + self._pdu_s
         if nr_bytes > self._limit:
             raise TooLong(f"a PDU of {nr_bytes} bytes")
@@ -70,7 +70,7 @@ class Guard:
             if not chunk:
                 break
             read += chunk
-        connection.settimeout(self._pdu_s)  # for answers: a peer that reads nothing must not hold us either
+        connection.settimeout(self._pdu_s)  # for writes, so that a peer that does not read cannot block us
         return read
 
     @property

@@ -1,6 +1,6 @@
-"""Numbers of the receiver for Prometheus, at a port of its own: it is a process of its own.
+"""The receiver's metrics for Prometheus, on a port of its own because the receiver is a separate process.
 
-No label holds a UID, a patient or a title that a stranger may choose.
+No label holds a UID, a patient or an AE title that a sender chooses.
 """
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, ProcessCollector, start_http_server

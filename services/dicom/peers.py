@@ -1,4 +1,4 @@
-"""Who may send: AE titles, each with the addresses it comes from. Both must fit, as either alone is easily borrowed.
+"""The peers that may send: AE titles with their addresses. Both must match, as either alone is easily forged.
 
 [[peer]]
 ae_title = "SCANNER1"
@@ -32,12 +32,12 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """The allow-list."""
+    """The allow-list of peers."""
 
     peers: tuple[Peer, ...]
 
     def knows(self, address: str) -> bool:
-        """Whether anybody may call from there: asked before a single byte is read."""
+        """Whether any peer has this address; checked before a byte is read."""
         return any(_within(address, peer) for peer in self.peers)
 
     def admits(self, ae_title: str, address: str) -> bool:
@@ -55,9 +55,9 @@ def _within(address: str, peer: Peer) -> bool:
 
 
 def known(path: Path | None, host: str) -> Peers:
-    """The peers of the file, or this machine alone without one.
+    """The peers of the file; without a file, any AE title from loopback.
 
-    Raises: `Invalid`, which names what is wrong; `Denied` for a host that others reach, without a file.
+    Raises: `Invalid`, which names the error in the file; `Denied` without a file on a host that others can reach.
     """
     if path is not None:
         return read(path)

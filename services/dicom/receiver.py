@@ -1,6 +1,6 @@
-"""One process that receives: it gets its connections from the door, and answers a C-STORE once `arrive` has returned.
+"""A receiver process: gets connections from the door, and answers a C-STORE once `arrive` has returned.
 
-Run as `python -m services.dicom.receiver CHANNEL`, the number of an inherited socket (see `services.dicom.channel`).
+Run as `python -m services.dicom.receiver CHANNEL`, with the descriptor of an inherited `services.dicom.channel`.
 """
 
 import gc
@@ -40,17 +40,17 @@ from shared.store.blobs import MIB
 
 log = get("services.dicom")
 
-MAXIMUM_LENGTH = 128 * 1024  #: of the PDUs that we ask for, in bytes
+MAXIMUM_LENGTH = 128 * 1024  #: maximum PDU length that we negotiate, in bytes
 POLL_S = 0.05
-WEDGED_S = 60.0  #: so long after its connection was shut an association may take to end
-DRAIN_S = 10.0  #: instances that are on their way into the database at the end are still answered
-COLLECT_EVERY = 100  #: associations; theirs are circles of objects, each with two threads
+WEDGED_S = 60.0  #: how long an association may take to end after its connection was shut down
+DRAIN_S = 10.0  #: at shutdown, time for instances that are being stored to be answered
+COLLECT_EVERY = 100  #: ended associations between two garbage collections: each leaves reference cycles
 _PERMANENT, _TRANSIENT, _USER = 1, 2, 1  #: PS3.8 9.3.4: results and source
-_CALLING, _CALLED = 3, 7  #: and reasons
+_CALLING, _CALLED = 3, 7  #: PS3.8 9.3.4: reasons
 
 
 class Receiver:
-    """What happens to the requests of all associations of this process."""
+    """Handles the requests of all associations of this process."""
 
     def __init__(self, rt: Runtime, channel: Channel) -> None:
         self.rt, self.channel, self.settings = rt, channel, rt.settings.dicom
@@ -69,7 +69,7 @@ class Receiver:
         ]
 
     def on_requested(self, event: Event) -> None:
-        """Reject whoever is not known, or calls somebody else."""
+        """Reject an association with an unknown calling, or a wrong called, AE title."""
         association = event.assoc
         request = association.requestor.primitive
         if not isinstance(request, A_ASSOCIATE) or _handed(association).is_check:
@@ -87,7 +87,7 @@ class Receiver:
         association.kill()
 
     def on_store(self, event: Event) -> Dataset:
-        """The instance is ours, durably, or its sender is told why not."""
+        """Store the instance durably, or return a failure status with a reason."""
         began = time.monotonic()
         with self._working(), _data_of(event) as data:
             size = data.count
@@ -96,18 +96,18 @@ class Receiver:
             except SimilisError as error:
                 outcome, reason, status = "failed", type(error).__name__, statuses.of_error(error)
                 log.info("instance_refused", exc_info=True)
-            except Exception:  # the sender must hear of it, whatever it was
+            except Exception:  # the sender must get a response whatever fails
                 outcome, reason, status = "failed", "error", Status.PROCESSING_FAILURE
                 log.exception("instance_failed")
         self.channel.tell("instance", outcome, size if status is Status.SUCCESS else 0)
         spent_ms = round((time.monotonic() - began) * 1000, 1)
-        event.assoc.dul._idle_timer.restart()  # noqa: SLF001 - else what took us long would be the sender's silence
+        event.assoc.dul._idle_timer.restart()  # noqa: SLF001 - else our own time would count as the sender's silence
         say = log.debug if status is Status.SUCCESS else log.info
         say("instance", outcome=outcome, reason=reason, status=f"{status:04X}", bytes=size, duration_ms=spent_ms)
         return statuses.answer(status, reason if status is not Status.SUCCESS else "")
 
     def _take(self, event: Event, data: Incoming) -> tuple[str, str, Status]:
-        """Raises: `SimilisError`."""
+        """The instance's outcome, reason and status. Raises: `SimilisError`."""
         if _handed(event.assoc).is_check:
             return "refused", "own-check", Status.NOT_AUTHORIZED
         if data.refusal is not None:
@@ -131,7 +131,7 @@ class Receiver:
 
 
 def _handed(association: Association) -> Handed:
-    """What the door said of its connection. Our own check comes over a unix socket; nobody else can."""
+    """What the door told about the association's connection. A check can only come over our own unix socket."""
     found: Handed = association.handed  # type: ignore[attr-defined] # set by Request
     return found
 
@@ -139,12 +139,12 @@ def _handed(association: Association) -> Handed:
 def _data_of(event: Event) -> Incoming:
     data = getattr(event.request, "DataSet", None)
     if not isinstance(data, Incoming):
-        raise TypeError("a C-STORE without what stands for its data set")  # `Streaming` gives each message one
+        raise TypeError("a C-STORE without what stands for its data set")  # `Streaming` sets it on each message
     return data
 
 
 class Request(RequestHandler):
-    """One connection: pynetdicom's association, with our reading, our data sets, and TLS that cannot stall others."""
+    """Sets up one connection: pynetdicom's association with `Guard`, `Streaming`, and TLS that cannot stall others."""
 
     server: "Server"
 
@@ -152,7 +152,7 @@ class Request(RequestHandler):
         receiver, settings, handed = self.server.receiver, self.server.receiver.settings, self.server.handed
         self.request.settimeout(settings.pdu_s)
         if receiver.tls is not None and not handed.is_check:
-            # the handshake is done by the guard, in the association's own thread
+            # `Guard` does the handshake, in the association's own thread
             self.request = receiver.tls.wrap_socket(self.request, server_side=True, do_handshake_on_connect=False)
         association = self._create_association()
         transport = association.dul.socket
@@ -168,7 +168,7 @@ class Request(RequestHandler):
 
 @dataclass
 class Held:
-    """An association, until both of its threads have ended."""
+    """An association that is kept until both of its threads have ended."""
 
     number: int
     association: Association
@@ -184,7 +184,7 @@ class Held:
         if not self.shut:
             self.shut = True
             with suppress(OSError):
-                socket.socket.shutdown(self.connection, socket.SHUT_RDWR)  # of TLS, too: without its last words
+                socket.socket.shutdown(self.connection, socket.SHUT_RDWR)  # skips the TLS close_notify
 
     def close(self) -> None:
         dimse = self.association.dimse
@@ -195,7 +195,7 @@ class Held:
 
 
 class Server(AssociationServer):
-    """pynetdicom's server without its listening: connections come over the channel, one at a time."""
+    """pynetdicom's server without a listening socket: connections come over the channel, one at a time."""
 
     def __init__(self, receiver: Receiver) -> None:
         self.receiver, self.channel = receiver, receiver.channel
@@ -206,21 +206,21 @@ class Server(AssociationServer):
         ae = AE(ae_title=receiver.settings.ae_title)
         ae.acse_timeout, ae.network_timeout = receiver.settings.pdu_s, receiver.settings.idle_s
         ae.maximum_pdu_size = MAXIMUM_LENGTH
-        ae.maximum_associations = 1_000_000  # the door counts
+        ae.maximum_associations = 1_000_000  # the door enforces the limits
         ae.implementation_class_uid, ae.implementation_version_name = IMPLEMENTATION, VERSION
         here = ("127.0.0.1", receiver.settings.port)
         super().__init__(ae, here, ae.ae_title, contexts.supported(), None, receiver.handlers, Request)
 
     def server_bind(self) -> None:
-        """Nothing: the door has done so."""
+        """Do nothing, and close the unused socket: the door listens."""
         if self.socket is not None:
             self.socket.close()
 
     def server_activate(self) -> None:
-        """Nothing."""
+        """Do nothing: the door listens."""
 
     def run(self) -> None:
-        """Serve until the door closes the channel, or TERM comes; what is being stored then is still answered."""
+        """Serve until the door closes the channel or TERM comes; then drain."""
         self.channel.tell("ready")
         while not self.ended:
             if self.channel.wait(POLL_S):
@@ -232,7 +232,7 @@ class Server(AssociationServer):
         self._drain()
 
     def _drain(self) -> None:
-        """What is being stored is answered; then every connection is closed, and what came half is gone."""
+        """Wait until stored instances are answered, then close every connection and delete incomplete data sets."""
         deadline = time.monotonic() + DRAIN_S
         while self.receiver.busy and time.monotonic() < deadline:
             time.sleep(POLL_S / 10)
@@ -247,13 +247,13 @@ class Server(AssociationServer):
         self.handed = handed
         try:
             self.finish_request(connection, (handed.address, handed.port))
-        except Exception:  # a connection that is gone already, say; the others go on
+        except Exception:  # such as a closed connection; the other connections go on
             log.warning("connection_not_served", exc_info=True)
             connection.close()
             self.channel.tell("ended", handed.number)
 
     def _reap(self) -> None:
-        """Who has ended is counted out; who is over the deadline is ended."""
+        """Remove ended associations and report them to the door; shut down those over their deadline."""
         allowed_s, now = self.receiver.settings.association_s, time.monotonic()
         for one in [held for held in self.held if not held.lives]:
             self.held.remove(one)
@@ -267,7 +267,7 @@ class Server(AssociationServer):
                 one.shut_down()
             if now - one.born > allowed_s + WEDGED_S:
                 log.error("association_wedged")
-                os._exit(1)  # the door starts another
+                os._exit(1)  # the door starts another receiver
 
 
 def main(channel: int) -> int:
@@ -275,11 +275,11 @@ def main(channel: int) -> int:
     configure("dicom", json=settings.log_json, level=settings.log_level)
     _config.LOG_HANDLER_LEVEL = "none"
     quiet_pydicom()
-    warnings.simplefilter("ignore")  # they quote what a peer has sent, and so does
+    warnings.simplefilter("ignore")  # warnings quote data that a peer sent, and so do pynetdicom's logs
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL + 1)
     threading.excepthook = _thread_ended
     rt = Runtime(settings, producer(settings))
-    rt.blobs.forget_parts()  # of a receiver that was killed
+    rt.blobs.forget_parts()  # left by a killed receiver
     server = Server(Receiver(rt, Channel(socket.socket(fileno=channel))))
 
     def end(*_: object) -> None:
@@ -294,10 +294,10 @@ def main(channel: int) -> int:
 
 
 def _thread_ended(args: threading.ExceptHookArgs) -> None:
-    """The log has the type alone. Of an association's two threads, the one that is left does not wait for the other."""
+    """Log only the exception's type, and release the association's other thread, which would wait for this one."""
     log.warning("thread_ended", exception_type=args.exc_type.__name__)
     if isinstance(args.thread, DULServiceProvider):
-        args.thread.to_user_queue.put(None)  # type: ignore[arg-type]  # as where nothing comes
+        args.thread.to_user_queue.put(None)  # type: ignore[arg-type]  # None: no request came
     if isinstance(args.thread, Association):
         args.thread.abort()
 

@@ -1,4 +1,4 @@
-"""What a sender is told: DIMSE statuses, from what became of its instance and from our errors.
+"""The DIMSE statuses of responses to C-STORE, from an instance's outcome or from an error.
 
 Source: PS3.4 B.2.3 (C-STORE), PS3.7 Annex C.
 """
@@ -22,14 +22,14 @@ class Status(IntEnum):
 
 
 class Refusal(Invalid):
-    """A data set that is turned away before it was looked at."""
+    """A data set that is refused before it is inspected."""
 
     def __init__(self, message: str, *, mismatch: bool = False) -> None:
         super().__init__(message)
         self.status = Status.MISMATCH if mismatch else Status.NOT_UNDERSTOOD
 
 
-#: The nearest class above an error decides; a test holds it against `shared.errors`.
+#: The nearest base class of an error decides; a test checks the table against `shared.errors`.
 ERRORS: dict[type[SimilisError], Status] = {
     Unavailable: Status.OUT_OF_RESOURCES,
     Throttled: Status.OUT_OF_RESOURCES,
@@ -50,7 +50,7 @@ def of_error(error: SimilisError) -> Status:
 
 
 def of_arrived(arrived: Arrived) -> Status:
-    """Success for what is ours now, and for what a rule of the site throws away in silence."""
+    """The status for an outcome: success also where a rule of admission discards the instance."""
     if arrived.kept or arrived.outcome == "discarded":
         return Status.SUCCESS
     if arrived.outcome == "refused" or arrived.reason in _ENDED:
@@ -61,7 +61,7 @@ def of_arrived(arrived: Arrived) -> Status:
 
 
 def answer(status: Status, comment: str = "") -> Dataset:
-    """The response: a comment is one of our own words, and never quotes the data set."""
+    """The response; its ErrorComment, cut to 64 characters, must never quote the data set."""
     response = Dataset()
     response.Status = int(status)
     if comment:

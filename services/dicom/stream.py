@@ -1,9 +1,8 @@
-"""A data set goes to the disk as its fragments come in, and is counted; nothing of it is parsed here.
+"""Streams a data set to the disk as its fragments arrive, and counts its bytes; nothing is parsed here.
 
-pynetdicom keeps a data set in memory (a `BytesIO`), or writes a file of its own without a limit, which an aborted
-association leaves behind. What stands here in the place of that `BytesIO` writes into a part of the blob store: the
-bytes as they were received, after a header of our own. A data set of 190 MiB then costs the process 13 MiB at its
-peak, where a `BytesIO` cost 205.
+pynetdicom keeps a data set in memory (a `BytesIO`), or writes a file without a size limit, which an aborted
+association leaves behind. `Incoming` replaces that `BytesIO` and writes into a part of the blob store: our own file
+header, then the bytes as received. The peak memory for a data set of 190 MiB is 13 MiB instead of 205.
 """
 
 from io import BytesIO
@@ -24,20 +23,20 @@ if TYPE_CHECKING:
     from pynetdicom.association import Association
     from pynetdicom.pdu_primitives import P_DATA
 
-IMPLEMENTATION = UID(echo.IMPLEMENTATION)  #: in every file that was received
+IMPLEMENTATION = UID(echo.IMPLEMENTATION)  #: written into the header of every received file
 VERSION = "SIMILIS"
-COMMAND_BYTES = 16 * 1024  #: a command set has a few hundred
-WAITING = 2  #: messages that nobody has looked at yet; a sender waits for each answer (PS3.7 D.3.3.3, no window)
-_INVALID = "Evt19"  #: PS3.8 9.2.1: an unrecognised or invalid PDU; the association is aborted
+COMMAND_BYTES = 16 * 1024  #: limit of a command set, which usually has a few hundred bytes
+WAITING = 2  #: limit of queued messages; a sender must await each response (no asynchronous window, PS3.7 D.3.3.3)
+_INVALID = "Evt19"  #: PS3.8 9.2.1: unrecognised or invalid PDU; aborts the association
 
 
 class Incoming(BytesIO):
-    """The data set of one message. Nothing is ever held in it.
+    """The data set of one message, written to a file and not held in memory.
 
     Attributes:
-        part: the file so far; None before the first fragment, and once it was refused.
-        count: bytes that came.
-        refusal: why nothing of it will be taken; the rest is then read and thrown away, so that it can be told.
+        part: the file so far; None before the first fragment and after a refusal.
+        count: bytes received.
+        refusal: why the data set is refused; the rest is read and discarded, so that the sender gets a response.
     """
 
     def __init__(self, message: DIMSEMessage, association: "Association", blobs: Blobs, limit: int) -> None:
@@ -59,7 +58,7 @@ class Incoming(BytesIO):
         return len(fragment)
 
     def close(self) -> None:
-        """Its file is gone, unless it was kept."""
+        """Delete the file, unless the blob store has taken it over."""
         self._discard()
         super().close()
 
@@ -68,12 +67,12 @@ class Incoming(BytesIO):
         if self.count > self._limit:
             raise Refusal("the data set is larger than the limit")
         if self.part is None:
-            message, self._message = self._message, None  # no circle: what nobody refers to closes its file
+            message, self._message = self._message, None  # breaks the reference cycle, so that the file is closed
             self.part = self._begin(message)
         self.part.write(fragment)
 
     def _begin(self, message: DIMSEMessage | None) -> Part:
-        """A part with its preamble and file meta information. Raises: `Refusal`, `Unavailable`."""
+        """A new part that holds the preamble and file meta information. Raises: `Refusal`, `Unavailable`."""
         if not isinstance(message, C_STORE_RQ):
             raise Refusal("there is no C-STORE to which it belongs")
         context = self._association._accepted_cx.get(message.context_id or 0)  # noqa: SLF001 - as pynetdicom does
@@ -102,7 +101,7 @@ class Incoming(BytesIO):
 
 
 class Streaming(DIMSEServiceProvider):
-    """pynetdicom's own, with an `Incoming` in each message, and bounds on what a peer may pile up in memory."""
+    """pynetdicom's provider with an `Incoming` as data set, and limits on queued messages and command sets."""
 
     def __init__(self, association: "Association", blobs: Blobs, limit: int) -> None:
         super().__init__(association)
@@ -112,17 +111,17 @@ class Streaming(DIMSEServiceProvider):
         if self.message is None:
             self.message = DIMSEMessage()
             self.message.data_set = Incoming(self.message, self.assoc, self._blobs, self._limit)
-        message = self.message  # theirs is None again once it is complete
+        message = self.message  # pynetdicom resets `self.message` when it is complete
         try:
             super().receive_primitive(primitive)
             piled = message.encoded_command_set.tell() > COMMAND_BYTES
-        except Exception:  # whatever a hostile command set does to a parser
+        except Exception:  # a hostile command set may raise anything in the parser
             piled = True
         if piled or self.msg_queue.qsize() > WAITING:
             self.dul.event_queue.put(_INVALID)
 
     def close(self) -> None:
-        """No file of a message that was not finished, or not looked at, is left."""
+        """Delete the files of unfinished and unprocessed messages."""
         message, self.message = self.message, None
         left = [message.data_set] if message is not None else []
         while not self.msg_queue.empty():

@@ -1,4 +1,4 @@
-"""TLS as BCP 195 asks for it: 1.2 with forward secrecy and AEAD at least, 1.3 where the sender has it.
+"""TLS settings that BCP 195 requires: at least 1.2 with forward secrecy and AEAD, 1.3 where the sender supports it.
 
 Source: PS3.15 B.12 (BCP 195 TLS Secure Transport Connection Profile), RFC 9325.
 """
@@ -12,7 +12,7 @@ CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20:!PSK:!SRP"
 
 
 def context(settings: Dicom) -> ssl.SSLContext | None:
-    """What the receiver speaks; None where it speaks no TLS. Raises: `Invalid`, without what the files hold."""
+    """The receiver's TLS context; None without a certificate. Raises: `Invalid`, without quoting the files."""
     if settings.tls_certificate is None:
         if settings.tls_key is not None or settings.tls_ca is not None:
             raise Invalid("a key, or a CA for senders, needs a certificate: set SIMILIS_DICOM__TLS_CERTIFICATE")
