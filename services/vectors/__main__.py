@@ -1,6 +1,6 @@
 """`python -m services.vectors --dir DIR --listen 127.0.0.1:PORT|unix:/path --api-key-file FILE [--sign FILE]`.
 
-Ends with 0 on SIGTERM or SIGINT, 4 when another process holds the folder or the address, 2 for a wrong argument.
+Exits with 0 on SIGTERM or SIGINT, 4 when another process holds the folder or the address, 2 for a wrong argument.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from services.vectors.server import VectorsServer
 from shared import log
 
 HELD = 4
-SIGN_S = 5.0  #: between two signs of life
+SIGN_S = 5.0  #: between two heartbeats
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -33,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not args.listen.startswith(("unix:", "127.0.0.1:", "[::1]:")):
         parser.error("the vectors process listens on loopback or a unix socket only")
     log.configure("vectors")
-    os.umask(0o077)  # the socket too
-    stop = SimpleQueue[int]()  # whose put a signal may call, whatever it interrupts; an event's set waits for itself
+    os.umask(0o077)  # also for the socket
+    stop = SimpleQueue[int]()  # its put is reentrant, so safe in a signal handler; `Event.set` may deadlock
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, _: stop.put(number))
     try:
@@ -43,19 +43,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"vectors: {error}", file=sys.stderr)  # noqa: T201 - for the person who started it
         return HELD
     gc.collect()
-    gc.freeze()  # what is loaded stays, and need not be looked through again and again
+    gc.freeze()  # keeps loaded objects out of later collections
     gc.set_threshold(50_000)
     server.start()
     log.get(__name__).info("vectors_ready", port=server.port, count=len(server.shards.names()))
     until_stopped(stop, server, args.sign)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)  # at its own end Python gives our handlers back, and one more would kill
+        signal.signal(number, signal.SIG_IGN)  # Python restores default handlers at exit; a second signal would kill
     server.stop()
     return 0
 
 
 def until_stopped(stop: SimpleQueue[int], server: VectorsServer, sign: Path | None) -> None:
-    """A signal has come. Until then the sign was touched as long as calls got through."""
+    """Wait for a signal, touching the file `sign` every `SIGN_S` while the server answers calls."""
     while True:
         try:
             stop.get(timeout=None if sign is None else SIGN_S)

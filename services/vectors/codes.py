@@ -1,9 +1,9 @@
-"""Hash codes in memory beside the shard, because a scan of packed bits is exact and six times faster than Edge's.
+"""Hash codes in memory beside the shard: a scan of packed bits is exact and six times faster than Edge's.
 
-On the wire a code is what Qdrant can hold: a vector of -1 and +1 under Dot, binary quantisation, no graph. Here its
-bits are kept: in the point's payload, so that they are as durable as the point, and in this table, which is filled
-when the shard is loaded and follows every write. A code of 256 bits with ten payload fields costs 240 bytes: 32 of
-bits, 80 of fields, the rest for Python's ids and where they stand (131,072 rows, `tracemalloc`).
+On the wire a code is in a form that Qdrant can hold: a vector of -1 and +1 under Dot, binary quantisation, no graph.
+Here its bits are kept in the point's payload, so that they are as durable as the point, and in this table, which is
+filled when the shard is loaded and updated by every write. A code of 256 bits with ten payload fields takes 240
+bytes: 32 for bits, 80 for fields, the rest for Python's ids and their rows (131,072 rows, `tracemalloc`).
 """
 
 import base64
@@ -23,12 +23,12 @@ from shared.types import Codes
 
 
 class Found(NamedTuple):
-    id: int  #: the UUID's number
+    id: int  #: the UUID as an integer
     score: float  #: bits - 2 distances
 
 
 class CodeTable:
-    """The codes of one named vector, and what filters need of the payloads; rows in no order."""
+    """The codes of one named vector, with the payload fields for filters; rows are in no order."""
 
     def __init__(self, bits: int) -> None:
         self.bits = bits
@@ -52,7 +52,7 @@ class CodeTable:
             self._columns.put(row, payload)
 
     def drop(self, ids: Iterable[int]) -> None:
-        """The last row takes the place of one that goes."""
+        """Remove the points; the last row moves into the place of each removed row."""
         with self._lock:
             for id_ in ids:
                 row = self._at.pop(id_, None)
@@ -66,7 +66,7 @@ class CodeTable:
                     self._columns.move(self._size, row)
 
     def top(self, code: Codes, limit: int, radius: int | None, wanted: pb.Filter | None) -> list[Found]:
-        """The nearest, equal distances by id; with `radius`, of those within."""
+        """The `limit` nearest codes, ties ordered by id; with `radius`, only those within so many bits."""
         query = codes.padded(code[None])[0]
         with self._lock:
             scan = codes.ball(
@@ -85,7 +85,7 @@ class CodeTable:
         self._columns.grow(capacity)
 
     def _mask(self, wanted: pb.Filter | None, rows: codes.Rows | None) -> Mask:
-        asked = slice(self._size) if rows is None else rows  # of all of them a view, not a copy of each column
+        asked = slice(self._size) if rows is None else rows  # a slice gives views instead of copies of the columns
         return self._fulfil(wanted or pb.Filter(), asked)
 
     def _fulfil(self, wanted: pb.Filter, rows: Chosen) -> Mask:
@@ -130,7 +130,7 @@ def _values(match: pb.Match) -> Sequence[int | str]:
 
 
 def key_of(name: str) -> str:
-    """The payload field that holds the bits of this vector; no client can name one like it."""
+    """The payload field that holds this vector's bits; clients may not use such names."""
     return f"_bits_{name}"
 
 
@@ -139,7 +139,7 @@ def hidden(key: str) -> bool:
 
 
 def to_text(vector: Sequence[float] | NDArray[np.float32]) -> str:
-    """The bits of a vector of -1 and +1. Raises: `Refused` for anything else: its distances would be wrong."""
+    """The bits of a vector of -1 and +1, in base64. Raises: `Refused` for other values: distances would be wrong."""
     values = np.asarray(vector)
     if not np.isin(values, (-1, 1)).all():
         raise wrong("a code is a vector of -1 and +1")

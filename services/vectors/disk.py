@@ -1,4 +1,4 @@
-"""A shard's files: kept, and read ahead."""
+"""Syncing a shard's files, and reading them into the page cache."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from shared.disk import sync
 
 
 def warm(folder: Path) -> None:
-    """Read every file once: loading maps them, and each page fault would hold the GIL."""
+    """Read every file once: Edge maps them when it loads a shard, and page faults then would hold the GIL."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb", buffering=0) as file:

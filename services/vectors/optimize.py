@@ -1,14 +1,14 @@
-"""Linking new points into the graph without stopping the searches.
+"""Links new points into the graph without stopping searches.
 
-Edge optimises under the GIL, for tens of seconds. So a copy of the shard is optimised by a spawned child of low
-priority; then what came meanwhile is caught up, and the copy becomes the shard. A kill at any moment leaves the old
-shard in place and a folder that the next start removes. Files that Edge never writes to again, which hold nearly all
-of a large shard, are the same files in both.
+Edge optimises under the GIL, for tens of seconds. So a spawned child of low priority optimises a copy of the shard;
+the copy then catches up with later writes and replaces the shard. A kill at any moment leaves the old shard in place
+and a folder that the next start removes. Files that Edge never writes to again, which hold nearly all of a large
+shard, are hard links in the copy.
 
-Rebuilding one graph of 100,000 points takes a minute of two cores, so as long as little is new, the new points get a
-small graph of their own beside the large one (2 to 5 s, a search looks into both); beyond a quarter, all is one again.
+Rebuilding one graph of 100,000 points takes a minute of two cores. So few new points get a small graph of their own
+beside the large one (2 to 5 s; a search uses both); once they exceed a quarter, one graph is built of all.
 
-The child is this module, which `shared.priority` runs: `services.vectors.optimize SHARD PARENT_PID SEGMENTS`.
+The child runs this module by `shared.priority`: `services.vectors.optimize SHARD PARENT_PID SEGMENTS`.
 """
 
 import os
@@ -32,15 +32,15 @@ from shared import log
 from shared.priority import BACKGROUND
 from shared.process import die_with_parent
 
-DEFAULT_ABOVE: Final = 2000  # unindexed points, when the collection does not say
-NOTHING_TO_DO: Final = 10
-WHOLE: Final = "whole"  # a file in the shard's folder: how many points its large graph was made of
+DEFAULT_ABOVE: Final = 2000  # threshold in unindexed points, where the collection has none
+NOTHING_TO_DO: Final = 10  # exit code of the child
+WHOLE: Final = "whole"  # a file in the shard's folder: number of points of its large graph
 GROWTH: Final = 1.25
-#: One large graph; or that, a small one, and the empty segment that takes the next writes.
+#: Segments: one large graph; or a large graph, a small one, and the empty segment for the next writes.
 MERGED: Final = 1
 BESIDE: Final = 3
-#: What Edge writes once, when it makes a segment with a graph, and only maps to be read afterwards: its vectors, their
-#: small copies, the links, and the payload indexes. What changes when a point goes lies in other files.
+#: Files that Edge writes once, when it builds a segment with a graph, and only maps for reading afterwards: vectors,
+#: quantised vectors, links, and payload indexes. Deleting a point changes other files.
 FROZEN: Final = frozenset(
     {"matrix.dat", "quantized.data", "links_compressed.bin", "data.bin", "point_to_values.bin", "values_to_points.bin"}
 )
@@ -48,14 +48,14 @@ _log = log.get(__name__)
 
 
 class Optimizer:
-    """One thread that rebuilds one collection at a time."""
+    """A thread that rebuilds one collection at a time."""
 
     def __init__(self) -> None:
         self._wake = threading.Condition()
         self._due: dict[Collection, float] = {}
         self._running: Collection | None = None
         self._rest_until: dict[str, float] = {}
-        self._left: dict[str, int] = {}  # points that the last run could not link
+        self._left: dict[str, int] = {}  # points that were still unlinked after the last run
         self._failed: set[str] = set()
         self._cancelled: Collection | None = None
         self._child: subprocess.Popen[bytes] | None = None
@@ -64,14 +64,14 @@ class Optimizer:
         self._thread.start()
 
     def consider(self, collection: Collection) -> None:
-        """Called after each write: rebuild when enough points are unindexed, at most half of the time."""
+        """Called after each write: schedules a rebuild above the threshold. Rebuilds take half of the time at most."""
         if collection.unindexed() - self._left.get(collection.name, 0) > threshold(collection):
             with self._wake:
                 self._due.setdefault(collection, self._rest_until.get(collection.name, 0.0))
                 self._wake.notify()
 
     def request(self, collection: Collection) -> None:
-        """Somebody waits for it: rebuild as soon as possible, whatever the number."""
+        """Rebuild as soon as possible, whatever the number of unindexed points."""
         if collection.unindexed():
             with self._wake:
                 self._failed.discard(collection.name)
@@ -86,10 +86,10 @@ class Optimizer:
         return collection.name in self._failed
 
     def forget(self, collection: Collection) -> None:
-        """The collection is going: nothing is rebuilt when this returns."""
+        """Cancel rebuilds of a collection that will be deleted; none is running when this returns."""
         with self._wake:
             self._due.pop(collection, None)
-            self._cancelled = collection  # also when its child is not started yet
+            self._cancelled = collection  # stops also a rebuild whose child is not started yet
             if self._running is collection and self._child is not None:
                 self._child.kill()
             self._wake.wait_for(lambda: self._running is not collection)
@@ -112,7 +112,7 @@ class Optimizer:
                 self._left[collection.name] = self._rebuild(collection)
                 self._failed.discard(collection.name)
                 _log.info("optimised", duration_ms=round((time.monotonic() - started) * 1000))
-            except Exception as error:  # the old shard goes on serving; the next write asks again
+            except Exception as error:  # the old shard goes on serving; the next write schedules another rebuild
                 if not (self._stopped or self._cancelled is collection or collection.dropped):
                     self._failed.add(collection.name)
                     _log.warning("optimising_failed", exception_type=type(error).__name__)
@@ -135,7 +135,7 @@ class Optimizer:
         return None
 
     def _rebuild(self, collection: Collection) -> int:
-        """Returns how many of the points that stood when it began are not linked."""
+        """Rebuild the collection; returns how many points of the copied shard are still unlinked."""
         require_room(collection.path)
         left = collection.unindexed()
         with collection.shadow(copy) as target:
@@ -156,7 +156,7 @@ class Optimizer:
 
 
 def threshold(collection: Collection) -> int:
-    """How many unindexed points are too many: the collection's `indexing_threshold`, as a number of points."""
+    """The collection's `indexing_threshold` (kB) as a number of points."""
     kilobytes = collection.config.optimizers_config.indexing_threshold
     return int(kilobytes * 1024 // (4 * sum(collection.layout.sizes.values()))) or DEFAULT_ABOVE
 
@@ -169,20 +169,20 @@ def segments(collection: Collection) -> int:
 
 
 def require_room(shard: Path) -> None:
-    """The copy, and the new segments beside it, fit on the disk; also where nothing can be linked."""
+    """Raises: `Refused` unless the disk has room for a full copy of the shard and its new segments."""
     size = sum(path.stat().st_blocks * 512 for path in shard.rglob("*") if path.is_file())
     if shutil.disk_usage(shard).free < 2 * size + MIN_FREE_BYTES:
         raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room to optimise")
 
 
 def copy(source: Path, target: Path) -> None:
-    """The shard as it is now, whatever is written to it later; sparse, as an empty one is 230 MB of holes."""
+    """Copy the shard so that later writes do not change the copy; sparse, as an empty shard is 230 MB of holes."""
     try:
         shutil.rmtree(target, ignore_errors=True)
         _cp("--link", source, target)
         changed = [path.relative_to(target) for path in target.rglob("*") if path.is_file() and path.name not in FROZEN]
         _cp("--sparse=always", "--remove-destination", "--parents", *changed, target.absolute(), cwd=source)
-    except subprocess.CalledProcessError:  # a file system without links, or Edge put its next log file in place
+    except subprocess.CalledProcessError:  # a file system without hard links, or Edge changed its log files meanwhile
         shutil.rmtree(target, ignore_errors=True)
         _cp("--sparse=always", source, target)
 
@@ -192,7 +192,7 @@ def _cp(*arguments: str | Path, cwd: Path | None = None) -> None:
 
 
 def main(shard: Path, parent: int, segment_number: int) -> int:
-    """Optimise the shard at this path, alone; its files are on disk and in memory when this returns."""
+    """Optimise the shard at this path, which no other process may hold; its files are then synced and cached."""
     die_with_parent(parent)
     held = edge.EdgeShard.load(str(shard), config_of(read_config(shard.parent), segment_number))
     changed = held.optimize()

@@ -2,7 +2,7 @@ import grpc
 
 
 class Refused(Exception):
-    """A request that is answered with this status."""
+    """Ends a request with this gRPC status and message."""
 
     def __init__(self, code: grpc.StatusCode, message: str) -> None:
         super().__init__(message)

@@ -1,7 +1,7 @@
-"""The part of Qdrant's own gRPC that Similis uses, answered by Qdrant Edge.
+"""The part of Qdrant's gRPC API that Similis uses, served by Qdrant Edge.
 
-This process knows the collections and passes on what concerns points, as the bytes it is, to the process that
-holds the shard (`services.vectors.shard_process`). The API and the workers talk to it as they would to a server.
+This process manages the collections and forwards requests about points, as bytes, to the process that holds the
+shard (`services.vectors.shard_process`). The API and the workers use it like a Qdrant server.
 """
 
 import hmac
@@ -23,13 +23,13 @@ from shared import log
 from shared.index.protobuf import pb
 
 ANSWERS_WITHIN_S: Final = 4.0
-THREADS: Final = ALL_CALLS + 16  # calls wait in line, as a shard is serial; some are left for what asks none
+THREADS: Final = ALL_CALLS + 16  # calls to shards may block a thread each; the rest serve calls that need no shard
 _log = log.get(__name__)
 M = TypeVar("M")
 
 
 def answers(method: Callable[[Any, Any], M]) -> Callable[[Any, Any, grpc.ServicerContext], M]:
-    """Check a message field by field (bytes are passed on); turn `Refused` into its status, a fault into INTERNAL."""
+    """Check a message field by field (bytes are forwarded unchecked); turn errors into a status, or INTERNAL."""
 
     @wraps(method)
     def handle(self: Any, request: Any, context: grpc.ServicerContext) -> M:  # noqa: ANN401 - any message
@@ -59,7 +59,7 @@ class Collections(pb.CollectionsServicer):
 
     @answers
     def Update(self, request: pb.UpdateCollection) -> pb.CollectionOperationResponse:  # noqa: N802
-        """Settings stay as they were made; as on a server, asking again makes the optimiser look again."""
+        """Request an optimisation, as on a Qdrant server; settings cannot be changed."""
         with self._shards.called(request.collection_name) as collection:
             if request.optimizers_config != collection.config.optimizers_config:
                 raise Refused(grpc.StatusCode.UNIMPLEMENTED, "UpdateCollection: optimizers_config cannot be changed")
@@ -91,7 +91,7 @@ class Collections(pb.CollectionsServicer):
 
     @answers
     def CollectionExists(self, request: pb.CollectionExistsRequest) -> pb.CollectionExistsResponse:  # noqa: N802
-        """Also one that cannot be loaded: it is in the way of another of its name."""
+        """Also true for a collection that cannot be loaded, since its name is taken."""
         exists = request.collection_name in self._shards.names()
         return pb.CollectionExistsResponse(result=pb.CollectionExists(exists=exists))
 
@@ -105,14 +105,14 @@ class Collections(pb.CollectionsServicer):
 
 
 class Points:
-    """Requests and replies are the bytes that came; the collection's shard reads and makes them."""
+    """Forwards serialised requests to the collection's shard, and returns its serialised replies."""
 
     def __init__(self, shards: Shards, optimizer: Optimizer) -> None:
         self._shards = shards
         self._optimizer = optimizer
 
     def handlers(self) -> Any:  # noqa: ANN401 - grpc ships no types
-        """For grpc: bytes in, bytes out; what else Qdrant has is answered with UNIMPLEMENTED."""
+        """The gRPC handlers, bytes in and bytes out; other methods of Qdrant are UNIMPLEMENTED."""
         calls = {name: getattr(self, name) for name in ("Upsert", "Delete", "CreateFieldIndex", "QueryGroups")}
         calls |= {name: partial(self.Read, name) for name in ("QueryBatch", "Get", "Scroll", "Count")}
         rpc = {name: grpc.unary_unary_rpc_method_handler(call) for name, call in calls.items()}
@@ -156,7 +156,7 @@ class Root(pb.QdrantServicer):
 
     @answers
     def HealthCheck(self, request: pb.HealthCheckRequest) -> pb.HealthCheckReply:  # noqa: ARG002, N802
-        """UNAVAILABLE while a shard hangs; what cannot be loaded is named, and the rest is served."""
+        """UNAVAILABLE while a shard hangs; the title names collections that cannot be loaded."""
         if silent := self._shards.silent():
             raise Refused(grpc.StatusCode.UNAVAILABLE, f"no answer from {', '.join(silent)}")
         lost = f"; cannot be loaded: {', '.join(sorted(self._shards.broken))}" if self._shards.broken else ""
@@ -164,12 +164,12 @@ class Root(pb.QdrantServicer):
 
 
 def collection_of(raw: bytes) -> str:
-    """Every request about points begins with the collection's name: field 1."""
+    """The collection's name, which is field 1 of every request about points."""
     return str(pb.GetCollectionInfoRequest.FromString(raw).collection_name)
 
 
 class KeyGuard(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc ships no types
-    """Every call carries the key; the comparison takes the same time for any other."""
+    """Refuses calls without the API key, which is compared in constant time."""
 
     def __init__(self, key: str) -> None:
         self._key = key.encode()
@@ -187,7 +187,7 @@ class KeyGuard(grpc.ServerInterceptor):  # type: ignore[misc]  # grpc ships no t
 
 
 class VectorsServer:
-    """The running service. Raises `Refused` where another holds the folder, `RuntimeError` where it has the address."""
+    """The gRPC server. Raises: `Refused` where another process holds the folder, `RuntimeError` for a taken address."""
 
     def __init__(self, folder: Path, listen: str, key: str) -> None:
         self.shards = Shards(folder)
@@ -199,7 +199,7 @@ class VectorsServer:
         pool = ThreadPoolExecutor(THREADS, thread_name_prefix="grpc")
         self._server = grpc.server(pool, interceptors=[KeyGuard(key)], options=options)
         self.port = self._server.add_insecure_port(listen)
-        self._optimizer = Optimizer()  # last of what may fail: its thread would keep the process
+        self._optimizer = Optimizer()  # after all that may fail: its thread would keep the process alive
         pb.add_CollectionsServicer_to_server(Collections(self.shards, self._optimizer), self._server)  # type: ignore[no-untyped-call]
         self._server.add_generic_rpc_handlers((Points(self.shards, self._optimizer).handlers(),))
         pb.add_QdrantServicer_to_server(Root(self.shards), self._server)  # type: ignore[no-untyped-call]
@@ -209,7 +209,7 @@ class VectorsServer:
         self._server.start()
 
     def answers(self) -> bool:
-        """Whether a call gets as far as a thread that answers it; one without the key, as no shard must be asked."""
+        """Whether the server answers a call; made without the key, so that it does not depend on the shards."""
         with grpc.insecure_channel(self._listen) as channel:
             try:
                 pb.QdrantStub(channel).HealthCheck(pb.HealthCheckRequest(), timeout=ANSWERS_WITHIN_S)  # type: ignore[no-untyped-call]
@@ -218,7 +218,7 @@ class VectorsServer:
         return True
 
     def stop(self) -> None:
-        """Requests in hand are finished, everything is flushed, the folder is free."""
+        """Finish running requests within 2 s, flush everything, and release the folder."""
         self._server.stop(grace=2).wait()
         self._optimizer.stop()
         self.shards.close()

@@ -1,4 +1,4 @@
-"""The owner's end of the processes that hold the shards (`services.vectors.shard_process`)."""
+"""The owner's client of the processes that hold the shards (`services.vectors.shard_process`)."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ from services.vectors.refused import Refused
 from services.vectors.translate import Layout
 
 CLOSES_WITHIN_S: Final = 20.0
-#: Of one request, from the moment that it is its turn. The longest that are known take a few seconds: an exact
+#: Timeout of one request, without its wait for earlier ones. The longest known requests take a few seconds: an exact
 #: search of a million vectors, a payload index of a full shard, a flush to a slow disk.
 ANSWERS_WITHIN_S: Final = 60.0
 LOADS_WITHIN_S: Final = 600.0
@@ -29,7 +29,7 @@ CODES: Final = {code.value[0]: code for code in grpc.StatusCode}
 
 
 class Gone(Exception):
-    """The child has ended, or was closed."""
+    """The child has ended, or this client was closed."""
 
 
 class Hung(Gone):
@@ -37,7 +37,7 @@ class Hung(Gone):
 
 
 class ShardClient:
-    """The shard that a child holds, to be asked; questions wait for questions, writes for writes.
+    """Sends requests to the child that holds a shard; reads run one at a time, and so do writes.
 
     Raises: `Refused` (DATA_LOSS) where the shard cannot be loaded.
     """
@@ -72,7 +72,7 @@ class ShardClient:
             try:
                 end.send_bytes(name.encode("ascii") + b"\0" + raw)
                 answer = end.recv_bytes()
-            except BlockingIOError:  # what it says later would be the answer to another question
+            except BlockingIOError:  # killed, because a late reply would be taken for that of the next request
                 self._kill()
                 raise Hung from None
             except (EOFError, OSError):
@@ -82,7 +82,7 @@ class ShardClient:
         return answer[1:]
 
     def silent_s(self) -> float:
-        """For how long the child has owed an answer."""
+        """Seconds for which the oldest request in progress has been unanswered; 0 without one."""
         return time.monotonic() - min(self._asked.copy().values(), default=time.monotonic())
 
     @contextmanager
@@ -99,7 +99,7 @@ class ShardClient:
                 signal.pidfd_send_signal(self._pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """What is being asked is answered; the child has flushed, let go of the shard, and ended."""
+        """Wait for requests in progress, then for the child to flush, close the shard and end."""
         for writes, (end, lock) in self._ends.items():
             with lock, end, suppress(EOFError, OSError):
                 if writes:
@@ -113,7 +113,7 @@ class ShardClient:
 
 
 def limit(end: Connection, seconds: float) -> None:
-    """Reading from it and writing to it end with `BlockingIOError` when nothing has moved for so long."""
+    """Set the socket's timeout: a read or write without progress for this long raises `BlockingIOError`."""
     moment = struct.pack("ll", int(seconds), int(seconds % 1 * 1e6))
     with socket.socket(fileno=os.dup(end.fileno())) as same:
         same.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, moment)
@@ -121,7 +121,7 @@ def limit(end: Connection, seconds: float) -> None:
 
 
 class ForkServer:
-    """Forks a process for each shard; started again should it end."""
+    """Forks a process for each shard; is restarted if it has ended."""
 
     def __init__(self, *, answers_within_s: float = ANSWERS_WITHIN_S, loads_within_s: float = LOADS_WITHIN_S) -> None:
         self._limits = {"answers_within_s": answers_within_s, "loads_within_s": loads_within_s}
@@ -135,7 +135,7 @@ class ForkServer:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
 
     def load(self, shard: Path, layout: Layout) -> ShardClient:
-        """The shard is loaded in a child of its own. Raises: `Refused` where it cannot be."""
+        """Load the shard in a child of its own. Raises: `Refused` where it cannot be loaded."""
         pairs = [socket.socketpair() for _ in range(2)]
         order = f"{shard}\0{layout.to_text()}".encode()
         with self._lock:

@@ -1,11 +1,11 @@
-"""One shard in a process of its own: what holds it up, loading above all, holds up nobody else.
+"""Runs each shard in a process of its own, so that a busy shard, above all one that is loading, blocks no other.
 
-Edge holds the GIL in every call. So a shard is loaded, searched and written to in a child, and the process that answers
-gRPC (`services.vectors.server`) passes requests on, as the bytes they are. A child has one thread for questions and one
-for writes, each at the end of a socket; between two steps of a write a question gets its turn.
+Edge holds the GIL in every call. So a child loads, searches and writes a shard, and the gRPC process
+(`services.vectors.server`) forwards requests as bytes. A child has one thread for reads and one for writes, each on
+its own socket; a read may run between two steps of a write.
 
-Children are forked by a server that has imported everything: 10 ms instead of a second. The fork server is this module:
-`python -m services.vectors.shard_process FD PARENT_PID`. It and its children end when their sockets do.
+A fork server that has imported everything forks the children, in 10 ms instead of a second. It is this module:
+`python -m services.vectors.shard_process FD PARENT_PID`. It and its children end when their sockets close.
 """
 
 import fcntl
@@ -27,20 +27,20 @@ from services.vectors.translate import Layout
 from shared import log
 from shared.process import die_with_parent
 
-REST_S: Final = 0.0005  # between two steps of catching up, which take 0.3 ms: most of a processor is left to others
-WAIT_S: Final = 10.0  # for the child of a killed process to let go of the shard
+REST_S: Final = 0.0005  # pause between two steps of catching up, of 0.3 ms each, to leave CPU time to others
+WAIT_S: Final = 10.0  # for the child of a killed process to release the shard
 _log = log.get(__name__)
 
 
 def serve(path: Path, layout: Layout, reads: Connection, writes: Connection) -> None:
-    """The shard at this path was served until both sockets ended; then it is flushed and closed."""
-    writes.send_bytes(str(os.getpid()).encode("ascii"))  # who to kill, should loading never end
+    """Load the shard at this path and serve it until both sockets close; then flush and close it."""
+    writes.send_bytes(str(os.getpid()).encode("ascii"))  # for the owner to kill, should loading never end
     with held(path):
         service = ShardService(path, layout)
         gc.collect()
-        gc.freeze()  # what is loaded stays: looking through it again and again cost 0.2 ms a search
+        gc.freeze()  # collections over all loaded objects cost 0.2 ms a search
         gc.set_threshold(50_000)
-        sys.setswitchinterval(0.001)  # a question does not wait long for the Python parts of a write
+        sys.setswitchinterval(0.001)  # so that a read waits less for the Python parts of a write
         writes.send_bytes(b"\0")
         reader = threading.Thread(target=_answer, args=(service, reads, service.behind), name="reads")
         reader.start()
@@ -50,7 +50,7 @@ def serve(path: Path, layout: Layout, reads: Connection, writes: Connection) -> 
 
 
 def _answer(service: ShardService, peer: Connection, behind: Callable[[], bool] = lambda: False) -> None:
-    """Every request is answered, until there come no more. What the service is behind with is done while none waits."""
+    """Answer requests until the socket closes; while none waits and `behind` holds, let the service catch up."""
     try:
         while True:
             while behind() and not peer.poll(REST_S):
@@ -63,15 +63,15 @@ def _answer(service: ShardService, peer: Connection, behind: Callable[[], bool] 
 
 @contextmanager
 def held(path: Path) -> Iterator[None]:
-    """The folder is locked: a child that outlives its owner for a moment and its successor never share a shard.
+    """Hold the folder's lock: a child that outlives its owner for a moment never shares a shard with its successor.
 
-    Raises: `BlockingIOError` where the other does not let go.
+    Raises: `BlockingIOError` where another process holds the lock for longer than `WAIT_S`.
     """
     until = time.monotonic() + WAIT_S
     handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         _lock(handle, until)
-        if (path / "wal").is_dir():  # Edge's own lock; the two of a process that was killed are freed one by one
+        if (path / "wal").is_dir():  # Edge's own lock: a killed process's two locks are not released together
             log_handle = os.open(path / "wal", os.O_RDONLY | os.O_CLOEXEC)
             try:
                 _lock(log_handle, until)
@@ -93,11 +93,11 @@ def _lock(handle: int, until: float) -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The fork server: a child for each message, which holds a path and brings its two sockets along."""
+    """The fork server: forks a child for each message, which holds a path, a layout and two sockets."""
     die_with_parent(int(arguments[1]))
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the owner tells us by closing the socket
-    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for them
+        signal.signal(number, signal.SIG_IGN)  # the owner stops us by closing the socket
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # the kernel reaps the children
     log.configure("vectors")
     gc.freeze()
     with socket.socket(fileno=int(arguments[0])) as orders:

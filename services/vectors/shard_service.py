@@ -1,4 +1,4 @@
-"""What one shard answers: every call as bytes, searched and written in Qdrant Edge and the tables of codes."""
+"""Serves one shard's calls, as serialised requests and replies, from Qdrant Edge and the tables of hash codes."""
 
 import time
 import uuid
@@ -19,25 +19,25 @@ from shared import log
 from shared.disk import sync
 from shared.index.protobuf import pb
 
-STEP: Final = 32  # points that are written before a question may have its turn: about 5 ms
-FLUSH_EVERY: Final = 5000  # points; a shard is loaded with so many in its log in 0.7 s
-PAGE: Final = 4096  # points that are read at once when a shard is loaded
-WRITTEN: Final = "written"  # a file in the shard's folder: how many points were written since its graph was made
+STEP: Final = 32  # points of one Edge update, about 5 ms; reads may run between two of them
+FLUSH_EVERY: Final = 5000  # points written between flushes; loading a shard with so many in its log takes 0.7 s
+PAGE: Final = 4096  # points of one scroll when the tables are filled
+WRITTEN: Final = "written"  # a file in the shard's folder: number of points written since its graph was built
 _log = log.get(__name__)
 
 
 class ShardService:
-    """Qdrant's Points service for this shard, and what its owner asks besides."""
+    """Qdrant's Points service for this shard, and the internal calls of its owner (Info, Replay, Flush, Ping)."""
 
     def __init__(self, path: Path, layout: Layout) -> None:
         self._layout = layout
         self._shard = edge.EdgeShard.load(str(path))
-        self._shard.flush()  # what the log held: many short lives must not make it long
+        self._shard.flush()  # empties the replayed log, which would grow over many short-lived processes
         self._wal = path / "wal"
         self._unflushed = 0
         self._count = path / WRITTEN
         said = self._count.read_bytes() if self._count.exists() else b""
-        self._written = int(said) if said.isdigit() else 0  # a loss of power may leave half of it
+        self._written = int(said) if said.isdigit() else 0  # a power loss may leave an incomplete file
         self._tables = {name: CodeTable(bits) for name, bits in layout.bits.items()}
         self._fill_tables()
         self._replies = Replies(lambda ids, fields: self._shard.retrieve(ids, self._wanted(fields), False), self._page)
@@ -56,7 +56,7 @@ class ShardService:
         }
 
     def answer(self, name: str, raw: bytes) -> bytes:
-        """A status, then the reply; the request is checked field by field."""
+        """One byte of gRPC status, then the reply or the error message; the request is checked field by field."""
         started = time.perf_counter()
         message, call = self._calls[name]
         try:
@@ -90,7 +90,7 @@ class ShardService:
             wanted = [translate.query_of(request.query_points[row], self._layout) for row in dense]
             hits: Any = self._shard.query_batch(edge.QueryBatchRequest(queries=wanted))
             for row, points in zip(dense, hits, strict=True):
-                # an int hashes in C, a UUID in Python; each reading of `id` makes a new one
+                # an int hashes in C, a UUID in Python, and each access to `id` makes a new UUID
                 found[row] = [(point.id.int, point.score) for point in points]
         return self._replies.batch(found, [translate.payload_of(query.with_payload) for query in request.query_points])
 
@@ -122,7 +122,10 @@ class ShardService:
         return pb.CountResponse(result=pb.CountResult(count=self._shard.count(wanted)))
 
     def info(self, _request: pb.GetCollectionInfoRequest) -> pb.CollectionInfo:
-        """Edge's own count of what is linked has the points, too, that were written anew since, or are gone."""
+        """The shard's numbers and payload indexes.
+
+        `indexed_vectors_count` is derived, because Edge's own count includes points that were overwritten or deleted.
+        """
         held = self._shard.info()
         unlinked = max(held.points_count - held.indexed_vectors_count, min(self._written, held.points_count))
         info = pb.CollectionInfo(
@@ -137,16 +140,16 @@ class ShardService:
         return info
 
     def upsert(self, request: pb.UpsertPoints) -> pb.PointsOperationResponse:
-        """The points are applied and on disk, whatever `wait` and `ordering` say: the strongest of each.
+        """Apply the points durably, whatever `wait` and `ordering` say.
 
-        Step by step, and each is whole; a kill in between leaves some of them written and none acknowledged.
+        Each step of `STEP` points is atomic; a kill in between leaves some points written and none acknowledged.
         """
         reply = self.replay(request)
         self._keep(len(request.points))
         return reply
 
     def replay(self, request: pb.UpsertPoints) -> pb.PointsOperationResponse:
-        """The points are applied and not yet on disk: a new shard catches up, and is flushed once."""
+        """Apply the points without syncing: a new shard that catches up is flushed once at the end."""
         points = [translate.point_of(point, self._layout) for point in request.points]
         guard = translate.filter_of(request.update_filter) if request.HasField("update_filter") else None
         for start in range(0, len(points), STEP):
@@ -169,7 +172,10 @@ class ShardService:
         return done()
 
     def index_field(self, request: pb.CreateFieldIndexCollection) -> pb.PointsOperationResponse:
-        """Not on disk yet: the next write is, and a client that makes the collection again asks for what is missing."""
+        """Create the payload index, without syncing: the next write syncs it.
+
+        After a loss, a client that creates the collection again requests missing indexes again.
+        """
         schema = translate.field_schema(request)
         self._shard.update(edge.UpdateOperation.create_field_index(request.field_name, schema))
         return done()
@@ -180,9 +186,9 @@ class ShardService:
         return done()
 
     def _keep(self, points: int) -> None:
-        """What was written is on disk: in Edge's log, and once in a while in the shard itself.
+        """Make the latest writes durable: sync Edge's log, or flush the shard once `FLUSH_EVERY` points were written.
 
-        Syncing the log takes 1 to 10 ms, during which questions are answered; a flush takes 80 to 400, holds the GIL,
+        Syncing the log takes 1 to 10 ms, during which reads are answered; a flush takes 80 to 400 ms, holds the GIL,
         and shortens the log, which is replayed when the shard is loaded. A shard of an earlier version has no log.
         """
         self._unflushed += points
@@ -191,18 +197,18 @@ class ShardService:
             self._unflushed = 0
         else:
             for path in [*self._wal.iterdir(), self._wal]:
-                with suppress(FileNotFoundError):  # Edge makes the next file beside us; nothing is in it yet
+                with suppress(FileNotFoundError):  # Edge is preparing its next log file, which is still empty
                     sync(path)
 
     def behind(self) -> bool:
-        """Whether `catch_up` has something to do."""
+        """Whether `catch_up` has work left."""
         return self._replies.behind
 
     def catch_up(self) -> None:
-        """A little was done that makes later answers faster."""
+        """Cache a few more points for later replies."""
         try:
             self._replies.remember_ahead()
-        except Exception as error:  # answers are right without it
+        except Exception as error:  # replies are correct without the cache
             _log.exception("not_remembered", exception_type=type(error).__name__)
             self._replies.behind = False
 
@@ -220,7 +226,7 @@ class ShardService:
         return page
 
     def _follow(self, ids: list[Any]) -> None:
-        """What stands in the shard now, whether the write was guarded off or not, stands in the tables."""
+        """Copy these points' codes from the shard into the tables; a write that its guard rejected changes nothing."""
         if self._tables:
             self._put(self._shard.retrieve(ids, True, False))
 
@@ -231,7 +237,7 @@ class ShardService:
                 table.put(record.id.int, from_text(record.payload[key_of(name)]), shown)
 
     def _wanted(self, fields: Fields, *, vectors: bool = False) -> bool | list[str]:
-        """As Edge takes them; codes lie in the payload."""
+        """The fields in Edge's form; with vectors, including the payload fields that hold the codes."""
         if isinstance(fields, bool):
             return fields or (vectors and bool(self._tables))
         return [*fields, *(key_of(name) for name in self._tables if vectors)]

@@ -1,13 +1,13 @@
-"""Collections on disk, each an Edge shard that only this process and its children may touch.
+"""Collections on disk, each an Edge shard that only this process and its children may open.
 
     DIR/lock                          held for the life of the process
-    DIR/<collection>/collection.json  the request that made it
+    DIR/<collection>/collection.json  the request that created it
     DIR/<collection>/current          symlink to the shard folder in use
-    DIR/<collection>/shard.N/         what Edge wrote
+    DIR/<collection>/shard.N/         Edge's files
 
-A collection is made under a dotted name and renamed; whatever a kill left half-made (dotted folders, shard folders
-that `current` does not name) is removed at the next start. A write is acknowledged when Edge's log of it is on disk:
-`update` alone survives a kill, not a loss of power.
+A collection is created under a dotted name and renamed; incomplete folders that a kill left (dotted folders, shard
+folders that `current` does not name) are removed at the next start. A write is acknowledged once Edge's log of it is
+synced: `update` alone survives a kill, not a power loss.
 """
 
 import fcntl
@@ -33,21 +33,21 @@ from shared import log
 from shared.disk import sync
 from shared.index.protobuf import pb
 
-MIN_FREE_BYTES: Final = 256 * 2**20  # a full disk is a SIGBUS: Edge writes through memory maps
+MIN_FREE_BYTES: Final = 256 * 2**20  # Edge writes through memory maps, so a full disk would raise SIGBUS
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,127}")
 REPLAY: Final = 256  # points per step of catching up
-CALLS: Final = 64  # to one collection at once: the forty of an API's threads, and the workers'
-ALL_CALLS: Final = 112  # to all collections at once: what holds up one mostly holds up all, as they share a disk
-WATCH_S: Final = 5.0  # between two rounds of asking the shards whether they are there
-SILENT_S: Final = 15.0  # a shard that has owed an answer for so long is reported
+CALLS: Final = 64  # concurrent calls to one collection: an API's forty threads, and the workers
+ALL_CALLS: Final = 112  # concurrent calls to all collections, which mostly stall together as they share a disk
+WATCH_S: Final = 5.0  # between two rounds of pinging the shards
+SILENT_S: Final = 15.0  # a shard with a request unanswered for so long is reported
 _log = log.get(__name__)
 
 
 class Collection:
-    """One shard, held by a process of its own, and its place on disk; safe to share between threads.
+    """A collection: one shard, held by a process of its own, and its folder on disk. Thread-safe.
 
-    `_write` keeps writes in order and is held until they are on disk; `_change` is held while another process takes
-    the place of this one. Questions take no lock of ours.
+    `_write` is held by each write until it is on disk; `_change` while another process replaces the shard's process.
+    Reads take neither lock.
     """
 
     def __init__(self, folder: Path, fork_server: ForkServer) -> None:
@@ -62,14 +62,14 @@ class Collection:
         self._fork_server = fork_server
         self._write = threading.Lock()
         self._change = threading.Lock()
-        self._touched: set[str] | None = None  # ids written since the shadow was copied
+        self._touched: set[str] | None = None  # ids written since the shadow was copied; None without a shadow
         self._remove_stale()
         self.path = self._current()
         self._shard = fork_server.load(self.path, self.layout)
 
     @staticmethod
     def make(root: Path, config: pb.CreateCollection) -> Path:
-        """The folder of a new one."""
+        """Create a collection on disk; returns its folder."""
         folder = root / f".new.{config.collection_name}"
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir()
@@ -82,9 +82,11 @@ class Collection:
         return made
 
     def ask(self, name: str, raw: bytes) -> bytes:
-        """The shard's reply. A process that has ended or hangs is started again.
+        """The shard's reply. A shard process that has ended or hangs is restarted.
 
-        A question is asked again then; not where it hung, which it may do again.
+        A read is then retried, but not where the process hung, as it might hang again.
+
+        Raises: `Refused`; UNAVAILABLE after a write or a hang, when the write may or may not have been applied.
         """
         while True:
             if self.dropped:
@@ -99,15 +101,15 @@ class Collection:
                         _log.warning("shard_process_ended", collection=self.name, reason=reason)
                         self._shard = self._fork_server.load(self.path, self.layout)
                         shard.close()
-                if name in WRITES or isinstance(error, Hung):  # a write may have been applied or not
+                if name in WRITES or isinstance(error, Hung):
                     raise Refused(grpc.StatusCode.UNAVAILABLE, "the shard's process ended; ask again") from None
 
     def silent_s(self) -> float:
-        """For how long its shard has owed an answer."""
+        """Seconds for which the shard has left a request unanswered; 0 without one."""
         return self._shard.silent_s()
 
     def write(self, name: str, raw: bytes, ids: Sequence[str]) -> bytes:
-        """The write is applied and on disk."""
+        """Apply the write durably; returns the shard's reply."""
         require_space(self.folder)
         with self._write:
             if self._touched is not None:
@@ -115,14 +117,14 @@ class Collection:
             return self.ask(name, raw)
 
     def index_field(self, raw: bytes) -> bytes:
-        """The payload index exists. Refused while a shadow is optimised, which would not have it."""
+        """Create a payload index. Raises: `Refused` while a shadow is optimised, as the shadow would lack the index."""
         with self._write:
             if self._touched is not None:
                 raise Refused(grpc.StatusCode.UNAVAILABLE, "the collection is being optimised; ask again")
             return self.ask("CreateFieldIndex", raw)
 
     def info(self) -> pb.CollectionInfo:
-        """Of it what the shard knows: numbers, and the payload indexes."""
+        """The shard's part of the info: counts and payload indexes."""
         info: pb.CollectionInfo = pb.CollectionInfo.FromString(self.ask("Info", b""))
         return info
 
@@ -131,14 +133,14 @@ class Collection:
 
     @contextmanager
     def shadow(self, copy: Callable[[Path, Path], None]) -> Iterator[Path]:
-        """A copy of the shard to work on; writes from now on are remembered. Removed unless adopted.
+        """A copy of the shard to work on, removed unless adopted; the ids of later writes are recorded.
 
-        It is what a kill would leave: the log in it has what the files lack, and whoever loads it applies that. A flush
-        before it held up every question for as long as it took (80 to 400 ms).
+        The copy is not flushed, as after a kill: loading it replays the log. Flushing before the copy would block
+        reads for 80 to 400 ms.
         """
         target = self.folder / f"shard.{int(self.path.name.split('.')[1]) + 1}"
         try:
-            with self._write, self._change:  # a shard whose process ends is not loaded meanwhile: it would write
+            with self._write, self._change:  # no restart meanwhile, as loading a shard writes to its files
                 copy(self.path, target)
                 self._touched = set()
             yield target
@@ -149,10 +151,10 @@ class Collection:
                 shutil.rmtree(target, ignore_errors=True)
 
     def adopt(self, target: Path) -> int:
-        """The shadow, with every write that came meanwhile, is the shard; searches never stop.
+        """Replace the shard by the shadow, updated with every write since the copy; searches never stop.
 
-        It is loaded by a process of its own. Most of the catching up happens beside the writers, the last step in
-        front of them. Returns how many points it had not linked before.
+        The shadow is loaded by a process of its own. Writes go on while it catches up, except during the last step.
+        Returns how many of the shadow's points were unlinked before catching up.
         """
         fresh = self._fork_server.load(target, self.layout)
         try:
@@ -167,14 +169,14 @@ class Collection:
                     old_path, old, self.path, self._shard = self.path, self._shard, target, fresh
                 sync(self.folder)
         except BaseException:
-            (old if self.path == target else fresh).close()  # its process may have ended meanwhile
+            (old if self.path == target else fresh).close()  # close whichever shard is not in use
             raise
         old.close()
         shutil.rmtree(old_path, ignore_errors=True)
         return left
 
     def _take_touched(self) -> set[str]:
-        """What writers that are through have touched: a write in progress is not yet in the old shard."""
+        """The recorded ids, taken between writes, because a write in progress is not yet in the old shard."""
         with self._write:
             return self._take_touched_now()
 
@@ -183,7 +185,7 @@ class Collection:
         return taken
 
     def _replay(self, fresh: ShardClient, ids: set[str]) -> None:
-        """The points stand in the new shard as they stand in the old one, or in neither."""
+        """Copy these points from the old shard to the new one; delete there those that the old one lacks."""
         listed = sorted(ids)
         for start in range(0, len(listed), REPLAY):
             part = listed[start : start + REPLAY]
@@ -220,9 +222,10 @@ class Collection:
 
 
 class Shards:
-    """All collections of one folder, which no other process may open.
+    """All collections of one folder, which this process locks.
 
-    One that cannot be loaded is `broken`: it has its name, can be dropped, and is tried again at the next start.
+    A collection that cannot be loaded is `broken`: it keeps its name, can be dropped, and is tried again at the next
+    start.
     """
 
     def __init__(self, root: Path, fork_server: Callable[[], ForkServer] = ForkServer) -> None:
@@ -250,23 +253,23 @@ class Shards:
     def _open(self, folder: Path) -> None:
         try:
             self._collections[folder.name] = Collection(folder, self._fork_server)
-        except Exception as error:  # whatever it is, the others are served
+        except Exception as error:  # the other collections are served all the same
             _log.exception("collection_not_loaded", collection=folder.name, exception_type=type(error).__name__)
             self.broken[folder.name] = folder
 
     def _look_after(self) -> None:
-        """Each shard is asked now and then, so that one that hangs is noticed when nobody else asks."""
+        """Ping each shard every `WATCH_S`, so that a hung one is noticed without other requests."""
         while not self._stopped.wait(WATCH_S):
             for collection in list(self._collections.values()):
                 try:
                     collection.ask("Ping", b"")
-                except Refused:  # said in the log where it happened
+                except Refused:  # logged where it happened
                     continue
                 except Exception as error:
                     _log.exception("watch_failed", exception_type=type(error).__name__)
 
     def silent(self) -> list[str]:
-        """Collections whose shards have owed an answer for too long."""
+        """Collections whose shard has left a request unanswered for longer than `SILENT_S`."""
         return [name for name, one in sorted(self._collections.items()) if one.silent_s() > SILENT_S]
 
     def create(self, config: pb.CreateCollection) -> None:
@@ -289,9 +292,9 @@ class Shards:
 
     @contextmanager
     def called(self, name: str) -> Iterator[Collection]:
-        """The collection, for the length of a client's call.
+        """The collection, for one client's call.
 
-        Raises: `Refused`, also where so many wait for it already: clients give up, their calls go on waiting.
+        Raises: `Refused`, also at the limit of concurrent calls: calls go on waiting after their clients have given up.
         """
         collection = self.get(name)
         with _place(self._places), _place(collection.places):
@@ -314,7 +317,7 @@ class Shards:
         return sorted([*self._collections, *self.broken])
 
     def close(self) -> None:
-        """Everything is flushed and the folder is free."""
+        """Flush and close all collections, and release the folder's lock."""
         self._stopped.set()
         with self._change:
             for collection in self._collections.values():
@@ -325,7 +328,7 @@ class Shards:
 
 
 def read_config(folder: Path) -> pb.CreateCollection:
-    """The request that made the collection of this folder."""
+    """The request that created the collection of this folder."""
     text = (folder / "collection.json").read_text(encoding="utf-8")
     config: pb.CreateCollection = json_format.Parse(text, pb.CreateCollection())
     return config
@@ -342,9 +345,9 @@ def require_space(folder: Path) -> None:
 
 @contextmanager
 def _place(places: threading.BoundedSemaphore) -> Iterator[None]:
-    """One of them, without waiting.
+    """Hold one place of the semaphore, without waiting for it.
 
-    Raises: `Refused`; not UNAVAILABLE, after which a client asks again at once.
+    Raises: `Refused` (RESOURCE_EXHAUSTED, because clients retry UNAVAILABLE at once).
     """
     if not places.acquire(blocking=False):
         raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "the collection is busy; ask again later")

@@ -1,7 +1,7 @@
-"""Qdrant's protobuf on one side, Qdrant Edge on the other; what is not implemented is refused by name.
+"""Translates between Qdrant's protobuf and Qdrant Edge; a field that is not implemented is refused by name.
 
-Every request is walked against `ALLOWED`, message by message: a field that is set and not listed would otherwise
-be ignored without a word (a score threshold, a shard key, a prefetch), and the answer would be a different one.
+Every request is checked against `ALLOWED`, message by message: a field that is set but not listed (a score threshold,
+a shard key, a prefetch) would otherwise be ignored silently, and the reply would be wrong.
 """
 
 import json
@@ -20,7 +20,7 @@ from services.vectors.refused import Refused, wrong
 from shared.index.codes import signs
 from shared.index.protobuf import pb
 
-#: The fields of each message that mean something here. A payload's values are checked where they are read.
+#: The implemented fields of each message. Payload values are checked where they are read.
 ALLOWED: Final[Mapping[str, frozenset[str]]] = {
     name: frozenset(fields.split())
     for name, fields in {
@@ -81,11 +81,11 @@ DISTANCE: Final = {
     pb.Distance.Dot: edge.Distance.Dot,
     pb.Distance.Euclid: edge.Distance.Euclid,
 }
-FULL_SCAN_KB: Final = 10_000  # Qdrant's own default: below, a filtered set is scanned rather than walked
+FULL_SCAN_KB: Final = 10_000  # Qdrant's default: a smaller filtered set is scanned instead of searched by the graph
 
 
 def check(message: Message) -> None:
-    """Raises `Refused` (UNIMPLEMENTED) naming the first field that is set and not implemented."""
+    """Raises: `Refused` (UNIMPLEMENTED), naming the first field that is set and not implemented."""
     allowed = ALLOWED.get(message.DESCRIPTOR.name)
     if allowed is None:
         raise Refused(grpc.StatusCode.UNIMPLEMENTED, f"{message.DESCRIPTOR.name} is not implemented")
@@ -109,10 +109,10 @@ def check(message: Message) -> None:
 
 
 def config_of(request: pb.CreateCollection, segments: int = 1, *, wal: bool | None = None) -> edge.EdgeConfig:
-    """The shard's layout, with one search thread (Edge holds the GIL, more would only wait).
+    """Edge's configuration of a shard, with one search thread, as Edge holds the GIL in a search.
 
-    The indexing threshold is 1 kB: an optimiser is only started by who has counted, and then links everything.
-    `wal` (Edge's log) is fixed when a shard is made; None keeps it.
+    The indexing threshold is 1 kB, so that an optimiser links everything: `services.vectors.optimize` decides when
+    one runs. `wal` (Edge's log) is fixed when a shard is created; None keeps it.
     """
     layout = layout_of(request)
     vectors = request.vectors_config.params_map.map
@@ -128,7 +128,7 @@ def config_of(request: pb.CreateCollection, segments: int = 1, *, wal: bool | No
 
 
 class Layout(NamedTuple):
-    """The named vectors of a collection: those that Edge holds, and the codes, which we hold."""
+    """The named vectors of a collection: sizes of those in Edge, and bits of the codes, which are in our tables."""
 
     sizes: dict[str, int]
     bits: dict[str, int]
@@ -148,7 +148,10 @@ def layout_of(request: pb.CreateCollection) -> Layout:
 
 
 def _holds_codes(params: pb.VectorParams) -> bool:
-    """Binary quantisation is for codes alone: scores of anything else would silently be of its signs."""
+    """Whether the vector is a code, that is, has binary quantisation.
+
+    Raises: `Refused` for other vectors with binary quantisation, whose scores would silently be those of their signs.
+    """
     if not params.quantization_config.HasField("binary"):
         if params.datatype not in {pb.Datatype.Default, pb.Datatype.Float32}:
             raise wrong("a vector's datatype is float32")
@@ -240,9 +243,9 @@ def _field_condition(message: pb.FieldCondition) -> edge.FieldCondition:
 
 
 def vector_of(message: pb.DenseVector, size: int) -> "memoryview[float]":
-    """The vector in the form that Edge reads fastest (a memory view: 18 µs for 1,024 floats, an array 64 to 169).
+    """The vector in the form that Edge reads fastest (a memory view: 18 µs for 1,024 floats; an array: 64 to 169).
 
-    Raises: `Refused` for what Edge itself would take, NaN and infinity, and for another dimension.
+    Raises: `Refused` for another dimension, and for NaN and infinity, which Edge would accept.
     """
     return memoryview(_floats(message, size))  # type: ignore[arg-type]  # an array is a buffer
 
@@ -309,7 +312,7 @@ def query_of(message: pb.QueryPoints, layout: Layout) -> edge.QueryRequest:
 
 
 def nearest_codes(message: pb.QueryPoints, layout: Layout, table: codes.CodeTable) -> list[codes.Found]:
-    """The answer to a query by code; exact, whatever its params say."""
+    """The hits of a query by code; exact, whatever its params say."""
     _check_query(message, layout.bits)
     code = codes.from_text(codes.to_text(_floats(message.query.nearest.dense, table.bits)))
     radius = None
@@ -365,7 +368,7 @@ def fill_payload(target: Any, payload: Mapping[str, int | str] | None) -> None: 
 
 
 def stored(record: pb.RetrievedPoint) -> pb.PointStruct:
-    """The point as it would be written again."""
+    """The retrieved point in the form of an upsert."""
     point = pb.PointStruct(id=record.id, payload=record.payload)
     for name, vector in record.vectors.vectors.vectors.items():
         point.vectors.vectors.vectors[name].dense.CopyFrom(vector.dense)
