@@ -1,4 +1,4 @@
-"""`python -m services.embedded`: what `similis up` runs, without the rest of the command line."""
+"""`python -m services.embedded`: `similis up` without the imports of the other commands."""
 
 import argparse
 import sys
@@ -33,7 +33,7 @@ def main() -> int:
 
 
 def announce(url: str) -> None:
-    """The address alone goes to stdout, for scripts."""
+    """Print only the URL on stdout, for scripts."""
     sys.stdout.write(f"{url}\n")
     sys.stdout.flush()
 

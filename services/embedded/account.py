@@ -1,4 +1,4 @@
-"""As whom PostgreSQL runs: it refuses to be root, and initdb refuses a user without a name."""
+"""The user that PostgreSQL runs as: it refuses root, and initdb refuses a user without a name."""
 
 import os
 import pwd
@@ -12,17 +12,17 @@ from shared.errors import Unavailable
 
 @dataclass(frozen=True)
 class Account:
-    """How to start a program as somebody who may run PostgreSQL."""
+    """How to start a program as a user who may run PostgreSQL."""
 
     prefix: tuple[str, ...] = ()  #: put before the command
-    user: int | None = None  #: or change to this user, who then must own the data
+    user: int | None = None  #: user to change to, who must own the data; None: no change
 
 
 @cache
 def account() -> Account:
-    """Ourselves; else ourselves under another name in a user namespace; else, for root, a service user.
+    """The present user; else that user under another name in a user namespace; else, for root, a service user.
 
-    In the namespace files keep their owner, no system user is made and no folder is opened.
+    In the namespace files keep their owner; no system user is created and no folder is opened to others.
 
     Raises: `Unavailable` where none of the three works.
     """
@@ -42,7 +42,7 @@ def _unshare(uid: int) -> tuple[str, ...]:
 
 
 def _namespaces_work(uid: int) -> bool:
-    """Docker's default seccomp profile forbids them."""
+    """Whether user namespaces may be created; Docker's default seccomp profile forbids them."""
     try:
         tried = subprocess.run([*_unshare(uid), "true"], capture_output=True, check=False, timeout=10)
     except OSError:
@@ -58,7 +58,7 @@ def _has_name(uid: int) -> bool:
 
 
 def _somebody() -> int | None:
-    """A user with a name who is not root: a service user where there is one."""
+    """The id of a named user who is not root, preferably a service user; None where there is none."""
     users = {entry.pw_name: entry.pw_uid for entry in pwd.getpwall() if entry.pw_uid != 0}
     for name in ("postgres", "nobody"):
         if name in users:
@@ -67,9 +67,9 @@ def _somebody() -> int | None:
 
 
 def hand_over(folder: Path, uid: int) -> None:
-    """The folder and all in it belong to the service user, who can reach it.
+    """Make the service user the owner of the folder and its contents.
 
-    Raises: `Unavailable` where a folder above it is closed to others; opening it is not ours to decide.
+    Raises: `Unavailable` where a parent folder is closed to others; Similis does not open it by itself.
     """
     for path in (folder, *folder.rglob("*")):
         os.lchown(path, uid, uid)

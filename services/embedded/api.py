@@ -1,9 +1,9 @@
-"""The API as the supervisor starts it: it loads while the engines start, migrates, and then serves.
+"""The API process of the embedded stack: imports modules while the engines start, migrates, and then serves.
 
-In production `similis migrate` and `similis api` are two processes. Here one does both, one after the other:
-they import the same things, and on two cores importing is most of what a start costs.
+In production `similis migrate` and `similis api` are two processes. Here one process does both, because they import
+the same modules, and on two cores imports take most of the start.
 
-The socket is the supervisor's: while this process is away, connections wait in it instead of being refused.
+The supervisor owns the listening socket: while this process restarts, connections wait instead of being refused.
 """
 
 import argparse
@@ -22,8 +22,8 @@ def main() -> int:
     parser.add_argument("--sign", type=Path, required=True, help="a file that is there while requests are answered")
     args = parser.parse_args()
     listener = socket.socket(fileno=args.listener)
-    listener.set_inheritable(False)  # a decoder that outlives us must not hold the port
-    importlib.import_module("shared.index.qdrant")  # needed by the first /readyz: loaded while initdb works
+    listener.set_inheritable(False)  # a decoder child that outlives this process must not keep the port open
+    importlib.import_module("shared.index.qdrant")  # needed by the first /readyz; imported while initdb runs
     return setup.run(args.key_file) or server.main(listener, args.sign.touch)
 
 

@@ -1,4 +1,4 @@
-"""The settings of an installation, for care of it from outside its processes."""
+"""The settings of an installation, for maintenance from outside its processes."""
 
 from pathlib import Path
 
@@ -8,9 +8,9 @@ from shared.errors import NotFound
 
 
 def settings(home: Path) -> Settings:
-    """Those of the stack that keeps its files in this home, or of the environment where the home has no database.
+    """The settings of the embedded stack in this home, or of the environment where the home has no database.
 
-    Raises: `NotFound` where there is neither.
+    Raises: `NotFound` where neither names a database.
     """
     given = Settings()
     if not (home / "database.url").exists():

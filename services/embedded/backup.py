@@ -1,7 +1,7 @@
-"""Backup and restore of one home: the database, sent files, the models, the pseudonyms' key and the tombstones.
+"""Backup and restore of one home: the database, sent files, models, the pseudonym key and the tombstones.
 
-Vectors are not in it: they are written again from the stored encodings, and compared with them. What was erased after
-the backup is erased again before anything is served.
+A backup holds no vectors: a restore writes them again from the stored encodings. Images that were erased after the
+backup are erased again before anything is served.
 """
 
 import fcntl
@@ -50,13 +50,13 @@ Say = Callable[[str], None]
 
 
 def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
-    """The folder holds a whole backup, durably, or does not exist; gives its manifest. Safe while images come in.
+    """Write a backup and return its manifest: the folder is complete and durable, or does not exist.
 
-    It holds the key of the pseudonyms: whoever may read it may read what the home holds.
+    Safe during intake. The backup holds the pseudonym key, so protect it like the home.
 
-    Raises: `Conflict` where the folder exists or is being made, `Invalid` without a key of the pseudonyms, `NotFound`
-    where the home has no installation or a model is not there, `Unavailable` where its database or a store of sent
-    files is away.
+    Raises: `Conflict` where the folder exists or is being made, `Invalid` without a pseudonym key, `NotFound` where
+    the home has no installation or the model of an open generation is missing, `Unavailable` where the database or a
+    store of sent files is away.
     """
     folder = folder.absolute()
     part = folder.with_name(f".{folder.name}.part")
@@ -93,17 +93,17 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
 
 @contextmanager
 def _making(part: Path) -> Iterator[None]:
-    """Nobody else makes this folder meanwhile. It begins as none, and is gone in the end unless it was renamed.
+    """Hold a lock for making this folder; the folder is removed before the block and, unless renamed, after it.
 
-    Raises: `Conflict` where somebody else makes it.
+    Raises: `Conflict` where another process holds the lock.
     """
-    lock = part.with_name(f"{part.name}.lock")  # beside it: NFS locks no folder
+    lock = part.with_name(f"{part.name}.lock")  # a file beside the folder, as NFS cannot lock folders
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("ab") as file:
         ours = False
         with suppress(BlockingIOError, FileNotFoundError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            ours = os.path.samestat(os.fstat(file.fileno()), lock.stat())  # who had it may have removed it
+            ours = os.path.samestat(os.fstat(file.fileno()), lock.stat())  # the previous holder may have removed it
         if not ours:
             raise Conflict("another backup or restore is making this folder")
         try:
@@ -116,7 +116,7 @@ def _making(part: Path) -> Iterator[None]:
 
 @contextmanager
 def _database(home: Path) -> Iterator[tuple[Settings, Store]]:
-    """The settings of an installation and its database, which runs, if need be for this alone."""
+    """An installation's settings and database; an embedded PostgreSQL that does not run is started for the block."""
     settings = attach.settings(home)
     with ExitStack() as stack:
         if (home / "pg").exists() and not Home(home.resolve()).locked:
@@ -133,9 +133,9 @@ def _dump(url: str, out: Path) -> None:
 
 
 def _postgres(program: str, url: str, *arguments: str) -> None:
-    """One of the wheel's programs has done its work on the database, reached as its address says.
+    """Run one of the wheel's PostgreSQL programs on the database at `url`. Raises: `Unavailable`.
 
-    A secret is no argument: others see those. The programs have no other way to be told that of a TLS key.
+    Secrets are not passed as arguments, which other users can see; so the password of a TLS key cannot be passed.
     """
     parts = sa.make_url(url)
     _, given = parts.get_dialect()().create_connect_args(parts)
@@ -168,9 +168,9 @@ def _about(store: Store) -> dict[str, Any]:
 
 
 def _copy_models(store: Store, models: Path, out: Path) -> None:
-    """Every model that has a card. A card never changes, so a copy is whole.
+    """Copy every model with a card. Cards never change, so the copies are consistent.
 
-    Raises: `NotFound` where one that is served is not in the folder of models.
+    Raises: `NotFound` where a model of an open generation is not in the models folder.
     """
     out.mkdir(mode=0o700)
     for folder in cards.folders(models) if models.is_dir() else ():
@@ -186,9 +186,9 @@ def _copy_models(store: Store, models: Path, out: Path) -> None:
 
 
 def _sent_to(store: Store, own: Path) -> list[Path]:
-    """The folders in which sent files lie: the one of today, and those of earlier.
+    """The present folder of sent files, and the earlier ones that rows still name.
 
-    Raises: `Unavailable` where one of them is away: a backup without its files is not whole.
+    Raises: `Unavailable` where an earlier folder is away, because the backup would be incomplete.
     """
     with store.transaction() as db:
         sent = [Path(os.fsdecode(root)) for root in files.sent_to(db)]
@@ -199,9 +199,9 @@ def _sent_to(store: Store, own: Path) -> list[Path]:
 
 
 def _copy_blobs(folders: Sequence[Path], out: Path) -> dict[str, Any]:
-    """Every file that was sent to us, also since the dump; each has its digest for a name.
+    """Copy every sent file, including those that came after the dump; each is named by its digest.
 
-    One whose bytes are others is copied as it is, and named as changed: it is the only one there is.
+    A file with another digest than its name is copied all the same, being the only copy, and listed as changed.
     """
     out.mkdir(mode=0o700)
     count = size = 0
@@ -225,7 +225,7 @@ def _copy_blobs(folders: Sequence[Path], out: Path) -> dict[str, Any]:
 
 
 def _copy_blob(place: Path, copy: Path) -> bytes:
-    """The copy stands, durably, with the time that stands in its row, too; returns the digest of what was copied."""
+    """Copy the file durably with its modification time, which its row also holds; returns the copy's digest."""
     digest = blake3()
     with place.open("rb") as source, copy.open("xb") as target:
         while chunk := source.read(MIB):
@@ -248,7 +248,7 @@ def _digest(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class Restored:
-    """What became of a restore: images erased again, points written again, and what was found not to agree."""
+    """The result of a restore: counts of images erased again and points written, and the findings of its checks."""
 
     erased: int
     points: int
@@ -256,11 +256,12 @@ class Restored:
 
 
 def check(folder: Path) -> dict[str, Any]:
-    """The manifest of a backup that is whole and that this version can read.
+    """The manifest of a complete backup that this version can read.
 
-    Of the files that were sent to us only number and size are looked at: `restore` reads them.
+    Of the sent files only number and total size are checked; `restore` compares their digests.
 
-    Raises: `NotFound`, `Invalid` where a file is missing or changed, `Conflict` for a newer one.
+    Raises: `NotFound` without a backup, `Invalid` where a file is missing or changed, `Conflict` for a newer version's
+    backup.
     """
     try:
         manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
@@ -286,16 +287,15 @@ def check(folder: Path) -> dict[str, Any]:
 
 
 def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = None, verify: bool = False) -> Restored:
-    """The home holds what the backup held, ready for `similis up`, or does not exist.
+    """Make a home from the backup, ready for `similis up`; an error leaves the place of the home as it was.
 
     Args:
-        tombstones: the file of that name of the home that was lost, if it is still there: what was erased after the
-            backup. One that lies in the new home by itself is taken, too.
-        verify: afterwards the doctor compares every file and every vector. Without it, files that were sent to us and
-            have other bytes than were taken in are found all the same.
+        tombstones: the file `tombstones` of the lost home, which names what was erased after the backup. Such a file
+            in the new home's folder is used, too.
+        verify: compare every file and every vector afterwards. Without it, only changed sent files are found.
 
-    Raises: as `check`; `Conflict` where the home is in use or being made, `NotFound` where the named tombstones are
-    not there.
+    Raises: as `check`; `Conflict` where the home is not empty, mounted, in use or being made, `NotFound` where the
+    tombstone file does not exist.
     """
     manifest = check(folder)
     home = home.expanduser().resolve()
@@ -308,7 +308,7 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
         )
     part = home.with_name(f".{home.name}.restoring")
     with _making(part):
-        _check_empty(home)  # again: another restore may just have ended
+        _check_empty(home)  # again, as another restore may just have ended
         place = Home.at(part)
         shutil.copytree(folder / MODELS, place / MODELS, dirs_exist_ok=True)
         changed = []
@@ -327,12 +327,12 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
                 for root in sent.get("roots", [sent["root"]]):
                     _rename_blobs(store, root, place / BLOBS)
             found = _fill(place, server, known, say, verify=verify)
-            if changed and not verify:  # which finds them, too
+            if changed and not verify:  # `verify` finds them itself
                 found.findings.append(Finding(kind="file-changed", count=len(changed), ids=changed[:SHOWN]))
             _rename_blobs(store, str(place / BLOBS), home / BLOBS)
         shutil.rmtree(place / "run", ignore_errors=True)
         _take_place(part, home)
-        Home.at(home).keep("database.url", Postgres(home).url)  # its socket has moved with it
+        Home.at(home).keep("database.url", Postgres(home).url)  # the socket's path has changed
     return found
 
 
@@ -343,9 +343,11 @@ def _check_empty(home: Path) -> None:
 
 
 def _take_place(part: Path, home: Path) -> None:
-    """The restored home stands where it belongs, over an empty folder or none.
+    """Rename the restored home to its place, which is absent or an empty folder.
 
-    Tombstones that lay there are in the restored home, too; where it cannot take its place, they lie there still.
+    A tombstone file there was already replayed and is removed; if the rename fails it is put back.
+
+    Raises: `Conflict` where the rename fails.
     """
     stood = home / tombstone_file.NAME
     left = stood.read_bytes() if stood.exists() else None
@@ -360,7 +362,7 @@ def _take_place(part: Path, home: Path) -> None:
 
 
 def _restore_database(server: Postgres, folder: Path, say: Say) -> None:
-    """The rows stand, in the tables of this version."""
+    """Restore the dump and migrate it to this version's schema."""
     say("restoring the database")
     arguments = ("--exit-on-error", "--no-owner", "--no-privileges", "--single-transaction", str(folder / DUMP))
     _postgres("pg_restore", server.url, *arguments)
@@ -368,7 +370,7 @@ def _restore_database(server: Postgres, folder: Path, say: Say) -> None:
 
 
 def _fill(place: Home, server: Postgres, known: list[Path], say: Say, *, verify: bool) -> Restored:
-    """Tombstones and vectors, in this order: what was erased is never written to an index."""
+    """Replay the tombstones, then write the vectors, so that erased images never reach an index."""
     socket = place.sockets / "vectors.sock"
     commands.write_secrets(place, {"database": server.url, "broker": ""})
     with _vectors(place, socket), closing(Runtime(attach.settings(place.path))) as runtime:
@@ -377,7 +379,7 @@ def _fill(place: Home, server: Postgres, known: list[Path], say: Say, *, verify:
             erased = sum(tombstone_file.replay(db, path, runtime.rules.secret) for path in known)
             tombstone_file.write(db, place / tombstone_file.NAME)
         site = _site(runtime, Blobs(place / BLOBS))
-        since = arrive.strays(site.begin, site.inspector, site.blobs)  # they came after the dump, and were acknowledged
+        since = arrive.strays(site.begin, site.inspector, site.blobs)  # acknowledged files that came after the dump
         arrive.recover(site.begin, site.inspector, site.blobs, site.rules, since)
         say("writing the vectors again from their encodings")
         points = _rebuild(runtime, say)
@@ -386,14 +388,14 @@ def _fill(place: Home, server: Postgres, known: list[Path], say: Say, *, verify:
 
 
 def _rename_blobs(store: Store, old: str, new: Path) -> None:
-    """Rows name the files that were sent to us where they stand now."""
+    """Change the rows' paths of sent files from the old folder to the new one."""
     with store.transaction() as db:
         files.move(db, os.fsencode(old), os.fsencode(new))
 
 
 @contextmanager
 def _vectors(place: Home, socket: Path) -> Iterator[None]:
-    """The vector engine serves this home."""
+    """Run the vector engine on this home during the block. Raises: `Unavailable`."""
     argv = commands.vectors(place / "vectors", f"unix://{socket}", place / "vectors.key")
     with (place / "logs/vectors.log").open("ab") as output:
         child = process.spawn(argv, cwd=place.path, output=output)
@@ -406,7 +408,7 @@ def _vectors(place: Home, socket: Path) -> Iterator[None]:
 
 
 def _rebuild(runtime: Runtime, say: Say) -> int:
-    """Every open generation has its collection, and all that its ledger says; returns how many rows were applied."""
+    """Rebuild the collection of every open generation from its ledger; returns the number of applied rows."""
     with runtime.transaction() as db:
         for one in generations.every(db):
             if one.state == "open":

@@ -1,4 +1,4 @@
-"""The stack as seen by whoever starts it: `with Embedded(home) as stack: ask(stack.url, stack.api_key)`."""
+"""Starts and stops a stack from Python: `with Embedded(home) as stack: ask(stack.url, stack.api_key)`."""
 
 import contextlib
 import signal
@@ -14,13 +14,14 @@ from shared.errors import Unavailable
 
 
 class Embedded:
-    """A supervisor in a process of its own, on any free port unless told.
+    """A stack whose supervisor runs in a process of its own.
 
-    It ends with the thread that called `start`: call it from the main thread.
+    The supervisor ends with the thread that called `start`: call it from the main thread.
 
     Args:
+        port: of the API; 0 for any free one.
         workers: ingest workers; 0 means one for each core.
-        dicom_port: of the receiver, 0 for any free one; None for none.
+        dicom_port: of the receiver; 0 for any free one, None for no receiver.
         timeout_s: how long the start may take.
     """
 
@@ -54,12 +55,12 @@ class Embedded:
         return (self.home / "api.key").read_text(encoding="ascii")
 
     def pid_of(self, name: str) -> int | None:
-        """The process of a part now, such as `api`, `postgres` or `worker-ingest1`."""
+        """The present process id of a part, such as `api`, `postgres` or `worker-ingest1`."""
         identity = self.home.state.get("processes", {}).get(name, {}).get("identity")
         return None if identity is None else int(identity["pid"])
 
     def start(self) -> None:
-        """It is ready. Raises: `Unavailable`, with the last words of the supervisor."""
+        """Start the stack and wait until it is ready. Raises: `Unavailable`, with the supervisor's last log lines."""
         log = self.home / "logs/supervisor.log"
         with log.open("ab") as output:
             self.child = child = process.spawn(self.argv, output=output)
@@ -70,14 +71,14 @@ class Embedded:
             raise Unavailable("the embedded stack did not start: " + " / ".join(last))
 
     def stop(self) -> int:
-        """It has stopped, in order; gives the supervisor's exit code."""
+        """Stop the stack in order; returns the supervisor's exit code."""
         if self.child is None:
             return 0
         child, self.child = self.child, None
         return process.stop(child, (signal.SIGTERM, 120.0))
 
     def kill(self) -> None:
-        """Every process of the stack died at once, as when the power goes."""
+        """Kill every process of the stack at once, as a power loss would."""
         pids = [self.pid_of(name) for name in self.home.state.get("processes", {})]
         if self.child is not None:
             self.child.kill()

@@ -1,4 +1,4 @@
-"""What each process of Similis is started with: the same lists for the supervisor, the command line and compose."""
+"""The command line and environment of each process, shared by the supervisor, the `similis` command and compose."""
 
 import os
 import sys
@@ -8,7 +8,7 @@ from pathlib import Path
 from services.embedded.home import Home
 from shared.queue import GUESTS, QUEUES
 
-#: -P: the current folder is not searched for modules, whatever a hospital keeps there
+#: -P: modules are not imported from the current folder
 PYTHON = (sys.executable, "-P", "-m")
 PATHS = frozenset(
     "SIMILIS_" + name
@@ -25,25 +25,25 @@ def api() -> list[str]:
 
 
 def api_after_migration(key_file: Path, listener: int, sign: Path) -> list[str]:
-    """`migrate`, then `api`, in one process that loads only once; it serves an open socket and says when it does."""
+    """`migrate`, then `api`, in one process; it serves the inherited socket and touches `sign` once it does."""
     told = ["--key-file", str(key_file), "--listener", str(listener), "--sign", str(sign)]
     return [*PYTHON, "services.embedded.api", *told]
 
 
 def vectors(folder: Path, listen: str, key_file: Path, sign: Path | None = None) -> list[str]:
-    """Where a file is named, it touches it as long as it answers."""
+    """The vectors process; it touches `sign` every few seconds while it answers."""
     told = ["--dir", str(folder), "--listen", listen, "--api-key-file", str(key_file)]
     return [*PYTHON, "services.vectors", *told, *([] if sign is None else ["--sign", str(sign)])]
 
 
 def dicom(listener: int | None = None, sign: Path | None = None) -> list[str]:
-    """The receiver; on an open socket where one is given, and it says when it takes connections."""
+    """The DICOM receiver, on an inherited socket if given; it touches `sign` once it takes connections."""
     told = [] if listener is None else ["--listener", str(listener)]
     return [*PYTHON, "services.dicom", *told, *([] if sign is None else ["--sign", str(sign)])]
 
 
 def worker(queue: str, name: str) -> list[str]:
-    """One slot of one queue and its guests. Pool solo: nothing is forked; torch, faiss, the sandbox are safe in it."""
+    """A worker with one slot, for a queue and its guests. Pool solo forks nothing, which torch and faiss need."""
     options = [
         "--include",
         "workers.heartbeat",
@@ -73,18 +73,18 @@ def default_model() -> list[str]:
 
 
 def _celery() -> list[str]:
-    """Quiet: its banners are no lines of a structured log."""
+    """Celery's command, quiet, because its banners do not belong into a structured log."""
     return [*PYTHON, "celery", "--quiet", "--app", "workers.app:app"]
 
 
 def environment(
     home: Home, *, urls: Mapping[str, str], host: str, port: int, require_key: bool, base: Mapping[str, str]
 ) -> dict[str, str]:
-    """The settings of the embedded processes; secrets go as names of files.
+    """The environment of the embedded processes; secrets are passed as file names.
 
     Args:
-        urls: `database` and `broker` are secrets, `qdrant` is none.
-        base: the caller's environment; its settings hold where the stack has no say.
+        urls: of `database`, `broker` (both secrets) and `qdrant`.
+        base: the caller's environment, which applies to all settings that the stack does not set itself.
     """
     write_secrets(home, urls)
     ours = {
@@ -101,16 +101,16 @@ def environment(
     decided = {name.removesuffix("_FILE") for name in ours}
     env = {name: value for name, value in base.items() if name.removesuffix("_FILE") not in decided}
     if "SIMILIS_INTAKE__ROOTS" not in env:
-        env.setdefault("SIMILIS_INTAKE__ANY_ROOT", "true")  # the caller of the API is the user of this machine
+        env.setdefault("SIMILIS_INTAKE__ANY_ROOT", "true")  # the API's callers are this machine's own users
     if "SIMILIS_INTAKE__DICOMWEB_SOURCES" not in env:
         env.setdefault("SIMILIS_INTAKE__ANY_SOURCE", "true")
-    for name in PATHS & env.keys():  # the processes stand in another folder than the caller
+    for name in PATHS & env.keys():  # the processes run in another folder than the caller
         env[name] = env[name] and os.path.abspath(env[name])  # noqa: PTH100 - links stay links
     return env | ours | {"PYTHONUNBUFFERED": "1"}
 
 
 def write_secrets(home: Home, urls: Mapping[str, str]) -> None:
-    """Every secret of the home has its file, 0600."""
+    """Write the file of every secret of the home, mode 0600; existing keys stay."""
     home.secret("api.key", prefix="sml_")
     home.secret("vectors.key")
     home.secret("pseudonym.key")

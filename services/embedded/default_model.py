@@ -1,4 +1,4 @@
-"""The first model: until a hospital brings one, the encoder that is shipped."""
+"""Registers the shipped encoder as the first model, unless there is another."""
 
 import fcntl
 import sys
@@ -19,17 +19,17 @@ from shared.types import Job
 
 log = get(__name__)
 
-#: what is shipped stands beside the packages, in a checkout as in site-packages; its graph is made at the first start
+#: the shipped model lies beside the packages, in a checkout and in site-packages; its graph is made at the first start
 SHIPPED = Path(__file__).parents[2] / "models" / "similis-base"
 NAME = SHIPPED.name
 
 
 def ensure(settings: Settings) -> Card | None:
-    """Some model is known, and published; gives the card if it was the default and it was registered now.
+    """Register and publish the shipped model where no model is registered; returns its card if that was done.
 
-    Twice or at once, on one models folder, it does it once. Killed while building, it starts again next time.
+    Idempotent, also when run concurrently on one models folder. A build that is killed is begun again next time.
 
-    Raises: `Invalid` without a database, `Unavailable` where it or the index does not answer.
+    Raises: `Invalid` without a database setting, `Unavailable` where the database or the index does not answer.
     """
     if not settings.database.url.get_secret_value():
         raise Invalid("SIMILIS_DATABASE__URL or SIMILIS_DATABASE__URL_FILE is not set")
@@ -43,10 +43,10 @@ def ensure(settings: Settings) -> Card | None:
                 return None
             card = _card(folder)
             with rt.transaction() as db:
-                if generations.models(db):  # somebody brought one while this was being built
+                if generations.models(db):  # another model was registered during the build
                     return None
                 lifecycle.add_model(db, rt.indexes, folder.name, card)
-                enqueue(db, Job.ENCODE)  # images may have waited for it
+                enqueue(db, Job.ENCODE)  # images may be waiting for a model
             return card
     finally:
         rt.close()
@@ -61,17 +61,17 @@ def _card(folder: Path) -> Card:
     try:
         return cards.read(folder)
     except NotFound:
-        from shared.encoder.derive import with_graph  # brings torch
+        from shared.encoder.derive import with_graph  # imports torch
 
     try:
         return with_graph(folder, SHIPPED)
-    except Conflict:  # another machine that shares the folder was faster
+    except Conflict:  # another machine that shares the folder has built it
         return cards.read(folder)
 
 
 @contextmanager
 def _alone(models: Path) -> Iterator[None]:
-    """No other process of this machine builds the default now; the kernel lets go when we die."""
+    """Hold a file lock, so that only one process of this machine builds the default model."""
     models.mkdir(parents=True, exist_ok=True)
     with (models / ".default.lock").open("ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -79,7 +79,7 @@ def _alone(models: Path) -> Iterator[None]:
 
 
 def main() -> int:
-    """The supervisor starts this once for each start of the stack; gives an exit code."""
+    """Entry point, run by the supervisor once for each start of the stack; returns an exit code."""
     settings = Settings()
     configure("model", json=settings.log_json, level=settings.log_level)
     try:

@@ -1,4 +1,4 @@
-"""The folder an embedded installation lives in: 0700, secrets 0600, one supervisor at a time."""
+"""The folder of an embedded installation: mode 0700, secrets 0600, one supervisor at a time."""
 
 import contextlib
 import fcntl
@@ -19,15 +19,15 @@ from shared.disk import sync
 from shared.errors import Conflict, Invalid
 
 _LONGEST_SOCKET_FOLDER = 80  # sun_path holds 107 bytes, and our longest socket name has 20
-#: What the database was made with: a new one would lock us out, or give every patient another pseudonym.
+#: Secrets that must not be made anew for an existing database: they give access to it, or derive its pseudonyms.
 _LASTING = frozenset({"database.password", "pseudonym.key"})
-_ASKING_S = 0.5  #: more than it takes to ask whether a home is in use, for which its lock is shared
+_ASKING_S = 0.5  #: how long `lock` retries: longer than `locked` holds its shared lock
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9._/-]+")  # such a path stands in a URL as it is
 
 
 @dataclass(frozen=True)
 class Home:
-    """Where each thing of one installation stands.
+    """The files and folders of one installation.
 
     lock state.json | api.key pseudonym.key vectors.key database.password database.url broker.url |
     pg/ valkey/ vectors/ models/ logs/ run/
@@ -37,7 +37,7 @@ class Home:
 
     @classmethod
     def at(cls, path: Path) -> "Home":
-        """The folder is there and nobody else may look into it."""
+        """The home at this path, created if absent, closed to other users. Raises: `Invalid` for another's folder."""
         home = cls(path.expanduser().resolve())
         home.path.mkdir(parents=True, exist_ok=True)
         if home.path.stat().st_uid != os.geteuid():
@@ -51,9 +51,9 @@ class Home:
         return self.path / name
 
     def secret(self, name: str, prefix: str = "") -> str:
-        """The secret of that name, made at the first call: 256 bits after the prefix.
+        """The secret of that name, generated at the first call: 256 random bits after the prefix.
 
-        Raises: `Invalid` where the database was made with one that is gone.
+        Raises: `Invalid` where the file of a secret that an existing database needs is gone.
         """
         path = self / name
         with contextlib.suppress(FileNotFoundError):
@@ -66,7 +66,7 @@ class Home:
         return value
 
     def keep(self, name: str, value: str) -> None:
-        """The file of that name holds the secret; it is not touched where it does already."""
+        """Write the value into the file of that name, unless the file holds it already."""
         path = self / name
         if not path.exists() or path.read_text(encoding="utf-8") != value:
             write(path, value)
@@ -84,7 +84,7 @@ class Home:
 
     @property
     def state(self) -> dict[str, Any]:
-        """What the supervisor wrote last; empty where none has run."""
+        """The supervisor's last state file; empty where there is none or it is damaged."""
         try:
             kept = json.loads((self / "state.json").read_text(encoding="utf-8"))
         except (FileNotFoundError, ValueError):
@@ -96,12 +96,12 @@ class Home:
 
     @property
     def locked(self) -> bool:
-        """Whether a supervisor runs here."""
+        """Whether a process holds the home's lock, such as a running supervisor."""
         try:
             with (self / "lock").open("rb") as file:
                 fcntl.flock(
                     file, fcntl.LOCK_SH | fcntl.LOCK_NB
-                )  # shared: two who ask do not mistake each other for one
+                )  # shared, so that two callers do not take each other for a supervisor
         except FileNotFoundError:
             return False
         except BlockingIOError:
@@ -110,9 +110,9 @@ class Home:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Ours alone; the kernel lets go of it when we die, however that is.
+        """Hold the home's exclusive lock, which the kernel releases when this process ends.
 
-        Raises: `Conflict` where another supervisor has it.
+        Raises: `Conflict` where another process holds it.
         """
         with (self / "lock").open("ab") as file:
 
@@ -132,9 +132,9 @@ class Home:
 
 
 def private(folder: Path) -> Path:
-    """The folder is there, ours, and nobody else may change it.
+    """The folder, created with mode 0700 if absent; only this user may change it.
 
-    Raises: `Invalid` where somebody else made it.
+    Raises: `Invalid` where it is another user's, a link, or writable by others.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
@@ -144,7 +144,7 @@ def private(folder: Path) -> Path:
 
 
 def write(path: Path, text: str) -> None:
-    """The file holds the text, 0600, and never half of it."""
+    """Write the text to the file atomically and durably, with mode 0600."""
     part = path.with_name(path.name + ".part")
     descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w", encoding="utf-8") as file:

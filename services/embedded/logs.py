@@ -1,18 +1,18 @@
-"""The children's log files: kept short, and their warnings shown to whoever watches the terminal."""
+"""The children's log files: rotates them, and extracts warnings for the terminal."""
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LARGEST = 10 * 2**20  #: bytes; one older file of that size is kept
+LARGEST = 10 * 2**20  #: bytes; one rotated file is kept
 _SHOWN = {"warning", "error", "critical"}
 _LONGEST_READ = 64 * 1024
 
 
 @dataclass
 class Log:
-    """One file, which its process appends to and we read."""
+    """One log file, which a child appends to and the supervisor reads."""
 
     path: Path
     largest: int = LARGEST
@@ -23,7 +23,7 @@ class Log:
         self._seen = self.path.stat().st_size if self.path.exists() else 0
 
     def rotate(self) -> None:
-        """Copied and cut, not renamed: the process keeps its open file and appends at the new end."""
+        """Copy and truncate a file above `largest`; not renamed, because the process keeps it open."""
         if self.path.exists() and self.path.stat().st_size > self.largest:
             self.path.with_suffix(".log.1").write_bytes(self.path.read_bytes())
             with self.path.open("r+b") as file:
@@ -31,7 +31,7 @@ class Log:
             self._seen, self._rest = 0, b""
 
     def important(self) -> Iterator[str]:
-        """New lines that a person should see: warnings and worse, as short sentences."""
+        """New log lines of level warning and above, as short text."""
         if not self.path.exists():
             return
         with self.path.open("rb") as file:
@@ -44,7 +44,7 @@ class Log:
                 yield told
 
     def last(self, count: int = 3) -> list[str]:
-        """The end of the file, for a process that died."""
+        """The last non-empty lines, each cut to 300 characters, for the report of a death."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
@@ -54,7 +54,7 @@ class Log:
 
 
 def readable(line: bytes) -> str | None:
-    """A line of our JSON log as `event key=value ...`; None where nobody needs to see it."""
+    """A JSON log line as `event key=value ...`; None below level warning, and for other text."""
     try:
         entry = json.loads(line)
     except ValueError:

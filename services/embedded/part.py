@@ -1,4 +1,4 @@
-"""One supervised process: what it takes to start it, to know that it serves, and to stop it."""
+"""A supervised process: how to start it, check that it serves, and stop it."""
 
 import signal
 import subprocess
@@ -14,26 +14,26 @@ Steps = tuple[tuple[signal.Signals, float], ...]
 
 
 class Part(Protocol):
-    """What the supervisor asks of a process. Postgres and Valkey are parts, everything else is a `Program`."""
+    """The interface of a supervised process: `Postgres`, `Valkey`, and `Program` for all others."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def stop_steps(self) -> Steps:
-        """Signals with the patience in seconds that each gets; SIGKILL comes by itself."""
+        """Signals in order, each with its timeout in seconds; SIGKILL follows by itself."""
 
     @property
     def awaited(self) -> bool:
-        """Whether the stack is not ready before this part is."""
+        """Whether the stack's readiness waits for this part."""
 
     def prepare(self) -> bool:
-        """What a dead predecessor left is out of the way; False where it is not yet."""
+        """Clear what a dead predecessor left; False while that is not possible yet."""
 
     def spawn(self, output: IO[bytes] | int) -> subprocess.Popen[bytes]: ...
 
     def ready(self) -> bool:
-        """Whether it serves now; answers at once. Raises: `SimilisError` where it never will."""
+        """Whether it serves now; does not wait. Raises: `SimilisError` where it can never serve."""
 
 
 def _always() -> bool:
@@ -50,11 +50,11 @@ class Program:
     cwd: Path | None = None
     serves: Callable[[], bool] = _always
     leftovers: Sequence[Path] = ()  #: sockets and heartbeats of a dead predecessor
-    once: bool = False  #: ready means: ended with 0
-    awaited: bool = True  #: the stack is not ready before it is; false: it works on while the stack serves
+    once: bool = False  #: the process runs once, and is done when it has exited with 0
+    awaited: bool = True  #: the stack's readiness waits for it
     stop_steps: Steps = field(default=((signal.SIGTERM, 10.0),))
-    keep: Sequence[int] = ()  #: open files of ours that it inherits
-    pulse: Pulse | None = None  #: none: only its death is noticed
+    keep: Sequence[int] = ()  #: file descriptors that it inherits
+    pulse: Pulse | None = None  #: detects a hang; None: only its death is noticed
 
     def prepare(self) -> bool:
         for path in self.leftovers:

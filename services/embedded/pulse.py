@@ -1,7 +1,7 @@
-"""Whether a child that served still lives: a death is seen by itself, a hang only by what does not come any more.
+"""Detects a child that hangs, by the absence of its heartbeats.
 
-A child is asked, or gives a sign by itself, and is never waited for. Its silence is counted as we live through it: a
-machine that slept, or was too busy to let us look, has counted nothing, and no clock is trusted that could be set.
+The supervisor never blocks on a child. It adds up a child's silence over its own looks, at most two intervals for
+each, so that time in which the machine slept or the supervisor did not run hardly counts, and no wall clock is used.
 """
 
 import os
@@ -12,24 +12,24 @@ from typing import Protocol
 
 from shared import process
 
-LOOK_S = 5.0  #: between two looks
-ASK_AGAIN = 6  #: looks, after which a question counts as lost
-BUSY = 0.01  #: of a processor: who uses more of it computes, and has not hung
-CROWDED = 4.0  #: processes that want to run, for each processor: then nobody's silence says anything
+LOOK_S = 5.0  #: between two looks at a child
+ASK_AGAIN = 6  #: looks after which a request to /livez counts as lost
+BUSY = 0.01  #: share of a processor above which a child counts as computing, not as hung
+CROWDED = 4.0  #: load per processor above which silence is not counted
 
 
 class Sign(Protocol):
-    """What a child shows life by."""
+    """A child's heartbeat."""
 
     def seen(self) -> bool:
-        """Whether it has since the last call; answers at once."""
+        """Whether there was a heartbeat since the last call; does not wait."""
 
     def forget(self) -> None:
-        """Another child has taken its place."""
+        """Reset, for a new child."""
 
 
 class Touched:
-    """A file that the child touches. Only whether its time has changed counts: a clock that was set does no harm."""
+    """A file that the child touches. Any change of its time is a heartbeat, so a clock that is set does no harm."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -48,7 +48,7 @@ class Touched:
 
 
 class Answered:
-    """The API's answer to /livez: one question at a time, and a new one when it has come or was waited for too long."""
+    """The API's answers to /livez: one request at a time, repeated after its answer or after `ASK_AGAIN` looks."""
 
     def __init__(self, host: str, port: int) -> None:
         shown = f"[{host}]" if ":" in host else host
@@ -74,7 +74,7 @@ class Answered:
         return answer.startswith(b"HTTP/1.1 200")
 
     def _ask(self) -> None:
-        """The socket that listens is the supervisor's own: the kernel takes the question while the API hangs, too."""
+        """Send a request. The listening socket is the supervisor's, so the kernel accepts even while the API hangs."""
         try:
             self._asked = socket.create_connection(self._address, timeout=1)
             self._asked.sendall(self._question)
@@ -90,11 +90,11 @@ class Answered:
 
 @dataclass
 class Pulse:
-    """How long a child has shown no life.
+    """Counts how long a child has been silent.
 
     Args:
-        patience_s: longer than anything it may do without a sign.
-        computes: what uses a processor is busy, however silent it is. Not for who has to answer at any time.
+        patience_s: silence after which the child is hung; longer than any of its steps without a heartbeat.
+        computes: CPU use counts as a heartbeat. False for a process that must answer at any time.
     """
 
     sign: Sign
@@ -106,15 +106,15 @@ class Pulse:
     _used_s: float | None = field(default=None, init=False)
 
     def begin(self, now: float) -> None:
-        """From now on another child is watched, or the same one from the start."""
+        """Reset the count, for a new child or the same one."""
         self.sign.forget()
         self.silent_s, self._looked, self._used_s = 0.0, now, None
 
     def stopped(self, pid: int, now: float) -> bool:
-        """Whether it has been silent for longer than its patience.
+        """Whether the child has been silent for longer than `patience_s`.
 
         Args:
-            now: by the monotonic clock.
+            now: time of the monotonic clock.
         """
         passed_s = now - self._looked
         if passed_s < self.look_s:
@@ -130,7 +130,7 @@ class Pulse:
 
     def _has_computed(self, pid: int, passed_s: float) -> bool:
         before, self._used_s = self._used_s, process.used_s(pid)
-        # less than before: a child of it has ended, which is a sign, too
+        # the sum falls when one of the process's children ends, which is a sign of life, too
         return before is not None and (self._used_s < before or self._used_s - before > BUSY * passed_s)
 
 

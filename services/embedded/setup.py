@@ -1,6 +1,6 @@
-"""What must be true before the API and the workers start: the newest schema, the first API key, where sent files stand.
+"""Prepares the database before the API and workers start: schema, first API key, and the location of sent files.
 
-`similis migrate` in production and the supervisor run this same module.
+Both `similis migrate` in production and the supervisor run this module.
 """
 
 import argparse
@@ -28,9 +28,11 @@ WAIT_S = 300.0  # crash recovery of the database may take minutes
 
 
 def prepare(url: str, secret: str | None, blobs: Blobs, pseudonym_key: bytes = b"", wait_s: float = WAIT_S) -> None:
-    """The database is at the newest schema, knows the keys, and where sent files stand. Safe to run twice, and at once.
+    """Migrate the schema, and record the pseudonym key's identity, the store's location and the API key.
 
-    Raises: `Unavailable` where the database does not answer in time, `Conflict` where a newer version has been at it,
+    Idempotent, and safe to run concurrently.
+
+    Raises: `Unavailable` where the database does not answer in time, `Conflict` where a newer version has migrated it
         or its pseudonyms were made with another key, `Denied` where its user may not change the schema.
     """
     with closing(Store(url, pool_size=1)) as store:
@@ -73,7 +75,7 @@ def _await(store: Store, wait_s: float) -> None:
 
 
 def key_file() -> Path | None:
-    """What the command line says."""
+    """The command line's --key-file."""
     parser = argparse.ArgumentParser(prog="similis migrate")
     parser.add_argument("--key-file", type=Path, help="a file with an API key that shall be known")
     found: Path | None = parser.parse_args().key_file
@@ -81,7 +83,7 @@ def key_file() -> Path | None:
 
 
 def run(keys_from: Path | None) -> int:
-    """The database is prepared; gives an exit code, and says on stderr why it is not 0."""
+    """Prepare the database of the settings; returns an exit code, with an error message on stderr."""
     settings = read("similis migrate")
     configure("migrate", json=settings.log_json, level=settings.log_level)
     try:
@@ -93,7 +95,7 @@ def run(keys_from: Path | None) -> int:
     except SimilisError as error:
         sys.stderr.write(f"similis migrate: {error}\n")
         return 1
-    except OSError as error:  # of the file with the key, or of a folder of sent files
+    except OSError as error:  # from the key file or a folder of sent files
         sys.stderr.write(f"similis migrate: {error.filename} cannot be read ({error.strerror})\n")
         return 1
     log.info("schema_ready")

@@ -1,4 +1,4 @@
-"""The embedded stack: which processes there are, in which order, and what they are told."""
+"""The embedded stack: its processes, their order and their configuration."""
 
 import http.client
 import os
@@ -22,19 +22,19 @@ from shared.config import Settings
 from shared.errors import Conflict, Denied, Unavailable
 from shared.process import Identity, boot_id, sign_of_life, until
 
-BACKLOG = 1024  #: connections that wait while the API is started again
-OVERFLOW = 2  #: connections above its pool's size that a `Store` opens
-WORKS_ON = 3  #: connections of a worker: its task's, that of the lease, and one to spare
-OTHERS = 20  #: doctor, backup, the first model, and what PostgreSQL keeps for itself
-#: Silence after which a part is taken for hung. The API answers /livez beside whatever it does. A worker gives no sign
-#: during a step, of which the longest known takes half an hour: 64 files of a share that hangs, 30 s each.
+BACKLOG = 1024  #: connections that may wait while the API restarts
+OVERFLOW = 2  #: connections that a `Store` opens above its pool's size
+WORKS_ON = 3  #: connections of a worker: one for its task, one for the lease, one spare
+OTHERS = 20  #: connections for doctor, backup, the first model, and PostgreSQL's own reserve
+#: Silence after which a part counts as hung. The API answers /livez whatever else it does. A worker sends no heartbeat
+#: during a step; the longest known step takes half an hour: 64 files of a share that hangs, 30 s each.
 API_SILENT_S, VECTORS_SILENT_S, BEAT_SILENT_S, WORKER_SILENT_S = 300.0, 600.0, 600.0, 2700.0
-WORKER_PATIENCE_S = 20.0  # a batch is finished or given back; the lease covers the rest
+WORKER_PATIENCE_S = 20.0  # to finish or release a batch; the lease covers a worker that is killed then
 
 
 @dataclass(frozen=True)
 class Options:
-    """What `similis up` was asked for."""
+    """The options of `similis up`."""
 
     home: Path
     host: str = "127.0.0.1"
@@ -50,7 +50,7 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Raises: `Denied` where others could reach an API that asks nobody who they are, `Invalid` for wrong rules."""
+    """Raises: `Denied` for an API without keys beyond loopback, `Invalid` for wrong rules of admission."""
     if not options.auth and not address.is_loopback(options.host):
         raise Denied(
             f"without authentication only this machine may be served: leave out --no-auth, or --host {options.host}"
@@ -63,10 +63,10 @@ def check(options: Options) -> None:
 def serve(
     options: Options, say: Callable[[str], None] = to_terminal, ready: Callable[[str], None] | None = None
 ) -> None:
-    """The stack ran on this home until INT or TERM, and has stopped in order.
+    """Run the stack on this home until INT, TERM or HUP, then stop it in order.
 
-    Raises: `Conflict` where it runs already or the port is taken, `Denied` for an open address without keys,
-    `Unavailable` where an engine cannot start.
+    Raises: `Conflict` where it runs already or a port is taken; `Denied` and `Invalid` as `check`; `Unavailable`
+    where an engine cannot start.
     """
     check(options)
     home = Home.at(options.home)
@@ -86,7 +86,7 @@ def serve(
                 took_s = time.monotonic() - began
                 say(f"ready after {took_s:.1f} s at {url}; API key in {home / 'api.key'}; Ctrl-C stops")
                 if ready is not None:
-                    with suppress(OSError):  # whoever was to read it has gone
+                    with suppress(OSError):  # the reader of stdout has gone
                         ready(url)
 
             supervisor.run(on_ready)
@@ -100,9 +100,9 @@ def build(
     say: Callable[[str], None],
     dicom: socket.socket | None = None,
 ) -> Supervisor:
-    """Every process of the stack, none started yet; the secrets are in their files.
+    """The supervisor with all parts of the stack, none started yet; writes the secret files.
 
-    The listening sockets are ours: while the API or the receiver is started again, connections wait in them.
+    The supervisor owns the listening sockets, so that connections wait while the API or the receiver restarts.
     """
     port: int = listener.getsockname()[1]
     postgres = Postgres(home.path, {"max_connections": str(connections(options.slots, Settings()))})
@@ -133,14 +133,14 @@ def build(
         commands.api_after_migration(home / "api.key", listener_fd, sign),
         env,
         home.path,
-        serves=lambda: sign.exists() and answers(options.host, port),  # without the sign we would wait in line
+        serves=lambda: sign.exists() and answers(options.host, port),  # before the sign, a request would block
         leftovers=[sign],
         keep=[listener_fd],
         pulse=Pulse(Answered(reachable_at(options.host), port), API_SILENT_S, computes=False),
     )
     model = Program("model", commands.default_model(), env, home.path, once=True, awaited=False)
     celery = [*_workers(home, env, options.slots), _beat(home, env), *_dicom(home, env, dicom)]
-    # while initdb works, the others load; what takes the cores from the API's own start comes after it
+    # the first four load while initdb runs; parts that would compete with the API's start for the cores come later
     parts: list[tuple[Part, tuple[str, ...]]] = [(valkey, ()), (vectors, ()), (api, ()), (postgres, ())]
     parts += [*((one, ("api", "valkey")) for one in celery), (model, ("api", "vectors"))]
     order = [["api"], ["model", *(one.name for one in celery)], ["vectors"], ["valkey"], ["postgres"]]
@@ -156,9 +156,9 @@ def build(
 
 
 def connections(slots: int, settings: Settings) -> int:
-    """How many connections all processes together may open: one that is refused is work that waits, or a 503."""
+    """PostgreSQL's `max_connections`: as many as all processes together may open, so that none is refused."""
     pool = settings.database.pool_size + OVERFLOW
-    serving = 1 + settings.dicom.processes  # these use as many as there are requests at once
+    serving = 1 + settings.dicom.processes  # processes with one connection per concurrent request
     working = slots + len(commands.WORKER_QUEUES)
     return pool * serving + WORKS_ON * working + OTHERS
 
@@ -174,7 +174,7 @@ def _beat(home: Home, env: dict[str, str]) -> Program:
 
 
 def _dicom(home: Home, env: dict[str, str], listener: socket.socket | None) -> list[Program]:
-    """The receiver, unless it was not asked for; it serves when it answers a C-ECHO."""
+    """The DICOM receiver, if there is a listener; it serves once it has touched its sign."""
     if listener is None:
         return []
     sign, number = home.sockets / "dicom.serves", listener.fileno()
@@ -208,7 +208,7 @@ def _facts_of(dicom: socket.socket | None) -> dict[str, str | int] | None:
 def _living(
     name: str, node: str, argv: list[str], home: Home, env: dict[str, str], silent_s: float = WORKER_SILENT_S
 ) -> Program:
-    """A Celery process: it serves once it has shown life. Work waits for it in rows, so the stack need not."""
+    """A Celery process, ready after its first heartbeat; not awaited, because work waits for it in the database."""
     sign = sign_of_life(home.path, node)
     patience = ((signal.SIGTERM, WORKER_PATIENCE_S),)
     return Program(
@@ -225,7 +225,7 @@ def _living(
 
 
 def reachable_at(host: str) -> str:
-    """Where this machine itself finds a server that listens on `host`."""
+    """The address by which this machine itself reaches a server that listens on `host`."""
     return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - told apart, not bound
 
 
@@ -235,7 +235,7 @@ def _in_url(host: str) -> str:
 
 
 def listen(host: str, port: int, option: str = "--port") -> socket.socket:
-    """A socket that listens there; on any free port for 0. Raises: `Conflict`, which names the option to change."""
+    """A listening socket; port 0 takes any free one. Raises: `Conflict`, which names the option to change."""
     try:
         return address.listen(host, port, BACKLOG)
     except OSError as error:
@@ -265,9 +265,9 @@ def answers(host: str, port: int, path: str = "/readyz") -> bool:
 
 
 def down(home: Home, patience_s: float = 120.0) -> bool:
-    """Nothing runs on this home; False where nothing did.
+    """Stop the stack on this home; False where none was running.
 
-    Raises: `Unavailable` where it does not end.
+    Raises: `Unavailable` where the stack or one of its processes does not end.
     """
     if not home.locked:
         return False

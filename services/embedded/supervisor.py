@@ -1,7 +1,7 @@
-"""Keeps the processes of one home alive: starts them in order, restarts what dies or hangs, stops them in reverse.
+"""Supervises the processes of one home: starts them in order, restarts those that die or hang, stops them in order.
 
-Everything happens in the main thread, because a child dies with the thread that started it. Only we handle
-INT and TERM; the children sit in sessions of their own.
+Everything runs in the main thread, because a child dies with the thread that started it. Only the supervisor gets the
+terminal's signals; the children have sessions of their own.
 """
 
 import contextlib
@@ -26,18 +26,18 @@ from shared.errors import SimilisError
 from shared.process import Identity
 
 TICK_S = 0.05
-LONG_LIFE_S = 30.0  #: who lived that long begins a new count of failures
-LOUD_AFTER = 3  #: failures in a row from which on the terminal is told each time
+LONG_LIFE_S = 30.0  #: a process that lived longer starts a new count of failures
+LOUD_AFTER = 3  #: failures in a row from which on each message tells their number and the back-off
 
 
 def back_off_s(failures: int) -> float:
-    """How long to wait before the next start: at once, then doubling up to half a minute."""
+    """Seconds to wait before the next start: 0 after the first failure, then 0.25, doubling up to 30."""
     return 0.0 if failures <= 1 else min(30.0, 0.25 * 2.0 ** min(failures - 2, 10))
 
 
 @dataclass
 class Watched:
-    """One part and what has become of it."""
+    """One part and the state of its process."""
 
     part: Part
     log: Log
@@ -45,12 +45,12 @@ class Watched:
     child: subprocess.Popen[bytes] | None = None
     identity: Identity | None = None
     ready: bool = False
-    started: bool = False  #: once started, it no longer waits for its needs
+    started: bool = False  #: later starts do not wait for `needs`
     failures: int = 0
     restarts: int = 0
     born: float = 0.0
     not_before: float = 0.0
-    done: bool = False  #: a part that runs once has done so
+    done: bool = False  #: a part that runs once has exited with 0
 
     @property
     def runs_once(self) -> bool:
@@ -73,12 +73,12 @@ class Watched:
 
 @dataclass
 class Supervisor:
-    """The parts of one home.
+    """Supervises the parts of one home.
 
     Args:
         stop_order: names, first to last; parts of one group stop together.
-        facts: what else `state.json` tells, such as the URL.
-        say: one line for the person at the terminal.
+        facts: further entries of `state.json`, such as the URL.
+        say: prints one line on the terminal.
     """
 
     home: Home
@@ -97,14 +97,14 @@ class Supervisor:
         }
 
     def run(self, on_ready: Callable[[], None]) -> None:
-        """Serve until INT, TERM or HUP; then everything has stopped in order.
+        """Serve until INT, TERM or HUP, then stop all parts in order.
 
-        Raises: `SimilisError` where a part can never start; everything else has stopped then too.
+        Raises: `SimilisError` where a part can never start; the other parts are stopped first.
         """
         process.become_subreaper()
         with self._signals() as wake:
             try:
-                self.write_state()  # the first tick may take long: it makes the database
+                self.write_state()  # before the first tick, which may take long because it creates the database
                 while not self.asked_to_stop:
                     self.tick(time.monotonic())
                     if self.is_ready and not self._announced:
@@ -116,11 +116,11 @@ class Supervisor:
 
     @property
     def is_ready(self) -> bool:
-        """Whether everything that is waited for serves; the rest may still be coming."""
+        """Whether all awaited parts serve or are done; the others may still be starting."""
         return all(w.ready or w.done for w in self.watched.values() if w.part.awaited)
 
     def tick(self, now: float) -> None:
-        """One look at each part: bury, start, ask whether it serves, or whether it still lives."""
+        """Check each part once: clean up after a dead process, start, check readiness, or check for a hang."""
         for watched in self.watched.values():
             if watched.child is not None and process.has_ended(watched.child):
                 self._bury(watched, now)
@@ -139,7 +139,7 @@ class Supervisor:
         self.write_state()
 
     def stop(self) -> None:
-        """Every child has ended, in the order given; those of one group were asked together."""
+        """Stop every child in `stop_order`; the parts of one group are signalled together."""
         for names in self.stop_order:
             group = [self.watched[name] for name in names if name in self.watched]
             for watched in group:
@@ -155,7 +155,7 @@ class Supervisor:
         self.write_state(stopped=True)
 
     def write_state(self, *, stopped: bool = False) -> None:
-        """`state.json` tells what is, for `status`, `down` and the next start; written when it changes."""
+        """Write `state.json`, for `status`, `down` and the next start, if it has changed."""
         us = Identity.of(os.getpid())
         state = {
             **self.facts,
@@ -171,9 +171,7 @@ class Supervisor:
             },
         }
         if (told := repr(state)) != self._told:
-            with contextlib.suppress(
-                OSError
-            ):  # a full disk stops intake, not the supervisor; the next tick tries again
+            with contextlib.suppress(OSError):  # a full disk must not stop the supervisor; the next tick retries
                 self.home.remember(state)
                 self._told = told
 
@@ -194,7 +192,7 @@ class Supervisor:
                 watched.child = watched.part.spawn(output)
         except (SimilisError, OSError) as error:
             if not watched.started:
-                raise  # it never ran, so trying again will not help
+                raise  # it never ran, so a retry would not help
             watched.failures += 1
             watched.not_before = now + back_off_s(watched.failures)
             self.say(f"{watched.part.name} cannot be started again now: {error}")
@@ -206,7 +204,7 @@ class Supervisor:
         return self.watched[name].ready or self.watched[name].done
 
     def _bury(self, watched: Watched, now: float) -> None:
-        assert watched.child is not None  # noqa: S101 - tells mypy what the caller has seen
+        assert watched.child is not None  # noqa: S101 - the caller has checked it; for mypy
         rc = process.bury(watched.child, group=_owns_its_group(watched))
         watched.child, watched.identity, watched.ready = None, None, False
         if watched.runs_once and rc == 0:
@@ -219,11 +217,11 @@ class Supervisor:
         self._tell_death(watched, rc, wait_s)
 
     def _end_hung(self, watched: Watched, pulse: Pulse, now: float) -> None:
-        """It is killed: what hangs does not end when it is asked to. The next tick buries it and starts it again."""
-        assert watched.child is not None  # noqa: S101 - tells mypy what the caller has seen
+        """Kill a hung process, which would ignore SIGTERM; a later tick restarts it."""
+        assert watched.child is not None  # noqa: S101 - the caller has checked it; for mypy
         self.say(f"{watched.part.name} has shown no life for {pulse.silent_s:.0f} s; it is killed")
         watched.child.kill()
-        pulse.begin(now)  # where even that takes its time, it is said once
+        pulse.begin(now)  # so that the message is not repeated while the process dies
 
     def _tell_death(self, watched: Watched, rc: int, wait_s: float) -> None:
         how = f"signal {signal.Signals(-rc).name}" if rc < 0 else f"code {rc}"
@@ -237,14 +235,17 @@ class Supervisor:
 
     @contextmanager
     def _signals(self) -> Iterator[int]:
-        """INT, TERM and HUP ask us to stop; every signal, SIGCHLD too, ends a rest."""
+        """Install handlers: INT, TERM and HUP request a stop; all of them and SIGCHLD wake `_rest`.
+
+        Yields the read end of the wake-up pipe.
+        """
         reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
 
         def ask(_number: int, _frame: FrameType | None) -> None:
             self.asked_to_stop = True
 
         def ignore(_number: int, _frame: FrameType | None) -> None:
-            pass  # a handler must stand, or the wake-up pipe hears nothing
+            pass  # without a handler, the signal would not be written to the wake-up pipe
 
         handlers = {signal.SIGINT: ask, signal.SIGTERM: ask, signal.SIGHUP: ask, signal.SIGCHLD: ignore}
         before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
@@ -259,7 +260,7 @@ class Supervisor:
             os.close(writer)
 
     def _rest(self, wake: int) -> None:
-        """Until a signal comes; while something starts, only for a tick."""
+        """Sleep until a signal comes, for at most 1 s, or `TICK_S` while a part is starting."""
         quiet = all(w.done or w.ready or (w.child is not None and w.runs_once) for w in self.watched.values())
         with contextlib.suppress(InterruptedError):
             select.select([wake], [], [], 1.0 if quiet else TICK_S)
@@ -268,16 +269,21 @@ class Supervisor:
 
 
 def _owns_its_group(watched: Watched) -> bool:
-    """Postgres buries its own children, and a killed one must not take a healthy checkpoint with it."""
+    """Whether to signal the part's whole process group.
+
+    Not for Postgres, which ends its own children and must be able to finish a checkpoint.
+    """
     return watched.part.name != "postgres"
 
 
 def bury_orphans(home: Home, say: Callable[[str], None], patience_s: float = 10.0) -> None:
-    """Nothing of a killed supervisor lives: waited for, as the kernel told each to stop, then made to.
+    """End all processes of a killed supervisor: wait, as the kernel has signalled each, then TERM, then KILL.
 
-    Meanwhile the home names no supervisor: `down` would tell the dead one to stop, and clients would ask its port.
+    Postgres gets INT and QUIT instead.
 
-    Raises: `SimilisError` where one does not end.
+    First the dead supervisor is removed from the home's state, so that `down` and clients do not use its data.
+
+    Raises: `SimilisError` where a process does not end.
     """
     state = home.state
     processes = state.get("processes", {})
@@ -299,7 +305,7 @@ def bury_orphans(home: Home, say: Callable[[str], None], patience_s: float = 10.
 
 
 def to_terminal(line: str) -> None:
-    """Talk goes to stderr; a terminal that has gone away is no reason to stop serving."""
+    """Write a message to stderr; errors are ignored, as a closed terminal must not stop the supervisor."""
     with contextlib.suppress(OSError, ValueError):
         sys.stderr.write(f"similis  {line}\n")
         sys.stderr.flush()

