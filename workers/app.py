@@ -1,7 +1,7 @@
-"""The Celery app. Each task opens the runtime, calls one function of the pipeline, and rings again if needed.
+"""The Celery app. Each task takes the runtime, calls the pipeline, and sends its message again if work is left.
 
-Early acknowledgement on purpose: the row in Postgres, not the message, guarantees the work, so nothing is
-gained by a late one, and poison loops and stuck messages cannot be.
+Messages are acknowledged early: the row in Postgres, not the message, guarantees the work, so late acknowledgement
+would gain nothing, and poison loops and stuck messages cannot occur.
 """
 
 import warnings
@@ -17,7 +17,7 @@ from shared.queue import QUEUES
 from shared.types import Job
 
 SWEEP_S = 2.0
-SWEEP_LIFE_S = 60.0  #: longer than any task that it may have to wait for
+SWEEP_LIFE_S = 60.0  #: a sweep's message expires after this; longer than it may have to wait behind a task
 TIDY_S = 3600.0
 
 
@@ -25,7 +25,7 @@ def _every(job: Job, seconds: float, *, expires_s: float) -> dict[str, Any]:
     return {"task": job.value, "schedule": seconds, "options": {"queue": QUEUES[job], "expires": expires_s}}
 
 
-warnings.filterwarnings("ignore", category=SecurityWarning)  # of root, who could be sent a pickle: none is taken
+warnings.filterwarnings("ignore", category=SecurityWarning)  # about pickle as root: only JSON is accepted
 
 settings = read("similis worker")
 app = Celery(
@@ -73,7 +73,7 @@ app.conf.update(
 
 @signals.worker_init.connect
 def _check_rules(**_: object) -> None:
-    """A file of admission rules that is wrong stops the start, not each scan."""
+    """Stop the worker's start where the rules of admission are wrong, so that not each scan fails."""
     from shared.pipeline import admission
 
     try:

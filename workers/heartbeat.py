@@ -1,4 +1,4 @@
-"""Workers and beat show life by touching a file from their own loop, so that a wedged one falls silent."""
+"""Heartbeats: workers and beat touch a file from their own event loop, so that a hung process stops doing so."""
 
 from contextlib import suppress
 from typing import Any
@@ -10,7 +10,7 @@ from shared.process import sign_of_life
 from workers.app import settings
 
 EVERY_S = 5.0
-_names: list[str] = []  #: of this process, once it is ready
+_names: list[str] = []  #: this worker's name, once it is ready
 
 
 @signals.worker_ready.connect
@@ -28,7 +28,7 @@ def _end(**_: object) -> None:
 
 
 class ShowingLife(PersistentScheduler):  # type: ignore[misc] # Celery ships no types
-    """Beat's own scheduler; each round is a sign of life."""
+    """Beat's persistent scheduler with a heartbeat in each tick."""
 
     def tick(self, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
         show_life("beat")
@@ -36,22 +36,22 @@ class ShowingLife(PersistentScheduler):  # type: ignore[misc] # Celery ships no 
         return super().tick(*args, **kwargs)
 
     def _forget_the_future(self) -> None:
-        """What is said to have run later ran now: a clock that was set back would silence the sweep until then."""
+        """Set last runs that lie in the future to now: after a clock was set back, the sweep would pause until then."""
         ahead = [entry for entry in self.schedule.values() if entry.last_run_at > entry.default_now()]
         for entry in ahead:
             entry.last_run_at = entry.default_now()
         if ahead:
-            self._heap = None  # it is made anew from the schedule
+            self._heap = None  # Celery rebuilds it from the schedule
 
 
 def still_here() -> None:
-    """A task that may take hours says that it gets on: meanwhile the worker's own loop stands still."""
+    """Send a heartbeat from within a long task, during which the worker's event loop does not run."""
     for name in _names:
         show_life(name)
 
 
 def show_life(name: str) -> None:
-    """The file of this name is new; where the home takes none, the work goes on without."""
+    """Touch the heartbeat file of this name; errors are ignored, so that a read-only home does not stop the work."""
     path = sign_of_life(settings.home, name)
     with suppress(OSError):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)

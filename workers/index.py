@@ -9,7 +9,7 @@ log = get(__name__)
 
 @task(Job.PROJECT)
 def project_ledger() -> None:
-    """Apply what is pending; ring again if there may be more."""
+    """Apply pending ledger rows; send the message again if rows may be left."""
     rt = runtime()
     applied, left = project.drain(rt.transaction, rt.index)
     if applied:

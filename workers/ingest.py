@@ -11,7 +11,7 @@ log = get(__name__)
 
 @task(Job.ENCODE)
 def encode_images() -> None:
-    """Settle due images for a while; ring again if there may be more."""
+    """Settle due images for a while; send the message again if some were settled, as more may be due."""
     rt = runtime()
     if settled := encode.drain(rt.transaction, rt.sandbox, rt.encoder, rt.effort):
         log.info("images_settled", count=settled)
@@ -20,7 +20,7 @@ def encode_images() -> None:
 
 @task(Job.SCAN)
 def scan_folders() -> None:
-    """Carry on one due scan, then read sent files again where it is asked; a watch rests between its rounds."""
+    """Advance one due scan, then read sent files again whose retry was requested; a watch rests between rounds."""
     rt = runtime()
     watch = Watch(rules=rt.watch_rules, rest_s=rt.settings.intake.watch_interval_s)
     if turns.advance_scan(rt.transaction, rt.sandbox, rt.rules, watch, alive=still_here):

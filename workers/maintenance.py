@@ -11,17 +11,17 @@ log = get(__name__)
 
 @task(Job.SWEEP)
 def ring_again() -> None:
-    """Ring for whatever has stood still: lost messages, dead workers, ended rests."""
+    """The sweep: send messages for work that stands still after a lost message, a dead worker or an ended rest."""
     rt = runtime()
     with rt.transaction() as db:
         sweep.ring_for_due(db, rt.effort, rt.settings.qdrant.canary_s)
-    with rt.transaction() as db:  # apart: a home that cannot be written to must not silence the bells
+    with rt.transaction() as db:  # a transaction of its own: an unwritable home must not suppress the messages
         tombstones().update(db)
 
 
 @task(Job.TIDY)
 def tidy() -> None:
-    """Sent files that were erased are gone, and those that no row knows are put aside."""
+    """Delete erased sent files, and move sent files without a row to `lost/`."""
     rt = runtime()
     if gone := arrive.sweep(rt.transaction, rt.sandbox, rt.blobs, rt.rules.secret):
         log.info("orphan_files_removed", count=gone)

@@ -7,7 +7,7 @@ from workers.tasks import task
 
 @task(Job.REPLAY)
 def replay_thresholds() -> None:
-    """Carry on one due replay; ring again if there may be more."""
+    """Advance one due replay; send the message again if work may be left."""
     rt = runtime()
     if replay.advance(rt.transaction, alive=still_here):
         rt.queue.ring(Job.REPLAY)

@@ -10,7 +10,7 @@ log = get(__name__)
 
 @task(Job.REINDEX)
 def build_generations() -> None:
-    """Carry on one due build, and purge what was retired; ring again if there may be more."""
+    """Purge retired generations, then advance one due build; send the message again if work may be left."""
     rt = runtime()
     reindex.purge(rt.transaction, rt.indexes)
     if reindex.advance(rt.transaction, rt.index, alive=still_here):
@@ -19,14 +19,14 @@ def build_generations() -> None:
 
 @task(Job.CANARY)
 def ask_canary() -> None:
-    """Ask the published index a few questions whose answers are known; behind builds, never beside one."""
+    """Measure the published index's recall by a few exact and usual searches; runs in turn with builds."""
     rt = runtime()
     canary.ask(rt.transaction, rt.index, rt.settings.qdrant.canary_s)
 
 
 @task(Job.CATCH_UP)
 def catch_up() -> None:
-    """Encode for a while what a new model has not encoded yet; ring again if there may be more."""
+    """Encode stored images by a new model for a while; send the message again if some were encoded."""
     rt = runtime()
     if encoded := catchup.drain(rt.transaction, rt.sandbox, rt.encoder, rt.effort):
         log.info("images_encoded_beside", count=encoded)

@@ -1,4 +1,4 @@
-"""The runtime of a worker process: built on the first task, so that starting a worker imports little."""
+"""The runtime of a worker process, built on the first task so that a worker starts quickly."""
 
 from functools import cache
 
@@ -9,6 +9,6 @@ from workers.app import app, settings
 
 @cache
 def runtime() -> Runtime:
-    """Built on the first task; from then on this process, its threads and its sandbox yield to searches."""
+    """The process's runtime. The first call also lowers this process's priority below that of searches."""
     step_back()
     return Runtime(settings, app)

@@ -16,9 +16,9 @@ Task = Callable[[], None]
 
 
 def guard(job: Job, function: Task) -> Task:
-    """The function, with nothing passing to Celery: a MemoryError that reaches it ends the whole worker.
+    """The function with all exceptions logged and none passed to Celery, whose worker ends on a `MemoryError`.
 
-    What is behind us being away is no failure of the task: the rows stand, and the sweep rings again.
+    `Unavailable` is logged as a wait and not as a failure: the rows stay due, and the sweep sends the message again.
     """
 
     def run() -> None:
