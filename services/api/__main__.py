@@ -42,7 +42,7 @@ def configuration(app: ASGIApp, host: str, port: int) -> uvicorn.Config:
         port=port,
         http=HttpProtocol,
         ws="none",  # a WebSocket upgrade would bypass the limits of `HttpProtocol`
-        log_config=None,
+        log_config=None,  # `shared.log` configures logging
         access_log=False,  # it would log paths, which hold UIDs
         server_header=False,
         timeout_keep_alive=30,

@@ -31,7 +31,7 @@ def ranges(request: Request) -> list[Range]:
     found = []
     for part in parse_http_list(said):
         kind, params = media_type(part)
-        if kind == "*":  # not in the grammar, but some clients send it
+        if kind == "*":  # not in the grammar, and sent by some
             kind = "*/*"
         found.append((kind, params, _quality(params.pop("q", "1"))))
     plain = frozenset(kind for kind, params, _ in found if not params)

@@ -446,7 +446,7 @@ class CalibrationOut(Out):
 
 
 class CalibrationsOut(Out):
-    """`without` counts, by modality, searchable images that no threshold has judged.
+    """`without` counts searchable images by modality that no threshold has judged.
 
     `wanting` counts the images of modalities that have many but no thresholds made in this archive: calibrate these.
     """

@@ -130,7 +130,7 @@ def _warm(rt: Runtime) -> None:
         if live is not None:
             hashes.trusted(rt.index(live.collection))
     except SimilisError as error:
-        log.error("warm_up_failed", error=str(error))  # noqa: TRY400 - our own message; hash searches raise the same
+        log.error("warm_up_failed", error=str(error))  # noqa: TRY400 - our own words; hash searches say the same
 
 
 def _described(app: FastAPI) -> dict[str, Any]:

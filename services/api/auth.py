@@ -29,7 +29,7 @@ CACHE_S = 0.8
 MOST = 1024  #: cached lookups, of valid and of unknown keys
 TOUCH_S = 60.0
 HELD_BACK = frozenset({Status.QUARANTINED, Status.REJECTED})  #: images whose pictures only a reviewer may see
-ANYBODY = Bearer(0, "anybody", "", frozenset(keys.ALL))  #: every caller when `api.require_key` is off
+ANYBODY = Bearer(0, "anybody", "", frozenset(keys.ALL))  #: loopback callers when `api.require_key` is off
 
 
 class Callers:

@@ -8,7 +8,7 @@ Json = dict[str, Any]
 MEDIA_TYPE = "application/dicom+json"
 OFFERED = (MEDIA_TYPE, "application/json")
 
-#: keyword -> (tag, value representation): all attributes that a DICOMweb response may hold
+#: keyword -> (tag, value representation); all that any DICOMweb answer of ours may hold
 ATTRIBUTES: Mapping[str, tuple[str, str]] = {
     "SpecificCharacterSet": ("00080005", "CS"),
     "ImageType": ("00080008", "CS"),
@@ -48,7 +48,7 @@ KEYWORDS: Mapping[str, str] = {tag: keyword for keyword, (tag, _) in ATTRIBUTES.
 
 
 def item(values: Mapping[str, object]) -> Json:
-    """One data set with its tags in ascending order; attributes without a value are left out."""
+    """One data set, its tags in order; an attribute without a value is left out."""
     found = {}
     for keyword, value in values.items():
         listed = [one for one in _several(value) if one not in (None, "")]

@@ -11,7 +11,7 @@ from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
 
-OURS = "/v1/"  #: DICOMweb and Prometheus clients follow other rules
+OURS = "/v1/"  #: DICOMweb and Prometheus have rules of their own
 
 
 def check_names(request: Request) -> None:

@@ -28,7 +28,7 @@ class Storing:
         self._files, self._splitter, self._begun = files, splitter, False
 
     def feed(self, chunk: bytes) -> None:
-        """Process the next bytes of the body. Raises: `Invalid`, `UnsupportedMedia`, `Unavailable` (also `Full`)."""
+        """The next bytes of the body. Raises: `Invalid`, `UnsupportedMedia`, `Unavailable` (also `Full`)."""
         if self._splitter is None:
             if not self._begun:
                 self._files.begin()
@@ -60,7 +60,7 @@ def _check(headers: Mapping[str, str]) -> None:
 
 
 def failure(arrived: Arrived) -> int:
-    """The FailureReason code of a file that was not kept."""
+    """The FailureReason of a file that was not kept."""
     if arrived.outcome == "refused" or arrived.reason in (Reason.ERASED, Reason.ENDED):
         return NOT_ALLOWED
     if arrived.reason == Reason.UIDS_DIFFER:

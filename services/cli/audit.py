@@ -1,4 +1,4 @@
-"""`similis audit`: lists who did what."""
+"""`similis audit`: who did what."""
 
 from itertools import islice
 from typing import Annotated

@@ -24,7 +24,7 @@ from services.embedded.client import Embedded
 from services.embedded.home import Home
 from shared.errors import SimilisError
 
-if TYPE_CHECKING:  # importing pydicom takes half a second, which other commands should not pay
+if TYPE_CHECKING:  # pydicom takes half a second, which every other command would pay
     from shared.datasets.archive import Record
 
 SEED = 7
@@ -118,7 +118,7 @@ def _show(stack: Embedded, archive: Path, studies: int, clock: Clock) -> None:
     with clock.step("sample archive", f"writing {studies} synthetic mammography studies as DICOM files"):
         records = write_archive(archive, studies, SEED)
     with connect(stack.url, stack.home / "api.key", stack.home.path, say) as client:
-        operation = begin(client, archive, archive / LABELS)  # registration runs while the model is built
+        operation = begin(client, archive, archive / LABELS)  # files are registered while the model is built
         with clock.step("model", "making the ONNX graph of the shipped model"):
             _await_model(client)
         with clock.quietly("intake"):

@@ -1,4 +1,4 @@
-"""`similis dicom`: runs the C-STORE receiver as a process of its own."""
+"""`similis dicom`: the receiver of C-STORE, as a process of its own."""
 
 from typing import Annotated
 

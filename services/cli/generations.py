@@ -139,7 +139,7 @@ def retire(
     force: Annotated[bool, typer.Option("--force", help="Also the one that a rollback would lead to.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Remove a generation that is not published, with its collection."""
+    """Remove a generation that is not published, collection and all."""
     _tell(client, client.post(f"/v1/generations/{generation_id}:retire", json={"force": force}), as_json=as_json)
 
 

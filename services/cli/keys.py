@@ -25,7 +25,7 @@ def create(
     days: Annotated[int | None, typer.Option(min=1, help="It ends by itself after so many days.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Create a key; its secret is shown now and never again."""
+    """Make a key; its secret is shown now and never again."""
     asked = {"name": name, "scopes": scope} | ({} if days is None else {"days": days})
     answer = client.post("/v1/keys", json=asked)
     if as_json:
@@ -48,6 +48,6 @@ def list_keys(client: Client, as_json: AsJson = False) -> None:
 
 @connected
 def revoke(client: Client, key_id: Annotated[int, typer.Argument(metavar="ID", help="As `list` shows it.")]) -> None:
-    """Revoke a key; it is refused within a second."""
+    """End a key; it is refused within a second."""
     client.delete(f"/v1/keys/{key_id}")
     say(f"key {key_id} is revoked")

@@ -138,7 +138,7 @@ def make(  # noqa: PLR0913 - each argument is an ingredient of the card
     note: Note = "",
     home: Home = None,
 ) -> None:
-    """Build a card: weights, preprocessing, and the ONNX graph, checked against the network."""
+    """Make a card: weights, preprocessing, and the ONNX graph, checked against the network."""
     recipe = {"size": size, "voi": voi, "crop": crop, "mirror": mirror, "pad": pad}
     _check(recipe)
     made_of, words = _object(options), _object(about)
@@ -227,7 +227,7 @@ def bring(card: Path, models: Path) -> str:
             raise Conflict("another model has this folder name; rename the folder")
         return target.name
     if found.graph is None and found.architecture != NULL:
-        from shared.encoder.derive import with_graph  # imports torch
+        from shared.encoder.derive import with_graph  # brings torch
 
         say("building its ONNX graph ...")
         with_graph(target, folder)

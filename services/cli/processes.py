@@ -168,7 +168,7 @@ def become(argv: list[str]) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     try:
-        os.execv(argv[0], argv)  # noqa: S606 - our own argument list, no shell
+        os.execv(argv[0], argv)  # noqa: S606 - a list of our own, no shell
     except OSError as error:
         raise Invalid(f"cannot start {argv[0]}: {error.strerror}") from None
 

@@ -1,4 +1,4 @@
-"""`similis search`: the studies most similar to one in the archive, or to an image in a file."""
+"""`similis search`: the studies most like one in the archive, or like an image in a file."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,7 +46,7 @@ def search(  # noqa: PLR0913 - each argument is an option of the command
     cursor: Annotated[str | None, typer.Option(help="The next page, from an earlier answer.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Show the studies most similar to a study or an image."""
+    """Show the studies most like a study, or like an image."""
     if (study is None) == (image is None):
         raise typer.BadParameter("name one of --study and --image")
     asked = {
@@ -74,7 +74,7 @@ def search(  # noqa: PLR0913 - each argument is an option of the command
 
 
 def like_study(client: Client, study_uid: str, **asked: Any) -> Answer:  # noqa: ANN401 - query parameters
-    """The ranking for a study in the archive."""
+    """The ranking for a study of the archive."""
     return client.get(f"/v1/studies/{part(study_uid)}/similar", **asked)
 
 
@@ -108,7 +108,7 @@ def present(answer: Answer) -> None:
         tell("no study is left to compare with: see --exclude, the filters and --radius")
     elif out().width >= ONE_LINE:
         table(("rank", "score", "study", "date", "labels", "matched images"), rows, right=("rank", "score"))
-    else:  # a UID that is wrapped over two lines cannot be copied
+    else:  # a UID that is broken over two lines cannot be copied
         lines: list[Sequence[Any]] = []
         for rank, score, study, *rest in rows:
             lines += [(rank, score, study), ("", "", "; ".join(shown(cell) for cell in rest if cell))]

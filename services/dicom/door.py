@@ -1,4 +1,4 @@
-"""The door: accepts connections, counts them, and passes each to the receiver with the fewest.
+"""The door: accepts connections, counts them, and hands each to the receiver that has the fewest.
 
 One process accepts, so the limits are exact and the load is even: of eight connections to two processes on one port
 (SO_REUSEPORT), the kernel gave one process six or more in 299 of 1,000 trials, and processes that inherit one
@@ -30,7 +30,7 @@ from shared.log import get
 log = get("services.dicom")
 
 TICK_S = 1.0
-REST_S = 1.0  #: least time between two starts of receivers
+REST_S = 1.0  #: between two rounds of starting missing receivers
 WATCH_S = 30.0  #: between two C-ECHOs of the watchdog, and the timeout of each
 DRAIN_S = 15.0  #: longer than a receiver's own `DRAIN_S`
 #: A-ASSOCIATE-RJ: transient, by the provider (presentation), local limit exceeded (PS3.8 9.3.4)

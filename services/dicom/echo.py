@@ -20,7 +20,7 @@ RELEASE = struct.pack(">BxII", 5, 4, 0)
 
 
 def request(called: str, calling: str, abstract: bytes = VERIFICATION) -> bytes:
-    """An A-ASSOCIATE-RQ with one presentation context."""
+    """An A-ASSOCIATE-RQ for one context."""
     context = b"\x01\x00\x00\x00" + _item(0x30, abstract) + _item(0x40, _IMPLICIT)
     user = _item(0x51, struct.pack(">I", 16_384)) + _item(0x52, IMPLEMENTATION.encode())
     titles = called.encode("ascii").ljust(16) + calling.encode("ascii").ljust(16)

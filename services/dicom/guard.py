@@ -40,7 +40,7 @@ class Guard:
     def recv(self, nr_bytes: int) -> bytearray:
         """The next bytes, fewer where the peer has closed; replaces `AssociationSocket.recv`.
 
-        Raises: `TooLong`, `TimeoutError`, `ssl.SSLError`: each an `OSError`, which ends the connection.
+        Raises: `TooLong`, `TimeoutError`, `ssl.SSLError`; all are an OSError, which ends the connection.
         """
         read = bytearray()
         try:

@@ -168,7 +168,7 @@ class Request(RequestHandler):
 
 @dataclass
 class Held:
-    """An association that is kept until both of its threads have ended."""
+    """An association, until both of its threads have ended."""
 
     number: int
     association: Association
@@ -267,7 +267,7 @@ class Server(AssociationServer):
                 one.shut_down()
             if now - one.born > allowed_s + WEDGED_S:
                 log.error("association_wedged")
-                os._exit(1)  # the door starts another receiver
+                os._exit(1)  # the door starts another
 
 
 def main(channel: int) -> int:

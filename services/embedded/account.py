@@ -22,7 +22,7 @@ class Account:
 def account() -> Account:
     """The present user; else that user under another name in a user namespace; else, for root, a service user.
 
-    In the namespace files keep their owner; no system user is created and no folder is opened to others.
+    In the namespace files keep their owner, no system user is made and no folder is opened.
 
     Raises: `Unavailable` where none of the three works.
     """

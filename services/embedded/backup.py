@@ -308,7 +308,7 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
         )
     part = home.with_name(f".{home.name}.restoring")
     with _making(part):
-        _check_empty(home)  # again, as another restore may just have ended
+        _check_empty(home)  # again: another restore may just have ended
         place = Home.at(part)
         shutil.copytree(folder / MODELS, place / MODELS, dirs_exist_ok=True)
         changed = []

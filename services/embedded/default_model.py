@@ -61,7 +61,7 @@ def _card(folder: Path) -> Card:
     try:
         return cards.read(folder)
     except NotFound:
-        from shared.encoder.derive import with_graph  # imports torch
+        from shared.encoder.derive import with_graph  # brings torch
 
     try:
         return with_graph(folder, SHIPPED)

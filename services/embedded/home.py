@@ -51,7 +51,7 @@ class Home:
         return self.path / name
 
     def secret(self, name: str, prefix: str = "") -> str:
-        """The secret of that name, generated at the first call: 256 random bits after the prefix.
+        """The secret of that name, made at the first call: 256 bits after the prefix.
 
         Raises: `Invalid` where the file of a secret that an existing database needs is gone.
         """

@@ -66,7 +66,7 @@ class Postgres:
 
     name = "postgres"
     awaited = True
-    death_signal = signal.SIGINT  # fast shutdown; SIGTERM would wait for all clients
+    death_signal = signal.SIGINT  # fast shutdown: SIGTERM would wait for every client
     stop_steps = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0))
 
     def __init__(self, home: Path, settings: Mapping[str, str] | None = None) -> None:
@@ -232,7 +232,7 @@ class Postgres:
         now = time.monotonic()
         self._blocked_since = self._blocked_since or now
         waited_s = now - self._blocked_since
-        if waited_s > 5:  # a backend notices its postmaster's death only between statements
+        if waited_s > 5:  # a backend notices the death of its postmaster only between statements
             for pid in living:
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGQUIT if waited_s < 10 else signal.SIGKILL)

@@ -25,7 +25,7 @@ STEP: Final = (
 )
 _SCORE: Final = struct.Struct("<f")
 _ROW: Final = b"\x0a"  # BatchResult.result and QueryBatchResponse.result: field 1, a message
-_ENTRY, _NAME, _VALUE = b"\x12", b"\x0a", b"\x12"  # ScoredPoint.payload: field 2, a message, with its two fields
+_ENTRY, _NAME, _VALUE = b"\x12", b"\x0a", b"\x12"  # ScoredPoint.payload: field 2, a message; and its two fields
 _NUMBER, _STRING = b"\x18", b"\x22"  # Value.integer_value: field 3, a varint; string_value: field 4
 _SCORE_TAG: Final = b"\x1d"  # ScoredPoint.score: field 3, a float
 _TIME: Final = struct.Struct("<cd")  # QueryBatchResponse.time: field 2, a double

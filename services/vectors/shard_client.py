@@ -135,7 +135,7 @@ class ForkServer:
             self._process = subprocess.Popen(argv, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()])
 
     def load(self, shard: Path, layout: Layout) -> ShardClient:
-        """Load the shard in a child of its own. Raises: `Refused` where it cannot be loaded."""
+        """The shard is loaded in a child of its own. Raises: `Refused` where it cannot be."""
         pairs = [socket.socketpair() for _ in range(2)]
         order = f"{shard}\0{layout.to_text()}".encode()
         with self._lock:

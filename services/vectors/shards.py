@@ -1,7 +1,7 @@
-"""Collections on disk, each an Edge shard that only this process and its children may open.
+"""Collections on disk, each an Edge shard that only this process and its children may touch.
 
     DIR/lock                          held for the life of the process
-    DIR/<collection>/collection.json  the request that created it
+    DIR/<collection>/collection.json  the request that made it
     DIR/<collection>/current          symlink to the shard folder in use
     DIR/<collection>/shard.N/         Edge's files
 
@@ -328,7 +328,7 @@ class Shards:
 
 
 def read_config(folder: Path) -> pb.CreateCollection:
-    """The request that created the collection of this folder."""
+    """The request that made the collection of this folder."""
     text = (folder / "collection.json").read_text(encoding="utf-8")
     config: pb.CreateCollection = json_format.Parse(text, pb.CreateCollection())
     return config

@@ -243,7 +243,7 @@ def _field_condition(message: pb.FieldCondition) -> edge.FieldCondition:
 
 
 def vector_of(message: pb.DenseVector, size: int) -> "memoryview[float]":
-    """The vector in the form that Edge reads fastest (a memory view: 18 µs for 1,024 floats; an array: 64 to 169).
+    """The vector in the form that Edge reads fastest (a memory view: 18 µs for 1,024 floats, an array 64 to 169).
 
     Raises: `Refused` for another dimension, and for NaN and infinity, which Edge would accept.
     """

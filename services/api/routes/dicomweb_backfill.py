@@ -70,7 +70,7 @@ def begin_backfill(
     response: Response,
     idempotency_key: IdempotencyKey = None,
 ) -> dict[str, Any]:
-    """Start to pull the studies of another archive over DICOMweb; instances that are here already are skipped.
+    """Start to pull another archive's studies over DICOMweb, window by window; instances already here are skipped.
 
     Only configured archives may be named, unless the installation allows any (embedded).
     """

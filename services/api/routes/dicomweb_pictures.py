@@ -69,7 +69,7 @@ def thumbnail(request: Request, rt: Rt, bearer: CanRead, where: Instance) -> Res
 
 @router.get(f"{INSTANCE}/rendered", response_class=Response, responses=_PICTURE)
 def rendered(rt: Rt, bearer: CanRead, decoding: Decoding, where: Instance, look: Wanted) -> Response:
-    """The first frame as displayed: 8 bit grey."""
+    """The first frame as it would be shown: 8 bit grey."""
     with decoding.taken("decoding"):
         return _rendered(rt, bearer, where, 1, look)
 
@@ -83,7 +83,7 @@ def rendered_frame(
     frame: Annotated[int, Path(ge=1, le=100_000)],
     look: Wanted,
 ) -> Response:
-    """One frame as displayed: 8 bit grey."""
+    """One frame as it would be shown: 8 bit grey."""
     with decoding.taken("decoding"):
         return _rendered(rt, bearer, where, frame, look)
 

@@ -89,25 +89,25 @@ def studies(request: Request, rt: Rt, _: CanRead) -> Response:
 
 @router.get("/series", **_HOW)
 def series(request: Request, rt: Rt, _: CanRead) -> Response:
-    """Matching series of any study."""
+    """Series of any study."""
     return _found(request, rt, "series")
 
 
 @router.get("/instances", **_HOW)
 def instances(request: Request, rt: Rt, _: CanRead) -> Response:
-    """Matching instances of any study."""
+    """Instances of any study."""
     return _found(request, rt, "instance")
 
 
 @router.get("/studies/{study_instance_uid}/series", **_HOW)
 def series_of_study(request: Request, rt: Rt, _: CanRead, study_instance_uid: Study) -> Response:
-    """Matching series of this study."""
+    """Series of this study."""
     return _found(request, rt, "series", StudyInstanceUID=study_instance_uid)
 
 
 @router.get("/studies/{study_instance_uid}/instances", **_HOW)
 def instances_of_study(request: Request, rt: Rt, _: CanRead, study_instance_uid: Study) -> Response:
-    """Matching instances of this study."""
+    """Instances of this study."""
     return _found(request, rt, "instance", StudyInstanceUID=study_instance_uid)
 
 
@@ -115,6 +115,6 @@ def instances_of_study(request: Request, rt: Rt, _: CanRead, study_instance_uid:
 def instances_of_series(
     request: Request, rt: Rt, _: CanRead, study_instance_uid: Study, series_instance_uid: Series
 ) -> Response:
-    """Matching instances of this series."""
+    """Instances of this series."""
     named = {"StudyInstanceUID": study_instance_uid, "SeriesInstanceUID": series_instance_uid}
     return _found(request, rt, "instance", **named)

@@ -37,7 +37,7 @@ CHUNK = 1024 * 1024
 RELATED = "multipart/related"
 ALL = (*qido.DEFAULT["instance"], *qido.MORE["instance"])
 
-Row = Any  #: a mapping, as `shared.store.qido.held` returns it
+Row = Any  #: a mapping, as `shared.store.qido.held` gives it
 
 _JSON: dict[int | str, dict[str, Any]] = {
     200: {
@@ -118,7 +118,7 @@ def instance_metadata(request: Request, rt: Rt, bearer: CanRead, places: Reading
 
 @dataclass(frozen=True, slots=True)
 class Original:
-    """A file whose content is still what was taken in."""
+    """A file that is still what was taken in."""
 
     path: FilePath
     syntax: str
@@ -206,7 +206,7 @@ def _related(originals: Sequence[Original], boundary: str) -> Iterator[bytes]:
 def study_files(
     request: Request, rt: Rt, bearer: CanRetrieve, places: ReadingPlaces, study_instance_uid: Study
 ) -> Response:
-    """The files of a study, byte for byte as they were taken in."""
+    """The files of a study, as they were taken in."""
     return _files(request, rt, bearer, places, study_instance_uid)
 
 
@@ -219,11 +219,11 @@ def series_files(
     study_instance_uid: Study,
     series_instance_uid: Series,
 ) -> Response:
-    """The files of a series, byte for byte as they were taken in."""
+    """The files of a series, as they were taken in."""
     return _files(request, rt, bearer, places, study_instance_uid, series_instance_uid)
 
 
 @router.get(INSTANCE, response_class=Response, responses=_FILES)
 def instance_file(request: Request, rt: Rt, bearer: CanRetrieve, places: ReadingPlaces, where: Instance) -> Response:
-    """The file of an instance, byte for byte as it was taken in."""
+    """The file of an instance, as it was taken in."""
     return _files(request, rt, bearer, places, *where)

@@ -1,4 +1,4 @@
-"""STOW-RS (PS3.18 section 10.5): files sent over HTTP."""
+"""STOW-RS (PS3.18 section 10.5): files are sent to us over HTTP."""
 
 import asyncio
 import functools

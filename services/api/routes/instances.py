@@ -26,7 +26,7 @@ from shared.types import Status
 
 router = APIRouter(tags=["pictures"])
 
-MOST_PIXELS = 64 * 1024 * 1024  #: of all frames that must be decoded to reach the requested one: 256 MB
+MOST_PIXELS = 64 * 1024 * 1024  #: of all frames that must be decoded to reach one: 256 MB
 _IMAGE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}, "description": "The picture"}}
 _PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "The picture"}}
 
@@ -57,7 +57,7 @@ def rendered(
     frame: Annotated[int, Query(ge=1, le=100_000)] = 1,
     size: Annotated[int, Query(ge=32, le=2048)] = 1024,
 ) -> Response:
-    """One frame of the original as displayed: 8 bit grey, its longest side at most `size` pixels."""
+    """One frame of the original as it would be shown: 8 bit grey, its longest side at most `size` pixels."""
     row = row_of(rt, sop_instance_uid, bearer)
     if row.status == Status.EMPTY:
         raise Conflict(unseen(row))

@@ -42,7 +42,7 @@ def add_model(rt: Rt, db: Db, bearer: CanAdmin, asked: ModelIn, response: Respon
 
 @router.get("/v1/models/{name}", response_model=ModelDetail)
 def show_model(db: Db, _: CanRead, name: Name) -> dict[str, Any]:
-    """One model, by its name or by eight or more digits of its fingerprint."""
+    """By its name, or by eight or more digits of its fingerprint."""
     return _detail(db, generations.model(db, name))
 
 

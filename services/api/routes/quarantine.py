@@ -89,14 +89,14 @@ def show_reviews(db: Db, _: CanReview, item: One) -> dict[str, Any]:
 
 @router.post("/v1/quarantine/{item}:release", response_model=ReviewOut)
 def release(db: Db, bearer: CanReview, item: One, asked: DecisionIn | None = None) -> dict[str, Any]:
-    """Make the image searchable. 409 where it was decided on or stopped anew meanwhile, or cannot be read."""
+    """The image becomes searchable. 409 where it was decided on or stopped anew meanwhile, or cannot be read."""
     said = asked or DecisionIn()
     return _said(db, quarantine.release(db, _image(item), bearer.actor, said.note, said.since))
 
 
 @router.post("/v1/quarantine/{item}:reject", response_model=ReviewOut)
 def reject(db: Db, bearer: CanReview, item: One, asked: DecisionIn | None = None) -> dict[str, Any]:
-    """Reject the image: it never becomes searchable. 409 where it was decided on or stopped anew meanwhile."""
+    """The image never becomes searchable. 409 where it was decided on or stopped anew meanwhile."""
     said = asked or DecisionIn()
     return _said(db, quarantine.reject(db, _image(item), bearer.actor, said.note, said.since))
 

@@ -61,7 +61,7 @@ def refused(where: str, error: ValidationError, shape: type[SearchIn]) -> Reques
 
 
 def _documented() -> list[dict[str, Any]]:
-    """The search options as OpenAPI parameters."""
+    """The options as OpenAPI parameters."""
     shapes = SearchIn.model_json_schema()["properties"]
     return [{"name": name, "in": "query", "required": False, "schema": shape} for name, shape in shapes.items()]
 
@@ -76,7 +76,7 @@ Asked = Annotated[SearchIn, Depends(_asked)]
     openapi_extra={"parameters": _documented()},
 )
 def similar(_: CanSearch, request: Request, study_instance_uid: Annotated[Uid, Path()], asked: Asked) -> Response:
-    """The studies most similar to this one, best first."""
+    """The studies most like this one, best first."""
     started = time.perf_counter()
     rt: Runtime = request.app.state.rt
     wanted = asked.request()

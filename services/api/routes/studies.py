@@ -32,7 +32,7 @@ _WAITING: Mapping[str, str] = {
 
 @router.get("/v1/studies", response_model=StudiesOut)
 def list_studies(rt: Rt, _: CanRead, asked: Annotated[StudiesIn, Query()]) -> dict[str, Any]:
-    """Studies, the most recently taken in first."""
+    """Studies, the latest taken in first."""
     before = read_cursor(asked.cursor)
     with rt.store.reading() as connection:
         rows = catalog.studies(connection, asked.wanted(), before, asked.limit + 1)
