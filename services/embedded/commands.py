@@ -43,7 +43,7 @@ def dicom(listener: int | None = None, sign: Path | None = None) -> list[str]:
 
 
 def worker(queue: str, name: str) -> list[str]:
-    """A worker with one slot, for a queue and its guests. Pool solo forks nothing, which torch and faiss need."""
+    """A worker with one slot, for a queue and its guests. Pool solo: torch and faiss are not safe after a fork."""
     options = [
         "--include",
         "workers.heartbeat",

@@ -9,7 +9,7 @@ from services.embedded.home import write
 from shared.errors import Conflict
 from shared.process import sign_of_life
 
-SILENT_S = 120.0  #: age of a heartbeat; workers touch their file every 5 s, but not during each step of a task
+SILENT_S = 120.0  #: age of a heartbeat; workers touch their file every 5 s, but not within a step of a task
 
 
 def write_secrets(folder: Path, owner: int | None = None) -> list[str]:
