@@ -1,4 +1,4 @@
-"""The two attentions of ACIR over feature maps. Source: arXiv 2503.09370 and the code released with it."""
+"""The two attention layers of ACIR on feature maps. Source: arXiv 2503.09370 and the code released with it."""
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +16,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tenso
 
 
 class WindowAttention(nn.Module):
-    """ConvMSA: x + attention inside 7 x 7 windows, 1 x 1 convolutions as projections, no norm before it.
+    """ConvMSA: x + attention inside 7 x 7 windows. 1 x 1 convolutions are the projections; there is no normalisation.
 
-    One table of relative positions is shared by all heads.
+    All heads share one table of relative position biases.
     """
 
     def __init__(self, channels: int, side: int, heads: int, head_dim: int) -> None:
-        """Raises `Invalid` for a side that windows of 7 do not divide."""
+        """Raises `Invalid` if the side is not a multiple of 7."""
         super().__init__()
         if side % WINDOW:
             raise Invalid(f"a side of {side} is not divided by windows of {WINDOW}")
@@ -33,7 +33,7 @@ class WindowAttention(nn.Module):
         self.out = nn.Conv2d(heads * head_dim, channels, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, channels, side, side) to the same."""
+        """Map (n, channels, side, side) to the same shape."""
         key, value = self.key_value(x).chunk(2, 1)
         attended = attend(self._windows(self.query(x)), self._windows(key), self._windows(value), self._bias())
         across = self.side // WINDOW
@@ -42,22 +42,22 @@ class WindowAttention(nn.Module):
         return x + self.out(rows)  # type: ignore[no-any-return]
 
     def _windows(self, x: Tensor) -> Tensor:
-        """(n, heads * d, side, side) to (n * windows, heads, 49, d)."""
+        """Split (n, heads * d, side, side) into (n * windows, heads, 49, d)."""
         across = self.side // WINDOW
         parts = x.reshape(-1, self.heads, self.head_dim, across, WINDOW, across, WINDOW)
         return parts.permute(0, 3, 5, 1, 4, 6, 2).reshape(-1, self.heads, WINDOW * WINDOW, self.head_dim)
 
     def _bias(self) -> Tensor:
-        """(49, 49): the table's entry for the offset of query and key."""
+        """Return (49, 49): the table entry for the offset between each query and key position."""
         place = torch.arange(WINDOW * WINDOW, device=self.positions.device)
         y, x = place // WINDOW, place % WINDOW
         return self.positions[y[:, None] - y + WINDOW - 1, x[:, None] - x + WINDOW - 1]
 
 
 class DepthAttention(nn.Module):
-    """DaRF: the shallow map asks, the deep map of the same side answers. No bias, no residual.
+    """DaRF: queries from the shallow map, keys and values from the deep map of the same side. No bias, no residual.
 
-    The summary of the paper has the roles the other way round; its figure and its code agree on these.
+    The text summary of the paper swaps the two roles; its figure and its code agree with this class.
     """
 
     def __init__(self, shallow: int, deep: int, heads: int, head_dim: int) -> None:
@@ -69,12 +69,12 @@ class DepthAttention(nn.Module):
         self.out = nn.Linear(heads * head_dim, shallow, bias=False)
 
     def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:
-        """(n, shallow, s, s), (n, deep, s, s) to (n, shallow, s, s)."""
+        """Map (n, shallow, s, s) and (n, deep, s, s) to (n, shallow, s, s)."""
         side = shallow.shape[-1]
         attended = attend(*map(self._tokens, (self.query(shallow), self.key(deep), self.value(deep))))
         out = self.out(attended.transpose(1, 2).flatten(2))
         return out.transpose(1, 2).reshape(-1, self.out.out_features, side, side)  # type: ignore[no-any-return]
 
     def _tokens(self, x: Tensor) -> Tensor:
-        """(n, heads * d, s, s) to (n, heads, s * s, d)."""
+        """Reshape (n, heads * d, s, s) to (n, heads, s * s, d)."""
         return x.reshape(-1, self.heads, self.head_dim, x.shape[-2] * x.shape[-1]).transpose(2, 3)

@@ -1,6 +1,6 @@
-"""The architectures as data, so that naming or listing one costs no torch.
+"""The architectures as data, so that listing them does not import torch.
 
-The constructors are torchvision's; the classifier is taken off and what remains ends where the papers cut it.
+The constructors are torchvision's. Each network ends where the papers end it; its classifier is removed.
 """
 
 import re
@@ -10,8 +10,8 @@ from typing import Literal
 
 from shared.errors import Invalid
 
-#: How features become a vector: average: global mean of the last feature map; fc7: second dense layer after its ReLU;
-#: boxes: the null encoder's; content: ACIR's parts, each centred and unit; members: each member's own
+#: How features become a vector. average: global mean of the last feature map; fc7: second dense layer after its ReLU;
+#: boxes: box means (null encoder); content: ACIR's parts, each centred and of unit length; members: as each member does
 Pooling = Literal["average", "fc7", "boxes", "content", "members"]
 
 
@@ -19,12 +19,12 @@ Pooling = Literal["average", "fc7", "boxes", "content", "members"]
 class Backbone:
     dim: int
     pooling: Pooling
-    head: str  #: submodule that is taken off; its weights may be absent from a file and are never kept
-    head_pools: bool = False  #: the classifier did the pooling too, so a global mean takes its place
+    head: str  #: the submodule that is removed; a weights file may omit its weights, and they are never stored
+    head_pools: bool = False  #: the removed classifier also pooled, so a global mean replaces it
 
 
-#: VGG16 gives its penultimate layer, the others the pooled last feature map (Source: arXiv 2411.01473 and the
-#: code released with arXiv 2508.04790). The last two are here because small trained weights exist for them.
+#: VGG16 returns its penultimate layer, the others the pooled last feature map (Source: arXiv 2411.01473 and the
+#: code released with arXiv 2508.04790). The last two are included because small trained weights exist for them.
 BACKBONES: Mapping[str, Backbone] = {
     "densenet121": Backbone(dim=1024, pooling="average", head="classifier"),
     "resnet50": Backbone(dim=2048, pooling="average", head="fc"),
@@ -34,10 +34,10 @@ BACKBONES: Mapping[str, Backbone] = {
     "squeezenet1_0": Backbone(dim=512, pooling="average", head="classifier", head_pools=True),
 }
 
-#: Kinds that are more than a backbone; their options say of what they are made (`shared.encoder.kinds`).
+#: Kinds that are more than a backbone; their options list the parts (`shared.encoder.kinds`).
 COMPOSED = ("acir", "ensemble")
 
-#: Which trained weights of torchvision the papers' code used.
+#: The torchvision weights that the papers' code used.
 PAPER_WEIGHTS: Mapping[str, str] = {
     "densenet121": "torchvision:IMAGENET1K_V1",
     "resnet50": "torchvision:IMAGENET1K_V2",
@@ -47,7 +47,7 @@ PAPER_WEIGHTS: Mapping[str, str] = {
 
 
 def backbone(architecture: str) -> Backbone:
-    """Raises `Invalid` for an unknown architecture, naming those there are."""
+    """Return the backbone of this name. Raises `Invalid`, with the known names, for any other."""
     try:
         return BACKBONES[architecture]
     except KeyError:
@@ -55,6 +55,6 @@ def backbone(architecture: str) -> Backbone:
 
 
 def parse_seed(weights: str) -> int | None:
-    """The seed of `random:SEED`, 0 of plain `random`; None if the words name other weights."""
+    """Return the seed of `random:SEED`, 0 for plain `random`, or None if `weights` names other weights."""
     match = re.fullmatch(r"random(?::(\d{1,18}))?", weights)
     return int(match[1] or 0) if match else None

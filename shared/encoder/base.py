@@ -1,4 +1,4 @@
-"""The seam to models: pixels in, everything the platform stores of them out, in one pass."""
+"""The seam to models: one pass turns pixels into everything that the platform stores about them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,12 +20,12 @@ class Encoded:
 
 
 class Encoder(Protocol):
-    """A loaded model. Not thread-safe; one per slot.
+    """A loaded model. Not thread-safe: each slot has its own.
 
-    Raises: `Invalid` for another shape than the card's, or a vector that comes out NaN or zero.
+    Raises: `Invalid` if the pixels do not have the shape that the card asks for, or a vector is NaN or zero.
     """
 
     card: Card
 
     def encode(self, pixels: Pixels) -> Encoded:
-        """Encode (n, side, side) float32 in [0, 1]; channels and normalisation are the encoder's own part."""
+        """Encode (n, side, side) float32 in [0, 1]; the encoder repeats the channels and normalises."""

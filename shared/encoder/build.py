@@ -1,4 +1,4 @@
-"""Making a model: weights, graph, parity, card, once and together, never at a start of the platform."""
+"""Build a model once: weights, graph, parity check and card together, never when the platform starts."""
 
 import errno
 import json
@@ -27,7 +27,7 @@ from shared.errors import Conflict, Invalid
 from shared.imaging.recipe import Recipe
 
 _PREFIX = ".building-"
-_ABANDONED_S = 3600  #: a build takes seconds; what is older was killed
+_ABANDONED_S = 3600  #: a build takes seconds; an older folder belongs to a build that was killed
 
 
 def build(  # noqa: PLR0913 - each argument is an ingredient of the card
@@ -48,30 +48,30 @@ def build(  # noqa: PLR0913 - each argument is an ingredient of the card
     half: bool = False,
     graph: bool = True,
 ) -> Card:
-    """The model stands in `folder`, whole: card, weights, and a graph that agrees with them.
+    """Write a complete model to `folder`: card, weights, and a graph that agrees with the network.
 
     A killed build leaves nothing there. DenseNet121 takes 5 s, VGG16 20 s (and 1.1 GB), the null encoder 10 ms.
-    Length of the vectors, bits of the code and whether there is a reconstruction are what the network gives.
+    The vector length, the code length and the existence of a reconstruction are read from the network's output.
 
     Args:
-        folder: a new folder, the model's own.
-        name: what it is called in settings and commands.
+        folder: a new folder for this model alone.
+        name: the model's name in settings and commands.
         architecture: a name of `BACKBONES`, `acir`, `ensemble`, or `null`.
         weights: `torchvision:NAME`, `random:SEED`, or the path of a .safetensors file, as training writes it.
-        recipe, mean, std: the preprocessing the weights were trained with; by default the architecture's.
-        dim: only of the null encoder, whose length is free.
+        recipe, mean, std: the preprocessing that the weights were trained with; by default the architecture's.
+        dim: vector length, for the null encoder only.
         note: licence and origin of the weights.
-        options: of what the architecture is made, as JSON; see `shared.encoder.kinds`.
-        about: what a reader should know: data, recipe, figures, limits, licence, command.
-        calibrations: by modality.
-        half: the weights are rounded to float16 and stored so; they are computed with in float32 all the same.
-        graph: without one, `shared.encoder.derive.with_graph` adds it where the model is used.
+        options: options of the architecture, as JSON; see `shared.encoder.kinds`.
+        about: facts for the reader of the card: data, recipe, figures, limits, licence, command.
+        calibrations: thresholds by modality.
+        half: round the weights to float16 and store them so; the computation stays in float32.
+        graph: False writes no graph; `shared.encoder.derive.with_graph` adds one on the machine that uses the model.
 
     Raises:
-        Conflict: there is a model in the folder.
+        Conflict: the folder is not empty.
         Invalid: weights, options and architecture do not fit, or the graph does not agree with the network.
-        NotFound: there is no such weights file.
-        Unavailable: torchvision's weights cannot be fetched from here.
+        NotFound: the weights file does not exist.
+        Unavailable: torchvision's weights cannot be downloaded from here.
     """
     check_name(name)
     recipe, options = recipe or Recipe(), as_json(options)
@@ -107,7 +107,10 @@ def build(  # noqa: PLR0913 - each argument is an ingredient of the card
 
 
 def as_json(value: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The value as a card's file gives it back. Raises `Invalid` if JSON has no words for it."""
+    """Return the value after a round trip through JSON, as a card file gives it back.
+
+    Raises: `Invalid` if JSON cannot represent it.
+    """
     try:
         return json.loads(json.dumps(dict(value or {}), allow_nan=False))  # type: ignore[no-any-return]
     except (TypeError, ValueError):
@@ -127,7 +130,10 @@ def _null(folder: Path, weights: str, dim: int | None, note: str) -> dict[str, A
 
 @contextmanager
 def beside(folder: Path) -> Iterator[Path]:
-    """A folder beside, which becomes `folder` if the block ends well and goes away if it does not."""
+    """Yield a temporary folder, renamed to `folder` if the block succeeds and removed if it raises.
+
+    Raises: `Conflict` if `folder` is not empty.
+    """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise Conflict("there is something in the model's folder already")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -135,7 +141,7 @@ def beside(folder: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder.parent))
     try:
         yield temporary
-        temporary.chmod(0o755)  # API and workers may run as other users than who built it
+        temporary.chmod(0o755)  # API and workers may run as other users than the builder
         for path in (*temporary.iterdir(), temporary):
             sync(path)
         try:
@@ -150,7 +156,7 @@ def beside(folder: Path) -> Iterator[Path]:
 
 
 def _sweep(models: Path) -> None:
-    """What killed builds left behind is gone."""
+    """Remove the folders that killed builds left behind."""
     for path in models.glob(f"{_PREFIX}*"):
         with suppress(FileNotFoundError):
             if time.time() - path.stat().st_mtime > _ABANDONED_S:

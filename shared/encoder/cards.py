@@ -1,8 +1,8 @@
-"""Model cards: everything that makes a vector what it is, as a file beside the weights.
+"""Model cards: a file beside the weights with everything that determines a vector.
 
-A card is a folder of its own: `card.json`, `weights.safetensors`, and `model.onnx` for a neural network. Vectors
-of one fingerprint are never compared with another's, so the fingerprint covers every ingredient that changes
-them, and neither runtime nor device: a runtime joins a numeric class by its parity check (`shared.encoder.build`).
+Each model has a folder: `card.json`, `weights.safetensors`, and `model.onnx` for a neural network. Vectors of two
+fingerprints are never compared, so the fingerprint covers every ingredient that changes a vector. It covers neither
+runtime nor device: the parity check admits a runtime to a numeric class (`shared.encoder.export`).
 """
 
 import hashlib
@@ -27,7 +27,7 @@ MOST_PIXELS = 1 << 28  #: of all frames of an image, as float32
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-Options = Mapping[str, Any]  #: JSON; `shared.encoder.kinds` says which an architecture has
+Options = Mapping[str, Any]  #: JSON; `shared.encoder.kinds` lists those of each architecture
 
 _TTA = re.compile(r"none|five(:[0-9]{1,9})?")
 _NAME = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -36,7 +36,7 @@ _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Weights:
-    """Where the numbers come from."""
+    """Origin of the weights."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -45,12 +45,12 @@ class Weights:
     trained: bool
     seed: int | None = None  #: of untrained weights
     origin_sha256: str | None = None  #: of the file they were read from
-    note: str = ""  #: licence, training set: the words of whoever made the card
+    note: str = ""  #: licence, training set, in the words of the card's author
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Graph:
-    """The ONNX graph made from the weights, and how near it came to torch when it was made."""
+    """The ONNX graph exported from the weights, and its deviation from torch at export."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -70,19 +70,19 @@ class Card:
     dim: int
     weights: Weights
     pooling: Pooling
-    graph: Graph | None = None  #: None: the model has no graph (the null encoder)
+    graph: Graph | None = None  #: None: no graph (the null encoder, or a model built without one)
     recipe: Recipe = field(default_factory=Recipe)
-    channels: int = 3  #: the grey frame is repeated
+    channels: int = 3  #: the grey frame is repeated to this number
     mean: tuple[float, ...] = IMAGENET_MEAN  #: one per channel
     std: tuple[float, ...] = IMAGENET_STD
     numeric: Literal["fp32"] = "fp32"
     metric: Literal["cosine", "dot", "l2"] = "cosine"  #: embeddings are raw; a cosine index normalises
     bits: int = 0  #: length of the hash code; 0: no hash head
-    options: Options = field(default_factory=dict)  #: of what the architecture is made
+    options: Options = field(default_factory=dict)  #: of the architecture
     tta: str = "none"  #: test-time augmentation, none, five or five:SEED: see `shared.encoder.tta`
-    reconstructs: bool = False  #: there is a decoder, and so an out-of-distribution score
+    reconstructs: bool = False  #: the model has a decoder, and so an out-of-distribution score
     about: Mapping[str, Any] = field(default_factory=dict)  #: data, recipe, figures, limits, licence, command
-    #: by modality; an archive's own, kept in the database, come before these
+    #: by modality; the archive's own calibrations, in the database, take precedence
     calibrations: Mapping[str, Calibration] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -113,7 +113,7 @@ class Card:
             "tta": self.tta,
             "numeric": self.numeric,
         }
-        if self.options:  # only then: cards that are older than options keep their fingerprint
+        if self.options:  # only if set, so that cards older than this field keep their fingerprint
             ingredients["options"] = self.options
         if self.reconstructs:
             ingredients["reconstructs"] = True
@@ -121,19 +121,19 @@ class Card:
 
     @property
     def label(self) -> str:
-        """What a person reads; says so when the weights are untrained."""
+        """The display name; it says when the weights are untrained."""
         if self.weights.trained:
             return f"{self.architecture} ({self.weights.source})"
         return f"{self.architecture} (untrained, seed {self.weights.seed})"
 
     @property
     def fitted_hash(self) -> bool:
-        """The code comes from a head that was fitted on embeddings (`shared.encoder.hashing`), not from the network."""
+        """The hash code comes from a head fitted on embeddings (`shared.encoder.hashing`), not from the network."""
         return "hash" in self.options
 
     @property
     def kind_options(self) -> Options:
-        """The options of the network itself."""
+        """The options of the network alone, without the fitted hash head's."""
         return {key: value for key, value in self.options.items() if key != "hash"}
 
     def to_json(self) -> dict[str, Any]:
@@ -141,7 +141,7 @@ class Card:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """Raises `Invalid` for an unknown, missing or ill-typed key, or a fingerprint that is not the card's."""
+        """Raises `Invalid` for an unknown, missing or ill-typed key, or a fingerprint that does not match the card."""
         data = dict(data)
         fingerprint = data.pop("fingerprint", None)
         recipe = data.get("recipe", {})
@@ -162,23 +162,23 @@ class Card:
 
 
 def check_views(tta: str) -> None:
-    """Raises `Invalid`."""
+    """Raises `Invalid` unless `tta` is none, five, or five:SEED."""
     if not _TTA.fullmatch(tta):
         raise Invalid("test-time augmentation is none, five, or five:SEED with a whole number of up to nine digits")
 
 
 def check_name(name: str) -> None:
-    """Raises `Invalid` for a name that is no file name, no URL part or no metric label."""
+    """Raises `Invalid` for a name that cannot be a file name, a URL part and a metric label."""
     if not _NAME.fullmatch(name):
         raise Invalid("a model's name is 1 to 64 of a-z, 0-9, '.', '_', '-', and starts with a letter or digit")
 
 
 def read(folder: Path, *, verify: bool = True) -> Card:
-    """The card of the folder; with `verify`, weights and graph are byte for byte those it was made with.
+    """Return the folder's card; with `verify`, weights and graph have the digests that the card states.
 
     Raises:
         NotFound: there is no card.
-        Invalid: the card is malformed, or a file of it is missing or was changed.
+        Invalid: the card is malformed, or its weights or graph are missing or were changed.
     """
     try:
         data = json.loads(regular(folder / CARD, "the model card").read_text(encoding="utf-8"))
@@ -197,7 +197,7 @@ def read(folder: Path, *, verify: bool = True) -> Card:
 
 
 def write(card: Card, folder: Path) -> None:
-    """The card stands in the folder, durably. Raises `Conflict` if one is there: a card never changes."""
+    """Write the card to the folder durably. Raises `Conflict` if there is one already: a card never changes."""
     try:
         with (folder / CARD).open("x", encoding="utf-8") as file:
             file.write(json.dumps(card.to_json(), indent=2) + "\n")
@@ -208,7 +208,7 @@ def write(card: Card, folder: Path) -> None:
 
 
 def folders(models: Path) -> list[Path]:
-    """The folders that hold a card, by name; half-built ones (their name starts with a dot) are left out."""
+    """Return the folders that hold a card, sorted by name, without unfinished builds (names that start with a dot)."""
     return sorted(path.parent for path in models.glob(f"*/{CARD}") if not path.parent.name.startswith("."))
 
 

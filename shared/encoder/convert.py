@@ -1,4 +1,4 @@
-"""The only place that opens a pickle, asked for by name: `similis models convert`.
+"""The only place that opens a pickle, on an explicit command: `similis models convert`.
 
 `weights_only` has been bypassed twice (CVE-2025-32434, CVE-2026-24747), so no model is ever loaded from a pickle:
 a person converts a file they trust, once, and everything after that reads safetensors.
@@ -16,14 +16,14 @@ from shared.errors import Conflict, Invalid, NotFound
 
 
 def convert(pth: Path, out: Path) -> int:
-    """A torch state dict stands at `out` as float32 safetensors; the answer is how many tensors it holds.
+    """Write a torch state dict to `out` as float32 safetensors, and return the number of its tensors.
 
-    A training checkpoint is taken apart: its `state_dict`, without the `module.` that parallel training adds.
+    Of a training checkpoint, only the `state_dict` is kept, without the `module.` prefix that parallel training adds.
 
     Raises:
-        NotFound: there is no such file, or no folder for the new one.
+        NotFound: `pth` or the folder of `out` does not exist.
         Conflict: `out` exists.
-        Invalid: not a state dict, or it holds more than tensors.
+        Invalid: `pth` is not a state dict, or holds more than tensors.
     """
     if not pth.is_file():
         raise NotFound("there is no such weights file")
@@ -35,7 +35,7 @@ def convert(pth: Path, out: Path) -> int:
         raise NotFound("there is no such folder for the output file")
     try:
         loaded = torch.load(pth, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle fails in any way there is
+    except Exception as error:  # a damaged pickle can raise any exception
         raise Invalid(f"the file is no plain torch state dict ({type(error).__name__})") from None
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
@@ -55,7 +55,7 @@ def convert(pth: Path, out: Path) -> int:
 
 
 def _plain(value: object) -> bool:
-    """Whether it is a tensor whose numbers lie in memory one after the other, of a type that safetensors has."""
+    """Whether the value is a dense (strided) tensor on the CPU, of a type that safetensors supports."""
     return (
         isinstance(value, torch.Tensor)
         and value.layout is torch.strided

@@ -1,4 +1,4 @@
-"""New models from models that are there: ensembles, fitted hash codes, and a graph where there was none."""
+"""New models from existing models: ensembles, fitted hash codes, and a graph for a model without one."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -23,7 +23,7 @@ from shared.encoder.weights import Source
 from shared.errors import Invalid, NotFound
 from shared.types import Embeddings
 
-_PROJECTED = 512  #: components of an ensemble's projection, where there are as many training images
+_PROJECTED = 512  #: most components of an ensemble's projection; fewer training images give fewer
 
 
 def build_hashed(
@@ -36,17 +36,17 @@ def build_hashed(
     *,
     rotate: bool = False,
 ) -> Card:
-    """The base's model with a hash code fitted to the embeddings it gave of training images. Its graph is the same.
+    """Write the base model with a hash head fitted to its embeddings of training images. The graph is copied.
 
     Args:
-        folder: a new folder; `name` is its name unless another is given.
-        base: folder of a model without a code, the null encoder's too.
-        embeddings: (n, dim), by the base, of images that train and are never searched for.
-        bits, seed, rotate: of `fit_hash`.
+        folder: a new folder; `name` is by default its name.
+        base: folder of a model without a hash code; the null encoder is allowed.
+        embeddings: (n, dim), the base model's, of training images that are never searched for.
+        bits, seed, rotate: as in `fit_hash`.
 
     Raises:
-        Conflict: there is a model in the folder.
-        Invalid: the base has a code, or embeddings and bits do not fit it.
+        Conflict: the folder is not empty.
+        Invalid: the base has a hash code, or embeddings and bits do not fit the base.
     """
     name = folder.name if name is None else name
     check_name(name)
@@ -76,7 +76,7 @@ def build_hashed(
     return card
 
 
-def build_ensemble(  # noqa: PLR0913 - as above
+def build_ensemble(  # noqa: PLR0913 - as in `build`
     folder: Path,
     name: str,
     members: Sequence[Path],
@@ -89,19 +89,19 @@ def build_ensemble(  # noqa: PLR0913 - as above
     note: str = "",
     about: Mapping[str, Any] | None = None,
 ) -> Card:
-    """One model of several, whose weights it holds.
+    """Write one model that joins several and contains their weights.
 
     Args:
-        members: folders of models with the same recipe; not null, not ensembles.
+        members: folders of models with the same recipe; no null encoder, no ensemble.
         join: unit, raw, mean or pca; see `shared.encoder.ensemble.Join`.
-        tta: of each member, before they are joined.
+        tta: views over which each member is averaged before the vectors are joined.
         weights: of the mean.
-        features: for pca, (n, dim): what the unit ensemble of the same members gives for training images.
-        preset: a name of `shared.encoder.ensemble.PRESETS`; the members have to be as it says, in its order.
+        features: for pca, (n, dim): vectors of training images by the unit ensemble of the same members.
+        preset: a name of `shared.encoder.ensemble.PRESETS`; the members must be those of the preset, in its order.
 
     Raises:
-        Conflict: there is a model in the folder.
-        Invalid: members, join and the rest do not fit together.
+        Conflict: the folder is not empty.
+        Invalid: members, join and the other arguments do not fit together.
     """
     check_name(name)
     cards = [read(member) for member in members]
@@ -141,7 +141,7 @@ def build_ensemble(  # noqa: PLR0913 - as above
 
 
 def read_features(file: Path) -> Embeddings:
-    """(n, dim) of a .npy file. Raises `NotFound` or `Invalid`."""
+    """Read (n, dim) features from a .npy file. Raises `NotFound` or `Invalid`."""
     try:
         with regular(file, "the file of features").open("rb") as opened:
             found = np.load(opened, allow_pickle=False)
@@ -149,7 +149,7 @@ def read_features(file: Path) -> Embeddings:
         raise NotFound("there is no such file of features") from None
     except (OSError, Invalid):
         raise
-    except Exception:  # a damaged header fails in any way there is
+    except Exception:  # a damaged header can raise any exception
         raise Invalid("the features are not in .npy format") from None
     if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind != "f" or len(found) < 2:
         raise Invalid("the features are a .npy file of (n, dim) numbers, of two images or more")
@@ -161,11 +161,11 @@ def read_features(file: Path) -> Embeddings:
 
 
 def with_graph(folder: Path, base: Path) -> Card:
-    """The base's model stands in `folder` with a graph made on this machine; its fingerprint is the same.
+    """Write the base model to `folder` with a graph exported on this machine. The fingerprint does not change.
 
     Raises:
-        Conflict: there is a model in the folder.
-        Invalid: the base is malformed, has no network, or the graph does not agree with it.
+        Conflict: the folder is not empty.
+        Invalid: the base is malformed, has no network, or the graph does not agree with the network.
     """
     card = read(base)
     if card.architecture == NULL:
@@ -196,7 +196,7 @@ def _check(cards: Sequence[Card], preset: str | None) -> None:
 
 
 def _joined(members: Sequence[Path], cards: Sequence[Card]) -> tuple[dict[str, Any], State]:
-    """Options and weights of the members; a member's fitted hash head stays behind."""
+    """Return the ensemble's options and the members' weights, without any fitted hash head."""
     options: list[dict[str, Any]] = []
     state: State = {}
     for i, (folder, card) in enumerate(zip(members, cards, strict=True)):
@@ -214,7 +214,7 @@ def _joined(members: Sequence[Path], cards: Sequence[Card]) -> tuple[dict[str, A
 
 
 def _projection(features: Embeddings) -> State:
-    """At most 512 components, and one fewer than the images: the centred vectors of n images span no more."""
+    """Fit at most 512 components, and at most n - 1: the centred vectors of n images span no more directions."""
     centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
     components = principal(centred, min(_PROJECTED, len(features) - 1, features.shape[1]))
     return {

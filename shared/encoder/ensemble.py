@@ -1,7 +1,7 @@
-"""Several models as one: each sees the same grey pixels, and their vectors are joined.
+"""Several models as one: all members get the same grey pixels, and their vectors are joined.
 
-Source: arXiv 2508.04790 and its released code, which concatenates raw vectors, so that the model with the longest
-vectors decides; here each is made unit first, and `raw` is kept for fidelity.
+Source: arXiv 2508.04790 and its released code. That code concatenates raw vectors, so the model with the largest
+norm dominates; here each vector is normalised first, and `raw` reproduces the paper.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,13 +15,13 @@ from shared.encoder.network import Network, Outputs
 from shared.encoder.tta import Views, average
 from shared.errors import Invalid
 
-#: unit: each made unit, then concatenated; raw: concatenated as they are; mean: weighted mean of the unit vectors;
-#: pca: principal components of the unit concatenation
+#: unit: unit vectors, concatenated; raw: raw vectors, concatenated; mean: weighted mean of the unit vectors;
+#: pca: principal components of the concatenated unit vectors
 Join = Literal["unit", "raw", "mean", "pca"]
 
 
 class Part(NamedTuple):
-    """A member as the paper names it."""
+    """A member of one of the paper's ensembles."""
 
     architecture: str
     training: Literal["frozen", "advanced", "metric"]
@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
 
 _DENSE, _RES = "densenet121", "resnet50"
-#: The named ensembles of the paper, of 3072, 2560, 1024 and 7168 dimensions.
+#: The named ensembles of the paper, with 3072, 2560, 1024 and 7168 dimensions.
 PRESETS: Mapping[str, tuple[Part, ...]] = {
     "best_two_advanced": (Part(_DENSE, "advanced"), Part(_RES, "advanced")),
     "mixed_best": (Part(_DENSE, "advanced"), Part(_DENSE, "metric"), Part(_DENSE, "frozen")),
@@ -49,9 +49,10 @@ PRESETS: Mapping[str, tuple[Part, ...]] = {
 
 
 class Ensemble(nn.Module):
-    """Grey pixels (n, 1, side, side) to (n, dim). Members' codes and errors are left out: they are of other spaces.
+    """Map grey pixels (n, 1, side, side) to (n, dim).
 
-    With `views`, each member's vectors are averaged over them before they are joined.
+    The members' hash codes and reconstruction errors are dropped: they belong to the members' own spaces. With
+    `views`, each member's vectors are averaged over the views before they are joined.
     """
 
     def __init__(self, members: Sequence[Network], join: Join = "unit", weights: Sequence[float] = ()) -> None:
@@ -94,7 +95,7 @@ class Ensemble(nn.Module):
 
 
 class Projection(nn.Module):
-    """(n, dim) to (n, components): principal components, fitted on training images."""
+    """Project (n, dim) to (n, components) on principal components fitted on training images."""
 
     mean: Tensor
     components: Tensor

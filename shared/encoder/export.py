@@ -1,4 +1,4 @@
-"""Torch network to ONNX graph, and the proof that both say the same."""
+"""Export of a torch network to an ONNX graph, and the check that both give the same outputs."""
 
 import warnings
 from collections.abc import Sequence
@@ -20,19 +20,19 @@ from shared.errors import Invalid
 from shared.types import Embeddings, Pixels
 
 OPSET = 18
-MIN_COSINE = 0.9999  #: below it, a runtime is another numeric class (DESIGN idea 5)
-MAX_DIFF = 1e-3  #: of the largest component: far above rounding (1e-6), far below a wrong layer
+MIN_COSINE = 0.9999  #: a runtime below it belongs to another numeric class (DESIGN idea 5)
+MAX_DIFF = 1e-3  #: relative to the largest component: far above rounding (1e-6), far below the effect of a wrong layer
 _FRAMES, _SEED = 4, 20241
 
 
 def export(network: nn.Module, side: int, path: Path) -> Graph:
-    """The network's graph stands at `path`, checked against the network itself.
+    """Write the network's graph to `path`, checked against the network.
 
     Args:
-        network: grey pixels (n, side, side) to (n, dim) or `Outputs`.
+        network: maps grey pixels (n, side, side) to (n, dim) or `Outputs`.
 
     Raises:
-        Invalid: their outputs differ, or are degenerate (NaN, zero).
+        Invalid: the outputs of graph and network differ, or are degenerate (NaN, zero).
     """
     wanted = outputs(network, side)
     _write(_Graphed(simplify(network), list(wanted)), side, path)
@@ -49,9 +49,9 @@ def export(network: nn.Module, side: int, path: Path) -> Graph:
 def measure(
     body: nn.Module, mean: Sequence[float], std: Sequence[float], tta: str, side: int, graph: Path | None
 ) -> dict[str, Any]:
-    """What a card has to say of the network, and its graph at `graph`, if there is to be one.
+    """Return the card's fields that only the network tells; write its graph to `graph`, unless that is None.
 
-    Raises: `Invalid` if the network takes no images of this side, gives nothing of use, or the graph disagrees.
+    Raises: `Invalid` if the network takes no images of this side, its outputs are degenerate, or the graph disagrees.
     """
     network = assemble(body, mean, std, tta, side)
     raw = outputs(network, side)
@@ -64,7 +64,7 @@ def measure(
 
 
 def outputs(network: nn.Module, side: int) -> Raw:
-    """What the network gives for the frames of the check. Raises `Invalid` for a vector that is NaN or zero."""
+    """Return the network's outputs for the frames of the check. Raises `Invalid` for a vector that is NaN or zero."""
     try:
         with torch.inference_mode():
             raw = {name: value.numpy() for name, value in named(network(torch.from_numpy(_frames(side)))).items()}
@@ -91,12 +91,12 @@ def _compare(wanted: Raw, found: Raw) -> tuple[float, float]:
 
 
 def _slack(values: NDArray[np.float32]) -> float:
-    """How far two runtimes may be apart; so a bit of the code differs only where its logit is nearer to 0 than this."""
+    """The largest permitted difference of two runtimes; a hash bit can differ only if its logit is nearer to 0."""
     return MAX_DIFF * float(np.abs(values).max())
 
 
 def agreement(a: Embeddings, b: Embeddings) -> tuple[float, float]:
-    """The largest absolute difference, and the smallest cosine of two rows; NaN where one of them is degenerate."""
+    """Return the largest absolute difference and the smallest cosine of two rows, NaN if a row is degenerate."""
     with np.errstate(invalid="ignore", divide="ignore"):
         x, y = a.astype(np.float64), b.astype(np.float64)
         cosines = (x * y).sum(1) / (np.linalg.norm(x, axis=1) * np.linalg.norm(y, axis=1))
@@ -104,7 +104,7 @@ def agreement(a: Embeddings, b: Embeddings) -> tuple[float, float]:
 
 
 class _Graphed(nn.Module):
-    """The outputs that exist, as a tuple: a graph cannot give None."""
+    """The network's existing outputs as a tuple: an ONNX graph cannot return None."""
 
     def __init__(self, network: nn.Module, names: list[str]) -> None:
         super().__init__()
@@ -117,13 +117,13 @@ class _Graphed(nn.Module):
 
 
 def _write(graphed: _Graphed, side: int, path: Path) -> None:
-    """The graph, by the TorchScript exporter.
+    """Write the graph with the TorchScript exporter.
 
-    For these networks it is equal to the dynamo exporter's in speed and result, and takes 1 s where that takes 13
-    (DenseNet121). It is deprecated; torch is pinned.
+    For these networks the graph equals the dynamo exporter's in speed and result, and its export takes 1 s instead
+    of 13 (DenseNet121). The TorchScript exporter is deprecated; torch is pinned.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the deprecation, and notes of the tracer on constant shapes
+        warnings.simplefilter("ignore")  # the deprecation, and the tracer's warnings about constant shapes
         torch.onnx.export(
             graphed.eval(),
             (torch.zeros(2, side, side),),

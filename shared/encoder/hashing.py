@@ -1,7 +1,7 @@
-"""A hash code for a model that has none: principal components of its unit vectors, and their signs.
+"""A hash code for a model without one: the signs of the principal components of its unit vectors.
 
-The head is fitted once on training images, stands among the card's weights, and is applied to the embeddings after
-the forward pass: in numpy, so that every runtime gives the same code and the graph stays the base model's.
+The head is fitted once on training images and stored with the card's weights. It is applied to the embeddings after
+the forward pass, in numpy, so that every runtime gives the same code and the base model's graph is reused.
 """
 
 from pathlib import Path
@@ -14,8 +14,8 @@ from shared.encoder.ood import unit
 from shared.errors import Invalid
 from shared.types import Codes, Embeddings
 
-MEAN, COMPONENTS = "hash.mean", "hash.components"  #: names of its tensors
-_ROUNDS = 50  #: of ITQ: Gong & Lazebnik's own
+MEAN, COMPONENTS = "hash.mean", "hash.components"  #: tensor names of the head
+_ROUNDS = 50  #: iterations of ITQ, as Gong & Lazebnik use
 
 
 class HashHead(NamedTuple):
@@ -23,27 +23,27 @@ class HashHead(NamedTuple):
     components: NDArray[np.float32]  #: (bits, dim)
 
     def logits(self, embeddings: Embeddings) -> NDArray[np.float32]:
-        """(n, bits) of (n, dim), whatever the embeddings' lengths: a cosine does not see them either."""
+        """Map (n, dim) to (n, bits). Like the cosine, the logits do not depend on the vectors' lengths."""
         return np.asarray((unit(embeddings) - self.mean) @ self.components.T, np.float32)
 
 
 def codes(logits: NDArray[np.float32]) -> Codes:
-    """(n, bits / 8): a bit is set where the logit is at least 0, so that the sign of 0 is +1."""
+    """Return (n, bits / 8): a bit is set where the logit is at least 0, so the sign of 0 is +1."""
     return np.packbits(logits >= 0, axis=1)
 
 
 def fit_hash(embeddings: Embeddings, bits: int, seed: int = 0, *, rotate: bool = False) -> HashHead:
-    """The head of `bits` bits: the first principal components, each of either sign for half of a symmetric cloud.
+    """Fit a head of `bits` bits to the first principal components; symmetric data sets each bit for half its rows.
 
-    `rotate` turns them by iterative quantisation, so that each bit carries about as much as another.
+    `rotate` rotates the components by iterative quantisation, so that all bits carry about the same variance.
 
     Args:
-        embeddings: (n, dim) of training images, n above `bits`; never of the images to be found.
+        embeddings: (n, dim) of training images, n above `bits`; never of images that will be searched for.
         bits: a multiple of 8, at most dim.
         seed: of the first rotation.
 
     Raises:
-        Invalid: bits do not fit, or the vectors span fewer than `bits` directions.
+        Invalid: `bits` is out of range, or the vectors span fewer than `bits` directions.
 
     Source: Gong & Lazebnik 2011 (CVPR), PCA and ITQ.
     """
@@ -62,9 +62,9 @@ def fit_hash(embeddings: Embeddings, bits: int, seed: int = 0, *, rotate: bool =
 
 
 def principal(centred: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """(count, dim): directions of the largest variance, the largest entry of each positive, so that they are unique.
+    """Return (count, dim): the directions of largest variance, signed so that the largest entry of each is positive.
 
-    Raises: `Invalid` if fewer directions vary.
+    Raises: `Invalid` if the rows vary in fewer than `count` directions.
     """
     _, sizes, rows = np.linalg.svd(centred, full_matrices=False)
     if not sizes[count - 1] > 1e-6 * sizes[0]:
@@ -75,7 +75,7 @@ def principal(centred: NDArray[np.float64], count: int) -> NDArray[np.float64]:
 
 
 def _rotation(projected: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
-    """The turn (bits, bits) that brings the vectors nearest to their own signs, from a random start."""
+    """Return the (bits, bits) rotation that brings the vectors nearest to their signs, from a random start."""
     bits = projected.shape[1]
     turn, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((bits, bits)))
     for _ in range(_ROUNDS):
@@ -86,7 +86,7 @@ def _rotation(projected: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
 
 
 def load_hash(weights: Path) -> HashHead:
-    """The head among the weights of a card. Raises `Invalid` if there is none."""
+    """Read the hash head from a card's weights. Raises `Invalid` if they hold none."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -1,13 +1,13 @@
-"""What stands on a backbone: the embedding head of metric learning."""
+"""The embedding head of metric learning, placed on a backbone."""
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 
 class MetricHead(nn.Module):
-    """Features (n, features) to unit vectors (n, dim).
+    """Map features (n, features) to unit vectors (n, dim).
 
-    Source: arXiv 2508.04790 ("1024 -> 512 -> 512") and its released code, which adds the normalisations and dropouts.
+    Source: arXiv 2508.04790 ("1024 -> 512 -> 512") and its released code, which adds normalisation and dropout.
     """
 
     def __init__(self, features: int, dim: int = 512) -> None:
@@ -26,7 +26,7 @@ class MetricHead(nn.Module):
         )
 
     def raw(self, features: Tensor) -> Tensor:
-        """The vectors before they are made unit: what the centre loss pulls at."""
+        """Return the vectors before normalisation to unit length; the centre loss uses these."""
         return self.layers(features)  # type: ignore[no-any-return]
 
     def forward(self, features: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class MetricHead(nn.Module):
 
 
 class Headed(nn.Module):
-    """A backbone and a head in its classifier's place."""
+    """A backbone with a head in place of its classifier."""
 
     def __init__(self, backbone: nn.Module, head: nn.Module) -> None:
         super().__init__()

@@ -9,14 +9,14 @@ from torch.nn import functional
 GRID, ORDER = 5, 3
 BASES = GRID + ORDER
 _STEP = 2 / GRID
-_NOISE = 0.1  #: amplitude of the splines at the start, as in the authors' code: the base function leads at first
+_NOISE = 0.1  #: initial amplitude of the splines, as in the authors' code: the base function dominates at first
 
 
 def spline_bases(x: Tensor) -> Tensor:
-    """The cubic B-splines on [-1, 1] at x, (...) to (..., 8); all of them vanish outside [-2.2, 2.2].
+    """Evaluate the 8 cubic B-splines of [-1, 1] at x, (...) to (..., 8); all vanish outside [-2.2, 2.2].
 
-    On a uniform grid they are one bump, moved: (2 - s)^3 / 6 - 4 (1 - s)^3 / 6 at the distance s from its centre,
-    in steps, each power cut at 0.
+    On a uniform grid all splines are one shifted function: (2 - s)^3 / 6 - 4 (1 - s)^3 / 6 at distance s from the
+    centre, in grid steps, with both bases clamped at 0.
     """
     centres = torch.arange(-1, BASES - 1, device=x.device, dtype=x.dtype) * _STEP - 1
     distance = ((x.unsqueeze(-1) - centres) / _STEP).abs()
@@ -25,7 +25,7 @@ def spline_bases(x: Tensor) -> Tensor:
 
 
 class SplineLinear(nn.Module):
-    """Every edge has a function of its own: y = W SiLU(x) + sum_j (scale * C_j) B_j(x)."""
+    """A layer with a learned function per edge: y = W SiLU(x) + sum_j (scale * C_j) B_j(x)."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -36,7 +36,7 @@ class SplineLinear(nn.Module):
         nn.init.kaiming_uniform_(self.scale, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, inputs) to (n, outputs)."""
+        """Map (n, inputs) to (n, outputs)."""
         splines = (self.scale.unsqueeze(-1) * self.coefficients).flatten(1)
-        bases = spline_bases(x.float()).flatten(1)  # 8 bits of bfloat16 would not tell places on the grid apart
+        bases = spline_bases(x.float()).flatten(1)  # the 8 bits of bfloat16 cannot resolve positions on the grid
         return functional.linear(functional.silu(x), self.base) + functional.linear(bases, splines)

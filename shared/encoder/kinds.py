@@ -1,6 +1,6 @@
-"""The registry of kinds: an architecture's name and options to a torch module.
+"""The registry of kinds, which maps an architecture's name and options to a torch module.
 
-A kind's options are JSON, stand in the card, and are part of its fingerprint:
+The options of a kind are JSON. They are stored in the card and are part of its fingerprint:
 
 - a backbone: `{}`, or `{"head": "metric"}` for metric learning's head;
 - `acir`: `widths` (full, s, s-half, xs), `bits`, `side`, `head` (kan, linear), `darf`, `decoder`;
@@ -33,24 +33,24 @@ _checked = validate_call(config=ConfigDict(strict=True, allow_inf_nan=False))
 class Kind(NamedTuple):
     make: Callable[..., nn.Module]  #: called with the options by name, and `empty`
     pooling: Pooling
-    mean: tuple[float, ...] = IMAGENET_MEAN  #: what its inputs are normalised by, unless its card says otherwise
+    mean: tuple[float, ...] = IMAGENET_MEAN  #: default normalisation of the inputs; the card may override it
     std: tuple[float, ...] = IMAGENET_STD
 
 
 def kind(architecture: str) -> Kind:
-    """Raises `Invalid` for an unknown architecture, naming those there are."""
+    """Return the kind of this name. Raises `Invalid`, with the known names, for any other."""
     if architecture not in COMPOSED:
         return Kind(partial(_backbone, architecture), backbone(architecture).pooling)
     return _COMPOSED[architecture]
 
 
 def body(architecture: str, options: Options | None = None, *, empty: bool = False) -> nn.Module:
-    """The module of RGB (n, channels, side, side), in eval mode: freshly initialised, or `empty` to be filled.
+    """Return the module for inputs (n, channels, side, side), in eval mode: initialised, or `empty` for `fill`.
 
-    Raises: `Invalid` for an unknown architecture, or options that are not its own.
+    Raises: `Invalid` for an unknown architecture, or options that it does not have.
     """
     made = kind(architecture).make
-    if "empty" in (options or {}):  # ours to say, and no option
+    if "empty" in (options or {}):  # an argument of the registry, not an option
         raise Invalid(f"the options are not those of {architecture}: empty")
     try:
         module = made(**(options or {}), empty=empty)
@@ -61,7 +61,7 @@ def body(architecture: str, options: Options | None = None, *, empty: bool = Fal
 
 
 def assemble(module: nn.Module, mean: Sequence[float], std: Sequence[float], tta: str, side: int) -> nn.Module:
-    """The whole of a model around its body: grey pixels (n, side, side) in [0, 1] to (n, dim) or `Outputs`."""
+    """Wrap a body into the whole model, which maps grey pixels (n, side, side) in [0, 1] to (n, dim) or `Outputs`."""
     check_views(tta)
     network = Network(module, mean, std).eval()
     if tta == "none":
@@ -69,12 +69,12 @@ def assemble(module: nn.Module, mean: Sequence[float], std: Sequence[float], tta
     views = Views.named(tta, side)
     if not isinstance(module, Ensemble):
         return Tta(network, views).eval()
-    module.views = views  # inside: members are averaged over the views before they are joined
+    module.views = views  # the ensemble applies the views itself, to average each member before the vectors are joined
     return network
 
 
 def load_network(card: Card, weights: Path) -> nn.Module:
-    """The whole network of the card, filled. Raises `Invalid` for weights that do not fit."""
+    """Return the card's whole network with its weights. Raises `Invalid` for weights that do not fit."""
     module = body(card.architecture, card.kind_options, empty=True)
     state = load_file(weights)
     if card.fitted_hash:
@@ -98,7 +98,7 @@ def _acir(
     head: Literal["kan", "linear"] = "kan",
     darf: bool = True,
     decoder: bool = True,
-    empty: bool,  # noqa: ARG001 - it has tables that are computed, not loaded, so it is always made whole
+    empty: bool,  # noqa: ARG001 - its computed tables are not in the weights file, so it is always initialised
 ) -> nn.Module:
     from shared.encoder.acir import WIDTHS, Acir
 

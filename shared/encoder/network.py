@@ -1,4 +1,4 @@
-"""Card to torch module: one forward pass from grey pixels to raw embedding. Both runtimes run this one."""
+"""The torch module of a card: one forward pass from grey pixels to raw embeddings, used for both runtimes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -14,22 +14,22 @@ State = dict[str, Tensor]
 
 
 class Outputs(NamedTuple):
-    """What a body that is more than a backbone gives in one pass; a backbone gives its embeddings alone."""
+    """Outputs of one pass through a body that is more than a backbone; a backbone returns only its embeddings."""
 
     embeddings: Tensor  #: (n, dim)
-    logits: Tensor | None = None  #: (n, bits): before the sign; a bit is set where it is at least 0
+    logits: Tensor | None = None  #: (n, bits): a bit of the hash code is set where the logit is at least 0
     errors: Tensor | None = None  #: (n,): reconstruction error; higher is stranger
 
 
 def named(outputs: Tensor | Outputs) -> State:
-    """The outputs that there are, by name."""
+    """Return the outputs that are not None, by name."""
     if isinstance(outputs, Tensor):
         return {"embeddings": outputs}
     return {name: value for name, value in outputs._asdict().items() if value is not None}
 
 
 class Network(nn.Module):
-    """Grey pixels (n, side, side) in [0, 1] to (n, dim) or `Outputs`: repeat channels, normalise, body."""
+    """Map grey pixels (n, side, side) in [0, 1] to (n, dim) or `Outputs`: repeat channels, normalise, run the body."""
 
     mean: Tensor
     std: Tensor
@@ -37,7 +37,7 @@ class Network(nn.Module):
     def __init__(self, body: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         self.body = body
-        # not persistent: they stand in the card, and weights are the body's own
+        # not persistent: mean and std are stored in the card, and the weights file holds only the body's tensors
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -45,13 +45,13 @@ class Network(nn.Module):
         return self.body(self.normalised(pixels))  # type: ignore[no-any-return]
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """What the body takes: (n, channels, side, side)."""
+        """Return the body's input, (n, channels, side, side)."""
         coloured = pixels.unsqueeze(1).expand(-1, self.mean.shape[1], -1, -1)
         return (coloured - self.mean) / self.std
 
 
 def body(architecture: str, *, empty: bool = False) -> nn.Module:
-    """The backbone without its classifier, in eval mode: torchvision's own initialisation, or `empty` to be filled.
+    """Return the backbone without its classifier, in eval mode: torchvision's initialisation, or `empty` for `fill`.
 
     Raises: `Invalid` for an unknown architecture.
     """
@@ -65,15 +65,15 @@ def body(architecture: str, *, empty: bool = False) -> nn.Module:
 
 
 def state_of(module: nn.Module) -> State:
-    """The tensors that make the vectors. The counters of batch normalisation do not, so they are left out."""
+    """Return the tensors that determine the vectors, so without the counters of batch normalisation."""
     return {key: value.contiguous() for key, value in module.state_dict().items() if not _counter(key)}
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], architecture: str) -> None:
-    """The module holds the weights as float32.
+    """Load the weights into the module as float32.
 
-    Those of parts that only training needs may be there or not, and are not used: a backbone's classifier; ACIR's
-    classifier, and its decoder where the module has none.
+    Weights of parts that only training needs are optional and ignored: a backbone's classifier; ACIR's classifier,
+    and its decoder if the module has none.
 
     Raises:
         Invalid: a weight is missing, unexpected, of another shape, or not finite.
@@ -91,7 +91,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], architecture: str) -> N
     found = [problem for problem in problems if problem]
     if found:
         raise Invalid(f"the weights are not those of {architecture}: {'; '.join(found)}")
-    module.load_state_dict(given, strict=False)  # strict but for the counters: checked above, with better words
+    module.load_state_dict(given, strict=False)  # the check above is strict but for the counters, with clearer messages
 
 
 def _counter(key: str) -> bool:

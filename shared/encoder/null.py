@@ -1,7 +1,7 @@
-"""An encoder without a network: real vectors at next to no cost, for measuring overhead and for quick tests.
+"""An encoder without a network: real vectors at almost no cost, for measuring overhead and for quick tests.
 
 A seeded random projection of the 32 x 32 box means. Similar images get similar vectors (Johnson & Lindenstrauss),
-which is enough to search by, and says nothing about what is seen.
+which is enough for a search but says nothing about the content.
 """
 
 from pathlib import Path
@@ -17,18 +17,18 @@ from shared.types import Embeddings, Pixels
 NULL = "null"
 DIM = 64
 _GRID = 32
-_FLOOR = 0.1  #: weight of a constant input, so that a uniform image has a vector too
+_FLOOR = 0.1  #: weight of a constant input, so that the vector of a uniform image is not zero
 
 
 def save(path: Path, dim: int, seed: int, note: str) -> Weights:
-    """The projection stands at `path`."""
+    """Write the projection to `path`."""
     projection = np.random.default_rng(seed).standard_normal((_GRID * _GRID + 1, dim), dtype=np.float32)
     save_file({"projection": projection / np.sqrt(np.float32(dim))}, path)
     return Weights(source=f"random:{seed}", sha256=sha256_of(path), trained=False, seed=seed, note=note)
 
 
 class Projection:
-    """Pixels (n, side, side) to (n, dim)."""
+    """Map pixels (n, side, side) to (n, dim)."""
 
     def __init__(self, folder: Path, dim: int) -> None:
         self._matrix: NDArray[np.float32] = load_file(folder / WEIGHTS)["projection"]
@@ -43,7 +43,7 @@ class Projection:
 
 
 def _boxes(pixels: Pixels) -> Pixels:
-    """Means over a 32 x 32 grid; the boxes of a side that 32 does not divide differ by one pixel."""
+    """Return means over a 32 x 32 grid; if 32 does not divide the side, box sizes differ by one pixel."""
     edges = np.arange(_GRID) * pixels.shape[1] // _GRID
     sizes = np.diff(np.append(edges, pixels.shape[1])).astype(np.float32)
     sums = np.add.reduceat(np.add.reduceat(pixels, edges, axis=1), edges, axis=2)

@@ -1,7 +1,7 @@
-"""Out of distribution: thresholds calibrated on scores of known images, and three scores on features.
+"""Out-of-distribution detection: thresholds calibrated on scores of known images, and three scores on features.
 
-Higher is stranger. The reconstruction error is the model's own (`Outputs.errors`); the distances here need only its
-embeddings, and see what a decoder misses (Denouden et al. 2018, arXiv 1812.02765).
+A higher score is stranger. The model itself returns the reconstruction error (`Outputs.errors`); the distances here
+need only its embeddings, and detect images that a decoder misses (Denouden et al. 2018, arXiv 1812.02765).
 """
 
 import hashlib
@@ -21,45 +21,45 @@ Features = NDArray[np.float32]  #: (n, dim)
 Rule = Literal["mean+3sd", "quantile", "log"]
 
 QUANTILES = (0.5, 0.9, 0.95, 0.99, 0.999)
-MIN_SCORES = 20  #: fewer say nothing about a tail
-AXES = 64  #: of a Gaussian: beyond them one variance serves all directions
-PARTS = 5  #: of the known images, each of which is measured from the others
-_ROWS = 1024  #: of a block of distances, to bound memory
-#: Variance that rounding to float16 gives a unit vector: finer nothing is known, and nothing is divided by less.
+MIN_SCORES = 20  #: fewer scores say nothing about the tail
+AXES = 64  #: leading axes of a Gaussian; all other directions share one variance
+PARTS = 5  #: folds of the known images; each is measured against the other folds
+_ROWS = 1024  #: rows per block of distances, to bound memory
+#: Variance that rounding to float16 adds to a unit vector: the finest known scale, and the smallest divisor.
 _ROUNDING = 2.0**-22 / 12
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Calibration:
-    """Which scores of one modality are usual for one model. It belongs to these weights only."""
+    """The usual scores of one modality for one model. Valid only for the weights that gave the scores."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     rule: Rule
-    threshold: float  #: an image is out of distribution above it
+    threshold: float  #: an image with a higher score is out of distribution
     mean: float
     std: float
     quantiles: Mapping[str, float]  #: of the calibrating scores, by "0.5", "0.9", ...
-    n: int  #: calibrating images
-    data_sha256: str  #: of the names of the calibrating images, sorted: see `data_digest`
+    n: int  #: number of calibrating images
+    data_sha256: str  #: `data_digest` of the calibrating images
 
     def exceeded(self, scores: ArrayLike) -> NDArray[np.bool_]:
-        """Which scores are out of distribution; a score that is no number is."""
+        """Return which scores are out of distribution; NaN counts as out of distribution."""
         return np.asarray(~(np.asarray(scores) <= self.threshold))
 
 
 def calibrate(scores: ArrayLike, data_sha256: str, rule: Rule = "mean+3sd") -> Calibration:
-    """The calibration from scores of known images, which trained nothing: the validation split.
+    """Return the calibration from scores of known images that were not trained on: the validation split.
 
-    `mean+3sd` is the paper's. Reconstruction errors are skewed to the right, so it stops more known images than
-    0.13 %; `log` is the same rule on logarithms, and `quantile` stops 1 % of the calibrating ones.
+    `mean+3sd` is the paper's rule. Reconstruction errors are skewed to the right, so it stops more than 0.13 % of
+    known images; `log` is the same rule on logarithms, and `quantile` stops 1 % of the calibrating images.
 
     Args:
         scores: (n,), higher is stranger.
-        data_sha256: what `data_digest` gives for their images.
+        data_sha256: `data_digest` of their images.
 
     Raises:
-        Invalid: fewer than 20 scores, one that is no number, or for `log` one that is not positive.
+        Invalid: fewer than 20 scores, a score that is not finite, or for `log` one that is not positive.
 
     Source: arXiv 2503.09370 (eq. 19 by a summary of it).
     """
@@ -85,14 +85,16 @@ def calibrate(scores: ArrayLike, data_sha256: str, rule: Rule = "mean+3sd") -> C
 
 
 def data_digest(names: Iterable[str]) -> str:
-    """SHA-256 over the sorted names (or digests) of images: tells whether two sets are the same, and names none."""
+    """Return the SHA-256 of the sorted image names (or digests): it compares two sets without revealing a name."""
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
 
 
 def knn_distance(features: Features, known: Features, k: int = 5) -> Scores:
-    """(n,): distance of each unit vector to its k-th nearest known one, 0 to 2. Source: Sun et al. 2022 (ICML).
+    """Return (n,) distances from each unit vector to its k-th nearest known one, 0 to 2.
 
-    Raises: `Invalid` for fewer than k known ones, or a vector without a direction.
+    Raises: `Invalid` for fewer than k known vectors, or a vector that is zero or not finite.
+
+    Source: Sun et al. 2022 (ICML).
     """
     if not 1 <= k <= len(known):
         raise Invalid("there are fewer known vectors than neighbours to look at")
@@ -110,7 +112,7 @@ class Mahalanobis:
     """Squared distance to the nearest class centre, in units of the covariance that the classes share.
 
     Source: Lee et al. 2018 (arXiv 1807.03888); the covariance is shrunk (Ledoit & Wolf 2004), because there are
-    seldom many more images than dimensions.
+    rarely many more images than dimensions.
     """
 
     centres: NDArray[np.float64]  #: (classes, dim)
@@ -118,7 +120,7 @@ class Mahalanobis:
 
     @classmethod
     def fit(cls, known: Features, classes: ArrayLike | None = None) -> Self:
-        """`classes`: (n,) of each known vector; without them there is one. Raises `Invalid` for fewer than two."""
+        """Fit to (n, dim) vectors and their (n,) classes, by default one. Raises `Invalid` for fewer than two rows."""
         from sklearn.covariance import LedoitWolf
 
         rows = np.asarray(known, np.float64)
@@ -130,7 +132,7 @@ class Mahalanobis:
         return cls(centres, fitted.precision_)
 
     def scores(self, features: Features) -> Scores:
-        """(n,) of (n, dim)."""
+        """Return (n,) scores of (n, dim) features."""
         found = [self._to(centre, np.asarray(features, np.float64)) for centre in self.centres]
         return np.min(found, axis=0).astype(np.float32)  # type: ignore[no-any-return]
 
@@ -141,19 +143,19 @@ class Mahalanobis:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Gaussian:
-    """Where the directions of known embeddings lie: their mean, up to 64 leading axes, and one variance for the rest.
+    """The distribution of known unit embeddings: mean, up to 64 leading axes, and one variance for all other axes.
 
-    The Mahalanobis distance (Lee et al. 2018, arXiv 1807.03888) under a covariance that is shrunk towards a sphere
-    (Ledoit & Wolf 2004), because there are seldom many more images than dimensions. It holds no image's embedding.
+    Distances are Mahalanobis (Lee et al. 2018, arXiv 1807.03888) under a covariance shrunk towards a sphere (Ledoit &
+    Wolf 2004), because there are rarely many more images than dimensions. It stores no image's embedding.
     """
 
     mean: NDArray[np.float64]  #: (dim,), of unit vectors
-    axes: NDArray[np.float64]  #: (k, dim), each as long as its variance exceeds the rest: sqrt(1 - rest / variance)
+    axes: NDArray[np.float64]  #: (k, dim), each of length sqrt(1 - rest / variance of the axis)
     rest: float  #: variance in every other direction
 
     @classmethod
     def fit(cls, known: Features) -> Self:
-        """Of (n, dim), n at least 2. Raises: `Invalid` for fewer, or a vector that has no direction."""
+        """Fit to (n, dim), n at least 2. Raises `Invalid` for fewer, or a vector that is zero or not finite."""
         if len(known) < 2:
             raise Invalid("a covariance takes at least two vectors")
         rows = unit(known).astype(np.float64)
@@ -173,13 +175,14 @@ class Gaussian:
         return cls(mean, axes[:k] * np.sqrt(1 - rest / leading)[:, None], float(rest)).rounded()
 
     def rounded(self) -> Self:
-        """As it is stored: what judges at once is what judges later."""
+        """Return the Gaussian at the precision of `pack`, so that it judges the same before and after storage."""
         return self.unpack(self.pack())
 
     def distances(self, features: Iterable[NDArray[np.float32]]) -> list[float]:
-        """Of each vector (dim,), in standard deviations of known ones; no number for one without a direction.
+        """Return each vector's distance in standard deviations of known ones, NaN for a vector without a direction.
 
-        One by one: a product of matrices may round otherwise in other company, and a replay is to find the same.
+        Vectors are computed one by one: the rounding of a matrix product depends on the batch, and a replay must give
+        the same distances.
         """
         return [self._distance(np.asarray(one, np.float64)) for one in features]
 
@@ -193,7 +196,7 @@ class Gaussian:
         return math.sqrt(max(square, 0.0)) if math.isfinite(square) else math.nan
 
     def pack(self) -> bytes:
-        """float32, little-endian: the dimension, `rest`, `mean`, then axis by axis."""
+        """Return little-endian float32: the dimension, `rest`, `mean`, then axis by axis."""
         numbers = np.concatenate([[len(self.mean), self.rest], self.mean, self.axes.ravel()])
         return numbers.astype("<f4").tobytes()
 
@@ -205,7 +208,7 @@ class Gaussian:
 
 
 def _principal(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """All variances of (n, dim) centred rows, the largest first, and the axes of those that are above rounding."""
+    """Return all variances of centred (n, dim) rows, largest first, and the axes of those above rounding."""
     n, dim = rows.shape
     if n >= dim:
         variances, vectors = np.linalg.eigh(rows.T @ rows / n)
@@ -218,10 +221,10 @@ def _principal(rows: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[
 
 
 def held_out(known: Features, groups: Sequence[Hashable]) -> list[float]:
-    """Distance of each known vector from a Gaussian of others: of five parts the one it is in takes no part.
+    """Return each known vector's distance by five-fold cross-validation: from a Gaussian of the other four folds.
 
-    A threshold of distances from a Gaussian that was fitted to the same vectors would be too tight for fresh ones. A
-    group (a patient) stays together, unless that would put more than half of the vectors into one part.
+    Distances from a Gaussian fitted to the same vectors would give a threshold too tight for new vectors. A group (a
+    patient) stays in one fold, unless that puts more than half of the vectors into one fold.
 
     Raises: `Invalid` for fewer than four vectors.
     """
@@ -238,7 +241,7 @@ def held_out(known: Features, groups: Sequence[Hashable]) -> list[float]:
 
 
 def unit(vectors: Features) -> Features:
-    """Rows of length 1. Raises `Invalid` for one that has no direction: zero, or no numbers."""
+    """Return the rows at length 1. Raises `Invalid` for a row without a direction: zero or not finite."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not (np.isfinite(lengths).all() and (lengths > 0).all()):
         raise Invalid("a vector has no direction")

@@ -1,4 +1,4 @@
-"""A card's folder to a loaded encoder. Torch and ONNX Runtime are imported only when one is loaded."""
+"""Load an encoder from a card's folder. Torch or ONNX Runtime is imported only when a model of it is loaded."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,20 +17,20 @@ from shared.errors import Invalid, SimilisError
 from shared.types import Pixels
 
 Runtime = Literal["onnx", "torch"]
-#: What one pass gives, by name: embeddings (n, dim); logits (n, bits) and errors (n,) where the model has them.
+#: Outputs of one pass by name: embeddings (n, dim); logits (n, bits) and errors (n,) if the model has them.
 Raw = Mapping[str, NDArray[np.float32]]
 Forward = Callable[[Pixels], Raw]
 
-#: Frames per forward pass: bounds memory, and beyond it no runtime gets faster (benchmarks/results/encoding.md).
+#: Frames per forward pass: bounds memory; no runtime is faster with larger batches (benchmarks/results/encoding.md).
 BATCH = 4
 
 
 def load(folder: Path, runtime: Runtime = "onnx", threads: int = 1) -> Encoder:
-    """The model of the folder, ready to encode. `torch` sets the threads of the whole process: it has one pool.
+    """Return the folder's model, ready to encode. `torch` sets the threads of the whole process: torch has one pool.
 
     Raises:
         NotFound: there is no card.
-        Invalid: card, weights or graph are malformed or were changed, or there is no such runtime.
+        Invalid: card, weights or graph are malformed or were changed, or the runtime is unknown.
     """
     card = read(folder)
     with _ours("the model cannot be loaded here: its weights or its graph are damaged, or of another version"):
@@ -39,7 +39,7 @@ def load(folder: Path, runtime: Runtime = "onnx", threads: int = 1) -> Encoder:
 
 
 def prove(folder: Path, runtime: Runtime = "onnx", threads: int = 1) -> Card:
-    """The card of the folder; its model runs here, and gives of a made-up frame what the card says.
+    """Return the folder's card after its model encoded a synthetic frame here, with outputs as the card states.
 
     Raises: as `load`.
     """
@@ -51,7 +51,7 @@ def prove(folder: Path, runtime: Runtime = "onnx", threads: int = 1) -> Card:
 
 @contextmanager
 def _ours(said: str) -> Iterator[None]:
-    """The errors of runtimes and of file formats, which have no common root, are told as a wrong model."""
+    """Raise `Invalid(said)` for the errors of runtimes and file formats, which share no base class."""
     try:
         yield
     except (SimilisError, MemoryError):
@@ -88,7 +88,7 @@ def _hashed(forward: Forward, folder: Path) -> Forward:
 
 
 class Loaded:
-    """The `Encoder` of every runtime: what surrounds the forward pass."""
+    """The `Encoder` of every runtime: checks, batches and packs around a runtime's forward pass."""
 
     def __init__(self, card: Card, forward: Forward, runtime: str, device: str = "cpu") -> None:
         self.card = card
@@ -131,10 +131,10 @@ class Loaded:
 
 
 def onnx_forward(graph: Path, threads: int) -> Forward:
-    """A forward pass through the graph on `threads` cores.
+    """Return a forward pass through the graph on `threads` cores.
 
     Threads spin within a pass and sleep between passes, because other slots share the machine. Measured with two
-    threads and one frame of DenseNet121: 31 ms; never spinning 45 ms; for the same processor time (61 ms).
+    threads and one frame of DenseNet121: 31 ms against 45 ms without spinning, at the same processor time (61 ms).
     """
     import onnxruntime
 
@@ -155,7 +155,7 @@ def onnx_forward(graph: Path, threads: int) -> Forward:
 
 
 def torch_forward(card: Card, weights: Path, threads: int) -> Forward:
-    """The same forward pass by torch, eager, without gradients."""
+    """Return the same forward pass in torch: eager, without gradients."""
     import torch
 
     from shared.encoder.kinds import load_network

@@ -1,4 +1,4 @@
-"""Synthetic frames for the encoders' own needs: the parity check, and the statistics of untrained weights."""
+"""Synthetic frames for the encoders' parity check, and for the statistics of untrained weights."""
 
 import numpy as np
 
@@ -6,7 +6,7 @@ from shared.types import Pixels
 
 
 def samples(n: int, side: int, seed: int) -> Pixels:
-    """(n, side, side) in [0, 1], the same for the same arguments: smooth noise at five scales behind an ellipse."""
+    """Return (n, side, side) in [0, 1]: smooth noise at five scales inside an ellipse, fixed by the arguments."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
     frames = np.empty((n, side, side), np.float32)
@@ -21,7 +21,7 @@ def samples(n: int, side: int, seed: int) -> Pixels:
 def _smooth(
     noise: np.ndarray[tuple[int, int], np.dtype[np.float64]], side: int
 ) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
-    """Linear interpolation of the (k, k) noise to (side, side)."""
+    """Interpolate (k, k) noise linearly to (side, side)."""
     k = len(noise)
     position = np.linspace(0, k - 1, side)[:, None]
     hat = np.maximum(0, 1 - np.abs(position - np.arange(k)))

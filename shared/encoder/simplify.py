@@ -1,4 +1,4 @@
-"""Rewrites that make the graph cheaper and leave its function as it is."""
+"""Rewrites that make the graph cheaper without changing its function."""
 
 import copy
 
@@ -8,10 +8,10 @@ _TRANSITION = (nn.BatchNorm2d, nn.ReLU, nn.Conv2d, nn.AvgPool2d)
 
 
 def simplify(network: nn.Module) -> nn.Module:
-    """The network, or a cheaper one that computes the same; the given one stays as it is.
+    """Return the network, or a cheaper copy that computes the same; the argument is not changed.
 
     DenseNet's transitions convolve 1 x 1 and then average 2 x 2. Both are linear and act on different axes, so they
-    commute; pooled first, the convolution sees a quarter of the pixels: 8 % of DenseNet121's arithmetic is saved.
+    commute. After pooling, the convolution has a quarter of the pixels, which saves 8 % of DenseNet121's arithmetic.
     """
     if not _transitions(network):
         return network
@@ -32,5 +32,5 @@ def _is_transition(part: nn.Sequential) -> bool:
     return (
         isinstance(convolution, nn.Conv2d)
         and convolution.kernel_size == convolution.stride == (1, 1)
-        and convolution.padding == (0, 0)  # a border would be averaged in, and the two would not commute
+        and convolution.padding == (0, 0)  # padding would enter the average, and the two would not commute
     )

@@ -1,4 +1,4 @@
-"""A ResNet (He et al. 2016) with two taps, of any width. Its tensors have torchvision's names, so its weights fit."""
+"""A ResNet (He et al. 2016) of any width with two outputs. Tensors have torchvision's names, so its weights load."""
 
 from torch import Tensor, nn
 
@@ -6,7 +6,7 @@ from shared.encoder.vision import models
 
 
 class Stem(nn.Module):
-    """RGB to the maps after the second and after the fourth stage."""
+    """Map RGB to the feature maps after the second and the fourth stage."""
 
     def __init__(self, blocks: tuple[int, int, int, int], base: int, *, bottleneck: bool, last_stride: int) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class Stem(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, 3, side, side) to (n, shallow, side / 8, side / 8) and (n, 4 * shallow, 7, 7)."""
+        """Map (n, 3, side, side) to (n, shallow, side / 8, side / 8) and (n, 4 * shallow, 7, 7)."""
         shallow = self.layer2(self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x))))))
         return shallow, self.layer4(self.layer3(shallow))
 

@@ -1,8 +1,8 @@
 """Test-time augmentation: the mean over five views of an image.
 
 Source: arXiv 2508.04790 and its released code (plain; flipped; rotated; enlarged and cropped; brighter with more
-contrast). There, rotation and brightness are drawn anew for each image, so that no vector can be made again; here
-they are fixed (`five`, recommended), or drawn once, by the seed S, from the ranges of the released code (`five:S`).
+contrast). That code draws rotation and brightness anew for each image, so no vector is reproducible. Here they are
+fixed (`five`, recommended), or drawn once with the seed S from the ranges of the released code (`five:S`).
 """
 
 import math
@@ -19,7 +19,7 @@ _ENLARGED = 240 / 224
 
 
 class Views(nn.Module):
-    """Grey pixels (n, side, side) in [0, 1] to (5 n, side, side), view by view, the plain ones first."""
+    """Map grey pixels (n, side, side) in [0, 1] to (5 n, side, side), view by view, the unchanged images first."""
 
     grid: Tensor
 
@@ -35,7 +35,7 @@ class Views(nn.Module):
 
     @classmethod
     def named(cls, name: str, side: int) -> Self:
-        """Those that a card names: `five`, or `five:SEED`."""
+        """Return the views that a card names: `five`, or `five:SEED`."""
         _, _, seed = name.partition(":")
         return cls(side, int(seed) if seed else None)
 
@@ -44,7 +44,7 @@ class Views(nn.Module):
         return torch.cat(views)
 
     def _rotated(self, pixels: Tensor) -> Tensor:
-        """Counter-clockwise about the centre; what comes from outside is black."""
+        """Rotate counter-clockwise about the centre; pixels from outside the image are black."""
         grid = self.grid.expand(pixels.shape[0], -1, -1, -1)
         return functional.grid_sample(pixels.unsqueeze(1), grid, mode="bilinear", align_corners=False).squeeze(1)
 
@@ -57,18 +57,18 @@ class Views(nn.Module):
         return resized[:, 0, start : start + self.side, start : start + self.side]
 
     def _jittered(self, pixels: Tensor) -> Tensor:
-        """Brightness, then contrast around the image's own mean, each clipped: as ColorJitter does to a grey image."""
+        """Change brightness, then contrast around the image's mean, each clipped, like ColorJitter on a grey image."""
         bright = (pixels * self.brightness).clamp(0, 1)
         mean = bright.mean((1, 2), keepdim=True)
         return (bright * self.contrast + mean * (1 - self.contrast)).clamp(0, 1)
 
 
 class Tta(nn.Module):
-    """A network of grey pixels, its outputs averaged over the views.
+    """A network on grey pixels whose outputs are averaged over the views.
 
-    Embeddings are the mean of the raw vectors, then made unit, as our choice (the released code leaves them, which is
-    the same by cosine); logits are averaged; errors are the plain view's, because a calibration was made on plain
-    images.
+    Embeddings are the mean of the raw vectors, normalised to unit length (the released code does not normalise, which
+    is the same by cosine). Logits are averaged. Errors are those of the unchanged view, because calibrations use
+    unchanged images.
     """
 
     def __init__(self, network: nn.Module, views: Views) -> None:
@@ -91,13 +91,13 @@ class Tta(nn.Module):
 
 
 def average(rows: Tensor) -> Tensor:
-    """(5 n, dim), view by view, to the (n, dim) means."""
+    """Average (5 n, dim), view by view, to (n, dim)."""
     return rows.reshape(VIEWS, -1, rows.shape[1]).mean(0)
 
 
 def _rotation(degrees: float, side: int) -> Tensor:
-    """(1, side, side, 2): where each pixel of the turned image comes from, in [-1, 1]."""
+    """Return (1, side, side, 2): the source position of each pixel of the rotated image, in [-1, 1]."""
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
-    # rows grow downwards: looking up by this matrix turns what is seen counter-clockwise
+    # row indices grow downwards, so sampling by this matrix rotates the image counter-clockwise
     turn = torch.tensor([[[cos, -sin, 0.0], [sin, cos, 0.0]]])
     return functional.affine_grid(turn, [1, 1, side, side], align_corners=False)

@@ -1,9 +1,9 @@
-"""Weights for tests and demonstrations that admit to be untrained, and still tell images apart.
+"""Weights for tests and demonstrations that are marked as untrained, and still tell images apart.
 
 Torchvision's initialisation assumes that batch normalisation will scale the activations. In eval mode it does not
-(its statistics are still 0 and 1): EfficientNet's signal dies to 1e-15, ResNet's grows with every block, and every
-image gets nearly the same direction. So the statistics are measured once, on synthetic frames, and networks
-without batch normalisation have each layer standardised instead.
+(its statistics are still 0 and 1): EfficientNet's signal decays to 1e-15, ResNet's grows with every block, and all
+images get nearly the same direction. So the statistics are measured once, on synthetic frames; in networks without
+batch normalisation, each layer is standardised instead.
 Source: Salimans & Kingma 2016 (data-dependent initialisation); Mishkin & Matas 2016 (LSUV).
 """
 
@@ -24,7 +24,7 @@ _FRAMES, _SIDE, _FRAMES_SEED = 8, 224, 20240
 
 
 def untrained(architecture: str, seed: int, options: Options | None = None) -> nn.Module:
-    """The body with the seed's weights: the same on the same machine and version of torch."""
+    """Return the body with the seed's weights: the same for one machine and version of torch."""
     options = options or {}
     with _deterministic(seed):
         module = body(architecture, options)
@@ -36,13 +36,13 @@ def untrained(architecture: str, seed: int, options: Options | None = None) -> n
 
 
 def _side(options: Options) -> int:
-    """What the body, or one of its members, insists on."""
+    """Return the side that the options of the body or of a member fix, else the default."""
     every = (options, *(member.get("options") or {} for member in options.get("members", ())))
     return next((one["side"] for one in every if "side" in one), _SIDE)
 
 
 def _settle(module: nn.Module, frames: Tensor) -> None:
-    """The module's own statistics fit the frames, which are what it takes."""
+    """Fit the module's statistics to the frames, which have the shape of its input."""
     if isinstance(module, Ensemble):
         for member in module.networks():
             _settle(member.body, member.normalised(frames[:, 0]))
@@ -62,7 +62,7 @@ def _measure(module: nn.Module, norms: Sequence[nn.BatchNorm1d | nn.BatchNorm2d]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # plain mean over the batches seen: here one
+        norm.momentum = None  # None means a plain mean over the batches, here one
         norm.train()
     module(frames)
     for norm, momentum in zip(norms, momenta, strict=True):
@@ -71,7 +71,7 @@ def _measure(module: nn.Module, norms: Sequence[nn.BatchNorm1d | nn.BatchNorm2d]
 
 
 def _standardise(module: nn.Module, frames: Tensor) -> None:
-    """Each layer's output gets mean 0 and variance 1, in one pass: a layer sees what the scaled ones before it give."""
+    """Scale each layer's output to mean 0 and variance 1, in one pass: each input comes from layers already scaled."""
     hooks = [
         part.register_forward_hook(_rescale)
         for part in module.modules()
@@ -88,7 +88,7 @@ def _rescale(layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> T
     over = [0, *range(2, output.ndim)]
     mean = output.mean(over)
     centred = output - mean.view(1, -1, *[1] * (output.ndim - 2))
-    # a dense unit sees too few samples for a deviation of its own: all units share one
+    # a dense unit has too few samples for its own deviation, so all units share one
     scale = (centred.std(over) if output.ndim > 2 else centred.std()).clamp_min(1e-6)
     layer.weight.div_(scale.view(-1, *[1] * (layer.weight.ndim - 1)))
     layer.bias.sub_(mean).div_(scale)
@@ -97,7 +97,7 @@ def _rescale(layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> T
 
 @contextmanager
 def _deterministic(seed: int) -> Iterator[None]:
-    """One thread, because sums over several round differently; the caller's generator and threads are put back."""
+    """Use the seed and one thread (sums over several threads round differently); restore both settings after."""
     threads = torch.get_num_threads()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -1,10 +1,10 @@
-"""The one door to torchvision.
+"""The only import of torchvision.
 
-The package registries' torchvision is built for CUDA. Beside a CPU build of torch its C++ extension cannot load
-(it links CUDA libraries that are not there), so the operators it would register do not exist, and importing
-torchvision fails while it attaches meta kernels to them: `operator torchvision::nms does not exist`. Similis uses
-only the model definitions, which need no such operator, so declaring the two schemas is enough. It is done only
-when the extension does not load: where it does, declaring them a second time would be the error.
+The torchvision of the package registries is built for CUDA. With a CPU build of torch its C++ extension cannot load
+(it links CUDA libraries that are absent), so the operators that it would register do not exist, and the import of
+torchvision fails when it attaches meta kernels to them: `operator torchvision::nms does not exist`. Similis uses only
+the model definitions, which need no such operator, so declaring the two schemas is enough. They are declared only
+if the extension does not load; if it does, a second declaration would raise.
 """
 
 import importlib.util
@@ -16,11 +16,11 @@ import torch
 
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _lock = threading.Lock()
-_declared: list[torch.library.Library] = []  # a Library takes its operators with it when it is collected
+_declared: list[torch.library.Library] = []  # the operators of a Library disappear when it is garbage-collected
 
 
 def models() -> ModuleType:
-    """`torchvision.models`, importable whichever build of torchvision is installed."""
+    """Return `torchvision.models`, whichever build of torchvision is installed."""
     with _lock:
         if not _declared and not _extension_loads():
             library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]

@@ -1,6 +1,6 @@
-"""The pixel transformer (PiT) of ACIR: a pre-norm ViT (Dosovitskiy et al. 2021) over the cells of a map.
+"""The pixel transformer (PiT) of ACIR: a pre-norm ViT (Dosovitskiy et al. 2021) over the cells of a feature map.
 
-The released code also drops shares of attention in training; here, as our choice, only what comes out of it is dropped.
+The released code also applies dropout to the attention weights; here only the attention's output has dropout.
 """
 
 import torch
@@ -12,7 +12,7 @@ _DROPOUT = 0.1
 
 
 class Block(nn.Module):
-    """Pre-norm attention, then pre-norm perceptron, each added to its input."""
+    """Pre-norm attention, then a pre-norm perceptron, each with a residual connection."""
 
     def __init__(self, dim: int, heads: int, head_dim: int) -> None:
         super().__init__()
@@ -30,17 +30,17 @@ class Block(nn.Module):
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, tokens, dim) to the same."""
+        """Map (n, tokens, dim) to the same shape."""
         q, k, v = self.query_key_value(self.norm(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         x = x + self.out(attend(q, k, v).transpose(1, 2).flatten(2))
         return x + self.perceptron(x)  # type: ignore[no-any-return]
 
 
 class PixelTransformer(nn.Module):
-    """A feature map to the tokens of the last layers, joined: [cls] apart from the cells."""
+    """Map a feature map to the concatenated tokens of the last layers, [cls] separate from the cells."""
 
     def __init__(self, channels: int, cells: int, dim: int, depth: int, heads: int, last: int) -> None:
-        """`last`: how many of the layers, from the end, are joined."""
+        """`last` is the number of final layers whose tokens are concatenated."""
         super().__init__()
         self.last = last
         self.embed = nn.Sequential(nn.LayerNorm(channels), nn.Linear(channels, dim), nn.LayerNorm(dim))
@@ -50,9 +50,9 @@ class PixelTransformer(nn.Module):
         self.blocks = nn.ModuleList(Block(dim, heads, dim // heads) for _ in range(depth))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, channels, s, s) to (n, last * dim) and (n, s * s, last * dim), before any final norm."""
+        """Map (n, channels, s, s) to (n, last * dim) and (n, s * s, last * dim), before any final norm."""
         cells = self.embed(x.flatten(2).transpose(1, 2))
-        # an addition of the cells' own, because expanding to a traced batch size exports badly
+        # added to zeros of the cells' shape, because an expand to a traced batch size exports badly
         cls = self.cls + torch.zeros_like(cells[:, :1])
         tokens = self.dropout(torch.cat([cls, cells], 1) + self.positions)
         layers = []

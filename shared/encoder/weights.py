@@ -1,4 +1,4 @@
-"""Where weights come from: torchvision by name, a safetensors file, or a seed. Never a pickle."""
+"""Sources of weights: torchvision by name, a safetensors file, or a seed. Never a pickle."""
 
 import re
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|conv))\.([12])\.")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Source:
-    """A filled body and what its card has to say of the weights."""
+    """A body with its weights, and the card's facts about their origin."""
 
     body: nn.Module
     source: str
@@ -31,14 +31,14 @@ class Source:
     origin_sha256: str | None = None
 
     def save(self, path: Path, note: str, *, half: bool = False) -> Weights:
-        """The weights stand at `path`; a file made from untrained ones says so itself.
+        """Write the weights to `path`; the file's metadata name the source, so untrained weights stay marked.
 
-        With `half` they are rounded to float16, in the file and in the body.
+        `half` rounds the weights to float16, in the file and in the body.
         """
         if half:
             self.body.half().float()
         state = {key: value.half() if half else value for key, value in state_of(self.body).items()}
-        # one key only: safetensors writes several in no order, and the digest would be another each time
+        # only one key: safetensors writes several in random order, which would change the digest each time
         save_file(state, path, metadata={"source": self.source})
         return Weights(
             source=self.source,
@@ -51,17 +51,17 @@ class Source:
 
 
 def find(architecture: str, weights: str, options: Options | None = None) -> Source:
-    """The body with the weights that `weights` names.
+    """Return the body with the weights that `weights` names.
 
     Args:
         architecture, options: as in `shared.encoder.kinds`.
-        weights: `torchvision:IMAGENET1K_V1` (any name torchvision has for a bare backbone), `random:SEED`, or the
-            path of a .safetensors file with the body's names, which are torchvision's for a bare backbone.
+        weights: `torchvision:IMAGENET1K_V1` (any torchvision name for a bare backbone), `random:SEED`, or the
+            path of a .safetensors file with the body's tensor names, which are torchvision's for a bare backbone.
 
     Raises:
-        Invalid: the words or the file do not fit the architecture.
-        NotFound: there is no such file.
-        Unavailable: torchvision's weights cannot be fetched from here.
+        Invalid: `weights` or the file does not fit the architecture.
+        NotFound: the file does not exist.
+        Unavailable: torchvision's weights cannot be downloaded from here.
     """
     seed = parse_seed(weights)
     if seed is not None:
@@ -74,7 +74,7 @@ def find(architecture: str, weights: str, options: Options | None = None) -> Sou
 
 
 def modern(state: State) -> State:
-    """The state under today's names: torchvision's own DenseNet files still say `norm.1` for `norm1`."""
+    """Return the state under current tensor names: torchvision's DenseNet files still have `norm.1` for `norm1`."""
     return {_OLD_DENSENET.sub(r"\1\2.", key): value for key, value in state.items()}
 
 
