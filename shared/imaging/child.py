@@ -1,7 +1,7 @@
-"""The sandbox child, which `shared.imaging.launch` starts. Takes open files, answers pictures, owns nothing else.
+"""The sandbox child, started by `shared.imaging.launch`. It takes open files and returns decoded pictures.
 
-Jobs come as messages with descriptors on standard input (a socket); answers go, length first, to what was standard
-output. Decoders that print find both outputs closed to them.
+Jobs are messages with descriptors on standard input (a socket). Answers, with a length prefix, go to the original
+standard output; descriptors 0 to 2 are then /dev/null, so a decoder that prints cannot corrupt an answer.
 """
 
 import json
@@ -11,7 +11,7 @@ import socket
 import struct
 import sys
 import warnings
-import zlib  # before gdcm: the other way round its zlib takes the place of ours, and corrupts memory
+import zlib  # before gdcm: imported first, gdcm's zlib would replace this one and corrupt memory
 
 import gdcm
 import jpeg_ls
@@ -30,8 +30,8 @@ from shared.imaging.read import quiet_pydicom
 from shared.imaging.reasons import Reason, failed, hostile
 from shared.process import die_with_parent
 
-EAGER_BYTES = 64 * MIB  #: up to here a file is mapped in at once: cheaper than a fault per page
-CODECS = (zlib, gdcm, jpeg_ls, openjpeg, PIL, rle)  # imported now: later there may be no right to
+EAGER_BYTES = 64 * MIB  #: files up to this size are mapped with MAP_POPULATE: cheaper than a fault per page
+CODECS = (zlib, gdcm, jpeg_ls, openjpeg, PIL, rle)  # imported here: the confined process may not be allowed to
 
 
 def main() -> None:
@@ -42,7 +42,7 @@ def main() -> None:
     nothing = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):
         os.dup2(nothing, descriptor)
-    warnings.simplefilter("ignore")  # they may quote values
+    warnings.simplefilter("ignore")  # warnings may quote values
     quiet_pydicom()
     PIL.Image.preinit()
     confine.confine(limits, parent)
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def serve(jobs: socket.socket, replies: int, limits: Limits) -> None:
-    """Answer jobs in order until the parent leaves, or this child has done its share."""
+    """Answer jobs in order until the parent closes the socket or this child has had `limits.files` jobs."""
     base = confine.used_bytes()
     os.write(replies, wire.READY)
     for _ in range(limits.files):
@@ -62,7 +62,7 @@ def serve(jobs: socket.socket, replies: int, limits: Limits) -> None:
         os.write(replies, struct.pack("<I", len(reply)) + reply)
         for descriptor in descriptors:
             os.close(descriptor)
-        if spent:  # memory ran out: what is left of this process is not to be relied on
+        if spent:  # memory ran out: the state of this process is no longer reliable
             return
 
 
@@ -75,7 +75,7 @@ def _answer(job: wire.Job, descriptors: list[int], limits: Limits, base: int) ->
         return wire.pack_rejected(hostile(Reason.MEMORY)), True
     except RecursionError:
         return wire.pack_rejected(hostile(Reason.DEPTH)), False
-    except Exception:  # a file that no check of ours foresaw
+    except Exception:  # a file that no check anticipated
         return wire.pack_rejected(failed(Reason.MALFORMED)), False
 
 
@@ -85,7 +85,7 @@ def _work(job: wire.Job, descriptors: list[int], limits: Limits, base: int) -> b
         raise failed(Reason.NOT_A_STUDY_OBJECT)
     idle = base + limits.working_bytes + 2 * size
     confine.allow_memory(idle)
-    # no `with`: arrays look into the map, and it goes when the last of them does
+    # no `with`: arrays reference the map, which is released with the last of them
     flags = mmap.MAP_PRIVATE | (mmap.MAP_POPULATE if size <= EAGER_BYTES else 0)
     view = memoryview(mmap.mmap(descriptors[0], size, prot=mmap.PROT_READ, flags=flags))
     if job.recipe is None:

@@ -1,7 +1,7 @@
-"""Codestreams to grey planes. Permissive decoders only; each is called for what it does best and is cheapest at.
+"""Decode codestreams to integer planes. Permissively licensed decoders only, each for the formats it decodes best.
 
-Runs in the sandbox child only. What a codestream says of its own size is checked against the header before a
-decoder may allocate anything for it.
+Runs in the sandbox child only. The size that a codestream declares is checked against the header before a decoder
+may allocate memory for it.
 """
 
 import io
@@ -36,15 +36,15 @@ Values = NDArray[Any]  #: (rows, cols) or (rows, cols, 3), integers
 @dataclass(frozen=True, slots=True)
 class Plane:
     values: Values
-    rgb: bool  #: of three samples: red, green, blue; otherwise the first one is the luma
-    reduced: int = 1  #: how many times smaller than the header says
-    bits: int = 32  #: how many of an integer's may be in use: a stream may have more than the header says
+    rgb: bool  #: three samples are red, green, blue; if False, the first sample is the luma
+    reduced: int = 1  #: factor by which the plane is smaller than the header says
+    bits: int = 32  #: bits of an integer that may be in use; a stream may use more than the header says
 
 
 def decode_frame(data: bytes, syntax: str, geometry: Geometry, factor: int) -> Plane:
-    """Decode one frame, at a resolution reduced by up to `factor` where the codec can.
+    """Decode one frame, at a resolution reduced by up to `factor` if the codec supports it.
 
-    Raises: `Rejected`: no permitted decoder, a codestream of another size, damaged data, or memory.
+    Raises: `Rejected`: no permitted decoder, a codestream of another size, damaged data, or out of memory.
     """
     try:
         if syntax in JPEG:
@@ -60,7 +60,7 @@ def decode_frame(data: bytes, syntax: str, geometry: Geometry, factor: int) -> P
             return _rle(data, geometry)
     except (Rejected, MemoryError):
         raise
-    except BaseException as error:  # decoders raise whatever they like (a panic in Rust is no Exception)
+    except BaseException as error:  # decoders raise any class (a Rust panic is not an Exception)
         if "MemoryError" in str(error) or "bad_alloc" in str(error) or "allocate" in str(error):
             raise hostile(Reason.MEMORY) from None
         raise undecodable(Reason.CORRUPT) from None
@@ -73,7 +73,7 @@ class StreamSize:
     columns: int
     samples: int
     precision: int
-    levels: int = 0  #: resolution levels that may be left out (JPEG 2000)
+    levels: int = 0  #: resolution levels that decoding may skip (JPEG 2000)
     signed: bool = False
 
 
@@ -134,14 +134,14 @@ def _jpeg(data: bytes, syntax: str, geometry: Geometry, factor: int) -> Plane:
             image.load()
             values = np.asarray(image if image.mode in ("L", "RGB") else image.convert("RGB"))
             return Plane(values, rgb=values.ndim == 3, reduced=max(1, round(full[0] / image.size[0])))
-        image.draft("YCbCr", full)  # hands the components over as they are
+        image.draft("YCbCr", full)  # returns the components unconverted
         return Plane(np.asarray(image), rgb=True)
 
 
 def _jpeg_2000(data: bytes, geometry: Geometry, factor: int) -> Plane:
     size = _expect_size(jpeg_2000_size(data), geometry)
     rgb = geometry.photometric in ("RGB", "YBR_RCT", "YBR_ICT")
-    wrapped = geometry.signed and not size.signed  # two's complement in an unsigned stream: no level may average it
+    wrapped = geometry.signed and not size.signed  # two's complement in an unsigned stream: its averages are wrong
     steps = 0 if wrapped else min(factor.bit_length() - 1, size.levels)
     if steps and (size.precision <= 16 if size.samples == 1 else size.precision == 8 and rgb):
         reduced = _reduced_jpeg_2000(data, steps, size)
@@ -152,7 +152,7 @@ def _jpeg_2000(data: bytes, geometry: Geometry, factor: int) -> Plane:
 
 
 def _reduced_jpeg_2000(data: bytes, steps: int, size: StreamSize) -> Values | None:
-    """Decode without the `steps` finest levels; None where Pillow refuses or answers in another shape."""
+    """Decode without the `steps` finest levels; None if Pillow refuses or returns another shape."""
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG2000",)) as image:
             image.reduce = steps  # type: ignore[method-assign, assignment]
@@ -160,7 +160,7 @@ def _reduced_jpeg_2000(data: bytes, steps: int, size: StreamSize) -> Values | No
             values = np.asarray(image)
     except MemoryError:
         raise
-    except Exception:  # OpenJPEG refuses some streams at some levels; the full decode is the judge
+    except Exception:  # OpenJPEG refuses some streams at some levels; the full decode decides
         return None
     expected = tuple(-(-side // (1 << steps)) for side in (size.rows, size.columns))
     if values.shape[:2] != expected or (values.ndim == 3) != (size.samples == 3):
@@ -192,7 +192,7 @@ def _rle(data: bytes, geometry: Geometry) -> Plane:
 
 
 def _gdcm(data: bytes, syntax: str, geometry: Geometry) -> Plane:
-    """Decode what no other permissive decoder reads: JPEG lossless, and JPEG extended with 12 bits."""
+    """Decode the formats that no other permissive decoder reads: JPEG lossless, and JPEG extended with 12 bits."""
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(data)
     fragments = gdcm.SequenceOfFragments.New()
@@ -210,7 +210,7 @@ def _gdcm(data: bytes, syntax: str, geometry: Geometry) -> Plane:
     image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.GetTSType(syntax)))
     stored, signed = geometry.stored, int(geometry.signed)
     image.SetPixelFormat(gdcm.PixelFormat(geometry.samples, geometry.allocated, stored, stored - 1, signed))
-    raw = image.GetBuffer()  # raises, or answers None, where it does not read the stream
+    raw = image.GetBuffer()  # raises or returns None if it cannot read the stream
     if raw is None:
         raise undecodable(Reason.CORRUPT)
     kind = "i" if geometry.signed else "u"
@@ -231,7 +231,7 @@ def _shaped(flat: Values, geometry: Geometry, *, planar: bool) -> Values:
 
 
 def cleaned(values: Values, geometry: Geometry) -> Values:
-    """Integers as they were stored, without what stands above or below: old files keep overlays there."""
+    """Return the stored values without the bits above and below them, where old files keep overlays."""
     if geometry.stored >= geometry.allocated:
         return values
     if geometry.signed:

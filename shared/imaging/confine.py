@@ -1,4 +1,4 @@
-"""What the sandbox child gives up before it reads its first file. Linux; what a kernel refuses is left out."""
+"""The rights that the sandbox child gives up before it reads its first file. Linux; refused steps are skipped."""
 
 import contextlib
 import ctypes
@@ -18,8 +18,8 @@ _NOBODY = 65534
 def confine(limits: Limits, parent: int) -> None:
     """Give up the network, root, new privileges, core dumps, files that grow, and memory beyond the limit.
 
-    Root is kept where the interpreter lies in a folder that nobody else may enter (a root's home): modules that are
-    imported late, such as text encodings, would be out of reach.
+    Root is kept if other users cannot enter the interpreter's folder (for example in root's home), because late
+    imports, such as text encodings, would fail.
     """
     _leave_network()
     if os.getuid() == 0 and _open_to_all(Path(os.__file__)) and _open_to_all(Path(__file__)):
@@ -30,7 +30,7 @@ def confine(limits: Limits, parent: int) -> None:
     libc = _libc()
     libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
-    die_with_parent(parent)  # a change of user takes the wish back
+    die_with_parent(parent)  # a change of user clears the death signal
     for what, most in (
         (resource.RLIMIT_CORE, 0),  # a core dump would hold a patient's picture
         (resource.RLIMIT_FSIZE, 0),
@@ -51,13 +51,13 @@ def used_bytes() -> int:
 
 
 def allow_memory(most: int) -> None:
-    """Set the soft limit of the address space; the hard one stays."""
+    """Set the soft limit of the address space; the hard limit stays."""
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     resource.setrlimit(resource.RLIMIT_AS, (min(most, hard), hard))
 
 
 def allow_cpu(seconds: int) -> None:
-    """Allow so many seconds of processor time from now on; SIGXCPU ends the process after that."""
+    """Allow this many more seconds of processor time; after them, SIGXCPU ends the process."""
     hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
     soft = int(cpu_used()) + 1 + seconds
     resource.setrlimit(resource.RLIMIT_CPU, (soft if hard < 0 else min(soft, hard), hard))
@@ -75,9 +75,9 @@ def _lower(what: int, most: int) -> None:
 
 
 def _leave_network() -> None:
-    """Move to an empty network, by right as root, in a user namespace of one's own otherwise."""
+    """Move to an empty network namespace; without root, in a new user namespace."""
     flags = _CLONE_NEWNET if os.getuid() == 0 else _CLONE_NEWNET | _CLONE_NEWUSER
-    _libc().unshare(flags)  # refused in some containers: the limits above hold without it
+    _libc().unshare(flags)  # some containers refuse this; the other limits hold without it
 
 
 def _libc() -> ctypes.CDLL:

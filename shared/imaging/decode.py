@@ -1,4 +1,4 @@
-"""One file, in this process: bytes to `Decoded` or a reason. Called by the sandbox child; nothing else should."""
+"""Decode the bytes of one file in this process to `Decoded` or `Rejected`. Only the sandbox child may call this."""
 
 import mmap
 from collections.abc import Callable, Iterator
@@ -19,16 +19,16 @@ from shared.imaging.reasons import Reason, empty
 from shared.imaging.recipe import Recipe
 from shared.types import Decoded, Header
 
-Reserve = Callable[[int], None]  #: told how many bytes one decoded frame takes, before it is decoded
+Reserve = Callable[[int], None]  #: called with the bytes that one decoded frame takes, before it is decoded
 
 
 def digest_of(buffer: memoryview | mmap.mmap) -> bytes:
-    """BLAKE3, 32 bytes: SHA-256 of an 8.8 MB mammogram takes 5 ms, half as long as decoding it; this, 1.4."""
+    """Return the 32-byte BLAKE3 digest: 1.4 ms for an 8.8 MB mammogram; SHA-256 takes 5 ms, half the decoding time."""
     return blake3(buffer).digest()
 
 
 def inspect_bytes(buffer: memoryview, limits: Limits) -> Inspected:
-    """Raises: `Rejected` where the header alone tells that the file is not taken in."""
+    """Return header and digest without pixels. Raises `Rejected` if the header already excludes the file."""
     digest = digest_of(buffer)
     kind = plain_kind(buffer)
     if kind is not None:
@@ -41,7 +41,7 @@ def inspect_bytes(buffer: memoryview, limits: Limits) -> Inspected:
 
 
 def decode_bytes(buffer: memoryview, recipe: Recipe, limits: Limits, reserve: Reserve) -> Decoded:
-    """Raises: `Rejected` for everything that keeps the file from being a picture."""
+    """Decode the file by the recipe. Raises `Rejected` if it cannot become a picture."""
     kind = plain_kind(buffer)
     if kind is not None:
         picture = open_picture(buffer, kind, digest_of(buffer), limits)

@@ -19,8 +19,8 @@ class Encapsulated:
     """The frames of encapsulated pixel data, found by walking the items once.
 
     Raises:
-        Rejected: no fragments, an item that is none, or more fragments than the limit. A missing last delimiter
-            is forgiven, and so is a last fragment that is cut: the decoder will say what is left of it.
+        Rejected: there are no fragments, another element precedes the first fragment, or there are more fragments
+            than the limit. A missing sequence delimiter and a truncated last fragment are left to the decoder.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Encapsulated:
     def frame(self, number: int) -> bytes:
         """Return the codestream of a 1-based frame.
 
-        Raises: `Rejected` where there is no such frame.
+        Raises: `Rejected` if there is no such frame.
         """
         if number > len(self._frames):
             raise undecodable(Reason.SHORT)
@@ -71,7 +71,7 @@ def _extended(dataset: Dataset) -> list[int]:
 
 
 def _assemble(buffer: memoryview, spans: list[Span], table: list[int], frames: int) -> list[list[Span]]:
-    """Group fragments into frames: one each, by the offset table, or by where codestreams start."""
+    """Group fragments into frames: one fragment each, or by the offset table, or by the starts of codestreams."""
     if frames == 1:
         return [spans]
     if len(spans) == frames:

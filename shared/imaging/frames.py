@@ -1,4 +1,4 @@
-"""A data set's frames, canonical: decoded one at a time, reduced, in [0, 1], bright meaning dense."""
+"""The canonical frames of a data set: decoded one at a time, reduced, in [0, 1], bright meaning dense."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,7 +31,7 @@ Loader = Callable[[int, int], Plane]  #: (1-based frame number, permitted reduct
 class Canonical:
     number: int  #: 1-based
     frame: Frame
-    sample: NDArray[Any]  #: some stored values, after the modality LUT
+    sample: NDArray[Any]  #: a regular sample of the stored values, after the modality LUT
     voi: str
     reduced: int
 
@@ -39,15 +39,15 @@ class Canonical:
 def canonical_frames(opened: Opened, geometry: Geometry, recipe: Recipe, limits: Limits) -> Iterator[Canonical]:
     """Yield the chosen frames of a DICOM image.
 
-    Raises: `Rejected` where there are no pixels, or no permitted decoder reads them.
+    Raises: `Rejected` if there are no pixels, or no permitted decoder reads them.
     """
     load, padding = _loader(opened, geometry, limits), _padding(opened, geometry)
     for number in chosen_frames(geometry.frames, recipe.frames):
         tone = tone_of(opened.dataset, geometry, number, voi=recipe.voi == "apply")
         factor = reduction(geometry.rows, geometry.columns, recipe)
-        # a table is no straight line: values must be looked up before they are averaged
+        # a table is not linear: values must be looked up before they are averaged
         exact = tone.modality is not None or geometry.photometric == "PALETTE COLOR"
-        # what a decoder averages with padding is no value of the picture: it would widen a range that is measured
+        # a decoder's average of picture and padding is not a picture value, and would widen a measured range
         exact = exact or (padding is not None and tone.measured)
         plane = load(number, 1 if exact else factor)
         frame, sample = _reduced(plane, _grey(plane, opened, geometry, tone), factor, padding=padding, tone=tone)
@@ -92,7 +92,7 @@ def luma(values: NDArray[Any]) -> NDArray[Any]:
 
 
 def _padding(opened: Opened, geometry: Geometry) -> tuple[int, int] | None:
-    """Return the least and the greatest stored value that is no picture; either may be the one called the limit.
+    """Return the least and greatest stored value of the padding; either attribute may hold the greater one.
 
     Source: PS3.3 C.7.5.1.1.2.
     """
@@ -129,7 +129,7 @@ def _reduced(
 
 
 def _picture(values: NDArray[Any], padding: tuple[int, int] | None) -> NDArray[np.bool_] | None:
-    """Return where stored values are no padding; None where all of them are padding, or none is."""
+    """Return the mask of stored values that are not padding; None if all of them are padding, or none."""
     if padding is None:
         return None
     low, high = padding

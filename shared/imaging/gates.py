@@ -1,7 +1,7 @@
-"""Gates 1 and 2: pure functions from what is known of an image to the reason why it stays out, or None.
+"""Gates 1 and 2: pure functions from the header or the pixel statistics to the reason to stop an image, or None.
 
-They stop an image for a person to look at; they never judge what it shows. Thresholds were set on ordinary
-mammograms, films, ultrasound, CT and MR so that none of them is stopped (tests/imaging/test_gates.py).
+A gate stops an image for review by a person; it never judges the content. The thresholds stop none of the ordinary
+mammograms, films, ultrasound, CT and MR images on which they were set (tests/imaging/test_gates.py).
 """
 
 from shared.errors import Gate, Outcome, Rejected
@@ -18,7 +18,7 @@ _FOR_PROCESSING = frozenset(
     )
 )
 
-#: Defined terms of Modality (PS3.3 C.7.3.1.1.1) under which pictures are made.
+#: Defined terms of Modality (PS3.3 C.7.3.1.1.1) that stand for images.
 _TERMS = (
     "AR BDUS BI BMD CR CT CFM DG DX DMS DS EC ES FA FS GM IO IVOCT IVUS LP LS MG MR NM OAM OCT OP OPM OPR OPT "
     "OPTBSV OPTENF OPV OSS OT PA PT PX RF RG RTIMAGE SM SRF ST TG US VF XA XC"
@@ -28,7 +28,7 @@ IMAGE_MODALITIES = frozenset(_TERMS.split())
 
 
 def metadata_gate(header: Header, recipe: Recipe) -> Rejected | None:
-    """Gate 1: what the header says."""
+    """Gate 1: return the reason to stop by the header, or None."""
     raw = header.presentation_intent == "FOR PROCESSING" or header.sop_class_uid in _FOR_PROCESSING
     if raw and recipe.for_processing == "stop":
         return _stop(Reason.FOR_PROCESSING, Gate.METADATA)
@@ -42,7 +42,7 @@ def metadata_gate(header: Header, recipe: Recipe) -> Rejected | None:
 
 
 def pixel_gate(stats: PixelStats) -> Rejected | None:
-    """Gate 2: what the first chosen frame looks like."""
+    """Gate 2: return the reason to stop by the statistics of the first chosen frame, or None."""
     if stats.distinct <= 1 or stats.spread <= 0:
         return _stop(Reason.BLANK, Gate.PIXELS)
     if stats.distinct <= 2:

@@ -1,4 +1,4 @@
-"""The attributes that describe the pixels, checked against each other and the limits before any of them is used."""
+"""The attributes that describe the pixels, checked for consistency and against the limits before they are used."""
 
 from dataclasses import dataclass
 
@@ -26,7 +26,7 @@ class Geometry:
     samples: int
     allocated: int  #: bits
     stored: int  #: bits
-    below: int = 0  #: bits under the stored ones, where an old file has its values at the top of the word
+    below: int = 0  #: unused bits below the stored ones, in old files whose values occupy the top of the word
     signed: bool
     planar: bool  #: colour by plane
     photometric: str
@@ -44,7 +44,7 @@ class Geometry:
 
     @property
     def span(self) -> tuple[int, int]:
-        """The least and the greatest value that the stored bits hold."""
+        """The least and the greatest value that the stored bits can represent."""
         half = 1 << (self.stored - 1)
         return (-half, half - 1) if self.signed else (0, 2 * half - 1)
 
@@ -54,7 +54,7 @@ class Geometry:
 
 
 def geometry_of(opened: Opened, limits: Limits) -> Geometry:
-    """Raises: `Rejected`: hostile over a limit, undecodable where the description makes no sense."""
+    """Return the checked description. Raises `Rejected`: hostile if over a limit, undecodable if inconsistent."""
     ds = opened.dataset
     rows, columns = number(ds, "Rows") or 0, number(ds, "Columns") or 0
     frames = number(ds, "NumberOfFrames")

@@ -1,4 +1,4 @@
-"""What is kept of a file's header: the allow-list `shared.types.Header`, cleaned and capped."""
+"""The header fields that are kept: the allow-list `shared.types.Header`, cleaned and capped."""
 
 import uuid
 from datetime import date
@@ -13,12 +13,12 @@ _NAMES = uuid.UUID("5f5a3f0e-95a5-5b61-8a05-0e3d0f6b7a11")
 
 
 def stable_uid(*parts: str) -> str:
-    """Return a UID under 2.25 (PS3.5 B.2) that depends on nothing but `parts`."""
+    """Return a UID under 2.25 (PS3.5 B.2) that depends only on `parts`."""
     return f"2.25.{uuid.uuid5(_NAMES, '/'.join(parts)).int}"
 
 
 def header_of(opened: Opened) -> Header:
-    """Raises: `Rejected` (failed) where the image or its study has no usable UID."""
+    """Return the header. Raises `Rejected` (failed) if the image or its study has no valid UID."""
     ds = opened.dataset
     sop, study = _identity(opened, "SOPInstanceUID"), _identity(opened, "StudyInstanceUID")
     series = text(ds, "SeriesInstanceUID", 65)
@@ -26,7 +26,7 @@ def header_of(opened: Opened) -> Header:
     return Header(
         sop_instance_uid=sop,
         study_instance_uid=study,
-        # a missing series is no reason to refuse: images of one study without one share a made-up one
+        # a missing series UID does not exclude the image: such images of one study share a generated UID
         series_instance_uid=series if valid_uid(series) else stable_uid("series", study),
         sop_class_uid=text(ds, "SOPClassUID"),
         transfer_syntax_uid=clean(opened.transfer_syntax),
@@ -61,7 +61,7 @@ def _identity(opened: Opened, keyword: str) -> str:
 
 
 def _count(opened: Opened, keyword: str) -> int:
-    """The number as far as a column holds it: whether it makes sense is asked before anything is decoded."""
+    """Return the number, clamped to the range of a database column; `geometry_of` checks it before decoding."""
     return min(max(number(opened.dataset, keyword) or 0, 0), MOST)
 
 
@@ -83,9 +83,9 @@ def _image_type(opened: Opened, frames: int) -> tuple[str, ...]:
 
 
 def plain_header(digest: bytes, *, kind: str, rows: int, columns: int, bits: int, photometric: str) -> Header:
-    """Return a header for a PNG or JPEG: the same bytes are the same image, wherever they lie.
+    """Return a header for a PNG or JPEG, with UIDs made from the digest: equal bytes are the same image in any folder.
 
-    A labels table says which study and patient it belongs to; without one, each picture is a study of its own.
+    A labels table assigns the picture to a study and a patient; without a table, each picture is its own study.
     """
     name = digest.hex()
     return Header(

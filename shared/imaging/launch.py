@@ -1,7 +1,7 @@
-"""Starting the sandbox child so that it dies with this process, and not earlier.
+"""Start the sandbox child so that it dies with this process, and not earlier.
 
-The kernel's death signal is sent when the *thread* that started a child ends, so all children of a process are
-started by one thread that lives as long as the process.
+The kernel sends the death signal when the *thread* that started a child ends, so one thread that lives as long as
+the process starts all children.
 """
 
 import json
@@ -19,7 +19,7 @@ _starter: tuple[int, ThreadPoolExecutor] | None = None
 
 
 def start(limits: Limits) -> tuple[subprocess.Popen[bytes], socket.socket]:
-    """Start a child; return it and the socket for its jobs. Its answers come on its standard output."""
+    """Start a child; return its process and the socket for jobs. The child answers on its standard output."""
     return _thread().submit(_start, limits).result()
 
 
@@ -40,7 +40,7 @@ def _start(limits: Limits) -> tuple[subprocess.Popen[bytes], socket.socket]:
                 "-I",  # nothing from the working folder, the home or PYTHON* variables
                 "-m",
                 "shared.priority",
-                str(os.nice(0)),  # as far back as we are, in its session too
+                str(os.nice(0)),  # the niceness of this process, for the child's own session too
                 "shared.imaging.child",
                 json.dumps(limits.to_json()),
                 str(os.getpid()),
@@ -57,7 +57,7 @@ def _start(limits: Limits) -> tuple[subprocess.Popen[bytes], socket.socket]:
 
 
 def _after_fork() -> None:
-    global _starter, _lock  # the thread, and perhaps a holder of the lock, did not come along
+    global _starter, _lock  # a fork copies neither the thread nor a thread that holds the lock
     _starter, _lock = None, threading.Lock()
 
 

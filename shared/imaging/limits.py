@@ -1,4 +1,4 @@
-"""How much one file may ask for. Over any of these it is treated as hostile: quarantined on the first hit."""
+"""The resources that one file may use. A file over any limit is treated as hostile and quarantined at once."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -12,8 +12,8 @@ class Limits:
     meta_bytes: int = 64 * 1024
     elements: int = 50_000
     depth: int = 32
-    element_bytes: int = 16 * MIB  #: one value outside the pixel data
-    header_bytes: int = 64 * MIB  #: all values outside the pixel data together
+    element_bytes: int = 16 * MIB  #: of one value outside the pixel data
+    header_bytes: int = 64 * MIB  #: of all values outside the pixel data together
     deflated_bytes: int = 256 * MIB
     deflate_ratio: int = 200
     side: int = 16_384
@@ -22,10 +22,10 @@ class Limits:
     decoded_bytes: int = 1024 * MIB  #: rows x cols x samples x bytes x frames, computed before anything is decoded
     fragments: int = 65_536
     cpu_s: int = 20  #: processor time of one file
-    wall_s: float = 30.0  #: after this the child is killed; one that only waited was let down by the share
+    wall_s: float = 30.0  #: after this the child is killed; if it only waited, the share is to blame, not the file
     files: int = 500  #: a child is replaced after this many
     address_bytes: int = 2048 * MIB  #: hard limit of the child's address space
-    working_bytes: int = 256 * MIB  #: address space beyond the idle child, before a picture's own needs are added
+    working_bytes: int = 256 * MIB  #: address space beyond the idle child's, before the picture's own needs are added
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

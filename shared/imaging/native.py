@@ -1,4 +1,4 @@
-"""Uncompressed pixel data: a view into the file, one frame at a time, nothing copied that need not be."""
+"""Uncompressed pixel data: a view into the file, one frame at a time, copied only where necessary."""
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from shared.imaging.scan import PixelElement
 def native_frame(opened: Opened, pixels: PixelElement, geometry: Geometry, number: int) -> Plane:
     """Return a 1-based frame.
 
-    Raises: `Rejected` where there is less than the header describes.
+    Raises: `Rejected` if there is less pixel data than the header describes.
     """
     if geometry.allocated == 1:
         return Plane(_bits(opened, pixels, geometry, number), rgb=False)
@@ -24,9 +24,9 @@ def native_frame(opened: Opened, pixels: PixelElement, geometry: Geometry, numbe
 
 
 def _stored(opened: Opened, pixels: PixelElement, geometry: Geometry, start: int, size: int) -> memoryview | bytes:
-    """Return so many bytes of the pixel data. Of swapped words (PS3.5 A.3), pixels of one byte or bit are put in order.
+    """Return `size` bytes of pixel data from `start`; swapped words (PS3.5 A.3) of 1- or 8-bit pixels are reordered.
 
-    Raises: `Rejected` where the element, or the file, holds less.
+    Raises: `Rejected` if the element or the file holds fewer bytes.
     """
     first = pixels.offset + start
     if first + size > min(pixels.offset + pixels.length, len(opened.buffer)):
@@ -55,7 +55,7 @@ def _numbers(values: Values, geometry: Geometry) -> Values:
 
 def _arranged(values: Values, geometry: Geometry) -> Values:
     rows, columns = geometry.rows, geometry.columns
-    if geometry.subsampled:  # Y1 Y2 Cb Cr: the luma is all that is needed
+    if geometry.subsampled:  # Y1 Y2 Cb Cr: only the luma is needed
         return values.reshape(-1, 4)[:, :2].reshape(rows, columns)
     if geometry.samples == 1:
         return values.reshape(rows, columns)

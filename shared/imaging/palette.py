@@ -1,4 +1,4 @@
-"""Palette colour to luma, before anything is averaged: an index is a name, not a brightness.
+"""Palette colour to luma, before any averaging: the mean of two palette indices has no meaning.
 
 Source: PS3.3 C.7.6.3.1.5 (descriptor), C.7.6.3.1.6 (data), C.7.9.2 (segmented data).
 """
@@ -20,7 +20,7 @@ _WEIGHTS = {"Red": 0.299, "Green": 0.587, "Blue": 0.114}  # ITU-R BT.601
 def palette_luma(values: NDArray[Any], dataset: Dataset, *, signed: bool) -> NDArray[np.uint8]:
     """Return (rows, cols) luma in 0..255.
 
-    Raises: `Rejected` where a palette is missing or broken.
+    Raises: `Rejected` if a palette is missing or malformed.
     """
     tables = {colour: _table(dataset, colour, signed=signed) for colour in _WEIGHTS}
     size = max(len(table.entries) for table in tables.values())
@@ -46,7 +46,7 @@ def _table(dataset: Dataset, colour: str, *, signed: bool) -> Lut:
 
 
 def expand_segments(data: bytes) -> bytes | None:
-    """Expand discrete and linear 16-bit segments; None for indirect ones or nonsense. At most 65,536 entries."""
+    """Expand discrete and linear 16-bit segments to at most 65,536 entries; None for indirect or malformed segments."""
     words = struct.unpack(f"<{len(data) // 2}H", data[: len(data) // 2 * 2])
     out: list[int] = []
     pos = 0

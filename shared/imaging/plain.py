@@ -1,4 +1,4 @@
-"""PNG and JPEG files: no tags, so the header is made from the bytes themselves."""
+"""PNG and JPEG files: they have no DICOM tags, so the header is made from their bytes."""
 
 import io
 import warnings
@@ -35,7 +35,7 @@ class Picture:
 def open_picture(buffer: memoryview, kind: str, digest: bytes, limits: Limits) -> Picture:
     """Read the header of a PNG or JPEG; no pixels yet.
 
-    Raises: `Rejected`, hostile over a limit.
+    Raises: `Rejected`: hostile if over a limit, failed if it cannot be read.
     """
     if len(buffer) > limits.file_bytes:
         raise hostile(Reason.FILE_SIZE)
@@ -62,7 +62,7 @@ def open_picture(buffer: memoryview, kind: str, digest: bytes, limits: Limits) -
 
 
 def canonical_picture(picture: Picture, recipe: Recipe) -> Canonical:
-    """Decode, reduce and scale to [0, 1]: 8 bits by their range, 16 bits by what occurs.
+    """Decode, reduce and scale to [0, 1]: 8-bit values by 255, 16-bit values by their minimum and maximum.
 
     Raises: `Rejected` (undecodable) for damaged data.
     """

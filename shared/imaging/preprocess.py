@@ -1,4 +1,4 @@
-"""The recipe, applied: reduce, crop, mirror, pad, resize. Pure functions of arrays."""
+"""The steps of the recipe: reduce, crop, mirror, pad, resize. Pure functions of arrays."""
 
 from typing import Any
 
@@ -10,14 +10,14 @@ from shared.imaging.answers import THUMBNAIL_SIDE
 from shared.imaging.recipe import Recipe
 from shared.types import Frame, Header, PixelStats, Thumbnail
 
-_MIRRORED = frozenset(("MG", "OT"))  #: what may show a chest wall: mammograms, and pictures of which nothing is known
+_MIRRORED = frozenset(("MG", "OT"))  #: what may show a chest wall: mammograms, and pictures of unknown modality
 
 
 def reduction(rows: int, columns: int, recipe: Recipe) -> int:
-    """Return the whole factor by which a picture may shrink before anything else is done to it.
+    """Return the integer factor by which a picture may be reduced before any other step.
 
-    The shorter side keeps twice the input size, three times where the picture will be cropped first: the last
-    resize then still averages, and what is thrown away could not have been seen in the input.
+    The shorter side keeps at least twice the input size, or three times if the recipe crops. The final resize then
+    still averages, and the discarded detail could not have been seen in the input.
     """
     keep = recipe.size * (2 if recipe.crop == "none" else 3)
     return max(1, min(rows, columns) // keep)
@@ -28,7 +28,7 @@ def box_mean(values: NDArray[Any], factor: int, bits: int) -> Frame:
 
     Args:
         values: (rows, cols), integers or floats.
-        bits: how many of an integer's bits are in use; small sums stay in 16 bits, which is what makes this fast.
+        bits: number of an integer's bits in use; small sums stay in 16 bits, which makes this fast.
     """
     mean = _box_sum(values, factor, bits)
     if factor > 1:
@@ -39,7 +39,7 @@ def box_mean(values: NDArray[Any], factor: int, bits: int) -> Frame:
 def box_mean_within(
     values: NDArray[Any], picture: NDArray[np.bool_], factor: int, bits: int
 ) -> tuple[Frame, NDArray[np.bool_]]:
-    """Average what is picture in each box, as `box_mean`; return with it which boxes hold none, where the mean is 0."""
+    """Average the `picture` pixels of each box, as `box_mean`; return also the mask of boxes without any (mean 0)."""
     pixels = _box_sum(picture, factor, 1)
     mean = _box_sum(values * picture, factor, bits)
     mean /= np.maximum(pixels, 1)
@@ -70,14 +70,14 @@ def _accumulator(dtype: np.dtype[Any], bits: int, factor: int) -> type[np.number
 
 
 def breast_box(frame: Frame) -> tuple[slice, slice]:
-    """Return the rows and columns that hold something: small bright marks at the border do not count."""
+    """Return the rows and columns that are not background; small bright marks at the border do not count."""
     level = float(frame[::4, ::4].min()) + 0.05 * float(np.ptp(frame[::4, ::4]))
     filled = frame > level
     return _extent(filled.mean(axis=1)), _extent(filled.mean(axis=0))
 
 
 def _extent(share: NDArray[np.floating[Any]]) -> slice:
-    """Return the longest run of lines with at least a twentieth of them filled; all, if there is none."""
+    """Return the longest run of lines of which at least a twentieth is filled; all lines if there is none."""
     lines = np.concatenate(([0], (share >= 0.05).astype(np.int8), [0]))
     edges = np.flatnonzero(np.diff(lines))
     starts, ends = edges[::2], edges[1::2]
@@ -88,10 +88,10 @@ def _extent(share: NDArray[np.floating[Any]]) -> slice:
 
 
 def wants_mirror(frame: Frame, header: Header, *, at_right: bool | None = None) -> bool:
-    """Tell whether there is a chest wall on the right: from the laterality, else from where the brightness lies.
+    """Return whether the chest wall is on the right: by `at_right`, else by laterality, else by the brighter half.
 
     Args:
-        at_right: where the file itself says that it is, which counts more; None: it says nothing.
+        at_right: the side by the file's patient orientation; None if the file does not state it.
     """
     if header.modality not in _MIRRORED:
         return False
@@ -115,7 +115,7 @@ def cut(frame: Frame, recipe: Recipe, *, mirror: bool) -> Frame:
 
 
 def _squared(frame: Frame, *, at_left: bool) -> Frame:
-    """Pad with background: evenly, but a chest wall stays at the left edge."""
+    """Pad with background: evenly, or with the chest wall kept at the left edge."""
     rows, columns = frame.shape
     side = max(rows, columns)
     out = np.zeros((side, side), dtype=np.float32)
@@ -125,14 +125,14 @@ def _squared(frame: Frame, *, at_left: bool) -> Frame:
 
 
 def _resized(frame: Frame, size: tuple[int, int]) -> Frame:
-    """Resize to (rows, cols): bilinear, averaging where it shrinks."""
+    """Resize to (rows, cols): bilinear, with averaging when it shrinks."""
     rows, columns = size
     picture = Image.fromarray(np.ascontiguousarray(frame, dtype=np.float32))
     return np.asarray(picture.resize((columns, rows), Image.Resampling.BILINEAR), dtype=np.float32)
 
 
 def thumbnail(frame: Frame) -> Thumbnail:
-    """Return the whole picture in grey, the longest side at most 256 pixels, as it would be shown."""
+    """Return the whole picture in 8-bit grey for display, the longest side at most 256 pixels."""
     rows, columns = frame.shape
     scale = min(1.0, THUMBNAIL_SIDE / max(rows, columns))
     grey = Image.fromarray((frame * np.float32(255) + np.float32(0.5)).astype(np.uint8))
@@ -145,7 +145,7 @@ def pixel_stats(frame: Frame, sample: NDArray[Any]) -> PixelStats:
 
     Args:
         frame: (rows, cols) in [0, 1].
-        sample: stored values, every so many pixels; one plane.
+        sample: stored values at regular steps; one plane.
     """
     levels = np.bincount((frame * np.float32(65535)).astype(np.uint16).ravel(), minlength=1)
     steps = np.cumsum(levels)
@@ -155,7 +155,7 @@ def pixel_stats(frame: Frame, sample: NDArray[Any]) -> PixelStats:
 
 
 def _values(sample: NDArray[Any]) -> tuple[int, float]:
-    """Return the number of different values, and the share of pixels that do not have the commonest one."""
+    """Return the number of different values, and the share of pixels that do not have the most common value."""
     if sample.dtype.kind in "iu" and (span := int(sample.max()) - int(low := sample.min())) < 65536:
         counts = np.bincount((sample.astype(np.int32) - np.int32(low)).ravel(), minlength=span + 1)
     else:
@@ -166,8 +166,8 @@ def _values(sample: NDArray[Any]) -> tuple[int, float]:
 def noise_share(frame: Frame) -> float:
     """Return the share of the variance that a pixel's neighbours do not explain: 1 is pure noise.
 
-    One minus the correlation of neighbours, down and across; the smaller of the two counts, so that a pattern of
-    lines is not taken for noise.
+    One minus the correlation of neighbours, down and across. The smaller of the two is returned, so that a pattern
+    of lines does not count as noise.
     """
     variance = float(frame.var())
     if variance <= 1e-12 or min(frame.shape) < 2:

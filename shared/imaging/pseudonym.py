@@ -1,6 +1,6 @@
-"""The patient as a keyed pseudonym: the same person is the same key, and without the secret it leads nowhere.
+"""The patient as a keyed pseudonym: one patient has one key, which cannot be reversed without the secret.
 
-An unkeyed hash of a seven-digit record number is reversed in seconds; so there is no way to ask for one here.
+An unkeyed hash of a seven-digit record number can be reversed in seconds, so this module offers none.
 """
 
 import hashlib
@@ -12,9 +12,9 @@ KEY_BYTES = 32
 
 
 def patient_key(secret: bytes, issuer: str, patient_id: str, *, study_instance_uid: str = "") -> bytes:
-    """Return 16 bytes that name the patient.
+    """Return the 16-byte pseudonym of the patient.
 
-    Without a patient ID the study stands for the patient, so that strangers never merge.
+    Without a patient ID the study stands for the patient, so that different patients never merge.
 
     Raises:
         Invalid: the secret is shorter than 32 bytes, or there is neither a patient ID nor a study UID.
@@ -30,7 +30,7 @@ def patient_key(secret: bytes, issuer: str, patient_id: str, *, study_instance_u
         parts = ("study", "", study_instance_uid)
     else:
         raise Invalid("a pseudonym needs a patient ID or a study UID")
-    # lengths before the texts: no issuer and ID can be shifted into another pair
+    # length prefixes: two different pairs of issuer and ID cannot give the same message
     message = b"".join(len(p.encode()).to_bytes(4, "big") + p.encode() for p in parts)
     return hmac.new(secret, message, hashlib.sha256).digest()[:16]
 

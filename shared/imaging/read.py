@@ -1,4 +1,4 @@
-"""Bytes to data set, with limits: nothing is parsed by a library before it has been measured here."""
+"""Read a data set from bytes, within limits: this module measures it before a library parses it."""
 
 import io
 import re
@@ -39,11 +39,11 @@ _KEYWORDS = (
     "ViewModifierCodeSequence SeriesDescription SharedFunctionalGroupsSequence PerFrameFunctionalGroupsSequence "
     "ExtendedOffsetTable ExtendedOffsetTableLengths DirectoryRecordSequence "
 )
-#: All that is ever read of a file. A patient's name or birth date is not among it.
+#: All attributes that are ever read from a file. The patient's name and birth date are not among them.
 TAGS: list[BaseTag | int] = sorted(tag for word in _KEYWORDS.split() if (tag := tag_for_keyword(word)) is not None)
 
 _DICOMDIR = "1.2.840.10008.1.3.10"
-#: SOP classes below these roots are good objects that hold no picture to compare.
+#: SOP classes below these roots are valid objects that hold no picture to compare.
 _NO_IMAGE = tuple(
     f"1.2.840.10008.5.1.4.{tail}"
     for tail in (
@@ -57,14 +57,14 @@ _UID = re.compile(r"[0-2](\.(0|[1-9][0-9]*))+")
 
 
 def quiet_pydicom() -> None:
-    """Odd values are told by what they do to a picture, not by warnings that may quote a patient."""
+    """Turn off pydicom's validation of values: its warnings may quote a patient; bad values are checked where used."""
     config.settings.reading_validation_mode = config.IGNORE
     config.settings.writing_validation_mode = config.IGNORE
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """A data set's allow-listed attributes, and where its pixels stand in `buffer`."""
+    """A data set's allow-listed attributes, and the place of its pixels in `buffer`."""
 
     dataset: Dataset
     transfer_syntax: str
@@ -74,11 +74,11 @@ class Opened:
 
 
 def attribute(dataset: Dataset, keyword: str) -> Any:  # noqa: ANN401 - DICOM values have many types
-    """Return the value, or None where it is absent, empty or not convertible. Words in bytes are little endian."""
+    """Return the value, or None if it is absent, empty or not convertible. OW bytes are returned in little endian."""
     try:
         raw: Any = dataset.get_item(keyword)
         swapped = isinstance(raw, RawDataElement) and raw.VR == "OW" and not raw.is_little_endian
-        # pydicom hands words over as they stand in the file
+        # pydicom returns OW words in the byte order of the file
         value: Any = unswapped(raw.value or b"") if swapped else dataset.get(keyword)
     except MemoryError:
         raise
@@ -88,12 +88,12 @@ def attribute(dataset: Dataset, keyword: str) -> Any:  # noqa: ANN401 - DICOM va
 
 
 def unswapped(words: bytes | memoryview) -> bytes:
-    """Return 16-bit words in the other byte order (PS3.5 7.3); an odd byte at the end belongs to none."""
+    """Return 16-bit words in the other byte order (PS3.5 7.3); an odd last byte is dropped."""
     return np.frombuffer(words, np.uint16, count=len(words) // 2).byteswap().tobytes()
 
 
 def text(dataset: Dataset, keyword: str, limit: int = 64) -> str:
-    """Return a printable, trimmed and capped value; of several, the first."""
+    """Return the first value, printable, trimmed and capped; an empty text if there is none."""
     value = attribute(dataset, keyword)
     if isinstance(value, (list, tuple)) or type(value).__name__ == "MultiValue":
         value = value[0] if len(value) else ""
@@ -113,7 +113,7 @@ def number(dataset: Dataset, keyword: str) -> int | None:
 
 
 def word(value: int, *, signed: bool) -> int:
-    """Return the 16 bits of a value, read as two's complement or not, whichever way they were read before."""
+    """Return the low 16 bits of a value as a signed or unsigned number, however they were read before."""
     bits = value % 65536
     return bits - 65536 if signed and bits > 32767 else bits
 
@@ -147,7 +147,7 @@ def _meta(buffer: memoryview, start: int, limits: Limits) -> tuple[int, str, str
 
 
 def _locate(buffer: memoryview) -> tuple[int, bool]:
-    """Return where the meta information or the bare data set begins, and whether its bytes are little endian."""
+    """Return the start of the meta information or the bare data set, and whether it is little endian."""
     if len(buffer) >= 132 and bytes(buffer[128:132]) == b"DICM":
         return 132, True
     if len(buffer) >= 4 and bytes(buffer[:4]) == b"DICM":
@@ -167,7 +167,7 @@ def _locate(buffer: memoryview) -> tuple[int, bool]:
 def inflate(data: memoryview, limits: Limits) -> memoryview:
     """Inflate a raw deflate stream without ever holding more than the limit.
 
-    Raises: `Rejected`, hostile over size or ratio, failed for a broken stream.
+    Raises: `Rejected`: hostile over size or ratio, failed for a broken stream.
     """
     room = min(limits.deflated_bytes, limits.deflate_ratio * max(len(data), 1024))
     decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
@@ -185,7 +185,7 @@ def inflate(data: memoryview, limits: Limits) -> memoryview:
 def open_dataset(buffer: memoryview, limits: Limits) -> Opened:
     """Read the allow-listed attributes of a DICOM file, with or without its Part 10 header.
 
-    Raises: `Rejected`: hostile, failed, or empty for an object that is no image.
+    Raises: `Rejected`: hostile over a limit, failed if it cannot be parsed, or empty if the object is not an image.
     """
     if len(buffer) > limits.file_bytes:
         raise hostile(Reason.FILE_SIZE)
@@ -212,7 +212,7 @@ def _parse(buffer: memoryview, start: int, layout: Layout, *, explicit: bool, li
         return read_dataset(stream, not explicit, little, specific_tags=TAGS)
     except (MemoryError, Rejected):
         raise
-    except Exception:  # the classes seen by fuzzing are ten and have no common root
+    except Exception:  # fuzzing found ten exception classes, without a common base class
         raise failed(Reason.MALFORMED) from None
 
 

@@ -1,4 +1,4 @@
-"""The closed vocabulary of `Rejected.reason`, with the sentence that people read."""
+"""The closed vocabulary of `Rejected.reason`, with a sentence for the user each."""
 
 from collections.abc import Mapping
 from enum import StrEnum
@@ -138,9 +138,9 @@ SENTENCES: Mapping[Reason, str] = MappingProxyType(
     }
 )
 
-#: a share that is away or stalls comes back, and so does the sandbox: such a file is read again
+#: transient reasons (a share that is down or stalls, a sandbox that does not start): the file is read again
 PASSING = frozenset({_R.UNREADABLE.value, _R.SANDBOX.value})
-#: the image is sound, its bytes are not where they were: whoever meets them again makes it due
+#: the registered bytes are no longer at their path: the image becomes due when a scan finds them again
 LOST = frozenset({_R.GONE.value, _R.CHANGED.value})
 
 

@@ -1,10 +1,10 @@
-"""Decoding in a persistent child process that a hostile file may kill without anyone noticing.
+"""Decoding in a persistent child process, which a hostile file may kill without harm to the caller.
 
-One child, jobs in order, several in flight; each file is an open descriptor handed over, so the child needs no
-right to any folder. When the child dies, the file it was on is quarantined on the first hit, the others go to a
-fresh child. A child killed from outside (not by us, not by a limit) is no fault of the file: it is tried again. Nor
-is it a fault of the file if all that the child did until the time limit was to wait: its share stalls. A decoder that
-sleeps cannot be told from that, and its file is tried again, too.
+One child takes jobs in order, several in flight. Each file is passed as an open descriptor, so the child needs no
+access to any folder. If the child dies, the file that it was decoding is quarantined at once, and the other jobs go
+to a new child. If the child was killed from outside (not by this process or a limit), the file is retried. If the
+child only waited until the time limit, its network share has probably stalled, and the file is retried later; a
+decoder that sleeps looks the same and is treated the same.
 """
 
 import math
@@ -39,9 +39,9 @@ Answer = Decoded | Inspected | Rejected
 
 _WINDOW = 16  #: jobs in flight: bounds open descriptors and shared memory
 _TRIES = 3
-_START_S = 60.0  #: a start takes a third of a second; a machine may be busy
-_COMPUTING = 0.1  #: of the time limit: a child that has had less of the processor was waiting
-#: how a limit or a crash shows in the exit of a child; SIGKILL is the time limit where we sent it
+_START_S = 60.0  #: a start takes a third of a second on an idle machine
+_COMPUTING = 0.1  #: share of the time limit: a child that used less processor time was waiting
+#: the signals by which a limit or a crash ends a child; no SIGKILL: the time limit passes its own reason
 _EXITS = {
     signal.SIGXCPU: Reason.CPU,
     signal.SIGABRT: Reason.MEMORY,  # C++ decoders abort when an allocation fails
@@ -64,11 +64,11 @@ class _Job:
 
 
 class Sandbox:
-    """Decodes files in a child process. Start is lazy; safe to call from several threads, one at a time.
+    """Decodes files in a child process. Start is lazy. Thread-safe: calls from several threads take turns.
 
     Attributes:
         starts: children started so far.
-        deaths: children that ended on a file (limit, crash, time), not by having done their share.
+        deaths: children that a file ended (limit, crash, time), without those that had their number of files.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:
@@ -80,9 +80,9 @@ class Sandbox:
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
         self._buffer = bytearray()
-        self._waiting: deque[_Job] = deque()  # submitted, not answered, in order; the first ones are in flight
+        self._waiting: deque[_Job] = deque()  # jobs without an answer, in order; the first `_flying` are in flight
         self._flying = 0
-        self._moved = self._computed_s = 0.0  # when the child last got on, and its processor time then
+        self._moved = self._computed_s = 0.0  # time of the child's last progress, and its processor time then
         self._ready = False
 
     def __enter__(self) -> Self:
@@ -92,7 +92,7 @@ class Sandbox:
         self.close()
 
     def decode(self, source: Source, recipe: Recipe) -> Decoded:
-        """Raises: `Rejected`; `Unavailable` where no child can be started."""
+        """Raises: `Rejected`; `Unavailable` if no child can be started."""
         (answer,) = self._all([source], recipe)
         if isinstance(answer, Decoded):
             return answer
@@ -110,12 +110,12 @@ class Sandbox:
         return [a if isinstance(a, Inspected) else _as_rejected(a) for a in self._all(list(paths), None)]
 
     def decode_many(self, sources: Iterable[Source], recipe: Recipe) -> Iterator[Decoded | Rejected]:
-        """Yield one answer for each source, in order; a bad one never stops the others."""
+        """Yield one answer for each source, in order; a bad source never stops the others."""
         for answer in self._all(list(sources), recipe):
             yield answer if isinstance(answer, Decoded) else _as_rejected(answer)
 
     def close(self) -> None:
-        """End the child; what was not answered is forgotten. The sandbox may be used again."""
+        """End the child and drop the jobs without an answer. The sandbox may be used again."""
         with self._lock:
             self._waiting.clear()
             self._flying = 0
@@ -128,15 +128,15 @@ class Sandbox:
         try:
             while jobs:
                 yield self._answered(jobs[0])
-                jobs.popleft()  # an answer is its caller's: of thousands, none is kept here
+                jobs.popleft()  # keep no reference to the answer: there may be thousands
         finally:
             self._drop(jobs)
 
     def _drop(self, jobs: Iterable[_Job]) -> None:
-        """Nobody waits for these any more, after an error or a caller that left: the next one's come first."""
+        """Drop the jobs of a caller that failed or left, except those in flight."""
         with self._lock:
             left = {id(job) for job in jobs if job.answer is None}
-            flying = [self._waiting[i] for i in range(self._flying)]  # the child has these, and answers in order
+            flying = [self._waiting[i] for i in range(self._flying)]  # the child has these and answers them in order
             rest = [job for job in list(self._waiting)[self._flying :] if id(job) not in left]
             self._waiting = deque([*flying, *rest])
 
@@ -149,7 +149,7 @@ class Sandbox:
             return job.answer
 
     def _send(self) -> None:
-        """Put jobs in flight, up to the window; a file that cannot be opened is answered here."""
+        """Put jobs in flight, up to the window; a file that cannot be opened gets its answer here."""
         if self._pid != os.getpid():  # a fork: the child belongs to the process that started it
             self._disown()
         while self._flying < min(_WINDOW, len(self._waiting)):
@@ -158,7 +158,7 @@ class Sandbox:
                 return
 
     def _hand_over(self, job: _Job) -> bool:
-        """Send one job; False where the child is gone and the window must be filled anew."""
+        """Send one job; False if the child is gone and the window must be filled again."""
         try:
             descriptor = open_source(job.source, self.limits)
         except Rejected as rejected:
@@ -244,26 +244,26 @@ class Sandbox:
         return True
 
     def _got_on(self) -> None:
-        """The file that is now the first in flight has its limit of time from here on."""
+        """Start the time limit of the first file in flight."""
         self._moved, self._computed_s = time.monotonic(), self._processor_s()
 
     def _overdue(self) -> Reason:
-        """What the time limit says of the file that the child is on."""
+        """Return the reason for a file that exceeded the time limit: unreadable if the child only waited for it."""
         waited = self._processor_s() - self._computed_s < _COMPUTING * self.limits.wall_s
         return Reason.UNREADABLE if waited and isinstance(self._waiting[0].source, Path) else Reason.TIME
 
     def _processor_s(self) -> float:
-        """Processor time of the child so far, of all its threads."""
+        """Return the processor time of all threads of the child so far."""
         if self._process is None:
             return 0.0
-        clock = ~self._process.pid << 3 | 2  # as clock_getcpuclockid(3) makes it; to parse /proc costs 50 times as much
+        clock = ~self._process.pid << 3 | 2  # as in clock_getcpuclockid(3); parsing /proc costs 50 times as much
         try:
             return time.clock_gettime(clock)
-        except OSError:  # it has ended, and was reaped by another: whoever started us ignores SIGCHLD
+        except OSError:  # the child has ended and was reaped, because this process inherited an ignored SIGCHLD
             return 0.0
 
     def _drain(self) -> None:
-        """Take what a child that is gone had still answered, so that the right file is blamed."""
+        """Read the last answers of a child that is gone, so that the right file is blamed."""
         process = self._process
         while self._flying and self._process is process:
             self._receive()
@@ -276,12 +276,12 @@ class Sandbox:
         job.answer, job.memory = answer, None
 
     def _lost(self, reason: Reason | None = None) -> None:
-        """The child is gone, or must go: blame the file it was on where there is blame, and start over."""
+        """End the child, settle the file that it was decoding if that file is to blame, and put the others back."""
         code = self._end()
         if not self._flying:
             return
         job = self._waiting[0]
-        if not self._ready and job.tries >= _TRIES:  # it does not even start: no fault of the file
+        if not self._ready and job.tries >= _TRIES:  # the child does not even start, so the file is not to blame
             self._flying = 0
             raise Unavailable("the decoding process does not start")
         if reason is None and self._ready and code is not None:
@@ -291,7 +291,7 @@ class Sandbox:
         if reason is not None:
             self.deaths += 1
             self._settle(failed(reason) if reason is Reason.UNREADABLE else hostile(reason))
-        for other in list(self._waiting)[1:]:  # only the first one in flight may have been begun
+        for other in list(self._waiting)[1:]:  # the child can have begun only the first job
             other.tries = 0
         self._flying = 0
 
@@ -317,28 +317,28 @@ class Sandbox:
             self._socket.close()
         if self._process is not None and self._process.stdout is not None:
             self._process.stdout.close()
-            self._process.returncode = 0  # not ours to wait for
+            self._process.returncode = 0  # the process that forked waits for it
         self._process = self._socket = None
         self._pid, self._flying = os.getpid(), 0
         self._waiting.clear()
 
 
 def _at_end(process: subprocess.Popen[bytes]) -> bool:
-    """Tell whether the child has closed its end, which it does only by ending: then its own exit code is wanted."""
+    """Return whether the child has closed its output, which happens only when it ends with its own exit code."""
     if process.stdout is None or not _has_more(process.stdout, 0):
         return False
     return os.read(process.stdout.fileno(), 1) == b""
 
 
 def _blamed(source: Source, code: int) -> Reason | None:
-    """What the child's exit says of the file it was on; None where it says nothing, and the file is tried again."""
+    """Return the reason that the child's exit gives for its file; None if the file is not to blame and is retried."""
     if code == -signal.SIGBUS and isinstance(source, Path):
-        return None  # it was cut, or its disk or share failed, while it was read
+        return None  # the file was truncated, or its disk or share failed, while it was read
     return _EXITS.get(signal.Signals(-code)) if code < 0 else Reason.CRASH if code > 0 else None
 
 
 def _has_more(pipe: IO[bytes], timeout_s: float) -> bool:
-    """Wait for something to read, or for the end; `select` would refuse descriptors above 1023."""
+    """Wait until there is data or end of file; `select` would refuse descriptors above 1023."""
     waiting = select.poll()
     waiting.register(pipe, select.POLLIN)
     return bool(waiting.poll(math.ceil(timeout_s * 1000)))

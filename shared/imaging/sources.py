@@ -1,4 +1,4 @@
-"""Files and uploads as open descriptors: what is handed to the sandbox child."""
+"""Files and uploads as open descriptors, to be passed to the sandbox child."""
 
 import errno
 import fcntl
@@ -20,7 +20,7 @@ def open_source(source: Source, limits: Limits) -> int:
             raise hostile(Reason.FILE_SIZE)
         return shared_memory("upload", len(source), source)
     try:
-        # no link is followed, and a pipe or a device is not waited for
+        # follow no link, and do not block on a pipe or a device
         descriptor = os.open(source, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except (OSError, ValueError) as error:
         link = isinstance(error, OSError) and error.errno == errno.ELOOP
@@ -33,7 +33,7 @@ def open_source(source: Source, limits: Limits) -> int:
 
 
 def readable(source: Source, limits: Limits) -> bool:
-    """Whether every byte can still be had: a share may have gone away, or a disk may be failing."""
+    """Return whether every byte can be read: a share may be down, or a disk may be failing."""
     try:
         with open(open_source(source, limits), "rb", buffering=0) as file:
             while file.read(1 << 20):
@@ -44,7 +44,7 @@ def readable(source: Source, limits: Limits) -> bool:
 
 
 def shared_memory(name: str, size: int, content: bytes = b"") -> int:
-    """Return memory of fixed size; sealed, so that a child that shrinks it cannot hurt the parent."""
+    """Return memory of fixed size, sealed: a child that could shrink it could crash the parent."""
     descriptor = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     if content:
         with os.fdopen(os.dup(descriptor), "wb") as out:

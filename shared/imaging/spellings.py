@@ -1,4 +1,4 @@
-"""How sides and views are spelt in headers and in label tables, and their short names. Loads no reader of DICOM."""
+"""Spellings of sides and views in headers and label tables, with their short names. Imports no DICOM library."""
 
 #: of a breast, in lower case
 SIDES = {"l": "L", "left": "L", "r": "R", "right": "R", "b": "B", "both": "B", "bilateral": "B"}

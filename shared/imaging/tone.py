@@ -1,4 +1,4 @@
-"""From stored values to [0, 1] with bright meaning dense: modality transform, value of interest, polarity.
+"""Transform stored values to [0, 1] with bright meaning dense: modality transform, value of interest, polarity.
 
 Source: PS3.3 C.11.1 (modality LUT), C.11.2 (VOI LUT), C.7.6.3.1.2 (photometric interpretation).
 """
@@ -19,7 +19,7 @@ from shared.imaging.read import attribute, text, word
 from shared.imaging.reasons import Reason, undecodable
 from shared.types import Frame
 
-_LEAST, _MOST = 1e-9, 1e9  #: of a rescale or a window: beyond them there is no picture, and float32 overflows
+_LEAST, _MOST = 1e-9, 1e9  #: bounds of a rescale or a window: values beyond them make no picture, and float32 overflows
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Lut:
     top: float  #: the largest value that an entry may take
 
     def __call__(self, values: NDArray[Any]) -> NDArray[np.float32]:
-        """Map values; those outside the table take its first or last entry."""
+        """Map values; values outside the table take its first or last entry."""
         index = np.rint(values).astype(np.int64) - self.first
         mapped: NDArray[np.float32] = self.entries[np.clip(index, 0, len(self.entries) - 1)]
         return mapped
@@ -44,14 +44,14 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Tone:
-    """How one frame's values become brightness."""
+    """The transforms from one frame's values to brightness."""
 
     slope: float
     intercept: float
     modality: Lut | None
     voi: Lut | Window | None
     inverse: bool
-    full: tuple[float, float] | None  #: the range of values without a VOI transform; None: what occurs
+    full: tuple[float, float] | None  #: range of values without a VOI transform; None: the picture's own range
 
     @property
     def kind(self) -> str:
@@ -59,14 +59,14 @@ class Tone:
 
     @property
     def measured(self) -> bool:
-        """Whether the range is what occurs in the picture."""
+        """Whether the range is the picture's minimum and maximum."""
         return self.voi is None and self.full is None
 
 
 def tone_of(dataset: Dataset, geometry: Geometry, frame: int, *, voi: bool) -> Tone:
-    """Read the transforms of a 1-based frame; functional groups of the frame, then shared ones, then the top level.
+    """Read the transforms of a 1-based frame: from its functional groups, else the shared ones, else the top level.
 
-    Raises: `Rejected` for a rescale that no picture can have.
+    Raises: `Rejected` for a rescale that is not finite or too large.
     """
     slope, intercept = 1.0, 0.0
     for source in (*views.groups(dataset, "PixelValueTransformationSequence", frame), dataset):
@@ -85,7 +85,7 @@ def tone_of(dataset: Dataset, geometry: Geometry, frame: int, *, voi: bool) -> T
 
 
 def _voi(dataset: Dataset, frame: int, *, signed: bool) -> Lut | Window | None:
-    """Read a frame's first VOI LUT or window; `signed`: values below zero may come to it."""
+    """Read a frame's first VOI LUT or window; `signed` says whether its input may be below zero."""
     for source in (*views.groups(dataset, "FrameVOILUTSequence", frame), dataset):
         if lut := _first_lut(source, "VOILUTSequence", signed=signed):
             return lut
@@ -100,7 +100,7 @@ def _voi(dataset: Dataset, frame: int, *, signed: bool) -> Lut | Window | None:
 
 
 def _decimal(dataset: Dataset, keyword: str) -> float | None:
-    """Return a number; of several (windows often come in pairs) the first."""
+    """Return the number, or the first of several (windows often come in pairs)."""
     value = attribute(dataset, keyword)
     if value is not None and not isinstance(value, (str, int, float)) and hasattr(value, "__getitem__"):
         value = value[0]
@@ -119,10 +119,10 @@ def _first_lut(dataset: Dataset, keyword: str, *, signed: bool) -> Lut | None:
 
 
 def lut_of(descriptor: Any, data: Any, *, signed: bool) -> Lut | None:  # noqa: ANN401 - as pydicom has them
-    """Build a table; None where descriptor and data do not fit together.
+    """Build a table; None if descriptor and data do not fit together.
 
     Args:
-        signed: of the values that are looked up; the VR (US or SS) that a file or its reader chose may be another.
+        signed: whether looked-up values are signed; the VR (US or SS) of the file or its reader may differ from it.
 
     Source: PS3.3 C.11.1.1, C.11.2.1.1: number of entries (0 means 65,536), first value mapped, bits per entry.
     """
@@ -133,7 +133,7 @@ def lut_of(descriptor: Any, data: Any, *, signed: bool) -> Lut | None:  # noqa: 
     count, bits = word(int(descriptor[0]), signed=False) or 65536, int(descriptor[2])
     first = word(int(descriptor[1]), signed=signed)
     if isinstance(data, bytes):
-        bits = min(bits, 8) if len(data) == count + count % 2 else bits  # a byte each, whatever is said of them
+        bits = min(bits, 8) if len(data) == count + count % 2 else bits  # one byte each, whatever the descriptor says
         packed = bits <= 8 and len(data) < 2 * count
         data = np.frombuffer(data[: len(data) // 2 * 2], dtype=np.uint8 if packed else np.dtype("<u2"))
     entries = np.atleast_1d(np.asarray(data if data is not None else (), dtype=np.float32))[:count]
@@ -143,7 +143,7 @@ def lut_of(descriptor: Any, data: Any, *, signed: bool) -> Lut | None:  # noqa: 
 
 
 def apply_window(values: Frame, window: Window) -> Frame:
-    """Map the window to [0, 1]; values outside it are clipped (LINEAR, LINEAR_EXACT) or near the ends (SIGMOID).
+    """Map the window to [0, 1]; values outside are clipped (LINEAR, LINEAR_EXACT) or approach 0 and 1 (SIGMOID).
 
     Raises: `Invalid` for a width that the function does not allow.
 
@@ -171,7 +171,7 @@ def apply_tone(values: Frame, tone: Tone, background: NDArray[np.bool_] | None) 
 
     Args:
         values: (rows, cols) float32.
-        background: where the file says that there is no picture (PixelPaddingValue); becomes 0.
+        background: mask of the file's padding (PixelPaddingValue), which becomes 0.
     """
     if tone.modality is None and (tone.slope, tone.intercept) != (1.0, 0.0):
         values = values * np.float32(tone.slope) + np.float32(tone.intercept)

@@ -1,4 +1,4 @@
-"""Which breast, from which side, and what is odd about it: attributes in the order in which they may be trusted.
+"""Laterality, view and view modifiers of a breast image: attributes are read in the order of their reliability.
 
 Source: PS3.3 C.8.11.7 (Mammography Image), C.8.21 (multi-frame functional groups), CID 4014 and 4015 (views,
 modifiers). Free text is read only where a coded value is missing.
@@ -17,7 +17,7 @@ _VIEWS = frozenset(
 )
 _ALIASES = {"LATERAL": "LL", "MLOID": "MLO", "CCID": "CC", "RCC": "CC", "LCC": "CC", "RMLO": "MLO", "LMLO": "MLO"}
 
-#: CID 4015 meanings and how they are written in file names: the word to look for, and its short name.
+#: CID 4015 meanings and spellings in file names: the word to look for, and its short name.
 _MODIFIERS = (
     ("implantdisplaced", "ID"),
     ("eklund", "ID"),
@@ -49,7 +49,7 @@ def items(dataset: Dataset, keyword: str) -> list[Dataset]:
         return [item for item in value or () if isinstance(item, Dataset)]
     except MemoryError:
         raise
-    except Exception:  # a sequence is converted while it is walked
+    except Exception:  # pydicom converts a sequence during iteration, which can raise any error
         return []
 
 
@@ -73,9 +73,9 @@ def laterality(dataset: Dataset) -> str | None:
 
 
 def chest_wall_at_right(dataset: Dataset) -> bool | None:
-    """Tell by the patient's orientation on which side of the picture the chest wall is; None where it does not say.
+    """Return by the patient's orientation whether the chest wall is on the right; None if it is not stated.
 
-    Source: PS3.3 C.7.6.1.1.1: the first value says where a row leads to, A (anterior) away from the wall.
+    Source: PS3.3 C.7.6.1.1.1: the first value is the direction of a row; A (anterior) leads away from the wall.
     """
     for source in (dataset, *groups(dataset, "PatientOrientationInFrameSequence")):
         row = text(source, "PatientOrientation").upper()
@@ -85,7 +85,7 @@ def chest_wall_at_right(dataset: Dataset) -> bool | None:
 
 
 def view(dataset: Dataset) -> str | None:
-    """Return CC, MLO, ... or None. A spelling outside the table is given in upper case, at most eight letters."""
+    """Return CC, MLO, ... or None. An unknown spelling is returned in upper case, at most eight letters."""
     position = _position(dataset)
     position = _ALIASES.get(position, position)
     if position in _VIEWS:
@@ -126,7 +126,7 @@ def implant(dataset: Dataset) -> bool | None:
 
 
 def synthetic_marks(dataset: Dataset, frames: int) -> tuple[str, ...]:
-    """Return SYNTHETIC or TOMO for mammograms that are computed or many slices; they join the image type."""
+    """Return SYNTHETIC for computed mammograms and TOMO for several slices, to be appended to the image type."""
     if text(dataset, "Modality") != "MG":
         return ()
     if frames > 1:

@@ -1,8 +1,8 @@
-"""What crosses between the sandbox child and its parent: a small JSON reply, and raw arrays in shared memory.
+"""The messages between the sandbox child and its parent: a small JSON reply, and raw arrays in shared memory.
 
-The parent trusts nothing of it: every field is checked for type and range, and every array against the size that
-the recipe fixes, since a child that met a hostile file may no longer be ours. What passes here, the database takes,
-so that no file costs the others of its batch their rows.
+The parent does not trust the reply: a hostile file may have taken over the child. Every field is checked for type
+and range, and every array against the size that the recipe fixes. The database accepts every reply that passes, so
+that no file can fail the inserts of the others in its batch.
 """
 
 import json
@@ -21,18 +21,18 @@ from shared.imaging.recipe import Recipe
 from shared.types import Decoded, Header, PixelStats
 
 REPLY_LIMIT = 64 * 1024
-READY = bytes(4)  #: an answer of no length: the child has started and given up its rights
+READY = bytes(4)  #: an answer of length 0: the child has started and is confined
 _KINDS = ("dicom", "png", "jpeg")
 _VOI = ("none", "lut", "window")
 
 
 class Garbled(Exception):
-    """The child's answer is none that a sound child gives."""
+    """The child's answer is malformed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One file: an open descriptor of it, and of the memory for the answer's arrays (none for an inspection)."""
+    """One file: sent with its open descriptor, and that of the memory for the answer's arrays unless only inspected."""
 
     recipe: Recipe | None
 
