@@ -2,8 +2,8 @@
 
 DIR/labels.csv                          one row per mammogram
 DIR/mammography/woman-0001/exam-1/      R-CC.dcm R-MLO.dcm L-CC.dcm L-MLO.dcm
-DIR/other/                              CT, MR, colour, a report: real files that pydicom carries
-DIR/broken/                             what no reader can take, so that a summary has something to say
+DIR/other/                              CT, MR, colour, a report: real files from the pydicom package
+DIR/broken/                             unreadable files, so that a summary has failures to list
 """
 
 import csv
@@ -28,7 +28,7 @@ SIZES = {"small": (1024, 800), "full": (2294, 1914)}  #: rows, cols
 LABELS = "labels.csv"
 
 PACKAGE_FILES = Path(pydicom.__file__).parent / "data" / "test_files"
-#: thirteen images of as many SOP Instance UIDs, in eight transfer syntaxes, and a report
+#: thirteen images with different SOP Instance UIDs, in eight transfer syntaxes, and a report
 CARRIED = (
     "CT_small.dcm",
     "693_J2KI.dcm",
@@ -49,7 +49,7 @@ CARRIED = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One image of the archive and what is true of it: a row of labels.csv."""
+    """One image of the archive with its ground truth: a row of labels.csv."""
 
     file: str  #: relative to the archive
     sop_instance_uid: str
@@ -74,16 +74,16 @@ def write_archive(
     size: str = "small",
     plain: bool = False,
 ) -> list[Record]:
-    """The archive stands in `folder`, byte for byte the same for the same arguments and libraries.
+    """Write the archive to `folder`, byte for byte the same for the same arguments and libraries.
 
     Args:
-        progress: told after each study how many of how many are written.
+        progress: called after each study with the number of written studies and the total.
         size: a key of SIZES.
         plain: Explicit VR Little Endian only, for measuring throughput.
 
     Raises:
         Invalid: fewer than one study, a negative seed, an unknown size.
-        Conflict: the folder holds something already.
+        Conflict: the folder is not empty.
     """
     if studies < 1 or seed < 0 or size not in SIZES:
         raise Invalid(f"an archive needs a study or more, a seed of 0 or more, and a size of {', '.join(SIZES)}")
@@ -109,14 +109,14 @@ def write_labels(folder: Path, records: Iterable[Record]) -> None:
 
 
 def write_carried(folder: Path) -> list[Path]:
-    """Copies of the files of the installed pydicom package; one that a version no longer has is left out."""
+    """Copy files of the installed pydicom package and return the copies; a file that its version lacks is skipped."""
     folder.mkdir(parents=True, exist_ok=True)
     found = [PACKAGE_FILES / name for name in CARRIED if (PACKAGE_FILES / name).is_file()]
     return [Path(shutil.copyfile(path, folder / path.name)) for path in found]
 
 
 def write_broken(folder: Path, seed: int) -> None:
-    """Three hopeless files: no DICOM at all, one that ends in its pixels, one that ends in its header."""
+    """Write three unreadable files: one is not DICOM, one is truncated in its pixels, one in its header."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "notes.dcm").write_text("These are notes, and no image, whatever the name says.\n" * 20, encoding="utf-8")
     exam = next(exams(seed))
@@ -146,7 +146,7 @@ def _write_exam(folder: Path, exam: Exam, seed: int, size: str, *, plain: bool) 
 
 
 def images(exam: Exam, flavour: str, size: str) -> Iterator[tuple[Record, Identity, Stored]]:
-    """The four views; `flavour` names the archive, so that other bytes have other UIDs."""
+    """Yield the four views; `flavour` names the archive variant, so that different bytes get different UIDs."""
     seed = flavour.partition("/")[0]
     number = 0
     for breast, finding in zip(exam.breasts, exam.findings, strict=True):
@@ -179,10 +179,10 @@ def images(exam: Exam, flavour: str, size: str) -> Iterator[tuple[Record, Identi
 
 
 def variants(folder: Path, files: int, seed: int, *, size: str = "full", women: int = 2) -> Iterator[Record]:
-    """Many distinct files quickly: a few women's images, each time moved and with other noise, under new UIDs.
+    """Write many distinct files quickly: the images of a few women, shifted and with other noise, under new UIDs.
 
-    Explicit VR Little Endian, four images to a study, one study to a patient; written as the iterator advances.
-    The labels table is the caller's to write (`write_labels`), after the last.
+    Explicit VR Little Endian, four images per study, one study per patient; files are written as the iterator
+    advances. The caller writes the labels table (`write_labels`) at the end.
     """
     scanner: Scanner = SCANNERS[0]
     templates = [image for exam in islice(exams(seed), women) for image in images(exam, f"{seed}/{size}", size)]
@@ -195,7 +195,7 @@ def variants(folder: Path, files: int, seed: int, *, size: str = "full", women: 
         who = replace(who, study_name=f"{seed}/{size}/variant/{study}", patient=f"SYN-{seed}-V{study:06d}")
         up, start = (int(v) for v in rng.integers(0, (rows // 32, rows)))
         moved = np.concatenate([pixels[up:], pixels[:up]])
-        # the three lowest of twelve bits, and not in the air: noise that cannot overflow
+        # noise in the three lowest of twelve bits, so that it cannot overflow, and not in the air
         moved ^= noise[start : start + rows] * (moved > 7)
         made = replace(
             record,
@@ -209,6 +209,6 @@ def variants(folder: Path, files: int, seed: int, *, size: str = "full", women: 
 
 
 def count_by(records: Sequence[Record], field: str) -> dict[str, int]:
-    """How many records have each value of a field, in the order of the values."""
+    """Return the number of records by value of a field, sorted by value."""
     values = sorted(str(getattr(record, field)) for record in records)
     return {value: values.count(value) for value in dict.fromkeys(values)}

@@ -1,14 +1,14 @@
-"""CBIS-DDSM: scanned films; labels by lesion, of which the worst is the image's.
+"""CBIS-DDSM: scanned films with a label per lesion; an image has the label of its worst lesion.
 
 ROOT/**/Mass-Training_P_00001_LEFT_CC/**/*.dcm       the whole film
 ROOT/**/Mass-Training_P_00001_LEFT_CC_1/**/*.dcm     crop and mask of its first lesion
 ROOT/**/{mass,calc}_case_description_{train,test}_set.csv
 
-The tables' `patient_id` groups the images; the headers' PatientID is the folder's name, another for each view. File
-names differ between downloads, so images are found by their folder.
+The tables' `patient_id` groups the images; PatientID in the headers is the name of the folder and differs between
+views. File names differ between downloads, so images are found by their folder.
 
-Assessment 0 means that it is incomplete: of several lesions it counts for less than any category, and an image of
-which nothing else is said stays 0.
+Assessment 0 means incomplete: any category of another lesion overrides it, and an image without another category
+stays 0.
 
 Source: Lee et al., Scientific Data 4:170177 (2017); doi 10.7937/K9/TCIA.2016.7O02S9CY.
 """
@@ -54,10 +54,10 @@ class Lesion:
 
 
 def read(root: Path) -> Imported:
-    """Every whole film that a table names; crops and masks are no images of their own.
+    """Return every whole film that a table names, without the crops and masks.
 
     Raises:
-        Invalid: none of the four tables, no image, a column missing, or a value that is not understood.
+        Invalid: none of the four tables, no image, a missing column, or an invalid value.
     """
     warnings: Counter[str] = Counter()
     files = listing(root)
@@ -74,13 +74,13 @@ def read(root: Path) -> Imported:
     named = {record.path for record in records}
     films = [found for name, found in folders.items() if not _lesion_folder(name)]
     warnings["image-without-row"] += sum(not named & set(found) for found in films)
-    # masses and calcifications were split each on their own
+    # masses and calcifications were split into train and test independently
     warnings["patient-in-train-and-test"] += sum(len(found) > 1 for found in sides.values())
     return imported(root, records, +warnings)
 
 
 def read_lesions(root: Path, warnings: Counter[str]) -> list[Lesion]:
-    """The lesions with their masks. Some rows name crop and mask the wrong way round: the mask is the binary one.
+    """Return the lesions with their masks. Some rows swap crop and mask, so the binary file is taken as the mask.
 
     Reads the pixels of every crop and mask.
 
@@ -112,7 +112,7 @@ def read_lesions(root: Path, warnings: Counter[str]) -> list[Lesion]:
 
 
 def is_binary(path: Path) -> bool:
-    """Whether a DICOM file has at most two values, as a mask has. Raises: `Invalid` where it cannot be read."""
+    """Return whether a DICOM file has at most two pixel values, like a mask. Raises: `Invalid` if it is unreadable."""
     import numpy as np
     import pydicom
     from pydicom.errors import InvalidDicomError
@@ -125,7 +125,10 @@ def is_binary(path: Path) -> bool:
 
 
 def parse_pathology(cell: str) -> str | None:
-    """BENIGN_WITHOUT_CALLBACK is benign: it needed no biopsy to know."""
+    """Return the pathology; BENIGN_WITHOUT_CALLBACK counts as benign, judged without a biopsy.
+
+    Raises: `ValueError` for an unknown value.
+    """
     if cells.missing(cell):
         return None
     if cell.lower() not in _PATHOLOGIES:
@@ -134,7 +137,7 @@ def parse_pathology(cell: str) -> str | None:
 
 
 def _said(cell: str) -> str:
-    """A path as a row means it: some cells hold quotes and line ends."""
+    """Return the path of a cell without the quotes and line ends that some cells contain."""
     return re.sub(r"[\"'\s]", "", cell)
 
 
@@ -148,7 +151,7 @@ def _lesion_folder(name: str) -> bool:
 
 
 def _folders(files: Iterable[Path]) -> dict[str, list[Path]]:
-    """The DICOM files by the folder that names film or lesion."""
+    """Return the DICOM files by the folder that names the film or lesion."""
     found: dict[str, list[Path]] = {}
     for path in files:
         name = next((part for part in path.parts[:-1] if FOLDER.fullmatch(part)), None)
@@ -158,7 +161,7 @@ def _folders(files: Iterable[Path]) -> dict[str, list[Path]]:
 
 
 def _by_image(root: Path, files: Sequence[Path]) -> dict[str, tuple[str, list[Line]]]:
-    """The rows by the folder of their film, with the split of their table."""
+    """Return the rows by the folder of their film, with the split of their table."""
     found: dict[str, tuple[str, list[Line]]] = {}
     tables = [(path, split) for name, split in TABLES.items() if (path := find(root, files, name))]
     if not tables:
@@ -170,7 +173,7 @@ def _by_image(root: Path, files: Sequence[Path]) -> dict[str, tuple[str, list[Li
 
 
 def _film(found: Sequence[Path], line: Line, warnings: Counter[str]) -> Path | None:
-    """The one file of the folder, or the one that the row names."""
+    """Return the only file of the folder, or of several the one that the row names; None if there is none."""
     exact = [path for path in found if path.as_posix().endswith(_said(line["imagefilepath"]))]
     if len(found) > 1 and len(exact) != 1:
         warnings["several-images"] += 1
@@ -192,7 +195,7 @@ def _record(image: str, path: Path, split: str, lines: Sequence[Line], warnings:
     return Record(
         dataset=DATASET,
         patient_id=first["patientid"],
-        exam_id=first["patientid"],  # the tables have no dates; the collection has one exam of a patient
+        exam_id=first["patientid"],  # the tables have no dates; the collection has one exam per patient
         image_id=image,
         path=path,
         laterality=first.parse("leftorrightbreast", cells.laterality),
@@ -210,7 +213,7 @@ def _record(image: str, path: Path, split: str, lines: Sequence[Line], warnings:
 
 
 def _density(cell: str, warnings: Counter[str]) -> str | None:
-    """1 to 4; the tables also hold a 0, which is no class."""
+    """Return the class of a density 1 to 4; the tables also contain 0, which is not a class and gives None."""
     try:
         return cells.density(cell)
     except ValueError:

@@ -5,7 +5,7 @@ ROOT/Radiology-manual-annotations.xlsx
 ROOT/Radiology_hand_drawn_segmentations_v2.csv     optional: `read_regions`
 ROOT/**/P12.docx                   optional: reports, compared with the sheet
 
-The file name is the truth about patient, side, view and kind: it travelled with the pixels. The sheet says the rest.
+Patient, side, view and kind are taken from the file name, which stays with the pixels; all else from the sheet.
 
 Source: Khaled et al., Scientific Data 9:122 (2022), doi 10.1038/s41597-022-01238-0; data doi 10.7937/29kw-ae92.
 """
@@ -35,7 +35,7 @@ _PATHOLOGIES = {"normal", "benign", "malignant"}
 
 @dataclass(frozen=True, slots=True)
 class Name:
-    """What an image's name says."""
+    """The facts in an image's name."""
 
     patient: str
     side: str
@@ -44,12 +44,12 @@ class Name:
 
     @property
     def image(self) -> str:
-        """The name as the files have it, whatever the writing: P12_L_CM_CC."""
+        """The name in the spelling of the files: P12_L_CM_CC."""
         return f"P{self.patient}_{self.side}_{'DM' if self.kind == 'DM_low_energy' else 'CM'}_{self.view}"
 
 
 def parse_name(text: str) -> Name | None:
-    """None for what is no name of an image; spaces around it are met and mean nothing."""
+    """Parse the name of an image, ignoring spaces around it; None for any other text."""
     match = _NAME.fullmatch(text.strip())
     if match is None:
         return None
@@ -57,13 +57,13 @@ def parse_name(text: str) -> Name | None:
 
 
 def read(root: Path) -> Imported:
-    """Every image under `root` with what the workbook says of it.
+    """Return every image under `root` with its labels from the workbook.
 
-    `3$2` is 3, the most severe; 4a is 4. A subtracted image has the density of the low-energy ones of its breast.
-    Two rows that differ about one image leave it without labels.
+    `3$2` is 3, the most severe; 4a is 4. A subtracted image gets the density of the low-energy images of its breast.
+    An image with two contradictory rows has no labels.
 
     Raises:
-        Invalid: no image, no workbook, no sheet `all` in it, a column missing, or a BI-RADS category that is none.
+        Invalid: no image, no workbook, no sheet `all` in it, a missing column, or an invalid BI-RADS category.
     """
     warnings: Counter[str] = Counter()
     files = listing(root)
@@ -83,9 +83,9 @@ def read(root: Path) -> Imported:
 
 
 def read_regions(root: Path, warnings: Counter[str]) -> Mapping[str, tuple[Region, ...]]:
-    """The hand-drawn regions by `image_id`; none where the download has no segmentations.
+    """Return the hand-drawn regions by `image_id`; empty if the download has no segmentations.
 
-    Raises: `Invalid` for what is not the annotator's table.
+    Raises: `Invalid` if the file is not a table of the annotator.
     """
     path = find(root, listing(root), SEGMENTATIONS)
     if path is None:
@@ -120,7 +120,7 @@ def _images(files: Iterable[Path], warnings: Counter[str]) -> dict[Name, Path]:
 
 
 def _rows(workbook: Path, warnings: Counter[str]) -> dict[Name, Line | None]:
-    """The sheet's rows by image; None where two of them differ."""
+    """Return the sheet's rows by image; None for an image whose rows differ."""
     rows: dict[Name, Line | None] = {}
     for line in read_sheet(workbook, SHEET, COLUMNS):
         name = parse_name(re.sub(r"\.jpe?g$", "", line["imagename"], flags=re.IGNORECASE))
@@ -187,14 +187,14 @@ def _known(cell: str, warnings: Counter[str]) -> str | None:
 
 
 def _pathology(cell: str, warnings: Counter[str]) -> str | None:
-    """The worst of several: of a breast with a benign and a malignant finding one says malignant."""
+    """Return the worst pathology of a cell: malignant for a breast with a benign and a malignant finding."""
     found = [part.strip().lower() for part in cell.split("$") if not cells.missing(part)]
     warnings["pathology-unknown"] += sum(one not in _PATHOLOGIES for one in found)
     return next((one for one in ("malignant", "benign", "normal") if one in found), None)
 
 
 def _with_densities(records: list[Record], warnings: Counter[str]) -> list[Record]:
-    """Density is written at low-energy images only; the subtracted ones of the breast have it, too."""
+    """Copy the density, which only low-energy images have, to the subtracted images of the same breast."""
     said: dict[tuple[str, str | None], set[str]] = {}
     for record in records:
         if record.density:
@@ -205,7 +205,7 @@ def _with_densities(records: list[Record], warnings: Counter[str]) -> list[Recor
 
 
 def _compare(records: Iterable[Record], opinions: Mapping[str, tuple[Opinion, ...]], warnings: Counter[str]) -> None:
-    """Count the breasts of which report and sheet say different categories."""
+    """Count the breasts whose category differs between report and sheet."""
     sheet: dict[tuple[str, str | None, str], int] = {}
     for r in records:
         if r.birads is not None:

@@ -1,7 +1,7 @@
-"""What the cells of a label table may say, and what they mean.
+"""Parsers for the cells of a label table.
 
-Each parser returns None for an empty cell and raises `ValueError` for anything it does not know: a label that is
-guessed is worse than none. No message quotes a cell, which may hold a name in the wrong column.
+Each parser returns None for an empty cell and raises `ValueError` for an unknown value, because a guessed label is
+worse than none. No message quotes a cell, which may hold a person's name in the wrong column.
 """
 
 import re
@@ -20,7 +20,7 @@ def missing(cell: str) -> bool:
 
 
 def birads(cell: str) -> int | None:
-    """The most severe category of a cell: `3$2` is 3, `4a` is 4, `BI-RADS 5` and `5.0` are 5."""
+    """Return the most severe category of a cell: `3$2` is 3, `4a` is 4, `BI-RADS 5` and `5.0` are 5."""
     if missing(cell):
         return None
     found = []
@@ -33,7 +33,7 @@ def birads(cell: str) -> int | None:
 
 
 def density(cell: str) -> str | None:
-    """A to D; the older 1 to 4 are the same four classes."""
+    """Return A to D; the older 1 to 4 denote the same four classes."""
     if missing(cell):
         return None
     match = _DENSITY.fullmatch(cell.strip())
@@ -71,7 +71,7 @@ def modality(cell: str) -> str | None:
 
 
 def study_date(cell: str) -> date | None:
-    """Year first only: 01/02/2020 means two days, depending on who wrote it."""
+    """Parse a date with the year first; 01/02/2020 is refused as ambiguous."""
     if missing(cell):
         return None
     match = _DATE.fullmatch(cell.strip())
@@ -88,7 +88,7 @@ def pathology(cell: str) -> str | None:
 
 
 def age(cell: str) -> int | None:
-    """Whole years; None for anything else."""
+    """Return whole years; None for anything else."""
     return int(cell) if re.fullmatch(r"\d{1,3}", cell.strip()) else None
 
 

@@ -1,4 +1,4 @@
-"""Images held in memory with what is known of them: what trainings and evaluations read."""
+"""Images in memory with their labels, groups and split: the input of training and evaluation."""
 
 import hashlib
 from dataclasses import dataclass, replace
@@ -12,31 +12,31 @@ Split = Literal["train", "val", "test"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collection:
-    """`n` grey images; rows of all arrays belong together."""
+    """`n` grey images; row i of every array belongs to image i."""
 
     name: str
     images: NDArray[np.uint8]  #: (n, side, side), bright means dense
     labels: NDArray[np.int64]  #: (n,), index into `classes`
     classes: tuple[str, ...]
-    groups: NDArray[np.int64]  #: (n,), the patient, or the block of neighbouring slices: never on two sides of a split
+    groups: NDArray[np.int64]  #: (n,), the patient or the block of neighbouring slices; no split divides a group
     split: NDArray[np.str_]  #: (n,) of `Split`
     sources: NDArray[np.str_]  #: (n,), the data set each image came from
     licence: str
-    views: NDArray[np.str_] | None = None  #: (n,), CC, MLO ...; empty where an image's is unknown, None where all are
+    views: NDArray[np.str_] | None = None  #: (n,), CC, MLO ...; empty if one image's view is unknown, None if all are
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def digest(self) -> str:
-        """The same for the same images, in the same order, with the same classes, groups and split."""
+        """The SHA-256 of images, labels, classes, groups and split, in their order."""
         told = hashlib.sha256(repr((self.classes, self.images.shape)).encode())
         for rows in (self.images, self.labels, self.groups, self.split.astype("U5")):
             told.update(np.ascontiguousarray(rows).tobytes())
         return told.hexdigest()
 
     def where(self, chosen: NDArray[np.bool_] | NDArray[np.int64]) -> Self:
-        """The chosen rows, in their order."""
+        """Return the chosen rows, in the order of `chosen`."""
         return replace(
             self,
             images=self.images[chosen],
@@ -48,7 +48,7 @@ class Collection:
         )
 
     def limited(self, most: int | None) -> Self:
-        """The first so many images of the training part, and all of the others."""
+        """Return the first `most` images of the training part, and all images of the other parts."""
         if most is None:
             return self
         spare = np.flatnonzero(self.split == "train")[most:]

@@ -1,9 +1,9 @@
-"""The sets that methods are developed on, by name: read whole, grey, square, with patients on one side of every split.
+"""Development sets by name: grey, square, completely in memory, with each patient on one side of every split.
 
-They are small sets beside the repository, phantoms drawn here, and downloads of published mammography sets.
+They are small sets beside the repository, generated phantoms, and downloads of published mammography sets.
 
-A split that a set brings is kept. What it lacks is taken from its train part, whole groups at a time and about
-evenly from every class, always the same ones.
+The split of a set is kept. A missing part is taken from its train part: whole groups, about evenly from every class,
+the same ones each time.
 """
 
 from collections.abc import Sequence
@@ -20,30 +20,29 @@ from shared.datasets.sets import SETS, Grey, phantoms
 from shared.errors import Invalid, NotFound
 from shared.imaging.recipe import Pad, Recipe
 
-TEST, VAL = 0.2, 0.15  #: of the images, where a set brings no such part; VAL is of what is not test
+TEST, VAL = 0.2, 0.15  #: shares of the images, for a set without such a part; VAL is a share of the images outside test
 SPLIT_SEED = 20
 
 
 def load(name: str, root: Path, side: int | None = None, *, recipe: Recipe | None = None) -> Collection:
-    """The named set, in the order of its files.
+    """Return the named set, in the order of its files.
 
-    radiology_16class, radiology_mednist, cxr, mias (severity), mias-density, mias-lesions (squares around lesions),
-    busi, ood, and phantoms:N:SEED (N studies, drawn here; class = BI-RADS of the breast). Also cdd-cesm, vindr-mammo,
-    inbreast and cbis-ddsm: see `published`; cdd-cesm:DM_low_energy are its low-energy images alone. After that (or
-    nothing, as in cdd-cesm::folded) `:folded` counts category 6 as 5, `:breast` gives each image the worst category of
-    its breast.
+    Names: radiology_16class, radiology_mednist, cxr, mias (severity), mias-density, mias-lesions (squares around
+    lesions), busi, ood, and phantoms:N:SEED (N generated studies; class = BI-RADS of the breast). Also the published
+    sets cdd-cesm, vindr-mammo, inbreast and cbis-ddsm (see `published`), with the options NAME:KIND:folded:breast.
+    cdd-cesm:DM_low_energy selects the low-energy images; `:folded` counts category 6 as 5; `:breast` gives each image
+    the worst category of its breast. KIND may be empty: cdd-cesm::folded.
 
     Args:
-        root: the folder of the development data; phantoms need none. A published set lies in a folder of its name
-            below, or is `root` itself.
-        side: pixels; shrunk by area, enlarged bilinearly, padded to a square. None leaves the images as large as they
-            are.
-        recipe: in a side's place, of the model that is to see them. Published sets are decoded by it; of the others,
-            which are pictures already, its size and its padding are what is left to do.
+        root: the folder of the development data, unused for phantoms. A published set is in a subfolder of its name,
+            or is `root` itself.
+        side: pixels; images are shrunk by area, enlarged bilinearly and padded to a square. None keeps their size.
+        recipe: the recipe of the model that uses the images, in place of `side`. It decodes published sets; the other
+            sets are pictures already, so only its size and padding apply.
 
     Raises:
-        NotFound: no set of that name, or its folder is not under `root`.
-        Invalid: not a number of phantoms, images of several sizes and no `side`, or a download that is none.
+        NotFound: the name is unknown, or the set's folder is not under `root`.
+        Invalid: not a number of phantoms, images of several sizes and no `side`, or not a download of that set.
     """
     if recipe is None and side is not None:
         recipe = Recipe(size=side, pad="square")
@@ -83,9 +82,9 @@ def load(name: str, root: Path, side: int | None = None, *, recipe: Recipe | Non
 
 
 def square(image: Grey, side: int | None = None, pad: Pad = "square") -> Grey:
-    """Grey at `side` pixels: (side, side), with zeros on both sides of the shorter axis, or that one stretched.
+    """Return a grey (side, side) image, with the shorter axis padded by zeros on both sides or stretched.
 
-    Colour and luminance become their mean, which treats no colour as nearer to an X-ray than another.
+    The channels of a colour image are averaged with equal weights, because no colour is closer to an X-ray.
     """
     grey = image if image.ndim == 2 else np.rint(image.mean(axis=-1)).astype(np.uint8)
     rows, cols = grey.shape
@@ -110,7 +109,7 @@ def _stack(images: Sequence[Grey] | Grey, side: int | None, pad: Pad) -> Grey:
 
 
 def _complete(split: NDArray[np.str_], labels: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.str_]:
-    """Fill what the set leaves open, and give it a validation part where it has none."""
+    """Assign images without a split to train, then hold out a test and a validation part if the set has none."""
     split = np.where(split == "", "train", split)
     if not (split == "test").any():
         split[hold_out(split == "train", labels, groups, TEST)] = "test"
@@ -122,9 +121,9 @@ def _complete(split: NDArray[np.str_], labels: NDArray[np.int64], groups: NDArra
 def hold_out(
     pool: NDArray[np.bool_], labels: NDArray[np.int64], groups: NDArray[np.int64], share: float
 ) -> NDArray[np.bool_]:
-    """About `share` of each class in the pool, whole groups only; the same ones every time.
+    """Return the mask of about `share` of each class in the pool: whole groups, the same ones each time.
 
-    A group counts for the rarest class among its images. All arrays and the answer: (n,).
+    A group counts for the rarest class among its images. All arrays and the result are (n,).
     """
     rarity = np.argsort(np.argsort(np.bincount(labels[pool]), kind="stable"))
     members: dict[int, list[int]] = {}
@@ -138,6 +137,6 @@ def hold_out(
         order = np.random.default_rng([SPLIT_SEED, label]).permutation(sorted(found))
         sizes = np.array([len(members[int(group)]) for group in order])
         enough = int(np.argmin(np.abs(np.cumsum(sizes) - share * sizes.sum()))) + 1
-        for group in order[: min(enough, len(order) - 1)]:  # one group of a class stays where it was
+        for group in order[: min(enough, len(order) - 1)]:  # at least one group of each class stays in the pool
             taken[members[int(group)]] = True
     return taken

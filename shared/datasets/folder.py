@@ -1,4 +1,4 @@
-"""A folder of images with a table beside it: the table is read whole, checked, and asked by file or by UID."""
+"""A label table for a folder of images: read completely, checked, and looked up by file or by UID."""
 
 import csv
 import re
@@ -17,15 +17,15 @@ from shared.types import Labels
 MAX_BYTES = 1 << 30
 MAX_ROWS = 5_000_000
 MAX_CELL = 4096  #: bytes of UTF-8
-MAX_LINE = 1 << 20  #: characters; so a file without line ends is not read into memory whole
+MAX_LINE = 1 << 20  #: characters; bounds memory for a file without line ends
 MAX_COLUMNS = 256
 DELIMITERS = ",;\t"
 DICOM_SUFFIXES = frozenset({".dcm", ".dicom"})
 SUFFIXES = DICOM_SUFFIXES | {".png", ".jpg", ".jpeg"}
 
-#: names of an image that are an extra column where another column says the file
+#: columns that name the file, unless another column does; then they are extra columns
 WEAK = frozenset({"image", "imagename", "imageid", "imageindex"})
-#: names of columns, without case and punctuation, by what they mean
+#: column names by meaning, without case and punctuation
 COLUMNS: Mapping[str, frozenset[str]] = {
     "file": frozenset({"file", "filename", "filepath", "path", "imagepath"}) | WEAK,
     "sop": frozenset({"sopinstanceuid", "sopuid", "instanceuid"}),
@@ -40,8 +40,8 @@ COLUMNS: Mapping[str, frozenset[str]] = {
     "pathology": frozenset({"pathology", "pathologyclassification", "pathologyclassificationfollowup"}),
 }  # fmt: skip
 KEYS = ("file", "sop", "study")
-LABELS = ("birads", "density", "pathology")  #: beside the extra columns
-#: columns that name a person are not taken over: what identifies somebody is not stored
+LABELS = ("birads", "density", "pathology")  #: without the extra columns
+#: columns that identify a person; they are dropped and never stored
 PERSONAL = frozenset(
     {
         "name", "patientname", "firstname", "lastname", "surname", "familyname", "givenname", "birthdate",
@@ -51,7 +51,7 @@ PERSONAL = frozenset(
 )  # fmt: skip
 PARSERS: Mapping[str, Callable[[str], object]] = {
     **dict.fromkeys(("file", "sop", "study", "patient"), cells.name),
-    # few different cells in many rows
+    # cached: few distinct values in many rows
     **{p.__name__: lru_cache(1024)(p) for p in (
         cells.laterality, cells.view, cells.study_date, cells.modality, cells.birads, cells.density, cells.pathology
     )},
@@ -60,44 +60,44 @@ PARSERS: Mapping[str, Callable[[str], object]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Row:
-    """What a table says of one image, or of a study; None means that it says nothing.
+    """The table's facts about an image or a study; None means that the table does not state it.
 
-    Its `repr` holds the patient as the table writes it: never log one.
+    The `repr` contains the patient as the table has it: never log a row.
     """
 
-    labels: Labels | None = field(default_factory=Labels)  #: None where the table has no column of them
+    labels: Labels | None = field(default_factory=Labels)  #: None if the table has no label columns
     study: str | None = None
     patient: str | None = None
     laterality: str | None = None
     view: str | None = None
     study_date: date | None = None
     modality: str | None = None
-    #: it also says whose and which study a DICOM file is: published sets take that out of the headers, or put there
-    #: something that makes strangers one patient, or each view another
+    #: study and patient of the row replace those of a DICOM header: the headers of published sets lack them, or give
+    #: different patients one ID, or each view its own
     identity: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class LabelTable:
-    """A table that was read whole. Equal keys say equal things, or the table would not be here."""
+    """A label table after a complete read. Rows with equal keys are equal: the reader refuses any other table."""
 
     rows: int
     compound: int  #: BI-RADS cells with more than one category
     dropped: tuple[str, ...]  #: columns left out because they name a person, without case and punctuation
     files: Mapping[str, Row] = field(repr=False)
-    stems: Mapping[str, Row | None] = field(repr=False)  #: None where two rows share the stem
+    stems: Mapping[str, Row | None] = field(repr=False)  #: None if two different rows have this stem
     instances: Mapping[str, Row] = field(repr=False)
     studies: Mapping[str, Row] = field(repr=False)  #: rows that name a study and no image
-    shared: frozenset[int] = frozenset()  #: `id` of the rows that mean files of several folders, see `told_apart`
+    shared: frozenset[int] = frozenset()  #: `id` of each row that matches files in several folders, see `told_apart`
 
     def __len__(self) -> int:
         return self.rows
 
     def find(self, root: Path, path: Path, *, sop_instance_uid: str = "", study_uid: str = "") -> Row | None:
-        """The row of a file, by the first that is known.
+        """Return the row of a file, by the first key that the table has.
 
-        In order: its path relative to `root`; the longest ending of its path, down to its name; the same without
-        the extension, unless two rows share it; its SOP Instance UID, which may be its name; its study.
+        In order: the path relative to `root`; the longest suffix of the path, down to the file name; both without
+        the extension, unless two rows share that; the SOP Instance UID, which may be the file name; the study.
         """
         row, exact = self._by_name(root, path)
         if row is not None and (exact or id(row) not in self.shared):
@@ -109,16 +109,16 @@ class LabelTable:
         )
 
     def shares(self, root: Path, path: Path) -> bool:
-        """Whether the only row that names the file means files of other folders, too."""
+        """Return whether the file's only row also matches files in other folders."""
         row, exact = self._by_name(root, path)
         return not exact and id(row) in self.shared
 
     def told_apart(self, root: Path, paths: Iterable[Path]) -> "LabelTable":
-        """The table for these files: one row cannot be about files of several folders, so it finds none of them.
+        """Return the table for these files, in which a row that matches files in several folders is ambiguous.
 
-        Only the file that stands at the very path of the row. A row means a file by the ending of its path.
+        `find` gives an ambiguous row only to the file at exactly the row's path, not to one that matches its suffix.
         """
-        folders: dict[int, int] = {}  # by row, not by what it says: two rows may say the same
+        folders: dict[int, int] = {}  # by identity of the row: two rows may be equal
         shared = set()
         for path in paths:
             row, _ = self._by_name(root, path)
@@ -127,7 +127,7 @@ class LabelTable:
         return replace(self, shared=frozenset(shared))
 
     def _by_name(self, root: Path, path: Path) -> tuple[Row | None, bool]:
-        """The row, and whether it says the very path."""
+        """Return the row, and whether it names exactly the path relative to `root`."""
         parts = _key(path.as_posix()).split("/")
         inner = _inner(root, path)
         names = [inner, *("/".join(parts[n:]) for n in range(len(parts)))]
@@ -141,14 +141,14 @@ class LabelTable:
 
 
 def read_labels(path: Path) -> LabelTable:
-    """The table, checked: CSV in UTF-8 (with or without BOM), with comma, semicolon or tab.
+    """Read and check a table: CSV in UTF-8 (with or without BOM), with comma, semicolon or tab.
 
-    Column names are recognised without case and punctuation (COLUMNS); what is left goes to `Labels.extra`, except
-    columns that name a person.
+    Column names are recognised without case and punctuation (COLUMNS); other columns go to `Labels.extra`, except
+    those that identify a person.
 
     Raises:
-        Invalid: naming line and column, never a value: no such file, not such a table, over a limit, a value that is
-            not understood, or one key with two meanings.
+        Invalid: no such file, not a label table, over a limit, an invalid value, or two different rows with one key.
+            The message names line and column, never a value.
     """
     if not path.is_file():
         raise Invalid("there is no such label table")
@@ -212,7 +212,7 @@ def _cells(line: int, header: list[str], record: list[str]) -> dict[str, str]:
 
 
 class _Building:
-    """The table while its lines are read; keys remember their line, so that a message can name both."""
+    """The table under construction; each key keeps its line, so that a message can name both lines of a conflict."""
 
     def __init__(self) -> None:
         self.dropped: list[str] = []
@@ -221,7 +221,7 @@ class _Building:
         self.stems: dict[str, Row | None] = {}
 
     def columns(self, record: list[str]) -> list[str]:
-        """Names for the columns: what they mean, `:name` for an extra one, empty for one that is left out."""
+        """Return the columns' meanings; `:name` for an extra column, empty for a dropped one."""
         names = []
         weak = WEAK if any(_meaning(c) == "file" and _plain(c) not in WEAK for c in record) else frozenset()
         for column in record:
@@ -250,7 +250,7 @@ class _Building:
         if not keys:
             raise Invalid(f"line {line}: no file, SOP Instance UID or study")
         if len(keys) > 1:
-            keys.pop("study", None)  # the row is about one image of the study
+            keys.pop("study", None)  # the row describes one image of the study
         if "file" in keys:
             keys["file"] = _file_key(line, keys["file"])
             stem = _stem(keys["file"])
@@ -294,7 +294,7 @@ def _file_key(line: int, cell: str) -> str:
 
 
 def _key(path: str) -> str:
-    """A path as it is compared: one Unicode form, no leading slash, no space around names or before the extension."""
+    """Normalise a path for comparison: Unicode NFC, no leading slash, no space around names or before the extension."""
     parts = [part.strip() for part in unicodedata.normalize("NFC", path).split("/")]
     parts = [part for part in parts if part not in {"", "."}]
     if parts:
@@ -303,11 +303,11 @@ def _key(path: str) -> str:
 
 
 def _inner(root: Path, path: Path) -> str:
-    """The key of a file's path below the root; empty where it is elsewhere."""
+    """Return the key of a file's path relative to the root; empty if the file is outside."""
     return _key(path.relative_to(root).as_posix()) if path.is_relative_to(root) else ""
 
 
 def _stem(key: str) -> str:
-    """Without the extension, if it is one: the end of a UID is not."""
+    """Return the key without a known extension; the last component of a UID is not one."""
     suffix = PurePosixPath(key).suffix
     return key[: -len(suffix)] if suffix.lower() in SUFFIXES else key

@@ -13,12 +13,12 @@ IMPORTERS: Mapping[str, Callable[[Path], Imported]] = {
 
 
 def read(dataset: str, root: Path) -> Imported:
-    """A real download of a published set, in the one form.
+    """Read a download of a published set into the common form.
 
     Raises:
         NotFound: there is no importer of that name.
-        Invalid: `root` is a file, or not of that set: the message says what is missing.
-        Unavailable: `root` is not there now, as a share may be.
+        Invalid: `root` is a file, or not that set; the message says what is missing.
+        Unavailable: `root` does not exist, as when a share is not mounted.
     """
     if dataset not in IMPORTERS:
         raise NotFound(f"no data set of that name; there are {', '.join(IMPORTERS)}")

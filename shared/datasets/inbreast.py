@@ -3,7 +3,7 @@
 ROOT/**/<FileName>_<patient>_MG_<L|R>_<CC|ML>_ANON.dcm
 ROOT/INbreast.csv                   semicolons
 
-The table's patient is "removed"; the sixteen hexadecimal digits in the file name tell one from another.
+The table's patient is "removed"; the sixteen hexadecimal digits in the file name identify the patient.
 
 Source: Moreira et al., Academic Radiology 19(2):236 (2012).
 """
@@ -35,10 +35,10 @@ class _Image:
 
 
 def read(root: Path) -> Imported:
-    """Every image of which the file name tells the patient. An exam is a patient's month: the table has no day.
+    """Return every image whose file name states the patient. An exam is a patient's month: the table has no day.
 
     Raises:
-        Invalid: no image, no table, a column missing, or a BI-RADS category or a density that is none.
+        Invalid: no image, no table, a missing column, or an invalid BI-RADS category or density.
     """
     warnings: Counter[str] = Counter()
     files = listing(root)

@@ -1,4 +1,4 @@
-"""What a phantom may have: a mass, a spiculated mass, or a cluster of calcifications."""
+"""The lesions of a phantom: a mass, a spiculated mass, or a cluster of calcifications."""
 
 from dataclasses import dataclass
 
@@ -23,7 +23,7 @@ def draw_mass(picture: Field, lesion: Lesion, at: tuple[float, float], mm: float
 
     Args:
         at: centre (x, y) in pixels.
-        mm: pixels in a millimetre.
+        mm: pixels per millimetre.
     """
     rng = np.random.default_rng(lesion.seed)
     radius = max(lesion.size_mm / 2 * mm, 2.0)
@@ -44,7 +44,7 @@ def draw_mass(picture: Field, lesion: Lesion, at: tuple[float, float], mm: float
 
 
 def _rays(rng: np.random.Generator, dx: Field, dy: Field, radius: float) -> Field:
-    """Thin lines that leave the mass and fade."""
+    """Return thin lines that radiate from the mass and fade."""
     far = np.hypot(dx, dy)
     total = np.zeros_like(far)
     width = np.float32(0.05 * radius + 0.6)
@@ -69,7 +69,7 @@ def draw_calcifications(picture: Field, lesion: Lesion, at: tuple[float, float],
 
 
 def _window(picture: Field, at: tuple[float, float], reach: float) -> tuple[Field, Field, Field]:
-    """The part of the picture around a point, as a view, and the offsets of its pixels from the point."""
+    """Return a view of the picture around a point, and the offsets of its pixels from the point."""
     x, y = at
     left, top = max(int(x - reach), 0), max(int(y - reach), 0)
     part = picture[top : max(int(y + reach) + 1, top), left : max(int(x + reach) + 1, left)]

@@ -1,4 +1,4 @@
-"""A phantom as a DICOM file: Digital Mammography X-Ray Image, for presentation, with what readers rely on.
+"""A phantom as a DICOM file: Digital Mammography X-Ray Image, for presentation, with the attributes that readers use.
 
 Source: DICOM PS3.3 A.26 (IOD), C.8.11.1 to C.8.11.7 (DX and mammography modules), PS3.16 CID 4014 (views).
 """
@@ -35,7 +35,7 @@ ORIENTATIONS = {("L", "CC"): "A\\R", ("R", "CC"): "P\\L", ("L", "MLO"): "A\\FR",
 
 @dataclass(frozen=True, slots=True)
 class Scanner:
-    """What differs between machines and archives, and must not differ in an answer."""
+    """The properties that differ between scanners and must not change a search result."""
 
     name: str
     syntax: UID
@@ -54,7 +54,7 @@ SCANNERS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """Who and what an image is; every UID follows from `study_name` and the view."""
+    """Patient, study and view of an image; every UID is derived from `study_name`, side, view and number."""
 
     study_name: str
     patient: str
@@ -74,15 +74,15 @@ class Identity:
 
 
 def uid(name: str) -> str:
-    """The same UID for the same name, under the root that needs no registration."""
+    """Return the UID of a name, always the same, under the root 2.25, which needs no registration."""
     return f"2.25.{uuid.uuid5(NAMES, name).int}"
 
 
 def dataset(pixels: Stored, identity: Identity, scanner: Scanner) -> Dataset:
-    """A complete data set, compressed as the scanner does.
+    """Return a complete data set, compressed in the scanner's transfer syntax.
 
     Args:
-        pixels: as `phantom.render` makes them; stored inverted where the scanner stores MONOCHROME1.
+        pixels: as `phantom.render` returns them; stored inverted if the scanner stores MONOCHROME1.
     """
     ds = _header(identity, scanner)
     stored = _describe_pixels(ds, pixels, scanner)
@@ -98,7 +98,7 @@ def save(ds: Dataset, path: Path) -> None:
 
 
 def save_plain(pixels: Stored, identity: Identity, scanner: Scanner, path: Path) -> None:
-    """The same file as by `save`, for Explicit VR Little Endian only, without copying the pixels on their way."""
+    """Write the same file as `save`, for Explicit VR Little Endian only, without copying the pixels."""
     ds = _header(identity, scanner)
     stored = _describe_pixels(ds, pixels, scanner)
     before = BytesIO()
@@ -168,14 +168,14 @@ def _describe_image(ds: Dataset, identity: Identity) -> None:
 
 
 def _describe_pixels(ds: Dataset, pixels: Stored, scanner: Scanner) -> Stored:
-    """All but the pixels stands in `ds`; returns them as they are to be stored."""
+    """Set all attributes of `ds` except the pixels, and return the pixels as they will be stored."""
     stored = (TOP - pixels).astype("<u2") if scanner.inverted else pixels.astype("<u2", copy=False)
     ds.Rows, ds.Columns = stored.shape
     spacing = f"{FIELD_MM / stored.shape[0]:.4f}"
     ds.PixelSpacing = ds.ImagerPixelSpacing = [spacing, spacing]
     ds.SamplesPerPixel = 1
     ds.PhotometricInterpretation = "MONOCHROME1" if scanner.inverted else "MONOCHROME2"
-    ds.PresentationLUTShape = "INVERSE" if scanner.inverted else "IDENTITY"  # PS3.3 C.8.11.3: goes with it
+    ds.PresentationLUTShape = "INVERSE" if scanner.inverted else "IDENTITY"  # PS3.3 C.8.11.3: required to match
     ds.BitsAllocated, ds.BitsStored, ds.HighBit, ds.PixelRepresentation = 16, 12, 11, 0
     ds.PixelIntensityRelationship = "LOG"
     ds.PixelIntensityRelationshipSign = 1 if scanner.inverted else -1
@@ -197,7 +197,7 @@ def _describe_voi(ds: Dataset, scanner: Scanner) -> None:
 
 
 def _lut() -> Dataset:
-    """A gentle S, 4096 entries of 12 bits."""
+    """Return a slight S curve, 4096 entries of 12 bits."""
     x = np.linspace(0, 1, TOP + 1)
     curve: NDArray[np.uint16] = ((0.6 * x + 0.4 * x * x * (3 - 2 * x)) * TOP).astype("<u2")
     item = Dataset()

@@ -1,4 +1,4 @@
-"""The published sets that there are importers for. It stands alone: the command line names them and loads none."""
+"""The published sets with an importer. A module of its own, so that the command line can list them without imports."""
 
 from typing import Literal
 

@@ -1,8 +1,8 @@
-"""Synthetic breasts: one anatomy in three dimensions, seen from two directions, the same for the same seed.
+"""Synthetic breasts: one anatomy in three dimensions, seen from two directions, determined by a seed.
 
-It is a picture for people and for tests, not a physical simulation: glandular tissue is a cloud of Gaussians
+They are pictures for demonstration and tests, not a physical simulation: glandular tissue is a cloud of Gaussians
 behind the nipple, projected exactly into CC and MLO; the fine texture is noise with the power law of mammograms.
-So the four views of a woman, and her earlier study, are alike, and so are women of one density and one lesion.
+So the four views of a woman and her earlier study look alike, and so do women with the same density and lesion.
 """
 
 from dataclasses import dataclass
@@ -18,11 +18,11 @@ Field = NDArray[np.float32]  #: (rows, cols), any unit
 Stored = NDArray[np.uint16]  #: (rows, cols), 12 bits, bright means dense
 
 TOP = 4095  #: the largest stored value
-GRID = (512, 400)  #: where texture is made; it is enlarged from here
+GRID = (512, 400)  #: size at which texture is computed, before it is resized
 BLOBS = 260
-FIELD_MM = 215.0  #: what the rows of an image cover
+FIELD_MM = 215.0  #: height of an image
 
-#: ACR density: how much of the cloud is gland, and how bright it is
+#: by ACR density: amount of gland in the cloud, and its brightness
 GLAND = {"A": (-0.15, 0.17), "B": (0.22, 0.27), "C": (0.58, 0.36), "D": (0.98, 0.46)}
 
 
@@ -30,18 +30,18 @@ GLAND = {"A": (-0.15, 0.17), "B": (0.22, 0.27), "C": (0.58, 0.36), "D": (0.98, 0
 class Breast:
     """One breast at one time. Lengths are fractions of the image's sides."""
 
-    woman: tuple[int, ...]  #: seeds what both sides and all exams share
+    woman: tuple[int, ...]  #: seed of the anatomy that both sides and all exams share
     side: str  #: L or R
     exam: int  #: 0 is the newest; an older one differs slightly
     density: str  #: A to D
     depth: float = 0.6  #: chest wall to nipple, of the columns
-    height: float = 0.38  #: half of the breast in CC, of the rows
+    height: float = 0.38  #: half the height of the breast in CC, of the rows
     lesion: Lesion | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Outline:
-    """A half ellipse on the chest wall, in pixels; MLO reaches higher than it hangs."""
+    """A half ellipse on the chest wall, in pixels; in MLO the upper part is taller than the lower."""
 
     depth: float
     middle: float
@@ -49,7 +49,7 @@ class _Outline:
     down: float
 
     def place(self, points: NDArray[np.float64], view: str) -> tuple[Field, Field]:
-        """Image (x, y) of points given as (depth, lateral, superior), each in [-1, 1]."""
+        """Return image (x, y) of points given as (depth, lateral, superior), each in [-1, 1]."""
         depth, lateral, superior = points.T
         upward = lateral if view == "CC" else (lateral + superior) * 0.70
         y = self.middle - upward * np.where(upward > 0, min(self.up, 1.25 * self.down), self.down)
@@ -57,7 +57,7 @@ class _Outline:
 
 
 def render(breast: Breast, view: str, rows: int, cols: int) -> Stored:
-    """Show one view, chest wall to the left for the left breast and to the right for the right one.
+    """Render one view, with the chest wall on the left for the left breast and on the right for the right breast.
 
     Args:
         view: CC or MLO.
@@ -97,7 +97,7 @@ def _outline(breast: Breast, view: str, base: tuple[int, int]) -> _Outline:
 
 
 def _distance(outline: _Outline, base: tuple[int, int]) -> Field:
-    """About how many pixels each point lies inside the skin; negative outside."""
+    """Return the approximate distance of each point inside the skin, in pixels; negative outside."""
     x = np.arange(base[1], dtype=np.float32)[None, :]
     dy = np.arange(base[0], dtype=np.float32)[:, None] - np.float32(outline.middle)
     half = np.where(dy < 0, outline.up, outline.down).astype(np.float32)
@@ -110,7 +110,7 @@ def _distance(outline: _Outline, base: tuple[int, int]) -> Field:
 
 
 def _tissue(breast: Breast, view: str, outline: _Outline, inside: Field) -> Field:
-    """Fat, gland, ligaments, skin and (MLO) the pectoral muscle."""
+    """Return fat, gland, ligaments, skin and (MLO) the pectoral muscle."""
     rows, cols = inside.shape
     smooth, fine = (_resize(field, inside.shape) for field in _texture(breast, view))
     strands = _strands(smooth, outline, inside.shape)
@@ -132,7 +132,7 @@ def _tissue(breast: Breast, view: str, outline: _Outline, inside: Field) -> Fiel
 
 
 def _cloud(breast: Breast, view: str, outline: _Outline, shape: tuple[int, ...]) -> Field:
-    """Glandular density, about 0 to 1: Gaussians behind the nipple, projected; one matrix product."""
+    """Return the glandular density, about 0 to 1: projected Gaussians behind the nipple, by one matrix product."""
     shared = _rng(breast, 3)
     depth = 0.9 - 0.72 * shared.beta(1.3, 1.5, BLOBS)
     spread = 0.10 + 0.62 * np.sqrt(0.95 - depth)
@@ -160,7 +160,7 @@ def _spectrum(power: float) -> Field:
 
 
 def _texture(breast: Breast, view: str) -> tuple[Field, Field]:
-    """Two independent fields of unit variance with the power law of breast tissue, the same in every exam."""
+    """Return two independent fields of unit variance with the power law of breast tissue, the same in every exam."""
     rng = _rng(breast, 6, ord(breast.side), len(view))
     white = rng.standard_normal((2, *GRID), dtype=np.float32)
     made = np.fft.ifft2((white[0] + 1j * white[1]) * _spectrum(1.55))
@@ -168,7 +168,7 @@ def _texture(breast: Breast, view: str) -> tuple[Field, Field]:
 
 
 def _strands(field: Field, outline: _Outline, shape: tuple[int, ...]) -> Field:
-    """The field bent around the nipple, so that its ridges run towards it like ducts and ligaments."""
+    """Bend the field around the nipple, so that its ridges converge there like ducts and ligaments."""
     dx = np.float32(outline.depth) - np.arange(shape[1], dtype=np.float32)[None, :]
     dy = np.arange(shape[0], dtype=np.float32)[:, None] - np.float32(outline.middle)
     far = np.hypot(dx, dy)
@@ -192,6 +192,6 @@ def _noise(rows: int, cols: int) -> Field:
 
 
 def _grain(breast: Breast, view: str, rows: int, cols: int) -> Field:
-    """Detector noise, shifted to another place in every image: making it anew would be half of the work."""
+    """Return one detector noise field, shifted differently in every image: new noise would take half of the time."""
     by = _rng(breast, 7, ord(breast.side), len(view), breast.exam).integers(0, (rows, cols))
     return np.roll(_noise(rows, cols), tuple(int(n) for n in by), (0, 1))

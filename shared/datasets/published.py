@@ -1,6 +1,6 @@
-"""A published mammography set as a table of pictures with BI-RADS categories, for trainings and evaluations.
+"""A published mammography set as a table of pictures with BI-RADS categories, for training and evaluation.
 
-The pictures go through the platform's own sandbox and recipe, so that DICOM's windows and polarity are applied.
+The platform's sandbox and recipe decode the pictures, so DICOM's windows and polarity are applied.
 """
 
 from collections.abc import Sequence
@@ -17,9 +17,9 @@ from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Sandbox
 from shared.log import get
 
-#: what an image may be told by; 0 is an examination that is incomplete, 6 one that is over: neither is a look
+#: categories that an image can show; 0 is an incomplete exam and 6 a proven cancer: neither is an appearance
 CATEGORIES = (1, 2, 3, 4, 5)
-PROVEN = 6  #: cancer that was proven before: it looks as 5 does
+PROVEN = 6  #: cancer that was proven before; it looks like category 5
 
 log = get(__name__)
 
@@ -27,19 +27,19 @@ log = get(__name__)
 def published(
     dataset: str, root: Path, recipe: Recipe, kind: str = "", *, folded: bool = False, breast: bool = False
 ) -> Table:
-    """The images with a category of 1 to 5, grouped by patient, in the published split where there is one.
+    """Return the images of category 1 to 5, grouped by patient, with the published split if there is one.
 
-    A patient whom the published split has on both sides is in train alone. Each image's source is the set and its
-    kind, as in cdd-cesm/DM_low_energy. Images that cannot be decoded are left out, and logged by their number.
+    A patient on both sides of the published split is in train only. The source of an image is set and kind, as in
+    cdd-cesm/DM_low_energy. Images that cannot be decoded are left out, and their number is logged.
 
     Args:
-        recipe: how each becomes a square; of several frames the middle one is taken.
+        recipe: how an image becomes a square; the middle one of several frames is taken.
         kind: take only records of this modality; empty takes all.
-        folded: images of category 6 count as 5; else they are left out.
-        breast: each image has the worst category of its breast in its exam, of all kinds; else its own.
+        folded: count images of category 6 as 5; otherwise they are left out.
+        breast: give each image the worst category of its breast in its exam over all kinds; otherwise its own.
 
     Raises:
-        Invalid: not a download of that set, or nothing of it is left.
+        Invalid: not a download of that set, or no image is left.
     """
     found: Sequence[Record] = importers.read(dataset, root).records
     if breast:

@@ -1,4 +1,4 @@
-"""The one form into which every published mammography set is brought, and that form as a label table."""
+"""The common form of all published mammography sets, and its conversion to a label table."""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -11,17 +11,17 @@ from shared.datasets.tables import listing
 from shared.types import Labels
 
 Modality = Literal["FFDM", "DM_low_energy", "CESM_subtracted", "synth2D", "SFM"]
-#: what a label was given for: the picture, the breast, the exam, or lesions of which the worst counts
+#: what a label refers to: the image, the breast, the exam, or the worst of the image's lesions
 Level = Literal["image", "breast", "exam", "lesion-max"]
 FINDINGS_LENGTH = 400  #: characters; findings are free text in some sets
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One image of a published set, and what the set says of it. None means that it says nothing."""
+    """One image of a published set with the set's facts about it. None means that the set does not state it."""
 
     dataset: str
-    patient_id: str  #: as the set groups its images, which is not always what the file's header says
+    patient_id: str  #: as the set groups its images; the file's header may differ
     exam_id: str
     image_id: str
     path: Path  #: relative to the root of the download
@@ -43,22 +43,22 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """A download, read: its images, what was odd about it, and the files that are no images of the set."""
+    """The contents of a download: its images, its irregularities, and the files that are not images of the set."""
 
     records: tuple[Record, ...]
-    warnings: Counter[str] = field(default_factory=Counter)  #: how often, by kind
+    warnings: Counter[str] = field(default_factory=Counter)  #: number of irregularities by kind
     others: frozenset[Path] = frozenset()  #: absolute
 
 
 def imported(root: Path, records: Iterable[Record], warnings: Counter[str]) -> Imported:
-    """The records in the order of their paths, with every other file under `root` told apart from them."""
+    """Return the records sorted by path, and every other file under `root` as `others`."""
     ordered = tuple(sorted(records, key=lambda record: record.path))
     images = {record.path for record in ordered}
     return Imported(ordered, warnings, frozenset(root / path for path in listing(root) if path not in images))
 
 
 def breast_level(records: Iterable[Record]) -> list[Record]:
-    """The same records, each with the most severe BI-RADS category of its breast in its exam."""
+    """Return the same records, each with the most severe BI-RADS category of its breast in its exam."""
     records = list(records)
     worst: dict[tuple[str, str | None], int] = {}
     for record in records:
@@ -69,15 +69,15 @@ def breast_level(records: Iterable[Record]) -> list[Record]:
 
 
 def categories(records: Iterable[Record]) -> Counter[str]:
-    """How many images of each kind have each category, as the set tells them: no paper says it of CDD-CESM."""
+    """Return the number of images by category and kind, which no paper states for CDD-CESM."""
     said = ((f"BI-RADS {r.birads}" if r.birads is not None else "no BI-RADS", r.modality) for r in records)
     return Counter(f"{category}, {kind}" for category, kind in said)
 
 
 def label_table(read: Imported) -> LabelTable:
-    """What the platform's intake reads, by path; its identities hold for DICOM files too.
+    """Return the label table that the platform's intake reads, by path; its identities also apply to DICOM files.
 
-    A record's age stays behind: the platform keeps no more of a person than it needs.
+    A record's age is dropped: the platform keeps no more personal data than it needs.
     """
     rows = {record.path.as_posix(): _row(record) for record in read.records}
     compound = sum("$" in record.birads_raw for record in read.records)
@@ -87,7 +87,7 @@ def label_table(read: Imported) -> LabelTable:
 def _row(record: Record) -> Row:
     return Row(
         labels=Labels(birads=record.birads, density=record.density, pathology=record.pathology, extra=_extra(record)),
-        # named with their set: patient 1 of one is not patient 1 of another
+        # prefixed with the set: patient 1 of two sets is not the same person
         study=f"{record.dataset}/{record.exam_id}",
         patient=f"{record.dataset}/{record.patient_id}",
         laterality=record.laterality,

@@ -1,6 +1,6 @@
-"""The reports of CDD-CESM: one Word document per patient, of which the BI-RADS opinions are read.
+"""The reports of CDD-CESM: one Word document per patient, from which the BI-RADS opinions are read.
 
-Source: the layout as its readers describe it: headed sections, a line for the side, categories in brackets.
+Source: the layout that users of the set describe: headed sections, a line for the side, categories in brackets.
 """
 
 import re
@@ -16,7 +16,7 @@ from shared.datasets.record import Modality
 from shared.datasets.tables import check_zip
 from shared.errors import Invalid
 
-MAX_XML = 8 << 20  #: bytes of a report's text, with its markup
+MAX_XML = 8 << 20  #: bytes of a report's XML
 WORD = "{http://schemas.openxmlformats.org/wordprocessingml/2006/main}"
 _NAME = re.compile(r"P(\d+)\.docx", re.IGNORECASE)
 _SIDE = re.compile(r"(left|right)\s+breast\s*:?", re.IGNORECASE)
@@ -33,10 +33,10 @@ class Opinion:
 
 
 def read_opinions(root: Path, files: Sequence[Path], warnings: Counter[str]) -> Mapping[str, tuple[Opinion, ...]]:
-    """The opinions by patient; a report that cannot be read is counted and left out.
+    """Return the opinions by patient; a report that cannot be read is counted and left out.
 
     Args:
-        files: relative to `root`. Lock files of Word (`~$P54.docx`) are no reports.
+        files: relative to `root`. Lock files of Word (`~$P54.docx`) are counted and skipped.
     """
     found = {}
     for path in files:
@@ -52,7 +52,7 @@ def read_opinions(root: Path, files: Sequence[Path], warnings: Counter[str]) -> 
 
 
 def parse_opinions(lines: Iterator[str]) -> tuple[Opinion, ...]:
-    """What stands under OPINION is said of the low-energy images, what follows CONTRAST ENHANCED of the subtracted."""
+    """Return the opinions: OPINION heads those on the low-energy images, CONTRAST ENHANCED those on the subtracted."""
     kind: Modality | None = None
     side = ""
     worst: dict[tuple[str, Modality], int] = {}
@@ -71,10 +71,10 @@ def parse_opinions(lines: Iterator[str]) -> tuple[Opinion, ...]:
 
 
 def read_document(path: Path) -> Iterator[str]:
-    """The lines of a Word document that are not empty.
+    """Yield the lines of a Word document that are not empty.
 
     Raises:
-        Invalid: no such document, too large, or with a document type, which Word never writes and bombs need.
+        Invalid: not a Word document, too large, or with a DOCTYPE, which Word never writes and XML bombs need.
     """
     check_zip(path)
     try:
@@ -82,12 +82,12 @@ def read_document(path: Path) -> Iterator[str]:
             xml = file.read(MAX_XML + 1)
     except (KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error):
         raise Invalid("not a Word document") from None
-    # a zero byte: in UTF-16 the search for a document type would miss it
+    # no zero byte: in UTF-16 the search for a DOCTYPE would miss it
     if len(xml) > MAX_XML or b"<!DOCTYPE" in xml or b"\0" in xml:
         raise Invalid("the document is too large, or not as Word writes one")
     try:
-        tree = ET.fromstring(xml)  # noqa: S314 - without a document type there are no entities to expand
-    except (ET.ParseError, LookupError, ValueError):  # the latter two of an encoding that there is not
+        tree = ET.fromstring(xml)  # noqa: S314 - without a DOCTYPE there are no entities to expand
+    except (ET.ParseError, LookupError, ValueError):  # the last two are raised for an unknown encoding
         raise Invalid("not a Word document") from None
     for paragraph in tree.iter(f"{WORD}p"):
         whole = "".join("\n" if part.tag != f"{WORD}t" else part.text or "" for part in _parts(paragraph))

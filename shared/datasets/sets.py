@@ -1,4 +1,4 @@
-"""Readers of the development sets: what stands in the files of each, before it is made square and split."""
+"""Readers of the development sets: the contents of their files, before images are made square and split."""
 
 import csv
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ from shared.errors import Invalid
 Grey = NDArray[np.uint8]
 
 PHANTOM_SIZE = (512, 400)  #: rows, cols
-#: a square around a lesion holds this many times its radius to each side, and no less than 24 pixels
+#: a square around a lesion reaches this many radii to each side, and at least 24 pixels
 AROUND, LEAST = 1.5, 24
 MIAS = "MIAS licence agreement: research only"
 MEDNIST = "CC-BY-SA-4.0"
@@ -25,13 +25,13 @@ MEDNIST = "CC-BY-SA-4.0"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Table:
-    """A set as it stands in its files; one entry of each list per image."""
+    """A set as read from its files; each list has one entry per image."""
 
     images: Sequence[Grey] | Grey  #: (rows, cols) or (rows, cols, 3) each
     labels: Sequence[int]
     classes: tuple[str, ...]
     groups: Sequence[str]
-    split: Sequence[str]  #: empty where the set has no word on it
+    split: Sequence[str]  #: empty if the set does not state it
     sources: Sequence[str]
     licence: str
     views: Sequence[str] | None = None
@@ -48,7 +48,7 @@ def _picture(path: Path) -> Grey:
 
 
 def _arrays(path: Path, parts: Sequence[str]) -> tuple[Grey, list[int], list[str]]:
-    """Images, labels and split of an archive of the MedMNIST layout, part after part."""
+    """Return images, labels and split of an archive in the MedMNIST layout, part after part."""
     with np.load(path) as held:
         images = np.concatenate([held[f"{part}_images"] for part in parts])
         labels = [int(label) for part in parts for label in held[f"{part}_labels"].ravel()]
@@ -88,7 +88,7 @@ def _mednist(folder: Path) -> Table:
 
 
 def _in_order(rows: list[dict[str, str]], split: Sequence[str]) -> list[dict[str, str]]:
-    """The table's rows in the order of the arrays."""
+    """Return the table's rows in the order of the arrays."""
     parts = list(dict.fromkeys(split))
     return sorted(rows, key=lambda row: (parts.index(row["split"]), int(row["index"])))
 
@@ -100,7 +100,7 @@ def _cxr(folder: Path) -> Table:
             images=images,
             labels=labels,
             classes=("normal", "pneumonia"),
-            groups=[f"{n:05d}" for n in range(len(labels))],  # who the patients are is not known
+            groups=[f"{n:05d}" for n in range(len(labels))],  # the patients are unknown
             split=split,
             sources=["pneumoniamnist"] * len(labels),
             licence="CC-BY-4.0",
@@ -109,7 +109,7 @@ def _cxr(folder: Path) -> Table:
 
 
 def _distinct(table: Table) -> Table:
-    """Each image once: of equal ones that of the test part, else of val; none where equal images differ in label."""
+    """Keep one of equal images, first of test, then of val; keep none if equal images have different labels."""
     order = sorted(range(len(table.labels)), key=lambda n: ("test", "val", "train", "").index(table.split[n]))
     first: dict[bytes, int] = {}
     disputed: set[int] = set()
@@ -141,7 +141,7 @@ def _mias(folder: Path, column: str, classes: tuple[str, ...]) -> Table:
 
 
 def _mias_severity(folder: Path) -> Table:
-    """Severity, which MIAS gives; BI-RADS 1, 2 and 5 would be the same three classes under a name it never had."""
+    """Read severity, which MIAS states; it has no BI-RADS, which would only rename the same three classes."""
     return _mias(folder, "severity", ("normal", "benign", "malignant"))
 
 
@@ -165,7 +165,7 @@ def _mias_lesions(folder: Path) -> Table:
 
 
 def _crop(image: Grey, lesion: Mapping[str, str]) -> Grey:
-    """The square around a lesion, zero where it reaches over the edge."""
+    """Return the square around a lesion, zero outside the image."""
     reach = max(round(AROUND * float(lesion["radius_512"])), LEAST)
     x, y = round(float(lesion["x_512"])), round(float(lesion["y_512_from_top"]))
     return np.pad(image, reach)[y : y + 2 * reach, x : x + 2 * reach]
@@ -179,7 +179,7 @@ def _busi(folder: Path) -> Table:
             images=[_picture(folder / row["file"]) for row in rows],
             labels=[classes.index(row["class_name"]) for row in rows],
             classes=classes,
-            groups=[row["file"] for row in rows],  # who the patients are is not known
+            groups=[row["file"] for row in rows],  # the patients are unknown
             split=[""] * len(rows),
             sources=["ultrasound_busi"] * len(rows),
             licence="not stated by its authors: research only",
@@ -188,7 +188,7 @@ def _busi(folder: Path) -> Table:
 
 
 def _ood(folder: Path) -> Table:
-    """All of it is test: nothing may be fitted to outliers. One-off kinds (photographs, charts) are one class each."""
+    """Read all images as test: nothing may be fitted to outliers. Photographs and charts are one class each."""
     rows = _rows(folder)
     one_off = {"natural_photos", "charts_and_logos"}
     kinds = [row["group"] if row["group"] in one_off else row["kind"] for row in rows]
@@ -222,14 +222,14 @@ def phantoms(arguments: str) -> Table:
 
 
 def _drawn(studies: int, seed: int) -> Iterator[tuple[Grey, int, int]]:
-    """Image, BI-RADS category and woman, four views to a study."""
+    """Yield image, BI-RADS category and woman, four views per study."""
     for exam in islice(exams(seed), studies):
         for breast, finding in zip(exam.breasts, exam.findings, strict=True):
             for view in ("CC", "MLO"):
                 yield (render(breast, view, *PHANTOM_SIZE) >> 4).astype(np.uint8), finding.birads, exam.woman
 
 
-#: folder under the root and reader, by name
+#: folder under the root, and reader, by name
 SETS: Mapping[str, tuple[str, Callable[[Path], Table]]] = {
     "radiology_16class": ("radiology_16class", _radiology16),
     "radiology_mednist": ("radiology_mednist", _mednist),

@@ -1,7 +1,7 @@
-"""Drawn sections: breast ultrasound and heads by magnetic resonance, with and without a lesion, from a seed.
+"""Drawn sections of breast ultrasound and of heads in magnetic resonance, with and without a lesion, from a seed.
 
-They are caricatures: layers, speckle and shadow; scalp, skull, folds and ventricles. They tell a network that there are
-modalities of which it is given no real image, and what in them is layout, grain, and finding.
+The drawings are schematic: layers, speckle and shadow; scalp, skull, folds and ventricles. From them a network learns
+layout, grain and lesions of modalities for which it has no real training image.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,7 +16,7 @@ Random = np.random.Generator
 
 
 def sketches(count: int, side: int, seed: int) -> tuple[Grey, list[str]]:
-    """(count, side, side) pictures and the class of each; a larger count holds the smaller one."""
+    """Return (count, side, side) pictures and their classes; a larger count starts with the same pictures."""
     names = list(DRAWN)
     chosen = [names[number % len(names)] for number in range(count)]
     drawn = [DRAWN[name](np.random.default_rng([seed, number]), side) for number, name in enumerate(chosen)]
@@ -24,7 +24,7 @@ def sketches(count: int, side: int, seed: int) -> tuple[Grey, list[str]]:
 
 
 def ultrasound(rng: Random, side: int, lesion: str) -> Grey:
-    """Skin, fat, gland and muscle from above; deeper is darker; the lesion is dark, with light or shadow below it."""
+    """Draw skin, fat, gland and muscle, darker with depth; the lesion is dark, with enhancement or shadow below it."""
     y, x = _axes(side)
     depth = y + 0.03 * _smooth(rng, side, 0.15)
     borders = np.cumsum(rng.uniform([0.04, 0.1, 0.2], [0.1, 0.3, 0.45]))
@@ -37,14 +37,14 @@ def ultrasound(rng: Random, side: int, lesion: str) -> Grey:
     echo *= np.exp(-rng.uniform(0, 1.6) * y)
     speckle = gaussian_filter(rng.rayleigh(1, (side, side)), (side * 0.004, side * rng.uniform(0.006, 0.014)))
     shown = np.log1p(rng.uniform(4, 20) * np.maximum(echo, 0) * speckle)
-    if rng.random() < 0.4:  # a margin of the screen, on one side or both
+    if rng.random() < 0.4:  # a black margin of the screen at the sides
         left, right = rng.uniform(0, 0.15, 2)
         shown *= (x > left) & (x < 1 - right)
     return _grey(rng, shown)
 
 
 def head(rng: Random, side: int, lesion: str) -> Grey:
-    """Scalp, dark skull, a folded brain with ventricles; the lesion is brighter, with swelling around."""
+    """Draw scalp, dark skull and a folded brain with ventricles; the lesion is brighter, with swelling around it."""
     y, x = _axes(side)
     tilt, wide, high = rng.normal(0, 0.15), rng.uniform(0.32, 0.45), rng.uniform(0.38, 0.48)
     u = (x - 0.5) * np.cos(tilt) + (y - 0.5) * np.sin(tilt)
@@ -92,13 +92,13 @@ def _enhancing(rng: Random, brain: Field, places: tuple[Field, Field], lesion: s
 
 
 def _axes(side: int) -> tuple[Field, Field]:
-    """(rows, columns) of each pixel, from 0 to 1."""
+    """Return the row and column coordinates of each pixel, from 0 to 1."""
     y, x = np.mgrid[:side, :side] / (side - 1)
     return y, x
 
 
 def _smooth(rng: Random, side: int, scale: float) -> Field:
-    """Noise of deviation 1 whose grain is `scale` of the side."""
+    """Return noise of standard deviation 1 with a grain of `scale` times the side."""
     noise = gaussian_filter(rng.standard_normal((side, side)), max(scale * side, 0.5), mode="wrap")
     return np.asarray(noise / noise.std())
 

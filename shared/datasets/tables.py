@@ -1,7 +1,7 @@
-"""Tables of published sets, read with limits: CSV files and sheets of a workbook, columns by name.
+"""Tables of published sets, read within limits: CSV files and workbook sheets, with columns by name.
 
-Column names are compared without case and punctuation, because copies of one set differ in them. An error names the
-line and the column, never a value.
+Column names are compared without case and punctuation, in which copies of one set differ. An error names the line
+and the column, never a value.
 """
 
 import csv
@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from shared.errors import Invalid
 
-MAX_BYTES = 256 << 20  #: of a table, unpacked
+MAX_BYTES = 256 << 20  #: of a table, uncompressed
 MAX_ROWS = 1_000_000
 MAX_MEMBERS = 10_000  #: files in a workbook or a document
 
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One row of a table: cells by the plain name of their column, without space around them."""
+    """One row of a table: cells by the `plain` name of their column, without surrounding space."""
 
     number: int
     cells: Mapping[str, str]
@@ -34,7 +34,7 @@ class Line:
         return self.cells.get(column, "")
 
     def parse(self, column: str, parser: Callable[[str], T]) -> T:
-        """Raises: `Invalid` where the parser raises `ValueError`."""
+        """Return the parsed cell. Raises: `Invalid` if the parser raises `ValueError`."""
         try:
             return parser(self[column])
         except ValueError as reason:
@@ -46,7 +46,7 @@ def plain(column: str) -> str:
 
 
 def listing(root: Path) -> list[Path]:
-    """The files under `root`, relative to it, in order; links are not followed, and no files."""
+    """Return the files under `root`, relative to it, sorted; symbolic links are neither followed nor listed."""
     found = []
     for folder, below, names in os.walk(root):
         below.sort()
@@ -56,13 +56,13 @@ def listing(root: Path) -> list[Path]:
 
 
 def find(root: Path, files: Sequence[Path], name: str) -> Path | None:
-    """The file of that name, wherever it lies under `root`; spaces, hyphens and underscores are the same."""
+    """Return the file of that name anywhere under `root`, compared without case and punctuation; None if absent."""
     wanted = plain(name)
     return next((root / path for path in files if plain(path.name) == wanted), None)
 
 
 def require(root: Path, files: Sequence[Path], name: str) -> Path:
-    """Raises: `Invalid` where `find` finds nothing."""
+    """Return the file of that name, as `find`. Raises: `Invalid` if there is none."""
     found = find(root, files, name)
     if found is None:
         raise Invalid(f"the data set has no {name}")
@@ -70,7 +70,7 @@ def require(root: Path, files: Sequence[Path], name: str) -> Path:
 
 
 def read_csv(path: Path, columns: Sequence[str], delimiter: str = ",") -> Iterator[Line]:
-    """The rows of a CSV file in UTF-8; empty ones are left out.
+    """Yield the rows of a CSV file in UTF-8 that are not empty.
 
     Raises:
         Invalid: too large, not such a table, or one of `columns` (plain names) is missing.
@@ -86,7 +86,7 @@ def read_csv(path: Path, columns: Sequence[str], delimiter: str = ",") -> Iterat
 
 
 def read_sheet(path: Path, sheet: str, columns: Sequence[str]) -> Iterator[Line]:
-    """The rows of one sheet of an xlsx workbook, found by its name.
+    """Yield the rows of one sheet of an xlsx workbook, found by its name.
 
     Raises:
         Invalid: not a workbook, too large, no such sheet, or one of `columns` (plain names) is missing.
@@ -96,9 +96,9 @@ def read_sheet(path: Path, sheet: str, columns: Sequence[str]) -> Iterator[Line]
     check_zip(path)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # about styles and extensions that are of no interest here
+            warnings.simplefilter("ignore", UserWarning)  # warnings about styles and extensions are irrelevant here
             book = load_workbook(path, read_only=True, data_only=True)
-    except Exception:  # a damaged one fails in any way there is
+    except Exception:  # a damaged workbook can raise any exception
         raise Invalid("the workbook cannot be read") from None
     try:
         named = {name.strip().lower(): name for name in book.sheetnames}
@@ -109,7 +109,7 @@ def read_sheet(path: Path, sheet: str, columns: Sequence[str]) -> Iterator[Line]
         book.close()
 
 
-def _rows(page: Any) -> Iterator[tuple[int, Sequence[str]]]:  # noqa: ANN401 - a sheet of openpyxl, read as it goes
+def _rows(page: Any) -> Iterator[tuple[int, Sequence[str]]]:  # noqa: ANN401 - a read-only sheet of openpyxl
     try:
         for number, row in enumerate(page.iter_rows(values_only=True), start=1):
             yield number, [text(value) for value in row]
@@ -118,7 +118,7 @@ def _rows(page: Any) -> Iterator[tuple[int, Sequence[str]]]:  # noqa: ANN401 - a
 
 
 def check_zip(path: Path) -> None:
-    """Raises: `Invalid` for what is no zip file, or would unpack to more than a table has."""
+    """Raises: `Invalid` if the file is not a zip archive, or unpacks to too many members or bytes."""
     try:
         with zipfile.ZipFile(path) as packed:
             members = packed.infolist()
@@ -129,7 +129,7 @@ def check_zip(path: Path) -> None:
 
 
 def text(value: object) -> str:
-    """A workbook's cell as it looks: 4.0 is 4."""
+    """Return a workbook's cell as displayed: 4.0 is 4."""
     if value is None:
         return ""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
@@ -141,7 +141,7 @@ def _lines(rows: Iterator[tuple[int, Sequence[str]]], columns: Sequence[str]) ->
         if count > MAX_ROWS:
             raise Invalid("a table of the data set has too many rows")
         if any("\0" in cell for cell in row):
-            raise Invalid(f"line {number}: binary data in a table")  # which no database column would take
+            raise Invalid(f"line {number}: binary data in a table")  # no database column would accept it
         if not any(cell.strip() for cell in row):
             continue
         if header is None:

@@ -1,8 +1,8 @@
-"""Pictures of nothing: smooth outlines, power-law noise, speckle, and the dark around them, the same for a seed.
+"""Abstract pictures from a seed: smooth outlines, power-law noise and speckle on a dark or textured ground.
 
-They belong to no modality. A network that has to tell each from all others learns edges, shapes and grain of many
-kinds, which serves for images that its training set does not have. Source of the idea: Baradad et al. 2021,
-"Learning to See by Looking at Noise" (arXiv 2106.05963).
+They belong to no modality. A network that must tell each picture from all others learns many kinds of edges, shapes
+and grain, which helps on images unlike its training set. Source of the idea: Baradad et al. 2021, "Learning to See by
+Looking at Noise" (arXiv 2106.05963).
 """
 
 import numpy as np
@@ -13,16 +13,16 @@ Grey = NDArray[np.uint8]
 Field = NDArray[np.float64]  #: (side, side), any unit
 Mask = NDArray[np.bool_]
 
-_CORNERS = 64  #: of the polygon that stands for a smooth outline
+_CORNERS = 64  #: corners of the polygon that approximates a smooth outline
 
 
 def textures(n: int, side: int, seed: int) -> Grey:
-    """(n, side, side) pictures; a larger n holds the smaller one."""
+    """Return (n, side, side) pictures; a larger n starts with the same pictures."""
     return np.stack([_picture(np.random.default_rng([seed, number]), side) for number in range(n)])
 
 
 def _picture(rng: np.random.Generator, side: int) -> Grey:
-    """Up to thirteen shapes on a ground, sometimes under speckle, sometimes seen through an aperture."""
+    """Draw 1 to 13 shapes on a ground, sometimes with speckle, sometimes masked by an aperture."""
     picture = _ground(rng, side)
     for _ in range(int(rng.integers(1, 14))):
         picture = _with_shape(rng, picture)
@@ -44,7 +44,7 @@ def _ground(rng: np.random.Generator, side: int) -> Field:
 
 
 def _with_shape(rng: np.random.Generator, picture: Field) -> Field:
-    """One more shape, flat or grainy, filled or an outline, opaque or shining through."""
+    """Add a shape: flat or grainy, filled or an outline, opaque or translucent."""
     side = len(picture)
     mask = _shape(rng, side)
     if rng.random() < 0.3:
@@ -58,7 +58,7 @@ def _with_shape(rng: np.random.Generator, picture: Field) -> Field:
 
 
 def _noise(rng: np.random.Generator, side: int, exponent: float) -> Field:
-    """Noise whose amplitude falls as frequency to the power of `exponent`, often stretched in one direction."""
+    """Return noise with an amplitude of frequency to the power of -`exponent`, often stretched in one direction."""
     angle, stretch = rng.uniform(0, np.pi), rng.uniform(1, 4) if rng.random() < 0.4 else 1.0
     down, right = np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)[None]
     along = right * np.cos(angle) + down * np.sin(angle)
@@ -71,7 +71,7 @@ def _noise(rng: np.random.Generator, side: int, exponent: float) -> Field:
 
 
 def _shape(rng: np.random.Generator, side: int) -> Mask:
-    """The inside of one smooth closed curve, anywhere, of any size."""
+    """Return the inside of a smooth closed curve of random place and size."""
     turn = np.linspace(0, 2 * np.pi, _CORNERS, endpoint=False)
     radius = np.ones(_CORNERS)
     for wave in range(1, int(rng.integers(3, 7))):

@@ -1,7 +1,7 @@
-"""Regions drawn in the VGG Image Annotator, as CDD-CESM publishes them: all its shapes, and their mask.
+"""Regions drawn in the VGG Image Annotator (VIA), as CDD-CESM publishes them: all its shapes, and their mask.
 
 Source: VIA 2 export, columns filename ... region_shape_attributes; shapes polygon, polyline, ellipse, circle, point,
-rect. A third of CDD-CESM's regions are no polygons.
+rect. A third of CDD-CESM's regions are not polygons.
 """
 
 import json
@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from shared.datasets.tables import read_csv
 
-POINT_RADIUS = 25.0  #: pixels: what a point stands for, in the authors' own code
+POINT_RADIUS = 25.0  #: pixels: the disc that a point stands for in the authors' code
 MAX_POINTS = 100_000
 
 Points = tuple[tuple[float, float], ...]
@@ -29,17 +29,17 @@ class Region:
     """One drawn region in pixels of its image; (x, y), y downwards."""
 
     shape: str  #: polygon, polyline, rect, ellipse, circle or point
-    points: Points  #: corners; of an ellipse, circle or point its centre
-    radii: tuple[float, float] = (0.0, 0.0)  #: of an ellipse or circle, before it is turned
-    theta: float = 0.0  #: radians, clockwise as seen
+    points: Points  #: the corners, or the centre of an ellipse, circle or point
+    radii: tuple[float, float] = (0.0, 0.0)  #: of an ellipse or circle, before rotation
+    theta: float = 0.0  #: radians, clockwise on the screen
 
 
 def read_regions(path: Path, warnings: Counter[str]) -> Mapping[str, tuple[Region, ...]]:
-    """Regions by the image's name without its extension; rows without a region (`{}`) are none.
+    """Return the regions by image name without extension; rows without a region (`{}`) are skipped.
 
-    A region that is not understood is counted and left out.
+    A region that cannot be parsed is counted and left out.
 
-    Raises: `Invalid` for what is not such a table.
+    Raises: `Invalid` if the file is not such a table.
     """
     found: dict[str, list[Region]] = {}
     for line in read_csv(path, ("filename", "regionshapeattributes")):
@@ -55,9 +55,9 @@ def read_regions(path: Path, warnings: Counter[str]) -> Mapping[str, tuple[Regio
 
 
 def parse_region(said: Mapping[str, object]) -> Region | None:
-    """None where nothing is drawn.
+    """Return the region; None if nothing is drawn.
 
-    Raises: `ValueError`, `KeyError` or `TypeError` for what is no such shape.
+    Raises: `ValueError`, `KeyError` or `TypeError` for an invalid or unknown shape.
     """
     if not said:
         return None
@@ -87,7 +87,7 @@ def _number(value: object) -> float:
 
 
 def mask(regions: Iterable[Region], rows: int, cols: int) -> NDArray[np.bool_]:
-    """Where any of the regions is: (rows, cols). Polylines are closed; a point is a disc of POINT_RADIUS."""
+    """Return the (rows, cols) union of the regions. Polylines are closed; a point is a disc of POINT_RADIUS."""
     picture = Image.new("1", (cols, rows))
     draw = ImageDraw.Draw(picture)
     for region in regions:

@@ -4,7 +4,7 @@ ROOT/images/<study_id>/<image_id>.dicom
 ROOT/breast-level_annotations.csv
 ROOT/finding_annotations.csv, ROOT/metadata.csv     optional
 
-No patient is named: the exam stands for the patient, so whether a woman came twice cannot be known.
+The set names no patients, so the exam stands for the patient: two exams of one woman cannot be recognised.
 
 Source: Nguyen et al., Scientific Data 10:277 (2023); physionet.org/content/vindr-mammo/1.0.0.
 """
@@ -36,10 +36,10 @@ class _Findings:
 
 
 def read(root: Path) -> Imported:
-    """Every image with its breast's category, in the official split.
+    """Return every image with its breast's category, in the official split.
 
     Raises:
-        Invalid: no image, no table of breasts, a column missing, or a BI-RADS category or split that is none.
+        Invalid: no image, no table of breasts, a missing column, or an invalid BI-RADS category or split.
     """
     warnings: Counter[str] = Counter()
     files = listing(root)
@@ -58,21 +58,21 @@ def read(root: Path) -> Imported:
             warnings["duplicate-row"] += 1
         else:
             records[image] = _record(line, images[image], findings.get(image, _Findings()), about.get(image), warnings)
-    for image in images.keys() - records.keys():  # its folder still says whose it is
+    for image in images.keys() - records.keys():  # its folder still names the exam
         warnings["image-without-row"] += 1
         records[image] = _unlabelled(image, images[image])
     return imported(root, records.values(), +warnings)
 
 
 def last_token(cell: str) -> str:
-    """`DENSITY A` is A, `BI-RADS 1` is 1."""
+    """Return the last word: A of `DENSITY A`, 1 of `BI-RADS 1`."""
     return next(iter(cell.rsplit(maxsplit=1)[-1:]), "")
 
 
 def _record(line: Line, path: Path, found: _Findings, about: Line | None, warnings: Counter[str]) -> Record:
     birads = line.parse("breastbirads", lambda cell: cells.birads(last_token(cell)))
     warnings["finding-above-breast"] += found.birads is not None and (birads or 0) < found.birads
-    study = line["studyid"] or path.parent.name  # else all that name none would be one patient
+    study = line["studyid"] or path.parent.name  # otherwise all rows without a study would be one patient
     warnings["study-differs"] += path.parent.name != study
     return Record(
         dataset=DATASET,
@@ -119,7 +119,7 @@ def _split(cell: str) -> str | None:
 
 
 def _read_findings(root: Path, files: Sequence[Path], warnings: Counter[str]) -> Mapping[str, _Findings]:
-    """What was found in each image, and its worst category; `No Finding` is none."""
+    """Return each image's findings and their worst category; `No Finding` is not a finding."""
     path = find(root, files, FINDINGS)
     if path is None:
         return {}
@@ -139,9 +139,9 @@ def _read_findings(root: Path, files: Sequence[Path], warnings: Counter[str]) ->
 
 
 def parse_list(cell: str) -> list[str]:
-    """A Python list of strings, written out: `['Mass', 'Architectural Distortion']`.
+    """Parse the literal of a Python list of strings: `['Mass', 'Architectural Distortion']`. Evaluates no code.
 
-    Raises: `ValueError` for anything else; nothing in the cell is run.
+    Raises: `ValueError` for anything else.
     """
     if len(cell) > MAX_LITERAL:
         raise ValueError("not a list of findings")
@@ -160,6 +160,6 @@ def _metadata(root: Path, files: Sequence[Path]) -> Mapping[str, Line]:
 
 
 def _age(about: Line | None) -> int | None:
-    """DICOM's age string: 049Y."""
+    """Parse a DICOM age string in years: 049Y."""
     match = re.fullmatch(r"0*(\d{1,3})Y?", about["patientsage"]) if about else None
     return int(match[1]) if match else None

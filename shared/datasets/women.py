@@ -1,6 +1,6 @@
-"""Who is in a sample archive: women, their exams, and what was found, all from a seed.
+"""The women of a sample archive, their exams and findings, generated from a seed.
 
-A woman's numbers depend on the seed and her place only, so a larger archive holds the smaller one.
+A woman's data depend only on the seed and her index, so a larger archive contains the smaller one.
 """
 
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ DENSITIES = "ABCD"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a radiologist would have written about one breast."""
+    """A radiologist's finding in one breast."""
 
     lesion: str
     birads: int
@@ -28,7 +28,7 @@ class Finding:
 
 
 NOTHING = Finding("none", 1, "normal")
-#: one block of a permuted sequence: every ten women hold all of it
+#: one block of a permuted sequence: every ten women have all ten findings
 FINDINGS = (
     NOTHING,
     NOTHING,
@@ -56,7 +56,7 @@ class Exam:
 
 
 def exams(seed: int) -> Iterator[Exam]:
-    """Women without end; every third has an earlier exam, which follows her newest."""
+    """Yield the exams of infinitely many women; every third has an earlier exam, which follows her newest."""
     woman = 0
     while True:
         yield _exam(seed, woman, 0)
@@ -104,7 +104,7 @@ def _exam(seed: int, woman: int, number: int) -> Exam:
 
 
 def _before(finding: Finding, size_mm: float) -> tuple[Finding, float]:
-    """A year or two earlier: what is malignant now was small or not there; the rest has hardly changed."""
+    """Return finding and size a year or two earlier: a malignant finding was small or absent, others nearly equal."""
     if finding.pathology != "malignant":
         return finding, 0.95 * size_mm
     if finding.lesion == "spiculated":
@@ -113,6 +113,6 @@ def _before(finding: Finding, size_mm: float) -> tuple[Finding, float]:
 
 
 def _permuted(seed: int, purpose: int, woman: int, size: int) -> int:
-    """The woman's place in a sequence whose every block of `size` holds each number once."""
+    """Return the woman's number in a sequence in which every block of `size` contains each number once."""
     block, place = divmod(woman, size)
     return int(np.random.default_rng([seed, purpose, block]).permutation(size)[place])
