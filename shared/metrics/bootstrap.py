@@ -1,7 +1,7 @@
-"""Intervals and comparisons whose unit is the patient, not the image.
+"""Intervals and comparisons with the patient as the unit, not the image.
 
-Images of one patient are no independent observations: intervals over images are too narrow. Everything here draws,
-or flips, whole patients with all their queries.
+Images of one patient are not independent observations: intervals over images are too narrow. All functions here draw,
+or flip, whole patients with all their queries.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,12 +16,12 @@ Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
 RESAMPLES = 2000
-_BLOCK = 1 << 21  # drawn patients held at a time
+_BLOCK = 1 << 21  # drawn patients in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean and the percentile bootstrap's interval about it."""
+    """A mean with its percentile bootstrap interval."""
 
     mean: float
     low: float
@@ -37,7 +37,7 @@ class Comparison:
 
     difference: Interval
     p: float  #: two-sided, sign-flip permutation over patients
-    effect: float  #: mean over patients of their mean difference, in standard deviations of it
+    effect: float  #: mean of the patients' mean differences, in standard deviations of these
 
 
 def interval(
@@ -49,7 +49,7 @@ def interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """The mean of (q,) values with its interval over patients: `intervals` of one figure."""
+    """Return the mean of (q,) values with its interval over patients: `intervals` for one figure."""
     return intervals({"": values}, clusters, labels=labels, resamples=resamples, seed=seed, level=level)[""]
 
 
@@ -62,13 +62,13 @@ def intervals(
     seed: int = 0,
     level: float = 0.95,
 ) -> dict[str, Interval]:
-    """The means of several figures of the same queries, (q,) each, with their intervals from the same draws.
+    """Return the means of several (q,) figures of the same queries, with their intervals from the same draws.
 
     NaN values (queries without a relevant item) are left out. With `labels`, the mean is the macro mean over
-    classes; a draw that lacks a class is the mean of the others.
+    classes; a draw without a class averages the other classes.
 
     Raises:
-        Invalid: no value, arrays of different lengths, figures that lack different queries, or fewer than 1,000
+        Invalid: no value, arrays of different lengths, figures with NaN for different queries, or fewer than 1,000
             resamples.
     """
     stacked = np.stack(list(values.values()), axis=1)
@@ -88,14 +88,14 @@ def compare(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Comparison:
-    """Two systems' (q,) values on the same queries: paired interval, permutation test and effect size.
+    """Compare two systems' (q,) values on the same queries: paired interval, permutation test and effect size.
 
     The test flips the sign of all differences of a patient at once: under the hypothesis that the systems are
-    exchangeable for each patient, the p-value is exact up to the number of flips, and never 0. It tests the mean
-    that the interval is of: with `labels` the macro mean.
+    exchangeable for each patient, the p-value is exact up to the number of flips, and never 0. It tests the mean of
+    the interval: with `labels` the macro mean.
 
     Raises:
-        Invalid: as `interval`, or a query that only one of the two could answer.
+        Invalid: as `interval`, or only one of the two values of a query is NaN.
     """
     if not np.array_equal(np.isnan(first), np.isnan(second)):
         raise Invalid("the two systems answered different queries")
@@ -103,15 +103,15 @@ def compare(
     found = interval(difference, clusters, labels=labels, resamples=resamples, seed=seed)
     sums, counts = _by_cluster(difference[:, None], clusters, labels)
     flipped = _flips(sums, counts, resamples, seed)
-    # the slack keeps flips that are the observed arrangement itself from missing it by rounding
+    # the slack counts flips that equal the observed arrangement up to rounding
     p = (1 + int((np.abs(flipped) >= abs(found.mean) - 1e-12).sum())) / (1 + resamples)
     return Comparison(found, p, paired_effect(difference, clusters))
 
 
 def paired_effect(differences: Floats, clusters: Ints) -> float:
-    """Cohen's d_z over patients: the mean of their mean differences over the standard deviation of these.
+    """Return Cohen's d_z over patients: the mean of their mean differences, divided by its standard deviation.
 
-    0 where nothing differs, infinite where all patients differ by the same.
+    0 if nothing differs, infinite if all patients differ by the same amount.
     """
     sums, counts = _by_cluster(differences[:, None], clusters, None)
     means = (sums / counts).ravel()
@@ -122,7 +122,7 @@ def paired_effect(differences: Floats, clusters: Ints) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """p-values adjusted for their number, in their order. Source: Holm 1979."""
+    """Return the p-values adjusted for multiple tests, in the same order. Source: Holm 1979."""
     p = np.asarray(p_values, np.float64)
     order = np.argsort(p, kind="stable")
     stepped = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
@@ -132,7 +132,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _by_cluster(values: Floats, clusters: Ints, labels: Ints | None) -> tuple[Floats, Floats]:
-    """(patients, figures, classes) sums of (q, figures) values, and (patients, 1, classes) counts of queries."""
+    """Return (patients, figures, classes) sums of (q, figures) values, and (patients, 1, classes) query counts."""
     if not len(values) == len(clusters) == (len(values) if labels is None else len(labels)):
         raise Invalid("values, clusters and labels belong together")
     unknown = np.isnan(values)
@@ -155,7 +155,7 @@ def _by_cluster(values: Floats, clusters: Ints, labels: Ints | None) -> tuple[Fl
 
 
 def _resample(sums: Floats, counts: Floats, resamples: int, seed: int) -> Floats:
-    """(resamples, figures) means over patients drawn with replacement."""
+    """Return (resamples, figures) means over patients drawn with replacement."""
     if resamples < 1000:
         raise Invalid("an interval takes at least 1,000 resamples")
     patients = len(sums)
@@ -171,7 +171,7 @@ def _resample(sums: Floats, counts: Floats, resamples: int, seed: int) -> Floats
 
 
 def _flips(sums: Floats, counts: Floats, resamples: int, seed: int) -> Floats:
-    """(resamples, figures) means after the signs of whole patients were drawn."""
+    """Return (resamples, figures) means after random sign flips of whole patients."""
     rng = np.random.default_rng(seed)
     step = max(1, _BLOCK // len(sums))
     found = []
@@ -182,11 +182,11 @@ def _flips(sums: Floats, counts: Floats, resamples: int, seed: int) -> Floats:
 
 
 def _weighed(weights: Floats, values: Floats) -> Floats:
-    """(rows, patients) weights times (patients, figures, classes) values, summed over patients."""
+    """Return (rows, figures, classes): (rows, patients) weights times (patients, figures, classes) values, summed."""
     return np.asarray(weights @ values.reshape(len(values), -1)).reshape(len(weights), *values.shape[1:])
 
 
 def _mean(sums: Floats, counts: Floats) -> Floats:
-    """(..., figures) means over the classes, the last axis, that have a count."""
+    """Return (..., figures) means over those classes, the last axis, that have a count."""
     means = np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)
     return np.asarray(means.sum(axis=-1) / (counts > 0).sum(axis=-1))

@@ -1,4 +1,4 @@
-"""Figures of binary hash codes: what lies in a Hamming ball, how many codes differ, order within a class."""
+"""Figures of binary hash codes: contents of a Hamming ball, number of distinct codes, order within a class."""
 
 from collections.abc import Sequence
 
@@ -12,13 +12,13 @@ from shared.types import Codes
 
 
 def ball(queries: Side, gallery: Side, radii: Sequence[int]) -> PerQuery:
-    """Precision and recall of the Hamming ball of each radius around each query.
+    """Return precision and recall of the Hamming ball of each radius around each query.
 
     Values: `P@H<=r` (0 if the ball is empty), `R@H<=r`, `empty@H<=r` (1 or 0; its mean is the share of empty
     balls) and `size@H<=r`. NaN for a query without a relevant item.
 
     Raises:
-        Invalid: the vectors are no packed codes, or a radius is negative.
+        Invalid: the vectors are not packed codes, or a radius is negative.
     """
     if not radii or min(radii) < 0:
         raise Invalid("a radius is a number of bits, 0 or more")
@@ -30,7 +30,7 @@ def ball(queries: Side, gallery: Side, radii: Sequence[int]) -> PerQuery:
 
 
 def unique_codes(codes: Codes) -> int:
-    """How many different codes there are among (n, bytes) packed ones."""
+    """Return the number of distinct codes among (n, bytes) packed codes."""
     return len(np.unique(codes, axis=0))
 
 
@@ -40,10 +40,10 @@ def within_class_ndcg(
     structures: tuple[NDArray[np.float32], NDArray[np.float32]],
     metric: Metric = "hamming",
 ) -> Floats:
-    """Normalised DCG of the whole list of a query's own class, gains being the similarity of structure; (q,).
+    """Return (q,) nDCG of the whole list of a query's own class, with structural similarity as the gain.
 
-    It asks whether the order within a class follows what the images look like, where class figures are blind. The
-    gain is max(0, f_q . f_i); ties count with their expectation. NaN where no item of the class resembles the query.
+    It measures whether the order within a class follows the appearance of the images, which class figures ignore. The
+    gain is max(0, f_q . f_i); ties count with their expectation. NaN if no item of the class resembles the query.
 
     Args:
         structures: (q, d) and (n, d) unit vectors of queries and gallery: centred fingerprints, so that the
@@ -61,7 +61,7 @@ def within_class_ndcg(
 
 
 def _only(ranking: Ranking, same: NDArray[np.bool_]) -> Ranking:
-    """The ranking without the items of other classes; the order of the others stays."""
+    """Return the ranking without the items of other classes, otherwise in the same order."""
     kept = ranking.sorted(same)
     front = np.argsort(~kept, axis=1, kind="stable")
     return Ranking(

@@ -1,8 +1,8 @@
 """Rankings of a gallery for many queries at once, in chunks of bounded memory.
 
-Distances that are equal are *ties*. Hash codes tie by the thousand, and a gallery is stored in some order of its
-classes, so a tie that is broken by position measures the storage. Whatever is linear in the relevance is therefore
-computed with the mean relevance of each group of ties, which is its expectation over all orders of the group.
+Equal distances are *ties*. Hash codes tie by the thousand, and a gallery is often stored by class, so breaking ties by
+position would measure the storage order. Every figure that is linear in the relevance is therefore computed with the
+mean relevance of each group of ties, which is its expectation over all orders of the group.
 """
 
 from collections.abc import Iterator
@@ -19,18 +19,18 @@ Metric = Literal["cosine", "l2", "hamming"]
 Floats = NDArray[np.float64]
 Distances = NDArray[Any]  # float32, or uint16 for Hamming
 
-#: Distances held at a time: with the order, the gains and what they need, about 150 MB.
+#: Distances in memory at a time: with the order, the gains and temporary arrays, about 150 MB.
 ELEMENTS = 1 << 21
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Side:
-    """Queries, or the gallery; rows of all arrays belong together."""
+    """The queries or the gallery; row i of every array belongs to image i."""
 
     vectors: NDArray[Any]  #: (n, dim) embeddings, or (n, bits / 8) uint8 codes for the Hamming distance
     labels: NDArray[np.int64]  #: (n,) class
-    keys: NDArray[np.int64] | None = None  #: (n,) a query never sees the gallery's items of its own key
-    clusters: NDArray[np.int64] | None = None  #: (n,) patient, for intervals; keys where there is none
+    keys: NDArray[np.int64] | None = None  #: (n,) gallery items with the query's own key are excluded
+    clusters: NDArray[np.int64] | None = None  #: (n,) patient, for intervals; by default the keys
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -38,14 +38,14 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Ranking:
-    """Of `q` queries over `n` items, nearest first; equal distances stand in the gallery's order."""
+    """The ranking of `n` items for `q` queries, nearest first; ties are in the gallery's order."""
 
-    order: NDArray[np.int64]  #: (q, n) positions in the gallery; excluded items stand at the end
+    order: NDArray[np.int64]  #: (q, n) positions in the gallery; excluded items are last
     distances: Distances  #: (q, n)
-    length: NDArray[np.int64]  #: (q,) how many items were not excluded
+    length: NDArray[np.int64]  #: (q,) number of items that are not excluded
 
     def sorted(self, values: NDArray[Any]) -> NDArray[Any]:
-        """(q, n) values of the gallery in ranked order; 0 where an item was excluded."""
+        """Return (q, n) gallery values in ranked order; 0 for excluded items."""
         ranked: NDArray[Any] = np.take_along_axis(values, self.order, axis=1)
         ranked[np.arange(ranked.shape[1]) >= self.length[:, None]] = 0
         return ranked
@@ -53,20 +53,20 @@ class Ranking:
 
 @dataclass(frozen=True, slots=True)
 class Ties:
-    """For each place of a ranking: where its group of ties begins, and how many stand in it."""
+    """For each place of a ranking: the start and the size of its group of ties."""
 
     first: NDArray[np.int64]  #: (q, n)
     size: NDArray[np.int64]  #: (q, n)
     group: NDArray[np.int64]  #: (q, n), numbered over all rows
 
     def total(self, values: NDArray[Any]) -> Floats:
-        """(q, n) the sum of the values over each place's group."""
+        """Return (q, n) sums of the values over each place's group."""
         sums = np.bincount(self.group.ravel(), weights=values.ravel())
         return np.asarray(sums, np.float64)[self.group]
 
 
 def rank(distances: Distances, allowed: NDArray[np.bool_] | None = None) -> Ranking:
-    """Order each row of (q, n) distances; what is not allowed is excluded before anything is counted."""
+    """Rank each row of (q, n) distances; items that are not allowed are excluded before anything is counted."""
     length = np.full(len(distances), distances.shape[1])
     if allowed is not None:
         farthest = np.inf if distances.dtype.kind == "f" else np.iinfo(np.uint16).max
@@ -77,11 +77,11 @@ def rank(distances: Distances, allowed: NDArray[np.bool_] | None = None) -> Rank
 
 
 def ties(ranking: Ranking) -> Ties | None:
-    """The groups of equal distances; None where every item stands alone."""
+    """Return the groups of equal distances; None if there are no ties."""
     distances = ranking.distances
     begins: NDArray[np.bool_] = np.ones_like(distances, np.bool_)
     begins[:, 1:] = distances[:, 1:] != distances[:, :-1]
-    begins |= np.arange(distances.shape[1]) >= ranking.length[:, None]  # excluded items are no group
+    begins |= np.arange(distances.shape[1]) >= ranking.length[:, None]  # excluded items form no group
     if begins.all():
         return None
     group = np.cumsum(begins.ravel()) - 1
@@ -91,7 +91,7 @@ def ties(ranking: Ranking) -> Ties | None:
 
 
 def expected(gains: NDArray[Any], tied: Ties | None) -> Floats:
-    """(q, n) ranked gains, each replaced by the mean of its group of ties.
+    """Return (q, n) ranked gains, each replaced by the mean of its group of ties.
 
     Source: McSherry and Najork, "Computing information retrieval performance measures efficiently in the presence
     of tied scores", ECIR 2008.
@@ -100,12 +100,12 @@ def expected(gains: NDArray[Any], tied: Ties | None) -> Floats:
 
 
 def chunks(queries: Side, gallery: Side, metric: Metric = "cosine") -> Iterator[tuple[slice, Ranking]]:
-    """Rank the gallery for all queries, some queries at a time; items of a query's own key are left out.
+    """Yield the gallery's ranking for chunks of queries, without the items that have a query's own key.
 
-    Cosine and L2 are computed in float32 (L2 squared, about the gallery's mean); Hamming counts bits, exactly.
+    Cosine and L2 are computed in float32 (L2 squared, centred on the gallery's mean); Hamming distances are exact.
 
     Raises:
-        Invalid: a shape or a type does not fit, a vector is not finite, or one of zero length has no cosine.
+        Invalid: a shape or a type does not fit, a vector is not finite, or is zero under cosine.
     """
     _check(queries, gallery, metric)
     left, right = _prepared(queries.vectors, gallery.vectors, metric)
@@ -119,7 +119,7 @@ def chunks(queries: Side, gallery: Side, metric: Metric = "cosine") -> Iterator[
 
 
 def hamming(queries: Codes, gallery: Codes) -> NDArray[np.uint16]:
-    """(q, n) numbers of differing bits of (q, bytes) and (n, bytes) packed codes."""
+    """Return (q, n) numbers of differing bits between (q, bytes) and (n, bytes) packed codes."""
     return _bits(_words(queries), _words(gallery))
 
 
@@ -136,7 +136,7 @@ def _prepared(queries: NDArray[Any], gallery: NDArray[Any], metric: Metric) -> t
     if metric == "hamming":
         return _words(queries), _words(gallery)
     left, right = queries.astype(np.float32), gallery.astype(np.float32)
-    if metric == "l2":  # distances do not move with the origin, rounding does
+    if metric == "l2":  # the origin does not change distances, but it changes rounding
         middle = right.mean(axis=0)
         return left - middle, right - middle
     return left / np.linalg.norm(left, axis=1, keepdims=True), right / np.linalg.norm(right, axis=1, keepdims=True)

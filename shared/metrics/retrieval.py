@@ -2,17 +2,17 @@
 
 With hits rel_i in {0, 1}, R relevant items left after exclusion, and expectation over ties throughout:
 
-    P@k         hits / k, also where the list is shorter than k
+    P@k         hits / k, also if the list is shorter than k
     P_adj@k     hits / min(k, R)                    (Denner et al., arXiv 2403.06567)
     R@k         hits / R
-    nDCG@k      sum_k rel_i / log2(i + 1), over its value for the ideal list of min(k, R) hits
-    nDCG_retrieved_ideal@k   over its value for the retrieved list, sorted: as in arXiv 2411.01473 and 2508.04790,
-                not standard, for comparison with their tables alone; of the list as it stands, ties by position
+    nDCG@k      sum_k rel_i / log2(i + 1), divided by its value for the ideal list of min(k, R) hits
+    nDCG_retrieved_ideal@k   divided by its value for the sorted retrieved list: as in arXiv 2411.01473 and 2508.04790,
+                not standard, only for comparison with their tables; ties are broken by position, without expectation
     mAP, mAP@k  mean precision at the relevant places, over R or min(k, R); mAP is over the whole ranking
-    MRR, hit@k  1 / first hit; whether there is one among k
-    graded_nDCG@k, grade_difference@k   gain 1 - |b_q - b_i| / span, and mean |b_q - b_i| over what was retrieved
+    MRR, hit@k  1 / rank of the first hit; whether the first k have a hit
+    graded_nDCG@k, grade_difference@k   gain 1 - |b_q - b_i| / span, and mean |b_q - b_i| over the retrieved items
 
-A query without a relevant item has no figures: NaN, counted apart, in no mean.
+The figures of a query without a relevant item are NaN; such queries are counted separately and enter no mean.
 """
 
 from collections.abc import Sequence
@@ -30,12 +30,12 @@ KS = (1, 5, 10, 20, 50, 100)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PerQuery:
-    """Figures of `q` queries; rows of all arrays belong together."""
+    """Figures of `q` queries; row i of every array belongs to query i."""
 
     labels: NDArray[np.int64]  #: (q,)
     clusters: NDArray[np.int64]  #: (q,) the patient of each query
-    relevant: NDArray[np.int64]  #: (q,) relevant items in its gallery
-    length: NDArray[np.int64]  #: (q,) items in its gallery: a list of k is short where this is less
+    relevant: NDArray[np.int64]  #: (q,) relevant items in the query's gallery
+    length: NDArray[np.int64]  #: (q,) items in the query's gallery; a list of k is short if this is smaller
     values: dict[str, Floats] = field(default_factory=dict)  #: (q,) each; NaN without a relevant item
 
     def __len__(self) -> int:
@@ -43,22 +43,22 @@ class PerQuery:
 
     @property
     def unanswerable(self) -> int:
-        """Queries that have no relevant item."""
+        """Number of queries without a relevant item."""
         return int((self.relevant == 0).sum())
 
     def micro(self, name: str) -> float:
-        """The mean over queries; NaN if none can be answered."""
+        """Return the mean over queries; NaN if no query has a relevant item."""
         values = self.values[name][self.relevant > 0]
         return float(values.mean()) if len(values) else float("nan")
 
     def per_class(self, name: str) -> dict[int, float]:
-        """The mean over the queries of each class that has one that can be answered."""
+        """Return the mean over the queries of each class, for classes with a query that has a relevant item."""
         known = self.relevant > 0
         classes = np.unique(self.labels[known])
         return {int(c): float(self.values[name][known & (self.labels == c)].mean()) for c in classes}
 
     def macro(self, name: str) -> float:
-        """The mean of the classes' means: a rare class counts as much as a common one."""
+        """Return the mean of the classes' means: a rare class counts as much as a common one."""
         means = list(self.per_class(name).values())
         return float(np.mean(means)) if means else float("nan")
 
@@ -70,7 +70,7 @@ class PerQuery:
 
 
 def joined(parts: Sequence[PerQuery]) -> PerQuery:
-    """The queries of several runs, one after the other."""
+    """Concatenate the queries of several runs."""
     if not parts:
         raise Invalid("there is nothing to join")
     arrays = {
@@ -88,16 +88,16 @@ def measure(
     ks: Sequence[int] = KS,
     grades: NDArray[np.int64] | None = None,
 ) -> PerQuery:
-    """All figures of each query against the whole gallery, relevance being the same label.
+    """Return all figures of each query against the whole gallery; an item is relevant if it has the query's label.
 
     Args:
-        queries, gallery: vectors with labels; where both have keys, items of a query's own key are left out
-            before anything is ranked.
+        queries, gallery: vectors with labels; if both have keys, items with a query's own key are excluded before
+            ranking.
         ks: list lengths, at least 1.
         grades: (classes,) the ordinal value of each label, for the graded figures.
 
     Raises:
-        Invalid: sides that do not fit each other, or a k below 1.
+        Invalid: queries and gallery do not fit each other, or a k is below 1.
     """
     if not ks or min(ks) < 1:
         raise Invalid("a list has at least one place")
@@ -113,21 +113,21 @@ def measure(
 
 
 def dcg(gains: Floats) -> Floats:
-    """Discounted cumulative gain of each row: sum of gain_i / log2(i + 1)."""
+    """Return the discounted cumulative gain of each row: sum of gain_i / log2(i + 1)."""
     return np.asarray(gains @ (1 / np.log2(np.arange(gains.shape[-1]) + 2)))
 
 
 def ndcg(gains: Floats, relevant: NDArray[np.int64], k: int) -> Floats:
-    """Standard nDCG@k of (q, n) ranked binary gains with `relevant` (q,) items in the whole gallery."""
+    """Return standard nDCG@k of (q, n) ranked binary gains with (q,) `relevant` items in the whole gallery."""
     ideal = np.cumsum(1 / np.log2(np.arange(k) + 2))
     return dcg(gains[:, :k]) / np.where(relevant > 0, ideal[np.minimum(relevant, k) - 1], np.nan)
 
 
 def ndcg_retrieved_ideal(gains: Floats, k: int) -> Floats:
-    """The papers' nDCG@k, whose ideal is the retrieved list itself, sorted; 0 for a list without a hit.
+    """Return the papers' nDCG@k, whose ideal is the sorted retrieved list; 0 for a list without a hit.
 
-    Not standard: a list with its two hits in front scores 1 whatever it missed. Source: arXiv 2411.01473, equation
-    3, as the tables of that paper prove it was computed.
+    Not standard: a list with its two hits in front scores 1, however many it missed. Source: arXiv 2411.01473,
+    equation 3, in the reading that the paper's tables confirm.
     """
     top = gains[:, :k]
     ideal = dcg(-np.sort(-top, axis=1))
@@ -135,13 +135,13 @@ def ndcg_retrieved_ideal(gains: Floats, k: int) -> Floats:
 
 
 def average_precision(hits: NDArray[np.bool_], tied: Ties | None) -> Floats:
-    """Average precision of (q, n) ranked hits, expected over all orders of ties. NaN without a relevant item."""
+    """Return the average precision of (q, n) ranked hits, expected over all orders of ties; NaN without a hit."""
     relevant = hits.sum(axis=1)
     return np.asarray(precisions(hits, tied).sum(axis=1) / np.where(relevant > 0, relevant, np.nan))
 
 
 def precisions(hits: NDArray[np.bool_], tied: Ties | None) -> Floats:
-    """(q, n): at each place, the expectation of hit x precision; their sum over R is the average precision.
+    """Return (q, n) expectations of hit x precision at each place; their sum divided by R is the average precision.
 
     In a group of n ties with r relevant, N items and P relevant before it, place t has
     (r / n) (P + 1 + (t - 1)(r - 1) / (n - 1)) / (N + t).
@@ -150,7 +150,7 @@ def precisions(hits: NDArray[np.bool_], tied: Ties | None) -> Floats:
     """
     total = np.cumsum(hits, axis=1, dtype=np.int32)
     here = hits if tied is None else tied.total(hits)  # r
-    row, column = at = np.nonzero(here)  # few places: all others have 0
+    row, column = at = np.nonzero(here)  # few places are not 0
     terms = np.zeros(hits.shape)
     if tied is None:
         terms[at] = total[at] / (column + 1)
@@ -183,9 +183,9 @@ def _figures(ranking: Ranking, hits: NDArray[np.bool_], ks: Sequence[int]) -> di
 
 
 def _first_hit(hits: NDArray[np.bool_], tied: Ties | None, ks: Sequence[int]) -> tuple[Floats, dict[int, Floats]]:
-    """Expected 1 / (place of the first hit), and the chance of none among k; NaN without a hit.
+    """Return the expected 1 / (place of the first hit), and the probability of no hit among k; NaN without a hit.
 
-    Within its group of n ties with r hits, the first s places hold none with probability C(n - s, r) / C(n, r).
+    In a group of n ties with r hits, the first s places have no hit with probability C(n - s, r) / C(n, r).
     """
     rows = np.arange(len(hits))
     first = np.argmax(hits, axis=1)
@@ -217,7 +217,7 @@ def _graded(ranking: Ranking, apart: Floats, span: float, ks: Sequence[int]) -> 
         found[f"graded_nDCG@{k}"] = np.divide(
             dcg(retrieved[:, :k]), best, out=np.full(len(best), np.nan), where=best > 0
         )
-        # a short list is divided by its length: dividing by k would call the missing items perfect
+        # a short list is divided by its length: division by k would count the missing items as perfect
         shown = np.maximum(np.minimum(ranking.length, k), 1)
         found[f"grade_difference@{k}"] = differences[:, :k].sum(axis=1) / shown
     return found
@@ -226,7 +226,7 @@ def _graded(ranking: Ranking, apart: Floats, span: float, ks: Sequence[int]) -> 
 def collected(
     queries: Side, part: slice, ranking: Ranking, hits: NDArray[np.bool_], found: dict[str, Floats]
 ) -> PerQuery:
-    """What was found for a part of the queries; a figure of one without a relevant item is NaN."""
+    """Pack the figures of a part of the queries; those of a query without a relevant item become NaN."""
     relevant = hits.sum(axis=1)
     clusters = queries.clusters if queries.clusters is not None else queries.keys
     return PerQuery(

@@ -1,4 +1,4 @@
-"""Classification by the labels of the k nearest: whether a reader who trusts the list would be right."""
+"""Classification by a vote of the k nearest items' labels."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ Labels = NDArray[np.int64]
 
 
 def votes(queries: Side, gallery: Side, *, metric: Metric, ks: Sequence[int]) -> dict[int, Labels]:
-    """For each k (q,) the commonest label among a query's k nearest; -1 where nothing is in its gallery.
+    """Return for each k the (q,) most common label among a query's k nearest items; -1 if its gallery is empty.
 
-    Each of equally distant items counts as their mean, so that no vote depends on the order of storage. Of equally
-    common labels the one that appears first wins, and of several that appear at once the smallest.
+    Items at equal distance share their places evenly, so that no vote depends on the order of storage. Of labels with
+    equal counts, the label that appears first wins; of labels that first appear together, the smallest.
     """
     classes = range(int(gallery.labels.max()) + 1)
     parts = []
@@ -29,7 +29,7 @@ def votes(queries: Side, gallery: Side, *, metric: Metric, ks: Sequence[int]) ->
 
 
 def _front(ranking: Ranking, k: int) -> Ranking:
-    """The first k places, and what is as near as the last of them."""
+    """Return the first k places and all ties of the last of them."""
     last = ranking.distances[:, :k][:, -1:]
     inside = np.minimum((ranking.distances <= last).sum(axis=1), ranking.length)
     width = max(k, int(inside.max()))
@@ -37,7 +37,7 @@ def _front(ranking: Ranking, k: int) -> Ranking:
 
 
 def _winners(shares: Floats) -> Labels:
-    """(q,) the class with the most of (q, places, classes) shares, which are 0 where the list is short."""
+    """Return the (q,) classes with the largest sum of (q, places, classes) shares, which are 0 beyond a short list."""
     counts = shares.sum(axis=1)
     most = counts.max(axis=1, keepdims=True)
     first = np.where(np.isclose(counts, most, rtol=1e-9), (shares > 0).argmax(axis=1), shares.shape[1])
@@ -45,10 +45,10 @@ def _winners(shares: Floats) -> Labels:
 
 
 def confusion(truth: Labels, predicted: Labels, classes: int) -> NDArray[np.int64]:
-    """(classes, classes) counts, rows being the truth.
+    """Return (classes, classes) counts, with the truth in rows.
 
     Raises:
-        Invalid: a label that is none of the classes.
+        Invalid: a label is not one of the classes.
     """
     for labels in (truth, predicted):
         if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
@@ -57,19 +57,19 @@ def confusion(truth: Labels, predicted: Labels, classes: int) -> NDArray[np.int6
 
 
 def balanced_accuracy(table: NDArray[np.int64]) -> float:
-    """Mean recall of the classes that occur."""
+    """Return the mean recall of the classes that occur."""
     asked = table.sum(axis=1)
     return float((np.diag(table)[asked > 0] / asked[asked > 0]).mean())
 
 
 def macro_f1(table: NDArray[np.int64]) -> float:
-    """Mean F1 of the classes that occur or were predicted; one that was never right counts 0."""
+    """Return the mean F1 of the classes that occur or were predicted; a class without a correct prediction counts 0."""
     size = table.sum(axis=1) + table.sum(axis=0)
     return float((2 * np.diag(table)[size > 0] / size[size > 0]).mean())
 
 
 def quadratic_kappa(table: NDArray[np.int64], grades: Labels) -> float:
-    """Cohen's kappa with quadratic weights (g_i - g_j)^2; NaN where truth and prediction are one single grade."""
+    """Return Cohen's kappa with weights (g_i - g_j)^2; NaN if truth and prediction are all one grade."""
     weights = np.square(grades[:, None] - grades).astype(np.float64)
     by_chance = np.outer(table.sum(axis=1), table.sum(axis=0)) / max(table.sum(), 1)
     expected = float((weights * by_chance).sum())
@@ -77,7 +77,7 @@ def quadratic_kappa(table: NDArray[np.int64], grades: Labels) -> float:
 
 
 def figures(truth: Labels, predicted: Labels, classes: int, grades: Labels | None = None) -> dict[str, float]:
-    """Balanced accuracy and macro F1 of the vote; with `grades` (ordinal value of each class) also the kappa.
+    """Return balanced accuracy and macro F1 of the vote; with `grades` (ordinal value of each class) also the kappa.
 
     With BI-RADS grades, also the balanced accuracy of {1, 2, 3} against {4, 5, 6}. Queries without a neighbour
     (-1) are left out.
