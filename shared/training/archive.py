@@ -1,4 +1,4 @@
-"""One's own archive: a folder of DICOM, PNG or JPEG files and a table of labels, by the platform's own decoding."""
+"""The user's own archive: a folder of DICOM, PNG or JPEG files with a label table, decoded as the platform does."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,23 +21,23 @@ _BATCH = 64  #: files decoded at a time
 
 
 class Labelled(NamedTuple):
-    """A decoded file that the table has a label for. Holds the patient as the table writes it: never log one."""
+    """A decoded file with a label from the table. It contains the patient as the table has it: never log it."""
 
     row: Row
     decoded: Decoded
     value: str
-    patient: str  #: of the table, else of the file; where it is unknown the study stands for the patient
+    patient: str  #: from the table, else from the file; if unknown, the study stands for the patient
 
 
 def labelled(
     folder: Path, table: LabelTable, label: Label, recipe: Recipe, counted: Counter[str]
 ) -> Iterator[Labelled]:
-    """The files below the folder that have a label, in the order of their paths; `counted` says what was left out.
+    """Yield the labelled files below the folder, sorted by path; `counted` counts the others by reason.
 
-    BI-RADS 0, which is no point of the scale, counts as no label. A row that means files of several folders by one
-    name labels none of them, unless the table has their UIDs.
+    BI-RADS 0, which is not a point of the scale, counts as no label. A row whose file name matches files in several
+    folders labels none of them, unless the table has their UIDs.
 
-    Raises: `NotFound` where there is no such folder.
+    Raises: `NotFound` if there is no such folder.
     """
     paths = files_of(folder)
     table = table.told_apart(folder, paths)
@@ -59,9 +59,9 @@ def labelled(
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Every file below the folder: as at the intake its name says nothing, and media have images without an extension.
+    """Return every file below the folder, whatever its name, as in the intake: media have images without an extension.
 
-    Raises: `NotFound` where there is no such folder.
+    Raises: `NotFound` if there is no such folder.
     """
     if not folder.is_dir():
         raise NotFound("there is no such folder of images")
@@ -69,7 +69,7 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def images_of(paths: Sequence[Path], recipe: Recipe, counted: Counter[str]) -> Iterator[tuple[Path, Decoded]]:
-    """The images among the files, in their order; `counted` says how many files are none."""
+    """Yield the images among the files, in order; `counted` counts the files that cannot be decoded."""
     with Sandbox() as sandbox:
         for at in range(0, len(paths), _BATCH):
             part = paths[at : at + _BATCH]
@@ -81,15 +81,15 @@ def images_of(paths: Sequence[Path], recipe: Recipe, counted: Counter[str]) -> I
 
 
 def told(counted: Counter[str]) -> str:
-    """What was left out, in words."""
+    """Return a text with the counts of the files that were left out."""
     return "; ".join(f"{count} files {what}" for what, count in sorted(counted.items()) if count)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Archive:
-    """Labelled files to train on; 15 % of the images, whole patients and always the same ones, are selected by.
+    """Labelled files for training; 15 % of the images, by whole patients and always the same, are for validation.
 
-    None of them is a test: evaluate on files that were not among these.
+    There is no test part: evaluate on other files.
     """
 
     folder: str
@@ -97,10 +97,10 @@ class Archive:
     label: Label
     side: int
     pad: Pad = "square"
-    limit: int | None = None  #: train on the first so many images only, in the order of their paths
+    limit: int | None = None  #: train only on this many images, the first by path
 
-    def load(self, root: Path) -> Collection:  # noqa: ARG002 - it has its own folder
-        """Raises: `NotFound`; `Invalid` for a malformed table, labels of fewer than two kinds, or too few patients."""
+    def load(self, root: Path) -> Collection:  # noqa: ARG002 - the archive has its own folder
+        """Raises: `NotFound`; `Invalid` for a malformed table, fewer than two different labels, or too few patients."""
         counted: Counter[str] = Counter()
         recipe = Recipe(size=self.side, pad=self.pad)
         images, values, patients, modalities = [], [], [], []

@@ -1,4 +1,4 @@
-"""Augmentation by torchvision's transforms, image by image, from torch's global generator: seeding it is enough."""
+"""Augmentation by torchvision's transforms, image by image. All randomness comes from torch's global generator."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 from shared.encoder import vision
 from shared.training.data import resized
 
-GREY_MEAN = 0.449  #: what an erased patch becomes: zero after ImageNet's normalisation
+GREY_MEAN = 0.449  #: value of an erased patch: about zero after ImageNet's normalisation
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class NoAugmentation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Augment:
-    """Crop, flips, rotation, brightness and contrast, erasing; each image draws its own.
+    """Crop, flips, rotation, brightness and contrast, erasing; drawn for each image separately.
 
     The released code of arXiv 2508.04790 also changes saturation and hue, which grey images do not have.
     """

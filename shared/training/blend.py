@@ -1,4 +1,4 @@
-"""What the shipped model is trained on: sets that may be given on, and pictures drawn here, as one collection."""
+"""The training data of the shipped model: sets that may be redistributed, and generated pictures, as one collection."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -16,21 +16,21 @@ from shared.datasets.textures import Grey, textures
 from shared.datasets.women import exams
 from shared.errors import Invalid
 
-TEXTURE = "texture"  #: each picture of this class is a class of its own
-DRAWN = ("phantoms", "sketches", "textures")  #: sources of what no camera saw
+TEXTURE = "texture"  #: every picture of this class counts as its own class
+DRAWN = ("phantoms", "sketches", "textures")  #: sources of generated pictures
 _PHANTOM = (256, 200)  #: rows, cols
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Blend:
-    """MedNIST (CC BY-SA 4.0), a part of PneumoniaMNIST (CC BY 4.0), and phantoms, sketches and textures drawn here."""
+    """MedNIST (CC BY-SA 4.0), a part of PneumoniaMNIST (CC BY 4.0), and generated phantoms, sketches and textures."""
 
     side: int  #: stored side
-    chests: int = 1500  #: of PneumoniaMNIST: 28 x 28 images, so that they do not outweigh the others
-    exams: int = 150  #: synthetic studies, of eight or four images
+    chests: int = 1500  #: number of PneumoniaMNIST images; limited, because they have only 28 x 28 pixels
+    exams: int = 150  #: number of synthetic exams, of four images each
     sketches: int = 1800
     textures: int = 4000
-    drawn: bool = True  #: with the phantoms, sketches and textures
+    drawn: bool = True  #: whether phantoms, sketches and textures are included
     seed: int = 0
 
     def load(self, root: Path) -> Collection:
@@ -51,7 +51,7 @@ class Blend:
 
 
 def mammograms(count: int, side: int, seed: int) -> Collection:
-    """`count` synthetic exams. A class is density and finding; every seventh woman is of the validation part."""
+    """Return `count` synthetic exams. A class is density and lesion; every seventh woman is in the validation part."""
     images, names, women = [], [], []
     for exam in islice(exams(seed), count):
         for breast, finding in zip(exam.breasts, exam.findings, strict=True):
@@ -75,7 +75,7 @@ def mammograms(count: int, side: int, seed: int) -> Collection:
 
 
 def _drawn(name: str, images: Grey, names: Sequence[str]) -> Collection:
-    """Pictures drawn here, all to train on; each is of nobody."""
+    """Return generated pictures as a collection, all in the train part and each in its own group."""
     classes, labels = np.unique(names, return_inverse=True)
     return Collection(
         name=name,
@@ -90,7 +90,7 @@ def _drawn(name: str, images: Grey, names: Sequence[str]) -> Collection:
 
 
 def joined(name: str, made: list[Collection]) -> Collection:
-    """All of them in their order; classes and groups stay apart, and a class says where it is from."""
+    """Concatenate the collections; classes and groups stay distinct, and class names are prefixed with their set."""
     groups: list[NDArray[np.int64]] = []
     classes: list[str] = []
     labels: list[NDArray[np.int64]] = []
@@ -114,7 +114,7 @@ def joined(name: str, made: list[Collection]) -> Collection:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Portion:
-    """An epoch is so many batches of the images, drawn without repetition: checkpoints come by the minute."""
+    """An epoch of a fixed number of batches, drawn without repetition, so that a checkpoint is saved each minute."""
 
     batch: int
     batches_per_epoch: int

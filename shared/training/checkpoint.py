@@ -1,4 +1,4 @@
-"""An output folder and what is kept in it: the experiment, its state after each epoch, and the figures at the end."""
+"""The output folder of a training: the experiment, its checkpoint after each epoch, and the final figures."""
 
 import fcntl
 import json
@@ -22,10 +22,10 @@ State = dict[str, Tensor]
 
 @dataclass(slots=True, kw_only=True)
 class Checkpoint:
-    """Where a training stands between two epochs. Every epoch draws from its own seed, so no generator is kept."""
+    """The state of a training between two epochs. Each epoch has its own seed, so no generator state is saved."""
 
-    data: str = ""  #: the digest of what is trained on
-    epoch: int = 0  #: the next one
+    data: str = ""  #: digest of the training data
+    epoch: int = 0  #: the next epoch
     model: State = field(default_factory=dict)
     optimiser: Json = field(default_factory=dict)
     best: State = field(default_factory=dict)
@@ -42,11 +42,11 @@ class Checkpoint:
 
 @contextmanager
 def claimed(folder: Path, experiment: Experiment, *, resume: bool) -> Iterator[None]:
-    """The folder is this experiment's own until the block ends; where nothing is kept in it, it is free again.
+    """Lock the folder for this experiment until the block ends; if the block raises before a checkpoint, free it again.
 
     Raises:
-        Conflict: it holds a finished model, another experiment, an unfinished one that is not to be resumed, things
-            that no training wrote, or a training that runs now.
+        Conflict: the folder holds a finished model, another experiment, an unfinished training that is not to be
+            resumed, other files, or a training that is running.
     """
     described = {"digest": experiment.digest, **experiment.to_json()}
     path = folder / EXPERIMENT
@@ -68,10 +68,10 @@ def claimed(folder: Path, experiment: Experiment, *, resume: bool) -> Iterator[N
         try:
             yield
         except BaseException:
-            if not (folder / CHECKPOINT).exists():  # another training may have it: nothing would be lost
+            if not (folder / CHECKPOINT).exists():  # no epoch is lost, so another experiment may use the folder
                 path.unlink(missing_ok=True)
                 if ours:
-                    with suppress(OSError):  # somebody put something there
+                    with suppress(OSError):  # somebody else has put a file there
                         folder.rmdir()
             raise
 
@@ -85,14 +85,14 @@ def _check(found: Json, wanted: Json, *, resume: bool) -> None:
 
 
 def save(checkpoint: Checkpoint, folder: Path) -> None:
-    """The checkpoint stands in the folder, whole, also after a power cut; the one before is gone."""
+    """Replace the folder's checkpoint atomically: also after a power cut, the file is complete, old or new."""
     values = {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
     with replacing(folder / CHECKPOINT) as path:
         torch.save(values, path)
 
 
 def load(folder: Path) -> Checkpoint:
-    """The last checkpoint, a fresh one where there is none. Raises: `Invalid` where it was damaged."""
+    """Return the last checkpoint, or a fresh one if there is none. Raises: `Invalid` if it is damaged."""
     path = folder / CHECKPOINT
     if not path.exists():
         return Checkpoint()
@@ -100,12 +100,12 @@ def load(folder: Path) -> Checkpoint:
         return Checkpoint(**torch.load(path, map_location="cpu", weights_only=True))
     except OSError:
         raise
-    except Exception:  # a damaged pickle fails in any way there is
+    except Exception:  # a damaged pickle can raise any exception
         raise Invalid("the checkpoint in the output folder is damaged: name another folder") from None
 
 
 def begun(folder: Path, data: str) -> Checkpoint:
-    """The same, of a training on these data. Raises: `Conflict` where it began with others."""
+    """Return the checkpoint, as `load`, of a training on these data. Raises: `Conflict` if it began with other data."""
     found = load(folder)
     if found.epoch and found.data != data:
         raise Conflict("the images or their labels are not those that this training began with: name another folder")
@@ -113,14 +113,14 @@ def begun(folder: Path, data: str) -> Checkpoint:
     return found
 
 
-def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - whatever JSON holds
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
     with replacing(path) as beside:
         beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A file beside, which becomes `path` in one step if the block ends well."""
+    """Yield a temporary path, atomically renamed to `path` if the block succeeds."""
     beside = path.with_name(f".{path.name}.part")
     yield beside
     with beside.open("rb") as file:
@@ -129,5 +129,5 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def summary(checkpoint: Checkpoint) -> Json:
-    """What a reader wants to know of the training, without its tensors."""
+    """Return the facts about the training for a reader, without its tensors."""
     return {name: getattr(checkpoint, name) for name in ("best_epoch", "best_score", "history", "seconds")}

@@ -49,7 +49,7 @@ def train(  # noqa: PLR0913 - the options, one by one
     resume: Annotated[bool, typer.Option(help="Go on where the same training was stopped.")] = True,
     list_: Annotated[bool, typer.Option("--list", help="Say what can be trained.")] = False,
 ) -> None:
-    """Train a model: weights, card and figures stand in a new folder."""
+    """Train a model and write its weights, card and figures to a new folder."""
     if list_:
         for line in listed():
             typer.echo(line)
@@ -85,7 +85,7 @@ def train(  # noqa: PLR0913 - the options, one by one
 
 
 def listed() -> list[str]:
-    """What there is to train, a line each."""
+    """Return one line for each configuration and variant."""
     lines = []
     for path in sorted(CONFIGS.glob("[a-z]*.py")):
         module = _module(path.stem)
@@ -97,11 +97,11 @@ def listed() -> list[str]:
 
 
 def load(config: str, preset: str) -> "Experiment":
-    """The experiment of a configuration's name or file.
+    """Return the experiment of a configuration, given by name or file.
 
     Raises:
         NotFound: there is no such configuration.
-        Invalid: it has no such preset or variant.
+        Invalid: the configuration has no such preset or variant.
     """
     name, _, variant = config.partition(":")
     module = _module(name)
@@ -130,9 +130,9 @@ def _module(name: str) -> ModuleType:
 
 
 def changed(value: Any, name: str, text: str) -> Any:  # noqa: ANN401 - any part of an experiment
-    """A copy in which the field `name`, with dots into its parts, is `text`: read as JSON, else taken as it stands.
+    """Return a copy in which the field `name` (dotted for nested fields) is `text`, read as JSON or else literally.
 
-    Raises: `Invalid` for a field that is not there, or a value of another type than the one it replaces.
+    Raises: `Invalid` for an unknown field, or a value of another type than the replaced one.
     """
     first, _, rest = name.partition(".")
     if isinstance(value, dict) and first in value:
@@ -146,7 +146,7 @@ def changed(value: Any, name: str, text: str) -> Any:  # noqa: ANN401 - any part
 
 
 def _read(text: str, old: object, name: str, kind: object = None) -> object:
-    """The value that the text means for a field of this kind. Raises: `Invalid`."""
+    """Parse the text as a value for a field of this kind. Raises: `Invalid`."""
     try:
         new = json.loads(text)
     except ValueError:
@@ -156,7 +156,7 @@ def _read(text: str, old: object, name: str, kind: object = None) -> object:
     if new is None and type(None) in get_args(kind):
         return None
     wanted = type(old)
-    if old is None:  # as the field is declared
+    if old is None:  # take the type from the field's declaration
         wanted = next((get_origin(one) or one for one in get_args(kind) if one is not type(None)), wanted)
     if wanted is tuple and isinstance(new, list):
         return _row(new, get_args(kind), name)
@@ -168,7 +168,7 @@ def _read(text: str, old: object, name: str, kind: object = None) -> object:
 
 
 def _row(values: list[object], kinds: tuple[Any, ...], name: str) -> tuple[object, ...]:
-    """The values as the tuple of these kinds: so many as there are, or any number of one."""
+    """Return the values as a tuple of these kinds: of their number, or of any length for `X, ...`."""
     wanted = kinds[:1] * len(values) if kinds[-1] is Ellipsis else kinds
     if len(values) != len(wanted):
         raise Invalid(f"{name} has {len(wanted)} values")

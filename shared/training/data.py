@@ -1,4 +1,4 @@
-"""From a collection to batches on the device, and back from batches to figures."""
+"""Batches on the device from a collection, and the embeddings of a collection from a model."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -21,11 +21,11 @@ _ENCODE = 64  #: images in a batch of an evaluation
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Named:
-    """A development set by its name, at a stored side (larger than the input's where crops are to be sharp)."""
+    """A development set by name, stored at `side` pixels (more than the input side, to keep crops sharp)."""
 
     name: str
     side: int
-    limit: int | None = None  #: train on the first so many images only
+    limit: int | None = None  #: train only on this many images
 
     pad: ClassVar[Pad] = "square"
 
@@ -35,15 +35,15 @@ class Named:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Squashed(Named):
-    """The same, and what is no square becomes one as in arXiv 2411.01473 and 2508.04790: stretched."""
+    """A development set whose images are stretched to squares, as in arXiv 2411.01473 and 2508.04790."""
 
     pad: ClassVar[Pad] = "squash"
 
 
 def parts(data: Collection) -> tuple[Collection, Collection]:
-    """What is trained on and what is selected by.
+    """Return the training and the validation part.
 
-    Raises: `Invalid` where one of them is empty, or a group has images in both.
+    Raises: `Invalid` if one of them is empty, or a group has images in both.
     """
     fit, held = data.part("train"), data.part("val")
     if not len(fit) or not len(held):
@@ -54,7 +54,7 @@ def parts(data: Collection) -> tuple[Collection, Collection]:
 
 
 def batches(experiment: Experiment, data: Collection, plan: Iterable[Rows], device: torch.device) -> Iterator[Batch]:
-    """The batches of the plan, drawn one at a time: images are uint8 until then."""
+    """Yield the batches of the plan; images stay uint8 until their batch is built."""
     images = torch.from_numpy(data.images)
     labels, groups = torch.from_numpy(data.labels), torch.from_numpy(data.groups)
     for chosen in plan:
@@ -70,7 +70,7 @@ def batches(experiment: Experiment, data: Collection, plan: Iterable[Rows], devi
 
 
 def resized(images: Tensor, side: int) -> Tensor:
-    """(n, h, w) to (n, side, side), bilinear, averaging where it shrinks."""
+    """Resize (n, h, w) to (n, side, side): bilinear, with averaging when it shrinks."""
     if images.shape[-2:] == (side, side):
         return images
     size = (side, side)
@@ -80,7 +80,7 @@ def resized(images: Tensor, side: int) -> Tensor:
 def encode(
     embed: Callable[[Tensor], Tensor], data: Collection, side: int, device: torch.device | None = None
 ) -> Tensor:
-    """(n, dim) float32 on the CPU: `embed` over the collection's images, at `side` pixels."""
+    """Return (n, dim) float32 on the CPU: `embed` applied to the collection's images at `side` pixels."""
     images = torch.from_numpy(data.images)
     made = []
     with torch.inference_mode():

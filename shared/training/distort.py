@@ -1,4 +1,4 @@
-"""Strong augmentation of whole batches at once: other framing, other contrast, other sharpness."""
+"""Strong augmentation of whole batches: framing, contrast and sharpness."""
 
 import math
 from dataclasses import dataclass
@@ -10,24 +10,24 @@ from torch.nn import functional
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Distort:
-    """Crop with rotation, stretching and flips; blur or lost resolution; gamma, contrast, inversion, noise.
+    """Crop with rotation, stretching and flips; reduced resolution; gamma, contrast, inversion, noise.
 
-    Each image draws its own, from torch's global generator, so that seeding it is enough.
+    Drawn for each image separately, from torch's global generator.
     """
 
-    area: tuple[float, float] = (0.4, 1.1)  #: share of the image's area that is seen; above 1 with a margin of zeros
-    stretch: float = 0.2  #: most that the logarithm of the sides' ratio becomes, to either side
-    degrees: float = 8.0  #: standard deviation
+    area: tuple[float, float] = (0.4, 1.1)  #: share of the image's area in the crop; above 1, with a margin of zeros
+    stretch: float = 0.2  #: largest absolute logarithm of the aspect ratio
+    degrees: float = 8.0  #: standard deviation of the rotation
     horizontal: float = 0.5  #: probability of a flip
     vertical: float = 0.1
-    gamma: float = 0.25  #: standard deviation of its logarithm
+    gamma: float = 0.25  #: standard deviation of the logarithm
     contrast: float = 0.2
     inverted: float = 0.1  #: probability
-    coarse: float = 0.3  #: probability of a lower resolution, down to a quarter
+    coarse: float = 0.3  #: probability of a reduced resolution, down to a quarter
     noise: float = 0.05  #: largest standard deviation, in a third of the images
 
     def __call__(self, images: Tensor, side: int) -> Tensor:
-        """(n, h, w) to (n, side, side), both in [0, 1]."""
+        """Map (n, h, w) to (n, side, side), both in [0, 1]."""
         seen = functional.grid_sample(
             self._coarser(images[:, None]), self._grid(len(images), side), padding_mode="zeros", align_corners=False
         )
@@ -46,7 +46,7 @@ class Distort:
         return functional.affine_grid(torch.stack([first, second], 1), [n, 1, side, side], align_corners=False)
 
     def _coarser(self, images: Tensor) -> Tensor:
-        """Some images hold less detail than their pixels could."""
+        """Reduce the resolution of some images, at unchanged size."""
         chosen = torch.rand(len(images)) < self.coarse
         if not chosen.any():
             return images

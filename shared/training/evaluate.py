@@ -1,4 +1,4 @@
-"""Evaluation: vectors of labelled images, protocols and distances to figures, each beside what knows nothing."""
+"""Evaluation: retrieval figures of labelled vectors by protocol and distance, each beside uninformed baselines."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,13 +20,13 @@ from shared.training.protocols import SEEDS, Fold, Rows, Subjects, protocol
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What is measured."""
+    """The protocols, list lengths, seeds and resamples of an evaluation."""
 
     protocols: Sequence[str] = ("patient",)
     ks: Sequence[int] = KS
     seeds: Sequence[int] = SEEDS
     resamples: int = RESAMPLES
-    components: int | None = None  #: embeddings are reduced to so many principal components of the training part
+    components: int | None = None  #: reduce embeddings to this many principal components of the training part
 
 
 class Space(NamedTuple):
@@ -36,18 +36,18 @@ class Space(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Run:
-    """One protocol in one space; the queries of all seeds one after the other."""
+    """The results of one protocol in one space, with the queries of all seeds concatenated."""
 
     protocol: str
     leaks: bool
     space: str
     found: PerQuery
     random: PerQuery  #: expectations for a random order of each query's own gallery
-    majority: PerQuery  #: of a retriever that shows the commonest class first
-    seeds: Rows  #: (q,) which seed's fold asked
-    rows: Rows  #: (q,) which of the subjects asked
-    votes: Mapping[int, Rows]  #: (q,) class by the k nearest, for each k; -1 without a neighbour
-    gallery: tuple[int, int]  #: smallest and largest gallery
+    majority: PerQuery  #: figures of a retriever that shows the most common class first
+    seeds: Rows  #: (q,) the seed of each query's fold
+    rows: Rows  #: (q,) the subject of each query
+    votes: Mapping[int, Rows]  #: (q,) class by a vote of the k nearest, for each k; -1 without a neighbour
+    gallery: tuple[int, int]  #: sizes of the smallest and largest gallery
     codes: Mapping[str, int] = field(default_factory=dict)  #: of hash codes: bits, and unique codes in the gallery
 
 
@@ -56,7 +56,7 @@ class Report:
     subjects: Subjects
     plan: Plan
     runs: Sequence[Run]
-    about: Mapping[str, Any]  #: the model and the circumstances, as JSON
+    about: Mapping[str, Any]  #: facts about the model and the run, as JSON
 
 
 def evaluate(
@@ -65,14 +65,14 @@ def evaluate(
     plan: Plan | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Report:
-    """Each protocol of the plan in each space: a model's vectors under a distance, by a name of the caller's.
+    """Measure each protocol of the plan in each space (a model's vectors with a distance, under a name).
 
     Args:
-        about: what the report says of the model and of the run.
+        about: facts about the model and the run, for the report.
 
     Raises:
-        Invalid: rows that do not belong together; a leak that a protocol's name does not announce; a projection
-            without a part to fit it on; a protocol under which nothing can be found.
+        Invalid: images and vectors differ in number; a leak that the protocol's name does not announce; a projection
+            without a part to fit it on; a protocol in which no query has a relevant item.
         NotFound: there is no such protocol.
     """
     plan = plan or Plan()
@@ -111,10 +111,10 @@ def evaluate(
 
 
 def projected(vectors: NDArray[np.float32], fit: NDArray[Any], components: int) -> NDArray[np.float32]:
-    """(n, components) projections onto the principal components of the rows `fit`.
+    """Return (n, components) projections onto the principal components of the rows `fit`.
 
     Raises:
-        Invalid: too few images are fitted on for so many components, or they vary in fewer directions.
+        Invalid: `fit` has too few images for this many components, or they vary in fewer directions.
     """
     fitted = vectors[fit].astype(np.float64)
     if len(fitted) <= components or vectors.shape[1] < components:
@@ -124,7 +124,7 @@ def projected(vectors: NDArray[np.float32], fit: NDArray[Any], components: int) 
 
 
 def _measured(subjects: Subjects, space: Space, folds: Sequence[Fold], plan: Plan) -> tuple[PerQuery, dict[int, Rows]]:
-    """The figures of all folds' queries, and their class by the k nearest."""
+    """Return the figures of all folds' queries, and their classes by vote for each k."""
     parts, voted = [], []
     for fold in folds:
         vectors = space.vectors

@@ -1,6 +1,6 @@
-"""`similis evaluate`: a model, labelled images and a protocol to a report; `similis encode`: a model's vectors.
+"""`similis evaluate` writes a report on a model's retrieval; `similis encode` writes a model's vectors.
 
-What is heavy is imported when it runs.
+Heavy modules are imported inside the commands.
 """
 
 import csv
@@ -56,12 +56,12 @@ def evaluate_command(  # noqa: PLR0913 - the options, one by one
     against: Annotated[str, typer.Option(help="Another model, whose figures are subtracted, with a paired test.")] = "",
     pictures: Annotated[bool, typer.Option(help="PCA and t-SNE of the embeddings.")] = True,
 ) -> None:
-    """Evaluate a model's retrieval on labelled images: figures, tables and plots stand in a new folder."""
+    """Evaluate a model's retrieval on labelled images and write figures, tables and plots to a new folder."""
     if bool(collection) == (folder is not None) or (folder is not None) != (labels is not None):
         raise typer.BadParameter("name a --collection, or a --folder with its --labels", param_hint="--collection")
     if (out / "report.json").exists():
         raise Conflict("there is a report in the folder already")
-    out.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before hours are spent on it
+    out.mkdir(parents=True, exist_ok=True)  # fail before hours of work if the folder cannot be written
 
     from shared.training.evaluate import Plan, evaluate
     from shared.training.report import write
@@ -112,7 +112,7 @@ def encode_command(
         made = Path(beside) / out.name
         np.save(made, vectors.embeddings)
         names = made.with_suffix(".csv")
-        with names.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:  # as the disk has them
+        with names.open("x", encoding="utf-8", errors="surrogateescape", newline="") as file:  # bytes as on disk
             writer = csv.writer(file)
             writer.writerow(("file", "frame"))
             writer.writerows((path.relative_to(folder), frame) for path, frame in rows)
@@ -132,7 +132,7 @@ def _encoder(path: Path, threads: int) -> "Encoder":
 
 
 def _model(name: str, home: Path | None) -> Path:
-    """The folder itself, or that of a model's name in the home. Raises: `NotFound`."""
+    """Return the folder itself, or the home's folder of the model of this name. Raises: `NotFound`."""
     from shared.encoder.cards import CARD
 
     settings = Settings() if home is None else Settings(home=home)
@@ -143,7 +143,7 @@ def _model(name: str, home: Path | None) -> Path:
 
 
 def _protocols(names: list[str], *, given: bool) -> tuple[str, ...]:
-    """What is asked for; of `all`, `split` only where the images bring one. Raises: `NotFound`."""
+    """Return the requested protocols; `all` includes `split` only for images with a split. Raises: `NotFound`."""
     from shared.training.protocols import PROTOCOLS, protocol
 
     every = [name for name in PROTOCOLS if given or name != "split"]

@@ -1,7 +1,7 @@
-"""An experiment: everything that decides which weights come out, as one value with a digest.
+"""An experiment: everything that determines the trained weights, as one value with a digest.
 
-Its parts are frozen dataclasses, so that the value can be written down and compared. A configuration file
-(`shared/training/configs`) makes one; the loop (`shared.training.train`) runs it and knows no method.
+Its parts are frozen dataclasses, so that it can be written to JSON and compared. A configuration file
+(`shared/training/configs`) builds an experiment; the loop (`shared.training.train`) runs it for any method.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ Rows = NDArray[np.int64]  #: (batch,), rows of the training part
 
 
 class Batch(NamedTuple):
-    views: tuple[Tensor, ...]  #: (n, side, side) float32 in [0, 1] each, augmented apart
+    views: tuple[Tensor, ...]  #: (n, side, side) float32 in [0, 1] each, augmented independently
     clean: Tensor  #: (n, side, side), the same images before augmentation
     labels: Tensor  #: (n,) int64
     groups: Tensor  #: (n,) int64
@@ -41,68 +41,68 @@ class Batch(NamedTuple):
 
 
 class Data(Protocol):
-    """Where the images come from; implementations are frozen dataclasses. One without a `pad` gives padded squares."""
+    """The source of the images, a frozen dataclass. If it has no `pad`, its images are padded to squares."""
 
     def load(self, root: Path) -> Collection:
-        """All parts: trained on is `train`, selected by is `val`; `test` is never looked at."""
+        """Return all parts: `train` for training, `val` for selecting the checkpoint; `test` is never used."""
 
 
 class Sampler(Protocol):
     def batches(self, labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> Iterable[Rows]:
-        """One epoch: finite, the same for the same arguments."""
+        """Return the batches of one epoch: finite, and the same for the same arguments."""
 
 
 class Augmentation(Protocol):
     def __call__(self, images: Tensor, side: int) -> Tensor:
-        """(n, h, w) to (n, side, side), both in [0, 1]; draws from torch's global generator."""
+        """Map (n, h, w) to (n, side, side), both in [0, 1]; draws from torch's global generator."""
 
 
 class Schedule(Protocol):
     def rate(self, base: float, epoch: float, epochs: int) -> float:
-        """The learning rate after `epoch` of `epochs` epochs; whole numbers are the starts of epochs."""
+        """Return the learning rate after `epoch` of `epochs` epochs; a whole number is the start of an epoch."""
 
 
 class Method(ABC, Generic[Model]):
-    """A network with the loss over it. The model is one module: its state is what a checkpoint holds."""
+    """A network with its loss. The model is one module, whose state is saved in checkpoints."""
 
     @property
     def takes(self) -> int | None:
-        """Pixels of the only square input that the network takes; None: it takes any."""
+        """The side of the square input that the network requires, in pixels; None if it takes any."""
         return None
 
     @abstractmethod
     def build(self, data: Collection) -> Model:
-        """A new model for the training part; random numbers come from torch's global generator."""
+        """Return a new model for the training part; random numbers come from torch's global generator."""
 
     @abstractmethod
     def step(self, model: Model, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """The loss to descend (scalar), and its parts by name, for the eye."""
+        """Return the scalar loss to minimise, and its parts by name, for display only."""
 
     @abstractmethod
     def embed(self, model: Model, pixels: Tensor) -> Tensor:
-        """(n, side, side) in [0, 1] to (n, dim): what `encode` gives for a whole collection."""
+        """Map (n, side, side) in [0, 1] to (n, dim); `encode` applies it to a whole collection."""
 
     @abstractmethod
     def save(self, model: Model, folder: Path, experiment: "Experiment") -> None:
-        """The model stands in the new folder: weights and card, and whatever it needs to encode."""
+        """Write the model to the new folder: weights, card, and everything else that encoding needs."""
 
     def validate(self, model: Model, held: Collection, encode: "Encode") -> Mapping[str, float]:  # noqa: ARG002
-        """Figures of the validation part by name; `Experiment.selection` names the one that must rise."""
+        """Return figures of the validation part by name; `Experiment.selection` names the one to maximise."""
         return {"macro_precision_at_10": macro_precision(encode(held), held, 10)}
 
     def groups(self, model: Model) -> Mapping[str, Iterable[nn.Parameter]]:
-        """What is trained, by the names that `Optimiser.rates` has."""
+        """Return the trained parameters, by the names in `Optimiser.rates`."""
         return {"all": model.parameters()}
 
 
 class Encode(Protocol):
     def __call__(self, data: Collection) -> Tensor:
-        """(n, dim) float32 on the CPU: `Method.embed` over a collection, in batches, in evaluation mode."""
+        """Return (n, dim) float32 on the CPU: `Method.embed` over a collection, in batches, in evaluation mode."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Optimiser:
-    """AdamW, Adam or SGD with one learning rate for each group of the method's parameters."""
+    """AdamW, Adam or SGD with a learning rate for each group of the method's parameters."""
 
     rates: Mapping[str, float]
     kind: Literal["adamw", "adam", "sgd"] = "adamw"
@@ -117,7 +117,7 @@ class Optimiser:
             raise Invalid("betas are 0 to less than 1")
 
     def build(self, groups: Mapping[str, Iterable[nn.Parameter]]) -> torch.optim.Optimizer:
-        """Raises `Invalid` where names differ: a group without a rate would silently not be trained."""
+        """Raises `Invalid` if the names differ: a group without a rate would silently not be trained."""
         if groups.keys() != self.rates.keys():
             raise Invalid(f"learning rates are for {sorted(self.rates)}, the model has {sorted(groups)}")
         made: list[Json] = [
@@ -135,14 +135,14 @@ class WarmRestarts:
     """Cosine annealing with warm restarts, stepped per epoch. Source: SGDR, arXiv 1608.03983."""
 
     first: int = 5  #: epochs of the first cycle
-    factor: int = 2  #: each cycle is so many times longer than the one before
+    factor: int = 2  #: length of each cycle relative to the previous one
     least: float = 1e-6
 
     def __post_init__(self) -> None:
         if self.first < 1 or self.factor < 1:
             raise Invalid("the first cycle has an epoch or more, and the factor of the next is 1 or more")
 
-    def rate(self, base: float, epoch: float, epochs: int) -> float:  # noqa: ARG002 - cycles know no end
+    def rate(self, base: float, epoch: float, epochs: int) -> float:  # noqa: ARG002 - cycles continue without end
         position, length = int(epoch), self.first
         while position >= length:
             position, length = position - length, length * self.factor
@@ -151,10 +151,10 @@ class WarmRestarts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cosine:
-    """Linear warm-up, then one cosine down to `least`, stepped per batch."""
+    """Linear warm-up, then one cosine down to `least`, updated per batch."""
 
     warmup: float = 1.0  #: epochs
-    start: float = 0.1  #: share of the rate at which the warm-up begins
+    start: float = 0.1  #: initial rate of the warm-up, as a share of the base rate
     least: float = 1e-6
 
     def rate(self, base: float, epoch: float, epochs: int) -> float:
@@ -166,9 +166,9 @@ class Cosine:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PrefixedCosine:
-    """Linear warm-up, and after it a cosine of its own length, stepped per epoch; what is left of it is not run.
+    """Linear warm-up, then a cosine of `cycle` epochs, updated per epoch; a shorter training cuts the cosine off.
 
-    As timm's CosineLRScheduler with `warmup_prefix`, one cycle: t_initial `cycle`, warmup_lr_init `first`.
+    Like timm's CosineLRScheduler with `warmup_prefix`, one cycle: t_initial `cycle`, warmup_lr_init `first`.
     """
 
     cycle: int  #: epochs from the end of the warm-up to `least`
@@ -180,7 +180,7 @@ class PrefixedCosine:
         if self.cycle < 1:
             raise Invalid("a cycle has an epoch or more")
 
-    def rate(self, base: float, epoch: float, epochs: int) -> float:  # noqa: ARG002 - the cosine has its own length
+    def rate(self, base: float, epoch: float, epochs: int) -> float:  # noqa: ARG002 - `cycle` sets the length of the cosine
         at = int(epoch)
         if at < self.warmup:
             return self.first + at * (base - self.first) / self.warmup
@@ -199,13 +199,13 @@ class Steps:
         if self.size < 1:
             raise Invalid("a step has an epoch or more")
 
-    def rate(self, base: float, epoch: float, epochs: int) -> float:  # noqa: ARG002 - steps know no end
+    def rate(self, base: float, epoch: float, epochs: int) -> float:  # noqa: ARG002 - steps continue without end
         return base * self.factor ** (int(epoch) // self.size)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shuffled:
-    """Every image once, in random order; the last batch is dropped where it is not full and not the only one."""
+    """Every image once, in random order; an incomplete last batch is dropped, unless it is the only one."""
 
     batch: int
 
@@ -234,8 +234,8 @@ class Experiment:
     epochs: int
     patience: int  #: epochs without a better selection figure before the training ends
     selection: str = "macro_precision_at_10"  #: a figure of `Method.validate`; higher is better
-    reload_best: bool = True  #: else the weights of the last epoch are kept, as the papers' code does
-    clip: float | None = 1.0  #: most that the norm of the gradient may be; None leaves it as it is
+    reload_best: bool = True  #: False keeps the weights of the last epoch, as the papers' code does
+    clip: float | None = 1.0  #: largest norm of the gradient; None does not clip
     precision: Literal["fp32", "bf16"] = "bf16"  #: of the forward pass; weights and optimiser are float32
     seed: int = 0
 
@@ -251,7 +251,7 @@ class Experiment:
 
     @property
     def recipe(self) -> Recipe:
-        """The preprocessing for the model's card: as the data became squares, so the platform has to make them."""
+        """The recipe for the model's card, which makes images square in the same way as the training data."""
         return Recipe(size=self.side, pad=getattr(self.data, "pad", "square"))
 
     def to_json(self) -> Json:
@@ -260,14 +260,14 @@ class Experiment:
 
     @property
     def digest(self) -> str:
-        """64 hexadecimal digits: equal for two experiments that would do the same."""
+        """64 hexadecimal digits, equal for experiments with equal settings."""
         return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()
 
 
 def describe(value: object) -> object:
-    """The value as JSON has it; dataclasses name their class.
+    """Return the value as JSON types; dataclasses include their class name.
 
-    Raises: `Invalid` for what has no such form: two experiments that differ in it would look alike.
+    Raises: `Invalid` for any other type, because two experiments that differ in it would have one digest.
     """
     if is_dataclass(value) and not isinstance(value, type):
         own = {field.name: describe(getattr(value, field.name)) for field in fields(value)}

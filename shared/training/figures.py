@@ -1,4 +1,4 @@
-"""A report's runs as rows: every figure with its interval, beside what a list scores that knows nothing."""
+"""A report's runs as rows: every figure with its interval, beside uninformed baselines."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -34,12 +34,12 @@ class Figure:
     random_macro: float
     majority_micro: float
     majority_macro: float
-    lift_micro: float  #: over the random list
+    lift_micro: float  #: ratio to the random list
     lift_macro: float
-    sd_micro: float  #: over seeds; NaN where there is one
+    sd_micro: float  #: standard deviation over seeds; NaN for a single seed
     sd_macro: float
     queries: int
-    unanswerable: int  #: queries without a relevant item, in no mean
+    unanswerable: int  #: queries without a relevant item, excluded from all means
     short: int  #: lists shorter than k
     patients: int
     seeds: int
@@ -47,14 +47,14 @@ class Figure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vote:
-    """The label by the k nearest."""
+    """The quality of the vote of the k nearest."""
 
     protocol: str
     leaks: bool
     space: str
     k: int
     balanced_accuracy: Interval
-    knows_nothing: float  #: balanced accuracy of any constant answer
+    knows_nothing: float  #: balanced accuracy of a constant prediction
     macro_f1: float
     quadratic_kappa: float
     balanced_accuracy_456: float  #: BI-RADS {1, 2, 3} against {4, 5, 6}
@@ -62,7 +62,7 @@ class Vote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Difference:
-    """A model's figure minus another's on the same queries, by patients."""
+    """A model's figure minus another model's on the same queries, compared by patient."""
 
     protocol: str
     leaks: bool
@@ -70,12 +70,12 @@ class Difference:
     name: str
     mean: str  #: micro, or macro
     difference: Interval
-    p: float  #: two-sided, sign flips over patients, by Holm for all differences of the report
+    p: float  #: two-sided, sign flips over patients, Holm-adjusted for all differences of the report
     effect: float  #: d_z over patients
 
 
 def figures(report: Report) -> list[Figure]:
-    """All figures of all runs, of all queries and of those of each value of each column."""
+    """Return all figures of all runs, over all queries and over the queries of each value of each column."""
     return [
         figure
         for run in report.runs
@@ -110,10 +110,10 @@ def votes(report: Report) -> list[Vote]:
 
 
 def differences(report: Report, other: Report) -> list[Difference]:
-    """The first report's figures minus the other's, in every protocol and space that both have.
+    """Return the first report's figures minus the other's, in every protocol and space that both have.
 
     Raises:
-        Invalid: they are not of the same images in the same order, or have no space in common.
+        Invalid: the reports are not of the same images in the same order, or have no protocol and space in common.
     """
     mine, theirs = report.subjects, other.subjects
     if not (np.array_equal(mine.labels, theirs.labels) and np.array_equal(mine.groups, theirs.groups)):
@@ -142,7 +142,7 @@ def differences(report: Report, other: Report) -> list[Difference]:
 
 
 def per_class(report: Report) -> list[dict[str, Any]]:
-    """One row for each class of each run: its queries, its figures, and those of a random list."""
+    """Return a row for each class of each run: number of queries, figures, and figures of a random list."""
     rows = []
     for run in report.runs:
         names = [name for name in run.random.values if name == "mAP" or name.startswith(("P@", "nDCG@"))]

@@ -1,4 +1,4 @@
-"""AdvancedFT: a backbone trained whole, with a classifier that is thrown away. Source: arXiv 2508.04790."""
+"""AdvancedFT: end-to-end training of a backbone with a classifier that is then discarded. Source: arXiv 2508.04790."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ from shared.training.selection import macro_precision
 
 
 class Classifier(nn.Module):
-    """(n, side, side) in [0, 1] to features (n, dim) and logits (n, classes)."""
+    """Map (n, side, side) in [0, 1] to features (n, dim) and logits (n, classes)."""
 
     def __init__(self, network: Network, dim: int, classes: int, *, freeze_norm: bool) -> None:
         super().__init__()
@@ -43,14 +43,14 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AdvancedFT(Method[Classifier]):
-    """Cross entropy with smoothed labels over a linear classifier; the pooled features are what is kept."""
+    """Cross entropy with label smoothing over a linear classifier; the pooled features are the embedding."""
 
     architecture: str
     weights: str  #: as `shared.encoder.weights.find` reads it
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     smoothing: float = 0.1
-    freeze_norm: bool = False  #: batch normalisation keeps its statistics: for weights that have them folded in
+    freeze_norm: bool = False  #: keep batch normalisation's statistics: for weights that have them folded in
 
     def __post_init__(self) -> None:
         check_smoothing(self.smoothing)
@@ -85,29 +85,29 @@ class AdvancedFT(Method[Classifier]):
 
 
 def check_smoothing(share: float) -> None:
-    """Raises: `Invalid` for a share of the labels that is none."""
+    """Raises: `Invalid` if the share is not in [0, 1]."""
     if not 0 <= share <= 1:
         raise Invalid("the smoothing of labels is 0 to 1")
 
 
 def trainable(architecture: str, weights: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Network:
-    """The backbone with its weights and preprocessing, every parameter of it open to training."""
+    """Return the backbone with its weights and normalisation, with all parameters trainable."""
     body = find(architecture, weights).body
     for name, buffer in body.named_buffers():
         if name.endswith("num_batches_tracked"):
-            buffer.zero_()  # weights come without counters: they would hold what stood in memory
+            buffer.zero_()  # weights have no counters, so the buffer is uninitialised memory
     return Network(body.requires_grad_(requires_grad=True), mean, std)
 
 
 def frozen_norm(network: Network) -> None:
-    """Batch normalisation keeps its statistics, although the rest is in training mode."""
+    """Put batch normalisation in eval mode, so that it keeps its statistics during training."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.eval()
 
 
 class Pretrained(Protocol):
-    """Where a method's backbone comes from."""
+    """The origin of a method's backbone."""
 
     @property
     def architecture(self) -> str: ...
@@ -122,7 +122,7 @@ class Pretrained(Protocol):
 def save_network(
     body: nn.Module, folder: Path, experiment: Experiment, of: Pretrained, options: Mapping[str, str] | None = None
 ) -> None:
-    """The body stands in the new folder as a model with its card: `options` are those of its kind."""
+    """Write the body to the new folder as a model with a card; `options` are those of its kind."""
     weights = folder.with_name("trained.safetensors")
     save_file(state_of(body), weights)
     note = f"{experiment.name} ({experiment.preset}), from {Path(of.weights).name}"

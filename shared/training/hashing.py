@@ -1,6 +1,6 @@
-"""Losses over the logits of a hash head: ACIR's structure-aware contrastive hashing, and what it is compared with.
+"""Losses over the logits of a hash head: ACIR's structure-aware contrastive hashing, and the methods beside it.
 
-All of them are an `Objective`: they read the logits (n, bits), labels (n,) and fingerprints (n, d) of a batch.
+Each is an `Objective` of the logits (n, bits), labels (n,) and fingerprints (n, d) of a batch.
 Sources: section 1.3, 1.4 and 3 of the notes on ACIR (arXiv 2503.09370); CSQ (Yuan et al., CVPR 2020), OrthoHash
 (Hoe et al., NeurIPS 2021), GreedyHash (Su et al., NeurIPS 2018), DTSH (Wang, Shi and Kitani, ACCV 2016).
 """
@@ -21,10 +21,10 @@ _EPS = 1e-6
 
 
 def fingerprint(images: Tensor, size: int = 16, *, centred: bool = True) -> Tensor:
-    """(n, size * size) unit vectors: what the images look like, grey and small; a product of two is their similarity.
+    """Return (n, size * size) unit vectors: small grey versions of the images, whose dot product is their similarity.
 
-    To be taken before any crop or flip. Centred, the similarity is Pearson's correlation; the released code does not
-    centre, and then all images look alike (0.72 between classes, 0.76 within).
+    Compute them before any crop or flip. Centred, the similarity is Pearson's correlation; the released code does not
+    centre, so that all images are similar (0.72 between classes, 0.76 within).
 
     Args:
         images: (n, height, width) or (n, channels, height, width) in [0, 1].
@@ -38,7 +38,7 @@ def fingerprint(images: Tensor, size: int = 16, *, centred: bool = True) -> Tens
 def fingerprints(
     images: Tensor, size: int = 16, *, centred: bool = True, kind: Fingerprints = "image", seed: int = 0
 ) -> Tensor:
-    """Those of the images, or what they are compared with: `random` says nothing, `uniform` calls all images alike."""
+    """Return the images' fingerprints, or a control: `random` carries no information, `uniform` makes all equal."""
     if kind == "image":
         return fingerprint(images, size, centred=centred)
     if kind == "uniform":
@@ -48,32 +48,32 @@ def fingerprints(
 
 
 def class_weights(labels: Tensor, classes: int) -> Tensor:
-    """(classes,) inverse frequencies n / (classes * n_c); 0 for a class without images."""
+    """Return (classes,) inverse frequencies n / (classes * n_c); 0 for a class without images."""
     counts = torch.bincount(labels, minlength=classes)
     return torch.where(counts > 0, len(labels) / (classes * counts.clamp(min=1)), 0.0)
 
 
 def signs(u: Tensor) -> Tensor:
-    """Codes in {-1, +1}; 0 is +1, which `torch.sign` would make a third value."""
+    """Return codes in {-1, +1}; 0 gives +1, for which `torch.sign` would return 0."""
     return (u >= 0).to(u.dtype) * 2 - 1
 
 
 def single(u: Tensor) -> Tensor:
-    """At least float32: bfloat16's 8 bits tell no distances of long codes apart."""
+    """Convert to at least float32: bfloat16's 8 bits cannot resolve distances of long codes."""
     return u.to(torch.promote_types(u.dtype, torch.float32))
 
 
 def relaxed_hamming(u: Tensor) -> Tensor:
-    """(n, n) in [0, 1]: (1 - cosine) / 2, which for codes of -1 and +1 is the Hamming distance over the bits.
+    """Return (n, n) in [0, 1]: (1 - cosine) / 2, which for codes of -1 and +1 is the Hamming distance over the bits.
 
-    Not centred, unlike the released code: a constant added to u flips bits and must not go unseen.
+    Not centred, unlike the released code: a constant added to u flips bits and must change the distance.
     """
     unit = functional.normalize(single(u), dim=1)
     return (1 - unit @ unit.T) / 2
 
 
 def quantisation_loss(u: Tensor) -> Tensor:
-    """0 where all |u| of a row are equal: mean of log(1 + (1 - cos(|u|, 1)) / 2)."""
+    """Return the mean of log(1 + (1 - cos(|u|, 1)) / 2), which is 0 for rows with equal |u|."""
     magnitudes = single(u).abs()
     return torch.log1p((1 - functional.cosine_similarity(magnitudes, torch.ones_like(magnitudes), dim=1)) / 2).mean()
 
@@ -88,13 +88,13 @@ def sch_loss(
     gamma: float = 0.25,
     alpha: float = 0.5,
 ) -> Tensor:
-    """Structure-aware contrastive hashing over all ordered pairs i != j of the batch, + alpha * quantisation.
+    """Return the structure-aware contrastive hashing loss over all ordered pairs i != j, + alpha * quantisation.
 
-    With d the relaxed Hamming distance, S the similarity of fingerprints and w the weights of the two classes:
-    pairs of different classes cost -exp(S) log d: what looks alike must be told apart first. Pairs of one class cost
-    the cross-entropy of 1 - d against the target 1 - gamma (1 - S) in `soft` mode (ours), so that images that look
-    different settle up to gamma * bits apart; in `released` mode -S log(1 - d), which still pulls all of them into
-    one point. Uniform fingerprints make either the plain pairwise loss.
+    With the relaxed Hamming distance d and the similarity S of fingerprints, each pair is weighted by both classes.
+    A pair of different classes costs -exp(S) log d, most for similar images. A pair of one class costs in `soft` mode
+    (ours) the cross-entropy of 1 - d against the target 1 - gamma (1 - S), so that dissimilar images settle up to
+    gamma * bits apart; in `released` mode -S log(1 - d), which still pulls the whole class into one point. With uniform
+    fingerprints both modes are the plain pairwise loss.
 
     Args:
         u: (n, bits) logits; computed in float32.
@@ -102,7 +102,7 @@ def sch_loss(
         weights: (classes,).
     """
     similarity = (prints.detach() @ prints.detach().T).clamp(0, 1)
-    d = relaxed_hamming(u).clamp(_EPS, 1 - _EPS)  # identical rows would have a logarithm of 0
+    d = relaxed_hamming(u).clamp(_EPS, 1 - _EPS)  # identical rows would give log(0)
     near, far = torch.log1p(-d), torch.log(d)
     if mode == "released":
         positive = -similarity * near
@@ -117,7 +117,7 @@ def sch_loss(
 
 
 def dtsh_loss(u: Tensor, labels: Tensor, *, margin: float | None = None, quantisation: float = 1.0) -> Tensor:
-    """Mean over triplets of log(1 + exp(margin - (theta_ij - theta_ik))), + quantisation * mean (u - sign u)^2.
+    """Return the triplets' mean of log(1 + exp(margin - (theta_ij - theta_ik))), + quantisation * mean (u - sign u)^2.
 
     theta = u_i . u_j / 2. The margin is bits / 4 unless given (the authors' code has 5 with theta doubled).
     """
@@ -137,15 +137,15 @@ class Objective(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, u: Tensor, labels: Tensor, prints: Tensor) -> Tensor:
-        """(n, bits), (n,), (n, d) to a scalar."""
+        """Map (n, bits), (n,), (n, d) to a scalar loss."""
 
     def logits(self, u: Tensor) -> Tensor:
-        """What the code is the sign of."""
+        """Return the values whose signs are the code."""
         return u
 
 
 class Sch(Objective):
-    """ACIR's loss, see `sch_loss`; `pairwise` is the same with all fingerprints equal."""
+    """ACIR's loss, see `sch_loss`; with `plain`, all fingerprints are equal (the method `pairwise`)."""
 
     weights: Tensor
 
@@ -163,12 +163,12 @@ class Sch(Objective):
 
 
 class Dtsh(Objective):
-    def forward(self, u: Tensor, labels: Tensor, prints: Tensor) -> Tensor:  # noqa: ARG002 - it knows no structure
+    def forward(self, u: Tensor, labels: Tensor, prints: Tensor) -> Tensor:  # noqa: ARG002 - structure is ignored
         return dtsh_loss(u, labels)
 
 
 class Csq(Objective):
-    """Central similarity quantisation: each class is pulled to a code of its own, far from all others."""
+    """Central similarity quantisation: each class is pulled to its own code, far from the other codes."""
 
     centres: Tensor
 
@@ -180,13 +180,13 @@ class Csq(Objective):
     def forward(self, u: Tensor, labels: Tensor, prints: Tensor) -> Tensor:  # noqa: ARG002
         u = single(u)
         wanted = ((self.centres[labels] + 1) / 2).to(u.dtype)
-        # BCE((tanh u + 1) / 2) is that of a sigmoid of 2u, whose logits do not overflow
+        # (tanh u + 1) / 2 is the sigmoid of 2u, so BCE with logits 2u is the same and does not overflow
         central = functional.binary_cross_entropy_with_logits(2 * u, wanted)
         return central + self.quantisation * (u.tanh().abs() - 1).pow(2).mean()
 
 
 class OrthoHash(Objective):
-    """Classification by the cosine to a fixed random code of each class, with a margin; no quantisation term."""
+    """Classification by the cosine to each class's fixed random code, with a margin; no quantisation term."""
 
     codebook: Tensor
 
@@ -203,7 +203,7 @@ class OrthoHash(Objective):
         return functional.cross_entropy(self.scale * (cosines - self.margin * own), labels)
 
     def logits(self, u: Tensor) -> Tensor:
-        """Balanced by the batch normalisation, which is part of the code in evaluation."""
+        """Apply the batch normalisation, which balances the bits and is also part of the encoder."""
         return self.norm(u)  # type: ignore[no-any-return]
 
 
@@ -229,9 +229,9 @@ METHODS = ("acir", "acir-released", "csq", "orthohash", "greedyhash", "dtsh", "p
 def objective(
     name: str, classes: int, bits: int, weights: Tensor, *, seed: int = 0, gamma: float = 0.25, alpha: float = 0.5
 ) -> Objective:
-    """One of `METHODS`; gamma and alpha are ACIR's. `acir-released` wants fingerprints that are not centred.
+    """Return one of `METHODS`; gamma and alpha are ACIR's. `acir-released` expects fingerprints that are not centred.
 
-    Raises: `Invalid` for another name.
+    Raises: `Invalid` for an unknown name.
     """
     if name in {"acir", "pairwise"}:
         return Sch(weights, gamma=gamma, alpha=alpha, plain=name == "pairwise")
@@ -249,12 +249,12 @@ def objective(
 
 
 def hash_centres(classes: int, bits: int, seed: int = 0) -> Tensor:
-    """(classes, bits) of -1 and +1: rows of [H; -H], H being Hadamard's matrix, where they are enough.
+    """Return (classes, bits) of -1 and +1: rows of [H; -H] with the Hadamard matrix H, if there are enough.
 
-    Else drawn until every two are further apart than bits / 4, and bits / 2 on average.
+    Otherwise drawn until all distances are above bits / 4, and bits / 2 or more on average.
 
     Raises:
-        Invalid: so few bits hold no such centres.
+        Invalid: no such centres were found for this few bits.
 
     Source: Yuan et al. (2020), algorithm 1.
     """

@@ -1,4 +1,4 @@
-"""Losses that pytorch-metric-learning has in another form or not at all."""
+"""Losses that pytorch-metric-learning lacks or has in another form."""
 
 import torch
 from torch import Tensor, nn
@@ -7,8 +7,8 @@ from torch import Tensor, nn
 class CentreLoss(nn.Module):
     """Half the mean squared distance of each vector to the centre of its class; the centres follow the vectors.
 
-    The centres are no parameters: in training each call moves them by `rate` towards the vectors of their class,
-    after the loss was taken, and the optimiser of the network never sees them.
+    The centres are not parameters of the optimiser: in training, each call computes the loss and then moves them by
+    `rate` towards the vectors of their class.
     Source: Wen et al., A Discriminative Feature Learning Approach for Deep Face Recognition, ECCV 2016, eq. 2 and 4.
     """
 
@@ -20,7 +20,7 @@ class CentreLoss(nn.Module):
         self.register_buffer("centres", torch.zeros(classes, dim))
 
     def forward(self, vectors: Tensor, labels: Tensor) -> Tensor:
-        """(n, dim) and (n,) to a scalar; the gradient goes to the vectors alone."""
+        """Map (n, dim) and (n,) to a scalar; only the vectors have a gradient."""
         vectors = vectors.float()
         away = vectors - self.centres[labels]
         if self.training:

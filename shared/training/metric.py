@@ -40,7 +40,7 @@ class MetricModel(nn.Module):
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(n, side, side) in [0, 1] to (n, 512), before they are made unit."""
+        """Map (n, side, side) in [0, 1] to (n, 512), before normalisation to unit length."""
         return self.head.raw(self.network(pixels))
 
 
@@ -54,10 +54,10 @@ class MetricLearning(Method[MetricModel]):
     triplet: float = 0.6  #: weights of the three losses
     classification: float = 0.3
     centre: float = 0.1
-    margin: float = 0.5  #: Euclidean, between unit vectors
-    mining: Mining = "batch-hard"  #: `drawn`: the batch is three parts, as `shared.training.samplers.Triplets` makes it
+    margin: float = 0.5  #: of Euclidean distances between unit vectors
+    mining: Mining = "batch-hard"  #: `drawn`: the batch has the three parts of `shared.training.samplers.Triplets`
     smoothing: float = 0.1
-    centres_of: Literal["raw", "unit"] = "raw"  #: the vectors that the centre loss pulls together
+    centres_of: Literal["raw", "unit"] = "raw"  #: the vectors that the centre loss uses
 
     def __post_init__(self) -> None:
         check_smoothing(self.smoothing)
@@ -75,10 +75,10 @@ class MetricLearning(Method[MetricModel]):
 
     def step(self, model: MetricModel, batch: Batch) -> tuple[Tensor, Mapping[str, Tensor]]:
         drawn = self.mining == "drawn"
-        # in three passes, as the released code does: batch normalisation sees each part alone
+        # three passes, as in the released code: batch normalisation is computed for each part separately
         raw = torch.cat([model(part) for part in batch.pixels.chunk(3 if drawn else 1)]).float()
         unit = functional.normalize(raw, dim=1)
-        told = len(unit) // 3 if drawn else len(unit)  # the released code classifies the anchors alone
+        told = len(unit) // 3 if drawn else len(unit)  # the released code classifies only the anchors
         labels = batch.labels[:told]
         parts = {
             "triplet": self._triplet(unit, batch.labels),
@@ -99,7 +99,7 @@ class MetricLearning(Method[MetricModel]):
         save_network(Headed(model.network.body, model.head), folder, experiment, self, {"head": "metric"})
 
     def _triplet(self, unit: Tensor, labels: Tensor) -> Tensor:
-        """The mean over the triplets that violate the margin; zero, with a gradient, where none does."""
+        """Return the mean over the triplets that violate the margin; a differentiable zero if there are none."""
         loss, miner = _mined(self.mining, self.margin)
         chosen = miner(unit, labels) if miner else tuple(torch.arange(len(unit), device=unit.device).chunk(3))
         made: Tensor = loss(unit, labels, chosen)
@@ -108,7 +108,7 @@ class MetricLearning(Method[MetricModel]):
 
 @cache
 def _mined(mining: Mining, margin: float) -> tuple[Any, Any]:
-    """The triplet loss, and the miner that chooses its triplets from a batch; none where they were drawn."""
+    """Return the triplet loss, and the miner that selects triplets from a batch; None for drawn triplets."""
     euclidean = distances.LpDistance(normalize_embeddings=False, p=2)
     miner = {
         "batch-hard": miners.BatchHardMiner(distance=euclidean),

@@ -1,4 +1,4 @@
-"""Plots of a report. Matplotlib and scikit-learn are imported when one is drawn; no display is needed."""
+"""Plots of a report. Matplotlib and scikit-learn are imported when a plot is drawn; no display is needed."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 from shared.training.figures import ALL, Figure
 from shared.training.protocols import Subjects
 
-SHOWN = 1500  #: images on a map: beyond it t-SNE takes minutes and the picture gets no clearer
+SHOWN = 1500  #: images on a map: with more, t-SNE takes minutes and the plot is no clearer
 SEED = 0
 
 
 def curves(rows: Sequence[Figure], ks: Sequence[int], path: Path) -> None:
-    """P@k by k, one line for each run with its interval, and the random list of its protocol, dashed."""
+    """Plot P@k over k: a line with its interval for each run, and dashed the random list of its protocol."""
     figure, axes = _axes()
     runs = list(dict.fromkeys((row.protocol, row.space) for row in rows))
     for number, (protocol, space) in enumerate(runs):
@@ -32,10 +32,9 @@ def curves(rows: Sequence[Figure], ks: Sequence[int], path: Path) -> None:
 
 
 def maps(subjects: Subjects, vectors: NDArray[Any], folder: Path) -> dict[str, str]:
-    """pca.png and tsne.png stand in the folder; what has to be said of each, by name. Neither, where all are alike.
+    """Write pca.png and tsne.png and return their captions by name; write neither if all shown vectors are equal.
 
-    They describe the images and are in no figure. The components are those of the images that are shown; t-SNE
-    knows no images but those.
+    The maps illustrate and enter no figure. Both are fitted to the shown images only.
     """
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
@@ -45,13 +44,13 @@ def maps(subjects: Subjects, vectors: NDArray[Any], folder: Path) -> dict[str, s
     rows = np.sort(rng.permutation(len(vectors))[:SHOWN])
     shown = np.asarray(vectors[rows], np.float32)
     if min(shown.shape) < 2 or not np.ptp(shown, axis=0).any():
-        return {}  # t-SNE divides by the deviation, and ends the process at the places that are no numbers then
+        return {}  # t-SNE divides by the standard deviation, and the resulting NaN ends the process
     components = PCA(n_components=min(50, *shown.shape), random_state=SEED)
     reduced = components.fit_transform(shown)
     share = float(components.explained_variance_ratio_[:2].sum())
     _scatter(subjects, rows, reduced[:, :2], folder / "pca.png")
     perplexity = min(30.0, max(1.0, (len(rows) - 1) / 3))
-    # its threads wait for one another by spinning: on a busy machine two take twenty times as long as one
+    # t-SNE's threads spin while waiting: on a busy machine two threads take twenty times as long as one
     with threadpool_limits(1):
         placed = TSNE(perplexity=perplexity, init="pca", random_state=SEED, n_jobs=1).fit_transform(reduced)
     _scatter(subjects, rows, placed, folder / "tsne.png")
@@ -75,7 +74,7 @@ def _scatter(subjects: Subjects, rows: NDArray[np.int64], places: NDArray[Any], 
 
 
 def _axes() -> tuple[Any, Any]:
-    """A figure of its own, not of pyplot: nothing global is opened or left behind."""
+    """Return a figure and its axes, made without pyplot, so without global state."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

@@ -1,4 +1,4 @@
-"""How far a training is, on stderr: one moving line on a terminal, a line per epoch elsewhere."""
+"""Progress of a training on stderr: a live status line on a terminal, and a line per epoch."""
 
 import sys
 import time
@@ -11,13 +11,13 @@ from shared.training.checkpoint import Checkpoint
 
 
 class Progress:
-    """Of the epochs from `first` on; times are those of this run alone."""
+    """Progress over the epochs from `first` on; times are of this run only."""
 
     def __init__(self, name: str, first: int, epochs: int, selection: str) -> None:
         self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
         self._status = self._console.status("starting ...") if self._console.is_terminal else None
         self._name, self._first, self._epochs, self._selection = name, first, epochs, selection
-        self._images = 0  # of the epoch that runs
+        self._images = 0  # of the current epoch
         self._done = 0  # epochs of this run
         self._started = self._epoch_started = time.monotonic()
 
@@ -33,7 +33,7 @@ class Progress:
             self._status.stop()
 
     def batch(self, images: int, share: float) -> None:
-        """A batch of so many images is done; with it, so much of the epoch."""
+        """Report a finished batch: its number of images, and the finished share of the epoch."""
         self._images += images
         if self._status:
             done = self._done + share
@@ -43,7 +43,7 @@ class Progress:
             )
 
     def epoch(self, state: Checkpoint) -> None:
-        """An epoch is over: its line stays."""
+        """Print the line of a finished epoch."""
         last = state.history[-1]
         self._done += 1
         left = (self._epochs - state.epoch) * (time.monotonic() - self._started) / self._done

@@ -1,18 +1,18 @@
-"""Who is asked, what is searched, and what is hidden: the protocols under which retrieval is measured, by name.
+"""The evaluation protocols by name: each defines queries, gallery and excluded items.
 
-    paper1-compat               everything asks everything, itself included (arXiv 2411.01473): leaks by design
+    paper1-compat               all images query all images, themselves included (arXiv 2411.01473): leaks by design
     paper1-compat-without-self  the same without the query itself; its patient's other images stay: leaks by design
-    paper2-v1-compat            split by image 56/14/30, the gallery is the part that selects models (arXiv 2508.04790
+    paper2-v1-compat            split by image 56/14/30; the gallery is the part that selects models (arXiv 2508.04790
                                 v1): leaks by design
-    patient                     the main one: patients of the queries and of the gallery are different ones
-    split                       the split that the collection brings: gallery = train and val, queries = test. For a
-                                model that was trained on this collection it is the only honest one
-    lopo                        leave one patient out: everything asks everything of other patients
+    patient                     the main protocol: queries and gallery have different patients
+    split                       the collection's own split: gallery = train and val, queries = test. The only valid
+                                protocol for a model that was trained on this collection
+    lopo                        leave one patient out: all images query the images of all other patients
 
-Any of them between two kinds of images: patient:DM_low_energy:CESM_subtracted asks with images of the first kind and
-searches those of the second. A kind is a value of a column, as a modality, or the end of a source.
+Each protocol can compare two kinds of images: patient:DM_low_energy:CESM_subtracted queries with images of the first
+kind and searches those of the second. A kind is a value of a column, such as a modality, or the end of a source.
 
-Only a name with `compat` in it may let a query meet its own patient, or search the part that selects models.
+Only a protocol with `compat` in its name may search a query's own patient, or the part that selects models.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -29,21 +29,21 @@ from shared.errors import Invalid, NotFound
 Rows = NDArray[np.int64]
 
 SEEDS = (0, 1, 2, 3, 4)
-FOLDS = 3  #: of the patient protocol: a third asks, two thirds are searched
+FOLDS = 3  #: of the patient protocol: a third are queries, two thirds the gallery
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subjects:
-    """What is known of `n` images; rows of all arrays belong together."""
+    """The facts about `n` images; row i of every array belongs to image i."""
 
     name: str
     labels: Rows  #: (n,) index into `classes`
     classes: tuple[str, ...]
     groups: Rows  #: (n,) the patient
     split: NDArray[np.str_] | None = None  #: (n,) train, val or test
-    grades: Rows | None = None  #: (classes,) ordinal value of each class, as BI-RADS 1 to 6
+    grades: Rows | None = None  #: (classes,) ordinal value of each class, such as BI-RADS 1 to 6
     columns: Mapping[str, NDArray[np.str_]] = field(default_factory=dict)  #: (n,) each: modality, view, ...
-    note: str = ""  #: what a reader must know: licence, unknown patients
+    note: str = ""  #: remarks for the reader: licence, unknown patients
 
     def __post_init__(self) -> None:
         arrays = [self.labels, self.groups, *self.columns.values(), *([] if self.split is None else [self.split])]
@@ -58,7 +58,7 @@ class Subjects:
         return len(self.labels)
 
     def of_kind(self, kind: str) -> NDArray[np.bool_]:
-        """(n,) whether a column of the image says so: all of its value, or what stands behind the last slash."""
+        """Return (n,) whether a column of the image has this value, whole or after its last slash."""
         told = np.zeros(len(self), np.bool_)
         for values in self.columns.values():
             told |= [kind in (value, value.rpartition("/")[2]) for value in values.tolist()]
@@ -80,14 +80,14 @@ class Subjects:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fold:
-    """One arrangement. All arrays but `keys` are rows of the subjects."""
+    """One split into queries and gallery. All arrays except `keys` are row indices of the subjects."""
 
     seed: int
     queries: Rows
     gallery: Rows
-    train: Rows = field(default_factory=lambda: np.empty(0, np.int64))  #: what may be fitted on: none of the queries
+    train: Rows = field(default_factory=lambda: np.empty(0, np.int64))  #: what may be fitted on: no queries
     selects: Rows = field(default_factory=lambda: np.empty(0, np.int64))  #: the part that selects models
-    keys: Rows | None = None  #: (n,) a query never sees items of its own key
+    keys: Rows | None = None  #: (n,) items with the query's own key are excluded
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,11 +100,11 @@ class Protocol:
         return "compat" in self.name
 
     def folds(self, subjects: Subjects, seeds: Sequence[int] = SEEDS) -> list[Fold]:
-        """The arrangements, one for each seed where there is chance in them, else one.
+        """Return the folds: one for each seed if the protocol is random, else one.
 
         Raises:
-            Invalid: a query would meet its own patient, or the gallery is the part that selects models, and the
-                name does not say so; or the subjects do not allow this protocol.
+            Invalid: a protocol without `compat` in its name leaks (see `check`), or the subjects do not allow this
+                protocol.
         """
         folds = self.arrange(subjects, seeds)
         for fold in folds:
@@ -116,10 +116,10 @@ class Protocol:
 
 
 def check(fold: Fold, groups: Rows) -> None:
-    """No query meets its own patient, and the gallery is not the part that selects models.
+    """Check for leaks between queries, gallery and the fitted part.
 
     Raises:
-        Invalid: it is otherwise.
+        Invalid: a query's own patient is in its gallery or in the fitted part, or the gallery selects models.
     """
     keys = np.zeros(len(groups), np.int64) if fold.keys is None else fold.keys
     held: dict[int, set[int]] = {}
@@ -138,7 +138,7 @@ def check(fold: Fold, groups: Rows) -> None:
 
 
 def protocol(name: str) -> Protocol:
-    """Raises `NotFound` for an unknown name, naming those there are."""
+    """Return the protocol of this name. Raises `NotFound`, with the known names, for any other."""
     match name.split(":"):
         case [base] if base in PROTOCOLS:
             return Protocol(name, PROTOCOLS[base])
@@ -154,7 +154,7 @@ def _between(
     subjects: Subjects,
     seeds: Sequence[int],
 ) -> list[Fold]:
-    """The folds with queries of one kind and a gallery of another, or of the same."""
+    """Return the folds with queries of the kind `asked` and a gallery of the kind `searched`."""
     asks, answers = subjects.of_kind(asked), subjects.of_kind(searched)
     return [
         replace(fold, queries=fold.queries[asks[fold.queries]], gallery=fold.gallery[answers[fold.gallery]])
@@ -178,11 +178,11 @@ def _lopo(subjects: Subjects, _: Sequence[int]) -> list[Fold]:
 
 
 def _by_image(subjects: Subjects, _: Sequence[int]) -> list[Fold]:
-    """30 % test, then 20 % of the rest, by class and image, scikit-learn's seed 42: of 2,006 images 602 and 281."""
+    """Split by class and image with seed 42: 30 % queries, then 20 % of the rest as gallery (602 and 281 of 2,006)."""
     from sklearn.model_selection import train_test_split
 
     counts = np.bincount(subjects.labels)
-    # a class too small to be in all three parts goes where it falls, with the commonest
+    # a class too small for all three parts is stratified together with the most common class
     strata = np.where(counts[subjects.labels] < 4, counts.argmax(), subjects.labels)
 
     def parted(rows: Rows, share: float) -> tuple[Rows, Rows]:
@@ -198,7 +198,7 @@ def _by_image(subjects: Subjects, _: Sequence[int]) -> list[Fold]:
 
 
 def _by_patient(subjects: Subjects, seeds: Sequence[int]) -> list[Fold]:
-    """For each seed, a third of the patients asks the others; classes about evenly on both sides."""
+    """Return a fold for each seed: a third of the patients are queries; classes are about even on both sides."""
     import warnings
 
     from sklearn.model_selection import StratifiedGroupKFold

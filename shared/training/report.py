@@ -1,4 +1,4 @@
-"""A report as CSV, JSON, Markdown and pictures."""
+"""Write a report as CSV, JSON, Markdown and plots."""
 
 import csv
 import json
@@ -19,11 +19,11 @@ from shared.training.figures import ALL, Difference, Figure, Vote, differences, 
 
 
 def write(report: Report, folder: Path, vectors: NDArray[Any] | None = None, against: Report | None = None) -> None:
-    """The report stands in the new folder: report.md, report.json, figures.csv, votes.csv, classes.csv, and plots.
+    """Write the report to the folder: report.md, report.json, figures.csv, votes.csv, classes.csv, and plots.
 
     Args:
-        vectors: (n, dim) embeddings of the subjects, for the PCA and t-SNE pictures.
-        against: of another model on the same images: what they differ by stands in differences.csv, too.
+        vectors: (n, dim) embeddings of the subjects, for the PCA and t-SNE plots.
+        against: the report of another model on the same images; adds differences.csv.
 
     Raises:
         Conflict: there is a report in the folder.
@@ -49,9 +49,9 @@ def write(report: Report, folder: Path, vectors: NDArray[Any] | None = None, aga
     lines = [*markdown(report, rows, voted, classes, drawn)]
     if against is not None:
         lines += _differences(compared, str(against.about.get("model", "another model")))
-    # the command may name a folder whose name is no UTF-8
+    # the command may contain a folder name that is not UTF-8
     (folder / "report.md").write_text("\n".join(lines), encoding="utf-8", errors="surrogateescape")
-    # last: a folder with report.json is a whole report
+    # written last: a folder with report.json holds a complete report
     (folder / "report.json").write_text(json.dumps(_plain(facts | tables), indent=1) + "\n", encoding="utf-8")
 
 
@@ -62,7 +62,7 @@ def markdown(
     classes: Sequence[Mapping[str, Any]],
     drawn: Mapping[str, Any],
 ) -> Iterator[str]:
-    """Lines: what was measured, a table for each run, parts, classes, votes."""
+    """Yield the report's lines: data, a table for each run and its parts, classes, votes."""
     yield from (f"# Retrieval: {report.subjects.name}", "")
     yield from (f"- {key}: {value}" for key, value in (_data(report) | dict(report.about)).items())
     yield from ("", _HOW, "", "## All protocols", "", *_summary(report, rows), "")
@@ -84,7 +84,7 @@ def markdown(
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> Iterator[str]:
-    """Lines of a Markdown table."""
+    """Yield the lines of a Markdown table."""
     yield "| " + " | ".join(head) + " |"
     yield "|" + "---|" * len(head)
     for row in rows:
@@ -187,7 +187,7 @@ def _shown(value: object) -> str:
 
 
 def _flat(row: Figure | Vote | Difference) -> dict[str, Any]:
-    """The row's fields; an interval becomes three."""
+    """Return the row's fields; an interval becomes three fields."""
     flat: dict[str, Any] = {}
     for name, value in ((f.name, getattr(row, f.name)) for f in fields(row)):
         if isinstance(value, Interval):
@@ -206,7 +206,7 @@ def _csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - JSON
-    """The same without NaN, which is no JSON: null."""
+    """Return the value with null for NaN, which is not valid JSON, and floats rounded to six digits."""
     if isinstance(value, float):
         return round(value, 6) if math.isfinite(value) else None
     if isinstance(value, Mapping):

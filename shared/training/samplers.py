@@ -1,4 +1,4 @@
-"""Batches for losses over pairs and triplets: some classes, and several images of each."""
+"""Samplers for losses over pairs and triplets: batches of some classes, with several images of each."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassBalanced:
-    """P x K: each batch holds `per_class` images of each of `classes` classes (all, where there are fewer).
+    """P x K sampling: each batch has `per_class` images of each of `classes` classes (or of all, if fewer).
 
-    An epoch has as many batches as the images fill. Within a class images come in turn, each once before any comes
-    again, and from different groups as far as there are any: a pair from one patient teaches little.
+    An epoch has as many batches as the images fill. Within a class, each image is drawn once before any is drawn
+    again, and consecutive images are from different groups if possible: a pair from one patient teaches little.
     """
 
     classes: int
@@ -28,7 +28,7 @@ class ClassBalanced:
             raise Invalid("a class-balanced batch has an image or more of each of two classes or more")
 
     def batches(self, labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> Iterator[Rows]:
-        """Rows of (n,) labels and groups, (classes * per_class,) at a time.
+        """Yield batches of (classes * per_class,) row indices of (n,) labels and groups.
 
         Raises: `Invalid` for a single class: a contrastive batch needs two.
         """
@@ -41,7 +41,7 @@ class ClassBalanced:
         width = min(self.classes, len(present))
         for _ in range(max(len(labels) // (width * self.per_class), 1)):
             chosen: list[int] = []
-            while len(chosen) < width:  # a reshuffled cycle may name one twice in a row
+            while len(chosen) < width:  # a reshuffled cycle may repeat a class
                 label = next(drawn)
                 if label not in chosen:
                     chosen.append(label)
@@ -50,12 +50,12 @@ class ClassBalanced:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Triplets:
-    """Three parts of `batch` rows: anchors, then an image of each one's class, then one of another class.
+    """Batches of three parts of `batch` rows: anchors, then positives, then negatives.
 
-    Every image is an anchor once an epoch; the last batch has fewer where they do not divide, and is left out where it
-    would have one, for which batch normalisation has no statistics. Positives and negatives
-    are drawn from all images: another image of the class (itself where it is the only one), and an image of another
-    class, classes being equally likely. Source: the released code of arXiv 2508.04790.
+    Every image is an anchor once per epoch. The last batch may be smaller; a last batch of one anchor is dropped,
+    because batch normalisation needs two. A positive is another image of the anchor's class (the anchor itself if it
+    is the only one), a negative an image of another class, with all classes equally likely; both are drawn from all
+    images. Source: the released code of arXiv 2508.04790.
     """
 
     batch: int
@@ -65,7 +65,7 @@ class Triplets:
             raise Invalid("a batch has two anchors or more")
 
     def batches(self, labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> Iterator[Rows]:  # noqa: ARG002
-        """Rows of (n,) labels, (3 * batch,) at a time.
+        """Yield batches of (3 * batch,) row indices of (n,) labels.
 
         Raises: `Invalid` for a single class: a triplet needs two.
         """
@@ -87,7 +87,7 @@ class Triplets:
 
 
 def _turns(members: Rows, groups: NDArray[np.int64], rng: np.random.Generator) -> Iterator[int]:
-    """The members for ever: first one of each group, then the second of each, in new orders every round."""
+    """Yield the members endlessly: one of each group, then the second of each, in a new random order every round."""
     while True:
         order = rng.permutation(members)
         seen: Counter[int] = Counter()

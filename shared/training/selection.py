@@ -1,4 +1,4 @@
-"""The figure by which a checkpoint is chosen."""
+"""The figure that selects a checkpoint."""
 
 import torch
 from torch import Tensor
@@ -8,10 +8,10 @@ from shared.datasets.collection import Collection
 
 
 def macro_precision(embeddings: Tensor, data: Collection, k: int = 10) -> float:
-    """P@k by cosine, averaged over the images of each class, then over classes; each image asks all of other groups.
+    """Return P@k by cosine against the images of other groups, averaged over each class, then over classes.
 
-    An image with fewer than k images of its class elsewhere is divided by how many there are; one with none does
-    not count. Source: P@k_adj and protocol D of the evaluation (leave one patient out), inside one part.
+    For an image with fewer than k such images of its class, the hits are divided by their number; an image with none
+    does not count. Source: P@k_adj and protocol D of the evaluation (leave one patient out), within one part.
 
     Args:
         embeddings: (n, dim), rows of `data`.

@@ -1,4 +1,4 @@
-"""The training loop. It reads from top to bottom and knows no method: `Experiment` says what is trained and how."""
+"""The training loop. It is independent of the method: `Experiment` defines what is trained and how."""
 
 import platform
 import shlex
@@ -24,19 +24,19 @@ from shared.training.progress import Progress
 
 
 def train(experiment: Experiment, root: Path, out: Path, *, resume: bool = True, threads: int | None = None) -> Json:
-    """The trained model stands in `out`: `model/` (weights and card) and `metrics.json`, which is also the answer.
+    """Train the model, write `model/` (weights and card) and `metrics.json` to `out`, and return the metrics.
 
     Deterministic: on a CPU the same experiment, data and number of threads give the same weights, bit by bit,
     however often the training was stopped and resumed. A checkpoint is written after each epoch.
 
     Args:
         root: the folder of the data sets.
-        out: a new folder, or one in which the same experiment did not end.
-        threads: of torch; None leaves what it chose.
+        out: a new folder, or the folder of the same unfinished experiment.
+        threads: number of torch's threads; None keeps torch's choice.
 
     Raises:
-        Conflict: `out` is not free (see `shared.training.checkpoint.claimed`), or the data are not those it began with.
-        Invalid: the data or the side do not fit, there is no such figure to select by, or the loss is no longer finite.
+        Conflict: `out` is not free (see `shared.training.checkpoint.claimed`), or the training began with other data.
+        Invalid: the data or the side do not fit, the selection figure is unknown, or the loss is no longer finite.
     """
     if experiment.method.takes not in (None, experiment.side):
         raise Invalid(
@@ -67,7 +67,7 @@ def train(experiment: Experiment, root: Path, out: Path, *, resume: bool = True,
                 progress.epoch(state)
 
         model.load_state_dict(state.best if experiment.reload_best else state.model)
-        shutil.rmtree(out / MODEL, ignore_errors=True)  # of a run that was killed while it wrote there
+        shutil.rmtree(out / MODEL, ignore_errors=True)  # left by a run that was killed while writing it
         experiment.method.save(model.eval().cpu(), out / MODEL, experiment)
         metrics = _metrics(experiment, state, fit, held, device)
         kept.write_json(out / kept.METRICS, metrics)
@@ -82,8 +82,8 @@ def _epoch(
     epoch: int,
     progress: Progress,
 ) -> Mapping[str, float]:
-    """The model has seen every batch of the epoch once; gives the mean of the loss and its parts."""
-    seed = experiment.seed * 100_003 + epoch  # its own stream: an epoch is the same whatever came before it
+    """Train on every batch of the epoch once; return the mean of the loss and its parts."""
+    seed = experiment.seed * 100_003 + epoch  # a seed per epoch: an epoch does not depend on a resume before it
     torch.manual_seed(seed)
     device = next(model.parameters()).device
     plan = list(experiment.sampler.batches(fit.labels, fit.groups, seed))
@@ -101,7 +101,7 @@ def _epoch(
 def _step(
     experiment: Experiment, model: nn.Module, optimiser: torch.optim.Optimizer, batch: Batch
 ) -> Mapping[str, Tensor]:
-    """One step down the gradient; gives the loss and its parts before it."""
+    """Take one optimiser step; return the loss and its parts before the step."""
     optimiser.zero_grad(set_to_none=True)
     with _mixed(experiment, batch.labels.device):
         loss, loss_parts = experiment.method.step(model, batch)
@@ -131,7 +131,7 @@ def _record(
     figures: Mapping[str, float],
     score: float,
 ) -> None:
-    """The state tells of one epoch more, and keeps the weights if they are the best so far."""
+    """Add an epoch to the state, and keep the weights if they are the best so far."""
     state.model = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
     state.optimiser = optimiser.state_dict()
     state.history.append({"epoch": state.epoch, **losses, **figures})
@@ -142,7 +142,7 @@ def _record(
 
 @contextmanager
 def _settled(seed: int, threads: int | None) -> Iterator[None]:
-    """Seed and threads are the training's own; the caller's are put back."""
+    """Set the training's seed and threads for the block, then restore the caller's."""
     before = torch.get_num_threads()
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -1,4 +1,4 @@
-"""Labelled images and what a model makes of them: from a collection in memory, or from a folder with a table."""
+"""A model's vectors of labelled images, from a collection in memory or from a folder with a label table."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,10 +23,10 @@ BATCH = 64  #: images encoded at a time
 @dataclass(frozen=True, slots=True)
 class Vectors:
     embeddings: Embeddings
-    codes: Codes | None  #: (n, bits / 8) of a model with a hash head
+    codes: Codes | None  #: (n, bits / 8) if the model has a hash head
 
     def spaces(self, metrics: Iterable[str]) -> dict[str, Space]:
-        """The embeddings under each of cosine and l2 that is asked for, and the codes where there are any."""
+        """Return the embeddings under each requested metric (cosine, l2), and the codes if there are any."""
         wanted = set(metrics)
         found: dict[str, Space] = {}
         if "cosine" in wanted:
@@ -39,7 +39,7 @@ class Vectors:
 
 
 def encode(encoder: Encoder, images: NDArray[np.uint8]) -> Vectors:
-    """What the model makes of (n, side, side) grey images of the side that its recipe asks for."""
+    """Return the model's vectors of (n, side, side) grey images, at the side that its recipe requires."""
     scaled = (np.asarray(images[at : at + BATCH], np.float32) / np.float32(255) for at in range(0, len(images), BATCH))
     return _joined(encoder, scaled)
 
@@ -51,10 +51,10 @@ def of_collection(
 
 
 def of_folder(encoder: Encoder, folder: Path, labels: Path, label: Label) -> tuple[Subjects, Vectors]:
-    """The files below the folder that the table has a label for, through the platform's own decoding and recipe.
+    """Return the folder's labelled images and their vectors, by the platform's own decoding and the model's recipe.
 
-    Of a file with several frames each chosen one is an image. Where a file's patient is not known its study stands for
-    one, and BI-RADS 0, which is no point of the scale, counts as no label; the subjects' note says how many.
+    Each chosen frame of a file is an image. A file of an unknown patient has its study as the patient, and BI-RADS 0,
+    which is not a point of the scale, counts as no label; the subjects' note has the numbers of both.
 
     Raises:
         NotFound: there is no such folder.
@@ -77,9 +77,9 @@ def of_folder(encoder: Encoder, folder: Path, labels: Path, label: Label) -> tup
 
 
 def of_files(encoder: Encoder, folder: Path) -> tuple[list[tuple[Path, int]], Vectors, str]:
-    """Every image below the folder: file and frame of each row, the vectors, and what was left out, in words.
+    """Return file and frame of every image below the folder, the vectors, and a text on the files left out.
 
-    Raises: `NotFound` where there is no such folder, `Invalid` where it holds no image.
+    Raises: `NotFound` if there is no such folder, `Invalid` if it holds no image.
     """
     counted: Counter[str] = Counter()
     rows: list[tuple[Path, int]] = []
@@ -94,7 +94,7 @@ def of_files(encoder: Encoder, folder: Path) -> tuple[list[tuple[Path, int]], Ve
 
 
 def _joined(encoder: Encoder, batches: Iterable[Pixels]) -> Vectors:
-    """Raises: `Invalid` where there is no image."""
+    """Encode and concatenate the batches. Raises: `Invalid` if there is no image."""
     embeddings, codes = [], []
     for batch in batches:
         found = encoder.encode(batch)
@@ -124,7 +124,7 @@ def _subjects(
     if label == "birads":
         grades = np.array([int(value) for value in classes])
     elif label == "density":
-        grades = np.array(["ABCD".index(value) for value in classes])  # from 0: 1 to 6 are categories of BI-RADS
+        grades = np.array(["ABCD".index(value) for value in classes])  # from 0, because 1 to 6 mean BI-RADS
     note = told(counted)
     return Subjects(
         name=f"folder, {label}",

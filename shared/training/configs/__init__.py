@@ -1,1 +1,1 @@
-"""One file per experiment: PRESETS, VARIANTS where there are several, and `experiment(preset, variant)`."""
+"""One file per experiment: PRESETS, VARIANTS if there are several, and `experiment(preset, variant)`."""

@@ -1,12 +1,12 @@
-"""ACIR (arXiv 2503.09370), stage 1. Stage 2, the decoder, is `decoder` over the weights that stage 1 wrote.
+"""ACIR (arXiv 2503.09370), stage 1. Stage 2, the decoder, is `decoder` with the weights of stage 1.
 
-`released-code` is the authors' repository: shuffled batches weighted by class, its loss, no clipping, timm's cosine,
-fingerprints of the augmented images at 32 pixels. `paper` has the paper's 16 pixels, of the images before. In both,
-ours are the distance and the quantiser (the repository's do not work: see `shared.training.hashing`), pairs without
-i = j, normalised inputs of the KAN, and the choice of the checkpoint by the validation part (the authors choose by
-the test queries).
-`recommended` has our loss, which keeps images of a class apart, and balanced batches; at the small widths it starts
-from nothing, at 112 pixels, as a CPU can.
+`released-code` follows the authors' repository: shuffled batches weighted by class, its loss, no clipping, timm's
+cosine, fingerprints of the augmented images at 32 pixels. `paper` takes fingerprints before augmentation, at the
+paper's 16 pixels. Both deviate in the distance and the quantiser (the repository's do not work: see
+`shared.training.hashing`), leave out pairs i = j, normalise the inputs of the KAN, and select the checkpoint by the
+validation part (the authors select by the test queries).
+`recommended` has our loss, which keeps the images of a class apart, and balanced batches; the small widths are trained
+from scratch at 112 pixels, for a CPU.
 """
 
 from dataclasses import replace
@@ -55,7 +55,7 @@ def experiment(preset: str, variant: Widths) -> Experiment:
         return paper
     if preset == "released-code":
         return replace(paper, method=replace(method, fingerprint=32, printed="augmented"))
-    # a pretrained stem moves a tenth as fast as what is new; one that starts from nothing as fast as the rest
+    # a pretrained stem has a tenth of the rate of the new parts; a stem trained from scratch has the same rate
     rates = {"stem": 3e-5, "rest": 3e-4} if variant == "full" else {"stem": 1e-3, "rest": 1e-3}
     return replace(
         paper,
@@ -71,11 +71,11 @@ def experiment(preset: str, variant: Widths) -> Experiment:
 
 
 def decoder(stage1: Experiment, weights: Path, epochs: int = 30) -> Experiment:
-    """Stage 2: images are only flipped, since what was cropped or dimmed is not what is to be painted.
+    """Return stage 2. Images are only flipped: the decoder must not learn to reconstruct crops or changed contrast.
 
     Args:
         stage1: an experiment of `Hashing`.
-        weights: the safetensors in its model's folder.
+        weights: the safetensors file in the model folder of stage 1.
     """
     if not isinstance(stage1.method, Hashing):
         raise TypeError("stage 2 follows an experiment of ACIR's stage 1")

@@ -1,4 +1,4 @@
-"""ACIR (arXiv 2503.09370), stage 2: the decoder, over stage 1: --set method.weights=MODEL/weights.safetensors."""
+"""ACIR (arXiv 2503.09370), stage 2, the decoder. Stage 1: --set method.weights=MODEL/weights.safetensors."""
 
 from pathlib import Path
 

@@ -1,9 +1,8 @@
-"""AdvancedFT (arXiv 2508.04790): a backbone fine-tuned whole, and its pooled features kept.
+"""AdvancedFT (arXiv 2508.04790): a backbone fine-tuned end to end; the embedding is its pooled features.
 
-`paper` is the text, `released-code` the authors' notebook where it differs; where the text is silent both do as the
-notebook does, except that `paper` flips no image upside down (no such view exists) and selects by retrieval.
-`recommended` has higher rates with the same ratio, for archives and epochs that are fewer, one cosine, and images that
-keep their shape.
+`paper` follows the text, `released-code` the authors' notebook where it differs. Where the text is silent both follow
+the notebook, except that `paper` has no vertical flips (no such view exists) and selects by retrieval. `recommended`
+has ten times higher rates, for smaller archives and fewer epochs, one cosine, and images that keep their aspect ratio.
 """
 
 from dataclasses import replace

@@ -1,10 +1,10 @@
 """Metric learning (arXiv 2508.04790): a 1024-512-512 head under triplet, classification and centre loss.
 
-`paper` is the text; where it is silent it has our choice: batch-hard triplets from class-balanced batches, one cosine,
-patience of 7 and the best checkpoint. `released-code` is the authors' notebook: no centre loss, triplets drawn from all
-images, 200 of those, halved rates, every epoch run, and neither upside down nor erased patches. `recommended` takes the
-centre loss of the unit vectors: before that they have a squared length near 512, and the loss drowns the other two.
-Its images keep their shape.
+`paper` follows the text, with our choices where it is silent: batch-hard triplets from class-balanced batches, one
+cosine, a patience of 7 and the best checkpoint. `released-code` follows the authors' notebook: no centre loss, triplets
+drawn from 200 images, rates halved every 5 epochs, all epochs run, and neither vertical flips nor erased patches.
+`recommended` computes the centre loss on unit vectors, because raw vectors have a squared length near 512 and the loss
+would dominate the other two. Its images keep their aspect ratio.
 """
 
 from dataclasses import replace

@@ -1,9 +1,9 @@
-"""One's own archive: a small network fine-tuned whole on labelled images, by a CPU in minutes to hours.
+"""Your own archive: a small network fine-tuned end to end on labelled images, on a CPU in minutes to hours.
 
-`similis train own_archive --folder IMAGES --labels labels.csv --label pathology` trains on files of one's own; without
-a folder it trains on the sixteen classes of the development data. Fine-tuning and not metric learning, because on the
-validation part of those it was ahead after as much work. What these five epochs give on the test part, with the
-command, stands in `benchmarks/results/retrieval/own_archive`.
+`similis train own_archive --folder IMAGES --labels labels.csv --label pathology` trains on your own files; without a
+folder it trains on the sixteen classes of the development data. It uses fine-tuning, not metric learning, because
+fine-tuning was better on the validation part of these classes after the same amount of work. The results of these five
+epochs on the test part, with the command, are in `benchmarks/results/retrieval/own_archive`.
 """
 
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""similis-base: the model that is shipped. `trunk` first; then `decoder`, over the weights that trunk left."""
+"""similis-base, the shipped model: train `trunk` first, then `decoder`, which loads the weights of `trunk`."""
 
 from dataclasses import replace
 
@@ -10,9 +10,9 @@ from shared.training.selfsupervised import Descriptive
 
 PRESETS = ("recommended",)
 VARIANTS = ("trunk", "decoder")
-#: 64 bits: 8 bytes an image, and half of ACIR's 128, because there is less to tell apart than in a hospital's archive
+#: 64 bits, 8 bytes per image: half of ACIR's 128, because the training data are less varied than a hospital's archive
 SHAPE = Shape(widths="xs", bits=64, side=112)
-WEIGHTS = "runs/similis-base-trunk-recommended-0/model/weights.safetensors"  #: what `decoder` starts from
+WEIGHTS = "runs/similis-base-trunk-recommended-0/model/weights.safetensors"  #: the weights that `decoder` loads
 FLIPS = Distort(area=(1, 1), stretch=0, degrees=0, gamma=0, contrast=0, inverted=0, coarse=0, noise=0)
 
 
@@ -29,7 +29,7 @@ def experiment(preset: str, variant: str) -> Experiment:
         schedule=Cosine(warmup=0.5),
         epochs=20,
         patience=20,
-        reload_best=False,  # the figure that it would be chosen by is of classes that were seen
+        reload_best=False,  # the selection figure is measured on classes of the training part
     )
     if variant == "trunk":
         return trunk
