@@ -1,7 +1,7 @@
-"""Walks a data set element by element without keeping anything, so that no parser meets an unbounded file.
+"""Walk a data set element by element without keeping anything, so that no parser meets an unbounded file.
 
-It knows three things a parser must not find out the hard way: how many elements there are, how deep they nest,
-and how long they claim to be. On the way it finds where the pixel data stands. Iterative: depth costs no stack.
+The walk bounds the number of elements, their nesting depth and their claimed lengths, and finds the pixel data. It
+is iterative, so that depth needs no stack.
 """
 
 import struct
@@ -35,13 +35,13 @@ _KEYWORDS = {0x0010: "PixelData", 0x0008: "FloatPixelData", 0x0009: "DoubleFloat
 
 
 def looks_explicit(buffer: memoryview, start: int) -> bool:
-    """Tell from the first element; files are often labelled wrongly."""
+    """Return whether the first element has an explicit VR: files often state the wrong transfer syntax."""
     vr = bytes(buffer[start + 4 : start + 6])
     return len(vr) == 2 and vr.isalpha() and vr.isupper()
 
 
 class _Level:
-    """One open sequence or item: where it ends (None: at its delimiter) and how its elements are written."""
+    """An open sequence or item: its end (None: at its delimiter) and the encoding of its elements."""
 
     __slots__ = ("end", "explicit", "items")
 
@@ -64,7 +64,7 @@ class Scanner:
         """Return the layout from `start` to the pixel data or the end.
 
         Raises:
-            Rejected: over a limit (hostile), or not parseable to the end (failed).
+            Rejected: over a limit (hostile), or the data set cannot be parsed (failed).
         """
         buffer, size = self._buffer, len(self._buffer)
         levels = [_Level(size, explicit=self._explicit, items=False)]
@@ -75,7 +75,7 @@ class Scanner:
                 levels.pop()
                 continue
             if size - pos < 8:
-                if len(levels) == 1:  # padding at the end of a file does no harm
+                if len(levels) == 1:  # padding at the end of a file is harmless
                     return Layout(pos, None)
                 raise failed(Reason.TRUNCATED)
             self._count()
@@ -100,7 +100,7 @@ class Scanner:
     def _value(self, pos: int, *, explicit: bool) -> tuple[bytes, int, int]:
         """Return VR (empty if implicit), offset and claimed length of the value."""
         vr = bytes(self._buffer[pos + 4 : pos + 6]) if explicit else b""
-        if not explicit or not (vr.isalpha() and vr.isupper()):  # an implicit element in an explicit set occurs
+        if not explicit or not (vr.isalpha() and vr.isupper()):  # explicit data sets can contain implicit elements
             return b"", pos + 8, int(self._long.unpack_from(self._buffer, pos + 4)[0])
         if vr in LONG_VRS:
             if pos + 12 > len(self._buffer):
@@ -138,7 +138,7 @@ class Scanner:
 
     def _open(self, levels: list[_Level], level: _Level) -> None:
         levels.append(level)
-        if len(levels) > 2 * self._limits.depth + 1:  # a sequence and its item are two
+        if len(levels) > 2 * self._limits.depth + 1:  # a sequence and its item count as two levels
             raise hostile(Reason.DEPTH)
 
     def _delimiter(self, tag: tuple[int, int], pos: int, levels: list[_Level]) -> int:
@@ -160,7 +160,7 @@ class Scanner:
                 levels.pop()
             return pos + 8
         if len(levels) == 1 and (tag in (ITEM_END, SEQUENCE_END) or length <= len(self._buffer) - pos):
-            # strays of a sequence whose own element is lost: stepped over, as parsers do
+            # stray items and delimiters of a sequence without its element: skipped, as parsers do
             return pos + 8 + (length if tag == ITEM else 0)
         raise failed(Reason.MALFORMED)
 
