@@ -113,7 +113,7 @@ def _rows(page: Any) -> Iterator[tuple[int, Sequence[str]]]:  # noqa: ANN401 - a
     try:
         for number, row in enumerate(page.iter_rows(values_only=True), start=1):
             yield number, [text(value) for value in row]
-    except Exception:  # as above
+    except Exception:  # a damaged workbook can also fail while it is read
         raise Invalid("the workbook cannot be read") from None
 
 

@@ -95,7 +95,7 @@ def build_ensemble(  # noqa: PLR0913 - as in `build`
         members: folders of models with the same recipe; no null encoder, no ensemble.
         join: unit, raw, mean or pca; see `shared.encoder.ensemble.Join`.
         tta: views over which each member is averaged before the vectors are joined.
-        weights: of the mean.
+        weights: one per member, for the join mean.
         features: for pca, (n, dim): vectors of training images by the unit ensemble of the same members.
         preset: a name of `shared.encoder.ensemble.PRESETS`; the members must be those of the preset, in its order.
 

@@ -28,7 +28,7 @@ class Geometry:
     stored: int  #: bits
     below: int = 0  #: unused bits below the stored ones, in old files whose values occupy the top of the word
     signed: bool
-    planar: bool  #: colour by plane
+    planar: bool  #: colour samples are stored plane by plane
     photometric: str
     floating: bool = False
 

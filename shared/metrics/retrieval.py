@@ -8,7 +8,7 @@ With hits rel_i in {0, 1}, R relevant items left after exclusion, and expectatio
     nDCG@k      sum_k rel_i / log2(i + 1), divided by its value for the ideal list of min(k, R) hits
     nDCG_retrieved_ideal@k   divided by its value for the sorted retrieved list: as in arXiv 2411.01473 and 2508.04790,
                 not standard, only for comparison with their tables; ties are broken by position, without expectation
-    mAP, mAP@k  mean precision at the relevant places, over R or min(k, R); mAP is over the whole ranking
+    mAP, mAP@k  sum of the precision at each relevant place, over R or min(k, R); mAP is over the whole ranking
     MRR, hit@k  1 / rank of the first hit; whether the first k have a hit
     graded_nDCG@k, grade_difference@k   gain 1 - |b_q - b_i| / span, and mean |b_q - b_i| over the retrieved items
 
