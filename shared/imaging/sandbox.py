@@ -68,7 +68,7 @@ class Sandbox:
 
     Attributes:
         starts: children started so far.
-        deaths: children that a file ended (limit, crash, time), without those that had their number of files.
+        deaths: children that a file ended (limit, crash, time), not those that reached `limits.files`.
     """
 
     def __init__(self, limits: Limits | None = None) -> None:

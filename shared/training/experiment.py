@@ -180,7 +180,7 @@ class PrefixedCosine:
         if self.cycle < 1:
             raise Invalid("a cycle has an epoch or more")
 
-    def rate(self, base: float, epoch: float, epochs: int) -> float:  # noqa: ARG002 - `cycle` sets the length of the cosine
+    def rate(self, base: float, epoch: float, epochs: int) -> float:  # noqa: ARG002 - `cycle` is the length
         at = int(epoch)
         if at < self.warmup:
             return self.first + at * (base - self.first) / self.warmup
