@@ -1,11 +1,11 @@
-"""Who reaches an address, and listening there."""
+"""Loopback test for host names, and listening sockets."""
 
 import ipaddress
 import socket
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the host; of names, which anybody may point anywhere, `localhost` alone."""
+    """Whether only this machine can reach the host. Of names only `localhost` counts: others may point anywhere."""
     if host == "localhost":
         return True
     try:
@@ -15,7 +15,7 @@ def is_loopback(host: str) -> bool:
 
 
 def listen(host: str, port: int, backlog: int = 128) -> socket.socket:
-    """A socket that listens there, on any free port for 0. Raises: `OSError`."""
+    """Return a socket that listens on host and port; port 0 picks any free port. Raises: `OSError`."""
     listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

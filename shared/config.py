@@ -42,7 +42,7 @@ class Database(_Part):
     @field_validator("url")
     @classmethod
     def _reads(cls, url: SecretStr) -> SecretStr:
-        """A driver's own complaint would name a part of the password."""
+        """Check the address here: the driver's own error message would quote a part of the password."""
         secret = url.get_secret_value()
         if secret and not _POSTGRES.fullmatch(secret):
             raise PydanticCustomError("address", _ADDRESS)
@@ -67,17 +67,17 @@ class Qdrant(_Part):
     url: str = ""  #: http(s)://host:grpc-port, or unix:///path for the embedded vectors process
     api_key: SecretStr = SecretStr("")
     timeout_s: float = Field(default=10.0, gt=0)
-    canary_s: float = Field(default=300.0, ge=0)  #: between two rounds of the recall canary; 0: none
+    canary_s: float = Field(default=300.0, ge=0)  #: between two rounds of the recall canary; 0: no canary
 
 
 class Api(_Part):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
-    #: as callers reach it, where that is by a proxy
+    #: the address that callers use, if a proxy stands in front
     public_url: str = Field(default="", pattern=r"^(https?://[^\s@?#]+)?$")
     require_key: bool = True  #: may be switched off on loopback only
     max_upload_mb: int = Field(default=512, ge=1)
-    max_store_mb: int = Field(default=8192, ge=1)  #: of one STOW-RS request, which goes to the disk as it comes
+    max_store_mb: int = Field(default=8192, ge=1)  #: of one STOW-RS request, which is streamed to the disk
     max_k: int = Field(default=200, ge=1, le=10_000)
     rate_per_s: float = Field(default=50.0, gt=0)  #: per key, token bucket
     burst: int = Field(default=200, ge=1)
@@ -87,7 +87,7 @@ class Dicom(_Part):
     host: str = "127.0.0.1"
     port: int = Field(default=11112, ge=0, le=65535)
     ae_title: str = Field(default="SIMILIS", pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")
-    peers: Path | None = None  #: file of who may send; without one, only this machine may
+    peers: Path | None = None  #: file with the allowed senders; without one, only this machine may send
     processes: int = Field(default=2, ge=1, le=64)
     max_instance_mb: int = Field(default=512, ge=1)
     associations: int = Field(default=64, ge=1)
@@ -97,7 +97,7 @@ class Dicom(_Part):
     pdu_s: float = Field(default=5.0, gt=0)
     tls_certificate: Path | None = None
     tls_key: Path | None = None
-    tls_ca: Path | None = None  #: where given, senders must show a certificate that it has signed
+    tls_ca: Path | None = None  #: if set, senders must present a certificate signed by it
     metrics_port: int = Field(default=0, ge=0, le=65535)  #: 0: none
 
 
@@ -109,7 +109,7 @@ class DicomwebSource(_Part):
     user: str = ""
     password_file: Path | None = None
     token_file: Path | None = None
-    ca_file: Path | None = None  #: authorities that vouch for it, in place of the machine's own
+    ca_file: Path | None = None  #: certificate authorities that are trusted in place of the machine's own
 
 
 class Intake(_Part):
@@ -136,12 +136,12 @@ class Encoding(_Part):
 class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="SIMILIS_", env_nested_delimiter="__", frozen=True, extra="forbid", env_ignore_empty=True,
-        hide_input_in_errors=True,  # a misspelt name may hold a password
+        hide_input_in_errors=True,  # the value of a misspelt setting may be a password
     )  # fmt: skip
 
     home: Path = Path.home() / ".similis"
     models: Path | None = None  #: where model cards live; default home/models
-    pseudonym_key: SecretStr = SecretStr("")  #: at least 32 characters; embedded, a file in the home
+    pseudonym_key: SecretStr = SecretStr("")  #: at least 32 characters; `similis up` keeps it in a file in the home
     log_json: bool = True
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     database: Database = Database()
@@ -211,7 +211,7 @@ class SecretFiles(PydanticBaseSettingsSource):
 
 
 def read(program: str) -> Settings:
-    """The settings of this process, which ends in a sentence where they are wrong. Raises: `SystemExit`."""
+    """Return the settings of this process. Raises: `SystemExit` with a one-line message if they are wrong."""
     try:
         return Settings()
     except (ValidationError, SettingsError) as error:
@@ -219,7 +219,7 @@ def read(program: str) -> Settings:
 
 
 def complaint(error: ValidationError | SettingsError) -> str:
-    """What is wrong with the settings, by their names in the environment; never what they were set to."""
+    """Describe what is wrong, by the settings' names in the environment; their values are never shown."""
     if isinstance(error, SettingsError):
         return str(error)
     wrong = error.errors(include_input=False, include_url=False)

@@ -1,4 +1,4 @@
-"""What is written survives a power cut, and what is read has an end."""
+"""Durable writes, and reads of regular files only."""
 
 import os
 import stat
@@ -8,7 +8,7 @@ from shared.errors import Invalid
 
 
 def sync(path: Path) -> None:
-    """What was written to the file, or renamed in the folder, stays so after a power cut."""
+    """Flush a file or folder to the disk, so that its content or its renames survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -17,12 +17,12 @@ def sync(path: Path) -> None:
 
 
 def regular(path: Path, what: str) -> Path:
-    """The path, where a file stands: opening a pipe would wait for its writer, and a device need have no end.
+    """Return the path if it is a regular file: opening a pipe waits for its writer, and a device may never end.
 
     Args:
-        what: a person's word for it, such as "the image file".
+        what: the name of the file in the error message, such as "the image file".
 
-    Raises: `Invalid`; `OSError` where nothing can be found out about it.
+    Raises: `Invalid` if it is not a regular file; `OSError` if `stat` fails.
     """
     if not stat.S_ISREG(path.stat().st_mode):
         raise Invalid(f"{what} is no regular file")

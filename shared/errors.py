@@ -1,14 +1,14 @@
-"""What can go wrong, told by what the caller can do about it.
+"""The error classes, grouped by what the caller can do about an error.
 
     SimilisError
     ├── Invalid           the request or the file is wrong: change it
     │   └── Rejected      a file that is not taken in: outcome, gate and reason say why
     ├── NotFound          there is no such thing, or not for this caller
-    ├── Conflict          the thing is in another state than the request supposes
-    ├── Denied            the caller is not who may do this
-    │   └── Unidentified  the caller has not said who they are
+    ├── Conflict          the thing is in another state than the request assumes
+    ├── Denied            the caller may not do this
+    │   └── Unidentified  the caller is not authenticated
     ├── Throttled         too much at once: slow down
-    └── Unavailable       something behind us is down or busy: try again later
+    └── Unavailable       a service that Similis needs is down or busy: try again later
 
 Messages never carry a patient attribute, a pixel, or a file name from outside. Each edge has one table from
 these classes to its own language (HTTP, DIMSE, exit codes); a test checks that each table is complete.
@@ -58,11 +58,11 @@ class Outcome(StrEnum):
 
     QUARANTINED = "quarantined"  # a person decides: hostile, undecodable, or stopped by a gate
     EMPTY = "empty"  # a good DICOM object that holds no image; never retried
-    FAILED = "failed"  # not readable as any kind of study object, or our own fault
+    FAILED = "failed"  # not readable as a study object, or given up after errors of Similis
 
 
 class Gate(StrEnum):
-    """Who stopped an image."""
+    """The check that stopped an image."""
 
     LIMITS = "limits"  # a resource limit: the file is treated as hostile
     DECODE = "decode"  # pixels that no permitted decoder reads

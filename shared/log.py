@@ -19,12 +19,12 @@ ALLOWED = frozenset(
 
 
 def _keep_allowed(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    # what begins with _ is structlog's own: without it the record of a library cannot be written at all
+    # keys with a leading _ are structlog's own: without them the record of a library cannot be written
     return {key: value for key, value in event.items() if key in ALLOWED or key.startswith("_")}
 
 
 def _name_exception(_logger: object, _name: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Replace an exception by its type and the places it passed: its text may quote a header value."""
+    """Replace an exception by its type and its traceback locations: its text may quote a header value."""
     info = event.pop("exc_info", None)
     if info is True:
         info = sys.exc_info()
@@ -40,7 +40,7 @@ def _name_exception(_logger: object, _name: str, event: structlog.typing.EventDi
     return event
 
 
-_processors: list[Any] = []  # one list for good: a logger that has written keeps the list that it found
+_processors: list[Any] = []  # changed in place: a logger that has written keeps the list object
 
 
 class _Safe(logging.Filter):
@@ -76,11 +76,11 @@ def configure(role: str, *, json: bool = True, level: str = "INFO") -> None:
         )
     )
     handler.addFilter(_Safe())
-    logging.raiseExceptions = False  # else a handler that fails prints the whole exception, with its values
+    logging.raiseExceptions = False  # else a failing handler prints the whole exception, values included
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level)
-    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # its templates have the values in them already
+    logging.getLogger("pydicom").setLevel(logging.CRITICAL + 1)  # its messages come already formatted, with values
     for noisy in ("httpx", "httpcore", "celery.worker.strategy", "celery.app.trace"):
         logging.getLogger(noisy).setLevel("WARNING")
     structlog.contextvars.clear_contextvars()

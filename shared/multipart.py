@@ -1,6 +1,6 @@
-"""multipart/related as it streams by: small, strict, and of bounded memory; for what is sent to us and what we fetch.
+"""A strict streaming parser for multipart/related with bounded memory, for uploads and downloads.
 
-A body of another form than this is refused as a whole, instead of being guessed at.
+A malformed body is refused as a whole; the parser never guesses.
 
 Source: RFC 2046 section 5.1, RFC 2387; DICOM PS3.18 section 8.6.1.2.
 """
@@ -47,19 +47,19 @@ Event = Begin | Data | End
 
 
 def media_type(header: str) -> tuple[str, dict[str, str]]:
-    """A Content-Type as its type in lower case and its parameters; one that is too long has neither."""
+    """Return the media type in lower case and its parameters; both are empty for a header that is too long."""
     if len(header) > TYPE_LETTERS:
         return "", {}
     message = Message()
     message["content-type"] = header.replace("\r", " ").replace("\n", " ")
     found: list[tuple[str, Any]] = message.get_params() or []
-    # of RFC 2231 there comes a triple, whatever its types say: character set, language, text
+    # an RFC 2231 value is a triple, despite its type hint: character set, language, text
     given = {name.lower(): value if isinstance(value, str) else value[2] for name, value in found[1:]}
     return (found[0][0].lower() if found else ""), given
 
 
 class Splitter:
-    """Bytes in, parts out. `complete` is true once the closing boundary was met.
+    """Splits bytes into part events. `complete` is true once the closing boundary was seen.
 
     Raises: `Invalid` for a malformed boundary.
     """
@@ -74,7 +74,7 @@ class Splitter:
         self.complete = False
 
     def feed(self, chunk: bytes) -> Iterator[Event]:
-        """What these bytes complete. Raises: `Invalid`."""
+        """Yield the events that these bytes complete. Raises: `Invalid` for a malformed body."""
         self._buffer += chunk
         while True:
             events, more = self._step()
@@ -83,7 +83,7 @@ class Splitter:
                 return
 
     def finish(self) -> None:
-        """Raises: `Invalid` where the body broke off."""
+        """Check that the body is complete. Raises: `Invalid` if it ended early."""
         if not self.complete:
             raise Invalid("multipart: the body ends before its closing boundary")
 
@@ -104,7 +104,7 @@ class Splitter:
         return [], True
 
     def _after_mark(self) -> tuple[list[Event], bool]:
-        """Behind a boundary stands `--`, or the end of its line."""
+        """Parse what follows a boundary: `--` after the closing one, else the end of its line."""
         if self._buffer.startswith(b"--"):
             self.complete, self._step = True, self._epilogue
             return [], True
@@ -115,7 +115,7 @@ class Splitter:
             return [], False
         if self._buffer[:line].strip(b" \t"):
             raise Invalid("multipart: something stands behind a boundary")
-        del self._buffer[:line]  # the line's end stays: a part without headers has an empty line of its own
+        del self._buffer[:line]  # keep the line end: without headers it begins the empty line
         self._parts += 1
         if self._parts > PARTS:
             raise Invalid(f"multipart: there are more than {PARTS} parts")
@@ -129,7 +129,7 @@ class Splitter:
                 raise Invalid("multipart: the headers of a part are too large")
             return [], False
         lines = bytes(self._buffer[2:end]).split(b"\r\n") if end else []
-        # the last line's end may begin the next boundary, where a part is empty
+        # keep the last line end: in an empty part it begins the next boundary
         del self._buffer[: end + 2]
         self._step = self._body_start
         return [Begin(_parsed(lines))], True
@@ -160,7 +160,7 @@ class Splitter:
 
 
 def _parsed(lines: list[bytes]) -> dict[str, str]:
-    """Raises: `Invalid`; folded lines, names given twice and what is no header are refused."""
+    """Parse header lines. Raises: `Invalid` for folded lines, duplicate names and anything that is not a header."""
     if len(lines) > HEADERS:
         raise Invalid("multipart: a part has too many headers")
     found: dict[str, str] = {}

@@ -1,7 +1,7 @@
-"""Work that can wait yields to work that somebody waits for.
+"""Lower CPU priority for background work.
 
-`python -m shared.priority NICE MODULE ARGUMENTS` runs a module that yields from its first import on: a process that is
-started again and again spends half of its time importing.
+`python -m shared.priority NICE MODULE ARGUMENTS` runs a module at low priority from its first import on: a process
+that is started again and again spends half of its time importing.
 """
 
 import os
@@ -12,14 +12,14 @@ from contextlib import suppress
 from pathlib import Path
 
 BACKGROUND = 15
-AUTOGROUP = Path("/proc/self/autogroup")  #: of the session; not there where the kernel does not group by it
+AUTOGROUP = Path("/proc/self/autogroup")  #: priority of the session; absent if the kernel has no autogroups
 
 
 def step_back(nice: int = BACKGROUND) -> None:
-    """This process, and what it starts from now on, yields to others.
+    """Lower the priority of this process and of the children that it starts from now on.
 
-    Where the kernel groups processes by session (autogroup), nice counts within a session only; so the session's
-    group is told, too. A child in a session of its own has to say it again.
+    With autogroups, the kernel compares nice values within a session only, so the value is also set for the session.
+    A child in a session of its own must call this again.
     """
     with suppress(OSError):
         os.nice(max(0, nice - os.nice(0)))
@@ -29,7 +29,7 @@ def step_back(nice: int = BACKGROUND) -> None:
 
 def _tell_session(nice: int) -> None:
     for _ in range(20):
-        with suppress(BlockingIOError):  # who is not root may only say it once in 0.1 s, of all processes together
+        with suppress(BlockingIOError):  # without root: one write per 0.1 s, all processes together
             AUTOGROUP.write_text(str(nice), encoding="ascii")
             return
         time.sleep(0.1)

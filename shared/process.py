@@ -1,4 +1,4 @@
-"""Children that cannot outlive whoever started them, and names for processes that survive the reuse of a PID."""
+"""Child processes that cannot outlive their parent, and process identities that survive the reuse of a PID."""
 
 import contextlib
 import ctypes
@@ -19,7 +19,7 @@ _libc = ctypes.CDLL(None, use_errno=True)  # looked up before any fork
 
 @dataclass(frozen=True)
 class Identity:
-    """One process for all time: a PID alone comes back, and so does a start time after a reboot."""
+    """Identifies one process for good: PIDs are reused, and start times repeat after a reboot."""
 
     pid: int
     started: int  #: clock ticks since boot
@@ -27,7 +27,7 @@ class Identity:
 
     @classmethod
     def of(cls, pid: int) -> "Identity | None":
-        """None where no such process lives; a zombie does not live."""
+        """Return the identity of a live process, None if there is none; a zombie is not alive."""
         try:
             stat = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
         except OSError:
@@ -40,14 +40,14 @@ class Identity:
         return Identity.of(self.pid) == self
 
     def signal(self, number: signal.Signals, *, group: bool = False) -> None:
-        """The process, or the group it leads, got the signal, if it still is that process."""
+        """Send the signal to the process, or to the group that it leads, unless the process has ended."""
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 (os.killpg if group else os.kill)(self.pid, number)
 
 
 def sign_of_life(home: Path, name: str) -> Path:
-    """The file that the worker or beat of this name on this machine touches while it gets on."""
+    """Return the heartbeat file of the worker or beat of this name on this machine."""
     return home / "run" / f"{name}@{socket.gethostname()}.alive"
 
 
@@ -56,9 +56,9 @@ def boot_id() -> str:
 
 
 def die_with_parent(parent: int, death_signal: signal.Signals = signal.SIGKILL) -> None:
-    """The kernel sends this process the signal when its parent ends; if that has ended by now, so has this one.
+    """Have the kernel signal this process when its parent ends; exit at once if the parent has already ended.
 
-    A change of user takes it back: it is said after that, or once more.
+    A change of user clears the setting: call this after it, or once more.
     """
     _libc.prctl(_PR_SET_PDEATHSIG, int(death_signal), 0, 0, 0)
     if os.getppid() != parent:
@@ -76,11 +76,11 @@ def spawn(  # noqa: PLR0913 - what a child of ours may need
     user: int | None = None,
     keep: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """A child in a session of its own, so that Ctrl-C does not reach it, which gets `death_signal` when we die.
+    """Start a child in its own session, out of reach of Ctrl-C; it gets `death_signal` when this process ends.
 
-    It inherits the open files in `keep`, by the same numbers.
+    The child inherits the file descriptors in `keep` under the same numbers.
 
-    Call it from the main thread: for the kernel the parent is the thread, and its end would end the child.
+    Call it from the main thread: for the kernel the parent is the calling thread, whose end would end the child.
     """
     return subprocess.Popen(
         list(argv),
@@ -99,12 +99,12 @@ def spawn(  # noqa: PLR0913 - what a child of ours may need
 
 
 def become_subreaper() -> None:
-    """Grandchildren whose parent dies become ours, so that `reap_strangers` can bury them."""
+    """Adopt grandchildren whose parent dies, so that `reap_strangers` can reap them."""
     _libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def reap_strangers(known: set[int]) -> None:
-    """No adopted zombie is left; the children in `known` are left to whoever watches them."""
+    """Reap adopted zombies, up to the first dead child in `known`, which its own supervisor must reap."""
     while True:
         try:
             seen = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
@@ -116,7 +116,7 @@ def reap_strangers(known: set[int]) -> None:
 
 
 def has_ended(child: subprocess.Popen[bytes]) -> bool:
-    """Whether the child is dead, without reaping it: until then its PID names its group and nothing else."""
+    """Whether the child has ended, without reaping it: until it is reaped, its PID and its group's are not reused."""
     if child.returncode is not None:
         return True
     try:
@@ -126,7 +126,7 @@ def has_ended(child: subprocess.Popen[bytes]) -> bool:
 
 
 def bury(child: subprocess.Popen[bytes], *, group: bool = True) -> int:
-    """A dead child is reaped and, with `group`, what it started in its session is gone too; gives its code."""
+    """Reap an ended child and return its exit code; with `group`, its process group is killed first."""
     if group and child.returncode is None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, signal.SIGKILL)
@@ -136,10 +136,10 @@ def bury(child: subprocess.Popen[bytes], *, group: bool = True) -> int:
 def stop(
     child: subprocess.Popen[bytes], *steps: tuple[signal.Signals, float], group: bool = True, asked: bool = False
 ) -> int:
-    """The child has ended: each signal in turn with its patience in seconds, SIGKILL at last.
+    """End the child and return its exit code: send each signal and wait its number of seconds, at last SIGKILL.
 
     Args:
-        asked: the first signal has been sent already; Celery takes a second one for impatience.
+        asked: the first signal was sent already; Celery takes a second one as an order to stop at once.
     """
     for number, patience_s in steps:
         if not asked and not has_ended(child):
@@ -152,7 +152,7 @@ def stop(
 
 
 def kill_tree(pid: int) -> None:
-    """The process and all its descendants got SIGKILL, those that left its group too."""
+    """Send SIGKILL to the process and all its descendants, including those that left its group."""
     for one in _tree(pid):
         with contextlib.suppress(ProcessLookupError):
             os.kill(one, signal.SIGKILL)
@@ -181,7 +181,7 @@ def _tree(pid: int) -> dict[int, int]:
 
 
 def until(true: Callable[[], bool], timeout_s: float, step_s: float = 0.01) -> bool:
-    """Whether it became true in time."""
+    """Poll `true` every `step_s` seconds; return whether it held within `timeout_s` seconds."""
     deadline = time.monotonic() + timeout_s
     while not true():
         if time.monotonic() >= deadline:

@@ -1,6 +1,6 @@
-"""The doorbell. A message says "there is work"; which work there is stands in Postgres.
+"""The doorbell: a message only says "there is work"; which work, Postgres knows.
 
-So a message carries nothing but its name, may be lost or doubled without harm, and is sent only after the commit.
+So a message carries nothing but its task name, may be lost or duplicated without harm, and is sent after the commit.
 """
 
 import time
@@ -14,7 +14,7 @@ from shared.types import Job
 log = get(__name__)
 
 
-#: Nothing short may wait behind something long, so each kind of work has a queue and workers of its own.
+#: Short work must not wait behind long work, so the kinds of work are spread over queues with workers of their own.
 QUEUES: dict[Job, str] = {
     Job.SCAN: "scan",
     Job.ENCODE: "ingest",
@@ -24,30 +24,30 @@ QUEUES: dict[Job, str] = {
     Job.REPLAY: "reindex",
     Job.CANARY: "reindex",
     Job.SWEEP: "sweep",
-    Job.TIDY: "reindex",  # a scan may take days, and what was erased must not lie there so long
+    Job.TIDY: "reindex",  # not "scan": a scan may take days, and erased files must go sooner
     Job.PULL: "scan",
 }
 
 
-#: What takes milliseconds needs no worker of its own. Redis is asked for a worker's queues in turn, so that it comes
-#: after one long task at most and not after all that were rung for.
+#: Queues that another queue's worker serves: their tasks take milliseconds. A worker polls its Redis queues in turn, so
+#: such a task waits for one long task at most.
 GUESTS: dict[str, str] = {"sweep": "index"}
 
 
-ENOUGH = 32  #: unheard bells of one queue
-LONG_S, PAUSE_S = 1.0, 5.0  #: a broker for which we waited so long for nothing hangs, and so long we do without it
+ENOUGH = 32  #: waiting messages of one queue
+LONG_S, PAUSE_S = 1.0, 5.0  #: a send that fails after LONG_S means that the broker hangs: nothing is sent for PAUSE_S
 
 
 class Queue(Protocol):
     def ring(self, job: Job) -> None:
-        """Somebody is told, if the broker is there. Never raises: the sweep rings again."""
+        """Send the job's message if the broker answers. Never raises: the sweep rings again."""
 
     def ping(self) -> None:
-        """Raises `Unavailable`."""
+        """Raises: `Unavailable` if the broker does not answer."""
 
 
 class CeleryQueue:
-    """Rings through Celery; a missing broker costs a moment, never an error. One that hangs costs it now and then."""
+    """Rings through Celery. A broker that is down raises no error; one that hangs delays a call once per `PAUSE_S`."""
 
     def __init__(self, app: Any) -> None:  # noqa: ANN401 - Celery ships no types
         self.app = app
@@ -68,7 +68,7 @@ class CeleryQueue:
                 self._not_before = time.monotonic() + PAUSE_S
 
     def _heard(self, queue: str) -> bool:
-        """Enough bells hang in this queue already; more would only fill the broker."""
+        """Whether `ENOUGH` messages wait in this queue already; more would only fill the broker."""
         with self.app.connection_or_acquire() as connection:
             connection.ensure_connection(
                 max_retries=1, interval_start=0, interval_step=0, timeout=1
@@ -85,7 +85,7 @@ class CeleryQueue:
 
 @dataclass
 class MemoryQueue:
-    """The in-memory twin: keeps what was rung."""
+    """The in-memory twin: records the jobs that were rung."""
 
     rung: list[Job] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""The only place that builds things. Everything heavy is made when first used and then kept."""
+"""The composition root: builds a process's stores, indexes, encoders and queue, each on first use."""
 
 import threading
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Runtime:
-    """One process's share of the platform."""
+    """The resources of one process."""
 
     def __init__(self, settings: Settings, celery: "Celery | None" = None) -> None:
         self.settings = settings
@@ -70,7 +70,7 @@ class Runtime:
         return admission.read(self.settings.intake.admission)
 
     def transaction(self) -> AbstractContextManager[Session]:
-        """One unit of work; the bells it asked for ring after its commit."""
+        """One unit of work; the jobs enqueued in it are rung after its commit."""
         return self.store.transaction(self.queue.ring)
 
     def index(self, collection: str) -> Index:
@@ -80,7 +80,7 @@ class Runtime:
         return found
 
     def encoder(self, model: Published) -> Encoder:
-        """The model, loaded once, and kept while a generation of it is open: a batch goes through all of these."""
+        """Return the model's encoder, loaded once. Loading a model drops those that no open generation uses."""
         if (kept := self._encoders.get(model.fingerprint)) is not None:
             return kept
         with self.store.reading() as connection:
@@ -99,17 +99,17 @@ class Runtime:
             return found
 
     def proved(self, name: str) -> Card:
-        """The card of this folder, whose model runs here. Raises: as `prove`."""
+        """Return the card of this folder after its model ran here. Raises: as `prove`."""
         from shared.encoder.runtime import prove
 
         return prove(self.folder(name), self.settings.encoding.runtime, self.settings.encoding.threads)
 
     def folder(self, name: str) -> Path:
-        """Where a model's card lies; the row names it relative to the models folder, so that it may move."""
+        """Return the folder of a model's card; rows store it relative to the models folder, which may move."""
         return self.settings.models_dir / name
 
     def access(self, source: str, own: Mapping[str, str]) -> Access:
-        """How to reach another archive: a configured one by its name or address, or any where that is allowed.
+        """Return the access to another archive: a configured one by name or address, or any if that is allowed.
 
         Args:
             own: `user`, `password_file` and `token_file` for an archive that is not configured.
@@ -128,12 +128,12 @@ class Runtime:
 
     @cached_property
     def secret(self) -> bytes:
-        """The key of the pseudonyms. Raises: `Unavailable` where the database's were made with another."""
+        """The pseudonym key. Raises: `Unavailable` if the database's pseudonyms were made with another key."""
         secret = self.settings.pseudonym_key.get_secret_value().encode()
         try:
             with self.store.reading() as connection:
                 pseudonyms.check(connection, secret)
-        except Conflict as error:  # no caller's fault: whatever is sent to us is to be sent again
+        except Conflict as error:  # not the caller's fault: senders should send again
             raise Unavailable(str(error)) from None
         return secret
 
@@ -148,9 +148,9 @@ class Runtime:
 
     @property
     def watch_rules(self) -> Rules:
-        """While a folder is watched, files that may still be written are left for the next round.
+        """The rules for a watched folder: files that may still be written to are left for the next round.
 
-        What cannot be read is tried again once an hour; the journal has one line, until the reason is another.
+        An unreadable file is tried again once an hour; the journal gets one line until the reason changes.
         """
         return replace(self.rules, settle_s=self.settings.intake.settle_s, rest_s=3600.0)
 
@@ -161,14 +161,14 @@ class Runtime:
 
     def close(self) -> None:
         for name in ("sandbox", "indexes", "store"):
-            if name in self.__dict__:  # what was never used was never made
+            if name in self.__dict__:  # built on first use only
                 self.__dict__[name].close()
 
 
 def producer(settings: Settings) -> "Celery | None":
-    """The sending half of Celery: it rings and never works; the workers' own app has the rest.
+    """Return a Celery app that only sends messages; the workers have an app of their own.
 
-    None where no broker is named: the sweep then finds the work.
+    None if no broker is configured: the sweep then finds the work.
     """
     url = settings.broker.url.get_secret_value()
     if not url:

@@ -1,4 +1,4 @@
-"""Values that cross the borders between rooms. Arrays have one name per shape."""
+"""Value types that several packages share. Arrays have one name per shape."""
 
 import uuid
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ def point_id(sop_instance_uid: str, frame: int) -> uuid.UUID:
 
 
 class Status(StrEnum):
-    """Where an image stands. *Searchable* is no status: it is "applied in the live generation's ledger"."""
+    """The state of an image. *Searchable* is no status: it means "applied in the live generation's ledger"."""
 
     RECEIVED = "received"
     ENCODING = "encoding"
@@ -38,14 +38,14 @@ class Status(StrEnum):
 
 _S = Status
 MOVES: Mapping[Status, frozenset[Status]] = {
-    # to quarantined: a rule of the site holds what comes; to failed: it was tried too often
+    # to quarantined: an admission rule holds the image; to failed: it was tried too often
     _S.RECEIVED: frozenset({_S.ENCODING, _S.QUARANTINED, _S.FAILED, _S.DELETED}),
-    # back to received: an attempt that failed for a passing reason
+    # back to received: an attempt failed for a transient reason
     _S.ENCODING: frozenset({_S.ENCODED, _S.QUARANTINED, _S.EMPTY, _S.FAILED, _S.RECEIVED, _S.DELETED}),
     # back to received: the bytes of the image changed, or a retry was asked for; between encoded and quarantined:
-    # another threshold was replayed
+    # other thresholds were replayed
     _S.ENCODED: frozenset({_S.RECEIVED, _S.QUARANTINED, _S.DELETED}),
-    # a person released it, to encoded where its encoding is stored, or rejected it; to received also as above
+    # to encoded or received: a person released it, with or without a stored encoding; to received also as above
     _S.QUARANTINED: frozenset({_S.RECEIVED, _S.ENCODED, _S.REJECTED, _S.DELETED}),
     _S.EMPTY: frozenset({_S.RECEIVED, _S.DELETED}),
     _S.FAILED: frozenset({_S.RECEIVED, _S.DELETED}),
@@ -55,7 +55,7 @@ MOVES: Mapping[Status, frozenset[Status]] = {
 
 
 class Decision(StrEnum):
-    """A person's word on an image in the quarantine."""
+    """A reviewer's decision on a quarantined image."""
 
     RELEASED = "released"
     REJECTED = "rejected"
