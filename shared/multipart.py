@@ -115,7 +115,7 @@ class Splitter:
             return [], False
         if self._buffer[:line].strip(b" \t"):
             raise Invalid("multipart: something stands behind a boundary")
-        del self._buffer[:line]  # keep the line end: without headers it begins the empty line
+        del self._buffer[:line]  # keep the line end: in a part without headers it begins the empty line
         self._parts += 1
         if self._parts > PARTS:
             raise Invalid(f"multipart: there are more than {PARTS} parts")

@@ -116,7 +116,7 @@ def reap_strangers(known: set[int]) -> None:
 
 
 def has_ended(child: subprocess.Popen[bytes]) -> bool:
-    """Whether the child has ended, without reaping it: until it is reaped, its PID and its group's are not reused."""
+    """Whether the child has ended, without reaping it: until then its PID is not reused and still names its group."""
     if child.returncode is not None:
         return True
     try:

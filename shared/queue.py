@@ -1,4 +1,4 @@
-"""The doorbell: a message only says "there is work"; which work, Postgres knows.
+"""The doorbell: a message only says "there is work"; the work itself stands in Postgres.
 
 So a message carries nothing but its task name, may be lost or duplicated without harm, and is sent after the commit.
 """

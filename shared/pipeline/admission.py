@@ -1,6 +1,7 @@
 """A site's rules of admission: which images come in, which wait for a person, and which do not.
 
-A small TOML file; the first rule whose every condition holds decides, and without one the image is accepted.
+The rules stand in a small TOML file. The first rule whose conditions all hold decides; if none holds, the image is
+accepted.
 
     [[rule]]
     name = "no raw detector data"
@@ -29,20 +30,20 @@ from shared.types import Header
 class Action(StrEnum):
     ACCEPT = "accept"
     QUARANTINE = "quarantine"  #: kept, but not searchable until a person has released it
-    DISCARD = "discard"  #: nothing is kept, and the sender is told that all is well
-    REFUSE = "refuse"  #: nothing is kept, and the sender is told so
+    DISCARD = "discard"  #: nothing is kept, and the sender gets success
+    REFUSE = "refuse"  #: nothing is kept, and the sender gets a refusal
 
 
-#: what a condition may name: of the header, and of where the file comes from
+#: fields that a condition may name: of the header, and of the file's origin
 HEADER = ("modality", "sop_class_uid", "transfer_syntax_uid", "body_part", "manufacturer", "presentation_intent",
           "photometric", "laterality", "view")  # fmt: skip
 ORIGIN = ("source", "sender", "called")
-SOURCES = ("folder", "dicom", "stow", "backfill", "store")  #: as `Origin` has them
+SOURCES = ("folder", "dicom", "stow", "backfill", "store")  #: the values of `Origin.source`
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Conditions are patterns (`*`, `?`, `[...]`), compared in upper case; of several for one name, one must hold."""
+    """Conditions are patterns (`*`, `?`, `[...]`), compared in upper case; of several for one field, one must match."""
 
     name: str
     when: Mapping[str, tuple[str, ...]]
@@ -59,7 +60,7 @@ class Admission:
     rules: tuple[Rule, ...] = ()
 
     def decide(self, header: Header, *, source: str, sender: str = "", called: str = "") -> tuple[Action, str]:
-        """What to do with an image, and the name of the rule that says so, "" where none does."""
+        """Return what to do with an image, and the name of the rule that decided, "" if none did."""
         if not self.rules:
             return Action.ACCEPT, ""
         facts = {name: str(getattr(header, name) or "").upper() for name in HEADER}
@@ -69,7 +70,7 @@ class Admission:
 
 
 def read(path: Path | None) -> Admission:
-    """The rules in a file; without one everything comes in. Raises: `Invalid`, which names the rule that is wrong."""
+    """Return the rules of a file; without a file, all images are accepted. Raises: `Invalid`, naming the wrong rule."""
     if path is None:
         return Admission()
     try:
@@ -87,7 +88,7 @@ def read(path: Path | None) -> Admission:
     return Admission(rules)
 
 
-def _rule(number: int, told: Any) -> Rule:  # noqa: ANN401 - what a person wrote
+def _rule(number: int, told: Any) -> Rule:  # noqa: ANN401 - any TOML value
     name = told.get("name") if isinstance(told, dict) else None
     if not isinstance(name, str) or not name:
         raise Invalid(f"admission rule {number} has no name")
@@ -109,7 +110,7 @@ def _patterns(name: str, key: str, value: Any) -> tuple[str, ...]:  # noqa: ANN4
     if not isinstance(values, list) or not values or not all(isinstance(one, str) for one in values):
         raise Invalid(f"admission rule {name!r}: {key} is a text or a list of texts")
     patterns = tuple(one.upper() for one in values)
-    # a misspelt one would leave the rule without effect
+    # a rule with a misspelt source would never hold
     if key == "source" and not all(any(fnmatchcase(one.upper(), p) for one in SOURCES) for p in patterns):
         raise Invalid(f"admission rule {name!r}: source is one of {', '.join(SOURCES)}, or a pattern of them")
     return patterns

@@ -1,7 +1,7 @@
-"""Files that are sent to us: by C-STORE, by STOW, by a pull from another archive. One way in for all of them.
+"""Intake of files that are sent by C-STORE, by STOW or by a pull from another archive: one function for all of them.
 
-The order is the promise: on the disk, then rows, then the name by which the rows know it, then the commit, then the
-answer. A crash before the commit leaves at most a file without a row, which the sweep puts aside: nobody knows of it.
+The order makes it durable: sync the file, write its rows, rename the file to its digest, commit, answer. A crash
+before the commit leaves at most a file without a row; it was never acknowledged, and the sweep puts it aside.
 """
 
 import os
@@ -28,15 +28,16 @@ from shared.store.session import Begin, enqueue
 from shared.types import Job
 
 CHUNK = 1000  #: files that are looked up at once
-REMOVED = 50  #: files that are unlinked under one lock, which holds up what comes in
-MARGIN_S = 24 * 3600.0  #: a file that no row knows is left where it is for so long, as its row may still come
-LOST_S = 30 * 24 * 3600.0  #: a file that was set aside is kept for so long before it is deleted
-#: Crashes leave a file now and then; where more are unknown, and more than this share, it is the rows that are wrong.
+REMOVED = 50  #: files that are unlinked under one lock, which holds up intake
+MARGIN_S = 24 * 3600.0  #: a file without a row is put aside after this long: its row may still be committed
+LOST_S = 30 * 24 * 3600.0  #: a file that was put aside is deleted after this long
+#: Crashes leave a file without a row now and then. If more than FEW and more than this SHARE have none, the rows are
+#: wrong.
 FEW, SHARE = 10, 0.01
 
 log = get(__name__)
 
-#: what stays with us, and is answered as success; a file of a known UID with other bytes is kept beside it
+#: outcomes whose file stays in the store and is acknowledged; `kept`: other bytes of a known UID, stored beside it
 KEPT = frozenset({"taken", "same", "kept", "quarantined"})
 
 
@@ -50,15 +51,15 @@ class Arrived:
     study_instance_uid: str = ""
     series_instance_uid: str = ""
     sop_class_uid: str = ""
-    kept: bool  #: it is ours now, durably; else nothing but a line in the journal remains
+    kept: bool  #: the file is stored durably; else at most a line in the journal remains
 
 
 def arrive(
     begin: Begin, inspector: Inspector, blobs: Blobs, parts: Sequence[Part], origin: Origin, rules: Rules
 ) -> list[Arrived]:
-    """What is `kept` of these parts is durable, has its rows, and is rung for; one answer for each, in order.
+    """Take in these parts and return one answer for each, in order; what is `kept` is durable and has its rows.
 
-    Raises: `Unavailable` where the disk, the database or the sandbox is away; then nothing is acknowledged.
+    Raises: `Unavailable` if the disk, the database or the sandbox fails; then nothing is acknowledged.
     """
     for part in parts:
         part.finish()
@@ -78,14 +79,14 @@ def arrive(
 
 
 def _seen(blobs: Blobs, part: Part, inspected: Inspected | Rejected) -> Seen:
-    """Where the file will stand; of one that is turned away, where it stands until then."""
+    """Return the file's entry with its future place in the store, or with its temporary path if it was rejected."""
     place = part.path if isinstance(inspected, Rejected) else blobs.place(inspected.digest)
     return Seen(path=os.fsencode(place), size=part.size, mtime_ns=MTIME_NS)
 
 
 def _answer(done: Registered) -> Arrived:
     known, outcome, reason = done.header is not None, done.record.outcome, done.record.reason
-    # its sender is told which one it was, also where our own journal does not name it
+    # the answer names the UIDs even if the journal may not (erased images)
     header = None if isinstance(done.file.inspected, Rejected) else done.file.inspected.header
     return Arrived(
         outcome=outcome,
@@ -99,7 +100,7 @@ def _answer(done: Registered) -> Arrived:
 
 
 def reread(begin: Begin, inspector: Inspector, rules: Rules, *, alive: Callable[[], None] = lambda: None) -> int:
-    """Sent files that were stopped, and are to be tried again, have been; returns how many."""
+    """Inspect and decide again on the stopped sent files that are marked for it; return how many."""
     done, after = 0, 0
     while True:
         with begin() as db:
@@ -112,15 +113,15 @@ def reread(begin: Begin, inspector: Inspector, rules: Rules, *, alive: Callable[
 
 
 def admit_again(begin: Begin, inspector: Inspector, sent: Sequence[Sent], rules: Rules) -> None:
-    """Files of our store are decided on as if they came now from where they came; none is lost by what is decided.
+    """Decide on files of the store as if they arrived now from their origin; no decision loses a file.
 
-    What was erased meanwhile is to be unlinked.
+    Files whose image was erased meanwhile become due for removal.
     """
     looked = inspector.inspect_many([Path(os.fsdecode(one.path)) for one in sent])
     for one, found_there in zip(sent, looked, strict=True):
         inspected = found_there
         if isinstance(inspected, Inspected) and inspected.digest != one.digest:
-            inspected = failed(Reason.CHANGED)  # damaged since: its name says what it was
+            inspected = failed(Reason.CHANGED)  # damaged since: files are named by their digest
         header = None if isinstance(inspected, Rejected) else inspected.header
         found = Found(seen=Seen(path=one.path, size=one.size, mtime_ns=MTIME_NS), inspected=inspected)
         with begin() as db:
@@ -135,7 +136,7 @@ def admit_again(begin: Begin, inspector: Inspector, sent: Sequence[Sent], rules:
 
 
 def _still(sent: Sent, record: Record) -> Record:
-    """What was decided, by the content that the file has for a name, and of an unread one whose it is."""
+    """Return the decision; an unreadable file keeps its digest, image, patient and UIDs from before."""
     if record.digest is not None:
         return record
     return replace(
@@ -149,10 +150,10 @@ def _still(sent: Sent, record: Record) -> Record:
 
 
 def sweep(begin: Begin, inspector: Inspector, blobs: Blobs, secret: bytes, *, margin_s: float = MARGIN_S) -> int:
-    """Files that were erased are gone, and those that a crash has left are put aside; returns how many there were.
+    """Unlink erased files and stale parts, put aside files without a row; return how many files there were.
 
-    A file that no row knows by its content is no proof that nobody was told of it: the database may be an older one.
-    So it is only put aside, for a month, and not even that where many are unknown.
+    A file without a row may have been acknowledged all the same: the database may be an older one. So it is only put
+    aside, for 30 days, and not even that if many files have no row.
     """
     gone = blobs.forget_parts() + _remove_erased(begin, inspector, blobs, secret)
     blobs.forget_lost(LOST_S)
@@ -163,12 +164,12 @@ def sweep(begin: Begin, inspector: Inspector, blobs: Blobs, secret: bytes, *, ma
     for paths in batched(unknown, CHUNK):
         erased = _erased(begin, inspector, paths, secret)
         with begin() as db:
-            alone(db, Lock.INTAKE)  # whoever had put a file there has committed its row, or never will
+            alone(db, Lock.INTAKE)  # intake that was running has committed its rows, or never will
             known = files.held(db, [digest_of(path) for path in paths])
             for path in paths:
                 if digest_of(path) in known:
                     continue
-                with suppress(FileNotFoundError):  # another sweep was here meanwhile
+                with suppress(FileNotFoundError):  # another sweep was faster
                     if path in erased:
                         blobs.remove(digest_of(path))
                     else:
@@ -178,7 +179,7 @@ def sweep(begin: Begin, inspector: Inspector, blobs: Blobs, secret: bytes, *, ma
 
 
 def unknown_files(begin: Begin, blobs: Blobs, margin_s: float = MARGIN_S) -> tuple[int, list[Path]]:
-    """How many sent files there are, and those that stand here for so long and that no row knows."""
+    """Return the number of files in the store, and those older than `margin_s` that have no row."""
     total, unknown, before = 0, [], time.time() - margin_s
     for paths in batched(blobs.every(), CHUNK):
         total += len(paths)
@@ -189,7 +190,7 @@ def unknown_files(begin: Begin, blobs: Blobs, margin_s: float = MARGIN_S) -> tup
 
 
 def strays(begin: Begin, inspector: Inspector, blobs: Blobs) -> list[Path]:
-    """Files that no row knows, in the store, and of those that were put aside which can be read; nobody is at them."""
+    """Return the files without a row: all in the store, and the readable ones that were put aside."""
     _, unknown = unknown_files(begin, blobs, 0)
     aside = blobs.lost()
     readable = zip(aside, inspector.inspect_many(aside), strict=True)
@@ -198,19 +199,19 @@ def strays(begin: Begin, inspector: Inspector, blobs: Blobs) -> list[Path]:
         return []
     digests = [digest_of(path) for path in found]
     with begin() as db:
-        alone(db, Lock.INTAKE)  # whoever had put a file there has committed its row
+        alone(db, Lock.INTAKE)  # intake that was running has committed its rows
         known = files.held(db, digests) | files.leaving(db, digests)
     return [path for path in found if digest_of(path) not in known]
 
 
 def recover(begin: Begin, inspector: Inspector, blobs: Blobs, rules: Rules, found: Sequence[Path]) -> None:
-    """Each of these strays is decided on like a file that comes, or put aside where no header can be read."""
+    """Decide on each of these strays as on an arriving file; put aside those without a readable header."""
     for paths in batched(found, BATCH):
         sent = []
         for path, what in zip(paths, inspector.inspect_many(paths), strict=True):
             if isinstance(what, Rejected) and what.reason in PASSING:
                 continue
-            with suppress(FileNotFoundError):  # taken away meanwhile
+            with suppress(FileNotFoundError):  # removed meanwhile
                 if isinstance(what, Rejected) or what.digest != digest_of(path):
                     blobs.lose(path)
                     continue
@@ -220,7 +221,7 @@ def recover(begin: Begin, inspector: Inspector, blobs: Blobs, rules: Rules, foun
 
 
 def _since(path: Path) -> float:
-    """When the file came here; its change time, which nobody can set. One that is gone came just now."""
+    """Return when the file came into the store: its ctime, which no program can set; now if the file is gone."""
     try:
         return path.stat().st_ctime
     except FileNotFoundError:
@@ -228,22 +229,22 @@ def _since(path: Path) -> float:
 
 
 def _remove_erased(begin: Begin, inspector: Inspector, blobs: Blobs, secret: bytes) -> int:
-    """What an erasure has left is unlinked, also where it had been put aside; returns how many files were."""
+    """Unlink the files that erasures have left, including those that were put aside; return how many."""
     gone = 0
     for path in _erased(begin, inspector, blobs.lost(), secret):
-        path.unlink(missing_ok=True)  # of those that were put aside: what came again stands elsewhere
+        path.unlink(missing_ok=True)  # only the copy that was put aside: a file that came again stands elsewhere
         gone += 1
     own, out_of_reach, due = os.fsencode(blobs.root), 0, [Left(b"", b"")]
     while due:
         with begin() as db:
             alone(db, Lock.INTAKE)
             due = files.removals(db, due[-1], REMOVED)
-            back = files.held(db, [one.digest for one in due])  # what was lifted and came again stays
+            back = files.held(db, [one.digest for one in due])  # files that came again after a lift stay
             here = {digest: _unlink(blobs, digest) for digest in {one.digest for one in due} - back}
             earlier = [one for one in due if one.digest in here and one.root not in (b"", own)]
             away = [one for one in due if one.root == own and here.get(one.digest) is Trace.OUT_OF_REACH]
             files.removed(db, set(due) - {*earlier, *away})
-        # nothing comes into an earlier store, so the lock of intake need not wait for a disk that may not answer
+        # intake does not write to an earlier store, so its lock is not held while that disk may hang
         there = {one: _unlink_before(one, here[one.digest]) for one in earlier}
         away += [one for one, trace in there.items() if trace is Trace.OUT_OF_REACH]
         with begin() as db:
@@ -256,15 +257,15 @@ def _remove_erased(begin: Begin, inspector: Inspector, blobs: Blobs, secret: byt
 
 
 class Trace(Enum):
-    """What was left of an erased content in one store."""
+    """What one store had of an erased content."""
 
     UNLINKED = auto()
     NONE = auto()
-    OUT_OF_REACH = auto()  #: the disk is away or refuses: it is tried again
+    OUT_OF_REACH = auto()  #: the disk is unavailable or refuses: the sweep tries again
 
 
 def _unlink(store: Blobs, digest: bytes) -> Trace:
-    """The erased content is not in this store. The others do not wait for one that is out of reach."""
+    """Unlink the erased content from this store; a store that is out of reach does not hold up the others."""
     try:
         if store.remove(digest):
             return Trace.UNLINKED
@@ -274,17 +275,17 @@ def _unlink(store: Blobs, digest: bytes) -> Trace:
 
 
 def _unlink_before(left: Left, here: Trace) -> Trace:
-    """Likewise, of an earlier store; not of one that has moved with its home since: then it stood in ours."""
+    """Unlink the content from an earlier store; if that is gone and ours had the content, it moved with its home."""
     store = Blobs(Path(os.fsdecode(left.root)))
     found = _unlink(store, left.digest)
-    with suppress(OSError):  # a disk that does not even say whether it is there
+    with suppress(OSError):  # `exists` may fail, too
         if found is Trace.OUT_OF_REACH and here is Trace.UNLINKED and not store.root.exists():
             return Trace.NONE
     return found
 
 
 def _erased(begin: Begin, inspector: Inspector, paths: Sequence[Path], secret: bytes) -> set[Path]:
-    """Those of these files whose header names what was erased."""
+    """Return those of these files whose header names an erased image, study or patient."""
     named = {
         path: (header.sop_instance_uid, header.study_instance_uid, key_of(header, secret))
         for path, found in zip(paths, inspector.inspect_many(paths), strict=True)

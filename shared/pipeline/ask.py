@@ -1,4 +1,4 @@
-"""Ask: the index is asked for more hits than are shown, and again, study by study, where they lie in too few."""
+"""Ask: query the index for more hits than are shown, and once more grouped by study if they cover too few studies."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,20 +11,20 @@ from shared.pipeline.hashes import Search
 from shared.pipeline.question import Request, Subject
 from shared.pipeline.rank import QueryImage
 
-Asked = tuple[list[Answer], bool]  #: of one subject, an answer for each image; and whether there is more than these
-#: Hits asked per query vector, in multiples of k: several images of one study are one answer. If the hits cover fewer
-#: than k studies, groups are asked for, with at most as many hits of each: a CT has hundreds of images much alike.
+Asked = tuple[list[Answer], bool]  #: one subject's answers, one per image; and whether there may be more hits
+#: Hits per query vector, in multiples of k: several images of one study are one result. If the hits cover fewer than
+#: k studies, the query is grouped by study, with at most DEPTH hits per group: a CT has hundreds of similar images.
 DEPTH = 4
 LEAST_DEPTH, MOST_DEPTH = 40, 1000
-MOST_OF_GROUPS = 10_000  #: so many hits, of k studies each its part; the largest k there can be
+MOST_OF_GROUPS = 10_000  #: most hits of a grouped query, divided among k studies; the largest possible k
 
 
 def ask(
     search: Search, subjects: Sequence[Subject], request: Request, page: Page, *, deep: bool = False
 ) -> list[Asked]:
-    """The hits of each subject's images, in one batch; of the best `k` studies where the first lie in fewer.
+    """Return the hits of each subject's images, from one batch; grouped by study if they cover fewer than `k` studies.
 
-    `deep` asks for as many hits as there may be.
+    `deep` asks for `MOST_DEPTH` hits per image.
     """
     depth = MOST_DEPTH if deep else min(max(DEPTH * request.k, LEAST_DEPTH), MOST_DEPTH)
     found = _batch(search, subjects, request, [_queries(one, request, page, depth) for one in subjects])
@@ -49,7 +49,7 @@ def _batch(
     for own in queries:
         told = [next(answers) for _ in own]
         full = request.radius is None and any(len(a.hits) == q.limit for a, q in zip(told, own, strict=True))
-        found.append((told, full or any(answer.cut for answer in told)))  # a ball of a radius is whole, or cut
+        found.append((told, full or any(answer.cut for answer in told)))  # a given radius: all of the ball, unless cut
     return found
 
 

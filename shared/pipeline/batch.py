@@ -1,7 +1,7 @@
-"""One batch of claimed images through the decoder, gates 1 and 2 and the open models; the database has no part in it.
+"""Run one batch of claimed images through the decoder, gates 1 and 2 and the open models, without the database.
 
-The live model judges an image: by gates 1 and 2 before its forward pass, by gate 3 when it is settled. What another
-open model cannot do with it is an exception of that model's own, and costs the image no place elsewhere.
+The live model alone judges an image: by gates 1 and 2 before the forward pass, by gate 3 when the batch is settled.
+If another open model cannot encode the image, that is an exception of that model and has no effect elsewhere.
 """
 
 import io
@@ -30,7 +30,7 @@ from shared.types import Decoded, Status
 
 log = get(__name__)
 
-RETRY_S = 20.0  #: an image that failed for our own or a passing reason waits so long, twice as long each time ...
+RETRY_S = 20.0  #: back-off after an error of Similis or a transient failure, doubled each time ...
 MOST_RETRY_S = 600.0  #: ... up to this
 
 
@@ -42,36 +42,36 @@ class Decoder(Inspector, Protocol):
 
 @dataclass(eq=False)
 class Work:
-    """One claimed batch on its way."""
+    """One claimed batch in progress."""
 
     claimed: list[Claimed]
-    models: list[Published]  #: the first one judges
+    models: list[Published]  #: the first is the live model, which judges
     decoded: dict[Recipe, list[Decoded | Rejected]] = field(default_factory=dict)
-    moved: float = field(default_factory=time.monotonic)  #: when it last got on, in seconds of this process's clock
-    read: bool = False  #: its files are no longer needed
+    moved: float = field(default_factory=time.monotonic)  #: time of the last progress, by `time.monotonic`
+    read: bool = False  #: all files are decoded and no longer needed
 
     def moves(self) -> None:
-        """Something was done: several files that each take as long as they may are no standstill."""
+        """Record progress: several slow files, each within its limit, are not a hang."""
         self.moved = time.monotonic()
 
     @property
     def alone(self) -> bool:
-        """Whoever held it before may have died of it: nothing else is to be held beside it."""
+        """Whether an image of it may have killed its last worker: then no other batch is held beside it."""
         return any(c.left_behind for c in self.claimed)
 
 
 @dataclass
 class Result:
-    """What is to be written of a batch, if it is still ours."""
+    """What to write about a batch, for the claims that are still held."""
 
     verdicts: list[Verdict] = field(default_factory=list)
     rows: list[encodings.Row] = field(default_factory=list)
     thumbnails: list[tuple[int, bytes]] = field(default_factory=list)
-    exceptions: list[tuple[int, Verdict]] = field(default_factory=list)  #: (model, what it made of a passed image)
+    exceptions: list[tuple[int, Verdict]] = field(default_factory=list)  #: (model, its verdict on a passed image)
 
 
 def decode(sandbox: Decoder, work: Work) -> Work:
-    """Each file has been decoded once per different recipe; what is no longer as it was registered says so."""
+    """Decode each file once per distinct recipe; a file that changed since it was registered gets that reason."""
     paths = [Path(os.fsdecode(c.path)) for c in work.claimed]
     for model in work.models:
         recipe = recipe_of(model)
@@ -99,7 +99,7 @@ def forward(work: Work, encoder_of: Callable[[Published], Encoder]) -> Result:
     judge, *others = work.models
     passed: set[int] = set()
     for c, decoded, found in _through(work, judge, encoder_of):
-        if isinstance(decoded, Decoded):  # whoever reviews a stopped one needs a picture, too
+        if isinstance(decoded, Decoded):  # reviewers of stopped images need a picture, too
             result.thumbnails.append((c.id, _jpeg(decoded)))
         if isinstance(found, Verdict):
             result.verdicts.append(found)
@@ -119,7 +119,7 @@ def forward(work: Work, encoder_of: Callable[[Published], Encoder]) -> Result:
 def _through(
     work: Work, model: Published, encoder_of: Callable[[Published], Encoder], only: set[int] | None = None
 ) -> Iterator[tuple[Claimed, Decoded | Rejected, list[encodings.Row] | Verdict]]:
-    """Each image, or some, through one model: its rows, or the verdict of what stopped it."""
+    """Run the images, or those in `only`, through one model; yield each one's rows or the verdict that stopped it."""
     recipe, good = recipe_of(model), []
     for c, decoded in zip(work.claimed, work.decoded[recipe], strict=True):
         if only is not None and c.id not in only:
@@ -142,8 +142,8 @@ def _stopped(claimed: Claimed, stop: Rejected) -> Verdict:
 
 
 def again(claimed: Claimed, reason: str, *, our_fault: bool) -> Verdict:
-    """The image is due again after a rest."""
-    before = claimed.failures if our_fault else claimed.attempt - 1  # what passes has no count of its own
+    """Return the verdict that makes the image due again after a back-off."""
+    before = claimed.failures if our_fault else claimed.attempt - 1  # transient failures have no count
     delay = min(RETRY_S * 2 ** min(before, 10), MOST_RETRY_S)
     return Verdict(image=claimed, status=Status.RECEIVED, reason=reason, retry_after_s=delay, our_fault=our_fault)
 
@@ -151,7 +151,7 @@ def again(claimed: Claimed, reason: str, *, our_fault: bool) -> Verdict:
 def _encode(
     decoded: Sequence[tuple[Claimed, Decoded]], encoder_of: Callable[[Published], Encoder], model: Published
 ) -> Iterator[tuple[Claimed, Decoded, Encoded | Verdict]]:
-    """One pass over all frames; if that fails, one image at a time, so that each answers for itself."""
+    """Encode all frames in one pass; if that fails, image by image, so that only the faulty ones fail."""
     if not decoded:
         return
     encoder = encoder_of(model)
@@ -205,7 +205,7 @@ def _rows(claimed: Claimed, decoded: Decoded, encoded: Encoded, model: Published
 
 
 def _jpeg(decoded: Decoded) -> bytes:
-    """A thumbnail that we encode ourselves; nothing of the file's own bytes is passed on."""
+    """Encode the thumbnail as a new JPEG; none of the file's own bytes are passed on."""
     out = io.BytesIO()
     Pillow.fromarray(decoded.thumbnail).save(out, "JPEG", quality=85)
     return out.getvalue()

@@ -1,7 +1,7 @@
-"""The canary: stored images ask again, exactly and as searches do, and what the index finds of the truth is kept.
+"""The canary: stored images query the published index, exactly and as searches do, and the recall is recorded.
 
-A graph may decay long after the recall that it was published with was measured: by deletes, by what came since, by a
-fault. A few random images every few minutes notice it; what they asked is not kept, only how much was found.
+A graph may degrade long after its recall was measured for publishing: by deletes, by new points, by a fault. A few
+random queries every few minutes show that. Only the counts are kept, not the queries.
 """
 
 from shared.pipeline import reindex
@@ -12,15 +12,15 @@ from shared.store.session import Begin
 from shared.store.tables import Generation
 
 QUERIES = 5  #: of one round; each costs an exact search
-ENOUGH = 20  #: queries, before fewer found ones are a finding: a single query may well find 7 of 10
-#: Below the generation's gate. The recall of 60 queries strays by 0.01 (one standard error) around 0.97.
+ENOUGH = 20  #: queries before a low recall is a finding: a single query may well find 7 of 10
+#: Tolerance below the generation's gate. Around 0.97, the recall of 60 queries has a standard error of 0.01.
 SLACK = 0.05
 
 
 def ask(begin: Begin, open_index: Opened, every_s: float) -> Canary | None:
-    """One round has been asked of the published generation, if one was due; what its last rounds found.
+    """Run a round on the published generation if one is due; return what its last rounds found, None without a round.
 
-    Nothing is asked of an index that is being optimised: the engine has enough to do.
+    An index that is being optimised is not queried: the engine is busy enough.
     """
     with begin() as db:
         live = generations.published(db)
@@ -36,6 +36,6 @@ def ask(begin: Begin, open_index: Opened, every_s: float) -> Canary | None:
 
 
 def failing(generation: Generation) -> bool:
-    """It finds clearly less than its gate asked for when it was published."""
+    """Whether the canary's recall is clearly below the gate that the generation passed when it was published."""
     told = canaries.told(generation.canary)
     return told is not None and told.queries >= ENOUGH and told.recall < generation.gate - SLACK

@@ -1,7 +1,7 @@
-"""Catch-up: images that a model has not encoded yet are, beside intake and with the same machinery.
+"""Catch-up: encode the images that a model has not encoded yet, beside intake and with the same code.
 
 Only that model's encodings are written, fenced by the claim and by the image's revision. New images come first:
-while some are due, each call does one batch.
+while some are due, each call encodes one batch per model.
 """
 
 from collections.abc import Callable, Sequence
@@ -33,9 +33,9 @@ def drain(
     effort: Effort,
     budget_s: float = 20.0,
 ) -> int:
-    """Due images of every model that asks have been encoded or have their reason; returns how many.
+    """Encode the images that each model has to catch up on, or record why not; return how many were settled.
 
-    A model that cannot be loaded here waits, and holds up no other.
+    A model that cannot be loaded here waits, and does not hold up the others.
     """
     with begin() as db:
         asking = set(catchup.asking(db))
@@ -65,7 +65,7 @@ def _source(begin: Begin, model: Published, effort: Effort) -> Source:
     def give_back(verdicts: Sequence[Verdict]) -> None:
         with begin() as db:
             catchup.settle(db, model.model_id, [v for v in verdicts if v.reason])
-            catchup.release(db, model.model_id, [v.image for v in verdicts])  # also those of another revision by now
+            catchup.release(db, model.model_id, [v.image for v in verdicts])  # also those whose revision changed
 
     return Source(
         claim=claim, settle=lambda work, result: _settle(begin, model, work, result), renew=renew, give_back=give_back
@@ -73,12 +73,15 @@ def _source(begin: Begin, model: Published, effort: Effort) -> Source:
 
 
 def _claim(begin: Begin, model: Published, effort: Effort, *, first: bool, beside: bool = False) -> Work:
-    """A batch of this model is ours, as far as throttle and hours allow; none while it is paused or new images wait."""
+    """Claim a batch for this model, within throttle and hours; none while it is paused.
+
+    After the `first` batch of a call, none either while new images are due.
+    """
     with begin() as db:
         if model.model_id not in catchup.asking(db) or (not first and images.any_due(db)):
             return Work([], [])
-        share(db, Lock.GENERATIONS)  # who publishes counts what is given up
-        _give_up(db, model, effort)  # which locks images, before `allow` locks generations: as who settles
+        share(db, Lock.GENERATIONS)  # a publish counts what is given up here
+        _give_up(db, model, effort)  # locks images before `allow` locks generations, as `_settle` does
         limit = min((allow(db, one, effort.batch) for one in _building(db, model.model_id)), default=effort.batch)
         if limit == 0:
             return Work([], [])
@@ -89,7 +92,7 @@ def _claim(begin: Begin, model: Published, effort: Effort, *, first: bool, besid
 
 
 def _give_up(db: Session, model: Published, effort: Effort) -> None:
-    """What this model failed at too often is its exception, and nothing of its own stands of the bytes before."""
+    """Record images on which this model failed too often as its exceptions, and drop its encodings of earlier bytes."""
     if given_up := catchup.exhaust(db, model.model_id, effort.max_failures):
         encodings.drop_other_frames(db, model.model_id, given_up, kept=())
         ledger.withdraw(db, given_up, model.model_id)
@@ -97,21 +100,21 @@ def _give_up(db: Session, model: Published, effort: Effort) -> None:
 
 
 def _building(db: Session, model_id: int) -> list[Generation]:
-    """Those of the model that are still being built: pace and hours of one that stands hold up no other."""
+    """Return the model's generations that are being built: throttle and hours of others do not count."""
     mine = [one for one in generations.every(db) if one.model_id == model_id and one.state == "open"]
     states = {one.id: operations.get(db, one.operation_id).state for one in mine if one.operation_id}
     return [one for one in mine if states.get(one.id) in ("pending", "running")]
 
 
 def _settle(begin: Begin, model: Published, work: Work, result: Result) -> int:
-    """The batch is written in one transaction, as far as it is still ours and of the same revision."""
+    """Write the images whose claim is held and whose revision is unchanged, in one transaction; return how many."""
     with begin() as db:
         share(db, Lock.GENERATIONS)
         ours = catchup.settle(db, model.model_id, result.verdicts)
         result.exceptions = [(model.model_id, v) for v in result.verdicts if v.status is not Status.ENCODED]
-        result.thumbnails = []  # the picture is the live model's
+        result.thumbnails = []  # the live model writes them
         encode.write(db, work, result, ours)
         lost = [v.image for v in result.verdicts if v.image.id not in ours]
-        catchup.release(db, model.model_id, lost)  # of another revision by now: due again at once
+        catchup.release(db, model.model_id, lost)  # their revision changed: due again at once
         enqueue(db, Job.PROJECT)
     return len(ours)

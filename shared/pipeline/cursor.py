@@ -1,8 +1,8 @@
-"""Pages of a ranking that do not shift.
+"""Cursors, so that the pages of a ranking do not shift.
 
-A cursor names the studies already shown and the moment of the first page: the next page is the best of what was
-not shown and stood then. So nothing comes twice, and what arrives meanwhile disturbs nothing. It is bound to
-its query and to the generation; after a switch it says that it is stale.
+A cursor names the studies already shown and the time of the first page: the next page ranks the other studies that
+existed then. So no study comes twice, and new images change nothing. A cursor is bound to its query and to the
+generation; after another generation is published, it is refused as stale.
 """
 
 import base64
@@ -16,7 +16,7 @@ from hashlib import sha256
 from shared.errors import Conflict, Invalid
 from shared.pipeline.question import Found, Request, Subject
 
-MOST = 1000  #: studies that one walk through the pages may show
+MOST = 1000  #: studies that all pages of one query may show
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,12 +40,12 @@ def write(request: Request, generation_id: int, subject: Subject, page: Page, sh
 
 
 def spell(raw: bytes) -> str:
-    """As it may stand in an address."""
+    """Return URL-safe base64 without padding."""
     return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
 
 
 def unspell(text: str) -> bytes:
-    """Raises: `ValueError` for whatever `spell` does not write, of which base64 takes some for the same."""
+    """Decode what `spell` wrote. Raises: `ValueError` for any other text, even if base64 accepts it."""
     raw = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     if spell(raw) != text:
         raise ValueError
@@ -53,23 +53,26 @@ def unspell(text: str) -> bytes:
 
 
 def read(request: Request, generation_id: int, subject: Subject) -> Page:
-    """Raises: `Invalid` for what is no cursor of this query, `Conflict` for one of another generation."""
+    """Return the page of the request's cursor.
+
+    Raises: `Invalid` if it is no cursor of this query, `Conflict` if it is of another generation.
+    """
     text = request.cursor or ""
     if len(text) > 16_384:
         raise Invalid("this is not a cursor")
     try:
         unpacker = zlib.decompressobj()
         data = json.loads(unpacker.decompress(unspell(text), 65_536))
-        if not unpacker.eof or unpacker.unused_data:  # its end is the checksum
-            raise ValueError  # noqa: TRY301 - as whatever else is no cursor
+        if not unpacker.eof or unpacker.unused_data:  # zlib's checksum stands at the end
+            raise ValueError  # noqa: TRY301 - like any other invalid cursor
         generation, bound = int(data["g"]), str(data["q"])
         as_of = datetime.fromtimestamp(float(data["t"]), UTC)
         seen, total = [], 0
         for step in data["s"]:
             total += int(step)
             seen.append(total)
-        if not all(0 < one < 2**63 for one in seen):  # no engine has a word for such a study
-            raise ValueError  # noqa: TRY301 - as whatever else is no cursor
+        if not all(0 < one < 2**63 for one in seen):  # engines store 64-bit study ids
+            raise ValueError  # noqa: TRY301 - like any other invalid cursor
     except (ValueError, KeyError, TypeError, OverflowError, RecursionError, OSError, zlib.error):
         raise Invalid("this is not a cursor") from None
     if bound != _bound(request, subject) or len(seen) > MOST:
@@ -80,7 +83,7 @@ def read(request: Request, generation_id: int, subject: Subject) -> Page:
 
 
 def _bound(request: Request, subject: Subject) -> str:
-    """What must not change between pages: everything asked but the page itself."""
+    """Hash what must not change between pages: the study and the request, without its cursor."""
     fields = {name: getattr(request, name) for name in ("k", "exclude", "view", "filters", "exact", "mode", "radius")}
     fields["exclude"] = sorted(fields["exclude"])
     return sha256(f"{subject.study_uid}|{sorted(fields.items())}".encode()).hexdigest()[:16]

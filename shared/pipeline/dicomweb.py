@@ -1,7 +1,7 @@
-"""Another archive, asked by QIDO-RS and WADO-RS.
+"""Client for another archive's QIDO-RS and WADO-RS.
 
-Nothing that it answers leads anywhere: addresses are made of our own base and of UIDs that were checked, no redirect
-is followed, and what it sends is measured before it is parsed.
+Its answers are not trusted: URLs are made of the configured address and of UIDs that were checked, no redirect is
+followed, and an answer's size is limited before it is parsed.
 """
 
 import json
@@ -39,19 +39,19 @@ class ArchiveUnavailable(Unavailable):
 
 
 class ArchiveTimeout(ArchiveUnavailable):
-    """Nothing was heard of the other archive for so long that it is better asked later than again."""
+    """The other archive timed out: ask it later, not again at once."""
 
 
 class ArchiveProtocolError(Invalid):
-    """The other archive answered something that it should not have."""
+    """The other archive sent an invalid answer."""
 
 
 @dataclass(slots=True)
 class Listing(Generic[T]):
-    """What an archive lists, by UID."""
+    """The items of an archive's listing, by UID."""
 
     named: dict[str, T] = field(default_factory=dict)
-    unnamed: int = 0  #: items without a valid UID, which cannot be asked for
+    unnamed: int = 0  #: items without a valid UID, which cannot be requested
 
     def __len__(self) -> int:
         return len(self.named) + self.unnamed
@@ -82,7 +82,7 @@ class Access:
 
 
 def checked(url: str) -> str:
-    """The address, if it is one of an archive. Raises: `Invalid`."""
+    """Return the archive's address without trailing slashes. Raises: `Invalid` if it is malformed."""
     try:
         parts = urlsplit(url)
         fine = parts.scheme in ("http", "https") and parts.hostname and "@" not in parts.netloc and parts.port != 0
@@ -103,14 +103,14 @@ def _secret(path: Path) -> str:
 def _trust(authorities: Path | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=authorities)
-    except OSError as error:  # what is no certificate, too
+    except OSError as error:  # also for a file that is no certificate
         raise Invalid(f"the file of the archive's authorities cannot be used ({type(error).__name__})") from None
 
 
 class Archive:
-    """A connection.
+    """A connection to another archive.
 
-    Raises, from every method: `ArchiveUnavailable`, `ArchiveProtocolError`, and `Denied` where it does not know us.
+    Raises, from every method: `ArchiveUnavailable`, `ArchiveProtocolError`, and `Denied` if it refuses our credentials.
     """
 
     def __init__(self, access: Access, *, timeout_s: float = 60.0) -> None:
@@ -118,10 +118,10 @@ class Archive:
 
         self.url = access.url.rstrip("/")
         self._http = httpx.Client(
-            headers={"Accept-Encoding": "identity", **access.headers()},  # what inflates cannot be measured before
+            headers={"Accept-Encoding": "identity", **access.headers()},  # compressed answers could exceed any limit
             auth=access.login(),
             timeout=httpx.Timeout(timeout_s, connect=10.0),
-            trust_env=False,  # neither a proxy nor ~/.netrc has a say in who gets the password
+            trust_env=False,  # a proxy or ~/.netrc must not decide who gets the password
             follow_redirects=False,
             verify=_trust(access.ca_file),
         )
@@ -133,11 +133,11 @@ class Archive:
         self._http.close()
 
     def ping(self) -> None:
-        """It answers a query."""
+        """Check that the archive answers a query."""
         self._page("studies", {"limit": "1"})
 
     def studies(self, query: Mapping[str, str], most: int) -> Listing[int]:
-        """Study Instance UID -> instances as it counts them, 0 where it does not; at most one more than `most`."""
+        """Return Study Instance UID -> instances by the archive's count (0 without one); at most `most` + 1 studies."""
         found = Listing[int]()
         for item in self._pages("studies", {**query, "includefield": COUNT}, STUDY):
             found.add(_uid(item, STUDY), _count(item))
@@ -146,7 +146,7 @@ class Archive:
         return found
 
     def instances(self, study: str) -> Listing[str]:
-        """SOP Instance UID -> Series Instance UID of a study; a series that is not named is ""."""
+        """Return SOP Instance UID -> Series Instance UID of a study, "" where the archive names no series."""
         found = Listing[str]()
         for item in self._pages(f"studies/{study}/instances", {}, SOP):
             found.add(_uid(item, SOP), _uid(item, SERIES))
@@ -155,7 +155,7 @@ class Archive:
         return found
 
     def files(self, study: str, series: str = "", sop: str = "") -> Iterator[Event]:
-        """The files of a study, or the one that is named, as they come, in the transfer syntax that they have."""
+        """Stream the files of a study, or of one instance, in their own transfer syntax."""
         if sop and not series:
             raise ArchiveProtocolError("the archive does not say in which series an instance is")
         path = f"studies/{study}" + (f"/series/{series}/instances/{sop}" if sop else "")
@@ -170,7 +170,7 @@ class Archive:
                 raise ArchiveProtocolError("the archive answered something else than DICOM files")
             try:
                 yield from self._parts(response, given.get("boundary", ""))
-            except Invalid as error:  # a body that is no multipart costs its study, not the whole pull
+            except Invalid as error:  # a malformed body fails its study, not the whole pull
                 raise ArchiveProtocolError(str(error)) from None
 
     def _parts(self, response: "httpx.Response", boundary: str) -> Iterator[Event]:
@@ -183,9 +183,9 @@ class Archive:
         splitter.finish()
 
     def _pages(self, path: str, query: Mapping[str, str], key: str) -> Iterator[Mapping[str, Any]]:
-        """Every item once, by what it says its UID of this kind is, valid or not; ends where nothing new comes.
+        """Yield every item once, told apart by its value of `key`, valid or not; stop at a page without new items.
 
-        An archive may cap a page below what was asked, and one that ignores offsets answers the first page for ever.
+        An archive may cap a page below the limit, and one that ignores offsets repeats the first page for ever.
         """
         offset, seen = 0, set[str]()
         while True:
@@ -249,7 +249,7 @@ class _Response:
         status = response.status_code
         if status in (401, 403, 407):
             raise Denied(f"the archive refuses us (status {status})")
-        if status == 504:  # of a gateway that has waited in our place
+        if status == 504:  # of a gateway in front of the archive, which has timed out
             raise ArchiveTimeout("the archive answered 504")
         if status in (408, 425, 429) or status >= 500:
             raise ArchiveUnavailable(f"the archive answered {status}")
@@ -273,7 +273,7 @@ def _value(item: Mapping[str, Any], tag: str) -> object:
 
 
 def _uid(item: Mapping[str, Any], tag: str) -> str:
-    """The UID, "" where there is none."""
+    """Return the UID, "" if there is no valid one."""
     value = _value(item, tag)
     return value if isinstance(value, str) and len(value) <= 64 and _UID.fullmatch(value) else ""
 

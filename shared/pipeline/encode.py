@@ -1,7 +1,7 @@
 """Encode: claimed images become embeddings, codes and scores, or stop at a gate.
 
-Decoding runs one batch ahead of the forward pass, in the sandbox. Nothing is written before the images are
-settled under their fence; then everything about a batch is written in one transaction.
+Decoding runs one batch ahead of the forward pass, in the sandbox. Nothing is written until the batch is settled; then
+everything about the images whose claims are still held (the fence) is written in one transaction.
 """
 
 import os
@@ -35,30 +35,30 @@ log = get(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Effort:
-    """How much is claimed at once and for how long."""
+    """How much a worker claims at once, for how long, and when it gives up."""
 
     batch: int = 8
     lease_s: float = 10.0
-    max_failures: int = 5  #: of one image by our own fault, before it is given up
-    wedged_s: float = 300.0  #: a batch that stands still for longer is given up with its process
+    max_failures: int = 5  #: of one image by errors of Similis, before it is given up
+    wedged_s: float = 300.0  #: a batch without progress for longer ends the process
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where batches are claimed, and what becomes of them."""
+    """How batches are claimed, settled, renewed and given back."""
 
-    claim: Callable[[bool], Work]  #: whether it is read beside another, and so may hold nothing that was left behind
+    claim: Callable[[bool], Work]  #: argument: beside a held batch, and so without images left behind
     settle: Callable[[Work, Result], int]
     renew: Callable[[Session, Sequence[Claimed]], None]
     give_back: Callable[[Sequence[Verdict]], None]  #: each of status `received`
 
 
 class Holding:
-    """The claims of this process, renewed together; a wedged batch ends the process."""
+    """The claims of this process, renewed together; a batch that hangs ends the process."""
 
     def __init__(self, effort: Effort, source: Source) -> None:
         self.effort, self._source = effort, source
-        self._held: list[Work] = []  # in the order of their claims: those behind the first are read ahead, then wait
+        self._held: list[Work] = []  # by time of claim: those behind the first are decoded ahead, then wait
         self._lock = threading.Lock()
 
     def take(self, work: Work) -> None:
@@ -90,10 +90,10 @@ class Holding:
     def _end(self, unread: Sequence[Claimed], beside: Sequence[Claimed]) -> NoReturn:
         """End the process: a native call that never returns cannot be interrupted otherwise.
 
-        A share that does not answer is no fault of what lies there: that is given back before, and what was held
-        beside it. The fence decides whether it is ours still, should the call return after all.
+        Before that, images that were still being read are given back with a back-off, as their share may hang, and
+        those held beside them without. If the call returns meanwhile, the fence decides which result counts.
         """
-        late = threading.Timer(self.effort.lease_s, os._exit, (70,))  # a database may not answer, either
+        late = threading.Timer(self.effort.lease_s, os._exit, (70,))  # the database may hang, too
         late.daemon = True
         late.start()
         try:
@@ -110,7 +110,7 @@ def drain(
     effort: Effort,
     budget_s: float = 20.0,
 ) -> int:
-    """Due images have been settled until none was left or the budget was used; returns how many."""
+    """Encode due images until none is left or `budget_s` is used up; return how many were settled."""
     source = Source(
         claim=lambda beside: claim(begin, encoder_of, effort, beside=beside),
         settle=lambda work, result: settle(begin, work, result),
@@ -128,10 +128,10 @@ def work_off(
     effort: Effort,
     budget_s: float,
 ) -> int:
-    """Batches of the source have been settled until none came or the budget was used; returns how many images.
+    """Settle batches of the source until none comes or `budget_s` is used up; return how many images.
 
-    The budget keeps one message short, so that stopping a worker is quick; whoever calls rings again. Whatever is
-    claimed and not settled when an error ends this is given back.
+    The budget keeps one task short, so that a worker stops quickly; the caller rings again. If an error ends this,
+    claims that are not settled are given back.
     """
     until, settled, holding = time.monotonic() + budget_s, 0, Holding(effort, source)
     with Keeper(begin, effort.lease_s, holding.renew), ThreadPoolExecutor(1, "decode") as ahead:
@@ -157,17 +157,19 @@ def work_off(
         finally:
             if left := holding.claims():
                 try:
-                    source.give_back([Verdict(image=c, status=Status.RECEIVED) for c in left])  # at once
-                except Unavailable:  # at worst their leases end; what ended us is what is told
+                    source.give_back([Verdict(image=c, status=Status.RECEIVED) for c in left])  # due at once
+                except Unavailable:  # their leases will end; the first error is the one to raise
                     log.warning("claims_not_given_back", count=len(left))
     return settled
 
 
 def claim(begin: Begin, encoder_of: Callable[[Published], Encoder], effort: Effort, *, beside: bool = False) -> Work:
-    """A batch is ours, and every model that it needs is loaded; `beside` another, with nothing that was left behind.
+    """Load every model with an open generation and claim a batch; with `beside`, without images left behind.
 
-    Without an open generation nothing is claimed: the images wait for a model. Nor is anything while the live model
-    cannot be loaded here, which is this worker's fault and not the images'. Another model that cannot be loaded waits.
+    Without an open generation nothing is claimed: the images wait for a model. Another model than the live one that
+    cannot be loaded here is left to catch-up.
+
+    Raises: `NotFound`, `Invalid` if the live model cannot be loaded: this worker's fault, so nothing is claimed.
     """
     with begin() as db:
         opened = list({p.model_id: p for p in generations.opened(db)}.values())
@@ -183,7 +185,7 @@ def claim(begin: Begin, encoder_of: Callable[[Published], Encoder], effort: Effo
 
 
 def give_up(db: Session, effort: Effort) -> None:
-    """Images that failed too often by our own fault are `failed`, and nothing stands of the bytes before."""
+    """Mark images as `failed` that failed too often by errors of Similis, and forget what was made of earlier bytes."""
     if given_up := images.exhaust(db, effort.max_failures):
         quarantine.forget(db, given_up)
 
@@ -200,15 +202,15 @@ def _loads(encoder_of: Callable[[Published], Encoder], model: Published, *, need
 
 
 def give_back(begin: Begin, verdicts: Sequence[Verdict]) -> None:
-    """The images are due again, and nothing else is written of them."""
+    """Make the images due again, and write nothing else about them."""
     with begin() as db:
         images.settle(db, verdicts)
 
 
 def settle(begin: Begin, work: Work, result: Result) -> int:
-    """The batch is written in one transaction, as far as it is still ours; returns how many images were."""
+    """Write the images whose claims are still held, in one transaction; return how many."""
     with begin() as db:
-        share(db, Lock.GENERATIONS)  # from here on no generation is opened that we would not see below
+        share(db, Lock.GENERATIONS)  # no generation is opened unseen until the commit
         result.verdicts = _feature_gate(db, work.models[0], result)
         ours = images.settle(db, result.verdicts)
         lost_place = [
@@ -216,9 +218,9 @@ def settle(begin: Begin, work: Work, result: Result) -> int:
             for v in result.verdicts
             if v.image.id in ours and v.status not in (Status.ENCODED, Status.RECEIVED)
         ]
-        quarantine.forget(db, lost_place)  # of other bytes; what a reviewer may see and release is written below
+        quarantine.forget(db, lost_place)  # of earlier bytes; what a reviewer may see and release is written below
         encoded = [v.image.id for v in result.verdicts if v.image.id in ours and v.status is Status.ENCODED]
-        encodings.forget_closed(db, encoded)  # of other bytes, and nobody will encode these
+        encodings.forget_closed(db, encoded)  # of earlier bytes; closed models encode no more
         write(db, work, result, ours)
         _hand_over(db, work, result, encoded)
         enqueue(db, Job.PROJECT)
@@ -231,7 +233,7 @@ def settle(begin: Begin, work: Work, result: Result) -> int:
 
 
 def _feature_gate(db: Session, model: Published, result: Result) -> list[Verdict]:
-    """Gate 3, in the transaction that settles: whoever puts a threshold in force knows what was judged before."""
+    """Apply gate 3 in the settling transaction: a new threshold is ordered before or after each judgement."""
     frames: dict[int, list[encodings.Row]] = {}
     for row in result.rows:
         if row.model_id == model.model_id:
@@ -254,9 +256,9 @@ def _feature_gate(db: Session, model: Published, result: Result) -> list[Verdict
 
 
 def write(db: Session, work: Work, result: Result, revisions: Mapping[int, int]) -> None:
-    """Encodings, thumbnails and ledger rows of the images that are ours, each with its revision.
+    """Write encodings, thumbnails and ledger rows of the images in `revisions` (image id -> revision).
 
-    What was stopped has its encodings, so that it can be released without another pass, and no row in a ledger.
+    A stopped image keeps its encodings, so that it can be released without another pass, but gets no ledger row.
     """
     shown = {v.image.id for v in result.verdicts if v.status is Status.ENCODED}
     rows = [r for r in result.rows if r.image_id in revisions]
@@ -277,11 +279,11 @@ def write(db: Session, work: Work, result: Result, revisions: Mapping[int, int])
         looked_at = {i for i, _ in kept} | {i for m, i in failed if m == model.model_id and i in revisions}
         gone = encodings.drop_other_frames(db, model.model_id, sorted(looked_at), kept)
         entries += [ledger.Entry(point_id(uids[i], frame), i, frame, revisions[i], "delete") for i, frame in gone]
-        ledger.post(db, model.model_id, entries)  # every open generation is told what it must hold now
+        ledger.post(db, model.model_id, entries)  # into every open generation of this model
 
 
 def _hand_over(db: Session, work: Work, result: Result, encoded: Sequence[int]) -> None:
-    """What open models have not done with these images is theirs to do, or their named exception."""
+    """Queue for catch-up what open models have not encoded of these images, or record their exceptions."""
     catchup.drop(db, encoded, [model.model_id for model in work.models])
     late = {p.model_id for p in generations.opened(db)} - {model.model_id for model in work.models}
     mine = [(model, verdict) for model, verdict in result.exceptions if verdict.image.id in set(encoded)]

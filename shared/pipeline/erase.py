@@ -1,7 +1,7 @@
-"""Erase: a study or a patient is gone from the commit on, and its operation ends when no index holds a point of it.
+"""Erase: a study or patient is gone from the commit on, and the operation ends when no index holds a point of it.
 
-What searches join with Postgres is gone at once; the deletes are due in every generation, also in those that are being
-built; a tombstone refuses the files when they come again.
+The rows that searches join are gone at once; deletes become due in every generation, including those that are being
+built; a tombstone refuses the files if they come again.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,18 +30,18 @@ CHUNK = 5000
 
 
 def erase_study(db: Session, secret: bytes, study_uid: str) -> Operation:
-    """The study is gone; asked again, it is the same operation.
+    """Erase the study and return the operation; a repeated call returns the same one.
 
-    Raises: `NotFound` where it never stood.
+    Raises: `NotFound` if there never was such a study.
     """
     alone(db, Lock.INTAKE)
     return _erase(db, secret, erasure.standing(db, study_uid=study_uid), digest(secret, "study", study_uid), "study")
 
 
 def erase_patient(db: Session, secret: bytes, issuer: str, patient_id: str) -> Operation:
-    """Every study of the patient is gone; asked again while nothing new came, it is the same operation.
+    """Erase every study of the patient; a call repeated before anything new comes returns the same operation.
 
-    Raises: `NotFound` for a patient of whom nothing stood, `Invalid` without a patient ID.
+    Raises: `NotFound` if there never was anything of the patient, `Invalid` without a patient ID.
     """
     key = patient_key(secret, issuer, patient_id)
     alone(db, Lock.INTAKE)
@@ -64,7 +64,7 @@ def _erase(db: Session, secret: bytes, standing: Standing, name: bytes, kind: Ki
     ledger.withdraw(db, [image.id for image in images])
     operation.counts = {"images": len(images), "studies": len(studies)}
     if standing.stopped:
-        operation.counts |= {"stopped": len(standing.stopped)}  # files that had not become an image of these
+        operation.counts |= {"stopped": len(standing.stopped)}  # files that never became an image
     operation.total = len(erasure.copies(db, operation.id))
     enqueue(db, Job.PROJECT)
     enqueue(db, Job.TIDY)  # files that were sent to us are ours to remove
@@ -73,7 +73,7 @@ def _erase(db: Session, secret: bytes, standing: Standing, name: bytes, kind: Ki
 
 
 def _again(db: Session, operation: Operation) -> Operation:
-    """An erasure that was given up before its proof is due once more."""
+    """Return the operation; an erasure that was given up before it was certified is made due again."""
     if operation.state == "failed":
         counts = operation.counts
         operations.retry(db, operation.id).counts = counts
@@ -83,16 +83,16 @@ def _again(db: Session, operation: Operation) -> Operation:
 
 
 def lift_study(db: Session, secret: bytes, study_uid: str) -> int:
-    """The study may be taken in again; returns how many tombstones there were.
+    """Lift the erasure, so that the study may be taken in again; return how many tombstones were lifted.
 
-    Raises: `NotFound` for one that was not erased, `Conflict` for one that was erased with its patient, or while an
-    erasure has not ended.
+    Raises: `NotFound` if it was not erased, `Conflict` if it was erased with its patient, or while an erasure has not
+    ended.
     """
     return _lift(db, digest(secret, "study", study_uid), "study")
 
 
 def lift_patient(db: Session, secret: bytes, issuer: str, patient_id: str) -> int:
-    """What was erased with the patient may be taken in again. Raises: `NotFound`; `Conflict` as `lift_study`."""
+    """Lift the patient's erasure; return how many tombstones. Raises: `NotFound`; `Conflict` as `lift_study`."""
     return _lift(db, digest(secret, "patient", patient_key(secret, issuer, patient_id)), "patient")
 
 
@@ -104,7 +104,7 @@ def _lift(db: Session, name: bytes, kind: Kind) -> int:
     erasure_of_it = operations.get(db, stone.operation_id)
     if erasure_of_it.params["of"] != kind:
         raise Conflict("this study was erased with its patient: lift the patient")
-    # what came again would take the place of a delete that is still due, also one that a restore has renewed
+    # a file taken in again would replace a delete that is still due, also one that a restore has renewed
     if erasure_of_it.state != "succeeded" or operations.under_way(db, "erase"):
         raise Conflict("an erasure has not ended: an index may still hold a point of it; lift it afterwards")
     files.reread_erased(db)
@@ -112,7 +112,10 @@ def _lift(db: Session, name: bytes, kind: Kind) -> int:
 
 
 def certify(begin: Begin, open_index: Callable[[str], Index]) -> None:
-    """Every due erasure has ended, if no generation holds a point of it; what still stands is deleted once more."""
+    """End the due erasures of which no generation holds a point; points that are still found are deleted again.
+
+    Raises: `Unavailable` if an index does not answer.
+    """
     while True:
         with begin() as db:
             held = operations.claim(db, "erase", LEASE_S)
@@ -150,7 +153,7 @@ def _conclude(db: Session, held: Held, copies: Sequence[Copy], standing: Sequenc
 
 
 def _standing(open_index: Callable[[str], Index], copies: Sequence[Copy]) -> list[Copy]:
-    """The copies that an index still holds; from a retired generation, which nobody writes to, they are taken here."""
+    """Return the copies that an index still holds; retired generations get no deletes, so theirs are deleted here."""
     found: list[Copy] = []
     for collection, own in groupby(copies, key=lambda copy: copy.collection):
         mine = {copy.point_id: copy for copy in own}
@@ -183,14 +186,14 @@ def replay(db: Session, secret: bytes) -> int:
 
 
 def _replay_stopped(db: Session, secret: bytes) -> None:
-    """Files that were stopped and that a tombstone names are gone, too."""
+    """Erase the stopped files that a tombstone names, too."""
     if gone := risen_files(db, secret):
         erasure.forget(db, gone)
         enqueue(db, Job.TIDY)
 
 
 def risen_files(db: Session, secret: bytes) -> list[int]:
-    """The rows of stopped files that a tombstone names."""
+    """Return the row ids of stopped files that a tombstone names."""
     rows = erasure.stopped(db)
     named = refused(db, secret, [(row.sop_uid, row.study_uid, row.patient_key) for row in rows])
     return [row.id for row, gone in zip(rows, named, strict=True) if gone]
@@ -201,7 +204,7 @@ def _names(secret: bytes, sop_uid: str, study_uid: str, patient: bytes) -> tuple
 
 
 def refused(db: Session, secret: bytes, files: Sequence[tuple[str, str, bytes]]) -> list[bool]:
-    """Of each (SOP Instance UID, Study Instance UID, patient key), whether it was erased and must not come back."""
+    """Return for each (SOP Instance UID, Study Instance UID, patient key) whether it was erased and must stay out."""
     names = [_names(secret, *file) for file in files]
     present = tombstones.present(db, [name for own in names for name in own])
     return [bool(present.intersection(own)) for own in names]

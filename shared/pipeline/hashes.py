@@ -1,9 +1,9 @@
-"""Search by hash codes: a Hamming ball from the index, ranked by what Postgres holds of the images.
+"""Search by hash codes: a Hamming ball from the index, ranked by the embeddings in Postgres.
 
-Thousands of images share a distance, so the ball alone ranks nothing. Its images are ordered by their content, the
-Pearson correlation of the embeddings, then by id. The correlation is computed here, from stored embeddings, and not
-by the engines: so ids and order are the same on each of them. Source: arXiv 2503.09370, content-guided ranking. How
-many it ranks the paper does not say: here, the k nearest codes and whoever ties with the last, or all of a radius.
+Thousands of images share a distance, so distances alone rank nothing. The images are ordered by content, the Pearson
+correlation of the embeddings, then by id. The correlation is computed here, from stored embeddings, and not by the
+engines: so ids and order are the same on each of them. Source: arXiv 2503.09370, content-guided ranking. The paper
+does not say how many images are ranked: here, the k nearest codes and all ties of the last, or all within the radius.
 """
 
 import uuid
@@ -26,15 +26,15 @@ from shared.store.generations import Published
 from shared.types import Embeddings
 
 Search = Callable[[Sequence[QueryImage], Sequence[Query]], list[Answer]]
-#: A hybrid search looks at so many times the images that it is asked for; `benchmarks.hashes` says what that finds.
+#: A hybrid search ranks this many times the images that are asked for; `benchmarks.hashes` measures what that finds.
 WIDE: Final = 10
 Mode = Literal["hash", "hybrid"]
 HELD: Final = 10_000  #: embeddings in memory at a time: as many as a ball may hold, 20 MB at 1,024 dimensions
-DIGITS: Final = 6  #: of a score: what lies below is the rounding of sums, and equal images must be equal
+DIGITS: Final = 6  #: of a score: the rest is rounding error, and identical images must tie
 
 
 def searcher(connection: sa.Connection, index: Index, live: Published, mode: Mode, radius: int | None) -> Search:
-    """Raises: `Conflict` where the published generation holds no codes."""
+    """Return the search function of `mode`. Raises: `Conflict` if the published generation holds no codes."""
     if not index.spec.bits:
         raise Conflict("the published model has no hash codes: publish a generation of one that has, or ask mode=dense")
 
@@ -60,22 +60,22 @@ def searcher(connection: sa.Connection, index: Index, live: Published, mode: Mod
 
 
 def trusted(index: Index) -> None:
-    """The engine's distances are right, or the index holds no codes. Raises: `Unavailable`."""
+    """Check the engine's Hamming distances, if the index holds codes. Raises: `Unavailable` if they are wrong."""
     if index.spec.bits:
         index.near([])
 
 
 class Stored:
-    """The embeddings of points that searches may show, read once, and no more of them held than of one large ball."""
+    """Cache of the embeddings of points that searches may show, at most as many as one large ball has."""
 
     def __init__(self, connection: sa.Connection, live: Published) -> None:
         self._connection, self._live = connection, live
         self._held: dict[uuid.UUID, bytes] = {}
 
     def of(self, hits: Sequence[Near]) -> list[Near]:
-        """Those that have one. An orphan, whose image was erased or is being written, has none."""
+        """Return the hits that have an embedding. An orphan, whose image was erased or is being written, has none."""
         missing = [hit.id for hit in hits if hit.id not in self._held]
-        if len(self._held) + len(missing) > HELD:  # of one ball, or of several small ones
+        if len(self._held) + len(missing) > HELD:  # keep one ball, or several small ones
             self._held, missing = {}, [hit.id for hit in hits]
         self._held |= neighbours.embeddings(self._connection, self._live.generation_id, self._live.model_id, missing)
         return [hit for hit in hits if hit.id in self._held]
@@ -85,25 +85,25 @@ class Stored:
 
 
 def _whole(index: Index, stored: Stored, asked: CodeQuery, ball: Ball) -> tuple[Ball, list[Near]]:
-    """The ball with as many images that may be shown as were asked for: orphans take nobody's place."""
+    """Return the ball and its images that may be shown, widened until orphans displace none that were asked for."""
     known, wanted = stored.of(ball.hits), asked.k
     if wanted is None:
         return ball, known
     width = wanted
-    while len(known) < wanted and width <= len(ball.hits) < asked.most:  # one of fewer than `width` holds all there are
+    while len(known) < wanted and width <= len(ball.hits) < asked.most:  # one with fewer than `width` holds all images
         width = min(2 * len(ball.hits), asked.most)
         (ball,) = index.near([replace(asked, k=width)])
         known = stored.of(ball.hits)
     if len(known) < wanted:
         return ball, known
-    rim = known[wanted - 1].distance  # they come by distance; a wider ball was only asked for in place of orphans
+    rim = known[wanted - 1].distance  # hits come by distance; cut what only the widening brought
     return ball, [hit for hit in known if hit.distance <= rim]
 
 
 def content(vector: NDArray[np.float32], matrix: Embeddings) -> NDArray[np.float32]:
-    """Pearson correlation of (dim,) with each of (n, dim); of a vector without variance 0.
+    """Pearson correlation of (dim,) with each of (n, dim); 0 for a vector without variance.
 
-    Row by row: a BLAS product sums the rows of one matrix in several orders, and equal images would differ.
+    Row by row: BLAS may sum the rows of one matrix in different orders, and identical images would differ.
     """
     centred = matrix - matrix.mean(axis=1, keepdims=True)
     own = vector - vector.mean()
@@ -113,7 +113,7 @@ def content(vector: NDArray[np.float32], matrix: Embeddings) -> NDArray[np.float
 
 
 def _as_the_index(spec: Spec, vector: NDArray[np.float32], matrix: Embeddings) -> NDArray[np.float32]:
-    """The score that a dense search gives, exactly."""
+    """Return exactly the scores that a dense search gives."""
     (own,) = checks.prepare(spec, [vector])
     return score(Metric(spec.metric), checks.prepare(spec, list(matrix)), np.arange(len(matrix)), own)
 
@@ -134,7 +134,7 @@ def _ball(image: QueryImage, query: Query, mode: Mode, radius: int | None) -> Co
 def _answer(
     spec: Spec, query: Query, ball: Ball, hits: Sequence[Near], matrix: Embeddings, mode: Mode, radius: int | None
 ) -> Answer:
-    """Ranked by content, or of a hybrid search by the embedding: exact within the ball, which may lack a neighbour."""
+    """Rank by content, or in a hybrid search by the embedding: exact within the ball, which may lack a neighbour."""
     likeness = _rounded(content(query.vector, matrix))
     scores = likeness if mode == "hash" else _rounded(_as_the_index(spec, query.vector, matrix))
     ranked = sorted(

@@ -1,8 +1,8 @@
 """Gate 3: is an image unlike those that the model's thresholds were calibrated on?
 
 Two votes, either of which stops an image: its reconstruction error, where the model has a decoder, and the distance of
-its embedding from those of known images of its modality. Where there is no threshold for its modality an image passes,
-and that is said, never silent.
+its embedding from those of known images of its modality. Without a threshold for its modality an image passes, with
+the verdict `uncalibrated`.
 """
 
 import math
@@ -19,18 +19,18 @@ from shared.imaging.reasons import Reason
 from shared.store import calibrations, encodings
 from shared.store.calibrations import Threshold
 
-#: `unmeasured`: there is neither score nor distance; `uncalibrated`: there is no threshold for the modality.
+#: `unmeasured`: no score or distance that has a threshold; `uncalibrated`: there is no threshold for the modality.
 GateVerdict = Literal["passed", "stopped", "uncalibrated", "unmeasured"]
 
 
 @dataclass(frozen=True, slots=True)
 class Standard:
-    """What images of one modality are judged by: a threshold for either vote, or for one of them."""
+    """The thresholds for images of one modality: for both votes, or for one of them."""
 
     calibration_id: int
     threshold: float | None  #: of the score
     distance: float | None = None  #: of the distance
-    known: Gaussian | None = None  #: what distances are measured from
+    known: Gaussian | None = None  #: the embeddings of known images, from which distances are measured
 
     def measure(self, packed: Iterable[bytes]) -> float | None:
         """Distance of an image, given the embeddings of its frames as they are stored; None without a Gaussian."""
@@ -39,15 +39,15 @@ class Standard:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """What the gate says of one image."""
+    """Gate 3's judgement of one image."""
 
     verdict: GateVerdict
-    score: float | None = None  #: higher is stranger; None also where it came out as no number
+    score: float | None = None  #: higher is stranger; None also if it is not finite
     threshold: float | None = None
     distance: float | None = None  #: ditto
     distance_threshold: float | None = None
     calibration_id: int | None = None
-    reason: Reason | None = None  #: why it is stopped; where both votes stop it, the first
+    reason: Reason | None = None  #: why it is stopped; if both votes stop it, that of the score
 
     @property
     def stops(self) -> bool:
@@ -55,7 +55,7 @@ class Judgement:
 
 
 def standards(db: Session | sa.Connection, model_id: int, modalities: Collection[str]) -> dict[str, Standard]:
-    """Those in force, by modality; one that is missing has none."""
+    """Return the thresholds in force, by modality; a modality without any is missing."""
     chosen = {name: one for name, one in calibrations.in_force(db, model_id).items() if name in modalities}
     known = _gaussians(db, [one for one in chosen.values() if one.distance is not None])
     return {
@@ -64,7 +64,7 @@ def standards(db: Session | sa.Connection, model_id: int, modalities: Collection
     }
 
 
-#: By id and time, which no two calibrations share: a row never changes, and to read it takes 5 ms.
+#: Cache by id and time, which no two calibrations share: rows never change, and reading one takes 5 ms.
 _KEPT: dict[tuple[int, datetime], Gaussian] = {}
 _MOST_KEPT = 64
 
@@ -81,9 +81,9 @@ def _gaussians(db: Session | sa.Connection, chosen: Sequence[Threshold]) -> dict
 
 
 def statistic(frames: Sequence[float | None]) -> float | None:
-    """One score of an image: the mean over its frames, so that a threshold made on single pictures holds for a cine.
+    """Return an image's score: the mean over its frames, so that a threshold from single images holds for a cine.
 
-    Exactly rounded, and so the same in whatever order: what was judged once is judged alike when it is replayed.
+    None if a frame has none, NaN if one is not finite. The sum is exact, so a replay in another order judges alike.
     """
     known = [score for score in frames if score is not None]
     if not known or len(known) < len(frames):
@@ -92,15 +92,15 @@ def statistic(frames: Sequence[float | None]) -> float | None:
 
 
 def judge_image(scores: Sequence[float | None], packed: Iterable[bytes], standard: Standard | None) -> Judgement:
-    """What the gate says of an image, given the scores of its frames and their embeddings as they are stored.
+    """Judge one image by the scores of its frames and their embeddings, packed as they are stored.
 
-    At once, at a search and at a replay: what was judged by what is stored is judged alike later.
+    Intake, search and replay all judge the packed embeddings, and therefore alike.
     """
     return judge(statistic(scores), standard.measure(packed) if standard else None, standard)
 
 
 def judge(score: float | None, distance: float | None, standard: Standard | None) -> Judgement:
-    """A score or a distance that is no number stops an image wherever there is a threshold for it."""
+    """Judge one image by its score and distance; NaN stops it if there is a threshold for that vote."""
     told = Judgement("unmeasured", _number(score), distance=_number(distance))
     if score is None and distance is None:
         return told

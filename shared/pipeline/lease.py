@@ -1,4 +1,4 @@
-"""Leases are renewed beside the work, so that they may be short: a dead worker's work is taken over soon."""
+"""Leases are renewed in a background thread, so they can be short: a dead worker's work is taken over soon."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -37,16 +37,16 @@ class Keeper:
             try:
                 with self._begin() as db:
                     self._renew(db)
-            except Exception:  # the database is away: the leases end and others take over
+            except Exception:  # the database is unavailable: the leases end and others take over
                 log.warning("lease_not_renewed", exc_info=True)
 
 
 @contextmanager
 def turn(begin: Begin, held: Held, lease_s: float, away_s: float, *, lasting: bool = False) -> Iterator[None]:
-    """One worker's turn at an operation: its lease is renewed, and the error that ends the block stands on its row.
+    """Run one worker's turn at an operation: renew its lease, and write the error that ends the block to its row.
 
-    What is away comes back: after `Unavailable` it rests for `away_s` and goes on where it was, and so does a
-    `lasting` one (a watch) after any error; another one has failed.
+    After `Unavailable` the operation rests for `away_s` seconds and goes on where it was; a `lasting` one (a watch)
+    does so after any error. Otherwise an error fails the operation. No error leaves the block.
     """
     try:
         with Keeper(begin, lease_s, lambda db: operations.renew(db, held, lease_s)):
@@ -62,5 +62,5 @@ def turn(begin: Begin, held: Held, lease_s: float, away_s: float, *, lasting: bo
 
 
 def _told(error: Exception) -> str:
-    """What a client may read: our own words, or the type of what we did not foresee."""
+    """Return the text that clients may read: the message of our own errors, else only the type."""
     return str(error) if isinstance(error, SimilisError) else f"internal error ({type(error).__name__})"

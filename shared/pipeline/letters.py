@@ -1,4 +1,4 @@
-"""Dead letters are tried again: one, or all of a kind or a reason."""
+"""Retry dead letters: one, or all of a kind or a reason."""
 
 import uuid
 from collections import Counter
@@ -21,17 +21,17 @@ _RUNG: dict[Kind, Job] = {"image": Job.ENCODE, "encoding": Job.CATCH_UP, "point"
 
 
 def retry(db: Session, letter: str, actor: Actor) -> None:
-    """This one is due again. Raises: `NotFound` where it is no dead letter (any more)."""
-    kind: Kind = letter.partition("-")[0]  # type: ignore[assignment]  # the route's pattern knows the kinds
+    """Make this dead letter due again. Raises: `NotFound` if it is no dead letter, or not any more."""
+    kind: Kind = letter.partition("-")[0]  # type: ignore[assignment]  # the route's pattern admits only kinds
     if not _due(db, kind, [letter]):
         raise NotFound("no such dead letter")
     reviews.audit(db, actor, "retry", {"letter": letter})
 
 
 def retry_many(db: Session, wanted: Wanted, actor: Actor) -> Counter[str]:
-    """All of a kind or a reason, the latest 10,000 at most; returns how many of each kind.
+    """Make all dead letters of a kind or reason due again, at most the latest 10,000; return how many of each kind.
 
-    Raises: `Invalid` where neither is named.
+    Raises: `Invalid` if neither is named.
     """
     if wanted.kind is None and wanted.reason is None:
         raise Invalid("name a kind or a reason to retry")
@@ -46,7 +46,7 @@ def retry_many(db: Session, wanted: Wanted, actor: Actor) -> Counter[str]:
 
 def _due(db: Session, kind: Kind, names: Sequence[str]) -> int:
     if kind == "point":
-        share(db, Lock.GENERATIONS)  # who publishes counts what is due
+        share(db, Lock.GENERATIONS)  # a publish counts what is due
     found = letters.due_again(db, kind, names)
     scan_again(db, found)
     enqueue(db, _RUNG[kind])
@@ -54,9 +54,9 @@ def _due(db: Session, kind: Kind, names: Sequence[str]) -> int:
 
 
 def scan_again(db: Session, found: Sequence[uuid.UUID | None]) -> None:
-    """The scans that met files to be read again come by once more; None stands for a file of our own store."""
+    """Retry the scans that found files to be read again; None stands for a file of the store of sent files."""
     for operation in {one for one in found if one is not None}:
-        with suppress(Conflict, NotFound):  # a scan that has not ended comes by anyway
+        with suppress(Conflict, NotFound):  # a scan that has not ended reads them anyway
             operations.retry(db, operation)
     if found:
         enqueue(db, Job.SCAN)

@@ -1,7 +1,7 @@
 """Models and generations: registered, opened beside the live one, published, rolled back, retired.
 
-The switch is one row. It is refused unless nothing that searches find today would vanish by it, and the new index
-has shown that it finds what an exact search finds.
+Publishing changes one row. It is refused if an image that searches find today would vanish, or if the new index's
+recall against exact search has not been measured or is too low.
 """
 
 import time
@@ -25,17 +25,17 @@ from shared.types import Job
 
 PATIENCE_S = 10.0
 FITTED_ON = 20_000  #: embeddings that a hash code is fitted to, 80 MB at 1,024 dimensions
-TOLD = 5  #: images that a refusal names; all of them stand with the generation
-MOST_GAPS = 10_000  #: that can be accepted one by one
-GROWN = 1.25  #: a recall was measured on an index of about this size, or is measured again ...
-SMALL = 1000  #: ... but so few points more change nothing
+TOLD = 5  #: lacking images that a refusal names; `generations show` names more
+MOST_GAPS = 10_000  #: lacking images that can be accepted one by one
+GROWN = 1.25  #: a measured recall holds until the index has grown by this factor ...
+SMALL = 1000  #: ... and by this many points more
 
 
 def add_model(db: Session, indexes: IndexStore, folder: str, card: Card) -> tuple[Model, bool]:
-    """The model is known, and whether it is new.
+    """Register the model; return its row, and whether it is new.
 
-    While nothing is encoded, the newest model becomes the published one. Once something is, the published model stays,
-    and another one is a re-index, not a switch.
+    While nothing is encoded, the newest model is published at once. After that, the published model stays, and
+    changing it takes a re-index.
 
     Raises: `Conflict` if the name belongs to another model.
     """
@@ -54,14 +54,14 @@ def add_model(db: Session, indexes: IndexStore, folder: str, card: Card) -> tupl
 def add_hashed(
     begin: Begin, indexes: IndexStore, models: Path, base: str, name: str, bits: int, *, rotate: bool = True
 ) -> None:
-    """A known model with a hash code, fitted to what the archive holds, is known under another name.
+    """Register a copy of a known model under another name, with a hash code fitted to the archive's embeddings.
 
-    It is another model: its generation is built from the images. Fitting takes seconds, and no transaction waits.
+    The copy is another model: its generation is built from the images. Fitting takes seconds, outside transactions.
 
     Raises:
         NotFound: there is no such base.
         Conflict: the name is taken, by a model or in the folder.
-        Invalid: the model has a code, or too little is encoded for so many bits.
+        Invalid: the model has a code already, or too few images are encoded for so many bits.
     """
     from shared.encoder.derive import build_hashed
 
@@ -85,7 +85,7 @@ def open_generation(
     gate: float | None = None,
     **choices: Any,  # noqa: ANN401 - each of its own type
 ) -> Generation:
-    """A collection stands ready and its ledger is open; `choices` are fields of `Spec`.
+    """Create a collection and open a generation on it; `choices` are fields of `Spec`.
 
     Raises: `Invalid` for a spec that no index can have.
     """
@@ -101,7 +101,7 @@ def open_generation(
 
 
 def begin_again(db: Session, indexes: IndexStore, generation: Generation) -> None:
-    """The generation's collection, which was lost, stands empty, and all that its ledger says is due."""
+    """Create the generation's lost collection again, empty, and make all rows of its ledger due."""
     indexes.create(generation.collection, Spec.of(generation.spec))
     points.all_due(db, generation.id)
 
@@ -117,7 +117,7 @@ def begin_generation(
     gate: float | None = None,
     **choices: Any,  # noqa: ANN401 - fields of `Spec`
 ) -> Generation:
-    """A generation is open beside the live one, and the operation that fills it is due.
+    """Open a generation beside the live one, with a due operation that fills it.
 
     With the digest of an Idempotency-Key, a second call returns the first one's generation.
     """
@@ -132,19 +132,19 @@ def begin_generation(
 
 
 class _Behind(Conflict):
-    """All it lacks is on its way to the index."""
+    """All images that the generation lacks are on their way to its index."""
 
 
 def publish(
     db: Session, generation_id: int, accept: Collection[str] = (), *, patience_s: float = PATIENCE_S
 ) -> Generation:
-    """Searches ask this generation from the commit on.
+    """Publish the generation: searches use it from the commit on.
 
     Args:
-        accept: image ids or SOP Instance UIDs of those that it may lack, each named.
-        patience_s: for new images that the live generation got a moment earlier.
+        accept: image ids or SOP Instance UIDs of the images that it may lack.
+        patience_s: how long to wait for new images that are on their way to its index.
 
-    Raises: `Conflict` where it is not complete, its recall is not measured or below its gate; with the numbers.
+    Raises: `Conflict` if it is incomplete, or its recall is not measured, outdated or below its gate; with the numbers.
     """
     found = generations.get(db, generation_id)
     if found.filled_at is None:
@@ -156,16 +156,16 @@ def publish(
 def rollback(
     db: Session, generation_id: int, accept: Collection[str] = (), *, patience_s: float = PATIENCE_S
 ) -> Generation:
-    """Searches leave this generation for the one that was published before it; rolling that back undoes it.
+    """Publish again the generation that was published before this one; rolling that one back undoes it.
 
-    Raises: `Conflict` where this one is not published, nothing was before it, or that lacks what searches find today.
+    Raises: `Conflict` if this one is not published, none was before it, or that one lacks what searches find today.
     """
     found = generations.get(db, _before(db, generation_id))
     return _switch(db, found, {*accept, *map(str, found.accepted)}, patience_s, leaving=generation_id)
 
 
 def _before(db: Session, generation_id: int) -> int:
-    """The generation that a rollback of this one leads to. Raises: `Conflict`."""
+    """Return the generation that a rollback of this one publishes. Raises: `Conflict` if there is none."""
     row = generations.live(db)
     if row is None or row.generation_id != generation_id:
         raise Conflict(f"generation {generation_id} is not published")
@@ -177,17 +177,18 @@ def _before(db: Session, generation_id: int) -> int:
 def _switch(
     db: Session, found: Generation, accept: Collection[str], patience_s: float, leaving: int | None = None
 ) -> Generation:
-    """Checked and switched while nobody writes: what was complete a moment ago may be behind by now.
+    """Check coverage and move the pointer under the lock of all writers: without it the check could be outdated.
 
-    Nor may another have moved the pointer meanwhile: `leaving` is the generation that a rollback still has to find.
+    Args:
+        leaving: the generation that a rollback leaves; it must still be published, with `found` before it.
     """
     until = time.monotonic() + patience_s
     while True:
         try:
             since = coverage.moment(db)
             known = coverage.gaps(db, found.id, found.model_id, MOST_GAPS + 1)
-            _check_gaps(db, found, accept, known)  # without the lock: a refusal disturbs nobody
-            with db.begin_nested():  # gives the lock back where it fails
+            _check_gaps(db, found, accept, known)  # first without the lock: a refusal holds nobody up
+            with db.begin_nested():  # releases the lock if it fails
                 alone(db, Lock.GENERATIONS)
                 if leaving is not None and _before(db, leaving) != found.id:
                     raise Conflict("the generation to roll back to has changed meanwhile")
@@ -204,7 +205,7 @@ def _switch(
 
 
 def _check_gaps(db: Session, found: Generation, accept: Collection[str], lacking: Sequence[Gap]) -> None:
-    """Raises: `Conflict` for any gap that is not accepted."""
+    """Raises: `Conflict` for any gap that is not accepted, or for too many gaps."""
     named = frozenset(accept)
     left = [gap for gap in lacking if named.isdisjoint(gap.named)]
     if left or len(lacking) > MOST_GAPS:
@@ -220,7 +221,7 @@ def _check_recall(db: Session, found: Generation) -> None:
     if found.measured is None:
         raise Conflict(f"the recall of generation {found.id} has not been measured yet; resume it to have it measured")
     recall = found.measured["recall"]
-    if recall < round(found.gate, 6):  # single precision in its row
+    if recall < round(found.gate, 6):  # the row has single precision
         raise Conflict(
             f"recall@{found.measured['k']} of generation {found.id} is {recall:.4f} "
             f"({found.measured['sample']} queries), below its gate of {found.gate:.4f}"
@@ -234,12 +235,12 @@ def _check_recall(db: Session, found: Generation) -> None:
 
 
 def retire(db: Session, generation_id: int, *, force: bool = False) -> Generation:
-    """Nothing more is written to it, and after a grace period its collection and ledger are gone.
+    """Retire the generation: no more writes, and after a grace period its collection and ledger are purged.
 
-    Raises: `Conflict` for the live one, and without `force` for the only one that a rollback leads to.
+    Raises: `Conflict` for the published one, and without `force` for the one that a rollback would publish.
     """
     operation_id = generations.get(db, generation_id).operation_id
-    if operation_id is not None:  # before the generation's own row, as a fill locks them
+    if operation_id is not None:  # locked before the generation's row, as a fill does
         operations.abandon(db, operation_id)
     found = generations.retire(db, generation_id, force=force)
     catchup.drop_model(db, found.model_id)
@@ -248,10 +249,9 @@ def retire(db: Session, generation_id: int, *, force: bool = False) -> Generatio
 
 
 def cancel(db: Session, generation_id: int) -> Generation:
-    """A build is given up before it is through; what its model has encoded stays for another time.
+    """Cancel a build that is not complete; the encodings of its model are kept.
 
-    Raises: `Conflict` for what is built, which may have been published: it is retired, if it is neither live nor what a
-    rollback leads to.
+    Raises: `Conflict` for a generation that is built, which may have been published: use `retire`.
     """
     found = retire(db, generation_id)
     if found.operation_id is None or found.measured is not None:
@@ -260,9 +260,9 @@ def cancel(db: Session, generation_id: int) -> Generation:
 
 
 def pause(db: Session, generation_id: int) -> Generation:
-    """Nothing more is filled in or encoded for it; new images still go to it, and deletes too.
+    """Pause the build: no more filling and catch-up; new images and deletes still go to the generation.
 
-    Raises: `Conflict` where nothing is under way.
+    Raises: `Conflict` if it is not being built.
     """
     found = _open(db, generation_id)
     if found.operation_id is None:
@@ -272,7 +272,7 @@ def pause(db: Session, generation_id: int) -> Generation:
 
 
 def resume(db: Session, generation_id: int) -> Generation:
-    """It goes on; if it had ended, its exceptions are tried again, and its recall is measured anew."""
+    """Resume the build; if it had ended, its exceptions are tried again and its recall is measured again."""
     found = _open(db, generation_id)
     if found.operation_id is None:
         found.operation_id = operations.create(db, "reindex", {}).id
@@ -288,9 +288,9 @@ def resume(db: Session, generation_id: int) -> Generation:
 
 
 def throttle(db: Session, generation_id: int, wanted: Mapping[str, float | str | None]) -> Generation:
-    """Its next step keeps to what is given of `throttle` and `hours`; None takes it away.
+    """Set `throttle` and `hours`, as far as they are given, from the build's next step on; None removes a limit.
 
-    Raises: `Conflict` for one that is retired.
+    Raises: `Conflict` if the generation is retired.
     """
     found = _open(db, generation_id)
     for name in wanted.keys() & {"throttle", "hours"}:

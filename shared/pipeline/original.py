@@ -1,6 +1,6 @@
-"""Whether a file still is the one that was registered: files stand in folders of others, who overwrite and remove.
+"""Check that a file still is the registered one: others may overwrite or remove files in their folders.
 
-A verdict is about bytes. One stat shows the usual case; where it shows another file, the bytes themselves are asked.
+A verdict is about bytes. Usually one `stat` confirms them; if it differs, the digest of the file decides.
 """
 
 import os
@@ -21,12 +21,12 @@ def confirmed(
     answers: Iterable[Decoded | Rejected],
     moved: Callable[[], None] = lambda: None,
 ) -> list[Decoded | Rejected]:
-    """The answers, as far as they are about the bytes that were claimed; in place of the others, why not.
+    """Return the answers; one that is not about the claimed bytes is replaced by the reason.
 
-    To be asked after the files were read: a change while they were is seen, too.
+    The files are checked after all were read, so that a change during reading is noticed, too.
 
     Args:
-        moved: told before each file that is looked at again.
+        moved: called before each check, to record progress.
     """
     found = list(answers)
     doubted: list[int] = []
@@ -43,7 +43,7 @@ def confirmed(
     for place in doubted:
         moved()
         (what,) = inspector.inspect_many([_path(claimed[place])])
-        if isinstance(what, Rejected):  # registered bytes had a header: only a passing reason says nothing of these
+        if isinstance(what, Rejected):  # registered bytes had a header: unless it is transient, they changed
             found[place] = what if what.reason in PASSING else failed(Reason.CHANGED)
         elif what.digest != claimed[place].digest:
             found[place] = failed(Reason.CHANGED)
@@ -59,7 +59,7 @@ def _facts(image: Claimed) -> tuple[int, int] | None:
 
 
 def _away(image: Claimed) -> Rejected:
-    """A file that is missing among others is gone; an empty or a missing folder may be a share that is away."""
+    """Return `GONE` for a file missing among others, else `UNREADABLE`: its share may be unavailable."""
     path = _path(image)
     try:
         path.lstat()

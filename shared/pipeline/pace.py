@@ -13,19 +13,19 @@ from shared.pipeline.streamed import BATCH
 from shared.store import generations
 from shared.store.tables import Generation
 
-LISTENING_S = 5.0  #: however slow the pull, so often is a stop heard, or once for each instance
+LISTENING_S = 5.0  #: a pull checks this often whether it was stopped, or once per instance if it is slower
 
 
 @dataclass(frozen=True, slots=True)
 class Hours:
-    """When it may run, by this machine's clock; 22:00-06:00 goes over midnight."""
+    """Daily hours in which work may run, by this machine's clock; 22:00-06:00 spans midnight."""
 
     begin: clock
     end: clock
 
     @classmethod
     def read(cls, text: str) -> Self:
-        """Raises: `Invalid`."""
+        """Parse hours such as 22:00-06:00. Raises: `Invalid`."""
         try:
             begin, end = (datetime.strptime(part, "%H:%M").time() for part in text.split("-"))  # noqa: DTZ007
         except ValueError:
@@ -35,7 +35,7 @@ class Hours:
         return cls(begin, end)
 
     def closed_s(self, now: datetime) -> float:
-        """Seconds until they begin; 0 while they last."""
+        """Seconds until the hours begin; 0 within them."""
         moment = now.time()
         inside = self.begin <= moment < self.end if self.begin < self.end else not self.end <= moment < self.begin
         if inside:
@@ -45,12 +45,12 @@ class Hours:
 
 
 def closed_s(hours: str | None) -> float:
-    """Seconds until these hours begin, by this machine's clock; 0 while they last, and without any."""
+    """Seconds until these hours begin, by this machine's clock; 0 within them, and if there are none."""
     return Hours.read(hours).closed_s(datetime.now().astimezone()) if hours else 0.0
 
 
 def allow(db: Session, generation: Generation, most: int) -> int:
-    """How many images of this build may go on now, at most `most`: none outside its hours."""
+    """Return how many images of this build may be processed now, at most `most`; 0 outside its hours."""
     return 0 if closed_s(generation.hours) else generations.allow(db, generation, most)
 
 
@@ -69,5 +69,5 @@ class Pace:
 
     @property
     def batch(self) -> int:
-        """Instances that are taken in together, so that a stop is heard in time."""
+        """Instances that are taken in together, few enough to notice a stop within `LISTENING_S`."""
         return BATCH if not self._every_s else max(1, min(BATCH, int(LISTENING_S / self._every_s)))

@@ -1,7 +1,7 @@
-"""Points: what each open generation's index holds is compared with what its ledger says.
+"""Points: compare each open generation's index with its ledger.
 
-The index is not written to from here, except to take out what it would keep: what must change in it is made due, and
-the projector does it.
+A repair makes ledger rows due, and the projector writes to the index. Only points with a newer revision than their
+row are deleted here, as the index would keep them, and a collection that cannot be read is created again.
 """
 
 import heapq
@@ -25,14 +25,14 @@ from shared.store.points import Row, apply_again, hold, other_encodings
 from shared.store.session import Begin
 
 SAMPLE = 300  #: points of each generation whose vectors are compared, without `deep`
-STEP = 256  #: points held by one transaction
+STEP = 256  #: points locked by one transaction
 ROWS = 2000  #: of the ledger, read at once
 #: A vector whose relative distance from its encoding is greater has a cosine below 0.9999 with it.
 APART = 0.014
 
 
 def compare(begin: Begin, indexes: IndexStore, *, repair: bool, deep: bool) -> dict[str, list[int | str]]:
-    """The ids of what does not agree, by kind: of points, and of a collection that cannot be read its generation."""
+    """Return ids by kind of mismatch: of points, of images with a bad encoding, of generations without a collection."""
     with begin() as db:
         opened = generations.opened(db)
     wrong: dict[str, list[int | str]] = {}
@@ -56,9 +56,9 @@ def compare(begin: Begin, indexes: IndexStore, *, repair: bool, deep: bool) -> d
 
 
 def _suspects(begin: Begin, index: Index, generation: Published, deep: bool) -> Iterator[uuid.UUID]:
-    """Points whose place or revision looks wrong from afar, and a sample of the others: all of them, if deep.
+    """Yield the points that are missing on one side or differ in revision, and a sample of the others; all, if `deep`.
 
-    Index and ledger come by id, a page at a time, and are merged: no archive is too large for the memory.
+    Index and ledger are read by id, a page at a time, and merged, so memory does not grow with the archive.
     """
     seen = (entry for batch in index.scan() for entry in batch)
     rest: list[uuid.UUID] = []
@@ -91,14 +91,14 @@ def _held(begin: Begin, generation: Published) -> Iterator[tuple[uuid.UUID, int]
 def _judged(
     begin: Begin, index: Index, generation: Published, points: Sequence[uuid.UUID], repair: bool
 ) -> list[tuple[str, int | str]]:
-    """(kind, id) of those that are wrong, while nobody can apply their rows."""
+    """Return (kind, id) of the points that are wrong, judged while their ledger rows are locked."""
     found: list[tuple[str, int | str]] = []
     with begin() as db:
         rows, unknown = hold(db, generation.generation_id, generation.model_id, points)
         here = {point.id: point for point in index.get(list(points))}
         strangers = sorted(unknown & here.keys())
         wrong, newer, bad = [], [], []
-        for id_, row in sorted(rows.items()):  # the first ones that are named are the same each time
+        for id_, row in sorted(rows.items()):  # so that findings name the same ones each time
             kind = _diagnosis(db, index.spec, generation, row, here.get(id_))
             if kind == "encoding-invalid":
                 bad.append(row.wanted.image_id)
@@ -107,7 +107,7 @@ def _judged(
                 wrong.append(id_)
                 found.append((kind, str(id_)))
                 if kind == "point-stale" and vectors.revision(here[id_]) > row.wanted.revision:
-                    newer.append(id_)  # the index would keep it
+                    newer.append(id_)  # the index would keep the newer revision
         if repair:
             index.delete(newer)
             apply_again(db, generation.generation_id, wrong, strangers)
@@ -116,14 +116,14 @@ def _judged(
 
 
 def _diagnosis(db: Session, spec: Spec, generation: Published, row: Row, point: Point | None) -> str | None:
-    """What is wrong with a point at rest."""
+    """Return what is wrong with a point; None if nothing is, or its ledger row is not applied."""
     wanted = row.wanted
     if row.state != "applied":
-        return None  # its turn comes
+        return None  # the projector will write it
     if wanted.op == "delete":
         return None if point is None else "point-phantom"
     if wanted.embedding is None or len(wanted.embedding) != 2 * spec.dim:
-        return None  # a matter of its row
+        return None  # a finding of the checks of rows
     try:
         (expected,) = vectors.prepare(spec, [encodings.unpack(wanted.embedding)])
     except Invalid:

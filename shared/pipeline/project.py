@@ -1,4 +1,4 @@
-"""Project: what the ledger says is due is written to the index, made durable, and marked applied."""
+"""Project: write the pending rows of the ledger to the index, durably, and mark them applied."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -20,19 +20,19 @@ from shared.store.session import Begin
 log = get(__name__)
 
 STEP = 256
-#: Between two small steps: what arrives meanwhile shares one transaction, and one wait for the disk.
+#: Pause between two small steps: rows that arrive meanwhile share one transaction and one wait for the disk.
 GATHER_S = 0.5
 
 
 def drain(
     begin: Begin, open_index: Callable[[str], Index], budget_s: float = 20.0, gather_s: float = GATHER_S
 ) -> tuple[int, bool]:
-    """Pending rows of every open generation are applied; returns how many, and whether some may be left.
+    """Apply the pending rows of every open generation; return how many, and whether some may be left.
 
-    Raises: `Unavailable` where an index does not answer, after all was done that could be without it.
+    Raises: `Unavailable` if an index does not answer, after everything else was done.
     """
     until, done, left = time.monotonic() + budget_s, 0, True
-    away: dict[int, Unavailable] = {}  # by generation: each is waited for once
+    away: dict[int, Unavailable] = {}  # by generation: each is tried once
     while left and time.monotonic() < until:
         with begin() as db:
             opened = generations.opened(db)
@@ -51,9 +51,9 @@ def drain(
 def _guarded(
     begin: Begin, open_index: Callable[[str], Index], generation: Published, away: dict[int, Unavailable]
 ) -> int:
-    """One generation whose collection is gone, damaged, wrong or away does not hold up the others.
+    """Apply one step of a generation; return how many rows.
 
-    Its rows stay pending.
+    If its collection is gone, damaged, wrong or unavailable, its rows stay pending and the other generations go on.
     """
     try:
         return _step(begin, open_index, generation)
@@ -67,7 +67,7 @@ def _guarded(
 def _step(begin: Begin, open_index: Callable[[str], Index], generation: Published) -> int:
     """Up to `STEP` rows of one generation; the row locks are held while the index is written."""
     with begin() as db:
-        share(db, Lock.GENERATIONS)  # whoever publishes finds nothing half applied
+        share(db, Lock.GENERATIONS)  # a publish finds nothing half applied
         rows = ledger.take(db, generation.generation_id, generation.model_id, STEP)
         if not rows:
             return 0
@@ -82,7 +82,7 @@ def _step(begin: Begin, open_index: Callable[[str], Index], generation: Publishe
 
 
 def _write(db: Session, index: Index, generation: Published, rows: Sequence[Pending]) -> Sequence[Pending]:
-    """All at once; if one is refused, one by one, so that the rest is not held up. Returns what is written."""
+    """Write all rows at once, or one by one if one of them is refused; return those that were written."""
     try:
         index.write([to_point(row, index.spec) for row in rows])
     except Invalid:
@@ -99,8 +99,8 @@ def _write(db: Session, index: Index, generation: Published, rows: Sequence[Pend
 
 
 def to_point(row: Pending, spec: Spec) -> Point:
-    """Opaque numbers and coded attributes travel with the vector; no UID and no name."""
-    assert row.embedding is not None  # noqa: S101 - the caller has sorted these out
+    """Return the index's point: vector, opaque numbers and coded attributes; no UID and no name."""
+    assert row.embedding is not None  # noqa: S101 - the caller passes only rows with one
     code = np.frombuffer(row.code, np.uint8) if spec.bits and row.code is not None else None
     return Point(id=row.point_id, vector=encodings.unpack(row.embedding), payload=payload(row), code=code)
 

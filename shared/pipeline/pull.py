@@ -1,7 +1,7 @@
-"""Backfill: what another archive has is taken in, by QIDO-RS and WADO-RS, window of days by window of days.
+"""Backfill: take in the studies of another archive by QIDO-RS and WADO-RS, one window of days after the other.
 
-A window is listed as a whole and walked in the order of its Study Instance UIDs; the cursor names the window and the
-last study that is done, so whoever goes on after a kill asks for that study again, and skips what came of it.
+A window is listed as a whole and walked in the order of its Study Instance UIDs. The cursor names the window and the
+last finished study; after a kill, the next worker requests the interrupted study again and skips what has come of it.
 """
 
 import uuid
@@ -38,10 +38,10 @@ from shared.store.session import Begin
 from shared.store.tables import Operation
 
 KIND = "backfill-dicomweb"
-FIRST = date(1970, 1, 1)  #: where nothing is said
+FIRST = date(1970, 1, 1)  #: of a backfill without a first day
 WINDOW_DAYS = 366
 MOST_STUDIES = 2000  #: a window that has more is halved, down to one day
-ENOUGH = 200_000  #: of a window that is not halved
+ENOUGH = 200_000  #: most studies of a window that is not halved
 ATTEMPTS = 5
 PATIENCE_S = 20.0  #: the longest wait between two attempts
 
@@ -53,12 +53,12 @@ Report = Callable[[Session, "Progress"], bool]
 
 
 class Stopped(Exception):
-    """Whoever watches said stop, or the time is up."""
+    """`report` said stop: the operation was cancelled, or another worker has it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What to pull. Without days the query names its studies otherwise, and is one window."""
+    """What to pull. Without days, the query selects its studies by other attributes and is one window."""
 
     query: Mapping[str, str]
     first: date | None
@@ -68,17 +68,17 @@ class Plan:
 
 @dataclass(slots=True)
 class Progress:
-    """How far a pull is: instances by what became of them, and where to go on."""
+    """How far a pull is: instances by outcome, and the cursor."""
 
-    total: int = 0  #: instances, as far as the archive has told
+    total: int = 0  #: instances, as far as the archive has listed them
     done: int = 0
     studies: int = 0
     pulled: int = 0
-    held: int = 0  #: stood here already
+    held: int = 0  #: were here already
     turned_away: int = 0  #: came, and were not kept
     missing: int = 0  #: did not come
-    unnamed: int = 0  #: studies and instances that the archive lists without a valid UID, and that were passed over
-    cursor: dict[str, str] = field(default_factory=dict)  #: `from`, `to`, `after`; `silent`: turns, for the next study
+    unnamed: int = 0  #: studies and instances that were skipped, as the archive lists them without a valid UID
+    cursor: dict[str, str] = field(default_factory=dict)  #: `from`, `to`, `after`; `silent`: timeouts of the next study
 
     @property
     def counts(self) -> dict[str, int]:
@@ -86,7 +86,7 @@ class Progress:
 
     @classmethod
     def of(cls, row: Operation) -> Self:
-        """As the row has it; instances of a study that was under way count again."""
+        """Restore the progress from the row; the instances of an unfinished study are counted again."""
         counts = {name: row.counts.get(name, 0) for name in COUNTED}
         done = sum(counts[name] for name in OF_INSTANCES)
         return cls(total=max(row.total or 0, done), done=done, cursor=dict(row.cursor or {}), **counts)
@@ -97,10 +97,10 @@ class Pull:
     """One worker's share of a backfill.
 
     Attributes:
-        report: writes how far it is; False: stop.
-        over: true when this worker should let others have their turn.
-        alive: called while files come, which may take long.
-        most: bytes of one file.
+        report: saves the progress; returns False to stop the pull.
+        over: returns True when this worker's turn is over.
+        alive: called while files arrive, which may take long.
+        most: maximum bytes of one file.
     """
 
     begin: Begin
@@ -117,9 +117,9 @@ class Pull:
     most: int
 
     def run(self) -> bool:
-        """True: all of the plan is done. False: it goes on from `progress`, later.
+        """Return True if the whole plan is done, False if a later turn is to go on from `progress`.
 
-        Raises: `Stopped` where `report` said so; `Unavailable`; `Denied`; `Invalid` for an archive that is none.
+        Raises: `Stopped` if `report` said so; `Unavailable`; `Denied`; `Invalid` for invalid answers.
         """
         pace = Pace(self.plan.rate_per_s)
         while (window := self._window()) is not None:
@@ -142,14 +142,14 @@ class Pull:
         return True
 
     def tell(self) -> None:
-        """Raises: `Stopped`."""
+        """Save the progress. Raises: `Stopped`."""
         with self.begin() as db:
             go_on = self.report(db, self.progress)
         if not go_on:
             raise Stopped
 
     def _window(self) -> tuple[date | None, date | None, Listing[int]] | None:
-        """The next days and their studies; None at the end. One that was begun is the same again."""
+        """Return the next window and its studies, None at the end. A window that was begun keeps its days."""
         at, until = self.progress.cursor.get("from", ""), self.progress.cursor.get("to", "")
         first, last = self.plan.first, self.plan.last
         if at == "end":
@@ -175,9 +175,9 @@ class Pull:
         return found
 
     def _study(self, study: str, pace: Pace) -> None:
-        """Its instances stand here, or it is written down which do not and why.
+        """Fetch the study's missing instances, and record which did not come and why.
 
-        Raises: `ArchiveTimeout` where it is to be asked for in a later turn.
+        Raises: `ArchiveTimeout` if a later turn is to request the study; as `ping` if the archive is unavailable.
         """
         one = _Study(self, study, pace)
         try:
@@ -186,12 +186,12 @@ class Pull:
             if isinstance(error, ArchiveTimeout) and self._later():
                 raise
             if not isinstance(error, ArchiveProtocolError):
-                self.archive.ping()  # where all of it is away, the pull waits for it; else this study alone is at fault
+                self.archive.ping()  # raises if the whole archive is unavailable; else only this study fails
             one.give_up()
         one.settle()
 
     def _later(self) -> bool:
-        """One more turn has ended in silence at the same study; False: it was the last."""
+        """Count a turn that ended in a timeout of this study; return whether it gets another turn."""
         turns = int(self.progress.cursor.get("silent", "0")) + 1
         self.progress.cursor["silent"] = str(turns)
         self.tell()
@@ -199,10 +199,10 @@ class Pull:
 
 
 def patiently(call: Callable[[], Any]) -> Any:  # noqa: ANN401 - what the call returns
-    """The answer, after some attempts where the archive does not answer.
+    """Return the answer of `call`, retried with back-off while the archive is unavailable.
 
-    Raises: `ArchiveUnavailable` after the last one; `ArchiveTimeout` after the first, as each would hold the worker
-    for a minute.
+    Raises: `ArchiveUnavailable` after the last attempt; `ArchiveTimeout` after the first, as each timeout takes a
+    minute.
     """
     for attempt in Retrying(
         retry=retry_if_exception_type(ArchiveUnavailable) & retry_if_not_exception_type(ArchiveTimeout),
@@ -232,7 +232,7 @@ class _Study:
         self._bad: dict[str, tuple[str, str]] = {}  #: outcome and reason, by SOP Instance UID
 
     def go(self) -> None:
-        """Every instance that the archive lists was asked for.
+        """Request every listed instance that is not here yet.
 
         Raises: `ArchiveUnavailable`, `Denied`, `ArchiveProtocolError`.
         """
@@ -242,7 +242,7 @@ class _Study:
             stands = pulls.held(db, list(self._listed))
         self._held = stands - self._came
         if len(self._listed) > 1 and not stands and not self._bad:
-            with suppress(ArchiveProtocolError):  # an archive may know single instances only
+            with suppress(ArchiveProtocolError):  # an archive may serve single instances only
                 self._fetch("", "")
         for sop in self._listed:
             if sop not in self._held and sop not in self._came and sop not in self._bad:
@@ -258,11 +258,11 @@ class _Study:
                 self._bad.setdefault(sop, MISSING)
 
     def settle(self) -> None:
-        """The counts and rows say what became of the study."""
+        """Write what became of the study to the counts and rows."""
         pull, progress = self._pull, self._pull.progress
         lost = [sop for sop, why in self._bad.items() if why == MISSING]
         with pull.begin() as db:
-            share(db, Lock.INTAKE)  # nothing is erased between asking and writing
+            share(db, Lock.INTAKE)  # no erasure between the check and the write
             pulls.forget(db, [self._place(sop) for sop in (*self._listed, "")])
             named = self._may_be_named(db)
             pulls.turned_away(db, {self._place(sop): why for sop, why in named.items()}, pull.origin)
@@ -277,7 +277,7 @@ class _Study:
         progress.total = max(progress.total, progress.done)
 
     def _may_be_named(self, db: Session) -> dict[str, tuple[str, str]]:
-        """Of what was not kept, all but what was erased: no row and no journal names it."""
+        """Return the instances that were not kept, without erased ones, which no row or journal may name."""
         bad = [(sop, why) for sop, why in self._bad.items() if why[1] != Reason.ERASED]
         erased = erase.refused(db, self._pull.rules.secret, [(sop, self._study, b"") for sop, _ in bad])
         return {sop: why for (sop, why), gone in zip(bad, erased, strict=True) if not gone}
@@ -310,7 +310,7 @@ class _Study:
         return answers
 
     def _note(self, one: Arrived, asked: str) -> None:
-        """Note what became of an instance. One that came unasked for leaves the listed ones to be asked for by UID."""
+        """Note what became of an instance. One that is not listed replaces no listed one: these are still requested."""
         sop = asked or one.sop_instance_uid
         if one.kept:
             self._came.add(sop)
@@ -319,5 +319,5 @@ class _Study:
 
 
 def origin_of(url: str, operation_id: uuid.UUID) -> Origin:
-    """The journal names the host it came from."""
+    """Return the origin of the pulled files: the journal names the archive's host."""
     return Origin(source="backfill", sender=urlsplit(url).hostname or "", operation_id=operation_id)

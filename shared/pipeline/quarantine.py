@@ -1,8 +1,8 @@
-"""The quarantine: what was stopped waits for a person, and is decided on once each time.
+"""The quarantine: stopped images wait for a person, who decides once each time an image is stopped.
 
-Every act is one transaction: the image's row is locked, the decision, its record and what the index must hold are
-written together, so a kill leaves all of it or nothing. A decision is about these bytes; no threshold
-overturns one on what a gate stopped.
+Every action is one transaction: the image's row is locked, and the decision, its record and the ledger rows are
+written together, so a kill leaves all of it or nothing. A decision is about these bytes; no threshold overturns a
+decision on an image that a gate stopped.
 """
 
 from collections.abc import Sequence
@@ -22,28 +22,28 @@ from shared.store.tables import Review
 from shared.types import Decision, Job, Status
 
 MOST_AT_ONCE = 10_000  #: images of one bulk retry
-#: Gates that say whether an image belongs; the others say that it cannot be read, which no person changes.
+#: Gates that judge whether an image belongs; the others say that it cannot be read, which no person can change.
 RELEASABLE = frozenset({Gate.METADATA, Gate.PIXELS, Gate.FEATURES})
 
 
 def release(db: Session, image_id: int, actor: Actor, note: str = "", since: datetime | None = None) -> Review:
-    """The image becomes searchable: at once where its encoding is stored, else after it was encoded without gates.
+    """Release the image: searchable at once if its encoding is stored, else after it was encoded without gates.
 
-    What a rule of the site held is judged by the gates then, as none has seen it yet. The same key saying it again
-    changes nothing.
+    An image that an admission rule held is judged by the gates then, as none has seen it yet. Repeated by the same
+    key, a release changes nothing.
 
     Args:
-        since: when the image that was looked at had been stopped; None where nobody says so.
+        since: when the image that the person looked at was stopped; None skips the check.
 
-    Raises: `NotFound` where it was erased, `Conflict` where it was decided on, was stopped anew after `since` (it may
-        have other bytes by now), or cannot be decoded.
+    Raises: `NotFound` if it was erased, `Conflict` if it was decided on, was stopped again after `since` (it may have
+        other bytes by now), or cannot be decoded.
     """
-    share(db, Lock.GENERATIONS)  # no generation is opened that would miss it
+    share(db, Lock.GENERATIONS)  # no generation that would miss it is opened meanwhile
     return _decide(db, image_id, Decision.RELEASED, actor, note, since)
 
 
 def reject(db: Session, image_id: int, actor: Actor, note: str = "", since: datetime | None = None) -> Review:
-    """The image never becomes searchable, whatever comes under its UID. Raises: as `release`."""
+    """Reject the image: it never becomes searchable, whatever comes under its UID. Raises: as `release`."""
     return _decide(db, image_id, Decision.REJECTED, actor, note, since)
 
 
@@ -86,13 +86,13 @@ def _check_readable(stopped: Stopped) -> None:
 
 
 def _admissible(db: Session, image_id: int) -> bool:
-    """The published model has encoded these bytes: only gate 3 keeps what it stopped."""
+    """Whether the published model's encoding is stored: of the gates, only gate 3 keeps those of stopped images."""
     live = generations.published(db)
     return live is not None and encodings.stand(db, live.model_id, image_id)
 
 
 def post(db: Session, images: Sequence[int]) -> None:
-    """Encoded images, locked by the caller, are due in every open generation, encoded anew where a model lacks them."""
+    """Make encoded images, locked by the caller, due in every open generation; models that lack encodings catch up."""
     models = {p.model_id for p in generations.opened(db)}
     lacking = []
     for model in sorted(models):
@@ -107,23 +107,23 @@ def post(db: Session, images: Sequence[int]) -> None:
 
 
 def withdraw(db: Session, images: Sequence[int]) -> None:
-    """Whatever stands of these images leaves every generation; their encodings stay, for a release."""
+    """Remove these images from every generation; their encodings are kept for a release."""
     ledger.withdraw(db, images)
     catchup.drop(db, images)
     enqueue(db, Job.PROJECT)
 
 
 def forget(db: Session, images: Sequence[int]) -> None:
-    """Nothing stands of what was made of these images: no point in any generation, no encoding, no picture."""
+    """Remove all that was made of these images: points in every generation, encodings, thumbnails."""
     withdraw(db, images)
     encodings.forget(db, images)
 
 
 def retry(db: Session, image_id: int, actor: Actor) -> None:
-    """The image is decoded and judged again, by the codecs, limits and thresholds of today.
+    """Make the image due to be decoded and judged again, by the codecs, limits and thresholds of today.
 
-    Raises: `NotFound`, `Conflict` for one that is not in the quarantine, or that a rule of the site holds: encoding
-    does not ask the rules, and would let it pass.
+    Raises: `NotFound`; `Conflict` if it is not in the quarantine, or an admission rule holds it: encoding does not
+    apply the rules, and would let it pass.
     """
     stopped = reviews.lock(db, image_id)
     if stopped is None:
@@ -137,7 +137,7 @@ def retry(db: Session, image_id: int, actor: Actor) -> None:
 
 
 def retry_file(db: Session, file_id: int, actor: Actor) -> None:
-    """The file is read again by the scan that met it; one that was sent, from our store. Raises: `NotFound`."""
+    """Have the file read again: by the scan that found it, or from the store if it was sent. Raises: `NotFound`."""
     found = files.reread_stopped(db, file_id=file_id)
     if not found:
         raise NotFound("no such file")
@@ -146,17 +146,17 @@ def retry_file(db: Session, file_id: int, actor: Actor) -> None:
 
 
 class Retried(NamedTuple):
-    """How much of what was named is due again."""
+    """How many images and files are due again."""
 
     images: int
     files: int
-    held: int  #: images that are not: a rule of the site holds them
+    held: int  #: images that are not due, as an admission rule holds them
 
 
 def retry_many(db: Session, wanted: Wanted, actor: Actor) -> Retried:
-    """All that one gate or one reason stopped is tried again, but for what a rule of the site holds.
+    """Retry all that one gate or one reason stopped, except images that an admission rule holds.
 
-    Raises: `Invalid` where neither a gate nor a reason is named.
+    Raises: `Invalid` if neither a gate nor a reason is named.
     """
     if wanted.gate is None and wanted.reason is None:
         raise Invalid("name a gate or a reason to retry")
@@ -171,6 +171,6 @@ def retry_many(db: Session, wanted: Wanted, actor: Actor) -> Retried:
 
 
 def _due_again(db: Session, images: Sequence[int]) -> None:
-    encodings.forget(db, images)  # while it is not judged again, no build may take it for one that belongs
+    encodings.forget(db, images)  # until they are judged again, no build may take in their encodings
     reviews.move(db, images, Status.RECEIVED)
     enqueue(db, Job.ENCODE)

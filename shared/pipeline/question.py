@@ -1,4 +1,4 @@
-"""What is asked of a search, and what is answered."""
+"""The request and the answer of a search."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,8 +12,8 @@ from shared.pipeline.rank import QueryImage
 from shared.store.generations import Published
 from shared.store.neighbours import HitRow
 
-#: The recall that the engine is asked for over all the hits it is to return, `ask.DEPTH` times those shown. Over the
-#: first ten that gives 0.99 of the images and 0.98 of the studies (`benchmarks/results/search.md`).
+#: The recall that the engine is asked for over all the hits it returns, `ask.DEPTH` times those shown. Of the first
+#: ten, it then finds 0.99 of the images and 0.98 of the studies (`benchmarks/results/search.md`).
 TARGET = 0.9
 
 
@@ -49,7 +49,7 @@ class Filters:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What is asked, whoever is asked about."""
+    """The parameters of a search, without its subject."""
 
     k: int = 10
     #: "patient" hides all of the query's patient, "study" its study, "self" its images
@@ -60,7 +60,7 @@ class Request:
     cursor: str | None = None
     #: "hash" takes the Hamming ball and ranks it by content, "hybrid" takes a wide ball and ranks it by the embedding
     mode: Literal["dense", "hash", "hybrid"] = "dense"
-    radius: int | None = None  #: of the ball, in bits; None: as wide as the k-th nearest images lie
+    radius: int | None = None  #: of the ball, in bits; None: the distance of the k-th nearest image
 
     def check(self, max_k: int) -> None:
         """Raises: `Invalid`."""
@@ -80,17 +80,17 @@ class Request:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Subject:
-    """What is asked about: a stored study, or an uploaded image."""
+    """What a search is about: a stored study, or an uploaded image."""
 
     images: tuple[QueryImage, ...]
     study_uid: str | None = None
     study_id: int | None = None
     image_ids: tuple[int, ...] = ()
-    #: whose images they are: of an image from outside the archive and its header may name two
+    #: patients of the images; for an uploaded image, the archive and its header may name two different ones
     patients: tuple[bytes, ...] = ()
     #: gates that would have stopped the query image, reported and never hidden
     stops: tuple[Rejected, ...] = ()
-    features: Judgement | None = None  #: of gate 3, for an image from outside
+    features: Judgement | None = None  #: of gate 3, for an uploaded image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,7 +125,7 @@ class Ranking:
     published: Published
     exact: bool
     emulated: frozenset[str]
-    cut: bool  #: there is more than was looked at: in a Hamming ball, or of images that few studies share
+    cut: bool  #: not all was looked at: a Hamming ball was cut, or few studies filled the list of hits
     as_of: datetime
     next: str | None
     timings_ms: Mapping[str, float]

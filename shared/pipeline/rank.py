@@ -1,8 +1,8 @@
 """Rank: hits of single images become a ranking of studies.
 
 A study's score is the mean, over the query's images, of its best match in that study; a match of the same view and
-side is preferred. Where a query image found nothing in a study, the lowest score of its list stands in: whatever
-was not returned lies below.
+side is preferred. If a query image has no hit in a study, the lowest score of its hits is taken instead: whatever
+was not returned scores no higher.
 """
 
 import uuid
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from shared.index.base import Answer, Hit
 
-FIELDS = ("study", "view", "laterality")  #: what a ranking reads of a hit's payload
+FIELDS = ("study", "view", "laterality")  #: payload fields of a hit that a ranking reads
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueryImage:
-    """One vector that is asked with."""
+    """One query vector."""
 
     vector: NDArray[np.float32]
     sop_uid: str | None = None
@@ -30,7 +30,7 @@ class QueryImage:
     code: NDArray[np.uint8] | None = None  #: packed, where the model has a hash head
 
     def same_view(self, view: object, laterality: object) -> bool:
-        """Whether an image of that view and side shows the same; never where our view is unknown."""
+        """Whether that view and side are those of this image; False if this image's view is unknown."""
         return bool(self.view) and (self.view, self.laterality or None) == (view, laterality)
 
 
@@ -44,13 +44,13 @@ class Candidate:
 
 
 def rank(images: Sequence[QueryImage], answers: Sequence[Answer], gone: Collection[uuid.UUID] = ()) -> list[Candidate]:
-    """The studies that were hit, best first; the points that are `gone` count for nothing."""
+    """Return the studies that were hit, best first; points in `gone` are ignored."""
     hits: defaultdict[int | str, defaultdict[int, list[Hit]]] = defaultdict(lambda: defaultdict(list))  # study, image
     for position, answer in enumerate(answers):
         for hit in answer.hits:
             if not gone or hit.id not in gone:
                 hits[hit.payload["study"]][position].append(hit)
-    floors = [answer.hits[-1].score if answer.hits else 0.0 for answer in answers]  # hits come by falling score
+    floors = [answer.hits[-1].score if answer.hits else 0.0 for answer in answers]  # hits come best first
     candidates = [_candidate(study, found, images, floors) for study, found in hits.items()]
     return sorted(candidates, key=lambda candidate: -candidate.score)
 
@@ -71,7 +71,7 @@ def _best(image: QueryImage, hits: Sequence[Hit]) -> Hit:
 
 
 def leaders(candidates: Sequence[Candidate], k: int) -> list[Candidate]:
-    """The first `k` of a ranking, and whoever equals the last of them: their order is decided by what a row tells."""
+    """Return the first `k` of a ranking and all ties of the last one, whose order the caller decides by their rows."""
     if len(candidates) <= k:
         return list(candidates)
     last = candidates[k - 1].score

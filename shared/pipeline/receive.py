@@ -1,7 +1,7 @@
-"""Take in: files whose headers were read are decided on and become rows, whichever way they came.
+"""Intake: decide on files whose headers were read, and write the rows of their images.
 
-A scan of a folder, C-STORE, STOW and backfill share this. It opens no file: what it decides by is the header, and
-what stands of the image, its study and its patient.
+Folder scans, C-STORE, STOW and backfill share this. It opens no file: it decides by the header and by the rows that
+exist of the image, its study and its patient.
 """
 
 import hmac
@@ -41,8 +41,8 @@ class Inspector(Protocol):
 class Rules:
     """What a site decides about intake."""
 
-    secret: bytes  #: of the pseudonyms
-    same_uid: str = "same_source"  #: never, same_source or always: what other bytes under a known UID may do
+    secret: bytes  #: the pseudonym key
+    same_uid: str = "same_source"  #: never, same_source or always: when other bytes replace an image of the same UID
     settle_s: float = 0.0  #: a file younger than this is left for the next round
     rest_s: float = 0.0  #: a file that could not be read is tried again after this
     skip: frozenset[bytes] = frozenset()  #: files that are no studies, such as the label table itself
@@ -50,10 +50,12 @@ class Rules:
 
 
 def identify(inspected: Inspected, row: Row | None, secret: bytes) -> Header:
-    """The header with what a table says of it.
+    """Return the header, with the values of its row in a label table.
 
-    A plain image has its study and patient from the table alone, a DICOM file from its header, unless the row is of
-    a published set, which knows better.
+    A plain image has its study and patient from the table alone. A DICOM file keeps its header, unless the row is of
+    a published set, whose tables take precedence.
+
+    Raises: `Rejected` for a file without a header.
     """
     header = inspected.header
     if header is None:
@@ -79,7 +81,7 @@ def identify(inspected: Inspected, row: Row | None, secret: bytes) -> Header:
 
 
 def study_uid(name: str, secret: bytes) -> str:
-    """A table's word for a study as a UID: itself if it is one, else a keyed one that is the same every time."""
+    """Return the UID of a study that a table names: the name if it is a UID, else a keyed hash of it."""
     parts = name.split(".")
     numbers = name.isascii() and all(p.isdigit() and (p == "0" or p[0] != "0") for p in parts)
     if len(name) <= 64 and len(parts) > 2 and numbers:
@@ -89,7 +91,7 @@ def study_uid(name: str, secret: bytes) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """One file, looked at."""
+    """One inspected file."""
 
     seen: Seen
     inspected: Inspected | Rejected
@@ -103,12 +105,12 @@ Candidate = tuple[Found, Incoming]
 
 @dataclass(frozen=True, slots=True)
 class Registered:
-    """The decision on one file; no header where it was unreadable, or erased and so not to be journalled."""
+    """The decision on one file; no header if it was unreadable, or erased and therefore not to be journalled."""
 
     file: Found
     record: Record
     header: Header | None = None
-    rule: str = ""  #: of the site, that decided
+    rule: str = ""  #: name of the admission rule that decided
 
     @property
     def arrival(self) -> Arrival:
@@ -124,17 +126,17 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class Handling:
-    """What to do with one file whose image may stand already."""
+    """What to do with one file, whose image may exist already."""
 
-    outcome: str  #: taken, same (another copy), kept (policy), quarantined; of a site's rule discarded or refused
+    outcome: str  #: taken, same (another copy), kept (policy) or quarantined
     act: str  #: nothing, insert, replace or redescribe
     reason: Reason | None = None
     gate: Gate | None = None
-    found_again: bool = False  #: the image waits for these very bytes
+    found_again: bool = False  #: the image's own file was lost, and this one has its bytes
 
 
 def decide(incoming: Incoming, known: Known | None, patient: bytes, policy: str) -> Handling:
-    """The stated policy, as one table; nothing here touches the database."""
+    """Decide on one file by the policy for known UIDs; the database is not touched."""
     if patient != incoming.patient_key:
         # two patients under one StudyInstanceUID: never merged silently
         return _stop(Reason.PATIENT_CONFLICT)
@@ -161,11 +163,11 @@ def _stop(reason: Reason) -> Handling:
 
 
 def admit(db: Session, found: Sequence[Found], rules: Rules, origin: Origin) -> list[Registered]:
-    """Each new image is `received`, the journal knows of every file, and the encoder is rung for.
+    """Decide on these files: new images become `received`, the journal gets its lines, and the encoder is rung for.
 
-    Returns what was decided of each file, in order; the caller writes the rows of those that stay.
+    Returns the decision on each file, in order; the caller writes the rows of the files that stay.
     """
-    share(db, Lock.INTAKE)  # nothing is erased between asking and registering
+    share(db, Lock.INTAKE)  # no erasure between the check and the insert
     done: list[Registered] = []
     candidates: list[Candidate] = []
     for file in found:
@@ -194,7 +196,7 @@ def admit(db: Session, found: Sequence[Found], rules: Rules, origin: Origin) -> 
 
 
 def _told(db: Session, done: Sequence[Registered]) -> set[bytes]:
-    """The paths that fail for the same passing reason as last time: they get no second line in the journal."""
+    """Return the paths that fail for the same transient reason as last time: the journal gets no second line."""
     away = [one.record for one in done if one.record.reason in PASSING]
     known = files.reasons(db, [record.seen.path for record in away]) if away else {}
     return {record.seen.path for record in away if known.get(record.seen.path) == record.reason}
@@ -203,7 +205,7 @@ def _told(db: Session, done: Sequence[Registered]) -> set[bytes]:
 def _without_erased(
     db: Session, candidates: Sequence[Candidate], rules: Rules, _: Origin
 ) -> tuple[list[Candidate], list[Registered]]:
-    """What a tombstone names is refused, whatever else stands or does not stand of it; no journal names it."""
+    """Refuse what a tombstone names, whatever rows exist of it; the journal does not name it."""
     names = [(i.header.sop_instance_uid, i.header.study_instance_uid, i.patient_key) for _, i in candidates]
     erased = erase.refused(db, rules.secret, names)
     kept = [one for one, gone in zip(candidates, erased, strict=True) if not gone]
@@ -218,7 +220,7 @@ def _without_erased(
 def _admitted(
     _: Session, candidates: Sequence[Candidate], rules: Rules, origin: Origin
 ) -> tuple[list[Candidate], list[Registered]]:
-    """Without those that a rule of the site turns away."""
+    """Apply the admission rules; a candidate that a rule holds is kept with the rule's name."""
     kept: list[Candidate] = []
     turned: list[Registered] = []
     for file, incoming in candidates:
@@ -243,7 +245,7 @@ def _incoming(file: Found, secret: bytes, origin: Origin) -> Incoming:
         raise file.inspected
     header = identify(file.inspected, file.row, secret)
     uids = (header.sop_instance_uid, header.study_instance_uid, header.sop_class_uid)
-    announced = zip(file.expects, uids, strict=False)  # it may announce the first ones only
+    announced = zip(file.expects, uids, strict=False)  # senders may announce the first ones only
     if any(said and said != is_ for said, is_ in announced):
         raise failed(Reason.UIDS_DIFFER)
     return Incoming(
@@ -262,7 +264,7 @@ def _incoming(file: Found, secret: bytes, origin: Origin) -> Incoming:
 
 
 def _placeholder_patient_keys(picture: Inspected, named: Header, secret: bytes) -> tuple[bytes, ...]:
-    """Who stands for the patient of a picture that no table named, and of one whose table told its study alone."""
+    """Return the keys that stand for a picture's patient: without any table, and with one that names only its study."""
     return tuple(key_of(replace(header, patient_id=""), secret) for header in (picture.header, named) if header)
 
 
@@ -289,14 +291,14 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
     owners = studies.ensure(db, [incoming for _, incoming in candidates])
     _assign_patients(db, [incoming for _, incoming in candidates], standing, owners)
     fresh: dict[str, Incoming] = {}
-    for _, incoming in candidates:  # the first file of a UID inserts, the others meet it below
+    for _, incoming in candidates:  # the first file of a UID inserts, the others are compared with it below
         uid = incoming.header.sop_instance_uid
         patient = owners[incoming.header.study_instance_uid][1]
         if uid not in standing and decide(incoming, None, patient, rules.same_uid).act == "insert":
             fresh.setdefault(uid, incoming)
     inserted = studies.insert(db, list(fresh.values()), owners, operation_id)
     standing |= studies.known(db, list(fresh))
-    stopped: list[int] = []  # that had other bytes before
+    stopped: list[int] = []  # images whose earlier bytes were replaced
     for file, incoming in candidates:
         uid = incoming.header.sop_instance_uid
         new = fresh.get(uid) is incoming and uid in inserted
@@ -335,7 +337,7 @@ def _assign_patients(
 
 
 def _seen_before(incoming: Incoming, standing: Mapping[str, Known]) -> bool:
-    """A picture scanned again without its table: what the table said of it still holds."""
+    """Whether this is a known picture, scanned without its table: the table's earlier values still hold."""
     known = standing.get(incoming.header.sop_instance_uid)
     return not incoming.described and known is not None and known.digest == incoming.digest
 

@@ -1,7 +1,6 @@
-"""Reconcile: the files, the rows, the ledgers and the indexes are compared, and what does not agree is named.
+"""Reconcile: compare files, rows, ledgers and indexes, and report what does not agree.
 
-Safe while images come in: whatever looks wrong from afar is looked at again under a lock before it is called a
-finding.
+Safe while images come in: whatever looks wrong without a lock is checked again under one before it becomes a finding.
 """
 
 import os
@@ -27,15 +26,15 @@ from shared.store.session import Begin, enqueue
 from shared.types import Job
 
 SHOWN = 20  #: ids that a finding names
-NAMED = 16  #: digits of a content's digest, by which a finding names it
-FILES = 2000  #: files, or tombstones, looked at between two questions to the database
+NAMED = 16  #: leading digits of a file's digest, by which a finding names it
+FILES = 2000  #: rows of files, or of images, read by one query
 
 
 @dataclass(kw_only=True)
 class Finding:
-    """Something that does not agree: `ids` are the first twenty, of images, points, files, generations or models.
+    """One kind of mismatch: the first twenty ids of images, points, files, operations, generations or models.
 
-    Of a file without a row it is the beginning of its name in the store, which is the digest of its content.
+    A file without a row is named by the beginning of its name in the store, the digest of its content.
     """
 
     kind: str
@@ -49,10 +48,10 @@ class Site:
     """What is compared.
 
     Args:
-        models: where the cards lie.
+        models: the folder of the model cards.
         blobs: the files that were sent to us.
-        rules: of intake, for files that it has to decide on once more.
-        digest: of a file's bytes, as intake takes it.
+        rules: of intake, for files that have to be decided on once more.
+        digest: computes the digest of a file, as intake does.
     """
 
     begin: Begin
@@ -67,11 +66,11 @@ class Site:
 def examine(
     site: Site, *, repair: bool = False, deep: bool = False, say: Callable[[str], None] = lambda _: None
 ) -> list[Finding]:
-    """Everything that does not agree, by kind; with `repair`, it has been mended or made due.
+    """Return everything that does not agree, by kind; `repair` mends it or makes it due, where that is possible.
 
     `deep` reads every file and every vector. What a repair made due is no finding any more: workers do it.
 
-    Raises: `Unavailable` where the database or the index is away.
+    Raises: `Unavailable` if the database or the index is unavailable.
     """
     found: list[Finding] = []
     for name, look in _LOOKS:
@@ -85,7 +84,7 @@ def _named(kind: str, ids: Sequence[int | str], *, repaired: bool) -> Finding:
 
 
 def _generations(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: ARG001
-    """The pointer names an open generation, and every collection belongs to one."""
+    """Check that the pointer names an open generation with enough recall, and that no collection is without one."""
     with site.begin() as db:
         alone(db, Lock.GENERATIONS)
         row, opened = generations.live(db, lock=True), generations.opened(db)
@@ -102,7 +101,7 @@ def _generations(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # 
     yield _named("recall-low", [row.generation_id] if row is not None and low else [], repaired=False)
     if _stray(site):
         with site.begin() as db:
-            alone(db, Lock.CREATING)  # a collection stands before its generation's row does
+            alone(db, Lock.CREATING)  # a collection is created before its generation's row
             stray = _stray(site)
             for name in stray if repair else ():
                 site.indexes.drop(name)
@@ -110,7 +109,7 @@ def _generations(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # 
 
 
 def _reopen(db: Session, number: int) -> bool:
-    """The published generation is kept up to date again, and filled with what came while it was not."""
+    """Open the retired, published generation again, to be filled with what came meanwhile; False if it was purged."""
     found = generations.get(db, number)
     if found.purged_at is not None:
         return False
@@ -131,7 +130,7 @@ def _stray(site: Site) -> list[str]:
 
 
 def _models(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:
-    """Each model that a generation serves has its own card in its folder, and in its row."""
+    """Check that the folder and the row of each model with an open generation hold its own card."""
     wrong, mended = [], 0
     with site.begin() as db:
         served = {one.model_id for one in generations.opened(db)}
@@ -156,7 +155,7 @@ def _fingerprint(folder: Path, verify: bool) -> str | None:
 
 
 def _rows(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: ARG001
-    """What the rows alone say. Looked at again while nobody writes or applies, and mended there."""
+    """Run the checks that need the rows alone; what they find is checked again, and mended, under the writers' lock."""
     for check in checks.IMAGES:
         with site.begin() as db:
             ids = check.found(db)
@@ -177,11 +176,11 @@ def _rows(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: A
 
 
 def _tombstones(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: ARG001
-    """Nothing stands that was erased."""
+    """Check that nothing erased has come back."""
     if not (ids := _risen(site)):
         return
     with site.begin() as db:
-        alone(db, Lock.INTAKE)  # an erasure under way has ended
+        alone(db, Lock.INTAKE)  # waits for an erasure under way
     ids = _risen(site)
     if repair and ids:
         with site.begin() as db:
@@ -205,7 +204,7 @@ def _risen(site: Site) -> list[int]:
 
 
 def _files(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:
-    """Each image has its file, and each file that was taken in its image."""
+    """Check that each image has its file, unchanged, and each file that was taken in its image."""
     wrong: dict[str, list[int]] = {"file-missing": [], "file-changed": [], "file-without-image": []}
     after = 0
     while True:
@@ -215,7 +214,7 @@ def _files(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:
             break
         after = rows[-1].id
         odd = {row: kind for row in rows if (kind := _odd(site, row, deep)) is not None}
-        with site.begin() as db:  # a scan may have been there meanwhile
+        with site.begin() as db:  # a scan may have changed them meanwhile
             same = [row for row in checks.files(db, rows[0].id - 1, FILES) if row in odd]
             for kind, ids in wrong.items():
                 found = [row for row in same if odd[row] == kind]
@@ -240,7 +239,7 @@ def _odd(site: Site, row: Registered, deep: bool) -> str | None:
 
 
 def _look_again(db: Session, kind: str, rows: Sequence[Registered]) -> None:
-    """A scan reads these files again. Of a missing one its row says so; the image stays, and so does its encoding."""
+    """Make a scan read these files again. A missing file is marked; its image stays, and points to a copy if any."""
     ids = [row.id for row in rows]
     if kind != "file-missing":
         checks.scan_again(db, files.reread(db, ids))
@@ -254,7 +253,7 @@ def _look_again(db: Session, kind: str, rows: Sequence[Registered]) -> None:
 
 
 def _store(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: ARG001
-    """Each file that was sent to us has its row, or was put aside and cannot be read."""
+    """Check that each sent file has its row; a file that was put aside is a finding only if it can be read."""
     found = arrive.strays(site.begin, site.inspector, site.blobs)
     if repair:
         arrive.recover(site.begin, site.inspector, site.blobs, site.rules, found)
@@ -262,7 +261,7 @@ def _store(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: 
 
 
 def _points(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:
-    """Each open generation's index holds what its ledger says, and nothing else."""
+    """Check that each open generation's index holds what its ledger says, and nothing else."""
     for kind, names in sorted(points.compare(site.begin, site.indexes, repair=repair, deep=deep).items()):
         yield _named(kind, names, repaired=repair)
 

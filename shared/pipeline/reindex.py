@@ -1,8 +1,8 @@
-"""Re-index: a generation beside the live one is filled, watched until it lacks nothing, and measured.
+"""Re-index: fill a generation beside the live one, wait until it lacks nothing, and measure its recall.
 
-What is stored is not encoded again: rows of the ledger are written from the encodings, and the projector does the
-rest. What its model has not encoded is left to `catchup`. Every step is one transaction and begins where the last
-one ended, so it may be killed, paused and taken over anywhere.
+Stored encodings are not computed again: ledger rows are written from them, and the projector does the rest. Images
+that the model has not encoded are left to `catchup`. Every step is one transaction and begins where the last one
+ended, so a build may be killed, paused and taken over anywhere.
 """
 
 import time
@@ -30,13 +30,13 @@ from shared.types import Job
 
 LEASE_S = 30.0
 CHUNK = 2000  #: images looked at in one transaction
-REST_S = 1.0  #: until it is looked again whether all has come
-CALM = 10  #: times as long as a count took nothing is counted again: of a large archive it takes half a minute
-LOOK_S = 10.0  #: outside its hours, so often is looked whether it has others by now
-AWAY_S = 10.0  #: until an engine that was away is asked again
-GRACE_S = 60.0  #: a query that still knows a retired generation has long been answered
+REST_S = 1.0  #: until the coverage is checked again
+CALM = 10  #: pause between two counts, as a multiple of the last one: of a large archive it takes half a minute
+LOOK_S = 10.0  #: outside its hours, a build checks this often whether they were changed
+AWAY_S = 10.0  #: until an engine that was unavailable is tried again
+GRACE_S = 60.0  #: until a retired generation is purged: longer than any query that still uses it
 SAMPLE, SEED = 100, 0
-TIE = 1e-6  #: of the k-th score: equal scores are equally right
+TIE = 1e-6  #: tolerance at the k-th score: ties are equally right
 
 Opened = Callable[[str], Index]
 
@@ -49,7 +49,7 @@ def advance(
     chunk: int = CHUNK,
     alive: Callable[[], None] = lambda: None,
 ) -> bool:
-    """One due build has got on as far as it could; True: call again, there may be more to do at once."""
+    """Advance one due build as far as possible; return True if there may be more to do at once."""
     with begin() as db:
         held = operations.claim(db, "reindex", LEASE_S)
     if held is None:
@@ -57,7 +57,7 @@ def advance(
     more = True
     with turn(begin, held, LEASE_S, AWAY_S):
         more = _build(begin, open_index, held, budget_s, chunk, alive)
-    return more  # noqa: RET504 - an error ends the block before it is set
+    return more  # noqa: RET504 - `turn` ends the block at an error, before this is set
 
 
 def _build(
@@ -68,7 +68,7 @@ def _build(
         built = generations.built_by(db, held.id)
     if built is None:
         raise NotFound("the generation of this operation is gone")
-    if built.state == "retired":  # while somebody resumed it
+    if built.state == "retired":  # while its operation was resumed
         with begin() as db:
             operations.end(db, held, "cancelled")
         return True
@@ -77,7 +77,7 @@ def _build(
         alive()
         with begin() as db:
             if not operations.mine(db, held):
-                return False  # paused, cancelled, or another's
+                return False  # paused, cancelled, or taken over
             found = generations.get(db, number)
             if wait_s := closed_s(found.hours):
                 operations.rest(db, held, min(wait_s, LOOK_S))
@@ -91,7 +91,7 @@ def _build(
     with begin() as db:
         covered, calm_s = _report(db, held, generations.get(db, number))
         if covered.coming:
-            if covered.by_reason.get("missing"):  # a row went astray: cheap to look at all of them again
+            if covered.by_reason.get("missing"):  # a ledger row is missing: filling from the start is cheap
                 found = generations.get(db, number)
                 found.filled_to, found.filled_at = 0, None
             enqueue(db, Job.PROJECT)
@@ -103,9 +103,9 @@ def _build(
 
 
 def _leave(begin: Begin, held: Held, number: int, rest_s: float) -> None:
-    """A fill that is not through goes on after so many seconds.
+    """Make the unfinished fill due again after `rest_s` seconds.
 
-    In a transaction of its own: who asks the throttle waits for the fill, and not for a count.
+    In a transaction of its own: whoever waits for the generation's row waits for the fill, and not for a count.
     """
     with begin() as db:
         if generations.to_count(db, number):
@@ -114,10 +114,10 @@ def _leave(begin: Begin, held: Held, number: int, rest_s: float) -> None:
 
 
 def fill(db: Session, found: Generation, chunk: int = CHUNK) -> int:
-    """The next images' stored encodings are in its ledger, the others are due to be encoded; returns how many.
+    """Write the next images' stored encodings to the ledger, make the others due for catch-up; return how many.
 
-    The images are locked first: who erases or replaces one does so before or after, and never unseen. Rows that
-    others wrote meanwhile stay. Less than a chunk is the end: what comes later goes to every open generation anyway.
+    The images are locked: an erasure or a replacement comes before or after, never unseen. Ledger rows that others
+    wrote meanwhile stay. Fewer images than allowed are the last: later ones go to every open generation anyway.
     """
     db.refresh(found, with_for_update={"key_share": True})
     allowed = allow(db, found, chunk) if found.state == "open" and found.filled_at is None else 0
@@ -138,7 +138,7 @@ def fill(db: Session, found: Generation, chunk: int = CHUNK) -> int:
 
 
 def _report(db: Session, held: Held, found: Generation) -> tuple[coverage.Coverage, float]:
-    """How far it is stands on its operation; for how many seconds that is to do."""
+    """Write the coverage to the operation; return it, and the seconds until it is counted again."""
     began = time.monotonic()
     covered = coverage.count(db, found.id, found.model_id)
     calm_s = CALM * (time.monotonic() - began)
@@ -156,7 +156,7 @@ def _report(db: Session, held: Held, found: Generation) -> tuple[coverage.Covera
 
 
 def _finish(begin: Begin, open_index: Opened, held: Held, number: int, alive: Callable[[], None]) -> None:
-    """Linked, measured, and ended. What is published is decided by a person."""
+    """Link the graph, measure the recall and end the operation. Publishing is left to a person."""
     with begin() as db:
         found = generations.get(db, number)
         rows = ledger.sample(db, found.id, found.model_id, SAMPLE, SEED)
@@ -172,7 +172,7 @@ def _finish(begin: Begin, open_index: Opened, held: Held, number: int, alive: Ca
 
 
 def link(index: Index, alive: Callable[[], None], every_s: float = 5.0) -> None:
-    """The graph covers every point; this may take minutes, during which `alive` is called."""
+    """Link every point into the graph; this may take minutes, and calls `alive` every `every_s` seconds."""
     with ThreadPoolExecutor(1, "link") as beside:
         coming = beside.submit(index.optimize)
         while not coming.done():
@@ -183,16 +183,16 @@ def link(index: Index, alive: Callable[[], None], every_s: float = 5.0) -> None:
 
 
 def recall(index: Index, rows: Sequence[ledger.Sampled], alive: Callable[[], None] = lambda: None) -> dict[str, float]:
-    """Recall@10 of what searches ask for."""
+    """Return the recall@10 of the index, at the accuracy that searches ask for."""
     found, wanted = compare(index, rows, alive)
     return {"recall": found / wanted if wanted else 1.0, "k": K, "sample": len(rows), "points": index.count()}
 
 
 def compare(index: Index, rows: Sequence[ledger.Sampled], alive: Callable[[], None] = lambda: None) -> tuple[int, int]:
-    """How many of the true first ten come among the first ten that searches get, and how many there are.
+    """Return how many of the exact first ten are among the first ten of a usual search, and how many there are.
 
-    The query's patient is excluded in both, and equal scores are equally right. Between two exact searches the engine
-    rests as long as the last one took: others are searching.
+    The query's patient is excluded in both, and ties are equally right. Between two queries the engine rests as long
+    as the last one took, at most 0.2 s: others are searching.
     """
     found = wanted = 0
     for row in rows:
@@ -216,9 +216,9 @@ def compare(index: Index, rows: Sequence[ledger.Sampled], alive: Callable[[], No
 
 
 def purge(begin: Begin, indexes: IndexStore, grace_s: float = GRACE_S, chunk: int = 10_000) -> int:
-    """Collections and ledgers of generations that were retired a while ago are gone; returns how many were.
+    """Purge collections and ledgers of generations that were retired `grace_s` seconds ago; return how many.
 
-    The collection first: while its rows stand, an erasure still waits for it.
+    The collection goes first: as long as its ledger rows exist, erasures still check it.
     """
     with begin() as db:
         due = generations.purgeable(db, grace_s)

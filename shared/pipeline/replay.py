@@ -1,4 +1,4 @@
-"""A replay of gate 3: what is stored is judged by other thresholds, with the function that judges what comes.
+"""Replay of gate 3: judge stored images by other thresholds, with the function that judges new ones.
 
 First as a plan that changes nothing, then chunk by chunk as an operation.
 """
@@ -27,14 +27,14 @@ from shared.store.tables import Calibration, Model, Operation
 from shared.types import Job, Status
 
 LEASE_S = 30.0
-AWAY_S = 10.0  #: until what was away is asked again
-PREVIEW_S = 10.0  #: that a caller waits for a plan
+AWAY_S = 10.0  #: until a replay goes on after something was unavailable
+PREVIEW_S = 10.0  #: longest time that a caller waits for a plan
 CHUNK = 500  #: images judged in one transaction, or read at once with their embeddings
 
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """An image whose place other thresholds change; of one that they stop, the reason."""
+    """An image that other thresholds stop or admit; `reason` says why they stop it."""
 
     image_id: int
     sop_uid: str
@@ -45,18 +45,18 @@ class Flip:
 
 @dataclass(kw_only=True)
 class Plan:
-    """What a replay would change; the lists hold the first `shown` images of each way, by id."""
+    """What a replay would change; each list holds its first `shown` images, by id."""
 
     counts: Counter[str] = field(default_factory=Counter)  #: stop, admit, stay, decided, unmeasured
     stop: list[Flip] = field(default_factory=list)  #: searchable now
     admit: list[Flip] = field(default_factory=list)  #: in the quarantine now
-    complete: bool = True  #: else the time was over, and only the images that came first were looked at
+    complete: bool = True  #: False: time ran out, and only the first images were judged
 
 
 def plan(
     db: Session, model: Model, modality: str, standard: Standard, shown: int = 100, *, within_s: float = PREVIEW_S
 ) -> Plan:
-    """What would flip if these thresholds were replayed now, as far as that is known in time; nothing is changed."""
+    """Return what a replay of these thresholds would change now, as far as is known in time; nothing is changed."""
     found, until = Plan(), time.monotonic() + within_s
     for row in calibrations.every_scored(db, model.id, _chosen(modality, standard), CHUNK):
         if time.monotonic() > until:
@@ -75,7 +75,7 @@ def _chosen(modality: str, standard: Standard) -> Chosen:
 
 
 def _way(row: Scored, standard: Standard) -> tuple[str, Judgement]:
-    """Where these thresholds lead an image: the one rule of plan and replay."""
+    """Return what these thresholds do to an image, as a key of `Plan.counts`: the one rule of plan and replay."""
     own = judge_image(row.frames, row.embeddings, standard)
     if row.decided:
         return "decided", own
@@ -87,9 +87,9 @@ def _way(row: Scored, standard: Standard) -> tuple[str, Judgement]:
 
 
 def begin_replay(db: Session, model: Model, modality: str, found: Proposal, actor: Actor) -> Operation:
-    """The proposed thresholds are in force, and the operation that judges what is stored by them is due.
+    """Put the proposed thresholds in force, with a due operation that judges stored images by them.
 
-    Raises: `Conflict` for a model that is not published, which judges nothing.
+    Raises: `Conflict` if the model is not published: only the published one judges.
     """
     live = generations.published(db)
     if live is None or live.model_id != model.id:
@@ -109,7 +109,7 @@ def begin_replay(db: Session, model: Model, modality: str, found: Proposal, acto
 def advance(
     begin: Begin, *, chunk: int = CHUNK, budget_s: float = 20.0, alive: Callable[[], None] = lambda: None
 ) -> bool:
-    """One due replay has got on; True: call again, there may be more to do."""
+    """Advance one due replay; return True if there may be more to do."""
     with begin() as db:
         held = operations.claim(db, "replay", LEASE_S)
     if held is None:
@@ -127,7 +127,7 @@ def advance(
 
 
 def _step(db: Session, held: Held, chunk: int) -> bool:
-    """The next images stand by the thresholds; False: it has ended, or is another's."""
+    """Apply the thresholds to the next images; return False if the replay has ended or was taken over."""
     share(db, Lock.GENERATIONS)
     if not operations.mine(db, held):
         return False
@@ -161,7 +161,7 @@ def _overtaken(db: Session, row: Calibration) -> str | None:
 
 
 def _apply(db: Session, standard: Standard, rows: Sequence[Scored]) -> Counter[str]:
-    """These locked images stand by the thresholds, with what the index must hold of them."""
+    """Judge these locked images by the thresholds, move them and update the ledgers; return counts as in `Plan`."""
     ways: dict[str, list[int]] = {"stop": [], "admit": [], "stay": [], "decided": [], "unmeasured": []}
     rulings = []
     for one in rows:
@@ -181,7 +181,7 @@ def _apply(db: Session, standard: Standard, rows: Sequence[Scored]) -> Counter[s
 
 
 def measure_again(db: Session, images: Sequence[int]) -> None:
-    """It stands of these locked images what the published model's thresholds say of them; none is moved by it."""
+    """Store the judgement of the published model's thresholds on these locked images, without moving any."""
     live = generations.published(db)
     modalities = calibrations.modalities(db, images)
     in_force = {} if live is None else standards(db, live.model_id, set(modalities.values()))

@@ -1,8 +1,8 @@
-"""Scan: a folder's files become rows, in place, without copying or decoding them.
+"""Scan: register a folder's files in place, without copying or decoding them.
 
-The scan is the truth about a folder: it walks it, skips what has not changed since it was last looked at, reads
-the headers of the rest in the sandbox, and decides for each file in one transaction per batch. So it may be
-interrupted anywhere and started again; whoever knows the place of the last batch goes on behind it.
+A scan walks the folder, skips files that have not changed since the last scan, reads the headers of the others in the
+sandbox, and decides on the files in one transaction per batch. So it may be interrupted anywhere; it goes on behind
+the place of the last batch, or starts again.
 """
 
 import hmac
@@ -42,19 +42,19 @@ class Progress:
     total: int = 0
     done: int = 0
     counts: Counter[str] = field(default_factory=Counter)
-    cursor: bytes = b""  #: the `place` of the last file that was looked at; none: it begins, or has ended
+    cursor: bytes = b""  #: the `place` of the last file that was looked at; empty: the scan begins, or has ended
 
     @property
     def stored_cursor(self) -> dict[str, str] | None:
-        """The place, as the row of the operation has it."""
+        """The cursor, as the operation's row stores it."""
         return {"path": self.cursor.hex()} if self.cursor else None
 
     @classmethod
     def of(cls, row: Operation) -> Self:
-        """As the row has it; without a place the scan begins."""
+        """Restore the progress from the row; without a cursor the scan begins anew."""
         if row.cursor is None:
             return cls()
-        counts = {name: n for name, n in row.counts.items() if isinstance(n, int)}  # no words of an earlier version
+        counts = {name: n for name, n in row.counts.items() if isinstance(n, int)}  # earlier versions stored text, too
         return cls(max(row.total or 0, row.done), row.done, Counter(counts), bytes.fromhex(row.cursor["path"]))
 
 
@@ -70,17 +70,17 @@ def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it t
     progress: Progress | None = None,
     alive: Callable[[], None] = lambda: None,
 ) -> Progress:
-    """Every file under `path` that comes behind the place of `progress` has been looked at, or `report` said stop.
+    """Look at every file under `path` behind the cursor of `progress`, until `report` says stop; return the progress.
 
-    Then the place says where; it is gone at the end.
+    Its cursor says where to go on; it is empty at the end.
     """
     progress = progress or Progress()
     if progress.cursor:
-        see(path, progress.cursor)  # a folder that is gone now is a share that is away
+        see(path, progress.cursor)  # raises if the folder is gone now: its share may be unavailable
     if table is not None or not progress.cursor:
         total, table = _survey(path, table, rules, alive)
         progress.total = progress.total if progress.cursor else total
-    # which rows belong to which file is known only by its header: any change of the table looks at all files again
+    # rows keyed by UID match by the header alone: after any change of the table all files are read again
     uids = (sorted(table.instances.items()), sorted(table.studies.items())) if table else ([], [])
     whole = stamp(rules.secret, *uids) if any(uids) else None
     listing = (seen for seen in see(path, progress.cursor) if seen.path not in rules.skip)
@@ -89,7 +89,7 @@ def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it t
         stamps = [stamp(rules.secret, row) if row else whole for row in rows]
         with begin() as db:
             same = files.unchanged(db, batch, stamps, rest_s=rules.rest_s)
-        # the distance, not the age: a file dated in the future must not wait for that day
+        # the absolute difference: a file dated in the future must not wait for that day
         young = {s.path for s in batch if abs(time.time_ns() - s.mtime_ns) < rules.settle_s * 1e9} - same
         fresh = [one for one in zip(batch, rows, stamps, strict=True) if one[0].path not in same | young]
         inspected = sandbox.inspect_many([_path(seen) for seen, _, _ in fresh]) if fresh else []
@@ -110,7 +110,7 @@ def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it t
             go_on = report(db, progress)
         if not go_on:
             return progress
-    if progress.total == 0:  # an empty folder, too, tells and asks whether to go on
+    if progress.total == 0:  # an empty folder, too, reports once, and may be cancelled
         with begin() as db:
             report(db, progress)
     progress.cursor = b""
@@ -120,7 +120,7 @@ def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it t
 def _survey(
     path: Path, table: LabelTable | None, rules: Rules, alive: Callable[[], None]
 ) -> tuple[int, LabelTable | None]:
-    """How many files there are, and the table told apart for them."""
+    """Return the number of files, and the table without rows that match files of several folders."""
     total = 0
 
     def met() -> Iterator[Path]:
@@ -145,17 +145,17 @@ def _unlabelled(table: LabelTable, path: Path, found: Sequence[Found]) -> Counte
     return +Counter(unlabelled=len(bare), namesakes=alike)
 
 
-#: The folders that lead to a file, and its name. In a folder files (False) come before folders (True), each by name.
+#: A file's path below the root, as (is a folder, name). In a folder, files come before folders, each by name.
 Steps = tuple[tuple[bool, bytes], ...]
 
 
 def walk(root: Path, after: bytes = b"") -> Iterator[Seen]:
-    """Everything under `root` that is no folder, in name order; only what comes behind the `place`, if one is named.
+    """Yield everything under `root` that is no folder, in name order; with `after`, only what comes behind that place.
 
-    Links are met and not followed. A folder that cannot be read is met like a file, so that it has a row with its
-    reason.
+    Links are yielded and not followed. A folder that cannot be read is yielded like a file, so that it gets a row with
+    its reason.
 
-    Raises: `Unavailable` where `root` itself cannot be read, or is empty and was not before.
+    Raises: `Unavailable` if `root` itself cannot be read, or is empty and was not before.
     """
     passed = _steps(os.fsencode(root), after)
     folders: list[tuple[Seen, Steps]] = [(_unseen(os.fsencode(root)), ())]
@@ -180,16 +180,16 @@ def walk(root: Path, after: bytes = b"") -> Iterator[Seen]:
 
 
 def _ahead(entries: Sequence[os.DirEntry[bytes]], here: Steps, passed: Steps) -> Iterator[tuple[Seen, Steps]]:
-    """What of a folder was not passed yet; with a folder the way to it, with anything else none."""
+    """Yield the entries of a folder that were not passed yet; a folder with its `Steps`, anything else with ()."""
     for entry in entries:
         behind = (*here, (False, entry.name)) <= passed
         if behind and not _may_be_folder(entry):
-            continue  # without a look at it: there may be a million, on a slow share
+            continue  # without a `stat`: there may be a million, on a slow share
         try:
             found = entry.stat(follow_symlinks=False)
         except FileNotFoundError:
             continue  # gone since it was listed
-        except OSError:  # a folder that may be listed and not entered, say: its files have their rows, too
+        except OSError:  # a folder that may be listed and not entered, say: its files get rows, too
             if not behind:
                 yield _unseen(entry.path), ()
             continue
@@ -209,7 +209,7 @@ def _may_be_folder(entry: os.DirEntry[bytes]) -> bool:
 
 
 def place(seen: Seen) -> bytes:
-    """Where a walk is that has just met this: its path, and a slash behind a folder that could not be read."""
+    """Return the place of a walk that has just yielded this: its path, with a slash behind an unreadable folder."""
     with suppress(OSError):
         if stat.S_ISDIR(os.lstat(seen.path).st_mode):
             return seen.path + b"/"
@@ -226,16 +226,16 @@ def _unseen(path: bytes) -> Seen:
 
 
 def see(path: Path, after: bytes = b"") -> Iterator[Seen]:
-    """A folder's files, those behind a `place` of its walk if one is named, or the one file that `path` is.
+    """Return the files of a folder, with `after` only those behind that place, or the one file that `path` is.
 
-    Raises: `Invalid` where there is neither, `Unavailable` where that cannot be told.
+    Raises: `Invalid` if there is neither, `Unavailable` if `path` cannot be read, or is gone and `after` is given.
     """
     try:
         if path.is_dir():
             return walk(path, after)
         if path.is_file() and not path.is_symlink():
             return iter([Seen.of(os.fsencode(path), path.stat())])
-    except OSError:  # below a folder that is closed to us, or on a share that is away
+    except OSError:  # below a folder that may not be entered, or on a share that is unavailable
         raise Unavailable("the folder cannot be read") from None
     if after:
         raise Unavailable("the folder is gone, and was there when the scan began: its share may be away")
@@ -243,7 +243,7 @@ def see(path: Path, after: bytes = b"") -> Iterator[Seen]:
 
 
 def within(path: Path, roots: Sequence[Path], *, any_root: bool) -> Path:
-    """The real path, if scans may read there.
+    """Return the real path, if scans may read there.
 
     Raises: `Invalid`.
     """
@@ -254,14 +254,14 @@ def within(path: Path, roots: Sequence[Path], *, any_root: bool) -> Path:
 
 
 def register(db: Session, found: Sequence[Found], rules: Rules, operation_id: uuid.UUID | None) -> Counter[str]:
-    """Files of a folder, in place: each has a row, whatever became of it; returns the outcomes."""
+    """Decide on files of a folder and write a row for each, whatever became of it; return the counts by outcome."""
     done = admit(db, found, rules, Origin(source="folder", operation_id=operation_id))
     files.record(db, [one.record for one in done], operation_id)
     return Counter(one.record.outcome for one in done)
 
 
 def stamp(secret: bytes, *said: object) -> bytes:
-    """What must be equal for a file's labels to be as they were. Keyed: a row of a table may name its patient."""
+    """Return a digest that is equal as long as a file's labels are. Keyed: a row of a table may name its patient."""
     return hmac.digest(secret, repr(said).encode(), "sha256")[:16]
 
 
@@ -281,7 +281,7 @@ def _path(seen: Seen) -> Path:
 
 
 def _by_uid(table: LabelTable | None, root: Path, seen: Seen, what: Inspected | Rejected) -> Row | None:
-    """The row of a file that the table knows by a UID, which only its header tells."""
+    """Return the table's row for a file, now that the UIDs of its header are known."""
     if table is None or isinstance(what, Rejected) or what.header is None:
         return None
     uids = what.header.sop_instance_uid, what.header.study_instance_uid

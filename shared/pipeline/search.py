@@ -1,4 +1,4 @@
-"""Search: the studies most like a study, or like an image that somebody holds in their hand.
+"""Search: the studies most like a stored study, or like an uploaded image.
 
 One read for the query's vectors, one batch to the index with filters and exclusions, one read for the rows
 behind the hits. The published pointer is read once; a query keeps its generation for its whole life.
@@ -29,7 +29,7 @@ from shared.store.generations import Published
 from shared.store.neighbours import HitRow, QueryRow
 from shared.types import Decoded, Header
 
-MAX_VECTORS = 16  #: of a study; a CT is asked with evenly spaced slices
+MAX_VECTORS = 16  #: of a study; of a CT, evenly spaced slices
 
 
 def by_studies(
@@ -66,7 +66,7 @@ def by_image(
     secret: bytes,
     request: Request,
 ) -> Ranking:
-    """The ranking for an image from outside; nothing of it is stored.
+    """Return the ranking for an uploaded image; nothing of the image is stored.
 
     Raises: `Rejected` for an image that cannot be decoded, `Unavailable` before a model is published.
     """
@@ -96,16 +96,16 @@ def by_image(
 
 
 def _features(connection: sa.Connection, live: Published, encoded: Encoded, modality: str) -> Judgement:
-    """What gate 3 says of an image from outside, by the thresholds that are in force for those that are taken in."""
+    """Judge an uploaded image by gate 3, with the thresholds that are in force for intake."""
     scores = [] if encoded.ood is None else [float(score) for score in encoded.ood]
     standard = standards(connection, live.model_id, {modality}).get(modality)
     return judge_image(scores, map(encodings.pack, encoded.embeddings), standard)
 
 
 def _outsider(connection: sa.Connection, header: Header, said: Subject, secret: bytes) -> Subject:
-    """An uploaded image. If the archive has it, or its study, that is its own, whatever its header hides.
+    """Add to an uploaded image's subject what the archive knows of it or its study, even if its header is anonymous.
 
-    The patient that the header names is hidden, too: the archive may know the study under a number given before.
+    The patient that the header names is hidden, too: the archive may know the study under an earlier patient ID.
     """
     named = [patient_key(secret, header.issuer_of_patient_id, header.patient_id)] if header.patient_id else []
     own = neighbours.whose(connection, header.sop_instance_uid, header.study_instance_uid)
@@ -170,7 +170,7 @@ def _rank(
     for subject, found, asked, answered in _answers(search, subjects, request, page):
         own, more = found
         shown, all_there = _shown(connection, live, subject, own, request, page)
-        if len(shown) < request.k and not all_there:  # what may not be shown took the places of others
+        if len(shown) < request.k and not all_there:  # hits that may not be shown displaced others
             ((own, more),) = ask(search, [subject], request, page, deep=True)
             shown, _ = _shown(connection, live, subject, own, request, page)
         short = len(shown) < request.k
@@ -208,9 +208,9 @@ def _searcher(connection: sa.Connection, index: Index, live: Published, request:
 def _answers(
     search: Search, subjects: Sequence[Subject], request: Request, page: cursor.Page
 ) -> Iterator[tuple[Subject, Asked, float, float]]:
-    """Each subject with its hits and whether there are more, and when they were asked for and came.
+    """Yield each subject with its hits, whether there are more, and the times of the query and of its answer.
 
-    All in one batch; by codes one subject after the other, as a ball may hold thousands.
+    All subjects are one batch; in searches by codes each is one, as a ball may hold thousands.
     """
     batches = [subjects] if request.mode == "dense" else [[one] for one in subjects]
     for batch in batches:
@@ -229,10 +229,10 @@ def _shown(
     request: Request,
     page: cursor.Page,
 ) -> tuple[tuple[Found, ...], bool]:
-    """The studies to show, and whether every hit may be.
+    """Return the studies to show, and whether every hit of the leading ones may be shown.
 
-    Ranked by what travels with the vectors, so that rows are read for the leaders only. Where one of theirs is missing
-    (an orphan, erased, newer than the page, or just being written) others may move up: then all rows are read.
+    Studies are ranked by the payloads of the hits, so that rows are read for the leaders only. If a row is missing
+    (an orphan, erased, newer than the page, or just being written), others may move up: then all rows are read.
     """
 
     def rows_of(points: Iterable[uuid.UUID]) -> dict[uuid.UUID, HitRow]:

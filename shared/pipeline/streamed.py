@@ -1,4 +1,4 @@
-"""A multipart body becomes files as it streams by, in batches that are taken in together."""
+"""Write the parts of a streamed multipart body to files, and take these in by batches."""
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -16,11 +16,11 @@ Take = Callable[[Sequence[Part]], list[Arrived]]
 
 
 class Streamed:
-    """The files of one body; what was not taken in when its context ends is gone.
+    """The files of one body; those that were not taken in are deleted when the context ends.
 
     Args:
         expects: SOP and Study Instance UID that each file must have, "" where any will do.
-        most: bytes of one file; one that has more is refused, and its rest is not kept.
+        most: maximum bytes of one file; a larger file is refused, and its rest is not stored.
 
     Attributes:
         answers: one for each file that was taken in or refused so far.
@@ -42,7 +42,7 @@ class Streamed:
         self._close()
 
     def on(self, event: Event) -> None:
-        """The next of the body. Raises: `Unavailable` (also `Full`), and what the taking raises."""
+        """Handle the next event of the body. Raises: `Unavailable` (also `Full`), and what `take` raises."""
         if isinstance(event, Begin):
             self.begin()
         elif isinstance(event, Data):
@@ -59,17 +59,17 @@ class Streamed:
     def write(self, chunk: bytes) -> None:
         part = self._parts[-1]
         self._head += chunk[: max(0, MAGIC.stop - len(self._head))]
-        part.write(chunk[: max(0, self._most + 1 - part.size)])  # one byte too many, and the sandbox refuses it
+        part.write(chunk[: max(0, self._most + 1 - part.size)])  # with one byte too many, the sandbox refuses it
 
     def end(self) -> None:
         if self._head[MAGIC] != b"DICM":  # a picture, say, which a folder scan would take
-            with self._parts.pop():  # gone at once: a body may hold thousands of them
+            with self._parts.pop():  # deleted at once: a body may hold thousands of them
                 self.answers.append(Arrived(outcome="failed", reason=Reason.NOT_A_STUDY_OBJECT, kept=False))
         if len(self._parts) >= self._size:
             self.settle()
 
     def settle(self) -> list[Arrived]:
-        """Every file so far has its answer."""
+        """Take in the files so far; return all answers so far."""
         if self._parts:
             self.answers += self._take(self._parts)
         self._close()

@@ -1,4 +1,4 @@
-"""The sweep: work that is due and that nobody may have been told of is rung for again."""
+"""The sweep: ring again for due work, as its message may have been lost."""
 
 from sqlalchemy.orm import Session
 
@@ -14,7 +14,10 @@ log = get(__name__)
 
 
 def ring_for_due(db: Session, effort: Effort, canary_s: float = 0) -> None:
-    """A bell for each kind of work that could be claimed now; too many bells do no harm."""
+    """Ring for each kind of work that could be claimed now, and give up what failed too often.
+
+    Too many bells do no harm.
+    """
     encode.give_up(db, effort)
     for number in operations.exhaust(db):
         log.error("operation_given_up", operation_id=str(number))

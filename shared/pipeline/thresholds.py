@@ -1,7 +1,7 @@
 """Thresholds of gate 3: made from known images, and put in force.
 
-They belong to one model and one modality: one of reconstruction errors, one of distances from the known images, or
-both. Putting them in force judges what comes; `replay` judges what is stored.
+A calibration belongs to one model and one modality, and has a threshold of reconstruction errors, of distances from
+the known images, or of both. In force, it judges new images; `replay` judges stored ones.
 """
 
 import math
@@ -26,19 +26,19 @@ from shared.store.calibrations import Chosen, Known
 from shared.store.reviews import Actor
 from shared.store.tables import Calibration, Model
 
-MANY = 300  #: searchable images of a modality, of which thresholds can be made that are worth it
-MOST_SCORES = 100_000  #: known images whose errors make a threshold: of them, too, a hundred are beyond 99.9 %
+MANY = 300  #: searchable images of a modality that are enough for good thresholds
+MOST_SCORES = 100_000  #: known images whose errors make a threshold: even of these, a hundred lie beyond 99.9 %
 MOST = 1024  #: known images that distances are measured from; chosen by digest, so the same ones each time
 
 
 def wanting(db: Session) -> tuple[str, dict[str, int]]:
-    """The published model, and the modalities that gate 3 hardly judges before they are calibrated here, by images."""
+    """Return the published model's name, and the number of images of each modality that should be calibrated here."""
     live = generations.published(db)
     return ("", {}) if live is None else (str(live.card["name"]), calibrations.wanting(db, live.model_id, MANY))
 
 
 def bring(db: Session, model_id: int, card: Card) -> None:
-    """What the card calibrates is in force, unless the archive has something of its own or had it brought before."""
+    """Put the card's calibrations in force for the modalities that have none of this model yet."""
     known = calibrations.in_force(db, model_id)
     for modality, one in sorted(card.calibrations.items()):
         if modality not in known:
@@ -51,11 +51,11 @@ def _columns(one: ood.Calibration) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Made:
-    """What became of a call to calibrate; `skipped` and `left_out` count images, by modality."""
+    """The result of `calibrate`; `skipped` and `left_out` count images, by modality."""
 
     calibrations: tuple[Calibration, ...]
     skipped: dict[str, int]  #: modalities with too few images
-    left_out: dict[str, int]  #: stopped by gate 3: not taken for known, so thresholds made again can only sink
+    left_out: dict[str, int]  #: stopped by gate 3, and so not known: a threshold made again can only sink
 
 
 def calibrate(
@@ -68,11 +68,11 @@ def calibrate(
     operation_id: uuid.UUID | None = None,
     folder: Path | None = None,
 ) -> Made:
-    """From what is stored of encoded images; it judges from the commit on, and changes nothing that is stored.
+    """Make thresholds from stored encodings; they judge new images from the commit on, and no stored ones.
 
-    Of errors where the model has them, of distances in any case.
+    Thresholds of distances in any case, of reconstruction errors if the model has them.
 
-    Raises: `Invalid` where the named modality, or every one, has too few images.
+    Raises: `Invalid` if the named modality, or every one, has too few images.
     """
     made: dict[str, dict[str, Any]] = {}
     skipped, left_out = {}, {}
@@ -92,7 +92,7 @@ def calibrate(
             f"of model {model.name} there are {max(skipped.values(), default=0)}"
         )
     rows = []
-    for one, columns in made.items():  # all are made before the first takes the lock for which intake waits
+    for one, columns in made.items():  # all are computed before the first takes the lock that holds up intake
         rows.append(calibrations.add(db, model.id, one, "archive", actor.name, **columns))
         said = {"calibration": rows[-1].id, "model": model.name, "modality": one, "rule": rule}
         reviews.audit(db, actor, "calibrate", said)
@@ -104,7 +104,7 @@ def _prefix(folder: Path | None) -> bytes | None:
 
 
 def _scores(db: Session, model: Model, chosen: Chosen) -> list[tuple[str, float]]:
-    """(name, score) of images that are taken for known."""
+    """Return (digest, score) of the known images, without scores that are not finite."""
     rows = calibrations.known_scores(db, model.id, chosen, MOST_SCORES)
     measured = [(digest.hex(), statistic(frames)) for digest, frames in rows]
     return [(name, score) for name, score in measured if score is not None and math.isfinite(score)]
@@ -118,7 +118,7 @@ class _Image:
 
 
 def _usable(images: Sequence[Known]) -> list[_Image]:
-    """Those all of whose embeddings have a direction."""
+    """Return the images whose embeddings are all finite and not zero."""
     made = [_Image(one.digest.hex(), one.patient, [encodings.unpack(e) for e in one.embeddings]) for one in images]
     return [one for one in made if all(np.isfinite(v).all() and v.any() for v in one.vectors)]
 
@@ -128,7 +128,7 @@ _NO_DISTANCES: dict[str, Any] = {"distances": None, "gaussian": None}
 
 
 def _made(scores: Sequence[tuple[str, float]], images: Sequence[_Image], rule: Rule) -> dict[str, Any]:
-    """A row's columns: a threshold for each vote of which there are enough images; empty where there is none."""
+    """Return a row's columns, with a threshold for each vote that has enough images; empty if neither has."""
     first = _of_scores(scores, rule) if len(scores) >= ood.MIN_SCORES else {}
     second = _of_distances(images, rule) if len(images) >= ood.MIN_SCORES else {}
     if not first and second:
@@ -142,7 +142,7 @@ def _of_scores(scores: Sequence[tuple[str, float]], rule: Rule) -> dict[str, Any
 
 
 def _of_distances(images: Sequence[_Image], rule: Rule) -> dict[str, Any]:
-    """What distances are measured from, and their threshold: each image is measured while its patient is held out."""
+    """Return the Gaussian of the known images and the threshold of their distances, each with its patient held out."""
     known = np.stack([vector for one in images for vector in one.vectors])
     apart = iter(ood.held_out(known, [one.patient for one in images for _ in one.vectors]))
     own = np.array([statistic([next(apart) for _ in one.vectors]) for one in images], np.float64)
@@ -163,11 +163,11 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """Thresholds, and their row if it is to be put in force again or for the first time."""
+    """Proposed thresholds, as the columns of a calibration's row."""
 
     source: str
     columns: dict[str, Any]
-    calibration_id: int | None = None  #: they are in force already
+    calibration_id: int | None = None  #: of these thresholds, if they are in force already
 
     @property
     def standard(self) -> Standard:
@@ -183,7 +183,11 @@ def standard_of(columns: Mapping[str, Any], calibration_id: int) -> Standard:
 
 
 def propose(db: Session, model: Model, modality: str, choice: Choice) -> Proposal:
-    """Raises: `Invalid` for choices that exclude each other, `NotFound`, `Conflict` for a row of another model's."""
+    """Return the chosen thresholds.
+
+    Raises: `Invalid` for choices that exclude each other, or for too few images; `NotFound`; `Conflict` for a
+    calibration of another model or modality, or if none is in force.
+    """
     given = choice.threshold is not None or choice.distance_threshold is not None
     if sum((given, choice.rule is not None, choice.calibration_id is not None)) > 1:
         raise Invalid("name thresholds, a rule or a calibration")
@@ -229,9 +233,9 @@ def _earlier(db: Session, model: Model, modality: str, number: int | None) -> tu
 def _given(
     db: Session, model: Model, modality: str, choice: Choice, current: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    """A person's thresholds, beside the numbers of what is stored; the vote that is not named stays as it is.
+    """Return the given thresholds with the statistics of stored images; a vote without a given one stays as it is.
 
-    Distances are measured from the known images that are in force, and without such from those that are stored.
+    Distances are measured from the known images of the calibration in force, or of those that are stored now.
     """
     numbers = (choice.threshold, choice.distance_threshold)
     if not all(math.isfinite(one) for one in numbers if one is not None):

@@ -1,6 +1,7 @@
 """Tombstones outside the database: a backup that is older than an erasure must not bring back what was erased.
 
-One file in the home, rewritten beside and renamed whenever they change. Keyed hashes, as in the table.
+One file in the home, written anew and renamed into place whenever the tombstones change. It holds keyed hashes, as the
+table does.
 """
 
 import json
@@ -27,10 +28,10 @@ log = get(__name__)
 
 
 class TombstoneFile:
-    """The file, kept in step with the table; two numbers are asked for unless something changed.
+    """Keeps the file in step with the table; while nothing changes, one query of two numbers tells so.
 
-    A file that names more than the table is of a newer database than this one: what only it knows is kept in
-    `tombstones.before` beside it, for `similis tombstones replay`.
+    If the file names erasures that the database does not know, the database is the older one: their lines are kept in
+    `tombstones.before` beside the file, for `similis tombstones replay`.
     """
 
     def __init__(self, path: Path) -> None:
@@ -38,7 +39,7 @@ class TombstoneFile:
         self._seen: tuple[object, ...] | None = None
 
     def update(self, db: Session) -> None:
-        """The file names every tombstone that is committed."""
+        """Write the file, unless it holds every committed tombstone already."""
         seen = tombstones.standing(db)
         if seen == self._seen or (seen[0] == 0 and not self._path.exists()):
             return
@@ -48,9 +49,9 @@ class TombstoneFile:
 
 
 def _keep_before(db: Session, path: Path) -> None:
-    """Lines of the file whose erasure the database does not know stand in the other one, durably, too.
+    """Add the lines whose erasure the database does not know to `tombstones.before`, durably.
 
-    What it knows and has no tombstone of was lifted.
+    An erasure that the database knows but has no tombstone of was lifted.
     """
     named = [(line, _operation(line)) for line in _lines(path)]
     known = operations.known(db, {operation for _, operation in named if operation is not None})
@@ -67,7 +68,7 @@ def _lines(path: Path) -> list[str]:
 
 
 def _operation(line: str) -> uuid.UUID | None:
-    """The erasure that a line is of; None for a damaged line, which is kept."""
+    """Return the id of a line's erasure; None for a damaged line, which is kept."""
     try:
         return uuid.UUID(json.loads(line)["operation"])
     except (ValueError, KeyError, TypeError, AttributeError):
@@ -75,7 +76,7 @@ def _operation(line: str) -> uuid.UUID | None:
 
 
 def write(db: Session, path: Path) -> int:
-    """The file holds every tombstone, durably; returns how many."""
+    """Write every tombstone to the file, durably; return how many."""
     stones = tombstones.every(db)
     lines = [
         json.dumps({"digest": one.digest.hex(), "kind": one.kind, "operation": str(one.operation_id)}) for one in stones
@@ -91,7 +92,7 @@ def _replace(path: Path, lines: Sequence[str]) -> None:
             file.write("".join(f"{line}\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
-    except OSError:  # a full disk, at every sweep once more
+    except OSError:  # a full disk: each sweep would leave another file
         Path(name).unlink()
         raise
     Path(name).replace(path)
@@ -102,9 +103,9 @@ _WIDTH: Final[Mapping[Kind, int]] = {"image": 0, "study": 1, "patient": 2}
 
 
 def replay(db: Session, path: Path, secret: bytes) -> int:
-    """What the file names has a tombstone here, too, and is erased where it stands; returns how many images were.
+    """Add the tombstones of the file, and erase whatever tombstones name; return how many images were erased.
 
-    Raises: `Invalid` for a file that is no such list.
+    Raises: `Invalid` if the file is damaged.
     """
     if path.exists():
         _add_tombstones(db, path)
@@ -112,7 +113,7 @@ def replay(db: Session, path: Path, secret: bytes) -> int:
 
 
 def _add_tombstones(db: Session, path: Path) -> None:
-    """Each erasure of the file has a row, too, where the database has none: a later lift asks for it."""
+    """Add the tombstones of the file, and a row for each erasure that the database lacks: a later lift needs it."""
     erasures: defaultdict[uuid.UUID, dict[bytes, Kind]] = defaultdict(dict)
     try:
         for line in path.read_text(encoding="utf-8").splitlines():

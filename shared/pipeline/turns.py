@@ -1,4 +1,4 @@
-"""A worker's turn at a scan or at a pull: either may take days, and they wait in the same queue."""
+"""A worker's turn at a scan or a pull: either may take days, and they share a queue."""
 
 import os
 import time
@@ -29,10 +29,10 @@ from shared.types import Job
 log = get(__name__)
 
 LEASE_S = 30.0
-TURN_S = 60.0  #: after so long whoever waits gets a turn
-FOLDER_AWAY_S = 10.0  #: until a scan looks again for what was away
-ARCHIVE_AWAY_S = 30.0  #: until a pull asks again for what was away: the other archive, the disk or an engine
-LOOK_S = 600.0  #: outside the hours of a pull, so often is looked whether it was cancelled
+TURN_S = 60.0  #: length of a turn, after which waiting operations get theirs
+FOLDER_AWAY_S = 10.0  #: until a scan goes on after something was unavailable
+ARCHIVE_AWAY_S = 30.0  #: until a pull goes on after something was unavailable: the other archive, the disk or a service
+LOOK_S = 600.0  #: outside its hours, a pull checks this often whether it was cancelled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +44,7 @@ class Watch:
 
 
 def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, watch: Watch, *, alive: Callable[[], None]) -> bool:
-    """One due scan has had a turn, or one round of a watch; True: call again, there may be more to do."""
+    """Give one due scan a turn, or a watch one round; return True if there may be more to do."""
     with begin() as db:
         held = operations.claim(db, "scan", LEASE_S)
         if held is None:
@@ -73,15 +73,15 @@ def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, watch: Watch,
 
 @dataclass(frozen=True, slots=True)
 class FolderLabels:
-    """What is known of a folder's images before they are looked at."""
+    """What tables say about a folder's images before these are read."""
 
     table: LabelTable | None = None
     skip: frozenset[bytes] = frozenset()  #: files that are no studies
-    counts: Mapping[str, int] = field(default_factory=dict)  #: of a published set: what is odd about it, its labels
+    counts: Mapping[str, int] = field(default_factory=dict)  #: of a published set: warnings and labels, by kind
 
 
 def read_folder_labels(params: Mapping[str, Any]) -> FolderLabels:
-    """Raises: `Invalid` where table or data set cannot be read."""
+    """Read the tables that the operation names. Raises: `Invalid` if the table or the data set cannot be read."""
     if dataset := params.get("dataset"):
         found = importers.read(dataset, Path(params["path"]))
         odd = {f"dataset:{kind}": count for kind, count in sorted(found.warnings.items())}
@@ -100,13 +100,13 @@ class _Scan:
     labels: FolderLabels
     alive: Callable[[], None]
     began: float  #: by `time.monotonic`
-    stopped: bool = False  #: cancelled, or another's by now
-    #: Known at the first report: a turn that only finds its place again would never end. With a table that is to walk
-    #: the whole folder; at least half of each turn gets on.
+    stopped: bool = False  #: cancelled, or taken over
+    #: End of the turn, set at the first report: finding the place again may take longer than `TURN_S` (with a table,
+    #: the whole folder is walked), and at least half of each turn must make progress.
     until: float = 0.0
 
     def report(self, db: Session, progress: scan.Progress) -> bool:
-        """How far it is stands on its row; False: it is over, or gives way to others."""
+        """Write the progress to the operation's row; return False if the scan was stopped or its turn is over."""
         self.alive()
         self.stopped = not self._tell(db, progress)
         now = time.monotonic()
@@ -114,14 +114,14 @@ class _Scan:
         return not self.stopped and not (now >= self.until and _others_wait(db))
 
     def leave(self, db: Session, progress: scan.Progress, rest_s: float | None) -> None:
-        """The row says what comes next; after a round of a watch a rest of `rest_s`."""
+        """Write to the row what comes next; after a round of a watch, a rest of `rest_s` seconds."""
         state = "cancelled" if self.stopped else "resting" if progress.cursor else "scanned"
-        if rest_s is None or self.stopped:  # a watch looks every few seconds
+        if rest_s is None or self.stopped:  # a watch would log every few seconds
             log.info("scanned", operation_id=str(self.held.id), state=state, done=progress.done, total=progress.total)
         if self.stopped:
             operations.end(db, self.held, "cancelled")
         elif progress.cursor:
-            operations.rest(db, self.held, 0)  # it is due again, behind those who wait
+            operations.rest(db, self.held, 0)  # due again, behind those that wait
         elif rest_s is not None:
             self._tell(db, progress)
             operations.rest(db, self.held, rest_s)
@@ -143,7 +143,7 @@ class _Scan:
 
 
 def _others_wait(db: Session) -> bool:
-    """Another scan, a pull, or sent files that are to be read again."""
+    """Whether another scan, a pull, or sent files that are to be read again are due."""
     return any(operations.due(db, kind) for kind in ("scan", pull.KIND)) or bool(files.again(db, 0, 1))
 
 
@@ -157,11 +157,11 @@ def advance_pull(
     most: int,
     alive: Callable[[], None],
 ) -> bool:
-    """One due pull has had a turn; True: call again, there may be more to do.
+    """Give one due pull a turn; return True if there may be more to do.
 
     Args:
-        access_of: how to reach an archive, by its name or address and what the operation has of user and secrets.
-        most: bytes of one file.
+        access_of: returns the access to an archive, by its name or address and the operation's user and secret files.
+        most: maximum bytes of one file.
     """
     with begin() as db:
         held = operations.claim(db, pull.KIND, LEASE_S)
@@ -211,7 +211,7 @@ def _plan(params: Mapping[str, Any]) -> pull.Plan:
 
 
 def _carry_on(held: Held, one: Pull) -> None:
-    """The next turn is due, or it was cancelled, or the images are all that is waited for."""
+    """Run the turn; then the next one is due, the pull was cancelled, or only its images are still waited for."""
     try:
         done = one.run()
     except pull.Stopped:
