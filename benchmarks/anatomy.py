@@ -1,4 +1,4 @@
-"""One search taken apart in this process, and recall image by image."""
+"""Split one search, run in this process, into its parts; and recall per image."""
 
 import statistics
 import time
@@ -22,7 +22,7 @@ from shared.store.generations import Published
 
 @contextmanager
 def _statements(engine: sa.Engine, spent: list[float]) -> Iterator[None]:
-    """Each statement's time, from handing it to the driver to having its rows, whoever hands it over."""
+    """Append to `spent` the milliseconds of every statement, from handing it to the driver to having its rows."""
 
     class Timed(psycopg.Cursor[Any]):
         def execute(self, *args: Any, **kwargs: Any) -> Self:  # noqa: ANN401 - psycopg's own
@@ -40,11 +40,11 @@ def _statements(engine: sa.Engine, spent: list[float]) -> Iterator[None]:
         yield
     finally:
         sa.event.remove(engine, "checkout", use)
-        engine.dispose()  # no connection goes on noting
+        engine.dispose()  # connections with the timing cursor must not be reused
 
 
 def of(stack: Stack, live: Published, uids: Sequence[str]) -> dict[str, dict[str, float]]:
-    """Median milliseconds: the statements in the order in which they run, the index, and Python between them."""
+    """Median milliseconds of each SQL statement in order, of the index, and of the Python code around them."""
     index, request, spent = stack.index(live), Request(), list[float]()
     parts: dict[str, list[float]] = defaultdict(list)
     with _statements(stack.store.reads, spent):
@@ -52,7 +52,7 @@ def of(stack: Stack, live: Published, uids: Sequence[str]) -> dict[str, dict[str
             started = time.perf_counter()
             with stack.store.reading() as connection:
                 borrowed = time.perf_counter()
-                spent.clear()  # the ping
+                spent.clear()  # drops the time of the connection's ping
                 (ranking,) = search.by_studies(connection, lambda _name: index, [uid], request)
             total = (time.perf_counter() - started) * 1000
             parts["connection, with its ping"].append((borrowed - started) * 1000)
@@ -67,7 +67,10 @@ def of(stack: Stack, live: Published, uids: Sequence[str]) -> dict[str, dict[str
 
 
 def image_recall(stack: Stack, live: Published, uids: Sequence[str], **query: str) -> float:
-    """Of the ten points nearest to each query image, the share that comes; the patient excluded."""
+    """The share of the ten exact nearest points of each query image that approximate search returns.
+
+    The query's own patient is excluded.
+    """
     index, shares = stack.index(live), []
     must = tuple(Match(field=name, values=(value,)) for name, value in query.items())
     with stack.store.reading() as connection:

@@ -1,4 +1,4 @@
-"""`similis bench run`, `compare`, `report`: by an entry point, so that the platform imports no benchmarks."""
+"""`similis bench run`, `compare`, `report`: loaded as an entry point, so the platform does not import benchmarks."""
 
 import os
 import sys
@@ -12,14 +12,14 @@ import typer
 
 from shared.errors import Invalid
 
-if TYPE_CHECKING:  # numpy comes with them
+if TYPE_CHECKING:  # these modules import numpy
     from benchmarks.latency.profiles import Profile
     from benchmarks.latency.runner import Say
 
 bench = typer.Typer(
     help="Measure vector engines on this machine: FAISS, Qdrant, and the platform's own.", no_args_is_help=True
 )
-FINDINGS = 6  #: exit code: an exact engine is not exact
+FINDINGS = 6  #: exit code: an exact engine returned a result that is not exact
 
 
 def register(app: typer.Typer) -> None:
@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
 
 
 @bench.command()
-def run(  # noqa: PLR0913 - the options, one by one
+def run(  # noqa: PLR0913 - one parameter per option
     *,
     profile: Annotated[str, typer.Option(help="smoke (2 minutes), laptop (45 minutes), full (a night).")] = "laptop",
     engines: Annotated[str, typer.Option(help="Names with wildcards, separated by commas.")] = "*",
@@ -47,13 +47,13 @@ def run(  # noqa: PLR0913 - the options, one by one
     anew: Annotated[bool, typer.Option(help="Forget the results that stand there.")] = False,
     resume: Annotated[bool, typer.Option(help="Go on with the results that stand there.")] = False,
 ) -> None:
-    """Measure; raw.jsonl and report.html, .md and .csv stand in --out. Exit code 6: an exact engine is not exact."""
+    """Measure; write raw.jsonl and report.html, .md and .csv to --out. Exit code 6: an exact engine is not exact."""
     from benchmarks.latency import raw, runner
 
     if qdrant_url:
         from benchmarks.latency.engines.qdrant_server import URL
 
-        os.environ[URL] = qdrant_url  # its engines are opened in processes of their own
+        os.environ[URL] = qdrant_url  # child processes open its engines
     wanted = chosen(profile, [*(data or ["profile"]), *([f"similis:{from_similis}"] if from_similis else [])])
     wanted = replace(wanted, rounds=rounds or wanted.rounds)
     if anew:
@@ -73,7 +73,7 @@ def run(  # noqa: PLR0913 - the options, one by one
 
 @bench.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where raw.jsonl stands.")]) -> None:
-    """Write report.html, report.md and report.csv again, from the raw results alone."""
+    """Write report.html, report.md and report.csv again from the raw results, without measuring."""
     from benchmarks.latency.report import write
 
     for path in write(folder):
@@ -85,7 +85,7 @@ def compare(
     before: Annotated[Path, typer.Argument(metavar="A", help="A folder that `bench run` has written.")],
     after: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
 ) -> None:
-    """What was measured in both: by how much B is slower than A, and whether that is more than their spread."""
+    """Print what both runs measured: how much slower B is than A, and whether that exceeds the spread of the rounds."""
     from benchmarks.latency.compare import compared
 
     for line in compared(before, after):
@@ -93,7 +93,7 @@ def compare(
 
 
 def chosen(name: str, data: list[str]) -> "Profile":
-    """The profile, with other data where some are given. Raises: `Invalid`."""
+    """The named profile, with its data sets replaced by `data` if any are given. Raises: `Invalid`."""
     from benchmarks.latency.profiles import PROFILES, Set
 
     if name not in PROFILES:
@@ -111,7 +111,7 @@ def _line(text: str, part: float) -> None:
 
 @contextmanager
 def progress() -> "Iterator[Say]":
-    """A bar on stderr; where that is no terminal, a line for each step."""
+    """A progress bar on stderr, or one line per step if stderr is not a terminal."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 

@@ -1,7 +1,7 @@
 """Synthetic embeddings that are as hard as real ones: clustered, of low intrinsic dimension, unit length.
 
-200 gaussians with Dirichlet weights, each spread over one shared 48-dimensional subspace with falling variance,
-plus isotropic noise. Uniform noise would make every index look bad, well separated clusters every index good.
+200 Gaussians with Dirichlet weights, each spread over one shared 48-dimensional subspace with decreasing variance,
+plus isotropic noise. Uniform noise would make every index look bad, well-separated clusters every index good.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 CLUSTERS = 200
 SUBSPACE = 48
-COPY = 1e-3  #: unit vectors nearer than this are one vector twice: float32 knows their cosine to about 1e-7
+COPY = 1e-3  #: unit vectors nearer than this count as copies: float32 computes their cosine to about 1e-7
 
 
 def clustered(n: int, dim: int, seed: int) -> NDArray[np.float32]:
@@ -37,7 +37,7 @@ def clustered(n: int, dim: int, seed: int) -> NDArray[np.float32]:
 def local_dimension(gallery: NDArray[np.float32], queries: NDArray[np.float32], k: int = 100) -> float:
     """Median local intrinsic dimension by maximum likelihood; copies of a query do not count as its neighbours.
 
-    Of directions, whatever the lengths. NaN where no query has two neighbours at different distances.
+    Vectors are normalised first. NaN if no query has two neighbours at different distances.
 
     Source: Levina and Bickel, Maximum likelihood estimation of intrinsic dimension, 2004.
     """

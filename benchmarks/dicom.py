@@ -1,6 +1,6 @@
-"""C-STORE: one sender alone against eight at once, in the same run, and nothing that was acknowledged is lost.
+"""C-STORE throughput of one sender against eight in the same run, and a check that no acknowledged instance is lost.
 
-`python -m benchmarks.dicom` starts PostgreSQL, Valkey and the receiver, and nothing that would work on the images.
+`python -m benchmarks.dicom` starts PostgreSQL, Valkey and the receiver, but no workers that would process the images.
 """
 
 import argparse
@@ -36,12 +36,12 @@ TARGET = 0.8
 FLAT_MIB = 2.0  #: per 1,000 instances
 SENDERS = 8
 START_S = 30.0
-SHARED = 20  #: one of so many instances is sent by a neighbour, too
+SHARED = 20  #: a second sender also sends one of this many instances
 
 
 @dataclass
 class Receiving:
-    """A receiver, and the engines it needs."""
+    """A running receiver with its store."""
 
     port: int
     pid: int
@@ -50,11 +50,11 @@ class Receiving:
     log: Path
 
     def receivers(self) -> list[int]:
-        """The processes behind the door."""
+        """The receiving processes behind the door."""
         return [int(pid) for pid in _read(Path(f"/proc/{self.pid}/task/{self.pid}/children")).split()]
 
     def processes(self) -> list[int]:
-        """The door, its receivers, and their sandboxes."""
+        """The door, its receivers and their sandboxes."""
         found = [self.pid]
         for pid in found:
             children = Path(f"/proc/{pid}/task").glob("*/children")
@@ -69,13 +69,13 @@ class Receiving:
 def _read(path: Path) -> str:
     try:
         return path.read_text()
-    except OSError:  # a thread that has ended
+    except OSError:  # the thread has ended
         return ""
 
 
 @contextmanager
 def receiving(folder: Path, processes: int, **settings: str) -> Iterator[Receiving]:
-    """A receiver on engines of its own, with their own settings; everything ends with the block."""
+    """Yield a receiver on a PostgreSQL and a Valkey of its own; all of them stop when the block ends."""
     with ExitStack() as stack:
         postgres = stack.enter_context(Postgres(folder))
         valkey = stack.enter_context(Valkey(folder))
@@ -107,7 +107,7 @@ def receiving(folder: Path, processes: int, **settings: str) -> Iterator[Receivi
 
 @dataclass
 class Watch:
-    """Anonymous memory of all processes against what they have received, once a second."""
+    """Samples, once a second: instances received so far, and anonymous memory of all processes in MiB."""
 
     receiver: Receiving
     count: int = 0
@@ -123,9 +123,9 @@ class Watch:
 
 
 def send(receiver: Receiving, template: Template, numbers: Sequence[Sequence[int]], watch: Watch) -> float:
-    """Seconds until every sender has its answers; each has one association.
+    """Send all instances, one association per sender; return the seconds until every sender has its answers.
 
-    Raises: `SystemExit` where an instance is not answered with success.
+    Raises: `SystemExit` if an instance is not answered with success.
     """
     lock, start = threading.Lock(), threading.Barrier(len(numbers) + 1)
 
@@ -149,7 +149,7 @@ def send(receiver: Receiving, template: Template, numbers: Sequence[Sequence[int
 
 
 def shares(first: int, count: int, senders: int) -> list[list[int]]:
-    """What each sends: a part of the numbers from the first on, and some of its neighbour's."""
+    """The instance numbers of each sender: its part of the range, and every `SHARED`-th one of its neighbour's."""
     own = [list(range(first + which, first + count, senders)) for which in range(senders)]
     if senders == 1:
         return own
@@ -157,7 +157,7 @@ def shares(first: int, count: int, senders: int) -> list[list[int]]:
 
 
 def lost(receiver: Receiving, sent: int) -> dict[str, int]:
-    """What was acknowledged and is not there: in rows, on the disk, or with other bytes."""
+    """Counts of rows, files and contents that differ from what the receiver acknowledged."""
     rows = {uid: Path(os.fsdecode(path)) for uid, path in receiver.rows("SELECT sop_uid, path FROM image")}
     expected = {uid_of(number) for number in range(1, sent + 1)}
     files = {path for path in receiver.blobs.rglob("*") if path.is_file()}
@@ -188,7 +188,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="similis-dicom-"))
         with receiving(Path(scratch), options.processes) as receiver:
             watch = Watch(receiver)
-            send(receiver, template, shares(1, 200, 4), watch)  # warm: sandboxes, pools, plans
+            send(receiver, template, shares(1, 200, 4), watch)  # warms up sandboxes, pools and query plans
             sent, watch.count = 200, 0
             sampler = threading.Thread(target=watch.run, daemon=True)
             sampler.start()
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _settled(samples: list[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Without the first third: pools and caches have found their size."""
+    """The samples without the first 30 % of the instances, in which pools and caches grow to their size."""
     return [one for one in samples if one[0] >= 0.3 * samples[-1][0]]
 
 

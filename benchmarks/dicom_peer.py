@@ -1,6 +1,6 @@
-"""A storage SCU that costs next to nothing: bytes made beforehand, over a socket of its own.
+"""A storage SCU with next to no cost: it sends prepared bytes over a plain socket.
 
-pynetdicom as a sender takes as much of a core as the receiver, and would be what is measured.
+A pynetdicom sender takes as much of a core as the receiver, so the benchmark would measure the sender.
 """
 
 import socket
@@ -20,18 +20,18 @@ SOP_CLASS = "1.2.840.10008.5.1.4.1.1.1.2"
 _PREFIX = "1.2.826.0.1.3680043.10.3"
 _DIGITS = 12
 _TIMEOUT_S = 120.0
-_ACCEPT, _DATA = 2, 4  #: types of PDUs
+_ACCEPT, _DATA = 2, 4  #: PDU types
 _STATUS = b"\x00\x00\x00\x09\x02\x00\x00\x00"
 
 
 def uid_of(number: int, kind: int = 1) -> str:
-    """A UID whose length does not depend on the number."""
+    """A UID whose length is the same for every number."""
     return f"{_PREFIX}.{kind}.1{number:0{_DIGITS}d}"
 
 
 @dataclass
 class Template:
-    """A mammogram, encoded once (implicit little endian); each instance has its own UIDs, everything else is shared."""
+    """A mammogram, encoded once (implicit little endian); each instance replaces only its UIDs."""
 
     side: int
     data: bytes = field(init=False)
@@ -48,7 +48,7 @@ class Template:
         pixels = np.random.default_rng(1).integers(0, 4096, (self.side, self.side), np.uint16)
         image.PixelData = pixels.tobytes()
         encoded = encode(image, is_implicit_vr=True, is_little_endian=True)
-        assert encoded is not None  # noqa: S101 - a plain data set
+        assert encoded is not None  # noqa: S101 - a plain data set always encodes
         self.data = encoded
 
     def instance(self, number: int, per_study: int = 4) -> bytes:
@@ -59,7 +59,7 @@ class Template:
 
 
 class Sender:
-    """One association. Raises: `ConnectionError` where it is not accepted, or ends."""
+    """One association. Raises: `ConnectionError` if the association is not accepted or ends early."""
 
     def __init__(self, port: int, calling: str, called: str = "SIMILIS", source: str = "127.0.0.1") -> None:
         self._connection = socket.create_connection(("127.0.0.1", port), _TIMEOUT_S, (source, 0))
@@ -75,7 +75,7 @@ class Sender:
         self._maximum = struct.unpack(">I", body.partition(b"\x51\x00\x00\x04")[2][:4])[0]
 
     def store(self, uid: str, data: bytes) -> int:
-        """The status of the answer."""
+        """Send one instance; return the status of the C-STORE response."""
         parts = BytesIO(data)
         message = [value_pdu(store_command(uid), 3)]
         while chunk := parts.read(self._maximum - 6):

@@ -1,4 +1,4 @@
-"""Files to take in: as large as a real mammogram, or so small that only the overhead is left."""
+"""Files to ingest: as large as a real mammogram, or so small that only the overhead remains."""
 
 import datetime as dt
 import shutil
@@ -45,7 +45,7 @@ def small(folder: Path, count: int, seed: int) -> list[Path]:
 
 @contextmanager
 def gone_afterwards(folder: Path) -> Iterator[Path]:
-    """A folder that is removed with what it holds: thousands of full-size files fill a disk."""
+    """Yield a folder that is deleted with its contents afterwards: thousands of full-size files fill a disk."""
     folder.mkdir(parents=True)
     try:
         yield folder

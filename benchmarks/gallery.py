@@ -1,4 +1,4 @@
-"""An archive that was never decoded: encodings, written into Postgres in bulk for the real projector to find."""
+"""A synthetic archive: encodings written to Postgres in bulk, without images, for the real projector to index."""
 
 import datetime as dt
 import uuid
@@ -15,8 +15,8 @@ from shared.store.generations import Published
 from shared.store.session import Store
 from shared.types import point_id
 
-IMAGES = 4  #: of a study
-STUDIES = 2  #: of a patient
+IMAGES = 4  #: per study
+STUDIES = 2  #: per patient
 VIEWS = (("R", "CC"), ("R", "MLO"), ("L", "CC"), ("L", "MLO"))
 RARE = "D"  #: the density that one patient in a hundred has
 NAMES = uuid.UUID("0a0c6f57-8d2b-5f8e-9d6e-2a6a3c1f7b10")
@@ -30,7 +30,7 @@ class Gallery:
 
     vectors: Vectors
     seed: int
-    first: int = 0  #: number of the first study, so that galleries can follow one another
+    first: int = 0  #: number of the first study, so that several galleries do not overlap
 
     def __len__(self) -> int:
         return len(self.vectors) // IMAGES
@@ -43,14 +43,14 @@ class Gallery:
 
 
 def write(store: Store, live: Published, gallery: Gallery, *, due: bool = True) -> None:
-    """Studies, images and encodings stand in Postgres; and, if `due`, in the ledger, where the projector finds them."""
+    """Write studies, images and encodings to Postgres, and, if `due`, ledger rows for the projector."""
     with store.engine.begin() as connection:
         first_study, first_image = (
             connection.execute(sa.text(f"SELECT coalesce(max(id), 0) + 1 FROM {table}")).scalar_one()  # noqa: S608
             for table in ("study", "image")
         )
         raw = connection.connection.driver_connection
-        assert isinstance(raw, psycopg.Connection)  # noqa: S101 - the driver of the url
+        assert isinstance(raw, psycopg.Connection)  # noqa: S101 - the URL names the psycopg driver
         _copy(raw, "study (id, uid, patient_key, study_date)", _studies(gallery, first_study))
         _copy(
             raw,

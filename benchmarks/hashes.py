@@ -1,8 +1,8 @@
-"""Hamming balls over many codes: FAISS, Qdrant Edge and the table that serves, the same codes in one run.
+"""Hamming balls over many codes: FAISS, Qdrant Edge and the platform's own code table, on the same codes in one run.
 
 `python -m benchmarks.hashes [--points 1000000] [--bits 64 256]`. Codes are the signs of a random projection of
-clustered vectors, of which a share are copies, as hashing by class makes them. The query is a stored code. One thread.
-Each engine's answers are compared with FAISS's, distance by distance, before they are timed.
+clustered vectors; a share of them are copies, as hashing by class produces them. Each query is a stored code.
+One thread. Before timing, the distances in each engine's answers are compared with those of FAISS.
 """
 
 import argparse
@@ -34,13 +34,13 @@ Ask = Callable[[int], Distances]
 
 class Engine(NamedTuple):
     name: str
-    top: Ask  #: the distances of the 100 nearest to the code of this row
-    ball: Ask  #: the distances within the radius that holds them
-    bytes_each: float | None  #: what the process grew by, per code
+    top: Ask  #: for a row: the distances of the 100 codes nearest to its code
+    ball: Ask  #: for a row: the distances within the radius of the 100th nearest
+    bytes_each: float | None  #: growth of the process, per code
 
 
 def codes_of(count: int, bits: int) -> Codes:
-    """(count, bits / 8): signs of a projection, and copies of them."""
+    """(count, bits / 8): signs of a projection, and copies of some of them."""
     rng = np.random.default_rng(SEED)
     own = int(count * (1 - COPIES))
     projection = rng.standard_normal((DIM, bits)).astype(np.float32)
@@ -68,7 +68,7 @@ def faiss_flat(codes: Codes, radii: Sequence[int]) -> Engine:
 
 
 def qdrant_edge(codes: Codes, bits: int, radii: Sequence[int], folder: Path) -> Engine:
-    """Of the layouts the fastest exact one: -1 and +1 as float16 under Dot, binary quantisation, no graph."""
+    """The fastest exact layout of Edge: -1 and +1 as float16 under Dot, binary quantisation, no graph."""
     params = edge.EdgeVectorParams(
         size=bits,
         distance=edge.Distance.Dot,
@@ -101,12 +101,12 @@ def qdrant_edge(codes: Codes, bits: int, radii: Sequence[int], folder: Path) -> 
     return Engine("Qdrant Edge, BQ", lambda r: ask(r, TOP, None), lambda r: ask(r, len(codes), radii[r]), grown)
 
 
-def _floats(code: Codes, bits: int) -> Any:  # noqa: ANN401 - Edge's stubs say list; it reads views faster
+def _floats(code: Codes, bits: int) -> Any:  # noqa: ANN401 - Edge's stubs require a list; Edge reads a view faster
     return memoryview(signs(code, bits))  # type: ignore[arg-type]
 
 
 def served(codes: Codes, bits: int, radii: Sequence[int]) -> Engine:
-    """The table of the vectors process; eight images to a patient."""
+    """The code table of the vectors process, with eight images per patient."""
     before = rss_mib()
     table = CodeTable(bits)
     for row, code in enumerate(codes):
@@ -133,13 +133,13 @@ def excluding(codes: Codes, bits: int) -> Ask:
 
 
 def rss_mib() -> float:
-    """Resident memory of this process, after what is no longer used has gone."""
+    """Resident memory of this process after a garbage collection."""
     gc.collect()
     return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
 
 
 def timed(asks: dict[str, Ask], rows: Sequence[int]) -> dict[str, tuple[float, float]]:
-    """Median and 95th percentile in milliseconds; several take turns, and find in the cache what the others left."""
+    """Median and 95th percentile in ms; several engines take turns, so each finds the others' data in the cache."""
     spent: dict[str, list[float]] = {name: [] for name in asks}
     for row in rows:
         for name, ask in asks.items():
@@ -158,7 +158,7 @@ def measure(count: int, bits: int, queries: int, folder: Path) -> list[dict[str,
     del index
     gc.collect()
     engines = [
-        faiss_flat(codes, radii),  # type: ignore[arg-type]  # by row
+        faiss_flat(codes, radii),  # type: ignore[arg-type]  # a dict keyed by row
         served(codes, bits, radii),  # type: ignore[arg-type]
         qdrant_edge(codes, bits, radii, folder),  # type: ignore[arg-type]
     ]

@@ -1,7 +1,7 @@
-"""What a hybrid search finds of the true neighbours: of the ten nearest by cosine, how many lie in the ball of codes.
+"""Recall of hybrid search: of the ten nearest images by cosine, how many lie in the Hamming ball of codes.
 
-`python -m benchmarks.hybrid [--real FOLDER]`. A hybrid search asks for the images of `shared.pipeline.hashes.WIDE`
-times as many codes as a dense one asks for images, and ranks those by the embedding: what the ball lacks stays unfound.
+`python -m benchmarks.hybrid [--real FOLDER]`. A hybrid search asks the index for `shared.pipeline.hashes.WIDE` times as
+many codes as a dense search asks for images, and ranks them by embedding; it cannot find an image outside the ball.
 """
 
 import argparse
@@ -33,7 +33,7 @@ class Coded(NamedTuple):
 
 
 def drawn() -> Iterator[Coded]:
-    """Clustered vectors, and codes fitted on others of the mixture, as `similis models hash` does."""
+    """Clustered vectors with codes fitted on other vectors of the mixture, as `similis models hash` does."""
     made = clustered(COUNT + FITTED, DIM, SEED)
     rows, others = made[:COUNT], made[COUNT:]
     for bits in BITS:
@@ -41,7 +41,7 @@ def drawn() -> Iterator[Coded]:
 
 
 def real(folder: Path) -> Iterator[Coded]:
-    """The images of the folder by the shipped model, with its own code and with fitted ones."""
+    """The images of the folder, encoded by the shipped model: with the model's own code, and with fitted codes."""
     encoder = load(BASE, "torch")
     embeddings, own = [], []
     for path in sorted(folder.rglob("*.npz")):
@@ -63,13 +63,13 @@ def real(folder: Path) -> Iterator[Coded]:
 
 
 def recall(coded: Coded, wide: int) -> tuple[float, float]:
-    """(recall@10 of a ball of `wide` times the images of a search, median share of the archive that it holds)."""
+    """(recall@10, median share of the archive in the ball) for a ball of `wide` times the images of a search."""
     asked = np.random.default_rng(SEED).choice(len(coded.rows), ASKED, replace=False)
     table, found, sizes = padded(coded.codes), [], []
     every = np.ones(len(table), bool)
     for row in asked:
         scores = coded.rows @ coded.rows[row]
-        scores[row] = -np.inf  # itself
+        scores[row] = -np.inf  # the query itself
         nearest = np.argpartition(-scores, K)[:K]
         scan = ball(
             table, table[row], lambda rows: every if rows is None else every[rows], k=wide * LEAST_DEPTH, radius=None

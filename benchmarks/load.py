@@ -1,4 +1,4 @@
-"""Asking the API for similar studies, and noting how long each answer took."""
+"""Clients that query the API for similar studies and record the latency of each answer."""
 
 import gc
 import json
@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Latency:
-    """Milliseconds."""
+    """Percentiles of latency, in milliseconds."""
 
     n: int
     p50: float
@@ -36,10 +36,10 @@ class Latency:
 
 @dataclass
 class Asked:
-    """What a client saw: the time until the whole answer was there, and the answer."""
+    """What a client recorded: for each query the time until the whole answer had arrived, and the answer."""
 
-    ms: list[float] = field(default_factory=list)  #: from when the question was due
-    waited: list[float] = field(default_factory=list)  #: of that, until a client was free to ask it
+    ms: list[float] = field(default_factory=list)  #: from when the query was due
+    waited: list[float] = field(default_factory=list)  #: the part of `ms` until a client was free to send the query
     bodies: list[bytes] = field(default_factory=list)
     failed: int = 0
 
@@ -48,7 +48,7 @@ class Asked:
             yield json.loads(body)
 
     def parts(self) -> Iterator[dict[str, float]]:
-        """Where each answer's time went, ms: what the answer tells, and what is left of the client's own."""
+        """Each latency split into parts, ms: those that the answer reports, and the remainder seen by the client."""
         for ms, waited, answer in zip(self.ms, self.waited, self.answers(), strict=True):
             told = answer["timings_ms"]
             yield {
@@ -60,7 +60,7 @@ class Asked:
             }
 
     def slowest(self) -> dict[str, float]:
-        """The parts of the answer that took longest, not counting what it waited for a client."""
+        """The parts of the answer that took longest, without the time that its query waited for a client."""
         return max(self.parts(), key=lambda parts: sum(parts.values()))
 
     @property
@@ -74,7 +74,7 @@ def path(uid: str) -> str:
 
 @contextmanager
 def no_collector() -> Iterator[None]:
-    """The client's own garbage collector does not add to the latency."""
+    """Disable the client's garbage collector, which would add to the latency."""
     gc.collect()
     gc.disable()
     try:
@@ -84,7 +84,7 @@ def no_collector() -> Iterator[None]:
 
 
 def closed(stack: Stack, uids: Sequence[str], **query: object) -> Asked:
-    """One client that asks as soon as it has its answer."""
+    """One client that sends its next query as soon as it has the answer to the last one."""
     asked, connection = Asked(), stack.connect()
     try:
         with no_collector():
@@ -102,12 +102,12 @@ def closed(stack: Stack, uids: Sequence[str], **query: object) -> Asked:
 def opened(
     stack: Stack, uids: Sequence[str], rate: float, clients: int, go_on: Callable[[], bool] | None = None
 ) -> Asked:
-    """Questions at fixed times, whatever the answers take; the time counts from when a question was due.
+    """Queries sent at fixed times, however long the answers take; latency counts from when a query was due.
 
     Args:
         rate: questions per second of all clients together.
-        clients: how many may wait for an answer at once.
-        go_on: asked before every question; the uids start over as long as it says so. Without: each uid once.
+        clients: the most queries in flight at once.
+        go_on: called before every query; the UIDs are repeated as long as it returns true. Without it, each UID once.
     """
     asked, lock, number = Asked(), threading.Lock(), iter(range(10**9))
 
@@ -135,7 +135,7 @@ def opened(
         finally:
             connection.close()
 
-    with no_collector():  # which collects first: that and connecting are over when the first question is due
+    with no_collector():  # collects before it connects, so that both are over when the first query is due
         threads = [threading.Thread(target=client, args=(stack.connect(),)) for _ in range(clients)]
         began = time.perf_counter() + 0.01
         for thread in threads:

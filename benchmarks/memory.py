@@ -1,4 +1,4 @@
-"""Memory of the stack's processes while images are taken in, and whether it grows."""
+"""Memory of the stack's processes during intake, and whether it grows."""
 
 import threading
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ from benchmarks.stack import Stack
 from shared.errors import SimilisError
 
 FLAT_MIB = 2.0  #: per 1,000 images; 5,000 images then add less than 10 MiB
-WARM = 0.3  #: of the images: buffers, pools and models have found their size
+WARM = 0.3  #: share of the images after which buffers, pools and models have reached their size
 
 _SETTLED = sa.text("SELECT count(*) FROM image WHERE settled_at IS NOT NULL")
 
@@ -21,13 +21,13 @@ _SETTLED = sa.text("SELECT count(*) FROM image WHERE settled_at IS NOT NULL")
 @dataclass(frozen=True, slots=True)
 class Sample:
     images: int
-    pss: dict[str, float]  #: MiB by role, all its processes together
+    pss: dict[str, float]  #: MiB by role, summed over its processes
     anonymous: dict[str, float]
 
 
 @dataclass
 class Memory:
-    """Samples from a thread of its own until the block ends."""
+    """Samples memory in a thread until the block ends."""
 
     stack: Stack
     every_s: float = 1.0
@@ -66,7 +66,7 @@ class Memory:
         }
 
     def growth(self) -> dict[str, dict[str, Any]]:
-        """By role: PSS and anonymous memory, MiB, and MiB per 1,000 images after the warm part."""
+        """By role: PSS and anonymous memory, MiB, and their slope in MiB per 1,000 images after the warm-up part."""
         if len(self.samples) < 3:
             return {}
         first, last = self.samples[0].images, self.samples[-1].images
@@ -88,7 +88,7 @@ def _of_role(role: str, samples: list[Sample]) -> dict[str, Any]:
 
 
 def slope(images: list[int], values: list[float]) -> float:
-    """MiB per 1,000 images, by the median of all pairwise slopes: one jump does not make a trend (Theil and Sen)."""
+    """MiB per 1,000 images: the median of all pairwise slopes (Theil and Sen), so that one jump is not a trend."""
     x, y = np.asarray(images, float), np.asarray(values, float)
     first, second = np.triu_indices(len(x), 1)
     apart = x[second] - x[first] > 0

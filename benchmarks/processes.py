@@ -22,7 +22,7 @@ def children() -> dict[int, list[int]]:
 
 
 def tree(pid: int, family: Mapping[int, list[int]]) -> list[int]:
-    """Everything below a process, itself not counted."""
+    """All descendants of a process, without the process itself."""
     below = []
     for child in family.get(pid, []):
         below += [child, *tree(child, family)]
@@ -30,31 +30,31 @@ def tree(pid: int, family: Mapping[int, list[int]]) -> list[int]:
 
 
 def cpu_s(pid: int, *, dead_children: bool = False) -> float:
-    """User and system time so far, 0 for a process that is gone; with that of its ended and buried children."""
+    """User and system seconds so far, 0 if the process is gone; optionally with those of children it has reaped."""
     fields = _stat(pid)
     return sum(int(f) for f in fields[11 : 15 if dead_children else 13]) / TICKS if fields else 0.0
 
 
 def pss_mib(pid: int) -> float:
-    """Memory of its own plus its part of what it shares, 0 for a process that is gone."""
+    """Proportional set size (PSS), 0 if the process is gone."""
     return _rollup(pid, "Pss:")
 
 
 def anonymous_mib(pid: int) -> float:
-    """Memory that no file stands behind: where a leak would show."""
+    """Memory not backed by a file, where a leak would show; 0 if the process is gone."""
     return _rollup(pid, "Anonymous:")
 
 
 def memory_mib(pids: Iterable[int]) -> tuple[float, float]:
-    """(anonymous, PSS) of all of them together."""
+    """(anonymous, PSS), summed over the processes."""
     found = [(anonymous_mib(pid), pss_mib(pid)) for pid in pids]
     return sum(one[0] for one in found), sum(one[1] for one in found)
 
 
 def peak_mib(pid: int) -> float:
-    """The most memory that the program has held since it was started, 0 for a process that is gone.
+    """The peak resident memory of the program that the process runs, 0 if the process is gone.
 
-    Not `ru_maxrss`: that is inherited, and of a child says what its parent held when it started it.
+    Not `ru_maxrss`: a child inherits it, so it can be what the parent held when it started the child.
     """
     try:
         lines = Path(f"/proc/{pid}/status").read_text(encoding="ascii", errors="replace").splitlines()
@@ -64,9 +64,9 @@ def peak_mib(pid: int) -> float:
 
 
 class Peak:
-    """The highest memory of this process and of those below it while the block runs, each at its own peak.
+    """Sum of the peak memory of this process and of its descendants while the block runs, each at its own peak.
 
-    Those below are looked at three times a second, as long as they live.
+    Descendants are sampled three times a second while they live.
     """
 
     mib = 0.0
@@ -93,23 +93,23 @@ class Peak:
         for pid in (own, *tree(own, children())):
             self._held[pid] = peak_mib(pid) or self._held.get(
                 pid, 0.0
-            )  # the last: before it runs its program, a child shows its parent's
+            )  # the newest sample, not the largest: before its exec, a child shows the parent's peak
 
 
 def busy_s() -> float:
-    """Processor time that the whole machine has used since it started."""
+    """Processor seconds of the whole machine since boot."""
     words = Path("/proc/stat").read_text(encoding="ascii").splitlines()[0].split()[1:9]
     jiffies = [int(word) for word in words]
     return (sum(jiffies) - jiffies[3] - jiffies[4]) / TICKS
 
 
 def others_share(own: float, busy: float, wall_s: float) -> float:
-    """The part of the machine that processes other than the measured ones have used."""
+    """The share of the machine that processes other than the measured ones used."""
     return max(0.0, busy - own) / (wall_s * (os.cpu_count() or 1))
 
 
 class Stopwatch:
-    """Wall clock and the machine's processor time since it was made."""
+    """Wall-clock time, and the machine's processor time, since construction."""
 
     def __init__(self) -> None:
         self._wall, self._busy = time.perf_counter(), busy_s()
@@ -124,7 +124,7 @@ class Stopwatch:
 
 
 def _stat(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat from the third on; the second may hold anything."""
+    """The fields of /proc/PID/stat from the third on; the second (the name) may contain anything."""
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
     except OSError:

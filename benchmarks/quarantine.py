@@ -1,9 +1,9 @@
-"""What the three gates catch, miss and stop by mistake, by kind of picture and by either vote of gate 3.
+"""What the three gates stop, miss and stop by mistake, by kind of picture and by each vote of gate 3.
 
-Two archives: MIAS mammograms, half of whose women calibrate while the other half shows false alarms, and MedNIST, six
-body parts that one modality mixes. All other pictures do not belong, and are taken as if somebody had said that they
-were of the archive's modality: said to be of one without a threshold, none of them would meet gate 3. So the same
-functions judge here as at intake. Beside the model stands a network without a decoder, which has the second vote only.
+Two archives: MIAS mammograms, where half of the women calibrate and the other half show false alarms, and MedNIST, six
+body parts under one modality. All other pictures do not belong, and are treated as if their header named the archive's
+modality: under a modality without a threshold, gate 3 would not judge them. So the functions of intake judge here,
+too. A network without a decoder is measured beside the model; it has the second vote only.
 """
 
 import argparse
@@ -32,19 +32,19 @@ from shared.store import encodings
 RULES: tuple[Rule, ...] = ("mean+3sd", "quantile", "log")
 SHIPPED = "card"
 VOTES = ("error", "distance", "both")
-SEED, MOST = 0, 200  #: pictures of each kind that are looked at
+SEED, MOST = 0, 200  #: pictures of each kind
 MIAS, MEDNIST = "mammogram (MIAS)", " (MedNIST)"
 ELSEWHERE = "mammogram of other scanners (NYU)"  #: digital, where MIAS is digitised film
 
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """What is known, and the modality that strangers are said to be of."""
+    """Which pictures belong to the archive, and the modality assigned to those that do not."""
 
     name: str
     modality: str
-    knows: Callable[[str], bool]  #: a kind of picture
-    owes: frozenset[str] = frozenset()  #: kinds that belong, and that nothing was calibrated on
+    knows: Callable[[str], bool]  #: by kind of picture
+    owes: frozenset[str] = frozenset()  #: kinds that belong although none of them calibrates
 
 
 ARCHIVES = (
@@ -55,7 +55,7 @@ ARCHIVES = (
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """One file, of a kind; `patient` numbers whose it is, or the picture where nobody is named."""
+    """One file and its kind; `patient` is the number of its patient, or of the picture if no patient is named."""
 
     of: str
     source: Path | bytes
@@ -64,13 +64,13 @@ class Picture:
 
 @dataclass(frozen=True, slots=True)
 class Seen:
-    """What came of it: the gate that stopped it before the model, or what the model made of its frames."""
+    """The result for a picture: the gate that stopped it before the model, or the model's scores and embeddings."""
 
     of: str
     patient: int
     gate: str | None = None
     score: float | None = None
-    packed: tuple[bytes, ...] = ()  #: embeddings, as they are stored
+    packed: tuple[bytes, ...] = ()  #: embeddings in stored form
 
     @property
     def calibrates(self) -> bool:
@@ -78,7 +78,7 @@ class Seen:
 
 
 def pictures(data: Path, most: int = MOST) -> Iterator[Picture]:
-    """All mammograms, and at most so many of each other kind, the same ones every time."""
+    """All mammograms, and at most `most` of each other kind, chosen by a fixed seed."""
     with (data / "mammography_mias" / "labels.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             woman = int(row["patient_id"].removeprefix("MIAS"))
@@ -117,7 +117,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def look(sandbox: Sandbox, encoder: Encoder, all_of_them: Iterable[Picture]) -> list[Seen]:
-    """Each picture through decoder, gates 1 and 2 and the model."""
+    """Pass each picture through the decoder, gates 1 and 2, and the model."""
     recipe, seen = encoder.card.recipe, []
     for picture in all_of_them:
         one = Seen(picture.of, picture.patient)
@@ -138,7 +138,7 @@ def look(sandbox: Sandbox, encoder: Encoder, all_of_them: Iterable[Picture]) -> 
 
 
 def standards(seen: Sequence[Seen], archive: Archive, encoder: Encoder) -> dict[str, Standard]:
-    """By rule, from the half that calibrates; and what the card brings for the modality."""
+    """Thresholds per rule from the calibrating half; and, if the card has them for the modality, the card's."""
     known = [one for one in seen if archive.knows(one.of) and one.calibrates]
     scores = [one.score for one in known if one.score is not None]
     vectors = encodings.stack([one.packed[0] for one in known])
@@ -158,7 +158,7 @@ def standards(seen: Sequence[Seen], archive: Archive, encoder: Encoder) -> dict[
 
 
 def count(seen: Sequence[Seen], archive: Archive, standard: Standard) -> dict[str, Counter[str]]:
-    """By kind: pictures, how many gates 1 and 2 stopped, how many more either vote and both together, and missed."""
+    """Counts by kind: pictures, those stopped by gates 1 and 2, and those that each vote or both stop after them."""
     found = {"known": Counter(pictures=0, before=0)}
     for one in seen:
         if archive.knows(one.of) and one.calibrates:
@@ -176,13 +176,13 @@ def count(seen: Sequence[Seen], archive: Archive, standard: Standard) -> dict[st
 
 
 def shares(counts: Mapping[str, Counter[str]], archive: Archive, vote: str) -> tuple[float, float]:
-    """False alarms among the known, and what is caught of what does not belong, gates 1 and 2 included."""
+    """(share of known pictures stopped, share of strange pictures stopped), gates 1 and 2 included."""
     strange = sum((own for kind, own in counts.items() if kind not in {"known", *archive.owes}), Counter[str]())
     return tuple((own["before"] + own[vote]) / own["pictures"] for own in (counts["known"], strange))  # type: ignore[return-value]
 
 
 def report(archive: Archive, encoder: Encoder, seen: Sequence[Seen]) -> tuple[list[str], Json]:
-    """Lines for people; figures by rule and kind."""
+    """(Markdown lines, figures by rule and kind)."""
     made = standards(seen, archive, encoder)
     counts = {rule: count(seen, archive, standard) for rule, standard in made.items()}
     overall = [
@@ -208,7 +208,7 @@ def report(archive: Archive, encoder: Encoder, seen: Sequence[Seen]) -> tuple[li
 
 
 def by_kind(rule: str, counts: Mapping[str, Counter[str]], archive: Archive) -> list[str]:
-    """A table: of each kind what was stopped, and by whom."""
+    """A table with the number stopped by each gate and vote, one row per kind."""
     rows = []
     for kind, own in counts.items():
         missed = own["pictures"] - own["before"] - own["both"]
@@ -225,7 +225,7 @@ def by_kind(rule: str, counts: Mapping[str, Counter[str]], archive: Archive) -> 
 
 
 def cost_ms(seen: Sequence[Seen], encoder: Encoder) -> float:
-    """Of one distance, from stored bytes."""
+    """Milliseconds to compute one distance from the stored embeddings."""
     standard = standards(seen, ARCHIVES[0], encoder)[RULES[0]]
     asked = [one.packed for one in seen if one.packed]
     began = time.perf_counter()
@@ -235,7 +235,7 @@ def cost_ms(seen: Sequence[Seen], encoder: Encoder) -> float:
 
 
 def plain(data: Path, scratch: Path) -> Path:
-    """MobileNetV2 with ImageNet weights, as a card's folder: a network without a decoder."""
+    """The card's folder of MobileNetV2 with ImageNet weights: a network without a decoder."""
     from shared.encoder.build import build
     from shared.encoder.convert import convert
 

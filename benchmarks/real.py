@@ -1,4 +1,4 @@
-"""Encodings of real radiographs: as many as the folder holds, none made up."""
+"""Encodings of real radiographs, one per image in a folder."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -19,11 +19,11 @@ SLOTS = 2
 
 
 def encode_radiographs(folder: Path, encoder: str, scratch: Path) -> tuple[Embeddings, str]:
-    """(n, dim) of every image in the npz files under `folder`, in their order, and what they are.
+    """(n, dim) embeddings of every image in the npz files under `folder`, in order, and a description of the source.
 
     Args:
         encoder: `densenet121`, untrained; the path of a MobileNetV2 state dict, whose inputs are in [-1, 1]; or the
-            folder of a model, as `models/similis-base`.
+            folder of a model, such as `models/similis-base`.
 
     Raises:
         NotFound: there are no images.
@@ -39,10 +39,10 @@ def encode_radiographs(folder: Path, encoder: str, scratch: Path) -> tuple[Embed
     folder = model(encoder, scratch)
     runtime: Runtime = (
         "torch" if read(folder).graph is None else "onnx"
-    )  # the shipped model's graph is made at its start
+    )  # the shipped model has no graph before a stack starts
     encoders = [load(folder, runtime) for _ in range(SLOTS)]
     parts = [stacked[start : start + PART] for start in range(0, len(stacked), PART)]
-    with ThreadPoolExecutor(SLOTS) as pool:  # ONNX Runtime lets go of the interpreter while it computes
+    with ThreadPoolExecutor(SLOTS) as pool:  # ONNX Runtime releases the GIL while it computes
         vectors = list(
             pool.map(
                 lambda n: np.concatenate(
@@ -60,13 +60,13 @@ def encode_radiographs(folder: Path, encoder: str, scratch: Path) -> tuple[Embed
 
 
 def enlarged(images: NDArray[np.uint8], side: int) -> Pixels:
-    """(n, side, side) in [0, 1], bilinear."""
+    """(n, side, side) in [0, 1], resized bilinearly."""
     resized = [Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR) for image in images]
     return np.stack([np.asarray(image, np.float32) / 255 for image in resized])
 
 
 def model(encoder: str, scratch: Path) -> Path:
-    """The folder of a model: the given one, or a card made for this run."""
+    """The folder of a model: `encoder` itself if it is one, else a model built for this run."""
     if (Path(encoder) / "card.json").is_file():
         return Path(encoder)
     folder = scratch / "real-model"

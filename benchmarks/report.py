@@ -1,4 +1,4 @@
-"""What every benchmark writes: its figures with machine, date, commit, command, seeds, versions and load."""
+"""The report of every benchmark: its figures with machine, date, commit, command, seeds, versions and load."""
 
 import json
 import os
@@ -37,7 +37,7 @@ class Spread:
         return self.low, self.median, self.high
 
     def overlaps(self, other: "Spread") -> bool:
-        """A round of the one reaches into the rounds of the other: which is less is not known."""
+        """Whether the ranges overlap, so that it is undecided which of the two is less."""
         return self.low <= other.high and other.low <= self.high
 
     def __str__(self) -> str:
@@ -45,7 +45,7 @@ class Spread:
 
 
 def facts(module: str, seeds: Mapping[str, int]) -> Json:
-    """The circumstances of a run, for its first and its last moment alike: call it at the start."""
+    """The circumstances of a run; call this at the start, because it records the load average before the run."""
     return {
         "command": shlex.join(["python", "-m", f"benchmarks.{module}", *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -58,7 +58,7 @@ def facts(module: str, seeds: Mapping[str, int]) -> Json:
 
 
 def commit() -> str:
-    """The short hash, marked where the working tree differs from it; `unknown` outside a checkout."""
+    """The short commit hash, marked `-dirty` if the working tree differs from it; `unknown` outside a checkout."""
     try:
         asked = ["git", "describe", "--always", "--dirty", "--abbrev=10", "--exclude=*"]
         done = subprocess.run(asked, cwd=RESULTS.parent, capture_output=True, text=True, check=True)
@@ -85,9 +85,9 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> list[str]:
 
 
 def write(name: str, about: Json, figures: Json, body: Sequence[str], folder: Path = RESULTS) -> None:
-    """`name.md` for people and `name.json` for programs stand in the folder; the table is printed, too."""
+    """Write `name.md` and `name.json` to the folder, and print the body."""
     load = [round(load, 1) for load in os.getloadavg()]
-    about = about | {"load_average_after": about.get("load_average_after", load)}  # of a run that has ended, its own
+    about = about | {"load_average_after": about.get("load_average_after", load)}  # kept if rewritten
     versions = ", ".join(f"{package} {number}" for package, number in about["versions"].items())
     seeds = ", ".join(f"{what} {seed}" for what, seed in about["seeds"].items())
     foot = [

@@ -1,8 +1,8 @@
-"""A whole archive into another index: encodings that stand in Postgres become a new generation, without any pixel.
+"""A new generation from the encodings stored in Postgres, without decoding an image.
 
-`python -m benchmarks.reproject --encodings 1000000` writes clustered vectors as encodings, asks over HTTP for a
-generation with a quantised graph, and tells when it was filled, projected, linked and measured, what memory each role
-had at its peak, how large the index is on disk, and its recall against exact search.
+`python -m benchmarks.reproject --encodings 1000000` writes clustered vectors as encodings, requests a generation with
+a quantised graph over HTTP, and reports when it was filled, projected, linked and measured, the peak memory of each
+role, the size of the index on disk, and its recall against exact search.
 """
 
 import argparse
@@ -28,7 +28,7 @@ from shared.index.base import Exact, Index, Query
 
 SEED = 7
 CHUNK = 100_000  #: encodings written in one transaction
-PLANNED = 100_000_000  #: encodings of the plan
+PLANNED = 100_000_000  #: encodings in the extrapolation
 SHARD_RAM = 48 * 2**30
 
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def build(stack: Stack, options: argparse.Namespace) -> tuple[Json, int]:
-    """Seconds from the request to each step, and the generation's number."""
+    """Request a generation; return the seconds from the request to each step, and the generation's number."""
     connection = stack.connect()
     clock = Stopwatch()
     asked = {"model": "bench-reproject", "scale": options.scale}
@@ -93,7 +93,7 @@ def _applied(stack: Stack, number: int) -> int:
     return int(stack.one(count, id=number))
 
 
-def _measured(stack: Stack, number: int) -> Any:  # noqa: ANN401 - as the generation holds it
+def _measured(stack: Stack, number: int) -> Any:  # noqa: ANN401 - JSON of the generation's row
     return stack.one(sa.text("SELECT measured FROM generation WHERE id = :id"), id=number)
 
 
@@ -102,7 +102,7 @@ def _collection(stack: Stack, number: int) -> str:
 
 
 def _disk(stack: Stack) -> Json:
-    """Bytes of the vectors' folder and of the database."""
+    """Size of the vectors' folder and of the database, MiB."""
     folder = stack.embedded.home / "vectors"
     held = sum(p.stat().st_blocks * 512 for p in folder.rglob("*") if p.is_file())
     return {"vectors_mib": round(held / 2**20), "database_mib": round(_database(stack) / 2**20)}
@@ -113,7 +113,7 @@ def _database(stack: Stack) -> int:
 
 
 def search(index: Index, queries: np.ndarray[Any, np.dtype[np.float32]]) -> Json:
-    """Recall@10 against exact search, and milliseconds of one query at a time, the connection included."""
+    """Recall@10 against exact search, and the latency of single queries in ms, including the connection."""
     shares, took = [], []
     for vector in queries:
         started = time.perf_counter()
@@ -127,15 +127,15 @@ def search(index: Index, queries: np.ndarray[Any, np.dtype[np.float32]]) -> Json
 
 
 def plan(figures: Json) -> Json:
-    """100 million encodings on a Qdrant cluster: arithmetic from the figures above, nothing measured.
+    """Extrapolation to 100 million encodings on a Qdrant cluster, computed from the figures, not measured.
 
-    Linking takes longer by the logarithm of a shard's points; everything else grows with their number.
+    Linking time grows with the logarithm of the points in a shard; everything else grows linearly.
     """
     dim, made, n = figures["dim"], figures["encodings"], PLANNED
     linked = {"int8": dim, "float32": dim * 4, "graph": 32 * 4 * 1.2}  # bytes of a point; m = 16, both directions
     rest = max(figures["disk"]["vectors_mib"] * 2**20 / made - sum(linked.values()), 0)  # payload, ids, indexes, log
     shards = math.ceil(n * (linked["int8"] + linked["graph"] + rest) / SHARD_RAM)
-    per_s = made / figures["times"]["projected_s"]  # the ledger is filled meanwhile
+    per_s = made / figures["times"]["projected_s"]  # the ledger is filled during projection
     deeper = max(math.log(n / shards) / math.log(made), 1)
     return {
         "encodings": n,

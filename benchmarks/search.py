@@ -1,7 +1,7 @@
-"""Search by study over HTTP: how fast, how good, under what else goes on, and where the time goes.
+"""Search by study over HTTP: latency, recall, latency under other load, and where the time goes.
 
-`python -m benchmarks.search` writes 100,000 clustered vectors as encodings of 25,000 studies, lets the real projector
-and the real vectors process take them, and asks. `--real` does the same with encodings of real radiographs.
+`python -m benchmarks.search` writes 100,000 clustered vectors as encodings of 25,000 studies, waits until the real
+projector and vectors process have indexed them, and sends queries. `--real` uses encodings of real radiographs.
 """
 
 import argparse
@@ -31,7 +31,7 @@ from shared.store.generations import Published
 SEED = 7
 TARGETS = {"p50": 8.0, "p99": 30.0, "recall": 0.97, "p99_busy": 150.0}
 BLOCKS = 5
-BUSY_RATE, BUSY_CLIENTS = 20.0, 4  #: while something else goes on
+BUSY_RATE, BUSY_CLIENTS = 20.0, 4  #: of queries beside another load
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -84,7 +84,7 @@ def measure(
 
 
 def parted(vectors: gallery.Vectors, later: int, rounds: int) -> tuple[Gallery, list[Gallery]]:
-    """What is asked for, and `later` studies for each round."""
+    """The gallery to query, and a gallery of `later` studies for each round."""
     first = len(vectors) // IMAGES - later * rounds
     starts = [first + n * later for n in range(rounds)]
     held = Gallery(vectors[: first * IMAGES], SEED)
@@ -92,12 +92,12 @@ def parted(vectors: gallery.Vectors, later: int, rounds: int) -> tuple[Gallery, 
 
 
 def worst(rounds: Sequence[Json]) -> Json:
-    """The round with the highest p99, and all of them."""
+    """The figures of the round with the highest p99, with all rounds under `rounds`."""
     return max(rounds, key=lambda one: float(one["p99"])) | {"rounds": rounds}
 
 
 def build(stack: Stack, live: Published, held: Gallery) -> Json:
-    """The gallery stands in Postgres, is projected and linked; how long each step took."""
+    """Write the gallery to Postgres and wait until it is projected and linked; return the seconds of each step."""
     clock = Stopwatch()
     gallery.write(stack.store, live, held)
     times = {"copy_s": round(clock.wall_s, 1)}
@@ -114,7 +114,7 @@ def build(stack: Stack, live: Published, held: Gallery) -> Json:
 
 
 def _warm(stack: Stack, uids: Sequence[str]) -> None:
-    """What questions need has been used, and the engine, which then reads ahead what they ask of hits, is done."""
+    """Run 200 queries, then wait until the vectors process has finished the read-ahead that they cause."""
     load.closed(stack, uids[-200:])
     _until(lambda: stack.at_rest("vectors"))
 
@@ -125,7 +125,7 @@ def _until(true: Callable[[], bool]) -> None:
 
 
 def _closed(stack: Stack, uids: Sequence[str]) -> tuple[Json, Json]:
-    """One client; percentiles over all, and of the medians of the blocks their spread. Where the time went."""
+    """One client: percentiles over all queries with the spread of the block medians, and where the time went."""
     size = -(-len(uids) // BLOCKS)
     blocks = [load.closed(stack, uids[start : start + size]) for start in range(0, len(uids), size)]
     every = Asked()
@@ -142,13 +142,13 @@ def _seen(asked: Asked) -> Json:
 
 
 def _where(asked: Asked) -> Json:
-    """Medians of the parts of an answer's time."""
+    """The median of each part of the latency."""
     rows = list(asked.parts())
     return {"parts_ms": {name: round(statistics.median(row[name] for row in rows), 3) for name in rows[0]}}
 
 
 def recall(stack: Stack, live: Published, uids: Sequence[str], **query: str) -> Json:
-    """Of the ten studies that exact search ranks first, how many come; and the same of hits, image by image."""
+    """The share of exact search's ten best studies that approximate search returns, and the same per image."""
     approximate, exact = load.closed(stack, uids, **query), load.closed(stack, uids, exact="true", **query)
     shares, hits = [], 0
     for one, other in zip(approximate.answers(), exact.answers(), strict=True):
@@ -170,7 +170,7 @@ def recall(stack: Stack, live: Published, uids: Sequence[str], **query: str) -> 
 def _while_taken_in(stack: Stack, scratch: Path, order: Sequence[str], options: argparse.Namespace, seed: int) -> Json:
     with files.gone_afterwards(scratch / f"arriving-{seed}") as where:
         (files.small if options.small else files.full)(where, options.arriving, seed)
-        os.sync()  # gigabytes that this benchmark has just written are no part of the question
+        os.sync()  # so that writing back gigabytes of these files does not disturb the queries
         _warm(stack, order)
         with Witness() as witness:
             stack.scan(where)
@@ -181,7 +181,7 @@ def _while_taken_in(stack: Stack, scratch: Path, order: Sequence[str], options: 
 
 
 def _while_optimised(stack: Stack, live: Published, more: Gallery, order: Sequence[str]) -> Json:
-    """New points are projected, which makes the vectors process link them beside the searches."""
+    """Latency while new points are projected and the vectors process links them."""
     _warm(stack, order)
     index = stack.index(live)
     before = index.info().points
@@ -205,7 +205,7 @@ def _optimise_when_projected(stack: Stack, index: Any) -> None:  # noqa: ANN401 
 
 
 def _meanwhile(over: Callable[[], bool], stack: Stack, order: Sequence[str]) -> tuple[Asked, float]:
-    """Questions at a low, fixed rate until it is over."""
+    """Send queries at a low, fixed rate until `over` returns true; return them and the seconds that it took."""
     done, clock = threading.Event(), Stopwatch()
 
     def watch() -> None:
@@ -236,7 +236,7 @@ def _vectors(options: argparse.Namespace, scratch: Path) -> tuple[gallery.Vector
 
 
 def how(busy: Json) -> str:
-    """Of a load that was one of several rounds."""
+    """A description of the load: rate, duration, and the p99 of each round."""
     p99s = ", ".join(f"{one['p99']:g}" for one in busy["rounds"])
     told = f"open loop, {BUSY_RATE:g}/s, {busy['s']} s: {busy['what']}"
     return f"{told}; the worst of {len(busy['rounds'])} rounds, p99 {p99s}"

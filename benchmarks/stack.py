@@ -1,4 +1,4 @@
-"""A whole embedded stack for a benchmark, on a home of its own, with the model that is to be measured."""
+"""An embedded stack on a home of its own for a benchmark, with the model to measure."""
 
 import http.client
 import json
@@ -29,7 +29,7 @@ Json = dict[str, Any]
 
 
 class Connection:
-    """One kept-alive connection to the API: `http.client`, because it costs next to nothing itself."""
+    """One kept-alive connection to the API, by `http.client` because of its low overhead."""
 
     def __init__(self, url: str, key: str) -> None:
         parts = urlsplit(url)
@@ -39,7 +39,7 @@ class Connection:
         self._http.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def fetch(self, path: str, **query: object) -> bytes:
-        """The body of the answer. Raises: `Unavailable` for anything but 200."""
+        """The body of the answer. Raises: `Unavailable` for a status of 300 or above."""
         asked = path + ("?" + urlencode(query) if query else "")
         return self._ask("GET", asked, None)
 
@@ -61,11 +61,11 @@ class Connection:
 
 
 class Stack:
-    """`with Stack(folder) as stack:` it runs, and `stack.use(...)` has published a model."""
+    """The stack runs inside `with Stack(folder) as stack:`; `stack.use(...)` publishes a model."""
 
     def __init__(self, folder: Path, *, workers: int = 2, environment: dict[str, str] | None = None) -> None:
-        quick = {"SIMILIS_API__RATE_PER_S": "100000", "SIMILIS_API__BURST": "100000"}  # we are not to be throttled
-        os.environ.update(quick | (environment or {}))  # what the processes of the stack inherit
+        quick = {"SIMILIS_API__RATE_PER_S": "100000", "SIMILIS_API__BURST": "100000"}  # disables the rate limit
+        os.environ.update(quick | (environment or {}))  # the processes of the stack inherit these
         self.embedded = Embedded(folder / "home", workers=workers)
 
     def __enter__(self) -> Self:
@@ -88,7 +88,7 @@ class Stack:
         return Connection(self.embedded.url, self.embedded.api_key)
 
     def use(self, name: str, architecture: str, weights: str, **ingredients: Any) -> Published:  # noqa: ANN401
-        """This model is built, has the only open generation, and that is published."""
+        """Build this model, publish a generation of it and retire all other generations."""
         folder = self.embedded.home / "models" / name
         card = build(folder, name, architecture, weights, **ingredients)
         return self.publish(card, name)
@@ -102,12 +102,15 @@ class Stack:
                 generation = lifecycle.open_generation(db, self.indexes, model)
                 generations.publish(db, generation.id)
             live = generations.published(db)
-            assert live is not None  # noqa: S101 - published two lines above
+            assert live is not None  # noqa: S101 - published above
             db.execute(sa.text("UPDATE generation SET state = 'retired' WHERE id <> :id"), {"id": live.generation_id})
         return live
 
     def settle_down(self, timeout_s: float = 180) -> None:
-        """The default model, which the stack builds beside its start, is done, and nothing else is due."""
+        """Wait until the default model, which the stack builds during its start, exists and no work is left.
+
+        All generations but the published one are then retired. Raises: `Unavailable` after `timeout_s`.
+        """
         known = sa.text("SELECT count(*) FROM model WHERE name = 'similis-base'")
         if not process.until(lambda: self.one(known) > 0 and self.left() == 0, timeout_s, 0.2):
             raise Unavailable("the stack does not settle")
@@ -122,12 +125,12 @@ class Stack:
         return self.indexes.open(live.collection)
 
     def one(self, statement: sa.TextClause, **values: Any) -> Any:  # noqa: ANN401
-        """The only value of a query."""
+        """The single value that a query returns."""
         with self.store.reading() as connection:
             return connection.execute(statement, values).scalar_one()
 
     def left(self) -> int:
-        """How much work is not done."""
+        """The number of unfinished operations, images and ledger rows."""
         return int(
             self.one(
                 sa.text(
@@ -140,7 +143,7 @@ class Stack:
         )
 
     def scan(self, folder: Path) -> str:
-        """A scan is asked for over HTTP; returns the operation's id."""
+        """Request a scan over HTTP; return the operation's ID."""
         connection = self.connect()
         try:
             return str(connection.post("/v1/ingest/scans", {"path": str(folder)})["id"])
@@ -148,7 +151,7 @@ class Stack:
             connection.close()
 
     def roles(self) -> dict[str, list[int]]:
-        """The processes of the stack by role; what a worker has started is `sandbox`, the rest goes by its parent."""
+        """Process IDs by role: descendants of an ingest worker count as `sandbox`, others as their parent's role."""
         family, found = processes.children(), dict[str, list[int]]()
         for name in self.embedded.home.state.get("processes", {}):
             pid = self.embedded.pid_of(name)
@@ -160,23 +163,23 @@ class Stack:
         return found
 
     def cpu_s(self) -> dict[str, float]:
-        """Processor time so far by role."""
+        """Processor seconds so far, by role."""
         roles = self.roles()
         used = {role: sum(map(processes.cpu_s, pids)) for role, pids in roles.items()}
-        for role, pids in roles.items():  # children that have ended count with their kind
+        for role, pids in roles.items():  # reaped children: same roles as in `roles`
             ended = sum(processes.cpu_s(pid, dead_children=True) - processes.cpu_s(pid) for pid in pids)
             heir = "sandbox" if role == "worker-ingest" else role
             used[heir] = used.get(heir, 0.0) + ended
         return used
 
     def at_rest(self, role: str) -> bool:
-        """Whether its processes used less than a tenth of a processor, for a second in which nobody asked anything."""
+        """Whether the role's processes used less than a tenth of a core during one second without queries."""
         before = self.cpu_s().get(role, 0.0)
         time.sleep(1.0)
         return self.cpu_s().get(role, 0.0) - before < 0.1
 
     def idle_share(self, seconds: float = 3.0) -> float:
-        """The part of the machine that the stack uses while nobody asks it anything."""
+        """The share of the machine that the idle stack uses."""
         before, started = sum(self.cpu_s().values()), time.perf_counter()
         time.sleep(seconds)
         return (sum(self.cpu_s().values()) - before) / (time.perf_counter() - started) / (os.cpu_count() or 1)

@@ -1,7 +1,7 @@
-"""How long a stack takes to be ready: the first start of a home, the next one, the one after everything was killed.
+"""Time until a stack is ready: the first start of a home, the second, and the one after `kill -9` of everything.
 
-`python -m benchmarks.start [--rounds 5]`. Ready: `/readyz` answers 200, so Postgres and the vectors are there and
-searches are answered; the workers load their models after that. With it: until a model is published.
+`python -m benchmarks.start [--rounds 5]`. Ready means that `/readyz` answers 200: Postgres and the vectors process run
+and searches are answered; the workers load their models later. Also measured: the time until a model is published.
 """
 
 import argparse
@@ -30,7 +30,7 @@ def ready(stack: Embedded, asks: Callable[[dict[str, str]], bool] = lambda _: Tr
 
 
 def start(home: Path) -> tuple[Embedded, float, float]:
-    """A running stack, and the seconds until it was ready and until it had a model."""
+    """A started stack, and the seconds until it was ready and until a model was published."""
     stack, began = Embedded(home), time.monotonic()
     stack.start()
     process.until(lambda: ready(stack), WITHIN_S, 0.01)
@@ -40,7 +40,7 @@ def start(home: Path) -> tuple[Embedded, float, float]:
 
 
 def measure(folder: Path) -> dict[str, tuple[float, float]]:
-    """One home's three starts."""
+    """(seconds until ready, seconds until a model was published) for each of the three starts of one home."""
     found = {}
     for kind in ("first", "again", "after kill -9"):
         stack, until_ready, until_model = start(folder / "home")

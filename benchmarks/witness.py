@@ -1,8 +1,8 @@
-"""Did the machine itself stand still? On each processor a process sleeps 5 ms at a time, and tells how late it woke.
+"""Detects pauses of the machine: on each processor a process sleeps 5 ms at a time and records how late it woke.
 
-A virtual machine is stopped now and then for a tenth of a second and more. What is measured meanwhile is late by as
-much, and nothing in its own timings says why. The sleepers run ahead of everything else where they may (as root:
-SCHED_FIFO), so that a processor that is only busy does not look like one that is away.
+A hypervisor may pause a virtual machine for a tenth of a second or more. Everything measured meanwhile is late by as
+much, and its own timings do not show why. If permitted (as root), the sleepers run under SCHED_FIFO, ahead of all
+other processes, so that a busy processor does not look like a paused one.
 """
 
 import os
@@ -18,7 +18,7 @@ NAP_S = 0.005
 
 
 class Witness:
-    """`with Witness() as witness:` and afterwards `witness.late_ms`, the longest that one of them overslept."""
+    """`with Witness() as witness:`; afterwards `witness.late_ms` is the longest delay of any sleeper, ms."""
 
     late_ms = 0.0
 
@@ -30,7 +30,7 @@ class Witness:
         ]
         for sleeper in self.sleepers:
             assert sleeper.stdout is not None  # noqa: S101 - it is a pipe
-            sleeper.stdout.readline()  # it is there
+            sleeper.stdout.readline()  # the sleeper has started
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
@@ -39,7 +39,7 @@ class Witness:
 
 
 def main(cpu: int) -> None:
-    """Said that it is there; then, when a line has come, the longest oversleeping in ms."""
+    """Print a line once started; after a line on stdin, print the longest delay in ms."""
     os.sched_setaffinity(0, {cpu})
     with suppress(PermissionError):
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))

@@ -1,5 +1,5 @@
-"""Taking images in, each step alone and all together, against the encoder's own limit.
+"""Intake throughput, as a whole and step by step, against the limit that the encoder sets.
 
-`intake` the whole and its steps, `decode` by transfer syntax, `encoding` ONNX Runtime against eager torch, `runtimes`
-every runtime that is installed.
+`intake` measures the whole and its steps, `decode` each transfer syntax, `encoding` ONNX Runtime against eager torch,
+`runtimes` every installed runtime.
 """

@@ -1,7 +1,7 @@
-"""Decoding through the sandbox by transfer syntax, and JPEG 2000 at the resolution that the recipe needs.
+"""Decoding in the sandbox by transfer syntax, and JPEG 2000 at the resolution that the recipe needs.
 
 `python -m benchmarks.ingest.decode` writes phantoms of 2294 x 1914 in each syntax, decodes them in turn, compares
-reduced with full decoding of the same codestreams, and says what the reduction does to embeddings.
+reduced with full decoding of the same codestreams, and measures the effect of the reduction on embeddings.
 """
 
 import argparse
@@ -9,7 +9,7 @@ import mmap
 import statistics
 import tempfile
 import time
-import zlib  # noqa: F401 - before gdcm, see shared/imaging/child.py
+import zlib  # noqa: F401 - must precede gdcm, see shared/imaging/child.py
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def write(folder: Path, count: int, rows: int, cols: int, syntaxes: dict[str, UID]) -> Archive:
-    """The same phantoms, four to a woman, in every syntax: lossless, so their pixels are equal."""
+    """Write the same phantoms, four per patient, in every syntax; all are lossless, so the pixels are equal."""
     made: Archive = {name: [] for name in syntaxes}
     for woman, exam in enumerate(islice(exams(SEED), -(-count // 4))):
         for number, (breast, view) in enumerate((b, v) for b in exam.breasts for v in ("CC", "MLO")):
@@ -97,7 +97,7 @@ def write(folder: Path, count: int, rows: int, cols: int, syntaxes: dict[str, UI
 
 
 def _to_jpeg_lossless(path: Path) -> None:
-    """By GDCM: pydicom has no encoder for it. Raises: `RuntimeError`."""
+    """Recompress with GDCM, because pydicom has no encoder for it. Raises: `RuntimeError`."""
     reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
     reader.SetFileName(str(path))
     read = reader.Read()
@@ -113,10 +113,10 @@ def _to_jpeg_lossless(path: Path) -> None:
 
 
 def by_syntax(archive: Archive, rounds: int) -> dict[str, Json]:
-    """Each round decodes every file of every syntax once, in turn; milliseconds per file, one sandbox."""
+    """Milliseconds per file through one sandbox; each round decodes every file of every syntax once, in turn."""
     recipe, ms, reduced = Recipe(), {name: list[list[float]]() for name in archive}, dict[str, int]()
     with Sandbox() as sandbox:
-        for name, paths in archive.items():  # the first call of a codec costs more
+        for name, paths in archive.items():  # warm up: the first call of a codec costs more
             reduced[name] = sandbox.decode(paths[0], recipe).reduced
         for _ in range(rounds):
             taken: dict[str, list[float]] = {name: [] for name in archive}
@@ -139,7 +139,7 @@ def by_syntax(archive: Archive, rounds: int) -> dict[str, Json]:
 
 @dataclass(frozen=True, slots=True)
 class Reduction:
-    """The codec alone, in this process, the same codestreams in turn."""
+    """Times of the codec alone, in this process, on the same codestreams."""
 
     factor: int
     full_ms: float
@@ -148,7 +148,7 @@ class Reduction:
 
 
 def reduced_against_full(paths: Sequence[Path], rounds: int) -> Reduction:
-    """Medians; the ratio is taken file by file in each round, and its median per round has the spread."""
+    """Median times; the ratio is computed per file, and its spread is over the medians of the rounds."""
     streams = [_codestream(path) for path in paths]
     geometry = streams[0][1]
     factor = reduction(geometry.rows, geometry.columns, Recipe())
@@ -177,13 +177,13 @@ def _codestream(path: Path) -> tuple[bytes, Geometry]:
 
 
 def _decode_ms(data: bytes, geometry: Geometry, factor: int) -> float:
-    started = time.process_time()  # one thread; strangers on the machine do not count
+    started = time.process_time()  # one thread, so other processes do not count
     decode_frame(data, JPEG2000Lossless, geometry, factor)
     return (time.process_time() - started) * 1000
 
 
 def effect(archive: Archive, encoder: Encoder) -> Json:
-    """Embeddings of the same images, decoded whole (they are lossless: any syntax will do) and reduced."""
+    """Compare embeddings of fully decoded images (from the uncompressed files) with those of reduced ones."""
     with Sandbox() as sandbox:
         pixels: dict[str, list[Pixels]] = {
             name: [sandbox.decode(path, encoder.card.recipe).pixels for path in paths]
@@ -213,7 +213,7 @@ def _unit(vectors: Embeddings) -> Embeddings:
 
 
 def overlap(gallery: Embeddings, queries: Embeddings) -> float:
-    """The share of the ten nearest in the gallery that stay when the queries are reduced; oneself not counted."""
+    """The share of each query's ten nearest that stay the same when it is reduced; the query itself does not count."""
     k = min(NEIGHBOURS, len(gallery) - 1)
     ranked = []
     for asked in (gallery, queries):

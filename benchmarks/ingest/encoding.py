@@ -1,8 +1,8 @@
-"""Forward passes: ONNX Runtime against eager torch, the same weights, the same frames, interleaved.
+"""Forward passes: ONNX Runtime against eager torch with the same weights and frames, interleaved.
 
-`python -m benchmarks.ingest.encoding` builds each model (untrained: speed does not depend on the values), measures, and
-writes `benchmarks/results/encoding.md` and `.json`. Rounds in which other processes used the machine are thrown
-away: torch's threads wait for one another, so a busy machine makes it five times slower and flatters the ratio.
+`python -m benchmarks.ingest.encoding` builds each model (untrained: speed does not depend on the values), measures it,
+and writes `benchmarks/results/encoding.md` and `.json`. Rounds in which other processes used the machine are
+discarded: torch's threads wait for one another, so a busy machine makes torch five times slower and inflates the ratio.
 """
 
 import argparse
@@ -33,8 +33,8 @@ from shared.encoder.simplify import simplify
 from shared.types import Pixels
 
 ARCHITECTURES = ("densenet121", "resnet50", "efficientnet_b0", "vgg16")
-QUIET = 0.1  #: share of a core that others may use in a round that counts
-PATIENCE = 2  #: rounds tried for each that is wanted
+QUIET = 0.1  #: share of a core that other processes may use in a round that counts
+PATIENCE = 2  #: rounds tried per round wanted
 TARGET = 2.0  #: ONNX Runtime over eager torch, DenseNet121
 
 NOTES = (
@@ -62,11 +62,11 @@ class Row:
     threads: int
     batch: int
     rounds: int
-    quiet: bool  #: False: the machine was busy, and all rounds count
+    quiet: bool  #: False: too few rounds were quiet, so all of them count
     onnx_ms: Spread  #: per image
     torch_ms: Spread
     ratio: Spread  #: torch over onnx, round by round
-    roof: float  #: share of the matrix-product speed of these threads that the graph reaches
+    roof: float  #: the graph's arithmetic per second, as a share of a matrix product's on as many threads
     max_abs_diff: float
     min_cosine: float
 
@@ -100,13 +100,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(folder: Path, architecture: str, threads: int, batches: Sequence[int], rounds: int) -> list[Row]:
-    """One row per batch size. Odd rounds run torch first, so that neither always inherits a warm cache."""
+    """One row per batch size. Odd rounds run torch first, so that neither runtime always inherits a warm cache."""
     encoders = {"onnx": load(folder, "onnx", threads), "torch": load(folder, "torch", threads)}
     gflop, peak = _gflop(architecture), _gflop_per_s(threads)
     rows = []
     for batch in batches:
         pixels = samples(batch, encoders["onnx"].card.recipe.size, 1)
-        vectors = {name: encoder.encode(pixels).embeddings for name, encoder in encoders.items()}  # warms up, too
+        vectors = {name: encoder.encode(pixels).embeddings for name, encoder in encoders.items()}  # also warms up
         diff, cosine = agreement(vectors["torch"], vectors["onnx"])
         ms, quiet = _rounds(encoders, pixels, threads, rounds)
         rows.append(
@@ -130,9 +130,9 @@ def measure(folder: Path, architecture: str, threads: int, batches: Sequence[int
 def _rounds(
     encoders: Mapping[str, Encoder], pixels: Pixels, threads: int, wanted: int
 ) -> tuple[dict[str, list[float]], bool]:
-    """Milliseconds per image of rounds in which the machine was quiet; of all rounds, if too few were.
+    """(ms per image of the quiet rounds, True); of all rounds and False if too few were quiet.
 
-    One thread is timed by the processor's clock, which stands still while others run: its rounds always count.
+    With one thread, process time is measured, which does not advance while others run: all rounds count.
     """
     every: list[dict[str, float]] = []
     calm: list[dict[str, float]] = []
@@ -151,23 +151,23 @@ def _rounds(
 
 
 def _busy_s() -> tuple[float, float, float]:
-    """Processor seconds of the whole machine and of this process, and the clock."""
+    """Processor seconds of the whole machine and of this process, and wall-clock seconds."""
     jiffies = [int(word) for word in Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:]]
     idle = jiffies[3] + jiffies[4]
     return (sum(jiffies[:8]) - idle) / os.sysconf("SC_CLK_TCK"), time.process_time(), time.perf_counter()
 
 
 def _ms_per_image(encoder: Encoder, pixels: Pixels, clock: Callable[[], float]) -> float:
-    time.sleep(0.02)  # the other runtime's idle threads spin for some milliseconds
+    time.sleep(0.02)  # idle threads of the other runtime spin for some milliseconds
     start, images = clock(), 0
-    while (taken := clock() - start) < 0.3:  # long enough for the kernel's counters, which have steps of 10 ms
+    while (taken := clock() - start) < 0.3:  # well above the 10 ms resolution of the kernel's counters
         encoder.encode(pixels)
         images += len(pixels)
     return taken * 1e3 / images
 
 
 def _gflop(architecture: str) -> float:
-    """The arithmetic of one frame in the graph."""
+    """Floating-point operations of one forward pass, in 10^9."""
     cheapest = simplify(body(architecture, empty=True)).to("meta")
     with FlopCounterMode(display=False) as counter:
         cheapest(torch.empty(1, 3, 224, 224, device="meta"))
@@ -175,7 +175,7 @@ def _gflop(architecture: str) -> float:
 
 
 def _gflop_per_s(threads: int) -> float:
-    """The speed of a large float32 matrix product: what convolutions can hope for."""
+    """Speed of a large float32 matrix product, an upper bound for convolutions."""
     torch.set_num_threads(threads)
     clock = time.process_time if threads == 1 else time.perf_counter
     a, best = torch.rand(2048, 2048), 0.0

@@ -1,9 +1,9 @@
 """Intake end to end against the limit that decoding and the forward pass set together on the same cores.
 
-`python -m benchmarks.ingest.intake` starts the embedded stack, takes in full-size Explicit VR LE mammograms with
-DenseNet121 and with the null encoder, and measures both parts alone in the same rounds, the forward pass also by eager
-torch; `--encoders similis-base` takes the default model that the stack came with. `--memory 5000` (and `--small`
-for tiny files) watches the memory of every process instead.
+`python -m benchmarks.ingest.intake` starts the embedded stack, ingests full-size Explicit VR LE mammograms with
+DenseNet121 and with the null encoder, and in the same rounds measures decoding and the forward pass alone, the latter
+also in eager torch; `--encoders similis-base` uses the default model of the stack. `--memory 5000` (and `--small`
+for tiny files) instead records the memory of every process.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from shared.store.generations import Published
 TARGET = 0.85
 SLOTS = 2
 ENCODERS = {"densenet121": ("densenet121", "random:1"), "null": ("null", "random:1")}
-DEFAULT = "similis-base"  #: every stack has it
+DEFAULT = "similis-base"  #: present in every stack
 
 _TIMES = sa.text(
     """
@@ -48,14 +48,14 @@ _TIMES = sa.text(
 
 @dataclass(frozen=True, slots=True)
 class Taken:
-    """One intake: images per second from the request, and from the first registration, to the given end."""
+    """One intake in images per second, from the request or from the first registration until settled or searchable."""
 
     images: int
     asked_to_settled: float
     settled: float
     searchable: float
     core_ms: dict[str, float]  #: processor time per image by role
-    others: float  #: the part of the machine that strangers used
+    others: float  #: the share of the machine that other processes used
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,12 +67,12 @@ class Round:
 
     @property
     def limit(self) -> float:
-        """Images per second where both share the cores that each had to itself: their times per image add up."""
+        """Images per second if both share the cores that each had to itself: their times per image add up."""
         return self._limit(self.forward)
 
     @property
     def times_eager(self) -> float | None:
-        """The stack's speed over the limit that decoding and eager torch would set; None for the null encoder."""
+        """The stack's speed relative to the limit of decoding and eager torch; None for the null encoder."""
         return self.taken.settled / self._limit(self.eager) if self.eager else None
 
     def _limit(self, forward: Part | None) -> float:
@@ -84,7 +84,7 @@ class Round:
 
     @property
     def core_ratio(self) -> float:
-        """The same in processor time, which strangers on the machine hardly move: what both parts need, of all."""
+        """Processor time of both parts over that of the stack; other processes hardly change this ratio."""
         needed = self.decode.core_ms + (self.forward.core_ms if self.forward else 0)
         return needed / sum(self.taken.core_ms.values())
 
@@ -125,14 +125,14 @@ def _speed_run(folder: Path, options: argparse.Namespace, about: Json) -> None:
 
 
 def _published(stack: Stack, name: str) -> Published:
-    """The encoder speaks for the archive: built here, or the model that the stack came with."""
+    """Publish the encoder: one built here, or the model that the stack came with."""
     if name in ENCODERS:
         return stack.use(f"bench-{name}", *ENCODERS[name])
     return stack.publish(read(stack.embedded.home / "models" / name), name)
 
 
 def measure(stack: Stack, live: Published, folder: Path, options: argparse.Namespace) -> list[Round]:
-    """Rounds of decode alone, forward alone by both runtimes, and the whole; odd rounds the other way round."""
+    """Rounds of decoding alone, the forward pass alone in both runtimes, and the whole; odd rounds in reverse order."""
     passes: list[parts.Forward] = []
     if live.card["architecture"] != "null":
         model = stack.embedded.home / "models" / live.folder
@@ -153,7 +153,7 @@ def measure(stack: Stack, live: Published, folder: Path, options: argparse.Names
 
 
 def _warm(stack: Stack, live: Published, where: Path, options: argparse.Namespace) -> None:
-    """Every worker has loaded its model and started its sandbox."""
+    """Ingest 64 files, so that every worker has loaded its model and started its sandbox."""
     with files.gone_afterwards(where):
         options.make(where, 64, options.seed + 500 + live.generation_id)
         take(stack, live, where)
@@ -179,9 +179,9 @@ def _round(
 
 
 def take(stack: Stack, live: Published, where: Path) -> Taken:
-    """A folder has been taken in, and every image of it is searchable.
+    """Ingest a folder and wait until every image is searchable.
 
-    Raises: `Unavailable` where that does not come to an end, or images are missing.
+    Raises: `Unavailable` if the intake does not end within an hour, or images are missing.
     """
     wanted = sum(1 for _ in where.rglob("*.dcm"))
     before, watch = stack.cpu_s(), Stopwatch()
@@ -213,7 +213,7 @@ def _memory_run(folder: Path, options: argparse.Namespace, about: Json) -> None:
                     options.make(where, size, options.seed + done)
                     rates.append(take(stack, live, where).settled)
                     done += size
-                    time.sleep(1.5)  # one more sample, at rest
+                    time.sleep(1.5)  # one more sample, of the idle stack
         growth = memory.growth()
     figures = {
         "images": options.memory,

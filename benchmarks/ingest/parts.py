@@ -1,4 +1,4 @@
-"""What intake consists of, each part alone: decoding, the forward pass, and every step of the pipeline in turn."""
+"""The parts of intake, each measured alone: decoding, the forward pass, and every step of the pipeline in turn."""
 
 import multiprocessing
 import os
@@ -37,20 +37,20 @@ BATCH = Effort().batch
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What one part of the work can do when it has every slot to itself."""
+    """The speed of one part when it has all slots to itself."""
 
     per_s: float  #: images, all slots together
-    core_ms: float  #: processor time per image: hardly moved by strangers on the machine
+    core_ms: float  #: processor time per image, which other processes hardly change
 
 
 def _used_s() -> float:
-    """Processor time of this process and of everything below it."""
+    """Processor seconds of this process and all its descendants."""
     below = processes.tree(os.getpid(), processes.children())
     return time.process_time() + sum(map(processes.cpu_s, below))
 
 
 def decoding(paths: Sequence[Path], recipe: Recipe, slots: int) -> Part:
-    """Through `slots` sandboxes at once, each busy all the time; warmed up before."""
+    """Decode with `slots` sandboxes in parallel, each constantly busy, after a warm-up."""
     shares = [paths[n::slots] for n in range(slots)]
     boxes = [Sandbox() for _ in range(slots)]
     try:
@@ -73,7 +73,7 @@ def _decode(box: Sandbox, paths: Sequence[Path], recipe: Recipe) -> int:
 
 
 class Forward:
-    """The forward pass alone: `slots` processes with one thread each, loaded and warm."""
+    """The forward pass alone: `slots` warm processes with one thread each."""
 
     def __init__(self, folder: Path, slots: int, runtime: Runtime = "onnx") -> None:
         context = multiprocessing.get_context("spawn")
@@ -82,7 +82,7 @@ class Forward:
         list(self.pool.map(_encode, [(0.2, self.side)] * slots))
 
     def rate(self, seconds: float) -> Part:
-        """All slots together encode for so many seconds."""
+        """Encode in all slots for `seconds`."""
         done = list(self.pool.map(_encode, [(seconds, self.side)] * self.slots))
         return Part(sum(part.per_s for part in done), sum(part.core_ms for part in done) / len(done))
 
@@ -98,7 +98,7 @@ def _load(folder: Path, runtime: Runtime) -> None:
 
 
 def _encode(order: tuple[float, int]) -> Part:
-    """This process encodes for so many seconds."""
+    """Encode in this process for the given seconds."""
     seconds, side = order
     pixels: Pixels = np.random.default_rng(0).random((BATCH, side, side), np.float32)
     done, started, used = 0, time.perf_counter(), time.process_time()
@@ -109,7 +109,7 @@ def _encode(order: tuple[float, int]) -> Part:
 
 
 class Watch:
-    """Seconds by name: on the clock, and of this process's processor time."""
+    """Wall-clock and processor seconds of this process, by name."""
 
     def __init__(self) -> None:
         self.seconds: defaultdict[str, float] = defaultdict(float)
@@ -125,7 +125,7 @@ class Watch:
             self.core[name] += time.process_time() - used
 
     def take_out(self, whole: str, part: str) -> None:
-        """The part was measured within the whole, and counts by itself only."""
+        """Subtract `part`, which was measured within `whole`, from `whole`."""
         for spent in (self.seconds, self.core):
             spent[whole] -= spent[part]
 
@@ -137,11 +137,11 @@ class Watch:
 
 
 class TimedSandbox(Sandbox):
-    """Notes how long headers and digests took."""
+    """Records the time for headers and digests, and for decoding."""
 
     watch: Watch
 
-    def inspect_many(self, paths: Any) -> list[Inspected | Rejected]:  # noqa: ANN401 - as the sandbox has it
+    def inspect_many(self, paths: Any) -> list[Inspected | Rejected]:  # noqa: ANN401 - the sandbox's signature
         with self.watch.of("scan: header and digest, in the sandbox"):
             return super().inspect_many(paths)
 
@@ -151,12 +151,12 @@ class TimedSandbox(Sandbox):
 
 
 class TimedIndex:
-    """Notes how long writing to the engine took."""
+    """Records the time of writes to the engine."""
 
     def __init__(self, index: Index, watch: Watch) -> None:
         self.index, self.watch = index, watch
 
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - everything else is the engine's own
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - everything else belongs to the engine
         return getattr(self.index, name)
 
     def write(self, points: Sequence[Point]) -> None:
@@ -165,13 +165,14 @@ class TimedIndex:
 
 
 def steps(folder: Path, files: Path, model: Path) -> dict[str, dict[str, float]]:
-    """Milliseconds per image of every step, one after the other, nothing at the same time.
+    """Milliseconds per image of every step, run one after the other.
 
-    Also this process's own processor time in it: the sandbox, Postgres and the engine are other processes.
+    Also this process's own processor time: the sandbox, Postgres and the engine are other processes.
 
     Args:
         folder: for a Postgres and a vectors process of their own.
-        files: what is taken in; `model`: the card's folder.
+        files: folder of the files to ingest.
+        model: the card's folder.
     """
     watch = Watch()
     with Postgres(folder / "steps") as server, vectors_process() as url:
@@ -182,7 +183,7 @@ def steps(folder: Path, files: Path, model: Path) -> dict[str, dict[str, float]]
         try:
             with store.transaction() as db:
                 lifecycle.add_model(db, indexes, model.name, encoder.card)
-            sandbox.decode(next(p for p in files.rglob("*.dcm")), encoder.card.recipe)  # warm
+            sandbox.decode(next(p for p in files.rglob("*.dcm")), encoder.card.recipe)  # warm up
             count = _scan(store, sandbox, files, watch)
             _encode_all(store, sandbox, encoder, watch)
             with watch.of("project: SQL and payloads"):
@@ -196,7 +197,7 @@ def steps(folder: Path, files: Path, model: Path) -> dict[str, dict[str, float]]
     return watch.per_image(count)
 
 
-def _timed(indexes: QdrantStore, name: str, watch: Watch) -> Any:  # noqa: ANN401 - it answers as an Index does
+def _timed(indexes: QdrantStore, name: str, watch: Watch) -> Any:  # noqa: ANN401 - acts as an Index
     return TimedIndex(indexes.open(name), watch)
 
 
@@ -232,7 +233,7 @@ def _encode_all(store: Store, sandbox: Sandbox, encoder: Encoder, watch: Watch) 
 
 
 def hashing(paths: Sequence[Path]) -> float:
-    """Milliseconds per file that the digest alone takes, the file in memory."""
+    """Milliseconds per file to compute the digest, with the file in memory."""
     contents = [path.read_bytes() for path in paths]
     started = time.perf_counter()
     for content in contents:

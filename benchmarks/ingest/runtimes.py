@@ -1,8 +1,8 @@
-"""One network, every runtime that is installed: speed, and how far each strays from eager float32.
+"""One network on every installed runtime: speed, and deviation from eager float32.
 
 `python -m benchmarks.ingest.runtimes` measures the shipped model and DenseNet121 (untrained: neither speed nor
-agreement depends on the values much) through `Encoder.encode`, in turn, and writes `results/runtimes.md` and `.json`.
-OpenVINO is measured where it is installed; it is no dependency of Similis.
+agreement depends much on the values) through `Encoder.encode`, in turn, and writes `results/runtimes.md` and `.json`.
+OpenVINO is measured if it is installed; it is no dependency of Similis.
 """
 
 import argparse
@@ -30,9 +30,9 @@ from shared.encoder.samples import samples
 from shared.types import Pixels
 
 SHIPPED = Path(__file__).parents[2] / "models" / "similis-base"
-BASE = "torch, eager"  #: what the others are compared with
-MEASURE_S = 0.3  #: of processor time for each figure: the kernel's counters have steps of 10 ms
-FRAMES = 8  #: whose vectors are compared
+BASE = "torch, eager"  #: the reference for speed and agreement
+MEASURE_S = 0.3  #: measured per figure, well above the 10 ms resolution of the kernel's counters
+FRAMES = 8  #: frames whose embeddings are compared
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _ready(scratch: Path, name: str) -> Path:
-    """A folder of the model with a graph: an architecture is built, a folder is copied."""
+    """A folder of the model with an ONNX graph: an architecture is built, an existing folder is copied."""
     folder = scratch / Path(name).name
     if Path(name).is_dir():
         with_graph(folder, Path(name))
@@ -55,7 +55,7 @@ def _ready(scratch: Path, name: str) -> Path:
 
 
 def measure(folder: Path, name: str, options: argparse.Namespace) -> list[Json]:
-    """A row for each runtime and batch; every round takes all runtimes in turn, forwards and backwards."""
+    """One row per runtime and batch size; each round runs all runtimes in turn, in alternating order."""
     card = read(folder)
     torch.set_num_threads(options.threads)
     encoders = {runtime: Loaded(card, forward, runtime) for runtime, forward in forwards(folder, card, options.threads)}
@@ -79,7 +79,7 @@ def measure(folder: Path, name: str, options: argparse.Namespace) -> list[Json]:
 
 
 def forwards(folder: Path, card: Card, threads: int) -> Iterator[tuple[str, Forward]]:
-    """The same network by every runtime that is here."""
+    """The same network on every available runtime."""
     yield BASE, _by_torch(load_network(card, folder / WEIGHTS))
     yield "torch, channels last", _by_torch(_channels_last(load_network(card, folder / WEIGHTS)))
     yield "torch, bfloat16", _by_torch(load_network(card, folder / WEIGHTS), bfloat16=True)
@@ -93,7 +93,7 @@ def forwards(folder: Path, card: Card, threads: int) -> Iterator[tuple[str, Forw
 
 
 def _channels_last(network: torch.nn.Module) -> torch.nn.Module:
-    """Its weights lie channels last, and so does what its convolutions give."""
+    """The network with its weights, and so its activations, in channels-last layout."""
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
@@ -120,10 +120,10 @@ def _by_openvino(graph: Path, threads: int) -> Forward:
 
 
 def _ms_per_image(encoder: Loaded, pixels: Pixels, threads: int) -> float:
-    """By the processor's clock with one thread, which other work hardly lengthens; by the wall's with more."""
+    """Processor time with one thread, which other work hardly lengthens; wall-clock time with more."""
     clock: Callable[[], float] = time.process_time if threads == 1 else time.perf_counter
     encoder.encode(pixels)
-    time.sleep(0.02)  # idle threads of the runtime before spin for some milliseconds
+    time.sleep(0.02)  # idle threads of the previous runtime spin for some milliseconds
     started, images = clock(), 0
     while (taken := clock() - started) < MEASURE_S:
         encoder.encode(pixels)
