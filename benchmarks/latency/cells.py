@@ -1,4 +1,4 @@
-"""A table, and what stands in its cells."""
+"""The table type of the report, and the text of its cells."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -7,7 +7,7 @@ from benchmarks.latency.summary import GOALS, AtRecall, Figure, Results, best, s
 from benchmarks.report import Spread
 
 Row = list[str]
-ENOUGH: Final = 100  #: questions in every round: a 99th percentile of fewer is their slowest
+ENOUGH: Final = 100  #: questions in every round: with fewer, the 99th percentile is the slowest question
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,11 +16,11 @@ class Table:
     note: str
     head: Row
     rows: list[Row]
-    best: int | None = None  #: the column whose least value stands out
+    best: int | None = None  #: the column whose least value is highlighted
 
 
 def label(name: str, about: dict[str, object]) -> str:
-    """A data set in words."""
+    """A data set's name in the report."""
     kind = "hash codes of {} bits" if about["kind"] == "codes" else "x {}"
     shape = f"{about['rows']:,} " + kind.format(f"{about['dim']:,}" if about["kind"] != "codes" else about["dim"])
     if name.startswith(("clustered", "codes")):
@@ -40,12 +40,12 @@ def share(value: float | None) -> str:
 
 
 def p99(figure: Figure) -> str:
-    """None of fewer than `ENOUGH` questions in a round."""
+    """The 99th percentile, or "-" with fewer than `ENOUGH` questions in a round."""
     return spread(figure.p99) if figure.least >= ENOUGH else "-"
 
 
 def latency(figure: Figure) -> Row:
-    """Percentiles, and from how many questions."""
+    """Percentiles, and the number of questions."""
     return [spread(figure.p50), spread(figure.p95), p99(figure), f"{figure.n:,}"]
 
 
@@ -54,10 +54,10 @@ def setting(res: Results, figure: Figure) -> str:
 
 
 def even(res: Results, data: str, engine: str, k: int, name: str) -> str:
-    """Milliseconds at just the first goal, with the setting that reaches it; or where its recall ends."""
+    """Milliseconds interpolated to the first goal and the setting that reaches it, or the highest recall measured."""
     found: AtRecall | None = best(res, data, engine, GOALS[0], k, name)
     if found is not None:
-        if engine in res.exact(data):  # it has one setting, and reaches no other recall
+        if engine in res.exact(data):  # one setting, so nothing to interpolate
             return short(found.ms.median)
         return f"{found} · {found.figure.effort}" if found.figure.effort else f"{found}"
     shares = [f.recall for f in res.sweep(data, engine, k, name) if f.recall is not None]

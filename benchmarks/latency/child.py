@@ -1,7 +1,6 @@
-"""One job in a process of its own: `python -m benchmarks.latency.child` with the job on stdin, raw lines on stdout.
+"""Runs one job in its own process: `python -m benchmarks.latency.child`, job on stdin, raw lines on stdout.
 
-Numeric libraries are told by the environment (`environment`, set by the parent) to use one thread, and the kernels
-that they choose themselves.
+The parent sets the environment (`environment`) so that numeric libraries use one thread and choose their own kernels.
 """
 
 import importlib
@@ -25,18 +24,18 @@ from benchmarks.latency.profiles import Plan
 
 Json = dict[str, Any]
 ONE_THREAD: Final = dict.fromkeys([f"{name}_NUM_THREADS" for name in ("OMP", "OPENBLAS", "MKL", "NUMEXPR")], "1")
-CORE: Final = "OPENBLAS_CORETYPE"  #: would have NumPy and FAISS run another machine's kernels
-BUILT: Final = "built"  #: the file that says that a folder is whole
+CORE: Final = "OPENBLAS_CORETYPE"  #: forces the kernels of another machine on NumPy and FAISS
+BUILT: Final = "built"  #: the file that marks a folder as complete
 
 
 def environment() -> dict[str, str]:
-    """What a child is started with."""
+    """The environment in which to start a child."""
     return {name: value for name, value in os.environ.items() if name != CORE} | ONE_THREAD
 
 
 def blas() -> list[Json]:
-    """The numeric libraries that the engines bring, each with the kernels that it has chosen here."""
-    import faiss  # noqa: F401 - it brings one of its own
+    """The numeric libraries that the engines load, each with the kernels that it chose on this machine."""
+    import faiss  # noqa: F401 - loads a BLAS of its own
     from threadpoolctl import threadpool_info  # type: ignore[import-untyped]
 
     names = ("internal_api", "version", "architecture", "num_threads")
@@ -45,7 +44,7 @@ def blas() -> list[Json]:
 
 
 def build(engine: Engine, data: Path, folder: Path) -> Json:
-    """The engine's index stands in the folder."""
+    """Build the engine's index in the folder; return times, disk size and peak memory."""
     engine.drop(folder)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -65,7 +64,7 @@ def build(engine: Engine, data: Path, folder: Path) -> Json:
 
 
 def _cpu_s() -> float:
-    """Of this process, and of its children that have ended."""
+    """Processor seconds of this process and of its ended children."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
@@ -78,7 +77,7 @@ def sync(folder: Path) -> None:
 
 
 def evict(folder: Path) -> None:
-    """The page cache forgets the folder's files, and no others: the machine is not ours alone."""
+    """Drop the folder's files from the page cache, but no others: other processes use the machine, too."""
     for path in folder.rglob("*"):
         if path.is_file():
             with path.open("rb") as file:
@@ -86,10 +85,10 @@ def evict(folder: Path) -> None:
 
 
 def run(engine: Engine, job: Json, folder: Path) -> None:
-    """All measurements of one round that are not done; each is written as soon as it is there."""
+    """Run all pending measurements of one round; write each as soon as it is done."""
     done = {identity(key) for key in job["done"]}
     plan = Plan(**{field.name: _tuple(job["plan"][field.name]) for field in fields(Plan)})
-    data = Data.load(Path(job["data"]))  # before the memory is read; its rows are mapped, and touched later
+    data = Data.load(Path(job["data"]))  # before memory is measured; rows are memory-mapped and read later
     evict(folder)
     bare = engine.bare() if engine.bare else _library(engine)
     started = time.perf_counter()
@@ -98,7 +97,7 @@ def run(engine: Engine, job: Json, folder: Path) -> None:
     try:
         session = measure.Session(engine, opened, data, plan, job["round"])
         for key, measurement in measure.run(session, first=job["round"] == 0):
-            if identity(key) in done and key["what"] != "batch":  # the batches say which effort reaches the goal
+            if identity(key) in done and key["what"] != "batch":  # batches run again to find the goal's effort
                 continue
             found = measure.undisturbed(measurement)
             if key["what"] == "cold":
@@ -114,20 +113,20 @@ def run(engine: Engine, job: Json, folder: Path) -> None:
 
 
 def _library(engine: Engine) -> tuple[float, float]:
-    """The memory of this process with the engine's library and without its rows: (anonymous, PSS) MiB."""
+    """Memory of this process with the engine's library and without rows: (anonymous, PSS) MiB."""
     for name in engine.needs:
         importlib.import_module(name)
     return processes.memory_mib([os.getpid()])
 
 
 def forget(rows: Array) -> None:
-    """The rows that the recall was computed from are no memory of this process any more."""
+    """Unmap from memory the rows that computing recall has read, so that they do not count for the engine."""
     if isinstance(rows, np.memmap):
-        rows._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # noqa: SLF001 - no other way
+        rows._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # noqa: SLF001 - no public access
 
 
 def taken(pids: list[int], bare: tuple[float, float]) -> Json:
-    """What the engine's processes hold beyond their library: of their own, and with what they map of files."""
+    """Memory of the engine's processes without its library: anonymous, and PSS with mapped files, MiB."""
     now = processes.memory_mib(pids)
     names = ("anonymous_mib", "pss_mib")
     found = {name: round(n - b, 2) for name, n, b in zip(names, now, bare, strict=True)}
@@ -135,7 +134,7 @@ def taken(pids: list[int], bare: tuple[float, float]) -> Json:
 
 
 def identity(key: Json) -> str:
-    """The same text for the same measurement, whatever was measured."""
+    """A key that is equal for the same measurement, whatever its result."""
     names = ("what", "effort", "k", "filter", "clients", "rate")
     return json.dumps({name: key[name] for name in names if name in key}, sort_keys=True)
 
@@ -162,5 +161,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     OUT: Final = os.dup(1)
-    os.dup2(2, 1)  # what an engine prints is no measurement
+    os.dup2(2, 1)  # keeps what an engine prints out of the raw lines
     main()

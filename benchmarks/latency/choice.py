@@ -1,4 +1,4 @@
-"""What to choose for a data set, by a rule that anyone can check."""
+"""The choice of an engine for a data set, by a fixed rule."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,26 +6,26 @@ from typing import Final
 
 from benchmarks.latency.summary import GOALS, AtRecall, Results, best, short
 
-#: The engines that a hospital could be given; the others are here to compare with.
+#: Engines that a hospital could be given; the others serve for comparison only.
 PRODUCT: Final = ("edge-", "similis-", "faiss-", "server-")
-#: What the platform runs; of engines that are level it is chosen.
+#: Engines that the platform runs; preferred in a tie.
 RUN: Final = ("edge-exact", "edge-hnsw", "edge-int8", "similis-")
 QUICK_MS: Final = 2.0
 FILTER: Final = "1 %"
-WORTH: Final = 1.5  #: times as long as the fastest approximate one may an exact search take
+WORTH: Final = 1.5  #: an exact search may take this many times as long as the fastest approximate one
 
 
 @dataclass(frozen=True, slots=True)
 class Pick:
     data: str
     engine: str
-    level: tuple[str, ...]  #: others of its kind whose rounds reach into its own
+    level: tuple[str, ...]  #: engines of the same kind whose rounds overlap those of `engine`
     exact: bool
     found: AtRecall
-    rival: AtRecall | None  #: the best of the other kind
+    rival: AtRecall | None  #: the best engine of the other kind
 
     def words(self) -> str:
-        """One sentence for who has to decide."""
+        """The choice as one sentence."""
         took, figure = short(self.found.ms.median), self.found.figure
         if self.exact:
             text = f"Search exactly: every neighbour is found, in {took} ms; nothing to tune"
@@ -39,12 +39,12 @@ class Pick:
 
 
 def pick(res: Results, data: str) -> Pick | None:
-    """What to choose for such data; None where nothing qualifies.
+    """The engine to choose for the data set; None if none qualifies.
 
-    Exact search where it answers within `QUICK_MS`, or costs at most `WORTH` times the fastest approximate engine at
-    recall 0.99: it needs no tuning, and no filter spoils it. Else the fastest at 0.99 that reaches 0.95 under a 1 %
-    filter. Spreads that overlap are a tie, and of ties what the platform runs is chosen. References from outside,
-    engines without filters, and graphs that are not asked are not candidates.
+    Exact search if it answers within `QUICK_MS`, or costs at most `WORTH` times the fastest approximate engine at
+    recall 0.99: it needs no tuning, and filters cost it no recall. Otherwise the fastest engine at 0.99 that reaches
+    0.95 under a 1 % filter. Overlapping spreads are a tie, in which the platform's own engine is preferred. Reference
+    engines, engines without filters, and graphs that the engine replaces by a scan are not candidates.
     """
     able = [e for e in res.engines(data) if e.startswith(PRODUCT) and best(res, data, e, GOALS[0], name=FILTER)]
     exact = {e: at for e in able if e in res.exact(data) and (at := best(res, data, e, GOALS[1]))}
@@ -60,7 +60,7 @@ def pick(res: Results, data: str) -> Pick | None:
 
 
 def _first(found: Mapping[str, AtRecall]) -> str | None:
-    """The fastest, or one that the platform runs where that is level with it."""
+    """The fastest, or the platform's own engine if level with it."""
     if not found:
         return None
     fastest = min(found, key=lambda e: found[e].ms.median)

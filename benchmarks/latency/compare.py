@@ -1,4 +1,4 @@
-"""Two runs beside each other: what was measured in both, and whether it moved by more than it moves anyway."""
+"""Comparison of two runs: which latencies changed by more than their spread."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -7,13 +7,13 @@ from benchmarks.latency import raw
 from benchmarks.latency.summary import Figure, Results, results
 from benchmarks.report import table
 
-APART = 1.1  #: medians nearer than this are called the same even if the rounds of both lie close
+APART = 1.1  #: medians closer than this ratio count as the same, even if the rounds do not overlap
 
 
 def compared(before: Path, after: Path) -> Iterator[str]:
-    """Lines of Markdown: the single questions of both runs, those that moved first.
+    """Lines of Markdown for the single questions that both runs measured, changed ones first.
 
-    One moved if its medians are more than a tenth apart and no round of the one reaches into the rounds of the other.
+    A latency has changed if its medians differ by more than a tenth and the ranges of its rounds do not overlap.
     """
     first, second = (results(raw.read(folder)) for folder in (before, after))
     pairs = [(a, b) for key, a in _singles(first).items() if (b := _singles(second).get(key))]
@@ -37,7 +37,7 @@ def _singles(res: Results) -> dict[tuple[object, ...], Figure]:
 
 
 def _row(a: Figure, b: Figure) -> list[str]:
-    assert a.p50 is not None  # noqa: S101 - `_singles` has none without
+    assert a.p50 is not None  # noqa: S101 - `_singles` returns only figures with p50
     assert b.p50 is not None  # noqa: S101
     ratio = b.p50.median / a.p50.median if a.p50.median else float("inf")
     verdict = "same"

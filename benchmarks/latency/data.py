@@ -1,4 +1,4 @@
-"""A data set on disk: rows, queries, attributes, and the truth about every query under every filter."""
+"""A data set on disk: rows, queries, attributes, and the true neighbours of each query under each filter."""
 
 import hashlib
 import json
@@ -16,18 +16,18 @@ from benchmarks.latency.datasets.base import Made
 from benchmarks.latency.engines.base import FIELDS, Array, Clause
 from shared.errors import Invalid
 
-DEEPEST: Final = 100  #: neighbours that the truth holds for each query
-NEAR: Final = 2e-6  #: cosines as near as this are equal: what float32 sums of 3,072 products differ by
+DEEPEST: Final = 100  #: true neighbours stored for each query
+NEAR: Final = 2e-6  #: cosines this close are equal: the error of a float32 sum of 3,072 products
 IMAGES_OF_A_PATIENT: Final = 8
 MODALITY_SHARE: Final = 0.2
-#: The filters of the product. A query's own patient is hidden; one modality, which lies in one part of the space;
-#: and two rare attributes that have nothing to do with what an image looks like.
+#: The filters of the product: the query's own patient hidden; one modality, which lies in one part of the space;
+#: and two rare attributes that do not depend on the image.
 FILTERS: Final = ("all", "patient", "modality", "1 %", "0.1 %")
 PART: Final = 32
 
 
 def clauses(name: str, patients: NDArray[np.int64]) -> list[Clause] | None:
-    """One clause for each query; None: nothing is filtered."""
+    """One clause per query; None without a filter."""
     match name:
         case "all":
             return None
@@ -47,8 +47,8 @@ class Data:
     rows: Array
     queries: Array
     columns: dict[str, NDArray[np.int64]]
-    patients: NDArray[np.int64]  #: of the queries
-    truth: dict[str, Array]  #: by filter: (q, <= DEEPEST) similarities, falling, -inf where there are no more
+    patients: NDArray[np.int64]  #: patient of each query
+    truth: dict[str, Array]  #: by filter: (q, <= DEEPEST) similarities in descending order, padded with -inf
     about: dict[str, Any]
 
     @classmethod
@@ -63,7 +63,7 @@ class Data:
         return cls(rows, np.load(folder / "queries.npy"), columns, patients, truth, about)
 
     def similarities(self, query: int, ids: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Of the rows to the query, in float64; minus infinity for -1."""
+        """Similarities of the rows to the query, in float64; minus infinity for -1."""
         found = np.full(len(ids), -np.inf)
         there = ids >= 0
         found[there] = similarity(self.queries[query], np.asarray(self.rows[ids[there]]))
@@ -74,16 +74,16 @@ class Data:
 
 
 def similarity(query: Array, rows: Array) -> NDArray[np.float64]:
-    """Higher is nearer: the cosine of unit vectors, or minus the Hamming distance of codes."""
+    """Similarity, higher is nearer: the cosine of unit vectors, or minus the Hamming distance of codes."""
     if rows.dtype == np.uint8:
         return np.asarray(-np.bitwise_count(rows ^ query).sum(axis=1, dtype=np.float64))
     return np.asarray(rows.astype(np.float64) @ query.astype(np.float64))
 
 
 def prepare(name: str, cache: Path, queries: int, seed: int) -> Path:
-    """The folder of this data set in the cache; made, with its truth, unless it is there.
+    """The cache folder of this data set, made with its truth unless it exists.
 
-    Other contents of a file, or other code that makes data, have another folder.
+    The folder's name depends on the contents of the source files and on the code that makes data.
     """
     key = f"{name}|{queries}|{seed}|{datasets.fingerprint(name)}|{_code()}"
     folder = cache / hashlib.sha256(key.encode()).hexdigest()[:16]
@@ -106,7 +106,7 @@ def prepare(name: str, cache: Path, queries: int, seed: int) -> Path:
 
 
 def _code() -> str:
-    """A hash of what makes data and their truth."""
+    """A hash of the code that makes data and truth."""
     files = [Path(__file__), Path(clustered.__file__), *sorted(Path(datasets.__path__[0]).glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
@@ -121,7 +121,7 @@ def _unit(rows: Array) -> Array:
 
 
 def _columns(rows: Array, made: Made, seed: int) -> dict[str, NDArray[np.int64]]:
-    """Attributes that the data do not have are drawn: patients of eight images, modality by a cut through space."""
+    """Attributes by row; missing ones are drawn: eight images a patient, modality by a half-space, others at random."""
     rng = np.random.default_rng([seed, 3])
     count = len(rows)
     floats = rows[:, :64].astype(np.float32)
@@ -150,7 +150,7 @@ def _scores(rows: Array, queries: Array) -> Array:
 def _truth(
     rows: Array, queries: Array, columns: dict[str, NDArray[np.int64]], patients: NDArray[np.int64]
 ) -> dict[str, Array]:
-    """By filter the falling similarities of the nearest: float32 proposes some more than asked for, float64 orders."""
+    """By filter: descending similarities of each query's nearest rows, preselected in float32, ordered in float64."""
     truth = {name: np.full((len(queries), DEEPEST), -np.inf) for name in FILTERS}
     for start in range(0, len(queries), PART):
         scores = _scores(rows, queries[start : start + PART])

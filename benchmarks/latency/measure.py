@@ -1,7 +1,7 @@
 """The measurements of one opened engine: raw numbers, one dictionary each.
 
-Every latency is that of the call as a client in Python makes it. Closed loops ask one question after the other;
-the open loop asks at fixed times whatever the answers take, and counts from when a question was due.
+Latency is that of the call, as a Python client sees it. Closed loops ask one question after the other; the open loop
+asks at fixed times, however long the answers take, and counts from when a question was due.
 """
 
 import gc
@@ -21,27 +21,27 @@ from benchmarks.latency.engines.base import Clause, Effort, Engine, Found, Opene
 from benchmarks.latency.profiles import Plan
 
 Json = dict[str, Any]
-Measurement = tuple[Json, Callable[[], Json]]  #: what identifies it, and what measures it
+Measurement = tuple[Json, Callable[[], Json]]  #: its key, and the function that measures it
 
 K: Final = 10
-GOAL: Final = 0.95  #: recall@10 at which the effort-independent measurements are made
-LEAST: Final = 20  #: questions, however long they take
+GOAL: Final = 0.95  #: recall@10 of the effort that capacity, open loop and k = 1 use
+LEAST: Final = 20  #: least number of questions
 WARM: Final = 30
-ENOUGH: Final = 0.999  #: recall@10 beyond which more effort is not measured
-COARSE: Final = 3  #: under a filter, and for more than ten, every third effort is measured
-LOAD: Final = 0.5  #: of what so many clients get in a closed loop is asked in the open one
-FASTEST: Final = 2000.0  #: questions a second: beyond, a thread's own waking is what one measures
+ENOUGH: Final = 0.999  #: no further effort is tried above this recall@10
+COARSE: Final = 3  #: under a filter, and for k above ten, every third effort is measured
+LOAD: Final = 0.5  #: rate of the open loop, as a share of the capacity in a closed loop
+FASTEST: Final = 2000.0  #: questions per second: beyond, the wake-up of a thread dominates
 
 
 def quantiles(ms: list[float]) -> list[float]:
-    """The 0th to the 100th percentile, to the microsecond: the raw distribution in little space."""
+    """The 0th to the 100th percentile, ms with four digits: a compact form of the distribution."""
     return [round(float(value), 4) for value in np.percentile(ms, range(101))]
 
 
 def recalls(data: Data, name: str, rows: list[int], ids: NDArray[np.int64], k: int) -> NDArray[np.float64]:
-    """By query the share of the k true neighbours; rows as near as the k-th count as it, repeated rows once.
+    """For each query, the share of its k true neighbours; rows as near as the k-th count, repeated rows count once.
 
-    NaN where nothing passes the filter.
+    NaN if nothing passes the filter.
     """
     shares, allowed = [], data.clauses(name)
     for row, found in zip(rows, ids, strict=True):
@@ -64,7 +64,7 @@ def _passes(data: Data, clause: Clause, row: int) -> bool:
 
 @dataclass
 class Session:
-    """One engine, opened, over one data set."""
+    """One opened engine over one data set."""
 
     engine: Engine
     opened: Opened
@@ -73,7 +73,7 @@ class Session:
     seed: int
 
     def __post_init__(self) -> None:
-        self.most: dict[int, float] = {}  #: answers a second, by clients
+        self.most: dict[int, float] = {}  #: answers per second, by number of clients
         self.order = np.random.default_rng(self.seed).permutation(len(self.data.queries)).tolist()
 
     def ask(self, row: int, k: int, effort: Effort, name: str) -> Found:
@@ -99,7 +99,7 @@ class Session:
         return {"n": len(self.data.queries), "per_s": round(len(self.data.queries) / spent, 1)} | more
 
     def single(self, effort: Effort, k: int, name: str) -> Json:
-        """One question after the other, until the plan's time or its questions are over."""
+        """One question after the other, until the plan's time or questions are used up."""
         clauses = self.data.clauses(name)
         rows, ids, ms, engine_ms = [], [], [], []
         until, cpu = time.perf_counter() + self.plan.seconds, time.process_time()
@@ -131,18 +131,18 @@ class Session:
         return {"recall": round(float(known.mean()), 5), "recall_error": round(float(error), 5)}
 
     def capacity(self, effort: Effort, clients: int) -> Json:
-        """Answers per second when so many threads ask as fast as they can."""
+        """Answers per second with `clients` threads asking as fast as they can."""
         self.most[clients], ms = self._many(effort, clients, None, self.ask)
         return {"per_s": round(self.most[clients], 1), "n": len(ms)}
 
     def open_loop(self, effort: Effort, clients: int, rate: float | None) -> Json:
-        """Questions at fixed times; `floor_ms` is the loop's own share.
+        """Questions at fixed times; `floor_ms` is the median latency of the loop without an engine.
 
         Args:
-            rate: a second; None: `LOAD` of the measured capacity.
+            rate: questions per second; None: `LOAD` of the measured capacity.
         """
         if rate is None:
-            if clients not in self.most:  # measured by the run that this one goes on with
+            if clients not in self.most:  # measured before a resume
                 self.capacity(effort, clients)
             rate = min(LOAD * self.most[clients], FASTEST)
         _, ms = self._many(effort, clients, rate, self.ask)
@@ -152,7 +152,7 @@ class Session:
     def _many(
         self, effort: Effort, clients: int, rate: float | None, ask: Callable[..., object], *, short: bool = False
     ) -> tuple[float, list[float]]:
-        """Answers per second, and how long each took from when it was due (without a rate: from when it was asked)."""
+        """Answers per second, and the latencies in ms from when a question was due (without a rate: asked)."""
         seconds = self.plan.seconds / 4 if short else self.plan.seconds
         ms, lock, number = list[float](), threading.Lock(), iter(range(10**9))
         began = time.perf_counter() + 0.02
@@ -182,9 +182,9 @@ class Session:
         return len(ms) / (time.perf_counter() - started), ms
 
     def parity(self) -> Json:
-        """Under every filter the similarities of what is found are those of the oracle, place by place.
+        """Compare the similarities of the answers with those of the oracle, place by place, under every filter.
 
-        Which of equally near rows come is nobody's fault; `worst` is the largest difference at any place.
+        Rows of equal similarity are interchangeable; `worst` is the largest difference at any place.
         """
         worst, wrong = 0.0, 0
         names = [name for name in self.plan.filters if name == "all" or self.engine.filters]
@@ -206,13 +206,13 @@ class Session:
         return {"checked": len(rows) * len(names), "wrong": wrong, "worst": worst}
 
     def goal(self, reached: dict[int, float]) -> Effort:
-        """The least effort whose recall reaches the goal; the greatest where none does."""
+        """The least effort whose recall reaches the goal, or else the greatest effort."""
         efforts = self.engine.efforts
         return next((effort for n, effort in enumerate(efforts) if reached.get(n, 0) >= GOAL), efforts[-1])
 
 
 def run(session: Session, *, first: bool) -> Iterator[Measurement]:
-    """What is measured in one round, in order; in the `first`, what is the same in all of them, too."""
+    """The measurements of one round, in order; `first` adds those that are the same in every round."""
     engine = session.engine
     yield {"what": "cold"}, session.cold
     if engine.exact and first:
@@ -238,13 +238,13 @@ def _noted(session: Session, place: int, reached: dict[int, float]) -> Json:
 
 
 def coarse(efforts: Sequence[Effort], goal: Effort) -> list[Effort]:
-    """Every third, the greatest, and the one that reaches the goal for ten without a filter; by rising effort."""
+    """Every third effort, the greatest, and `goal`; in ascending order."""
     last = len(efforts) - 1
     return [one for n, one in enumerate(efforts) if n % COARSE == 0 or n == last or one == goal]
 
 
 def _elsewhere(session: Session, goal: Effort) -> Iterator[Measurement]:
-    """By k and by filter, over the efforts: what suffices for ten of all rows may not suffice there."""
+    """Single questions for other k and under filters, at several efforts: these may need more effort than the goal."""
     tried = coarse(session.engine.efforts, goal)
     for k in session.plan.ks:
         for effort in tried if k > K else [goal]:
@@ -256,7 +256,7 @@ def _elsewhere(session: Session, goal: Effort) -> Iterator[Measurement]:
 
 
 def _at_once(session: Session, effort: Effort) -> Iterator[Measurement]:
-    """By number of clients, at one effort: at each engine's own rate, with the most clients also at a common one."""
+    """Capacity and open loop by number of clients; the largest number also at the rate common to all engines."""
     plan = session.plan
     for clients in plan.clients:
         key = {"effort": dict(effort), "clients": clients}
@@ -273,7 +273,7 @@ def _single(session: Session, effort: Effort, k: int, name: str) -> Measurement:
 
 
 def undisturbed(measurement: Callable[[], Json]) -> Json:
-    """The measurement without this process's garbage collector, and what the machine's load was."""
+    """Run the measurement without garbage collection; add the machine's load average."""
     gc.collect()
     gc.disable()
     try:

@@ -1,4 +1,4 @@
-"""The tables over all data sets: what to choose, growth, transport, parity, settings, the data themselves."""
+"""Tables over all data sets: choice, growth, transport, parity, settings, and the data themselves."""
 
 from benchmarks.latency.cells import Table, label, setting, share, spread
 from benchmarks.latency.choice import FILTER, QUICK_MS, WORTH, Pick, pick
@@ -7,7 +7,7 @@ from benchmarks.report import Spread
 
 
 def picks(res: Results) -> Table:
-    """One line for each size, by rising size."""
+    """One row per data set, by ascending size, vectors first."""
     rows = []
     for data, about in sorted(res.data.items(), key=lambda pair: (pair[1]["kind"] == "codes", pair[1]["rows"])):
         found = pick(res, data)
@@ -40,7 +40,7 @@ def _cells(res: Results, found: Pick) -> list[str]:
 
 
 def _served(res: Results, data: str, engine: str) -> Spread | None:
-    """p50 of the cheapest setting that reaches the first goal, of an engine behind a transport (it tells its own)."""
+    """p50 of the cheapest setting that reaches the first goal; None for engines that report no time of their own."""
     found = best(res, data, engine, GOALS[0])
     return found.figure.p50 if found and found.figure.engine_ms else None
 
@@ -71,7 +71,7 @@ def _hard(about: dict[str, object]) -> str:
 
 
 def at_goal(res: Results, data: str, engine: str) -> tuple[float, bool] | None:
-    """Milliseconds at the first goal, and whether they are only a bound; of the memory's limit its own."""
+    """(ms at the first goal, whether it is only an upper bound); for the memory scan, its p50."""
     if (data, engine) in res.scans:
         return None
     if engine.startswith("memory-scan"):

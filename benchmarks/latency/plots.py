@@ -1,4 +1,4 @@
-"""The pictures of the report, as inline SVG: no script, no link."""
+"""The plots of the report, as inline SVG without scripts or links."""
 
 import io
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from benchmarks.latency.cells import label
 from benchmarks.latency.overall import at_goal
 from benchmarks.latency.summary import GOALS, Figure, K, Results, best, families
 
-#: By family a colour, within it a line: what a reader compares first is FAISS against Qdrant.
+#: One palette per family: the report mainly compares FAISS with Qdrant.
 FAMILIES: Final = (
     ("faiss", ("#1b4f8f", "#3f7fc4", "#79aee3", "#0e7c86", "#52b3ad", "#2b2f77")),
     ("edge", ("#b3261e", "#e0602f", "#ec9a3c", "#a0447d", "#d27fae", "#7a1f1f")),
@@ -22,7 +22,7 @@ MARKS: Final = "osD^vP"
 
 
 def colours(engines: list[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a mark for each engine, the same in every picture."""
+    """A colour and a marker for each engine, the same in every plot."""
     found, used = {}, dict[str, int]()
     for engine in sorted(engines):
         family = engine.partition("-")[0]
@@ -34,7 +34,7 @@ def colours(engines: list[str]) -> dict[str, tuple[str, str]]:
 
 
 class Pictures:
-    """Draws with matplotlib, which is imported when the first one is made."""
+    """Draws with matplotlib, which is imported on construction."""
 
     def __init__(self, res: Results) -> None:
         import matplotlib as mpl
@@ -46,12 +46,12 @@ class Pictures:
         mpl.rcParams.update({"axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6"})
         self.res = res
         self.style: dict[str, tuple[str, str]] = {}
-        for kind in ("vectors", "codes"):  # they are never in one picture, and may share colours
+        for kind in ("vectors", "codes"):  # never in one plot, so they may share colours
             held = {f.engine for f in res.figures if res.data[f.data]["kind"] == kind}
             self.style |= colours(sorted(held))
 
     def all(self) -> list[tuple[str, str, str]]:
-        """(data in words or nothing, caption, SVG), those that have something to show."""
+        """(data set's name or empty, caption, SVG) of each plot that is not empty."""
         made = []
         for data, about in self.res.data.items():
             where = label(data, about)
@@ -89,7 +89,7 @@ class Pictures:
         return {"color": colour, "marker": mark, "markersize": 4.5, "linewidth": 1.4, "label": engine}
 
     def pareto(self, data: str, axes: Any) -> bool:  # noqa: ANN401 - matplotlib's
-        """Latency over recall, recall stretched towards one."""
+        """Latency over recall, on a scale stretched towards recall 1."""
         drawn = False
         for engine in self.res.engines(data):
             sweep = [(f.recall, f.p50) for f in self.res.sweep(data, engine) if f.recall is not None and f.p50]
@@ -139,7 +139,7 @@ class Pictures:
         return drawn
 
     def _filtered(self, data: str, engine: str, name: str) -> Figure | None:
-        """The cheapest setting that reaches the first goal, else the one that comes nearest."""
+        """The cheapest setting that reaches the first goal, or else the one with the highest recall."""
         found = best(self.res, data, engine, GOALS[0], name=name)
         sweep = self.res.sweep(data, engine, K, name)
         return found.figure if found else max(sweep, key=lambda f: f.recall or 0.0, default=None)
@@ -161,7 +161,7 @@ def _p50(figure: Figure) -> float:
 
 
 def _stretched(recall: float) -> float:
-    """Each halving of what is missing is as wide as the one before; all is 0.0005 short of it."""
+    """-log10 of the missing recall, plus 0.0005: halving what is missing moves a point by about the same distance."""
     import math
 
     return -math.log10(1 - recall + 0.0005)

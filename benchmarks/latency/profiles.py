@@ -1,4 +1,4 @@
-"""How much is measured: on which data, how often, how long."""
+"""Profiles of a run: on which data, how often, how long."""
 
 from dataclasses import dataclass
 from typing import Final
@@ -10,18 +10,18 @@ from benchmarks.latency.data import FILTERS
 class Plan:
     """The measurements of one engine in one round."""
 
-    queries: int  #: at most, of each latency
-    seconds: float  #: at most, of each latency, after a least number of questions
+    queries: int  #: maximum for each latency
+    seconds: float  #: maximum for each latency, once `measure.LEAST` questions are asked
     checked: int = 50  #: queries of the parity check, under each filter
-    ks: tuple[int, ...] = ()  #: beside ten
+    ks: tuple[int, ...] = ()  #: besides ten
     filters: tuple[str, ...] = FILTERS
     clients: tuple[int, ...] = ()
-    common_per_s: float = 20.0  #: the rate at which all engines are asked alike: some hundred readers' searches
+    common_per_s: float = 20.0  #: rate of the open loop common to all engines: searches of some hundred readers
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Set:
-    """A data set, and the engines that are measured on it."""
+    """A data set and the patterns of the engines measured on it."""
 
     data: str
     engines: tuple[str, ...] = ("*",)
@@ -31,10 +31,10 @@ class Set:
 class Profile:
     sets: tuple[Set, ...]
     rounds: int
-    queries: int  #: that each data set holds
+    queries: int  #: in each data set
     plan: Plan
-    timeout_s: float = 3600.0  #: of one build, or one round of one engine: beyond, that row is given up
-    again_s: float = 30.0  #: a build that took less is made a second time: taken once, a time has no spread
+    timeout_s: float = 3600.0  #: of one build, or one round of one engine; then that row is given up
+    again_s: float = 30.0  #: a faster build is done twice, so that its time has a spread
 
 
 EXACT: Final = ("memory-scan", "numpy", "faiss-flat-ip", "faiss-flat-l2", "edge-exact", "similis-exact")
@@ -48,7 +48,7 @@ SCANS: Final = (
 )
 
 PROFILES: Final = {
-    "smoke": Profile(  # one engine of each module and kind of copies
+    "smoke": Profile(  # one engine of each module and kind of quantised copy
         sets=(
             Set(
                 data="clustered:128:2006",
@@ -61,7 +61,7 @@ PROFILES: Final = {
         ),
         rounds=1,
         queries=100,
-        plan=Plan(queries=40, seconds=0.1, checked=20, clients=(2,), common_per_s=200),  # 20 questions take no second
+        plan=Plan(queries=40, seconds=0.1, checked=20, clients=(2,), common_per_s=200),  # 20 take under 1 s
         again_s=0,
     ),
     "laptop": Profile(
@@ -77,7 +77,7 @@ PROFILES: Final = {
             Set(data="codes:256:10000"),
         ),
         rounds=3,
-        queries=350,  # in three rounds a thousand of each setting, where the engine answers them in time
+        queries=350,  # about a thousand per setting over three rounds, if the engine answers them in time
         plan=Plan(queries=350, seconds=0.3, checked=30, ks=(1, 100), clients=(4,)),
         timeout_s=600,
     ),

@@ -1,8 +1,8 @@
 """Raw results: JSON lines, appended as they are measured. Everything else is computed from them.
 
-A line of `what: environment` describes machine, versions, commit, seeds and command; every measurement names it by
-`run`, and says its data set, engine and round. A line of `what: note` is a person's own `text` for the report. A line
-cut short by a kill is dropped. Results that are kept may be packed (`gzip raw.jsonl`).
+A line with `what: environment` describes machine, versions, commit, seeds and command; every measurement refers to it
+by `run`, and names its data set, engine and round. A line with `what: note` holds `text` by a person for the report. A
+last line cut short by a kill is dropped. Archived results may be compressed (`gzip raw.jsonl`).
 """
 
 import gzip
@@ -24,7 +24,7 @@ def there(folder: Path) -> bool:
 
 
 def read(folder: Path) -> list[Json]:
-    """All whole lines. Raises: `NotFound`; `Invalid` where a line but the last is broken."""
+    """All complete lines. Raises: `NotFound`; `Invalid` if a line other than the last is broken."""
     if not there(folder):
         raise NotFound(f"there are no results in {folder.name}: no {FILE}")
     plain = folder / FILE
@@ -47,7 +47,7 @@ def _parsed(lines: list[str]) -> Iterator[Json]:
 
 
 class Writer:
-    """Appends; what a kill left of a last line is cut off first, and what is packed is unpacked."""
+    """Appends lines; it first decompresses the file if needed, and cuts off an incomplete last line."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +55,7 @@ class Writer:
         if packed.is_file() and not path.is_file():
             part = path.with_suffix(".part")
             part.write_bytes(gzip.decompress(packed.read_bytes()))
-            part.replace(path)  # whole, or not there: half of it would be taken for all
+            part.replace(path)  # atomic: a partial file would be taken for the whole
             packed.unlink()
         if path.is_file():
             whole = path.read_bytes().rpartition(b"\n")[0]

@@ -1,4 +1,4 @@
-"""report.html, report.md and report.csv from raw lines: one file each, nothing fetched, nothing measured."""
+"""report.html, report.md and report.csv from raw lines, each self-contained; nothing is measured."""
 
 import csv
 import html
@@ -29,7 +29,7 @@ details{margin:1.4rem 0}summary{cursor:pointer;font-weight:600;font-size:1.05rem
 
 
 def write(folder: Path) -> list[Path]:
-    """The three files stand beside the raw results. Raises: `NotFound`, `Invalid`."""
+    """Write the three files beside the raw results. Raises: `NotFound`, `Invalid`."""
     res = results(raw.read(folder))
     made = {
         "report.html": _html(res),
@@ -43,7 +43,7 @@ def write(folder: Path) -> list[Path]:
 
 
 def circumstances(res: Results) -> list[str]:
-    """Where, when and how; a run that was resumed says each time."""
+    """Date, machine, versions and notes; once for each part of a resumed run."""
     said = []
     for line in res.environments:
         versions = ", ".join(f"{name} {number}" for name, number in line["versions"].items())
@@ -74,7 +74,7 @@ def _blas(line: Json) -> str:
 
 
 def troubles(res: Results) -> list[str]:
-    """What is not in the tables, and why."""
+    """What the tables leave out, and why."""
     wrong = [f"{e} on {d} is NOT EXACT: its figures are left out" for d, e in sorted(res.wrong())]
     failed = [f"{line['engine']} on {line['data']} failed ({line['step']}): {line['why']}" for line in res.failed]
     skipped = [f"{line['engine']} on {line['data']} skipped: {line['why']}" for line in res.skipped]

@@ -1,7 +1,7 @@
-"""The order of things: each data set is made, each engine built, then round after round each measured in turn.
+"""Runs a profile: makes each data set, builds each engine, then measures them in turn, round after round.
 
-Every build and every round of an engine has a process of its own, so threads and memory are its alone; the order of
-engines is drawn anew for each round, so that what else the machine does falls on all of them.
+Every build, and every round of an engine, has its own process, so threads and memory are not shared. The order of
+engines is drawn anew for each round, so that disturbances by other work are spread over all of them.
 """
 
 import contextlib
@@ -31,24 +31,24 @@ from benchmarks.latency.profiles import Profile, Set
 from shared.errors import Invalid, Unavailable
 
 Json = dict[str, Any]
-Say = Callable[[str, float], None]  #: what is done now, and which part of all is done
+Say = Callable[[str, float], None]  #: called with the current step, and the share of all steps done
 SEED: Final = 7
 PACKAGES: Final = ("faiss-cpu", "qdrant-edge-py", "qdrant-client", "numpy", "hnswlib", "usearch")
 
 
 @dataclass
 class Outcome:
-    """What a run has to say beside its measurements."""
+    """The result of a run, besides its measurements."""
 
-    different: list[str] = field(default_factory=list)  #: exact engines that are not
+    different: list[str] = field(default_factory=list)  #: engines declared exact whose answers differ from the oracle
     failed: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
 
 
 def run(profile: Profile, out: Path, patterns: Sequence[str], say: Say, *, scratch: Path, resume: bool) -> Outcome:
-    """Raw lines of everything that the profile asks for stand in `out`.
+    """Measure what the profile asks for; write raw lines to `out`.
 
-    Raises: `Invalid` if results stand there already and are not to be resumed, or were measured otherwise.
+    Raises: `Invalid` if `out` holds results and `resume` is false, or if they were measured under other circumstances.
     """
     known = raw.read(out) if raw.there(out) else []
     if known and not resume:
@@ -78,7 +78,7 @@ class _Run:
         asked = chosen(patterns)
         sets = [
             (one, [e for e in asked if one.engines == ("*",) or e in chosen(one.engines)]) for one in self.profile.sets
-        ]  # "*" alone leaves out those aside, and they are asked for by name
+        ]  # "*" leaves out engines marked `aside`; they run if named
         self.steps = sum(1 + len(engines) * (1 + self.profile.rounds) for _, engines in sets)
         self.writer.add({"what": "environment", "run": self.id} | environment)
         for one, engines in sets:
@@ -112,7 +112,7 @@ class _Run:
             shutil.rmtree(self._place(engine, folder), ignore_errors=True)
 
     def _fits(self, engine: Engine, data: str, about: Json) -> bool:
-        """It is for such data, and can run here; if only the latter fails, that is said."""
+        """Whether the engine takes this kind of data and can run here; if it cannot run, report it as skipped."""
         if engine.kind != about["kind"]:
             return False
         why = engine.missing() or (f"more than {engine.most:,} rows" if about["rows"] > engine.most else "")
@@ -125,7 +125,7 @@ class _Run:
         return self.scratch / "built" / data.name / engine.name
 
     def _build(self, engine: Engine, data: str, folder: Path) -> None:
-        """Twice where that is quick."""
+        """Build the index; twice if that is quick."""
         self._step(f"{data}: {engine.name}, build")
         known = [line for line in self.known if _of(line, engine, data) and line["what"] == "build"]
         if self._over(engine, data) or (known and (self._place(engine, folder) / child.BUILT).is_file()):
@@ -136,7 +136,7 @@ class _Run:
                 self._child(engine, data, folder, 0, {"step": "build"})
 
     def _over(self, engine: Engine, data: str) -> bool:
-        """All its rounds are done: nothing needs it any more."""
+        """Whether all rounds are done, so that the index is not needed any more."""
         ended = [line for line in self.known if _of(line, engine, data) and line["what"] == "round"]
         return len({line["round"] for line in ended}) >= self.profile.rounds
 
@@ -152,7 +152,7 @@ class _Run:
             self._write(engine, data, number, {"what": "round"})
 
     def _child(self, engine: Engine, data: str, folder: Path, number: int, more: Json, *, quiet: bool = False) -> bool:
-        """A process has done the job; its lines are written. One that fails is named, and the run goes on."""
+        """Run the job in a process and write its lines; report a failure and return whether it succeeded."""
         job = {"engine": engine.name, "module": module_of(engine), "data": str(folder)} | more
         job["folder"] = str(self._place(engine, folder))
 
@@ -177,9 +177,9 @@ def _of(line: Json, engine: Engine, data: str) -> bool:
 
 
 def ask_child(job: Json, take: Callable[[Json], None], timeout_s: float) -> str:
-    """A process has done the job, `take` was called with each line as it came; why it failed, empty if it did not.
+    """Run the job in a process, call `take` with each line, and return the reason of a failure, or empty.
 
-    Out of time, it ends with every process that it has started.
+    After `timeout_s`, the process and all its descendants are killed.
     """
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
@@ -198,7 +198,7 @@ def ask_child(job: Json, take: Callable[[Json], None], timeout_s: float) -> str:
             with process:
                 assert process.stdin is not None  # noqa: S101 - both are pipes
                 assert process.stdout is not None  # noqa: S101
-                with contextlib.suppress(BrokenPipeError):  # it ended before it read; its status says so
+                with contextlib.suppress(BrokenPipeError):  # it ended before reading; its exit status tells
                     process.stdin.write(json.dumps(job).encode())
                     process.stdin.close()
                 for text in process.stdout:
@@ -222,9 +222,9 @@ def end(group: int) -> None:
 
 
 def differences(known: Sequence[Json], about: Json) -> list[str]:
-    """What of the circumstances is another than when the results were measured, among what moves figures.
+    """The circumstances that affect figures and differ from those of the known results.
 
-    More rounds or other data sets may join them.
+    The number of rounds and the data sets may differ.
     """
     was = next((line for line in reversed(known) if line["what"] == "environment"), None)
     if was is None:
@@ -235,7 +235,7 @@ def differences(known: Sequence[Json], about: Json) -> list[str]:
 
 
 def environment(profile: Profile) -> Json:
-    """Machine, versions, commit, command, threads and seeds, for the environment line."""
+    """Machine, versions, commit, command, threads and seeds: the content of the environment line."""
     import faiss as module
 
     faiss: Any = module

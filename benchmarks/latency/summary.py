@@ -1,4 +1,4 @@
-"""From raw lines to figures: rounds of one measurement become its spread; nothing here measures anything."""
+"""Figures from raw lines: the rounds of a measurement become its spread; nothing is measured here."""
 
 import math
 from collections import defaultdict
@@ -26,53 +26,53 @@ class Figure:
     k: int
     filter: str
     clients: int
-    n: int  #: questions, of all rounds
+    n: int  #: questions, over all rounds
     rounds: int
     recall: float | None
-    least: int = 0  #: questions, of the round with the fewest
-    rate: str = ""  #: of an open loop: the engine's own, or the one common to all
-    p50: Spread | None = None  #: milliseconds
-    p50_interval: tuple[float, float] | None = None  #: 95 %, over rounds and questions
+    least: int = 0  #: questions in the round with the fewest
+    rate: str = ""  #: in an open loop: `own` or `common`
+    p50: Spread | None = None  #: in ms, as all latencies
+    p50_interval: tuple[float, float] | None = None  #: 95 % interval over rounds and questions
     p95: Spread | None = None
     p99: Spread | None = None
     per_s: Spread | None = None
     cpu_ms: Spread | None = None
     engine_ms: Spread | None = None
     rate_per_s: Spread | None = None
-    floor_ms: Spread | None = None  #: what of an open loop's wait is the loop's own
-    quantiles: tuple[float, ...] = ()  #: 0 to 100 %, the median of the rounds
+    floor_ms: Spread | None = None  #: latency of the open loop itself
+    quantiles: tuple[float, ...] = ()  #: 0 to 100 %, medians over the rounds
 
 
 @dataclass
 class Results:
-    """Everything that the report shows, by what it was computed from."""
+    """Everything that the report shows."""
 
     environments: list[Json]
     data: dict[str, Json]
     figures: list[Figure]
-    places: dict[tuple[str, str], dict[str, Spread]]  #: by data and engine: build, memory, disk, cold start
+    places: dict[tuple[str, str], dict[str, Spread]]  #: by data set and engine: build, memory, disk, cold start
     parity: list[Json]
     skipped: list[Json] = field(default_factory=list)
     failed: list[Json] = field(default_factory=list)
     load: Spread | None = None
-    notes: list[str] = field(default_factory=list)  #: what a person has to say of the circumstances
+    notes: list[str] = field(default_factory=list)  #: notes by a person
 
-    scans: set[tuple[str, str]] = field(default_factory=set)  #: graphs of so few rows that they are not asked
-    settings: dict[str, Json] = field(default_factory=dict)  #: by engine, what it was built with
+    scans: set[tuple[str, str]] = field(default_factory=set)  #: graphs over so few rows that the engine scans instead
+    settings: dict[str, Json] = field(default_factory=dict)  #: by engine, its build parameters
 
     def named(self, data: str, engine: str) -> str:
-        """The engine, and whether it is what its name says of such data."""
+        """The engine's name, marked if it scans this data set instead of using its graph."""
         return f"{engine} (a scan here)" if (data, engine) in self.scans else engine
 
     def wrong(self) -> set[tuple[str, str]]:
-        """Exact engines that were not: they have no figures."""
+        """Engines that failed the parity check: they have no figures."""
         return {(line["data"], line["engine"]) for line in self.parity if line["wrong"]}
 
     def of(self, data: str, **wanted: object) -> list[Figure]:
         return [f for f in self.figures if f.data == data and all(getattr(f, n) == v for n, v in wanted.items())]
 
     def sweep(self, data: str, engine: str, k: int = K, name: str = "all") -> list[Figure]:
-        """Single questions for k under a filter, by rising latency."""
+        """Single questions for k under a filter, by ascending latency."""
         found = self.of(data, engine=engine, what="single", k=k, filter=name)
         return sorted((f for f in found if f.p50), key=lambda f: f.p50.median if f.p50 else 0.0)
 
@@ -80,7 +80,7 @@ class Results:
         return sorted({f.engine for f in self.figures if f.data == data})
 
     def exact(self, data: str) -> list[str]:
-        """Engines whose answers were held against the oracle, and were right."""
+        """Engines that passed the parity check."""
         held = {line["engine"] for line in self.parity if line["data"] == data and not line["wrong"]}
         return sorted(held)
 
@@ -114,7 +114,7 @@ def results(lines: Sequence[Json]) -> Results:
 
 
 def _still_failed(lines: Iterable[Json]) -> list[Json]:
-    """Failures that a later attempt has not mended."""
+    """Failures that no later attempt has repaired."""
     open_: dict[tuple[Any, ...], Json] = {}
     for line in lines:
         where = line.get("data"), line.get("engine"), line.get("round")
@@ -165,12 +165,13 @@ def _timed(group: Iterable[Json]) -> list[Json]:
 
 
 def interval(rounds: Sequence[tuple[Sequence[float], int]], times: int = 1000) -> tuple[float, float]:
-    """95 % interval of the median over rounds of their median latencies, by the bootstrap of rounds and questions.
+    """95 % bootstrap interval, over rounds and questions, of the median of the rounds' median latencies.
 
-    The median of n questions drawn again is a quantile whose rank follows the beta distribution of (n + 1) / 2 twice.
+    The median of n resampled questions is a quantile whose rank follows the beta distribution with both parameters
+    (n + 1) / 2.
 
     Args:
-        rounds: of each its 0th to 100th percentile, and its number of questions.
+        rounds: for each its 0th to 100th percentile, and its number of questions.
     """
     rng = np.random.default_rng(0)
     drawn = np.empty((times, len(rounds)))
@@ -206,11 +207,11 @@ def _places(lines: Iterable[Json], wrong: set[tuple[str, str]]) -> dict[tuple[st
 
 @dataclass(frozen=True, slots=True)
 class AtRecall:
-    """The cheapest measured setting that reaches a recall, and the latency at just that recall."""
+    """The cheapest measured setting that reaches a recall, and the latency interpolated to exactly that recall."""
 
     figure: Figure
-    ms: Spread  #: interpolated to the recall that was asked for, the lowest and the highest rounds likewise
-    bound: bool  #: no setting lies below that recall: it is that fast or faster
+    ms: Spread  #: interpolated to the goal; the lowest and highest rounds likewise
+    bound: bool  #: no setting lies below the goal, so `ms` is an upper bound
 
     def __str__(self) -> str:
         return f"{'<= ' if self.bound else ''}{short(self.ms.median)}"
@@ -222,7 +223,7 @@ def short(value: float) -> str:
 
 
 def at_recall(sweep: Sequence[Figure], goal: float) -> AtRecall | None:
-    """None where no setting reaches it. Interpolated: log of latency over recall, between its neighbours."""
+    """The latency at the goal, interpolated as log(ms) linear in recall; None if no setting reaches it."""
     known = [(f.recall, f) for f in sweep if f.recall is not None]
     reached = [f for recall, f in known if recall >= goal]
     if not reached:
@@ -250,7 +251,7 @@ def _spread(figure: Figure) -> Spread:
 
 
 def best(res: Results, data: str, engine: str, goal: float, k: int = K, name: str = "all") -> AtRecall | None:
-    """`at_recall` of what was measured for k under a filter."""
+    """`at_recall` of the figures for k under a filter."""
     return at_recall(res.sweep(data, engine, k, name), goal)
 
 
@@ -263,7 +264,7 @@ def growth(points: Sequence[tuple[int, float]]) -> float | None:
 
 
 def families(res: Results) -> dict[str, list[str]]:
-    """Data sets that differ in size alone: KIND:DIM without the rows, each with its sets by rising size."""
+    """Data sets that differ in size only: by KIND:DIM, in ascending order of rows."""
     found: dict[str, list[str]] = defaultdict(list)
     for name in res.data:
         kind, _, rest = name.partition(":")

@@ -1,4 +1,4 @@
-"""The tables of the report, once, for HTML, Markdown and CSV alike."""
+"""The tables of the report, shared by HTML, Markdown and CSV."""
 
 from collections.abc import Iterator
 

@@ -18,7 +18,7 @@ class VectorsProcess:
     """Listens on a UNIX socket until `stop`."""
 
     def __init__(self, data: Path) -> None:
-        self._folder = tempfile.TemporaryDirectory()  # a socket's path must be short
+        self._folder = tempfile.TemporaryDirectory()  # keeps the socket's path short
         key, socket = Path(self._folder.name) / "key", Path(self._folder.name) / "sock"
         key.write_text(KEY, encoding="utf-8")
         self.url = f"unix://{socket}"
@@ -39,7 +39,7 @@ class VectorsProcess:
 
 @contextlib.contextmanager
 def vectors_process() -> Iterator[str]:
-    """The address of one on a folder of its own."""
+    """Yield the address of a vectors process on a temporary folder."""
     with tempfile.TemporaryDirectory() as folder:
         process = VectorsProcess(Path(folder) / "data")
         try:

@@ -12,14 +12,14 @@ def kinds() -> list[str]:
 
 
 def fingerprint(name: str) -> str:
-    """Of data that lie elsewhere, what changes with them (`fingerprint(text)` of the kind's module); else empty."""
+    """The fingerprint of data stored elsewhere, by the kind's `fingerprint(text)`; empty if the kind has none."""
     kind, _, text = name.partition(":")
     module = importlib.import_module(f"{__name__}.{kind}") if kind in kinds() else None
     return str(getattr(module, "fingerprint", lambda _text: "")(text))
 
 
 def make(name: str, queries: int, seed: int) -> Made:
-    """The data of this name. Raises: `NotFound`, `Invalid`."""
+    """The data set of this name. Raises: `NotFound`, `Invalid`."""
     kind, _, text = name.partition(":")
     if kind not in kinds():
         raise NotFound(f"there is no kind of data {kind}; there are {', '.join(kinds())}")

@@ -1,4 +1,4 @@
-"""`clustered:DIM:ROWS`: vectors made by seed, as hard as those of a network (benchmarks/clustered.py)."""
+"""`clustered:DIM:ROWS`: synthetic vectors, as hard to search as a network's (benchmarks/clustered.py)."""
 
 from benchmarks.clustered import CLUSTERS, SUBSPACE, clustered
 from benchmarks.latency.datasets.base import Made

@@ -1,4 +1,4 @@
-"""`codes:BITS:ROWS`: hash codes, of which three in ten are copies of others, as hashing by class makes them."""
+"""`codes:BITS:ROWS`: hash codes; three in ten are copies of others, as hashing by class produces them."""
 
 import numpy as np
 
@@ -26,7 +26,7 @@ def make(text: str, queries: int, seed: int) -> Made:
         np.packbits(clustered(min(PART, own + queries - start), DIM, seed + start) @ projection >= 0, axis=1)
         for start in range(0, own + queries, PART)
     ]
-    unique = np.concatenate(parts)[rng.permutation(own + queries)]  # queries are of the same mixtures as the rows
+    unique = np.concatenate(parts)[rng.permutation(own + queries)]  # queries come from the same mixtures as the rows
     fresh, unique = unique[own:], unique[:own]
     gallery = np.concatenate([unique, unique[rng.integers(0, own, rows - own)]])[rng.permutation(rows)]
     fresh[::3] = gallery[rng.integers(0, rows, len(fresh[::3]))]

@@ -1,6 +1,6 @@
 """`real:FOLDER@ENCODER`: images in the npz files of a folder, encoded by a model's folder or an architecture.
 
-Modality is the file that an image is from; what the sets say of patients is not known here.
+The modality of an image is the file that it comes from; its patient is unknown.
 """
 
 import hashlib

@@ -1,7 +1,7 @@
-"""`similis:HOME` or `similis:postgresql://...`: what the published generation of a running Similis holds.
+"""`similis:HOME` or `similis:postgresql://...`: the encodings of the published generation of a running Similis.
 
-The truth is read (Postgres), one transaction, nothing is written. Patients and modalities become numbers in the order
-in which they come; no identifier and no pseudonym leaves the database.
+Read from Postgres in one transaction; nothing is written. Patients and modalities are replaced by ranks; no identifier
+and no pseudonym leaves the database.
 """
 
 from contextlib import closing

@@ -1,6 +1,6 @@
 """Every module of this folder that does not begin with an underscore lists its engines in `ENGINES`.
 
-So do the modules of the folder that SIMILIS_BENCH_ENGINES names: engines of your own, without a change here.
+The folder named by SIMILIS_BENCH_ENGINES may hold more such modules, with engines of your own.
 """
 
 import importlib
@@ -21,7 +21,7 @@ def modules() -> list[str]:
 
 
 def of(module: str) -> dict[str, Engine]:
-    """The engines of one module; what the others need is not imported."""
+    """The engines of one module; only that module and its libraries are imported."""
     return {engine.name: engine for engine in importlib.import_module(f"{__name__}.{module}").ENGINES}
 
 
@@ -35,7 +35,7 @@ def engines() -> dict[str, Engine]:
 
 
 def chosen(patterns: Sequence[str]) -> list[Engine]:
-    """Engines whose names match one of the patterns (`faiss-*`), in their order. Raises: `NotFound`."""
+    """Engines whose names match a pattern (`faiss-*`), in order of definition. Raises: `NotFound`."""
     known = engines()
     for pattern in patterns:
         if not any(fnmatch(name, pattern) for name in known):

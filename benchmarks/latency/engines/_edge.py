@@ -1,7 +1,7 @@
-"""What the engines of Qdrant Edge share: filling a shard, and asking it. In the process that measures, no gRPC.
+"""Shared by the Qdrant Edge engines: filling a shard and searching it, in the measuring process without gRPC.
 
-Edge holds the interpreter's lock in every call, so it has this process to itself. One search thread; the payload
-indexes are those of the platform's kinds: the patient without links of its own in the graph, the others with them.
+Edge holds the GIL in every call, so only one engine runs in this process. One search thread; the payload indexes are
+of the platform's kinds: that of the patient adds no links to the graph, the others do.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,11 +18,11 @@ Convert = Callable[[Array], Any]
 
 
 def build(folder: Path, rows: Array, columns: Columns, params: Any, convert: Convert) -> None:  # noqa: ANN401
-    """A flushed, optimised shard of one segment.
+    """Build a flushed, optimised shard of one segment.
 
     Args:
         params: Edge's parameters of the vector.
-        convert: of one row what Edge shall store, float32.
+        convert: turns a row into the float32 vector that Edge stores.
     """
     import qdrant_edge as edge
 
@@ -44,7 +44,7 @@ def build(folder: Path, rows: Array, columns: Columns, params: Any, convert: Con
         points = [
             edge.Point(
                 id=start + n,
-                vector={VECTOR: memoryview(convert(row))},  # type: ignore[dict-item]  # its stubs say list
+                vector={VECTOR: memoryview(convert(row))},  # type: ignore[dict-item]  # Edge's stubs require a list
                 payload=dict(zip(names, values[start + n].tolist(), strict=True)),
             )
             for n, row in enumerate(rows[start : start + STEP])

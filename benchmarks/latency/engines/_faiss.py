@@ -1,4 +1,4 @@
-"""What the FAISS engines share: files, filters as bitmaps, and the parameters of a search."""
+"""Shared by the FAISS engines: index files, filters as bitmaps, and search parameters."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ import numpy as np
 
 from benchmarks.latency.engines.base import Array, Clause, Columns, Effort, Engine, Found, InProcess
 
-#: Of a batch: the index of the first parameter is passed to `make`.
+#: Makes an empty index from (faiss, dimensions or bits, rows).
 Make = Callable[[Any, int, int], Any]
 Params = Callable[[Any, Effort, Any], Any]
 
@@ -38,10 +38,10 @@ class _Index(InProcess):
         self._blas = self._faiss.cvar.distance_compute_blas_threshold
 
     def search(self, queries: Array, k: int, effort: Effort, clauses: Sequence[Clause] | None) -> Found:
-        if clauses is not None:  # a bitmap holds for one query
+        if clauses is not None:  # a bitmap applies to one query only
             parts = [self._find(queries[n : n + 1], k, effort, clause) for n, clause in enumerate(clauses)]
             return Found(np.concatenate(parts))
-        # by default even 64 queries of 1,024 dimensions would take the path without BLAS, eight times as slow
+        # by default a batch of up to 64 queries of 1,024 dimensions would not use BLAS, and be eight times as slow
         batch = len(queries) >= 8
         self._faiss.cvar.distance_compute_blas_threshold = 1 if batch else self._blas
         return Found(self._find(queries, k, effort, None))
@@ -70,11 +70,11 @@ def engine(  # noqa: PLR0913 - fields of an engine
     settings: dict[str, float | str] | None = None,
     most: int = 2**62,
 ) -> Engine:
-    """An engine of one FAISS index.
+    """An engine around one FAISS index.
 
     Args:
-        make: of (faiss, dimensions or bits, rows) the empty index.
-        params: of (faiss, effort, selector) the parameters of a search; None: the effort is set on the index.
+        make: makes an empty index from (faiss, dimensions or bits, rows).
+        params: makes search parameters from (faiss, effort, selector); None: the effort is set on the index.
     """
     binary = kind == "codes"
 

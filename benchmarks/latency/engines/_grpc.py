@@ -1,6 +1,6 @@
-"""The platform's adapter for Qdrant's gRPC, as an engine: what a search costs with its transport.
+"""The platform's adapter for Qdrant's gRPC as an engine: the latency of a search including its transport.
 
-The columns become payload fields that the platform has (`FIELD`).
+The columns are stored in payload fields of the platform (`FIELD`).
 """
 
 import time
@@ -17,11 +17,11 @@ from shared.index.qdrant import QdrantStore
 BATCH: Final = 4096
 FIELD: Final = {"patient": "patient", "modality": "modality", "hundredth": "birads", "thousandth": "study_date"}
 TARGETS: Final = (0.9, 0.97, 0.985, 0.995)
-TINY: Final = 4  #: dimensions of the vector that a collection of codes must have beside them
+TINY: Final = 4  #: dimensions of the vector that a collection of codes must also have
 
 
 def fill(store: QdrantStore, name: str, rows: Array, columns: Columns, scale: str) -> None:
-    """The collection holds the rows, linked."""
+    """Create the collection and fill it with the linked rows."""
     codes = rows.dtype == np.uint8
     dim, bits = (TINY, 8 * rows.shape[1]) if codes else (rows.shape[1], 0)
     index = store.create(name, Spec(dim=dim, bits=bits, scale=scale))  # type: ignore[arg-type]  # one of three
@@ -48,7 +48,7 @@ def _value(name: str, value: int) -> int | str:
 
 
 class Collection:
-    """One collection behind a store."""
+    """One collection of a store."""
 
     def __init__(self, store: QdrantStore, name: str, pids: Sequence[int]) -> None:
         self._store, self._index = store, _wait_for(store, name)

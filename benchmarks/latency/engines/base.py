@@ -1,4 +1,4 @@
-"""What an engine is: it is built into a folder once, opened from it by each process that measures it, and asked."""
+"""The interface of an engine: built once into a folder, opened from it by each measuring process, and searched."""
 
 import importlib.util
 import os
@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[Any]
-#: Attributes of the rows, one whole number each: patient, modality, hundredth, thousandth.
+#: Attributes of the rows, each an integer: patient, modality, hundredth, thousandth.
 Columns = Mapping[str, NDArray[np.int64]]
-#: What a search is told beside the query: ef, nprobe, oversampling and the like. Empty where there is nothing to turn.
+#: Search parameters: ef, nprobe, oversampling and so on. Empty if the engine has none.
 Effort = Mapping[str, float]
 
 FIELDS = ("patient", "modality", "hundredth", "thousandth")
 
 
 class Clause(NamedTuple):
-    """Only rows whose `field` has the value, or (`exclude`) only those where it has not."""
+    """Keeps rows whose `field` has the value, or, with `exclude`, rows whose field has another value."""
 
     field: str
     value: int
@@ -32,68 +32,68 @@ class Clause(NamedTuple):
 
 
 class Found(NamedTuple):
-    ids: NDArray[np.int64]  #: (queries, k) row numbers, nearest first, -1 where there are no more
-    engine_ms: float | None = None  #: what the engine says it took itself, of the whole call
+    ids: NDArray[np.int64]  #: (queries, k) row numbers, nearest first, padded with -1
+    engine_ms: float | None = None  #: time of the whole call as reported by the engine
 
 
 class Opened(Protocol):
-    """An engine that holds its rows and answers."""
+    """An opened engine that can be searched."""
 
     def search(self, queries: Array, k: int, effort: Effort, clauses: Sequence[Clause] | None) -> Found:
-        """The k nearest of each query.
+        """The k nearest rows of each query.
 
         Args:
             queries: (q, dim) float32 unit vectors; or (q, bits / 8) uint8 codes, most significant bit first.
-            clauses: one for each query, or None.
+            clauses: one per query, or None.
         """
 
     def close(self) -> None: ...
 
     def pids(self) -> list[int]:
-        """The processes whose memory it is."""
+        """The processes that hold the engine's memory."""
 
 
 def never(rows: int, dim: int) -> bool:
-    """What an engine that always searches as it is named says of such data."""
+    """`Engine.scans` of an engine that never falls back to a scan."""
     del rows, dim
     return False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Engine:
-    """How an index is built (configured, filled, linked; into a folder) and opened; and what may be asked of it."""
+    """How to build an index in a folder and open it, and how it may be searched."""
 
     name: str
     build: Callable[[Path, Array, Columns], None]
     open: Callable[[Path, Columns], Opened]
     kind: Literal["vectors", "codes"] = "vectors"
-    exact: bool = False  #: its answers are held against the oracle, and a difference ends the run
-    limit: bool = False  #: no engine but the machine's own limit; it finds nothing
+    exact: bool = False  #: its answers are compared with the oracle; a difference excludes its figures from the report
+    limit: bool = False  #: measures the machine's own limit and returns no rows
     filters: bool = True
-    efforts: tuple[Effort, ...] = ({},)  #: by rising effort
-    settings: Mapping[str, float | str] = field(default_factory=dict)  #: what it is built with, for the report
-    needs: tuple[str, ...] = ()  #: modules
-    available: Callable[[], str] = lambda: ""  #: why it cannot run here; empty: it can
-    drop: Callable[[Path], None] = lambda _folder: None  #: what stands elsewhere than in the folder is gone
-    scans: Callable[[int, int], bool] = never  #: so few rows that it compares them all instead
-    #: the memory of its server without rows, (anonymous, PSS) MiB; None: it lives in the process that asks
+    efforts: tuple[Effort, ...] = ({},)  #: in ascending order
+    settings: Mapping[str, float | str] = field(default_factory=dict)  #: build parameters, for the report
+    needs: tuple[str, ...] = ()  #: required modules
+    available: Callable[[], str] = lambda: ""  #: the reason why it cannot run here, or empty
+    drop: Callable[[Path], None] = lambda _folder: None  #: deletes data kept outside the folder
+    scans: Callable[[int, int], bool] = never  #: whether it scans instead, given (rows, dimensions)
+    #: memory of its server without rows, (anonymous, PSS) MiB; None: it runs in the measuring process
     bare: Callable[[], tuple[float, float]] | None = None
-    aside: bool = False  #: measured only where a pattern says more than `*`
-    most: int = 2**62  #: rows: beyond, its build takes longer than any figure is worth
+    aside: bool = False  #: skipped by the pattern `*`
+    most: int = 2**62  #: maximum of rows: beyond, the build takes too long
 
     def missing(self) -> str:
-        """Why it cannot run here; empty if it can."""
+        """The reason why it cannot run here; empty if it can."""
         absent = [name for name in self.needs if importlib.util.find_spec(name) is None]
         return f"{', '.join(absent)} not installed" if absent else self.available()
 
 
 def efforts(name: str, *values: float, **more: float) -> tuple[Effort, ...]:
-    """The same knob at rising values, the others fixed."""
+    """One parameter at ascending values, the others fixed."""
     return tuple({name: value, **more} for value in values)
 
 
 class InProcess:
-    """What lives in the process that asks."""
+    """Base of engines that run in the measuring process."""
 
     def close(self) -> None:
         pass

@@ -1,4 +1,4 @@
-"""Hash codes in Qdrant Edge: -1 and +1 under Dot with binary quantisation, where a score is bits - 2 distances."""
+"""Hash codes in Qdrant Edge: -1 and +1 under Dot with binary quantisation; a score is bits - 2 * distance."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ def _build(m: int) -> Callable[[Path, Array, Columns], None]:
 
 
 def _params(effort: Effort) -> Any:  # noqa: ANN401
-    """Not `exact`: that would leave the quantised copies, whose scores are exact already, aside."""
+    """Search parameters without `exact`, which would bypass the quantised copies, although their scores are exact."""
     import qdrant_edge as edge
 
     plain = edge.QuantizationSearchParams(rescore=False)

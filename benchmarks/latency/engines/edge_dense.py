@@ -1,4 +1,4 @@
-"""Qdrant Edge over float32 vectors: exact, a graph, and a graph over smaller copies that float32 re-scores."""
+"""Qdrant Edge over float32 vectors: exact, a graph, and a graph over quantised copies, re-scored in float32."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +8,7 @@ from benchmarks.latency.engines import _edge
 from benchmarks.latency.engines.base import Array, Columns, Effort, Engine, efforts, never
 from benchmarks.latency.engines.faiss_hnsw import EF, EF_CONSTRUCT, M
 
-FULL_SCAN_KB = 10_000  #: Qdrant's default: filtered sets below are scanned, and so is a whole segment
+FULL_SCAN_KB = 10_000  #: Qdrant's default: smaller filtered sets and smaller segments are scanned
 
 
 def _float32(row: Array) -> Array:
@@ -55,7 +55,7 @@ def _params(effort: Effort) -> Any:  # noqa: ANN401
 
 
 def scans(rows: int, dim: int) -> bool:
-    """Qdrant links the graph, and then does not ask it: below this size it compares every row."""
+    """Whether Qdrant scans instead of searching its graph: it does below this size."""
     return rows * dim * 4 < FULL_SCAN_KB * 1024
 
 

@@ -1,4 +1,4 @@
-"""FAISS over packed codes: a scan, a graph, and several hash tables."""
+"""FAISS over packed codes: a scan, a graph, and multi-index hashing."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ def _graph(faiss: Any, bits: int, rows: int) -> Any:  # noqa: ANN401
 
 
 def _tables(faiss: Any, bits: int, rows: int) -> Any:  # noqa: ANN401
-    """Four tables, of about as many buckets as there are rows."""
+    """Four hash tables, each with about as many buckets as there are rows."""
     return faiss.IndexBinaryMultiHash(bits, 4, min(max(rows.bit_length() - 1, 8), bits // 4))
 
 

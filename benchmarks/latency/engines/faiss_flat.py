@@ -1,4 +1,4 @@
-"""FAISS without a graph: every row is compared, as float32 or as one byte per dimension."""
+"""FAISS without a graph: a scan over float32 vectors, or over one byte per dimension."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""FAISS's graph, linked as the platform's own FAISS index is."""
+"""FAISS's HNSW graph, with the parameters of the platform's own FAISS index."""
 
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ EF: Final = (10, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 
 
 def engine(m: int, ef_construct: int) -> Engine:
-    """Over float32 rows."""
+    """A graph over float32 rows."""
 
     def make(faiss: Any, dim: int, rows: int) -> Any:  # noqa: ANN401 - faiss has no types
         del rows

@@ -1,4 +1,4 @@
-"""FAISS's inverted lists: plain, and with product quantisation re-ranked by the float32 rows."""
+"""FAISS's inverted lists: plain, and with product quantisation re-ranked in float32."""
 
 import math
 from typing import Any
@@ -7,19 +7,19 @@ from benchmarks.latency.engines import _faiss
 from benchmarks.latency.engines.base import Effort, efforts
 
 NPROBE = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
-PART = 16  #: dimensions to one byte
+PART = 16  #: dimensions per byte
 LISTS = "4 sqrt(n), at most n / 39"
-ENOUGH = 64  #: training rows for each centroid: with 256, FAISS's default, training takes minutes
+ENOUGH = 64  #: training rows per centroid: with FAISS's default of 256, training takes minutes
 
 
 def _lists(rows: int) -> int:
-    """The power of two next to 4 sqrt(n), but 39 rows to a list, as its training asks for."""
+    """The largest power of two up to 4 sqrt(n), but at least 39 rows per list, the minimum for training."""
     lists = 1 << (4 * math.isqrt(rows)).bit_length() - 1
     return max(1, min(lists, rows // 39))
 
 
 def _parts(dim: int) -> int:
-    """As many bytes as divide the dimensions evenly."""
+    """The number of bytes per vector; it divides the dimensions evenly."""
     return next(parts for parts in range(max(1, dim // PART), 0, -1) if dim % parts == 0)
 
 
@@ -37,7 +37,7 @@ def _quantised(faiss: Any, dim: int, rows: int) -> Any:  # noqa: ANN401
 
 
 def _reranked(faiss: Any, effort: Effort, selector: Any) -> Any:  # noqa: ANN401
-    """The product quantisation proposes `factor` times k."""
+    """Search parameters; product quantisation proposes `factor` times k candidates."""
     inner = _faiss.lists(faiss, effort, selector)
     return faiss.IndexRefineSearchParameters(k_factor=effort["factor"], base_index_params=inner)
 

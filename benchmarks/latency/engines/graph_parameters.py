@@ -1,6 +1,6 @@
-"""The graphs of FAISS and of Edge with int8 copies, linked with other m and ef_construct: what the defaults are worth.
+"""The graphs of FAISS and of Edge with int8 copies at other values of m and ef_construct.
 
-`graph-faiss-m8-c100` and so on; they are measured where they are asked for (`graph-*`).
+Named `graph-faiss-m8-c100` and so on; measured only on request (`graph-*`).
 """
 
 from dataclasses import replace

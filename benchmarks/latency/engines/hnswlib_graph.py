@@ -1,4 +1,4 @@
-"""hnswlib, a reference from outside. Its filters are Python callbacks for each row, so none are measured."""
+"""hnswlib, for comparison. Its filters are a Python callback per row, so none is measured."""
 
 import os
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ class _Graph(InProcess):
         self._index.set_num_threads(1)
 
     def search(self, queries: Array, k: int, effort: Effort, clauses: Sequence[Clause] | None) -> Found:
-        assert clauses is None  # noqa: S101 - the engine says that it has no filters
+        assert clauses is None  # noqa: S101 - the engine declares no filters
         self._index.set_ef(max(int(effort["ef"]), k))
         return Found(self._index.knn_query(queries, k)[0].astype(np.int64))
 

@@ -1,8 +1,8 @@
-"""A real Qdrant server, where `--qdrant-url` names one: by gRPC through the platform's adapter, and by plain REST.
+"""A real Qdrant server, if `--qdrant-url` names one: through the platform's gRPC adapter, and by plain REST.
 
-The address is that of gRPC (`http://host:6334`); REST is expected one port below. The key, if any, is read from
-SIMILIS_QDRANT__API_KEY. The collections are the platform's own layout, and dropped afterwards; memory and disk are
-the server's, and not told.
+The URL is that of gRPC (`http://host:6334`); REST is expected one port below. The API key, if any, is read from
+SIMILIS_QDRANT__API_KEY. Collections have the platform's layout and are deleted afterwards; memory and disk of the
+server are not measured.
 """
 
 import os
@@ -23,13 +23,13 @@ from shared.index.qdrant import QdrantStore
 
 URL: Final = "SIMILIS_BENCH_QDRANT_URL"
 KEY: Final = "SIMILIS_QDRANT__API_KEY"
-#: by scale, what the platform's layout asks of a collection
+#: by scale, the graph parameters of the platform's layout
 SETTINGS: Final[dict[str, dict[str, float | str]]] = {
     "exact": {},
     "hnsw": {"m": 16, "ef_construct": 100},
     "hnsw-int8": {"m": 16, "ef_construct": 100, "copies": "int8"},
 }
-NAME: Final = "collection"  #: the file that holds its name
+NAME: Final = "collection"  #: the file that holds the collection's name
 
 
 def _absent() -> str:
@@ -41,11 +41,11 @@ def _store() -> QdrantStore:
 
 
 def _build(scale: str) -> Callable[[Path, Array, Columns], None]:
-    """The server keeps the rows; the folder keeps the collection's name."""
+    """A builder that fills a collection on the server and writes its name to the folder."""
 
     def build(folder: Path, rows: Array, columns: Columns) -> None:
         name = f"bench-{uuid.uuid4().hex[:12]}"
-        (folder / NAME).write_text(name)  # first: what is cut short is dropped, too
+        (folder / NAME).write_text(name)  # first, so that the collection of an interrupted build is also deleted
         store = _store()
         _grpc.fill(store, name, rows, columns, scale)
         store.close()
@@ -66,7 +66,7 @@ def _grpc_open(folder: Path, columns: Columns) -> _grpc.Collection:
 
 
 class _Rest:
-    """One question goes to `/query`, several in one call to `/query/batch`."""
+    """Sends one question to `/query`, several in one request to `/query/batch`."""
 
     def __init__(self, folder: Path, columns: Columns, transport: httpx.BaseTransport | None = None) -> None:
         del columns
@@ -99,7 +99,7 @@ class _Rest:
 
 
 def _request(query: Array, k: int, effort: Effort, clause: Clause | None) -> dict[str, Any]:
-    """The body of one question; without quantised copies the server has nothing to re-score, and does not mind."""
+    """The body of one question; the server ignores the quantisation parameters if it has no quantised copies."""
     params: dict[str, Any] = {"exact": True}
     if effort:
         target = effort["target"]
@@ -116,7 +116,7 @@ def _engine(name: str, transport: Callable[[Path, Columns], Opened], scale: str,
     tried = efforts("target", *_grpc.TARGETS) if scale != "exact" else ({},)
     return Engine(
         name=name, build=_build(scale), open=transport, exact=scale == "exact", efforts=tried, available=_absent,
-        drop=_drop, kind=kind, settings=SETTINGS[scale],  # type: ignore[arg-type]  # one of two
+        drop=_drop, kind=kind, settings=SETTINGS[scale],  # type: ignore[arg-type]  # a Literal
         scans=scans if scale != "exact" else never,
     )  # fmt: skip
 

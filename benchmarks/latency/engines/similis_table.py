@@ -1,4 +1,4 @@
-"""The table of codes inside the vectors process, asked directly: what of a served search is the scan."""
+"""The code table of the vectors process, called directly: the scan's part of a served search."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from shared.index.protobuf import pb
 
 
 class _Table(InProcess):
-    """It has no file of its own: the vectors process, too, fills it from the shard when it starts."""
+    """Filled from the rows when opened, as the vectors process fills it from the shard; it has no file of its own."""
 
     def __init__(self, folder: Path, columns: Columns) -> None:
         rows = np.load(folder / "rows.npy")

@@ -1,4 +1,4 @@
-"""The platform's own vectors process behind gRPC over a UNIX socket: what an engine costs as it is served."""
+"""The platform's own vectors process behind gRPC over a UNIX socket: an engine's latency as served."""
 
 import tempfile
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""usearch, a reference from outside, over float32. Its Python interface has no filters."""
+"""usearch over float32, for comparison. Its Python interface has no filters."""
 
 import os
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class _Graph(InProcess):
         self._index: Any = Index.restore(str(folder / "index"))
 
     def search(self, queries: Array, k: int, effort: Effort, clauses: Sequence[Clause] | None) -> Found:
-        assert clauses is None  # noqa: S101 - the engine says that it has no filters
+        assert clauses is None  # noqa: S101 - the engine declares no filters
         self._index.expansion_search = int(effort["ef"])
         keys = self._index.search(queries, k, threads=1).keys
         return Found(np.asarray(keys, np.int64).reshape(len(queries), -1))
