@@ -1,11 +1,11 @@
-"""Every experiment on retrieval, one after the other: frozen, finetune, hashing, ood, base.
+"""Runs all retrieval experiments in order: frozen, finetune, hashing, ood, base.
 
-Each is the benchmark of its own name with its own options, and goes on where it was stopped: what stands in the results
-or the scratch folder is not run again. On one core `quick` takes 15 minutes for frozen features (committed sets are not
-measured again: name another --out), two hours of trainings for finetune, and minutes for ood and base; hashing takes
-four hours of two cores (--threads 2), 17 minutes for each of twelve trunks. `full` measures the papers' four networks
-with the weights that they used, from torchvision's site; it trains five seeds for twenty epochs, with DenseNet121 and
-ResNet50, and ACIR-S from end to end for forty epochs, three seeds, four kinds: days of a GPU, and no job for a CPU.
+Each is the benchmark module of that name, with its options, and resumes after a stop: what the results or the scratch
+folder hold is not run again. On one core `quick` takes 15 minutes for frozen features (committed sets are not measured
+again: name another --out), two hours of training for finetune, and minutes for ood and base; hashing takes four hours
+on two cores (--threads 2), 17 minutes for each of twelve trunks. `full` measures the papers' four networks with the
+weights that they used, from torchvision's site; it trains DenseNet121 and ResNet50 with five seeds for twenty epochs,
+and ACIR-S end to end for forty epochs, three seeds and four kinds: days on a GPU, too long for a CPU.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from benchmarks.report import RESULTS
 from benchmarks.retrieval import base, finetune, frozen, hashing, ood
 from benchmarks.retrieval.options import parser
 
-#: in their order: ood looks through a trunk that hashing may have trained, in the scratch folder that they share
+#: in this order: ood uses a trunk that hashing may have trained, in their shared scratch folder
 STEPS: Mapping[str, Callable[[], None]] = {
     "frozen": frozen.main,
     "finetune": finetune.main,
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     before = sys.argv
     for name in (name for name in STEPS if name in asked.steps):
         print(f"== {name}", flush=True)
-        sys.argv = [name, *words(name, asked)]  # what its results call their command
+        sys.argv = [name, *words(name, asked)]  # recorded as the command in the results
         try:
             STEPS[name]()
         finally:
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def words(name: str, asked: argparse.Namespace) -> list[str]:
-    """The options of one benchmark."""
+    """The command-line options for one benchmark."""
     scratch = asked.scratch / ("hashing" if name == "ood" else name)
     out = asked.out if name == "base" else asked.out / name
     found = ["--data", str(asked.data), "--out", str(out), "--scratch", str(scratch)]

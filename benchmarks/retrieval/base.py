@@ -45,12 +45,12 @@ OUT = RESULTS / "retrieval"
 SEEN = ("AbdomenCT", "BreastMRI", "CXR", "ChestCT", "Hand", "HeadCT")
 FIGURES = ("mAP", "P@10")
 HALF = (0.5, 0.5, 0.5)
-#: name, architecture, weights of the development data, mean and deviation where they are not ImageNet's
+#: name, architecture, weights file of the development data, mean and deviation (None: ImageNet's)
 RIVALS = (
     ("SqueezeNet, ImageNet", "squeezenet1_0", "weights/squeezenet1_0_imagenet_fp16.pth", None),
     ("MobileNetV2, ImageNet", "mobilenet_v2", "weights/mobilenet_v2_imagenet_fp16.pth", HALF),
 )
-#: DICOM modalities of the classes that thresholds are calibrated on
+#: by DICOM modality, the classes on which its threshold is calibrated
 MODALITIES = {
     "CT": ("radiology_mednist/AbdomenCT", "radiology_mednist/ChestCT", "radiology_mednist/HeadCT"),
     "MR": ("radiology_mednist/BreastMRI",),
@@ -83,7 +83,7 @@ def main() -> None:
 
 
 def loaded(folder: Path, scratch: Path) -> Encoder:
-    """The model on ONNX Runtime; a graph is made in the scratch folder where the model has none."""
+    """The model on ONNX Runtime; if it has no graph, one is made in the scratch folder."""
     if not (folder / GRAPH).exists():
         beside = scratch / "graphs" / hashlib.sha256((folder / "card.json").read_bytes()).hexdigest()[:12]
         if not beside.exists():
@@ -93,7 +93,7 @@ def loaded(folder: Path, scratch: Path) -> Encoder:
 
 
 def speed(model: Path, scratch: Path, rounds: int = 15) -> list[Json]:
-    """Milliseconds of processor time an image takes on one thread, ONNX Runtime and eager torch in turn."""
+    """Milliseconds of processor time per image on one thread, ONNX Runtime and eager torch in turn."""
     runtimes: dict[str, Encoder] = {"onnx": loaded(model, scratch), "torch": runtime.load(model, "torch", 1)}
     side = runtimes["onnx"].card.recipe.size
     rows: list[Json] = []
@@ -111,7 +111,7 @@ def speed(model: Path, scratch: Path, rounds: int = 15) -> list[Json]:
 
 
 def calibrations(encoder: Encoder, data: Path) -> dict[str, Calibration]:
-    """By modality, from the validation parts of what the model was trained on."""
+    """By modality, calibrated on the validation parts of the training data."""
     held = Blend(side=encoder.card.recipe.size, drawn=False).load(data).part("val")
     scores = encoded(encoder, held.images)[2]
     names = np.array([hashlib.sha256(image.tobytes()).hexdigest() for image in held.images])
@@ -124,7 +124,7 @@ def calibrations(encoder: Encoder, data: Path) -> dict[str, Calibration]:
 
 
 def leaks(data: Path) -> Json:
-    """How many images of the 16 classes stand byte for byte in the parts that the model was trained on."""
+    """How many queries and gallery images of the 16 classes are byte for byte in MedNIST's training part."""
     known = development.load("radiology_mednist", data).part("train")
     trained = {image.tobytes() for image in known.images}
     asked = development.load("radiology_16class", data)
@@ -136,7 +136,7 @@ def leaks(data: Path) -> Json:
 def encoded(
     encoder: Encoder, images: NDArray[np.uint8]
 ) -> tuple[NDArray[np.float32], NDArray[np.uint8] | None, NDArray[np.float32]]:
-    """Embeddings, codes and OOD scores; the scores are empty where the model has none."""
+    """Embeddings, codes (None if the model has none) and OOD scores (empty if it has none)."""
     parts = [encoder.encode(np.divide(images[at : at + 64], 255, dtype=np.float32)) for at in range(0, len(images), 64)]
     codes = [part.codes for part in parts if part.codes is not None]
     scores = [part.ood for part in parts if part.ood is not None]
@@ -151,7 +151,7 @@ Found = Mapping[tuple[str, str], tuple[PerQuery, int, Collection]]
 
 
 def _spaces(encoders: Mapping[str, Encoder], asked: argparse.Namespace) -> Found:
-    """Figures of each model and distance, with the number of different codes and the queries asked."""
+    """By model and distance: figures per query, number of distinct codes, and the queries."""
     found: dict[tuple[str, str], tuple[PerQuery, int, Collection]] = {}
     for name, encoder in encoders.items():
         data = development.load("radiology_16class", asked.data, encoder.card.recipe.size)
@@ -211,7 +211,7 @@ def _differences(found: Found) -> Iterator[Json]:
 
 
 def _per_class(found: Found) -> Json:
-    """The mAP of each class, by model and distance."""
+    """The mAP of each class by model and distance."""
     return {
         f"{name}, {metric}": {
             one: round(float(figures.values["mAP"][queries.labels == label].mean()), 4)
@@ -222,7 +222,7 @@ def _per_class(found: Found) -> Json:
 
 
 def _foreign(encoder: Encoder, asked: argparse.Namespace) -> Iterator[Json]:
-    """The share above each modality's threshold: of test images that belong, and of images that do not."""
+    """The share above each modality's threshold: of the test images of that modality, and of each kind of outlier."""
     side = encoder.card.recipe.size
     held = Blend(side=side, drawn=False).load(asked.data)
     names = np.array(held.classes)[held.labels]
@@ -242,7 +242,7 @@ def _foreign(encoder: Encoder, asked: argparse.Namespace) -> Iterator[Json]:
 
 
 def _rival(architecture: str, weights: str, half: tuple[float, ...] | None, asked: argparse.Namespace) -> Encoder:
-    """The network as the platform would load it, at its own 224 pixels."""
+    """The network as the platform loads it, at 224 pixels."""
     weights, recipe = converted(weights, asked.data, asked.scratch), Recipe(pad="square")
     folder: Path = asked.scratch / "rivals" / f"{architecture}-{digest(weights, recipe, half)}"
     if not folder.exists():

@@ -1,4 +1,4 @@
-"""The report on the shipped model, from its figures alone."""
+"""Writes the report on the shipped model from its figures."""
 
 from collections.abc import Iterator
 
@@ -17,7 +17,7 @@ STRANGE = (
 
 
 def tables(about: str, data: Json) -> list[str]:
-    """Markdown. `about` is a docstring: its title and its command are left out."""
+    """Lines of Markdown. `about` is a docstring, used without its title and command."""
     spaces = list(data["per_class"])
     modalities = list(dict.fromkeys(row["modality"] for row in data["ood"]))
     return [

@@ -1,8 +1,8 @@
-"""What the shipped model finds, as a picture: queries at the left, then what is most like each of them.
+"""A contact sheet of the shipped model: queries on the left, then the images most like each of them.
 
-The archive is the sample archive's synthetic mammograms and every image that the installed pydicom package carries,
-decoded and prepared as the platform does it. A query's own patient is hidden, and so are copies: the same picture in
-another transfer syntax.
+The archive consists of the synthetic mammograms of the sample archive and of every image in the installed pydicom
+package, decoded and prepared as the platform does. A query's own patient is hidden, and so are copies: the same
+picture in another transfer syntax.
 
     python -m benchmarks.retrieval.contact_sheet --model models/similis-base --out docs/contact-sheet.png
 """
@@ -25,9 +25,9 @@ from shared.imaging.sandbox import Sandbox
 from shared.types import Decoded
 
 HITS = 6
-COPY = 0.995  #: correlation of pixels above which another file holds the same picture again
+COPY = 0.995  #: correlation of pixels above which two images count as copies
 SEED = 5
-#: what is asked with: kinds of phantoms (density, finding), and files of pydicom
+#: queries: kinds of phantoms (density, finding), and files of pydicom
 QUERIES = (
     *("A none", "B spiculated", "C mass", "D none"),
     *("examples_overlay.dcm", "examples_rgb_color.dcm", "693_J2KI.dcm"),
@@ -39,7 +39,7 @@ Unit = NDArray[np.float32]  #: (n, dim)
 @dataclass(frozen=True, slots=True)
 class Image:
     pixels: NDArray[np.float32]  #: (side, side)
-    kind: str  #: density and finding of a phantom, or the name of a file
+    kind: str  #: density and finding of a phantom, or a file name
     patient: str
     caption: str
 
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def hits(images: Sequence[Image], unit: Unit, query: int, most: int = HITS) -> list[int]:
-    """The most alike of other patients, each patient once, without copies of the query or of one another."""
+    """The most similar images of other patients, one per patient, without copies of the query or of each other."""
     scores = unit @ unit[query]
     shown: list[int] = []
     for row in map(int, np.argsort(-scores, kind="stable")):
@@ -77,7 +77,7 @@ def _same(one: Image, other: Image) -> bool:
 
 
 def draw(images: Sequence[Image], unit: Unit, found: dict[int, list[int]], out: Path) -> None:
-    """A row for each query; hits have their cosine."""
+    """Write a picture with one row per query; hits are labelled with their cosine."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -106,7 +106,7 @@ def _phantoms(archive: Path, studies: int, recipe: Recipe) -> Iterator[Image]:
 
 
 def _carried(recipe: Recipe) -> Iterator[Image]:
-    """The middle frame of each image of pydicom's that can be read; a patient is not known, so each is of its own."""
+    """The middle frame of each readable image of pydicom; each counts as a patient of its own."""
     paths = sorted(PACKAGE_FILES.rglob("*.dcm"))
     for path, decoded in zip(paths, _decoded(paths, recipe), strict=True):
         if decoded:

@@ -1,10 +1,10 @@
-"""Method 2: what fine-tuning, metric learning, test-time views and ensembles each bring (arXiv 2508.04790).
+"""Method 2: the gain of fine-tuning, metric learning, test-time views and ensembles (arXiv 2508.04790).
 
 `python -m benchmarks.retrieval.finetune` trains MobileNetV2 and SqueezeNet from ImageNet weights on the training
-split of `radiology_16class`, and measures every system on its test split: the ablation that the paper lacks. Models
-and vectors are kept in the scratch folder, so a run that was stopped goes on, and a longer one adds to it.
-`--profile full` adds DenseNet121 and ResNet50, with five seeds and twenty epochs: a job for a GPU. Their weights come
-from torchvision's site.
+split of `radiology_16class`, and measures every system on its test split: an ablation that the paper lacks. Models
+and vectors are kept in the scratch folder, so a stopped run resumes, and a longer one extends it. `--profile full`
+adds DenseNet121 and ResNet50, with five seeds and twenty epochs: a job for a GPU. Their weights come from
+torchvision's site.
 """
 
 import argparse
@@ -47,7 +47,7 @@ class Net:
     weights: str  #: a file of the development data, or torchvision:NAME
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
-    folded: bool = False  #: batch normalisation is folded into the convolutions, so its statistics are frozen
+    folded: bool = False  #: batch normalisation is folded into the convolutions, so it is frozen in training
 
 
 HALF = (0.5, 0.5, 0.5)
@@ -65,8 +65,8 @@ CONFIGS = {"advanced": "advanced_ft", "metric": "metric_learning"}
 class Profile:
     seeds: tuple[int, ...]
     epochs: int
-    nets: tuple[str, ...]  #: the last two are the ensembles'
-    views: tuple[str, ...] = ("frozen", "advanced", "metric")  #: which of them are seen through the five views
+    nets: tuple[str, ...]  #: ensembles use the last two
+    views: tuple[str, ...] = ("frozen", "advanced", "metric")  #: the trainings that are also measured over five views
 
 
 PROFILES: Mapping[str, Profile] = {
@@ -96,7 +96,7 @@ def main() -> None:
 
 
 def systems(members: Sequence[Member], nets: Sequence[str] = SMALL) -> list[System]:
-    """Each member alone, plain and over its views; and the paper's ensembles of those of a seed."""
+    """Each member alone, plain and over its views, and for each seed the paper's ensembles of its members."""
     found = [System.of([m], "unit", views=views) for m in members for views in (False, True) if m.seen or not views]
     frozen = [m for m in members if m.training == "frozen"]
     for seed in sorted({m.seed for m in members if m.training != "frozen"}):
@@ -110,7 +110,7 @@ def systems(members: Sequence[Member], nets: Sequence[str] = SMALL) -> list[Syst
 
 
 def _ensembles(nets: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
-    """The paper's, the last network in the place of its DenseNet121, the one before in that of its ResNet50."""
+    """The paper's ensembles; the last network replaces DenseNet121, the one before it ResNet50."""
     best, other = nets[-1], nets[-2]
     return {
         "best_two_advanced": [(best, "advanced"), (other, "advanced")],
@@ -121,7 +121,7 @@ def _ensembles(nets: Sequence[str]) -> dict[str, list[tuple[str, str]]]:
 
 
 def _members(profile: Profile, data: Collection, asked: argparse.Namespace) -> Iterator[Member]:
-    """The networks, frozen and trained, with the vectors of every image; cheap ones first."""
+    """The networks, frozen and trained, with the vectors of every image; frozen ones first."""
     nets = {name: NETS[name] for name in profile.nets}
     for name, net in nets.items():
         weights, recipe = _weights(net, asked), Recipe(size=SIDE, pad="square")
@@ -142,17 +142,17 @@ def _members(profile: Profile, data: Collection, asked: argparse.Namespace) -> I
 
 
 def experiment(name: str, net: Net, how: str, weights: str, epochs: int, seed: int) -> Experiment:
-    """The recommended preset on the network's own weights, for so many epochs."""
+    """The recommended preset with the network's own weights and the given number of epochs."""
     one = experiment_of(f"{CONFIGS[how]}:{net.architecture}", "recommended")
     method: Any = one.method
     method = replace(method, weights=weights, freeze_norm=net.folded, mean=net.mean, std=net.std)
-    # the images have 64 pixels: a stored side above the input's would sharpen no crop
+    # images have 64 pixels, so storing them larger than the input would not sharpen crops
     data = Named(name=SET, side=SIDE)
     return replace(one, name=f"{name}-{how}", data=data, side=SIDE, method=method, epochs=epochs, seed=seed)
 
 
 def _trained(one: Experiment, out: Path, asked: argparse.Namespace) -> dict[str, Any]:
-    """What the training took and how it went; it is run unless it was."""
+    """Run the training unless its metrics exist; return its cost and best score."""
     if not (out / "metrics.json").exists():
         began = time.process_time()
         train(one, asked.data, out, threads=asked.threads)
@@ -167,7 +167,7 @@ def _weights(net: Net, asked: argparse.Namespace) -> str:
 
 
 def _encoded(model: Path, data: Collection, asked: argparse.Namespace, seen: bool) -> Vectors:
-    """(1 or 5, n, dim): the model's vectors of every image, and of its other views; kept beside the model."""
+    """(views, n, dim): vectors of every image in one view, or in five if `seen`; cached beside the model."""
     kept = model.with_name(f"{model.name}-{VIEWS if seen else 1}-{digest(data)}.npy")
     if not kept.exists():
         encoder = load_encoder(model, "onnx", asked.threads)

@@ -1,4 +1,4 @@
-"""How long FAISS's flat indexes search, and whether they find what we find."""
+"""Search time of FAISS's flat indexes, and a check of their answers."""
 
 import os
 import time
@@ -10,14 +10,14 @@ from numpy.typing import NDArray
 
 from shared.metrics.retrieval import KS
 
-faiss: Any = _faiss  # its stubs lack half of it
+faiss: Any = _faiss  # its stubs are incomplete
 REPEATS = 300  #: single queries timed
 
 
 def flat_times(vectors: NDArray[np.float32]) -> dict[str, Any]:
     """Milliseconds of processor time of one flat search for 100 items among all vectors, one query at a time.
 
-    The engine's answers are checked against our own ranking: the share of equal distances among the first ten.
+    Also the share of queries whose first ten distances agree with our own ranking.
     """
     found: dict[str, Any] = {}
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)

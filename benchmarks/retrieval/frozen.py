@@ -1,13 +1,13 @@
-"""Method 1: frozen features and exact search (arXiv 2411.01473), with the weights there are.
+"""Method 1: frozen features and exact search (arXiv 2411.01473), with the weights available.
 
 `python -m benchmarks.retrieval.frozen` encodes each set with each network, measures under every protocol with L2 and
-cosine, times FAISS's flat indexes, and writes JSON lines first, then tables and pictures. Encoded sets are kept in
-the scratch folder and sets with figures are skipped, so a run that was stopped goes on.
+cosine, times FAISS's flat indexes, and writes JSON lines first, then tables and plots. Encoded sets are kept in
+the scratch folder and sets with figures are skipped, so a stopped run resumes.
 
-ImageNet weights are at hand for SqueezeNet and MobileNetV2; DenseNet121, ResNet50, VGG16 and EfficientNet-B0 are
-the papers' networks with random weights: a baseline of texture, not a reproduction of their figures. `--profile full`
-has the weights that the papers used, from torchvision's site, and writes into a folder `full` of its own. `--search`
-measures nothing but the searches again, of random vectors: for a machine that was busy when the sets were measured.
+ImageNet weights are available for SqueezeNet and MobileNetV2; DenseNet121, ResNet50, VGG16 and EfficientNet-B0 are
+the papers' networks with random weights: a texture baseline, not a reproduction of their figures. `--profile full`
+uses the papers' weights from torchvision's site, and writes to a folder `full`. `--search` only repeats the search
+times, on random vectors, in case the machine was busy when the sets were measured.
 """
 
 import argparse
@@ -42,7 +42,7 @@ from shared.training.vectors import Vectors, encode
 
 OUT = RESULTS / "retrieval" / "frozen"
 RESAMPLES = 1000
-SEARCH = "search.jsonl"  #: searches timed again, beside the sets' own files
+SEARCH = "search.jsonl"  #: repeated search times, beside the sets' own files
 KEPT = {"mAP", "MRR", "P_adj@10", "hit@10", "graded_nDCG@10", "grade_difference@10"} | {
     f"{name}@{k}" for name in ("P", "R", "nDCG", "nDCG_retrieved_ideal") for k in KS
 }
@@ -56,8 +56,8 @@ class Net:
     side: int
     mean: tuple[float, ...] | None = None  #: None: ImageNet's
     std: tuple[float, ...] | None = None
-    share: float = 1.0  #: of the groups of a large set
-    large_side: int | None = None  #: pixels for a large set, where they are others
+    share: float = 1.0  #: of the groups in a large set
+    large_side: int | None = None  #: pixels in a large set, if different
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,18 +74,18 @@ TRAINED = (
 )
 NETS = (
     *TRAINED,
-    # random networks were trained at no size; the 16 classes are stored at 64 pixels and gain nothing from more
+    # random networks have no training size; the 16 classes are stored at 64 pixels and gain nothing from more
     Net("densenet121-random", "densenet121", "random:0", 112, large_side=64),
     Net("resnet50-random", "resnet50", "random:0", 112, large_side=64),
     Net("efficientnet-random", "efficientnet_b0", "random:0", 112, large_side=64),
-    # the slowest, 283 ms an image, and its graph takes no smaller side: few of the patients
+    # the slowest, 283 ms an image, and its graph accepts no smaller side: only a few patients
     Net("vgg16-random", "vgg16", "random:0", 224, share=0.04),
 )
 PROFILES: Mapping[str, tuple[Net, ...]] = {
     "quick": NETS,
     "full": (*TRAINED, *(Net(name, name, weights, 224) for name, weights in PAPER_WEIGHTS.items())),
 }
-#: The proxy calls MIAS's normal, benign and malignant BI-RADS 1, 2 and 5; no radiologist did (SOURCE.md).
+#: By proxy, MIAS's normal, benign and malignant count as BI-RADS 1, 2 and 5; no radiologist graded (SOURCE.md).
 SETS = (
     Set("mias", (1, 2, 5)),
     Set("radiology_16class", large=True),
@@ -102,7 +102,7 @@ def main() -> None:
     seeds = {"first of the five splits of patient": 0, "bootstrap": 0}
     about = facts("retrieval.frozen", seeds | ({"random weights": 0} if asked.profile == "quick" else {}))
     asked.out.mkdir(parents=True, exist_ok=True)
-    threadpool_limits(asked.threads)  # of BLAS and FAISS alike
+    threadpool_limits(asked.threads)  # for both BLAS and FAISS
     if asked.search:
         _searched(about, asked.out)
     for one in (one for one in SETS if one.name in asked.sets and not asked.search):
@@ -126,7 +126,7 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
     own.add_argument("--nets", nargs="*", help="of the profile; all by default")
     own.add_argument("--sets", nargs="*", default=[one.name for one in SETS])
     asked = own.parse_args(arguments)
-    if asked.profile != "quick":  # what quick measured is another answer to the same questions
+    if asked.profile != "quick":  # the figures of `quick` answer the same questions with other weights
         asked.out = asked.out / asked.profile
     return asked
 
@@ -135,13 +135,13 @@ def options(arguments: Sequence[str] | None) -> argparse.Namespace:
 class Encoded:
     net: Net
     data: Collection
-    rows: NDArray[np.int64]  #: of the whole set
+    rows: NDArray[np.int64]  #: row numbers in the whole set
     vectors: NDArray[np.float32]
     encode_ms: float  #: per image
 
 
 def _encoded(net: Net, one: Set, asked: argparse.Namespace) -> Encoded:
-    """The set's images through the network; kept in the scratch folder, with what one image took."""
+    """The set's images encoded by the network, with the time per image; cached in the scratch folder."""
     side = (net.large_side if one.large else None) or net.side
     data = load(one.name, asked.data, side)
     rows = _chosen(net, one, data)
@@ -163,7 +163,7 @@ def _encoded(net: Net, one: Set, asked: argparse.Namespace) -> Encoded:
 
 
 def _chosen(net: Net, one: Set, data: Collection) -> NDArray[np.int64]:
-    """All rows, or whole groups of a share of a large set, of each part of its split alike."""
+    """All rows, or, for a share of a large set, whole groups drawn equally from each part of its split."""
     if not one.large or net.share == 1:
         return np.arange(len(data))
     taken = np.zeros(len(data), np.bool_)
@@ -173,7 +173,7 @@ def _chosen(net: Net, one: Set, data: Collection) -> NDArray[np.int64]:
 
 
 def _model(net: Net, side: int, asked: argparse.Namespace) -> Path:
-    """The network as a card's folder with its graph, as the platform would load it."""
+    """The folder of a card with graph and weights, as the platform loads it."""
     weights = converted(net.weights, asked.data, asked.scratch)
     recipe = Recipe(size=side, pad="square")
     made_of = digest(net.architecture, weights, recipe, net.mean, net.std)
@@ -185,7 +185,7 @@ def _model(net: Net, side: int, asked: argparse.Namespace) -> Path:
 
 
 def _measured(one: Set, encoded: dict[str, Encoded]) -> Iterator[dict[str, Any]]:
-    """A line for each network, distance and protocol, and one for each timing."""
+    """One line per network, distance and protocol, and one per timing."""
     for rows in {tuple(e.rows) for e in encoded.values()}:
         mine = [e for e in encoded.values() if tuple(e.rows) == rows]
         subjects = Subjects.of(mine[0].data, None if one.grades is None else np.array(one.grades))
@@ -243,9 +243,9 @@ def _timed(e: Encoded) -> dict[str, Any]:
 
 
 def _searched(about: dict[str, Any], out: Path) -> None:
-    """The searches of all that was measured, again: a flat search takes as long for any vectors of a number and length.
+    """Repeat the search times on random vectors: a flat search takes as long for any vectors of that number and length.
 
-    They stand in a file of their own, because another machine in another hour has measured the rest.
+    They are written to a separate file, because machine and time differ from those of the other figures.
     """
     told: list[dict[str, Any]] = [{"kind": "about"} | about]
     for line in _lines_of(out):
@@ -257,7 +257,7 @@ def _searched(about: dict[str, Any], out: Path) -> None:
 
 
 def _lines_of(out: Path) -> list[dict[str, Any]]:
-    """What was measured of the sets, one after the other."""
+    """The lines of all sets, without the repeated search times."""
     paths = sorted(path for path in out.glob("*.jsonl") if path.name != SEARCH)
     return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
 

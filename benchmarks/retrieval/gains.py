@@ -1,4 +1,4 @@
-"""Systems made of members' vectors, measured on the same queries, and their tables."""
+"""Systems built from the vectors of members, measured on the same queries, and their tables."""
 
 import csv
 import statistics
@@ -29,22 +29,22 @@ COMPONENTS = 512
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """A network, frozen or trained, and its vectors of a collection."""
+    """A frozen or trained network, and its vectors of a collection."""
 
     net: str
     training: str  #: frozen, advanced or metric
     seed: int
-    views: Vectors  #: (views, n, dim), the plain one first
+    views: Vectors  #: (views, n, dim), the plain view first
     data: Collection
-    cost: Mapping[str, Any]  #: of its training
+    cost: Mapping[str, Any]  #: of its training; empty if frozen
 
     @property
     def seen(self) -> bool:
-        """There is more than the plain view."""
+        """Whether there are more views than the plain one."""
         return len(self.views) > 1
 
     def vectors(self, *, views: bool) -> Vectors:
-        """(n, dim): of the plain view, or the unit mean over the views, as the platform encodes with `tta: five`."""
+        """(n, dim): the plain view, or the normalised mean over the views, as the platform encodes with `tta: five`."""
         return unit(self.views.mean(0)) if views else self.views[0]
 
 
@@ -64,7 +64,7 @@ class System:
         return max(member.seed for member in self.members)
 
     def vectors(self) -> Vectors:
-        """(n, dim) of the whole collection; principal components are those of its training part."""
+        """(n, dim) of the whole collection; principal components are fitted on its training part."""
         parts = [member.vectors(views=self.views) for member in self.members]
         if self.join == "raw":
             return np.concatenate(parts, axis=1)
@@ -81,7 +81,7 @@ def unit(vectors: Vectors) -> Vectors:
 
 
 def lines_of(systems: Sequence[System], data: Collection) -> Iterator[dict[str, Any]]:
-    """A line for each system with its figures, two for what knows nothing, and each comparison with the best frozen."""
+    """One line per system with its figures, one each for the random and majority baselines, and the comparisons."""
     asked, held = data.split == "test", data.split != "test"
     measured: list[tuple[System, PerQuery]] = []
     sizes = {"queries": int(asked.sum()), "gallery": int(held.sum())}
@@ -117,7 +117,7 @@ Measured = tuple[System, PerQuery]
 
 
 def _comparisons(measured: Sequence[Measured]) -> Iterator[dict[str, Any]]:
-    """Each system against the best frozen network (as the paper has it), and against what it was made of."""
+    """Each system against the best frozen network (as in the paper), and against the system that it was made from."""
     plain = [(s, f) for s, f in measured if len(s.members) == 1 and not s.views]
     frozen = max((one for one in plain if one[0].members[0].training == "frozen"), key=_macro)
     yield from _compared("gain", [(one, frozen) for one in measured if one[0] is not frozen[0]])
@@ -129,7 +129,7 @@ def _macro(one: Measured) -> float:
 
 
 def _origin(system: System, measured: Sequence[Measured], plain: Sequence[Measured]) -> Measured | None:
-    """What a step led away from: the plain view, the frozen network, or the best of an ensemble's members."""
+    """The system that this one was made from: its plain view, the frozen network, or the ensemble's best member."""
     if system.views:
         key = (system.name, system.join, system.seed)
         return next(one for one in measured if not one[0].views and (one[0].name, one[0].join, one[0].seed) == key)
@@ -142,7 +142,7 @@ def _origin(system: System, measured: Sequence[Measured], plain: Sequence[Measur
 
 
 def _compared(kind: str, pairs: Sequence[tuple[Measured, Measured]]) -> Iterator[dict[str, Any]]:
-    """Paired by query; p-values are adjusted for how many pairs there are."""
+    """Comparisons paired by query; p-values are adjusted for the number of pairs."""
     found = [compare(f.values["mAP"], g.values["mAP"], f.clusters, labels=f.labels) for (_, f), (_, g) in pairs]
     adjusted = holm([one.p for one in found])
     for ((system, _), (against, _)), one, p in zip(pairs, found, adjusted, strict=True):
@@ -162,7 +162,7 @@ def _three(found: Interval) -> list[float]:
 
 
 def tables(lines: Sequence[Line], costs: Mapping[str, Mapping[str, Any]], epochs: int, out: Path) -> list[str]:
-    """Markdown; all figures also go to figures.csv in the folder."""
+    """Lines of Markdown; all figures are also written to figures.csv in the folder."""
     rows = [line for line in lines if line["kind"] == "figures"]
     gains = {_key(line): line for line in lines if line["kind"] == "gain"}
     steps = [line for line in lines if line["kind"] == "step"]
@@ -224,7 +224,7 @@ def _notes(line: Line, seeds: int, epochs: int, against: str) -> Sequence[str]:
 
 
 def _over_seeds(rows: Sequence[Line], gains: Mapping[Any, Line], steps: Mapping[Any, Line]) -> list[str]:
-    """What several trainings of one system agree on; nothing where each was trained once."""
+    """Means over the trainings of each system; empty if each was trained once."""
     found = [(key, lines) for key, lines in _grouped(rows).items() if len(lines) > 1]
     if not found:
         return []
@@ -250,7 +250,7 @@ def _over_seeds(rows: Sequence[Line], gains: Mapping[Any, Line], steps: Mapping[
 
 
 def _grouped(rows: Sequence[Line]) -> dict[tuple[str, str, bool], list[Line]]:
-    """The lines of each system, one a seed; of a system alone the join says nothing."""
+    """The lines of each system over its seeds; for a single member the join is dropped from the key."""
     found: dict[tuple[str, str, bool], list[Line]] = {}
     for line in rows:
         key = (line["system"], line["join"] if line["members"] > 1 else "", line["views"])

@@ -1,7 +1,7 @@
-"""ACIR's hashing against its rivals on the 16 classes: quality, structure within classes, balls, bytes, search time.
+"""ACIR's hashing against other losses on the 16 classes: quality, order within classes, balls, bytes, search time.
 
-Every trunk is trained from end to end; on the features of ACIR's own, each head of the grid is trained. Raw results
-go to `runs.jsonl` line by line, so that a stopped run goes on where it was; tables are made from them at the end.
+Every trunk is trained end to end; each head of the grid is trained on the features of ACIR's own trunks. Raw results
+are appended to `runs.jsonl`, so a stopped run resumes; the tables are made from them at the end.
 
     python -m benchmarks.retrieval.hashing --profile quick
 """
@@ -33,11 +33,11 @@ from shared.training.hashing import METHODS
 
 COLLECTION, STORED = "radiology_16class", 64
 BITS = (16, 32, 64, 128, 256, 512)
-GALLERY, ASKED, K = 100_000, 200, 100  #: of the search times
-FLOATS = 1152  #: length of the content at the widths s
+GALLERY, ASKED, K = 100_000, 200, 100  #: for search times
+FLOATS = 1152  #: dimensions of the content at widths `s`
 
 OUT = RESULTS / "retrieval" / "hashing"
-SCRATCH = "similis-hashing"  #: trunks and features, which `ood` looks through, too
+SCRATCH = "similis-hashing"  #: trunks and features, also used by `ood`
 INTRODUCTION = """# Hashing on the 16 classes
 
 Gallery: the train split ({gallery} images; a validation part of them trained nothing). Queries: the test split
@@ -55,25 +55,25 @@ with a distance and a quantiser that work, `pairwise` is the same loss with all 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    trunks: tuple[Trunk, ...]  #: on those of ACIR with DaRF, heads are trained
+    trunks: tuple[Trunk, ...]  #: heads are trained on those of ACIR with DaRF
     apart: tuple[str, ...] = (
         "radiology_mednist",
         "mias",
         "busi",
-    )  #: sets on which the size of fingerprints is varied, each alone
+    )  #: sets used one by one to vary the size of fingerprints
 
 
 def profile(name: str, widths: acir.Widths = "s") -> Profile:
-    """`quick`: as long as two cores allow; `full`: as long as the recipe says, for a GPU."""
+    """`quick`: ten epochs, as two cores allow; `full`: the recipe's forty, for a GPU."""
     usual: Json = {}
     rivals: tuple[Json, ...] = ({"objective": "csq"}, {"objective": "pairwise"}, {"darf": False})
-    order = [(seed, kind) for kinds in ((usual,), rivals) for seed in range(3) for kind in kinds]  # a stop costs rivals
+    order = [(seed, kind) for kinds in ((usual,), rivals) for seed in range(3) for kind in kinds]  # rivals last
     epochs = {"quick": 10, "full": 40}[name]
     return Profile(tuple(Trunk(widths=widths, epochs=epochs, seed=seed, **kind) for seed, kind in order))
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """What is not in the file yet is run and appended; then the tables are written of what is there."""
+    """Run and append what the file lacks, then write the tables from all records."""
     chosen = options(arguments)
     torch.set_num_threads(chosen.threads)
     wanted = profile(chosen.profile, chosen.widths)
@@ -111,7 +111,7 @@ def _introduction(trunk: Trunk, collection: Collection) -> list[str]:
 
 
 class Log:
-    """Records as JSON lines; the average precisions of single queries are too many for them and stand beside."""
+    """Records as JSON lines; the average precision of each query is stored in a separate npz file."""
 
     def __init__(self, path: Path) -> None:
         self.path, self._beside = path, path.with_name("average_precision.npz")
@@ -120,7 +120,7 @@ class Log:
         self._average = dict(np.load(self._beside)) if self._beside.exists() else {}
 
     def once(self, key: Json, run: Any) -> None:  # noqa: ANN401 - () -> (figures, average precisions or None)
-        """What the key names is in the file after the call."""
+        """Run and append the record of this key unless the file has it."""
         if any(record["key"] == key for record in self.records):
             return
         started = time.process_time()
@@ -155,7 +155,7 @@ def _trunk(trunk: Trunk, collection: Collection, chosen: argparse.Namespace, log
     found = seen(trunk, collection, chosen.data, chosen.scratch)
     key = {"kind": "trunk", **asdict(trunk)}
     log.once({**key, "search": "float"}, lambda: measured(found.embeddings, collection, "cosine"))
-    features = found.blended.numpy()  # what heads read: how much the best of them could keep
+    features = found.blended.numpy()  # input of the heads: an upper bound for them
     log.once({**key, "search": "features"}, lambda: measured(features, collection, "cosine"))
     if found.logits is not None:
         own = packed(found.logits)
@@ -176,8 +176,8 @@ def _heads(
 
 
 def _backbones(data: Path) -> Iterator[tuple[str, str]]:
-    """MobileNetV2 as ImageNet left it, and as it was drawn."""
-    trained = "weights/mobilenet_v2_imagenet_fp16.pth"  # on inputs in [-1, 1]
+    """MobileNetV2 with ImageNet weights, if available, and with random weights."""
+    trained = "weights/mobilenet_v2_imagenet_fp16.pth"  # expects inputs in [-1, 1]
     if (data / trained).exists():
         yield "mobilenet_v2:imagenet", trained
     yield "mobilenet_v2:random", "random:0"
@@ -193,7 +193,7 @@ def _backbone(name: str, weights: str, collection: Collection, chosen: argparse.
 
 
 def _apart(collection: Collection, chosen: argparse.Namespace, log: Log) -> None:
-    """Fingerprints of three sizes on one set alone, over frozen features."""
+    """Fingerprints of three sizes on a single set, over frozen features."""
     name, weights = next(_backbones(chosen.data))
     weights = converted(weights, chosen.data, chosen.scratch)
     found = seen_by_backbone(name.partition(":")[0], weights, collection, chosen.scratch)
@@ -202,7 +202,7 @@ def _apart(collection: Collection, chosen: argparse.Namespace, log: Log) -> None
 
 
 def search_time(bits: int) -> dict[str, float]:
-    """Milliseconds of one exact FAISS search among 100,000 random codes (bits 0: `FLOATS` of a unit vector)."""
+    """Milliseconds of one exact FAISS search among 100,000 random codes (bits 0: unit vectors of `FLOATS`)."""
     import faiss
 
     faiss.omp_set_num_threads(1)
@@ -220,7 +220,7 @@ def search_time(bits: int) -> dict[str, float]:
         started = time.thread_time()
         index.search(query[None], K)
         spent.append(1000 * (time.thread_time() - started))
-    p50, p95 = np.percentile(spent[ASKED // 10 :], [50, 95])  # the first ones warm caches
+    p50, p95 = np.percentile(spent[ASKED // 10 :], [50, 95])  # the first tenth warms caches
     return {"p50_cpu_ms": float(p50), "p95_cpu_ms": float(p95), "bytes": float(vectors.shape[1] * vectors.itemsize)}
 
 

@@ -1,4 +1,4 @@
-"""The hashing tables, from the raw lines alone (and the average precision of each query, for paired tests)."""
+"""The hashing tables, from the raw lines (and the average precision of each query, for paired tests)."""
 
 import csv
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,12 +17,12 @@ from shared.metrics.bootstrap import compare, holm
 Record = Mapping[str, Any]
 PER_QUERY = Callable[[Json], NDArray[np.float64] | None]
 USUAL = Head().bits
-#: how a trunk that was trained from end to end is searched: what stands in its record, and what the tables call it
+#: searches of a trunk trained end to end: name in its record, and label in the tables
 SEARCHES = {"features": "float, z", "float": "float, content", "code": "its own code"}
 
 
 def body(records: Sequence[Record], average_precision: PER_QUERY, collection: Collection) -> list[str]:
-    """Markdown of all tables that there are records for; means over trunk seeds, ± their standard deviation."""
+    """Markdown of all tables that have records; means over trunk seeds, ± their standard deviation."""
     heads = [r for r in records if r["key"]["kind"] == "head"]
     own = [r for r in heads if ":" not in r["key"]["trunk"]]
     plain = [r for r in own if not _change(r, "method", "bits")]
@@ -59,12 +59,12 @@ def body(records: Sequence[Record], average_precision: PER_QUERY, collection: Co
 
 
 def _rows(head: Sequence[str], rows: Sequence[Sequence[object]]) -> list[str]:
-    """A table and an empty line; nothing where there are no rows."""
+    """A table followed by an empty line; no lines if there are no rows."""
     return [*table(head, rows), ""] if rows else []
 
 
 def flat(records: Sequence[Record], path: Path) -> None:
-    """Every figure of every run, one row each."""
+    """Write every figure of every run to a CSV file, one per row."""
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["run", "figure", "value"])
@@ -75,7 +75,7 @@ def flat(records: Sequence[Record], path: Path) -> None:
 
 
 def _change(record: Record, *beside: str) -> dict[str, Any]:
-    """What the head has that is not usual, apart from the fields named."""
+    """The fields in which the head differs from the default, without those in `beside`."""
     fields = {name: value for name, value in record["key"].items() if name not in ("kind", "trunk", "seed")}
     return {name: value for name, value in Head(**fields).changed.items() if name not in beside}
 
@@ -96,7 +96,7 @@ def _unique(records: Iterable[Record], field: str) -> list[Any]:
 
 
 def _trunks(records: Sequence[Record], search: str) -> dict[str, list[Record]]:
-    """Those trained from end to end, by what they are."""
+    """Records of trunks trained end to end, by kind of training."""
     found: dict[str, list[Record]] = {}
     for r in records:
         key = r["key"]
@@ -150,7 +150,7 @@ def _balls(heads: Sequence[Record]) -> list[str]:
 
 
 def _recall(heads: Sequence[Record]) -> list[str]:
-    """One row per method and share of the bits: does a longer code find more within the same share of it?"""
+    """One row per method and share of the bits: does a longer code find more within the same share?"""
     lengths = sorted(_unique(heads, "bits"))
     rows = []
     for method in _unique(heads, "method"):
@@ -168,7 +168,7 @@ def _recall(heads: Sequence[Record]) -> list[str]:
 
 
 def _end_to_end(records: Sequence[Record], average_precision: PER_QUERY, collection: Collection) -> list[str]:
-    """By the seeds that both have, from the records alone; by queries, where those of each are at hand."""
+    """Differences over the seeds that both have; and by query, if both have each query's average precision."""
     body = []
     for search, label in SEARCHES.items():
         found = _trunks(records, search)
@@ -185,7 +185,7 @@ def _end_to_end(records: Sequence[Record], average_precision: PER_QUERY, collect
 
 
 def _against(groups: Mapping[str, Sequence[Record]], average_precision: PER_QUERY, collection: Collection) -> list[str]:
-    """ACIR against each other one: the same queries, their precision averaged over the seeds at hand of both."""
+    """ACIR against each other method on the same queries, their precision averaged over common seeds."""
     groups_asked = collection.groups[collection.split == "test"]
     known = {
         method: {r["key"]["seed"]: found for r in records if (found := average_precision(dict(r["key"]))) is not None}

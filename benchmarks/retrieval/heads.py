@@ -1,4 +1,4 @@
-"""One hash head on a trunk's features: trained, turned into codes, measured."""
+"""One hash head on the features of a trunk: training, codes, figures."""
 
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -25,39 +25,39 @@ from shared.training.samplers import ClassBalanced
 HIDDEN = 128
 EPOCHS = 8
 BATCHES = ClassBalanced(classes=16, per_class=8)
-AUXILIARY = 0.5  #: of the cross-entropy over the middle layer, for every method alike: only the hashing loss differs
+AUXILIARY = 0.5  #: weight of a cross-entropy on the middle layer, equal for all: only the hashing loss differs
 RATES = {"adamw": 1e-2, "adam": 1e-2, "sgd": 5e-2}  #: 3e-3 leaves the losses over cosines undertrained
-STRUCTURE = 16  #: pixels of the fingerprints by which the order within a class is judged
+STRUCTURE = 16  #: pixels of the fingerprints that define the order within a class
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Head:
-    """What differs between two heads."""
+    """The parameters in which heads differ."""
 
     method: str = "acir"
     bits: int = 64
     alpha: float = 0.5
     gamma: float = 0.25
     prints: int = 16  #: pixels of the fingerprints
-    marks: Fingerprints = "image"  #: what the fingerprints are of
+    marks: Fingerprints = "image"  #: kind of the fingerprints
     layer: Layer = "kan"
-    darf: bool = True  #: reads f_D
+    darf: bool = True  #: whether it reads f_D
     optimiser: Literal["adamw", "adam", "sgd"] = "adamw"
     weight_decay: float = 1e-4
-    labels: Literal["fine", "coarse"] = "fine"  #: coarse: it is told only from which set an image comes
+    labels: Literal["fine", "coarse"] = "fine"  #: coarse: its only label is the set that an image comes from
 
     @property
     def changed(self) -> dict[str, Any]:
-        """What is not as usual."""
+        """The fields that differ from the default."""
         usual = asdict(Head())
         return {name: value for name, value in asdict(self).items() if value != usual[name]}
 
 
 def codes(head: Head, seen: Seen, collection: Collection, fusion: int, seed: int) -> NDArray[np.uint8]:
-    """(n, bits / 8) of all images, by a head that was trained on the train part.
+    """(n, bits / 8) codes of all images, by a head trained on the training part.
 
     Args:
-        fusion: width of f_G and f_L together: what is left of the features without f_D.
+        fusion: width of f_G and f_L together, the features without f_D.
     """
     torch.manual_seed(seed)
     features = seen.blended if head.darf else seen.blended[:, :fusion]
@@ -102,17 +102,17 @@ def _trained(
 
 
 def coarse(collection: Collection) -> NDArray[np.int64]:
-    """(n,) the set that an image comes from."""
+    """(n,) number of the set that an image comes from."""
     return np.unique(collection.sources, return_inverse=True)[1].astype(np.int64)
 
 
 def measured(
     vectors: NDArray[Any], collection: Collection, metric: Metric
 ) -> tuple[dict[str, Any], NDArray[np.float64]]:
-    """Figures of the test images against all others, and the average precision of each.
+    """Figures of the test images against all others, and the average precision of each query.
 
     Args:
-        vectors: of the whole collection: packed codes for Hamming, embeddings for cosine.
+        vectors: of the whole collection; packed codes for Hamming, embeddings for cosine.
     """
     asked = collection.split == "test"
     sides = {
@@ -144,12 +144,12 @@ def measured(
 
 
 def radii(bits: int) -> list[int]:
-    """Radii up to a quarter of the bits, where the authors stop."""
+    """Radii up to a quarter of the bits, the largest in the paper."""
     return sorted({0, 2, 4, bits // 16, bits // 8, bits // 4})
 
 
 def grid(bits: tuple[int, ...], methods: tuple[str, ...]) -> list[Head]:
-    """Every method at every length, then one change at a time at the usual length."""
+    """Every method at every length, then one change at a time at the default length."""
     usual = Head()
     changes: list[dict[str, Any]] = [
         *({"alpha": value} for value in (0.25, 0.75)),

@@ -1,8 +1,8 @@
-"""What the reconstruction error finds among images that do not belong, and what it takes for foreign that does.
+"""What share of foreign images, and of known ones, each OOD score stops.
 
-ACIR's trunk of seed 0 is trained on all modalities of the 16 classes, its decoder after it (stage 2). Thresholds come
+ACIR's trunk of seed 0 is trained on all modalities of the 16 classes, then its decoder (stage 2). Thresholds come
 from the validation part, of all modalities together and of each alone; figures are of the test part, the outliers of
-the development data, and, for one modality, the test images of the others.
+the development data, and, for a single modality, the test images of the others.
 
     python -m benchmarks.retrieval.ood
 """
@@ -36,9 +36,9 @@ from shared.training.data import encode
 from shared.training.experiment import Optimiser
 from shared.training.train import train
 
-#: named here and not by the hashing profiles, which change: the committed figures are of `quick`
+#: defined here, because hashing profiles may change and the committed figures are of `quick`
 TRUNKS = {"quick": Trunk(widths="s", epochs=10), "full": Trunk(widths="s", epochs=40)}
-RATE = 2e-3  #: of the decoder: with few epochs, more than the recipe's 3e-4
+RATE = 2e-3  #: learning rate of the decoder; higher than the recipe's 3e-4, for few epochs
 MULTIPLIERS = (1.0, 2.0, 3.0, 4.0, 5.0)
 SCORES = ("relative error", "squared error", "kNN distance", "Mahalanobis")
 EVERYTHING = "all modalities"
@@ -52,7 +52,7 @@ pixels, grey. A kind with few images has a coarse share; `n` says how many.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Scores are kept in the scratch folder; figures and tables are written anew."""
+    """Write figures and tables; scores are cached in the scratch folder."""
     chosen = _options(arguments)
     if chosen.tables:
         _again(chosen.out)
@@ -77,14 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _again(out: Path) -> None:
-    """The tables of the rows that stand there, with what was said of their run."""
+    """Write the tables again from the stored rows and facts."""
     rows = [json.loads(line) for line in (out / "runs.jsonl").read_text(encoding="utf-8").splitlines()]
     about = json.loads((out / "ood.json").read_text(encoding="utf-8"))
     write("ood", about, {}, [INTRODUCTION, *_tables(rows)], out)
 
 
 def _looked(trunk: Trunk, collection: Collection, chosen: argparse.Namespace) -> Mapping[str, NDArray[np.float32]]:
-    """Content and both errors of each image, by the network with its trained decoder; NaN of the train part."""
+    """Content and both errors of each image, by the network with its trained decoder; errors are NaN for training."""
     stage1 = trunk.folder(chosen.data, chosen.scratch) / MODEL / WEIGHTS
     experiment = acir.decoder(trunk.experiment, stage1, chosen.epochs)
     experiment = replace(experiment, optimiser=Optimiser(rates={"decoder": RATE}))
@@ -98,7 +98,7 @@ def _looked(trunk: Trunk, collection: Collection, chosen: argparse.Namespace) ->
 
         def errors(pixels: Tensor) -> Tensor:
             x = rgb(pixels)
-            painted = network.decoder(network.stem(x)[1])  # type: ignore[misc]  # it was built with one
+            painted = network.decoder(network.stem(x)[1])  # type: ignore[misc]  # built with a decoder
             return torch.stack([relative_error(x, painted), squared_error(x, painted)], 1)
 
         asked = collection.split != "train"
@@ -147,7 +147,7 @@ def _thresholds(values: Scores, digest: str) -> Iterator[tuple[str, float]]:
 
 
 def _score(name: str, inside: Mapping[str, Any], fit: NDArray[np.bool_], labels: NDArray[np.int64]) -> Any:  # noqa: ANN401
-    """What maps looked-at images to (n,) scores; features are compared with the train part's."""
+    """A function from scored images to (n,) scores; features are compared with those of the training part."""
     if name == "relative error":
         return lambda images: images["relative"]
     if name == "squared error":
@@ -159,14 +159,14 @@ def _score(name: str, inside: Mapping[str, Any], fit: NDArray[np.bool_], labels:
 
 
 def auroc(known: Scores, foreign: Scores) -> float:
-    """The chance that a foreign image scores above a known one; a tie is half."""
+    """The probability that a foreign image scores above a known one; a tie counts half."""
     ordered = np.sort(known)
     below = np.searchsorted(ordered, foreign, "left") + np.searchsorted(ordered, foreign, "right")
     return float(below.mean() / (2 * len(known)))
 
 
 def _tables(rows: Sequence[Json]) -> list[str]:
-    """Per modality: kinds by score at the usual rule; then what the multiplier does."""
+    """Per modality: kinds by score at mean + 3 sd; then by multiplier."""
     body = []
     for modality in dict.fromkeys(row["modality"] for row in rows):
         mine = [row for row in rows if row["modality"] == modality]
@@ -202,7 +202,7 @@ def _sweep(rows: Sequence[Json]) -> list[str]:
 
 
 def _scores(rows: Sequence[Json]) -> list[str]:
-    """Of each score under each rule; other modalities are there for one modality alone."""
+    """Each score under each rule; other modalities occur only where the modality is a single one."""
     rules = list(dict.fromkeys(row["rule"] for row in rows))
     lines = []
     for score in SCORES:

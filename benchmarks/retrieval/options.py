@@ -1,4 +1,4 @@
-"""What every benchmark of trainings is told, and `python -m benchmarks.retrieval` hands on."""
+"""Options common to the training benchmarks, which `python -m benchmarks.retrieval` passes on."""
 
 import argparse
 from pathlib import Path
@@ -6,7 +6,7 @@ from tempfile import gettempdir
 
 
 def parser(about: str | None, out: Path, scratch: str) -> argparse.ArgumentParser:
-    """Profile, folders and threads; a benchmark adds what is its own."""
+    """A parser with profile, folders and threads; each benchmark adds its own options."""
     made = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--profile", choices=("quick", "full"), default="quick")
     made.add_argument("--data", type=Path, default=Path("../shared/data"), help="folder of the development data")

@@ -1,4 +1,4 @@
-"""What a scratch folder keeps stands under the digest of what it was made of: what anything else makes is another."""
+"""Names in the scratch folder contain a digest of the inputs, so different inputs never share a file."""
 
 import hashlib
 from pathlib import Path
@@ -9,15 +9,15 @@ from shared.encoder.convert import convert
 
 
 def digest(*made_of: object) -> str:
-    """12 hexadecimal digits: others for other images, labels, groups or split of a collection, or other values."""
+    """12 hexadecimal digits; they differ for other values, or a collection of other images, labels, groups or split."""
     told = [one.digest if isinstance(one, Collection) else repr(one) for one in made_of]
     return hashlib.sha256("\n".join(told).encode()).hexdigest()[:12]
 
 
 def converted(weights: str, folder: Path, scratch: Path) -> str:
-    """Weights as `shared.encoder.weights.find` reads them: a pickle of the folder as safetensors, all else as it is.
+    """Weights for `shared.encoder.weights.find`: a pickle in the folder converted to safetensors, others unchanged.
 
-    The file's name says its content, so that a digest of the name is one of the weights.
+    The file's name contains a hash of its content, so a digest of the name is a digest of the weights.
     """
     if not weights.endswith(".pth"):
         return weights

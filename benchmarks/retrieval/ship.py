@@ -1,4 +1,4 @@
-"""The trained model becomes the shipped one: half-precision weights, and a card with all that is known of it."""
+"""Turns the trained model into the shipped one: half-precision weights, and a card with figures and provenance."""
 
 import argparse
 import json
@@ -53,7 +53,10 @@ ABOUT: Json = {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Raises: `Invalid` where the figures are of another model; `Conflict` where one is shipped there."""
+    """Write the shipped model.
+
+    Raises: `Invalid` if the figures are of another model; `Conflict` if the folder already holds a card.
+    """
     asked = _options(arguments)
     trained = cards.read(asked.model)
     measured = json.loads(asked.figures.read_text(encoding="utf-8"))
@@ -66,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def made(trained: Card, measured: Json, asked: argparse.Namespace) -> Card:
-    """Card and weights stand in the folder, beside its README and licence, without a graph: it is made where used."""
+    """Write card and weights to the folder, beside its README and licence; each site makes the graph itself."""
     figures = [row for row in measured["rows"] if row["model"] == NAME and row["figure"] == "mAP"]
     about = ABOUT | {"figures": {"protocol": measured["command"], "commit": measured["commit"], "mAP": figures}}
     encoder = loaded(asked.model, asked.scratch)

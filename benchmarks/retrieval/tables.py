@@ -1,4 +1,4 @@
-"""The frozen-feature tables, from the raw lines alone."""
+"""The frozen-feature tables, from the raw lines."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,7 +34,7 @@ _NETWORKS = {
 
 
 def notes(profile: str) -> Sequence[str]:
-    """What a reader of the tables has to know, by the profile that was measured."""
+    """Introduction to the tables, for the measured profile."""
     leaking = ", ".join(name for name in PROTOCOLS if protocol(name).leaks)
     return (
         "Micro and macro (mean of classes) with 95 % intervals over patients or groups; random: the expectation of a",
@@ -48,7 +48,7 @@ def notes(profile: str) -> Sequence[str]:
 
 
 def figure_tables(lines: Sequence[Line], out: Path) -> list[str]:
-    """Markdown: per set the main figures under every protocol, the whole of `patient` by k, parts, votes.
+    """Markdown: per set the main figures under every protocol, those of the main protocol by k, parts, votes.
 
     The main figures of all lines go to figures.csv in the folder.
     """
@@ -73,7 +73,7 @@ def figure_tables(lines: Sequence[Line], out: Path) -> list[str]:
 
 
 def timing_table(lines: Sequence[Line], searched: Sequence[Line] = ()) -> list[str]:
-    """Markdown: search alone, and encoding apart. Searches that were timed again stand in place of the first ones."""
+    """Markdown: search time, and encoding time apart. Repeated search times replace the first ones."""
     head = ("set", "network", "index size", "dim", "FlatL2 p50 / p95 ms", "FlatIP p50 / p95 ms", "same first ten",
             "load average", "encode ms of processor time")  # fmt: skip
     again = {(line["set"], line["net"]): line for line in searched if line["kind"] == "search"}
@@ -106,7 +106,7 @@ def _by_protocol(rows: Sequence[Line]) -> list[str]:
         cells = [*(_three(f[name]["micro"]) for name in SHOWN), _three(f["P@10"]["macro"]), _three(f["mAP"]["macro"])]
         name = line["protocol"] + " (leaks)" * line["leaks"]
         found.append([line["net"], line["distance"], name, line["queries"], *cells])
-    most = max(line["images"] for line in rows)  # what knows nothing is shown for the whole set
+    most = max(line["images"] for line in rows)  # baselines are shown for the whole set
     one_each = {line["protocol"]: line for line in rows if line["images"] == most}
     for kind in ("random", "majority"):
         for asked, line in one_each.items():

@@ -1,6 +1,6 @@
-"""ACIR's trunk on the 16 classes, trained once per seed, and what it sees in every image, kept on disk.
+"""ACIR's trunk on the 16 classes, trained once per seed, and its features of every image, kept on disk.
 
-Heads are trained on these features. They see no augmentation, and a trunk that was shaped by ACIR's own loss.
+Heads are trained on these features, so without augmentation, and on a trunk shaped by ACIR's own loss.
 """
 
 from dataclasses import dataclass, replace
@@ -25,13 +25,13 @@ from shared.training.experiment import Experiment
 from shared.training.train import train
 
 WEIGHTS = "weights.safetensors"
-SIDE = 128  #: of the frozen backbones
-HALF = (0.5, 0.5, 0.5)  #: mean and deviation that the MobileNetV2 at hand was trained with
+SIDE = 128  #: input of the frozen backbones
+HALF = (0.5, 0.5, 0.5)  #: mean and deviation of the available MobileNetV2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Trunk:
-    """One training from end to end."""
+    """One end-to-end training."""
 
     widths: acir.Widths
     epochs: int
@@ -54,12 +54,12 @@ class Trunk:
         return replace(base, name=f"acir-{self.name}", method=method, epochs=self.epochs, seed=self.seed)
 
     def folder(self, data: Path, scratch: Path) -> Path:
-        """Where it is trained: with another recipe, or on other data, somewhere else."""
+        """Its training folder; the name depends on recipe and data."""
         made_of = digest(self.experiment.digest, self.experiment.data.load(data))
         return scratch / "trunks" / f"{self.name}-{made_of}"
 
     def trained(self, data: Path, scratch: Path) -> Path:
-        """The folder of the trained model; training goes on where it stopped, or is not needed any more."""
+        """The folder of the trained model; an interrupted training is resumed, a finished one reused."""
         out = self.folder(data, scratch)
         if not (out / METRICS).exists():
             train(self.experiment, data, out)
@@ -73,15 +73,15 @@ class Trunk:
 
 
 class Seen(NamedTuple):
-    """What a trunk sees; rows are the collection's."""
+    """Features of a collection; rows are in its order."""
 
-    blended: Tensor  #: (n, dim) z, what a head reads
-    embeddings: NDArray[np.float32]  #: (n, dim) content, what a float search compares
-    logits: NDArray[np.float32] | None  #: (n, bits) of the head that the trunk was trained with
+    blended: Tensor  #: (n, dim) z, the input of a head
+    embeddings: NDArray[np.float32]  #: (n, dim) content, for float search
+    logits: NDArray[np.float32] | None  #: (n, bits) of the trunk's own head
 
 
 def seen(trunk: Trunk, collection: Collection, data: Path, scratch: Path) -> Seen:
-    """What the trained trunk sees in the collection, from disk if it looked before."""
+    """Features of the collection from the trained trunk; cached on disk."""
     path = scratch / "features" / f"{trunk.folder(data, scratch).name}-{collection.name}-{digest(collection)}.npz"
     if not path.exists():
         network = trunk.network(trunk.trained(data, scratch))
@@ -104,7 +104,7 @@ def seen(trunk: Trunk, collection: Collection, data: Path, scratch: Path) -> See
 
 
 def seen_by_backbone(architecture: str, weights: str, collection: Collection, scratch: Path) -> Seen:
-    """The pooled features of a backbone, frozen: what a trunk with another past sees."""
+    """Pooled features of a frozen backbone, for comparison with the trunk's."""
     name = f"{architecture}-{Path(weights).stem.replace(':', '-')}-{collection.name}-{digest(collection)}"
     path = scratch / "features" / f"{name}.npz"
     if not path.exists():
@@ -117,9 +117,9 @@ def seen_by_backbone(architecture: str, weights: str, collection: Collection, sc
 
 
 def keep(path: Path, **arrays: NDArray[np.float32]) -> None:
-    """The arrays stand at `path`, whole."""
+    """Write the arrays to `path` atomically."""
     beside = path.with_suffix(".part.npz")
-    np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]  # its keywords are the arrays
+    np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]  # array names are keywords
     beside.rename(path)
 
 
