@@ -1,4 +1,4 @@
-"""The API over a real Postgres, with the vectors in memory, the null encoder, and studies made up on the spot."""
+"""The API on a real Postgres, with an in-memory index, the null encoder, and synthetic studies."""
 
 import hashlib
 import io
@@ -36,7 +36,7 @@ CANARY = "CANARYxQZ7"
 
 
 class TwinRuntime(Runtime):
-    """The real runtime, with the vectors in this process."""
+    """The real runtime with an in-memory index."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
@@ -45,14 +45,14 @@ class TwinRuntime(Runtime):
 
 @dataclass
 class Archive:
-    """What a test may put into the archive, by the pipeline's own functions."""
+    """Puts studies into the archive through the functions of the pipeline."""
 
     rt: TwinRuntime
     folder: Path
     files: list[Found] = field(default_factory=list)
 
     def take_in(self, study: int, *, patient: int | None = None, **more: object) -> str:
-        """One four-view study is registered, encoded and searchable; returns its UID."""
+        """Register, encode and index one four-view study; return its UID."""
         uid = f"1.2.3.{study}"
         found = [self._file(uid, study, i, patient if patient is not None else study, **more) for i in range(4)]
         self.files += found
@@ -77,13 +77,13 @@ class Archive:
         return Found(seen=seen, inspected=Inspected(header=header, digest=digest, size=1, kind="dicom"))
 
     def encode(self) -> None:
-        """Workers, in this thread."""
+        """Encode and project everything that is due, in this thread."""
         rt = self.rt
         encode.drain(rt.transaction, Painter(), rt.encoder, rt.effort)
         project.drain(rt.transaction, rt.index, gather_s=0)
 
     def label(self, study_uid: str, **labels: object) -> None:
-        """A table says something new of every image of a study."""
+        """Apply these labels, as from a label table, to every image of a study."""
         row = Row(labels=Labels(**labels))  # type: ignore[arg-type]
         with self.rt.transaction() as db:
             files = [file for file in self.files if file.inspected.header.study_instance_uid == study_uid]  # type: ignore[union-attr]
@@ -91,7 +91,7 @@ class Archive:
         project.drain(self.rt.transaction, self.rt.index, gather_s=0)
 
     def key(self, *scopes: Scope, **more: object) -> dict[str, str]:
-        """Headers of a new key."""
+        """Headers with a new key of these scopes, or of all."""
         secret = keys.generate()
         with self.rt.transaction() as db:
             keys.ensure(db, secret, name="test", scopes=scopes or keys.ALL, **more)  # type: ignore[arg-type]
@@ -99,7 +99,7 @@ class Archive:
 
 
 class Painter:
-    """A decoder that paints: the picture follows from the file's name, alike for studies with near numbers."""
+    """A decoder that derives each picture from the file's name; studies with close numbers look alike."""
 
     def decode_many(self, paths: object, recipe: Recipe) -> Iterator[Decoded | Rejected]:
         for path in paths:  # type: ignore[attr-defined]
@@ -146,7 +146,7 @@ def settings(database_url: str, models: Path, tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def bare(settings: Settings, tmp_path: Path) -> Iterator[Archive]:
-    """An archive before its first model."""
+    """An archive without a model."""
     rt = TwinRuntime(settings)
     yield Archive(rt, tmp_path)
     rt.close()
@@ -154,7 +154,7 @@ def bare(settings: Settings, tmp_path: Path) -> Iterator[Archive]:
 
 @pytest.fixture
 def archive(bare: Archive) -> Archive:
-    """An archive with a published model, and nothing in it."""
+    """An empty archive with a published model."""
     with bare.rt.transaction() as db:
         card = cards.read(bare.rt.folder("null-a"))
         lifecycle.add_model(db, bare.rt.indexes, "null-a", card)
@@ -167,7 +167,7 @@ def serving(archive: Archive) -> TestClient:
 
 @pytest.fixture
 def client(archive: Archive) -> Iterator[TestClient]:
-    """A client with a key that may do everything."""
+    """A client with a key of all scopes."""
     with serving(archive) as client:
         client.headers.update(archive.key())
         yield client
@@ -175,7 +175,7 @@ def client(archive: Archive) -> Iterator[TestClient]:
 
 @pytest.fixture
 def roomy(archive: Archive) -> Archive:
-    """The same, on a disk that may be as full as the developer's."""
+    """The archive without a disk reserve, so that a full developer's disk does not matter."""
     intake = archive.rt.settings.intake.model_copy(update={"reserve_mb": 0})
     archive.rt.settings = archive.rt.settings.model_copy(update={"intake": intake})
     return archive
@@ -190,7 +190,7 @@ def filled(archive: Archive) -> Archive:
 
 
 def png(size: tuple[int, int] = (96, 80)) -> bytes:
-    """A picture from outside."""
+    """An uploaded picture: a PNG file."""
     y, x = np.mgrid[0 : size[0], 0 : size[1]]
     grey = (127 + 100 * np.sin(x / 9) * np.cos(y / 13)).astype(np.uint8)
     out = io.BytesIO()
@@ -199,7 +199,7 @@ def png(size: tuple[int, int] = (96, 80)) -> bytes:
 
 
 def variants(cursor: str) -> list[str]:
-    """What base64 in its leniency may take for this cursor, and this cursor with something behind it."""
+    """Variations of the cursor that a lenient base64 decoder accepts, and the cursor with stray characters."""
     letters = string.ascii_letters + string.digits + "-_"
     last = [cursor[:-1] + letter for letter in letters if letter != cursor[-1]]
     return [*last, *(cursor + stray for stray in ("A", "Q", "w", "_", "=", "==", "!", " ", "AA", "AAAA")), f"!{cursor}"]

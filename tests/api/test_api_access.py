@@ -1,4 +1,4 @@
-"""Who gets in: every route with every kind of key, from one table."""
+"""Every route with every kind of key, from one table."""
 
 import time
 from datetime import UTC, datetime, timedelta
@@ -24,7 +24,7 @@ DICOM_STUDY = "/studies/{study_instance_uid}"
 DICOM_SERIES = DICOM_STUDY + "/series/{series_instance_uid}"
 DICOM_INSTANCE = DICOM_SERIES + "/instances/{sop_instance_uid}"
 
-#: (method, template) -> (address, scope or scopes that open it, JSON body). A route that is missing here fails.
+#: (method, template) -> (address, scope or scopes that open it, JSON body). The test fails for a missing route.
 ROUTES = {
     ("GET", "/livez"): ("/livez", PUBLIC, None),
     ("GET", "/readyz"): ("/readyz", PUBLIC, None),
@@ -149,7 +149,7 @@ def test_the_table_of_scopes_is_what_the_routes_declare(archive):
 
 
 def test_whoever_begins_long_work_may_follow_it_to_its_end():
-    """POST of what becomes an operation, or a generation: its key may read what the answer names."""
+    """For a POST that begins an operation or a generation: its key may read what the answer names."""
     begun = {
         ("POST", "/v1/ingest/scans"): ("/v1/operations/{operation_id}", True),
         ("POST", "/v1/ingest/backfills"): ("/v1/operations/{operation_id}", True),
@@ -215,7 +215,7 @@ def test_the_last_use_of_a_key_is_kept(archive):
     with serving(archive) as client:
         headers = archive.key(Scope.READ)
         assert client.get("/v1/models", headers=headers).status_code == 200
-        client.app.state.callers.close()  # what is under way is finished first
+        client.app.state.callers.close()  # close waits for calls in progress
     with archive.rt.transaction() as db:
         assert keys.every(db)[-1].last_used_at is not None
 

@@ -1,4 +1,4 @@
-"""Who did what, over HTTP."""
+"""The audit over HTTP."""
 
 from shared.store.keys import Scope
 from tests.api.conftest import CANARY, serving
@@ -37,7 +37,7 @@ def test_who_gave_and_took_access_and_brought_a_model_is_on_record(client):
     assert [client.post("/v1/models", json={"card": "null-b"}).status_code for _ in range(2)] == [201, 200]
     entries = client.get("/v1/audit").json()["entries"]
     assert [(one["action"], one["details"]) for one in entries] == [
-        ("model-add", {"model": "null-b", "published": True}),  # nothing is encoded: the newest serves
+        ("model-add", {"model": "null-b", "published": True}),  # nothing is encoded, so it is published
         ("key-revoke", {"key": number}),
         ("key-create", {"key": number, "scopes": ["search", "read"]}),
     ]

@@ -1,4 +1,4 @@
-"""A published set from its folder to an answer: the real scan, the real sandbox, the real rows."""
+"""A published set from folder to search, with the real scan, sandbox and rows."""
 
 from collections import Counter
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.datasets import made
 
 @pytest.fixture
 def work(archive, monkeypatch):
-    """What the workers do until nothing is left, in this process."""
+    """Runs the workers' tasks in this process until no work is left."""
     monkeypatch.setattr(workers.ingest, "runtime", lambda: archive.rt)
 
     def run():
@@ -37,7 +37,7 @@ def take_in(client, work):
 
 
 def three_women(folder: Path) -> Path:
-    """Woman 1 has both breasts, 2 and 3 one each; every image in both kinds."""
+    """Woman 1 has both breasts, 2 and 3 one each; every image exists in both kinds."""
     names = {f"P{p}_{side}_{kind}_CC": f"{p + 2}$1" for p, side in ((1, "L"), (1, "R"), (2, "L"), (3, "L"))
              for kind in ("DM", "CM")}  # fmt: skip
     root = made.cdd_cesm(folder / "CDD-CESM", names)
@@ -108,7 +108,7 @@ def test_a_corrected_sheet_changes_the_labels_and_nothing_else(client, archive, 
 
 
 def inbreast(folder: Path) -> Path:
-    """Two women, one image each and another of the first, whose headers all say the same patient."""
+    """Two women, the first with two images; all headers name the same patient."""
     root = folder / "INbreast"
     women = ("6c613a14b80a8591", "6c613a14b80a8591", "036aff49b8ac84f0")
     rows = []

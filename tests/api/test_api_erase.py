@@ -1,4 +1,4 @@
-"""Erasing over HTTP: gone with the answer, proved soon after, refused when it comes again."""
+"""Erasing over HTTP: effective with the answer, proved soon after, and the images are refused if sent again."""
 
 from shared.pipeline import project, scan
 from tests.api.conftest import CANARY
@@ -13,7 +13,7 @@ def found(client, uid):
 
 
 def again(archive):
-    """A scan meets every file once more."""
+    """Scans every file again."""
     with archive.rt.transaction() as db:
         return scan.register(db, archive.files, archive.rt.rules, None)
 
@@ -39,7 +39,7 @@ def test_an_erased_study_is_gone_with_the_answer(client, filled):
 def test_what_was_erased_is_refused_until_it_is_lifted(client, filled):
     client.delete("/v1/studies/1.2.3.4")
     assert again(filled)["kept"] == 4
-    assert client.post("/v1/studies/1.2.3.4:lift").status_code == 409  # its points may stand still
+    assert client.post("/v1/studies/1.2.3.4:lift").status_code == 409  # its points may still be in the index
     settle(filled)
     assert client.post("/v1/studies/1.2.3.4:lift").json() == {"tombstones": 5}
     assert client.post("/v1/studies/1.2.3.4:lift").status_code == 404

@@ -1,4 +1,4 @@
-"""Generations over HTTP: built beside the live one, published, rolled back, retired; refusals tell the numbers."""
+"""Generations over HTTP: built beside the live one, published, rolled back, retired; refusals state the numbers."""
 
 import pytest
 import sqlalchemy as sa
@@ -9,7 +9,7 @@ from shared.store.keys import Scope
 from shared.types import Job
 from tests.api.conftest import Painter, serving
 
-#: Transactions that have written, or that hold a lock alone.
+#: Counts transactions that have written or hold an exclusive lock.
 LOCKED = sa.text(
     "SELECT count(*) FROM pg_locks WHERE database = (SELECT oid FROM pg_database WHERE datname = current_database()) "
     "AND pid IN (SELECT pid FROM pg_stat_activity WHERE backend_type = 'client backend') "
@@ -26,7 +26,7 @@ def two_models(client, archive):
 
 
 def work(archive, rounds=6):
-    """Workers, in this thread."""
+    """Runs the workers in this thread."""
     rt = archive.rt
     for _ in range(rounds):
         with rt.transaction() as db:
@@ -93,7 +93,7 @@ def test_the_archive_changes_its_model_and_back(two_models, archive):
     stale = client.get("/v1/studies/1.2.3.1/similar", params={"k": 1, "cursor": before["next"]})
     assert (stale.status_code, "stale" in stale.json()["detail"]) == (409, True)
     assert client.get("/v1/generations/1").json()["rollback_target"] is True
-    assert client.post("/v1/generations/1:rollback").status_code == 409  # not the published one
+    assert client.post("/v1/generations/1:rollback").status_code == 409  # not published
     assert client.post("/v1/generations/2:rollback").json()["id"] == 1
     assert client.get("/v1/studies/1.2.3.1/similar").json()["model"]["name"] == "null-a"
     assert client.post("/v1/generations/2:retire").status_code == 409
@@ -111,7 +111,7 @@ def test_pause_resume_and_cancel(two_models, archive):
     assert client.post("/v1/generations/2:cancel").json()["state"] == "retiring"
     assert client.post("/v1/generations/2:resume").status_code == 409
     assert client.post("/v1/generations/1:cancel").status_code == 409
-    assert client.post("/v1/generations/1:pause").status_code == 409  # nothing builds it
+    assert client.post("/v1/generations/1:pause").status_code == 409  # no build is running
 
 
 def test_the_same_idempotency_key_begins_one_generation(two_models):
@@ -184,7 +184,7 @@ def test_the_pace_of_a_build_is_set_while_it_runs(two_models):
 
 
 def test_nobody_waits_while_the_answer_counts(two_models, archive, monkeypatch):
-    """For whoever writes ledgers, or steers the same build; on a large archive that takes half a minute."""
+    """Counting coverage takes half a minute on a large archive; no lock may be held meanwhile."""
     client, count, held = two_models, coverage.count, []
 
     def counting(db, *of):

@@ -1,4 +1,4 @@
-"""Probes, numbers, documents and headers."""
+"""Health probes, metrics, documents and headers."""
 
 import json
 import os
@@ -23,7 +23,7 @@ SNAPSHOT = Path(__file__).with_name("openapi.json")
 
 @pytest.fixture
 def away(archive):
-    """Makes a part of the runtime unreachable."""
+    """A function that makes a part of the runtime unreachable."""
 
     def fail():
         raise Unavailable("away")
@@ -78,7 +78,7 @@ def test_metrics_tell_what_is_done_and_what_waits(client, filled):
     ):
         assert line in text.splitlines(), line
     aged = re.findall(r'^similis_queue_oldest_age_seconds\{queue="(\w+)"\} ', text, re.MULTILINE)
-    assert aged == ["ingest", "index"]  # of the others no age is known, and none is told
+    assert aged == ["ingest", "index"]  # the other queues report no age
     assert "similis_build_info{version=" in text
     assert re.search(r'^similis_disk_free_bytes\{place="models"\} [1-9]', text, re.MULTILINE)
     assert "1.2.3." not in text
@@ -103,7 +103,7 @@ def test_a_scrape_waits_for_no_count_and_tells_how_old_its_numbers_are(client, a
     monkeypatch.setattr(metrics, "FRESH_S", 0.0)
     monkeypatch.setattr(metrics, "SHARE", 1e9)
     with ThreadPoolExecutor(1) as beside, archive.rt.store.engine.begin() as other:
-        other.execute(sa.text("LOCK TABLE image IN ACCESS EXCLUSIVE MODE"))  # no count comes to its end
+        other.execute(sa.text("LOCK TABLE image IN ACCESS EXCLUSIVE MODE"))  # blocks every count
         assert beside.submit(scrape).result(timeout=10)[0] == 4
     assert until(lambda: scrape()[0] == 8, 5)
     client.app.state.metrics.stored.close()
@@ -148,7 +148,7 @@ def test_the_documents_name_every_route_and_load_nothing_from_elsewhere(client):
 
 
 def test_the_openapi_document_is_the_one_that_was_agreed(client):
-    """UPDATE_OPENAPI=1 writes the snapshot anew; look at the difference before committing."""
+    """UPDATE_OPENAPI=1 writes the snapshot again; check the difference before committing."""
     described = client.get("/openapi.json").json()
     described["info"]["version"] = "0"
     if os.environ.get("UPDATE_OPENAPI"):
@@ -178,7 +178,7 @@ def test_a_key_that_may_only_search_does_not_see_the_numbers(archive):
 
 
 def test_the_end_waits_for_the_first_look_at_the_engines(archive):
-    """Else it opens connections after they were all closed."""
+    """Otherwise it would open connections after all were closed."""
     told = []
 
     def slow():
@@ -193,7 +193,7 @@ def test_the_end_waits_for_the_first_look_at_the_engines(archive):
 
 
 def test_the_published_index_is_tried_while_the_api_starts(archive, monkeypatch):
-    """An engine that counts bits wrongly is told of in the log, and not by the first who asks."""
+    """An engine with wrong Hamming distances is logged at the start, not found by the first search."""
     tried: list[int] = []
 
     def wrong(index):

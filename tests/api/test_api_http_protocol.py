@@ -1,4 +1,4 @@
-"""What comes over a socket before it is a request, at the server as it is configured."""
+"""Bytes on a socket that are no request yet, with the server's real configuration."""
 
 import asyncio
 import json
@@ -17,11 +17,11 @@ from services.api.__main__ import configuration
 from shared.process import until
 from tests.conftest import ROOT
 
-MUCH = 64 * 1024 * 1024  #: more than sockets hold
+MUCH = 64 * 1024 * 1024  #: exceeds the socket buffers
 
 
 async def app(scope, receive, send):
-    """Tells how long the body was; may answer before it has come, or late."""
+    """Answers with the size of the body: before reading it at /early, after a delay at /slow."""
     size, more = 0, scope["path"] != "/early"
     if scope["path"] == "/slow":
         await asyncio.sleep(0.5)
@@ -54,7 +54,7 @@ def connection(monkeypatch):
 
 
 def answer(connection):
-    """All that comes until the other side closes."""
+    """Everything received until the peer closes."""
     told = b""
     while part := connection.recv(65536):
         told += part

@@ -34,7 +34,7 @@ def change(archive, words):
 
 @pytest.fixture
 def real(archive, tmp_path):
-    """A real file, registered in place; (UID, path)."""
+    """A real file registered in place: (UID, path)."""
     path = tmp_path / f"{CANARY}.dcm"
     shutil.copy(get_testdata_file("MR_small.dcm", download=False), path)
     inspected = archive.rt.sandbox.inspect(path)
@@ -123,7 +123,7 @@ def test_a_file_that_has_other_bytes_by_now_is_never_shown(client, archive, real
 
 
 class Overwritten(Sandbox):
-    """Once a file was read, somebody puts another one in its place."""
+    """Overwrites each file with another one right after it was read."""
 
     def __init__(self, other):
         super().__init__()
@@ -135,7 +135,7 @@ class Overwritten(Sandbox):
             path.write_bytes(self.other)
 
 
-@pytest.mark.parametrize("pixels", [slice(None), slice(-400)])  # of the other one: whole, or too short to be decoded
+@pytest.mark.parametrize("pixels", [slice(None), slice(-400)])  # of the other file: whole, or too short to decode
 def test_a_file_that_is_overwritten_while_it_is_looked_at_is_never_shown(client, archive, real, monkeypatch, pixels):
     uid, _ = real
     with open(get_testdata_file("CT_small.dcm", download=False), "rb") as file:
@@ -168,7 +168,7 @@ def test_the_first_frame_of_a_long_cine_of_small_frames_is_reached(client, archi
 
 def test_a_frame_is_reached_with_as_few_others_as_can_be():
     assert _reaching(1, 1, 2048) == 1
-    assert _reaching(6, 10, 512) == 1  # the middle one
+    assert _reaching(6, 10, 512) == 1  # the middle frame
     assert _reaching(1, 10, 512) == 6
     with pytest.raises(Invalid, match="smaller"):
         _reaching(1, 100, 2048)

@@ -1,4 +1,4 @@
-"""How much one caller may ask, and what is told to the one that asks more."""
+"""Limits per caller, and the answers beyond them."""
 
 import asyncio
 import threading
@@ -17,10 +17,10 @@ from tests.api.conftest import serving
 
 @asynccontextmanager
 async def asking(app):
-    """A client that sends a body as the app reads it, part by part."""
+    """A client that streams a body part by part as the app reads it."""
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
-        app.router.lifespan_context(app),  # what it does beside a request has ended before the database goes
+        app.router.lifespan_context(app),  # background work ends before the database is closed
         httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1") as client,
     ):
         yield client
@@ -108,7 +108,7 @@ def test_an_upload_over_the_limit_is_refused_by_its_header_and_by_its_stream(arc
 
 
 async def upload(client, key, begun, go):
-    """A picture whose second part waits for `go`."""
+    """Upload a picture whose second part is sent only after `go`."""
 
     async def parts():
         begun.set()
@@ -135,9 +135,9 @@ def test_only_four_uploads_are_held_at_once_and_the_next_is_sent_away_unread(arc
 
     fifth, was_read, batch, done, later = asyncio.run(scenario())
     assert (fifth.status_code, fifth.headers["Retry-After"], was_read) == (503, "2", False)
-    assert batch.status_code == 404  # it holds no picture, so it needs no place
+    assert batch.status_code == 404  # without an upload it needs no slot
     codes = {answer.status_code for answer in [*done, later]}
-    assert codes == {422}, codes  # they were read, and are no pictures
+    assert codes == {422}, codes  # read, but not decodable as pictures
 
 
 def test_one_key_has_half_of_the_places_so_that_others_find_one(archive):
@@ -201,7 +201,7 @@ def test_a_client_that_leaves_in_the_middle_is_no_error_of_ours(archive, kind):
 
 
 def posted(app, path, parts, headers):
-    """The answer to a body that comes piece by piece."""
+    """The answer to a body sent in pieces."""
 
     async def scenario():
         async with asking(app) as client:
@@ -272,7 +272,7 @@ def test_strangers_who_ask_whether_all_is_ready_hold_one_thread_while_an_engine_
 
     async def scenario():
         async with asking(app) as client:
-            strangers = [asyncio.create_task(client.get("/readyz")) for _ in range(50)]  # there are 40 threads
+            strangers = [asyncio.create_task(client.get("/readyz")) for _ in range(50)]  # more than the 40 threads
             try:
                 async with asyncio.timeout(10):
                     listed = await client.get("/v1/studies", headers=headers)
@@ -283,7 +283,7 @@ def test_strangers_who_ask_whether_all_is_ready_hold_one_thread_while_an_engine_
     listed, answers = asyncio.run(scenario())
     assert listed.status_code == 200
     assert {(answer.status_code, answer.json()["status"]) for answer in answers} == {(200, "ready")}
-    assert len(asked) == 2  # once at the start, and once for all of them
+    assert len(asked) == 2  # once at the start, once for all requests together
 
 
 def test_a_stranger_who_leaves_takes_no_answer_from_the_others(archive):
@@ -298,7 +298,7 @@ def test_a_stranger_who_leaves_takes_no_answer_from_the_others(archive):
     async def scenario():
         async with asking(app) as client:
             first, second = (asyncio.create_task(client.get("/readyz")) for _ in range(2))
-            for _ in range(2):  # once at the start, and once for both
+            for _ in range(2):  # once at the start, once for both requests together
                 await asyncio.to_thread(asked.acquire, timeout=10)
             first.cancel()
             go.set()

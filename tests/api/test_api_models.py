@@ -27,11 +27,11 @@ def test_the_first_model_is_verified_published_and_served(bare):
         assert Job.ENCODE in bare.rt.queue.rung
         assert client.post("/v1/models", json={"card": "null-a"}).status_code == 200
         second = client.post("/v1/models", json={"card": "null-b"}).json()
-        assert (second["published"], second["generations"]) == (True, [2])  # nothing is encoded yet
+        assert (second["published"], second["generations"]) == (True, [2])  # nothing is encoded
 
 
 def test_a_model_that_two_add_at_once_is_new_to_one_of_them(bare):
-    """The second asks before the first has committed."""
+    """The second request arrives before the first has committed."""
     waits = sa.text("SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'")
     with serving(bare) as client, ThreadPoolExecutor(1) as pool:
         client.headers.update(bare.key())
@@ -92,7 +92,7 @@ def test_a_key_that_is_not_there_cannot_be_revoked(client):
 def test_a_model_gets_a_code_fitted_to_what_the_archive_holds(client, archive):
     for study in range(1, 6):
         archive.take_in(study)
-    name = f"fitted-{uuid.uuid4().hex[:8]}"  # the models folder is shared by all tests
+    name = f"fitted-{uuid.uuid4().hex[:8]}"  # all tests share the models folder
     made = client.post("/v1/models/null-a:hash", json={"name": name, "bits": 16})
     assert made.status_code == 201, made.text
     assert (made.json()["bits"], made.json()["published"]) == (16, False)
@@ -126,7 +126,7 @@ def test_while_a_code_is_fitted_no_transaction_is_open(client, archive, monkeypa
         with archive.rt.store.reading() as connection:
             statement = (
                 "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND xact_start < now() "
-                "AND backend_type = 'client backend'"  # an autovacuum may be at work
+                "AND backend_type = 'client backend'"  # ignores autovacuum
             )
             open_ones.append(connection.execute(sa.text(statement)).scalar_one())
         return fit(*arguments, **more)

@@ -1,4 +1,4 @@
-"""Scans as operations: begun once, watched, cancelled, tried again."""
+"""Scans as operations: begun once, watched, cancelled, retried."""
 
 import hashlib
 import os
@@ -210,7 +210,7 @@ def test_a_retry_looks_at_refused_files_again(client, archive, folder):
 
 @pytest.fixture
 def turns(archive, tmp_path, monkeypatch):
-    """A folder of so many files that are no studies, and workers that have no time for more than two of them."""
+    """Makes folders of files that are no studies; each turn of a worker ends after two files."""
     monkeypatch.setattr(workers.ingest, "runtime", lambda: archive.rt)
     monkeypatch.setattr("shared.pipeline.turns.TURN_S", 0.0)
     monkeypatch.setattr("shared.pipeline.turns.time", SimpleNamespace(monotonic=lambda: 1.0))
@@ -240,7 +240,7 @@ def test_a_long_scan_gives_way_to_others_and_goes_on_where_it_was(client, turns)
         [(2, "registering"), (1, "registering")],
         [(4, "registering"), (1, "registering")],
         [(4, "registering"), (1, "indexing")],
-        [(7, "indexing"), (1, "indexing")],  # nobody else waits
+        [(7, "indexing"), (1, "indexing")],  # nobody else waits, so the turn goes on
     ]
     body = client.get(f"/v1/operations/{long}").json()
     assert (body["total"], body["counts"]) == (7, {"failed": 7, "unchanged": 0, "settling": 0})

@@ -1,4 +1,4 @@
-"""The canary: what identifies a patient is planted everywhere and found nowhere."""
+"""A canary value in every identifying attribute of a patient must not appear anywhere outside the file."""
 
 import io
 import json

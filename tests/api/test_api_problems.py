@@ -1,4 +1,4 @@
-"""Refusals: one shape, one table, and nothing of what was sent."""
+"""Refusals have one shape and one table, and repeat nothing of the request."""
 
 import base64
 import time
@@ -143,7 +143,7 @@ def test_only_a_name_that_the_route_has_is_offered_in_place_of_one_that_it_does_
         return client.get(f"/v1/operations?{name}=1").json()["errors"][0]["message"]
 
     assert told("limt") == "there is no such name; do you mean limit?"
-    assert told("state") == "there is no such name"  # studies have a status
+    assert told("state") == "there is no such name"  # the attribute of studies is named `status`
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_list_may_still_be_repeated(client):
     assert client.get("/v1/studies?birads=4&birads=5&ModalitiesInStudy=MG&ModalitiesInStudy=CT").status_code == 200
 
 
-BEYOND = 2**63  #: the first number that no column holds
+BEYOND = 2**63  #: the least integer beyond a bigint column
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_a_number_that_no_row_can_have_is_a_400(client, method, address, body):
 
 
 def test_a_body_that_is_not_sent_as_json_is_told_how_to_be_sent(client):
-    for headers in ({}, {"Content-Type": "application/x-www-form-urlencoded"}):  # as curl sends it by itself
+    for headers in ({}, {"Content-Type": "application/x-www-form-urlencoded"}):  # curl's default
         refused = client.post("/v1/keys", content=b'{"name": "SECRET", "scopes": ["read"]}', headers=headers)
         assert (refused.status_code, refused.json()["code"]) == (415, "unsupported-media")
         assert "Content-Type: application/json" in refused.json()["detail"]
@@ -287,7 +287,7 @@ def test_a_commit_that_fails_is_told_to_the_client(archive, postgres, database_u
         client.get("/v1/keys", headers=key)
         import sqlalchemy as sa
 
-        with archive.rt.transaction() as db:  # a constraint that is looked at when the transaction ends
+        with archive.rt.transaction() as db:  # a deferred constraint, checked at commit
             db.execute(
                 sa.text(
                     "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS "

@@ -1,4 +1,4 @@
-"""The review queue over HTTP: listed, decided on once, retried; thresholds made, replayed and told with a query."""
+"""The review queue over HTTP: listing, single decisions, retries; thresholds made, replayed and shown with a query."""
 
 import io
 import logging
@@ -20,11 +20,11 @@ from shared.store.files import Seen
 from shared.store.keys import Scope
 from tests.api.conftest import CANARY, png, serving
 
-FAR = 0.25  #: the score, an ordinary one, of a picture whose embedding leans the other way
+FAR = 0.25  #: an ordinary score; pictures with it have an embedding in the opposite direction
 
 
 class Measuring:
-    """An encoder whose score of a picture is chosen by the test; embeddings lean one way, but for those FAR."""
+    """An encoder whose scores the test sets; embeddings have a common direction, except for pictures that score FAR."""
 
     def __init__(self, inner, scores):
         self.inner, self.card, self.scores = inner, inner.card, scores
@@ -39,7 +39,7 @@ class Measuring:
 
 @pytest.fixture
 def scores(archive, monkeypatch):
-    """What the next pictures score; without more, something ordinary."""
+    """Scores of the next pictures, in order; ordinary scores when the list is empty."""
     coming, real = [], archive.rt.encoder
     monkeypatch.setattr(archive.rt, "encoder", lambda model: Measuring(real(model), coming))
     return coming
@@ -56,7 +56,7 @@ def calibrated(client, archive, scores):
 
 @pytest.fixture
 def stopped(calibrated, archive, scores):
-    """A seventh study, the first image of which is unlike the others."""
+    """A seventh study, whose first image is out of distribution."""
     scores.append(3.0)
     archive.take_in(50)
     return calibrated
@@ -119,7 +119,7 @@ def test_many_images_without_thresholds_of_this_archive_are_told(client, archive
 
 def test_a_release_makes_it_searchable_and_a_second_one_changes_nothing(stopped, archive):
     (item,) = items(stopped)
-    for said in ("2026-01-31T08:00:00Z", 17):  # of what was stopped before it, and no moment
+    for said in ("2026-01-31T08:00:00Z", 17):  # a moment before the image was stopped, and a value that is no timestamp
         refused = stopped.post(f"/v1/quarantine/{item['item']}:release", json={"since": said})
         assert refused.status_code == (409 if isinstance(said, str) else 400)
     said = {"note": "a breast, with an implant", "since": item["since"]}
@@ -233,7 +233,7 @@ def test_an_image_that_lies_far_away_is_told_by_its_distance_wherever_it_shows(c
 
 
 def test_an_uploaded_picture_that_lies_far_away_is_told_so(calibrated, archive, scores):
-    with archive.rt.transaction() as db:  # that of a plain picture
+    with archive.rt.transaction() as db:  # the modality of a plain picture
         db.execute(sa.text("UPDATE calibration SET modality = 'OT'"))
     for score, verdict, stops in ((0.5, "passed", []), (FAR, "stopped", ["far-from-known"])):
         scores.append(score)
@@ -262,7 +262,7 @@ def test_a_replay_that_makes_no_sense_is_refused(calibrated, body, status):
 
 
 def test_the_gates_of_an_uploaded_picture_are_told_with_its_answer(calibrated, archive, scores):
-    with archive.rt.transaction() as db:  # that of a plain picture
+    with archive.rt.transaction() as db:  # the modality of a plain picture
         db.execute(sa.text("UPDATE calibration SET modality = 'OT'"))
     for score, verdict in ((0.5, "passed"), (9.0, "stopped")):
         scores.append(score)

@@ -1,4 +1,4 @@
-"""Schemathesis over the whole OpenAPI document: what it generates is answered as documented, and never by a 5xx."""
+"""Schemathesis over the whole OpenAPI document: every generated request is answered as documented, never by a 5xx."""
 
 import json
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from tests.api.conftest import TwinRuntime
 from tests.dicomweb import RELATED, instance, related, served, sop_uid, study_uid
 from tests.engines import _fresh
 
-EXAMPLES = 4  #: generated requests for each route, besides those that cover its parameters one by one
+EXAMPLES = 4  #: generated requests per route, besides those that cover its parameters one by one
 CHECKS = (
     not_a_server_error,
     checks.status_code_conformance,
@@ -49,7 +49,7 @@ schema = schemathesis.openapi.from_dict(described)
 
 @pytest.fixture(scope="module")
 def server(postgres, migrated, models, tmp_path_factory) -> Iterator[tuple[str, dict[str, str]]]:
-    """The API with two studies, behind a real server; its address, and the headers of a key that may do everything."""
+    """The API with two studies behind a real server: its address, and headers of a key with all scopes."""
     for url in _fresh(postgres, migrated):
         rt = TwinRuntime(
             Settings(
@@ -64,7 +64,7 @@ def server(postgres, migrated, models, tmp_path_factory) -> Iterator[tuple[str, 
         secret = keys.generate()
         with rt.transaction() as db:
             lifecycle.add_model(db, rt.indexes, "null-a", cards.read(rt.folder("null-a")))
-            for n in range(40):  # those that it may guess, and revoke
+            for n in range(40):  # keys that generated requests may guess and revoke
                 keys.ensure(db, keys.generate(), name=f"other {n}")
             keys.ensure(db, secret, name="schemathesis")
         headers = {"Authorization": f"Bearer {secret}"}
@@ -80,7 +80,7 @@ def server(postgres, migrated, models, tmp_path_factory) -> Iterator[tuple[str, 
 
 @schema.hook
 def map_path_parameters(_, parameters):
-    """Half of the addresses lead somewhere."""
+    """Use known identifiers in half of the addresses."""
     if parameters and sum(map(ord, str(sorted(parameters.items())))) % 2:
         return {name: KNOWN.get(name, value) for name, value in parameters.items()}
     return parameters
@@ -100,11 +100,11 @@ def test_every_route_answers_as_it_says(case, server):
 
 
 def test_what_it_has_found_stays_found(server):
-    """Of the second study: the first is one that it knows, and may have erased."""
+    """On the second study, because generated requests know the first one and may have erased it."""
     address, headers = server
     for path, body in (
-        ("/v1/searches", {"studies": [study_uid(2)], "exclude": [{}]}),  # an internal error
-        ("/v1/ingest/backfills", {"dicomweb": "0", "query": {"StudyInstanceUID": [{}]}}),  # the same
+        ("/v1/searches", {"studies": [study_uid(2)], "exclude": [{}]}),  # was an internal error
+        ("/v1/ingest/backfills", {"dicomweb": "0", "query": {"StudyInstanceUID": [{}]}}),  # was an internal error, too
     ):
         assert httpx.post(address + path, json=body, headers=headers).status_code == 400, path
     assert httpx.get(f"{address}/v1/quarantine?since=0.5", headers=headers).status_code == 400  # seconds since 1970

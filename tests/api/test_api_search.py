@@ -1,4 +1,4 @@
-"""Searching: by a stored study, by several, and by a picture from outside."""
+"""Searches by one stored study, by several, and by an uploaded picture."""
 
 import base64
 import io
@@ -133,7 +133,7 @@ def test_pages_follow_one_another_without_gap_or_repeat(client, filled):
         seen += uids(answer)
         ranks += [study["rank"] for study in answer.json()["studies"]]
         if len(seen) == 4:
-            filled.take_in(30)  # what arrives meanwhile disturbs nothing
+            filled.take_in(30)  # arrives between two pages, and must not affect them
         link = answer.headers.get("Link")
         assert (link is None) == (answer.json()["next"] is None)
         address = link and link.partition("<")[2].partition(">")[0]
@@ -173,7 +173,7 @@ def test_a_search_by_codes_tells_distance_and_content(client, archive, models):
     sample = np.random.default_rng(0).standard_normal((200, 64)).astype(np.float32)
     if not (models / "coded").is_dir():
         build_hashed(models / "coded", models / "null-a", sample, 32, name="coded")
-    with archive.rt.transaction() as db:  # nothing is encoded yet: the newest model is the published one
+    with archive.rt.transaction() as db:  # nothing is encoded yet, so the newest model is published
         lifecycle.add_model(db, archive.rt.indexes, "coded", cards.read(models / "coded"))
     for study in range(1, 9):
         archive.take_in(study)
@@ -185,7 +185,7 @@ def test_a_search_by_codes_tells_distance_and_content(client, archive, models):
     near = client.get("/v1/studies/1.2.3.1/similar?mode=hash&radius=2").json()
     assert all(m["hamming"] <= 2 for study in near["studies"] for m in study["matches"])
     hybrid = client.get("/v1/studies/1.2.3.1/similar?mode=hybrid&k=3").json()
-    assert not hybrid["exact"]  # a ball by codes may lack a neighbour by embedding
+    assert not hybrid["exact"]  # a ball of codes may miss a neighbour by embedding
     assert -1 <= hybrid["studies"][0]["matches"][0]["content"] <= 1
     dense = client.get("/v1/studies/1.2.3.1/similar?k=3").json()
     assert (dense["studies"][0]["matches"][0]["hamming"], dense["studies"][0]["matches"][0]["content"]) == (None, None)

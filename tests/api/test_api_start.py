@@ -1,4 +1,4 @@
-"""The process itself."""
+"""The API process itself."""
 
 import json
 import os

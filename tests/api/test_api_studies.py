@@ -1,4 +1,4 @@
-"""Lists of studies, and what is told of one."""
+"""Lists of studies, and the details of one."""
 
 import pytest
 import sqlalchemy as sa
@@ -36,7 +36,7 @@ def test_pages_of_studies_follow_one_another(client, filled):
         page = client.get(f"/v1/studies?limit=5{cursor and f'&cursor={cursor}'}").json()
         seen += [study["study_instance_uid"] for study in page["studies"]]
         cursor = page["next"]
-        filled.take_in(40 + len(seen))  # newer than the first page: not among the next ones
+        filled.take_in(40 + len(seen))  # newer than the first page, so not on later pages
     assert seen == [f"1.2.3.{n}" for n in range(12, 0, -1)]
 
 

@@ -1,4 +1,4 @@
-"""Backfill as an operation: who may begin one, from where, and how a worker carries it on."""
+"""Backfill as an operation: who may begin one, from which archive, and how a worker continues it."""
 
 import json
 import os
@@ -38,14 +38,14 @@ def client(roomy):
 
 @pytest.fixture
 def worker(roomy, monkeypatch):
-    """Carries on whatever is due, with this archive's runtime."""
+    """Runs whatever is due, with this archive's runtime."""
     monkeypatch.setattr(workers.pull, "runtime", lambda: roomy.rt)
     return workers.pull.pull_studies
 
 
 @pytest.fixture
 def other(postgres, migrated, models, tmp_path):
-    """Another archive with two studies of two images: ours again, on a database of its own, behind a real server."""
+    """Another Similis with two studies of two images, on its own database, behind a real server."""
     from shared.config import Api, Database, Intake, Settings
     from tests.api.conftest import Archive, TwinRuntime
     from tests.engines import _fresh
@@ -64,7 +64,7 @@ def other(postgres, migrated, models, tmp_path):
 
 @pytest.fixture
 def source(roomy, other, tmp_path):
-    """The other archive with four images, as a configured source of ours."""
+    """The other archive as a configured source of this one."""
     there, url = other
     key = there.key()
     with serving(there) as client:
@@ -244,7 +244,7 @@ WORKER = "import workers.pull; workers.pull.pull_studies()"
 
 
 def test_a_worker_that_is_killed_is_followed_by_one_that_goes_on(client, roomy, source, worker, models, tmp_path):
-    """A real process, killed between two of four instances."""
+    """The worker is a real process, killed after two of four instances."""
     operation_id = begin(client, rate=1).json()["id"]
     rt = roomy.rt
     environment = os.environ | {

@@ -1,4 +1,4 @@
-"""The same over a real socket, with the client library that others use."""
+"""DICOMweb over a real socket with a common client library."""
 
 import io
 import tracemalloc
@@ -16,7 +16,7 @@ from tests.dicomweb import BOUNDARY, RELATED, instance, related, served, sop_uid
 
 @pytest.fixture
 def web(roomy):
-    """dicomweb-client, connected to a server of our own."""
+    """dicomweb-client connected to our server."""
     with served(create(roomy.rt)) as url:
         session = create_session()
         session.headers.update(roomy.key())
@@ -57,7 +57,7 @@ def test_dicomweb_client_stores_queries_and_retrieves(web, roomy):
 
 
 def test_a_large_body_passes_in_little_memory(roomy):
-    """Eight times 8 MB in one request, as a stream: of all that, a few MB are held at once."""
+    """A streamed request of eight files of 8 MB; only a few MB may be held at once."""
     file = instance(2, 1, side=2048)
 
     def body():
@@ -69,7 +69,7 @@ def test_a_large_body_passes_in_little_memory(roomy):
 
     with served(create(roomy.rt)) as url:
         headers = RELATED | roomy.key()
-        httpx.post(f"{url}/dicom-web/studies", content=related(instance()), headers=headers)  # all is imported now
+        httpx.post(f"{url}/dicom-web/studies", content=related(instance()), headers=headers)  # imports modules
         tracemalloc.start()
         try:
             answer = httpx.post(f"{url}/dicom-web/studies", content=body(), headers=headers, timeout=60)

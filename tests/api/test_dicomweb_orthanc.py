@@ -1,4 +1,4 @@
-"""Orthanc and its DICOMweb plugin as the other side: it stores to us, and we pull from it."""
+"""Orthanc and its DICOMweb plugin as the peer: it stores to Similis, and Similis pulls from it."""
 
 import json
 import shutil
@@ -35,7 +35,7 @@ class Orthanc:
 
 @pytest.fixture
 def peers() -> dict[str, object]:
-    """DICOMweb servers that Orthanc knows."""
+    """DICOMweb servers configured in Orthanc."""
     return {}
 
 
@@ -80,14 +80,14 @@ def held(archive) -> list[str]:
 
 @pytest.fixture
 def ours(roomy, peers):
-    """Our server, which Orthanc knows as `similis`."""
+    """Our server, configured in Orthanc as `similis`."""
     with served(create(roomy.rt)) as url:
         peers["similis"] = {"Url": f"{url}/dicom-web/", "HttpHeaders": roomy.key()}
         yield url
 
 
 def fill(orthanc: Orthanc, *studies: int) -> list[str]:
-    """Three images of each; their Orthanc ids."""
+    """Store three images of each study in Orthanc; return their Orthanc IDs."""
     made = [orthanc.http.post("/instances", content=instance(s, n)).json() for s in studies for n in (1, 2, 3)]
     return sorted({one["ParentStudy"] for one in made})
 
@@ -121,7 +121,7 @@ def test_we_pull_from_orthanc(orthanc, roomy, tmp_path, monkeypatch):
     monkeypatch.setattr(workers.pull, "runtime", lambda: roomy.rt)
     with serving(roomy) as client:
         client.headers.update(roomy.key())
-        query = {"StudyDate": "20240101-20240330"}  # the third is of April
+        query = {"StudyDate": "20240101-20240330"}  # the third study is of April
         operation = client.post("/v1/ingest/backfills", json={"dicomweb": "orthanc", "query": query}).json()
         workers.pull.pull_studies()
         told = client.get(f"/v1/operations/{operation['id']}").json()

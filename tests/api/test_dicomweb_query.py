@@ -1,4 +1,4 @@
-"""QIDO-RS: what is found, what an answer holds, and what is refused."""
+"""QIDO-RS: matching, the contents of answers, and refusals."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""WADO-RS: metadata without the patient, pictures, and files for those who may have them."""
+"""WADO-RS: metadata without the patient, rendered pictures, and original files by scope."""
 
 import io
 import os
@@ -31,7 +31,7 @@ def sent():
 
 @pytest.fixture
 def stored(roomy, sent):
-    """A client of an archive into which two images were sent, encoded by the real decoder."""
+    """A client of an archive with two stored images, encoded through the real decoder."""
     with serving(roomy) as client:
         client.headers.update(roomy.key())
         assert client.post("/dicom-web/studies", content=related(*sent), headers=RELATED).status_code == 200
@@ -189,11 +189,11 @@ def test_pictures_come_as_the_client_likes_them(stored, what):
         assert (answer.status_code, answer.headers["content-type"]) == (200, f"image/{kind}")
         picture = np.asarray(Pillow.open(io.BytesIO(answer.content)))
         assert picture.shape[0] >= 32
-        assert picture.std() > 20  # waves, no grey field
+        assert picture.std() > 20  # waves, not a uniform grey
 
 
 def test_after_the_store_has_moved_and_was_tidied_pictures_come_as_before(stored, roomy):
-    """A home that was moved: what every start does first, and what beat does then."""
+    """The home is moved; then `prepare` runs as at every start, and the sweep as from beat."""
     rt = roomy.rt
     before = stored.get(f"{FIRST}/rendered").content
     new = Blobs(rt.blobs.root.rename(rt.blobs.root.with_name("moved")))

@@ -1,4 +1,4 @@
-"""STOW-RS: what is sent, what is answered for each file, and what is left of it afterwards."""
+"""STOW-RS: requests, the answer for each file, and what remains on the disk."""
 
 import io
 import logging
@@ -76,7 +76,7 @@ def test_of_good_and_bad_files_the_good_ones_are_stored(client, archive):
     assert values(answer, OTHERS, REASON) == [0xC000] * 3
     assert FAILED not in answer.json()
     assert held(archive) == [sop_uid(1, 1)]
-    assert len(blobs(archive)) == 1  # nothing is left of the others
+    assert len(blobs(archive)) == 1  # nothing remains of the others
 
 
 def test_files_of_another_study_than_the_address_names_fail(client, archive):
@@ -184,7 +184,7 @@ def test_what_was_stored_is_encoded_and_found(client, archive):
 
 @pytest.fixture
 def logged(monkeypatch):
-    """What a process of ours would write to its log."""
+    """The log lines that a process would write."""
     stream, before = io.StringIO(), logging.getLogger().handlers[:]
     monkeypatch.setattr(sys, "stderr", stream)
     configure("test")
@@ -193,7 +193,7 @@ def logged(monkeypatch):
 
 
 def test_no_answer_and_no_log_line_names_the_patient(client, archive, logged):
-    """What names a patient is in what is sent and asked, and nowhere else but in the file itself."""
+    """Identifying attributes are in the requests and in the stored file, and must be nowhere else."""
     names = dict.fromkeys(("PatientName", "PatientID", "AccessionNumber", "StudyDescription", "OperatorsName"), CANARY)
     study = f"/dicom-web/studies/{study_uid(1)}"
     answers = [

@@ -1,4 +1,4 @@
-"""The report on the shipped model: written from its figures, about the model that is there, and drawn as it says."""
+"""The report on the shipped model: written from its figures, of the model in the repository, and its contact sheet."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The benchmarks measure what they say: their parts on real engines with small sizes, their arithmetic by hand."""
+"""The benchmarks' parts on real engines with small sizes, and their arithmetic by hand."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_the_limit_adds_up_the_times_per_image() -> None:
 def test_the_stack_is_compared_with_what_eager_torch_would_allow() -> None:
     both = Round(Part(60.0, 20.0), Part(30.0, 40.0), taken(18.0, 75.0), Part(15.0, 80.0))
     assert both.times_eager == pytest.approx(18 / 12)
-    assert both.ratio == pytest.approx(0.9)  # of the runtime that the stack uses
+    assert both.ratio == pytest.approx(0.9)  # relative to the stack's own runtime
     assert Round(Part(60.0, 20.0), None, taken(30.0, 25.0)).times_eager is None
 
 

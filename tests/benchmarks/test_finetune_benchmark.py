@@ -19,7 +19,7 @@ def data() -> Collection:
 
 
 def member(data: Collection, net: str, training: str, dim: int, strength: float, seed: int = 0) -> Member:
-    """Vectors that know the class by so much."""
+    """A member whose vectors separate the classes by `strength`."""
     rng = np.random.default_rng([dim, int(strength), seed])
     known = np.eye(dim)[data.labels] * strength
     views = (rng.standard_normal((5, len(data), dim)) + known).astype(np.float32)
@@ -98,9 +98,9 @@ def test_what_knows_the_class_gains_and_everything_stands_beside_chance(
     against = figures[gain["against"], "unit", False]["figures"]["mAP"]["macro"][0]
     assert gain["against"].endswith("frozen")
     assert gain["difference"][0] == pytest.approx(best["macro"][0] - against, abs=2e-4)
-    assert 0 < gain["p"] <= gain["p_holm"] <= 1  # eight groups: no gain is certain after adjustment
+    assert 0 < gain["p"] <= gain["p_holm"] <= 1  # with eight groups, no gain is significant after adjustment
     steps = {(line["system"], line["join"], line["views"]): line for line in lines if line["kind"] == "step"}
-    assert len(steps) == len(found) - 2  # frozen networks were made of nothing
+    assert len(steps) == len(found) - 2  # frozen networks have no origin
     for key, against in (
         (("squeezenet metric", "unit", False), ("squeezenet frozen", "unit", False)),
         (("squeezenet metric", "unit", True), ("squeezenet metric", "unit", False)),
@@ -131,7 +131,7 @@ def test_several_trainings_of_a_system_are_one_row_with_their_spread(
     ]
     assert (len(found), row.split(" | ")[3]) == (2, "2")
     assert f"{np.mean(found):.3f} ± {np.std(found, ddof=1):.3f}" in row
-    assert "mega_all" not in over  # of one seed, as metric is
+    assert "mega_all" not in over  # only one seed has it, as it has metric
     assert "squeezenet frozen" not in over
 
 

@@ -12,14 +12,14 @@ NETS = (frozen.Net("one", "null", "random:0", 64), frozen.Net("few", "null", "ra
 
 @pytest.fixture(scope="module")
 def out(tmp_path_factory):
-    """The benchmark on a made-up archive with an encoder that is no network; the second sees half of the women."""
+    """The benchmark on a synthetic archive with null encoders; the second one sees half of the women."""
     folder = tmp_path_factory.mktemp("frozen")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(frozen, "PROFILES", {"quick": NETS, "full": NETS[:1]})
         patch.setattr(frozen, "SETS", (frozen.Set("phantoms:24:1", large=True),))
         patch.setattr(sys, "argv", ["frozen", "--out", str(folder / "out"), "--scratch", str(folder / "scratch")])
         frozen.main()
-        frozen.main()  # what is measured is not measured again, and the tables are the same
+        frozen.main()  # a second run measures nothing and writes the same tables
         words = sys.argv
         for more in (["--profile", "full"], ["--search"]):
             patch.setattr(sys, "argv", [*words, *more])

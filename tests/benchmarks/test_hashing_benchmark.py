@@ -18,7 +18,7 @@ from tests.training.small_set import stripes
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Heads of a few features gain nothing from more, and lose much on a busy machine."""
+    """One thread: heads of a few features gain nothing from more, and lose much on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -33,7 +33,7 @@ def collection() -> Collection:
 
 @pytest.fixture(scope="module")
 def seen(collection) -> Seen:
-    """Features that know the class, under noise."""
+    """Noisy features that separate the classes."""
     rng = np.random.default_rng(0)
     features = np.eye(4, 24, dtype=np.float32)[collection.labels] * 3 + rng.standard_normal((128, 24), np.float32)
     return Seen(torch.from_numpy(features), features, None)
@@ -138,9 +138,9 @@ def test_tables_are_made_of_the_records_alone(tmp_path, collection, seen):
     floats = {tuple(r["key"].values()): r["figures"]["mAP"] for r in log.records if r["key"].get("search") == "float"}
     gap = floats[(*key.values(), "float")] - floats[(*rival.values(), "float")]
     assert f"| csq | 1 | {gap:.3f} |" in text  # paired by the one seed that both have
-    assert any(line.startswith(f"| csq | 1 | {gap:.3f} [") for line in text.splitlines())  # and by its queries
+    assert any(line.startswith(f"| csq | 1 | {gap:.3f} [") for line in text.splitlines())  # and paired by queries
     bare = hashing_tables.body(log.records, lambda _: None, collection)
-    assert f"| csq | 1 | {gap:.3f} |" in "\n".join(bare)  # the records alone
+    assert f"| csq | 1 | {gap:.3f} |" in "\n".join(bare)  # without average precisions
     hashing_tables.flat(log.records, tmp_path / "figures.csv")
     assert (tmp_path / "figures.csv").read_text().count("mAP_macro") == len(log.records) - 1
 
@@ -174,7 +174,7 @@ def test_auroc_is_the_share_of_pairs_in_order():
 
 
 def test_shares_above_the_threshold_of_each_modality(collection):
-    """Errors are 1 for what is known and 5 for what is foreign; the content of modality b is far from a's."""
+    """Errors are 1 for known images and 5 for foreign ones; the content of modality b lies far from that of a."""
     rng = np.random.default_rng(0)
     large = stripes(512, 32, 0)
     known = replace(large, name="known", sources=np.where(large.groups % 2, "b", "a"))

@@ -1,4 +1,4 @@
-"""The runtimes' table: every runtime is there, and each agrees with eager float32 as far as its numbers allow."""
+"""The table of runtimes has every runtime, and each agrees with eager float32 as far as its precision allows."""
 
 import importlib.util
 import json

@@ -1,4 +1,4 @@
-"""The quarantine benchmark: real files through the real decoder and gates, and figures that add up."""
+"""The quarantine benchmark: real files through the real decoder and gates, and consistent figures."""
 
 from dataclasses import replace
 from itertools import islice
@@ -42,7 +42,7 @@ def one(of, patient, score, lean=4.0):
 
 @pytest.fixture
 def seen():
-    """Eighty mammograms, forty of which calibrate; strangers that one vote sees, both, none, or a gate before."""
+    """Eighty mammograms, forty of which calibrate; strangers stopped by one vote, both, none, or an earlier gate."""
     found = [one(MIAS, n, 0.5 + n / 1000) for n in range(80)]
     found += [
         one("dog", 100, 0.9),
@@ -62,7 +62,7 @@ def test_real_files_go_through_the_real_gates(data_dir, encoder):
         blind = look(sandbox, encoder.inner, asked[:1])
     assert [picture.gate for picture in found] == [None, "pixels", None, None, "failed"]
     assert all((picture.score is None) == (picture.gate is not None) == (not picture.packed) for picture in found)
-    assert (blind[0].score, len(blind[0].packed)) == (None, 1)  # of a model without a decoder
+    assert (blind[0].score, len(blind[0].packed)) == (None, 1)  # a model without a decoder has no score
 
 
 def test_the_same_pictures_are_chosen_every_time(data_dir):
@@ -84,7 +84,7 @@ def test_what_is_counted_adds_up(encoder, seen):
     made = standards(seen, ARCHIVES[0], encoder)
     assert tuple(made) == RULES
     counts = count(seen, ARCHIVES[0], made["mean+3sd"])
-    assert counts["known"]["pictures"] == 40  # those that did not calibrate
+    assert counts["known"]["pictures"] == 40  # those that do not calibrate
     assert counts["dog"] == {"pictures": 5, "before": 1, "error": 2, "distance": 2, "both": 3}
     assert [shares(counts, ARCHIVES[0], vote)[1] for vote in ("error", "distance", "both")] == [0.6, 0.6, 0.8]
     body, figures = report(ARCHIVES[0], encoder, seen)

@@ -1,4 +1,4 @@
-"""The command that runs every experiment on retrieval: order, options, and what a benchmark makes of them."""
+"""The command that runs all retrieval experiments: order, options, and how each benchmark parses them."""
 
 import sys
 
@@ -22,7 +22,7 @@ def test_each_benchmark_runs_in_its_order_with_its_own_options(tmp_path, monkeyp
     assert frozen.options(said["frozen"]).profile == "full"
     read = hashing.options(said["hashing"])
     assert (read.profile, read.threads, read.out) == ("full", 3, tmp_path / "out" / "hashing")
-    assert ood._options(said["ood"]).scratch == read.scratch  # the trunk is trained once
+    assert ood._options(said["ood"]).scratch == read.scratch  # so that the trunk is trained once
     assert base._options(said["base"]).out == tmp_path / "out"
 
 

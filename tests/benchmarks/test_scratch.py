@@ -1,4 +1,4 @@
-"""What the benchmarks of retrieval keep is not taken for what other data, weights or recipes would give."""
+"""Cached results of the retrieval benchmarks are not reused for other data, weights or recipes."""
 
 import argparse
 from dataclasses import replace
@@ -50,7 +50,7 @@ def test_frozen_features_are_of_the_data_and_the_network_that_are_there(
 ) -> None:
     one, net = frozen.Set("phantoms:4:1"), frozen.Net("net", "null", "random:0", 64)
     first = frozen._encoded(net, one, asked)
-    assert frozen._encoded(net, one, asked).encode_ms == first.encode_ms  # kept, not measured again
+    assert frozen._encoded(net, one, asked).encode_ms == first.encode_ms  # cached, not measured again
     other = frozen._encoded(replace(net, weights="random:1"), one, asked)
     assert not np.array_equal(first.vectors, other.vectors)
     monkeypatch.setattr(frozen, "load", lambda *words: mirrored(load(*words)))

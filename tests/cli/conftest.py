@@ -1,4 +1,4 @@
-"""The command line in this process, and a small real server whose answers a test writes down."""
+"""The command line in this process, and a small real server with scripted answers."""
 
 import json
 import threading
@@ -27,7 +27,7 @@ class Ran:
 
 @pytest.fixture
 def similis(capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    """Run one command line as `main` does; gives the exit code and what was written where."""
+    """Run one command line as `main` does; return the exit code, stdout and stderr."""
 
     def run(*argv: object) -> Ran:
         capsys.readouterr()
@@ -53,7 +53,7 @@ class Asked:
 
 @dataclass
 class Script:
-    """What the server answers: per method and path (without its query) a list, of which the last stays."""
+    """The server's answers: a list per method and path (without query), of which the last one is repeated."""
 
     url: str = ""
     answers: dict[str, list[tuple[int, dict[str, Any], dict[str, str]]]] = field(default_factory=dict)
@@ -87,7 +87,7 @@ def server() -> Iterator[Script]:
             self.end_headers()
             self.wfile.write(content)
 
-        do_GET = do_POST = do_DELETE = answer  # noqa: N815 - the names of http.server
+        do_GET = do_POST = do_DELETE = answer  # noqa: N815 - names required by http.server
 
         def log_message(self, *_: object) -> None:
             pass
@@ -103,7 +103,7 @@ def server() -> Iterator[Script]:
 
 @pytest.fixture
 def home(tmp_path: Path, server: Script) -> Iterator[Path]:
-    """A home on which the scripted server runs."""
+    """A home whose server is the scripted one."""
     folder = tmp_path / "home"
     folder.mkdir()
     (folder / "state.json").write_text(json.dumps({"url": server.url, "supervisor": {"pid": 1}}))

@@ -1,4 +1,4 @@
-"""`similis backfill`: what it asks for, and how it ends."""
+"""`similis backfill`: its request, and its exit codes."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Finding the server, showing the key, waiting politely, and saying what is wrong in one sentence."""
+"""Finding the server, sending the key, waiting politely, and reporting errors in one sentence."""
 
 import json
 import re
@@ -28,7 +28,7 @@ def test_address_and_key_come_from_the_home(home, server):
 
 def test_who_has_taken_the_port_of_a_killed_server_does_not_get_its_key(home, server, tmp_path):
     left = tmp_path / "left"
-    shutil.copytree(home, left)  # as a supervisor leaves it that was killed: nobody holds the lock
+    shutil.copytree(home, left)  # as after a kill of the supervisor: nobody holds the lock
     with pytest.raises(NotFound, match="nothing runs"):
         connect(None, None, left)
 
@@ -98,7 +98,7 @@ def test_a_certificate_that_nobody_vouches_for_is_told_as_one(similis, tmp_path)
 
 
 def shake_hands(listener: socket.socket, context: ssl.SSLContext) -> bool:
-    """Whether the one who calls turns away during the handshake."""
+    """Whether the client aborts the TLS handshake."""
     caller, _ = listener.accept()
     with caller:
         try:
@@ -182,7 +182,7 @@ def test_a_server_that_is_slow_to_answer_is_neither_called_absent_nor_asked_twic
 
 @contextmanager
 def breaking_off(number: int) -> Iterator[tuple[str, list[bytes]]]:
-    """A server that reads each request, and hangs up on the one of this number without an answer; what it has read."""
+    """A server that closes the connection without an answer at this request; yields its URL and the requests read."""
     asked: list[bytes] = []
 
     class Handler(socketserver.StreamRequestHandler):

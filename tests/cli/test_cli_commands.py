@@ -1,4 +1,4 @@
-"""The surface: every command explains itself, data and talk are kept apart, nothing from outside moves the cursor."""
+"""Every command has help, data goes to stdout and messages to stderr, and outside text cannot move the cursor."""
 
 import json
 import os
@@ -43,7 +43,7 @@ def test_every_command_and_every_option_has_a_word_of_help():
 
 
 def told() -> list[str]:
-    """The command lines of README and docs, in code spans and at prompts."""
+    """The command lines in README and docs, in code spans and at prompts."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     found = re.findall(r"(?<!`)`(similis [^`\n]+)`|^\$ (similis .+?)(?: +#.*)?$", text, re.MULTILINE)
@@ -56,7 +56,7 @@ def test_every_command_that_the_documents_tell_of_can_be_typed(line):
     words = shlex.split(re.sub(r"[\[\]…]", " ", line.partition(" && ")[0]))[1:]
     while words and words[0] in getattr(command, "commands", {}):
         command = command.commands[words.pop(0)]  # type: ignore[attr-defined]
-    if getattr(command, "commands", None) or not words:  # a room, or a command that is only named
+    if getattr(command, "commands", None) or not words:  # a group, or a command without arguments
         assert not words or words[0].isupper(), words
         return
     options = {name: one for one in command.params for name in (*one.opts, *one.secondary_opts) if name[:1] == "-"}
@@ -84,7 +84,7 @@ def test_help_can_be_asked_of_every_command(similis, path):
 
 
 def test_the_help_of_backup_names_the_files_that_were_sent(similis):
-    """Who protects the folder must know that it holds them."""
+    """Whoever protects the backup must know that it contains the sent files."""
     said = " ".join(similis("backup", "--help").out.split())
     assert "C-STORE, STOW or backfill" in said
 
@@ -195,7 +195,7 @@ def test_a_command_whose_output_nobody_takes_does_its_work(home, server, closed)
 
 
 def test_ctrl_c_while_the_command_still_loads_ends_it_without_a_traceback(tmp_path):
-    (tmp_path / "typer.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")  # found first
+    (tmp_path / "typer.py").write_text("import signal\nsignal.raise_signal(signal.SIGINT)\n")  # shadows the real module
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
     module, _, function = scripts["similis"].partition(":")
     ran = subprocess.run(

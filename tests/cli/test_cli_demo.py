@@ -1,4 +1,4 @@
-"""The demo is run as a person runs it, and then its home is served again and asked by every command."""
+"""Runs the demo as a person would, then serves its home again and runs every command on it."""
 
 import os
 import re
@@ -24,8 +24,8 @@ def start(folder: Path, *flags: str, **env: str) -> subprocess.Popen[str]:
 
 
 def left_over(folder: Path) -> list[str]:
-    """Files of ours under the folder, and processes that name it."""
-    found = [str(path) for path in folder.glob("similis-*")]  # torch leaves a cache of its own
+    """Similis's files below the folder, and processes whose command line names it."""
+    found = [str(path) for path in folder.glob("similis-*")]  # ignores torch's cache
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
@@ -46,7 +46,7 @@ class Shown:
 
     @property
     def rankings(self) -> list[list[str]]:
-        """The studies of both answers, in order."""
+        """The studies of both answers, in order of rank."""
         parts = self.out.split("the studies most like")[1:]
         return [re.findall(r"^ +\d+ +\d\.\d+ +([\d.]+) ", part, re.MULTILINE) for part in parts]
 

@@ -1,4 +1,4 @@
-"""What the doctor says of the machine."""
+"""The doctor's findings about the machine."""
 
 import shutil
 
@@ -14,7 +14,7 @@ GB = 10**9
     ("home_free", "store_free", "low"),
     [
         (500 * GB, 500 * GB, []),
-        (500 * GB, 2000 * MIB, ["store"]),  # nothing is taken in
+        (500 * GB, 2000 * MIB, ["store"]),  # below its reserve, so intake stops
         (2000 * MIB, 500 * GB, ["home"]),
         (0, 0, ["home", "store"]),
     ],

@@ -1,4 +1,4 @@
-"""`similis generations` and `similis erase`: what is asked of the server, what a person reads, and how it ends."""
+"""`similis generations` and `similis erase`: requests, output and exit codes."""
 
 import io
 
@@ -130,7 +130,7 @@ def test_a_patient_id_may_come_by_stdin(similis, server, home, monkeypatch):
 def test_either_a_study_or_a_patient_is_named(similis, home):
     assert similis("erase", "--home", home).code == 2
     assert similis("erase", "--study", "1.2", "--patient", "x", "--home", home).code == 2
-    assert similis("erase", "--patient", "-", "--home", home).code == 2  # a pipe: there is nobody to ask
+    assert similis("erase", "--patient", "-", "--home", home).code == 2  # stdin is a pipe, so nobody can confirm
 
 
 def test_a_lift_takes_it_back(similis, server, home):

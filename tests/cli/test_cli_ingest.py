@@ -1,4 +1,4 @@
-"""Intake from the terminal: what is asked, what is shown meanwhile, what is told at the end."""
+"""Intake from the terminal: requests, progress and summary."""
 
 import os
 import signal
@@ -151,7 +151,7 @@ def test_following_an_operation_that_has_ended_ends_as_following_it_to_its_end(h
     server.on(ONE, operation(state, 3, 3, outcomes=MIXED))
     ran = similis("operations", "show", ID, "--follow", "--home", home)
     assert (ran.code, len(server.asked)) == (code, 1)
-    assert similis("operations", "show", ID, "--home", home).code == 0  # who only looks has got what they asked for
+    assert similis("operations", "show", ID, "--home", home).code == 0  # `show` succeeds whatever the state
 
 
 def test_only_what_takes_in_counts_files(home, server, similis):

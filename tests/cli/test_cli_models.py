@@ -1,4 +1,4 @@
-"""Cards are made, brought to where the server looks, and the first one is there by itself."""
+"""Cards are built and added to the models folder, and the default model is added by itself."""
 
 import shutil
 import socket
@@ -155,7 +155,7 @@ def test_options_that_are_none_make_no_model(similis, tmp_path, text, code):
 def test_an_ensemble_is_made_of_models_by_name_or_folder(similis, tmp_path, monkeypatch):
     models = tmp_path / "models"
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "one").mkdir()  # a folder that happens to have the name of a model
+    (tmp_path / "one").mkdir()  # a folder with the name of a model
     for name, seed in (("one", 1), ("two", 2)):
         build(models / name, name, "squeezenet1_0", f"random:{seed}", Recipe(size=64))
     models.joinpath("two").rename(tmp_path / "two")

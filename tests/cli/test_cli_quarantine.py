@@ -1,4 +1,4 @@
-"""`similis quarantine`: what is asked of the server, what a person reads, and how it ends."""
+"""`similis quarantine`: requests, output and exit codes."""
 
 import pytest
 

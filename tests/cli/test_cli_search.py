@@ -1,4 +1,4 @@
-"""Rankings as a person reads them."""
+"""Output of `similis search`."""
 
 import pytest
 

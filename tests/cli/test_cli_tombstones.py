@@ -1,4 +1,4 @@
-"""`similis tombstones replay`, on a database that is older than an erasure."""
+"""`similis tombstones replay` on a database older than an erasure."""
 
 import sqlalchemy as sa
 
@@ -16,7 +16,7 @@ def test_what_the_file_names_is_erased_again(platform: Platform, similis, monkey
     with platform.begin() as db:
         erase.erase_study(db, SECRET, "1.2.4.1")
         tombstone_file.write(db, file)
-        db.rollback()  # the database is as it was before, the file is not
+        db.rollback()  # resets the database, but not the file
     monkeypatch.setenv("SIMILIS_DATABASE__URL", platform.store.engine.url.render_as_string(hide_password=False))
     monkeypatch.setenv("SIMILIS_PSEUDONYM_KEY", SECRET.decode())
     ran = similis("tombstones", "replay", file, "--home", tmp_path / "home")

@@ -1,4 +1,4 @@
-"""One job in a process of its own: what it measures of itself."""
+"""One job in its own process, and what it measures of itself."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def _build(tmp_path, engine: str, module: str) -> dict:
 
 
 def test_the_peak_of_a_build_is_not_the_memory_of_who_started_it(tmp_path) -> None:
-    held = np.ones(150 << 20, np.uint8)  # this process's own, as the runner's data are
+    held = np.ones(150 << 20, np.uint8)  # memory of this process, as the runner holds its data
     peak = _build(tmp_path, "numpy", "numpy_exact")["peak_mib"]
     assert peak < processes.peak_mib(os.getpid()) - 50
     assert 20 < peak < 150

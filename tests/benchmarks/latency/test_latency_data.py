@@ -1,4 +1,4 @@
-"""What the benchmark of engines knows about its data: truth, filters, hardness."""
+"""The data of the engine benchmark: truth, filters, hardness."""
 
 import json
 
@@ -63,9 +63,9 @@ def test_codes_are_full_of_copies_and_say_so(tmp_path) -> None:
 
 
 def test_queries_of_codes_are_of_the_mixtures_of_the_rows(monkeypatch) -> None:
-    monkeypatch.setattr(codes, "PART", 2000)  # 14,000 codes of their own in seven mixtures
+    monkeypatch.setattr(codes, "PART", 2000)  # 14,000 distinct codes in seven mixtures
     made = datasets.make("codes:256:20000", 60, 7)
-    asked = np.array([n % 3 != 0 for n in range(60)])  # the others are copies
+    asked = np.array([n % 3 != 0 for n in range(60)])  # every third query is a copy
     apart = [
         np.sort(np.bitwise_count(made.rows ^ code).sum(axis=1, dtype=np.int64))
         for code in [*made.queries[asked], *made.rows[:100]]
@@ -138,7 +138,7 @@ def test_the_published_vectors_of_a_similis_come_with_patients_and_modality(data
     assert (len(made.rows), len(made.queries)) == (70, 10)
     patients = np.concatenate([made.columns["patient"], made.patients])
     assert sorted(np.unique(patients, return_counts=True)[1]) == [8] * 10
-    assert patients.max() == len(keys)  # numbers in their order, no pseudonyms
+    assert patients.max() == len(keys)  # ranks, not pseudonyms
 
 
 @pytest.mark.parametrize("name", ["clustered:x:1", "codes:60:10", "real:somewhere"])

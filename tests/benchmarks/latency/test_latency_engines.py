@@ -1,4 +1,4 @@
-"""Every engine that can run here finds what there is, obeys filters, and the exact ones are exact."""
+"""Every engine available here reaches its recall and obeys filters, and exact engines are exact."""
 
 import json
 import time
@@ -23,7 +23,7 @@ from shared.index.qdrant import QdrantStore
 PLAN = Plan(queries=30, seconds=0.05, checked=20, clients=(2,))
 KNOWN = engines()
 HERE = [engine for engine in KNOWN.values() if not (engine.missing() or engine.limit or engine.aside)]
-#: At full effort; binary codes of unquantised vectors and hash tables end below what the others reach.
+#: Recall at full effort; binary copies of vectors and multi-index hashing end below the others.
 ENDS = {
     "edge-binary": 0.6,
     "faiss-ivfpq": 0.7,
@@ -58,7 +58,7 @@ def test_an_engine_finds_what_the_oracle_finds(opened: Session) -> None:
     assert single["n"] >= measure.LEAST
     assert len(single["ms"]) == 101
     assert opened.batch(most)["recall"] >= ENDS.get(engine.name, 0.95)
-    if engine.filters:  # rows that do not pass count as not found
+    if engine.filters:  # rows that fail the filter count as not found
         ids = [opened.ask(row, 10, most, "patient").ids[0] for row in range(10)]
         own = [opened.data.columns["patient"][found[found >= 0]] for found in ids]
         assert not any((patients == opened.data.patients[row]).any() for row, patients in enumerate(own))
@@ -68,7 +68,7 @@ def test_an_engine_finds_what_the_oracle_finds(opened: Session) -> None:
 
 
 class _Broken(InProcess):
-    """Takes the second nearest for the nearest, or lets everything through a filter."""
+    """Returns the second nearest as the nearest, or ignores filters."""
 
     def __init__(self, engine, *, filters: bool) -> None:
         self._engine, self._filters = engine, filters
@@ -97,7 +97,7 @@ def test_rows_as_near_as_the_last_count_and_repeated_rows_count_once(made) -> No
 
 
 class _Stalls(InProcess):
-    """Answers at once, but for one stall of 150 ms."""
+    """Answers immediately, except for one stall of 150 ms."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -113,7 +113,7 @@ def test_who_waits_behind_a_stall_is_counted_from_when_the_question_was_due(made
     session = Session(engine, _Stalls(), made["vectors"], Plan(queries=30, seconds=0.6), seed=0)
     rate, ms = session._many({}, 1, 200.0, session.ask)
     late = np.count_nonzero(np.array(ms) > 20)
-    assert late >= 10  # in a closed loop it were one
+    assert late >= 10  # a closed loop would see only one
     assert rate < 220
 
 
@@ -158,7 +158,7 @@ def test_a_graph_of_few_rows_is_known_for_the_scan_that_it_is(tmp_path, rows, sc
 
 
 class _RestServer:
-    """Qdrant's REST, as its reference has it, over rows in memory; remembers what it was asked."""
+    """Qdrant's REST API as documented, over rows in memory; records its requests."""
 
     def __init__(self, data: Data) -> None:
         self.data, self.asked = data, list[tuple[str, dict]]()

@@ -1,4 +1,4 @@
-"""`similis bench`: a run leaves raw lines, goes on where it was stopped, and fails where an exact engine is not."""
+"""`similis bench`: a run writes raw lines, resumes, and fails if an exact engine is not exact."""
 
 import gzip
 import json
@@ -65,12 +65,12 @@ def run(*args: str):
 @dataclass(frozen=True)
 class Ran:
     out: Path
-    cpu_s: float  #: of this process and of those that it started
+    cpu_s: float  #: of this process and its descendants
 
 
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory) -> Ran:
-    """The smoke profile as it is; not to be changed by a test."""
+    """One run of the smoke profile, shared by the tests; read only."""
     out, before = tmp_path_factory.mktemp("bench") / "results", os.times()
     result = run("--out", str(out))
     assert result.exit_code == 0, result.output
@@ -83,7 +83,7 @@ def done(smoke) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)  # two minutes are the promise, of a machine that is not ours alone: its own work is one
+@pytest.mark.timeout(600)  # the profile promises two minutes, but other work shares this machine
 def test_the_smoke_profile_measures_every_engine_on_data_of_its_kind_in_two_minutes(smoke) -> None:
     assert smoke.cpu_s < 120
     lines = raw.read(smoke.out)
@@ -113,8 +113,8 @@ def test_what_is_measured_is_not_measured_again_and_what_is_missing_is(done, tmp
     out.mkdir()
     lines = (done / raw.FILE).read_text().splitlines()
     kept = [line for line in lines if json.loads(line).get("engine") != "faiss-hnsw"]
-    (out / raw.FILE).write_text("\n".join(kept) + '\n{"what": "sing')  # killed in the middle of a line
-    assert run("--out", str(out)).exit_code != 0  # not without --resume
+    (out / raw.FILE).write_text("\n".join(kept) + '\n{"what": "sing')  # as after a kill in the middle of a line
+    assert run("--out", str(out)).exit_code != 0  # refused without --resume
     result = run("--out", str(out), "--resume")
     assert result.exit_code == 0, result.output
     lines = raw.read(out)
@@ -194,14 +194,14 @@ def test_a_process_that_takes_too_long_ends_and_keeps_what_it_said(tmp_path, mon
     assert [line["what"] for line in lines] == ["build", "cold"]
     time.sleep(0.1)
     below = int((tmp_path / "built" / "below").read_text())
-    assert processes.peak_mib(below) == 0  # nor does what it started live on
+    assert processes.peak_mib(below) == 0  # its descendants have ended, too
 
 
 def test_an_exact_engine_that_is_not_ends_the_run_with_findings(tmp_path, monkeypatch) -> None:
     own = tmp_path / "own"
     own.mkdir()
     (own / "broken_engine.py").write_text(BROKEN)
-    monkeypatch.setenv("SIMILIS_BENCH_ENGINES", str(own))  # the process that measures finds it there
+    monkeypatch.setenv("SIMILIS_BENCH_ENGINES", str(own))  # inherited by the measuring process
     from benchmarks.latency import engines
 
     monkeypatch.setattr(engines, "__path__", [*engines.__path__, str(own)])
@@ -211,7 +211,7 @@ def test_an_exact_engine_that_is_not_ends_the_run_with_findings(tmp_path, monkey
     assert "NOT EXACT: broken on clustered:16:200" in result.output
     text = (out / "report.md").read_text()
     assert "NOT EXACT" in text
-    assert not re.search(r"^\| broken \|", text, re.MULTILINE)  # no figure of it
+    assert not re.search(r"^\| broken \|", text, re.MULTILINE)  # it has no figures
 
 
 def test_an_engine_that_fails_is_named_and_the_others_go_on(tmp_path, monkeypatch) -> None:

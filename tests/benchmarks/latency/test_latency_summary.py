@@ -1,4 +1,4 @@
-"""From raw lines to figures, by hand."""
+"""Figures from raw lines, compared with values computed by hand."""
 
 import json
 
@@ -72,7 +72,7 @@ def test_the_interval_of_a_median_narrows_with_questions_and_widens_with_what_ro
     even, other = [n / 100 for n in range(101)], [1 + n / 100 for n in range(101)]
     few, many = interval([(even, 20)] * 3), interval([(even, 2000)] * 3)
     assert few[0] < many[0] < 0.5 < many[1] < few[1]
-    rng = np.random.default_rng(1)  # drawn again in earnest
+    rng = np.random.default_rng(1)  # a direct bootstrap
     plain = np.percentile([np.median(rng.random(101)) for _ in range(4000)], (2.5, 97.5))
     assert interval([(even, 101)]) == pytest.approx(plain, abs=0.02)
     assert interval([(even, 2000), (other, 2000)])[1] > 1.4
@@ -110,10 +110,10 @@ def candidates(exact_ms: float, graph_ms: float, under_filter: float) -> list[di
 @pytest.mark.parametrize(
     ("exact_ms", "graph_ms", "under_filter", "wanted"),
     [
-        (1.5, 0.1, 1.0, "edge-exact"),  # quick enough
-        (12.0, 9.0, 1.0, "edge-exact"),  # the graph gains little
+        (1.5, 0.1, 1.0, "edge-exact"),  # fast enough
+        (12.0, 9.0, 1.0, "edge-exact"),  # the graph is hardly faster
         (12.0, 0.5, 1.0, "faiss-hnsw"),
-        (12.0, 0.5, 0.6, "edge-exact"),  # a filter spoils the graph
+        (12.0, 0.5, 0.6, "edge-exact"),  # the graph loses recall under a filter
     ],
 )
 def test_what_to_pick_follows_its_rule(exact_ms, graph_ms, under_filter, wanted) -> None:
