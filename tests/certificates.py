@@ -8,7 +8,7 @@ import pytest
 
 
 def openssl(folder: Path, words: str) -> None:
-    """A command of OpenSSL was run in the folder; a visible skip where there is none."""
+    """Run an OpenSSL command in the folder; skip the test visibly if OpenSSL is absent."""
     if shutil.which("openssl") is None:
         pytest.skip("openssl is not installed")
     subprocess.run(["openssl", *words.split()], cwd=folder, check=True, capture_output=True)

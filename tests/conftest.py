@@ -1,4 +1,4 @@
-"""What every test may use: shared data if it is there, and nothing of the developer's own environment."""
+"""Fixtures for every test: shared data if present, and isolation from the developer's environment."""
 
 import os
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 
 pytest_plugins = ["tests.engines", "tests.memory"]
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # beside others on the same cores: threads of all would wait for each other
+if "PYTEST_XDIST_WORKER" in os.environ:  # other workers share the cores, and their threads would wait for each other
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
 hypothesis.settings.register_profile("similis", deadline=None)  # the machine may be busy
@@ -23,7 +23,7 @@ for name in [n for n in os.environ if n.startswith("SIMILIS_") and n != "SIMILIS
 
 @pytest.fixture(scope="session")
 def common(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that all processes of this run share."""
+    """A folder shared by all processes of this run."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 

@@ -1,4 +1,4 @@
-"""Seeded damage to good DICOM files, and files made to hurt. The same seed gives the same bytes."""
+"""Seeded damage to good DICOM files, and hostile files. The same seed gives the same bytes."""
 
 import random
 import struct
@@ -31,13 +31,13 @@ SYNTAXES = (
 
 
 def seeds() -> list[Path]:
-    """Return the small DICOM files that pydicom brings along, whatever their names."""
+    """Return the small DICOM files of the pydicom package, also those without the extension .dcm."""
     found = sorted(path for path in BUNDLED.rglob("*") if path.is_file() and path.stat().st_size < 250_000)
     return [path for path in found if path.suffix == ".dcm" or b"DICM" in path.read_bytes()[:132]]
 
 
 def mutants(seed: int, count: int) -> Iterator[tuple[str, bytes]]:
-    """Yield (what was done to which file, bytes)."""
+    """Yield (description of the damage and the file, bytes)."""
     rng = random.Random(seed)
     originals = [(path.name, path.read_bytes()) for path in seeds()]
     for _ in range(count):
@@ -112,7 +112,7 @@ def inflate_geometry(rng: random.Random, data: bytes) -> bytes:
 
 
 def duplicate(rng: random.Random, data: bytes) -> bytes:
-    """Repeat a stretch, or swap two."""
+    """Repeat a stretch of bytes, or swap two."""
     a, b = sorted(rng.randrange(132, max(133, len(data))) for _ in range(2))
     piece = data[a:b]
     return data[:b] + piece[:4096] + data[b:] if rng.random() < 0.5 else data[:a] + piece[::-1] + data[b:]
@@ -138,7 +138,7 @@ DAMAGES = (
 
 
 def element(group: int, number: int, vr: bytes, value: bytes, claimed: int | None = None) -> bytes:
-    """Return an explicit little endian element; `claimed` is the length that it says it has."""
+    """Return an explicit little endian element; `claimed` replaces the value's length in its header."""
     value += b"\0" * (len(value) % 2)
     length = len(value) if claimed is None else claimed
     if vr in (b"OB", b"OW", b"SQ", b"UN", b"UT"):
@@ -196,13 +196,13 @@ def deep_file(levels: int) -> bytes:
 
 
 def crowded_file(elements: int) -> bytes:
-    """A file of so many empty private elements."""
+    """A file with this many empty private elements."""
     crowd = b"".join(struct.pack("<HH2sH", 0x0009 + 2 * (i >> 16), i & 0xFFFF, b"LO", 0) for i in range(elements))
     return part10(identity() + crowd + description(8, 8) + element(0x7FE0, 0x10, b"OW", bytes(64)))
 
 
 def deflate_bomb(size: int) -> bytes:
-    """A deflated data set that inflates to `size` zeros in a private element, and more than 200 times."""
+    """A deflated data set with `size` zeros in a private element; it inflates to more than 200 times its size."""
     packer = zlib.compressobj(1, zlib.DEFLATED, -zlib.MAX_WBITS)
     out = [packer.compress(identity() + struct.pack("<HH2sHI", 9, 0x1001, b"OB", 0, size))]
     chunk = bytes(1 << 20)
@@ -212,21 +212,21 @@ def deflate_bomb(size: int) -> bytes:
 
 
 def rle_bomb(rows: int = 65535, columns: int = 65535) -> bytes:
-    """A kilobyte that says it is a colour picture of 12 GiB."""
+    """A file of a kilobyte whose header describes a colour picture of 12 GiB."""
     header = struct.pack("<16I", 3, 64, 66, 68, *[0] * 12)
     stream = header + b"\x81\x00" * 3
     return part10(identity() + description(rows, columns, samples=3) + fragments(stream), syntax=f"{ROOT}.5")
 
 
 def j2k_bomb(claimed: int, rows: int, columns: int) -> bytes:
-    """A JPEG 2000 codestream header of `claimed` x `claimed` in a file of another size."""
+    """A file whose JPEG 2000 codestream header says `claimed` x `claimed`, unlike its rows and columns."""
     siz = struct.pack(">HHIIIIIIIIH3B", 41, 0, claimed, claimed, 0, 0, claimed, claimed, 0, 0, 1, 7, 1, 1)
     stream = b"\xff\x4f\xff\x51" + siz + b"\xff\x52\x00\x0c\x00\x00\x00\x01\x00\x05\x04\x04\x00\x01" + bytes(64)
     return part10(identity() + description(rows, columns) + fragments(stream), syntax=f"{ROOT}.4.90")
 
 
 def lying_file(claimed: int) -> bytes:
-    """An element of a few bytes that claims `claimed`."""
+    """A file with an element of a few bytes that claims a length of `claimed`."""
     return part10(identity() + element(9, 0x1001, b"OB", b"1234", claimed=claimed))
 
 

@@ -1,4 +1,4 @@
-"""What the tests of DICOMweb send: small real DICOM files, and bodies made of them."""
+"""Test data for DICOMweb: small real DICOM files, and multipart bodies with them."""
 
 import io
 import socket
@@ -29,7 +29,7 @@ def sop_uid(study: int, n: int) -> str:
 
 
 def instance(study: int = 1, n: int = 1, *, side: int = 64, **more: Any) -> bytes:
-    """A mammogram of so many pixels a side: waves, other ones in each."""
+    """A mammogram of `side` pixels a side, with waves that differ between instances."""
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = MAMMOGRAM, sop_uid(study, n)
     meta.TransferSyntaxUID = ExplicitVRLittleEndian
@@ -64,7 +64,7 @@ def related(*files: bytes, kind: str = "application/dicom") -> bytes:
 
 @contextmanager
 def served(app: Any) -> Iterator[str]:
-    """The app behind a real server on a free port of loopback; its address."""
+    """Yield the address of a real server with the app, on a free port of loopback."""
     listener = socket.create_server(("127.0.0.1", 0))
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, lifespan="on"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -1,4 +1,4 @@
-"""Real engines for the tests: one PostgreSQL and one Valkey per session, an empty database per request."""
+"""Real engines for the tests: one PostgreSQL and one Valkey per session, an empty database per test."""
 
 import itertools
 import os
@@ -15,7 +15,7 @@ _numbers = itertools.count()
 
 @pytest.fixture(scope="session")
 def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    """The session's server; it forgets on a power cut, which no test has."""
+    """The session's server; it does not survive a loss of power, which no test simulates."""
     quick = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off", "max_connections": "100"}
     with Postgres(tmp_path_factory.mktemp("postgres"), quick) as server:
         yield server
@@ -38,7 +38,7 @@ def postgres_url(postgres: Postgres) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def migrated(postgres: Postgres) -> str:
-    """The name of a database at the newest schema, to be copied."""
+    """The name of a template database at the newest schema."""
     from migrations import run
 
     run.upgrade(postgres.url_of("similis"))
@@ -61,7 +61,7 @@ def valkey(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Valkey]:
 
 @pytest.fixture
 def valkey_url(valkey: Valkey) -> Iterator[str]:
-    """A broker with nothing in it, in the form that Celery reads."""
+    """The URL of an empty broker, as Celery reads it."""
     import redis
 
     with redis.Redis(unix_socket_path=str(valkey.socket)) as client:

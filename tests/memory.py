@@ -1,6 +1,6 @@
-"""Folders in memory, for engines that sync with every step: on a disk, their tests would mostly wait for it.
+"""Folders in memory for engines that sync at every step: on a disk, their tests would mostly wait for it.
 
-Processes are killed on it as on a disk; of a loss of power it would keep nothing, and no test has one.
+Kills of processes have the same effect as on a disk; a loss of power would lose the data, but no test simulates one.
 """
 
 import shutil
@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 SHARED = Path("/dev/shm")
-ENOUGH = 6 << 30  #: bytes free, beyond what the tests need: with less, the disk it is
+ENOUGH = 6 << 30  #: bytes free beyond the tests' needs; with less, folders are on the disk
 
 
 @pytest.fixture(scope="session")
@@ -25,13 +25,13 @@ def memory(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture
 def quick_path(memory: Path) -> Iterator[Path]:
-    """In the place of `tmp_path`."""
+    """Replaces `tmp_path`."""
     with tempfile.TemporaryDirectory(dir=memory, ignore_cleanup_errors=True) as folder:
         yield Path(folder)
 
 
 @pytest.fixture(scope="module")
 def quick_folder(memory: Path) -> Iterator[Path]:
-    """The same for a whole module."""
+    """As `quick_path`, for a whole module."""
     with tempfile.TemporaryDirectory(dir=memory, ignore_cleanup_errors=True) as folder:
         yield Path(folder)

@@ -1,8 +1,8 @@
-"""The engines that the index contract runs on, and qdrant-client's local mode dressed as Qdrant's gRPC.
+"""The engines of the index contract, among them qdrant-client's local mode behind Qdrant's gRPC interface.
 
-The local mode speaks pydantic models; `LocalWire` turns our protobuf into them with qdrant-client's own conversion,
-so the requests are also read by somebody other than us. It has payload indexes, HNSW and quantisation in name only
-(brute force, in this process) and no optimiser: `Update` is accepted and everything is "green".
+The local mode takes pydantic models; `LocalWire` converts our protobuf with qdrant-client's own functions, so that
+code other than ours also reads the requests. Its payload indexes, HNSW and quantisation have no effect (it scans in
+this process) and it has no optimiser: `Update` is accepted, and the status is always "green".
 """
 
 # ruff: noqa: N802 - the names are those of Qdrant's services
@@ -30,7 +30,7 @@ KEY = "a-key-of-the-tests-0123456789"
 
 
 class LocalRefusal(grpc.RpcError):
-    """A ValueError of the local mode, as the status that a server would give."""
+    """A ValueError of the local mode as the gRPC status that a server would return."""
 
     def __init__(self, error: Exception) -> None:
         super().__init__(str(error))
@@ -130,7 +130,7 @@ class LocalPoints:
 
     @refusing
     def Scroll(self, request: Any) -> Any:
-        # the local mode scrolls in the order of writing; a server in the order of ids
+        # the local mode scrolls in the order of writing, a server in the order of ids
         held, _ = self._client.scroll(request.collection_name, limit=1_000_000, with_payload=True)
         start = request.offset.uuid
         held = sorted((record for record in held if str(record.id) >= start), key=lambda record: str(record.id))
@@ -157,7 +157,7 @@ class LocalPoints:
             limit=query.limit,
             score_threshold=query.score_threshold if query.HasField("score_threshold") else None,
         )
-        # a server compares strictly, the local mode does not
+        # a server's threshold is strict, that of the local mode is not
         kept = [
             one for one in held.points if not query.HasField("score_threshold") or one.score > query.score_threshold
         ]
@@ -190,13 +190,13 @@ def local_mode() -> QdrantStore:
 
 
 class VectorsProcess:
-    """`python -m services.vectors` on a folder of the test, behind a unix socket (no port to collide on)."""
+    """`python -m services.vectors` on a folder of the test, behind a UNIX socket (so ports cannot collide)."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._key = folder / "key"
         self._key.write_text(KEY, encoding="utf-8")
-        # a socket's path is at most 107 bytes: the test's own folder may be deeper
+        # a socket's path is limited to 107 bytes, which the test's own folder may exceed
         self.socket = Path(f"/tmp/similis-{uuid.uuid4().hex[:12]}.sock")
         self.process: subprocess.Popen[bytes] | None = None
 

@@ -1,4 +1,4 @@
-"""Hamming balls on every engine: equal to counting bits, item by item, on codes that are full of copies."""
+"""Hamming balls on every engine equal those of plain counting, item by item, on codes with many copies."""
 
 import os
 import uuid
@@ -55,7 +55,7 @@ def make(store: IndexStore) -> Iterator[Callable[[int], Index]]:
 
 
 def centralised(n: int, bits: int = BITS, seed: int = 0) -> NDArray[np.uint8]:
-    """Nineteen of twenty are copies of a few centres, as hashing by class gives them."""
+    """Nineteen of twenty codes are copies of a few centres, as hashing by class produces them."""
     rng = np.random.default_rng(seed)
     centres = rng.integers(0, 256, (6, bits // 8), dtype=np.uint8)
     codes = centres[rng.integers(0, 6, n)]
@@ -79,7 +79,7 @@ def points(codes: NDArray[np.uint8], revision: int = 1) -> list[Point]:
 def counted(
     held: list[Point], query: CodeQuery, keep: Callable[[Point], bool] = lambda _: True
 ) -> list[tuple[int, int]]:
-    """(distance, id) of the ball by plain loops."""
+    """(distance, id) of each item in the ball, by plain loops."""
     rows = sorted(
         (sum((a ^ b).bit_count() for a, b in zip(p.code.tolist(), query.code.tolist(), strict=True)), p.id.int)
         for p in held
@@ -108,7 +108,7 @@ def test_a_ball_is_what_counting_bits_gives(make: Callable[..., Index], bits: in
 
 
 def test_many_codes_are_scanned_by_the_same_rule(make: Callable[..., Index]) -> None:
-    """So many that a radius is guessed from a sample, in every engine that guesses."""
+    """Enough codes that engines which estimate the radius from a sample do so."""
     held = points(np.random.default_rng(5).integers(0, 256, (17_000, 8), dtype=np.uint8))
     index = make()
     if type(index).__name__ == "QdrantIndex" and "LocalPoints" in type(index._wire.points).__name__:
@@ -136,7 +136,7 @@ def test_the_patient_is_left_out_and_k_is_still_full(make: Callable[..., Index])
 
 
 def test_the_rim_belongs_to_the_ball(make: Callable[..., Index]) -> None:
-    """Qdrant's threshold is strict: asked for at bits - 2r, it would leave out whatever lies at r exactly."""
+    """Qdrant's threshold is strict: with bits - 2r it would leave out items at distance r."""
     code = np.zeros(8, np.uint8)
     rim = np.array([0b111] + [0] * 7, np.uint8)
     index = make()
@@ -165,12 +165,12 @@ def test_a_ball_that_is_too_large_is_cut_and_says_so(make: Callable[..., Index])
 
 
 def test_of_a_ball_that_is_too_large_no_more_comes_than_its_rim_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A radius of all bits is the whole archive: what is asked for ends where the cut falls."""
+    """A radius of all bits covers the whole archive; the second request is limited to the distance of the cut."""
     held = points(np.random.default_rng(9).integers(0, 256, (2000, 8), dtype=np.uint8))
     with closing(engines.local_mode()) as opened:
         index = opened.create("large", Spec(dim=4, bits=BITS, scale="exact"))
         index.write(held)
-        index.near([CodeQuery(code=held[0].code, k=1)])  # its distances are trusted from here on
+        index.near([CodeQuery(code=held[0].code, k=1)])  # checks the engine's distances first
         came: list[int] = []
         ask = index._wire.points.QueryBatch  # type: ignore[attr-defined]
 
@@ -190,7 +190,7 @@ def test_of_a_ball_that_is_too_large_no_more_comes_than_its_rim_needs(monkeypatc
 
 
 def test_an_engine_whose_distances_are_wrong_answers_no_search_by_codes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As uint8 with binary quantisation does: one score for all, and no word of it."""
+    """Vectors of uint8 with binary quantisation silently give every item one score."""
     held = points(np.random.default_rng(9).integers(0, 256, (50, 8), dtype=np.uint8))
     with closing(engines.local_mode()) as opened:
         index = opened.create("wrong", Spec(dim=4, bits=BITS, scale="exact"))
@@ -213,7 +213,7 @@ def test_an_engine_whose_distances_are_wrong_answers_no_search_by_codes(monkeypa
 
 
 def test_distances_are_looked_at_again_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A server quantises a segment when it likes."""
+    """A server may quantise a segment at any time."""
     looked: list[int] = []
     monkeypatch.setattr(trust, "right", lambda *_: looked.append(1) or True)
     index = MemoryStore().create("x", Spec(dim=4, bits=BITS, scale="exact"))
@@ -247,7 +247,7 @@ def test_codes_follow_writes_deletes_and_revisions(make: Callable[..., Index]) -
     codes = centralised(50)
     index = make()
     index.write(points(codes, revision=2))
-    index.write(points(codes ^ np.uint8(255), revision=1))  # older: changes nothing
+    index.write(points(codes ^ np.uint8(255), revision=1))  # an older revision changes nothing
     index.write(points(codes[:10] ^ np.uint8(255), revision=3))
     index.delete([uuid.uuid5(uuid.NAMESPACE_OID, str(i)) for i in range(20, 30)])
     now = [*points(codes[:10] ^ np.uint8(255)), *points(codes)[10:20], *points(codes)[30:]]

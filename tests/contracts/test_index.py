@@ -82,7 +82,7 @@ def make(engine: str, store: IndexStore, name: str) -> Callable[..., Index]:
 
 
 def id_of(number: int) -> uuid.UUID:
-    """Ids whose order is not the order of writing."""
+    """IDs whose order differs from the order of writing."""
     return uuid.uuid5(uuid.NAMESPACE_OID, str(number))
 
 
@@ -91,7 +91,7 @@ def matrix(n: int, dim: int = DIM, seed: int = 0) -> NDArray[np.float32]:
 
 
 def gallery(n: int, dim: int = DIM, revision: int = 1) -> list[Point]:
-    """Four images to a study, two studies to a patient; every third point has no BI-RADS."""
+    """Four images per study, two studies per patient; every third point has no BI-RADS."""
     points = []
     for number, vector in enumerate(matrix(n, dim)):
         study = number // 4
@@ -119,7 +119,7 @@ def twin_of(index: Index, points: list[Point]) -> Index:
 
 
 def assert_same(answer: Answer, truth: Answer) -> None:
-    """The same scores in the same places; ids may differ where scores are equal."""
+    """Equal scores at equal places; IDs may differ where scores are equal."""
     got, want = answer.hits, truth.hits
     assert len(got) == len(want)
     np.testing.assert_allclose([hit.score for hit in got], [hit.score for hit in want], rtol=1e-5, atol=1e-5)
@@ -227,7 +227,7 @@ def test_groups_are_those_of_the_twin(make: Callable[..., Index], field: str, gr
 def test_groups_larger_than_a_list_are_those_of_the_twin(
     make: Callable[..., Index], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seven groups in a thousand points, asked for in lists of ten: most lists hold few groups."""
+    """Seven groups among a thousand points, requested in lists of ten: most lists hold few groups."""
     monkeypatch.setattr(grouping, "LEAST", 10)
     index, points = make(), gallery(1000)
     index.write(points)

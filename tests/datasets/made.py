@@ -1,4 +1,4 @@
-"""Made-up downloads of published sets, in the layouts that the real ones have."""
+"""Synthetic downloads of published sets in their real layouts."""
 
 import csv
 import json
@@ -23,7 +23,7 @@ WORKBOOK = "Radiology-manual-annotations.xlsx"
 
 
 def picture(path: Path, seed: int = 0) -> None:
-    """A small grey picture that is no other's."""
+    """Write a small grey picture; each seed gives a different one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     y, x = np.mgrid[0:1:96j, 0:1:80j]
     rng = np.random.default_rng(seed)
@@ -33,7 +33,7 @@ def picture(path: Path, seed: int = 0) -> None:
 
 
 def row(name: str, birads: object = 1, **more: object) -> dict[str, object]:
-    """A row of the sheet `all`; what the name says stands in its other columns, too."""
+    """A row of the sheet `all`; its other columns follow from the name."""
     patient, side, kind, view = name.strip().split("_")
     said = {
         "Image_name": name, "Patient_ID": int(patient[1:]), "Side": side, "Type": "DM" if kind == "DM" else "CESM",
@@ -58,7 +58,7 @@ def workbook(path: Path, rows: Sequence[Mapping[str, object]], sheet: str = "all
 
 
 def spoil(path: Path, member: str) -> None:
-    """What the zip file holds of the member is no longer what deflate writes."""
+    """Corrupt the deflated data of this member of the zip file."""
     with zipfile.ZipFile(path) as packed:
         start = packed.getinfo(member).header_offset + 30 + len(member)
     data = bytearray(path.read_bytes())
@@ -67,7 +67,7 @@ def spoil(path: Path, member: str) -> None:
 
 
 def cdd_cesm(root: Path, names: Mapping[str, object] | None = None, **more: object) -> Path:
-    """Images and a workbook: by name the BI-RADS cell; two women with both breasts unless told otherwise."""
+    """Write images and a workbook; `names` maps names to BI-RADS cells, by default two women with both breasts."""
     names = names or {
         f"P{p}_{side}_{kind}_{view}": birads
         for p, birads in ((1, 2), (2, 5))
@@ -82,7 +82,7 @@ def cdd_cesm(root: Path, names: Mapping[str, object] | None = None, **more: obje
 
 
 def docx(path: Path, lines: Iterable[str], head: str = "") -> None:
-    """A Word document of one paragraph per line; `head` stands before its root."""
+    """Write a Word document with one paragraph per line; `head` precedes its root element."""
     word = "http://schemas.openxmlformats.org/wordprocessingml/2006/main"
     body = "".join(f"<w:p><w:r><w:t>{escape(line)}</w:t></w:r></w:p>" for line in lines)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def docx(path: Path, lines: Iterable[str], head: str = "") -> None:
 
 
 def regions(path: Path, shapes: Sequence[tuple[str, Any]]) -> None:
-    """The annotator's table: image file and shape."""
+    """Write the annotator's table of image files and shapes."""
     head = ["#filename", "file_size", "file_attributes", "region_count", "region_id", "region_shape_attributes",
             "region_attributes"]  # fmt: skip
     told = [[name, "1", "{}", "1", "0", s if isinstance(s, str) else json.dumps(s), "{}"] for name, s in shapes]

@@ -25,7 +25,7 @@ def line(patient="P_00001", side="LEFT", *, view="CC", number=1, assessment="4",
 
 
 def write(root, *, mass=(), mass_test=(), calc=(), calc_test=(), name="1-1.dcm"):
-    """The tables, and a film for each row as a download of today has it: 1-1.dcm whatever the table says."""
+    """Write the tables, and a film for each row, named 1-1.dcm as in today's downloads, whatever the table says."""
     for head, stem, lines in ((MASS, "mass", mass), (MASS, "mass_test", mass_test), (CALC, "calc", calc),
                               (CALC, "calc_test", calc_test)):  # fmt: skip
         kind, _, part = stem.partition("_")
@@ -159,7 +159,7 @@ def test_the_mask_is_the_binary_one_whatever_the_row_says(tmp_path, swapped, mas
     assert lesion.crop is not None
     assert lesion.crop.name != lesion.mask.name
     assert (lesion.image_id, lesion.number, lesion.birads) == ("Mass-Training_P_00001_LEFT_CC", "1", 4)
-    # the row says crop 0, mask 1, or the other way round
+    # the row says crop 0 and mask 1, or the other way round
     assert warnings["crop-and-mask-swapped"] == (mask_first != swapped)
 
 

@@ -15,7 +15,7 @@ DM, CM = "P12_L_DM_CC", "P12_L_CM_CC"
 
 
 def read(root: Path, *rows: dict[str, object]) -> cdd_cesm.Imported:
-    """The folder, with these rows for a workbook if any are given."""
+    """Read the folder; its workbook is replaced by these rows if any are given."""
     if rows:
         made.workbook(root / made.WORKBOOK, rows)
     return cdd_cesm.read(root)

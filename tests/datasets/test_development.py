@@ -10,7 +10,7 @@ from shared.errors import Invalid, NotFound
 from shared.imaging.recipe import Recipe
 
 NAMES = [*SETS, "phantoms:10:3"]
-#: images and classes as the sets' own descriptions say; cxr and busi without their repeated images
+#: images and classes according to the sets' descriptions; cxr and busi without their repeated images
 SIZES = {
     "radiology_16class": (5477, 16),
     "radiology_mednist": (9000, 6),

@@ -12,7 +12,7 @@ def breast(**changes) -> Breast:
 
 
 def small(picture: np.ndarray) -> np.ndarray:
-    """A 32 by 25 thumbnail, where position and noise matter less."""
+    """A 32 by 25 thumbnail, which reduces the effect of position and noise."""
     return picture.reshape(32, 16, 25, 16).mean((1, 3))
 
 

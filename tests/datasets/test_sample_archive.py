@@ -20,7 +20,7 @@ from shared.datasets.phantom import render
 from shared.datasets.women import exams
 from shared.errors import Conflict, Invalid
 
-STUDIES = 7  # five women, two of them with an earlier exam, and one scanner each
+STUDIES = 7  # five women, two of them with an earlier exam; one scanner per study
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +35,7 @@ def records(folder) -> list[Record]:
 
 @pytest.fixture
 def tiny(monkeypatch) -> None:
-    """Small pictures, where only the structure matters."""
+    """Small pictures: these tests check only the structure."""
     monkeypatch.setitem(archive.SIZES, "small", (128, 100))
 
 
@@ -45,7 +45,7 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def displayed(path: Path) -> np.ndarray:
-    """What the file's P-values are before any VOI: bright means dense."""
+    """The file's P-values before any VOI transformation: bright means dense."""
     ds = pydicom.dcmread(path)
     return 4095 - ds.pixel_array if ds.PhotometricInterpretation == "MONOCHROME1" else ds.pixel_array
 
@@ -232,7 +232,7 @@ def test_the_quick_way_to_save_writes_the_same_bytes(tmp_path):
 def cli() -> typer.Typer:
     app = typer.Typer()
     sample.register(app)
-    app.command("other")(lambda: None)  # a single command would lose its name
+    app.command("other")(lambda: None)  # with a single command, typer drops its name
     return app
 
 

@@ -1,7 +1,7 @@
-"""Re-index under fire: the model is changed again and again while images come in, go, are asked for, and processes die.
+"""Re-index under fire: models change again and again during intake, erasure and searches, while processes are killed.
 
-`python -m tests.e2e.fire --images 2000 --switches 20 --seed 1` prints what was done and what went wrong; exit 1 if
-anything did. `--out benchmarks/results/fire` also writes it there.
+`python -m tests.e2e.fire --images 2000 --switches 20 --seed 1` prints counts and findings; exit 1 if there are
+findings. `--out benchmarks/results/fire` also writes them there.
 
 Allowed: 503 with Retry-After while something behind the API is away, and one reset of a request in flight, which is
 sent again. Not allowed: any other failure, a refused connection, an answer mixed from two models, a study that vanished
@@ -42,8 +42,8 @@ from shared.store import generations
 from shared.store.blobs import Blobs
 from tests.e2e.killing import BACK_WITHIN_S, ROLES, Archive
 
-PATIENCE_S = 300.0  #: for what is away, and for a generation to be complete
-NEAR = 0.004  #: scores of float16 encodings against float32 ones
+PATIENCE_S = 300.0  #: maximum wait for a part that is away, and for a generation to be complete
+NEAR = 0.004  #: tolerance between scores of float16 and of float32 encodings
 PAUSES_S = (3.0, 6.0)
 ERASED_SHARE = 0.1
 
@@ -52,21 +52,21 @@ Vectors = dict[str, NDArray[np.float32]]  #: by SOP Instance UID, of unit length
 
 
 class Failed(Exception):
-    """A request was answered as it must not be."""
+    """A request got an answer that is not allowed."""
 
 
 @dataclass
 class Witness:
-    """Knows what every model makes of every image, and holds each answer against it.
+    """Knows every model's vector of every image, and checks the scores of answers.
 
     Args:
-        vectors: by fingerprint.
+        vectors: by the model's fingerprint.
     """
 
     vectors: Mapping[str, Vectors]
 
     def wrong(self, answer: Json) -> Iterator[str]:
-        """Scores that the model which the answer names does not give."""
+        """Scores that do not follow from the vectors of the model that the answer names."""
         own = self.vectors.get(answer["model"]["fingerprint"])
         if own is None:
             yield "an answer of an unknown model"
@@ -80,7 +80,7 @@ class Witness:
 
 
 def vectors(encoders: Sequence[Encoder], files: Mapping[str, Path]) -> dict[str, Vectors]:
-    """What each model makes of each file now, by its fingerprint."""
+    """By fingerprint, each model's vectors of the files as they are now."""
     made: dict[str, Vectors] = {encoder.card.fingerprint: {} for encoder in encoders}
     with Sandbox() as sandbox:
         recipe = Recipe.from_json(encoders[0].card.to_json()["recipe"])
@@ -99,9 +99,9 @@ class Report:
     rollbacks: int = 0
     erased: int = 0
     queries: int = 0
-    waited: int = 0  #: 503 with Retry-After
+    waited: int = 0  #: answers 503 (or 429) with Retry-After
     resets: int = 0
-    litter: int = 0  #: collections of generations whose beginning was killed
+    litter: int = 0  #: empty collections left by killed requests to begin a generation
     by_model: Counter[str] = field(default_factory=Counter)
     kills: Counter[str] = field(default_factory=Counter)
     seconds: float = 0.0
@@ -122,26 +122,26 @@ class Fire:
         self.rng, self.report = random.Random(seed), Report(images=images // 2 * 2)
         self.stop = threading.Event()
         self.lock = threading.Lock()
-        self.known: set[str] = set()  #: studies that an answer has shown, and nobody is erasing
-        self.leaving: set[str] = set()  #: whose erasure was asked for
-        self.gone: set[str] = set()  #: and answered
+        self.known: set[str] = set()  #: studies that an answer has shown and whose erasure was not requested
+        self.leaving: set[str] = set()  #: studies whose erasure was requested
+        self.gone: set[str] = set()  #: studies whose erasure was answered
         self.studies = sorted({_study(uid) for uid in self.archive.sent})
 
     def open(self) -> None:
-        """The stack runs, with two models."""
+        """Start the stack and add two models."""
         self.archive.open()
         folder = self.archive.home / "models" / "other"
         card = build(folder, "other", "null", "random:7", dim=48)
         with self.archive.store.transaction() as db:
             lifecycle.add_model(db, self.archive.indexes, "other", card)
         if (untrained := self.archive.stack.pid_of("model")) is not None:
-            process.kill_tree(untrained)  # it builds a network that nobody needs any more
+            process.kill_tree(untrained)  # it builds a model that the test does not need
         encoders = [load(self.archive.folder), load(folder)]
         self.witness = Witness(vectors(encoders, self.archive.sent))
         self.url, self.key = self.archive.stack.url, self.archive.stack.api_key
 
     def ask(self, method: str, path: str, *, also: Sequence[int] = (), **what: Any) -> httpx.Response:
-        """An answer, however long it takes. Raises: `Failed`."""
+        """The answer, repeating the request while it is answered 503. Raises: `Failed`."""
         until, resets = time.monotonic() + PATIENCE_S, 0
         headers = {"Authorization": f"Bearer {self.key}"} | what.pop("headers", {})
         while time.monotonic() < until:
@@ -172,10 +172,10 @@ class Fire:
         with self.lock:
             self.report.findings.append(finding)
 
-    # --- what goes on at once ---
+    # --- in parallel ---
 
     def query(self) -> None:
-        """Studies are asked for, the known ones mostly."""
+        """Search for studies, four times in five for known ones."""
         rng = random.Random(self.rng.random())
         while not self.stop.is_set():
             with self.lock:
@@ -184,7 +184,7 @@ class Fire:
             time.sleep(0.03)
 
     def look(self, study: str) -> bool:
-        """One study is asked for and the answer judged; whether it was found."""
+        """Search by one study and check the answer; return whether the study was found."""
         with self.lock:
             shown_before, gone_before = study in self.known, set(self.gone)
         path = f"/v1/studies/{study}/similar"
@@ -192,7 +192,7 @@ class Fire:
         self._count("queries")
         with self.lock:
             still = study in self.known
-        if not answer.is_success:  # 404: not taken in or erased; 409: not encoded yet
+        if not answer.is_success:  # 404: not yet taken in, or erased; 409: not yet encoded
             if shown_before and still:
                 self.find(f"{study} has vanished")
             return False
@@ -211,7 +211,7 @@ class Fire:
         return True
 
     def take_in(self) -> None:
-        """Folder after folder, as the switches get on."""
+        """Scan folder after folder, at the pace of the switches."""
         for n, part in enumerate(self.archive.parts):
             headers = {"Idempotency-Key": part.name}
             self.ask("POST", "/v1/ingest/scans", json={"path": str(part)}, headers=headers)
@@ -219,7 +219,7 @@ class Fire:
             process.until(lambda wanted=wanted: self.stop.is_set() or self.report.switches >= wanted, 15)  # type: ignore[misc]
 
     def erase(self) -> None:
-        """Known studies go, up to a tenth."""
+        """Erase known studies, up to a tenth of all."""
         rng = random.Random(self.rng.random())
         while not self.stop.wait(2.0):
             with self.lock:
@@ -227,7 +227,7 @@ class Fire:
                 if len(self.gone) >= ERASED_SHARE * len(self.studies) or len(known) < 10:
                     continue
                 study = rng.choice(known)
-                self.known.discard(study)  # from here on it may be found or not
+                self.known.discard(study)  # from here on a search may find it or not
                 self.leaving.add(study)
             self.ask("DELETE", f"/v1/studies/{study}")
             with self.lock:
@@ -235,7 +235,7 @@ class Fire:
             self._count("erased")
 
     def kill(self) -> None:
-        """Each role alike dies, with all that it had started."""
+        """Kill random roles with their descendants, each role equally often."""
         rng, deck = random.Random(self.rng.random()), list[str]()
         while not self.stop.wait(rng.uniform(*self.pauses_s)):
             deck = deck or rng.sample(ROLES, len(ROLES))
@@ -246,7 +246,7 @@ class Fire:
                 self.report.kills[role] += 1
 
     def switch(self) -> None:
-        """Generation after generation, of one model and the other."""
+        """Build and publish generation after generation, of the two models in turn."""
         for n in range(self.switches):
             asked = {"model": ("other", "null")[n % 2], "scale": "exact"}
             begun = self.ask("POST", "/v1/generations", json=asked, headers={"Idempotency-Key": str(uuid.uuid4())})
@@ -259,7 +259,7 @@ class Fire:
             self._retire(number)
 
     def _publish(self, what: str) -> bool:
-        """Refused while something is lacking: asked again until nothing is."""
+        """Request a publication or rollback again until it is not refused; False if it had already happened."""
         until, why = time.monotonic() + PATIENCE_S, ""
         while time.monotonic() < until:
             answer = self.ask("POST", f"/v1/generations/{what}", json={"accept": []}, also=(409,))
@@ -267,21 +267,21 @@ class Fire:
                 return True
             why = str(answer.json().get("detail"))
             if "is not published" in why or "is published already" in why:
-                return False  # it was, and the answer was cut off
+                return False  # the first request took effect, but its answer was lost
             time.sleep(0.7)
         raise Failed(f"{what} was refused for {PATIENCE_S:.0f} s: {why}")
 
     def _retire(self, number: int) -> None:
-        """All but the published one and the one before it."""
+        """Retire all open generations up to this one but the last two."""
         rows = self.ask("GET", "/v1/generations").json()["generations"]
         opened = sorted(row["id"] for row in rows if row["state"] == "open" and row["id"] <= number)
         for old in opened[:-2]:
             self.ask("POST", f"/v1/generations/{old}:retire", json={"force": True}, also=(409,))
 
-    # --- afterwards ---
+    # --- at rest ---
 
     def judge(self) -> Iterator[str]:
-        """At rest: every study that was sent and not erased is found, by its own vector; and the doctor is content."""
+        """Findings at rest: studies found although erased, or not found although sent; and those of the doctor."""
         for study in self.studies:
             if self.look(study) == (study in self.gone):
                 yield f"{study} is {'found after its erasure' if study in self.gone else 'not found'}"
@@ -301,7 +301,7 @@ class Fire:
             rules=Rules(secret=key),
         )
         found = reconcile.examine(site, deep=True, repair=True)
-        # a killed request to begin a generation leaves its empty collection: counted, and the doctor takes it away
+        # a killed request to begin a generation leaves an empty collection: counted, and the doctor removes it
         self.report.litter = sum(one.count for one in found if one.kind == "collection-stray")
         found = [one for one in found if one.kind != "collection-stray"]
         found += reconcile.examine(site, deep=True)
@@ -309,7 +309,7 @@ class Fire:
 
 
 def _study(sop_uid: str) -> str:
-    """As `tests.tiny` numbers them."""
+    """The study of an image of `tests.tiny`."""
     return f"1.2.826.0.1.3680043.8.{sop_uid.split('.')[-2]}"
 
 
@@ -344,7 +344,7 @@ def run(
 
 
 def _guarded(fire: Fire, name: str) -> None:
-    """What one thread dies of is a finding."""
+    """Run one thread's work; an exception becomes a finding."""
     what: Callable[[], None] = getattr(fire, name)
     try:
         what()
@@ -353,7 +353,7 @@ def _guarded(fire: Fire, name: str) -> None:
 
 
 def write(report: Report, about: Json, out: Path) -> None:
-    """`out`.md for people, `out`.json for programs."""
+    """Write `out`.md and `out`.json."""
     figures = report.to_json()
     counted = ("images", "switches", "rollbacks", "erased", "queries", "waited", "resets", "litter")
     body = [

@@ -1,7 +1,7 @@
-"""A hostile neighbour of the DICOM receiver: mutated PDUs, stalls, floods; meanwhile a C-ECHO must be answered.
+"""A hostile peer of the DICOM receiver: mutated PDUs, stalls and floods, while C-ECHOs must be answered.
 
 `python -m tests.e2e.hostile --pdus 10000 --seed 1` starts engines and a receiver of its own and attacks it from many
-addresses; every two seconds somebody else asks for a C-ECHO, and in between sends an instance.
+addresses; every two seconds another peer sends a C-ECHO, and between them an instance.
 """
 
 import argparse
@@ -35,32 +35,32 @@ def request() -> Bytes:
 
 
 def conversation(rng: random.Random) -> list[Bytes]:
-    """PDUs of a whole association, good but for what comes."""
+    """The valid PDUs of a whole association."""
     uid = uid_of(rng.randrange(10**6), 9)
     stored = [value_pdu(store_command(uid), 3), value_pdu(rng.randbytes(rng.randrange(2, 4000)), 2)]
     return [request(), *rng.choice([[echo.echo()], stored, [echo.echo(), *stored]]), echo.RELEASE]
 
 
 def mutated(rng: random.Random, pdu: Bytes) -> Bytes:
-    """One of many small wrongs."""
+    """The PDU with one of several small errors."""
     data = bytearray(pdu)
     kind = rng.randrange(8)
-    if kind == 0:  # bits
+    if kind == 0:  # flipped bits
         for _ in range(rng.randrange(1, 8)):
             data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    elif kind == 1:  # a length that lies
+    elif kind == 1:  # a wrong PDU length
         data[2:6] = struct.pack(">I", rng.choice([0, 1, 5, 7, len(data), 2**16, 2**20, 2**31, 2**32 - 1]))
-    elif kind == 2:  # another kind
+    elif kind == 2:  # another PDU type
         data[0] = rng.randrange(256)
-    elif kind == 3:  # cut
+    elif kind == 3:  # truncated
         del data[rng.randrange(len(data)) :]
-    elif kind == 4:  # a length inside that lies
+    elif kind == 4:  # a wrong length of an item
         place = rng.randrange(max(1, len(data) - 4))
         data[place : place + 4] = struct.pack(">I", rng.choice([0, 0xFFFFFFFF, 0x7FFFFFFF, 0x10000]))
-    elif kind == 5:  # a part twice
+    elif kind == 5:  # a repeated part
         first = rng.randrange(len(data))
         data[first:first] = data[first : first + rng.randrange(1, 200)]
-    elif kind == 6:  # something else altogether
+    elif kind == 6:  # random bytes
         data = bytearray(rng.randbytes(rng.randrange(1, 2000)))
     else:  # many items
         data[74:74] = struct.pack(">BxH", rng.choice([0x20, 0x30, 0x40, 0x50, 0x55]), 0) * rng.randrange(1, 3000)
@@ -70,7 +70,7 @@ def mutated(rng: random.Random, pdu: Bytes) -> Bytes:
 
 @dataclass
 class Attack:
-    """What was done, and what it did."""
+    """The attacks, and counts of what was done."""
 
     receiver: Receiving
     seed: int
@@ -84,7 +84,7 @@ class Attack:
         return socket.create_connection(("127.0.0.1", self.receiver.port), 5, (source, 0))
 
     def admitted(self, rng: random.Random) -> socket.socket:
-        """A connection that has found a place, so that what it says is read."""
+        """A connection that the receiver has admitted, so that its PDUs are read."""
         while True:
             connection = self.connect(rng)
             connection.settimeout(0.02)
@@ -100,7 +100,7 @@ class Attack:
             time.sleep(0.05)
 
     def mutate(self, number: int) -> None:
-        """Mutated PDUs until their count is reached."""
+        """Send mutated PDUs until none are left."""
         rng = random.Random(f"{self.seed}-{number}")
         while self._take():
             pdus = conversation(rng)
@@ -120,7 +120,7 @@ class Attack:
             return self.left >= 0
 
     def stall(self, words: Callable[[random.Random], Bytes], name: str) -> None:
-        """As many connections as are let in say this and then nothing, again and again."""
+        """Again and again, open ten connections that send these bytes and then nothing."""
         rng = random.Random(f"{self.seed}-{name}")
         while not self.over.wait(0.5):
             with contextlib.ExitStack() as held:
@@ -131,7 +131,7 @@ class Attack:
                 self.over.wait(6)
 
     def trickle(self) -> None:
-        """A byte every now and then: a slow loris."""
+        """Send a request byte by byte, as a slow loris."""
         rng = random.Random(f"{self.seed}-trickle")
         while not self.over.is_set():
             with contextlib.suppress(OSError), self.connect(rng) as connection:
@@ -142,7 +142,7 @@ class Attack:
                         return
 
     def flood(self) -> None:
-        """As much as is taken of a PDU of 4 GiB, and of a data set that never ends."""
+        """Send a PDU of 4 GiB, or a data set that never ends, for as long as the receiver accepts it."""
         rng = random.Random(f"{self.seed}-flood")
         while not self.over.wait(0.2):
             with contextlib.suppress(OSError), self.connect(rng) as connection:
@@ -175,7 +175,7 @@ STALLS: dict[str, Callable[[random.Random], Bytes]] = {
 
 @dataclass
 class Asker:
-    """Somebody who wants a C-ECHO every two seconds, and keeps how long each took."""
+    """A peer that sends C-ECHOs, and records the time until each is answered."""
 
     receiver: Receiving
     waits: list[float] = field(default_factory=list)
@@ -195,7 +195,7 @@ class Asker:
         self.waits.append(time.monotonic() - began)
 
     def store(self, template: Template) -> None:
-        """An instance among all this; a sender tries again where there is no room for it."""
+        """Send an instance during the attack; try again while the connection is refused."""
         number = time.monotonic_ns() % 10**12
         for _ in range(20):
             with contextlib.suppress(OSError, struct.error), Sender(self.receiver.port, "ASKER") as sender:
@@ -205,9 +205,9 @@ class Asker:
 
 
 def run(receiver: Receiving, pdus: int, seed: int) -> dict[str, object]:
-    """Everything at once until the PDUs are sent; returns what was seen."""
+    """Attack in parallel until all PDUs are sent; return the counts and times."""
     attack, asker, template = Attack(receiver, seed, pdus), Asker(receiver), Template(64)
-    for _ in range(8):  # both have their sandbox
+    for _ in range(8):  # so that both receivers have their sandbox
         asker.ask()
         asker.store(template)
     asker = Asker(receiver)

@@ -1,10 +1,10 @@
-"""Kill processes of a running stack at random while it takes in studies, and count.
+"""Kills random processes of a stack during intake, and counts losses.
 
 `python -m tests.e2e.killing --studies 1000 --kills 27 --seed 1` prints how many of each role were killed, with how many
 leases held, and the oracle's findings; exit 1 if there are any. `--out benchmarks/results/kill` also writes them there.
 
-The archive comes in as many parts as there are kills. Each part is asked for right before its kill, so that there is
-work in every process whenever one dies.
+The archive is split into as many parts as there are kills. Each part's scan is requested right before its kill, so that
+every process has work when one is killed.
 """
 
 import argparse
@@ -38,14 +38,14 @@ from shared.store.session import Store
 from tests import tiny
 from tests.oracle import Oracle
 
-SHARES = {  #: how often a role is chosen beyond its three times; what holds leases most often
+SHARES = {  #: weight of a role in random choices beyond `EACH`; roles that hold leases have the most
     "postgres": 2, "valkey": 1, "vectors": 2, "api": 1, "worker-ingest1": 4, "worker-ingest2": 4, "worker-scan": 2,
     "worker-index": 2, "worker-reindex": 1, "beat": 1,
 }  # fmt: skip
 ROLES = tuple(SHARES)
-LEASE_WITHIN_S = 5.0  #: so long a kill waits for somebody to hold a lease
+LEASE_WITHIN_S = 5.0  #: maximum wait for a lease before a kill
 BACK_WITHIN_S = 60.0
-EACH = 3  #: times that a role dies at least
+EACH = 3  #: minimum of kills per role
 
 
 @dataclass
@@ -70,7 +70,7 @@ class Report:
 
 
 class Archive:
-    """A stack under fire, with the null encoder: what is tested is the protocol, not the forward pass."""
+    """A stack under attack, with the null encoder: the protocol is tested, not the forward pass."""
 
     def __init__(self, folder: Path, studies: int, parts: int = 1) -> None:
         self.home = folder / "home"
@@ -96,10 +96,10 @@ class Archive:
             assert live is not None
         self.collection = live.collection
         if (first := self.stack.pid_of("model")) is not None:
-            process.kill_tree(first)  # it is building a network that nobody needs any more
+            process.kill_tree(first)  # it builds a model that the test does not need
 
     def scan(self, folder: Path) -> None:
-        """The API has accepted it, as often as it takes; the key keeps it one operation."""
+        """Request a scan until the API accepts it; the idempotency key keeps it a single operation."""
         headers = {"Authorization": f"Bearer {self.stack.api_key}", "Idempotency-Key": folder.name}
 
         def accepted() -> bool:
@@ -113,7 +113,7 @@ class Archive:
         assert process.until(accepted, BACK_WITHIN_S, 0.05)
 
     def left(self) -> int | None:
-        """How much work is not done, or None while the database is away."""
+        """The number of unfinished operations, images and ledger rows; None while the database is away."""
         try:
             with self.store.reading() as connection:
                 return int(
@@ -129,7 +129,7 @@ class Archive:
             return None
 
     def leases(self) -> set[tuple[str, str, int]]:
-        """Which images and scans are held, each with its fence. A dead worker's stay for a while."""
+        """Leased images and scans with their fences. Leases of a killed worker remain until they expire."""
         try:
             with self.store.reading() as connection:
                 rows = connection.execute(
@@ -145,7 +145,7 @@ class Archive:
             return set()
 
     def victim(self, role: str) -> Identity | None:
-        """The process of this role, which lives."""
+        """The role's process, if it is alive."""
         kept = self.stack.home.state.get("processes", {}).get(role, {}).get("identity")
         identity = Identity(**kept) if kept else None
         return identity if identity is not None and identity.alive else None
@@ -157,7 +157,7 @@ class Archive:
         return process.until(lambda: self.left() == 0, timeout_s, 0.5)
 
     def come_to_rest(self, quiet_s: float, timeout_s: float) -> int | None:
-        """What is left when nothing has been done for `quiet_s`; None if something still is after `timeout_s`."""
+        """The work left after `quiet_s` without progress; None if there is still progress after `timeout_s`."""
         left, since, deadline = self.left(), time.monotonic(), time.monotonic() + timeout_s
         while time.monotonic() - since < quiet_s:
             if time.monotonic() > deadline:
@@ -181,7 +181,7 @@ class Archive:
 
 
 def plan(kills: int, rng: random.Random) -> list[str]:
-    """Each role up to `EACH` times, as often as there are kills for, then at random, ingest workers favoured."""
+    """Each role up to `EACH` times, as the number of kills allows; the rest by weight at random; shuffled."""
     deck = [role for role in ROLES for _ in range(min(EACH, kills // len(ROLES)))]
     deck += rng.choices(ROLES, weights=list(SHARES.values()), k=kills - len(deck))
     rng.shuffle(deck)
@@ -189,11 +189,11 @@ def plan(kills: int, rng: random.Random) -> list[str]:
 
 
 def shoot(archive: Archive, pauses_s: tuple[float, float], rng: random.Random, report: Report) -> None:
-    """For each part of the archive one process died, with whatever it had started."""
+    """For each part of the archive, kill one process with its descendants."""
     for role, part in zip(plan(len(archive.parts), rng), archive.parts, strict=True):
         time.sleep(rng.uniform(*pauses_s))
         process.until(lambda: archive.left() is not None, BACK_WITHIN_S, 0.05)
-        before = archive.leases()  # they may be those of the dead
+        before = archive.leases()  # may belong to killed workers
         archive.scan(part)
         if not process.until(lambda role=role: archive.victim(role) is not None, BACK_WITHIN_S, 0.02):  # type: ignore[misc]
             report.findings.append(f"{role} did not come back")
@@ -212,7 +212,7 @@ def run(
     folder: Path, *, studies: int, kills: int, seed: int, pauses_s: tuple[float, float] = (0.5, 2.5),
     settle_s: float = 180.0,
 ) -> Report:  # fmt: skip
-    """Studies are taken in while processes die; the report has the oracle's findings."""
+    """Ingest studies while processes are killed; the report has the oracle's findings."""
     archive = Archive(folder, studies, parts=kills)
     report, rng = Report(studies=studies, images=len(archive.sent)), random.Random(seed)
     try:
@@ -231,7 +231,7 @@ def run(
 
 
 def write(report: Report, about: dict[str, Any], out: Path) -> None:
-    """`out`.md for people, `out`.json for programs."""
+    """Write `out`.md and `out`.json."""
     figures = report.to_json()
     rows = [[role, *counts.values()] for role, counts in figures["by_role"].items()]
     rows.append(["all", figures["kills"], figures["kills_with_a_lease_held"]])

@@ -1,4 +1,4 @@
-"""The platform as its users have it: the real stack, the real command line, the sample archive."""
+"""The platform as users have it: the real stack, the real command line, the sample archive."""
 
 import json
 import os
@@ -25,7 +25,7 @@ from tests.imaging.pictures import breast, dataset, file_of
 
 
 def similis(home: Path, *words: str) -> Any:
-    """One command; what it prints as JSON."""
+    """Run one command; return its JSON output."""
     env = {**os.environ, "SIMILIS_HOME": str(home), "NO_COLOR": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "services.cli.main", *words], env=env, capture_output=True, text=True, check=False
@@ -35,7 +35,7 @@ def similis(home: Path, *words: str) -> Any:
 
 
 class World:
-    """A stack with the sample archive taken in, by the null encoder."""
+    """A stack that has ingested the sample archive with the null encoder."""
 
     def __init__(self, folder: Path) -> None:
         self.home, self.archive = folder / "home", folder / "archive"
@@ -49,7 +49,7 @@ class World:
         return similis(self.home, *words)
 
     def status(self, study: str) -> str:
-        """Of the study's first image."""
+        """The status of the study's first image."""
         headers = {"Authorization": f"Bearer {self.stack.api_key}"}
         answer = httpx.get(f"{self.stack.url}/v1/studies/{study}", headers=headers, timeout=30).json()
         return str(answer["series"][0]["images"][0]["status"])
@@ -123,7 +123,7 @@ def test_filters_hold(world: World) -> None:
     assert found <= wanted
 
 
-#: what a header may say of a person: none of it is kept anywhere
+#: identifying attributes of a header, none of which may be stored anywhere
 PERSON = {
     "PatientName": "CANARY^NAME",
     "PatientID": "CANARY-PATIENT-ID",
@@ -168,7 +168,7 @@ def test_no_patient_reaches_a_log_or_the_database(world: World) -> None:
     names = {r.patient for r in world.records} | set(PERSON.values()) | set(TABLE.values()) | {"CANARY"}
     names |= {name.encode().hex() for name in names}
     text = stored(world)
-    assert uids["SOPInstanceUID"] in text  # it is what was stored that was read
+    assert uids["SOPInstanceUID"] in text  # proves that the stored rows were read
     assert [name for name in names if name in text] == []
     for log in (world.home / "logs").iterdir():
         text = log.read_text(encoding="utf-8", errors="replace")
@@ -192,7 +192,7 @@ def test_the_same_answer_after_the_power_went(world: World) -> None:
 
 
 def sent_between_dump_and_copy(home: Path) -> str:
-    """A file in the store that the database of a backup does not know; returns its study's UID."""
+    """Write a file to the store that the backup's database does not know; return its study's UID."""
     part = home.parent / "sent.dcm"
     tiny.write(part, 90, 0)
     content = part.read_bytes()

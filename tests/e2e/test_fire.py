@@ -1,4 +1,4 @@
-"""The model changes while everything is in motion; and the oracle sees what a missing fence lets through."""
+"""A model change under load; and proof that the oracle notices a missing fence."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -32,7 +32,7 @@ def test_nobody_notices_that_the_model_changes_under_fire(tmp_path: Path) -> Non
 
 @pytest.fixture
 def small(database_url: str, tmp_path: Path) -> Iterator[Platform]:
-    """Two models, real files, the real sandbox."""
+    """A platform with two models, real files and the real sandbox."""
     made = Platform(database_url, tmp_path)
     made.sandbox = Sandbox()  # type: ignore[assignment]
     made.add_model()
@@ -54,7 +54,7 @@ def look(platform: Platform, folder: Path) -> None:
 
 
 def witnessed(platform: Platform, files: dict[str, Path]) -> list[str]:
-    """What the fire's witness says of an answer for each study, under whatever is published."""
+    """The witness's findings for a search by each study in the published generation."""
     live = platform.published()
     witness = Witness(vectors([platform.encoder(live)], files))
     found = []
@@ -67,7 +67,7 @@ def witnessed(platform: Platform, files: dict[str, Path]) -> list[str]:
 
 
 def late_writer(platform: Platform, folder: Path) -> dict[str, Path]:
-    """A worker has decoded images of a study; then the files change, another worker encodes them, and it wakes."""
+    """A worker decodes a study's images; then the files change, another worker encodes them, and the first goes on."""
     files = tiny.archive(folder, 4)
     look(platform, folder)
     late = encode.claim(platform.begin, platform.encoder, replace(platform.effort, batch=8, lease_s=0.0))
@@ -76,7 +76,7 @@ def late_writer(platform: Platform, folder: Path) -> dict[str, Path]:
         for image in range(2):
             tiny.write(folder / f"{study:05}-{image}.dcm", study, image, version=1)
     look(platform, folder)
-    while (fresh := encode.claim(platform.begin, platform.encoder, platform.effort)).claimed:  # each alone
+    while (fresh := encode.claim(platform.begin, platform.encoder, platform.effort)).claimed:  # one at a time
         encode.settle(platform.begin, fresh, batch.forward(batch.decode(platform.sandbox, fresh), platform.encoder))
     encode.settle(platform.begin, late, stale)
     platform.project()
@@ -98,7 +98,7 @@ def test_without_the_fence_the_witness_sees_the_stale_vectors(
 
 
 def test_the_witness_sees_vectors_of_another_model(small: Platform, tmp_path: Path) -> None:
-    """As if a generation had been filled with what the other model made."""
+    """As if a generation had been filled with another model's vectors."""
     files = tiny.archive(tmp_path / "files", 4)
     look(small, tmp_path / "files")
     small.encode()

@@ -1,4 +1,4 @@
-"""Nothing is lost, nothing doubled, whoever dies. And the test itself can fail: it does when a guard is off."""
+"""Nothing is lost or doubled, whichever process is killed; and the test fails if a guard is switched off."""
 
 import random
 from dataclasses import replace
@@ -33,7 +33,7 @@ def test_studies_survive_the_death_of_every_role(tmp_path: Path, each: int) -> N
 def test_the_oracle_sees_what_dead_workers_held_until_its_lease_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SIMILIS_INTAKE__LEASE_S", "100000")  # as if there were none
+    monkeypatch.setenv("SIMILIS_INTAKE__LEASE_S", "100000")  # so long that leases never expire
     archive = killing.Archive(tmp_path, studies=150)
     try:
         archive.open()
@@ -43,7 +43,7 @@ def test_the_oracle_sees_what_dead_workers_held_until_its_lease_ends(
             pid = archive.stack.pid_of(role)
             assert pid is not None
             process.kill_tree(pid)
-        assert archive.come_to_rest(4.0, 60)  # the others' images are done; these nobody touches
+        assert archive.come_to_rest(4.0, 60)  # other images are done; nobody takes these over
         assert any(finding.startswith("encoding: ") for finding in archive.findings())
         with archive.store.transaction() as db:
             db.execute(sa.text("UPDATE image SET lease_until = clock_timestamp() WHERE status = 'encoding'"))
@@ -65,9 +65,9 @@ def small(database_url: str, tmp_path: Path) -> Platform:
 
 
 def stale_writer(platform: Platform, folder: Path, *, taken_over: bool) -> list[str]:
-    """A worker is stopped with a claim in its hands and wakes too late.
+    """A worker stops with a claim and goes on too late.
 
-    Meanwhile the files have changed, and either wait to be encoded again or are held by another worker.
+    Meanwhile the files have changed, and either wait to be encoded again or are leased to another worker.
     """
     sent = tiny.archive(folder, 4)
 
@@ -126,7 +126,7 @@ def test_without_either_half_of_the_fence_the_oracle_sees_the_stale_vector(
     assert guard in statement
     monkeypatch.setattr(images, "_SETTLE", sa.text(statement.replace(guard, "")))
     with small.begin() as db:
-        db.execute(sa.text("DROP TRIGGER moves ON image"))  # it would refuse what the oracle is to see
+        db.execute(sa.text("DROP TRIGGER moves ON image"))  # it would refuse the move that the oracle must find
     assert any(
         "another vector" in finding for finding in stale_writer(small, tmp_path / "files", taken_over=taken_over)
     )

@@ -1,4 +1,4 @@
-"""A backbone, a super-ensemble and ACIR, one after the other, behind one archive: by command, and asked over HTTP."""
+"""A backbone, a super-ensemble and ACIR in turn on one archive, by the command line and over HTTP."""
 
 import json
 from collections.abc import Iterator
@@ -16,8 +16,8 @@ from shared.store.session import Store
 from tests.e2e.test_end_to_end import similis
 from tests.e2e.test_reindex_under_fire import command
 
-STUDIES = 4  # of three women; sixteen images, so that a fitted code has eight bits
-READY_WITHIN_S = 240.0  # the stack builds its first model, DenseNet121, while it runs
+STUDIES = 4  # three women; sixteen images, enough for a fitted code of eight bits
+READY_WITHIN_S = 240.0  # the stack adds its default model after its start
 ACIR = {"widths": "s", "bits": 64, "side": 112}
 
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(900)]
@@ -42,7 +42,7 @@ class Hospital:
         return similis(self.home, *words, "--json")
 
     def change_to(self, model: str) -> int:
-        """Its generation, built from the archive and published."""
+        """Build a generation of the model from the archive and publish it; return its number."""
         built = self.run("generations", "create", model, "--follow")
         assert (built["state"], built["live"]) == ("ready", False)
         images = built["images"]
@@ -51,7 +51,7 @@ class Hospital:
         return int(built["id"])
 
     def others(self, study: str) -> set[str]:
-        """The studies of other patients."""
+        """The studies of other patients than this study's."""
         (patient,) = {record.patient for record in self.records if record.study == study}
         return {record.study for record in self.records if record.patient != patient}
 
@@ -87,7 +87,7 @@ def hospital(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hospital]:
 
 
 def make_models(hospital: Hospital) -> None:
-    """What needs no archive: weights, options and graphs, in the stack's models folder."""
+    """Build the models that need no archive: weights, options and graphs, in the stack's models folder."""
     home = hospital.home
     options = home.parent / "acir.json"
     options.write_text(json.dumps(ACIR))
@@ -115,7 +115,7 @@ def check_dense(hospital: Hospital, study: str, who: tuple[str, int]) -> Json:
 
 
 def check_codes(hospital: Hospital, study: str, who: tuple[str, int], bits: int) -> None:
-    """Every distance is that of the stored codes, a ball holds what lies in it, and hybrid ranks as dense does."""
+    """Distances are those of the stored codes, a ball is complete, and hybrid mode ranks by embedding."""
     stored = hospital.codes(who[0])
     assert len(stored) == len(hospital.records)
     assert len(set(stored.values())) > 1
@@ -155,7 +155,7 @@ def test_backbone_super_ensemble_and_acir_are_added_built_published_searched_and
     ):
         if base is None:
             known = hospital.run("models", "add", name)
-        else:  # the code is fitted to what the archive holds
+        else:  # a code is fitted to the encodings of the archive
             known = hospital.run("models", "hash", base, "--name", name, "--bits", str(bits))
         assert (known["dim"], known["bits"]) == (dim, bits)
         assert known["fingerprint"] == cards.read(hospital.home / "models" / name).fingerprint

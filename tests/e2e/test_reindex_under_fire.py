@@ -1,4 +1,4 @@
-"""A change of model that nobody notices, on the real stack: images arrive, one is erased, workers are killed."""
+"""A change of model on the real stack during intake, an erasure and kills of workers: no search fails."""
 
 import os
 import signal
@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.soak, pytest.mark.timeout(600)]
 
 
 class Asking:
-    """Somebody who searches without a pause, and remembers what was wrong with an answer."""
+    """A client that searches without a pause, and records faulty answers."""
 
     def __init__(self, stack: Embedded) -> None:
         self.url, self.headers = stack.url, {"Authorization": f"Bearer {stack.api_key}"}
@@ -49,7 +49,7 @@ class Asking:
                     continue
                 body = answer.json()
                 self.answered.add((body["generation"], body["model"]["name"]))
-                # all but the asked woman's two studies, and the one that is erased
+                # all but the two studies of the query's patient, and the erased one
                 if len(body["studies"]) < STUDIES - 3:
                     self.wrong.append(("a study vanished", body["generation"], len(body["studies"])))
 
@@ -95,7 +95,7 @@ def test_nobody_notices_that_the_model_changes(stack: Embedded) -> None:
             command(home, "generations", *leave)
     assert asking.wrong == []
     assert asking.answered == {(first, "first"), (second, "second")}
-    # what a killed worker held is encoded when its lease has expired, whatever scan has met it meanwhile
+    # images of a killed worker are encoded once its lease has expired, even if a scan met them meanwhile
     shown = similis(home, "generations", "show", str(second), "--json")
     until = time.monotonic() + 60
     while shown["images"]["covered"] < 2 * (STUDIES + 6 - 1) and time.monotonic() < until:

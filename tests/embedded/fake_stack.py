@@ -1,6 +1,6 @@
 """A supervisor over small fake children, run as a process: `python fake_stack.py HOME SPEC.json`.
 
-Each child appends what happens to it to HOME/events, so that a test can read the order of things.
+Each child appends its events to HOME/events, so that a test can read their order.
 """
 
 import json
@@ -31,7 +31,7 @@ while True:
 
 
 class Slow(Program):
-    """What takes a while before it can be started, as a database that is made."""
+    """A program whose preparation takes 3 s, as creating a database does."""
 
     def prepare(self) -> bool:
         time.sleep(3)
@@ -43,7 +43,7 @@ def program(home: Home, spec: dict) -> Program:
     argv = spec.get("argv") or [sys.executable, "-c", CHILD, name, str(home / "events"), str(spec.get("stop_s", 0))]
     serves = home / f"{name}.serves"
     alive = Touched(home / f"{name}.alive")
-    silent_s = spec.get("silent_s")  # else only its death is noticed
+    silent_s = spec.get("silent_s")  # without it, only its death is noticed
     return (Slow if spec.get("slow") else Program)(
         name,
         argv,
@@ -55,7 +55,7 @@ def program(home: Home, spec: dict) -> Program:
 
 def main(folder: str, spec_path: str) -> int:
     home = Home.at(Path(folder))
-    pulse.CROWDED = float("inf")  # whatever else the machine of the tests does
+    pulse.CROWDED = float("inf")  # the load of the test machine must not matter
     spec = json.loads(Path(spec_path).read_text())
     parts = [(program(home, one), tuple(one.get("needs", ()))) for one in spec["parts"]]
     try:

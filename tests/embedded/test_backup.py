@@ -1,4 +1,4 @@
-"""Backup while images come in, restore on an empty home, and the doctor on the real stack."""
+"""Backup during intake, restore to an empty home, and the doctor on the real stack."""
 
 import hashlib
 import json
@@ -43,7 +43,7 @@ def client(stack: Embedded) -> httpx.Client:
 
 
 def answers(stack: Embedded) -> dict[str, object]:
-    """For some studies, what is found, by which score."""
+    """Hits with scores for some studies; None for a study that does not exist."""
     found: dict[str, object] = {}
     with client(stack) as http:
         for study in range(1, STUDIES + 1, 3):
@@ -101,9 +101,9 @@ def test_a_backup_taken_mid_ingest_gives_the_same_answers_elsewhere(archive: Arc
     assert told.returncode == 0, told.stdout + told.stderr
     assert json.loads(told.stdout)["findings"] == []
     with Embedded(home, workers=1) as stack:
-        scan(stack, folder)  # what came after the backup
+        scan(stack, folder)  # images that the backup does not have
         assert process.until(lambda: answers_or_none(stack) == expected, 240, 0.5), answers_or_none(stack)
-        (archive.home / "blobs").rename(archive.home / "away")  # rows must name the files of the new home
+        (archive.home / "blobs").rename(archive.home / "away")  # so that a row that names the old home fails
         checked = similis("doctor", "--home", home, "--deep")
         (archive.home / "away").rename(archive.home / "blobs")
         assert checked.returncode == 0, checked.stdout
@@ -149,12 +149,12 @@ def test_the_doctor_names_and_repairs_on_the_real_stack(archive: Archive) -> Non
     assert "agree" in again.stdout
 
 
-# --- what is refused; no engine runs for it ---
+# --- refusals, without engines ---
 
 
 @pytest.fixture
 def whole(tmp_path: Path) -> Path:
-    """Looks like a backup of this version, as far as `check` looks."""
+    """A folder that `check` accepts as a backup of this version."""
     folder = tmp_path / "whole"
     (folder / "models").mkdir(parents=True)
     for name in (backups.DUMP, backups.KEY, "tombstones"):
@@ -202,7 +202,7 @@ def test_no_backup_is_made_while_a_store_of_sent_files_is_away(tmp_path: Path, d
     content = hashlib.sha256(b"sent").digest()
     own, earlier = Blobs(tmp_path / "own"), Blobs(tmp_path / "earlier")
     store = Store(database_url)
-    assert backups._sent_to(store, own.root) == [own.root]  # nothing was sent yet
+    assert backups._sent_to(store, own.root) == [own.root]  # nothing was sent so far
     with store.transaction() as db:
         seen = Seen(path=os.fsencode(earlier.place(content)), size=4, mtime_ns=0)
         files.record(db, [files.Record(seen=seen, outcome="quarantined", digest=content)], None)
@@ -211,7 +211,7 @@ def test_no_backup_is_made_while_a_store_of_sent_files_is_away(tmp_path: Path, d
     earlier.place(content).parent.mkdir(parents=True)
     earlier.place(content).write_bytes(b"sent")
     assert backups._sent_to(store, own.root) == [own.root, earlier.root]
-    earlier.root.rename(own.root)  # with its home, and the rows will follow at the next start
+    earlier.root.rename(own.root)  # as if moved with its home; the next start updates the rows
     assert backups._sent_to(store, own.root) == [own.root, earlier.root]
     store.close()
 
@@ -222,7 +222,7 @@ def test_no_backup_is_made_without_a_model_that_is_served(tmp_path: Path, databa
     with store.transaction() as db:
         model, _ = generations.add_model(db, fingerprint="f", name="small", folder="small", card={})
         generations.add(db, model.id, Spec(dim=4).to_json())
-    with pytest.raises(NotFound, match=f"small .* {models}"):  # as where SIMILIS_MODELS is set for the server alone
+    with pytest.raises(NotFound, match=f"small .* {models}"):  # as if only the server had SIMILIS_MODELS set
         backups._copy_models(store, models, out)
     out.rmdir()
     (models / "small").mkdir(parents=True)
@@ -305,7 +305,7 @@ def test_tombstones_stay_where_a_restored_home_cannot_take_its_place(tmp_path: P
     for folder in (part, home):
         folder.mkdir()
         (folder / "tombstones").write_text("erased\n")
-    (home / "pg").mkdir()  # somebody has begun to use it meanwhile
+    (home / "pg").mkdir()  # the home came into use meanwhile
     with pytest.raises(Conflict, match="cannot take its place"):
         backups._take_place(part, home)
     assert (home / "tombstones").read_text() == "erased\n"
@@ -330,7 +330,7 @@ def test_a_home_on_which_a_disk_is_mounted_is_refused_before_anything_is_done(wh
 
 @pytest.fixture
 def home(tmp_path: Path) -> Home:
-    """An installation in which nothing is yet."""
+    """An empty installation."""
     home = Home.at(tmp_path / "home")
     home.secret("pseudonym.key")
     with Postgres(home.path) as server:
@@ -345,7 +345,7 @@ def test_a_second_one_to_the_same_folder_is_refused_while_the_first_is_being_mad
 
     def once_more(words: str) -> None:
         with pytest.raises(Conflict, match="another backup or restore is making this folder"):
-            if "copying the files" in words:  # the database is dumped, and the home's lock is free again
+            if "copying the files" in words:  # the dump is done, and the home's lock is free again
                 backups.backup(home.path, kept, print)
             else:
                 backups.restore(kept, new, print)
@@ -417,7 +417,7 @@ def test_a_backup_of_a_file_that_has_changed_is_made_and_says_so(tmp_path: Path)
 def test_what_is_told_of_a_program_that_failed_is_its_error_and_no_warning_before_it(
     tmp_path: Path, database_url: str
 ) -> None:
-    """A server warns everybody who connects once the machine's library of collations has changed."""
+    """A server warns on connection once the machine's collation library has changed."""
     backups._dump(database_url, tmp_path / "dump")
     store = Store(database_url)
     with store.transaction() as db:
@@ -449,7 +449,7 @@ def test_a_secret_of_the_address_is_no_argument(tmp_path: Path, monkeypatch: pyt
 
 
 def test_a_restore_that_fails_leaves_nothing(whole: Path, tmp_path: Path) -> None:
-    """The dump is no dump."""
+    """The dump is not valid."""
     home = tmp_path / "home"
     before = sorted(os.listdir(tmp_path))
     with pytest.raises(Exception, match="pg_restore failed"):

@@ -1,6 +1,6 @@
-"""The first model is there by itself: once, whoever asks and however often, and never beside a hospital's own.
+"""The default model is added automatically: once, by however many processes, and never beside a hospital's own model.
 
-A small model stands for the shipped one, whose graph takes seconds; one test and the demo make the real one.
+A small model replaces the shipped one, whose graph takes seconds; one test and the demo build the real graph.
 """
 
 import json
@@ -58,7 +58,7 @@ class Site:
         )
 
     def known(self) -> tuple[list[str], str | None]:
-        """The names of the models, and of the published one."""
+        """Names of the models, and of the published one."""
         store = Store(self.database, pool_size=1)
         try:
             with store.transaction() as db:
@@ -75,7 +75,7 @@ class Site:
 @pytest.fixture
 def site(tmp_path: Path, database_url: str) -> Iterator[Site]:
     (tmp_path / "key").write_text(KEY)
-    socket = Path(f"/tmp/similis-{uuid.uuid4().hex[:12]}.sock")  # a socket's path is short
+    socket = Path(f"/tmp/similis-{uuid.uuid4().hex[:12]}.sock")  # the path of a socket must be short
     argv = [sys.executable, "-m", "services.vectors", "--dir", str(tmp_path / "vectors")]
     argv += ["--listen", f"unix://{socket}", "--api-key-file", str(tmp_path / "key")]
     child = subprocess.Popen(argv, stderr=subprocess.DEVNULL)

@@ -31,9 +31,9 @@ def fill(server):
 
 
 def kill_all(server):
-    """The whole tree died at once; what it left in the folder stays."""
+    """Kill the server and all its descendants; its files in the folder remain."""
     for pid in working_in(server.data):
-        with suppress(ProcessLookupError):  # it died with the one before it
+        with suppress(ProcessLookupError):  # it ended with the one before it
             os.kill(pid, signal.SIGKILL)
     server.child.wait()
     assert process.until(lambda: not working_in(server.data), 5)
@@ -41,7 +41,7 @@ def kill_all(server):
 
 @pytest.fixture(scope="module")
 def filled(quick_folder):
-    """A home whose server has been made, filled and stopped; initdb is what takes the time here."""
+    """A home whose server was initialised, filled and stopped; shared, because initdb takes long."""
     home = quick_folder / "home"
     with Postgres(home) as made:
         fill(made)

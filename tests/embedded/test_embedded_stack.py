@@ -1,4 +1,4 @@
-"""The whole stack with its real engines: started, broken, started again."""
+"""The whole stack with its real engines: start, failures, restart."""
 
 import json
 import os
@@ -187,12 +187,12 @@ def test_whatever_is_killed_comes_back(stack, name):
 
 
 def test_connections_wait_while_the_api_starts_again(stack):
-    """The socket is the supervisor's: nobody is refused."""
+    """The supervisor holds the listening socket, so no connection is refused."""
     before = identities(stack)["api"]
     before.signal(signal.SIGKILL)
     assert until(lambda: not before.alive, 5)
     host, port = stack.home.state["host"], stack.home.state["port"]
-    with socket.create_connection((host, port), timeout=1) as waiting:  # nobody is there to accept it
+    with socket.create_connection((host, port), timeout=1) as waiting:  # no process accepts it yet
         waiting.settimeout(60)
         waiting.sendall(f"GET /livez HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n".encode())
         assert waiting.recv(15) == b"HTTP/1.1 200 OK"
@@ -201,7 +201,7 @@ def test_connections_wait_while_the_api_starts_again(stack):
 
 @pytest.fixture(scope="module")
 def kept(quick_folder):
-    """A home that is started and stopped again and again; its database and its first model are made once."""
+    """A home for repeated starts and stops; its database and first model are made once."""
     return quick_folder / "kept"
 
 
@@ -239,7 +239,7 @@ def test_ctrl_c_stops_everything_in_order_with_exit_0(kept):
     assert not any(identity.alive for identity in before.values())
     said = log.read_bytes()[earlier:].decode()
     assert "database system is shut down" in said
-    assert "terminating connection" not in said  # nobody still worked on it
+    assert "terminating connection" not in said  # no client was still connected
     stack.stop()
 
 

@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class Stack:
-    """The fake stack as a process, and what can be seen of it from outside."""
+    """The fake stack as a process, observed from outside."""
 
     def __init__(self, folder, **spec):
         self.home = Home.at(folder / "home")
@@ -154,7 +154,7 @@ def test_a_machine_that_slept_has_counted_no_silence(stack):
     before = one.identity("api")
     assert until((one.home / "api.alive").exists, 5)
     before.signal(signal.SIGSTOP)
-    time.sleep(2.5)  # two looks: it is silent
+    time.sleep(2.5)  # silent for two looks
     child.send_signal(signal.SIGSTOP)
     time.sleep(5)
     child.send_signal(signal.SIGCONT)
@@ -183,7 +183,7 @@ def test_a_child_that_dies_again_and_again_is_shown_with_its_last_words_and_slow
     began = time.monotonic()
     one.start(until_ready=False)
     assert until(lambda: "api has ended 4 times in a row (code 7)" in one.said, 20)
-    assert time.monotonic() - began >= 0.75  # 0, 0.25 and 0.5 s between the four
+    assert time.monotonic() - began >= 0.75  # back-off between the four starts: 0, 0.25 and 0.5 s
     assert "api |  cannot read the moon" in one.said
     assert until(lambda: one.of("worker")["state"] == "ready", 5)
     assert one.of("api")["restarts"] <= 5
@@ -247,7 +247,7 @@ def test_an_orphan_that_does_not_end_by_itself_is_ended_before_anything_starts(s
     assert not orphan.alive
     assert "waiting for processes of a supervisor that was killed" in one.said
     left = one.identity("deaf")
-    again.kill()  # stopped in order, it would wait for the deaf one
+    again.kill()  # SIGTERM would make it wait for the deaf child
     again.wait()
     left.signal(signal.SIGKILL)
     assert until(lambda: not left.alive, 5)
@@ -262,13 +262,13 @@ def test_down_ends_a_supervisor_that_still_waits_for_the_children_of_a_killed_on
     child.wait()
     again = one.start(until_ready=False)
     assert until(lambda: "waiting for processes" in one.said, 20)
-    assert one.home.state["supervisor"] is None  # who asks for the server must not be sent to the killed one's
+    assert one.home.state["supervisor"] is None  # `down` must not find the killed supervisor's URL
     assert down(one.home, 30)
     assert again.wait(10) == 0
 
 
 def deaf_by_now(pid):
-    """Whether the process ignores SIGTERM yet."""
+    """Whether the process ignores SIGTERM by now."""
     line = next(x for x in Path(f"/proc/{pid}/status").read_text().splitlines() if x.startswith("SigIgn"))
     return int(line.split()[1], 16) & (1 << (signal.SIGTERM - 1)) != 0
 
@@ -296,7 +296,7 @@ def test_adopted_zombies_are_buried(stack):
     leave = "import subprocess, time; subprocess.Popen(['sh', '-c', 'setsid sleep 0.1 & exit']); time.sleep(60)"
     one = stack({"name": "worker", "argv": [sys.executable, "-c", leave]})
     child = one.start()
-    assert not until(lambda: False, 1.5)  # the grandchild has ended by now, and a tick has passed
+    assert not until(lambda: False, 1.5)  # enough for the grandchild to end, and for a tick
     stats = [path.read_text() for path in Path("/proc").glob("[0-9]*/stat") if path.exists()]
     fields = [stat.rpartition(")")[2].split() for stat in stats]
     assert [f for f in fields if f[0] == "Z" and int(f[1]) == child.pid] == []
@@ -323,7 +323,7 @@ def test_the_state_is_0600_and_names_only_processes(stack):
 
 def test_a_state_that_cannot_be_written_stops_nothing(stack):
     one = stack({"name": "api"})
-    (one.home / "state.json.part").mkdir()  # as on a full disk: every write of the state fails
+    (one.home / "state.json.part").mkdir()  # every write of the state fails, as on a full disk
     child = one.start(until_ready=False)
     assert until(lambda: "similis  ready" in one.said, 10)
     assert until(lambda: one.events == ["api started"], 5)

@@ -88,7 +88,7 @@ def test_who_asks_whether_a_home_is_in_use_does_not_make_it_so(tmp_path):
     with home.lock():
         assert home.locked
     with (home / "lock").open("rb") as other:
-        fcntl.flock(other, fcntl.LOCK_SH)  # another command line, which asks this moment
+        fcntl.flock(other, fcntl.LOCK_SH)  # another command that is asking at this moment
         assert not home.locked
 
 
@@ -107,7 +107,7 @@ def test_the_database_has_a_connection_for_whatever_asks_for_one(tmp_path, slots
     with listen("127.0.0.1", 0) as listener:
         stack = build(Home.at(tmp_path), Options(tmp_path, workers=slots, dicom_port=None), listener, print)
     store = Store("postgresql+psycopg://nobody@/nothing")
-    serving = store.engine.pool.size() + store.engine.pool._max_overflow  # of the API, and of each DICOM receiver
+    serving = store.engine.pool.size() + store.engine.pool._max_overflow  # for the API and each DICOM receiver
     assert store.engine.pool._max_overflow == OVERFLOW
     workers = [name for name in stack.watched if name.startswith("worker-")]
     assert len(workers) == slots + 3

@@ -1,4 +1,4 @@
-"""The silence of a child, as it is counted."""
+"""How the supervisor counts the silence of a child."""
 
 import os
 import socket
@@ -13,7 +13,7 @@ from shared.process import until
 
 
 class Said:
-    """A sign that a test gives."""
+    """A sign of life that the test sets."""
 
     def __init__(self):
         self.life = False
@@ -28,7 +28,7 @@ class Said:
 
 @pytest.fixture(autouse=True)
 def roomy(monkeypatch):
-    """Whatever else the machine of the tests does."""
+    """Ignore the load of the test machine."""
     monkeypatch.setattr(pulse, "CROWDED", float("inf"))
 
 
@@ -39,7 +39,7 @@ def watched(**how):
 
 
 def looks(one, times, start=1000.0, pid=0):
-    """One look after the other, as a supervisor takes them."""
+    """Look `times` times, 5 s apart, as the supervisor does."""
     return [one.stopped(pid, start + 5.0 * n) for n in range(1, times + 1)]
 
 
@@ -99,7 +99,7 @@ def test_a_file_that_is_touched_is_a_sign_whatever_its_time_says(tmp_path):
     path = tmp_path / "alive"
     one = Touched(path)
     assert not one.seen()
-    for moment in (100, 50, 2**33):  # a clock may jump in both ways
+    for moment in (100, 50, 2**33):  # clocks may jump backwards and forwards
         path.touch()
         os.utime(path, (moment, moment))
         assert one.seen()
@@ -122,7 +122,7 @@ def answering(listener, answer):
 
 def test_an_answer_is_a_sign_and_is_not_waited_for(listener):
     one = Answered(*listener.getsockname())
-    assert not one.seen()  # asked
+    assert not one.seen()  # sends the request
     assert not one.seen()
     asked = answering(listener, b"HTTP/1.1 200 OK\r\n\r\n")
     assert asked.startswith(b"GET /livez HTTP/1.1\r\nHost: 127.0.0.1:")
@@ -145,7 +145,7 @@ def test_a_question_that_is_lost_is_asked_again(listener):
     one = Answered(*listener.getsockname())
     for _ in range(pulse.ASK_AGAIN + 1):
         assert not one.seen()
-    listener.accept()[0].close()  # the lost one
+    listener.accept()[0].close()  # drops the lost request
     assert not one.seen()
     answering(listener, b"HTTP/1.1 200 OK\r\n\r\n")
     assert until(one.seen, 2)

@@ -29,7 +29,7 @@ def test_a_database_is_not_prepared_with_another_key_than_its_pseudonyms_were_ma
 
 
 def test_secrets_are_not_made_anew_for_pseudonyms_that_exist(tmp_path: Path) -> None:
-    """`similis secrets` once more after a loss: patients and tombstones would not be known again."""
+    """`similis secrets` after the key was lost: a new key would not recognise patients and tombstones."""
     production.write_secrets(tmp_path)
     (tmp_path / "broker_password").unlink()
     assert production.write_secrets(tmp_path) == ["broker_password"]

@@ -1,4 +1,4 @@
-"""Models built once per run, and real images to try them on."""
+"""Models built once per run, and real images."""
 
 import fcntl
 from collections.abc import Callable
@@ -16,14 +16,14 @@ Built = Callable[[str], Path]
 
 @pytest.fixture(scope="session")
 def built(common: Path) -> Built:
-    """The folder of an untrained model of the architecture (seed 0); not to be changed by a test."""
+    """The folder of an untrained model of the architecture (seed 0); read only."""
     models = common / "models"
     models.mkdir(exist_ok=True)
 
     def folder(architecture: str) -> Path:
         path = models / architecture
         with (models / f"{architecture}.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another process of the run may be building it
+            fcntl.flock(lock, fcntl.LOCK_EX)  # another test process may be building it
             if not path.exists():
                 build(path, architecture, architecture, "random:0")
         return path
@@ -33,7 +33,7 @@ def built(common: Path) -> Built:
 
 @pytest.fixture(scope="session")
 def radiology(data_dir: Path) -> Callable[[str, int], tuple[Pixels, NDArray[np.int64]]]:
-    """Real images of six body parts with their classes: the first `n` of each class of a split, at 224 x 224."""
+    """Real images of six body parts with their classes: the first `n` per class of a split, at 224 x 224."""
     archive = np.load(data_dir / "radiology_mednist" / "mednist_9k_64.npz")
 
     def some(split: str, n: int) -> tuple[Pixels, NDArray[np.int64]]:

@@ -1,4 +1,4 @@
-"""ACIR as a whole: the published shapes and costs, the stem against torchvision, the graph against the network."""
+"""ACIR as a whole: published shapes and costs, the stem against torchvision, the graph against the network."""
 
 import warnings
 
@@ -15,20 +15,20 @@ from shared.errors import Invalid
 
 
 def on_paper(widths, **options):
-    """The network without its weights: shapes and counts cost nothing."""
+    """The network without weights, for shapes and counts."""
     with torch.device("meta"):
         return Acir(widths, 64, 16, **options).eval()
 
 
 def macs(network, side=224):
-    """Multiply-adds of one image, in millions."""
+    """Multiply-adds per image, in millions."""
     with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
         network(torch.empty(1, 3, side, side))
     return counter.get_total_flops() / 2e6
 
 
 def parameters(network):
-    """In millions."""
+    """Number of parameters, in millions."""
     return sum(p.numel() for p in network.parameters()) / 1e6
 
 
@@ -60,7 +60,7 @@ def test_full_size_costs_what_was_counted_of_the_released_shapes():
     assert parameters(with_decoder) == pytest.approx(170.0, abs=0.1)
     assert parameters(without) == pytest.approx(156.1, abs=0.1)
     assert parameters(on_paper(FULL, decoder=False, head="linear")) == pytest.approx(139.3, abs=0.1)
-    # the reference left out the products inside the transformer's attention, which are no layers of torch
+    # the reference omits the products inside the transformer's attention, which are not torch layers
     inside = 12 * 12 * 2 * 50 * 50 * 64 / 1e6
     assert macs(with_decoder) - inside == pytest.approx(12_410, abs=10)
     assert macs(without) - inside == pytest.approx(10_240, abs=10)
@@ -175,7 +175,7 @@ def test_the_same_mistake_weighs_more_on_a_dimmed_image():
 def test_graph_and_network_say_the_same_for_any_number_of_images(network, tmp_path):
     path = tmp_path / "acir.onnx"
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the exporter is deprecated, and its tracer notes constant shapes
+        warnings.simplefilter("ignore")  # the exporter is deprecated, and its tracer warns about constant shapes
         torch.onnx.export(
             network,
             (torch.zeros(2, 3, 112, 112),),

@@ -21,7 +21,7 @@ from shared.errors import Invalid, NotFound, Unavailable
 
 
 def noise(module: nn.Module, seed: int = 1) -> nn.Module:
-    """Some weights, fast: which ones does not matter to a comparison of two forward passes."""
+    """Set random weights quickly: a comparison of two forward passes does not depend on their values."""
     generator = torch.Generator().manual_seed(seed)
     for key, value in module.state_dict().items():
         if value.is_floating_point():
@@ -158,7 +158,7 @@ def test_without_internet_the_weights_are_unavailable_with_the_way_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # the discard port: nobody answers
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")  # the discard port, where nobody answers
     with pytest.raises(Unavailable, match=r"IMAGENET1K_V1 of densenet121 .*\.pth.*models convert"):
         sources.find("densenet121", "torchvision:IMAGENET1K_V1")
 

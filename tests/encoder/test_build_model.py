@@ -68,7 +68,7 @@ def test_untrained_models_still_tell_images_apart(built, architecture: str) -> N
     one, two = (encoder.encode(p).embeddings for p in (pixels, nudged))
     unit = [rows / np.linalg.norm(rows, axis=1, keepdims=True) for rows in (one, two)]
     cosines = unit[0] @ unit[1].T
-    assert cosines.argmax(1).tolist() == list(range(12))  # each finds its own nudged copy
+    assert cosines.argmax(1).tolist() == list(range(12))  # the nearest is the nudged copy
     assert cosines[~np.eye(12, dtype=bool)].mean() < 0.96
 
 
@@ -77,7 +77,7 @@ def test_untrained_densenet_finds_the_same_body_part(built, radiology, p_at_1) -
     gallery, of = radiology("train", 8)
     queries, wanted = radiology("test", 4)
     found = p_at_1(encoder.encode(gallery).embeddings, encoder.encode(queries).embeddings, of, wanted)
-    assert found > 0.5  # chance is 0.17: the demonstration's ranking is not noise
+    assert found > 0.5  # chance is 0.17
 
 
 def test_a_seed_makes_the_same_model_again(built, tmp_path: Path) -> None:
@@ -144,7 +144,7 @@ def test_a_killed_build_leaves_nothing_in_place_and_is_swept_later(tmp_path: Pat
     assert folders(tmp_path) == []
     (left,) = tmp_path.glob(".building-*")
     build(tmp_path / "one", "one", "null", "random:0")
-    assert left.exists()  # young: it may be another builder's
+    assert left.exists()  # recent, so another process may be building it
     long_ago = time.time() - 7200
     os.utime(left, (long_ago, long_ago))
     build(tmp_path / "two", "two", "null", "random:0")
@@ -152,7 +152,7 @@ def test_a_killed_build_leaves_nothing_in_place_and_is_swept_later(tmp_path: Pat
 
 
 class Liar(nn.Module):
-    """Says one thing while it is exported and another when it runs."""
+    """Gives one output while it is exported, and another when it runs."""
 
     def __init__(self, lie) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ def test_densenets_graph_is_cheaper_and_says_the_same() -> None:
         found = cheaper(torch.from_numpy(samples(2, 224, 9)).unsqueeze(1).expand(-1, 3, -1, -1))
     assert less.get_total_flops() < 0.93 * plain.get_total_flops()
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    assert state_of(module).keys() == before.keys()  # the network itself is as it was
+    assert state_of(module).keys() == before.keys()  # the network itself is unchanged
 
 
 def test_networks_without_transitions_are_left_alone() -> None:

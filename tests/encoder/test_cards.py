@@ -23,7 +23,7 @@ CARD_1 = Card(
     graph=Graph(sha256="cd" * 32, opset=18, exporter="torch 2.13.0", max_abs_diff=1e-6, min_cosine=0.9999999),
 )
 
-#: The untrained densenet121 of seed 0, as every archive made before cards had options knows it.
+#: The untrained densenet121 of seed 0, as in archives made before cards had options.
 DEFAULT = Card(
     name="densenet121",
     architecture="densenet121",
@@ -82,7 +82,7 @@ def test_a_card_survives_json(card: Card) -> None:
 
 
 def test_the_fingerprint_of_a_known_card_is_pinned() -> None:
-    # stored vectors carry it: if this changes, every archive has to be encoded again
+    # stored vectors carry this fingerprint: if it changes, every archive must be encoded again
     assert CARD_1.fingerprint == "cb1c64cfada8c76137d5d071c517e1a05c25df6256f31ae708e4f25e3681049a"
 
 
@@ -183,7 +183,7 @@ def test_an_unknown_key_is_refused_wherever_it_stands(part: tuple[str, ...]) -> 
 )
 def test_an_ill_typed_value_is_refused(key: str, value: object) -> None:
     data = CARD_1.to_json()
-    data.pop("fingerprint")  # so that it is the value that is refused
+    data.pop("fingerprint")  # so that the value is refused, not the fingerprint
     data[key] = value
     with pytest.raises(Invalid):
         Card.from_json(data)

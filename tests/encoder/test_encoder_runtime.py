@@ -121,7 +121,7 @@ def test_a_model_whose_weights_were_changed_is_not_loaded(built, tmp_path: Path,
 
 
 def remade(built, folder: Path, name: str, content: bytes, **change: object) -> Path:
-    """A squeezenet whose card is of what now stands in the file of this name."""
+    """A squeezenet whose named file has this content, with a card that matches it."""
     shutil.copytree(built("squeezenet1_0"), folder)
     (folder / name).write_bytes(content)
     card = read(folder, verify=False).to_json()

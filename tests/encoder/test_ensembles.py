@@ -23,7 +23,7 @@ HALF = (0.5,) * 3
 
 @pytest.fixture(scope="module")
 def members(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A long and a short one, of unlike scale, with unlike normalisation."""
+    """Models with a long and a short embedding, of different scale and normalisation."""
     models = tmp_path_factory.mktemp("members")
     build(models / "long", "long", "mobilenet_v2", "random:1", Recipe(size=SIDE))
     build(models / "short", "short", "squeezenet1_0", "random:2", Recipe(size=SIDE), HALF, HALF)
@@ -33,7 +33,7 @@ def members(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 @pytest.fixture(scope="module")
 def united(members, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The first two, each made unit; not to be changed by a test."""
+    """An ensemble of the first two, each normalised; read only."""
     folder = tmp_path_factory.mktemp("ensembles") / "united"
     build_ensemble(folder, "united", members[:2], note="a test")
     return folder
@@ -86,7 +86,7 @@ def test_principal_components_are_fitted_on_training_images_and_stand_in_the_wei
     train = vectors(united, samples(30, SIDE, 3))
     np.save(tmp_path / "train.npy", train)
     card = build_ensemble(tmp_path / "e", "e", members[:2], "pca", features=read_features(tmp_path / "train.npy"))
-    assert card.dim == 29  # 30 centred vectors span no more
+    assert card.dim == 29  # 30 centred vectors span at most 29 dimensions
     _, _, rows = np.linalg.svd((train - train.mean(0)).astype(np.float64), full_matrices=False)
     found = load(tmp_path / "e").encode(PIXELS).embeddings
     wanted = (vectors(united) - train.mean(0)) @ rows[:29].T
@@ -126,7 +126,7 @@ def test_one_untrained_member_makes_the_ensemble_untrained(united: Path, tmp_pat
     assert (card.weights.trained, card.weights.seed) == (False, 1)
     assert "untrained" in card.label
     again = build(tmp_path / "f", "f", "ensemble", str(united / WEIGHTS), Recipe(size=SIDE), options=card.options)
-    assert again.fingerprint == card.fingerprint  # what was built can be built again from its file
+    assert again.fingerprint == card.fingerprint  # its ensemble file rebuilds the same model
     assert not again.weights.trained
 
 

@@ -53,7 +53,7 @@ def test_rotation_brings_vectors_nearer_to_their_signs_and_is_the_seeds_own() ->
         return float(((logits - scale * np.where(logits >= 0, 1, -1)) ** 2).mean() / scale**2)
 
     assert loss(turned) < loss(plain)
-    np.testing.assert_allclose(turned.components @ turned.components.T, np.eye(16), atol=1e-4)  # the same subspace
+    np.testing.assert_allclose(turned.components @ turned.components.T, np.eye(16), atol=1e-4)  # same subspace
     np.testing.assert_array_equal(turned.components, fit_hash(CLOUD, 16, seed=1, rotate=True).components)
     assert not np.array_equal(turned.components, fit_hash(CLOUD, 16, seed=2, rotate=True).components)
 
@@ -80,7 +80,7 @@ def test_principal_directions_are_orthonormal() -> None:
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, np.ndarray]:
-    """A base, the same with a fitted code, and the embeddings that it was fitted to."""
+    """A base model, the same with a fitted code, and the embeddings that the code was fitted to."""
     models = tmp_path_factory.mktemp("hashed")
     base = models / "base"
     build(base, "base", "squeezenet1_0", "random:0", recipe(64))
@@ -130,7 +130,7 @@ def test_a_code_on_a_code_a_taken_folder_and_strange_vectors_are_refused(pair, t
         build_hashed(tmp_path / "twice", coded, vectors, 8)
     with pytest.raises(Invalid, match="512"):
         build_hashed(tmp_path / "short", base, vectors[:, :64], 8)
-    with pytest.raises(Invalid, match="encoded nothing yet"):  # as the archive says it of a model that is new
+    with pytest.raises(Invalid, match="encoded nothing yet"):  # as for a model new to the archive
         build_hashed(tmp_path / "none", base, np.empty((0, 0), np.float32), 8)
     with pytest.raises(Conflict):
         build_hashed(coded, base, vectors, 8)

@@ -1,4 +1,4 @@
-"""What each network gives for a known picture: a change that moves it moves every vector that is stored."""
+"""Golden outputs of each network for a known picture: a change here would change every stored vector."""
 
 import numpy as np
 import pytest
@@ -46,6 +46,6 @@ def test_the_shipped_model_gives_the_same_vector_code_and_error_as_ever() -> Non
     assert found.embeddings[0, :4].tolist() == pytest.approx([-0.019670, -0.043071, 0.036305, 0.026207], abs=1e-4)
     assert found.codes is not None
     other = found.codes[0] ^ np.array([32, 8, 230, 83, 58, 186, 177, 119], np.uint8)
-    assert np.unpackbits(other).sum() <= 1  # another processor may round a logit over zero
+    assert np.unpackbits(other).sum() <= 1  # another processor may round a logit across zero
     assert found.ood is not None
     assert float(found.ood[0]) == pytest.approx(0.134498, rel=1e-3)

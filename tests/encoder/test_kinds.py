@@ -1,4 +1,4 @@
-"""Kinds that are more than a backbone: heads, ACIR, and what the card says of them."""
+"""Models beyond plain backbones: hash heads, ACIR, and their cards."""
 
 from pathlib import Path
 
@@ -70,7 +70,7 @@ def test_acir_gives_embedding_code_and_score_and_both_runtimes_agree(acir: Path)
     module.load_state_dict(load_file(acir / WEIGHTS), strict=False)
     with torch.inference_mode():
         wanted = module(torch.from_numpy(pixels).unsqueeze(1).expand(-1, 3, -1, -1))
-    clear = np.abs(wanted.logits.numpy()) > 1e-3  # only a logit next to 0 may be rounded to the other side
+    clear = np.abs(wanted.logits.numpy()) > 1e-3  # a logit close to 0 may be rounded to either sign
     for runtime in ("onnx", "torch"):
         found = load(acir, runtime).encode(pixels)
         np.testing.assert_allclose(found.embeddings, wanted.embeddings.numpy(), atol=1e-5)
@@ -215,7 +215,7 @@ def test_what_is_said_about_a_model_is_kept_and_is_no_part_of_its_fingerprint(ac
 
 
 class Giving(nn.Module):
-    """Three outputs, one of which may be another while it is traced."""
+    """Three outputs, one of which may differ during tracing."""
 
     def __init__(self, lies: str = "") -> None:
         super().__init__()

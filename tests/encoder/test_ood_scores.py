@@ -44,7 +44,7 @@ def test_the_log_rule_suits_skewed_scores_better_than_the_papers() -> None:
     fresh = np.random.default_rng(9).lognormal(0, 0.5, 200_000)
     alarms = {rule: calibrate(fresh, "", rule).exceeded(fresh).mean() for rule in ("mean+3sd", "log")}
     assert alarms["log"] == pytest.approx(0.00135, abs=3e-4)
-    assert alarms["mean+3sd"] == pytest.approx(0.015, abs=3e-3)  # the figure that acir.md gives for sigma 0.5
+    assert alarms["mean+3sd"] == pytest.approx(0.015, abs=3e-3)  # the value in acir.md for sigma 0.5
 
 
 def test_a_score_at_the_threshold_passes_and_one_that_is_no_number_does_not() -> None:
@@ -138,7 +138,7 @@ def test_strangers_are_farther_than_fresh_known_ones_even_with_few_images() -> N
 
 
 def directions(n: int, dim: int, seed: int, lean: float = 4.0) -> np.ndarray:
-    """Vectors of any length that lean one way and spread in a few directions more than in the others."""
+    """Vectors of random length that lean in one direction and vary most in a few others."""
     random = np.random.default_rng(seed)
     rows = random.standard_normal((n, dim)) * np.where(np.arange(dim) < 4, 1.5, 0.3)
     rows[:, 0] += lean
@@ -194,7 +194,7 @@ def test_distances_do_not_depend_on_length_and_are_no_number_without_a_direction
 
 
 def test_a_threshold_of_distances_that_were_held_out_does_not_stop_fresh_images() -> None:
-    """Measured from themselves, the known ones look nearer than they are."""
+    """Distances of known images from their own Gaussian are too small."""
     known, fresh, strange = directions(40, 256, 4), directions(400, 256, 5), directions(400, 256, 6, lean=-6)
     fitted = Gaussian.fit(known)
     own = calibrate(fitted.distances(known), "")
@@ -206,12 +206,12 @@ def test_a_threshold_of_distances_that_were_held_out_does_not_stop_fresh_images(
 
 
 def test_a_patients_images_do_not_vouch_for_each_other() -> None:
-    """Eight almost equal images of each patient: with a sister among the known ones each would look near."""
+    """Eight nearly equal images per patient: each would seem near if another of them were among the known."""
     patients = np.repeat(np.arange(10), 8)
     known = directions(10, 128, 7)[patients] + directions(80, 128, 8, lean=0) * 0.02
     known = known.astype(np.float32)
     together, alone = held_out(known, list(patients)), held_out(known, range(80))
     assert min(together) > 3 * max(alone)
-    assert held_out(known, [0] * 79 + [1]) == alone  # one patient has nearly all: they are taken apart
+    assert held_out(known, [0] * 79 + [1]) == alone  # one patient has nearly all, so single images are held out
     with pytest.raises(Invalid):
         held_out(known[:3], range(3))

@@ -1,4 +1,4 @@
-"""The model that is shipped: what its card promises, and that it does what it is for."""
+"""The shipped model: the statements of its card, and its use."""
 
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def test_the_graph_says_what_torch_says(encoder):
 
 @pytest.fixture(scope="module")
 def seen(encoder):
-    """Images of another seed than it was trained on: their kinds, and what it makes of them."""
+    """Synthetic images of a seed not used in training, by kind, with the model's outputs."""
     side = encoder.card.recipe.size
     drawn, names = sketches(60, side, 99)
     breasts = mammograms(8, side, 99).images
@@ -70,7 +70,7 @@ def test_the_nearest_image_is_of_the_same_kind(seen, space):
 
 
 def test_blank_images_are_stranger_than_what_it_knows(encoder):
-    """White noise is not: its error is its variance, and the pixel gate is there for it."""
+    """White noise is an exception: its error is its variance, and the pixel gate stops it."""
     side = encoder.card.recipe.size
     odd = np.stack([np.zeros((side, side)), np.full((side, side), 255)])
     scores = encoded(encoder, odd.astype(np.uint8)).ood

@@ -16,7 +16,7 @@ PIXELS = torch.from_numpy(samples(3, SIDE, 5))
 
 
 def bilinear(image: np.ndarray, y: float, x: float) -> float:
-    """The image between its pixels' centres; outside it is black."""
+    """Bilinear interpolation between pixel centres; black outside the image."""
     y0, x0 = math.floor(y), math.floor(x)
     total = 0.0
     for i in (y0, y0 + 1):
@@ -34,7 +34,7 @@ def rotated(image: np.ndarray, degrees: float) -> np.ndarray:
     for i in range(side):
         for j in range(side):
             right, up = j - centre, centre - i
-            # the content at this place came from where turning it back leads
+            # the content at this place comes from the position rotated backwards
             x = math.cos(angle) * right + math.sin(angle) * up
             y = -math.sin(angle) * right + math.cos(angle) * up
             out[i, j] = bilinear(image, centre - y, centre + x)
@@ -65,7 +65,7 @@ def test_the_five_views_are_those_of_plain_loops() -> None:
         wanted = (image, image[:, ::-1], rotated(image, 5), enlarged(image), jittered(image))
         for view, plain in zip(views[:, i], wanted, strict=True):
             np.testing.assert_allclose(view, plain, atol=2e-5)
-    assert all(np.abs(views[v] - views[0]).max() > 0.05 for v in range(1, VIEWS))  # none is the plain one
+    assert all(np.abs(views[v] - views[0]).max() > 0.05 for v in range(1, VIEWS))  # none equals the plain view
 
 
 def test_views_of_a_mirrored_image_are_mirrored_but_for_the_rotated_one() -> None:
@@ -75,7 +75,7 @@ def test_views_of_a_mirrored_image_are_mirrored_but_for_the_rotated_one() -> Non
     torch.testing.assert_close(there[1], here[0])
     for view in (3, 4):
         torch.testing.assert_close(there[view], here[view].flip(-1), rtol=0, atol=1e-5)
-    assert (there[2] - here[2].flip(-1)).abs().max() > 0.05  # +5 degrees mirrored is -5
+    assert (there[2] - here[2].flip(-1)).abs().max() > 0.05  # +5 degrees mirrored is -5 degrees
 
 
 def test_views_never_change_but_with_the_seed_that_the_card_names() -> None:
@@ -113,7 +113,7 @@ def test_the_vector_is_the_mean_of_the_raw_ones_made_unit() -> None:
 
 
 class Three(nn.Module):
-    """Everything a body can give, each known from the pixels."""
+    """Every output that a body can have, each computed from the pixels."""
 
     def forward(self, x: torch.Tensor) -> Outputs:
         grey = x[:, 0]

@@ -17,7 +17,7 @@ def sandbox():
 
 @pytest.fixture
 def boxes():
-    """Make sandboxes with limits of one's own; all are closed afterwards."""
+    """Makes sandboxes with given limits; all are closed afterwards."""
     made = []
 
     def make(**limits):

@@ -1,4 +1,4 @@
-"""Small and large DICOM files made on the spot, in every encoding that Similis reads."""
+"""Small and large synthetic DICOM files in every transfer syntax that Similis reads."""
 
 import io
 import struct
@@ -42,7 +42,7 @@ def breast(rows=2294, columns=1914, bits=12, seed=0, right=False):
 
 
 def dataset(values, **attributes):
-    """A mammogram around (rows, cols[, 3]) or (frames, rows, cols) integers; attributes replace or add, None drops."""
+    """A mammogram of (rows, cols[, 3]) or (frames, rows, cols) integers; attributes replace or add, None removes."""
     ds = Dataset()
     ds.SOPClassUID, ds.Modality = MAMMOGRAPHY, "MG"
     ds.SOPInstanceUID, ds.StudyInstanceUID, ds.SeriesInstanceUID = "1.2.3.1", "1.2.3.2", "1.2.3.3"
@@ -68,7 +68,7 @@ def dataset(values, **attributes):
 
 
 def file_of(ds, values, syntax=EXPLICIT):
-    """Return the bytes of a Part 10 file that holds `values` in a transfer syntax."""
+    """Return the bytes of a Part 10 file with `values` in a transfer syntax."""
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = UID(syntax)
     ds.file_meta.MediaStorageSOPClassUID = ds.get("SOPClassUID", MAMMOGRAPHY)
@@ -106,9 +106,9 @@ def encoded(frame, ds, syntax):
 
 
 def jpeg_lossless(frame, bits):
-    """Encode by ITU-T T.81 process 14, selection value 1: each pixel as its difference from the one on its left.
+    """Encode by ITU-T T.81 process 14, selection value 1: each pixel as its difference from its left neighbour.
 
-    One Huffman table gives each of the 17 sizes of a difference a code of five bits.
+    One Huffman table gives each of the 17 difference sizes a code of five bits.
     """
     wide = frame.astype(np.int32)
     predicted = np.empty_like(wide)

@@ -1,4 +1,4 @@
-"""Every encoding gives the picture that went in; a reduced decode is the full one, only smaller."""
+"""Every transfer syntax decodes to the picture that was encoded; a reduced decode is close to the full one, scaled."""
 
 import numpy as np
 import pytest
@@ -141,7 +141,7 @@ def test_a_reduced_jpeg_2000_is_the_full_one_only_smaller(bits, signed, factor):
     assert small.reduced == factor
     expected = box_mean(values, factor, 16)
     error = np.abs(small.values[2:-2, 2:-2].astype(np.float32) - expected[2:-2, 2:-2])
-    # a low-pass of the wavelet, not of the box, and up to half a pixel beside it: near, not equal
+    # the low-pass is the wavelet's, not the box's, and shifted by up to half a pixel: near, not equal
     assert error.mean() < 0.02 * (1 << bits)
 
 

@@ -40,7 +40,7 @@ def test_gate_one_stops_by_the_header(changes, reason):
     assert stopped is None or (stopped.outcome, stopped.gate) == (Outcome.QUARANTINED, Gate.METADATA)
 
 
-#: Acquisition modalities (PS3.16 CID 29) that record curves, positions and numbers.
+#: Acquisition modalities (PS3.16 CID 29) whose objects hold curves, positions or numbers.
 NO_PICTURES = {"ECG", "EEG", "EMG", "EOG", "EPS", "HD", "KER", "LEN", "POS", "RESP", "VA"}
 
 

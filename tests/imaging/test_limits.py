@@ -1,4 +1,4 @@
-"""Each guard stops its file, and what happens without it is shown: the guard is what stops it, not luck."""
+"""Each guard stops its file, and without the guard the file does harm: so the guard is what stops it."""
 
 import io
 
@@ -15,7 +15,7 @@ HUGE = 1 << 50
 
 
 def verdict(box, data):
-    """Return (outcome, gate, reason) of a file, or "decoded"."""
+    """Return (outcome, gate, reason) for a file, or "decoded"."""
     try:
         box.decode(data, Recipe())
     except Rejected as rejected:
@@ -40,7 +40,7 @@ def test_without_the_limit_a_million_elements_use_up_the_processor_time(boxes):
 
 
 def test_the_limit_of_elements_is_exact(boxes):
-    elements = 1000 + 5 + 8 + 1  # the crowd, the identity, the description, the pixel data
+    elements = 1000 + 5 + 8 + 1  # the private elements, the identity, the description, the pixel data
     assert verdict(boxes(elements=elements), damage.crowded_file(1000)) == "decoded"
     assert verdict(boxes(elements=elements - 1), damage.crowded_file(1000)) == hostile(Reason.ELEMENTS)
 
@@ -147,7 +147,7 @@ def test_a_png_bomb_is_refused(sandbox):
 def test_a_file_that_takes_too_long_is_killed_and_the_next_one_is_decoded(boxes):
     box = boxes(elements=HUGE, header_bytes=HUGE, wall_s=1.0)
     good = (damage.BUNDLED / "CT_small.dcm").read_bytes()
-    box.decode(good, Recipe())  # the child is there: its start does not count
+    box.decode(good, Recipe())  # starts the child, so that its start does not count
     assert verdict(box, damage.crowded_file(3_000_000)) == hostile(Reason.TIME)
     assert verdict(box, good) == "decoded"
     assert box.deaths == 1

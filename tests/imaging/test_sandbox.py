@@ -30,12 +30,12 @@ HUGE = 1 << 50
 
 @pytest.fixture
 def slow():
-    """A file that keeps a child busy for seconds where the limit of elements is lifted."""
+    """A file that takes a child seconds if the limit on elements is lifted."""
     return damage.crowded_file(1_000_000)
 
 
 def when_busy(box, act):
-    """Call `act(pid)` shortly after the first job has reached the child."""
+    """Call `act(pid)` shortly after the child has received its first job."""
     pid = box._process.pid
 
     def run():
@@ -103,7 +103,7 @@ def test_what_was_asked_of_a_child_that_cannot_start_is_not_done_before_the_next
             list(box.decode_many([GOOD] * 40, RECIPE))
     before = box.starts
     assert isinstance(box.decode(GOOD, RECIPE), Decoded)
-    assert box.starts - before == 1  # with one file to a child, each one left behind would have had its own
+    assert box.starts - before == 1  # one job per file would have started a child after each one
 
 
 def test_a_caller_that_leaves_takes_along_what_the_child_has_not_been_given(boxes):
@@ -137,7 +137,7 @@ def test_a_child_that_dies_costs_only_the_file_it_was_on(boxes, slow, number, re
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_read_again(boxes, tmp_path):
-    """What the child has mapped in is gone: SIGBUS, as from a share that fails."""
+    """Pages mapped by the child are gone: SIGBUS, as from a failing share."""
     path, box, good = tmp_path / "long.dcm", boxes(), GOOD.read_bytes()
     path.write_bytes(good)
     for _ in range(20):
@@ -161,7 +161,7 @@ def test_a_file_on_which_children_die_again_and_again_is_hostile_if_all_of_it_ca
     def die():
         while not over.wait(0.1):
             process = box._process
-            if process is not None and box._ready:  # one that is killed at its start has not begun the file
+            if process is not None and box._ready:  # a child killed during its start has not begun the file
                 os.kill(process.pid, signal.SIGBUS)
 
     thread = threading.Thread(target=die)
@@ -173,7 +173,7 @@ def test_a_file_on_which_children_die_again_and_again_is_hostile_if_all_of_it_ca
 
 
 def test_a_file_whose_share_stalls_is_read_again(boxes):
-    """The child then waits in a page fault and computes nothing, as one does that was stopped."""
+    """The child waits in a page fault and uses no processor time, like a stopped process."""
     box = boxes(wall_s=1.0)
     box.decode(GOOD, RECIPE)
     os.kill(box._process.pid, signal.SIGSTOP)
@@ -339,7 +339,7 @@ def test_several_threads_may_share_a_sandbox(boxes):
 def test_links_pipes_folders_and_missing_files_are_refused_without_waiting(sandbox, tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(GOOD)
-    closed = tmp_path / ("x" * 300)  # not even lstat is told of it, as in a folder that may be listed and not entered
+    closed = tmp_path / ("x" * 300)  # even lstat fails, as in a folder that may be listed but not entered
     paths = [tmp_path / "pipe", tmp_path / "link", tmp_path, tmp_path / "none", closed, GOOD]
     *refused, good = sandbox.inspect_many(paths)
     regular, unreadable = Reason.NOT_REGULAR.value, Reason.UNREADABLE.value

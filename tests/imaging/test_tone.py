@@ -1,4 +1,4 @@
-"""Stored values to brightness, against values worked out by hand from the standard's formulas."""
+"""From stored values to brightness, against values computed by hand from the standard's formulas."""
 
 import struct
 
@@ -229,14 +229,14 @@ def test_padding_is_read_by_the_sign_of_the_pixels_whatever_its_vr(stored, vr, v
 
 
 def padded(value):
-    """A disc with a ramp from 0 to 1000, its edge at no multiple of the boxes, in a padding of `value`."""
+    """A disc with a ramp from 0 to 1000, its edge not aligned with the boxes, surrounded by padding of `value`."""
     y, x = np.mgrid[0:66, 0:70]
     ramp = np.broadcast_to(np.linspace(0, 1000, 70).round(), (66, 70))
     return np.where((y - 31.5) ** 2 + (x - 33.5) ** 2 < 27**2, ramp, value).astype(np.int16)
 
 
 def means_of_the_picture(values, padding, factor):
-    """The mean of each box over what is no padding; NaN where all of it is."""
+    """The mean of each box without its padding; NaN for a box of padding only."""
     rows, columns = values.shape[0] // factor, values.shape[1] // factor
     out = np.full((rows, columns), np.nan)
     for y, x in np.ndindex(rows, columns):
@@ -322,7 +322,7 @@ def test_bits_above_the_stored_ones_are_no_brightness():
 
 
 def test_twelve_signed_bits_in_sixteen_are_extended():
-    # 0xFFF is -1, 0x800 is -2048, 0x7FF is 2047, whatever stands in the upper four bits
+    # 0xFFF is -1, 0x800 is -2048, 0x7FF is 2047, whatever the upper four bits hold
     got = shown(np.array([[0x0FFF, 0x0800, 0x07FF]], dtype=np.int16), BitsStored=12)
     assert close(got, 2047 / 4095, 0, 1)
 
@@ -340,7 +340,7 @@ LUMA = (76 / 255, 150 / 255, 29 / 255, 1.0)  # 0.299, 0.587, 0.114, rounded to w
 
 def test_colour_becomes_luma_by_pixel_and_by_plane():
     by_pixel = shown(COLOURS)
-    planes = np.moveaxis(COLOURS, -1, 0).reshape(COLOURS.shape)  # the same bytes, colour by plane
+    planes = np.moveaxis(COLOURS, -1, 0).reshape(COLOURS.shape)  # the same bytes, planar
     by_plane = shown(np.ascontiguousarray(planes), PlanarConfiguration=1)
     assert close(by_pixel, *LUMA)
     assert np.array_equal(by_pixel, by_plane)
@@ -379,7 +379,7 @@ def test_a_segmented_palette_is_expanded(syntax):
     attributes = {"PhotometricInterpretation": "PALETTE COLOR"}
     for colour in TABLES:
         attributes[f"{colour}PaletteColorLookupTableDescriptor"] = [4, 0, 16]
-        # PS3.3 C.7.9.2: one value as it stands, then three in a line to the last
+        # PS3.3 C.7.9.2: one discrete value, then three on a line to the last
         attributes[f"Segmented{colour}PaletteColorLookupTableData"] = words([0, 1, 0, 1, 3, 65535], syntax)
     assert close(shown(row(0, 1, 2, 3, dtype=np.uint8), syntax, **attributes), 0, 85 / 255, 170 / 255, 1)
 

@@ -1,4 +1,4 @@
-"""The 269 files of the zoo, each with the outcome that `tests/zoo_expected.csv` argues for."""
+"""The 269 files of the zoo, each with the outcome that `tests/zoo_expected.csv` gives reasons for."""
 
 import csv
 import os
@@ -13,7 +13,7 @@ from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Sandbox
 
 EXPECTED = Path(__file__).parent.parent / "zoo_expected.csv"
-LIMITS_BY_DEATH = ()  # no row of the zoo needs the death of a child: scans and checks come first
+LIMITS_BY_DEATH = ()  # scans and checks stop every file of the zoo before a child would be killed
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def test_every_file_of_the_zoo_becomes_what_is_expected_and_no_child_dies(zoo):
         assert wrong == {}
         assert box.deaths == len(LIMITS_BY_DEATH)
     del answers
-    assert grown < 100  # 113 pictures of 224 x 224 float32 and their thumbnails are 30 of it
+    assert grown < 100  # 113 pictures of 224 x 224 float32 with thumbnails take 30 of it
 
 
 def test_every_row_of_the_expectations_is_argued():
@@ -88,7 +88,7 @@ GROUPS = {
 
 @pytest.mark.parametrize("picture", GROUPS)
 def test_lossless_encodings_of_one_picture_give_equal_pixels(zoo, sandbox, picture):
-    # as large as the picture, so that nothing is averaged away and every decoder decodes in full
+    # as large as the picture, so that nothing is averaged and every decoder decodes at full resolution
     first, *others = [sandbox.decode(zoo / f"{name}.dcm", Recipe(size=512)) for name in GROUPS[picture]]
     assert np.ptp(first.pixels) > 0.1
     for other in others:

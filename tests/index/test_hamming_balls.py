@@ -1,4 +1,4 @@
-"""The scan that engines share, against counting bits; sizes at which the radius is guessed from a sample."""
+"""The scan shared by engines against counting bits, up to sizes where the radius is estimated from a sample."""
 
 import tracemalloc
 
@@ -69,7 +69,7 @@ def test_a_ball_is_cut_nearest_first_and_then_by_id(most: int) -> None:
 
 
 def test_a_rim_of_the_whole_archive_is_cut_in_little_memory() -> None:
-    """100,000 equal codes; as a list they take 15 MB."""
+    """100,000 equal codes, which as a list would take 15 MB."""
     many = 100_000
     scan = codes.Scan(np.arange(many), np.zeros(many, np.int32), 0)
     tracemalloc.start()

@@ -1,4 +1,4 @@
-"""What the contract suite does not ask of the engines in memory."""
+"""Engines in memory: what the contract suite does not cover."""
 
 import uuid
 from collections.abc import Sequence
@@ -101,7 +101,7 @@ def test_faiss_scans_exactly_where_its_graph_would_lose_recall() -> None:
 
 
 def grouped_of(groups: int, of_each: int) -> MemoryIndex:
-    """The nearest group first, to a vector of ones: all of its points lie before those of the next."""
+    """Groups ordered by distance from a vector of ones: all points of one come before those of the next."""
     index = MemoryIndex(Spec(dim=16, metric=Metric.L2))
     noise = np.random.default_rng(0).random((groups * of_each, 16), np.float32) * 0.1
     index.write(
@@ -150,5 +150,5 @@ def test_clustered_vectors_are_unit_repeatable_and_about_as_hard_as_stated() -> 
     np.testing.assert_allclose(np.linalg.norm(data, axis=1), 1, rtol=1e-5)
     assert np.array_equal(data[:50], clustered(21_000, 256, seed=7)[:50])
     assert not np.array_equal(data[:50], clustered(21_000, 256, seed=8)[:50])
-    # 28 at 100,000 x 1,024; fewer points and dimensions look flatter
+    # 28 at 100,000 x 1,024; fewer points and dimensions give lower values
     assert 12 < local_dimension(data[:20_000], data[20_000:20_200]) < 25

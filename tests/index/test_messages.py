@@ -1,4 +1,4 @@
-"""The protobuf that the adapter writes by hand."""
+"""The protobuf messages that the adapter encodes by hand."""
 
 import uuid
 
@@ -66,7 +66,7 @@ def test_a_payload_reads_like_the_dict_it_was() -> None:
     lazy = messages.LazyPayload(row.payload)
     assert lazy == point.payload
     assert lazy.get("patient") is None
-    assert len(lazy) == 3  # asking made no entry
+    assert len(lazy) == 3  # reading made no entry
     with pytest.raises(KeyError):
         lazy["patient"]
 

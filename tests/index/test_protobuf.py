@@ -1,4 +1,4 @@
-"""Qdrant's messages are had without the rest of its client, and beside it."""
+"""Qdrant's messages can be imported without the rest of its client, and together with it."""
 
 import subprocess
 import sys

@@ -59,7 +59,7 @@ def test_unique_codes_counts_each_code_once():
 class TestOrderWithinAClass:
     GALLERY = side([1, 3, 7, 0], [0, 0, 0, 1])
     QUERY = side([0], [0])
-    #: similarity to the query's fingerprint; the item of the other class looks most alike and does not count
+    #: similarity to the query's fingerprint; the item of the other class is most similar and does not count
     STRUCTURES = (np.array([[1.0, 0.0]], np.float32), np.array([[0.2, 0], [0.9, 0], [-0.5, 0], [1.0, 0]], np.float32))
 
     def test_gain_is_the_similarity_of_structure_and_never_negative(self):

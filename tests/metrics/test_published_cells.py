@@ -1,4 +1,4 @@
-"""What the two papers printed, recomputed from what their tables imply."""
+"""Figures printed in the two papers, recomputed from what their tables imply."""
 
 import math
 from dataclasses import replace
@@ -12,7 +12,7 @@ from shared.metrics.retrieval import measure
 from tests.metrics.lists import on_a_line
 
 COUNTS = {1: 801, 2: 333, 3: 187, 4: 319, 5: 358, 6: 8}  # CDD-CESM, images by BI-RADS
-HITS = {  # Table 1 of arXiv 2411.01473: the only lists that give its precisions and its nDCG, query by query
+HITS = {  # Table 1 of arXiv 2411.01473: the only lists that give its precisions and nDCG for each query
     0: [1, 1, 1, 0, 1, 1, 1, 1, 1, 1],
     1: [1, 1, 0, 0, 0, 1, 1, 1, 1, 1],
     2: [1, 1, 1, 1, 1, 1, 1, 1, 1, 0],
@@ -51,14 +51,14 @@ class TestTable1OfPaper1:
         assert figures(HITS[1])["nDCG@5"] == pytest.approx(0.553, abs=5e-4)
 
     def test_fifty_and_a_hundred(self):
-        """P .8 and .79, R .05 and .09: the last is 79/801 = .0986, cut, not rounded."""
+        """P .8 and .79, R .05 and .09: the latter is 79/801 = .0986, truncated, not rounded."""
         found = figures([1] * 40 + [0] * 10 + [1] * 39 + [0] * 11, ks=(50, 100))
         assert (found["P@50"], found["P@100"]) == pytest.approx((0.8, 0.79))
         assert round(found["R@50"], 2) == 0.05
         assert math.floor(found["R@100"] * 100) / 100 == 0.09
 
     def test_prose_of_vgg16(self):
-        """P@5 .4, R .002, nDCG .85: two hits of five, again by the papers' own ideal."""
+        """P@5 .4, R .002, nDCG .85: two hits of five, with the papers' own ideal."""
         hits = [[a, b, c, d, e] for a in (0, 1) for b in (0, 1) for c in (0, 1) for d in (0, 1) for e in (0, 1)]
         two = [figures(h, ks=(5,)) for h in hits if sum(h) == 2 and h[0]]
         assert any(round(f["nDCG_retrieved_ideal@5"], 2) == 0.85 and round(f["R@5"], 3) == 0.002 for f in two)
@@ -82,12 +82,12 @@ class TestChance:
     def test_of_the_released_split(self):
         queries = labels({1: 234, 2: 102, 3: 39, 4: 95, 5: 103, 6: 1})
         gallery = labels({1: 108, 2: 40, 3: 34, 4: 52, 5: 56})
-        answerable = 573 / 574  # the paper's mean counts the one query of category 6, of which the gallery has none
+        answerable = 573 / 574  # the paper's mean includes the one query of category 6, which the gallery lacks
         assert chance(queries, gallery) * answerable == pytest.approx(0.2486, abs=5e-5)
         assert majority(queries, gallery)[0] * answerable == pytest.approx(234 / 574)
 
     def test_of_all_images(self):
-        """.255 is for categories 1 to 5; with the eight images of category 6 it is .253."""
+        """.255 holds for categories 1 to 5; with the eight images of category 6 it is .253."""
         five = labels({c: n for c, n in COUNTS.items() if c < 6})
         assert chance(five, five) == pytest.approx(0.2550, abs=2e-4)
         assert chance(labels(COUNTS), labels(COUNTS)) == pytest.approx(0.2528, abs=5e-5)
@@ -97,7 +97,7 @@ class TestChance:
     def test_of_a_majority_query_that_finds_itself(self):
         images = bare(labels(COUNTS))
         others = np.ones((len(images), 1), np.uint8)
-        others[0] = 0  # the query itself stands first, all else in any order
+        others[0] = 0  # the query itself comes first, all others in any order
         query = bare(images.labels[:1])
         found = measure(query, replace(images, vectors=others), metric="hamming", ks=(5, 10))
         assert found.micro("P@5") == pytest.approx(0.519, abs=5e-4)
@@ -114,10 +114,10 @@ def test_the_effect_that_was_called_greater_than_point_eight_is_point_three_four
 
 
 class TestLeakage:
-    """Embeddings that know the woman and the breast and nearly nothing of BI-RADS, in the sizes of CDD-CESM.
+    """Embeddings that depend on woman and breast and hardly on BI-RADS, with the sizes of CDD-CESM.
 
     A little more than half of the women have both breasts (8 images), the others one (4): 6.15 images each. The
-    categories of a woman's breasts are drawn apart.
+    categories of a woman's breasts are drawn independently.
     """
 
     SEEDS = range(4)
@@ -137,7 +137,7 @@ class TestLeakage:
         return vectors, category[breast], woman[breast]
 
     def means(self, choose):
-        """P@5 and P@10 over archives, of the queries, gallery and keys that `choose` takes from the women's numbers."""
+        """P@5 and P@10 over archives; `choose` turns the women's numbers into queries, gallery and keys."""
         found = []
         for seed in self.SEEDS:
             vectors, categories, women = self.archive(seed)

@@ -79,7 +79,7 @@ class TestTies:
             orders = np.lexsort((rng.random((20_000, 14)), np.broadcast_to(distances, (20_000, 14))), axis=1)
             shuffled = hits[orders]
             single = retrieval.average_precision(shuffled, None)
-            assert single.max() - single.min() > 0.05  # the order of ties matters
+            assert single.max() - single.min() > 0.05  # the order of ties affects a single list
             assert abs(exact - single.mean()) < 3 * single.std() / math.sqrt(20_000) + 1e-9
 
     def test_all_figures_of_codes_are_their_means_over_shuffled_galleries(self):
@@ -120,7 +120,7 @@ class TestTies:
             queries, Side(vectors=codes[list(order)], labels=labels[list(order)]), metric="hamming", ks=(1, 3)
         )
         for name, values in plain.values.items():
-            if "ideal" in name:  # the papers' own, of the list as it stands
+            if "ideal" in name:  # the papers' own ideal: the list as retrieved
                 continue
             assert moved.values[name] == pytest.approx(values), name
 
@@ -132,14 +132,14 @@ class TestTies:
 
 class TestExclusion:
     def test_cutting_first_and_dropping_afterwards_is_another_and_worse_answer(self):
-        """The released code of paper 2 searches k, drops the query's patient, and divides by what is left."""
+        """The released code of paper 2 searches k, drops the query's patient, and divides by the number left."""
         queries, gallery = on_a_line([1, 1, 0, 1, 1, 0])
         own = Side(vectors=queries.vectors, labels=queries.labels, keys=np.array([7]))
-        keys = np.array([7, 7, 7, 1, 2, 3])  # the three nearest are the query's own patient
+        keys = np.array([7, 7, 7, 1, 2, 3])  # the three nearest belong to the query's own patient
         figures = measure(own, Side(vectors=gallery.vectors, labels=gallery.labels, keys=keys), metric="l2", ks=(3,))
         order = np.argsort(np.abs(gallery.vectors[:, 0]))[:3]
         cut_first = [gallery.labels[i] for i in order if keys[i] != 7]
-        assert cut_first == []  # nothing left to show
+        assert cut_first == []  # no result is left
         assert figures.values["P@3"][0] == pytest.approx(2 / 3)
         assert figures.values["mAP"][0] == 1.0
         assert figures.relevant[0] == 2
@@ -243,4 +243,4 @@ def test_five_thousand_by_five_thousand_takes_seconds_and_bounded_memory(metric)
     tracemalloc.stop()
     assert figures.micro("P@10") == pytest.approx(1 / 16, abs=0.005)
     assert peak < 300e6
-    assert time.process_time() - started < 45  # 3 s here; processor time, because machines are shared
+    assert time.process_time() - started < 45  # 3 s on a quiet machine; processor time, because machines are shared

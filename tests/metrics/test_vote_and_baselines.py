@@ -107,7 +107,7 @@ class TestBaselines:
             drawn.append(measure(side(vectors), side(vectors), ks=(5,)))
         for name in ("mAP", "MRR", "hit@5", "P@5", "nDCG@5"):
             assert exact.micro(name) == pytest.approx(np.mean([d.micro(name) for d in drawn]), abs=0.01), name
-        np.testing.assert_allclose(exact.values["P@5"], exact.relevant / exact.length)  # of each query's own gallery
+        np.testing.assert_allclose(exact.values["P@5"], exact.relevant / exact.length)  # each query has its own gallery
 
     def test_the_papers_own_ndcg_has_no_expectation_here(self):
         side = Side(vectors=np.zeros((2, 1)), labels=np.array([0, 1]))
