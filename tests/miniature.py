@@ -1,4 +1,4 @@
-"""A small platform for tests: real Postgres, the in-memory index, the null encoder, a sandbox without a child."""
+"""A small platform for tests: real Postgres, in-memory index, null encoder, and a fake sandbox without a child."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ STATS = PixelStats(spread=0.8, distinct=500, content=0.7, noise=0.1)
 
 
 def header(n: int, **more: Any) -> Header:
-    """Image `n`: four to a study, two studies to a woman."""
+    """Header of image `n`: four images per study, two studies per patient."""
     study, patient = n // 4, n // 8
     view, side = (("CC", "L"), ("CC", "R"), ("MLO", "L"), ("MLO", "R"))[n % 4]
     fields: dict[str, Any] = {
@@ -55,7 +55,7 @@ def header(n: int, **more: Any) -> Header:
 
 @dataclass
 class FakeSandbox:
-    """Answers from a table by path: what a file's header says, and what becomes of its pixels."""
+    """Answers from tables by path: headers, and refusals of pixels."""
 
     headers: dict[bytes, Header | Rejected] = field(default_factory=dict)
     content: dict[bytes, bytes] = field(default_factory=dict)
@@ -99,7 +99,7 @@ class FakeSandbox:
 
 
 class Platform:
-    """Everything of one test."""
+    """A small platform for one test."""
 
     def __init__(self, url: str, folder: Path) -> None:
         self.folder = folder
@@ -139,7 +139,7 @@ class Platform:
         return self.indexes.open(collection)
 
     def all_but(self, silent: str) -> Callable[[str], Index]:
-        """Opens every collection but one, whose engine does not answer."""
+        """Opens collections; the engine of this one does not answer."""
 
         def opened(name: str) -> Index:
             if name == silent:
@@ -149,7 +149,7 @@ class Platform:
         return opened
 
     def put(self, name: str, what: Header | Rejected, content: bytes | None = None) -> Path:
-        """A file in the archive; its bytes are `content`, or its name: the same wherever the archive lies."""
+        """Write a file to the archive; its bytes are `content` or its name, so they do not depend on the folder."""
         path = self.folder / "archive" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(content or name.encode())
@@ -176,15 +176,15 @@ class Platform:
         return project.drain(self.begin, self.index, gather_s=0)[0]
 
     def begin_generation(self, model: str = "null", **choices: Any) -> int:
-        """A generation is open beside the live one; nothing of it is filled yet."""
+        """Open an unfilled generation beside the live one; return its number."""
         with self.begin() as db:
             row = generations.model(db, model)
             return lifecycle.begin_generation(db, self.indexes, row, **choices).id
 
     def reindex(self, rounds: int = 12, **how: Any) -> None:
-        """Workers, until the builds have ended or stand still."""
+        """Run the workers until all builds have ended or are stuck."""
         for _ in range(rounds):
-            with self.begin() as db:  # nobody waits for a rest to be over
+            with self.begin() as db:  # skips the rest between two steps
                 db.execute(sa.text("UPDATE operation SET not_before = NULL"))
                 due = operations.due(db, "reindex")
             reindex.advance(self.begin, self.index, **how)
@@ -199,7 +199,7 @@ class Platform:
         return found
 
     def take_in(self, count: int) -> None:
-        """`count` images are searchable."""
+        """Ingest `count` images until they are searchable."""
         for n in range(count):
             self.put(f"{n:04}.dcm", header(n))
         self.scan()

@@ -1,4 +1,4 @@
-"""A test's database refuses each move of an image that `MOVES` does not have, whoever writes it."""
+"""A trigger in the test database that refuses every change of an image's status that `MOVES` lacks."""
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -20,5 +20,5 @@ GUARD = f"""
 
 
 def by_hand(db: Session) -> None:
-    """What the test writes in this transaction is damage, or a shortcut to a status: any move is allowed."""
+    """Allow any change of status in this transaction, to set up damage or a shortcut."""
     db.execute(sa.text("SET LOCAL tests.by_hand = 'on'"))

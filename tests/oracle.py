@@ -1,7 +1,7 @@
-"""The oracle: it knows what was sent, and says what is missing, doubled, phantom or wrong. It trusts nobody.
+"""The oracle knows what was sent, and reports what is missing, doubled, never sent or wrong.
 
-It compares four witnesses: the files, Postgres, the index by a full scan, and the vectors against a fresh
-computation. An empty list of findings is the only good answer.
+It compares four independent sources: the files, Postgres, a full scan of the index, and newly computed vectors.
+An empty list of findings means success.
 """
 
 from collections.abc import Iterable, Mapping
@@ -25,7 +25,7 @@ SAMPLE = 100
 
 @dataclass(frozen=True, kw_only=True)
 class Oracle:
-    """What must be true at rest. `sent` maps each SOP Instance UID to the file that holds it now."""
+    """Checks of the platform at rest. `sent` maps each SOP Instance UID to the file that holds it now."""
 
     store: Store
     index: Index
@@ -52,7 +52,7 @@ class Oracle:
             yield f"{stray} operations have not ended"
 
     def _points(self) -> Iterable[str]:
-        """The index by a full scan against what was sent and against the ledger."""
+        """A full scan of the index, compared with what was sent and with the ledger."""
         wanted = {point_id(uid, 1) for uid in self.sent}
         held = [pair for batch in self.index.scan() for pair in batch]
         ids = [point for point, _ in held]
@@ -78,7 +78,7 @@ class Oracle:
         yield from (f"revision {r} of {p} is not the image's" for p, r in held if revisions.get(p) != r)
 
     def _vectors(self) -> Iterable[str]:
-        """A sample is decoded and encoded again, and compared with what Postgres and the index hold."""
+        """Decode and encode a sample again; compare with the vectors in Postgres and in the index."""
         chosen = sorted(self.sent)[:: max(1, len(self.sent) // SAMPLE)]
         with self.store.reading() as connection:
             live = generations.published(connection)

@@ -1,6 +1,6 @@
-"""Pictures whose strangeness a test chooses: bright ones, and a model whose score is the mean brightness.
+"""Pictures of chosen brightness, and a model whose score is the mean brightness.
 
-Its embeddings do not see brightness, so that the gate's two votes can be told apart.
+Its embeddings do not depend on brightness, so the two votes of gate 3 can be told apart.
 """
 
 import os
@@ -29,7 +29,7 @@ ANNA, BORIS = Actor("Anna", 1), Actor("Boris", 2)
 
 @dataclass
 class BrightSandbox(FakeSandbox):
-    """Random pictures, mean 0.5; those that are named are brighter, or darker."""
+    """Random pictures of mean 0.5; those in `brightness` have that mean instead."""
 
     brightness: dict[bytes, float] = field(default_factory=dict)
 
@@ -40,7 +40,7 @@ class BrightSandbox(FakeSandbox):
 
 
 class Measuring:
-    """The null encoder of stretched pictures, with a score."""
+    """The null encoder on contrast-stretched pictures; the score is the mean of the original picture."""
 
     def __init__(self, inner: Encoder) -> None:
         self.inner, self.card = inner, inner.card
@@ -62,7 +62,7 @@ class Bright(Platform):
         return Measuring(super().encoder(model))
 
     def paint(self, n: int, level: float | None = None, **more: object) -> None:
-        """Image `n` lies in the archive, of this brightness."""
+        """Put image `n` into the archive, with this brightness."""
         path = os.fsencode(self.put(f"{n:04}.dcm", header(n, **more)))
         if level is not None:
             self.sandbox.brightness[path] = level
@@ -91,14 +91,14 @@ class Bright(Platform):
         return replay.begin_replay(db, row, "MG", found, actor)
 
     def plan(self, **choice: Any) -> replay.Plan:
-        """What a replay would change; nothing is changed."""
+        """The plan of a replay, which changes nothing."""
         with self.begin() as db:
             row = generations.model(db, "null")
             found = thresholds.propose(db, row, "MG", thresholds.Choice(**choice))
             return replay.plan(db, row, "MG", found.standard)
 
     def replayed(self, **choice: Any) -> Operation:
-        """A replay, applied to its end, three images at a time."""
+        """Apply a replay to its end, three images at a time; return the operation."""
         with self.begin() as db:
             number = self.begin_replay(db, **choice).id
         while replay.advance(self.begin, chunk=3):

@@ -16,4 +16,4 @@ def test_what_cannot_listen_is_closed() -> None:
     with listen("127.0.0.1", 0) as listener:
         with pytest.raises(OSError, match="in use"):
             listen("127.0.0.1", listener.getsockname()[1])
-        gc.collect()  # a socket that was left open warns, and warnings are errors
+        gc.collect()  # an unclosed socket warns, and warnings are errors

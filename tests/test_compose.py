@@ -1,4 +1,4 @@
-"""No Docker is needed: the file is read, and the very commands it names are started against real engines."""
+"""Without Docker: the compose file is parsed, and the commands in it run against real engines."""
 
 import json
 import os
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES = COMPOSE["services"]
 OURS = {name: one for name, one in SERVICES.items() if one["image"].startswith("similis:")}
-#: Commands of the docs that a container runs as a client of the API.
+#: Commands of the docs that run as a client of the API in a container.
 ASKING = [
     line.removeprefix("$ ")
     for line in (ROOT / "docs/operating.md").read_text().splitlines()
@@ -125,7 +125,7 @@ def test_a_container_that_asks_the_api_reaches_it_has_the_key_and_may_write_mode
     assert "--key-file /run/secrets/api_key" in words
     assert "api_key" in one["secrets"]
     assert f"--url http://api:{SERVICES['api']['environment']['SIMILIS_API__PORT']} " in words
-    assert one["volumes"] == OURS["worker-index"]["volumes"]  # the home, where its models are
+    assert one["volumes"] == OURS["worker-index"]["volumes"]  # the home, which holds the models
     assert "ENTRYPOINT" not in (ROOT / "Dockerfile").read_text()
 
 
@@ -162,7 +162,7 @@ def test_the_image_holds_every_package_and_is_not_root():
 
 
 class Production:
-    """The processes of compose on this machine: its commands and environment, other addresses."""
+    """The processes of compose on this machine, with its commands and environment, but other addresses."""
 
     def __init__(self, folder, database_url, broker_url):
         self.folder, self.port = folder, free_port()
@@ -208,7 +208,7 @@ class Production:
         return self.children[name]
 
     def start_vectors(self):
-        """In the place of a Qdrant server, by the command that production has for it."""
+        """Start the vectors process in place of a Qdrant server, with its production command."""
         words = ["similis", "vectors", "--dir", str(self.folder / "vectors"), "--listen", self.vectors]
         key = ["--api-key-file", str(self.secrets / "qdrant_api_key")]
         self.start("qdrant", self.argv([*words, *key]), dict(os.environ))
@@ -221,7 +221,7 @@ class Production:
         return False
 
     def similis(self, *words):
-        """What a command prints as JSON, asked of the API and with the settings of its service."""
+        """Run a command with the settings of the API's service; return its JSON output."""
         done = subprocess.run(
             [str(SCRIPT), *words],
             env={**self.environment(SERVICES["api"]), "NO_COLOR": "1"},
@@ -234,7 +234,7 @@ class Production:
         return json.loads(done.stdout) if "--json" in words else None
 
     def check(self, name):
-        """The health check of the file, as Docker would run it."""
+        """Run the health check of the compose file, as Docker would."""
         return subprocess.run(
             self.argv(SERVICES[name]["healthcheck"]["test"][1:]),
             env=self.environment(SERVICES[name]),
@@ -245,7 +245,7 @@ class Production:
         try:
             with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5) as answer:
                 return answer.status, json.load(answer)
-        except OSError:  # refused, or too slow while everything starts
+        except OSError:  # refused, or too slow during the start
             return None, None
 
     def log(self, name):
@@ -284,7 +284,7 @@ def test_the_very_commands_become_ready_against_separate_engines(started):
     takes_in_and_finds(started)
 
 
-@pytest.mark.soak  # torch makes the graph: half a minute, and many on a machine that is busy
+@pytest.mark.soak  # torch makes the graph: half a minute, or minutes on a busy machine
 @pytest.mark.timeout(900)
 def test_the_shipped_model_is_brought_by_the_command_of_the_docs(started):
     started.start_vectors()
@@ -301,7 +301,7 @@ def test_the_shipped_model_is_brought_by_the_command_of_the_docs(started):
 
 
 def takes_in_and_finds(started):
-    """Two studies go through every process: scanned, decoded, encoded, indexed, and one finds the other."""
+    """Ingest two studies through all processes, and find one by the other."""
     archive = started.folder / "archive"
     archive.mkdir()
     for n in range(2):

@@ -1,4 +1,4 @@
-"""What our code imports is declared: it would else be there only as long as another package needs it."""
+"""Imported packages are declared; otherwise they would depend on other packages' dependencies."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tests.conftest import ROOT
 
-#: Parts of a framework that is declared, which says itself which version of them it takes.
+#: Parts of a declared framework, which pins their versions itself.
 PARTS = {"starlette", "pydantic_core"}
 OURS = ("benchmarks", "migrations", "services", "shared", "workers")
 

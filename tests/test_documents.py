@@ -1,4 +1,4 @@
-"""The documents are held to what is there."""
+"""The documents match the repository."""
 
 import re
 import subprocess

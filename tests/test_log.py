@@ -1,4 +1,4 @@
-"""What is logged, held to the allow-list: a keyword that is not on it is dropped without a word."""
+"""Log keywords are on the allow-list; others would be dropped silently."""
 
 import ast
 import re
@@ -15,7 +15,7 @@ BINDS = {"bind_contextvars", "bound_contextvars"}
 
 
 def calls() -> Iterator[tuple[str, ast.Call]]:
-    """Every call of a logger, and of what adds to each line, with its place."""
+    """Every call of a logger, or of a function that adds context to log lines, with its place."""
     for top in ("shared", "services", "workers"):
         for path in sorted((ROOT / top).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -31,7 +31,7 @@ def said(function: ast.Attribute) -> bool:
 
 
 def logger_of(node: ast.expr) -> bool:
-    """`log.get(__name__)`, used where it is made."""
+    """Whether the expression is `log.get(__name__)`, used directly."""
     return isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "get"
 
 

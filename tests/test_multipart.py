@@ -1,4 +1,4 @@
-"""The splitter against bodies cut anywhere, and against those that are none."""
+"""The splitter with bodies cut at any place, and with malformed bodies."""
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +19,7 @@ def body(parts, boundary=BOUNDARY, preamble=b"", epilogue=b""):
 
 
 def split(raw, sizes=(1 << 20,), boundary=BOUNDARY):
-    """Every part as (headers, content), fed in pieces of these sizes, around and around."""
+    """Every part as (headers, content), fed in pieces of these sizes in rotation."""
     splitter, found, at, turn = Splitter(boundary), [], 0, 0
     while at < len(raw):
         size = sizes[turn % len(sizes)]

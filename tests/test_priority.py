@@ -23,7 +23,7 @@ def test_a_process_that_steps_back_does_so_in_its_session_too() -> None:
 
 
 class Grudging:
-    """The session's file for who is not root, just after somebody's word: the kernel takes none for a moment."""
+    """The session's autogroup file for a user other than root: right after a write the kernel refuses the next one."""
 
     def __init__(self) -> None:
         self.refusals = 2

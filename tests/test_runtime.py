@@ -1,4 +1,4 @@
-"""What a process keeps of what it has made."""
+"""The objects that a runtime creates once and keeps."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,7 +19,7 @@ NAMES = ("one", "two", "three", "live")
 
 @pytest.fixture
 def platform(database_url: str, tmp_path: Path) -> Iterator[Platform]:
-    """A published model, the newest, and beside it a generation of each of three others."""
+    """A published model, the newest, and one generation of each of three others."""
     made = Platform(database_url, tmp_path)
     for seed, name in enumerate(NAMES):
         made.add_model(name, seed)
@@ -59,11 +59,11 @@ def test_a_model_makes_room_for_the_next_when_no_generation_of_it_is_open(platfo
 
 
 def test_a_process_with_another_pseudonym_key_than_the_database_s_does_nothing_with_it(runtime: Runtime) -> None:
-    """It would take in again what was erased, and not know whose an image is."""
+    """It would take in erased images again, and assign images to wrong patients."""
     with runtime.transaction() as db:
         pseudonyms.claim(db, b"k" * 40)
     runtime.settings = runtime.settings.model_copy(update={"pseudonym_key": SecretStr("q" * 40)})
     with pytest.raises(Unavailable, match="pseudonym key"):
-        runtime.rules  # noqa: B018 - it is looked at here
+        runtime.rules  # noqa: B018 - the property checks the key
     runtime.settings = runtime.settings.model_copy(update={"pseudonym_key": SecretStr("k" * 40)})
     assert runtime.rules.secret == b"k" * 40

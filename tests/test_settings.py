@@ -15,7 +15,7 @@ LINE = re.compile(r"^(SIMILIS_[A-Z0-9_]+)=(.*)$")
 
 
 def example():
-    """Name -> (value, the comment above it)."""
+    """Name -> (value, the comment above it) of each setting in the example."""
     found, comment = {}, ""
     for line in EXAMPLE.read_text().splitlines():
         if line.startswith("#"):

@@ -1,4 +1,4 @@
-"""A site's rules: the first that fits decides, and a file that is wrong says where."""
+"""Rules of admission: the first match decides, and a faulty file is refused with the place of the fault."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from shared.pipeline.admission import Action, Admission
 from tests.conftest import ROOT
 from tests.miniature import header
 
-#: The file of the document, as it stands there.
+#: The example in the document.
 RULES = (ROOT / "docs" / "admission.md").read_text(encoding="utf-8").split("```toml\n")[1].split("```")[0]
 
 

@@ -1,4 +1,4 @@
-"""Files that are sent: what is acknowledged is durable and known, what is not leaves a line in the journal at most."""
+"""Sent files: an acknowledged file is durable and registered; a refused one leaves at most a line in the journal."""
 
 import errno
 import os
@@ -69,7 +69,7 @@ def instance(
 
 
 class Door:
-    """A platform with a store of blobs, into which bytes are sent."""
+    """A platform with a store of sent files, to which a test sends bytes."""
 
     def __init__(self, platform: Platform, sandbox: Sandbox) -> None:
         self.platform, self.sandbox = platform, sandbox
@@ -99,7 +99,7 @@ class Door:
             db.execute(sa.text(statement))
 
     def retry(self, number: int | None = None) -> None:
-        """The stopped file of this number, or all of a patient conflict, as the quarantine and a scan worker do it."""
+        """Retry this stopped file, or all with a patient conflict, as the quarantine and a scan worker do."""
         self.platform.queue.rung.clear()
         with self.platform.begin() as db:
             if number is not None:
@@ -108,7 +108,7 @@ class Door:
                 quarantine.retry_many(db, Wanted(reason="patient-conflict"), ANNA)
         assert Job.SCAN in self.platform.queue.rung
         self.platform.queue.rung.clear()
-        with self.platform.begin() as db:  # and where that bell was lost
+        with self.platform.begin() as db:  # also if that message was lost
             sweep.ring_for_due(db, self.platform.effort)
         assert Job.SCAN in self.platform.queue.rung
         assert arrive.reread(self.platform.begin, self.sandbox, self.rules) == 1
@@ -215,14 +215,14 @@ def test_a_commit_that_fails_leaves_a_file_that_the_sweep_takes(door: Door, monk
         door.send(instance(2))
     monkeypatch.setattr(Blobs, "keep", keep)
     door.send(instance(1))
-    with door.blobs.part() as coming:  # somebody is about to send a file
+    with door.blobs.part() as coming:  # a file that is about to be sent
         assert len(door.files()) == 3
-        os.utime(coming.path, (0, 0))  # and takes their time
-        left = coming.path.with_name("left.part")  # somebody was, and was killed
+        os.utime(coming.path, (0, 0))  # a sender that takes long
+        left = coming.path.with_name("left.part")  # left by a killed process
         left.write_bytes(b"half")
         os.utime(left, (0, 0))
         assert door.sweep(margin_s=3600) == 1
-        assert len(list(door.blobs.every())) == 2  # so new that somebody may be about to commit its row
+        assert len(list(door.blobs.every())) == 2  # the second is so new that its row may still be committed
         assert door.sweep() == 1
         assert coming.path.exists()
     assert [path.read_bytes() for path in door.blobs.every()] == [instance(1)]
@@ -242,7 +242,7 @@ def test_two_sweeps_at_once_are_not_in_each_others_way(door: Door) -> None:
     unknown, inspect = door.files(), door.sandbox.inspect_many
 
     class Slow:
-        """A sandbox, in which another sweep comes by."""
+        """A sandbox during whose call another sweep runs."""
 
         def inspect_many(self, paths: Sequence[Path]) -> Any:
             answers = inspect(paths)
@@ -297,7 +297,7 @@ def test_what_was_erased_goes_from_an_earlier_store_too(door: Door) -> None:
 
 
 def test_what_was_erased_goes_from_every_store_that_it_came_to(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(arrive, "REMOVED", 1)  # as where more was erased than is unlinked at once
+    monkeypatch.setattr(arrive, "REMOVED", 1)  # more was erased than one step removes
     stores = [Blobs(door.platform.folder / name, reserve_bytes=0) for name in ("first", "second", "third")]
     for store in stores:
         door.blobs = store
@@ -323,7 +323,7 @@ def test_an_earlier_store_that_is_out_of_reach_is_tried_again_and_holds_up_no_ot
             erase.erase_study(db, SECRET, f"{UID}.{study}")
     moved = store if why == "away" else earlier
     moved.rename(aside)
-    moved.mkdir()  # where a disk was mounted; or what unlink does not remove
+    moved.mkdir()  # the disk is not mounted; or unlink fails
     assert door.sweep() == 2
     assert door.files() == []
     said = capfd.readouterr().err
@@ -337,7 +337,7 @@ def test_an_earlier_store_that_is_out_of_reach_is_tried_again_and_holds_up_no_ot
 
 
 def test_an_earlier_store_that_does_not_say_whether_it_is_there_is_tried_again(door: Door) -> None:
-    """As below a folder that is closed to us; here its name is longer than the system takes."""
+    """Its path is too long for stat, which stands for a folder without permission."""
     door.send(instance())
     elsewhere, own = b"/" + b"x" * 300, os.fsencode(door.blobs.root)
     with door.platform.begin() as db:
@@ -400,7 +400,7 @@ def test_what_a_scan_has_met_in_the_store_of_another_home_is_not_touched(door: D
 
 
 def test_the_copy_of_a_lost_file_in_the_store_of_another_home_is_not_touched(door: Door) -> None:
-    """A scan had met it there, and a repair named it in the place of ours."""
+    """A scan had found the file there, and a repair named it instead of ours."""
     door.send(instance())
     (ours,), others = door.files(), Blobs(door.platform.folder / "theirs", reserve_bytes=0)
     theirs = others.root / ours.relative_to(door.blobs.root)
@@ -433,7 +433,7 @@ def test_what_was_lifted_and_came_again_before_the_tidying_stays(door: Door) -> 
 
 def test_what_was_put_aside_or_lies_there_unknown_is_unlinked_where_it_was_erased(door: Door) -> None:
     door.send(instance(1), instance(2), instance(3))
-    for n in (1, 2):  # an older database, which knows only the third
+    for n in (1, 2):  # as in an older database, which knows only the third
         for table in ("file", "image"):
             column = "id" if table == "image" else "image_id"
             door.run(f"DELETE FROM {table} WHERE {column} IN (SELECT id FROM image WHERE sop_uid = '{UID}.1.{n}')")
@@ -450,13 +450,13 @@ OTHER_WOMAN = ("", "ANOTHER")
 
 
 def conflict(door: Door, n: int = 2) -> None:
-    """A file of another patient in the first one's study: stopped, kept, and acknowledged."""
+    """A file of another patient in the first one's study: stopped, kept and acknowledged."""
     door.send(instance())
     (answer,) = door.send(instance(n, patient="ANOTHER", value=5))
     assert (answer.outcome, answer.kept, answer.reason) == ("quarantined", True, "patient-conflict")
 
 
-@pytest.mark.parametrize("n", [2, 1])  # a new UID, and one that an image of the other patient has
+@pytest.mark.parametrize("n", [2, 1])  # a new UID, and that of an image of the other patient
 def test_a_stopped_file_is_erased_with_its_patient(door: Door, n: int) -> None:
     conflict(door, n)
     with door.platform.begin() as db:
@@ -486,7 +486,7 @@ def test_a_stopped_file_that_is_damaged_is_not_taken_for_another(door: Door) -> 
     (row,) = door.rows("SELECT outcome, reason, encode(digest, 'hex') FROM file WHERE outcome <> 'taken'")
     assert row == ("failed", "file-changed", damaged.name.removesuffix(".dcm"))
     assert door.sweep() == 0
-    door.run("UPDATE file SET mtime_ns = -1 WHERE outcome = 'failed'")  # a dead letter that is tried again
+    door.run("UPDATE file SET mtime_ns = -1 WHERE outcome = 'failed'")  # a dead letter is retried
     assert arrive.reread(door.platform.begin, door.sandbox, door.rules) == 1
 
 
@@ -497,7 +497,7 @@ def test_a_stopped_file_that_was_sent_is_read_again_when_it_is_retried(door: Doo
     assert door.rows("SELECT outcome, reason FROM file ORDER BY id")[1] == ("quarantined", "patient-conflict")
     assert door.journal()[0] == ("arrived", "quarantined", "patient-conflict", "SCANNER")
     door.run("UPDATE study SET patient_key = (SELECT patient_key FROM file WHERE patient_key IS NOT NULL)")
-    door.retry()  # all of a reason: it was the first one that was wrong
+    door.retry()  # retries the whole reason: the first file was the wrong one
     assert door.rows("SELECT outcome, reason, mtime_ns, patient_key FROM file ORDER BY id")[1] == (
         "taken",
         None,
@@ -519,7 +519,7 @@ def test_a_retry_loses_no_byte_whatever_is_decided(door: Door) -> None:
     door.rules = rules
     door.run("UPDATE file SET outcome = 'quarantined', reason = 'patient-conflict' WHERE outcome = 'refused'")
     kept, aside = door.blobs.root / "away", next(p for p in door.files() if p.read_bytes() != instance())
-    aside.rename(kept)  # a disk that is away
+    aside.rename(kept)  # the disk is away
     door.retry()
     assert door.rows("SELECT outcome, reason, image_id FROM file ORDER BY id")[1] == ("failed", "unreadable-file", None)
     kept.rename(aside)
@@ -563,12 +563,12 @@ def test_a_stopped_file_that_a_restore_has_brought_back_is_erased_again(door: Do
 
 
 def test_a_store_that_has_moved_loses_nothing(door: Door) -> None:
-    """A home that was moved, another setting or mount: rows name places where nothing is."""
+    """A moved home, another setting or another mount: rows name files that are not there."""
     door.send(*(instance(n, value=n) for n in range(1, 13)))
     old, new = door.blobs.root, door.blobs.root.with_name("elsewhere")
     old.rename(new)
     door.blobs = Blobs(new, reserve_bytes=0)
-    assert door.sweep() == 0  # before anything has told the rows
+    assert door.sweep() == 0  # before `follow` has updated the rows
     assert len(list(door.blobs.every())) == 12
     with door.platform.begin() as db:
         assert follow(db, door.blobs)
@@ -580,7 +580,7 @@ def test_a_store_that_has_moved_loses_nothing(door: Door) -> None:
 
 
 def test_a_copy_in_a_folder_of_others_is_no_sent_file(door: Door) -> None:
-    """Named as in our store, flat or in folders of two digits: what stands beside it is not ours to move."""
+    """Files named as in our store, flat or in folders of two digits: files beside them may not be moved."""
     door.send(instance())
     for place in ("/archive/", "/archive/00/11/"):
         door.run(
@@ -615,7 +615,7 @@ def test_rows_do_not_follow_from_a_store_that_is_away_to_one_that_has_little_of_
     earlier, aside = door.blobs.root, door.platform.folder / "aside"
     earlier.rename(aside)
     door.blobs = Blobs(door.platform.folder / "a larger disk", reserve_bytes=0)
-    door.send(instance(0, value=0))  # once more, and now it came to the new one
+    door.send(instance(0, value=0))  # sent again, now to the new store
     with door.platform.begin() as db:
         assert not follow(db, door.blobs)
         assert files.roots(db) == sorted([os.fsencode(earlier), os.fsencode(door.blobs.root)])
@@ -623,7 +623,7 @@ def test_rows_do_not_follow_from_a_store_that_is_away_to_one_that_has_little_of_
 
 def test_rows_do_not_follow_from_a_store_that_does_not_say_what_it_has(door: Door) -> None:
     door.send(*(instance(n, value=n) for n in range(3)))
-    elsewhere = b"/" + b"x" * 300  # longer than the system takes
+    elsewhere = b"/" + b"x" * 300  # too long for the system
     with door.platform.begin() as db:
         files.move(db, os.fsencode(door.blobs.root), elsewhere)
         door.files()[0].unlink()
@@ -643,7 +643,7 @@ def test_what_was_sent_again_to_the_new_place_is_one_file_after_the_move(door: D
 def test_where_many_are_unknown_the_rows_are_wrong_and_nothing_is_touched(
     door: Door, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A database older than the store, after a restore."""
+    """After a restore, the database is older than the store."""
     configure("test")
     door.send(*(instance(n, value=n) for n in range(1, 13)))
     door.run("DELETE FROM file")
@@ -671,7 +671,7 @@ def test_a_disk_below_its_reserve_takes_nothing(
 
 @contextmanager
 def files_of_at_most(size: int) -> Iterator[None]:
-    """The system refuses every byte beyond, as a disk does that is full."""
+    """Limit the size of files: further bytes are refused, as on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

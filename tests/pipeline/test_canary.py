@@ -1,4 +1,4 @@
-"""The canary falls when the index finds less than it should, is silent when it is sound, and costs little."""
+"""The canary falls when the index loses recall, is silent when it is sound, and costs little."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -20,7 +20,7 @@ SOON = 1e-6  #: seconds between two rounds
 
 
 class Damaged:
-    """Answers like the index, and to approximate searches without some of the right hits: one third, mostly."""
+    """The index, whose approximate answers lack some of the right hits: usually a third."""
 
     def __init__(self, index: Index, every: int = 3, of: int = 1) -> None:
         self._index = index
@@ -82,7 +82,7 @@ def test_a_damaged_index_makes_it_fall_and_the_doctor_say_so(archive: Platform) 
     assert [(one.kind, one.ids, one.repaired) for one in findings(archive)] == [("recall-low", [1], False)]
     with archive.store.reading() as connection:
         assert gauges.read(connection).recall == {("null", "10"): told.recall}
-    assert lame.asked == [2] * told.queries  # one exact, one as searches ask
+    assert lame.asked == [2] * told.queries  # one exact search, one as usual
 
 
 def test_few_queries_and_a_small_loss_are_no_alarm(archive: Platform) -> None:

@@ -1,4 +1,4 @@
-"""A generation of a new model: built from the images, beside intake, with the machinery of intake."""
+"""A generation of a new model, built from the images beside intake, with the same machinery."""
 
 import os
 from collections.abc import Callable
@@ -42,7 +42,7 @@ def due(platform: Platform) -> list[tuple[Any, ...]]:
 
 
 def opened(platform: Platform, **choices: Any) -> int:
-    """A generation of the second model, filled as far as rows go."""
+    """Open a generation of the second model, filled as far as stored encodings allow; return its number."""
     number = platform.begin_generation("second", **choices)
     with platform.begin() as db:
         reindex.fill(db, generations.get(db, number))
@@ -54,7 +54,7 @@ def drain(platform: Platform, **how: Any) -> int:
 
 
 def without_second(platform: Platform) -> Callable[[Published], Encoder]:
-    """What loads models where there is no second one."""
+    """A loader of models that lacks the second one."""
 
     def encoder_of(model: Published) -> Encoder:
         if model.model_id == 2:
@@ -133,7 +133,7 @@ def test_what_the_new_model_cannot_encode_is_a_named_exception_and_keeps_its_pla
     assert filled.index("g1-m1").count() == 12
     with filled.begin() as db:
         lifecycle.publish(db, number, ["5"], patience_s=0)
-    del filled.sandbox.pixels[path]  # the file is repaired; whoever resumes tries it again
+    del filled.sandbox.pixels[path]  # the file is repaired; a resume tries it again
     with filled.begin() as db:
         lifecycle.resume(db, number)
     filled.reindex()
@@ -142,7 +142,7 @@ def test_what_the_new_model_cannot_encode_is_a_named_exception_and_keeps_its_pla
 
 
 class Picky:
-    """A model that gives no vector for one picture."""
+    """A model that refuses one picture."""
 
     def __init__(self, inner: Encoder, pixel: float) -> None:
         self.inner, self.pixel, self.card = inner, pixel, inner.card
@@ -188,7 +188,7 @@ def test_a_model_that_cannot_be_loaded_here_holds_up_no_intake(filled: Platform)
     filled.put("new.dcm", header(12))
     filled.scan()
     encode.drain(filled.begin, filled.sandbox, encoder_of, filled.effort)
-    assert [state for _, state, _ in due(filled)] == ["due"]  # it is encoded where the model is
+    assert [state for _, state, _ in due(filled)] == ["due"]  # due where the second model is present
     assert catchup.drain(filled.begin, filled.sandbox, encoder_of, filled.effort) == 0
     assert drain(filled) == 1
     assert len(encoded(filled, 2)) == 13
@@ -217,7 +217,7 @@ def test_a_dead_workers_images_are_taken_over_and_its_late_word_is_not_heard(fil
     dead = claim(filled, lease_s=0.0)
     again = [claim(filled) for _ in dead.claimed]
     assert [[c.id for c in work.claimed] for work in again] == [[c.id] for c in dead.claimed]
-    assert all(work.alone for work in again)  # it may have died of one of them
+    assert all(work.alone for work in again)  # one of them may have killed the worker
     assert settle(filled, dead) == 0
     assert encoded(filled, 2) == []
     assert sum(settle(filled, work) for work in again) == 4
@@ -306,7 +306,7 @@ def test_new_images_come_first(filled: Platform) -> None:
     opened(filled)
     filled.put("new.dcm", header(12))
     filled.scan()
-    assert drain(filled) == 4  # one batch, so that it gets on all the same
+    assert drain(filled) == 4  # one batch, so that the build still progresses
     filled.encode()
     assert drain(filled) == 8
 
@@ -348,7 +348,7 @@ def test_a_cancelled_build_leaves_nothing_to_do_and_keeps_what_was_encoded(fille
     again = opened(filled)
     filled.sandbox.decoded.clear()
     filled.reindex()
-    assert len(filled.sandbox.decoded) == 8  # the four are filled in from what is stored
+    assert len(filled.sandbox.decoded) == 8  # the other four have stored encodings
     assert filled.index(f"g{again}-m2").count() == 12
 
 
@@ -408,7 +408,7 @@ def test_images_in_quarantine_are_no_part_of_it(filled: Platform) -> None:
 
 
 def test_what_would_not_be_settled_is_not_claimed(filled: Platform) -> None:
-    """A row that stands of a stopped image would be decoded, encoded and given back for ever."""
+    """A due row of a stopped image would be decoded, encoded and given back endlessly."""
     opened(filled)
     with filled.begin() as db:
         db.execute(sa.text("UPDATE image SET status = 'quarantined' WHERE id = 1"))

@@ -1,4 +1,4 @@
-"""The doctor: each of fifteen kinds of damage is found, named and repaired, and a second look finds nothing."""
+"""The doctor: each kind of damage is found, named and repaired, and a second look finds nothing."""
 
 import os
 import threading
@@ -61,7 +61,7 @@ def filled(platform: Platform) -> Platform:
 
 
 def work(platform: Platform) -> None:
-    """Everything that is due is done, as by the workers."""
+    """Do all work that is due, as the workers would."""
     platform.scan()
     platform.encode()
     platform.project()
@@ -74,7 +74,7 @@ def run(platform: Platform, statement: str, **values: object) -> None:
         db.execute(sa.text(statement), values)
 
 
-def index(platform: Platform):  # the twin, whose insides a test may damage
+def index(platform: Platform):  # the in-memory twin, whose internals a test may damage
     return platform.indexes.open(platform.published().collection)
 
 
@@ -91,7 +91,7 @@ def missing_file(p: Platform) -> object:
 
 
 def changed_file(p: Platform) -> object:
-    """Size and time as they were."""
+    """Other bytes with the same size and time."""
     before = path(p, 0).stat()
     path(p, 0).write_bytes(b"bytes of 9")
     p.sandbox.content[os.fsencode(path(p, 0))] = b"bytes of 9"
@@ -110,7 +110,7 @@ def file_without_image(p: Platform) -> object:
 
 
 def blob(p: Platform, what: Header | Rejected, content: bytes = b"sent to us") -> Path:
-    """A file of the store that no row knows, as an older database or a crash leaves it."""
+    """Write a file to the store that no row knows, as after a crash or with an older database."""
     digest = sha256(content).digest()
     for path in (store(p).place(digest), store(p).root / "lost" / f"{digest.hex()}.dcm"):
         p.sandbox.headers[os.fsencode(path)], p.sandbox.content[os.fsencode(path)] = what, content
@@ -179,7 +179,7 @@ def stale_ledger(p: Platform) -> object:
 
 
 def vector_of_another_model(p: Platform) -> object:
-    """Another model, known to the archive, has encoded it; its vector stands in this one's collection."""
+    """The collection holds the vector that another model of the archive made of the image."""
     p.begin_generation(p.add_model("other", seed=5).name)
     p.reindex()
     mine = index(p)
@@ -202,7 +202,7 @@ def vector_of_nothing(p: Platform) -> object:
 
 
 def _overwrite(p: Platform, value: float) -> object:
-    rows = index(p)._rows  # no engine takes such a vector by its door
+    rows = index(p)._rows  # an engine would refuse such a vector
     rows._vectors[rows._at[POINT]] = value
     return str(POINT)
 
@@ -264,7 +264,7 @@ def lost_collection(p: Platform) -> object:
 
 
 def damaged_collection(p: Platform) -> object:
-    """The engine knows the collection and cannot open it."""
+    """The engine lists the collection but cannot open it."""
     p.indexes = Damaging(p.indexes)
     return 1
 
@@ -302,7 +302,7 @@ def no_pointer(p: Platform) -> object:
 
 
 def tombstoned_image(p: Platform) -> object:
-    """As after a restore from a backup that is older than the erasure."""
+    """As after a restore from a backup older than the erasure."""
     with p.begin() as db:
         operation = erase.erase_study(db, SECRET, "1.2.4.1").id
         db.flush()
@@ -453,7 +453,7 @@ def test_a_changed_file_brings_back_the_scan_that_met_it_but_none_that_was_cance
 def test_a_repair_that_is_cut_short_has_mended_what_it_had_looked_at(
     filled: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does it hold the rows of a share that is away until all of its files have been asked for."""
+    """The repair also releases the rows of a share that is away before it has checked all files."""
     monkeypatch.setattr(reconcile, "FILES", 2)
     with filled.store.reading() as connection:
         first, *_, last = connection.execute(sa.text("SELECT path FROM file ORDER BY id")).scalars().all()
@@ -513,7 +513,7 @@ def test_without_deep_files_are_not_read(filled: Platform) -> None:
 
 
 def test_nothing_is_found_while_images_come_in(platform: Platform) -> None:
-    """Scans, encodes, projects and erases go on beside it."""
+    """Scans, encoding, projection and erasure run at the same time."""
     platform.add_model()
     stop, faults = threading.Event(), []
 
@@ -548,12 +548,12 @@ def test_nothing_is_found_while_images_come_in(platform: Platform) -> None:
 def test_what_is_under_way_is_seen_from_afar_and_is_no_finding(
     filled: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The guard: without the second look under the lock, a point being applied would be called missing."""
+    """Without the second look under the lock, a point being applied would be reported missing."""
     late: list[Pending] = []
     held = points.ledger.held
 
     def behind(db, generation_id, after, limit):
-        """A row is applied between the scan of the index and the reading of the ledger."""
+        """Apply a row between the scan of the index and the reading of the ledger."""
         if not late:
             late.append(True)  # type: ignore[arg-type]
             filled.put("late.dcm", header(8), b"bytes of late")
@@ -570,7 +570,7 @@ def test_what_is_under_way_is_seen_from_afar_and_is_no_finding(
 
 
 def test_what_was_erased_lifted_and_taken_in_again_is_held_again(filled: Platform) -> None:
-    """The row of the image before it had another number and a higher revision."""
+    """The earlier row of the image had another number and a higher revision."""
     filled.put("0000.dcm", header(0), b"other bytes of 0")
     os.utime(path(filled, 0), ns=(1, 1))
     work(filled)
@@ -597,7 +597,7 @@ def test_a_generation_whose_making_was_killed_leaves_a_collection_that_repair_dr
 
 
 def test_a_collection_whose_generation_is_being_made_is_no_stray(filled: Platform) -> None:
-    """However long that takes: here it waits for a writer of ledgers."""
+    """Beginning the generation takes long here, because it waits for a writer of ledgers."""
     made, found = threading.Event(), []
 
     def make() -> None:
@@ -627,7 +627,7 @@ def test_a_collection_whose_generation_is_being_made_is_no_stray(filled: Platfor
 
 
 def test_comparing_a_large_index_takes_the_memory_of_two_pages(filled: Platform) -> None:
-    """40,000 points would take some 12 MB at once."""
+    """All 40,000 points at once would take some 12 MB."""
     many = 40_000
     run(
         filled,

@@ -166,7 +166,7 @@ def test_frames_that_are_no_longer_chosen_leave_the_index(platform: Platform) ->
 
 
 class Broken:
-    """An encoder that fails on batches and on one image in particular."""
+    """An encoder that fails on batches and on one image."""
 
     def __init__(self, inner: Encoder, error: type[Exception]) -> None:
         self.inner, self.error, self.card = inner, error, inner.card
@@ -202,11 +202,11 @@ def test_each_image_answers_for_itself_when_a_forward_pass_fails(
 
 
 class Died(BaseException):
-    """The process is gone; nobody catches that."""
+    """The process was killed; nothing catches this."""
 
 
 class Fatal:
-    """An encoder whose process dies of one picture."""
+    """An encoder whose process is killed by one picture."""
 
     def __init__(self, inner: Encoder, pixel: float) -> None:
         self.inner, self.pixel, self.card = inner, pixel, inner.card
@@ -226,7 +226,7 @@ def test_an_image_of_which_workers_die_takes_no_other_with_it(
         if n == 1:
             fatal = float(platform.sandbox._decoded(path, batch.recipe_of(platform.published())).pixels[0, 0, 0])
     platform.scan()
-    monkeypatch.setattr(encode, "give_back", lambda *_: None)  # who is killed gives nothing back
+    monkeypatch.setattr(encode, "give_back", lambda *_: None)  # a killed worker releases nothing
     deaths = 0
     while "received" in statuses(platform) or "encoding" in statuses(platform):
         try:
@@ -287,7 +287,7 @@ def test_nothing_that_was_left_behind_is_read_beside_another_batch(
 
 def test_an_image_that_fails_waits_by_how_often_it_has_failed_since_it_was_retried(platform: Platform) -> None:
     platform.add_model()
-    platform.put("cine.dcm", header(0, frames=3))  # which the encoder below refuses, alone too
+    platform.put("cine.dcm", header(0, frames=3))  # refused by the encoder below, also alone
     platform.scan()
     with platform.begin() as db:
         db.execute(sa.text("UPDATE image SET attempt = 9"))
@@ -489,7 +489,7 @@ def test_what_was_read_ahead_meanwhile_is_given_back(database_url: str, tmp_path
 
 
 def wedged(url: str, folder: Path, stage: str, row: str) -> tuple[object, ...]:
-    """What became of the image on which a worker was stuck."""
+    """Run a worker that hangs at this stage; return the row of the image."""
     never = folder / "never"
     os.mkfifo(never)
     done = subprocess.run([sys.executable, "-c", WEDGED, url, folder, stage, never], cwd=ROOT, timeout=120, check=False)

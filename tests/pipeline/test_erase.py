@@ -1,4 +1,4 @@
-"""Erase: gone at once for whoever searches, soon from every index with a proof, and refused when it comes again."""
+"""Erasure: effective in searches at once, proved for every index soon after, and refused when sent again."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -19,7 +19,7 @@ from shared.store import generations, operations
 from tests.miniature import SECRET, Platform, header
 from tests.pipeline.test_reindex import Crash, CrashingAt
 
-UID = "1.2.4.2"  # images 4 to 7; the same woman as study 1.2.4.1
+UID = "1.2.4.2"  # images 4 to 7; the same patient as study 1.2.4.1
 WOMAN = "WOMAN-0"
 
 
@@ -60,7 +60,7 @@ def found(platform: Platform, uid: str) -> list[str]:
 def test_from_the_commit_on_nobody_finds_it(filled: Platform) -> None:
     assert UID in found(filled, "1.2.4.3")
     erased(filled)
-    assert filled.index("g1-m1").count() == 16  # the vectors are there still
+    assert filled.index("g1-m1").count() == 16  # the vectors still exist
     assert found(filled, "1.2.4.3") == ["1.2.4.1", "1.2.4.4"]
     with pytest.raises(NotFound):
         found(filled, UID)
@@ -77,7 +77,7 @@ def test_what_is_left_are_bare_rows_and_keyed_hashes(filled: Platform) -> None:
     )
     for name in (UID, "1.2.5.2", "'1.2.3.5'", "'1.2.3.8'", "0004.dcm", WOMAN):
         assert name not in dump
-    assert "1.2.4.1" in dump  # the dump shows what stands
+    assert "1.2.4.1" in dump  # proves that the dump shows what is stored
     assert query(filled, "SELECT kind, count(*) FROM tombstone GROUP BY 1 ORDER BY 1") == [("image", 4), ("study", 1)]
 
 
@@ -91,7 +91,7 @@ def test_a_pull_that_named_the_study_names_it_no_more_and_asks_for_no_other(fill
     told = state(filled, both.id)
     assert told.params["query"] == {"StudyInstanceUID": "1.2.4.1,2.25.0", "ModalitiesInStudy": "MG"}
     assert told.cursor == {"from": "", "to": "", "after": ""}
-    assert state(filled, one.id).params["query"] == {"StudyInstanceUID": "2.25.0"}  # and not every study
+    assert state(filled, one.id).params["query"] == {"StudyInstanceUID": "2.25.0"}  # an empty one matches all studies
 
 
 def test_the_operation_ends_with_the_proof_that_no_index_holds_a_point(filled: Platform) -> None:
@@ -109,7 +109,7 @@ def test_the_operation_ends_with_the_proof_that_no_index_holds_a_point(filled: P
 
 
 class Stubborn:
-    """An index that takes the first delete for granted and does nothing."""
+    """An index that acknowledges the first delete without effect."""
 
     deaf = True
 
@@ -149,7 +149,7 @@ def test_an_engine_that_is_away_proves_nothing(filled: Platform) -> None:
     with pytest.raises(Unavailable):
         _only_certify(filled, away)
     assert state(filled, again).state == "running"
-    for _ in range(2):  # they stand, and are deleted once more
+    for _ in range(2):  # the points still exist, and are deleted again
         settle(filled)
     assert state(filled, again).state == "succeeded"
 
@@ -165,7 +165,7 @@ def test_an_erasure_is_proved_while_a_generation_that_never_held_it_does_not_ans
 
 
 def _only_certify(platform: Platform, open_index: Callable[[str], Index]) -> None:
-    with platform.begin() as db:  # as if the deletes were applied, and it had rested
+    with platform.begin() as db:  # as if the deletes were applied and the rest between two steps were over
         db.execute(sa.text("UPDATE ledger SET state = 'applied' WHERE op = 'delete'"))
         db.execute(sa.text("UPDATE operation SET not_before = NULL"))
     erase.certify(platform.begin, open_index)
@@ -178,7 +178,7 @@ def test_a_retired_generation_that_is_not_purged_yet_counts_too(filled: Platform
         lifecycle.retire(db, other)
     operation = erased(filled)
     settle(filled)
-    assert state(filled, operation).state == "running"  # deleted there, but not yet seen to be gone
+    assert state(filled, operation).state == "running"  # deleted there, but not yet proved
     settle(filled)
     assert state(filled, operation).state == "succeeded"
     assert filled.index(f"g{other}-m1").count() == 12
@@ -201,7 +201,7 @@ def test_an_erasure_that_was_given_up_goes_on_when_it_is_asked_for_again(filled:
 
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_between_any_two_steps_it_still_ends_with_the_proof(filled: Platform, *, after: bool) -> None:
-    for number, step in ((1, 2), (2, 4), (3, 5)):  # applying, claiming the proof, telling it
+    for number, step in ((1, 2), (2, 4), (3, 5)):  # killed while applying, claiming the proof, reporting it
         operation = erased(filled, f"1.2.4.{number}")
         with pytest.raises(Crash):
             project.drain(CrashingAt(filled, step, after=after), filled.index, gather_s=0)
@@ -240,7 +240,7 @@ def test_a_patient_is_erased_with_all_studies_and_does_not_come_back(filled: Pla
     filled.put("new.dcm", header(20, patient_id=WOMAN))
     assert filled.scan().counts["kept"] == 9
     with filled.begin() as db:
-        assert erase.erase_patient(db, SECRET, "", WOMAN).id == operation  # the same one
+        assert erase.erase_patient(db, SECRET, "", WOMAN).id == operation  # the same operation
         with pytest.raises(Conflict, match="with its patient"):
             erase.lift_study(db, SECRET, UID)
         with pytest.raises(NotFound):
@@ -264,7 +264,7 @@ def test_what_an_operator_lifts_may_come_again(filled: Platform) -> None:
 
 
 def test_while_its_deletes_are_due_an_erasure_cannot_be_lifted(filled: Platform) -> None:
-    """Else the image that comes again, of a lower revision, takes a delete's place, and the old vector stands."""
+    """Otherwise the new row, of a lower revision, would replace a due delete, and the old vector would remain."""
     operation = erased(filled)
     with filled.begin() as db, pytest.raises(Conflict, match="has not ended"):
         erase.lift_study(db, SECRET, UID)
@@ -305,7 +305,7 @@ def test_an_erasure_during_a_fill_waits_for_it_and_then_takes_its_rows(filled: P
 
 
 def test_no_new_study_slips_in_while_its_patient_is_erased(filled: Platform) -> None:
-    """A scan that has asked for tombstones commits before the erasure looks for studies."""
+    """A scan that has checked for tombstones commits before the erasure looks for studies."""
     new = header(4, sop_instance_uid="1.2.3.77", study_instance_uid="1.2.4.77")
     filled.put("slip.dcm", new, b"another")
     registered, go = threading.Event(), threading.Event()
@@ -342,7 +342,7 @@ def test_after_a_restore_tombstones_are_replayed(filled: Platform) -> None:
     erased(filled)
     settle(filled)
     stones = query(filled, "SELECT digest, kind FROM tombstone")
-    with filled.begin() as db:  # a backup from before the erasure, and the tombstones that were kept outside it
+    with filled.begin() as db:  # as after restoring an older backup; tombstones were kept elsewhere
         erase.lift_study(db, SECRET, UID)
     filled.scan()
     filled.encode()

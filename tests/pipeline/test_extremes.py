@@ -1,4 +1,4 @@
-"""What one file's header says costs no other file its row: the real sandbox, real rows, the ends of every range."""
+"""Extreme values in one header leave all other files registered: the real sandbox, real rows, the ends of ranges."""
 
 import os
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ def real(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Iterator[Platfo
 
 
 def put(platform: Platform, n: int, **attributes: Any) -> Path:
-    """A mammogram of which one or two elements say something else; a number that no US holds is an SL."""
+    """Write a mammogram with one or two changed elements; a number beyond the range of US is written as SL."""
     ds = dataset(VALUES, SOPInstanceUID=f"1.2.3.{n}", StudyInstanceUID=f"1.2.4.{n}", SpecificCharacterSet="ISO_IR 192")
     for keyword, value in attributes.items():
         kind = "SL" if isinstance(value, int) else "IS" if keyword == "NumberOfFrames" else "UT"
@@ -40,7 +40,7 @@ def put(platform: Platform, n: int, **attributes: Any) -> Path:
     return path
 
 
-NONE = "noise"  #: of the picture itself, where the header does not come first
+NONE = "noise"  #: the gate's reason for this picture, unless the header decides first
 EXTREMES: tuple[tuple[dict[str, Any], str], ...] = (
     ({"NumberOfFrames": str(MOST)}, "too-many-frames"),
     ({"NumberOfFrames": str(MOST + 1)}, "too-many-frames"),
@@ -76,7 +76,7 @@ def test_no_header_costs_another_file_its_row(real: Platform) -> None:
 
 
 def test_a_year_that_no_column_holds_costs_the_batch_nothing(real: Platform) -> None:
-    """Nanoseconds since 1970 end in 2262 in a signed column of eight bytes; file systems say later years."""
+    """Nanoseconds since 1970 in a signed column of eight bytes end in 2262; file systems may report later years."""
     year_2400 = 13_569_465_600
     os.utime(put(real, 1), (year_2400, year_2400))
     put(real, 2)

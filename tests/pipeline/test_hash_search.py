@@ -31,7 +31,7 @@ def ask(platform: Platform, study: int = 0, **request: Any) -> Ranking:
 
 
 def hashed(platform: Platform, name: str = "hashed") -> None:
-    """A null encoder with a fitted hash head is published."""
+    """Publish a null encoder with a fitted hash head."""
     models = platform.folder / "models"
     base = build(models / f"{name}-base", f"{name}-base", "null", "random:0", dim=32)
     sample = np.random.default_rng(0).standard_normal((200, base.dim)).astype(np.float32)
@@ -43,7 +43,7 @@ def hashed(platform: Platform, name: str = "hashed") -> None:
 @pytest.fixture
 def archive(platform: Platform) -> Platform:
     hashed(platform)
-    platform.take_in(48)  # 12 studies of 6 women
+    platform.take_in(48)  # 12 studies of 6 patients
     return platform
 
 
@@ -52,7 +52,7 @@ def told(answer: Ranking) -> list[Any]:
 
 
 def rows(platform: Platform) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Embedding and unpacked code of each image, by its UID."""
+    """By UID: embedding and unpacked code of each image."""
     with platform.store.reading() as connection:
         found = neighbours.vectors(connection, [uid(n) for n in range(12)], 1)
     return {
@@ -85,7 +85,7 @@ def test_a_radius_takes_all_within_it_and_nothing_beyond(archive: Platform) -> N
     pairs = [pair for study in answer.studies for pair in study.pairs]
     assert pairs
     assert all((pair.query.sop_uid, pair.hit.sop_uid) in within for pair in pairs)
-    studies = {hit for _, hit in within if int(hit.rsplit(".", 1)[1]) > 8}  # of other women
+    studies = {hit for _, hit in within if int(hit.rsplit(".", 1)[1]) > 8}  # of other patients
     assert {pair.hit.study_uid for pair in pairs} == {uid((int(s.rsplit(".", 1)[1]) - 1) // 4) for s in studies}
 
 
@@ -99,7 +99,7 @@ def test_hybrid_ranks_a_wide_ball_as_a_dense_search_would(archive: Platform) -> 
 
 
 def test_every_engine_gives_the_same_order(archive: Platform) -> None:
-    """Codes of sixteen bits over a few hundred images: most distances are shared."""
+    """Sixteen-bit codes of a few hundred images: most distances occur many times."""
     first = told(ask(archive, mode="hash", k=5))
     collection = archive.indexes.names()[-1]
     twin, faiss = archive.indexes.open(collection), FaissStore()
@@ -124,7 +124,7 @@ def test_pages_go_on_where_the_last_ended(archive: Platform) -> None:
 
 @pytest.mark.parametrize("mode", ["hash", "hybrid"])
 def test_what_waits_to_be_deleted_takes_no_place_in_a_ball(archive: Platform, mode: Any, monkeypatch: Any) -> None:
-    """Erased while the projector stood still: the points are there, and may not be shown."""
+    """Erased while the projector does not run: the points still exist, but may not be shown."""
     monkeypatch.setattr(hashes, "WIDE", 1)
     with archive.begin() as db:
         for study in ask(archive, mode=mode, k=8).studies:
@@ -219,7 +219,7 @@ def test_equal_images_have_equal_content() -> None:
 
 @pytest.mark.parametrize("mode", ["hash", "hybrid"])
 def test_a_batch_of_large_balls_takes_the_memory_of_one(archive: Platform, mode: Any) -> None:
-    """Each ball holds the whole archive; they are looked at one study after the other."""
+    """Each ball covers the whole archive; they are processed one study at a time."""
 
     def peak(studies: int) -> int:
         tracemalloc.start()
@@ -248,7 +248,7 @@ def test_embeddings_are_held_for_one_ball_at_a_time(archive: Platform, monkeypat
     monkeypatch.setattr(neighbours, "embeddings", counted)
     ask(archive, mode="hash", k=5, radius=BITS)
     assert read[0] == 40
-    assert read[1:] == [0, 0, 0]  # the four balls are one, and small
+    assert read[1:] == [0, 0, 0]  # the balls of the four images are the same, and cached
     monkeypatch.setattr(hashes, "HELD", 10)
     read.clear()
     assert told(ask(archive, mode="hash", k=5, radius=BITS)) == whole

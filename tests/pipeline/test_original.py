@@ -1,4 +1,4 @@
-"""What is encoded is what was registered, whatever others did to the folder meanwhile."""
+"""Only the registered bytes are encoded, whatever happens to the folder meanwhile."""
 
 import os
 from pathlib import Path
@@ -123,7 +123,7 @@ def test_an_image_comes_back_by_itself_with_its_bytes(platform: Platform) -> Non
     platform.put("x.dcm", header(8), b"of the other")
     platform.encode()
     platform.put("x.dcm", header(0), b"of the one")
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))  # restored, as it was: only the row may tell
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))  # restored: only the row can show the change
     platform.scan()
     platform.encode()
     assert fate(platform) == ("encoded", None)

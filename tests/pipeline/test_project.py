@@ -43,7 +43,7 @@ def test_the_index_holds_what_the_ledger_says(encoded: Platform) -> None:
 
 
 class Away:
-    """An index that cannot be reached."""
+    """An index that is unavailable."""
 
     def __init__(self, inner: Index) -> None:
         self.inner, self.spec = inner, inner.spec

@@ -1,4 +1,4 @@
-"""Pulling from another archive: a small server that behaves, or does not, as the test says."""
+"""Pulling from another archive: a small server with scripted faults."""
 
 import copy
 import json
@@ -39,14 +39,14 @@ def sandbox() -> Iterator[Sandbox]:
 
 
 class Peer:
-    """Another archive over HTTP. `hurt` may change what is answered to the n-th request of a path."""
+    """Another archive over HTTP. `hurt` may replace the answer to the n-th request for a path."""
 
     def __init__(self) -> None:
         self.files: dict[str, dict[str, bytes]] = {}  #: by study and instance
         self.asked: list[str] = []
         self.headers: list[dict[str, str]] = []
-        self.hurt = lambda *_: None  # (status, body) instead of the answer
-        self.silent = lambda *_: False  # of the n-th request of a path: it is never answered
+        self.hurt = lambda *_: None  # (status, body) in place of the answer, or None
+        self.silent = lambda *_: False  # whether the n-th request for a path is never answered
         self.over = threading.Event()
         self.page = 100
         self.ignores_offset = False
@@ -120,7 +120,7 @@ def peer() -> Iterator[Peer]:
 
 
 def row_of(progress: Progress) -> Operation:
-    """What stands of it, without what goes on meanwhile."""
+    """A copy of the operation's row as it would be stored now."""
     return Operation(
         done=progress.done, total=progress.total, counts=progress.counts, cursor=copy.deepcopy(progress.cursor)
     )
@@ -151,7 +151,7 @@ class Puller:
             ).run()  # fmt: skip
 
     def again(self) -> None:
-        """Another worker, which knows what the row says."""
+        """Continue as another worker would, from the stored row."""
         self.progress = Progress.of(self.told[-1])
 
     def images(self) -> list[str]:
@@ -182,7 +182,7 @@ def test_what_another_archive_has_is_taken_in_and_told(puller, peer):
     assert puller.images() == everything(peer)
     assert (puller.progress.studies, puller.progress.pulled, puller.progress.done) == (3, 6, 6)
     assert puller.files() == {("taken", None): 6}
-    assert peer.asked.count(f"studies/{study_uid(1)}") == 1  # a study that is new comes in one piece
+    assert peer.asked.count(f"studies/{study_uid(1)}") == 1  # a new study is fetched as a whole
     with puller.platform.begin() as db:
         told = set(db.execute(sa.text("SELECT source, sender, outcome, operation_id FROM arrival")))
     assert told == {("backfill", "127.0.0.1", "taken", puller.operation)}
@@ -232,7 +232,7 @@ def test_an_erased_study_that_does_not_come_is_not_named(puller, peer):
 
 
 def test_who_settles_a_study_asks_for_the_lock_of_an_erasure_before_it_locks_rows(puller, peer):
-    """An erasure holds it, and deletes the same rows."""
+    """An erasure holds this lock and deletes the same rows."""
     peer.put(1, 1)
     asked: list[str] = []
 
@@ -264,7 +264,7 @@ def test_a_large_archive_is_walked_in_windows_that_it_can_list(puller, peer, mon
 
 
 def test_days_may_end_with_the_calendar(puller, peer):
-    """20240101-99991231 is how some say from then on."""
+    """Some send 20240101-99991231 for an open end."""
     assert puller.run(Plan(query={}, first=date(9998, 6, 1), last=date.max))
     assert puller.progress.cursor["from"] == "end"
     assert peer.asked == ["studies"] * 2
@@ -320,7 +320,7 @@ def test_an_archive_that_stumbles_is_asked_again(puller, peer):
 def test_what_does_not_come_is_named_with_its_reason_and_the_rest_goes_on(puller, peer):
     for study in (1, 2, 3):
         peer.put(study, 1, 2)
-    peer.files[study_uid(2)][sop_uid(2, 1)] = instance(3, 9)  # not what was asked for
+    peer.files[study_uid(2)][sop_uid(2, 1)] = instance(3, 9)  # another instance than requested
 
     def hurt(path, query, n):
         files = path == f"studies/{study_uid(1)}" or (study_uid(1) in path and "instances/" in path)
@@ -349,7 +349,7 @@ def test_what_does_not_come_is_named_with_its_reason_and_the_rest_goes_on(puller
     ids=["broken off", "no line", "another boundary"],
 )
 def test_a_body_that_is_no_multipart_costs_its_study_and_not_the_pull(puller, peer, body):
-    """Whole by its length, as a proxy passes on what an archive that died had sent."""
+    """The length is right, as from a proxy that relays the partial answer of a failed archive."""
     peer.put(1, 1, 2)
     peer.put(2, 1)
     peer.hurt = lambda path, *_: (200, body) if study_uid(1) in path and not path.endswith("/instances") else None
@@ -435,9 +435,9 @@ def test_an_archive_that_refuses_us_ends_the_pull(puller, peer):
 def test_an_archive_that_answers_nonsense_is_not_followed(puller, peer, answer):
     peer.hurt = lambda path, *_: (200, answer) if path == "studies" else None
     try:
-        assert puller.run()  # nothing in it names a study
+        assert puller.run()  # no study is named in it
     except Invalid as error:
-        assert "archive" in str(error)  # noqa: PT017 - either may be
+        assert "archive" in str(error)  # noqa: PT017 - raising is allowed, not required
     assert set(peer.asked) == {"studies"}
     assert puller.images() == []
 
@@ -461,7 +461,7 @@ def test_pages_that_are_capped_or_always_the_first_end(puller, peer):
 
 
 def test_what_is_listed_without_a_valid_uid_ends_no_listing_and_is_counted(puller, peer):
-    """A page of them, and a study one of whose instances has none; a zero may not lead a component of a UID."""
+    """A page of such studies, and a study with one such instance; a component of a UID may not begin with a zero."""
     peer.page = 2
     for study in ("1.2.03", "1.2.04"):
         peer.files[study] = {}

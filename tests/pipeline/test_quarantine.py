@@ -1,4 +1,4 @@
-"""What a gate stopped waits for one decision, and nothing of it is found before."""
+"""A stopped image waits for one decision, and no search finds it before."""
 
 import os
 import threading
@@ -30,7 +30,7 @@ WAITS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND
 
 @pytest.fixture
 def stopped(calibrated: Bright) -> Bright:
-    """One image is unlike the others, and was stopped."""
+    """One image is out of distribution and was stopped."""
     calibrated.paint(STRANGE, 0.9)
     calibrated.take()
     assert calibrated.status(STRANGE) == "quarantined"
@@ -104,7 +104,7 @@ def test_a_released_image_stays_released_when_its_bytes_come_again(stopped: Brig
     path = stopped.folder / "archive" / f"{STRANGE:04}.dcm"
     os.utime(path, ns=(5, 5))
     stopped.take()
-    with stopped.begin() as db:  # even if it is encoded anew
+    with stopped.begin() as db:  # also when it is encoded again
         db.execute(sa.text("UPDATE image SET status = 'received'"))
     stopped.encode()
     assert stopped.status(STRANGE) == "encoded"
@@ -117,7 +117,7 @@ def test_a_released_image_with_other_bytes_is_judged_again(stopped: Bright) -> N
     stopped.take()
     assert stopped.status(STRANGE) == "quarantined"
     assert uid(STRANGE) not in stopped.searchable()
-    with stopped.begin() as db:  # and of these bytes nobody has said anything
+    with stopped.begin() as db:  # nobody has decided on these bytes
         quarantine.reject(db, stopped.number(STRANGE), BORIS)
     assert stopped.status(STRANGE) == "rejected"
 
@@ -150,7 +150,7 @@ def test_what_cannot_be_read_is_retried_and_not_released(bright: Bright, why: An
         quarantine.retry(db, bright.number(0), ANNA)
     bright.encode()
     assert bright.status(0) == "quarantined"
-    del bright.sandbox.pixels[path]  # a codec came
+    del bright.sandbox.pixels[path]  # as if a codec was installed
     with bright.begin() as db:
         assert quarantine.retry_many(db, Wanted(gate=why.gate.value), ANNA) == (1, 0, 0)
     bright.encode()
@@ -168,9 +168,9 @@ def test_a_file_that_was_stopped_before_it_was_an_image_is_listed_and_retried(br
         assert [(i.kind, i.gate) for i in items] == [("image", "metadata"), ("file", "limits")]
         assert reviews.page(db, Wanted(), ("image", items[0].id), 10) == items[1:]
         assert reviews.page(db, Wanted(modality="MG"), ("image", 2**62), 10) == items[:1]
-    bright.sandbox.headers[os.fsencode(path)] = header(1)  # a limit was raised
+    bright.sandbox.headers[os.fsencode(path)] = header(1)  # as if a limit was raised
     bright.scan()
-    assert bright.column("SELECT count(*) FROM image") == [1]  # nothing changed that the scan would see
+    assert bright.column("SELECT count(*) FROM image") == [1]  # unchanged for the scan, so not read again
     with bright.begin() as db:
         quarantine.retry_file(db, items[1].id, ANNA)
         with pytest.raises(NotFound):
@@ -204,7 +204,7 @@ def test_nothing_of_the_old_bytes_stands_while_a_rule_holds_the_new_ones(bright:
     bright.take()
     bright.add_model("second", seed=5, dim=32)
     bright.begin_generation("second")
-    reindex.advance(bright.begin, bright.index)  # both are due for the second model, too
+    reindex.advance(bright.begin, bright.index)  # both images are also due for the second model
     bright.put("0000.dcm", header(0), b"other bytes")
     bright.scan(admission=HOLD)
     bright.project()
@@ -293,7 +293,7 @@ def test_a_decision_is_about_what_was_looked_at(bright: Bright, decision: str) -
 
 @pytest.mark.parametrize("first", ["release", "reject"])
 def test_two_reviewers_at_once_make_one_decision(stopped: Bright, first: str) -> None:
-    """The second one acts while the first has not committed, and waits for what comes of it."""
+    """The second acts before the first has committed, and waits for the outcome."""
     image, answers = stopped.number(STRANGE), []
     other = "reject" if first == "release" else "release"
 
@@ -324,7 +324,7 @@ def test_two_reviewers_at_once_make_one_decision(stopped: Bright, first: str) ->
 
 
 def test_a_decision_that_is_said_twice_is_one(stopped: Bright) -> None:
-    for _ in range(2):  # the answer was lost, and the client asked again
+    for _ in range(2):  # the answer was lost, and the client repeats the request
         with stopped.begin() as db:
             quarantine.release(db, stopped.number(STRANGE), ANNA)
     assert stopped.column("SELECT count(*) FROM review") == [1]
@@ -358,12 +358,12 @@ def test_an_erased_image_cannot_be_released(stopped: Bright) -> None:
 
 
 def test_what_is_judged_while_a_threshold_comes_into_force_is_judged_by_one_of_them(calibrated: Bright) -> None:
-    """Whoever settles holds the lock; a threshold in force means that all before it is written."""
+    """Settling holds the lock, so all images judged by older thresholds are written before a new one is in force."""
     calibrated.paint(STRANGE, 0.9)
     calibrated.scan()
     work = encode.claim(calibrated.begin, calibrated.encoder, calibrated.effort)
     result = batch.forward(batch.decode(calibrated.sandbox, work), calibrated.encoder)
-    with calibrated.begin() as db:  # meanwhile
+    with calibrated.begin() as db:  # before the image is settled
         calibrated.begin_replay(db, threshold=0.95)
     encode.settle(calibrated.begin, work, result)
     assert calibrated.status(STRANGE) == "encoded"
@@ -393,7 +393,7 @@ def test_what_is_to_be_judged_again_goes_into_no_new_generation_meanwhile(stoppe
 
 
 def test_a_release_never_publishes_what_was_made_of_other_bytes(calibrated: Bright) -> None:
-    """Stopped by gate 1 since its bytes changed: what gate 3 once had of it is gone."""
+    """Gate 1 stopped the changed file, so the encoding of its earlier bytes is deleted."""
     calibrated.put("0003.dcm", header(3, presentation_intent="FOR PROCESSING"), b"raw now")
     calibrated.take()
     assert calibrated.status(3) == "quarantined"

@@ -26,7 +26,7 @@ def rows(platform: Platform, statement: str) -> list[tuple[Any, ...]]:
 
 
 class Table:
-    """A label table of one row for everything."""
+    """A label table with one row for every file."""
 
     instances: ClassVar[dict[str, Row]] = {}
     studies: ClassVar[dict[str, Row]] = {}
@@ -46,7 +46,7 @@ class Table:
 
 
 class Pictures(Table):
-    """A label table of one row for all pictures, and of others for some, by name; it does not know DICOM files."""
+    """A label table with one row for all pictures, or other rows by name; it has none for DICOM files."""
 
     def __init__(self, row: Row, **others: Row) -> None:
         super().__init__(row)
@@ -57,7 +57,7 @@ class Pictures(Table):
 
 
 def dates(platform: Platform) -> tuple[set[Any], set[Any]]:
-    """Of the studies, and as the index says."""
+    """The dates of the studies, and those in the index."""
     platform.encode()
     platform.project()
     (collection,) = rows(platform, "SELECT collection FROM generation")[0]
@@ -88,7 +88,7 @@ def test_a_date_that_was_corrected_reaches_every_image_of_the_study(platform: Pl
     assert dates(platform) == ({date(2024, 2, 17)}, {20240217})
     platform.put("2.dcm", header(2, study_date=date(2023, 2, 17)), b"sent again")
     platform.scan()
-    with platform.begin() as db:  # also before the new bytes are encoded
+    with platform.begin() as db:  # before the new bytes are encoded
         assert set(db.execute(sa.text("SELECT state FROM ledger")).scalars()) == {"pending"}
     assert dates(platform) == ({date(2023, 2, 17)}, {20230217})
     platform.put("3.dcm", header(3), b"sent again, without a date")
@@ -174,7 +174,7 @@ def test_a_study_name_becomes_a_keyed_uid_and_a_uid_stays() -> None:
     made = receive.study_uid("case 7", SECRET)
     assert made == receive.study_uid("case 7", SECRET) != receive.study_uid("case 7", b"other key")
     assert len(made) <= 64
-    assert receive.study_uid("1.2.\u0663", SECRET).startswith("2.25.")  # a digit, and none of a UID
+    assert receive.study_uid("1.2.\u0663", SECRET).startswith("2.25.")  # a Unicode digit is not valid in a UID
 
 
 def test_an_image_never_changes_its_study(platform: Platform) -> None:
@@ -195,7 +195,7 @@ def test_replaced_bytes_bring_their_labels_and_header(platform: Platform) -> Non
 
 
 def tabled(platform: Platform, text: str) -> None:
-    """Scanned with this table."""
+    """Scan with a label table of this text."""
     table = platform.folder / "labels.csv"
     table.write_text(text)
     platform.scan(read_labels(table))
@@ -215,7 +215,7 @@ def test_an_image_that_a_table_does_not_name_keeps_its_labels_also_with_other_by
     told = "SELECT birads, labels, revision FROM image"
     assert rows(platform, told) == [(5, {"ward": "west"}, 1)]
     platform.put("a.dcm", header(0), b"second")
-    platform.scan()  # a watch, which knows no table
+    platform.scan()  # without a table, as a watch does
     assert rows(platform, told) == [(5, {"ward": "west"}, 2)]
 
 
@@ -245,7 +245,7 @@ def put_picture(platform: Platform, n: int) -> None:
 
 
 def unnamed(platform: Platform, n: int = 0) -> None:
-    """A picture was taken in without a table, and is searchable as nobody's."""
+    """Ingest a picture without a table; it is searchable and has no patient."""
     put_picture(platform, n)
     platform.scan()
     platform.encode()
@@ -315,7 +315,7 @@ def test_a_study_whose_patient_no_table_told_is_the_one_that_a_later_table_tells
     named = replace(row, patient="P1", study_date=date(2024, 5, 6))
     platform.scan(Pictures(named))
     assert (stopped(platform), owners(platform)) == ([], {("1.2.7", P1), ("1.2.4.3", P1)})
-    assert found() == []  # the index still holds them for nobody's
+    assert found() == []  # their points do not have the new patient yet
     assert platform.project() == 2
     (collection,) = rows(platform, "SELECT collection FROM generation")[0]
     points = platform.index(collection).get([point for (point,) in rows(platform, "SELECT point_id FROM ledger")])
@@ -337,7 +337,7 @@ def test_a_new_picture_may_tell_whose_its_study_is(platform: Platform) -> None:
     platform.scan(Pictures(Row(study="1.2.7", patient=None, labels=Labels())))
     platform.project()
     row = Row(study="1.2.7", patient="P1", labels=Labels())
-    put_picture(platform, 3)  # it comes before the other
+    put_picture(platform, 3)  # it precedes the other one in the scan
     platform.scan(Pictures(row))
     assert (stopped(platform), owners(platform)) == ([], {("1.2.7", P1)})
 
@@ -352,7 +352,7 @@ def test_a_table_of_pictures_does_not_tell_whose_a_dicom_study_is(platform: Plat
 
 
 def test_a_study_gets_no_patient_while_an_image_comes_into_it(platform: Platform) -> None:
-    """Whose image it is was asked before: it would be filed under the patient of the table."""
+    """Otherwise an image whose patient was checked before would get the patient of the table."""
     unnamed(platform)
     platform.scan(Pictures(Row(study="1.2.7", patient=None, labels=Labels())))
     ((uid, nobody),) = owners(platform)

@@ -1,4 +1,4 @@
-"""A generation of a known model: filled from what is stored, watched, measured, published, rolled back, retired."""
+"""A generation of a known model: filled from stored encodings, measured, published, rolled back, retired."""
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -81,7 +81,7 @@ class Crash(BaseException):
 
 
 class CrashingAt:
-    """`begin`, where the process dies right before or right after the commit of the n-th transaction."""
+    """`begin`, but the process is killed right before or right after the commit of the n-th transaction."""
 
     def __init__(self, platform: Platform, number: int, *, after: bool) -> None:
         self.platform, self.left, self.after = platform, number, after
@@ -103,7 +103,7 @@ class CrashingAt:
 
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_between_any_two_steps_a_build_loses_and_doubles_nothing(filled: Platform, *, after: bool) -> None:
-    for step in range(1, 12):  # claim, four chunks, report; claim, look again, report, sample, end
+    for step in range(1, 12):  # claim, four chunks, report; claim, check again, report, sample, end
         number = filled.begin_generation()
         crashing = CrashingAt(filled, step, after=after)
         with pytest.raises(Crash):
@@ -111,7 +111,7 @@ def test_killed_between_any_two_steps_a_build_loses_and_doubles_nothing(filled: 
                 reindex.advance(crashing, filled.index, chunk=5)
                 filled.project()
                 rested(filled)
-        with filled.begin() as db:  # the lease of the dead one ends
+        with filled.begin() as db:  # the killed worker's lease expires
             db.execute(sa.text("UPDATE operation SET lease_until = clock_timestamp()"))
         filled.reindex(chunk=5)
         assert operation(filled, number).state == "succeeded"
@@ -149,7 +149,7 @@ def test_what_comes_while_it_is_built_goes_to_both(filled: Platform) -> None:
 
 
 def test_an_image_settled_while_a_generation_is_opened_is_not_missed(filled: Platform) -> None:
-    """Dual write begins with the opening's own transaction: it waits for those that do not see it yet."""
+    """Opening a generation waits for transactions that do not see it yet, so that all later ones write to both."""
     from shared.pipeline import encode
 
     filled.put("late.dcm", header(16))
@@ -175,7 +175,7 @@ def test_an_image_settled_while_a_generation_is_opened_is_not_missed(filled: Pla
     one.start()
     assert settling.wait(10)
     two.start()
-    assert not opened.wait(0.3)  # it waits
+    assert not opened.wait(0.3)  # waits for the transaction
     go.set()
     one.join(10)
     two.join(10)
@@ -191,7 +191,7 @@ def test_what_is_withdrawn_while_a_fill_runs_does_not_come_back(filled: Platform
         gone = threading.Thread(target=_delete, args=(filled, 1))
         gone.start()
         gone.join(0.3)
-        assert gone.is_alive()  # the fill holds the image
+        assert gone.is_alive()  # the fill holds a lock on the image
     gone.join(10)
     filled.reindex()
     assert len(points(filled, number)) == 15
@@ -280,7 +280,7 @@ def test_what_the_live_one_has_no_row_for_is_waited_for_too(filled: Platform) ->
 
 
 def test_what_a_killed_projector_has_written_is_not_shown_before_it_is_told_of(filled: Platform) -> None:
-    """Else it vanishes again when a generation is published that does not hold it yet."""
+    """Otherwise the image would vanish again when a generation without it is published."""
     filled.put("late.dcm", header(16))
     filled.scan()
     filled.encode()
@@ -312,7 +312,7 @@ def test_what_the_live_one_got_a_moment_earlier_is_waited_for(filled: Platform) 
 
 
 def test_publishing_waits_for_who_is_applying(filled: Platform) -> None:
-    """Else the live one would get an image between the check and the switch."""
+    """Otherwise the live generation could get an image between the check and the switch."""
     number = filled.begin_generation()
     filled.reindex()
     filled.put("late.dcm", header(16))
@@ -439,7 +439,7 @@ def test_a_retired_generation_is_purged_after_its_grace(filled: Platform) -> Non
         lifecycle.retire(db, number)
     assert reindex.purge(filled.begin, filled.indexes, grace_s=60) == 0
     assert filled.indexes.names() == ["g1-m1", "g2-m1"]
-    for crash in (2, 3, 4):  # dies before the collection, and among the rows
+    for crash in (2, 3, 4):  # killed before the collection is dropped, and while rows are deleted
         with pytest.raises(Crash):
             reindex.purge(CrashingAt(filled, crash, after=True), filled.indexes, grace_s=0, chunk=5)
     assert reindex.purge(filled.begin, filled.indexes, grace_s=0) == 1
@@ -550,7 +550,7 @@ def test_what_is_built_may_have_been_published_and_is_retired_rather_than_cancel
     for number in (first, second):
         with filled.begin() as db:
             lifecycle.publish(db, number)
-    for number in (1, first, second):  # published once; where a rollback leads; published
+    for number in (1, first, second):  # published once; the rollback target; published
         with pytest.raises(Conflict, match="retire"), filled.begin() as db:
             lifecycle.cancel(db, number)
         assert shown(filled, number).state == "open"
@@ -573,7 +573,7 @@ def test_the_throttle_holds_for_all_who_work_at_once(filled: Platform) -> None:
 
 
 def rest_s(platform: Platform, number: int) -> float:
-    """Until its next turn is due."""
+    """Seconds until its next turn is due."""
     row = operation(platform, number)
     assert row.not_before is not None
     return (row.not_before - datetime.now().astimezone()).total_seconds()
@@ -619,7 +619,7 @@ def test_outside_its_hours_nothing_is_counted(filled: Platform) -> None:
 def test_what_a_slowed_build_lacks_is_counted_again_only_after_many_times_what_a_count_takes(
     filled: Platform, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    number = filled.begin_generation(throttle=0.5)  # two images in five seconds, which is the most that gathers
+    number = filled.begin_generation(throttle=0.5)  # two images in five seconds, the longest that allowance accumulates
 
     def step(calm: float) -> tuple[int, dict[str, int]]:
         rested(filled)

@@ -1,4 +1,4 @@
-"""A preview of other thresholds takes no longer than a caller waits; what was not looked at is not passed over."""
+"""A preview of a replay is limited in time, and reports how many images it has not looked at."""
 
 from shared.pipeline import replay
 from shared.pipeline.judge import Standard

@@ -118,7 +118,7 @@ def test_links_and_pipes_are_met_with_a_reason_and_not_followed(platform: Platfo
 
 
 def test_a_file_that_is_listed_and_cannot_be_looked_at_has_its_row_too(platform: Platform, tmp_path: Path) -> None:
-    """As in a folder with the right to read and none to enter; here its path is longer than the system takes."""
+    """As in a folder that may be listed but not entered; here the path is too long for the system."""
     folder = tmp_path / "archive"
     while len(os.fsencode(folder)) < 3900:
         folder /= "f" * min(200, 3950 - len(os.fsencode(folder)))
@@ -209,7 +209,7 @@ def test_a_folder_that_is_empty_where_a_scan_goes_on_may_be_a_share_that_is_away
     assert list(scan.walk(tmp_path)) == []
     with pytest.raises(Unavailable, match="its share may be away"):
         list(scan.walk(tmp_path, os.fsencode(tmp_path / "a.dcm")))
-    below = tmp_path / "archive"  # of what is mounted on `tmp_path`
+    below = tmp_path / "archive"  # a folder of the mount at `tmp_path`
     with pytest.raises(Unavailable, match="its share may be away"):
         scan.see(below, os.fsencode(below / "a.dcm"))
     with pytest.raises(Invalid):
@@ -278,7 +278,7 @@ def test_a_folder_that_is_gone_is_unavailable(tmp_path: Path) -> None:
 
 
 def test_a_folder_that_cannot_even_be_looked_at_is_unavailable(tmp_path: Path) -> None:
-    """As below one that is closed to us, or on a share that is away; here its name is longer than the system takes."""
+    """As in a folder without permission or on an absent share; here the name is too long for the system."""
     with pytest.raises(Unavailable):
         scan.see(tmp_path / ("x" * 300))
 
@@ -296,7 +296,7 @@ def test_images_that_the_label_table_says_nothing_of_are_counted(platform: Platf
 
 
 def test_a_row_of_the_label_table_is_not_taken_for_two_patients(platform: Platform, tmp_path: Path) -> None:
-    """It says only the name of a file, and two folders have one: whose it is, nobody knows."""
+    """The row names a file that exists in two folders, so its patient is ambiguous."""
     for n, name in enumerate(("P1/L.dcm", "P2/L.dcm", "P3/L.dcm", "P1/R.dcm")):
         platform.put(name, header(n))
     table = tmp_path / "labels.csv"
@@ -314,7 +314,7 @@ def test_a_row_of_the_label_table_is_not_taken_for_two_patients(platform: Platfo
 def test_a_turn_gets_on_for_as_long_as_it_took_to_find_its_place(
     platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With a table each turn walks the whole folder first; here a clock ticks once for each file that is met."""
+    """With a table, each turn first walks the whole folder; here a clock ticks once per file."""
     walked, see = 0, scan.see
 
     def ticking(path: Path, after: bytes = b"") -> Iterator[Seen]:
@@ -334,7 +334,7 @@ def test_a_turn_gets_on_for_as_long_as_it_took_to_find_its_place(
     (tmp_path / "watched").mkdir()
     with platform.begin() as db:
         first = operations.create(db, "scan", {"path": str(platform.folder / "archive"), "labels": str(table)}).id
-        operations.create(db, "scan", {"path": str(tmp_path / "watched"), "watch": True})  # it always waits for a turn
+        operations.create(db, "scan", {"path": str(tmp_path / "watched"), "watch": True})  # always waits
     watch = turns.Watch(rules=platform.rules, rest_s=0)
     for _ in range(20):
         turns.advance_scan(platform.begin, platform.sandbox, platform.rules, watch, alive=lambda: None)

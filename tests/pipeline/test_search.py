@@ -32,7 +32,7 @@ def ask(platform: Platform, study: int = 0, **request: Any) -> Ranking:
 @pytest.fixture
 def archive(platform: Platform) -> Platform:
     platform.add_model()
-    platform.take_in(48)  # 12 studies of 6 women
+    platform.take_in(48)  # 12 studies of 6 patients
     return platform
 
 
@@ -256,7 +256,7 @@ def test_an_upload_that_the_archive_has_is_hidden_even_without_its_patient(archi
 
 
 def test_an_upload_hides_the_patient_of_the_archive_and_the_one_its_header_names(archive: Platform) -> None:
-    """The archive has the image under one number, the header names another that the archive knows, too."""
+    """The archive has the image under one patient ID; the header names another one that the archive also has."""
     from dataclasses import replace
 
     from shared.types import Decoded
@@ -277,7 +277,7 @@ def test_an_upload_hides_the_patient_of_the_archive_and_the_one_its_header_names
 
 
 def test_a_study_of_many_alike_images_does_not_crowd_out_the_others(platform: Platform) -> None:
-    """One study has more near images than are asked for at first; the answer still has k studies."""
+    """One study has more near images than the first query asks for; the answer still has k studies."""
     platform.add_model()
     for n in range(4):
         platform.put(f"q{n}.dcm", header(n, patient_id="Q"), b"query")
@@ -296,7 +296,7 @@ def test_a_study_of_many_alike_images_does_not_crowd_out_the_others(platform: Pl
 
 @pytest.fixture
 def crowds(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Platform:
-    """Four studies of thirty images that are like the query's come before twelve others; lists are short."""
+    """Four studies of thirty images like the query's rank before twelve others; lists are limited to 20 hits."""
     platform.add_model()
     platform.put("q.dcm", header(0, patient_id="Q"), b"query")
     for n in range(120):
@@ -313,7 +313,7 @@ def crowds(platform: Platform, monkeypatch: pytest.MonkeyPatch) -> Platform:
 
 
 def in_faiss(platform: Platform) -> FaissStore:
-    """The published generation in an engine that has no groups of its own."""
+    """The published generation in an engine without native grouping."""
     name = platform.published().collection
     held, faiss = platform.index(name), FaissStore()
     points = [held.get([point for point, _ in batch]) for batch in held.scan()]
@@ -323,7 +323,7 @@ def in_faiss(platform: Platform) -> FaissStore:
 
 @pytest.mark.parametrize("exact", [False, True])
 def test_studies_of_very_many_images_do_not_make_the_answer_short(crowds: Platform, exact: bool) -> None:
-    """Fewer than k of them use up the longest list; the best k come all the same, whatever the engine can do."""
+    """Fewer than k studies fill the longest list; the best k are still found, with or without native grouping."""
     answer = ask(crowds, k=10, exact=exact)
     assert {s.study_uid for s in answer.studies[:4]} == {f"1.2.9.{n}" for n in range(4)}
     assert (len(answer.studies), answer.cut, answer.emulated) == (10, False, set())
@@ -374,7 +374,7 @@ def test_a_usual_search_asks_its_index_once(archive: Platform) -> None:
 
 
 def test_points_that_are_just_being_written_take_nobodys_place(platform: Platform) -> None:
-    """As many as are asked for at first are in the index, and not yet told of: others are shown, as many as asked."""
+    """The nearest points, as many as the first query asks for, are written but not yet applied; others replace them."""
     platform.add_model()
     platform.put("q.dcm", header(0, patient_id="Q"), b"query")
     for n in range(1, 61):

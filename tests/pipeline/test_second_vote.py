@@ -1,4 +1,4 @@
-"""Gate 3's second vote: an image whose embedding lies far from the known ones is stopped, whatever its error."""
+"""Gate 3's second vote: an image whose embedding lies far from known ones is stopped, whatever its error."""
 
 from dataclasses import replace
 
@@ -23,12 +23,12 @@ from tests.strange import ANNA, BORIS, Bright, Measuring, bright
 
 __all__ = ["bright"]  # a fixture
 
-FAR, LIGHT, BOTH = 0.1, 0.9, 0.97  #: levels of brightness: far away, a great error, and both
+FAR, LIGHT, BOTH = 0.1, 0.9, 0.97  #: brightness that gives a large distance, a large error, or both
 UNLIKE, AWAY = "out-of-distribution", "far-from-known"
 
 
 class Leaning(Measuring):
-    """Embeddings lean one way; of pictures that are very dark or glaring they lean the other way."""
+    """Embeddings lean in one direction, those of very dark or very bright pictures in the opposite one."""
 
     blind = False
 
@@ -47,7 +47,7 @@ class Blind(Leaning):
 
 @pytest.fixture(params=[Leaning])
 def archive(request: pytest.FixtureRequest, bright: Bright, monkeypatch: pytest.MonkeyPatch) -> Bright:
-    """Forty ordinary images, not calibrated yet."""
+    """Forty ordinary images without calibration."""
     real = bright.encoder
 
     def leaning(model: Published) -> Encoder:
@@ -121,7 +121,7 @@ def test_a_stranger_is_stopped_by_the_vote_that_sees_it(
 
 
 def test_without_the_second_vote_a_far_image_passes(calibrated: Bright) -> None:
-    """What the gate was before, and the proof that nothing else stops it."""
+    """Proves that no other gate stops the image."""
     with calibrated.begin() as db:
         db.execute(sa.text("UPDATE calibration SET distances = NULL, gaussian = NULL"))
     calibrated.paint(50, FAR)
@@ -129,7 +129,7 @@ def test_without_the_second_vote_a_far_image_passes(calibrated: Bright) -> None:
     assert calibrated.status(50) == "encoded"
     assert calibrated.column("SELECT distance FROM image WHERE sop_uid = '1.2.3.51'") == [None]
     with calibrated.begin() as db:
-        assert calibrations.unjudged(db) == {"MG": 40}  # taken in before there was a calibration
+        assert calibrations.unjudged(db) == {"MG": 40}  # ingested before there was a calibration
         assert calibrations.unjudged(db, "distance") == {"MG": 41}
 
 
@@ -172,9 +172,9 @@ def test_a_replay_of_distances_does_what_was_planned(calibrated: Bright) -> None
     assert set(calibrated.column("SELECT id FROM image WHERE status = 'quarantined'")) == stopped
     assert len(calibrated.searchable()) == 44 - len(stopped)
 
-    calibrated.replayed(distance_threshold=1e6)  # the first vote stays as it was
+    calibrated.replayed(distance_threshold=1e6)  # the first vote is unchanged
     assert [calibrated.status(n) for n in (50, 51, 52, 53)] == ["encoded", "encoded", "quarantined", "quarantined"]
-    calibrated.replayed(threshold=2.0)  # and the second now
+    calibrated.replayed(threshold=2.0)  # and now the second is
     assert calibrated.column("SELECT 1 FROM image WHERE status = 'quarantined'") == []
     with calibrated.begin() as db:
         newest = calibrations.in_force(db, 1)["MG"]
@@ -256,11 +256,11 @@ def test_a_cine_is_as_far_as_its_frames_are_on_average(calibrated: Bright) -> No
             assert len(own) == 5
             (told,) = calibrated.column("SELECT distance FROM image WHERE id = :id", id=calibrated.number(n))
             assert told == pytest.approx(statistic(own))
-    calibrate(calibrated)  # with a cine among the known ones
+    calibrate(calibrated)  # a multi-frame image is among the known ones
     with calibrated.begin() as db:
         row = calibrations.history(db, 1)[0]
         assert row.distances is not None
-        assert row.distances["n"] == 41  # of images, not of frames
+        assert row.distances["n"] == 41  # images, not frames
 
 
 def test_a_card_brings_the_first_vote_only(archive: Bright) -> None:
@@ -279,7 +279,7 @@ def test_a_card_brings_the_first_vote_only(archive: Bright) -> None:
 
 
 def test_images_that_look_all_the_same_are_known_and_others_are_not(calibrated: Bright) -> None:
-    """A phantom, exposed every morning: no variance at all."""
+    """A phantom exposed daily: embeddings without variance."""
     one = np.ones(8, np.float32)
     found = Gaussian.fit(np.tile(one, (30, 1)))
     assert max(found.distances([one, one * 3])) < 1e-3

@@ -1,4 +1,4 @@
-"""A body of many files holds as many of them open as are taken in together, whatever else it sends."""
+"""A body of many files keeps only the files of the current batch open, whatever else it sends."""
 
 import os
 from collections.abc import Sequence
@@ -31,7 +31,7 @@ def send(files: Streamed, content: bytes) -> None:
 
 
 def held(blobs: Blobs) -> int:
-    """Parts that this process has open."""
+    """The number of part files on disk, all of which this process holds open."""
     open_ = [os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd")]
     on_disk = [path for path in blobs.root.rglob("*") if path.is_file()]
     assert sorted(path for path in open_ if path.startswith(str(blobs.root))) == sorted(map(str, on_disk))

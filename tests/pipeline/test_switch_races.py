@@ -1,4 +1,4 @@
-"""Two people move the pointer at once; and what a generation lacks without a trace is still lacking."""
+"""Two people publish, roll back or retire at once; and an image without any row in a build counts as missing."""
 
 import threading
 import time
@@ -42,7 +42,7 @@ def rollback(platform: Platform, number: int) -> None:
 
 @contextmanager
 def meanwhile(platform: Platform, act: Callable[[Platform, int], None], number: int) -> Iterator[list[BaseException]]:
-    """`act` has read what it needs and waits for the lock that the body holds; what it raised is known afterwards."""
+    """Run `act` until it waits for a lock that the body holds; yields what it raises, complete after the body."""
     raised: list[BaseException] = []
 
     def run() -> None:
@@ -93,7 +93,7 @@ def test_a_rollback_that_waited_while_another_was_published_is_refused(filled: P
 
 
 def test_a_build_that_is_resumed_while_it_is_retired_ends(filled: Platform) -> None:
-    """Resuming has looked, and found it open; else it would ask for its images every second, for ever."""
+    """The resume saw the generation open; otherwise its build would look for images every second for ever."""
     number = built(filled)
     with filled.begin() as db:
         operation_id = lifecycle._open(db, number).operation_id
@@ -107,7 +107,7 @@ def test_a_build_that_is_resumed_while_it_is_retired_ends(filled: Platform) -> N
 
 
 def test_what_searches_ask_is_never_purged(filled: Platform) -> None:
-    """Whatever else went wrong with its row: the doctor can only reopen what is still there."""
+    """Whatever its row says: the doctor can only reopen a collection that exists."""
     with filled.begin() as db:
         db.execute(sa.update(Generation).values(state="retired", retired_at=sa.func.now() - sa.text("interval '1 h'")))
     assert reindex.purge(filled.begin, filled.indexes) == 0
@@ -133,7 +133,7 @@ def test_an_image_that_left_no_trace_in_a_build_is_missing_and_found_again(fille
 
 
 def late_image(p: Platform, number: int) -> None:
-    """In the live generation; of this one its row is still due."""
+    """An image that the live generation has; its row of this generation is still due."""
     p.put("late.dcm", header(8))
     p.scan()
     p.encode()
@@ -144,7 +144,7 @@ def late_image(p: Platform, number: int) -> None:
 
 
 def refused_point(p: Platform, number: int) -> None:
-    """No moment of the row says when it failed."""
+    """The row does not record when it failed."""
     with p.begin() as db:
         statement = (
             "UPDATE ledger SET state = 'failed', last_error = 'refused' WHERE generation_id = :g AND image_id = 3"
@@ -161,7 +161,7 @@ def test_what_is_written_between_the_first_look_and_the_lock_is_looked_at(
     reason: str,
     hidden: bool,
 ) -> None:
-    """`hidden`: where the moments of others cannot be known, everything is looked at again."""
+    """`hidden`: if it is unknown when others wrote, everything is checked again."""
     number = built(filled)
     lock = lifecycle.alone
 
@@ -177,7 +177,7 @@ def test_what_is_written_between_the_first_look_and_the_lock_is_looked_at(
 
 
 def test_a_moment_is_before_whatever_is_under_way(filled: Platform) -> None:
-    """A transaction that has written, and commits after the moment was asked for."""
+    """The other transaction has written before, and commits after the moment is taken."""
     with filled.begin() as db, filled.begin() as other:
         other.execute(sa.text("UPDATE ledger SET applied_at = clock_timestamp() WHERE image_id = 1"))
         since = coverage.moment(db)

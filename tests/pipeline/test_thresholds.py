@@ -1,4 +1,4 @@
-"""Thresholds: made from stored scores, put in force, replayed exactly as planned, and never over a person's word."""
+"""Thresholds made from stored scores and put in force; replays follow their plan and never change a decision."""
 
 from dataclasses import replace
 
@@ -156,7 +156,7 @@ def test_a_persons_word_is_never_overturned(calibrated: Bright) -> None:
         quarantine.release(db, calibrated.number(24), ANNA)
         quarantine.reject(db, calibrated.number(25), ANNA)
     found = calibrated.plan(threshold=0.1)
-    assert (found.counts["stop"], found.counts["decided"]) == (24, 1)  # who was rejected is out of the question
+    assert (found.counts["stop"], found.counts["decided"]) == (24, 1)  # the rejected image does not count
     calibrated.replayed(threshold=0.1)
     assert [calibrated.status(n) for n in (24, 25, 26)] == ["encoded", "rejected", "quarantined"]
     assert calibrated.searchable() == {"1.2.3.25"}
@@ -216,7 +216,7 @@ def test_a_replay_that_was_overtaken_stops_where_it_is(calibrated: Bright) -> No
 
 
 def test_the_same_replay_asked_for_twice_is_no_second_threshold(calibrated: Bright) -> None:
-    """A client asks again when the answer was lost."""
+    """A client repeats a request whose answer was lost."""
     for _ in range(2):
         assert calibrated.replayed(threshold=0.1).state == "succeeded"
     assert calibrated.column("SELECT count(*) FROM calibration") == [2]
@@ -261,7 +261,7 @@ def test_an_error_in_a_replay_is_told_and_does_not_ring_for_ever(
         raise error
 
     assert replay.advance(calibrated.begin, alive=fails)
-    assert not replay.advance(calibrated.begin)  # it has failed, or rests
+    assert not replay.advance(calibrated.begin)  # it has failed, or waits
     with calibrated.begin() as db:
         found = operations.get(db, number)
         assert (found.state, found.error) == (state, said)
@@ -286,7 +286,7 @@ def test_a_card_brings_its_calibrations_and_the_archives_own_override_them(brigh
 
 
 def test_a_real_model_brings_its_threshold_and_stops_by_its_reconstruction(bright: Bright) -> None:
-    """The card, the import, the network's own error and the gate, none of them a stand-in."""
+    """A real card, import, reconstruction error and gate; nothing is faked."""
     options = {"widths": "xs", "bits": 16, "side": 112, "head": "linear", "darf": False}
     folder = bright.folder / "models" / "tiny"
     brought = ood.calibrate(np.linspace(9.0, 9.2, 30), ood.data_digest(["made up"]))

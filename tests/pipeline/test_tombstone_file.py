@@ -1,4 +1,4 @@
-"""Tombstones outside the database."""
+"""The file of tombstones outside the database."""
 
 import resource
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_what_was_erased_after_a_backup_is_erased_again_and_can_be_lifted(filled
     with filled.begin() as db:
         erase.erase_study(db, SECRET, "1.2.4.1")
         tombstone_file.write(db, path)
-        db.rollback()  # the database is as it was before, the file is not
+        db.rollback()  # resets the database, but not the file
     assert replayed(filled, path) == 4
     filled.project()
     assert filled.index(filled.published().collection).count() == 4
@@ -113,7 +113,7 @@ def test_what_was_lifted_is_not_unknown(filled: Platform, tmp_path: Path) -> Non
     with filled.begin() as db:
         erase.lift_study(db, SECRET, "1.2.4.1")
     with filled.begin() as db:
-        TombstoneFile(path).update(db)  # of a worker that begins only now
+        TombstoneFile(path).update(db)  # a worker that was just started
     assert path.read_text() == ""
     assert not path.with_name("tombstones.before").exists()
 
@@ -127,7 +127,7 @@ def test_a_keeper_on_an_older_database_keeps_what_only_the_file_knows(
     with filled.begin() as db:
         erase.erase_study(db, SECRET, "1.2.4.1")
         keepers[0].update(db)
-        db.rollback()  # the database is restored from before the erasure, and something else is erased first
+        db.rollback()  # the database is restored from before the erasure, then another study is erased
     with filled.begin() as db:
         erase.erase_study(db, SECRET, "1.2.4.2")
     with filled.begin() as db:

@@ -1,4 +1,4 @@
-"""Reading the winners' rows only gives the answer that reading every row would have given."""
+"""Reading only the rows of the best studies gives the same answer as reading every row."""
 
 import itertools
 import random
@@ -26,7 +26,7 @@ DIM, STUDIES = 12, 120
 
 @pytest.fixture
 def archive(database_url: str, tmp_path):
-    """Studies of four images, some of them alike, in Postgres and in the twin."""
+    """Studies of four images, some with equal scores, in Postgres and in the in-memory index."""
     store, indexes = Store(database_url), MemoryStore()
     card = build(tmp_path / "null", "null", "null", "random:0", dim=DIM)
     with store.transaction() as db:
@@ -43,7 +43,7 @@ def archive(database_url: str, tmp_path):
 
 
 def everything(store: Store, indexes: MemoryStore, live, uid: str, request: Request) -> list[str]:
-    """The ranking by the rows of every hit."""
+    """The ranking computed from the rows of all hits."""
     with store.reading() as connection:
         subject = search._subject(neighbours.vectors(connection, [uid], live.model_id))
         page = search.cursor.first(None)
@@ -77,7 +77,7 @@ def test_others_move_up_where_winners_may_not_be_shown(archive) -> None:
     request, uid = Request(k=5), made.uid(30)
     before = ranked(store, indexes, uid, request)
     hidden = [before[0][0], before[3][0]]
-    with store.transaction() as db:  # erased in Postgres; the index has not been told yet
+    with store.transaction() as db:  # erased in Postgres, but not yet in the index
         db.execute(
             sa.text(
                 "UPDATE image SET status = 'deleted' FROM study "

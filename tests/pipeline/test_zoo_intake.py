@@ -1,4 +1,4 @@
-"""The whole zoo, and seeded damage, through intake: the real sandbox, real rows, one outcome for each file."""
+"""The whole zoo, and seeded damage, through intake: the real sandbox, real rows, one outcome per file."""
 
 import csv
 import os
@@ -29,7 +29,7 @@ def real(platform: Platform) -> Iterator[Platform]:
 
 
 def fates(platform: Platform) -> dict[str, Fate]:
-    """What became of each file below the archive: of its image, where it was taken in."""
+    """The outcome of each file below the archive, or of its image if it was taken in."""
     with platform.store.reading() as connection:
         rows = connection.execute(
             sa.text(
@@ -47,14 +47,14 @@ def name_of(platform: Platform, path: bytes) -> str:
 
 
 def take_in(platform: Platform, **rules: Any) -> None:
-    """Scanned, and encoded as far as it can be."""
+    """Scan, and encode until nothing is due."""
     platform.scan(**rules)
     while platform.encode():
         pass
 
 
 def others_of_a_uid(platform: Platform, names: set[str]) -> list[set[str]]:
-    """Files that share an image, one of each image at a time."""
+    """The named files in groups, each with at most one file per image."""
     with platform.store.reading() as connection:
         rows = connection.execute(sa.text("SELECT image_id, path FROM file ORDER BY path")).all()
     rounds: list[set[str]] = []
@@ -77,8 +77,8 @@ def test_every_file_of_the_zoo_has_the_outcome_that_is_argued_for(real: Platform
         expected = {row["file"]: (row["outcome"], row["gate"], row["reason"]) for row in csv.DictReader(rows)}
     found = fates(real)
     assert found.keys() - expected.keys() == {"manifest.csv", "SOURCE.md"}
-    # the zoo holds 64 files that are another encoding or a damaged copy of one before them, under the same UID: the
-    # first one that a scan meets stays. Each of them has its say below, in the place of the one before it
+    # the zoo holds 64 files that are another encoding or a damaged copy of an earlier one, under the same UID: a scan
+    # keeps the first one it meets. Below, each of them takes the place of the first
     kept = {name for name, fate in found.items() if fate == OTHER_BYTES}
     assert len(kept) == 64
     assert {name: fate for name, fate in found.items() if expected.get(name, fate) != fate and name not in kept} == {}

@@ -1,12 +1,12 @@
-"""The job protocol as a small model: every step that a crash may separate from the next is a step of its own.
+"""The job protocol as a small model: actions that a crash may separate are separate steps.
 
-Claim, lease and fence of images; ledgers of several generations and their projectors; re-index with its gate; erase;
-search with its join; the doctor. Each guard can be left out. A walk takes weighted random steps, then lets everything
-settle, and tells the first thing that is not as it must be.
+It models claim, lease and fence of images; the ledgers of several generations and their projectors; re-index with its
+gate; erasure; search with its join; the doctor. Each guard can be left out. A walk takes weighted random steps, lets
+all work finish, and returns the first violated invariant.
 
-`python -m tests.protocol.model --walks 20000 --seed 1` tells after how many walks each missing guard was found out.
+`python -m tests.protocol.model --walks 20000 --seed 1` prints for each guard after how many walks its absence shows.
 
-Source: the shape is that of Qdrant's nightly model test and of TLA+-style models checked by random walks.
+Source: Qdrant's nightly model test, and TLA+-style models checked by random walks.
 """
 
 import argparse
@@ -21,7 +21,7 @@ GUARDS = ("revision", "fence", "join", "gate", "dual-write", "lease-expiry", "do
 
 @dataclass
 class Image:
-    """`version` is which bytes it has, `encoding` of which the stored vector is; labels raise the revision alone."""
+    """`version` identifies its bytes, `encoding` those of its stored vector; labels only raise the revision."""
 
     status: str = "received"
     revision: int = 1
@@ -45,12 +45,12 @@ class Row:
 class Worker:
     image: int | None = None
     attempt: int = 0
-    read: int | None = None  #: the version of the bytes that it has decoded
+    read: int | None = None  #: the version of the decoded bytes
 
 
 @dataclass
 class Projector:
-    """What it writes was read under the row's lock."""
+    """A projector's write, as it was read under the row's lock."""
 
     at: tuple[int, int] | None = None
     op: str = ""
@@ -61,12 +61,12 @@ class Projector:
 
 @dataclass(frozen=True)
 class State:
-    """What invariants look at, of the model or of real rows.
+    """What the invariants check, of the model or of real rows.
 
     Args:
-        images: (status, revision, version of its bytes, and of those that were encoded) by image.
-        ledgers: (op, revision, state) by generation and image.
-        index: (revision, version that the vector shows) by generation and image. Real rows know no versions: None.
+        images: by image (status, revision, version of its bytes, version of the encoded bytes).
+        ledgers: by generation and image (op, revision, state).
+        index: by generation and image (revision, version of the vector). Versions of real rows are None.
         filled: the open generations that have been filled.
     """
 
@@ -77,7 +77,7 @@ class State:
 
 
 def unfinished(state: State) -> Iterator[str]:
-    """At rest every job has ended, and nothing stale stands."""
+    """At rest every job has ended, and no image has a stale encoding."""
     for image, (status, _, version, encoded) in state.images.items():
         if status in ("received", "encoding"):
             yield f"image {image} is never finished"
@@ -89,7 +89,7 @@ def unfinished(state: State) -> Iterator[str]:
 
 
 def incomplete(state: State) -> Iterator[str]:
-    """At rest a filled generation holds every encoded image, as it is."""
+    """At rest a filled generation holds every encoded image at its current revision."""
     for generation in sorted(state.filled):
         for image, (status, revision, version, _) in state.images.items():
             if status != "encoded":
@@ -105,32 +105,32 @@ def incomplete(state: State) -> Iterator[str]:
 
 
 def orphans(state: State) -> Iterator[str]:
-    """At rest, after the doctor, no index holds what was erased."""
+    """At rest, after the doctor, no index holds an erased image."""
     for generation, image in state.index:
         if generation in state.filled and state.images[image][0] == "deleted":
             yield f"generation {generation} holds the erased image {image}"
 
 
 class Model:
-    """Everything that there is. `without` names the guards that are left out."""
+    """The state of the protocol and its steps. `without` names the guards that are left out."""
 
     def __init__(self, without: frozenset[str] = frozenset()) -> None:
         self.without = without
         self.images = {n: Image() for n in range(IMAGES)}
         self.workers = [Worker() for _ in range(WORKERS)]
         self.projectors = [Projector() for _ in range(PROJECTORS)]
-        self.flying: list[Projector] = []  #: writes on their way to the index whose row is locked no more
+        self.flying: list[Projector] = []  #: writes in transit to the index whose row lock was lost
         self.ledgers: dict[tuple[int, int], Row] = {}
         self.index: dict[tuple[int, int], tuple[int, int]] = {}
-        self.live, self.building = 0, -1  #: generations; -1: none is built
+        self.live, self.building = 0, -1  #: generations; -1: no build
         self.filled_to = 0
         self.opened = 1
         self.shown: set[int] = set()
 
-    # --- intake: each returns whether it could be done ---
+    # --- intake: each step returns whether it was possible ---
 
     def change(self, n: int) -> bool:
-        """Other bytes under the same UID."""
+        """The image gets other bytes under the same UID."""
         image = self.images[n]
         if image.status == "deleted":
             return False
@@ -139,7 +139,7 @@ class Model:
         return True
 
     def describe(self, n: int) -> bool:
-        """The same bytes, said to show something else: every ledger is told."""
+        """The image gets other labels with the same bytes; its row in every ledger is due again."""
         image = self.images[n]
         if image.status == "deleted":
             return False
@@ -152,7 +152,7 @@ class Model:
         return True
 
     def shown_revision(self, image: Image) -> int:
-        """What its stored vector is labelled with: older than what is about to be encoded."""
+        """The revision of its stored vector: less than the image's while new bytes wait to be encoded."""
         waits = image.status in ("received", "encoding") and "label" not in self.without
         return image.revision - waits
 
@@ -174,7 +174,7 @@ class Model:
         return True
 
     def settle(self, w: int) -> bool:
-        """One transaction: status, encoding, a row in the ledger of every open generation."""
+        """In one transaction: status, encoding, and a row in the ledger of every open generation."""
         worker = self.workers[w]
         if worker.image is None or worker.read is None:
             return False
@@ -189,7 +189,7 @@ class Model:
         return True
 
     def expire(self, n: int) -> bool:
-        """The lease ends, whether its holder lives or not."""
+        """The lease expires, whether its holder lives or not."""
         image = self.images[n]
         if not image.leased or "lease-expiry" in self.without:
             return False
@@ -226,7 +226,7 @@ class Model:
             row.op, row.revision, row.state = "upsert", revision, "pending"
 
     def wait_for(self, at: tuple[int, int]) -> None:
-        """Whoever holds the row's lock commits first, as every other writer of the row waits for it."""
+        """The holder of the row's lock commits first, because every other writer of the row waits for it."""
         row = self.ledgers.get(at)
         if row is not None and row.locked_by is not None:
             p = row.locked_by
@@ -234,7 +234,7 @@ class Model:
             self.applied(p)
 
     def take(self, p: int, generation: int, n: int) -> bool:
-        """Locked, and then read."""
+        """Lock a due row, then read it."""
         at, projector = (generation, n), self.projectors[p]
         row = self.ledgers.get(at)
         if projector.at or row is None or row.state != "pending" or row.locked_by is not None:
@@ -256,7 +256,7 @@ class Model:
         return True
 
     def arrive(self, projector: Projector) -> None:
-        """The index takes it; what is of an older revision than what stands is refused."""
+        """The index applies the write, unless it holds a newer revision."""
         assert projector.at is not None
         held = self.index.get(projector.at)
         if projector.op == "delete":
@@ -274,9 +274,9 @@ class Model:
         return True
 
     def lose_connection(self, p: int) -> bool:
-        """The lock dies with the connection; what is on its way to the index arrives all the same, some time.
+        """The lock is lost with the connection; a write in transit may still arrive later.
 
-        A late delete is left out: only what was erased is deleted here, and it never returns.
+        Late deletes are left out: the model deletes only erased images, and they never return.
         """
         projector = self.projectors[p]
         if projector.at is None:
@@ -288,7 +288,7 @@ class Model:
         return True
 
     def land(self) -> bool:
-        """The oldest write on its way arrives, unless its collection is gone."""
+        """The oldest write in transit arrives, unless its generation is closed."""
         if not self.flying:
             return False
         late = self.flying.pop(0)
@@ -309,7 +309,7 @@ class Model:
         return True
 
     def fill(self) -> bool:
-        """The next image's stored encoding, unless somebody wrote its row in the meantime."""
+        """Add a row for the next image's stored encoding, unless it has one already."""
         if self.building < 0 or self.filled_to == IMAGES:
             return False
         n, at = self.filled_to, (self.building, self.filled_to)
@@ -320,7 +320,7 @@ class Model:
         return True
 
     def publish(self) -> bool:
-        """The switch: the old generation is closed, and its rows and points are purged."""
+        """Switch to the build: the old generation is closed, and its rows and points are purged."""
         if self.building < 0 or not ("gate" in self.without or self.covered()):
             return False
         old, self.live, self.building = self.live, self.building, -1
@@ -332,17 +332,17 @@ class Model:
         return True
 
     def covered(self) -> bool:
-        """Filled, and it has applied whatever searches find today."""
+        """Whether the build is filled and has applied every image that searches find today."""
         rows = [self.ledgers.get((self.building, n)) for n in self.searchable()]
         return self.filled_to == IMAGES and all(row is not None and row.state == "applied" for row in rows)
 
     def searchable(self) -> set[int]:
         return {n for g, n in self.index if g == self.live and self.images[n].status != "deleted"}
 
-    # --- what is seen ---
+    # --- observation ---
 
     def search(self) -> Iterator[str]:
-        """What an answer shows that it must not, and what it has lost."""
+        """Images that a search must not find, and images that have vanished from searches."""
         found = {n for g, n in self.index if g == self.live}
         if "join" not in self.without:
             found = {n for n in found if self.images[n].status != "deleted"}
@@ -355,7 +355,7 @@ class Model:
         self.shown |= found
 
     def doctor(self) -> None:
-        """Points that nothing accounts for are due to be deleted."""
+        """Make a delete due for every point without a valid row."""
         for generation, n in list(self.index):
             row = self.ledgers.get((generation, n))
             if generation in self.opened_ones() and (row is None or (row.op, row.state) == ("delete", "applied")):
@@ -370,7 +370,7 @@ class Model:
         )
 
     def drain(self) -> None:
-        """Workers come and go until nothing is left to do."""
+        """Do all work, with crashes first."""
         for w in range(WORKERS):
             self.crash_worker(w)
         for p in range(PROJECTORS):
@@ -387,7 +387,7 @@ class Model:
             pass
 
     def settled(self) -> Iterator[str]:
-        """What is wrong at rest: first without the doctor, who must not be needed for this; then with."""
+        """Findings at rest: first without the doctor, which must not be needed for these invariants, then with it."""
         self.drain()
         yield from unfinished(self.state())
         yield from incomplete(self.state())
@@ -400,7 +400,7 @@ class Model:
 
 Step = Callable[[Model, random.Random], bool]
 
-#: Steps with their weights: what opens a window often, what closes it seldom.
+#: Steps and weights: steps that open a race are frequent, those that close it rare.
 ACTIONS: tuple[tuple[int, Step], ...] = (
     (3, lambda m, r: m.change(r.randrange(IMAGES))),
     (1, lambda m, r: m.describe(r.randrange(IMAGES))),
@@ -424,7 +424,7 @@ _STEPS = [step for _, step in ACTIONS]
 
 
 def walk(seed: int, without: frozenset[str] = frozenset()) -> str | None:
-    """The first thing that went wrong on this walk."""
+    """The first violation found on this walk, or None."""
     rng, model = random.Random(seed), Model(without)
     for step in rng.choices(_STEPS, _WEIGHTS, k=STEPS):
         if step(model, rng):
@@ -435,14 +435,14 @@ def walk(seed: int, without: frozenset[str] = frozenset()) -> str | None:
 
 @dataclass
 class Found:
-    """After how many walks something was found, and what; `walks` of nothing otherwise."""
+    """The first violation and the number of walks until it; None after all walks."""
 
     walks: int
     wrong: str | None = field(default=None)
 
 
 def explore(walks: int, seed: int, without: frozenset[str] = frozenset()) -> Found:
-    """Walks until something is wrong."""
+    """Walk until a violation is found."""
     for n in range(walks):
         if (wrong := walk(seed * 1_000_003 + n, without)) is not None:
             return Found(n + 1, wrong)

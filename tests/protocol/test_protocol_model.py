@@ -1,4 +1,4 @@
-"""The job protocol holds against whatever may happen in between, and each of its guards is needed."""
+"""The job protocol holds under any interleaving of the model's steps, and each guard is needed."""
 
 import random
 from pathlib import Path
@@ -137,7 +137,7 @@ def test_hypothesis_finds_an_expired_lease_that_nobody_takes() -> None:
 
 
 def rows(platform: Platform) -> State:
-    """What Postgres and the index hold."""
+    """The state in Postgres and in the index."""
     with platform.begin() as db:
         opened = [one for one in generations.every(db) if one.state == "open"]
         live = generations.live(db)
@@ -178,7 +178,7 @@ def platform(database_url: str, tmp_path: Path):
 
 @pytest.mark.parametrize("seed", [1, 2])
 def test_real_rows_obey_the_same_invariants(platform: Platform, seed: int) -> None:
-    """A walk over the real functions: files come, change and go, generations begin, are published and retired."""
+    """A random walk over the real functions: files change and are erased, generations are built and published."""
     rng, contents = random.Random(seed), dict.fromkeys(range(12), 0)
 
     def put() -> None:
@@ -225,7 +225,7 @@ def test_a_lost_point_is_seen_in_real_rows(platform: Platform) -> None:
 
 
 def test_a_build_labels_old_bytes_as_older_than_those_that_wait(platform: Platform) -> None:
-    """What the model found: a row of a replaced image, filled in or told other labels before it is encoded anew."""
+    """A case that the model found: a replaced image is filled in or relabelled before it is encoded again."""
     platform.take_in(4)
     platform.put("0000.dcm", header(0), b"other bytes")
     platform.scan()

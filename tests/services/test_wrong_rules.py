@@ -1,4 +1,4 @@
-"""Rules of admission that are wrong stop the start of whoever takes files in, and name the rule."""
+"""Processes that take files in do not start with faulty rules of admission, and name the rule."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""What a search or a viewer asks for reads a handful of rows, however large the archive is."""
+"""Queries by searches and viewers read a handful of rows, however large the archive is."""
 
 import pytest
 import sqlalchemy as sa
@@ -53,7 +53,7 @@ def test_a_late_page_counts_only_what_it_shows(archive: Platform, level: Level) 
         return archive.rows_read(lambda db: qido.find(db.connection(), level, Matching(), 10, offset))
 
     skipped = 5_000
-    assert page(skipped) - page(0) < 3 * skipped  # its row and its image's, each once
+    assert page(skipped) - page(0) < 3 * skipped  # one study row and one image row per skipped study
 
 
 @pytest.mark.parametrize("level", ["study", "series", "instance"])

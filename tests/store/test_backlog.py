@@ -1,4 +1,4 @@
-"""What is asked every few seconds reads a handful of rows, however many images wait."""
+"""Queries that run every few seconds read a handful of rows, however many images wait."""
 
 from collections.abc import Callable
 
@@ -26,7 +26,7 @@ _FILL = """
 
 @pytest.fixture(params=[None, 600.0], ids=["all are due", "all rest"])
 def backlog(request: pytest.FixtureRequest, platform: Platform) -> Platform:
-    """The images of a scan that has met all its files, most of them on a share that may have gone away."""
+    """The images of a complete scan, most of them on a share that may be away."""
     with platform.begin() as db:
         operation = operations.create(db, "scan", {})
         operation.state, operation.registered_at = "running", sa.func.clock_timestamp()

@@ -1,4 +1,4 @@
-"""The job protocol on real rows: leases by the database's clock, and a fence that stale workers meet."""
+"""The job protocol on real rows: leases by the database's clock, and a fence against stale workers."""
 
 import pytest
 import sqlalchemy as sa
@@ -24,7 +24,7 @@ def claim(platform: Platform, limit: int = 10, lease_s: float = 30.0) -> list[im
 
 
 def take_over(platform: Platform) -> list[images.Claimed]:
-    """All that is due, however many claims it takes."""
+    """Claim until nothing is due."""
     found: list[images.Claimed] = []
     while claimed := claim(platform):
         found += claimed
@@ -44,14 +44,14 @@ def test_two_workers_never_hold_the_same_image(registered: Platform) -> None:
 
 
 def test_what_has_rested_does_not_wait_for_all_that_is_new(registered: Platform) -> None:
-    """A hundred thousand images may be coming in, for days."""
+    """New images may keep coming for days, a hundred thousand of them."""
     tried = claim(registered, 2)
     with registered.begin() as db:
         images.settle(db, [Verdict(image=c, status=Status.RECEIVED, reason="share", retry_after_s=0.0) for c in tried])
     ids = {c.id for c in tried}
     assert len(ids & {c.id for c in claim(registered, 2)}) == 1
     assert len(ids & {c.id for c in claim(registered, 3)}) == 1
-    assert len(claim(registered)) == 1  # the sixth
+    assert len(claim(registered)) == 1  # the sixth image
 
 
 def test_an_image_is_due_again_when_its_lease_has_ended(registered: Platform) -> None:
@@ -62,7 +62,7 @@ def test_an_image_is_due_again_when_its_lease_has_ended(registered: Platform) ->
 
 
 def test_what_was_left_behind_is_claimed_alone(registered: Platform) -> None:
-    """Whoever held it may have died of it: those that it was claimed with are not to share its fate again."""
+    """One of them may have killed its worker, so the others must not share a batch with it again."""
     left = claim(registered, 4, lease_s=0.0)
     alone = [claim(registered) for _ in left]
     assert [[c.id for c in each] for each in alone] == [[c.id] for c in left]
@@ -131,7 +131,7 @@ def test_an_image_sent_back_waits_before_its_next_attempt(registered: Platform) 
 
 
 def test_what_never_failed_comes_before_what_is_tried_again(registered: Platform) -> None:
-    """A share that is away must not hold up what scanners send."""
+    """Images on a share that is away must not delay what scanners send."""
     old = claim(registered, limit=4)
     with registered.begin() as db:
         images.settle(

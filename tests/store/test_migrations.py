@@ -1,4 +1,4 @@
-"""What an older schema says of running work is said by the newer one, and by the older one again."""
+"""Running work keeps its state through an upgrade of the schema, and through the downgrade."""
 
 import json
 from typing import Any

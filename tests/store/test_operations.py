@@ -1,4 +1,4 @@
-"""Operations take turns, and one that costs one worker after another is given up."""
+"""Operations take turns, and one that loses worker after worker is given up."""
 
 import uuid
 
@@ -17,7 +17,7 @@ def made(platform: Platform, kind: str = "scan") -> uuid.UUID:
 
 
 def claimed(platform: Platform, lease_s: float = 30.0) -> Held | None:
-    """With a lease of 0 its worker is as good as dead."""
+    """Claim an operation; with a lease of 0 s its worker counts as lost at once."""
     with platform.begin() as db:
         return operations.claim(db, "scan", lease_s)
 
@@ -150,7 +150,7 @@ def test_a_cancel_that_comes_during_a_turn_ends_it_whichever_way_the_turn_ends(p
     held = claimed(platform)
     assert held is not None
     with platform.begin() as db:
-        assert operations.cancel(db, number).state == "running"  # a worker is at it
+        assert operations.cancel(db, number).state == "running"  # a worker is running it
     with turn(platform.begin, held, 30.0, away_s=0.0):
         raise Unavailable("the archive does not answer")
     assert claimed(platform) is None

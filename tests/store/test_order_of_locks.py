@@ -1,4 +1,4 @@
-"""A batch is settled, or given back, while its keeper renews its leases: neither waits for the other for ever."""
+"""Settling or releasing a batch does not deadlock with the renewal of its leases."""
 
 import time
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from shared.store.locks import Lock, share
 from shared.types import Status
 from tests.miniature import Platform, header
 
-IMAGES = 1000  #: so many tried again that the planner looks each one up, in the order of the statement's arrays
+IMAGES = 1000  #: enough that the planner looks up retried images one by one, in the order of the statement's arrays
 
 Act = Callable[[Session], object]
 
@@ -63,7 +63,7 @@ def test_who_settles_and_who_renews_do_not_wait_for_each_other(
     with many.begin() as db:
         model = generations.opened(db)[0].model_id
         held = claim(db, None if table == "image" else model)
-    settle = settling(held[::-1], model)  # what a gate stopped comes first
+    settle = settling(held[::-1], model)  # in another order, as stopped images come first
 
     def renew(db: Session) -> None:
         if table == "image":
@@ -78,7 +78,7 @@ def test_who_settles_and_who_renews_do_not_wait_for_each_other(
     name = "id" if table == "image" else "image_id"
     between = sa.text(f"SELECT 1 FROM {table} WHERE {name} = :id FOR UPDATE")
     with ThreadPoolExecutor(2) as others:
-        with many.begin() as db:  # who has the first row waits here for us, and so does who has the last one
+        with many.begin() as db:  # blocks both, whichever end they start at
             db.execute(between, {"id": held[1].id})
             both = [others.submit(run, settle), others.submit(run, renew)]
             wait_until_blocked(many, 2)
@@ -101,7 +101,7 @@ def wait_until_blocked(platform: Platform, count: int) -> None:
 
 @pytest.mark.parametrize("which", ["fill", "catch-up"])
 def test_who_settles_and_who_builds_a_generation_do_not_wait_for_each_other(platform: Platform, which: str) -> None:
-    """Who settles holds images and writes rows of the ledger, which refer to the generation."""
+    """Settling locks images and writes ledger rows, which refer to the generation."""
     platform.add_model()
     platform.take_in(4)
     number = platform.begin_generation()

@@ -1,4 +1,4 @@
-"""ACIR's two stages through the loop: what is trained, what stands still, what comes out."""
+"""ACIR's two stages through the training loop: trained weights, frozen weights, results."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ def stage1(**changes):
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Batches this small gain nothing from more, and threads wait for each other on a busy machine."""
+    """One thread: batches this small gain nothing from more, and threads wait for each other on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -39,7 +39,7 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """A model of stage 1, after one epoch of next to nothing."""
+    """A model of stage 1, after one small epoch."""
     out = tmp_path_factory.mktemp("stage1") / "run"
     loop.train(stage1(), Path(), out, threads=1)
     return out / "model"
@@ -128,7 +128,7 @@ def test_weights_of_another_shape_are_refused(trained, tmp_path):
 
 def test_fingerprints_are_of_the_images_before_augmentation_or_after_it_as_the_method_says():
     one = batch()
-    flipped = one._replace(clean=one.clean.flip(0))  # other images than those in the views
+    flipped = one._replace(clean=one.clean.flip(0))  # other images than in the views
     losses = {}
     for printed in ("clean", "augmented"):
         for name, given in (("same", one), ("flipped", flipped)):

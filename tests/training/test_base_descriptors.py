@@ -1,4 +1,4 @@
-"""The targets of the shipped model, against plain loops."""
+"""The targets of the shipped model against plain loops."""
 
 import numpy as np
 import pytest
@@ -33,7 +33,7 @@ def test_patterns_are_those_of_a_plain_loop(images):
 
 def test_brightness_counts_levels_cell_by_cell():
     image = torch.zeros(1, 1, SIDE, SIDE)
-    image[..., :16, 48:] = 1.0  # the cell at the upper right
+    image[..., :16, 48:] = 1.0  # the upper right cell
     found = brightness(image).view(12, 4, 4)
     assert found[11, 0, 3] == pytest.approx(1.0)
     assert found[0, 0, 3] == pytest.approx(0.0, abs=1e-6)
@@ -78,7 +78,7 @@ def test_too_few_images_for_the_components_are_refused(images):
 
 
 def test_targets_are_made_where_the_images_are(images):
-    """On a GPU too, where tensors of two places do not go together: the meta device is as strict, and everywhere."""
+    """On a GPU, tensors of two devices do not mix; the meta device is as strict and available everywhere."""
     targets = Targets([5], [(1.0, 0.7, 1.0, 0.5)], images).to("meta")
     (found,) = targets(images.to("meta"))
     assert (found.device.type, found.shape) == ("meta", (6, 5))

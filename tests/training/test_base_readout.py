@@ -1,4 +1,4 @@
-"""Readouts are partly whitened principal components, as numpy has them; everything else stays as it was."""
+"""Readouts become partly whitened principal components, equal to numpy's; all other weights are unchanged."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def views():
 
 @pytest.fixture(scope="module")
 def pair(views):
-    """The same network before and after; what reached its first and last readouts."""
+    """The network before and after whitening, and the inputs of its first and last readouts."""
     torch.manual_seed(0)
     before = Acir(XS, 16, 0, side=112, decoder=False).eval()
     after = Acir(XS, 16, 0, side=112, decoder=False).eval()
@@ -32,7 +32,7 @@ def pair(views):
 
 
 def components(x, dim):
-    """Principal components of standardised features, over variance to the power of 0.4, largest last."""
+    """Principal components of standardised features, divided by variance to the power of 0.4, largest last."""
     z = (x - x.mean(0)) / x.std(0, ddof=1)
     _, values, axes = np.linalg.svd(z, full_matrices=False)
     return (axes[:dim] / (values[:dim, None] ** 2 / len(x)) ** 0.4)[::-1], x.mean(0), x.std(0, ddof=1)
@@ -43,7 +43,7 @@ def test_the_first_part_is_whitened_components_of_its_inputs(pair, views):
     axes, mean, deviation = components(given[0], 256)
     wanted = (given[0][:40] - mean) / deviation @ axes.T
     found = contents(after, views[:40])[0].numpy()
-    assert np.allclose(np.abs(found[:, -20:]), np.abs(wanted[:, -20:]), atol=5e-2)  # an axis has no sign
+    assert np.allclose(np.abs(found[:, -20:]), np.abs(wanted[:, -20:]), atol=5e-2)  # the sign of an axis is arbitrary
 
 
 def test_the_third_part_keeps_its_mean_because_it_has_no_bias(pair, views):

@@ -1,4 +1,4 @@
-"""How the shipped model is trained: its losses against plain loops, its data, its augmentation, and a few steps."""
+"""The shipped model's training: losses against plain loops, data, augmentation, and a few steps."""
 
 from dataclasses import replace
 from pathlib import Path

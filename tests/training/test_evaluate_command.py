@@ -30,7 +30,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
-    """Thirty women with two pictures each; the category shows as brightness, and the table knows all but two."""
+    """Thirty women with two pictures each; brightness shows the category, and the table lacks two pictures."""
     folder = tmp_path_factory.mktemp("archive")
     rng = np.random.default_rng(0)
     rows = []
@@ -87,8 +87,8 @@ def test_what_was_left_out_is_counted(model, archive):
     subjects, vectors = of_folder(load(model), archive, archive / "labels.csv", "birads")
     assert len(subjects) == len(vectors.embeddings) == 58
     assert list(subjects.grades) == [1, 3, 5]
-    assert "2 files not decoded" in subjects.note  # the broken one, and the table
-    assert "3 files without a label" in subjects.note  # the unknown one, and two of BI-RADS 0
+    assert "2 files not decoded" in subjects.note  # the broken file, and the table
+    assert "3 files without a label" in subjects.note  # one without a row, and two of BI-RADS 0
 
 
 def test_images_of_one_study_are_of_one_patient_where_none_is_named(model, archive, tmp_path):
@@ -148,7 +148,7 @@ def test_densities_are_no_categories_of_birads(run, model, archive, tmp_path):
 
 def test_images_of_one_patient_find_nothing_of_another_and_that_is_said(run, model, archive, tmp_path):
     head, *lines = (archive / "labels.csv").read_text().splitlines()
-    for name, patients in (("one", (1,)), ("each", (1, 2, 3))):  # one patient; and each kind at one patient
+    for name, patients in (("one", (1,)), ("each", (1, 2, 3))):  # one patient; and each class at one patient only
         kept = [line for line in lines if int(line[:2]) in patients]
         (tmp_path / f"{name}.csv").write_text("\n".join([head, *kept]) + "\n")
         with pytest.raises(Invalid, match="lopo: of no query there is an image of its class"):

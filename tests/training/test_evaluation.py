@@ -17,7 +17,7 @@ HONEST = [name for name in PROTOCOLS if "compat" not in name]
 
 
 def made(seed=0, patients=40, each=3, signal=1.5):
-    """Images of patients who have one class each; vectors know both."""
+    """Images of patients with one class each; the vectors depend on both."""
     rng = np.random.default_rng(seed)
     groups = np.repeat(np.arange(patients), each)
     labels = np.arange(patients)[groups] % 4
@@ -225,7 +225,7 @@ class TestEvaluate:
         assert np.allclose(reduced[fold.gallery], again[fold.gallery])
         own = reduced[fold.train] - reduced[fold.train].mean(axis=0)
         assert np.allclose(own.T @ own, np.diag(np.diag(own.T @ own)), atol=1e-2)
-        with pytest.raises(Invalid, match="in fewer than 5 directions"):  # what rounding leaves is no component
+        with pytest.raises(Invalid, match="in fewer than 5 directions"):  # rounding noise is no component
             projected(np.outer(np.arange(len(vectors)), vectors[0]).astype(np.float32), fold.train, 5)
         with pytest.raises(Invalid, match="principal"):
             evaluate(subjects, {"cosine": Space("cosine", vectors)}, Plan(protocols=("lopo",), components=5))

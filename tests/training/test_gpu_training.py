@@ -1,4 +1,4 @@
-"""Every method through the loop on an accelerator, where there is one: stopped, resumed, and a model for the CPU."""
+"""Every method through the training loop on a GPU, if there is one: stopped, resumed, and usable on the CPU."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ class StoppedAfter:
         return NoAugmentation()(images, side)
 
 
-batches: list[str] = []  # the next one last
+batches: list[str] = []  # a stack: the last entry is next
 
 
 @pytest.mark.gpu
@@ -61,7 +61,7 @@ def test_each_method_is_trained_in_mixed_precision_stopped_and_resumed(tmp_path:
         patience=2,
         precision="bf16",
     )
-    batches[:] = ["stop", *["go on"] * 3]  # in the second epoch: one has two
+    batches[:] = ["stop", *["go on"] * 3]  # stops in the second epoch; each has two batches
     with pytest.raises(KeyboardInterrupt):
         train(one, Path(), tmp_path / "out", threads=1)
     assert kept.load(tmp_path / "out").epoch == 1

@@ -1,4 +1,4 @@
-"""Hashing losses against plain loops and gradients, and the four defects of the released one."""
+"""Hashing losses against plain loops and gradients, and four defects of the released code."""
 
 import math
 
@@ -29,7 +29,7 @@ WEIGHTS = torch.tensor([1.0, 0.5, 2.0])
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Matrices this small gain nothing from more, and threads wait for each other on a busy machine."""
+    """One thread: matrices this small gain nothing from more, and threads wait for each other on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -107,7 +107,7 @@ def test_relaxed_distance_is_the_hamming_distance_of_codes():
 
 
 def test_a_constant_added_to_one_image_changes_its_distances():
-    """The released distance is centred: it stays the same while half of the bits flip."""
+    """The released distance is centred: it stays the same although half of the bits flip."""
     u = torch.randn(8, 64, generator=torch.Generator().manual_seed(0))
     moved = u + torch.linspace(-2, 2, 8)[:, None]
     centred = [relaxed_hamming(x - x.mean(1, keepdim=True)) for x in (u, moved)]
@@ -117,7 +117,7 @@ def test_a_constant_added_to_one_image_changes_its_distances():
 
 
 def released_quantisation_loss(u):
-    """What the released code computes. Its centring sends the vector of ones to 0, so it is log 1.5 whatever u is."""
+    """The loss of the released code. Its centring turns the vector of ones into 0, so it is log 1.5 for any u."""
     magnitudes, ones = u.abs(), torch.ones_like(u)
     a, b = magnitudes - magnitudes.mean(1, keepdim=True), ones - ones.mean(1, keepdim=True)
     rho = (a * b).sum(1) / (a.norm(dim=1) * b.norm(dim=1) + 1e-6)
@@ -146,7 +146,7 @@ def test_the_quantiser_makes_magnitudes_equal():
 
 
 def test_a_lone_pair_of_a_class_settles_where_its_fingerprints_say():
-    """The optimum of `soft` is d = gamma (1 - S); `released` has none but 0."""
+    """The optimum of `soft` is d = gamma (1 - S); that of `released` is 0."""
     marks = functional.normalize(torch.tensor([[1.0, 0.0], [0.6, 0.8]]), dim=1)
     for mode, wanted in (("soft", 0.4 * (1 - 0.6)), ("released", 0.0)):
         u = torch.nn.Parameter(torch.randn(2, 16, generator=torch.Generator().manual_seed(0)))
@@ -275,7 +275,7 @@ def test_fingerprints_are_correlations_of_small_grey_images():
     images = torch.rand(3, 3, 48, 48)
     got = fingerprint(images, 16)
     small = images.mean(1).reshape(3, 16, 3, 16, 3)
-    # the antialiased bilinear filter is a triangle over 6 pixels: close to, but not, the mean of 3 x 3
+    # the antialiased bilinear filter is a triangle over 6 pixels, close to the mean of 3 x 3
     wanted = np.corrcoef(small.mean((2, 4)).reshape(3, 256).numpy())
     assert (got @ got.T).numpy() == pytest.approx(wanted, abs=0.2)
     assert (got @ got.T).diagonal().numpy() == pytest.approx(1, abs=1e-5)

@@ -1,4 +1,4 @@
-"""What the losses do to codes, on scikit-learn's digits: content inside a class is kept, or it is not."""
+"""The effect of the losses on codes of scikit-learn's digits: whether order within a class is kept."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ BITS, GALLERY = 32, 1000
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """Networks this small gain nothing from more, and wait for each other on a busy machine."""
+    """One thread: networks this small gain nothing from more, and wait for each other on a busy machine."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -27,14 +27,14 @@ def one_thread():
 
 @pytest.fixture(scope="module")
 def digits():
-    """Images (n, 8, 8) in [0, 1], the ten digits, and which half of them a digit is in."""
+    """Images (n, 8, 8) in [0, 1], the digit, and whether it is below five."""
     images, labels = load_digits(return_X_y=True)
     pixels = torch.from_numpy(images).float().reshape(-1, 8, 8) / 16
     return pixels, labels.astype(np.int64), (labels >= 5).astype(np.int64)
 
 
 def codes(method, pixels, labels, gamma=0.25, epochs=40, seed=0):
-    """(n, bytes) of all images, by a network that was trained on the first thousand."""
+    """(n, bytes) codes of all images, by a network trained on the first thousand."""
     torch.manual_seed(seed)
     classes = int(labels.max()) + 1
     trunk = nn.Sequential(
@@ -69,17 +69,17 @@ def mean_average_precision(found, labels):
 
 @pytest.mark.slow
 def test_soft_targets_keep_digits_apart_that_share_a_class_and_others_collapse(digits):
-    """Told only whether a digit is below five; asked for the digit. Chance is 0.1, two perfect codes give 0.2."""
+    """Trained on whether a digit is below five, queried for the digit. Chance is 0.1, two perfect codes give 0.2."""
     pixels, fine, coarse = digits
     kept = []
-    for seed in range(3):  # one lies between 0.31 and 0.54, by the seed and by the processor
+    for seed in range(3):  # a single one lies between 0.31 and 0.54, depending on seed and processor
         soft = codes("acir", pixels, coarse, gamma=0.4, seed=seed)
         assert mean_average_precision(soft, coarse) > 0.95
         assert unique_codes(soft[:GALLERY]) >= 20
         kept.append(mean_average_precision(soft, fine))
     assert np.mean(kept) > 0.33
     for method in ("pairwise", "acir-released", "csq"):
-        collapsed = codes(method, pixels, coarse, epochs=80 if method == "csq" else 40)  # it is the slowest to
+        collapsed = codes(method, pixels, coarse, epochs=80 if method == "csq" else 40)  # csq converges slowest
         assert mean_average_precision(collapsed, coarse) > 0.95
         assert mean_average_precision(collapsed, fine) < 0.3, method
         assert unique_codes(collapsed[:GALLERY]) <= 5, method

@@ -60,7 +60,7 @@ def test_triplets_are_anchors_then_positives_then_negatives_from_all_images():
             assert (anchor != near).all()
             seen |= {*near.tolist(), *far.tolist()}
             anchors += anchor.tolist()
-    assert len(LABELS) % 8 == 1  # the anchor that would be alone
+    assert len(LABELS) % 8 == 1  # the last batch would hold a single anchor
     assert len(anchors) == 20 * (len(LABELS) - 1)
     assert set(anchors) == set(range(len(LABELS)))
     assert seen == set(range(len(LABELS)))

@@ -75,7 +75,7 @@ def test_the_folder_is_named_after_the_experiment(
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real files with their table, some of them broken or no images."""
+    """Real files with their label table, some of them broken or no images."""
     folder = tmp_path_factory.mktemp("own") / "archive"
     write_archive(folder, studies=8, seed=1)
     return folder
@@ -122,7 +122,7 @@ def test_a_single_kind_of_label_is_nothing_to_train_on(archive: Path, tmp_path: 
 def test_patients_that_are_too_few_to_hold_some_out_are_counted(archive: Path, tmp_path: Path) -> None:
     with (archive / "labels.csv").open() as file:
         rows = list(csv.DictReader(file))
-    one = {row["density"]: row["patient"] for row in rows}  # of each density a single woman
+    one = {row["density"]: row["patient"] for row in rows}  # one woman per density
     with (tmp_path / "few.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
@@ -142,7 +142,7 @@ def test_a_model_is_trained_on_an_archive_of_ones_own(
     similis(*words, "--out", tmp_path / "out", "--set", "method.weights=random:0", "--set", "side=48")
     assert cards.read(Path(capsys.readouterr().out.strip())).recipe == Recipe(size=48, pad=pad)
     said = json.loads((tmp_path / "out" / "experiment.json").read_text())["data"]
-    assert (said["pad"], said["side"]) == (pad, 128 * 256 // 224)  # as the configuration stores images, for sharp crops
+    assert (said["pad"], said["side"]) == (pad, 128 * 256 // 224)  # as the configuration stores images
     with pytest.raises(typer.BadParameter, match="belong together"):
         similis("train", "own_archive", "--folder", archive)
 

@@ -1,4 +1,4 @@
-"""The presets against the tables of the papers, and the papers' networks through two steps and a resume."""
+"""The presets against the papers' tables, and the papers' networks through two steps and a resume."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -157,14 +157,14 @@ def test_a_field_that_is_not_there_or_of_another_type_is_refused(word: str) -> N
 def test_a_word_that_a_field_does_not_have_is_refused_and_the_others_are_named(
     config: str, word: str, words: str
 ) -> None:
-    """Else it would be taken for one of them, or fail where the training has run for hours."""
+    """Otherwise the value would be taken for another, or fail after hours of training."""
     with pytest.raises(Invalid, match=f"is one of {words}"):
         changed(load(config, "recommended"), *word.split("="))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sixteen:
-    """Sixteen images to train on: one batch, one step of the optimiser an epoch."""
+    """Sixteen training images: one batch, so one optimiser step per epoch."""
 
     side: int = 32
 
@@ -174,7 +174,7 @@ class Sixteen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StoppedAt:
-    """The augmentation of the configuration, until it is the turn of a batch to be stopped."""
+    """The configuration's augmentation, which stops the training at the batch that `turns` says."""
 
     inner: Augment
 
@@ -184,7 +184,7 @@ class StoppedAt:
         return self.inner(images, side)
 
 
-turns: list[str] = []  # the next one last
+turns: list[str] = []  # a stack: the last entry is next
 
 
 def interrupted(one: Experiment, out: Path, after: int) -> None:
@@ -195,7 +195,7 @@ def interrupted(one: Experiment, out: Path, after: int) -> None:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """A file of freshly initialised weights of an architecture."""
+    """A function that writes randomly initialised weights of an architecture."""
     folder = tmp_path_factory.mktemp("weights")
 
     def path(architecture: str) -> str:
@@ -223,7 +223,7 @@ def test_the_papers_networks_take_two_steps_and_a_resume(
     method = replace(one.method, weights=weights(one.method.architecture))
     one = replace(one, data=Sixteen(), side=32, method=method, augmentation=StoppedAt(inner=one.augmentation))
     large = name == "advanced_ft:vgg16"
-    if large:  # of its 134 million weights AdamW's two moments would make a checkpoint of 1.6 GB; this one has a third
+    if large:  # with AdamW's two moments, a checkpoint of 134 million weights would take 1.6 GB; this one a third
         one = replace(one, optimiser=Optimiser(rates=one.optimiser.rates, kind="sgd", momentum=0))
     interrupted(one, tmp_path / "broken", after=1)
     first = kept.load(tmp_path / "broken")

@@ -21,9 +21,9 @@ from tests.training.small_set import Stripes, stripes
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Small(Method[nn.Sequential]):
-    """A network with everything that keeps state or draws numbers: normalisation, dropout, several weights."""
+    """A network with state and randomness: batch normalisation, dropout, several weights."""
 
-    scores: tuple[float, ...] = ()  #: what validation says, epoch by epoch; empty: what is true
+    scores: tuple[float, ...] = ()  #: the validation score of each epoch; empty: the real one
 
     def build(self, data: Collection) -> nn.Sequential:
         return nn.Sequential(
@@ -41,7 +41,7 @@ class Small(Method[nn.Sequential]):
     def validate(self, model: nn.Sequential, held: Collection, encode: Encode) -> Mapping[str, float]:
         if not self.scores:
             return Method.validate(self, model, held, encode)
-        seen = int(model[1].num_batches_tracked)  # one batch an epoch, so this is the epoch
+        seen = int(model[1].num_batches_tracked)  # one batch per epoch, so this is the epoch
         return {"macro_precision_at_10": self.scores[seen - 1]}
 
     def save(self, model: nn.Sequential, folder: Path, experiment: Experiment) -> None:
@@ -51,7 +51,7 @@ class Small(Method[nn.Sequential]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fused:
-    """An augmentation that stops the training at its nth batch, if told to."""
+    """An augmentation that stops the training at the batch that `fuse` says."""
 
     degrees: float = 5
 
@@ -61,7 +61,7 @@ class Fused:
         return Augment(degrees=self.degrees)(images, side)
 
 
-fuse: list[str] = []  # one entry per batch, the next one last
+fuse: list[str] = []  # one entry per batch; a stack: the last entry is next
 
 
 @pytest.fixture(autouse=True)
@@ -70,7 +70,7 @@ def _no_fuse() -> None:
 
 
 def train(one: Experiment, out: Path, **options: bool) -> Json:
-    """On one thread: the images are few, and other tests run beside."""
+    """Train with one thread: images are few, and other tests run in parallel."""
     return loop.train(one, Path(), out, threads=1, **options)
 
 
@@ -102,7 +102,7 @@ def same(one: Path, other: Path) -> bool:
 
 def test_the_same_experiment_gives_the_same_weights_twice_and_another_seed_others(tmp_path: Path) -> None:
     for out, seed in (("a", 1), ("b", 1), ("c", 2)):
-        torch.rand(3)  # whatever the caller drew before
+        torch.rand(3)  # the caller's random state must not matter
         train(experiment(seed=seed), tmp_path / out)
     assert same(tmp_path / "a", tmp_path / "b")
     assert not same(tmp_path / "a", tmp_path / "c")
@@ -219,11 +219,11 @@ def test_a_training_does_not_go_on_with_other_data(
 
 
 def test_a_folder_in_which_nothing_was_kept_is_free_for_another_training(tmp_path: Path) -> None:
-    fuse.append("stop")  # in the first epoch
+    fuse.append("stop")  # stops in the first epoch
     with pytest.raises(KeyboardInterrupt):
         train(experiment(), tmp_path / "a")
     assert not (tmp_path / "a").exists()
-    (tmp_path / "a").mkdir()  # one that was there stays
+    (tmp_path / "a").mkdir()  # an existing folder remains
     fuse.append("stop")
     with pytest.raises(KeyboardInterrupt):
         train(experiment(), tmp_path / "a")

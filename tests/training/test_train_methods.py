@@ -32,7 +32,7 @@ def batch() -> Batch:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
-    """A file of an architecture's untrained weights: to make them again takes a second."""
+    """A function that writes untrained weights of an architecture, cached because that takes a second."""
     folder = tmp_path_factory.mktemp("weights")
 
     def path(architecture: str) -> str:
@@ -101,7 +101,7 @@ def test_groups_cover_every_parameter_once(squeeze: str) -> None:
 
 
 def slow_triplets(unit: np.ndarray, labels: np.ndarray, margin: float, mining: Mining) -> float:
-    """The mean violation over the chosen triplets that violate the margin at all."""
+    """The mean violation over those chosen triplets that violate the margin."""
     n = len(labels)
     distance = np.linalg.norm(unit[:, None] - unit[None], axis=2)
     found = []
@@ -143,7 +143,7 @@ def test_of_drawn_triplets_the_anchors_alone_are_classified_and_each_part_is_nor
     model = method.build(stripes(32, 32, 0)).train()
     pixels, labels = batch.pixels[:12], batch.labels[:12]
     one = batch._replace(views=(pixels,), labels=labels)
-    torch.manual_seed(0)  # of the dropout
+    torch.manual_seed(0)  # for dropout
     parts = method.step(model, one)[1]
     torch.manual_seed(0)
     unit = functional.normalize(model(pixels[:4]), dim=1)
@@ -179,7 +179,7 @@ def test_the_centre_loss_is_taken_before_or_after_vectors_are_made_unit(batch: B
         losses[of] = metric(weights=squeeze, centres_of=of).step(model, batch)[1]["centre"].item()
         vectors = raw if of == "raw" else functional.normalize(raw, dim=1)
         assert losses[of] == pytest.approx((vectors.square().sum(1).mean() / 2).item(), rel=1e-4)
-    assert losses["unit"] == pytest.approx(0.5, rel=1e-4)  # the centres stand at zero
+    assert losses["unit"] == pytest.approx(0.5, rel=1e-4)  # the centres are zero
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_what_was_trained_is_a_model_that_encodes_as_it_did_in_training(
     folder = tmp_path / "out" / "model"
     card = cards.read(folder)
     assert (card.name, card.dim, card.weights.trained) == ("squeeze", dim, True)
-    assert card.recipe == Recipe(size=48, pad="square")  # as the collection was made square
+    assert card.recipe == Recipe(size=48, pad="square")  # the recipe with which the collection was made square
     assert "from random:0" in card.weights.note
     model = method.build(one.data.load(Path()).part("train")).eval()
     state = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["best"]

@@ -139,7 +139,7 @@ def test_augmented_images_are_the_same_for_a_seed_differ_from_each_other_and_sta
 def test_an_augmentation_that_may_do_nothing_does_nothing() -> None:
     images = torch.rand(50, 32, 32)
     still = Augment(scale=(1, 1), horizontal=0, degrees=0, brightness=0, contrast=0, erasing=0)
-    # torchvision draws the crop's aspect ratio from 3/4 to 4/3, but of the whole area no other than 1 fits a square
+    # torchvision draws the aspect ratio from 3/4 to 4/3, but with the whole area only 1 fits a square
     assert torch.equal(still(images, 32), images)
     assert torch.equal(NoAugmentation()(images, 32), images)
 
@@ -179,7 +179,7 @@ def slow_macro_precision(vectors: np.ndarray, labels: np.ndarray, groups: np.nda
 
 def test_macro_precision_is_that_of_plain_loops() -> None:
     data = stripes(60, 32, 0)
-    lonely = np.where(data.groups == 3, 3, data.labels % 3)  # class 3 has a single group: it cannot be answered
+    lonely = np.where(data.groups == 3, 3, data.labels % 3)  # class 3 has a single group, so its queries have no answer
     data = replace(data, labels=lonely)
     vectors = torch.randn(60, 5, generator=torch.Generator().manual_seed(0)) + functional.one_hot(
         torch.from_numpy(lonely) % 5, 5
@@ -209,8 +209,8 @@ def test_centres_move_half_way_as_wen_has_it_and_only_in_training() -> None:
     loss.eval()(vectors, labels)
     assert torch.equal(loss.centres, torch.zeros(3, 2))
     before = loss.train()(vectors, labels)
-    assert float(before) == pytest.approx((4 + 16 + 36) / 2 / 3)  # of the centres as they were
-    # eq. 4: half of the sum of the differences, over one more than there are
+    assert float(before) == pytest.approx((4 + 16 + 36) / 2 / 3)  # before the centres are updated
+    # eq. 4: half of the sum of the differences, divided by their number plus one
     assert torch.allclose(loss.centres, torch.tensor([[0.5 * 6 / 3, 0], [0, 0.5 * 6 / 2], [0, 0]]))
 
 

@@ -1,4 +1,4 @@
-"""What a person sees of a training: a pseudo-terminal gets one moving line, a file a line per epoch."""
+"""The progress output of a training: one updated line on a terminal, one line per epoch in a file."""
 
 import os
 import pty
@@ -37,9 +37,9 @@ def test_a_terminal_gets_a_moving_line_with_speed_and_time_left(monkeypatch: pyt
         monkeypatch.setattr(sys, "stderr", terminal)
         with Progress("small", 2, 4, "figure") as progress:
             progress.batch(16, 0.5)
-            progress._status._live.refresh()  # it refreshes by itself, twelve times a second
+            progress._status._live.refresh()  # as its timer does twelve times a second
     shown = b""
-    with suppress(OSError):  # the end: nobody holds the other side any more; it comes in pieces
+    with suppress(OSError):  # EOF: the other side was closed; output arrives in pieces
         while part := os.read(master, 1 << 16):
             shown += part
     os.close(master)

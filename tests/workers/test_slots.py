@@ -1,4 +1,4 @@
-"""Sweeps come through while long tasks are rung for again and again: the tombstones' file must not lag behind."""
+"""Sweeps run in time although long tasks are queued again and again: the tombstone file must not lag behind."""
 
 import subprocess
 import sys
@@ -60,7 +60,7 @@ def test_a_sweep_waits_for_one_long_task_and_not_for_all(valkey_url: str, tmp_pa
 
 
 def test_a_sweep_lives_longer_than_the_tasks_it_waits_for() -> None:
-    """`project.drain` and `erase` have 20 s each."""
+    """`project.drain` and `erase` take up to 20 s each."""
     (sweep,) = (one for one in ours.app.conf.beat_schedule.values() if one["task"] == Job.SWEEP.value)
     assert sweep["options"] == {"queue": QUEUES[Job.SWEEP], "expires": ours.SWEEP_LIFE_S}
     assert ours.SWEEP_LIFE_S >= 3 * 20

@@ -64,7 +64,7 @@ def test_a_clock_that_is_set_back_does_not_silence_the_sweep(tmp_path: Path) -> 
 
 
 def test_a_home_that_takes_no_sign_of_life_ends_no_work(tmp_path: Path) -> None:
-    """As where it is mounted read-only: a scan tells at each step that it gets on."""
+    """As with a read-only home: a scan writes its heartbeat at every step."""
     (tmp_path / "home").touch()
     env = os.environ | {"SIMILIS_HOME": str(tmp_path / "home")}
     script = "from workers.heartbeat import show_life; show_life('scan')"
@@ -108,7 +108,7 @@ def test_an_absent_broker_is_no_error() -> None:
 
 
 def test_a_broker_that_hangs_is_not_waited_for_at_every_bell(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each image that is sent rings, before its sender has an answer."""
+    """Each sent image rings the bell before its sender gets an answer."""
     from celery import Celery
 
     with socket.create_server(("127.0.0.1", 0)) as silent:

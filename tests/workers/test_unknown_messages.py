@@ -1,4 +1,4 @@
-"""A message that no task takes any more, as an older version leaves it in the broker, is dropped; the next is heard."""
+"""A message of an older version that no task handles is dropped, and the next one is processed."""
 
 import json
 import os

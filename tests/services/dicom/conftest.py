@@ -1,4 +1,4 @@
-"""A real receiver with a real database: started once per module, asked by real peers."""
+"""A real receiver with a real database, started once per module, and real peers."""
 
 import os
 import shutil
@@ -53,7 +53,7 @@ def instance(n: int = 1, *, study: int = 1, value: int = 0, side: int = 8, **mor
 
 
 def written(image: Dataset, folder: Path, name: str = "") -> Path:
-    """The image as a file, with a preamble that could be a program."""
+    """Write the image to a file with the preamble of an executable; return its path."""
     image.file_meta.MediaStorageSOPClassUID = image.SOPClassUID
     image.file_meta.MediaStorageSOPInstanceUID = image.SOPInstanceUID
     image.preamble = b"MZ" + b"\x90" * 126
@@ -63,7 +63,7 @@ def written(image: Dataset, folder: Path, name: str = "") -> Path:
 
 
 def peer_file(folder: Path, **titles: list[str]) -> Path:
-    """Who may send: addresses by AE title."""
+    """Write peers.toml: addresses by AE title."""
     told = [f'[[peer]]\nae_title = "{title}"\naddresses = {addresses}\n' for title, addresses in titles.items()]
     path = folder / "peers.toml"
     path.write_text("\n".join(told))
@@ -72,7 +72,7 @@ def peer_file(folder: Path, **titles: list[str]) -> Path:
 
 @dataclass
 class Running:
-    """A receiver that runs, and what it has of the world."""
+    """A running receiver with its database, folders and log."""
 
     folder: Path
     database_url: str
@@ -127,7 +127,7 @@ class Running:
         return 0 if child is None else process.stop(child, (signal.SIGTERM, 20.0))
 
     def kill(self) -> None:
-        """The door and its receivers died at once, as when the power goes."""
+        """Kill the door and its receivers at once, as in a loss of power."""
         child, self.child = self.child, None
         assert child is not None
         process.kill_tree(child.pid)
@@ -147,7 +147,7 @@ class Running:
         return ae.associate("127.0.0.1", self.port, ae_title=called, **more)
 
     def send(self, *images: Dataset, **more: object) -> list[int]:
-        """The statuses of the answers."""
+        """Send the images; return the statuses of the responses."""
         with closing(self.associated(**more)) as association:
             assert association.is_established
             return [association.send_c_store(image).Status for image in images]
@@ -173,14 +173,14 @@ class Running:
         return sorted(path for path in (self.home / "blobs").rglob("*") if path.is_file())
 
     def clear(self) -> None:
-        """As new, but for the processes."""
+        """Remove all data; the processes go on."""
         self.execute("TRUNCATE arrival, file, image, study CASCADE")
         shutil.rmtree(self.home / "blobs", ignore_errors=True)
 
 
 @contextmanager
 def closing(association: Association) -> Iterator[Association]:
-    """It is released at the end, whatever happened."""
+    """Release the association at the end, also after an error."""
     try:
         yield association
     finally:
@@ -190,13 +190,13 @@ def closing(association: Association) -> Iterator[Association]:
 
 @pytest.fixture(scope="session")
 def session_database(postgres, migrated) -> Iterator[str]:
-    """One database for all receivers of this session; each test begins with it empty."""
+    """One database for all receivers of this session; each test begins with empty tables."""
     yield from engines._fresh(postgres, migrated)
 
 
 @pytest.fixture(scope="module")
 def long_running(tmp_path_factory, session_database) -> Iterator[Running]:
-    """A receiver with its defaults, for a whole module."""
+    """A receiver with default settings for a whole module."""
     made = Running(tmp_path_factory.mktemp("dicom"), session_database).start()
     yield made
     made.stop()
@@ -210,7 +210,7 @@ def receiver(long_running: Running) -> Running:
 
 @pytest.fixture
 def start(tmp_path, database_url) -> Iterator[object]:
-    """Starts a receiver with these settings, for this test only."""
+    """A function that starts a receiver with given settings for this test."""
     made: list[Running] = []
 
     def begin(**settings: object) -> Running:
@@ -225,14 +225,14 @@ def start(tmp_path, database_url) -> Iterator[object]:
 
 @pytest.fixture
 def lenient(monkeypatch) -> None:
-    """pydicom lets us write what it would rather not."""
+    """Let pydicom write invalid values."""
     monkeypatch.setattr(config.settings, "_reading_validation_mode", config.IGNORE)
     monkeypatch.setattr(config.settings, "_writing_validation_mode", config.IGNORE)
 
 
 @pytest.fixture
 def injected(tmp_path, monkeypatch):
-    """Python that each process of a receiver runs first: faults that cannot be had from outside."""
+    """A function that adds Python code which each process of a receiver runs first, to inject faults."""
 
     def put(text: str) -> None:
         folder = tmp_path / "injected"
@@ -245,7 +245,7 @@ def injected(tmp_path, monkeypatch):
 
 @pytest.fixture
 def tool():
-    """The path of one of DCMTK's programs, or a visible skip."""
+    """A function that returns the path of a DCMTK program, or skips the test visibly."""
 
     def find(name: str) -> str:
         found = shutil.which(name)

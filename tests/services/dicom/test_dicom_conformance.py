@@ -1,4 +1,4 @@
-"""The conformance statement says what the code does, and the code negotiates what can be read."""
+"""The conformance statement matches the code, and only readable transfer syntaxes are negotiated."""
 
 import pytest
 from pydicom.dataset import Dataset
@@ -55,7 +55,7 @@ def test_of_several_encodings_the_first_of_our_own_table_is_taken(receiver):
         proposed = words.split()
         ae = AE(ae_title="SCANNER")
         ae.add_requested_context(MAMMOGRAM, proposed)
-        ae.add_requested_context("1.2.840.10008.5.1.4.1.1.3", proposed)  # retired, and still sent
+        ae.add_requested_context("1.2.840.10008.5.1.4.1.1.3", proposed)  # retired, but still in use
         with closing(ae.associate("127.0.0.1", receiver.port, ae_title="SIMILIS")) as association:
             assert [cx.transfer_syntax for cx in association.accepted_contexts] == [[proposed[taken]]] * 2
 

@@ -1,4 +1,4 @@
-"""The receiver, or all of it, dies in the middle: nothing acknowledged is lost, nothing half is known."""
+"""The receiver or parts of it are killed during a transfer: acknowledged instances stay, partial ones leave nothing."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from tests.services.dicom.conftest import Running, instance
 
 
 class Sending(threading.Thread):
-    """Sends until it is stopped; after a failure it begins a new association, as a PACS does."""
+    """Sends until stopped; after a failure it opens a new association, as a PACS does."""
 
     def __init__(self, receiver: Running, which: int) -> None:
         super().__init__(daemon=True)

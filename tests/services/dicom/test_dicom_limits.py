@@ -1,4 +1,4 @@
-"""Who is turned away at the door, and what happens where something behind the receiver is short."""
+"""Limits and refusals of connections, and shortages behind the receiver."""
 
 import os
 import re
@@ -120,7 +120,7 @@ def test_an_answer_that_took_us_long_is_no_silence_of_the_sender(start):
     receiver = start(dicom__idle_s=1)
     with closing(receiver.associated()) as association, ThreadPoolExecutor(1) as beside:
         with receiver._database() as store, store.transaction() as db:
-            alone(db, Lock.INTAKE)  # as an erasure under way has it
+            alone(db, Lock.INTAKE)  # as during an erasure
             first = beside.submit(association.send_c_store, instance(1))
             time.sleep(2.5)
         assert first.result().Status == 0
@@ -191,7 +191,7 @@ STALLED = struct.pack(">BxI", 1, 0xFFFFFFF0)
 
 @contextmanager
 def stalled(receiver, count: int, claims: bytes):
-    """Connections, each from an address of its own, that claim more than they send."""
+    """Hold connections from different addresses that announce more bytes than they send."""
     with ExitStack() as held:
         for number in range(count):
             made = socket.create_connection(("127.0.0.1", receiver.port), 5, (f"127.0.3.{number + 2}", 0))
@@ -214,13 +214,13 @@ def test_a_place_is_free_again_as_soon_as_who_had_it_is_gone(start):
 
 
 CONTEXT = b"\x20\x00\x00\x2e\x01"
-EVEN = b"\x20\x00\x00\x2e\x02"  #: its number must be odd
+EVEN = b"\x20\x00\x00\x2e\x02"  #: a presentation context ID must be odd
 EMPTY = b"\x20\x00\x00\x04\x01\x00\x00\x00" + CONTEXT
 
 
 @pytest.mark.parametrize("instead", [EVEN, EMPTY], ids=["even", "empty"])
 def test_a_request_that_makes_no_sense_holds_no_place(start, instead):
-    """One of pynetdicom's two threads ends with an error, and the other waits for it until its time is up."""
+    """One of pynetdicom's two threads fails, and the other waits for it until its timeout."""
     receiver = start(dicom__associations=1, dicom__pdu_s=30)
     request = echo.request("SIMILIS", "EVIL").replace(CONTEXT, instead)
     request = request[:2] + struct.pack(">I", len(request) - 6) + request[6:]
@@ -248,7 +248,7 @@ services.dicom.guard.Guard = Off
 
 
 def test_with_the_guard_off_six_stalled_connections_do_lock_everybody_out(start, injected):
-    """What `guard` says of pynetdicom is still so; else it could go."""
+    """The fault of pynetdicom that `guard` works around still exists; otherwise `guard` could be removed."""
     injected(UNGUARDED)
     receiver = start(dicom__associations=6, dicom__pdu_s=1)
     with stalled(receiver, 6, struct.pack(">BxI", 1, 200_000)):

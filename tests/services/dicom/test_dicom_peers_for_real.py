@@ -1,4 +1,4 @@
-"""Other people's software sends to us: DCMTK's tools, and an Orthanc that forwards."""
+"""Third-party senders: DCMTK's tools, and an Orthanc that forwards."""
 
 import json
 import shutil
@@ -56,7 +56,7 @@ def test_storescu_is_told_what_is_wrong(receiver, tool, tmp_path, lenient):
 
 
 class Orthanc:
-    """One that has us among its modalities."""
+    """An Orthanc with Similis among its modalities."""
 
     def __init__(self, folder, program, port):
         self.http = free_port()

@@ -1,4 +1,4 @@
-"""What a sender meets that does everything right, and what it is told where something is not."""
+"""What a correct sender gets, and the statuses of faulty requests."""
 
 import socket
 import struct
@@ -136,7 +136,7 @@ def test_what_cannot_be_understood_is_told_and_leaves_nothing_but_a_line(lenient
 
 
 def test_a_data_set_that_is_not_what_its_command_says_is_told_so(receiver):
-    """The command names one instance, and one class; the data set holds another."""
+    """The data set holds another instance, or another SOP class, than the command names."""
     with closing(receiver.associated()) as association:
         for other in (instance(2), instance(SOPClassUID=ComputedRadiographyImageStorage)):
             assert _send_as(association, other, f"{UID}.1.1") == Status.MISMATCH
@@ -173,7 +173,7 @@ def test_an_aborted_transfer_leaves_no_file(receiver):
 
 
 def _half_sent(receiver):
-    """A connection whose C-STORE has begun and does not go on."""
+    """A connection with an incomplete C-STORE."""
     connection = socket.create_connection(("127.0.0.1", receiver.port), 5)
     connection.sendall(echo.request("SIMILIS", "SCANNER", MAMMOGRAM.encode()))
     assert connection.recv(1)[0] == 2
@@ -192,7 +192,7 @@ def test_no_log_line_names_a_patient_or_an_image(receiver):
 
 
 def test_no_log_line_quotes_a_command_set(receiver):
-    """pydicom says which character set it does not know, and which elements."""
+    """pydicom's warnings quote unknown character sets and elements."""
     said = PATIENT.encode()
     more = struct.pack("<HHI", 8, 5, len(said)) + said + struct.pack("<HHI", 8, 0x7777, 0)
     with socket.create_connection(("127.0.0.1", receiver.port), 5) as connection:

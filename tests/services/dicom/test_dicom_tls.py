@@ -1,4 +1,4 @@
-"""TLS both ways, with certificates made here."""
+"""TLS with server and client certificates made in the test."""
 
 import socket
 import ssl
@@ -19,7 +19,7 @@ from tests.services.dicom.conftest import MAMMOGRAM, closing, instance, written
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory) -> Path:
-    """A CA, a server and a sender that it has signed, and a stranger that it has not."""
+    """A CA, a server and a sender with certificates of it, and a stranger without."""
     folder = tmp_path_factory.mktemp("keys")
     openssl(folder, "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca")
     for name in ("server", "sender"):
@@ -59,7 +59,7 @@ def associated(receiver, context):
 
 
 def served(receiver, context) -> bool:
-    """Whether a C-ECHO is answered: without pynetdicom, which leaves its sockets open after a failed handshake."""
+    """Whether a C-ECHO succeeds; without pynetdicom, which leaves sockets open after a failed handshake."""
     with socket.create_connection(("127.0.0.1", receiver.port), 5) as plain:
         try:
             with context.wrap_socket(plain, server_hostname="127.0.0.1") as connection:
@@ -104,7 +104,7 @@ def _closed(connection) -> bool:
 
 def test_old_versions_are_not_spoken(receiver, keys):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # that is the point
+        warnings.simplefilter("ignore", DeprecationWarning)  # the old protocol version is intended
         old = caller(keys, "sender", ssl.TLSVersion.TLSv1_1)
     assert not served(receiver, old)
 

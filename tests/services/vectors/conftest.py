@@ -5,5 +5,5 @@ import pytest
 
 @pytest.fixture
 def tmp_path(quick_path: Path) -> Path:
-    """In memory: see `tests.memory`."""
+    """A folder in memory: see `tests.memory`."""
     return quick_path

@@ -1,4 +1,4 @@
-"""No acknowledged point is lost, whenever the process dies: in a write, while optimising, half way to a file."""
+"""No acknowledged point is lost, whenever the process is killed: during a write, an optimisation, a file's move."""
 
 import errno
 import json
@@ -50,7 +50,7 @@ def until(claim: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def assert_holds(index: Index, want: dict[int, int]) -> None:
-    """Exactly these numbers, each at least at this revision, each found by its own vector."""
+    """Check that the index holds exactly these points, each at least at this revision and found by its own vector."""
     held = dict(entry for part in index.scan() for entry in part)
     assert held.keys() == {id_of(number) for number in want}
     assert all(held[id_of(number)] >= revision for number, revision in want.items())
@@ -79,7 +79,7 @@ def test_a_kill_during_writes_loses_nothing_that_was_acknowledged(tmp_path: Path
             running.start()
             with closing(running.store()) as store:
                 index = store.open("a")
-                for number in sent:  # what was on its way may or may not have arrived
+                for number in sent:  # unacknowledged writes may have been applied
                     if number not in acknowledged and index.get([id_of(number)]):
                         acknowledged[number] = 0
                 assert_holds(index, acknowledged)
@@ -204,7 +204,7 @@ def test_a_few_new_points_get_a_graph_beside_and_many_a_graph_of_all(tmp_path: P
 
 
 def test_points_that_are_written_anew_are_linked_anew(tmp_path: Path) -> None:
-    """Edge counts those that its graph has lost, too: what took their place was searched one by one for ever."""
+    """Edge counts points as indexed that its graph has lost; new ones in their place would be scanned for ever."""
     with engines.vectors_process(tmp_path) as running, closing(running.store()) as store:
         index = store.create("a", SPEC)
         index.write(gallery(1900))
@@ -218,7 +218,7 @@ def test_points_that_are_written_anew_are_linked_anew(tmp_path: Path) -> None:
         assert index.optimize() is True
         assert index.info() == Info(points=1400, indexed=1400)
         index.write(revised(range(1900, 3500), 1))
-        index.write(revised(range(500, 1900), 3))  # more than may be unlinked; nobody asks
+        index.write(revised(range(500, 1900), 3))  # more than may be unlinked, so linking starts by itself
         until(lambda: index.info() == Info(points=3000, indexed=3000))
         assert_holds(index, dict.fromkeys(range(500, 1900), 3) | dict.fromkeys(range(1900, 3500), 1))
 
@@ -286,7 +286,7 @@ def test_the_sparse_copy_is_the_shard(tmp_path: Path) -> None:
 
 @pytest.fixture
 def linked(tmp_path: Path) -> Iterator[Collection]:
-    """A collection of 2,500 points with their graph, and of 100 without."""
+    """A collection of 2,500 linked points and 100 unlinked ones."""
     held, optimizer = Shards(tmp_path / "data"), optimize.Optimizer()
     held.create(messages.create("a", SPEC))
     collection = held.get("a")
@@ -362,10 +362,10 @@ def test_where_files_cannot_be_linked_all_is_copied(
 
 
 def test_linking_yields_to_whoever_asks(linked: Collection) -> None:
-    """Also where the kernel groups processes by session: there only a session of its own can be told."""
+    """Where the kernel groups processes by session (autogroup), the child needs a session of its own."""
     config = linked.folder / "collection.json"
     config.unlink()
-    os.mkfifo(config)  # which the child reads before it links: it waits there, to be looked at
+    os.mkfifo(config)  # the child waits here, before it links
     optimizer = optimize.Optimizer()
     try:
         optimizer.request(linked)
@@ -381,7 +381,7 @@ def test_linking_yields_to_whoever_asks(linked: Collection) -> None:
 
 
 def test_a_write_in_progress_when_the_shadow_catches_up_is_in_the_new_shard(tmp_path: Path) -> None:
-    """A writer has said what it touches and not yet written it; the shadow must not take that for done."""
+    """A writer has announced its points but not yet written them; the shadow must not count them as done."""
     held = Shards(tmp_path)
     held.create(messages.create("a", SPEC))
     write(held, gallery(10))
@@ -403,7 +403,7 @@ def test_a_write_in_progress_when_the_shadow_catches_up_is_in_the_new_shard(tmp_
         assert announced.wait(10)
         adopting = threading.Thread(target=collection.adopt, args=(target,))
         adopting.start()
-        adopting.join(1)  # without the writers' lock it has taken, and lost, the late point by now
+        adopting.join(1)  # without the writers' lock, it would have lost the late point by now
         go_on.set()
         late.join(10)
         adopting.join(10)
@@ -443,7 +443,7 @@ def test_the_shadow_has_what_only_the_log_holds_and_nobody_waits_for_a_flush(tmp
 
 
 def test_a_shard_whose_process_ends_while_it_is_copied_is_loaded_again_after_that(tmp_path: Path) -> None:
-    """As it is loaded it empties its log into the segments: of these the copy would have the old, of that the new."""
+    """Loading moves the log into the segments: the copy would have the old segments and the new, empty log."""
     held = Shards(tmp_path)
     held.create(messages.create("a", SPEC))
     write(held, gallery(300))
@@ -475,7 +475,7 @@ def test_a_shard_in_use_outlives_a_disk_that_does_not_confirm_its_name(
     before = collection._shard
 
     def failing(folder: Path) -> None:
-        if ends:  # and another process takes its place
+        if ends:  # and another process loads it
             collection._shard._kill()
             collection.ask("Ping", b"")
         raise OSError(errno.EIO, "input/output error", str(folder))
@@ -484,7 +484,7 @@ def test_a_shard_in_use_outlives_a_disk_that_does_not_confirm_its_name(
         disk.setattr("services.vectors.shards.sync", failing)
         with pytest.raises(OSError, match="input/output"), collection.shadow(optimize.copy) as target:
             collection.adopt(target)
-    with pytest.raises(Gone):  # nobody holds the shard of before
+    with pytest.raises(Gone):  # no process holds the earlier shard
         before.ask("Ping", b"")
     write(held, revised(range(300), 2))
     assert collection.path == target
@@ -495,7 +495,7 @@ def test_a_shard_in_use_outlives_a_disk_that_does_not_confirm_its_name(
 
 
 def shard_pids(running: engines.VectorsProcess) -> list[int]:
-    """What the fork server has forked."""
+    """Process IDs of the fork server's children."""
     assert running.process is not None
     below = {line.split()[0]: line.split()[1:] for line in processes()}
     fork_servers = [pid for pid, (ppid, *_) in below.items() if int(ppid) == running.process.pid]
@@ -516,7 +516,7 @@ def test_a_shard_whose_process_dies_is_loaded_again_and_has_lost_nothing(tmp_pat
             assert_holds(index, dict.fromkeys(range(200), revision))
             assert shard_pids(running) != [pid]
         os.kill(shard_pids(running)[0], signal.SIGKILL)
-        index.write(revised(range(200, 210), 4))  # refused once, and sent again
+        index.write(revised(range(200, 210), 4))  # refused once, then repeated by the client
         assert index.count() == 210
 
 
@@ -557,7 +557,7 @@ def written(service: ShardService, numbers: range) -> None:
 def test_a_write_is_acknowledged_when_the_log_and_its_names_are_on_disk(
     service: ShardService, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A kill does not show it: what is not synced survives a kill, and not a loss of power."""
+    """A kill would not show it: unsynced data survives a kill, but not a loss of power."""
     synced: set[str] = set()
     sync = os.fsync
 
@@ -579,11 +579,11 @@ def test_a_write_is_acknowledged_when_the_log_and_its_names_are_on_disk(
 def test_the_log_does_not_grow_for_ever(service: ShardService, tmp_path: Path) -> None:
     for start in range(0, 32_000, 1000):
         written(service, range(start, start + 1000))
-    assert len(list(tmp_path.glob("wal/closed-*"))) <= 2  # of 32 MiB each; four without a flush
+    assert len(list(tmp_path.glob("wal/closed-*"))) <= 2  # of 32 MiB each; without a flush there would be four
 
 
 def test_a_shard_that_has_no_log_is_flushed_at_every_write(tmp_path: Path) -> None:
-    """Those of the first versions have none."""
+    """Shards of the first versions have no log."""
     with engines.vectors_process(tmp_path) as running:
         with closing(running.store()) as store:
             store.create("a", SPEC)

@@ -1,4 +1,4 @@
-"""One shard that fails takes nobody with it: a shard that cannot be loaded, a child that hangs."""
+"""A failing shard does not affect the others: one that cannot be loaded, a child that hangs."""
 
 import os
 import signal
@@ -85,7 +85,7 @@ def test_what_the_disk_keeps_of_a_dropped_collection_is_not_in_the_way_of_the_ne
 
 @pytest.fixture
 def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shards]:
-    """One collection of ten points, whose shard is given little time."""
+    """One collection of ten points, whose shard has short timeouts."""
     monkeypatch.setattr(shards, "SILENT_S", 0.2)
     held = Shards(tmp_path, partial(ForkServer, answers_within_s=1.5))
     held.create(messages.create("a", SPEC))
@@ -98,7 +98,7 @@ def quick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Shards]:
 
 
 def hang(held: Shards) -> None:
-    """The child that holds the shard stands still, as on a disk that does not answer."""
+    """Stop the child that holds the shard, as if its disk did not answer."""
     (pid,) = children(held._fork_server._process.pid)
     stand_still(pid)
 
@@ -106,7 +106,7 @@ def hang(held: Shards) -> None:
 def stand_still(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
     stat = Path(f"/proc/{pid}/stat")
-    while stat.read_text().rpartition(")")[2].split()[0] != "T":  # on another core it may go on for a moment
+    while stat.read_text().rpartition(")")[2].split()[0] != "T":  # SIGSTOP takes effect with a delay on another core
         time.sleep(0.001)
 
 

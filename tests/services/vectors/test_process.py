@@ -1,4 +1,4 @@
-"""The vectors process as the supervisor and an attacker on the same machine see it."""
+"""The vectors process as seen by its supervisor, and by an attacker on the same machine."""
 
 import os
 import signal
@@ -52,7 +52,7 @@ def test_the_health_check_answers_whoever_has_the_key(running: engines.VectorsPr
 
 @contextmanager
 def _late(socket_path: Path, target: Path, seconds: float) -> Iterator[None]:
-    """A way to the target whose first bytes come so much later."""
+    """A proxy to the target that delays the first bytes of each connection."""
     with socket.socket(socket.AF_UNIX) as listening:
         listening.bind(str(socket_path))
         listening.listen()
@@ -78,7 +78,7 @@ def _late(socket_path: Path, target: Path, seconds: float) -> Iterator[None]:
 
 
 def test_a_peer_that_shakes_hands_slowly_is_waited_for(running: engines.VectorsProcess, tmp_path: Path) -> None:
-    """As over TLS from far away, or from a process that waits for a crowded processor."""
+    """As over TLS from far away, or from a process on a crowded processor."""
     path = tmp_path / "late.sock"
     with _late(path, running.socket, 0.8), closing(QdrantStore(f"unix://{path}", api_key=engines.KEY)) as store:
         store.ping()
@@ -242,6 +242,6 @@ def test_it_ends_also_when_it_is_told_so_while_it_is_being_told(tmp_path: Path) 
     running = engines.VectorsProcess(tmp_path)
     running.start()
     assert running.process is not None
-    for number in [signal.SIGTERM, signal.SIGINT] * 5000:  # some of them come while another is being handled
+    for number in [signal.SIGTERM, signal.SIGINT] * 5000:  # some arrive while another one is handled
         running.process.send_signal(number)
     assert running.stop() == 0

@@ -1,4 +1,4 @@
-"""Answers put together from bytes are what protobuf itself would have written, and follow every write."""
+"""Replies assembled from bytes equal those of protobuf, and reflect every write."""
 
 import uuid
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Record:
 
 
 class Shard:
-    """As much of Edge as answers are made of; counts what it is asked for."""
+    """The parts of a shard that replies need; records the requested IDs."""
 
     def __init__(self, *records: Record) -> None:
         self.records = {record.id: record for record in records}
@@ -119,9 +119,9 @@ def _remember_all(replies: Replies) -> int:
 
 def test_what_the_first_search_wants_is_remembered_of_all_points_while_nobody_asks() -> None:
     replies, shard = _replies(*_many(2 * STEP + 5))
-    assert not replies.behind  # nobody has asked yet
+    assert not replies.behind  # no search so far
     replies.batch([[(1, 1.0)], [(1, 1.0)]], [(), True])
-    assert not replies.behind  # whether the engine counts bits rightly, or finds what it should, is no search
+    assert not replies.behind  # checks of Hamming distances or recall do not count as searches
     replies.batch([[(1, 1.0)]], [STUDY])
     assert _remember_all(replies) == 3
     shard.asked.clear()
@@ -149,7 +149,7 @@ def test_what_was_read_before_a_write_is_not_remembered_after_it() -> None:
     def page(offset: Any, limit: int, fields: Fields) -> tuple[list[Record], Any]:
         read = shard.page(offset, limit, fields)
         shard.records[second] = Record(second, {"study": 200})
-        replies.forget([str(second)])  # by the thread of writes
+        replies.forget([str(second)])  # as the thread of writes does
         return read
 
     replies = Replies(shard.fetch, page)
@@ -162,11 +162,11 @@ def test_more_points_than_there_is_room_for_are_not_all_remembered(monkeypatch: 
     monkeypatch.setattr("services.vectors.replies.CAPACITY", 2 * STEP)
     replies, shard = _replies(*_many(4 * STEP))
     replies.batch([[(4 * STEP, 1.0)]], [STUDY])
-    assert _remember_all(replies) == 2  # the second finds no room
+    assert _remember_all(replies) == 2  # the second step finds the cache full
     shard.asked.clear()
     replies.batch([[(n, 1.0) for n in range(1, STEP + 1)]], [STUDY])
     assert not shard.asked
-    for start in range(STEP + 1, 4 * STEP, 8):  # others take the place of the oldest
+    for start in range(STEP + 1, 4 * STEP, 8):  # evict the oldest entries
         replies.batch([[(n, 1.0) for n in range(start, start + 8)]], [STUDY])
     shard.asked.clear()
     replies.batch([[(1, 1.0), (4 * STEP - 1, 1.0)]], [STUDY])

@@ -1,4 +1,4 @@
-"""What the vectors process does not implement it refuses by name, message by message."""
+"""The vectors process refuses by name every field and message that it does not implement."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -23,7 +23,7 @@ KINDS = {
 
 
 def with_field(name: str, field: FieldDescriptor) -> Any:
-    """The message with only this field set."""
+    """A message with only this field set."""
     message = getattr(pb, name)()
     if field.message_type is None:
         value = KINDS.get(field.cpp_type, 1)
