@@ -73,7 +73,7 @@ def run(  # noqa: PLR0913 - one parameter per option
 
 @bench.command()
 def report(folder: Annotated[Path, typer.Argument(metavar="DIR", help="Where raw.jsonl stands.")]) -> None:
-    """Write report.html, report.md and report.csv again from the raw results, without measuring."""
+    """Write report.html, report.md and report.csv again, from the raw results alone."""
     from benchmarks.latency.report import write
 
     for path in write(folder):

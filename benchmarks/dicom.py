@@ -54,7 +54,7 @@ class Receiving:
         return [int(pid) for pid in _read(Path(f"/proc/{self.pid}/task/{self.pid}/children")).split()]
 
     def processes(self) -> list[int]:
-        """The door, its receivers and their sandboxes."""
+        """The door, its receivers, and their sandboxes."""
         found = [self.pid]
         for pid in found:
             children = Path(f"/proc/{pid}/task").glob("*/children")

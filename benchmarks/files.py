@@ -1,4 +1,4 @@
-"""Files to ingest: as large as a real mammogram, or so small that only the overhead remains."""
+"""Files to take in: as large as a real mammogram, or so small that only the overhead is left."""
 
 import datetime as dt
 import shutil

@@ -40,7 +40,7 @@ class Engine(NamedTuple):
 
 
 def codes_of(count: int, bits: int) -> Codes:
-    """(count, bits / 8): signs of a projection, and copies of some of them."""
+    """(count, bits / 8): signs of a projection, and copies of them."""
     rng = np.random.default_rng(SEED)
     own = int(count * (1 - COPIES))
     projection = rng.standard_normal((DIM, bits)).astype(np.float32)

@@ -104,7 +104,7 @@ def busy_s() -> float:
 
 
 def others_share(own: float, busy: float, wall_s: float) -> float:
-    """The share of the machine that processes other than the measured ones used."""
+    """The part of the machine that processes other than the measured ones have used."""
     return max(0.0, busy - own) / (wall_s * (os.cpu_count() or 1))
 
 

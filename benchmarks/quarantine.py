@@ -117,7 +117,7 @@ def _png(pixels: np.ndarray) -> bytes:
 
 
 def look(sandbox: Sandbox, encoder: Encoder, all_of_them: Iterable[Picture]) -> list[Seen]:
-    """Pass each picture through the decoder, gates 1 and 2, and the model."""
+    """Each picture through decoder, gates 1 and 2 and the model."""
     recipe, seen = encoder.card.recipe, []
     for picture in all_of_them:
         one = Seen(picture.of, picture.patient)

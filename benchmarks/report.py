@@ -1,4 +1,4 @@
-"""The report of every benchmark: its figures with machine, date, commit, command, seeds, versions and load."""
+"""What every benchmark writes: its figures with machine, date, commit, command, seeds, versions and load."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A small platform for tests: real Postgres, in-memory index, null encoder, and a fake sandbox without a child."""
+"""A small platform for tests: real Postgres, the in-memory index, the null encoder, a sandbox without a child."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence

@@ -19,7 +19,7 @@ NAMES = ("one", "two", "three", "live")
 
 @pytest.fixture
 def platform(database_url: str, tmp_path: Path) -> Iterator[Platform]:
-    """A published model, the newest, and one generation of each of three others."""
+    """A published model, the newest, and beside it a generation of each of three others."""
     made = Platform(database_url, tmp_path)
     for seed, name in enumerate(NAMES):
         made.add_model(name, seed)

@@ -10,7 +10,7 @@ SIDE = 128
 
 
 def write(path: Path, study: int, image: int, *, version: int = 0) -> str:
-    """Write a mammogram-like picture that depends on study, image and version; return its SOP Instance UID."""
+    """A mammogram-like picture whose content depends on study, image and version; returns its SOP Instance UID."""
     rng = np.random.default_rng((study, image, version))
     y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
     cy, cx, spread = rng.uniform(0.3, 0.7), rng.uniform(0.3, 0.7), rng.uniform(0.05, 0.2)
@@ -37,7 +37,7 @@ def write(path: Path, study: int, image: int, *, version: int = 0) -> str:
 
 
 def archive(folder: Path, studies: int, images: int = 2, *, first: int = 0) -> dict[str, Path]:
-    """Write studies to one folder, numbered from `first`; return the files by SOP Instance UID."""
+    """Many studies in one folder, numbered from `first`; returns the files by SOP Instance UID."""
     folder.mkdir(parents=True, exist_ok=True)
     sent = {}
     for study in range(first, first + studies):

@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def measure(folder: Path, architecture: str, threads: int, batches: Sequence[int], rounds: int) -> list[Row]:
-    """One row per batch size. Odd rounds run torch first, so that neither runtime always inherits a warm cache."""
+    """One row per batch size. Odd rounds run torch first, so that neither always inherits a warm cache."""
     encoders = {"onnx": load(folder, "onnx", threads), "torch": load(folder, "torch", threads)}
     gflop, peak = _gflop(architecture), _gflop_per_s(threads)
     rows = []

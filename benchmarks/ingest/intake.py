@@ -67,7 +67,7 @@ class Round:
 
     @property
     def limit(self) -> float:
-        """Images per second if both share the cores that each had to itself: their times per image add up."""
+        """Images per second where both share the cores that each had to itself: their times per image add up."""
         return self._limit(self.forward)
 
     @property

@@ -120,7 +120,7 @@ def _library(engine: Engine) -> tuple[float, float]:
 
 
 def forget(rows: Array) -> None:
-    """Unmap from memory the rows that computing recall has read, so that they do not count for the engine."""
+    """Release the pages of rows that computing recall has read, so that they do not count for the engine."""
     if isinstance(rows, np.memmap):
         rows._mmap.madvise(mmap.MADV_DONTNEED)  # type: ignore[attr-defined]  # noqa: SLF001 - no public access
 

@@ -74,7 +74,7 @@ class Data:
 
 
 def similarity(query: Array, rows: Array) -> NDArray[np.float64]:
-    """Similarity, higher is nearer: the cosine of unit vectors, or minus the Hamming distance of codes."""
+    """Higher is nearer: the cosine of unit vectors, or minus the Hamming distance of codes."""
     if rows.dtype == np.uint8:
         return np.asarray(-np.bitwise_count(rows ^ query).sum(axis=1, dtype=np.float64))
     return np.asarray(rows.astype(np.float64) @ query.astype(np.float64))

@@ -99,7 +99,7 @@ class Session:
         return {"n": len(self.data.queries), "per_s": round(len(self.data.queries) / spent, 1)} | more
 
     def single(self, effort: Effort, k: int, name: str) -> Json:
-        """One question after the other, until the plan's time or questions are used up."""
+        """One question after the other, until the plan's time or its questions are over."""
         clauses = self.data.clauses(name)
         rows, ids, ms, engine_ms = [], [], [], []
         until, cpu = time.perf_counter() + self.plan.seconds, time.process_time()

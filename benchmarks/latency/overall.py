@@ -1,4 +1,4 @@
-"""Tables over all data sets: choice, growth, transport, parity, settings, and the data themselves."""
+"""The tables over all data sets: what to choose, growth, transport, parity, settings, the data themselves."""
 
 from benchmarks.latency.cells import Table, label, setting, share, spread
 from benchmarks.latency.choice import FILTER, QUICK_MS, WORTH, Pick, pick

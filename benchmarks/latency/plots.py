@@ -22,7 +22,7 @@ MARKS: Final = "osD^vP"
 
 
 def colours(engines: list[str]) -> dict[str, tuple[str, str]]:
-    """A colour and a marker for each engine, the same in every plot."""
+    """A colour and a mark for each engine, the same in every picture."""
     found, used = {}, dict[str, int]()
     for engine in sorted(engines):
         family = engine.partition("-")[0]

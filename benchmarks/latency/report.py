@@ -29,7 +29,7 @@ details{margin:1.4rem 0}summary{cursor:pointer;font-weight:600;font-size:1.05rem
 
 
 def write(folder: Path) -> list[Path]:
-    """Write the three files beside the raw results. Raises: `NotFound`, `Invalid`."""
+    """The three files stand beside the raw results. Raises: `NotFound`, `Invalid`."""
     res = results(raw.read(folder))
     made = {
         "report.html": _html(res),

@@ -235,7 +235,7 @@ def differences(known: Sequence[Json], about: Json) -> list[str]:
 
 
 def environment(profile: Profile) -> Json:
-    """Machine, versions, commit, command, threads and seeds: the content of the environment line."""
+    """Machine, versions, commit, command, threads and seeds, for the environment line."""
     import faiss as module
 
     faiss: Any = module

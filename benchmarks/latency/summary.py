@@ -72,7 +72,7 @@ class Results:
         return [f for f in self.figures if f.data == data and all(getattr(f, n) == v for n, v in wanted.items())]
 
     def sweep(self, data: str, engine: str, k: int = K, name: str = "all") -> list[Figure]:
-        """Single questions for k under a filter, by ascending latency."""
+        """Single questions for k under a filter, by rising latency."""
         found = self.of(data, engine=engine, what="single", k=k, filter=name)
         return sorted((f for f in found if f.p50), key=lambda f: f.p50.median if f.p50 else 0.0)
 
@@ -207,7 +207,7 @@ def _places(lines: Iterable[Json], wrong: set[tuple[str, str]]) -> dict[tuple[st
 
 @dataclass(frozen=True, slots=True)
 class AtRecall:
-    """The cheapest measured setting that reaches a recall, and the latency interpolated to exactly that recall."""
+    """The cheapest measured setting that reaches a recall, and the latency at just that recall."""
 
     figure: Figure
     ms: Spread  #: interpolated to the goal; the lowest and highest rounds likewise

@@ -93,7 +93,7 @@ def loaded(folder: Path, scratch: Path) -> Encoder:
 
 
 def speed(model: Path, scratch: Path, rounds: int = 15) -> list[Json]:
-    """Milliseconds of processor time per image on one thread, ONNX Runtime and eager torch in turn."""
+    """Milliseconds of processor time an image takes on one thread, ONNX Runtime and eager torch in turn."""
     runtimes: dict[str, Encoder] = {"onnx": loaded(model, scratch), "torch": runtime.load(model, "torch", 1)}
     side = runtimes["onnx"].card.recipe.size
     rows: list[Json] = []
@@ -211,7 +211,7 @@ def _differences(found: Found) -> Iterator[Json]:
 
 
 def _per_class(found: Found) -> Json:
-    """The mAP of each class by model and distance."""
+    """The mAP of each class, by model and distance."""
     return {
         f"{name}, {metric}": {
             one: round(float(figures.values["mAP"][queries.labels == label].mean()), 4)

@@ -193,7 +193,7 @@ def _backbone(name: str, weights: str, collection: Collection, chosen: argparse.
 
 
 def _apart(collection: Collection, chosen: argparse.Namespace, log: Log) -> None:
-    """Fingerprints of three sizes on a single set, over frozen features."""
+    """Fingerprints of three sizes on one set alone, over frozen features."""
     name, weights = next(_backbones(chosen.data))
     weights = converted(weights, chosen.data, chosen.scratch)
     found = seen_by_backbone(name.partition(":")[0], weights, collection, chosen.scratch)

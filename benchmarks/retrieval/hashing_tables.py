@@ -150,7 +150,7 @@ def _balls(heads: Sequence[Record]) -> list[str]:
 
 
 def _recall(heads: Sequence[Record]) -> list[str]:
-    """One row per method and share of the bits: does a longer code find more within the same share?"""
+    """One row per method and share of the bits: does a longer code find more within the same share of it?"""
     lengths = sorted(_unique(heads, "bits"))
     rows = []
     for method in _unique(heads, "method"):

@@ -149,7 +149,7 @@ def radii(bits: int) -> list[int]:
 
 
 def grid(bits: tuple[int, ...], methods: tuple[str, ...]) -> list[Head]:
-    """Every method at every length, then one change at a time at the default length."""
+    """Every method at every length, then one change at a time at the usual length."""
     usual = Head()
     changes: list[dict[str, Any]] = [
         *({"alpha": value} for value in (0.25, 0.75)),

@@ -1,4 +1,4 @@
-"""The frozen-feature tables, from the raw lines."""
+"""The frozen-feature tables, from the raw lines alone."""
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence

@@ -37,7 +37,7 @@ def take_in(client, work):
 
 
 def three_women(folder: Path) -> Path:
-    """Woman 1 has both breasts, 2 and 3 one each; every image exists in both kinds."""
+    """Woman 1 has both breasts, 2 and 3 one each; every image in both kinds."""
     names = {f"P{p}_{side}_{kind}_CC": f"{p + 2}$1" for p, side in ((1, "L"), (1, "R"), (2, "L"), (3, "L"))
              for kind in ("DM", "CM")}  # fmt: skip
     root = made.cdd_cesm(folder / "CDD-CESM", names)

@@ -148,7 +148,7 @@ def test_the_documents_name_every_route_and_load_nothing_from_elsewhere(client):
 
 
 def test_the_openapi_document_is_the_one_that_was_agreed(client):
-    """UPDATE_OPENAPI=1 writes the snapshot again; check the difference before committing."""
+    """UPDATE_OPENAPI=1 writes the snapshot anew; look at the difference before committing."""
     described = client.get("/openapi.json").json()
     described["info"]["version"] = "0"
     if os.environ.get("UPDATE_OPENAPI"):

@@ -34,7 +34,7 @@ def change(archive, words):
 
 @pytest.fixture
 def real(archive, tmp_path):
-    """A real file registered in place: (UID, path)."""
+    """A real file, registered in place; (UID, path)."""
     path = tmp_path / f"{CANARY}.dcm"
     shutil.copy(get_testdata_file("MR_small.dcm", download=False), path)
     inspected = archive.rt.sandbox.inspect(path)

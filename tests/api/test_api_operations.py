@@ -1,4 +1,4 @@
-"""Scans as operations: begun once, watched, cancelled, retried."""
+"""Scans as operations: begun once, watched, cancelled, tried again."""
 
 import hashlib
 import os

@@ -43,7 +43,7 @@ def test_every_command_and_every_option_has_a_word_of_help():
 
 
 def told() -> list[str]:
-    """The command lines in README and docs, in code spans and at prompts."""
+    """The command lines of README and docs, in code spans and at prompts."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
     found = re.findall(r"(?<!`)`(similis [^`\n]+)`|^\$ (similis .+?)(?: +#.*)?$", text, re.MULTILINE)

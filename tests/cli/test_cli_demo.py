@@ -46,7 +46,7 @@ class Shown:
 
     @property
     def rankings(self) -> list[list[str]]:
-        """The studies of both answers, in order of rank."""
+        """The studies of both answers, in order."""
         parts = self.out.split("the studies most like")[1:]
         return [re.findall(r"^ +\d+ +\d\.\d+ +([\d.]+) ", part, re.MULTILINE) for part in parts]
 

@@ -1,4 +1,4 @@
-"""`similis tombstones replay` on a database older than an erasure."""
+"""`similis tombstones replay`, on a database that is older than an erasure."""
 
 import sqlalchemy as sa
 

@@ -55,7 +55,7 @@ def make(store: IndexStore) -> Iterator[Callable[[int], Index]]:
 
 
 def centralised(n: int, bits: int = BITS, seed: int = 0) -> NDArray[np.uint8]:
-    """Nineteen of twenty codes are copies of a few centres, as hashing by class produces them."""
+    """Nineteen of twenty are copies of a few centres, as hashing by class gives them."""
     rng = np.random.default_rng(seed)
     centres = rng.integers(0, 256, (6, bits // 8), dtype=np.uint8)
     codes = centres[rng.integers(0, 6, n)]

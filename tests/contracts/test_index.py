@@ -91,7 +91,7 @@ def matrix(n: int, dim: int = DIM, seed: int = 0) -> NDArray[np.float32]:
 
 
 def gallery(n: int, dim: int = DIM, revision: int = 1) -> list[Point]:
-    """Four images per study, two studies per patient; every third point has no BI-RADS."""
+    """Four images to a study, two studies to a patient; every third point has no BI-RADS."""
     points = []
     for number, vector in enumerate(matrix(n, dim)):
         study = number // 4
@@ -227,7 +227,7 @@ def test_groups_are_those_of_the_twin(make: Callable[..., Index], field: str, gr
 def test_groups_larger_than_a_list_are_those_of_the_twin(
     make: Callable[..., Index], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Seven groups among a thousand points, requested in lists of ten: most lists hold few groups."""
+    """Seven groups in a thousand points, asked for in lists of ten: most lists hold few groups."""
     monkeypatch.setattr(grouping, "LEAST", 10)
     index, points = make(), gallery(1000)
     index.write(points)

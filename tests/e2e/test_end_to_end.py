@@ -1,4 +1,4 @@
-"""The platform as users have it: the real stack, the real command line, the sample archive."""
+"""The platform as its users have it: the real stack, the real command line, the sample archive."""
 
 import json
 import os

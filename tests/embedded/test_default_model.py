@@ -58,7 +58,7 @@ class Site:
         )
 
     def known(self) -> tuple[list[str], str | None]:
-        """Names of the models, and of the published one."""
+        """The names of the models, and of the published one."""
         store = Store(self.database, pool_size=1)
         try:
             with store.transaction() as db:

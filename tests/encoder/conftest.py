@@ -33,7 +33,7 @@ def built(common: Path) -> Built:
 
 @pytest.fixture(scope="session")
 def radiology(data_dir: Path) -> Callable[[str, int], tuple[Pixels, NDArray[np.int64]]]:
-    """Real images of six body parts with their classes: the first `n` per class of a split, at 224 x 224."""
+    """Real images of six body parts with their classes: the first `n` of each class of a split, at 224 x 224."""
     archive = np.load(data_dir / "radiology_mednist" / "mednist_9k_64.npz")
 
     def some(split: str, n: int) -> tuple[Pixels, NDArray[np.int64]]:

@@ -1,4 +1,4 @@
-"""ACIR as a whole: published shapes and costs, the stem against torchvision, the graph against the network."""
+"""ACIR as a whole: the published shapes and costs, the stem against torchvision, the graph against the network."""
 
 import warnings
 
@@ -21,7 +21,7 @@ def on_paper(widths, **options):
 
 
 def macs(network, side=224):
-    """Multiply-adds per image, in millions."""
+    """Multiply-adds of one image, in millions."""
     with FlopCounterMode(display=False) as counter, torch.no_grad(), torch.device("meta"):
         network(torch.empty(1, 3, side, side))
     return counter.get_total_flops() / 2e6

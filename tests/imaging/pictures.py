@@ -42,7 +42,7 @@ def breast(rows=2294, columns=1914, bits=12, seed=0, right=False):
 
 
 def dataset(values, **attributes):
-    """A mammogram of (rows, cols[, 3]) or (frames, rows, cols) integers; attributes replace or add, None removes."""
+    """A mammogram around (rows, cols[, 3]) or (frames, rows, cols) integers; attributes replace or add, None drops."""
     ds = Dataset()
     ds.SOPClassUID, ds.Modality = MAMMOGRAPHY, "MG"
     ds.SOPInstanceUID, ds.StudyInstanceUID, ds.SeriesInstanceUID = "1.2.3.1", "1.2.3.2", "1.2.3.3"
@@ -68,7 +68,7 @@ def dataset(values, **attributes):
 
 
 def file_of(ds, values, syntax=EXPLICIT):
-    """Return the bytes of a Part 10 file with `values` in a transfer syntax."""
+    """Return the bytes of a Part 10 file that holds `values` in a transfer syntax."""
     ds.file_meta = FileMetaDataset()
     ds.file_meta.TransferSyntaxUID = UID(syntax)
     ds.file_meta.MediaStorageSOPClassUID = ds.get("SOPClassUID", MAMMOGRAPHY)

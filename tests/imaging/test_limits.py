@@ -15,7 +15,7 @@ HUGE = 1 << 50
 
 
 def verdict(box, data):
-    """Return (outcome, gate, reason) for a file, or "decoded"."""
+    """Return (outcome, gate, reason) of a file, or "decoded"."""
     try:
         box.decode(data, Recipe())
     except Rejected as rejected:

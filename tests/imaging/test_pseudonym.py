@@ -58,7 +58,7 @@ def test_the_number_fits_a_signed_integer(key):
 
 
 def test_no_plain_hash_is_ever_made_of_a_patient():
-    """Only digests of files may be unkeyed: no call of hashlib outside decode.py, none on a patient attribute."""
+    """Only file digests may be unkeyed: no call of hashlib outside decode.py, and none on a patient attribute."""
     folder = Path(shared.imaging.__file__).parent
     for path in folder.parent.rglob("*.py"):
         for call in (

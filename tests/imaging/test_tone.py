@@ -1,4 +1,4 @@
-"""From stored values to brightness, against values computed by hand from the standard's formulas."""
+"""Stored values to brightness, against values worked out by hand from the standard's formulas."""
 
 import struct
 

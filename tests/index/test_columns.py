@@ -1,4 +1,4 @@
-"""Masks over columns against plain loops over the payloads."""
+"""Masks over columns, against plain loops over the payloads."""
 
 import operator
 from collections.abc import Mapping

@@ -58,7 +58,7 @@ class TestTable1OfPaper1:
         assert math.floor(found["R@100"] * 100) / 100 == 0.09
 
     def test_prose_of_vgg16(self):
-        """P@5 .4, R .002, nDCG .85: two hits of five, with the papers' own ideal."""
+        """P@5 .4, R .002, nDCG .85: two hits of five, again by the papers' own ideal."""
         hits = [[a, b, c, d, e] for a in (0, 1) for b in (0, 1) for c in (0, 1) for d in (0, 1) for e in (0, 1)]
         two = [figures(h, ks=(5,)) for h in hits if sum(h) == 2 and h[0]]
         assert any(round(f["nDCG_retrieved_ideal@5"], 2) == 0.85 and round(f["R@5"], 3) == 0.002 for f in two)
@@ -87,7 +87,7 @@ class TestChance:
         assert majority(queries, gallery)[0] * answerable == pytest.approx(234 / 574)
 
     def test_of_all_images(self):
-        """.255 holds for categories 1 to 5; with the eight images of category 6 it is .253."""
+        """.255 is for categories 1 to 5; with the eight images of category 6 it is .253."""
         five = labels({c: n for c, n in COUNTS.items() if c < 6})
         assert chance(five, five) == pytest.approx(0.2550, abs=2e-4)
         assert chance(labels(COUNTS), labels(COUNTS)) == pytest.approx(0.2528, abs=5e-5)

@@ -132,7 +132,7 @@ class TestTies:
 
 class TestExclusion:
     def test_cutting_first_and_dropping_afterwards_is_another_and_worse_answer(self):
-        """The released code of paper 2 searches k, drops the query's patient, and divides by the number left."""
+        """The released code of paper 2 searches k, drops the query's patient, and divides by what is left."""
         queries, gallery = on_a_line([1, 1, 0, 1, 1, 0])
         own = Side(vectors=queries.vectors, labels=queries.labels, keys=np.array([7]))
         keys = np.array([7, 7, 7, 1, 2, 3])  # the three nearest belong to the query's own patient

@@ -450,7 +450,7 @@ OTHER_WOMAN = ("", "ANOTHER")
 
 
 def conflict(door: Door, n: int = 2) -> None:
-    """A file of another patient in the first one's study: stopped, kept and acknowledged."""
+    """A file of another patient in the first one's study: stopped, kept, and acknowledged."""
     door.send(instance())
     (answer,) = door.send(instance(n, patient="ANOTHER", value=5))
     assert (answer.outcome, answer.kept, answer.reason) == ("quarantined", True, "patient-conflict")

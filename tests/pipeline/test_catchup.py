@@ -1,4 +1,4 @@
-"""A generation of a new model, built from the images beside intake, with the same machinery."""
+"""A generation of a new model: built from the images, beside intake, with the machinery of intake."""
 
 import os
 from collections.abc import Callable

@@ -302,7 +302,7 @@ def no_pointer(p: Platform) -> object:
 
 
 def tombstoned_image(p: Platform) -> object:
-    """As after a restore from a backup older than the erasure."""
+    """As after a restore from a backup that is older than the erasure."""
     with p.begin() as db:
         operation = erase.erase_study(db, SECRET, "1.2.4.1").id
         db.flush()
@@ -553,7 +553,7 @@ def test_what_is_under_way_is_seen_from_afar_and_is_no_finding(
     held = points.ledger.held
 
     def behind(db, generation_id, after, limit):
-        """Apply a row between the scan of the index and the reading of the ledger."""
+        """A row is applied between the scan of the index and the reading of the ledger."""
         if not late:
             late.append(True)  # type: ignore[arg-type]
             filled.put("late.dcm", header(8), b"bytes of late")

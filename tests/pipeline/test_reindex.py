@@ -81,7 +81,7 @@ class Crash(BaseException):
 
 
 class CrashingAt:
-    """`begin`, but the process is killed right before or right after the commit of the n-th transaction."""
+    """`begin`, where the process dies right before or right after the commit of the n-th transaction."""
 
     def __init__(self, platform: Platform, number: int, *, after: bool) -> None:
         self.platform, self.left, self.after = platform, number, after

@@ -1,4 +1,4 @@
-"""Gate 3's second vote: an image whose embedding lies far from known ones is stopped, whatever its error."""
+"""Gate 3's second vote: an image whose embedding lies far from the known ones is stopped, whatever its error."""
 
 from dataclasses import replace
 

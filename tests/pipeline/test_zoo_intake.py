@@ -1,4 +1,4 @@
-"""The whole zoo, and seeded damage, through intake: the real sandbox, real rows, one outcome per file."""
+"""The whole zoo, and seeded damage, through intake: the real sandbox, real rows, one outcome for each file."""
 
 import csv
 import os

@@ -174,7 +174,7 @@ class Model:
         return True
 
     def settle(self, w: int) -> bool:
-        """In one transaction: status, encoding, and a row in the ledger of every open generation."""
+        """One transaction: status, encoding, a row in the ledger of every open generation."""
         worker = self.workers[w]
         if worker.image is None or worker.read is None:
             return False
@@ -320,7 +320,7 @@ class Model:
         return True
 
     def publish(self) -> bool:
-        """Switch to the build: the old generation is closed, and its rows and points are purged."""
+        """The switch: the old generation is closed, and its rows and points are purged."""
         if self.building < 0 or not ("gate" in self.without or self.covered()):
             return False
         old, self.live, self.building = self.live, self.building, -1

@@ -11,7 +11,7 @@ CLASSES = 4
 
 
 def stripes(n: int, side: int, seed: int) -> Collection:
-    """(n, side, side) noisy stripes whose direction is the class; a quarter is `val`, an eighth `test`."""
+    """(n, side, side): stripes whose direction is the class, under noise; a quarter is `val`, an eighth `test`."""
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[:side, :side]
     groups = np.arange(n) // 2

@@ -1,4 +1,4 @@
-"""The targets of the shipped model against plain loops."""
+"""The targets of the shipped model, against plain loops."""
 
 import numpy as np
 import pytest

@@ -75,7 +75,7 @@ def test_the_folder_is_named_after_the_experiment(
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Real files with their label table, some of them broken or no images."""
+    """Real files with their table, some of them broken or no images."""
     folder = tmp_path_factory.mktemp("own") / "archive"
     write_archive(folder, studies=8, seed=1)
     return folder

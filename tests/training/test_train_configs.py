@@ -1,4 +1,4 @@
-"""The presets against the papers' tables, and the papers' networks through two steps and a resume."""
+"""The presets against the tables of the papers, and the papers' networks through two steps and a resume."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace

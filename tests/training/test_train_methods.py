@@ -101,7 +101,7 @@ def test_groups_cover_every_parameter_once(squeeze: str) -> None:
 
 
 def slow_triplets(unit: np.ndarray, labels: np.ndarray, margin: float, mining: Mining) -> float:
-    """The mean violation over those chosen triplets that violate the margin."""
+    """The mean violation over the chosen triplets that violate the margin at all."""
     n = len(labels)
     distance = np.linalg.norm(unit[:, None] - unit[None], axis=2)
     found = []

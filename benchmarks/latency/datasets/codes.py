@@ -1,4 +1,4 @@
-"""`codes:BITS:ROWS`: hash codes; three in ten are copies of others, as hashing by class produces them."""
+"""`codes:BITS:ROWS`: hash codes, of which three in ten are copies of others, as hashing by class makes them."""
 
 import numpy as np
 

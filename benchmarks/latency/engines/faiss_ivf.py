@@ -1,4 +1,4 @@
-"""FAISS's inverted lists: plain, and with product quantisation re-ranked in float32."""
+"""FAISS's inverted lists: plain, and with product quantisation re-ranked by the float32 rows."""
 
 import math
 from typing import Any

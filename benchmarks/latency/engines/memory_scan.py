@@ -15,7 +15,7 @@ class _Read(InProcess):
         self._bytes = rows.view(np.float32) if rows.dtype == np.float32 else rows.view(np.uint64)
 
     def search(self, queries: Array, k: int, effort: Effort, clauses: Sequence[Clause] | None) -> Found:
-        """A dot product of the rows with themselves: sequential wide loads, hardly any arithmetic."""
+        """A dot product of the rows with themselves: one stream, wide loads, hardly any arithmetic."""
         del k, effort, clauses
         for _ in queries:
             if self._bytes.dtype == np.float32:

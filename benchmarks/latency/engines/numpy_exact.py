@@ -1,4 +1,4 @@
-"""NumPy: the oracle's own arithmetic, measured as an engine."""
+"""NumPy: the oracle's own arithmetic, timed like an engine."""
 
 from collections.abc import Sequence
 from pathlib import Path

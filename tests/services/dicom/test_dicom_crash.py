@@ -14,7 +14,7 @@ from tests.services.dicom.conftest import Running, instance
 
 
 class Sending(threading.Thread):
-    """Sends until stopped; after a failure it opens a new association, as a PACS does."""
+    """Sends until it is stopped; after a failure it begins a new association, as a PACS does."""
 
     def __init__(self, receiver: Running, which: int) -> None:
         super().__init__(daemon=True)

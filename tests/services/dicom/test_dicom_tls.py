@@ -59,7 +59,7 @@ def associated(receiver, context):
 
 
 def served(receiver, context) -> bool:
-    """Whether a C-ECHO succeeds; without pynetdicom, which leaves sockets open after a failed handshake."""
+    """Whether a C-ECHO is answered: without pynetdicom, which leaves its sockets open after a failed handshake."""
     with socket.create_connection(("127.0.0.1", receiver.port), 5) as plain:
         try:
             with context.wrap_socket(plain, server_hostname="127.0.0.1") as connection:

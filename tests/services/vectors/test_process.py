@@ -78,7 +78,7 @@ def _late(socket_path: Path, target: Path, seconds: float) -> Iterator[None]:
 
 
 def test_a_peer_that_shakes_hands_slowly_is_waited_for(running: engines.VectorsProcess, tmp_path: Path) -> None:
-    """As over TLS from far away, or from a process on a crowded processor."""
+    """As over TLS from far away, or from a process that waits for a crowded processor."""
     path = tmp_path / "late.sock"
     with _late(path, running.socket, 0.8), closing(QdrantStore(f"unix://{path}", api_key=engines.KEY)) as store:
         store.ping()

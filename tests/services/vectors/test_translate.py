@@ -23,7 +23,7 @@ KINDS = {
 
 
 def with_field(name: str, field: FieldDescriptor) -> Any:
-    """A message with only this field set."""
+    """The message with only this field set."""
     message = getattr(pb, name)()
     if field.message_type is None:
         value = KINDS.get(field.cpp_type, 1)
