@@ -147,6 +147,15 @@ def test_the_documents_name_every_route_and_load_nothing_from_elsewhere(client):
     assert "http" not in page.replace("http-equiv", "")
 
 
+def test_the_documents_name_what_a_body_holds(client):
+    page = client.get("/docs").text
+    assert "application/json: path, labels, dataset, watch" in page
+    assert "application/json: name, scopes, days" in page
+    assert "application/json: note, since" in page, "a body that may be left out"
+    assert "multipart/form-data: file" in page
+    assert "application/dicom" in page
+
+
 def test_the_openapi_document_is_the_one_that_was_agreed(client):
     """UPDATE_OPENAPI=1 writes the snapshot anew; look at the difference before committing."""
     described = client.get("/openapi.json").json()

@@ -1,7 +1,7 @@
 import asyncio
 import html
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -116,9 +116,10 @@ def openapi(request: Request) -> JSONResponse:
 def docs(request: Request) -> HTMLResponse:
     """All routes on one page, without scripts or external resources, so that it works in a closed network."""
     described = request.app.openapi()
+    shapes = described["components"]["schemas"]
     rows = [
         f"<dt><code>{method.upper()} {html.escape(path)}</code> "
-        f"<small>{html.escape(str(what.get('x-scope', 'public')))}</small></dt><dd>{_words(what)}</dd>"
+        f"<small>{html.escape(str(what.get('x-scope', 'public')))}</small></dt><dd>{_words(what, shapes)}</dd>"
         for path, methods in described["paths"].items()
         for method, what in methods.items()
     ]
@@ -130,7 +131,18 @@ def docs(request: Request) -> HTMLResponse:
     )
 
 
-def _words(what: dict[str, Any]) -> str:
-    names = ", ".join(p["name"] for p in what.get("parameters", []) if p["in"] == "query")
-    told = html.escape(what.get("description", ""))
-    return told + (f"<br><small>{html.escape(names)}</small>" if names else "")
+def _words(what: dict[str, Any], shapes: dict[str, Any]) -> str:
+    query = ", ".join(p["name"] for p in what.get("parameters", []) if p["in"] == "query")
+    lines = [query, *_bodies(what, shapes)]
+    return html.escape(what.get("description", "")) + "".join(
+        f"<br><small>{html.escape(line)}</small>" for line in lines if line
+    )
+
+
+def _bodies(what: dict[str, Any], shapes: dict[str, Any]) -> Iterator[str]:
+    """Each media type that a request's body may have, with the names of its fields."""
+    for media_type, content in what.get("requestBody", {}).get("content", {}).items():
+        schema = content["schema"].get("anyOf", [content["schema"]])[0]  # an optional body is its shape or null
+        shape = shapes[schema["$ref"].rpartition("/")[2]] if "$ref" in schema else schema
+        fields = ", ".join(shape.get("properties", {}))
+        yield f"{media_type}: {fields}" if fields else media_type
