@@ -243,14 +243,23 @@ def injected(tmp_path, monkeypatch):
     return put
 
 
+def _is_dcmtk(program: str) -> bool:
+    told = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=60, check=False).stdout
+    return told.startswith("$dcmtk")
+
+
 @pytest.fixture
 def tool():
-    """A function that returns the path of a DCMTK program, or skips the test visibly."""
+    """A function that returns the path of a DCMTK program, or skips the test visibly.
+
+    In an activated environment pynetdicom's programs of the same names come first on the path.
+    """
 
     def find(name: str) -> str:
-        found = shutil.which(name)
-        if found is None:
-            pytest.skip(f"{name} of DCMTK is not installed")
-        return found
+        for folder in os.get_exec_path():
+            found = shutil.which(name, path=folder)
+            if found is not None and _is_dcmtk(found):
+                return found
+        pytest.skip(f"{name} of DCMTK is not installed")
 
     return find
