@@ -7,6 +7,7 @@ import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pydicom
 import pytest
@@ -16,6 +17,9 @@ from shared import process
 from shared.process import until
 from tests.ports import free_port
 from tests.services.dicom.conftest import PATIENT, instance, written
+
+PAGE = Path(__file__).parents[3] / "docs" / "connect-a-pacs.md"
+REPORT = "1.2.840.10008.5.1.4.1.1.88.33"
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
@@ -47,6 +51,19 @@ def test_dcmsend_sends_what_is_compressed_as_it_is(receiver, tool, tmp_path):
     assert done.returncode == 0, done.stderr
     kept = {str(pydicom.dcmread(path).file_meta.TransferSyntaxUID) for path in receiver.blobs()}
     assert {str(syntax) for _, syntax in names.values()} <= kept
+
+
+@pytest.mark.parametrize("name", ["storescu", "dcmsend"])
+def test_the_documented_commands_send_what_comes_after_a_refused_file(receiver, tool, tmp_path, name):
+    (folder := tmp_path / "folder").mkdir()
+    for n in range(4):  # in turns, because the order in which a folder is listed is the file system's
+        written(instance(n + 1), folder)
+        written(instance(n + 5, SOPClassUID=REPORT, Modality="SR"), folder)
+    asked = next(line for line in PAGE.read_text().splitlines() if line.startswith(f"$ {name} ") and "folder" in line)
+    _, _, *words = asked.partition("#")[0].split()
+    here = {"10.1.2.20": "127.0.0.1", "11112": str(receiver.port), "folder": str(folder)}
+    done = run(tool(name), *(here.get(word, word) for word in words))
+    assert receiver.rows("SELECT count(*) FROM image") == [(4,)], done.stderr
 
 
 def test_storescu_is_told_what_is_wrong(receiver, tool, tmp_path, lenient):
