@@ -149,6 +149,14 @@ def test_what_it_lacks_is_named_and_can_be_accepted_by_name(two_models, archive)
     assert lacking["sop_instance_uid"] not in refused.text
     accepted = client.post("/v1/generations/2:publish", json={"accept": [lacking["sop_instance_uid"]]})
     assert accepted.json()["live"] is True
+    assert client.post("/v1/generations/2:rollback").json()["id"] == 1
+    assert client.post("/v1/generations/2:retire", json={"force": True}).status_code == 202
+    entries = client.get("/v1/audit").json()["entries"]
+    assert [(one["action"], one["details"]) for one in entries[:3]] == [
+        ("generation-retire", {"generation": 2}),
+        ("generation-rollback", {"generation": 1}),
+        ("generation-publish", {"generation": 2, "accepted": [3]}),
+    ]
 
 
 @pytest.mark.parametrize(

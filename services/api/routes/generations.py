@@ -21,6 +21,7 @@ router = APIRouter(tags=["generations"])
 
 Number = Annotated[int, Path(ge=1, le=MOST_ID)]
 SHOWN = 1000  #: missing images that one response names
+SWITCHES = frozenset({"publish", "rollback"})  #: actions that publish; missing images are accepted by these alone
 EXPLAINED: Mapping[str, str] = {
     "to-encode": "Its model has yet to encode it.",
     "to-index": "It is on its way to the index.",
@@ -129,8 +130,8 @@ def _acted(
     """Perform an action on a generation, with an audit entry, and return the generation."""
     with rt.transaction() as db:
         row = act(db)
-        details = {"generation": row.id, "accepted": row.accepted} if row.accepted else {"generation": row.id}
-        reviews.audit(db, bearer.actor, f"generation-{action}", details | by)
+        accepted = {"accepted": row.accepted} if action in SWITCHES and row.accepted else {}
+        reviews.audit(db, bearer.actor, f"generation-{action}", {"generation": row.id} | accepted | by)
     return _told(rt, row.id)
 
 
