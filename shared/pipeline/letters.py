@@ -3,11 +3,10 @@
 import uuid
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 
 from sqlalchemy.orm import Session
 
-from shared.errors import Conflict, Invalid, NotFound
+from shared.errors import Invalid, NotFound
 from shared.store import letters, operations, reviews
 from shared.store.letters import Kind, Wanted
 from shared.store.locks import Lock, share
@@ -54,10 +53,11 @@ def _due(db: Session, kind: Kind, names: Sequence[str]) -> int:
 
 
 def scan_again(db: Session, found: Sequence[uuid.UUID | None]) -> None:
-    """Retry the scans that found files to be read again; None stands for a file of the store of sent files."""
-    for operation in {one for one in found if one is not None}:
-        with suppress(Conflict, NotFound):  # a scan that has not ended reads them anyway
-            operations.retry(db, operation)
+    """Retry the ended scans that found files to be read again; cancelled ones are left alone.
+
+    None stands for a file of the store of sent files. A file of a cancelled scan waits for another scan that meets it.
+    """
+    operations.retry_ended(db, {one for one in found if one is not None})
     if found:
         enqueue(db, Job.SCAN)
         enqueue(db, Job.PULL)

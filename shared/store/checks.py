@@ -258,16 +258,9 @@ def files(db: Session | sa.Connection, after: int, limit: int) -> list[Registere
     return [Registered._make(row) for row in db.execute(_FILES, {"after": after, "limit": limit})]
 
 
-_ENDED_SCANS = sa.text(
-    "SELECT id FROM operation WHERE id = ANY(CAST(:ids AS uuid[])) AND kind = 'scan' "
-    "AND state IN ('succeeded', 'failed') ORDER BY id FOR UPDATE"
-)
-
-
 def scan_again(db: Session, ids: Collection[uuid.UUID]) -> None:
     """Retry the ended scans among these operations, each with its label table; cancelled ones are left alone."""
-    for number in db.execute(_ENDED_SCANS, {"ids": list(ids)}).scalars().all():
-        operations.retry(db, number)
+    operations.retry_ended(db, ids, "scan")
     enqueue(db, Job.SCAN)
 
 

@@ -243,6 +243,21 @@ def retry(db: Session, operation_id: uuid.UUID) -> Operation:
     return operation
 
 
+_ENDED = sa.text(
+    "SELECT id FROM operation WHERE id = ANY(CAST(:ids AS uuid[])) AND state IN ('succeeded', 'failed') "
+    "AND (CAST(:kind AS text) IS NULL OR kind = :kind) ORDER BY id FOR UPDATE"
+)
+
+
+def retry_ended(db: Session, ids: Collection[uuid.UUID], kind: str | None = None) -> None:
+    """Retry those of these operations, of one kind or of any, that succeeded or failed.
+
+    A cancelled one comes back only when a person retries the operation itself.
+    """
+    for number in db.execute(_ENDED, {"ids": list(ids), "kind": kind}).scalars().all():
+        retry(db, number)
+
+
 #: The first subquery is a single index look-up; as NOT EXISTS it would read the whole backlog.
 _SETTLED = sa.text(
     """

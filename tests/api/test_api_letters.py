@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import sqlalchemy as sa
 
-from shared.imaging.reasons import Reason, failed
+from shared.imaging.reasons import Reason, failed, undecodable
 from shared.pipeline import scan
 from shared.pipeline.admission import Action, Admission, Rule
 from shared.pipeline.receive import Found
+from shared.store import operations
 from shared.store.files import Seen
 from tests.api.conftest import CANARY
 from tests.moves import by_hand
@@ -106,6 +107,24 @@ def test_all_of_a_reason_are_tried_again(dead):
     assert (answer.status_code, answer.json()["retried"]) == (202, {"image": 1, "encoding": 1})
     assert {one["kind"] for one in letters(dead)} == {"point", "file"}
     assert dead.post("/v1/dead-letters:retry", json={}).status_code == 400
+
+
+@pytest.mark.parametrize("retried", ["dead-letters", "quarantine"])
+def test_a_retry_brings_back_the_watch_that_met_the_file_but_none_that_was_cancelled(client, archive, retried):
+    refusal = failed(Reason.TRUNCATED) if retried == "dead-letters" else undecodable(Reason.CORRUPT)
+    with archive.rt.transaction() as db:
+        for end in ("failed", "cancelled"):
+            watch = operations.create(db, "scan", {"path": f"/{end}", "watch": True})
+            seen = Seen(path=f"/{end}/1.dcm".encode(), size=1, mtime_ns=1)
+            scan.register(db, [Found(seen=seen, inspected=refusal)], archive.rt.rules, watch.id)
+            watch.state = end
+    asked = client.post(f"/v1/{retried}:retry", json={"reason": refusal.reason})
+    assert asked.status_code == 202
+    with archive.rt.transaction() as db:
+        told = dict(db.execute(sa.text("SELECT params ->> 'path', state FROM operation")).all())
+        reread = db.execute(sa.text("SELECT count(*) FROM file WHERE mtime_ns = -1")).scalar_one()
+    assert told == {"/failed": "pending", "/cancelled": "cancelled"}
+    assert reread == 2
 
 
 def test_the_journal_tells_what_came_and_what_became_of_it(client, archive):
