@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -54,9 +54,9 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
 
     Safe during intake. The backup holds the pseudonym key, so protect it like the home.
 
-    Raises: `Conflict` where the folder exists or is being made, `Invalid` without a pseudonym key, `NotFound` where
-    the home has no installation or the model of an open generation is missing, `Unavailable` where the database or a
-    store of sent files is away.
+    Raises: `Conflict` where the folder exists or is being made, `Invalid` where it cannot be locked or without a
+    pseudonym key, `NotFound` where the home has no installation or the model of an open generation is missing,
+    `Unavailable` where the database or a store of sent files is away.
     """
     folder = folder.absolute()
     part = folder.with_name(f".{folder.name}.part")
@@ -95,15 +95,22 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
 def _making(part: Path) -> Iterator[None]:
     """Hold a lock for making this folder; the folder is removed before the block and, unless renamed, after it.
 
-    Raises: `Conflict` where another process holds the lock.
+    Raises: `Conflict` where another process holds the lock, `Invalid` where the file system has no locks.
     """
     lock = part.with_name(f"{part.name}.lock")  # a file beside the folder, as NFS cannot lock folders
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("ab") as file:
-        ours = False
-        with suppress(BlockingIOError, FileNotFoundError):
+        try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             ours = os.path.samestat(os.fstat(file.fileno()), lock.stat())  # the previous holder may have removed it
+        except (BlockingIOError, FileNotFoundError):
+            ours = False
+        except OSError as error:  # some network shares have no locks
+            lock.unlink(missing_ok=True)
+            raise Invalid(
+                f"this folder cannot be locked ({error.strerror}), and two processes could write to it at once: "
+                "choose one on another file system"
+            ) from None
         if not ours:
             raise Conflict("another backup or restore is making this folder")
         try:

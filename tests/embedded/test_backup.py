@@ -1,5 +1,6 @@
 """Backup during intake, restore to an empty home, and the doctor on the real stack."""
 
+import errno
 import hashlib
 import json
 import os
@@ -356,6 +357,18 @@ def test_a_second_one_to_the_same_folder_is_refused_while_the_first_is_being_mad
     assert len(refused) == 2
     assert (new / "pg/PG_VERSION").exists()
     assert sorted(os.listdir(tmp_path)) == ["home", "kept", "new"]
+
+
+def test_a_folder_that_cannot_be_locked_is_told_in_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a network share without locks."""
+
+    def without_locks(_file: object, _how: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(backups.fcntl, "flock", without_locks)  # type: ignore[attr-defined]
+    with pytest.raises(Invalid, match=r"cannot be locked \(No locks available\)"):
+        backups.backup(tmp_path / "home", tmp_path / "kept", print)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_backup_that_was_killed_has_left_is_in_nobodys_way(home: Home, tmp_path: Path) -> None:
