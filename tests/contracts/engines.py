@@ -27,6 +27,7 @@ from shared.index.protobuf import pb
 from shared.index.qdrant import QdrantStore, Wire
 
 KEY = "a-key-of-the-tests-0123456789"
+HANGS_S = 120.0  #: what takes longer never ends, however busy the machine
 
 
 class LocalRefusal(grpc.RpcError):
@@ -209,7 +210,7 @@ class VectorsProcess:
         command += ["--listen", f"unix:{self.socket}", "--api-key-file", str(self._key)]
         self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         with contextlib.closing(self.store()) as store:
-            until = time.monotonic() + 30
+            until = time.monotonic() + HANGS_S
             while True:
                 try:
                     return store.ping()
@@ -228,7 +229,11 @@ class VectorsProcess:
     def stop(self) -> int:
         assert self.process is not None
         self.process.terminate()
-        code = self.process.wait(timeout=20)
+        try:
+            code = self.process.wait(HANGS_S)
+        except subprocess.TimeoutExpired:
+            self.kill()  # or it would be the failure of other tests, too
+            raise
         self.socket.unlink(missing_ok=True)
         return code
 

@@ -30,6 +30,7 @@ UID = "1.2.826.0.1.3680043.10.2"
 MAMMOGRAM = "1.2.840.10008.5.1.4.1.1.1.2"
 SECRET = "a test's own secret, 32 bytes long"
 PATIENT = "WOMAN^OF^THE^TESTS"
+HANGS_S = 120.0  #: who has not answered by then never will, however busy the machine
 
 _config.LOG_HANDLER_LEVEL = "none"
 
@@ -106,7 +107,7 @@ class Running:
             argv = [sys.executable, "-P", "-m", "services.dicom", "--listener", str(listener.fileno())]
             env = self.env | {"SIMILIS_DICOM__PORT": str(self.port)}
             self.child = process.spawn([*argv, "--sign", str(sign)], env=env, output=output, keep=[listener.fileno()])
-        assert until(lambda: sign.exists() or self.ended, 30), self.said
+        assert until(lambda: sign.exists() or self.ended, HANGS_S), self.said
         assert not self.ended, self.said
         return self
 
@@ -142,7 +143,7 @@ class Running:
 
     def associated(self, calling: str = "SCANNER", called: str = "SIMILIS", context: str = MAMMOGRAM, **more: object):
         ae = AE(ae_title=calling)
-        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = 20
+        ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = HANGS_S
         ae.add_requested_context(context, [ExplicitVRLittleEndian])
         return ae.associate("127.0.0.1", self.port, ae_title=called, **more)
 

@@ -19,17 +19,18 @@ from shared.errors import Denied, Invalid, SimilisError, Unavailable
 from shared.process import until
 from shared.store.locks import Lock, alone
 from tests.ports import free_port
-from tests.services.dicom.conftest import MAMMOGRAM, closing, instance, peer_file
+from tests.services.dicom.conftest import HANGS_S, MAMMOGRAM, closing, instance, peer_file
 
 
 def test_only_known_titles_from_their_addresses_are_admitted(start, tmp_path):
-    receiver = start(dicom__peers=peer_file(tmp_path, SCANNER=["127.0.0.0/8"], OTHER=["10.1.2.3"]))
+    known = peer_file(tmp_path, SCANNER=["127.0.0.0/8"], OTHER=["10.1.2.3"])
+    receiver = start(dicom__peers=known, dicom__pdu_s=HANGS_S)  # on a busy machine it may be long until it reads
     assert receiver.send(instance(), calling="SCANNER") == [0]
     for stranger in ("OTHER", "SOMEBODY"):
         association = receiver.associated(calling=stranger)
         assert association.is_rejected
         assert association.acceptor.primitive.diagnostic == 3
-    assert echo.answers(receiver.home, "SIMILIS"), "our own check is no peer"
+    assert echo.answers(receiver.home, "SIMILIS", HANGS_S), "our own check is no peer"
 
 
 def test_a_stranger_is_not_even_read(start, tmp_path):
