@@ -26,7 +26,7 @@ from shared.errors import SimilisError
 from shared.process import Identity
 
 TICK_S = 0.05
-LONG_LIFE_S = 30.0  #: a process that lived longer starts a new count of failures
+LONG_LIFE_S = 10.0  #: a process that lived longer did not fail at its start, and starts a new count of failures
 LOUD_AFTER = 3  #: failures in a row from which on each message tells their number and the back-off
 
 

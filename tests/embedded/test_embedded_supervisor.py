@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from services.embedded.home import Home
+from services.embedded.part import Program
 from services.embedded.stack import down
-from services.embedded.supervisor import back_off_s
+from services.embedded.supervisor import Supervisor, back_off_s
 from shared.process import Identity, has_ended, until
 
 SCRIPT = Path(__file__).parent / "fake_stack.py"
@@ -198,6 +199,21 @@ def test_the_waits_between_starts_double_up_to_half_a_minute():
 
 def test_a_part_that_has_failed_for_a_week_is_still_started_again():
     assert back_off_s(20_000) == 30.0
+
+
+@pytest.mark.parametrize(("lived_s", "away_s"), [(15.0, 0.0), (5.0, 30.0)])
+def test_who_is_killed_now_and_then_is_back_at_once_and_who_dies_at_its_start_is_slowed_down(tmp_path, lived_s, away_s):
+    """Where every part was away for longer than it lived, the parts of a build never met."""
+    part = Program("worker", ["sleep", "600"])
+    one = Supervisor(Home.at(tmp_path / "home"), [(part, ())], [["worker"]], {}, lambda _: None)
+    worker, now = one.watched["worker"], 0.0
+    for _ in range(12):
+        now = max(now, worker.not_before)
+        one._start(worker, now)
+        worker.child.kill()
+        now += lived_s
+        one._bury(worker, now)
+    assert worker.not_before - now == away_s
 
 
 def test_a_second_supervisor_on_the_same_home_is_refused_with_a_clear_sentence(stack):
