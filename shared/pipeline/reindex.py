@@ -33,7 +33,7 @@ CHUNK = 2000  #: images looked at in one transaction
 REST_S = 1.0  #: until the coverage is checked again
 CALM = 10  #: pause between two counts, as a multiple of the last one: of a large archive it takes half a minute
 LOOK_S = 10.0  #: outside its hours, a build checks this often whether they were changed
-AWAY_S = 10.0  #: until an engine that was unavailable is tried again
+AWAY_S = 3.0  #: until an engine that was unavailable is tried again, before anything is counted
 GRACE_S = 60.0  #: until a retired generation is purged: longer than any query that still uses it
 SAMPLE, SEED = 100, 0
 TIE = 1e-6  #: tolerance at the k-th score: ties are equally right
@@ -88,6 +88,8 @@ def _build(
         if looked_at == 0 or time.monotonic() >= until:
             _leave(begin, held, number, REST_S if looked_at == 0 else 0.0)
             return looked_at > 0
+    index = open_index(found.collection)
+    index.info()  # an engine that is unavailable costs no count
     with begin() as db:
         covered, calm_s = _report(db, held, generations.get(db, number))
         if covered.coming:
@@ -98,7 +100,7 @@ def _build(
             enqueue(db, Job.CATCH_UP)
             operations.rest(db, held, max(REST_S, calm_s))
             return False
-    _finish(begin, open_index, held, number, alive)
+    _finish(begin, index, held, number, alive)
     return True
 
 
@@ -155,12 +157,11 @@ def _report(db: Session, held: Held, found: Generation) -> tuple[coverage.Covera
     return covered, calm_s
 
 
-def _finish(begin: Begin, open_index: Opened, held: Held, number: int, alive: Callable[[], None]) -> None:
+def _finish(begin: Begin, index: Index, held: Held, number: int, alive: Callable[[], None]) -> None:
     """Link the graph, measure the recall and end the operation. Publishing is left to a person."""
     with begin() as db:
         found = generations.get(db, number)
         rows = ledger.sample(db, found.id, found.model_id, SAMPLE, SEED)
-    index = open_index(found.collection)
     link(index, alive)
     measured = recall(index, rows, alive)
     with begin() as db:

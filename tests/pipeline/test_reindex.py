@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import pytest
@@ -658,3 +658,24 @@ def test_an_engine_that_is_away_while_it_is_measured_costs_a_wait(filled: Platfo
     assert (operation(filled, number).state, operation(filled, number).error) == ("running", "the engine is away")
     filled.reindex()
     assert operation(filled, number).state == "succeeded"
+
+
+def test_while_the_engine_is_away_what_a_build_lacks_is_not_counted(filled: Platform) -> None:
+    """Of ten million images a count takes half a minute, and an engine may be away for hours."""
+
+    class Away:
+        """An index that was open before its engine went away."""
+
+        def __getattr__(self, _: str) -> NoReturn:
+            raise Unavailable("the engine is away")
+
+    number = filled.begin_generation()
+    reindex.advance(filled.begin, filled.index)
+    filled.project()
+    before = operation(filled, number).counts
+    rested(filled)
+    reindex.advance(filled.begin, lambda _: cast("Index", Away()))
+    assert (operation(filled, number).error, operation(filled, number).counts) == ("the engine is away", before)
+    assert rest_s(filled, number) <= reindex.AWAY_S
+    filled.reindex()
+    assert operation(filled, number).counts == {"covered": 16}
