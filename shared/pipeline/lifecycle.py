@@ -243,7 +243,7 @@ def retire(db: Session, generation_id: int, *, force: bool = False) -> Generatio
     if operation_id is not None:  # locked before the generation's row, as a fill does
         operations.abandon(db, operation_id)
     found = generations.retire(db, generation_id, force=force)
-    catchup.drop_model(db, found.model_id)
+    catchup.drop_failed(db, found.model_id)  # `purge` drops the rest: all writers wait for this commit
     enqueue(db, Job.REINDEX)
     return found
 

@@ -23,6 +23,7 @@ from shared.pipeline.pace import allow, closed_s
 from shared.pipeline.question import TARGET
 from shared.store import catchup, coverage, encodings, generations, images, ledger, operations
 from shared.store.canaries import K
+from shared.store.locks import Lock, share
 from shared.store.operations import Held
 from shared.store.session import Begin, enqueue
 from shared.store.tables import Generation
@@ -219,8 +220,14 @@ def compare(index: Index, rows: Sequence[ledger.Sampled], alive: Callable[[], No
 def purge(begin: Begin, indexes: IndexStore, grace_s: float = GRACE_S, chunk: int = 10_000) -> int:
     """Purge collections and ledgers of generations that were retired `grace_s` seconds ago; return how many.
 
-    The collection goes first: as long as its ledger rows exist, erasures still check it.
+    The collection goes first: as long as its ledger rows exist, erasures still check it. What is due for models
+    without an open generation is dropped as well.
     """
+    with begin() as db:
+        closed = catchup.closed(db)
+    for model in closed:
+        while _drop_next(begin, model, chunk):
+            pass
     with begin() as db:
         due = generations.purgeable(db, grace_s)
     for number in due:
@@ -235,3 +242,9 @@ def purge(begin: Begin, indexes: IndexStore, grace_s: float = GRACE_S, chunk: in
                 generations.get(db, number).purged_at = sa.func.clock_timestamp()
                 break
     return len(due)
+
+
+def _drop_next(begin: Begin, model_id: int, chunk: int) -> int:
+    with begin() as db:
+        share(db, Lock.GENERATIONS)  # nobody opens one of this model meanwhile
+        return catchup.drop_next(db, model_id, chunk)

@@ -67,16 +67,44 @@ def drop(db: Session, images: Sequence[int], models: Sequence[int] | None = None
     )
 
 
-def drop_model(db: Session, model_id: int) -> None:
-    """If the model has no open generation, delete its catch-up rows, and its outdated encodings of those images."""
-    db.execute(
-        sa.text(
-            "WITH dropped AS (DELETE FROM catch_up WHERE model_id = :model AND NOT EXISTS "
-            "(SELECT 1 FROM generation WHERE model_id = :model AND state = 'open') RETURNING image_id) "
-            "DELETE FROM encoding e USING dropped d WHERE e.model_id = :model AND e.image_id = d.image_id"
-        ),
-        {"model": model_id},
+#: Catch-up rows of a model without an open generation, and its outdated encodings of those images.
+_DROP = """
+    WITH dropped AS (
+        DELETE FROM catch_up WHERE model_id = :model AND {rows} AND NOT EXISTS
+            (SELECT 1 FROM generation WHERE model_id = :model AND state = 'open') RETURNING image_id
+    ), outdated AS (
+        DELETE FROM encoding e USING dropped d WHERE e.model_id = :model AND e.image_id = d.image_id
     )
+    SELECT count(*) FROM dropped
+"""
+_DROP_FAILED = sa.text(_DROP.format(rows="state = 'failed'"))
+_NEXT = "SELECT image_id FROM catch_up WHERE model_id = :model ORDER BY image_id LIMIT :limit FOR UPDATE SKIP LOCKED"
+_DROP_NEXT = sa.text(_DROP.format(rows=f"image_id IN ({_NEXT})"))
+_CLOSED = sa.text(
+    """
+    SELECT m.id FROM model m WHERE EXISTS (SELECT 1 FROM catch_up WHERE model_id = m.id)
+      AND NOT EXISTS (SELECT 1 FROM generation WHERE model_id = m.id AND state = 'open') ORDER BY m.id
+    """
+)
+
+
+def drop_failed(db: Session, model_id: int) -> None:
+    """If the model has no open generation, delete its exceptions: the next generation tries those images again."""
+    db.execute(_DROP_FAILED, {"model": model_id})
+
+
+def closed(db: Session) -> list[int]:
+    """Return the models that have catch-up rows but no open generation."""
+    return list(db.execute(_CLOSED).scalars())
+
+
+def drop_next(db: Session, model_id: int, limit: int) -> int:
+    """If the model has no open generation, delete the next catch-up rows; return how many.
+
+    Its outdated encodings of those images are deleted, too.
+    """
+    found: int = db.execute(_DROP_NEXT, {"model": model_id, "limit": limit}).scalar_one()
+    return found
 
 
 def retry(db: Session, model_id: int) -> None:

@@ -343,8 +343,9 @@ def test_a_cancelled_build_leaves_nothing_to_do_and_keeps_what_was_encoded(fille
     late = claim(filled)
     with filled.begin() as db:
         lifecycle.cancel(db, number)
-    assert due(filled) == []
     assert settle(filled, late) == 0
+    reindex.purge(filled.begin, filled.indexes)
+    assert due(filled) == []
     again = opened(filled)
     filled.sandbox.decoded.clear()
     filled.reindex()
@@ -352,8 +353,42 @@ def test_a_cancelled_build_leaves_nothing_to_do_and_keeps_what_was_encoded(fille
     assert filled.index(f"g{again}-m2").count() == 12
 
 
+def test_what_a_retired_model_has_left_to_do_is_dropped_by_and_by_and_not_while_all_writers_wait(
+    filled: Platform,
+) -> None:
+    number = opened(filled)
+    with filled.begin() as db:
+        db.execute(sa.text("UPDATE catch_up SET state = 'failed', reason = 'encoder-error' WHERE image_id = 1"))
+    encoding = "SELECT image_id, 1, 2, embedding, runtime FROM encoding WHERE image_id IN (1, 2)"
+    with filled.begin() as db:  # as if they had other bytes by now
+        db.execute(sa.text(f"INSERT INTO encoding (image_id, frame, model_id, embedding, runtime) {encoding}"))
+    with filled.begin() as db:
+        lifecycle.retire(db, number)
+    assert [row[:2] for row in due(filled)] == [(image, "due") for image in range(2, 13)]
+    with filled.begin() as db:
+        assert rows.closed(db) == [2]
+    reindex.purge(filled.begin, filled.indexes, chunk=5)
+    assert due(filled) == []
+    assert encoded(filled, 2) == []
+    assert len(encoded(filled, 1)) == 12
+
+
+def test_what_is_due_for_a_model_stays_while_a_generation_of_it_is_open(filled: Platform) -> None:
+    first = opened(filled)
+    with filled.begin() as db:
+        lifecycle.retire(db, first)
+    again = opened(filled)
+    reindex.purge(filled.begin, filled.indexes)
+    assert len(due(filled)) == 12
+    filled.reindex()
+    assert filled.index(f"g{again}-m2").count() == 12
+
+
+@pytest.mark.parametrize("purged", [True, False])
 @pytest.mark.parametrize("closed", ["before", "while they wait", "while they are due for it"])
-def test_an_old_encoding_of_a_closed_model_does_not_outlive_its_bytes(filled: Platform, closed: str) -> None:
+def test_an_old_encoding_of_a_closed_model_does_not_outlive_its_bytes(
+    filled: Platform, closed: str, *, purged: bool
+) -> None:
     number = filled.begin_generation("second")
     filled.reindex()
 
@@ -375,7 +410,9 @@ def test_an_old_encoding_of_a_closed_model_does_not_outlive_its_bytes(filled: Pl
     }
     for step in steps[closed]:
         step()
-    assert len(encoded(filled, 2)) == 11
+    if purged:
+        reindex.purge(filled.begin, filled.indexes)
+        assert len(encoded(filled, 2)) == 11
     again = filled.begin_generation("second")
     filled.reindex()
     (image,) = query(filled, "SELECT id, path FROM image WHERE sop_uid = '1.2.3.2'")
