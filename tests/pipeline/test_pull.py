@@ -200,21 +200,42 @@ def test_what_stands_here_is_not_asked_for_again(puller, peer):
     assert files == [f"studies/{study_uid(1)}/series/{study_uid(1)}.1/instances/{sop_uid(1, 3)}"]
 
 
+def lose(puller, sop):
+    """The file of this image is gone, and a worker has found out."""
+    with puller.platform.begin() as db:
+        lost = db.scalar(sa.text("SELECT path FROM image WHERE sop_uid = :sop"), {"sop": sop})
+        Path(os.fsdecode(lost)).unlink()
+        gone = "UPDATE image SET status = 'failed', reason = 'file-gone' WHERE sop_uid = :sop"
+        db.execute(sa.text(gone), {"sop": sop})
+
+
 def test_what_stands_here_without_its_file_is_asked_for(puller, peer):
     peer.put(1, 1, 2)
     puller.run()
-    with puller.platform.begin() as db:
-        lost = db.scalar(sa.text("SELECT path FROM image WHERE sop_uid = :sop"), {"sop": sop_uid(1, 1)})
-        Path(os.fsdecode(lost)).unlink()
-        db.execute(
-            sa.text("UPDATE image SET status = 'failed', reason = 'file-gone' WHERE sop_uid = :sop"),
-            {"sop": sop_uid(1, 1)},
-        )
+    lose(puller, sop_uid(1, 1))
     puller.progress = Progress()
     assert puller.run()
     assert (puller.progress.pulled, puller.progress.held) == (1, 1)
     with puller.platform.begin() as db:
         assert db.execute(sa.text("SELECT DISTINCT status FROM image")).all() == [("received",)]
+
+
+@pytest.mark.parametrize(
+    ("sender", "becomes"), [("127.0.0.1", ("received", 2, None)), ("elsewhere", ("failed", 1, "other-bytes"))]
+)
+def test_other_bytes_in_the_place_of_a_lost_file_follow_the_policy(puller, peer, sender, becomes):
+    peer.put(1, 1)
+    puller.run()
+    lose(puller, sop_uid(1, 1))
+    with puller.platform.begin() as db:
+        db.execute(sa.text("UPDATE arrival SET sender = :sender"), {"sender": sender})
+    peer.files[study_uid(1)][sop_uid(1, 1)] = instance(1, 1, side=72)
+    puller.progress = Progress()
+    assert puller.run()
+    with puller.platform.begin() as db:
+        (image,) = db.execute(sa.text("SELECT status, revision FROM image"))
+        told = db.scalar(sa.text("SELECT reason FROM file ORDER BY id DESC LIMIT 1"))
+    assert (image.status, image.revision, told) == becomes
 
 
 def test_an_erased_study_that_does_not_come_is_not_named(puller, peer):
