@@ -24,7 +24,8 @@ _POSTGRES = re.compile(
     r"postgresql(\+psycopg)?://([^:@/\s]+(:[^@\s]*)?@)?([^:@/?\s]*|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?(/\S*)?"
 )
 _ADDRESS = (
-    "an address reads postgresql+psycopg://user:password@host:port/database, what is special in a password as %-code"
+    "the URL must have the form postgresql+psycopg://user:password@host:port/database; "
+    "percent-encode special characters in the password"
 )
 _REDIS = re.compile(
     r"rediss?://([^@/\s]*@)?([^:@/?\s]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?(/\S*)?|redis\+socket:///\S+|sentinel://\S+"
@@ -58,7 +59,7 @@ class Broker(_Part):
         secret = url.get_secret_value()
         if secret and not _REDIS.fullmatch(secret):
             raise PydanticCustomError(
-                "address", "an address reads redis://:password@host:6379/0 or redis+socket:///path"
+                "address", "the URL must have the form redis://:password@host:6379/0 or redis+socket:///path"
             )
         return url
 
@@ -206,7 +207,7 @@ class SecretFiles(PydanticBaseSettingsSource):
             try:
                 node[leaf] = Path(path).read_text(encoding="utf-8").strip()
             except (OSError, UnicodeDecodeError) as error:
-                raise SettingsError(f"the file of {name} cannot be read ({type(error).__name__})") from None
+                raise SettingsError(f"the file named by {name} cannot be read ({type(error).__name__})") from None
         return tree
 
 

@@ -25,5 +25,5 @@ def regular(path: Path, what: str) -> Path:
     Raises: `Invalid` if it is not a regular file; `OSError` if `stat` fails.
     """
     if not stat.S_ISREG(path.stat().st_mode):
-        raise Invalid(f"{what} is no regular file")
+        raise Invalid(f"{what} is not a regular file")
     return path

@@ -92,7 +92,7 @@ class Splitter:
         keep = at if at >= 0 else max(0, len(self._buffer) - len(self._mark))
         self._skipped += keep
         if self._skipped > PREAMBLE_BYTES:
-            raise Invalid("multipart: the boundary does not come")
+            raise Invalid(f"multipart: no boundary in the first {PREAMBLE_BYTES} bytes")
         del self._buffer[:keep]
         if at < 0:
             return [], False
@@ -111,10 +111,10 @@ class Splitter:
         line = self._buffer.find(b"\r\n", 0, 128)
         if line < 0:
             if len(self._buffer) >= 128:
-                raise Invalid("multipart: a boundary's line does not end")
+                raise Invalid("multipart: the line of a boundary is too long")
             return [], False
         if self._buffer[:line].strip(b" \t"):
-            raise Invalid("multipart: something stands behind a boundary")
+            raise Invalid("multipart: unexpected text after a boundary")
         del self._buffer[:line]  # keep the line end: in a part without headers it begins the empty line
         self._parts += 1
         if self._parts > PARTS:
@@ -168,6 +168,6 @@ def _parsed(lines: list[bytes]) -> dict[str, str]:
         name, colon, value = line.partition(b":")
         key = name.decode("latin-1").lower()
         if not colon or not _NAME.fullmatch(name) or key in found:
-            raise Invalid("multipart: a part's header cannot be read")
+            raise Invalid("multipart: a part has a malformed or repeated header")
         found[key] = value.strip(b" \t").decode("latin-1")
     return found

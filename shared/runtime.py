@@ -119,10 +119,10 @@ class Runtime:
         for known in self.settings.intake.dicomweb_sources:
             if source.rstrip("/") in (known.name, known.url.rstrip("/")):
                 if own:
-                    raise Invalid("user and secrets of a configured source stand in its settings")
+                    raise Invalid("a configured source takes user and secrets from its settings; do not pass them")
                 return Access(**known.model_dump(exclude={"name"}))
         if not self.settings.intake.any_source:
-            raise Denied("this archive is none of the configured sources")
+            raise Denied("this archive is not one of the configured sources")
         files = {name: Path(own[name]) for name in ("password_file", "token_file") if name in own}
         return Access(url=checked(source), user=own.get("user", ""), **files)
 

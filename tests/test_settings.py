@@ -145,7 +145,7 @@ def test_what_is_no_address_is_told_without_its_password(monkeypatch, setting, u
     monkeypatch.setenv(name, url)
     with pytest.raises(SystemExit) as ended:
         read("similis worker")
-    assert f"{name}: an address reads {begins}" in str(ended.value)
+    assert f"{name}: the URL must have the form {begins}" in str(ended.value)
     assert "SECRET" not in str(ended.value)
 
 

@@ -23,7 +23,7 @@ LARGE = 1e18  # a longer vector overflows float32 scores
 
 def check_name(name: str) -> None:
     if not NAME.fullmatch(name):
-        raise Invalid("a collection's name is 1 to 64 of a-z, 0-9 and -")
+        raise Invalid("a collection name has 1 to 64 characters: a-z, 0-9 and -")
 
 
 def check_spec(spec: Spec) -> None:
@@ -61,7 +61,7 @@ def check_codes(spec: Spec, points: Sequence[Point]) -> None:
     """Raises: `Invalid` for a code that is missing, of another length, or there although the spec has no bits."""
     for point in points:
         if (point.code is None) != (spec.bits == 0):
-            raise Invalid("a point carries a code exactly where its collection does")
+            raise Invalid("every point needs a code if and only if its collection has codes")
         if point.code is not None:
             check_code(spec, point.code)
 
@@ -73,14 +73,14 @@ def check_code(spec: Spec, code: NDArray[np.uint8]) -> None:
 
 def check_code_query(spec: Spec, query: CodeQuery) -> None:
     if not spec.bits:
-        raise Invalid("the points of this collection carry no codes")
+        raise Invalid("this collection has no codes")
     check_code(spec, query.code)
     if (query.k is None) == (query.radius is None):
-        raise Invalid("a ball has k or a radius, not both")
+        raise Invalid("a search by codes needs either k or a radius")
     if query.k is not None and not 1 <= query.k <= query.most:
         raise Invalid(f"k must be 1 to {query.most}")
     if query.radius is not None and not 0 <= query.radius <= spec.bits:
-        raise Invalid(f"a radius is 0 to {spec.bits} bits")
+        raise Invalid(f"radius must be 0 to {spec.bits} bits")
     if not 1 <= query.most < MAX_LIMIT:
         raise Invalid(f"most must be 1 to {MAX_LIMIT - 1}")
     for name in query.fields or ():
@@ -115,9 +115,9 @@ def check_value(name: str, value: int | str) -> None:
     kind = _kind(name)
     if kind == "code":
         if not isinstance(value, str):
-            raise Invalid(f"{name} is a code: a string")
+            raise Invalid(f"{name} must be a string")
     elif isinstance(value, bool) or not isinstance(value, int) or not -(2**63) < value < 2**63:
-        raise Invalid(f"{name} is a whole number of 64 bits")
+        raise Invalid(f"{name} must be a 64-bit integer")
     elif kind == "number" and abs(value) > EXACT_INT:
         raise Invalid(f"{name} must lie within +-2**53")
 
@@ -130,7 +130,7 @@ def check_query(query: Query) -> None:
     for name in (*(query.fields or ()), *(() if query.group_by is None else (query.group_by,))):
         _kind(name)
     if isinstance(query.accuracy, Recall) and not 0 < query.accuracy.target <= 1:
-        raise Invalid("a recall is above 0 and at most 1")
+        raise Invalid("a recall must be above 0 and at most 1")
     check_filter(query.filter)
 
 
@@ -146,7 +146,7 @@ def check_filter(filter_: Filter) -> None:
 
 def _check_between(condition: Between) -> None:
     if _kind(condition.field) != "number":
-        raise Invalid(f"{condition.field} has no order to take a range of")
+        raise Invalid(f"{condition.field} cannot be filtered by range")
     for bound in (condition.low, condition.high):
         if bound is not None:
             check_value(condition.field, bound)

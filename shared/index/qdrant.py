@@ -67,12 +67,12 @@ class Caller:
 def translated(error: grpc.RpcError) -> SimilisError:
     """Our error for a gRPC status; only errors that the caller can correct quote the engine's message."""
     if error.code() in REFUSED:
-        return Unavailable("the vector engine refuses our key")
+        return Unavailable("the vector engine rejected the API key")
     if error.code() is _Code.DATA_LOSS:
-        return Damaged("the vector engine cannot load this collection: `similis doctor --repair` makes it again")
+        return Damaged("the vector engine cannot load this collection: rebuild it with `similis doctor --repair`")
     kind = ERRORS.get(error.code())
     if kind is None:
-        return Unavailable(f"the vector engine answers {error.code().name}")
+        return Unavailable(f"the vector engine answered {error.code().name}")
     return kind(f"vector engine: {error.details()}")
 
 
@@ -90,7 +90,7 @@ def channel(url: str) -> grpc.Channel:
     if parts.scheme == "unix" and parts.path.startswith("/"):
         return grpc.insecure_channel(f"unix://{parts.path}", options)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise Invalid("the address of Qdrant reads http(s)://host:grpc-port or unix:///path")
+        raise Invalid("the Qdrant URL must have the form http(s)://host:grpc-port or unix:///path")
     target = f"{parts.hostname}:{parts.port or 6334}"
     if parts.scheme == "http":
         return grpc.insecure_channel(target, options)
@@ -297,7 +297,7 @@ class QdrantIndex:
         pause_s = 0.05
         while (info := self._info()).status != pb.CollectionStatus.Green:
             if info.status == pb.CollectionStatus.Red:
-                raise Unavailable("the vector engine could not link its points")
+                raise Unavailable("the vector engine could not build its index")
             time.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 1.0)
         return bool(info.indexed_vectors_count > before.indexed)

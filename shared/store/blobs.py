@@ -49,7 +49,7 @@ def taking() -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise Full("the disk is full: nothing is taken in until there is room", retry_after_s=60) from error
-        raise Unavailable(f"the store does not take it ({error.strerror})") from error
+        raise Unavailable(f"the file could not be stored: {error.strerror}") from error
 
 
 class Part:

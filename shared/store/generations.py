@@ -54,7 +54,7 @@ def add_model(db: Session, *, fingerprint: str, name: str, folder: str, card: di
         return new, True
     found = db.scalars(sa.select(Model).where(sa.or_(Model.fingerprint == fingerprint, Model.name == name))).all()
     if any((model.fingerprint, model.name) != (fingerprint, name) for model in found):
-        raise Conflict("another model has this name, or this model another name")
+        raise Conflict("this name belongs to another model, or this model is registered under another name")
     return found[0], False
 
 

@@ -30,7 +30,7 @@ def check(connection: sa.Connection, secret: bytes) -> None:
     mark = connection.execute(sa.select(PseudonymKey.mark)).scalar()
     if mark is not None and not hmac.compare_digest(mark, _mark(secret)):
         raise Conflict(
-            "the pseudonym key is not the one that this database was made with: put that one back, from a backup"
+            "the pseudonym key differs from the one this database was created with: restore that key from a backup"
         )
 
 

@@ -25,7 +25,7 @@ BUSY = {
     "53100": "the database's disk is full",
     "53200": "the database is out of memory",
     "40P01": "the database found a deadlock between two transactions",
-    "55P03": "a table of the database is in use by somebody else",
+    "55P03": "a table of the database is locked by another session",
 }
 
 
@@ -43,7 +43,9 @@ class Store:
                 connect_args={"connect_timeout": 5, "prepare_threshold": 3, **WATCHED},
             )
         except (ArgumentError, ImportError, ValueError):  # their messages may contain the password
-            raise Invalid("the database's address reads postgresql+psycopg://user:password@host/database") from None
+            raise Invalid(
+                "the database URL must have the form postgresql+psycopg://user:password@host/database"
+            ) from None
         self.reads = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self.sessions = sessionmaker(self.engine, expire_on_commit=False)
 
@@ -87,7 +89,7 @@ def reachable() -> Iterator[None]:
         raise Unavailable(BUSY.get(state or "", "the database cannot be reached")) from error
     except DBAPIError as error:
         if error.connection_invalidated:
-            raise Unavailable("the database went away") from error
+            raise Unavailable("the connection to the database was lost") from error
         raise
 
 

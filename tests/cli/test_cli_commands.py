@@ -113,7 +113,7 @@ print([name for name in {heavy} if name in sys.modules])"""
         ("SIMILIS_DATABASE__URLL", "SIMILIS_DATABASE__URLL: Extra inputs are not permitted"),
         ("SIMILIS_API__PORT", "SIMILIS_API__PORT: Input should be a valid integer"),
         ("SIMILIS_INTAKE__ROOTS", '"intake"'),
-        ("SIMILIS_PSEUDONYM_KEY_FILE", "the file of SIMILIS_PSEUDONYM_KEY_FILE cannot be read"),
+        ("SIMILIS_PSEUDONYM_KEY_FILE", "the file named by SIMILIS_PSEUDONYM_KEY_FILE cannot be read"),
     ],
 )
 def test_a_wrong_setting_is_named_and_what_it_was_set_to_is_not_shown(similis, monkeypatch, name, said):
@@ -229,7 +229,7 @@ def test_a_pipe_in_place_of_a_file_is_refused_and_not_waited_for(words, home, si
     os.mkfifo("model/card.json")
     ran = similis(*words)
     assert ran.code == 5
-    assert "is no regular file" in ran.err
+    assert "is not a regular file" in ran.err
 
 
 def test_a_pipe_in_place_of_a_models_folder_has_no_card(home, similis, tmp_path):

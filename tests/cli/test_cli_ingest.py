@@ -139,7 +139,7 @@ def test_ctrl_c_leaves_the_operation_running_and_says_how_to_follow_or_cancel_it
 
 def test_the_wait_outlasts_a_server_that_is_being_restarted(home, server, similis, tmp_path):
     server.on(SCANS, operation("pending"), 202)
-    server.problem(ONE, 503, "the database went away", Retry_After="0")
+    server.problem(ONE, 503, "the connection to the database was lost", Retry_After="0")
     server.on(ONE, operation("succeeded", 1, 1, outcomes=[("encoded", None, None, 1)]))
     ran = similis("ingest", tmp_path, "--home", home)
     assert ran.code == 0

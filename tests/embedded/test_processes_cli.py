@@ -174,7 +174,7 @@ def test_a_worker_is_healthy_while_its_sign_of_life_is_young(app, tmp_path, monk
     ("name", "value", "words", "said"),
     [
         ("SIMILIS_API__PORT", "x", [], "the settings are wrong: SIMILIS_API__PORT"),
-        ("SIMILIS_DATABASE__URL", "mysql://me:SECRET@host/db", [], "reads postgresql+psycopg://"),
+        ("SIMILIS_DATABASE__URL", "mysql://me:SECRET@host/db", [], "must have the form postgresql+psycopg://"),
         ("SIMILIS_DATABASE__URL", "postgresql+psycopg:///x", ["--key-file", "/nowhere"], "/nowhere cannot be read"),
     ],
 )

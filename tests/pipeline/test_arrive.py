@@ -208,7 +208,7 @@ def test_a_commit_that_fails_leaves_a_file_that_the_sweep_takes(door: Door, monk
 
     def then_break(self: Blobs, part: object, digest: bytes) -> None:
         keep(self, part, digest)  # type: ignore[arg-type]
-        raise Unavailable("the database went away before the commit")
+        raise Unavailable("the connection to the database was lost before the commit")
 
     monkeypatch.setattr(Blobs, "keep", then_break)
     with pytest.raises(Unavailable):
@@ -682,7 +682,7 @@ def files_of_at_most(size: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("size", [200, 20_000], ids=["refused at the end", "refused while it comes"])
 def test_a_file_that_the_disk_refuses_may_be_sent_again_and_leaves_nothing(door: Door, size: int) -> None:
-    with files_of_at_most(size // 2), pytest.raises(Unavailable, match="does not take it"):
+    with files_of_at_most(size // 2), pytest.raises(Unavailable, match="the file could not be stored"):
         door.send(b"x" * size)
     assert door.files() == []
     assert door.rows("SELECT count(*) FROM arrival") == [(0,)]

@@ -70,7 +70,7 @@ def test_a_database_that_is_away_at_the_end_does_not_hide_what_ended_it(
     opened(filled)
 
     def away(*_: object) -> None:
-        raise Unavailable("the database went away")
+        raise Unavailable("the connection to the database was lost")
 
     def fault(*_: object) -> None:
         raise ZeroDivisionError
@@ -280,7 +280,7 @@ def test_what_is_held_when_an_error_ends_it_is_given_back(filled: Platform, monk
     opened(filled)
 
     def away(*_: object) -> None:
-        raise Unavailable("the database went away")
+        raise Unavailable("the connection to the database was lost")
 
     with monkeypatch.context() as patched, pytest.raises(Unavailable):
         patched.setattr(encode.encodings, "save", away)

@@ -349,7 +349,7 @@ def test_what_is_held_when_an_error_ends_it_is_given_back(platform: Platform, mo
     platform.scan()
 
     def away(*_: object) -> None:
-        raise Unavailable("the database went away")
+        raise Unavailable("the connection to the database was lost")
 
     with monkeypatch.context() as patched, pytest.raises(Unavailable):
         patched.setattr(encode.encodings, "save", away)

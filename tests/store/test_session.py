@@ -34,7 +34,7 @@ def test_a_database_that_is_away_is_unavailable() -> None:
     "url", ["nonsense", "mysql://me:SECRET@host/db", "postgresql+psycopg://me:SECRET@host:port/db", "no+such://x"]
 )
 def test_an_address_that_is_none_is_told_and_not_shown(url: str) -> None:
-    with pytest.raises(Invalid, match="reads postgresql\\+psycopg://") as told:
+    with pytest.raises(Invalid, match="must have the form postgresql\\+psycopg://") as told:
         Store(url)
     assert "SECRET" not in str(told.value)
 
@@ -63,7 +63,7 @@ def test_a_connection_that_dies_under_a_statement_given_to_the_driver_is_unavail
     [
         ("53100", "disk is full"),
         ("40P01", "deadlock"),
-        ("55P03", "in use by somebody else"),
+        ("55P03", "locked by another session"),
         ("08006", "cannot be reached"),
     ],
 )

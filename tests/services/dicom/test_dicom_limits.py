@@ -62,7 +62,7 @@ def test_a_wrong_file_of_peers_names_what_is_wrong(tmp_path, text, word):
 
 def test_a_pipe_is_no_file_of_peers(tmp_path):
     os.mkfifo(tmp_path / "peers.toml")
-    with pytest.raises(Invalid, match="no regular file"):
+    with pytest.raises(Invalid, match="is not a regular file"):
         peers.read(tmp_path / "peers.toml")
 
 

@@ -37,7 +37,7 @@ def running(quick_folder: Path) -> Iterator[engines.VectorsProcess]:
 def test_a_call_without_the_key_is_refused(running: engines.VectorsProcess, key: str) -> None:
     with closing(running.store(key)) as store:
         for call in (store.names, store.ping):
-            with pytest.raises(Unavailable, match="refuses our key"):
+            with pytest.raises(Unavailable, match="rejected the API key"):
                 call()
 
 
