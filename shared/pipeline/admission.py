@@ -78,9 +78,9 @@ def read(path: Path | None) -> Admission:
     except OSError:
         raise Invalid("the file of admission rules cannot be read") from None
     except ValueError as error:
-        raise Invalid(f"the file of admission rules is no TOML: {error}") from None
+        raise Invalid(f"the file of admission rules is not valid TOML: {error}") from None
     if set(found) - {"rule"} or not isinstance(found.get("rule", []), list):
-        raise Invalid("a file of admission rules has [[rule]] tables and nothing else")
+        raise Invalid("the file of admission rules must contain [[rule]] tables and nothing else")
     rules = tuple(_rule(number, told) for number, told in enumerate(found.get("rule", []), 1))
     names = [rule.name for rule in rules]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -93,24 +93,24 @@ def _rule(number: int, told: Any) -> Rule:  # noqa: ANN401 - any TOML value
     if not isinstance(name, str) or not name:
         raise Invalid(f"admission rule {number} has no name")
     if odd := sorted(set(told) - {"name", "when", "then"}):
-        raise Invalid(f"admission rule {name!r}: {odd[0]!r} is not known; there are name, when and then")
+        raise Invalid(f"admission rule {name!r}: unknown key {odd[0]!r}; the keys are name, when and then")
     try:
         then = Action(told.get("then"))
     except ValueError:
-        raise Invalid(f"admission rule {name!r}: `then` is one of {', '.join(Action)}") from None
+        raise Invalid(f"admission rule {name!r}: `then` must be one of {', '.join(Action)}") from None
     when = told.get("when", {})
     if not isinstance(when, dict) or (odd := sorted(set(when) - {*HEADER, *ORIGIN})):
         known = ", ".join(sorted((*HEADER, *ORIGIN)))
-        raise Invalid(f"admission rule {name!r}: `when` may name {known}")
+        raise Invalid(f"admission rule {name!r}: the keys of `when` must be among {known}")
     return Rule(name, {key: _patterns(name, key, value) for key, value in when.items()}, then)
 
 
 def _patterns(name: str, key: str, value: Any) -> tuple[str, ...]:  # noqa: ANN401
     values = [value] if isinstance(value, str) else value
     if not isinstance(values, list) or not values or not all(isinstance(one, str) for one in values):
-        raise Invalid(f"admission rule {name!r}: {key} is a text or a list of texts")
+        raise Invalid(f"admission rule {name!r}: {key} must be a string or a list of strings")
     patterns = tuple(one.upper() for one in values)
     # a rule with a misspelt source would never hold
     if key == "source" and not all(any(fnmatchcase(one.upper(), p) for one in SOURCES) for p in patterns):
-        raise Invalid(f"admission rule {name!r}: source is one of {', '.join(SOURCES)}, or a pattern of them")
+        raise Invalid(f"admission rule {name!r}: source must match one of {', '.join(SOURCES)}")
     return patterns

@@ -89,7 +89,7 @@ def checked(url: str) -> str:
     except ValueError:
         fine = False
     if not fine or "?" in url or "#" in url or not url.isascii() or not url.isprintable() or " " in url:
-        raise Invalid("an archive's address reads https://host/dicom-web, without user, query or fragment")
+        raise Invalid("the archive's URL must have the form https://host/dicom-web, without user, query or fragment")
     return url.rstrip("/")
 
 
@@ -104,7 +104,7 @@ def _trust(authorities: Path | None) -> ssl.SSLContext:
     try:
         return ssl.create_default_context(cafile=authorities)
     except OSError as error:  # also for a file that is no certificate
-        raise Invalid(f"the file of the archive's authorities cannot be used ({type(error).__name__})") from None
+        raise Invalid(f"the archive's file of CA certificates cannot be used ({type(error).__name__})") from None
 
 
 class Archive:
@@ -157,7 +157,7 @@ class Archive:
     def files(self, study: str, series: str = "", sop: str = "") -> Iterator[Event]:
         """Stream the files of a study, or of one instance, in their own transfer syntax."""
         if sop and not series:
-            raise ArchiveProtocolError("the archive does not say in which series an instance is")
+            raise ArchiveProtocolError("the archive does not name the series of an instance")
         path = f"studies/{study}" + (f"/series/{series}/instances/{sop}" if sop else "")
         with self._asked(path, {}, FILES) as response:
             kind, given = media_type(response.headers.get("content-type", ""))
@@ -167,7 +167,7 @@ class Archive:
                 yield End()
                 return
             if kind != "multipart/related":
-                raise ArchiveProtocolError("the archive answered something else than DICOM files")
+                raise ArchiveProtocolError("the archive answered with something other than DICOM files")
             try:
                 yield from self._parts(response, given.get("boundary", ""))
             except Invalid as error:  # a malformed body fails its study, not the whole pull
@@ -178,7 +178,7 @@ class Archive:
         for chunk in self._chunks(response):
             for event in splitter.feed(chunk):
                 if isinstance(event, Begin) and media_type(event.headers.get("content-type", DICOM))[0] != DICOM:
-                    raise ArchiveProtocolError("the archive answered something else than DICOM files")
+                    raise ArchiveProtocolError("the archive answered with something other than DICOM files")
                 yield event
         splitter.finish()
 
@@ -212,9 +212,9 @@ class Archive:
         try:
             found = json.loads(raw)
         except (ValueError, RecursionError):
-            raise ArchiveProtocolError("the archive's answer is no JSON") from None
+            raise ArchiveProtocolError("the archive's answer is not valid JSON") from None
         if not isinstance(found, list):
-            raise ArchiveProtocolError("the archive's answer is no list")
+            raise ArchiveProtocolError("the archive's answer is not a JSON list")
         return [item for item in found if isinstance(item, dict)]
 
     def _asked(self, path: str, query: Mapping[str, str], accept: str) -> "_Response":
@@ -227,7 +227,7 @@ class Archive:
         try:
             yield from response.iter_bytes(CHUNK)
         except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _away(error, "the archive's answer broke off") from None
+            raise _away(error, "the archive's answer was interrupted") from None
 
 
 class _Response:
@@ -248,12 +248,12 @@ class _Response:
         self._stream.__exit__(None, None, None)
         status = response.status_code
         if status in (401, 403, 407):
-            raise Denied(f"the archive refuses us (status {status})")
+            raise Denied(f"the archive rejects our credentials (status {status})")
         if status == 504:  # of a gateway in front of the archive, which has timed out
-            raise ArchiveTimeout("the archive answered 504")
+            raise ArchiveTimeout("the archive answered with status 504")
         if status in (408, 425, 429) or status >= 500:
-            raise ArchiveUnavailable(f"the archive answered {status}")
-        raise ArchiveProtocolError(f"the archive answered {status}")
+            raise ArchiveUnavailable(f"the archive answered with status {status}")
+        raise ArchiveProtocolError(f"the archive answered with status {status}")
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._stream.__exit__(kind, error, tb)

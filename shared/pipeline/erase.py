@@ -100,13 +100,13 @@ def _lift(db: Session, name: bytes, kind: Kind) -> int:
     alone(db, Lock.INTAKE)
     stone = tombstones.find(db, name)
     if stone is None:
-        raise NotFound(f"no such {kind} was erased")
+        raise NotFound(f"this {kind} has not been erased")
     erasure_of_it = operations.get(db, stone.operation_id)
     if erasure_of_it.params["of"] != kind:
-        raise Conflict("this study was erased with its patient: lift the patient")
+        raise Conflict("this study was erased with its patient: lift the erasure of the patient")
     # a file taken in again would replace a delete that is still due, also one that a restore has renewed
     if erasure_of_it.state != "succeeded" or operations.under_way(db, "erase"):
-        raise Conflict("an erasure has not ended: an index may still hold a point of it; lift it afterwards")
+        raise Conflict("an erasure is still running and an index may still hold its data; lift it when it has ended")
     files.reread_erased(db)
     return tombstones.lift(db, stone.operation_id)
 

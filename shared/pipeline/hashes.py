@@ -36,7 +36,10 @@ DIGITS: Final = 6  #: of a score: the rest is rounding error, and identical imag
 def searcher(connection: sa.Connection, index: Index, live: Published, mode: Mode, radius: int | None) -> Search:
     """Return the search function of `mode`. Raises: `Conflict` if the published generation holds no codes."""
     if not index.spec.bits:
-        raise Conflict("the published model has no hash codes: publish a generation of one that has, or ask mode=dense")
+        raise Conflict(
+            "the published model has no hash codes: publish a generation of a model with codes, "
+            "or search with mode=dense"
+        )
 
     def flat(images: Sequence[QueryImage], queries: Sequence[Query]) -> list[Answer]:
         wanted = [_ball(image, query, mode, radius) for image, query in zip(images, queries, strict=True)]

@@ -67,7 +67,7 @@ def add_hashed(
 
     with begin() as db:
         if any(model.name == name for model in generations.models(db)):
-            raise Conflict("there is a model of this name")
+            raise Conflict("a model of this name exists already")
         row = generations.model(db, base)
         folder, known = models / row.folder, encodings.sample(db, row.id, FITTED_ON)
     card = build_hashed(models / name, folder, known, bits, name=name, rotate=rotate)
@@ -212,7 +212,7 @@ def _check_gaps(db: Session, found: Generation, accept: Collection[str], lacking
         covered = coverage.count(db, found.id, found.model_id)
         some = ", ".join(f"{gap.image_id} ({gap.reason})" for gap in left[:TOLD])
         raise (_Behind if {gap.reason for gap in left} == {"to-index"} else Conflict)(
-            f"generation {found.id} covers {covered.covered} of {covered.images} images, {len(left)} are lacking and "
+            f"generation {found.id} covers {covered.covered} of {covered.images} images, {len(left)} are missing and "
             f"not accepted: {some}{' ...' if len(left) > TOLD else ''}"
         )
 
@@ -255,7 +255,7 @@ def cancel(db: Session, generation_id: int) -> Generation:
     """
     found = retire(db, generation_id)
     if found.operation_id is None or found.measured is not None:
-        raise Conflict(f"generation {found.id} is built: retire it, if it is to go")
+        raise Conflict(f"generation {found.id} is complete and cannot be cancelled; retire it instead")
     return found
 
 

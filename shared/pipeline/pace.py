@@ -29,9 +29,9 @@ class Hours:
         try:
             begin, end = (datetime.strptime(part, "%H:%M").time() for part in text.split("-"))  # noqa: DTZ007
         except ValueError:
-            raise Invalid("hours read 22:00-06:00") from None
+            raise Invalid("hours must look like 22:00-06:00") from None
         if begin == end:
-            raise Invalid("hours that begin when they end are none")
+            raise Invalid("hours must not begin and end at the same time")
         return cls(begin, end)
 
     def closed_s(self, now: datetime) -> float:

@@ -59,7 +59,7 @@ def _decide(db: Session, image_id: int, decision: Decision, actor: Actor, note: 
             return said
         raise Conflict(f"this image was {said.decision} already")
     if since is not None and since != stopped.since:
-        raise Conflict("this image was stopped anew after it was looked at: look at it again")
+        raise Conflict("this image was stopped again after you looked at it; review it again")
     if decision is Decision.RELEASED:
         _check_readable(stopped)
     review = reviews.add(db, stopped, decision, actor, note)
@@ -131,7 +131,9 @@ def retry(db: Session, image_id: int, actor: Actor) -> None:
     if stopped.status != Status.QUARANTINED:
         raise Conflict(f"this image is {stopped.status}, not in the quarantine")
     if stopped.reason == Reason.SITE_RULE:
-        raise Conflict("a rule of this site holds this image, which no retry changes: release or reject it")
+        raise Conflict(
+            "an admission rule of this site stopped this image, and a retry cannot change that: release or reject it"
+        )
     _due_again(db, [image_id])
     reviews.audit(db, actor, "retry", {"gate": stopped.gate, "reason": stopped.reason}, image_id)
 

@@ -67,11 +67,11 @@ class Request:
         if not 1 <= self.k <= max_k:
             raise Invalid(f"k must be between 1 and {max_k}")
         if self.exclude - {"self", "study", "patient"}:
-            raise Invalid("exclude takes self, study and patient")
+            raise Invalid("exclude may contain self, study and patient only")
         if self.view not in ("any", "match"):
-            raise Invalid("view is any or match")
+            raise Invalid("view must be any or match")
         if self.radius is not None and (self.mode != "hash" or self.radius < 0):
-            raise Invalid("a radius is a number of bits, and goes with mode=hash")
+            raise Invalid("radius must be a non-negative number of bits and requires mode=hash")
 
     @property
     def accuracy(self) -> Accuracy:

@@ -68,7 +68,7 @@ def _build(
     with begin() as db:
         built = generations.built_by(db, held.id)
     if built is None:
-        raise NotFound("the generation of this operation is gone")
+        raise NotFound("the generation of this operation no longer exists")
     if built.state == "retired":  # while its operation was resumed
         with begin() as db:
             operations.end(db, held, "cancelled")

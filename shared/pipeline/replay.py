@@ -93,7 +93,7 @@ def begin_replay(db: Session, model: Model, modality: str, found: Proposal, acto
     """
     live = generations.published(db)
     if live is None or live.model_id != model.id:
-        raise Conflict("only the published model judges: publish it, then replay its thresholds")
+        raise Conflict("only thresholds of the published model can be applied: publish this model, then replay them")
     number = found.calibration_id
     if number is None:
         number = calibrations.add(db, model.id, modality, found.source, actor.name, **found.columns).id

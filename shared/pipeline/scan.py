@@ -169,7 +169,7 @@ def walk(root: Path, after: bytes = b"") -> Iterator[Seen]:
             yield folder
             continue
         if passed and not here and not entries:
-            raise Unavailable("the folder is empty, and was not when the scan began: its share may be away")
+            raise Unavailable("the folder is empty, but was not when the scan began: its share may be unavailable")
         below = []
         for seen, inside in _ahead(entries, here, passed):
             if inside:
@@ -238,7 +238,7 @@ def see(path: Path, after: bytes = b"") -> Iterator[Seen]:
     except OSError:  # below a folder that may not be entered, or on a share that is unavailable
         raise Unavailable("the folder cannot be read") from None
     if after:
-        raise Unavailable("the folder is gone, and was there when the scan began: its share may be away")
+        raise Unavailable("the folder does not exist, but did when the scan began: its share may be unavailable")
     raise Invalid("there is no such file or folder")
 
 

@@ -162,7 +162,7 @@ def _rank(
     started: float,
 ) -> list[Ranking]:
     if request.cursor is not None and len(subjects) != 1:
-        raise Invalid("a cursor belongs to one query")
+        raise Invalid("a cursor can be used with one query only")
     page = cursor.read(request, live.generation_id, subjects[0]) if request.cursor else cursor.first(live.read_at)
     index = index_of(live.collection)
     search = _searcher(connection, index, live, request)

@@ -88,8 +88,8 @@ def calibrate(
             skipped[one] = max(len(scores), len(images))
     if not made:
         raise Invalid(
-            f"a calibration takes at least {ood.MIN_SCORES} encoded images; "
-            f"of model {model.name} there are {max(skipped.values(), default=0)}"
+            f"a calibration needs at least {ood.MIN_SCORES} encoded images; "
+            f"model {model.name} has {max(skipped.values(), default=0)}"
         )
     rows = []
     for one, columns in made.items():  # all are computed before the first takes the lock that holds up intake
@@ -190,7 +190,7 @@ def propose(db: Session, model: Model, modality: str, choice: Choice) -> Proposa
     """
     given = choice.threshold is not None or choice.distance_threshold is not None
     if sum((given, choice.rule is not None, choice.calibration_id is not None)) > 1:
-        raise Invalid("name thresholds, a rule or a calibration")
+        raise Invalid("give only one of: thresholds, a rule, a calibration")
     now = calibrations.in_force(db, model.id).get(modality)
     current = columns_of(calibrations.get(db, now.calibration_id)) if now else None
     if choice.rule is not None:
@@ -217,7 +217,7 @@ def _stored(db: Session, model: Model, modality: str, rule: Rule) -> dict[str, A
     if columns := _made(scores, images, rule):
         return columns
     raise Invalid(
-        f"a calibration takes at least {ood.MIN_SCORES} encoded images; there are {max(len(scores), len(images))}"
+        f"a calibration needs at least {ood.MIN_SCORES} encoded images; there are {max(len(scores), len(images))}"
     )
 
 
@@ -226,7 +226,7 @@ def _earlier(db: Session, model: Model, modality: str, number: int | None) -> tu
         raise Conflict("no calibration of this model is in force for this modality: name a threshold or a rule")
     row = calibrations.get(db, number)
     if (row.model_id, row.modality) != (model.id, modality):
-        raise Conflict(f"calibration {row.id} is of another model or modality: a threshold belongs to one")
+        raise Conflict(f"calibration {row.id} belongs to another model or modality")
     return columns_of(row), row.source
 
 
@@ -239,7 +239,7 @@ def _given(
     """
     numbers = (choice.threshold, choice.distance_threshold)
     if not all(math.isfinite(one) for one in numbers if one is not None):
-        raise Invalid("a threshold is a number")
+        raise Invalid("a threshold must be a finite number")
     chosen = Chosen(modality=modality)
     if choice.threshold is not None:
         scores = _scores(db, model, chosen)

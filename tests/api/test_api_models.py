@@ -112,7 +112,7 @@ def test_a_hashed_model_whose_name_is_taken_is_refused_before_anything_is_fitted
     assert client.post("/v1/models/null-a:hash", json={"name": name, "bits": 8}).status_code == 201
     shutil.move(archive.rt.folder(name), archive.rt.folder(f"{name}-moved"))
     taken = client.post("/v1/models/null-a:hash", json={"name": name, "bits": 8})
-    assert (taken.status_code, taken.json()["detail"]) == (409, "there is a model of this name")
+    assert (taken.status_code, taken.json()["detail"]) == (409, "a model of this name exists already")
     assert not archive.rt.folder(name).exists()
 
 

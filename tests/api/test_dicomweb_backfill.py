@@ -198,7 +198,7 @@ def test_a_source_that_refuses_us_ends_it(client, roomy, source, worker, tmp_pat
     operation_id = begin(client).json()["id"]
     worker()
     told = show(client, operation_id)
-    assert (told["state"], told["error"]) == ("failed", "the archive refuses us (status 401)")
+    assert (told["state"], told["error"]) == ("failed", "the archive rejects our credentials (status 401)")
 
 
 def test_a_wrong_request_begins_nothing(client, source):

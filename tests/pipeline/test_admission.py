@@ -51,19 +51,22 @@ def test_without_rules_all_is_accepted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("[[rule]\n", "no TOML"),
+        ("[[rule]\n", "not valid TOML"),
         ("rules = 1\n", "nothing else"),
         ('[[rule]]\nthen = "accept"\n', "rule 1 has no name"),
-        ('[[rule]]\nname = "a"\nthen = "drop"\n', "'a': `then` is one of accept, quarantine, discard, refuse"),
-        ('[[rule]]\nname = "a"\nthen = "accept"\nwen = {}\n', "'a': 'wen' is not known"),
-        ('[[rule]]\nname = "a"\nthen = "accept"\nwhen = { PatientName = "X" }\n', "'a': `when` may name"),
-        ('[[rule]]\nname = "a"\nthen = "accept"\nwhen = { modality = 7 }\n', "'a': modality is a text"),
-        ('[[rule]]\nname = "a"\nthen = "accept"\nwhen = { modality = [] }\n', "'a': modality is a text"),
+        ('[[rule]]\nname = "a"\nthen = "drop"\n', "'a': `then` must be one of accept, quarantine, discard, refuse"),
+        ('[[rule]]\nname = "a"\nthen = "accept"\nwen = {}\n', "'a': unknown key 'wen'"),
+        (
+            '[[rule]]\nname = "a"\nthen = "accept"\nwhen = { PatientName = "X" }\n',
+            "'a': the keys of `when` must be among",
+        ),
+        ('[[rule]]\nname = "a"\nthen = "accept"\nwhen = { modality = 7 }\n', "'a': modality must be a string"),
+        ('[[rule]]\nname = "a"\nthen = "accept"\nwhen = { modality = [] }\n', "'a': modality must be a string"),
         (
             '[[rule]]\nname = "a"\nthen = "refuse"\nwhen = { source = "fodler" }\n',
-            "'a': source is one of folder, dicom",
+            "'a': source must match one of folder, dicom",
         ),
-        ('[[rule]]\nname = "a"\nthen = "refuse"\nwhen = { source = ["S*", "X*"] }\n', "'a': source is one of"),
+        ('[[rule]]\nname = "a"\nthen = "refuse"\nwhen = { source = ["S*", "X*"] }\n', "'a': source must match one of"),
         ('[[rule]]\nname = "a"\nthen = "accept"\n[[rule]]\nname = "a"\nthen = "refuse"\n', "two admission rules"),
     ],
 )

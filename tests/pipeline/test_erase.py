@@ -266,7 +266,7 @@ def test_what_an_operator_lifts_may_come_again(filled: Platform) -> None:
 def test_while_its_deletes_are_due_an_erasure_cannot_be_lifted(filled: Platform) -> None:
     """Otherwise the new row, of a lower revision, would replace a due delete, and the old vector would remain."""
     operation = erased(filled)
-    with filled.begin() as db, pytest.raises(Conflict, match="has not ended"):
+    with filled.begin() as db, pytest.raises(Conflict, match="is still running"):
         erase.lift_study(db, SECRET, UID)
     settle(filled)
     assert state(filled, operation).state == "succeeded"

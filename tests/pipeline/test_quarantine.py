@@ -282,7 +282,7 @@ def test_a_decision_is_about_what_was_looked_at(bright: Bright, decision: str) -
         (item,) = reviews.page(db, Wanted(), ("image", 2**62), 10)
     bright.put("0000.dcm", header(0), b"quite another picture")
     bright.take()
-    with bright.begin() as db, pytest.raises(Conflict, match="look at it again"):
+    with bright.begin() as db, pytest.raises(Conflict, match="review it again"):
         getattr(quarantine, decision)(db, item.id, ANNA, since=item.since)
     assert bright.status(0) == "quarantined"
     with bright.begin() as db:

@@ -246,9 +246,9 @@ def test_publishing_is_refused_while_an_image_is_lacking_unless_it_is_named(fill
             {"g": number},
         )
         uid = db.execute(sa.text("SELECT sop_uid FROM image WHERE id = 5")).scalar_one()
-    with pytest.raises(Conflict, match=r"covers 14 of 16 images, 2 are lacking and not accepted: 3 \(refused\), 5"):
+    with pytest.raises(Conflict, match=r"covers 14 of 16 images, 2 are missing and not accepted: 3 \(refused\), 5"):
         publish(filled, number)
-    with pytest.raises(Conflict, match=r"1 are lacking and not accepted: 5 \(refused\)"):
+    with pytest.raises(Conflict, match=r"1 are missing and not accepted: 5 \(refused\)"):
         publish(filled, number, ["3"])
     publish(filled, number, ["3", uid])  # by id, and by SOP Instance UID
     assert filled.published().generation_id == number

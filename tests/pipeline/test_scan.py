@@ -207,10 +207,10 @@ def test_a_place_that_is_gone_is_no_hindrance(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_empty_where_a_scan_goes_on_may_be_a_share_that_is_away(tmp_path: Path) -> None:
     assert list(scan.walk(tmp_path)) == []
-    with pytest.raises(Unavailable, match="its share may be away"):
+    with pytest.raises(Unavailable, match="its share may be unavailable"):
         list(scan.walk(tmp_path, os.fsencode(tmp_path / "a.dcm")))
     below = tmp_path / "archive"  # a folder of the mount at `tmp_path`
-    with pytest.raises(Unavailable, match="its share may be away"):
+    with pytest.raises(Unavailable, match="its share may be unavailable"):
         scan.see(below, os.fsencode(below / "a.dcm"))
     with pytest.raises(Invalid):
         scan.see(below)
@@ -352,5 +352,5 @@ def test_a_scan_whose_folder_is_gone_when_it_goes_on_waits_for_it(
         (tmp_path / "labels.csv").write_text(text)
         table = read_labels(tmp_path / "labels.csv")
     passed = os.fsencode(platform.folder / "archive" / "a.dcm")
-    with pytest.raises(Unavailable, match="share may be away"):
+    with pytest.raises(Unavailable, match="share may be unavailable"):
         platform.scan(table, scan.Progress(total=3, done=1, cursor=passed))

@@ -182,7 +182,7 @@ def test_calibrations_of_another_model_or_modality_are_refused(calibrated: Brigh
         for model, modality in ((second, "MG"), (generations.model(db, "null"), "US")):
             with pytest.raises(Conflict, match="another model or modality"):
                 thresholds.propose(db, model, modality, Choice(calibration_id=row.id))
-        with pytest.raises(Conflict, match="only the published model judges"):
+        with pytest.raises(Conflict, match="only thresholds of the published model"):
             calibrated.begin_replay(db, model="second", threshold=0.5)
         with pytest.raises(NotFound):
             thresholds.propose(db, second, "MG", Choice(calibration_id=99))
