@@ -86,10 +86,10 @@ def write_archive(
         Conflict: the folder is not empty.
     """
     if studies < 1 or seed < 0 or size not in SIZES:
-        raise Invalid(f"an archive needs a study or more, a seed of 0 or more, and a size of {', '.join(SIZES)}")
+        raise Invalid(f"an archive needs at least one study, a seed of at least 0, and a size of {' or '.join(SIZES)}")
     folder.mkdir(parents=True, exist_ok=True)
     if any(folder.iterdir()):
-        raise Conflict("the folder is not empty: a sample archive is written into a new one")
+        raise Conflict("the folder is not empty: name a new or empty one for the sample archive")
     records: list[Record] = []
     for done, exam in enumerate(islice(exams(seed), studies), start=1):
         records += _write_exam(folder, exam, seed, size, plain=plain)

@@ -54,7 +54,7 @@ def load(name: str, root: Path, side: int | None = None, *, recipe: Recipe | Non
             raise Invalid("the images of a published set have several sizes: name a side")
         only, *words = rest.split(":")
         if sorted(words) not in ([], ["breast"], ["folded"], ["breast", "folded"]):
-            raise NotFound("a published set is named NAME or NAME:KIND, after which may stand :folded and :breast")
+            raise NotFound("name a published set NAME or NAME:KIND:folded:breast; KIND may be empty")
         home = root / kind if (root / kind).is_dir() else root
         table = published(kind, home, recipe, only, folded="folded" in words, breast="breast" in words)
     elif name in SETS:

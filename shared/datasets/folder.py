@@ -258,7 +258,7 @@ class _Building:
         for key, value in keys.items():
             standing, before = self.maps[key].setdefault(value, (row, line))
             if standing != row:
-                raise Invalid(f"lines {before} and {line}: the same {key}, and they differ")
+                raise Invalid(f"lines {before} and {line} have the same {key} but different values")
 
     def table(self) -> LabelTable:
         files, instances, studies = ({k: row for k, (row, _) in self.maps[key].items()} for key in KEYS)

@@ -25,5 +25,5 @@ def read(dataset: str, root: Path) -> Imported:
     if not root.exists():
         raise Unavailable("the folder of the data set cannot be reached")
     if not root.is_dir():
-        raise Invalid("a data set is a folder")
+        raise Invalid("the data set must be a folder")
     return IMPORTERS[dataset](root)

@@ -207,7 +207,7 @@ def _ood(folder: Path) -> Table:
 def phantoms(arguments: str) -> Table:
     studies, _, seed = arguments.partition(":")
     if not (studies.isdecimal() and seed.isdecimal() and int(studies) > 0):
-        raise Invalid("phantoms are named by how many studies and a seed: phantoms:200:1")
+        raise Invalid("name phantoms by the number of studies and a seed, such as phantoms:200:1")
     drawn = list(_drawn(int(studies), int(seed)))
     birads = sorted({found for _, found, _ in drawn})
     return Table(

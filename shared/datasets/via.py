@@ -65,7 +65,7 @@ def parse_region(said: Mapping[str, object]) -> Region | None:
     if shape in {"polygon", "polyline"}:
         xs, ys = said["all_points_x"], said["all_points_y"]
         if not isinstance(xs, list) or not isinstance(ys, list) or len(xs) > MAX_POINTS:
-            raise ValueError("points are lists")
+            raise ValueError(f"points must be lists of at most {MAX_POINTS}")
         return Region(shape, tuple((_number(x), _number(y)) for x, y in zip(xs, ys, strict=True)))
     if shape == "rect":
         x, y, width, height = (_number(said[name]) for name in ("x", "y", "width", "height"))
@@ -82,7 +82,7 @@ def parse_region(said: Mapping[str, object]) -> Region | None:
 
 def _number(value: object) -> float:
     if not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise ValueError("coordinates are finite numbers")
+        raise ValueError("coordinates must be finite numbers")
     return float(value)
 
 

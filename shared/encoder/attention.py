@@ -25,7 +25,7 @@ class WindowAttention(nn.Module):
         """Raises `Invalid` if the side is not a multiple of 7."""
         super().__init__()
         if side % WINDOW:
-            raise Invalid(f"a side of {side} is not divided by windows of {WINDOW}")
+            raise Invalid(f"a side of {side} pixels is not a multiple of the window of {WINDOW}")
         self.side, self.heads, self.head_dim = side, heads, head_dim
         self.query = nn.Conv2d(channels, heads * head_dim, 1, bias=False)
         self.key_value = nn.Conv2d(channels, 2 * heads * head_dim, 1, bias=False)

@@ -85,10 +85,10 @@ def build(  # noqa: PLR0913 - each argument is an ingredient of the card
     with beside(folder) as temporary:
         if architecture == NULL:
             if options or tta != "none":
-                raise Invalid("the null encoder has no options and no views")
+                raise Invalid("the null encoder takes neither options nor test-time augmentation")
             found = _null(temporary, weights, dim, note)
         elif dim is not None:
-            raise Invalid("only the null encoder's dim is free")
+            raise Invalid("dim can be chosen for the null encoder only")
         else:
             from shared.encoder.export import measure
             from shared.encoder.kinds import kind
@@ -114,16 +114,16 @@ def as_json(value: Mapping[str, Any] | None) -> dict[str, Any]:
     try:
         return json.loads(json.dumps(dict(value or {}), allow_nan=False))  # type: ignore[no-any-return]
     except (TypeError, ValueError):
-        raise Invalid("a card's options and words about it are JSON") from None
+        raise Invalid("a card's options and description must be valid JSON") from None
 
 
 def _null(folder: Path, weights: str, dim: int | None, note: str) -> dict[str, Any]:
     seed = parse_seed(weights)
     if seed is None:
-        raise Invalid("the null encoder's weights are random:SEED")
+        raise Invalid("the null encoder's weights must be random:SEED")
     dim = DIM if dim is None else dim
     if not 1 <= dim <= 65_536:
-        raise Invalid("the null encoder's dim is 1 to 65536")
+        raise Invalid("the null encoder's dim must be 1 to 65536")
     saved = save_projection(folder / WEIGHTS, dim, seed, note)
     return {"weights": saved, "dim": dim, "pooling": "boxes", "channels": 1, "mean": (0.0,), "std": (1.0,)}
 
@@ -135,7 +135,7 @@ def beside(folder: Path) -> Iterator[Path]:
     Raises: `Conflict` if `folder` is not empty.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Conflict("there is something in the model's folder already")
+        raise Conflict("the model's folder is not empty")
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder.parent)
     temporary = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=folder.parent))
@@ -149,7 +149,7 @@ def beside(folder: Path) -> Iterator[Path]:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-            raise Conflict("another build was faster") from None
+            raise Conflict("another build has created this folder meanwhile") from None
         sync(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

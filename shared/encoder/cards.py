@@ -88,12 +88,14 @@ class Card:
     def __post_init__(self) -> None:
         check_name(self.name)
         if self.dim < 1 or self.channels < 1 or self.bits < 0 or self.bits % 8 or self.recipe.size < 32:
-            raise Invalid("a card needs a dimension, a channel, bits in eights and a side of at least 32 pixels")
+            raise Invalid("a card needs a dimension, a channel, a multiple of 8 bits, and a side of at least 32 pixels")
         if not 1 <= self.recipe.frames * self.recipe.size**2 <= MOST_PIXELS:
-            raise Invalid("a card's recipe takes a frame of each image, or more, and no more pixels than 1 GiB holds")
+            raise Invalid(
+                "a card's recipe must take at least one frame of an image, and no more pixels than fit into 1 GiB"
+            )
         check_views(self.tta)
         if not len(self.mean) == len(self.std) == self.channels or not min(self.std) > 0:
-            raise Invalid("a card has a mean and a deviation greater than zero for each channel")
+            raise Invalid("a card needs a mean and a deviation above zero for each channel")
 
     @property
     def fingerprint(self) -> str:
@@ -150,27 +152,31 @@ class Card:
         Recipe.from_json(recipe)  # refuses unknown keys; types are checked below
         text = json.dumps(data)
         if r"\u0000" in text:
-            raise Invalid("the card has a character that no database holds")
+            raise Invalid("the card contains a NUL character")
         try:
             card = TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
             places = sorted({".".join(str(part) for part in item["loc"]) for item in error.errors()})
-            raise Invalid(f"the card does not fit: {', '.join(places)}") from None
+            raise Invalid(f"the card has missing or wrong fields: {', '.join(places)}") from None
         if fingerprint not in (None, card.fingerprint):
-            raise Invalid("the card was changed: its fingerprint is another")
+            raise Invalid("the card was changed: its fingerprint does not match")
         return card
 
 
 def check_views(tta: str) -> None:
     """Raises `Invalid` unless `tta` is none, five, or five:SEED."""
     if not _TTA.fullmatch(tta):
-        raise Invalid("test-time augmentation is none, five, or five:SEED with a whole number of up to nine digits")
+        raise Invalid(
+            "test-time augmentation must be none, five, or five:SEED with a whole number of up to nine digits"
+        )
 
 
 def check_name(name: str) -> None:
     """Raises `Invalid` for a name that cannot be a file name, a URL part and a metric label."""
     if not _NAME.fullmatch(name):
-        raise Invalid("a model's name is 1 to 64 of a-z, 0-9, '.', '_', '-', and starts with a letter or digit")
+        raise Invalid(
+            "a model's name has 1 to 64 characters: a-z, 0-9, '.', '_', '-'; it starts with a letter or digit"
+        )
 
 
 def read(folder: Path, *, verify: bool = True) -> Card:
@@ -204,7 +210,7 @@ def write(card: Card, folder: Path) -> None:
             file.flush()
             os.fsync(file.fileno())
     except FileExistsError:
-        raise Conflict("a model card is there already") from None
+        raise Conflict("the folder holds a model card already") from None
 
 
 def folders(models: Path) -> list[Path]:
@@ -223,4 +229,4 @@ def _verify(path: Path, expected: str) -> None:
     except FileNotFoundError:
         raise Invalid(f"the model's {path.name} is missing") from None
     if found != expected:
-        raise Invalid(f"the model's {path.name} was changed: its SHA-256 is not the card's")
+        raise Invalid(f"the model's {path.name} was changed: its SHA-256 differs from the card's")

@@ -28,7 +28,7 @@ def convert(pth: Path, out: Path) -> int:
     if not pth.is_file():
         raise NotFound("there is no such weights file")
     if out.suffix != ".safetensors":
-        raise Invalid("weights are converted to a .safetensors file")
+        raise Invalid("the output file must end in .safetensors")
     if out.exists():
         raise Conflict("the output file exists already")
     if not out.parent.is_dir():
@@ -36,13 +36,13 @@ def convert(pth: Path, out: Path) -> int:
     try:
         loaded = torch.load(pth, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged pickle can raise any exception
-        raise Invalid(f"the file is no plain torch state dict ({type(error).__name__})") from None
+        raise Invalid(f"the file is not a plain torch state dict ({type(error).__name__})") from None
     if isinstance(loaded, Mapping) and isinstance(loaded.get("state_dict"), Mapping):
         loaded = loaded["state_dict"]
     if not isinstance(loaded, Mapping) or not loaded:
-        raise Invalid("the file is no plain torch state dict")
+        raise Invalid("the file is not a plain torch state dict")
     if not all(isinstance(key, str) and _plain(value) for key, value in loaded.items()):
-        raise Invalid("the file holds more than named tensors of plain numbers")
+        raise Invalid("the file must hold nothing but named tensors of numbers")
     # clones, because safetensors refuses tensors that share memory
     state = {
         key.removeprefix("module."): (value.float() if value.is_floating_point() else value).clone().contiguous()

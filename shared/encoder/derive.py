@@ -54,9 +54,9 @@ def build_hashed(
     if card.bits:
         raise Invalid("the model has a hash code already")
     if not len(embeddings):
-        raise Invalid("the model has encoded nothing yet, and a code is fitted to what it made of images")
+        raise Invalid("the model has no stored encodings; a hash code is fitted to embeddings of images")
     if embeddings.ndim != 2 or embeddings.shape[1] != card.dim:
-        raise Invalid(f"the embeddings are not the model's: they have to be (n, {card.dim})")
+        raise Invalid(f"the embeddings must have the model's shape (n, {card.dim})")
     head = fit_hash(embeddings, bits, seed, rotate=rotate)
     with beside(folder) as temporary:
         fitted = {MEAN: torch.from_numpy(head.mean), COMPONENTS: torch.from_numpy(head.components)}
@@ -109,10 +109,10 @@ def build_ensemble(  # noqa: PLR0913 - as in `build`
     options, state = _joined(members, cards)
     options |= {"join": join, **({"weights": list(weights)} if weights else {})}
     if (join == "pca") != (features is not None):
-        raise Invalid("principal components are fitted on features of training images: they belong to pca alone")
+        raise Invalid("the join pca needs features of training images; other joins take none")
     if features is not None:
         if features.shape[1] != sum(card.dim for card in cards):
-            raise Invalid(f"the features are not the members': they have to be (n, {sum(card.dim for card in cards)})")
+            raise Invalid(f"the features must have the members' joined shape (n, {sum(card.dim for card in cards)})")
         state |= _projection(features)
         options["projection"] = list(state["projection.components"].shape)
     module = body("ensemble", options, empty=True)
@@ -152,7 +152,7 @@ def read_features(file: Path) -> Embeddings:
     except Exception:  # a damaged header can raise any exception
         raise Invalid("the features are not in .npy format") from None
     if not isinstance(found, np.ndarray) or found.ndim != 2 or found.dtype.kind != "f" or len(found) < 2:
-        raise Invalid("the features are a .npy file of (n, dim) numbers, of two images or more")
+        raise Invalid("the features must be floating-point numbers of shape (n, dim), from at least two images")
     with np.errstate(over="ignore"):
         features = found.astype(np.float32)
     if not np.isfinite(features).all():
@@ -180,11 +180,11 @@ def with_graph(folder: Path, base: Path) -> Card:
 
 def _check(cards: Sequence[Card], preset: str | None) -> None:
     if not cards:
-        raise Invalid("an ensemble has members")
+        raise Invalid("an ensemble needs at least one member")
     if any(card.recipe != cards[0].recipe for card in cards):
-        raise Invalid("the members of an ensemble see the same pixels: their recipes have to be equal")
+        raise Invalid("the members of an ensemble must have equal recipes, because they see the same pixels")
     if any(card.architecture == NULL or card.tta != "none" for card in cards):
-        raise Invalid("an ensemble's members are networks without views of their own: it has them for all")
+        raise Invalid("members cannot be the null encoder or use test-time augmentation; set it on the ensemble")
     if preset is None:
         return
     if preset not in PRESETS:

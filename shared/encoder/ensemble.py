@@ -58,13 +58,13 @@ class Ensemble(nn.Module):
     def __init__(self, members: Sequence[Network], join: Join = "unit", weights: Sequence[float] = ()) -> None:
         super().__init__()
         if not members:
-            raise Invalid("an ensemble has members")
+            raise Invalid("an ensemble needs at least one member")
         if join == "mean":
             weights = weights or [1.0] * len(members)
             if len(weights) != len(members) or not min(weights) > 0:
-                raise Invalid("a weighted mean has a weight above zero for each member")
+                raise Invalid("a weighted mean needs a weight above zero for each member")
         elif weights:
-            raise Invalid("only a weighted mean has weights")
+            raise Invalid("only the join mean takes weights")
         self.members = nn.ModuleList(members)
         self.join = join
         self.weights = [weight / sum(weights) for weight in weights]
@@ -83,7 +83,7 @@ class Ensemble(nn.Module):
         units = [functional.normalize(vector, dim=1) for vector in vectors]
         if self.join == "mean":
             if len({int(u.shape[1]) for u in units}) > 1:
-                raise Invalid("vectors of different lengths have no mean; join them by unit, raw or pca")
+                raise Invalid("vectors of different lengths cannot be averaged; join them by unit, raw or pca")
             return torch.stack([u * weight for u, weight in zip(units, self.weights, strict=True)]).sum(0)
         joined = torch.cat(units, 1)
         return joined if self.projection is None else self.projection(joined)

@@ -69,9 +69,9 @@ def outputs(network: nn.Module, side: int) -> Raw:
         with torch.inference_mode():
             raw = {name: value.numpy() for name, value in named(network(torch.from_numpy(_frames(side)))).items()}
     except RuntimeError:
-        raise Invalid(f"the network takes no images of {side} x {side} pixels") from None
+        raise Invalid(f"the network does not accept images of {side} x {side} pixels") from None
     if not (all(np.isfinite(rows).all() for rows in raw.values()) and raw["embeddings"].any(axis=1).all()):
-        raise Invalid("the network gives vectors that are NaN, infinite or zero")
+        raise Invalid("the network returns vectors that are NaN, infinite or zero")
     return raw
 
 

@@ -50,8 +50,8 @@ def fit_hash(embeddings: Embeddings, bits: int, seed: int = 0, *, rotate: bool =
     n, dim = embeddings.shape
     if bits < 8 or bits % 8 or bits > min(dim, n - 1):
         raise Invalid(
-            f"a code of {bits} bits cannot be fitted: bits are a multiple of 8, at most the vectors' {dim} numbers, "
-            f"and fewer than the encoded images, of which there are {n}"
+            f"a code of {bits} bits cannot be fitted: bits must be a multiple of 8, at most {dim} (the length of an "
+            f"embedding), and fewer than the encoded images ({n})"
         )
     rows = unit(embeddings).astype(np.float64)
     mean = rows.mean(0)

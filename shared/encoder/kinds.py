@@ -51,12 +51,12 @@ def body(architecture: str, options: Options | None = None, *, empty: bool = Fal
     """
     made = kind(architecture).make
     if "empty" in (options or {}):  # an argument of the registry, not an option
-        raise Invalid(f"the options are not those of {architecture}: empty")
+        raise Invalid(f"missing or wrong options of {architecture}: empty")
     try:
         module = made(**(options or {}), empty=empty)
     except ValidationError as error:
         places = sorted({".".join(str(part) for part in item["loc"]) for item in error.errors()})
-        raise Invalid(f"the options are not those of {architecture}: {', '.join(places)}") from None
+        raise Invalid(f"missing or wrong options of {architecture}: {', '.join(places)}") from None
     return module.eval().requires_grad_(requires_grad=False)
 
 
@@ -115,10 +115,10 @@ def _ensemble(
     empty: bool,
 ) -> nn.Module:
     if any("empty" in member for member in members):
-        raise Invalid("the options are not those of ensemble: members.empty")
+        raise Invalid("missing or wrong options of ensemble: members.empty")
     module = Ensemble([_member(**member, empty=empty) for member in members], join, weights)
     if (join == "pca") != (len(projection) == 2):
-        raise Invalid("a projection, (components, dim), belongs to the join pca, and to no other")
+        raise Invalid("the join pca needs a projection (components, dim); other joins take none")
     if projection:
         module.projection = Projection(projection[0], projection[1])
     return module
@@ -135,10 +135,10 @@ def _member(
 ) -> Network:
     known = kind(architecture)
     if architecture == "ensemble":
-        raise Invalid("an ensemble's members are no ensembles")
+        raise Invalid("a member of an ensemble cannot be an ensemble")
     mean, std = mean or known.mean, std or known.std
     if not len(mean) == len(std) == len(known.mean):
-        raise Invalid(f"a member of an ensemble has a mean and a deviation for each of {len(known.mean)} channels")
+        raise Invalid(f"a member of an ensemble needs a mean and a deviation for each of {len(known.mean)} channels")
     return Network(body(architecture, options, empty=empty), mean, std)
 
 

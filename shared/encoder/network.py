@@ -90,7 +90,7 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], architecture: str) -> N
     ]
     found = [problem for problem in problems if problem]
     if found:
-        raise Invalid(f"the weights are not those of {architecture}: {'; '.join(found)}")
+        raise Invalid(f"the weights do not fit {architecture}: {'; '.join(found)}")
     module.load_state_dict(given, strict=False)  # the check above is strict but for the counters, with clearer messages
 
 

@@ -65,7 +65,7 @@ def calibrate(scores: ArrayLike, data_sha256: str, rule: Rule = "mean+3sd") -> C
     """
     values = np.asarray(scores, np.float64)
     if values.ndim != 1 or len(values) < MIN_SCORES or not np.isfinite(values).all():
-        raise Invalid(f"a calibration takes at least {MIN_SCORES} scores, all of them numbers")
+        raise Invalid(f"a calibration needs at least {MIN_SCORES} scores, all of them finite")
     mean, std = float(values.mean()), float(values.std(ddof=1))
     if rule == "mean+3sd":
         threshold = mean + 3 * std
@@ -73,11 +73,11 @@ def calibrate(scores: ArrayLike, data_sha256: str, rule: Rule = "mean+3sd") -> C
         threshold = float(np.quantile(values, 0.99))
     elif rule == "log":
         if values.min() <= 0:
-            raise Invalid("a logarithmic calibration takes positive scores")
+            raise Invalid("a logarithmic calibration needs positive scores")
         logs = np.log(values)
         threshold = float(np.exp(logs.mean() + 3 * logs.std(ddof=1)))
     else:
-        raise Invalid("a calibration's rule is mean+3sd, quantile or log")
+        raise Invalid("a calibration's rule must be mean+3sd, quantile or log")
     quantiles = {str(q): float(np.quantile(values, q)) for q in QUANTILES}
     return Calibration(
         rule=rule, threshold=threshold, mean=mean, std=std, quantiles=quantiles, n=len(values), data_sha256=data_sha256
@@ -97,7 +97,7 @@ def knn_distance(features: Features, known: Features, k: int = 5) -> Scores:
     Source: Sun et al. 2022 (ICML).
     """
     if not 1 <= k <= len(known):
-        raise Invalid("there are fewer known vectors than neighbours to look at")
+        raise Invalid(f"k must be 1 to {len(known)}, the number of known vectors")
     rows, columns = unit(features), unit(known)
     out = np.empty(len(rows), np.float32)
     for start in range(0, len(rows), _ROWS):
@@ -125,7 +125,7 @@ class Mahalanobis:
 
         rows = np.asarray(known, np.float64)
         if len(rows) < 2:
-            raise Invalid("a covariance takes at least two vectors")
+            raise Invalid("a covariance needs at least two vectors")
         names, member = np.unique(np.zeros(len(rows)) if classes is None else np.asarray(classes), return_inverse=True)
         centres = np.stack([rows[member == i].mean(0) for i in range(len(names))])
         fitted = LedoitWolf(assume_centered=True).fit(rows - centres[member])
@@ -157,7 +157,7 @@ class Gaussian:
     def fit(cls, known: Features) -> Self:
         """Fit to (n, dim), n at least 2. Raises `Invalid` for fewer, or a vector that is zero or not finite."""
         if len(known) < 2:
-            raise Invalid("a covariance takes at least two vectors")
+            raise Invalid("a covariance needs at least two vectors")
         rows = unit(known).astype(np.float64)
         n, dim = rows.shape
         mean = rows.mean(0)
@@ -229,7 +229,7 @@ def held_out(known: Features, groups: Sequence[Hashable]) -> list[float]:
     Raises: `Invalid` for fewer than four vectors.
     """
     if len(known) < 4:
-        raise Invalid("too few vectors to hold any out")
+        raise Invalid("at least four vectors are needed to hold some out")
     part_of = {name: i % PARTS for i, name in enumerate(dict.fromkeys(groups))}
     part = np.array([part_of[name] for name in groups])
     if 2 * np.bincount(part).max() > len(part):
@@ -244,5 +244,5 @@ def unit(vectors: Features) -> Features:
     """Return the rows at length 1. Raises `Invalid` for a row without a direction: zero or not finite."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not (np.isfinite(lengths).all() and (lengths > 0).all()):
-        raise Invalid("a vector has no direction")
+        raise Invalid("a vector is zero or not finite")
     return (vectors / lengths).astype(np.float32, copy=False)  # type: ignore[no-any-return]

@@ -74,7 +74,7 @@ def _forward(card: Card, folder: Path, runtime: Runtime, threads: int) -> tuple[
         import torch
 
         return torch_forward(card, folder / WEIGHTS, threads), f"torch {torch.__version__}"
-    raise Invalid("a runtime is onnx or torch")
+    raise Invalid("the runtime must be onnx or torch")
 
 
 def _hashed(forward: Forward, folder: Path) -> Forward:
@@ -108,11 +108,11 @@ class Loaded:
             raw = self._forward(part)
             for name, rows in found.items():
                 if name not in raw or raw[name].shape != (len(part), *self._shapes[name]):
-                    raise Invalid(f"the model's {name} are not those of its card")
+                    raise Invalid(f"the model's {name} do not have the shape that its card states")
                 rows[start : start + BATCH] = raw[name]
         embeddings = found["embeddings"]
         if not (all(np.isfinite(rows).all() for rows in found.values()) and embeddings.any(axis=1).all()):
-            raise Invalid("the model gave a vector that is NaN, infinite or zero")
+            raise Invalid("the model returned a vector that is NaN, infinite or zero")
         logits = found.get("logits")
         return Encoded(
             embeddings=embeddings,

@@ -69,7 +69,7 @@ def find(architecture: str, weights: str, options: Options | None = None) -> Sou
     if not weights.startswith("torchvision:"):
         return _from_file(architecture, Path(weights), options)
     if architecture not in BACKBONES or options:
-        raise Invalid("torchvision has weights of bare backbones only")
+        raise Invalid("torchvision has weights for backbones without options only")
     return _from_torchvision(architecture, weights)
 
 
@@ -83,7 +83,7 @@ def _from_torchvision(architecture: str, weights: str) -> Source:
     known = models().get_model_weights(architecture)
     name = weights.removeprefix("torchvision:")
     if name not in known.__members__:
-        raise Invalid(f"torchvision has no such weights of {architecture}; it has: {', '.join(known.__members__)}")
+        raise Invalid(f"torchvision has no such weights for {architecture}; it has: {', '.join(known.__members__)}")
     try:
         state = known[name].get_state_dict(progress=False, check_hash=True, weights_only=True)
     except (URLError, TimeoutError, ConnectionError):
@@ -99,8 +99,8 @@ def _from_torchvision(architecture: str, weights: str) -> Source:
 def _from_file(architecture: str, path: Path, options: Options | None) -> Source:
     if path.suffix != ".safetensors":
         raise Invalid(
-            "weights are torchvision:NAME, random:SEED, or a .safetensors file; "
-            "a .pth is a pickle: make one from it with `similis models convert`"
+            "weights must be torchvision:NAME, random:SEED, or a .safetensors file; "
+            "convert a .pth file, which is a pickle, with `similis models convert`"
         )
     if not path.is_file():
         raise NotFound("there is no such weights file")

@@ -159,7 +159,7 @@ def apply_window(values: Frame, window: Window) -> Frame:
     elif window.function != "SIGMOID" and width >= 1:
         low, span = center - 0.5 - (width - 1) / 2, width - 1
     else:
-        raise Invalid("a window must be wider than this")
+        raise Invalid("the window width is too small for its function")
     if span == 0:
         return (values > low).astype(np.float32)
     out = np.clip((values - np.float32(low)) * np.float32(1 / span), 0, 1)

@@ -134,10 +134,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _by_cluster(values: Floats, clusters: Ints, labels: Ints | None) -> tuple[Floats, Floats]:
     """Return (patients, figures, classes) sums of (q, figures) values, and (patients, 1, classes) query counts."""
     if not len(values) == len(clusters) == (len(values) if labels is None else len(labels)):
-        raise Invalid("values, clusters and labels belong together")
+        raise Invalid("values, clusters and labels must have the same length")
     unknown = np.isnan(values)
     if (unknown.any(axis=1) != unknown.all(axis=1)).any():
-        raise Invalid("the figures lack different queries")
+        raise Invalid("all figures must have values for the same queries")
     known = ~unknown[:, 0]
     if not known.any():
         raise Invalid("there is no value to resample")
@@ -157,7 +157,7 @@ def _by_cluster(values: Floats, clusters: Ints, labels: Ints | None) -> tuple[Fl
 def _resample(sums: Floats, counts: Floats, resamples: int, seed: int) -> Floats:
     """Return (resamples, figures) means over patients drawn with replacement."""
     if resamples < 1000:
-        raise Invalid("an interval takes at least 1,000 resamples")
+        raise Invalid("an interval needs at least 1,000 resamples")
     patients = len(sums)
     rng = np.random.default_rng(seed)
     step = max(1, _BLOCK // patients)

@@ -21,7 +21,7 @@ def ball(queries: Side, gallery: Side, radii: Sequence[int]) -> PerQuery:
         Invalid: the vectors are not packed codes, or a radius is negative.
     """
     if not radii or min(radii) < 0:
-        raise Invalid("a radius is a number of bits, 0 or more")
+        raise Invalid("a radius must be a non-negative number of bits")
     parts = []
     for part, ranking in chunks(queries, gallery, "hamming"):
         hits = ranking.sorted(queries.labels[part][:, None] == gallery.labels)

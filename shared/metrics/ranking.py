@@ -158,14 +158,14 @@ def _bits(queries: NDArray[np.uint64], gallery: NDArray[np.uint64]) -> NDArray[n
 def _check(queries: Side, gallery: Side, metric: Metric) -> None:
     for side in (queries, gallery):
         if side.vectors.ndim != 2 or side.vectors.shape[1] != gallery.vectors.shape[1] or not len(side):
-            raise Invalid("queries and gallery are matrices of the same width with at least one row")
+            raise Invalid("queries and gallery must be matrices of the same width with at least one row")
         if len(side.labels) != len(side) or (side.keys is not None and len(side.keys) != len(side)):
-            raise Invalid("labels and keys belong to the rows of the vectors")
+            raise Invalid("labels and keys must have one entry for each vector")
         if (metric == "hamming") != (side.vectors.dtype == np.uint8):
-            raise Invalid("packed codes (uint8) are compared by hamming, embeddings by cosine or l2")
+            raise Invalid("packed codes (uint8) need the metric hamming, embeddings cosine or l2")
         if metric != "hamming" and not np.isfinite(side.vectors).all():
             raise Invalid("a vector is NaN or infinite")
         if metric == "cosine" and not side.vectors.any(axis=1).all():
             raise Invalid("a zero vector has no cosine")
     if (queries.keys is None) != (gallery.keys is None):
-        raise Invalid("keys stand on both sides or on none")
+        raise Invalid("give keys for both queries and gallery, or for neither")

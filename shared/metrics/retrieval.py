@@ -100,7 +100,7 @@ def measure(
         Invalid: queries and gallery do not fit each other, or a k is below 1.
     """
     if not ks or min(ks) < 1:
-        raise Invalid("a list has at least one place")
+        raise Invalid("every k must be at least 1")
     parts = []
     for part, ranking in chunks(queries, gallery, metric):
         hits = ranking.sorted(queries.labels[part][:, None] == gallery.labels)

@@ -52,7 +52,7 @@ def confusion(truth: Labels, predicted: Labels, classes: int) -> NDArray[np.int6
     """
     for labels in (truth, predicted):
         if len(labels) and not (labels.min() >= 0 and labels.max() < classes):
-            raise Invalid("a label is none of the classes")
+            raise Invalid("a label is not one of the classes")
     return np.bincount(truth * classes + predicted, minlength=classes * classes).reshape(classes, classes)
 
 

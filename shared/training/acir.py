@@ -33,7 +33,7 @@ class Shape:
 
     def __post_init__(self) -> None:
         if self.bits < 8 or self.bits % 8:
-            raise Invalid("a code has bits in eights")
+            raise Invalid("the bits of a code must be a multiple of 8")
 
     def network(self, classes: int, *, decoder: bool) -> Acir:
         return Acir(
@@ -68,9 +68,9 @@ class Hashing(Method[Hashed]):
 
     def __post_init__(self) -> None:
         if self.fingerprint < 2:
-            raise Invalid("a fingerprint has two pixels a side or more")
+            raise Invalid("a fingerprint needs at least two pixels a side")
         if self.stem and " " not in self.stem:
-            raise Invalid("a stem is an architecture and weights, as resnet50 torchvision:IMAGENET1K_V1")
+            raise Invalid("a stem must name an architecture and weights, such as resnet50 torchvision:IMAGENET1K_V1")
 
     @property
     def takes(self) -> int:
@@ -79,7 +79,7 @@ class Hashing(Method[Hashed]):
     def build(self, data: Collection) -> Hashed:
         """Raises `Invalid` for OrthoHash, whose batch normalisation over the logits has no place in the network."""
         if self.objective == "orthohash":
-            raise Invalid("OrthoHash is trained on features only: its normalisation is no part of the network")
+            raise Invalid("OrthoHash can be trained on features only: its normalisation is not part of the network")
         classes = len(data.classes)
         weights = class_weights(torch.from_numpy(data.labels), classes) if self.weighted else torch.ones(classes)
         loss = objective(self.objective, classes, self.shape.bits, weights, gamma=self.gamma, alpha=self.alpha)
@@ -161,11 +161,11 @@ class Reconstruction(Method[Reconstructing]):
         try:
             missing, unexpected = network.load_state_dict(state, strict=False)
         except RuntimeError:
-            raise Invalid("the weights of stage 1 are of another shape") from None
+            raise Invalid("the weights of stage 1 do not fit this shape") from None
         lost = [name for name in missing if not name.startswith("decoder.") and "num_batches" not in name]
         foreign = [name for name in unexpected if not name.startswith("classifier.")]
         if lost or foreign:
-            raise Invalid("the weights of stage 1 are of another shape")
+            raise Invalid("the weights of stage 1 do not fit this shape")
         return Reconstructing(network)
 
     def groups(self, model: Reconstructing) -> Mapping[str, Iterable[nn.Parameter]]:

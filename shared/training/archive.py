@@ -46,14 +46,14 @@ def labelled(
         uids = {"sop_instance_uid": header.sop_instance_uid, "study_uid": header.study_instance_uid}
         row = table.find(folder, path, **uids)
         if row is None and table.shares(folder, path):
-            counted["whose name in the table is another's, too"] += 1
+            counted["whose name in the table matches files in several folders"] += 1
             continue
         value = None if row is None or row.labels is None else getattr(row.labels, label)
         if row is None or value is None or (label == "birads" and value == 0):
             counted["without a label"] += 1
             continue
         patient = row.patient or header.patient_id
-        counted["of unknown patients"] += not patient
+        counted["without a patient"] += not patient
         study = row.study or header.study_instance_uid
         yield Labelled(row, decoded, str(value), patient or study or str(path))
 
@@ -113,11 +113,11 @@ class Archive:
         classes, labels = np.unique(values, return_inverse=True)
         if len(classes) < 2:
             left_out = f": {told(counted)}" if told(counted) else ""
-            raise Invalid(f"a training needs labelled images of at least two kinds{left_out}")
+            raise Invalid(f"a training needs images with at least two different labels{left_out}")
         groups = np.unique(patients, return_inverse=True)[1].astype(np.int64)
         held = hold_out(np.ones(len(images), np.bool_), labels.astype(np.int64), groups, VAL)
         if not held.any():
-            raise Invalid(f"of {len(np.unique(groups))} patients none can be held out to select by: there are too few")
+            raise Invalid(f"too few patients ({len(np.unique(groups))}): none can be held out for validation")
         return Collection(
             name=f"folder, {self.label}",
             images=np.stack(images),

@@ -121,7 +121,7 @@ class Portion:
 
     def __post_init__(self) -> None:
         if self.batch < 1 or self.batches_per_epoch < 1:
-            raise Invalid("an epoch has a batch or more, and a batch an image or more")
+            raise Invalid("an epoch needs at least one batch, and a batch at least one image")
 
     def batches(self, labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> Iterator[NDArray[np.int64]]:  # noqa: ARG002
         order = np.random.default_rng(seed).permutation(len(labels))[: self.batch * self.batches_per_epoch]

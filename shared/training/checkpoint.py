@@ -56,7 +56,7 @@ def claimed(folder: Path, experiment: Experiment, *, resume: bool) -> Iterator[N
     if path.exists():
         _check(json.loads(path.read_text(encoding="utf-8")), described, resume=resume)
     elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise Conflict("there is something in the output folder that is no training's")
+        raise Conflict("the output folder contains files that no training wrote")
     else:
         folder.mkdir(parents=True, exist_ok=True)
         write_json(path, described)
@@ -64,7 +64,7 @@ def claimed(folder: Path, experiment: Experiment, *, resume: bool) -> Iterator[N
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Conflict("a training runs in this folder now") from None
+            raise Conflict("a training is running in this folder") from None
         try:
             yield
         except BaseException:

@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 def train(  # noqa: PLR0913 - the options, one by one
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="NAME or NAME:VARIANT of --list, or a .py file like them.")
+        str, typer.Argument(metavar="CONFIG", help="NAME or NAME:VARIANT as --list shows it, or your own .py file.")
     ] = "",
     *,
     data: Annotated[Path, typer.Option(help="The folder of the data sets.")] = Path("../shared/data"),
@@ -39,15 +39,20 @@ def train(  # noqa: PLR0913 - the options, one by one
     labels: Annotated[Path | None, typer.Option(help="The table of the folder's images.")] = None,
     label: Annotated[Label, typer.Option(help="The column that the model learns to predict.")] = "birads",
     out: Annotated[Path | None, typer.Option(help="A new folder. Default: runs/NAME-PRESET-SEED.")] = None,
-    preset: Annotated[str, typer.Option(help="recommended, or how closely a paper is followed.")] = "recommended",
+    preset: Annotated[
+        str, typer.Option(help="recommended, or another preset of the configuration, as --list shows it.")
+    ] = "recommended",
     seed: Annotated[int | None, typer.Option(min=0, help="Default: the configuration's.")] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Default: the configuration's.")] = None,
     change: Annotated[
-        list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="As in method.weights=net.safetensors.")
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="FIELD=VALUE", help="Change a setting, such as method.weights=net.safetensors; repeatable."
+        ),
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="Threads of torch. Default: all cores.")] = None,
-    resume: Annotated[bool, typer.Option(help="Go on where the same training was stopped.")] = True,
-    list_: Annotated[bool, typer.Option("--list", help="Say what can be trained.")] = False,
+    resume: Annotated[bool, typer.Option(help="Resume the same training where it was stopped.")] = True,
+    list_: Annotated[bool, typer.Option("--list", help="List the configurations.")] = False,
 ) -> None:
     """Train a model and write its weights, card and figures to a new folder."""
     if list_:
@@ -59,7 +64,7 @@ def train(  # noqa: PLR0913 - the options, one by one
     changes = [one.partition("=")[::2] for one in change or []]
     changes += [(name, str(value)) for name, value in (("seed", seed), ("epochs", epochs)) if value is not None]
     if (folder is None) != (labels is None):
-        raise typer.BadParameter("a --folder and its --labels belong together", param_hint="--folder")
+        raise typer.BadParameter("give both --folder and --labels, or neither", param_hint="--folder")
     experiment = load(config, preset)
     for name, value in changes:
         experiment = changed(experiment, name, value)
@@ -138,7 +143,7 @@ def changed(value: Any, name: str, text: str) -> Any:  # noqa: ANN401 - any part
     if isinstance(value, dict) and first in value:
         return {**value, first: changed(value[first], rest, text) if rest else _read(text, value[first], first)}
     if not is_dataclass(value) or isinstance(value, type) or first not in {field.name for field in fields(value)}:
-        raise Invalid(f"an experiment has no field {first} there")
+        raise Invalid(f"the experiment has no field {first} at this place")
     old = getattr(value, first)
     if rest:
         return replace(value, **{first: changed(old, rest, text)})
@@ -152,7 +157,7 @@ def _read(text: str, old: object, name: str, kind: object = None) -> object:
     except ValueError:
         new = text
     if get_origin(kind) is Literal and new not in get_args(kind):
-        raise Invalid(f"{name} is one of {', '.join(map(str, get_args(kind)))}")
+        raise Invalid(f"{name} must be one of {', '.join(map(str, get_args(kind)))}")
     if new is None and type(None) in get_args(kind):
         return None
     wanted = type(old)
@@ -163,7 +168,7 @@ def _read(text: str, old: object, name: str, kind: object = None) -> object:
     if wanted is float and isinstance(new, int) and not isinstance(new, bool):
         new = float(new)
     if type(new) is not wanted:
-        raise Invalid(f"{name} is a {wanted.__name__}")
+        raise Invalid(f"{name} must be of type {wanted.__name__}")
     return new
 
 
@@ -171,5 +176,5 @@ def _row(values: list[object], kinds: tuple[Any, ...], name: str) -> tuple[objec
     """Return the values as a tuple of these kinds: of their number, or of any length for `X, ...`."""
     wanted = kinds[:1] * len(values) if kinds[-1] is Ellipsis else kinds
     if len(values) != len(wanted):
-        raise Invalid(f"{name} has {len(wanted)} values")
+        raise Invalid(f"{name} must have {len(wanted)} values")
     return tuple(_read(json.dumps(value), kind(), name) for value, kind in zip(values, wanted, strict=True))

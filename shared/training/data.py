@@ -49,7 +49,7 @@ def parts(data: Collection) -> tuple[Collection, Collection]:
     if not len(fit) or not len(held):
         raise Invalid("a training needs images in the parts train and val")
     if np.intersect1d(fit.groups, held.groups).size:
-        raise Invalid("a group has images in train and in val: the selection would be of what was learned by heart")
+        raise Invalid("a patient has images in train and val, so validation would be biased")
     return fit, held
 
 

@@ -101,7 +101,7 @@ class Targets(nn.Module):
         """
         super().__init__()
         if len(images) <= max(dims):
-            raise Invalid(f"targets of {max(dims)} numbers are fitted on more images than {len(images)}")
+            raise Invalid(f"targets of {max(dims)} numbers need more than {max(dims)} images; there are {len(images)}")
         self.weights = [list(row) for row in weights]
         for name, block in zip(Blocks._fields, describe(images), strict=True):
             self.register_buffer(f"mean_{name}", block.mean(0))

@@ -77,7 +77,7 @@ def evaluate(
     """
     plan = plan or Plan()
     if not spaces or any(len(space.vectors) != len(subjects) for space in spaces.values()):
-        raise Invalid("each image has one vector in each space")
+        raise Invalid("each image needs one vector in each space")
     runs: list[Run] = []
     for name in plan.protocols:
         chosen = protocol(name)
@@ -88,7 +88,7 @@ def evaluate(
             for baseline in (random_figures, majority_figures)
         )
         if random.unanswerable == len(random):
-            raise Invalid(f"{name}: of no query there is an image of its class in its gallery")
+            raise Invalid(f"{name}: no query has an image of its class in its gallery")
         for title, space in spaces.items():
             found, voted = _measured(subjects, space, folds, plan)
             sizes = [len(fold.gallery) for fold in folds]
@@ -118,7 +118,7 @@ def projected(vectors: NDArray[np.float32], fit: NDArray[Any], components: int) 
     """
     fitted = vectors[fit].astype(np.float64)
     if len(fitted) <= components or vectors.shape[1] < components:
-        raise Invalid("principal components are fitted on more training images than there are components")
+        raise Invalid("components must be fewer than the training images, and at most the length of a vector")
     middle = fitted.mean(axis=0)
     return np.asarray((vectors - middle) @ principal(fitted - middle, components).T, np.float32)
 

@@ -47,20 +47,25 @@ def evaluate_command(  # noqa: PLR0913 - the options, one by one
     distance: Annotated[
         list[str] | None, typer.Option(help="cosine or l2; codes are always compared by hamming.")
     ] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="Arrangements of the protocol patient.")] = 5,
-    resamples: Annotated[int, typer.Option(min=1000, help="Of the bootstrap over patients.")] = 2000,
-    components: Annotated[int | None, typer.Option(min=1, help="Principal components, of the training part.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="Number of random splits for protocol patient.")] = 5,
+    resamples: Annotated[int, typer.Option(min=1000, help="Resamples of the bootstrap over patients.")] = 2000,
+    components: Annotated[
+        int | None,
+        typer.Option(min=1, help="Reduce embeddings to this many principal components, fitted on the training part."),
+    ] = None,
     data: Annotated[Path, typer.Option(help="The folder of the sets.")] = Path("../shared/data"),
     home: Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.similis.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the encoder.")] = 1,
-    against: Annotated[str, typer.Option(help="Another model, whose figures are subtracted, with a paired test.")] = "",
-    pictures: Annotated[bool, typer.Option(help="PCA and t-SNE of the embeddings.")] = True,
+    against: Annotated[
+        str, typer.Option(help="Another model to compare with: its figures are subtracted, with a paired test.")
+    ] = "",
+    pictures: Annotated[bool, typer.Option(help="Draw PCA and t-SNE of the embeddings.")] = True,
 ) -> None:
     """Evaluate a model's retrieval on labelled images and write figures, tables and plots to a new folder."""
     if bool(collection) == (folder is not None) or (folder is not None) != (labels is not None):
         raise typer.BadParameter("name a --collection, or a --folder with its --labels", param_hint="--collection")
     if (out / "report.json").exists():
-        raise Conflict("there is a report in the folder already")
+        raise Conflict("the folder holds a report already")
     out.mkdir(parents=True, exist_ok=True)  # fail before hours of work if the folder cannot be written
 
     from shared.training.evaluate import Plan, evaluate
@@ -90,19 +95,19 @@ def evaluate_command(  # noqa: PLR0913 - the options, one by one
 def encode_command(
     model: Annotated[str, typer.Argument(help="A model's folder, or the name of one in the home.")],
     folder: Annotated[Path, typer.Argument(help="Images: DICOM, PNG or JPEG.")],
-    out: Annotated[Path, typer.Argument(metavar="OUT.npy", help="A new file; which image a row is stands in OUT.csv.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT.npy", help="A new file; OUT.csv lists the image of each row.")],
     *,
     home: Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.similis.")] = None,
     threads: Annotated[int, typer.Option(min=1, help="Threads of the encoder.")] = 1,
 ) -> None:
     """Write a model's vectors of all images of a folder: (n, dim) of float32, in the order of their paths."""
     if out.suffix != ".npy":
-        raise typer.BadParameter("a name that ends in .npy", param_hint="OUT.npy")
+        raise typer.BadParameter("the file name must end in .npy", param_hint="OUT.npy")
     named = out.with_suffix(".csv")
     if out.exists() or named.exists():
-        raise Conflict("there is such a file already")
+        raise Conflict("OUT.npy or OUT.csv exists already")
     if not out.parent.is_dir():
-        raise NotFound("there is no folder for OUT.npy")
+        raise NotFound("the folder of OUT.npy does not exist")
     import numpy as np
 
     from shared.training.vectors import of_files
@@ -154,7 +159,7 @@ def _protocols(names: list[str], *, given: bool) -> tuple[str, ...]:
 def _distances(names: list[str] | None) -> list[str]:
     chosen = names or ["cosine"]
     if not set(chosen) <= {"cosine", "l2"}:
-        raise Invalid("a distance is cosine or l2")
+        raise Invalid("a distance must be cosine or l2")
     return chosen
 
 

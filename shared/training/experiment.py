@@ -112,9 +112,9 @@ class Optimiser:
 
     def __post_init__(self) -> None:
         if min([*self.rates.values(), self.weight_decay, self.momentum]) < 0:
-            raise Invalid("learning rates, weight decay and momentum are 0 or more")
+            raise Invalid("learning rates, weight decay and momentum must be at least 0")
         if not all(0 <= beta < 1 for beta in self.betas):
-            raise Invalid("betas are 0 to less than 1")
+            raise Invalid("betas must be at least 0 and below 1")
 
     def build(self, groups: Mapping[str, Iterable[nn.Parameter]]) -> torch.optim.Optimizer:
         """Raises `Invalid` if the names differ: a group without a rate would silently not be trained."""
@@ -140,7 +140,7 @@ class WarmRestarts:
 
     def __post_init__(self) -> None:
         if self.first < 1 or self.factor < 1:
-            raise Invalid("the first cycle has an epoch or more, and the factor of the next is 1 or more")
+            raise Invalid("the first cycle needs at least one epoch, and the factor must be at least 1")
 
     def rate(self, base: float, epoch: float, epochs: int) -> float:  # noqa: ARG002 - cycles continue without end
         position, length = int(epoch), self.first
@@ -178,7 +178,7 @@ class PrefixedCosine:
 
     def __post_init__(self) -> None:
         if self.cycle < 1:
-            raise Invalid("a cycle has an epoch or more")
+            raise Invalid("a cycle needs at least one epoch")
 
     def rate(self, base: float, epoch: float, epochs: int) -> float:  # noqa: ARG002 - `cycle` is the length
         at = int(epoch)
@@ -197,7 +197,7 @@ class Steps:
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise Invalid("a step has an epoch or more")
+            raise Invalid("a step needs at least one epoch")
 
     def rate(self, base: float, epoch: float, epochs: int) -> float:  # noqa: ARG002 - steps continue without end
         return base * self.factor ** (int(epoch) // self.size)
@@ -211,7 +211,7 @@ class Shuffled:
 
     def __post_init__(self) -> None:
         if self.batch < 1:
-            raise Invalid("a batch has an image or more")
+            raise Invalid("a batch needs at least one image")
 
     def batches(self, labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> Iterator[Rows]:  # noqa: ARG002
         order = np.random.default_rng(seed).permutation(len(labels))
@@ -241,13 +241,15 @@ class Experiment:
 
     def __post_init__(self) -> None:
         if self.side < 32 or self.epochs < 1 or self.patience < 1 or self.views < 1:
-            raise Invalid("an experiment has at least 32 pixels, one epoch, one of patience, and one view")
+            raise Invalid(
+                "an experiment needs at least 32 pixels a side, one epoch, one epoch of patience, and one view"
+            )
         if not 0 <= self.seed < 2**32:
-            raise Invalid("a seed is 0 to 4294967295")
+            raise Invalid("a seed must be 0 to 4294967295")
         if self.clip is not None and self.clip <= 0:
-            raise Invalid("a gradient that is clipped to nothing trains nothing; no clip is None")
+            raise Invalid("clip must be above 0, or None for no clipping")
         if self.precision not in ("fp32", "bf16"):
-            raise Invalid("the precision is fp32 or bf16")
+            raise Invalid("the precision must be fp32 or bf16")
 
     @property
     def recipe(self) -> Recipe:

@@ -87,7 +87,7 @@ class AdvancedFT(Method[Classifier]):
 def check_smoothing(share: float) -> None:
     """Raises: `Invalid` if the share is not in [0, 1]."""
     if not 0 <= share <= 1:
-        raise Invalid("the smoothing of labels is 0 to 1")
+        raise Invalid("the label smoothing must be 0 to 1")
 
 
 def trainable(architecture: str, weights: str, mean: tuple[float, ...], std: tuple[float, ...]) -> Network:

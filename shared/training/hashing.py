@@ -245,7 +245,7 @@ def objective(
         return GreedyHash(classes, bits)
     if name == "dtsh":
         return Dtsh()
-    raise Invalid(f"no hashing method {name}; there are {', '.join(METHODS)}")
+    raise Invalid(f"unknown hashing method {name}; there are: {', '.join(METHODS)}")
 
 
 def hash_centres(classes: int, bits: int, seed: int = 0) -> Tensor:
@@ -269,4 +269,4 @@ def hash_centres(classes: int, bits: int, seed: int = 0) -> Tensor:
         apart = ((bits - drawn @ drawn.T) / 2)[np.triu_indices(classes, 1)]
         if apart.min() > bits / 4 and apart.mean() >= bits / 2:
             return torch.from_numpy(drawn).float()
-    raise Invalid(f"{bits} bits hold no {classes} centres that are far enough apart")
+    raise Invalid(f"{bits} bits are too few for {classes} centres that are far enough apart")

@@ -48,11 +48,11 @@ class Subjects:
     def __post_init__(self) -> None:
         arrays = [self.labels, self.groups, *self.columns.values(), *([] if self.split is None else [self.split])]
         if not len(self.labels) or any(len(array) != len(self.labels) for array in arrays):
-            raise Invalid("labels, groups, split and columns have one entry for each image")
+            raise Invalid("labels, groups, split and columns need one entry for each image")
         if self.labels.min() < 0 or self.labels.max() >= len(self.classes):
-            raise Invalid("a label is an index into the classes")
+            raise Invalid("every label must be an index into the classes")
         if self.grades is not None and len(self.grades) != len(self.classes):
-            raise Invalid("each class has a grade, or none has")
+            raise Invalid("give grades for all classes or for none")
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -132,7 +132,7 @@ def check(fold: Fold, groups: Rows) -> None:
     if met:
         raise Invalid(f"leak: {met} of {len(fold.queries)} queries have their own patient in the gallery")
     if np.isin(groups[fold.train], groups[fold.queries]).any():
-        raise Invalid("leak: what is fitted would see patients of the queries")
+        raise Invalid("leak: patients of the queries are in the part that is used for fitting")
     if len(fold.selects) and np.isin(fold.gallery, fold.selects).all():
         raise Invalid("leak: the gallery is the part that selects models")
 
@@ -189,7 +189,7 @@ def _by_image(subjects: Subjects, _: Sequence[int]) -> list[Fold]:
         try:
             kept, taken = train_test_split(rows, test_size=share, random_state=42, stratify=strata[rows])
         except ValueError:  # fewer images than classes
-            raise Invalid("the published split by image takes more images of each class") from None
+            raise Invalid("the published split by image needs more images of each class") from None
         return np.sort(kept), np.sort(taken)
 
     rest, queries = parted(np.arange(len(subjects)), 0.3)
@@ -204,9 +204,9 @@ def _by_patient(subjects: Subjects, seeds: Sequence[int]) -> list[Fold]:
     from sklearn.model_selection import StratifiedGroupKFold
 
     if len(np.unique(subjects.groups)) < FOLDS:
-        raise Invalid(f"a split by patient takes at least {FOLDS} patients")
+        raise Invalid(f"a split by patient needs at least {FOLDS} patients")
     if np.bincount(subjects.labels).max() < FOLDS:
-        raise Invalid(f"a split by patient takes a class of at least {FOLDS} images")
+        raise Invalid(f"a split by patient needs a class of at least {FOLDS} images")
     folds = []
     for seed in seeds:
         splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
@@ -220,7 +220,7 @@ def _by_patient(subjects: Subjects, seeds: Sequence[int]) -> list[Fold]:
 
 def _as_given(subjects: Subjects, _: Sequence[int]) -> list[Fold]:
     if subjects.split is None:
-        raise Invalid("the collection brings no split: take the protocol patient or lopo")
+        raise Invalid("the collection has no split of its own: use the protocol patient or lopo")
     part = {name: np.flatnonzero(subjects.split == name) for name in ("train", "val", "test")}
     gallery = np.flatnonzero(np.isin(subjects.split, ["train", "val"]))
     return [Fold(seed=0, queries=part["test"], gallery=gallery, train=part["train"], selects=part["val"])]

@@ -23,7 +23,7 @@ _PART = 64
 def readouts(acir: Acir) -> list[nn.Linear]:
     """The layers that make f_G, f_L and f_D. Raises `Invalid` without DaRF."""
     if acir.darf is None:
-        raise Invalid("readouts are of a network with DaRF")
+        raise Invalid("readouts need a network with DaRF")
     return [acir.whole, acir.local, acir.darf.attention.out]
 
 
@@ -41,7 +41,7 @@ def whiten(acir: Acir, views: Tensor, power: float = POWER) -> None:
     """
     layers = readouts(acir)
     if len(views) <= max(layer.in_features for layer in layers):
-        raise Invalid("components are computed from more views than there are features")
+        raise Invalid("components need more views than a readout has inputs")
     with _inputs(layers) as seen, torch.inference_mode():
         for part in chunks(views):
             acir.features(part)

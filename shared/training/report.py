@@ -30,7 +30,7 @@ def write(report: Report, folder: Path, vectors: NDArray[Any] | None = None, aga
         Invalid: the two reports are not of the same images, or have no distance in common.
     """
     if (folder / "report.json").exists():
-        raise Conflict("there is a report in the folder already")
+        raise Conflict("the folder holds a report already")
     compared = [] if against is None else differences(report, against)
     folder.mkdir(parents=True, exist_ok=True)
     rows, voted, classes = figures(report), votes(report), per_class(report)

@@ -25,7 +25,7 @@ class ClassBalanced:
 
     def __post_init__(self) -> None:
         if self.classes < 2 or self.per_class < 1:
-            raise Invalid("a class-balanced batch has an image or more of each of two classes or more")
+            raise Invalid("a class-balanced batch needs at least one image of each of at least two classes")
 
     def batches(self, labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> Iterator[Rows]:
         """Yield batches of (classes * per_class,) row indices of (n,) labels and groups.
@@ -62,7 +62,7 @@ class Triplets:
 
     def __post_init__(self) -> None:
         if self.batch < 2:
-            raise Invalid("a batch has two anchors or more")
+            raise Invalid("a batch needs at least two anchors")
 
     def batches(self, labels: NDArray[np.int64], groups: NDArray[np.int64], seed: int) -> Iterator[Rows]:  # noqa: ARG002
         """Yield batches of (3 * batch,) row indices of (n,) labels.

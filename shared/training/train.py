@@ -40,7 +40,7 @@ def train(experiment: Experiment, root: Path, out: Path, *, resume: bool = True,
     """
     if experiment.method.takes not in (None, experiment.side):
         raise Invalid(
-            f"the network takes images of {experiment.method.takes} pixels, the experiment gives {experiment.side}"
+            f"the network takes images of {experiment.method.takes} pixels, but the experiment has {experiment.side}"
         )
     with kept.claimed(out, experiment, resume=resume), _settled(experiment.seed, threads):
         data = experiment.data.load(root)
@@ -60,7 +60,7 @@ def train(experiment: Experiment, root: Path, out: Path, *, resume: bool = True,
                 losses = _epoch(experiment, model, optimiser, fit, state.epoch, progress)
                 figures = _validate(experiment, model, held)
                 if experiment.selection not in figures:
-                    raise Invalid(f"a training selects by one of {', '.join(figures)}")
+                    raise Invalid(f"selection must be one of {', '.join(figures)}")
                 _record(state, model, optimiser, losses, figures, figures[experiment.selection])
                 state.seconds += time.monotonic() - started
                 kept.save(state, out)

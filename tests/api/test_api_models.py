@@ -101,7 +101,7 @@ def test_a_model_gets_a_code_fitted_to_what_the_archive_holds(client, archive):
     assert again.status_code == 409
     too_many = client.post("/v1/models/null-a:hash", json={"name": f"{name}-64", "bits": 64})
     assert too_many.status_code == 400
-    assert "of which there are 20" in too_many.json()["detail"]
+    assert "fewer than the encoded images (20)" in too_many.json()["detail"]
     assert not (archive.rt.folder(f"{name}-64")).exists()
 
 

@@ -18,7 +18,7 @@ def test_an_unknown_set_is_not_found_and_a_file_is_no_set(tmp_path):
     with pytest.raises(NotFound, match="cdd-cesm"):
         importers.read("mias", tmp_path)
     (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(Invalid, match="is a folder"):
+    with pytest.raises(Invalid, match="must be a folder"):
         importers.read("cdd-cesm", tmp_path / "file")
 
 

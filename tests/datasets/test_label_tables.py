@@ -203,7 +203,7 @@ def test_a_row_of_one_image_says_nothing_of_its_study(tmp_path):
 
 @pytest.mark.parametrize("key", ["file", "sop_instance_uid", "study"])
 def test_one_key_with_two_meanings_is_refused_and_one_repeated_is_not(tmp_path, key):
-    assert refusal(tmp_path, f"{key},birads\n1.2,1\n1.3,2\n1.2,3\n").startswith("lines 2 and 4: the same ")
+    assert refusal(tmp_path, f"{key},birads\n1.2,1\n1.3,2\n1.2,3\n").startswith("lines 2 and 4 have the same ")
     assert len(table(tmp_path, f"{key},birads\n1.2,1\n1.2,1\n")) == 2
 
 

@@ -147,7 +147,7 @@ def test_what_a_runtime_cannot_read_is_a_wrong_model(built, tmp_path: Path, runt
 def test_a_model_is_tried_before_it_is_said_to_run(built, tmp_path: Path) -> None:
     assert prove(built("squeezenet1_0")) == read(built("squeezenet1_0"))
     graph = (built("squeezenet1_0") / GRAPH).read_bytes()
-    with pytest.raises(Invalid, match="not those of its card"):
+    with pytest.raises(Invalid, match="do not have the shape that its card states"):
         prove(remade(built, tmp_path / "model", GRAPH, graph, dim=7))
 
 

@@ -130,7 +130,7 @@ def test_a_code_on_a_code_a_taken_folder_and_strange_vectors_are_refused(pair, t
         build_hashed(tmp_path / "twice", coded, vectors, 8)
     with pytest.raises(Invalid, match="512"):
         build_hashed(tmp_path / "short", base, vectors[:, :64], 8)
-    with pytest.raises(Invalid, match="encoded nothing yet"):  # as for a model new to the archive
+    with pytest.raises(Invalid, match="has no stored encodings"):  # as for a model new to the archive
         build_hashed(tmp_path / "none", base, np.empty((0, 0), np.float32), 8)
     with pytest.raises(Conflict):
         build_hashed(coded, base, vectors, 8)

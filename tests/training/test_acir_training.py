@@ -115,11 +115,11 @@ def test_the_frozen_part_stays_in_evaluation_mode_while_the_decoder_trains(train
 def test_weights_of_another_shape_are_refused(trained, tmp_path):
     weights = str(trained / "weights.safetensors")
     for other in (replace(SHAPE, widths="s"), replace(SHAPE, darf=False), replace(SHAPE, bits=32)):
-        with pytest.raises(Invalid, match="another shape"):
+        with pytest.raises(Invalid, match="do not fit this shape"):
             Reconstruction(shape=other, weights=weights).build(stripes(8, 32, 0))
     partial = {k: v for k, v in load_file(weights).items() if not k.startswith("head.")}
     save_file(partial, tmp_path / "partial.safetensors")
-    with pytest.raises(Invalid, match="another shape"):
+    with pytest.raises(Invalid, match="do not fit this shape"):
         Reconstruction(shape=SHAPE, weights=str(tmp_path / "partial.safetensors")).build(stripes(8, 32, 0))
     (tmp_path / "none.safetensors").write_bytes(b"none")
     with pytest.raises(Invalid, match="not in safetensors format"):

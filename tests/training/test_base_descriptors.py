@@ -73,7 +73,7 @@ def test_targets_are_unit_vectors_whose_angles_are_those_of_the_blocks(images):
 
 
 def test_too_few_images_for_the_components_are_refused(images):
-    with pytest.raises(Invalid, match="more images"):
+    with pytest.raises(Invalid, match="need more than"):
         Targets([6], [(1.0, 0.0, 0.0, 0.0)], images)
 
 

@@ -98,7 +98,7 @@ def test_images_of_one_study_are_of_one_patient_where_none_is_named(model, archi
     subjects, _ = of_folder(load(model), archive, tmp_path / "labels.csv", "birads")
     assert len(subjects) == len(names) == 20
     assert len(set(subjects.groups)) == 10
-    assert "20 files of unknown patients" in subjects.note
+    assert "20 files without a patient" in subjects.note
 
 
 def test_a_row_that_names_files_of_two_patients_labels_neither(model, archive, tmp_path):
@@ -111,7 +111,7 @@ def test_a_row_that_names_files_of_two_patients_labels_neither(model, archive, t
     subjects, _ = of_folder(load(model), tmp_path / "images", tmp_path / "labels.csv", "birads")
     assert [subjects.classes[label] for label in subjects.labels] == ["4", "3", "5"]
     assert len(set(subjects.groups)) == 3
-    assert "2 files whose name in the table is another's, too" in subjects.note
+    assert "2 files whose name in the table matches files in several folders" in subjects.note
 
 
 def test_rows_and_vectors_belong_together(model, archive):
@@ -151,7 +151,7 @@ def test_images_of_one_patient_find_nothing_of_another_and_that_is_said(run, mod
     for name, patients in (("one", (1,)), ("each", (1, 2, 3))):  # one patient; and each class at one patient only
         kept = [line for line in lines if int(line[:2]) in patients]
         (tmp_path / f"{name}.csv").write_text("\n".join([head, *kept]) + "\n")
-        with pytest.raises(Invalid, match="lopo: of no query there is an image of its class"):
+        with pytest.raises(Invalid, match="lopo: no query has an image of its class"):
             run("--model", model, "--folder", archive, "--labels", tmp_path / f"{name}.csv",
                 "--out", tmp_path / name, "--protocol", "lopo")  # fmt: skip
 
@@ -297,7 +297,7 @@ def test_a_place_that_cannot_be_written_is_told_before_any_image_is_looked_for(r
     nothing.mkdir()
     table.touch()
     taken.touch()
-    with pytest.raises(NotFound, match="no folder for"):
+    with pytest.raises(NotFound, match=r"folder of OUT.npy does not exist"):
         runner(encode_command)(model, nothing, tmp_path / "nowhere" / "vectors.npy")
     with pytest.raises(FileExistsError):
         run("--model", model, "--folder", nothing, "--labels", table, "--out", taken)

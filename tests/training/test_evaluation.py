@@ -72,7 +72,7 @@ class TestProtocols:
         subjects = Subjects(name="x", labels=labels, classes=("a", "b"), groups=np.arange(21))
         (fold,) = protocol("paper2-v1-compat").folds(subjects)
         assert len(fold.queries) == 7
-        with pytest.raises(Invalid, match="takes more images"):
+        with pytest.raises(Invalid, match="needs more images"):
             protocol("paper2-v1-compat").folds(
                 Subjects(name="x", labels=np.zeros(1, int), classes=("a",), groups=np.zeros(1, int))
             )

@@ -263,7 +263,7 @@ def test_centres_are_far_apart(classes, bits):
 def test_more_centres_than_bits_can_hold_are_refused():
     with pytest.raises(Invalid, match="6 bits"):
         hash_centres(40, 6)
-    with pytest.raises(Invalid, match="no hashing method"):
+    with pytest.raises(Invalid, match="unknown hashing method"):
         objective("hashnet", 3, 8, torch.ones(3))
 
 

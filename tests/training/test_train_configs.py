@@ -158,7 +158,7 @@ def test_a_word_that_a_field_does_not_have_is_refused_and_the_others_are_named(
     config: str, word: str, words: str
 ) -> None:
     """Otherwise the value would be taken for another, or fail after hours of training."""
-    with pytest.raises(Invalid, match=f"is one of {words}"):
+    with pytest.raises(Invalid, match=f"must be one of {words}"):
         changed(load(config, "recommended"), *word.split("="))
 
 
