@@ -51,4 +51,4 @@ def best(request: Request, offered: Sequence[str]) -> str:
         for kind in offered:
             if wanted.fits(kind):
                 return kind
-    raise NotAcceptable(f"this answer is there as {' or '.join(offered)}")
+    raise NotAcceptable(f"this resource is available as {' or '.join(offered)}")

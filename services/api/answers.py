@@ -26,8 +26,8 @@ class Match(Out):
     sop_instance_uid: str
     frame: int
     score: float
-    hamming: int | None = Field(description="Bits in which the codes differ; of a search by codes")
-    content: float | None = Field(description="Pearson correlation of the embeddings; of mode=hash and hybrid")
+    hamming: int | None = Field(description="In a search by codes: number of bits in which the codes differ")
+    content: float | None = Field(description="With mode=hash and hybrid: Pearson correlation of the embeddings")
     laterality: str | None
     view: str | None
     modality: str
@@ -84,7 +84,7 @@ class QueryOut(Out):
     study_instance_uid: str | None
     images: list[QueryImageOut]
     stopped_by: list[Stop]
-    gates: list[GateOut] = Field(description="Of an uploaded image; a stored one was judged when it was taken in")
+    gates: list[GateOut] = Field(description="For an uploaded image; a stored one was judged when it was taken in")
 
 
 class Hidden(Out):
@@ -102,10 +102,10 @@ class RankingOut(Out):
     mode: Literal["dense", "hash", "hybrid"]
     exact: bool
     cut: bool = Field(
-        description="There is more than was looked at: a Hamming ball holds more than 10,000 images, or studies of "
-        "very many images lie in front. Where the page is short for it, `next` goes on"
+        description="Images were left out of the search: a Hamming ball holds more than 10,000 images, or studies of "
+        "very many images rank first. If the page is short for this reason, go on with `next`"
     )
-    emulated: list[str] = Field(description="What the index cannot do itself and was done for it: `group_by`")
+    emulated: list[str] = Field(description="Features that the index lacks and Similis emulated: `group_by`")
     as_of: datetime
     took_ms: float
     timings_ms: dict[str, float]
@@ -150,7 +150,9 @@ class ImageOut(Out):
     reason: str | None
     score: float | None
     distance: float | None
-    calibrated: bool | None = Field(description="Whether gate 3 had a threshold for it; null before it was judged")
+    calibrated: bool | None = Field(
+        description="Whether gate 3 had a threshold for the image; null before the image was judged"
+    )
     searchable: bool
     why_not: str | None
     thumbnail: str | None
@@ -196,7 +198,7 @@ class OperationOut(Out):
     error: str | None
     created_at: datetime
     registered_at: datetime | None = Field(
-        description="of what takes in: each file has a row, its images are waited for"
+        description="For scans and pulls: when every file had a row; images may still be waiting"
     )
     finished_at: datetime | None
 
@@ -277,7 +279,7 @@ class GenerationOut(Out):
     spec: dict[str, Any]
     coverage: Coverage
     throttle: float | None
-    between: str | None = Field(description="Hours in which it is built; null: at any")
+    between: str | None = Field(description="Hours of the server's clock in which it is built; null: at any time")
     gate: float
     recall: RecallOut | None
     canary: CanaryOut | None
@@ -372,7 +374,9 @@ class ReviewsOut(Out):
 class RetriedOut(Out):
     images: int
     files: int
-    held: int = Field(description="Images that are left out: a rule of the site holds them until they are released")
+    held: int = Field(
+        description="Images that were not retried: a rule of the site holds them until they are released or rejected"
+    )
 
 
 class LetterOut(Out):
@@ -384,7 +388,9 @@ class LetterOut(Out):
     since: datetime
     sop_instance_uid: str | None
     study_instance_uid: str | None
-    operation: UUID | None = Field(description="Of a file: who met it; its list of files names the path")
+    operation: UUID | None = Field(
+        description="For a file: the operation that met it; its list of files names the path"
+    )
 
 
 class LettersOut(Out):
@@ -404,10 +410,12 @@ class JournalLine(Out):
     explanation: str | None
     sop_instance_uid: str
     source: str = Field(
-        description="arrived: folder, dicom, stow, backfill, store; judged: the gate; indexed: the generation"
+        description="arrived: folder, dicom, stow, backfill or store; judged: the gate; indexed: the generation"
     )
-    sender: str = Field(description="AE title, name of a key, or host; of a review the key's name")
-    rule: str = Field(description="The site's rule that decided")
+    sender: str = Field(
+        description="AE title, name of an API key, or host; for a review, the name of the reviewer's key"
+    )
+    rule: str = Field(description="The admission rule that decided")
 
 
 class JournalOut(Out):
@@ -459,7 +467,9 @@ class CalibrationsOut(Out):
 class CalibratedOut(Out):
     calibrations: list[CalibrationOut]
     skipped: dict[str, int] = Field(description="Modalities with too few encoded images, and how many they have")
-    left_out: dict[str, int] = Field(description="Images that gate 3 had stopped, by modality: not taken for known")
+    left_out: dict[str, int] = Field(
+        description="Images that gate 3 had stopped, by modality; they do not count as known images"
+    )
 
 
 class FlipOut(Out):
@@ -467,7 +477,7 @@ class FlipOut(Out):
     sop_instance_uid: str
     score: float | None
     distance: float | None
-    reason: str | None = Field(description="Of one that is stopped: which vote does")
+    reason: str | None = Field(description="For an image that would be stopped: the vote that stops it")
 
 
 class ReplayOut(Out):
@@ -479,7 +489,9 @@ class ReplayOut(Out):
     distance_threshold: float | None
     rule: str
     counts: dict[str, int]
-    complete: bool = Field(description="Else the first images that were looked at in ten seconds; applying judges all")
+    complete: bool = Field(
+        description="False: only the images that ten seconds sufficed for are counted; applying judges all"
+    )
     stop: list[FlipOut]
     admit: list[FlipOut]
     applied: bool
@@ -503,7 +515,7 @@ class AuditEntry(Out):
     actor: str = Field(description="The name of the key")
     key: int
     action: str
-    item: str | None = Field(description="The image, as the quarantine names it; it stands when the image is gone")
+    item: str | None = Field(description="The image, as the quarantine names it; kept when the image is erased")
     details: dict[str, Any]
 
 

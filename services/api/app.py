@@ -79,7 +79,7 @@ def create(rt: Runtime) -> FastAPI:
     rt.admission  # noqa: B018 - read now, so that a wrong file stops the start and not the first upload
     api = rt.settings.api
     if not api.require_key and not is_loopback(api.host):
-        raise Denied("without keys the API listens on loopback only")
+        raise Denied("without API keys the API may listen on a loopback address only")
     app = FastAPI(
         title="Similis", version=software(), lifespan=_life, docs_url=None, redoc_url=None, openapi_url=None,
         redirect_slashes=False,
@@ -164,7 +164,7 @@ def _finish(path: dict[str, Any], route: APIRoute) -> None:
     for method in route.methods or ():
         what = path[method.lower()]
         what["responses"].pop("422", None)
-        what["responses"]["default"] = {"description": "A refusal (RFC 9457)", "content": refused}
+        what["responses"]["default"] = {"description": "Problem details (RFC 9457)", "content": refused}
         if scopes := scopes_of(route):
             what["security"] = [{"key": []}]
             what["x-scope"] = " or ".join(sorted(scopes))

@@ -61,26 +61,26 @@ class Kind:
 
 
 KINDS: Mapping[type[SimilisError], Kind] = {
-    Invalid: Kind(400, "invalid", "The request is wrong"),
-    Rejected: Kind(422, "rejected", "The file is not taken in"),
-    TooLarge: Kind(413, "too-large", "The body is over the limit"),
-    UnsupportedMedia: Kind(415, "unsupported-media", "This kind of body is not taken here"),
-    NotAcceptable: Kind(406, "not-acceptable", "The answer is not there in this form"),
-    NotFound: Kind(404, "not-found", "There is no such thing"),
-    Gone: Kind(410, "gone", "What it points at is no longer there"),
-    Conflict: Kind(409, "conflict", "It is in another state than the request supposes"),
-    Denied: Kind(403, "denied", "This key may not do that"),
-    Unidentified: Kind(401, "unidentified", "Who is calling?"),
-    Throttled: Kind(429, "throttled", "Too much at once"),
-    Full: Kind(507, "full", "There is no room for it"),
-    Unavailable: Kind(503, "unavailable", "Something behind us is down or busy"),
-    SimilisError: Kind(500, "internal", "Our own fault"),
+    Invalid: Kind(400, "invalid", "The request is not valid"),
+    Rejected: Kind(422, "rejected", "The file is not accepted"),
+    TooLarge: Kind(413, "too-large", "The body is too large"),
+    UnsupportedMedia: Kind(415, "unsupported-media", "Unsupported media type"),
+    NotAcceptable: Kind(406, "not-acceptable", "No acceptable media type"),
+    NotFound: Kind(404, "not-found", "Not found"),
+    Gone: Kind(410, "gone", "The file no longer exists"),
+    Conflict: Kind(409, "conflict", "The resource is not in the required state"),
+    Denied: Kind(403, "denied", "The API key does not permit this"),
+    Unidentified: Kind(401, "unidentified", "A valid API key is required"),
+    Throttled: Kind(429, "throttled", "Too many requests"),
+    Full: Kind(507, "full", "Insufficient storage"),
+    Unavailable: Kind(503, "unavailable", "A required service is down or busy"),
+    SimilisError: Kind(500, "internal", "Internal error"),
 }
 
 #: The same problems for the statuses that Starlette raises itself.
 STATUSES: Mapping[int, Kind] = {kind.status: kind for kind in KINDS.values()} | {
     404: KINDS[NotFound],
-    405: Kind(405, "method-not-allowed", "This method is not for this address"),
+    405: Kind(405, "method-not-allowed", "This method is not allowed here"),
 }
 
 
@@ -160,9 +160,9 @@ def _message(error: Mapping[str, Any], known: Sequence[str]) -> str:
         return "this is not JSON"
     if error["type"] == "extra_forbidden":
         near = get_close_matches(str(error["loc"][-1]), error.get("ctx", {}).get("known", known), 1)
-        return "there is no such name" + (f"; do you mean {near[0]}?" if near else "")
+        return "unknown name" + (f"; do you mean {near[0]}?" if near else "")
     if error["type"] == "string_pattern_mismatch":
-        return WRITTEN.get(error["ctx"]["pattern"], "is not written as it must be: see /docs")
+        return WRITTEN.get(error["ctx"]["pattern"], "does not have the required form: see /docs")
     if error["type"] in _NUMBERS:
         return f"not a valid {error['type'].split('_')[0]}"
     return str(error["msg"]).removeprefix("Value error, ")
@@ -184,7 +184,7 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(IntegrityError)
     def race(request: Request, error: IntegrityError) -> Response:  # noqa: ARG001 - its text holds values
-        return of_error(request, Conflict("somebody else did the same at the same moment; ask again"))
+        return of_error(request, Conflict("a concurrent request conflicted with this one; retry"))
 
     @app.exception_handler(HTTPException)
     def starlette(request: Request, error: HTTPException) -> Response:

@@ -37,7 +37,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._head += len(data)
         super().data_received(data)
         if self._head > MOST_HEAD and not self.transport.is_closing():
-            self.send_400_response(f"the head of a request has at most {MOST_HEAD} bytes")
+            self.send_400_response(f"the request line and headers may have at most {MOST_HEAD} bytes")
         elif self._late is None and not self._answering():  # an empty line, or the rest of a body nobody reads
             self._wait()
 
@@ -48,7 +48,7 @@ class HttpProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._arrived()
         if len(self.pipeline) >= MOST_WAITING:
-            raise Invalid("too many requests wait for their answers")  # ends the parser and the connection
+            raise Invalid("too many pipelined requests")  # ends the parser and the connection
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:

@@ -64,10 +64,10 @@ class Slots:
         """Hold a slot. Raises: `Throttled` for a caller with `each` places, `Unavailable` when none comes free."""
         with self._counted(what, caller):
             if not self._places.acquire(blocking=False):
-                raise Unavailable(f"{what} is busy", retry_after_s=2)
+                raise Unavailable(f"all places for {what} are taken", retry_after_s=2)
             try:
                 if not self._free.acquire(timeout=self._patience_s):
-                    raise Unavailable(f"{what} is busy", retry_after_s=5)
+                    raise Unavailable(f"all places for {what} are taken", retry_after_s=5)
                 try:
                     yield
                 finally:
@@ -79,7 +79,7 @@ class Slots:
     def _counted(self, what: str, caller: int) -> Iterator[None]:
         with self._lock:
             if caller and self._held[caller] >= self._each:
-                raise Throttled(f"{what}: at most {self._each:g} at once with one key", retry_after_s=2)
+                raise Throttled(f"{what}: one key may have at most {self._each:g} requests at once", retry_after_s=2)
             self._held[caller] += 1
         try:
             yield

@@ -48,7 +48,10 @@ class Metrics:
             buckets=SECONDS,
         )
         self.hidden = Counter(
-            "similis_search_results_hidden_total", "Studies kept out of sight", ("reason",), registry=self.registry
+            "similis_search_results_hidden_total",
+            "Studies hidden from search results",
+            ("reason",),
+            registry=self.registry,
         )
         ProcessCollector(registry=self.registry)
         self.registry.register(Disks({"models": rt.settings.models_dir, "store": rt.settings.blobs_dir}))
@@ -88,7 +91,7 @@ class Disks(Collector):
         for name, folder in self.places.items():
             with suppress(OSError):  # the folder is created with its first file
                 free[name,] = float(shutil.disk_usage(folder).free)
-        yield _gauge("similis_disk_free_bytes", "Free space where this is kept", ("place",), free)
+        yield _gauge("similis_disk_free_bytes", "Free space on the disk of this folder", ("place",), free)
 
 
 class Stored(Collector):
@@ -150,7 +153,7 @@ class Stored(Collector):
         yield _gauge("similis_database_up", "Whether the database answers", (), {(): 1.0})
         yield _gauge(
             "similis_database_reading_age_seconds",
-            "For how long all below has been known; a new reading is made beside the scrapes",
+            "Age of the database gauges below",
             (),
             {(): reading.age_s},
         )
@@ -167,8 +170,8 @@ def _told(found: Gauges) -> Iterator[Metric]:
         {(q,): age for q, (_, age) in found.queues.items() if age is not None},
     )
     yield _gauge("similis_quarantine_items", "Stopped images and files", ("gate", "state"), found.stopped)
-    yield _gauge("similis_dead_letters", "Work that ended badly", ("kind", "reason"), found.letters)
-    decisions = CounterMetricFamily("similis_quarantine_reviews", "What reviewers did", labels=("action",))
+    yield _gauge("similis_dead_letters", "Work that was given up", ("kind", "reason"), found.letters)
+    decisions = CounterMetricFamily("similis_quarantine_reviews", "Decisions of reviewers", labels=("action",))
     for label, n in found.reviews.items():
         decisions.add_metric(label, n)
     yield decisions
@@ -180,19 +183,19 @@ def _told(found: Gauges) -> Iterator[Metric]:
     )
     yield _gauge(
         "similis_images_undistanced",
-        "Searchable images of which gate 3 measured no distance from known ones",
+        "Searchable images whose distance from known images gate 3 did not measure",
         ("modality",),
         found.undistanced,
     )
     yield _gauge(
         "similis_index_coverage_ratio",
-        "Share of its ledger that a generation holds",
+        "Share of a generation's ledger that its index holds",
         ("model", "generation"),
         found.coverage,
     )
     yield _gauge(
         "similis_ann_recall_ratio",
-        "Share of the true first k that the published index finds, in the canary's last rounds",
+        "Share of the k nearest images that the published index found in the canary's last rounds",
         ("model", "k"),
         found.recall,
     )

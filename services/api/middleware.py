@@ -111,14 +111,14 @@ class RequestMiddleware:
 
     def _check(self, scope: Scope, headers: Headers) -> None:
         if headers.get("content-encoding", "identity") != "identity":
-            raise UnsupportedMedia("bodies are taken uncompressed only")
+            raise UnsupportedMedia("send the body uncompressed")
         length = headers.get("content-length", "0")
         limit = self._limit(scope["path"])
         if not length.isascii() or not length.isdigit() or int(length) > limit:
-            raise TooLarge(f"a body here has at most {limit} bytes")
+            raise TooLarge(f"the body may have at most {limit} bytes")
         if self.only_loopback and not is_local(headers.get("host", "")):
             # DNS rebinding: without keys, a web page could reach this API through a host name for 127.0.0.1
-            raise Denied("without keys, only requests to this machine's own name are answered")
+            raise Denied("without API keys, only requests addressed to this machine's own name are answered")
 
 
 def bounded(receive: Receive, known: Callable[[], Awaitable[object]], limit: int, within_s: float | None) -> Receive:
@@ -140,7 +140,7 @@ def bounded(receive: Receive, known: Callable[[], Awaitable[object]], limit: int
             raise Invalid(f"the body did not arrive within {within_s:g} s") from None
         seen, more = seen + len(message.get("body", b"")), message.get("more_body", False)
         if seen > limit:
-            raise TooLarge(f"a body here has at most {limit} bytes")
+            raise TooLarge(f"the body may have at most {limit} bytes")
         return message
 
     return next_part

@@ -64,7 +64,7 @@ def read(given: Iterable[tuple[str, str]], level: Level) -> Asked:
             fields |= _included(value, level, warnings)
         elif name == "fuzzymatching":
             if value.lower() not in ("true", "false"):
-                raise Invalid("fuzzymatching is true or false")
+                raise Invalid("fuzzymatching must be true or false")
             if value.lower() == "true":
                 warnings["fuzzymatching is not supported: only literal matching has been performed"] = None
         elif name != "accept":
@@ -107,7 +107,7 @@ def _number(name: str, value: str) -> int:
     found = int(value) if value.isascii() and value.isdigit() and len(value) <= 15 else -1
     least = 1 if name == "limit" else 0
     if not least <= found <= FARTHEST:
-        raise Invalid(f"{name} is {least} to {FARTHEST}")
+        raise Invalid(f"{name} must be {least} to {FARTHEST}")
     return found
 
 
@@ -121,7 +121,7 @@ def _included(value: str, level: Level, warnings: dict[str, None]) -> set[str]:
         if keyword in (*DEFAULT[level], *MORE[level]):
             found.add(keyword)
         else:
-            warnings[f"{keyword} is not held at this level and left out"] = None
+            warnings[f"{keyword} is not available at this level and was left out"] = None
     return found
 
 
@@ -130,9 +130,9 @@ def _filter(name: str, value: str, filters: dict[str, list[str]], warnings: dict
     if not value.strip("*"):  # universal matching (PS3.4 C.2.2.2.3) narrows nothing
         return
     if tag >> 16 == _PATIENT:
-        raise Invalid("no patient is named here: this archive keeps keyed pseudonyms only, which cannot be searched")
+        raise Invalid("patients cannot be searched: this archive keeps only pseudonyms of them")
     if keyword not in MATCHED or "." in name:
-        warnings[f"{keyword} is not kept here and was not matched"] = None
+        warnings[f"{keyword} is not stored here and was not matched"] = None
         return
     filters.setdefault(keyword, []).extend(_values(keyword, value))
     if len(filters[keyword]) > MOST_VALUES:
@@ -150,20 +150,22 @@ def _values(keyword: str, value: str) -> list[str]:
     if not all(one and len(one) <= 64 and one.isprintable() for one in values):
         raise Invalid(f"a value of {keyword} is empty, too long, or not printable")
     if vr == "UI" and not all(_UID.fullmatch(one) for one in values):
-        raise Invalid(f"{keyword} is matched by UIDs")
+        raise Invalid(f"every value of {keyword} must be a UID")
     if _numeric(keyword) and not all(_NUMBER.fullmatch(one) for one in values):
-        raise Invalid(f"{keyword} is matched by whole numbers")
+        raise Invalid(f"every value of {keyword} must be a whole number")
     if vr != "CS":
         return values
     codes = [one.upper() for one in values]
     if not all(_CODE.fullmatch(one) for one in codes):
-        raise Invalid(f"{keyword} is matched by codes of letters, digits, spaces and _, and by * and ?")
+        raise Invalid(
+            f"every value of {keyword} must be a code of letters, digits, spaces and _, or a pattern with * and ?"
+        )
     return codes
 
 
 def _dates(values: list[str]) -> tuple[date | None, date | None]:
     if len(values) > 1:
-        raise Invalid("StudyDate is one day or one range")
+        raise Invalid("StudyDate must be one day or one range")
     try:
         return dates(values[0] if values else None)
     except ValueError as error:

@@ -37,7 +37,7 @@ def check_names(request: Request) -> None:
 
 def refuse_twice(given: dict[str, int]) -> None:
     """Raises: `RequestValidationError` naming each parameter whose count is above 1."""
-    more = {"type": "given_twice", "msg": "is given more than once, and has one value", "input": None}
+    more = {"type": "given_twice", "msg": "is given more than once, but takes one value", "input": None}
     if twice := sorted(name for name, times in given.items() if times > 1):
         raise RequestValidationError([{"loc": ("query", name), **more} for name in twice])
 

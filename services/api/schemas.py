@@ -24,13 +24,13 @@ NEW_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 #: The message of a refusal, in place of the pattern.
 WRITTEN = {
-    UID: "a UID is digits and dots, at most 64",
-    ITEM: "an item is image-NUMBER or file-NUMBER, as `similis quarantine list` shows it",
-    NEW_NAME: "a name begins with a small letter or a digit; then also . _ - may follow, 64 signs in all",
-    NAME: "a name is letters, digits, . _ and -, at most 64",
+    UID: "a UID has 1 to 64 characters: digits and dots",
+    ITEM: "an item must be image-NUMBER or file-NUMBER, as `similis quarantine list` shows it",
+    NEW_NAME: "a name has 1 to 64 characters: a-z, 0-9, '.', '_', '-'; it starts with a letter or digit",
+    NAME: "a name has 1 to 64 characters: letters, digits, '.', '_', '-'; it starts with a letter or digit",
 }
 Uid = Annotated[str, Field(pattern=UID)]
-ModelName = Annotated[str, Field(pattern=NAME, description="Its name or fingerprint")]
+ModelName = Annotated[str, Field(pattern=NAME, description="Name or fingerprint of the model")]
 MOST_VALUES = 200  #: in any list that may be written with commas
 MOST_ID = 2**62  #: above every row's id, and within the database's 64-bit integers
 
@@ -42,7 +42,7 @@ def _split(value: object) -> object:
         return value
     pieces = [piece for part in parts for piece in (part.split(",") if isinstance(part, str) else [part])]
     if len(pieces) > MOST_VALUES:  # before validation makes one error for each wrong value
-        raise ValueError(f"a list has at most {MOST_VALUES} values")
+        raise ValueError(f"a list may have at most {MOST_VALUES} values")
     return [piece.strip() if isinstance(piece, str) else piece for piece in pieces]  # JSON items may be of any type
 
 
@@ -62,7 +62,7 @@ Excluded = Annotated[
 Uids = Annotated[list[Uid], _Split, Field(max_length=MOST_VALUES)]
 
 _RANGE = re.compile(r"(\d{8})?(?:(-)(\d{8})?)?", re.ASCII)
-_RANGE_READS = "a date range reads 20240101-20241231; either side may be left out"
+_RANGE_READS = "a date range must look like 20240101-20241231; either side may be left out"
 
 
 def dates(text: str | None) -> tuple[date | None, date | None]:
@@ -103,7 +103,7 @@ def keyword(name: str) -> str:
 
 
 def _also(name: str) -> str:
-    return f"Also as {ATTRIBUTES[name][0]}"
+    return f"May also be given as {ATTRIBUTES[name][0]}"
 
 
 class Filtered(In):
@@ -117,7 +117,7 @@ class Filtered(In):
         found: dict[str, object] = {}
         for name, value in given.items():
             if keyword(name) in found:  # else one of the two values would be ignored
-                raise ValueError(f"{keyword(name)} is given by keyword and by tag")
+                raise ValueError(f"{keyword(name)} is given by keyword and by tag; give one of them")
             found[keyword(name)] = value
         return found
 
@@ -125,21 +125,23 @@ class Filtered(In):
 class SearchIn(Filtered):
     """How to search."""
 
-    k: int = Field(10, ge=1, le=10_000, description="How many studies")
+    k: int = Field(10, ge=1, le=10_000, description="Number of studies to return")
     exclude: Annotated[list[Excluded], _Split] = Field(
-        ["self", "study", "patient"], max_length=4, description="What of the query's own to leave out, or none"
+        ["self", "study", "patient"], max_length=4, description="The query's own images to exclude, or none"
     )
-    view: Literal["any", "match"] = Field("any", description="match: only images of the query image's own view")
+    view: Literal["any", "match"] = Field("any", description="match: compare only images of the same view")
     mode: Literal["dense", "hash", "hybrid"] = Field(
         "dense",
-        description="dense: by the embedding; hash: a Hamming ball by content; hybrid: a wide ball by the embedding",
+        description="dense: by embedding; hash: a Hamming ball, by content; hybrid: a wide Hamming ball, by embedding",
     )
-    radius: int | None = Field(None, ge=0, le=4096, description="Of mode=hash, in bits; default: as wide as k needs")
-    exact: bool = Field(False, description="Compare with every image instead of following the graph")
+    radius: int | None = Field(
+        None, ge=0, le=4096, description="With mode=hash: radius of the ball in bits; default: as wide as k needs"
+    )
+    exact: bool = Field(False, description="Compare with every image instead of following the index's graph")
     cursor: Annotated[str | None, Field(max_length=16_384)] = None
     Modality: Codes = Field([], description=_also("Modality"))
     ModalitiesInStudy: Codes = Field(
-        [], description=f"The same as Modality, which the matched image must have. {_also('ModalitiesInStudy')}"
+        [], description=f"Means the same as Modality: the matched image must have it. {_also('ModalitiesInStudy')}"
     )
     ViewPosition: Codes = Field([], description=_also("ViewPosition"))
     ImageLaterality: Codes = Field([], description=_also("ImageLaterality"))
@@ -150,7 +152,7 @@ class SearchIn(Filtered):
     def request(self) -> Request:
         """Raises: `Invalid`."""
         if len(self.exclude) > 1 and "none" in self.exclude:
-            raise Invalid("exclude is none, or some of self, study and patient")
+            raise Invalid("exclude must be none, or some of self, study and patient")
         low, high = dates(self.StudyDate)
         filters = Filters(
             modality=tuple(sorted({*self.Modality, *self.ModalitiesInStudy})),
@@ -204,7 +206,7 @@ class StudiesIn(Filtered):
 
 def _plain_path(text: str) -> str:
     if "\0" in text or not text.startswith("/"):
-        raise ValueError("a path is absolute, on the server's own file system")
+        raise ValueError("a path must be absolute, on the server's own file system")
     return text
 
 
@@ -221,13 +223,15 @@ class ScanIn(In):
 
 
 class ModelIn(In):
-    card: Annotated[str, Field(pattern=NEW_NAME, description="A folder's name under the models")]
+    card: Annotated[str, Field(pattern=NEW_NAME, description="Name of the card's folder in the models folder")]
 
 
 class HashIn(In):
-    name: Annotated[str, Field(pattern=NEW_NAME, description="Of the new model")]
+    name: Annotated[str, Field(pattern=NEW_NAME, description="Name of the new model")]
     bits: Annotated[int, Field(ge=8, le=4096, multiple_of=8)] = 64
-    rotate: bool = Field(True, description="Iterative quantisation after PCA: bits of about equal worth")
+    rotate: bool = Field(
+        True, description="Rotate after PCA (iterative quantisation), so that all bits say about equally much"
+    )
 
 
 def _hours(text: str | None) -> str | None:
@@ -241,10 +245,10 @@ def _hours(text: str | None) -> str | None:
 
 Between = Annotated[
     str | None,
-    Field(pattern=r"^\d\d:\d\d-\d\d:\d\d$", description="Hours of the server's clock, 22:00-06:00"),
+    Field(pattern=r"^\d\d:\d\d-\d\d:\d\d$", description="Hours of the server's clock, such as 22:00-06:00"),
     AfterValidator(_hours),
 ]
-PerSecond = Annotated[float | None, Field(ge=1, le=1e6, description="Images per second")]
+PerSecond = Annotated[float | None, Field(ge=1, le=1e6, description="Images per second, at most")]
 
 
 def _six_digits(share: float) -> float:
@@ -261,7 +265,7 @@ class GenerationIn(In):
     throttle: PerSecond = None
     between: Between = None
     gate: Annotated[
-        float, Field(ge=0, le=1, description="recall@10 that publishing asks for"), AfterValidator(_six_digits)
+        float, Field(ge=0, le=1, description="Lowest recall@10 that allows publishing"), AfterValidator(_six_digits)
     ] = 0.97
 
     def choices(self) -> dict[str, Any]:
@@ -279,23 +283,23 @@ class ThrottleIn(In):
 class SwitchIn(In):
     accept: Annotated[
         list[Uid],
-        Field(max_length=10_000, description="Images that may be lacking, each by its id or SOP Instance UID"),
+        Field(max_length=10_000, description="Images that may be missing, each by its id or SOP Instance UID"),
     ] = []
 
 
 class RetireIn(In):
-    force: Annotated[bool, Field(description="Also the generation that a rollback would lead to")] = False
+    force: Annotated[bool, Field(description="Retire also the generation that a rollback would publish")] = False
 
 
 class PatientIn(In):
-    patient_id: Annotated[str, Field(min_length=1, max_length=64, description="As in the header, PatientID")]
-    issuer: Annotated[str, Field(max_length=64, description="IssuerOfPatientID")] = ""
+    patient_id: Annotated[str, Field(min_length=1, max_length=64, description="PatientID, as in the DICOM header")]
+    issuer: Annotated[str, Field(max_length=64, description="IssuerOfPatientID, as in the DICOM header")] = ""
 
 
 def _written(value: object) -> object:
     """The timestamp, refused unless it is ISO 8601 text: pydantic would read a number as seconds since 1970."""
     if not isinstance(value, str) or value.replace(".", "").lstrip("+-").isdigit():
-        raise ValueError("a moment reads 2024-05-01T08:00:00Z")
+        raise ValueError("a time must look like 2024-05-01T08:00:00Z")
     return value
 
 
@@ -304,7 +308,7 @@ _Moment = Annotated[AwareDatetime, BeforeValidator(_written)]
 
 def _no_nul(text: str) -> str:
     if "\0" in text:
-        raise ValueError("a note has no NUL")
+        raise ValueError("a note must not contain a NUL character")
     return text
 
 
@@ -317,8 +321,10 @@ class QuarantineIn(In):
     gate: Gate | None = None
     reason: _Word | None = None
     modality: Modality | None = None
-    model: Annotated[ModelName | None, Field(description="Whose threshold stopped it")] = None
-    since: Annotated[_Moment | None, Field(description="Stopped then or later")] = None
+    model: Annotated[
+        ModelName | None, Field(description="Name or fingerprint of the model whose threshold stopped it")
+    ] = None
+    since: Annotated[_Moment | None, Field(description="Stopped at this time or later")] = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
     cursor: Item | None = None
 
@@ -326,7 +332,7 @@ class QuarantineIn(In):
 class DecisionIn(In):
     note: Annotated[str, Field(max_length=1000), AfterValidator(_no_nul)] = ""
     since: Annotated[
-        _Moment | None, Field(description="As the list shows it: what was looked at. 409 where it was stopped anew")
+        _Moment | None, Field(description="`since` of the item as you reviewed it; 409 if it was stopped again")
     ] = None
 
 
@@ -359,7 +365,7 @@ class LettersRetryIn(In):
 class CalibrateIn(In):
     """The stored images to calibrate from: all encoded ones, or those of an operation or below a folder."""
 
-    modality: Annotated[Modality | None, Field(description="Default: every one that has encoded images")] = None
+    modality: Annotated[Modality | None, Field(description="Default: every modality with encoded images")] = None
     rule: Rule = "mean+3sd"
     operation: UUID | None = None
     folder: ServerPath | None = None
@@ -370,12 +376,16 @@ class ReplayIn(In):
 
     model: ModelName
     modality: Modality
-    threshold: Annotated[float | None, Field(allow_inf_nan=False, description="Of scores")] = None
-    distance_threshold: Annotated[float | None, Field(allow_inf_nan=False, description="Of distances")] = None
+    threshold: Annotated[float | None, Field(allow_inf_nan=False, description="Scores above it are stopped")] = None
+    distance_threshold: Annotated[
+        float | None, Field(allow_inf_nan=False, description="Distances above it are stopped")
+    ] = None
     rule: Rule | None = None
-    calibration: Annotated[int | None, Field(ge=1, le=MOST_ID, description="An earlier one")] = None
-    apply: Annotated[bool, Field(description="Put it in force and judge what is stored; else only tell")] = False
-    shown: Annotated[int, Field(ge=0, le=10_000, description="Images to name of each way")] = 100
+    calibration: Annotated[int | None, Field(ge=1, le=MOST_ID, description="Id of an earlier calibration")] = None
+    apply: Annotated[
+        bool, Field(description="Put the thresholds in force and judge stored images by them; else only report")
+    ] = False
+    shown: Annotated[int, Field(ge=0, le=10_000, description="Images listed per direction")] = 100
 
 
 class AuditIn(In):

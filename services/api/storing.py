@@ -54,9 +54,9 @@ class Storing:
 
 def _check(headers: Mapping[str, str]) -> None:
     if media_type(headers.get("content-type", DICOM))[0] != DICOM:
-        raise UnsupportedMedia(f"a part is not {DICOM}")
+        raise UnsupportedMedia(f"every part must be {DICOM}")
     if headers.get("content-transfer-encoding", "binary").lower() != "binary":
-        raise UnsupportedMedia("a part is not in binary")
+        raise UnsupportedMedia("every part must have the transfer encoding binary")
 
 
 def failure(arrived: Arrived) -> int:

@@ -68,7 +68,7 @@ def test_a_head_without_an_end_is_refused(connection, rest):
     head, body = answer(connection)
     assert head.startswith(b"http/1.1 400")
     assert b"content-type: application/problem+json" in head
-    assert json.loads(body)["detail"] == "the head of a request has at most 65536 bytes"
+    assert json.loads(body)["detail"] == "the request line and headers may have at most 65536 bytes"
 
 
 def test_what_is_no_http_is_told_as_a_problem(connection):

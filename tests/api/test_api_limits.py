@@ -157,7 +157,7 @@ def test_one_key_has_half_of_the_places_so_that_others_find_one(archive):
 
     third, was_read, another, later = asyncio.run(scenario())
     assert (third.status_code, third.headers.get("Retry-After"), was_read) == (429, "2", False)
-    assert "2 at once with one key" in third.json()["detail"]
+    assert "one key may have at most 2 requests at once" in third.json()["detail"]
     assert (another.status_code, later.status_code) == (422, 422)
 
 

@@ -139,10 +139,10 @@ def test_while_a_code_is_fitted_no_transaction_is_open(client, archive, monkeypa
 def test_a_name_that_is_written_wrong_is_told_in_words_and_not_as_a_pattern(client):
     told = client.post("/v1/quarantine/foo:release").json()
     (error,) = told["errors"]
-    assert error["message"] == "an item is image-NUMBER or file-NUMBER, as `similis quarantine list` shows it"
+    assert error["message"] == "an item must be image-NUMBER or file-NUMBER, as `similis quarantine list` shows it"
     named = client.post("/v1/models/null-a:hash", json={"name": "No Name", "bits": 8}).json()
     (error,) = named["errors"]
-    assert error["message"].startswith("a name begins with a small letter")
+    assert error["message"].startswith("a name has 1 to 64 characters: a-z")
     other = client.get("/v1/studies", params={"cursor": "?"}).json()
     assert "^" not in str([told, named, other])
 

@@ -36,7 +36,7 @@ def test_a_problem_has_every_member(client):
     assert refused.headers["content-type"] == "application/problem+json"
     assert body | {"trace_id": ""} == {
         "type": "urn:similis:problem:not-found",
-        "title": "There is no such thing",
+        "title": "Not found",
         "status": 404,
         "detail": "no such study",
         "instance": "/v1/studies/{study_instance_uid}/similar",
@@ -64,7 +64,7 @@ def test_very_many_wrong_fields_are_not_all_told(client):
 def test_a_list_that_is_too_long_is_one_error(client, values):
     refused = client.post("/v1/searches", json={"studies": ["1.2"], "Modality": values})
     assert refused.status_code == 400
-    assert [e["message"] for e in refused.json()["errors"]] == ["a list has at most 200 values"]
+    assert [e["message"] for e in refused.json()["errors"]] == ["a list may have at most 200 values"]
 
 
 MALFORMED = (
@@ -101,7 +101,7 @@ def test_what_is_malformed_is_a_400_without_the_value(client):
 
 def test_a_misspelt_filter_is_refused_and_the_right_name_is_offered(client):
     refused = client.get("/v1/studies/1.2.3/similar?Modalty=MG")
-    assert refused.json()["errors"][0]["message"] == "there is no such name; do you mean Modality?"
+    assert refused.json()["errors"][0]["message"] == "unknown name; do you mean Modality?"
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_a_misspelt_filter_is_refused_and_the_right_name_is_offered(client):
 )
 def test_the_right_name_is_offered_wherever_one_is_misspelt(client, address, body, meant):
     told = client.post(address, json=body).json()["errors"]
-    assert f"there is no such name; do you mean {meant}?" in [one["message"] for one in told]
+    assert f"unknown name; do you mean {meant}?" in [one["message"] for one in told]
 
 
 @pytest.mark.parametrize(
@@ -142,8 +142,8 @@ def test_only_a_name_that_the_route_has_is_offered_in_place_of_one_that_it_does_
     def told(name):
         return client.get(f"/v1/operations?{name}=1").json()["errors"][0]["message"]
 
-    assert told("limt") == "there is no such name; do you mean limit?"
-    assert told("state") == "there is no such name"  # the attribute of studies is named `status`
+    assert told("limt") == "unknown name; do you mean limit?"
+    assert told("state") == "unknown name"  # the attribute of studies is named `status`
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_only_a_name_that_the_route_has_is_offered_in_place_of_one_that_it_does_
 )
 def test_a_name_that_only_another_route_has_is_not_offered(client, address, name):
     told = client.post(address, json={name: "x"}).json()["errors"]
-    assert "there is no such name" in [one["message"] for one in told]
+    assert "unknown name" in [one["message"] for one in told]
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_a_name_that_only_another_route_has_is_not_offered(client, address, name
 )
 def test_of_two_values_of_one_parameter_none_is_ignored(client, address):
     (told,) = client.get(address).json()["errors"]
-    assert told["message"] == "is given more than once, and has one value"
+    assert told["message"] == "is given more than once, but takes one value"
 
 
 def test_a_rule_of_ours_is_told_in_our_words_alone(client):

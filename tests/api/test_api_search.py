@@ -117,7 +117,7 @@ def test_what_a_keyword_may_not_say_a_tag_may_not_either(client, filters):
 def test_of_one_attribute_under_two_names_no_body_loses_a_value(client):
     refused = client.post("/v1/searches", json={"studies": ["1.2.3.1"], "Modality": "CT", "00080060": "MG"})
     assert refused.status_code == 400
-    assert "Modality is given by keyword and by tag" in refused.json()["errors"][0]["message"]
+    assert "Modality is given by keyword and by tag; give one of them" in refused.json()["errors"][0]["message"]
 
 
 def test_an_image_may_be_compared_with_its_own_view_only(client, filled):

@@ -116,10 +116,10 @@ def test_more_attributes_come_when_they_are_asked_for(client, filled):
 
 
 WARNED = (
-    ("AccessionNumber=1", "AccessionNumber is not kept here and was not matched"),
+    ("AccessionNumber=1", "AccessionNumber is not stored here and was not matched"),
     ("00100010.00080020=", None),
-    ("includefield=PatientName", "PatientName is not held at this level and left out"),
-    ("includefield=00081030", "StudyDescription is not held"),
+    ("includefield=PatientName", "PatientName is not available at this level and was left out"),
+    ("includefield=00081030", "StudyDescription is not available"),
     ("fuzzymatching=true", "fuzzymatching is not supported: only literal matching has been performed"),
     ("fuzzymatching=false", None),
 )
@@ -156,7 +156,7 @@ def test_an_answer_that_was_cut_says_so(client, filled, monkeypatch):
         assert len(answer.json()) == count, address
         assert answer.headers.get("warning") == (THERE_IS_MORE if more else None), address
     two = client.get("/dicom-web/studies?limit=1&AccessionNumber=1").headers["warning"]
-    assert two == f'299 similis "AccessionNumber is not kept here and was not matched", {THERE_IS_MORE}'
+    assert two == f'299 similis "AccessionNumber is not stored here and was not matched", {THERE_IS_MORE}'
 
 
 def test_pages_of_a_study_do_not_shift_while_its_series_come(roomy):

@@ -34,7 +34,7 @@ class QueryIn(In):
     def days(self) -> tuple[date, date] | None:
         """First and last day to query; None where the query names its studies by UID. Raises: `Invalid`."""
         if self.StudyInstanceUID and self.StudyDate:
-            raise Invalid("a query names studies by StudyInstanceUID or by StudyDate")
+            raise Invalid("a query must name studies by either StudyInstanceUID or StudyDate")
         if self.StudyInstanceUID:
             return None
         low, high = dates(self.StudyDate)
@@ -51,14 +51,14 @@ class QueryIn(In):
 
 class BackfillIn(In):
     dicomweb: Annotated[
-        str, Field(min_length=1, max_length=500, description="A configured source, by its name or its address")
+        str, Field(min_length=1, max_length=500, description="A configured source, by its name or its URL")
     ]
     query: QueryIn = Field(default_factory=QueryIn)
-    rate: Annotated[float | None, Field(ge=0.1, le=10_000, description="Instances per second")] = None
+    rate: Annotated[float | None, Field(ge=0.1, le=10_000, description="Instances per second, at most")] = None
     between: Between = None
     user: Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f]*$")] = ""
-    password_file: Annotated[ServerPath | None, Field(description="On the server")] = None
-    token_file: Annotated[ServerPath | None, Field(description="On the server")] = None
+    password_file: Annotated[ServerPath | None, Field(description="A file on the server with the password")] = None
+    token_file: Annotated[ServerPath | None, Field(description="A file on the server with a bearer token")] = None
 
 
 @router.post("/v1/ingest/backfills", status_code=202, response_model=OperationDetail)

@@ -39,13 +39,14 @@ class Look:
 def _look(
     request: Request,
     viewport: Annotated[
-        str | None, Query(pattern=r"^[1-9]\d{0,4},[1-9]\d{0,4}$", description="Width and height it must fit into")
+        str | None,
+        Query(pattern=r"^[1-9]\d{0,4},[1-9]\d{0,4}$", description="Width and height that the picture must fit into"),
     ] = None,
-    quality: Annotated[int, Query(ge=1, le=100, description="Of a JPEG")] = 90,
+    quality: Annotated[int, Query(ge=1, le=100, description="Quality of a JPEG")] = 90,
 ) -> Look:
     """The requested rendering. Raises: `Invalid` for unsupported parameters, such as `window`; `NotAcceptable`."""
     if set(request.query_params) - {"accept", "viewport", "quality"}:
-        raise Invalid("of the parameters of a rendered picture there are accept, viewport and quality")
+        raise Invalid("only accept, viewport and quality are supported")
     width, height = (int(side) for side in viewport.split(",")) if viewport else (LARGEST, LARGEST)
     return Look(accept.best(request, KINDS), width, height, quality)
 

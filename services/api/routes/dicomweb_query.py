@@ -21,7 +21,7 @@ _FOUND: dict[int | str, dict[str, Any]] = {
         "description": "The matches, in the DICOM JSON model",
         "content": {dicom_json.MEDIA_TYPE: {"schema": {"type": "array", "items": {"type": "object"}}}},
     },
-    204: {"description": "Nothing matches, or no more of it"},
+    204: {"description": "No match, or no further match"},
 }
 _MORE = "There are additional results that can be requested"  #: PS3.18 section 8.3.4.4
 _TEXTS = {
@@ -40,12 +40,15 @@ def _documented() -> dict[str, Any]:
             "name": name,
             "in": "query",
             "required": False,
-            "description": f"Also as {dicom_json.ATTRIBUTES[name][0]}",
+            "description": f"May also be given as {dicom_json.ATTRIBUTES[name][0]}",
             "schema": {"type": "string", "maxLength": 400, "pattern": _TEXTS[dicom_json.ATTRIBUTES[name][1]]},
         }
         for name in qido.MATCHED
     ]
-    numbers = (("limit", 1, qido.LIMIT, f"At most {qido.MOST} are answered at once"), ("offset", 0, 0, "To be skipped"))
+    numbers = (
+        ("limit", 1, qido.LIMIT, f"Matches to return; at most {qido.MOST}"),
+        ("offset", 0, 0, "Matches to skip"),
+    )
     paging = [
         {
             "name": name,

@@ -41,7 +41,7 @@ Row = Any  #: a mapping, as `shared.store.qido.held` gives it
 
 _JSON: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "Each instance in the DICOM JSON model: what Similis keeps of it, which names no patient",
+        "description": "The stored attributes of each instance, in the DICOM JSON model; none names the patient",
         "content": {dicom_json.MEDIA_TYPE: {"schema": {"type": "array", "items": {"type": "object"}}}},
     }
 }
@@ -132,7 +132,7 @@ class Original:
                 chunk = file.read(CHUNK)
                 now = os.fstat(file.fileno())
                 if (now.st_size, now.st_mtime_ns) != (self.size, self.mtime_ns):
-                    raise Gone("the file has changed while it was handed out")
+                    raise Gone("the file changed while it was being sent")
                 if not chunk:
                     return
                 yield chunk
@@ -147,7 +147,7 @@ def _original(rt: Runtime, row: Row) -> Original:
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
     except Rejected:
-        raise Gone("the original file is no longer where it was taken in") from None
+        raise Gone("the original file is no longer at the path from which it was taken in") from None
     if digest.digest() != row["digest"] or not stat.S_ISREG(facts.st_mode):
         raise Conflict("the file has changed since it was taken in")
     return Original(path, row["AvailableTransferSyntaxUID"], facts.st_size, facts.st_mtime_ns)
@@ -188,8 +188,8 @@ def _wanted(request: Request, found: Sequence[Row]) -> bool:
         if wanted.fits(RELATED) and wanted.params.get("type", DICOM).lower() in (DICOM, "*/*"):
             return False
     raise NotAcceptable(
-        f'files are there as {RELATED}; type="{DICOM}", one alone as {DICOM}, in the transfer syntax in which they '
-        "came; pictures that were taken in from a folder are no DICOM files"
+        f'files are available as {RELATED}; type="{DICOM}", a single one as {DICOM}, in their own transfer syntax; '
+        "pictures that were taken in from a folder are not DICOM files"
     )
 
 

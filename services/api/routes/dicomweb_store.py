@@ -35,9 +35,9 @@ ARRIVES_WITHIN_S = 3600.0
 
 _ANSWER: dict[str, Any] = {"content": {dicom_json.MEDIA_TYPE: {"schema": {"type": "object"}}}}
 _STORED: dict[int | str, dict[str, Any]] = {
-    200: _ANSWER | {"description": "All of them are stored, durably"},
-    202: _ANSWER | {"description": "Some are stored; FailedSOPSequence says what became of the others"},
-    409: _ANSWER | {"description": "None is stored"},
+    200: _ANSWER | {"description": "All files are stored durably"},
+    202: _ANSWER | {"description": "Some files are stored; FailedSOPSequence has the outcome of the others"},
+    409: _ANSWER | {"description": "No file is stored"},
 }
 _BODY: dict[str, Any] = {
     "requestBody": {
@@ -79,7 +79,7 @@ async def _stored(request: Request, rt: Runtime, bearer: Bearer, places: Slots, 
         except TimeoutError:
             raise Invalid("the body did not arrive in time") from None
         except ClientDisconnect:
-            raise Invalid("the client left in the middle of the body") from None
+            raise Invalid("the client disconnected before the body was complete") from None
     status, told = storing.told(answers, base_of(request))
     return Response(to_json(told), status, media_type=kind)
 

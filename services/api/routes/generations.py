@@ -23,9 +23,9 @@ Number = Annotated[int, Path(ge=1, le=MOST_ID)]
 SHOWN = 1000  #: missing images that one response names
 SWITCHES = frozenset({"publish", "rollback"})  #: actions that publish; missing images are accepted by these alone
 EXPLAINED: Mapping[str, str] = {
-    "to-encode": "Its model has yet to encode it.",
+    "to-encode": "The model has not encoded it yet.",
     "to-index": "It is on its way to the index.",
-    "missing": "It has no row yet; resuming looks at all images again.",
+    "missing": "It is not in the ledger yet; resume the build to check all images again.",
     "refused": "The index refused its vector.",
 }
 

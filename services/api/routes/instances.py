@@ -94,7 +94,7 @@ def decoded_frame(rt: Runtime, row: Row[Any], frame: int, size: int) -> "np.ndar
             raise Conflict("the file has changed since it was taken in")
     except Rejected as refusal:
         if refusal.reason in (Reason.UNREADABLE, Reason.NOT_REGULAR):
-            raise Gone("the original file is no longer where it was taken in") from None
+            raise Gone("the original file is no longer at the path from which it was taken in") from None
         raise
     if isinstance(decoded, Rejected):
         raise decoded
@@ -109,7 +109,7 @@ def _reaching(frame: int, frames: int, size: int) -> int:
     for most in range(1, min(frames, MOST_PIXELS // size**2) + 1):
         if frame in chosen_frames(frames, most):
             return most
-    raise Invalid("this frame cannot be reached at this size: ask for a smaller one")
+    raise Invalid("this frame cannot be rendered at this size: ask for a smaller size")
 
 
 def _unpadded(

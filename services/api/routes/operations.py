@@ -40,7 +40,7 @@ def begin_scan(
 ) -> dict[str, Any]:
     """Start taking in a folder of the server, in place. A repeated Idempotency-Key returns the same operation."""
     if asked.dataset is not None and (asked.labels is not None or asked.watch):
-        raise Invalid("a published set brings its own labels and is complete: no table, and nothing to watch")
+        raise Invalid("a published set has its own labels and does not change: leave out labels and watch")
     params: dict[str, Any] = {"path": _allowed(rt, asked.path), "watch": asked.watch}
     if asked.labels is not None:
         params["labels"] = _allowed(rt, asked.labels)
@@ -149,9 +149,9 @@ def _only_scans(db: Session, operation_id: UUID) -> None:
     """Raises: `Conflict` for an operation that is neither a scan nor a pull."""
     kind = operations.get(db, operation_id).kind
     if kind == "reindex":
-        raise Conflict("a generation is cancelled and resumed at /v1/generations")
+        raise Conflict("cancel or resume a generation at /v1/generations")
     if kind == "replay":
-        raise Conflict("a replay goes to its end: replay another threshold to change it")
+        raise Conflict("a replay can be neither cancelled nor retried: replay another threshold to change its result")
     if kind not in TAKES_IN:
         raise Conflict("an erasure can be neither cancelled nor retried: it ends once no index holds what was erased")
 

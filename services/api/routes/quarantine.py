@@ -74,7 +74,7 @@ def _image(item: str) -> int:
     """The id of an item's image. Raises: `Conflict` for a file, which can only be retried."""
     kind, number = _parts(item)
     if kind == "file":
-        raise Conflict("this file was not taken in, so it is found by nobody: it can only be retried")
+        raise Conflict("this file was not taken in and has no image to decide on: it can only be retried")
     return number
 
 
@@ -89,14 +89,14 @@ def show_reviews(db: Db, _: CanReview, item: One) -> dict[str, Any]:
 
 @router.post("/v1/quarantine/{item}:release", response_model=ReviewOut)
 def release(db: Db, bearer: CanReview, item: One, asked: DecisionIn | None = None) -> dict[str, Any]:
-    """The image becomes searchable. 409 where it was decided on or stopped anew meanwhile, or cannot be read."""
+    """The image becomes searchable. 409 where it was decided on or stopped again meanwhile, or cannot be read."""
     said = asked or DecisionIn()
     return _said(db, quarantine.release(db, _image(item), bearer.actor, said.note, said.since))
 
 
 @router.post("/v1/quarantine/{item}:reject", response_model=ReviewOut)
 def reject(db: Db, bearer: CanReview, item: One, asked: DecisionIn | None = None) -> dict[str, Any]:
-    """The image never becomes searchable. 409 where it was decided on or stopped anew meanwhile."""
+    """The image never becomes searchable. 409 where it was decided on or stopped again meanwhile."""
     said = asked or DecisionIn()
     return _said(db, quarantine.reject(db, _image(item), bearer.actor, said.note, said.since))
 

@@ -133,7 +133,7 @@ async def _arrived(body: Awaitable[bytes]) -> bytes:
     except TimeoutError:
         raise Invalid(f"the body did not arrive within {ARRIVES_WITHIN_S:g} s") from None
     except ClientDisconnect:
-        raise Invalid("the client left in the middle of the body") from None
+        raise Invalid("the client disconnected before the body was complete") from None
 
 
 async def _picture(request: Request, kind: str) -> bytes:
@@ -146,7 +146,7 @@ async def _picture(request: Request, kind: str) -> bytes:
                 raise Invalid("the form has no file named `file`")
             return await file.read()
     except HTTPException:
-        raise Invalid("the form is not one file named `file` and nothing else; options stand in the address") from None
+        raise Invalid("the form must hold one file named `file` and nothing else; put options into the URL") from None
 
 
 async def _small(request: Request) -> bytes:
@@ -155,7 +155,7 @@ async def _small(request: Request) -> bytes:
     async for part in request.stream():
         raw += part
         if len(raw) > MOST_JSON:
-            raise TooLarge(f"a JSON body has at most {MOST_JSON} bytes")
+            raise TooLarge(f"a JSON body may have at most {MOST_JSON} bytes")
     return bytes(raw)
 
 
@@ -249,7 +249,7 @@ def _batch(rt: Runtime, metrics: Metrics, batch: BatchIn) -> Response:
     wanted = batch.request()
     wanted.check(rt.settings.api.max_k)
     if wanted.k * len(batch.studies) > MOST_AT_ONCE:
-        raise Invalid(f"k times the number of studies is at most {MOST_AT_ONCE}")
+        raise Invalid(f"k times the number of studies must be at most {MOST_AT_ONCE}")
     with rt.store.reading() as connection:
         rankings = search.by_studies(connection, rt.index, batch.studies, wanted)
     took_ms = (time.perf_counter() - started) * 1000
