@@ -11,7 +11,7 @@ from services.cli.terminal import AsJson, say, table, tell_json
 
 def register(app: typer.Typer) -> None:
     """Add the commands about the audit."""
-    room = typer.Typer(help="The audit: who decided, erased and switched what.", no_args_is_help=True)
+    room = typer.Typer(help="The audit log: who decided on, erased or switched what.", no_args_is_help=True)
     room.command("list")(list_audit)
     app.add_typer(room, name="audit")
 

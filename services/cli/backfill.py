@@ -25,12 +25,12 @@ def backfill(  # noqa: PLR0913 - each argument is an option of the command
     query: Annotated[
         list[str] | None, typer.Option(help="Such as StudyDate=20200101-20201231 or ModalitiesInStudy=MG; repeatable.")
     ] = None,
-    rate: Annotated[str | None, typer.Option(help="Instances per second at most, such as 5/s.")] = None,
+    rate: Annotated[str | None, typer.Option(help="At most this many instances per second, such as 5/s.")] = None,
     between: Annotated[str | None, typer.Option(help="Only in these hours of the server, such as 22:00-06:00.")] = None,
-    user: Annotated[str, typer.Option(help="Who we are to the archive; not for a configured source.")] = "",
-    password_file: Annotated[Path | None, typer.Option(help="A file of the server with the password.")] = None,
-    token_file: Annotated[Path | None, typer.Option(help="A file of the server with a bearer token.")] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until all is searchable.")] = True,
+    user: Annotated[str, typer.Option(help="User name at the archive; not for a configured source.")] = "",
+    password_file: Annotated[Path | None, typer.Option(help="A file on the server with the password.")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="A file on the server with a bearer token.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until every image is searchable.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Pull the studies of another archive (QIDO-RS, WADO-RS); instances that are here already are not requested.
@@ -54,7 +54,7 @@ def backfill(  # noqa: PLR0913 - each argument is an option of the command
 def _pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise Invalid("a query reads Attribute=value, such as StudyDate=20200101-20201231")
+        raise Invalid("a query must look like Attribute=value, such as StudyDate=20200101-20201231")
     return name, value
 
 
@@ -62,4 +62,4 @@ def _rate(text: str) -> float:
     try:
         return float(text.removesuffix("/s"))
     except ValueError:
-        raise Invalid("a rate is a number of instances per second, such as 5/s") from None
+        raise Invalid("a rate must be a number of instances per second, such as 5/s") from None

@@ -48,9 +48,10 @@ def size_of(manifest: Mapping[str, Any]) -> int:
 
 def restore(
     folder: Folder,
-    home: Annotated[Path, typer.Option(help="The home to be made; it must be empty or absent.")],
+    home: Annotated[Path, typer.Option(help="The home to create; it must be empty or absent.")],
     tombstones: Annotated[
-        Path | None, typer.Option(help="The file `tombstones` of the lost home: what was erased after the backup.")
+        Path | None,
+        typer.Option(help="The file `tombstones` of the lost home; it lists what was erased after the backup."),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Afterwards compare every file and every vector.")] = False,
     as_json: AsJson = False,

@@ -98,7 +98,7 @@ class Client:
                 verify=ssl.create_default_context(),  # the machine's trust store, which may hold a hospital's CA
             )
         except httpx.InvalidURL:
-            raise Invalid("the server's address is not an address") from None
+            raise Invalid("the server's address is not a valid URL") from None
 
     def get(self, path: str, **params: Any) -> Answer:  # noqa: ANN401 - what httpx takes
         return self._ask("GET", path, params={name: value for name, value in params.items() if value is not None})
@@ -141,14 +141,14 @@ class Client:
         try:
             response = self._http.request(method, path, **what)
         except UnicodeEncodeError:
-            raise Invalid("a path or a word is not in UTF-8, as what the server is told has to be") from None
+            raise Invalid("an argument is not valid UTF-8") from None
         except ValueError:  # JSON cannot represent NaN and infinity
             raise Invalid("a number is not finite") from None
         except (httpx.ReadTimeout, httpx.WriteTimeout):  # no retry: the server may still be working on it
             said = f"{self.url} has not answered within {ANSWERS_WITHIN_S:g} s; it may still do what was asked"
             raise SimilisError(said) from None
         except (httpx.ReadError, httpx.WriteError, httpx.CloseError, httpx.RemoteProtocolError) as error:
-            said = f"the connection to {self.url} broke off ({type(error).__name__})"
+            said = f"the connection to {self.url} was lost ({type(error).__name__})"
             if method == "GET" or "Idempotency-Key" in what.get("headers", {}):
                 raise Unavailable(said, retry_after_s=1) from None
             raise SimilisError(f"{said}; it may still do what was asked") from None
@@ -176,7 +176,7 @@ def _tls(error: BaseException | None) -> str | None:
         error = error.__cause__ or error.__context__
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"has a certificate that this machine does not trust: {error.verify_message}"
-    return None if error is None else "does not speak TLS: does its address begin with http://?"
+    return None if error is None else "does not speak TLS: should its address begin with http://?"
 
 
 def _object(response: "httpx.Response") -> Answer:
@@ -236,7 +236,7 @@ def connect(
         raise NotFound(f"nothing runs on the home {folder}: {NOT_RUNNING}")
     chosen = url or own or ""
     if not chosen.startswith(("http://", "https://")):
-        raise Invalid("the server's address begins with http:// or https://")
+        raise Invalid("the server's address must begin with http:// or https://")
     if key_file is None and chosen.rstrip("/") == own:
         key_file = folder / "api.key"  # only this home's own server may receive its key
     return Client(chosen, _key(key_file) if key_file else "", home=folder, say=say)
@@ -261,7 +261,7 @@ def _key(path: Path) -> str:
     except (OSError, UnicodeDecodeError) as error:
         raise Invalid(f"the API key file cannot be read ({type(error).__name__})") from None
     if not key.isprintable() or " " in key:
-        raise Invalid("the API key file holds something else than one key")
+        raise Invalid("the API key file must hold one key and nothing else")
     return key
 
 

@@ -15,7 +15,8 @@ def register(app: typer.Typer) -> None:
 
 def dicom(
     check: Annotated[
-        bool, typer.Option("--check", help="Only tell by the exit code whether the one of this home answers a C-ECHO.")
+        bool,
+        typer.Option("--check", help="Exit 0 if the receiver of this home answers a C-ECHO, else 1; start nothing."),
     ] = False,
 ) -> None:
     """Receive images over the DICOM network in this process and its children."""

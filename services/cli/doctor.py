@@ -25,35 +25,35 @@ ROOM_BYTES = 2 << 30  #: less free space is reported: intake stops soon
 SECRETS = ("api.key", "pseudonym.key", "vectors.key", "database.password", "database.url", "broker.url")
 
 SAID = {
-    "blob-without-row": "a file that was sent to us and that no row knows",
-    "calibration-foreign": "judged by a threshold of a model that has not encoded it, or of another modality",
+    "blob-without-row": "a file that was sent to Similis and has no row in the database",
+    "calibration-foreign": "judged by a threshold of a model that did not encode the image, or of another modality",
     "collection-damaged": "the index cannot open the collection of an open generation",
     "collection-missing": "the collection of an open generation is gone",
     "collection-stray": "a collection that belongs to no generation",
-    "disk-low": "nearly full: intake stops soon, or has stopped",
-    "encoding-invalid": "a stored encoding that is no usable vector",
+    "disk-low": "a disk is nearly full: intake stops soon, or has stopped",
+    "encoding-invalid": "a stored encoding is not a usable vector",
     "encoding-missing": "the row says encoded, but no encoding of the published model is stored",
-    "erased-remains": "something is left of an erased image",
-    "file-changed": "the file has other bytes than were taken in",
+    "erased-remains": "an encoding or a thumbnail of an erased image is still stored",
+    "file-changed": "the file has changed since it was taken in",
     "file-missing": "the file is gone; its image can still be found",
     "file-without-image": "a file that was taken in and has no image",
-    "job-exhausted": "given up after several attempts",
+    "job-exhausted": "work that was given up after several attempts",
     "ledger-missing": "an encoded image without a ledger row in an open generation",
-    "ledger-orphan": "a generation is to hold what must not be found",
-    "ledger-stale": "a generation is to hold another revision than the image has",
-    "lease-expired": "begun, and nobody works on it",
+    "ledger-orphan": "the ledger lists an image that must not be found",
+    "ledger-stale": "the ledger lists another revision than the image has",
+    "lease-expired": "work whose lease has expired",
     "model-changed": "the folder holds another model than the registered one",
-    "operation-stuck": "an operation that nobody works on",
-    "payload-drift": "the index says something else of a point than the rows",
+    "operation-stuck": "an operation that no worker continues",
+    "payload-drift": "a point's payload differs from its row",
     "point-missing": "the ledger says applied, but the index does not hold the point",
-    "point-phantom": "the index holds a point that nothing accounts for",
-    "point-stale": "the index holds another revision",
-    "point-zero": "the index holds a vector that is zero or no number",
+    "point-phantom": "the index holds a point that the ledger does not list",
+    "point-stale": "the index holds another revision of a point than the ledger",
+    "point-zero": "the index holds a vector that is zero or not finite",
     "pointer-missing": "no generation is published",
     "pointer-retired": "the published generation is retired",
-    "recall-low": "the published index finds clearly less than its gate asks for: build another generation",
-    "secret-open": "others may read a secret",
-    "tombstoned": "it was erased, and stands",
+    "recall-low": "the recall of the published index is clearly below its gate: build another generation",
+    "secret-open": "other users can read a secret file",
+    "tombstoned": "an erased image is still in the database",
     "vector-differs": "the index holds another vector than the encoding",
     "code-differs": "the index holds another hash code than the encoding",
     "wrong-fingerprint": "the index holds a vector of another model",
@@ -67,7 +67,7 @@ def register(app: typer.Typer) -> None:
 
 def doctor(
     home: HomeFolder = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Mend what can be mended; workers do the rest.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Repair what can be repaired; workers do the rest.")] = False,
     deep: Annotated[bool, typer.Option("--deep", help="Read every file and compare every vector.")] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -95,7 +95,7 @@ def doctor(
             rules=runtime.rules,
         )
         found = [*_machine(folder, runtime.blobs, repair=repair)]
-        found += examine(place, repair=repair, deep=deep, say=lambda name: say(f"looking at {name}"))
+        found += examine(place, repair=repair, deep=deep, say=lambda name: say(f"checking {name}"))
         with runtime.transaction() as db:
             model, wanting = thresholds.wanting(db)
     if as_json:

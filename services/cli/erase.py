@@ -28,11 +28,13 @@ def erase(  # noqa: PLR0913 - each argument is an option of the command
     client: Client,
     *,
     study: Annotated[str | None, typer.Option(help="A StudyInstanceUID.")] = None,
-    patient: Annotated[str | None, typer.Option(help="A PatientID as headers have it; - reads it from stdin.")] = None,
-    issuer: Annotated[str, typer.Option(help="Its IssuerOfPatientID, where headers have one.")] = "",
-    lift: Annotated[bool, typer.Option("--lift", help="The other way: what was erased may be taken in again.")] = False,
+    patient: Annotated[
+        str | None, typer.Option(help="A PatientID, as in the DICOM headers; - reads it from stdin.")
+    ] = None,
+    issuer: Annotated[str, typer.Option(help="The patient's IssuerOfPatientID, if the headers have one.")] = "",
+    lift: Annotated[bool, typer.Option("--lift", help="Undo: allow the erased files to be taken in again.")] = False,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until no index holds a point of it.")] = True,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until no index holds any of its data.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Erase a study or a patient: rows, vectors in every generation, pictures.
@@ -44,11 +46,11 @@ def erase(  # noqa: PLR0913 - each argument is an option of the command
     if (study is None) == (patient is None):
         raise typer.BadParameter("name either a study or a patient", param_hint="--study, --patient")
     if patient == "-" and not (yes or lift or sys.stdin.isatty()):
-        raise typer.BadParameter("where a pipe names the patient nobody can be asked: --yes", param_hint="--patient")
+        raise typer.BadParameter("no confirmation is possible when stdin is a pipe: add --yes", param_hint="--patient")
     who = {"patient_id": sys.stdin.readline().strip() if patient == "-" else patient, "issuer": issuer}
     if lift:
         answer = client.post(f"/v1/studies/{part(study)}:lift") if study else client.post("/v1/patients:lift", json=who)
-        _told(answer, f"{answer['tombstones']} tombstones are lifted; the next scan takes the files in", as_json)
+        _told(answer, f"{answer['tombstones']} tombstones are lifted; the next scan takes in the files again", as_json)
         return
     if not yes:
         typer.confirm(f"Erase this {'study' if study else 'patient'} for good?", abort=True, err=True)
@@ -56,14 +58,18 @@ def erase(  # noqa: PLR0913 - each argument is an option of the command
     if wait:
         answer = _certified(client, answer)
     counts = answer["counts"]
-    proof = "no index holds a point of it" if answer["state"] == "succeeded" else f"the proof is {answer['state']}"
+    proof = (
+        "no index holds any of its data"
+        if answer["state"] == "succeeded"
+        else f"removal from the indexes: {answer['state']}"
+    )
     _told(answer, f"erased {counts['images']} images of {counts['studies']} studies; {proof}", as_json)
     if wait and answer["state"] != "succeeded":
         raise typer.Exit(1)
 
 
 def replay(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file `tombstones` that was kept.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file `tombstones` of a home or a backup.")],
     home: HomeFolder = None,
     as_json: AsJson = False,
 ) -> None:
@@ -76,7 +82,7 @@ def replay(
     from shared.runtime import Runtime
 
     if not file.is_file():
-        raise NotFound("there is no such file of tombstones")
+        raise NotFound("there is no such tombstone file")
     with closing(Runtime(settings((home or Settings().home).expanduser()))) as runtime, runtime.transaction() as db:
         erased = tombstone_file.replay(db, file, runtime.rules.secret)
     _told({"images": erased}, f"{erased} images are erased again", as_json)
@@ -86,7 +92,7 @@ def _certified(client: Client, answer: Answer) -> Answer:
     try:
         return watch(client, str(answer["id"]), "points deleted")
     except KeyboardInterrupt:
-        say(f"\nit is erased; `similis operations show {answer['id']}` tells when the proof is there")
+        say(f"\nit is erased; `similis operations show {answer['id']}` shows when no index holds any of its data")
         raise typer.Exit(130) from None
 
 

@@ -204,17 +204,19 @@ def summarise(answer: Answer) -> None:
     if operation.unchanged:
         rows.append(("unchanged", "", "", operation.unchanged, "known since an earlier intake"))
     if operation.counts.get("settling"):
-        rows.append(("settling", "", "", operation.counts["settling"], "perhaps still being written; looked at again"))
+        rows.append(
+            ("settling", "", "", operation.counts["settling"], "perhaps still being written; they are checked again")
+        )
     for name, meaning in (
-        ("unlabelled", "the label table says nothing of them"),
-        ("namesakes", "of these: the table names them by a file name that stands in several folders"),
-        ("unnamed", "the archive lists them without a valid UID; studies and instances that were not asked for"),
+        ("unlabelled", "the label table has no row for them"),
+        ("namesakes", "unlabelled: the table's file name occurs in several folders"),
+        ("unnamed", "studies and instances that were not pulled: the archive lists them without a valid UID"),
     ):
         if operation.counts.get(name):
             rows.append(("warning", "", name, operation.counts[name], meaning))
     for prefix, what, meaning in (
-        (ODD, "warning", "odd about the data set; taken in all the same"),
-        (LABEL, "label", "as the data set has it"),
+        (ODD, "warning", "unusual in this data set; the files were taken in"),
+        (LABEL, "label", "labels of the data set"),
     ):
         told_of = {name.removeprefix(prefix): n for name, n in operation.counts.items() if name.startswith(prefix)}
         rows += [(what, "", name, count, meaning) for name, count in told_of.items()]

@@ -12,10 +12,10 @@ from shared.errors import NotFound
 
 GenerationId = Annotated[int, typer.Argument(metavar="ID", help="As `similis generations list` shows it.")]
 Between = Annotated[str | None, typer.Option(help="Only in these hours of the server, such as 20:00-06:00.")]
-Follow = Annotated[bool, typer.Option("--follow", help="Stay until it is built.")]
+Follow = Annotated[bool, typer.Option("--follow", help="Wait until it is built.")]
 Accept = Annotated[
     list[str] | None,
-    typer.Option(help="An image that may be lacking, by its id or SOP Instance UID; may be repeated."),
+    typer.Option(help="An image that may be missing, by its id or SOP Instance UID; may be repeated."),
 ]
 
 
@@ -35,11 +35,11 @@ def create(  # noqa: PLR0913 - each argument is an option of the command
     *,
     metric: Annotated[str | None, typer.Option(help="cosine, dot or l2. Default: the model's own.")] = None,
     scale: Annotated[str, typer.Option(help="exact, hnsw or hnsw-int8.")] = "hnsw-int8",
-    m: Annotated[int, typer.Option(min=2, max=256, help="Links per point of the graph.")] = 16,
-    ef_construct: Annotated[int, typer.Option(min=4, help="Candidates looked at while linking.")] = 100,
-    throttle: Annotated[float | None, typer.Option(min=1, help="At most so many images per second.")] = None,
+    m: Annotated[int, typer.Option(min=2, max=256, help="Links per point in the graph.")] = 16,
+    ef_construct: Annotated[int, typer.Option(min=4, help="Candidates considered while building the graph.")] = 100,
+    throttle: Annotated[float | None, typer.Option(min=1, help="At most this many images per second.")] = None,
     between: Between = None,
-    gate: Annotated[float, typer.Option(min=0, max=1, help="recall@10 that publishing asks for.")] = 0.97,
+    gate: Annotated[float, typer.Option(min=0, max=1, help="Lowest recall@10 that allows publishing.")] = 0.97,
     follow: Follow = False,
     as_json: AsJson = False,
 ) -> None:
@@ -76,15 +76,15 @@ def show(client: Client, generation_id: GenerationId, follow: Follow = False, as
 def throttle(
     client: Client,
     generation_id: GenerationId,
-    rate: Annotated[float | None, typer.Option(min=1, help="At most so many images per second.")] = None,
-    limit: Annotated[bool, typer.Option("--limit/--no-limit", help="Or as fast as it goes.")] = True,
+    rate: Annotated[float | None, typer.Option(min=1, help="At most this many images per second.")] = None,
+    limit: Annotated[bool, typer.Option("--limit/--no-limit", help="Remove the limit of --rate.")] = True,
     between: Between = None,
-    any_hour: Annotated[bool, typer.Option("--any-hour", help="Or at any hour.")] = False,
+    any_hour: Annotated[bool, typer.Option("--any-hour", help="Remove the limit of --between.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Change a build's rate limit or hours while it runs; limits that are not named stay."""
     if (rate is not None and not limit) or (between and any_hour):
-        raise typer.BadParameter("a limit is either set or taken away")
+        raise typer.BadParameter("a limit cannot be set and removed at once")
     asked: dict[str, Any] = {"per_s": rate} if rate is not None or not limit else {}
     asked |= {"between": between} if between or any_hour else {}
     if not asked:
@@ -121,7 +121,7 @@ def publish(client: Client, generation_id: GenerationId, accept: Accept = None, 
 def rollback(
     client: Client,
     generation_id: Annotated[
-        int | None, typer.Argument(metavar="ID", help="The one to leave. Default: the published one.")
+        int | None, typer.Argument(metavar="ID", help="The generation to roll back from. Default: the published one.")
     ] = None,
     accept: Accept = None,
     as_json: AsJson = False,
@@ -136,7 +136,9 @@ def rollback(
 def retire(
     client: Client,
     generation_id: GenerationId,
-    force: Annotated[bool, typer.Option("--force", help="Also the one that a rollback would lead to.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Retire also the generation that a rollback would publish.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Remove a generation that is not published, collection and all."""
@@ -172,7 +174,7 @@ def _summarise(answer: Answer) -> None:
     tell(f"generation {answer['id']} of {answer['model']}: {answer['state']}{f', {role}' if role else ''}")
     tell(
         f"covers {images['covered']} of {images['total']} images, {images['coming']} on their way, "
-        f"{images['exceptions']} lacking; recall@10 {_recall(answer) or 'not measured'}"
+        f"{images['exceptions']} missing; recall@10 {_recall(answer) or 'not measured'}"
     )
     if rate := answer.get("throttle"):
         tell(f"built at {rate:g} images per second at most")

@@ -32,8 +32,8 @@ def ingest(
         str | None,
         typer.Option(help=f"The folder is a download of a published set: {', '.join(get_args(DatasetName))}."),
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Go on continuously with what comes later.")] = False,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Stay until all is searchable.")] = True,
+    watch: Annotated[bool, typer.Option("--watch", help="Keep watching the folder and take in new files.")] = False,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until every image is searchable.")] = True,
     as_json: AsJson = False,
 ) -> None:
     """Take in a folder of DICOM, PNG or JPEG files, in place; running it twice changes nothing.
@@ -99,4 +99,6 @@ def advise(model: str, wanting: Mapping[str, int]) -> None:
     """Print, for each modality that lacks thresholds from this archive, the command that calibrates it."""
     for modality, count in sorted(wanting.items()):
         command = f"similis quarantine calibrate --model {shlex.quote(model)} --modality {shlex.quote(modality)}"
-        say(f"gate 3 has no thresholds from these {count} {modality} images and stops little among them: {command}")
+        say(
+            f"gate 3 has no thresholds from these {count} {modality} images and stops few of them; calibrate: {command}"
+        )

@@ -22,7 +22,7 @@ def create(
     client: Client,
     name: Annotated[str, typer.Argument(help="Who or what will use it.")],
     scope: Annotated[list[str], typer.Option(help="Such as search, read, ingest, admin; may be repeated.")],
-    days: Annotated[int | None, typer.Option(min=1, help="It ends by itself after so many days.")] = None,
+    days: Annotated[int | None, typer.Option(min=1, help="The key expires after this many days.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a key; its secret is shown now and never again."""

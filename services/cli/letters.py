@@ -40,14 +40,14 @@ def list_letters(
     ]
     table(("letter", "reason", "attempts", "since", "image or operation"), rows, right=("attempts",))
     if answer.get("next"):
-        say(f"more: the same again with --cursor {answer['next']}")
+        say(f"next page: repeat with --cursor {answer['next']}")
 
 
 @connected
 def retry(
     client: Client,
     letter: Annotated[
-        str | None, typer.Argument(metavar="LETTER", help="One of them; else all of a kind or reason.")
+        str | None, typer.Argument(metavar="LETTER", help="One letter; else give --kind or --reason for all of them.")
     ] = None,
     *,
     kind: Kind = None,
@@ -66,4 +66,4 @@ def retry(
         tell_json(answer)
         return
     done = ", ".join(f"{count} {kind}" for kind, count in answer["retried"].items()) or "nothing"
-    tell(f"due again: {done}")
+    tell(f"will be tried again: {done}")

@@ -26,7 +26,7 @@ Tta = Annotated[
     str,
     typer.Option(
         metavar="none|five|five:SEED",
-        help="The mean over five views of an image, at five times the cost; a seed draws them as the paper's code.",
+        help="five: average five views of each image, at five times the cost; five:SEED draws them as the paper does.",
     ),
 ]
 
@@ -50,7 +50,7 @@ def add(
     card: Annotated[
         Path,
         typer.Argument(
-            help="A card's folder, or similis-base, which is shipped; elsewhere it is copied to the models."
+            help="A card's folder, or the shipped similis-base; it is copied to the models folder if it is elsewhere."
         ),
     ],
     models: Annotated[Path | None, typer.Option(help="The server's models folder. Default: the home's.")] = None,
@@ -102,10 +102,10 @@ def show(
 @connected
 def hashed(
     client: Client,
-    base: Annotated[str, typer.Argument(help="A model that has no hash code.")],
+    base: Annotated[str, typer.Argument(help="A model without a hash code.")],
     *,
-    name: Annotated[str, typer.Option(help="What the model with a code is called.")],
-    bits: Annotated[int, typer.Option(min=8, help="A multiple of eight.")] = 64,
+    name: Annotated[str, typer.Option(help="Name of the new model with a hash code.")],
+    bits: Annotated[int, typer.Option(min=8, help="Length of the code; a multiple of eight.")] = 64,
     as_json: AsJson = False,
 ) -> None:
     """Fit a hash code to the archive's embeddings, as a new model; `similis generations create` builds its index."""
@@ -118,7 +118,7 @@ def hashed(
 
 
 def make(  # noqa: PLR0913 - each argument is an ingredient of the card
-    name: Annotated[str, typer.Argument(help="What it is called; a-z, 0-9, '.', '_', '-'.")],
+    name: Annotated[str, typer.Argument(help="Name of the new model: a-z, 0-9, '.', '_', '-'.")],
     *,
     architecture: Annotated[str, typer.Option(help="densenet121, resnet50, vgg16, efficientnet_b0, acir ...")],
     weights: Annotated[str, typer.Option(help="torchvision:NAME, random:SEED, or a .safetensors file.")],
@@ -128,7 +128,8 @@ def make(  # noqa: PLR0913 - each argument is an ingredient of the card
     mirror: Annotated[str, typer.Option(help="none, or left: the chest wall to the left.")] = "none",
     pad: Annotated[str, typer.Option(help="squash, or square: keep the aspect ratio.")] = "squash",
     options: Annotated[
-        Path | None, typer.Option(metavar="FILE.json", help='Of what it is made, e.g. {"widths": "s", "bits": 64}.')
+        Path | None,
+        typer.Option(metavar="FILE.json", help='Options of the architecture, such as {"widths": "s", "bits": 64}.'),
     ] = None,
     tta: Tta = "none",
     half: Annotated[bool, typer.Option("--half", help="Store the weights as float16.")] = False,
@@ -162,18 +163,24 @@ def make(  # noqa: PLR0913 - each argument is an ingredient of the card
 
 
 def ensemble(  # noqa: PLR0913 - as above
-    name: Annotated[str, typer.Argument(help="What it is called; a-z, 0-9, '.', '_', '-'.")],
+    name: Annotated[str, typer.Argument(help="Name of the new model: a-z, 0-9, '.', '_', '-'.")],
     *,
-    members: Annotated[list[Path], typer.Option(help="A model, by name or folder; once for each, in their order.")],
+    members: Annotated[list[Path], typer.Option(help="A model, by name or folder; repeat for each member, in order.")],
     join: Annotated[
         Literal["unit", "raw", "mean", "pca"],
-        typer.Option(help="Concatenated, each made unit; as they are; averaged; or reduced to principal components."),
+        typer.Option(
+            help="unit: concatenate unit vectors; raw: concatenate; mean: average; pca: reduce to principal components."
+        ),
     ] = "unit",
-    weight: Annotated[list[float] | None, typer.Option(help="Of each member in a mean, in their order.")] = None,
+    weight: Annotated[
+        list[float] | None, typer.Option(help="Weight of a member in the mean; repeat for each, in order.")
+    ] = None,
     features: Annotated[
         Path | None, typer.Option(metavar="FILE.npy", help="For pca: the unit ensemble's vectors of training images.")
     ] = None,
-    preset: Annotated[str | None, typer.Option(help="Check the members: best_two_advanced, mixed_best ...")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="Check that the members are those of best_two_advanced, mixed_best ...")
+    ] = None,
     tta: Tta = "none",
     note: Note = "",
     home: Home = None,
@@ -273,7 +280,7 @@ def _object(file: Path | None) -> dict[str, Any] | None:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
-        raise typer.BadParameter(f"{file} holds no JSON object")
+        raise typer.BadParameter(f"{file} does not hold a JSON object")
     return found
 
 

@@ -11,13 +11,15 @@ from services.cli.ingest import report
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 
 OperationId = Annotated[str, typer.Argument(metavar="ID", help="As `similis operations list` shows it.")]
-Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
+Limit = Annotated[int, typer.Option(min=1, help="At most this many.")]
 TAKES_IN = ("scan", "backfill-dicomweb")  #: kinds of operations that take in files
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands about operations."""
-    room = typer.Typer(help="Long work: how far it is, what it met, cancel, retry.", no_args_is_help=True)
+    room = typer.Typer(
+        help="Operations, such as scans: show progress and problems, cancel, retry.", no_args_is_help=True
+    )
     room.command("list")(list_operations)
     room.command()(show)
     room.command()(files)
@@ -46,7 +48,7 @@ def list_operations(client: Client, limit: Limit = 20, as_json: AsJson = False) 
 def show(
     client: Client,
     operation_id: OperationId,
-    follow_it: Annotated[bool, typer.Option("--follow", help="Stay until it has ended.")] = False,
+    follow_it: Annotated[bool, typer.Option("--follow", help="Wait until it has ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show one operation: its state and what became of its files. Exit 1 with --follow unless it succeeded."""

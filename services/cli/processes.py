@@ -35,7 +35,7 @@ def up(
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
     workers: Annotated[int, typer.Option(min=0, help="Ingest workers; 0 means one for each core.")] = 0,
     auth: Annotated[bool, typer.Option("--auth/--no-auth", help="Ask callers for an API key.")] = True,
-    dicom: Annotated[bool, typer.Option("--dicom/--no-dicom", help="Receive over the DICOM network, too.")] = True,
+    dicom: Annotated[bool, typer.Option("--dicom/--no-dicom", help="Also receive over the DICOM network.")] = True,
     dicom_port: Annotated[
         int | None, typer.Option(min=0, max=65535, help="0 picks a free one. [default: 11112]", show_default=False)
     ] = None,
@@ -53,7 +53,7 @@ def up(
 
 def status(
     home: Home = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Show the processes and whether the API is ready; exit 3 where nothing runs."""
     found = _status(_home(home))
@@ -71,7 +71,7 @@ def down(home: Home = None) -> None:
 
     folder = _home(home)
     stopped = folder.is_dir() and stop(_there(folder))
-    sys.stderr.write("similis  stopped\n" if stopped else f"similis  nothing was running on {_named(folder)}\n")
+    sys.stderr.write("similis  stopped\n" if stopped else f"similis  was not running on {_named(folder)}\n")
 
 
 def api() -> None:
@@ -83,7 +83,9 @@ def api() -> None:
 
 def worker(
     queue: Annotated[str, typer.Option(help="Which work: scan, ingest, index or reindex.")],
-    check: Annotated[bool, typer.Option("--check", help="Only tell by the exit code whether one lives.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 0 if such a process is alive, else 1; start nothing.")
+    ] = False,
 ) -> None:
     """Work on one queue in this process."""
     from services.embedded import commands
@@ -95,10 +97,10 @@ def worker(
 
 
 def beat(
-    schedule: Annotated[
-        Path | None, typer.Option(help="Where beat keeps what it did last. [default: run/beat of the home]")
-    ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Only tell by the exit code whether one lives.")] = False,
+    schedule: Annotated[Path | None, typer.Option(help="beat's schedule file. [default: run/beat of the home]")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Exit 0 if such a process is alive, else 1; start nothing.")
+    ] = False,
 ) -> None:
     """Run the scheduler, which every few seconds sends messages again for work that stands still. Run exactly one."""
     from services.embedded import commands
@@ -110,9 +112,9 @@ def beat(
 
 
 def vectors(
-    folder: Annotated[Path, typer.Option("--dir", help="Where the shards are.")],
+    folder: Annotated[Path, typer.Option("--dir", help="Folder of the shards.")],
     listen: Annotated[str, typer.Option(help="unix:///path or 127.0.0.1:port.")],
-    api_key_file: Annotated[Path, typer.Option(help="A file with the key that callers must show.")],
+    api_key_file: Annotated[Path, typer.Option(help="A file with the API key that callers must send.")],
 ) -> None:
     """Serve vectors from Qdrant Edge in this process, in place of a Qdrant server."""
     from services.embedded import commands
@@ -121,7 +123,7 @@ def vectors(
 
 
 def migrate(
-    key_file: Annotated[Path | None, typer.Option(help="A file with an API key that shall be known.")] = None,
+    key_file: Annotated[Path | None, typer.Option(help="File with an API key to register.")] = None,
 ) -> None:
     """Bring the database to the newest schema, then end."""
     from services.embedded import commands
@@ -131,13 +133,13 @@ def migrate(
 
 def secrets(
     folder: Annotated[Path, typer.Argument(help="Where docker-compose.yml looks for them.")] = Path("secrets"),
-    owner: Annotated[int | None, typer.Option(help="The user who may read them; compose runs as 1000.")] = None,
+    owner: Annotated[int | None, typer.Option(help="Id of the user who may read them; compose runs as 1000.")] = None,
 ) -> None:
     """Create the secrets for production, each in a file with mode 0600; existing files stay."""
     from services.embedded.production import write_secrets
 
     made = write_secrets(folder, owner)
-    sys.stderr.write(f"similis  made in {folder}: {', '.join(made) or 'nothing, all were there'}\n")
+    sys.stderr.write(f"similis  created in {folder}: {', '.join(made) or 'nothing, all files existed'}\n")
 
 
 def _home(home: Path | None) -> Path:

@@ -11,7 +11,7 @@ from services.cli.waiting import watch
 from shared.errors import Invalid
 
 Item = Annotated[str, typer.Argument(metavar="ITEM", help="As `similis quarantine list` shows it, such as image-17.")]
-Since = Annotated[str | None, typer.Option(help="What you looked at, as the list shows it; exit 4 if stopped anew.")]
+Since = Annotated[str | None, typer.Option(help="`since` of the item as you reviewed it; exit 4 if stopped again.")]
 Note = Annotated[str, typer.Option(help="Why; kept with the decision, and never logged.")]
 ModelName = Annotated[str, typer.Option("--model", help="A model that the server knows, by name or fingerprint.")]
 RuleName = Annotated[str | None, typer.Option(help="mean+3sd, quantile (the 0.99 one) or log.")]
@@ -37,8 +37,10 @@ def list_items(  # noqa: PLR0913 - each argument is an option of the command
     gate: GateName = None,
     reason: ReasonName = None,
     modality: Modality = None,
-    model: Annotated[str | None, typer.Option(help="Whose threshold stopped it.")] = None,
-    since: Annotated[str | None, typer.Option(help="Stopped then or later, such as 2026-01-31T08:00:00Z.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model whose threshold stopped the item.")] = None,
+    since: Annotated[
+        str | None, typer.Option(help="Stopped at this time or later, such as 2026-01-31T08:00:00Z.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 100,
     cursor: Annotated[str | None, typer.Option(help="The next page, from an earlier answer.")] = None,
     as_json: AsJson = False,
@@ -54,10 +56,10 @@ def list_items(  # noqa: PLR0913 - each argument is an option of the command
          i["modality"], i["sop_instance_uid"], i["since"])
         for i in answer["items"]
     ]  # fmt: skip
-    numbers = ("score", "threshold", "distance", "its threshold")
+    numbers = ("score", "threshold", "distance", "distance threshold")
     table(("item", "gate", "reason", *numbers, "mod", "SOPInstanceUID", "since"), rows, right=numbers)
     if answer.get("next"):
-        say(f"more: the same again with --cursor {answer['next']}")
+        say(f"next page: repeat with --cursor {answer['next']}")
 
 
 @connected
@@ -74,13 +76,13 @@ def show(client: Client, item: Item, as_json: AsJson = False) -> None:
 
 @connected
 def release(client: Client, item: Item, note: Note = "", since: Since = None, as_json: AsJson = False) -> None:
-    """Make an image searchable. Exit 4 if it was already decided on, was stopped anew, or cannot be read."""
+    """Make an image searchable. Exit 4 if it was already decided on, was stopped again, or cannot be read."""
     _decide(client, item, "release", note, since, as_json=as_json)
 
 
 @connected
 def reject(client: Client, item: Item, note: Note = "", since: Since = None, as_json: AsJson = False) -> None:
-    """Keep an image out for good. Exit 4 if it was already decided on or was stopped anew."""
+    """Keep an image out for good. Exit 4 if it was already decided on or was stopped again."""
     _decide(client, item, "reject", note, since, as_json=as_json)
 
 
@@ -97,7 +99,7 @@ def _decide(client: Client, item: str, verb: str, note: str, since: str | None, 
 def retry(
     client: Client,
     item: Annotated[
-        str | None, typer.Argument(metavar="ITEM", help="One of them; else all of a gate or reason.")
+        str | None, typer.Argument(metavar="ITEM", help="One item; else give --gate or --reason for all of them.")
     ] = None,
     *,
     gate: GateName = None,
@@ -116,9 +118,9 @@ def retry(
     if as_json:
         tell_json(answer)
     else:
-        tell(f"due again: {answer['images']} images, {answer['files']} files")
+        tell(f"will be judged again: {answer['images']} images, {answer['files']} files")
         if answer["held"]:
-            say(f"{answer['held']} images are held by a rule of the site: release or reject them")
+            say(f"{answer['held']} images were stopped by an admission rule: release or reject them")
 
 
 @connected
@@ -129,7 +131,7 @@ def calibrate(
     modality: Modality = None,
     rule: RuleName = None,
     operation: Annotated[str | None, typer.Option(help="Only images that this operation registered.")] = None,
-    folder: Annotated[str | None, typer.Option(help="Only images below this folder of the server.")] = None,
+    folder: Annotated[str | None, typer.Option(help="Only images below this folder on the server.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Make thresholds from the stored scores of encoded images; they judge new images from then on."""
@@ -141,10 +143,10 @@ def calibrate(
         return
     _table(answer["calibrations"])
     for name, count in answer["skipped"].items():
-        say(f"{name or 'no modality'}: {count} encoded images are too few, so it has no threshold of its own")
+        say(f"{name or 'no modality'}: {count} encoded images are too few for a threshold")
     for name, count in answer["left_out"].items():
         say(f"{name or 'no modality'}: {count} images that gate 3 had stopped were left out")
-    say("what is stored stays as it was; `similis quarantine replay` shows what would change")
+    say("stored images are not judged again; `similis quarantine replay` shows what would change")
 
 
 @connected
@@ -156,12 +158,12 @@ def calibrations(client: Client, model: ModelName, modality: Modality = None, as
         return
     _table(answer["calibrations"])
     for name, count in sorted(answer["without"].items()):
-        tell(f"{name or 'no modality'}: {count} searchable images were let pass without a threshold")
+        tell(f"{name or 'no modality'}: {count} searchable images passed without a threshold")
     advise(model, answer["wanting"])
 
 
 def _table(rows: list[Answer]) -> None:
-    numbers = ("threshold", "mean", "std", "n", "of distances", "of so many")
+    numbers = ("threshold", "mean", "std", "n", "distance threshold", "n (distances)")
     columns = ("id", "modality", "source", "rule", *numbers, "by", "in force")
     cells = [
         (r["id"], r["modality"], r["source"], r["rule"], r["threshold"], r["mean"], r["std"], r["n"],
@@ -180,17 +182,19 @@ def replay(  # noqa: PLR0913 - each argument is an option of the command
     threshold: Annotated[float | None, typer.Option(help="Scores above it are stopped.")] = None,
     distance: Annotated[float | None, typer.Option(help="Distances above it are stopped.")] = None,
     rule: RuleName = None,
-    calibration: Annotated[int | None, typer.Option(min=1, help="An earlier one, by its id.")] = None,
-    shown: Annotated[int, typer.Option(min=0, max=10_000, help="Images to name of each way.")] = SHOWN,
-    apply: Annotated[bool, typer.Option("--apply", help="Put it in force and judge what is stored.")] = False,
-    follow: Annotated[bool, typer.Option("--follow", help="With --apply: stay until it is done.")] = False,
+    calibration: Annotated[int | None, typer.Option(min=1, help="Id of an earlier calibration.")] = None,
+    shown: Annotated[int, typer.Option(min=0, max=10_000, help="Images listed per direction.")] = SHOWN,
+    apply: Annotated[
+        bool, typer.Option("--apply", help="Put the thresholds in force and judge stored images.")
+    ] = False,
+    follow: Annotated[bool, typer.Option("--follow", help="With --apply: wait until it is done.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show which stored images other thresholds would flip; with --apply, flip them. No decision is overturned."""
     choice = {"threshold": threshold, "distance_threshold": distance, "rule": rule, "calibration": calibration}
     given = {name: value for name, value in choice.items() if value is not None}
     if len(given) > 1 and {"rule", "calibration"} & given.keys():
-        raise Invalid("name thresholds, --rule or --calibration")
+        raise Invalid("give only one of: thresholds, --rule, --calibration")
     asked: dict[str, Any] = {"model": model, "modality": modality, "apply": apply, "shown": shown}
     answer = client.post("/v1/quarantine:replay", json=asked | given)
     if follow and answer["operation"] is not None:
@@ -211,18 +215,18 @@ def _plan(answer: Answer) -> None:
         f"{counts.get('decided', 0)} were decided on by a person, {counts.get('unmeasured', 0)} have no score"
     )
     if not answer["complete"]:
-        tell(f"of the first {sum(counts.values())} images: there was no time for more; --apply judges all")
+        tell(f"only the first {sum(counts.values())} images were checked in the time allowed; --apply judges all")
     ways = [("stops", one) for one in answer["stop"]] + [("admits", one) for one in answer["admit"]]
     if ways:
         columns = ("image", "sop_instance_uid", "score", "distance", "reason")
         rows = [(way, *(one[name] for name in columns)) for way, one in ways]
         table(("", "image", "SOPInstanceUID", *columns[2:]), rows, right=("image", "score", "distance"))
     if answer["applied"]:
-        tell(f"in force; operation {answer['operation']} {answer.get('state', 'judges what is stored')}")
+        tell(f"in force; operation {answer['operation']} {answer.get('state', 'judges stored images')}")
     else:
-        say("nothing was changed; --apply does it")
+        say("nothing was changed; add --apply to put the thresholds in force")
 
 
 def _thresholds(answer: Answer) -> str:
-    votes = {"threshold": answer["threshold"], "of distances": answer["distance_threshold"]}
+    votes = {"threshold": answer["threshold"], "distance threshold": answer["distance_threshold"]}
     return ", ".join(f"{name} {value:.6g}" for name, value in votes.items() if value is not None)

@@ -16,7 +16,9 @@ File = Annotated[Path, typer.Argument(metavar="RULES", help="A TOML file with [[
 
 def register(app: typer.Typer) -> None:
     """Add the commands about rules of admission."""
-    room = typer.Typer(help="Rules of admission: what comes in, waits, or stays out.", no_args_is_help=True)
+    room = typer.Typer(
+        help="Admission rules: which images are accepted, quarantined, discarded or refused.", no_args_is_help=True
+    )
     room.command()(check)
     room.command("try")(dry_run)
     app.add_typer(room, name="rules")

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from shared.errors import Unavailable
 
 Folder = Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)]
-Studies = Annotated[int, typer.Option(min=1, max=1_000_000, help="Studies of four images each.")]
+Studies = Annotated[int, typer.Option(min=1, max=1_000_000, help="Number of studies, of four images each.")]
 Seed = Annotated[int, typer.Option(min=0, help="The same seed makes the same archive.")]
 
 
@@ -28,7 +28,7 @@ def sample(
     seed: Seed = 0,
     plain: Annotated[bool, typer.Option("--plain", help="Explicit VR Little Endian only.")] = False,
     size: Annotated[Size, typer.Option(help="1024 x 800 or 2294 x 1914 pixels.")] = Size.SMALL,
-    as_json: Annotated[bool, typer.Option("--json", help="The summary as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
     """Write synthetic four-view mammography studies with labels, beside real and broken DICOM files."""
     from shared.datasets.archive import LABELS, count_by, write_archive

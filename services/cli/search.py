@@ -24,12 +24,12 @@ def search(  # noqa: PLR0913 - each argument is an option of the command
     client: Client,
     *,
     study: Annotated[str | None, typer.Option(help="StudyInstanceUID of a study in the archive.")] = None,
-    image: Annotated[Path | None, typer.Option(help="A DICOM, PNG or JPEG file; nothing of it is kept.")] = None,
-    k: Annotated[int, typer.Option("-k", min=1, help="How many studies.")] = 10,
+    image: Annotated[Path | None, typer.Option(help="A DICOM, PNG or JPEG file; it is not stored.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="Number of studies to show.")] = 10,
     exclude: Annotated[
-        str, typer.Option(help="What to leave out of the query's own: self,study,patient, or none.")
+        str, typer.Option(help="The query's own images to exclude: self,study,patient, or none.")
     ] = "self,study,patient",
-    view: Annotated[str, typer.Option(help="match: only images of the same view; any: all.")] = "any",
+    view: Annotated[str, typer.Option(help="match: only images of the same view; any: all images.")] = "any",
     modality: Annotated[str | None, typer.Option(help="Such as MG,CT.")] = None,
     view_position: Annotated[str | None, typer.Option(help="Such as CC,MLO.")] = None,
     laterality: Annotated[str | None, typer.Option(help="L, R or B.")] = None,
@@ -40,15 +40,17 @@ def search(  # noqa: PLR0913 - each argument is an option of the command
         str, typer.Option(help="dense: the embedding; hash: codes; hybrid: codes, then embedding.")
     ] = "dense",
     radius: Annotated[
-        int | None, typer.Option(min=0, help="Of --mode hash, in bits; default: as wide as -k needs.")
+        int | None, typer.Option(min=0, help="With --mode hash: radius in bits. Default: as wide as -k needs.")
     ] = None,
-    exact: Annotated[bool, typer.Option("--exact", help="Compare with every image, not by the graph.")] = False,
+    exact: Annotated[
+        bool, typer.Option("--exact", help="Compare with every image instead of using the graph.")
+    ] = False,
     cursor: Annotated[str | None, typer.Option(help="The next page, from an earlier answer.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show the studies most like a study, or like an image."""
     if (study is None) == (image is None):
-        raise typer.BadParameter("name one of --study and --image")
+        raise typer.BadParameter("give either --study or --image")
     asked = {
         "k": k,
         "exclude": exclude,
@@ -70,7 +72,7 @@ def search(  # noqa: PLR0913 - each argument is an option of the command
         return
     present(answer)
     if answer.get("next"):
-        say(f"more: the same again with --cursor {answer['next']}")
+        say(f"next page: repeat with --cursor {answer['next']}")
 
 
 def like_study(client: Client, study_uid: str, **asked: Any) -> Answer:  # noqa: ANN401 - query parameters
@@ -153,7 +155,7 @@ def _who_answered(answer: Answer) -> None:
         votes = [_vote(gate, "score", "threshold"), _vote(gate, "distance", "distance_threshold")]
         tell(", ".join([f"gate {gate['gate']}: {gate['verdict']}", *filter(None, votes)]))
     if answer.get("cut"):
-        warn("there is more than was looked at: filter, or ask for the next page")
+        warn("images were left out of the search: use filters, or ask for the next page")
 
 
 def _vote(gate: Answer, name: str, limit: str) -> str:

@@ -12,7 +12,7 @@ from services.cli.search import labelled
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 from shared.errors import NotFound
 
-Limit = Annotated[int, typer.Option(min=1, help="At most so many.")]
+Limit = Annotated[int, typer.Option(min=1, help="At most this many.")]
 
 
 def register(app: typer.Typer) -> None:

@@ -39,7 +39,7 @@ def main(listener: socket.socket | None = None, serving: Callable[[], None] = la
         if dicom.metrics_port:
             door.metrics.serve(dicom.host, dicom.metrics_port)
     except OSError as error:
-        sys.stderr.write(f"similis dicom: a port cannot be had ({error.strerror}); choose another\n")
+        sys.stderr.write(f"similis dicom: cannot listen on a port ({error.strerror}); choose another\n")
         return 1
     log.info("starting", host=dicom.host, port=listener.getsockname()[1], count=dicom.processes)
     with listener, check:

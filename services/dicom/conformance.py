@@ -25,12 +25,12 @@ def _transfer_syntaxes() -> list[str]:
 
 def _statuses() -> list[str]:
     reasons = {
-        Status.SUCCESS: "it is on the disk and in the database; or a rule of the site throws it away",
+        Status.SUCCESS: "it is on the disk and in the database; or a rule of the site discards it",
         Status.NOT_AUTHORIZED: "a rule of the site refuses it, or it was erased or rejected here before",
         Status.OUT_OF_RESOURCES: "the disk is below its reserve or fails, or the database is away: send it again",
         Status.MISMATCH: "the data set has another SOP class or SOP Instance UID than the command",
         Status.NOT_UNDERSTOOD: "no image, damaged, without UIDs, or over a limit; the Error Comment has the reason",
-        Status.PROCESSING_FAILURE: "an error of ours, which the log has, or the file could not be looked at",
+        Status.PROCESSING_FAILURE: "an internal error, which the log has, or the file could not be examined",
     }
     return _table(("status", "name", "when"), [(f"{s:04X}", s.name.lower(), reasons[s]) for s in Status])
 

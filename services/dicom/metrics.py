@@ -10,19 +10,22 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         self.associations = Counter(
-            "similis_dicom_associations", "Connections by what became of them", ("result",), registry=self.registry
+            "similis_dicom_associations", "Connections by result", ("result",), registry=self.registry
         )
         self.instances = Counter(
-            "similis_instances_received", "Instances that were sent to us", ("source", "result"), registry=self.registry
+            "similis_instances_received",
+            "Instances that were received, by result",
+            ("source", "result"),
+            registry=self.registry,
         )
         self.bytes = Counter(
             "similis_received_bytes", "Bytes of instances that were taken in", ("source",), registry=self.registry
         )
         self.open = Gauge("similis_dicom_associations_open", "Connections that are open now", registry=self.registry)
-        self.receivers = Gauge("similis_dicom_receivers", "Processes that receive now", registry=self.registry)
-        self.restarts = Counter("similis_dicom_restarts", "Receivers that were started again", registry=self.registry)
+        self.receivers = Gauge("similis_dicom_receivers", "Receiver processes that are running", registry=self.registry)
+        self.restarts = Counter("similis_dicom_restarts", "Restarts of receiver processes", registry=self.registry)
         self.checks = Counter(
-            "similis_dicom_checks", "C-ECHOs of our own watchdog", ("result",), registry=self.registry
+            "similis_dicom_checks", "C-ECHOs by which Similis checks itself", ("result",), registry=self.registry
         )
         ProcessCollector(registry=self.registry)
 

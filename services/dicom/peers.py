@@ -62,7 +62,9 @@ def known(path: Path | None, host: str) -> Peers:
     if path is not None:
         return read(path)
     if not is_loopback(host):
-        raise Denied(f"others can reach {host}: say who may send, in a file named by SIMILIS_DICOM__PEERS")
+        raise Denied(
+            f"other machines can reach {host}: list who may send in a file and name it in SIMILIS_DICOM__PEERS"
+        )
     return LOOPBACK
 
 
@@ -73,21 +75,21 @@ def read(path: Path) -> Peers:
     except OSError:
         raise Invalid("the file of DICOM peers cannot be read") from None
     except ValueError as error:
-        raise Invalid(f"the file of DICOM peers is no TOML: {error}") from None
+        raise Invalid(f"the file of DICOM peers is not valid TOML: {error}") from None
     told = found.get("peer")
     if set(found) != {"peer"} or not isinstance(told, list) or not told:
-        raise Invalid("a file of DICOM peers has [[peer]] tables, at least one, and nothing else")
+        raise Invalid("the file of DICOM peers must contain at least one [[peer]] table, and nothing else")
     return Peers(tuple(_peer(number, one) for number, one in enumerate(told, 1)))
 
 
 def _peer(number: int, told: Any) -> Peer:  # noqa: ANN401 - what a person wrote
     if not isinstance(told, dict) or set(told) != {"ae_title", "addresses"}:
-        raise Invalid(f"DICOM peer {number} has an ae_title and addresses, and nothing else")
+        raise Invalid(f"DICOM peer {number} must have an ae_title and addresses, and nothing else")
     title, addresses = told["ae_title"], told["addresses"]
     if not isinstance(title, str) or not 0 < len(title.strip()) <= _AE_TITLE:
-        raise Invalid(f"DICOM peer {number}: the ae_title has 1 to 16 characters; {ANY!r} stands for any")
+        raise Invalid(f"DICOM peer {number}: the ae_title must have 1 to 16 characters; {ANY!r} stands for any")
     if not isinstance(addresses, list) or not addresses:
-        raise Invalid(f"DICOM peer {number}: addresses is a list of addresses or networks")
+        raise Invalid(f"DICOM peer {number}: addresses must be a list of addresses or networks")
     try:
         return Peer(title.strip(), tuple(ipaddress.ip_network(one) for one in addresses))
     except (ValueError, TypeError) as error:

@@ -113,7 +113,7 @@ class Receiver:
         if data.refusal is not None:
             raise data.refusal
         if data.part is None:
-            raise statuses.Refusal("there is no data set")
+            raise statuses.Refusal("the C-STORE has no data set")
         origin = Origin(source="dicom", sender=event.assoc.requestor.ae_title.strip(), called=self.settings.ae_title)
         rt = self.rt
         (answer,) = arrive(rt.transaction, rt.sandbox, rt.blobs, [data.part], origin, rt.rules)

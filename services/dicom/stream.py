@@ -74,14 +74,16 @@ class Incoming(BytesIO):
     def _begin(self, message: DIMSEMessage | None) -> Part:
         """A new part that holds the preamble and file meta information. Raises: `Refusal`, `Unavailable`."""
         if not isinstance(message, C_STORE_RQ):
-            raise Refusal("there is no C-STORE to which it belongs")
+            raise Refusal("a data set came without a C-STORE")
         context = self._association._accepted_cx.get(message.context_id or 0)  # noqa: SLF001 - as pynetdicom does
         command = message.command_set
         if context is None or "AffectedSOPClassUID" not in command or "AffectedSOPInstanceUID" not in command:
-            raise Refusal("the C-STORE names no SOP class or instance, or no context that was accepted")
+            raise Refusal("the C-STORE lacks a SOP class or instance, or an accepted presentation context")
         sop_class, sop_instance = str(command.AffectedSOPClassUID), str(command.AffectedSOPInstanceUID)
         if not valid_uid(sop_instance) or sop_class != context.abstract_syntax:
-            raise Refusal("the UIDs of the command are not valid, or are not of its context", mismatch=True)
+            raise Refusal(
+                "the UIDs of the command are not valid, or do not match its presentation context", mismatch=True
+            )
         meta = create_file_meta(
             sop_class_uid=UID(sop_class),
             sop_instance_uid=UID(sop_instance),

@@ -34,7 +34,7 @@ def account() -> Account:
         return Account(prefix=_unshare(other))
     if os.geteuid() == 0 and other is not None:
         return Account(user=other)
-    raise Unavailable("PostgreSQL needs a user with a name in /etc/passwd who is not root: run similis as one")
+    raise Unavailable("PostgreSQL needs a user with a name in /etc/passwd who is not root: run similis as such a user")
 
 
 def _unshare(uid: int) -> tuple[str, ...]:

@@ -67,7 +67,7 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
         with _database(home) as (settings, store):
             key = settings.pseudonym_key.get_secret_value()
             if len(key.encode()) < KEY_BYTES:
-                raise Invalid("there is no pseudonym key to keep: is SIMILIS_PSEUDONYM_KEY set as for the server?")
+                raise Invalid("there is no pseudonym key to back up: set SIMILIS_PSEUDONYM_KEY as for the server")
             say("dumping the database")
             _dump(settings.database.url.get_secret_value(), part / DUMP)
             manifest = _about(store)
@@ -79,10 +79,10 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
             manifest["settings"] = settings.model_dump(mode="json", exclude={"home", "models"})
             sent_to = _sent_to(store, settings.blobs_dir.absolute())
         manifest["files"] = {str(path.relative_to(part)): _digest(path) for path in _files(part)}
-        say("copying the files that were sent to us")
+        say("copying the files that were sent to Similis")
         manifest["blobs"] = _copy_blobs(sent_to, part / BLOBS)  # after the dump, which names them
         if changed := manifest["blobs"]["changed"]:
-            say(f"{len(changed)} of them have other bytes than were taken in: see `similis doctor --deep`")
+            say(f"{len(changed)} of them have changed since they were taken in: see `similis doctor --deep`")
         write(part / MANIFEST, json.dumps(manifest, indent=2))
         for place in [*(p for p in part.rglob("*") if p.is_dir()), part]:
             sync(place)
@@ -112,7 +112,7 @@ def _making(part: Path) -> Iterator[None]:
                 "choose one on another file system"
             ) from None
         if not ours:
-            raise Conflict("another backup or restore is making this folder")
+            raise Conflict("another backup or restore is writing this folder")
         try:
             shutil.rmtree(part, ignore_errors=True)
             yield
@@ -186,7 +186,7 @@ def _copy_models(store: Store, models: Path, out: Path) -> None:
         served = {one.model_id for one in generations.opened(db)}
         needed = {model.folder for model in generations.models(db) if model.id in served}
     if lacking := sorted(name for name in needed if not (out / name / cards.CARD).exists()):
-        raise NotFound(f"the model {', '.join(lacking)} is not in {models}: is SIMILIS_MODELS set as for the server?")
+        raise NotFound(f"the model {', '.join(lacking)} is not in {models}: set SIMILIS_MODELS as for the server")
     for path in _files(out):
         with path.open("rb") as file:
             os.fsync(file.fileno())
@@ -201,7 +201,7 @@ def _sent_to(store: Store, own: Path) -> list[Path]:
         sent = [Path(os.fsdecode(root)) for root in files.sent_to(db)]
         gone = [str(one) for one in sent if not Blobs(one).stands and not has_moved(db, Blobs(one), Blobs(own))]
     if gone:
-        raise Unavailable(f"files were sent to {', '.join(gone)}, which is away or empty: bring it back first")
+        raise Unavailable(f"files were sent to {', '.join(gone)}, which is missing or empty: make it available first")
     return list(dict.fromkeys([own, *sent]))
 
 
@@ -281,15 +281,15 @@ def check(folder: Path) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError):
         raise Invalid("the manifest of this backup is damaged") from None
     if newer or schema not in migrations.known():
-        raise Conflict("this backup was made by a newer Similis: restore it with that version")
+        raise Conflict("this backup was made by a newer version of Similis: restore it with that version")
     wrong = [name for name, was in files.items() if not (folder / name).is_file() or _digest(folder / name) != was]
     if wrong or not {DUMP, KEY, tombstone_file.NAME} <= files.keys():
         raise Invalid(f"the backup is damaged: {', '.join(wrong) or 'files are missing'}")
     if (folder / KEY).stat().st_size < KEY_BYTES:
-        raise Invalid("the backup holds no pseudonym key, and its database was made with one")
+        raise Invalid("the backup holds no pseudonym key, but its database was created with one")
     sizes = [path.stat().st_size for path in (folder / BLOBS).glob(f"??/??/*{SUFFIX}")]
     if told and (len(sizes), sum(sizes)) != told:
-        raise Invalid("the backup is damaged: files that were sent to us are missing or cut")
+        raise Invalid("the backup is damaged: files that were sent to Similis are missing or truncated")
     return manifest
 
 
@@ -308,11 +308,9 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
     home = home.expanduser().resolve()
     _check_empty(home)
     if tombstones is not None and not tombstones.is_file():
-        raise NotFound("there is no such file of tombstones")
+        raise NotFound("there is no such tombstone file")
     if home.is_mount():
-        raise Conflict(
-            "a disk is mounted on this folder, and a home takes its place whole: restore to a folder below it"
-        )
+        raise Conflict("a disk is mounted on this folder, so a home cannot replace it: restore to a folder below it")
     part = home.with_name(f".{home.name}.restoring")
     with _making(part):
         _check_empty(home)  # again: another restore may just have ended
@@ -320,7 +318,7 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
         shutil.copytree(folder / MODELS, place / MODELS, dirs_exist_ok=True)
         changed = []
         if (folder / BLOBS).exists():
-            say("copying the files that were sent to us")
+            say("copying the files that were sent to Similis")
             changed = _copy_blobs([folder / BLOBS], place / BLOBS)["changed"]
         write(place / KEY, (folder / KEY).read_text(encoding="utf-8"))
         known = [
@@ -364,7 +362,9 @@ def _take_place(part: Path, home: Path) -> None:
     except OSError as error:
         if left is not None:
             stood.write_bytes(left)
-        raise Conflict(f"the restored home cannot take its place ({error.strerror}): is somebody using it?") from None
+        raise Conflict(
+            f"the restored home cannot be moved to its place ({error.strerror}): is the folder in use?"
+        ) from None
     sync(home.parent)
 
 
@@ -388,7 +388,7 @@ def _fill(place: Home, server: Postgres, known: list[Path], say: Say, *, verify:
         site = _site(runtime, Blobs(place / BLOBS))
         since = arrive.strays(site.begin, site.inspector, site.blobs)  # acknowledged files that came after the dump
         arrive.recover(site.begin, site.inspector, site.blobs, site.rules, since)
-        say("writing the vectors again from their encodings")
+        say("writing the vectors from their stored encodings")
         points = _rebuild(runtime, say)
         findings = _verify(site, say) if verify else []
     return Restored(erased=erased, points=points, findings=findings)
@@ -440,4 +440,4 @@ def _site(runtime: Runtime, blobs: Blobs) -> Site:
 
 
 def _verify(site: Site, say: Say) -> list[Finding]:
-    return reconcile.examine(site, deep=True, say=lambda name: say(f"looking at {name}"))
+    return reconcile.examine(site, deep=True, say=lambda name: say(f"checking {name}"))

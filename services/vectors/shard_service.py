@@ -78,7 +78,7 @@ class ShardService:
     def query_batch(self, request: pb.QueryBatchPoints) -> bytes:
         for query in request.query_points:
             if query.collection_name not in {"", request.collection_name}:
-                raise wrong("a batch asks one collection")
+                raise wrong("all searches of a batch must be in the same collection")
         found: list[Sequence[tuple[int, float]]] = [
             translate.nearest_codes(query, self._layout, self._tables[query.using])
             if query.using in self._tables
@@ -162,7 +162,7 @@ class ShardService:
 
     def delete(self, request: pb.DeletePoints) -> pb.PointsOperationResponse:
         if request.points.WhichOneof("points_selector_one_of") != "points":
-            raise wrong("points are deleted by id")
+            raise wrong("points can be deleted by id only")
         ids = translate.ids_of(request.points.points.ids)
         self._shard.update(edge.UpdateOperation.delete_points(ids))
         for table in self._tables.values():

@@ -102,7 +102,7 @@ class Collection:
                         self._shard = self._fork_server.load(self.path, self.layout)
                         shard.close()
                 if name in WRITES or isinstance(error, Hung):
-                    raise Refused(grpc.StatusCode.UNAVAILABLE, "the shard's process ended; ask again") from None
+                    raise Refused(grpc.StatusCode.UNAVAILABLE, "the shard's process ended; try again") from None
 
     def silent_s(self) -> float:
         """Seconds for which the shard has left a request unanswered; 0 without one."""
@@ -120,7 +120,7 @@ class Collection:
         """Create a payload index. Raises: `Refused` while a shadow is optimised, as the shadow would lack the index."""
         with self._write:
             if self._touched is not None:
-                raise Refused(grpc.StatusCode.UNAVAILABLE, "the collection is being optimised; ask again")
+                raise Refused(grpc.StatusCode.UNAVAILABLE, "the collection is being optimised; try again")
             return self.ask("CreateFieldIndex", raw)
 
     def info(self) -> pb.CollectionInfo:
@@ -274,7 +274,7 @@ class Shards:
 
     def create(self, config: pb.CreateCollection) -> None:
         if not NAME.fullmatch(config.collection_name):
-            raise wrong("a collection's name is letters, digits, - and _")
+            raise wrong("a collection name may contain letters, digits, - and _")
         with self._change:
             if config.collection_name in self.names():
                 raise Refused(grpc.StatusCode.ALREADY_EXISTS, "the collection exists already")
@@ -350,7 +350,7 @@ def _place(places: threading.BoundedSemaphore) -> Iterator[None]:
     Raises: `Refused` (RESOURCE_EXHAUSTED, because clients retry UNAVAILABLE at once).
     """
     if not places.acquire(blocking=False):
-        raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "the collection is busy; ask again later")
+        raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "the collection is busy; try again later")
     try:
         yield
     finally:

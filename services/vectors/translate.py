@@ -154,11 +154,11 @@ def _holds_codes(params: pb.VectorParams) -> bool:
     """
     if not params.quantization_config.HasField("binary"):
         if params.datatype not in {pb.Datatype.Default, pb.Datatype.Float32}:
-            raise wrong("a vector's datatype is float32")
+            raise wrong("the datatype of a vector must be float32")
         return False
     graph = params.hnsw_config
     if params.distance != pb.Distance.Dot or not graph.HasField("m") or graph.m or params.size % 8 or not params.size:
-        raise wrong("binary quantisation is for codes: whole bytes under Dot, without a graph")
+        raise wrong("binary quantisation is for codes only: a multiple of 8 bits with Dot, without a graph")
     return True
 
 
@@ -175,7 +175,7 @@ def _vector_params(params: pb.VectorParams) -> edge.EdgeVectorParams:
     if params.HasField("quantization_config"):
         scalar = params.quantization_config.scalar
         if scalar.type != pb.QuantizationType.Int8:
-            raise wrong("scalar quantization is Int8")
+            raise wrong("scalar quantization must be Int8")
         memory = edge.Memory.Pinned if scalar.always_ram else edge.Memory.Cached
         quantile = scalar.quantile if scalar.HasField("quantile") else None
         quantized = edge.ScalarQuantizationConfig(type=edge.ScalarType.Int8, quantile=quantile, memory=memory)
@@ -225,7 +225,7 @@ def _condition(message: pb.Condition) -> Any:  # noqa: ANN401 - Edge's union has
 
 def _field_condition(message: pb.FieldCondition) -> edge.FieldCondition:
     if message.HasField("range") == message.HasField("match"):
-        raise wrong("a field condition is a match or a range")
+        raise wrong("a field condition must be a match or a range")
     if message.HasField("range"):
         bounds = {name: _optional(message.range, name) for name in ("lt", "gt", "gte", "lte")}
         return edge.FieldCondition(key=message.key, range=edge.RangeFloat(**bounds))
@@ -264,22 +264,22 @@ def point_of(message: pb.PointStruct, layout: Layout) -> edge.Point:
     vectors: dict[str, Any] = {}  # Edge's stubs say list
     payload = {name: _value(value) for name, value in message.payload.items()}
     if any(codes.hidden(name) for name in payload):
-        raise wrong("a payload field has a name of ours")
+        raise wrong("payload names beginning with `_bits_` are reserved")
     for name, vector in message.vectors.vectors.vectors.items():
         if name in layout.bits:
             payload[codes.key_of(name)] = codes.to_text(_floats(vector.dense, layout.bits[name]))
         elif name in layout.sizes:
             vectors[name] = vector_of(vector.dense, layout.sizes[name])
         else:
-            raise wrong("a point has a vector of another name")
+            raise wrong("a point has a vector whose name is not in the collection")
     if len(message.vectors.vectors.vectors) != len(layout.sizes) + len(layout.bits):
-        raise wrong("a point lacks a vector")
+        raise wrong("a point has no vector")
     return edge.Point(id=_id(message.id), vector=vectors, payload=payload)
 
 
 def _id(message: pb.PointId) -> str:
     if not message.uuid:
-        raise wrong("a point id is a UUID")
+        raise wrong("a point id must be a UUID")
     return message.uuid
 
 
@@ -293,13 +293,13 @@ def _value(message: pb.Value) -> int | str:
             return str(message.string_value)
         case "integer_value":
             return int(message.integer_value)
-    raise Refused(grpc.StatusCode.UNIMPLEMENTED, "a payload value is a string or a whole number")
+    raise Refused(grpc.StatusCode.UNIMPLEMENTED, "a payload value must be a string or a whole number")
 
 
 def query_of(message: pb.QueryPoints, layout: Layout) -> edge.QueryRequest:
     _check_query(message, layout.sizes)
     if message.HasField("score_threshold"):
-        raise Refused(grpc.StatusCode.UNIMPLEMENTED, "QueryPoints.score_threshold is for codes")
+        raise Refused(grpc.StatusCode.UNIMPLEMENTED, "QueryPoints.score_threshold is for codes only")
     vector: Any = vector_of(message.query.nearest.dense, layout.sizes[message.using])
     return edge.QueryRequest(
         limit=message.limit,
@@ -332,7 +332,9 @@ def _check_query(message: pb.QueryPoints, named: Mapping[str, int]) -> None:
     if not message.limit:
         raise wrong("a query needs a limit")
     if payload_of(message.with_payload) is False:
-        raise Refused(grpc.StatusCode.UNIMPLEMENTED, "QueryPoints.with_payload is all of it, or fields by name")
+        raise Refused(
+            grpc.StatusCode.UNIMPLEMENTED, "QueryPoints.with_payload must select everything, or fields by name"
+        )
 
 
 def _search_params(message: pb.SearchParams) -> edge.SearchParams:

@@ -207,7 +207,7 @@ def test_what_was_asked_when_the_connection_broke_off_may_have_been_done_and_is_
     with breaking_off(number) as (url, asked), Client(url, "") as client:
         for _ in range(1, number):
             client.get("/v1/keys")
-        with pytest.raises(SimilisError, match=r"broke off.*may still do") as raised:
+        with pytest.raises(SimilisError, match=r"was lost.*may still do") as raised:
             client.post("/v1/keys", json={"name": "viewer"})
         assert type(raised.value) is SimilisError
     assert len(asked) == number
@@ -246,13 +246,13 @@ def test_an_identifier_that_is_not_utf_8_is_unknown_to_the_server(home, similis)
 def test_a_key_file_with_more_than_a_key_is_said(tmp_path, server, similis, content):
     (tmp_path / "key").write_text(content)
     ran = similis("keys", "list", "--url", server.url, "--key-file", tmp_path / "key", "--home", tmp_path)
-    assert (ran.code, ran.err) == (5, "similis: the API key file holds something else than one key\n")
+    assert (ran.code, ran.err) == (5, "similis: the API key file must hold one key and nothing else\n")
 
 
 def test_an_address_that_is_none_is_said(tmp_path, similis):
     ran = similis("keys", "list", "--url", "http://localhost:port", "--home", tmp_path)
     assert ran.code == 5
-    assert "not an address" in ran.err
+    assert "not a valid URL" in ran.err
 
 
 def test_a_list_is_read_page_by_page(server):

@@ -28,7 +28,7 @@ def test_create_follows_the_build_to_its_end(similis, server, home):
     }  # fmt: skip
     assert "Idempotency-Key" in asked.headers
     assert "generation 2: 3 of 12 (running)" in ran.err
-    assert "covers 11 of 12 images, 0 on their way, 1 lacking; recall@10 0.9875" in ran.out
+    assert "covers 11 of 12 images, 0 on their way, 1 missing; recall@10 0.9875" in ran.out
     assert "blank" in ran.out
 
 
@@ -108,7 +108,7 @@ def test_a_study_is_erased_with_its_proof(similis, server, home):
     server.on("GET /v1/operations/op-9", ERASED | {"state": "succeeded", "done": 4})
     ran = similis("erase", "--study", "1.2.3", "--yes", "--home", home)
     assert ran.code == 0
-    assert "erased 4 images of 1 studies; no index holds a point of it" in ran.out
+    assert "erased 4 images of 1 studies; no index holds any of its data" in ran.out
 
 
 @pytest.mark.parametrize("said", ["", "n\n"])

@@ -24,7 +24,7 @@ def test_letters_are_listed_and_tried_again(home, server, similis):
     assert "image-7" in listed.out
     assert "--cursor c" in listed.err
     server.on("POST /v1/dead-letters/image-7:retry", {"retried": {"image": 1}}, 202)
-    assert similis("letters", "retry", "image-7", "--home", home).out == "due again: 1 image\n"
+    assert similis("letters", "retry", "image-7", "--home", home).out == "will be tried again: 1 image\n"
     server.on("POST /v1/dead-letters:retry", {"retried": {"image": 4, "point": 2}}, 202)
     assert "4 image, 2 point" in similis("letters", "retry", "--kind", "image", "--home", home).out
     assert server.asked[-1].json == {"kind": "image"}

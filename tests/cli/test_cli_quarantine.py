@@ -62,7 +62,7 @@ def test_one_or_many_are_retried_and_never_all_by_mistake(similis, server, home)
     assert "0 images, 1 files" in similis("quarantine", "retry", "file-3", "--home", home).out
     ran = similis("quarantine", "retry", "--reason", "no-permitted-decoder", "--home", home)
     assert "4 images, 2 files" in ran.out
-    assert "3 images are held" in ran.err
+    assert "3 images were stopped by an admission rule" in ran.err
     assert server.asked[1].json == {"reason": "no-permitted-decoder"}
     assert similis("quarantine", "retry", "--home", home).code == 2
 
@@ -80,7 +80,7 @@ def test_calibrate_tells_what_was_made_and_what_was_not(similis, server, home):
 def test_what_passed_without_a_threshold_is_said(similis, server, home):
     server.on("GET /v1/models/base/calibrations", {"calibrations": [CALIBRATION], "without": {"US": 12}, "wanting": {}})
     ran = similis("quarantine", "calibrations", "--model", "base", "--home", home)
-    assert "US: 12 searchable images were let pass without a threshold" in ran.out
+    assert "US: 12 searchable images passed without a threshold" in ran.out
     assert ran.err == ""
 
 
@@ -91,13 +91,13 @@ def test_a_replay_is_shown_and_only_applied_when_asked(similis, server, home):
     assert server.asked[0].json == {"model": "base", "modality": "MG", "apply": False, "shown": 20, "threshold": 0.6}
     assert "stops 1 searchable images, admits 2 stopped ones, 97 stay; 3 were decided on" in ran.out
     assert "1.2.5" in ran.out
-    assert "threshold 0.6, of distances 37.25 (given)" in ran.out
+    assert "threshold 0.6, distance threshold 37.25 (given)" in ran.out
     assert "far-from-known" in ran.out
     assert "nothing was changed" in ran.err
-    assert "no time for more" not in ran.out
+    assert "in the time allowed" not in ran.out
     server.answers.clear()
     server.on("POST /v1/quarantine:replay", PLAN | {"complete": False})
-    assert "of the first 103 images: there was no time for more" in similis(*argv).out
+    assert "only the first 103 images were checked in the time allowed" in similis(*argv).out
     server.answers.clear()
     server.on("POST /v1/quarantine:replay", PLAN | {"applied": True, "operation": "op-1"}, 202)
     server.on("GET /v1/operations/op-1", {"id": "op-1", "state": "succeeded", "done": 100, "total": 100})

@@ -115,7 +115,7 @@ def test_an_answer_for_which_not_all_was_looked_at_says_so(home, similar, simili
     similar(cut=True)
     ran = similis("search", "--study", UID, "--home", home)
     assert ran.code == 0
-    assert "there is more than was looked at" in ran.err
+    assert "images were left out of the search" in ran.err
 
 
 def test_no_neighbour_is_said_and_is_no_error(home, similar, similis):

@@ -266,5 +266,5 @@ def test_without_a_key_loopback_is_served_when_asked_for(kept):
 
 def test_a_start_that_cannot_be_says_why(tmp_path, stack):
     port = int(stack.url.rpartition(":")[2])
-    with pytest.raises(Unavailable, match=f"port {port} on 127.0.0.1 cannot be had"):
+    with pytest.raises(Unavailable, match=f"cannot listen on port {port} of 127.0.0.1"):
         Embedded(tmp_path / "home", port=port).start()

@@ -118,14 +118,14 @@ def test_the_database_has_a_connection_for_whatever_asks_for_one(tmp_path, slots
 def test_down_where_nothing_runs_is_done(app, tmp_path):
     told = run.invoke(app, ["down", "--home", str(tmp_path / "none")])
     assert told.exit_code == 0
-    assert "nothing was running" in told.stderr
+    assert "was not running" in told.stderr
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "::", "similis.hospital.example"])
 def test_up_without_authentication_refuses_an_address_that_others_reach(app, tmp_path, host):
     told = run.invoke(app, ["up", "--home", str(tmp_path / "home"), "--host", host, "--no-auth"])
     assert told.exit_code == 2
-    assert "without authentication only this machine may be served" in " ".join(told.stderr.replace("│", " ").split())
+    assert "without API keys only this machine may be served" in " ".join(told.stderr.replace("│", " ").split())
     assert not (tmp_path / "home").exists()
 
 
@@ -249,6 +249,6 @@ def test_a_lost_secret_that_the_database_depends_on_is_not_replaced(tmp_path, na
     (home / "pg").mkdir()
     assert home.secret(name)
     (home / name).unlink()
-    with pytest.raises(Invalid, match="put it back from a backup"):
+    with pytest.raises(Invalid, match="restore it from a backup"):
         home.secret(name)
     assert not (home / name).exists()

@@ -45,8 +45,8 @@ def test_a_stranger_is_not_even_read(start, tmp_path):
     ("text", "word"),
     [
         ("", "at least one"),
-        ("nonsense", "no TOML"),
-        ('[[peer]]\nae_title = "A"', "peer 1 has an ae_title and addresses"),
+        ("nonsense", "not valid TOML"),
+        ('[[peer]]\nae_title = "A"', "peer 1 must have an ae_title and addresses"),
         ('[[peer]]\nae_title = ""\naddresses = ["10.0.0.1"]', "1 to 16"),
         ('[[peer]]\nae_title = "A"\naddresses = []', "a list"),
         ('[[peer]]\nae_title = "A"\naddresses = ["pacs.example"]', "pacs.example"),

@@ -115,7 +115,7 @@ def test_a_finite_vector_whose_square_overflows_is_not_called_infinite() -> None
         (lambda: translate.vector_of(pb.DenseVector(data=[1.0]), 3), "1 dimensions"),
         (lambda: translate.query_of(pb.QueryPoints(using="other"), DENSE), "using"),
         (lambda: translate.query_of(pb.QueryPoints(using="dense"), DENSE), "nearest"),
-        (lambda: translate.point_of(pb.PointStruct(), DENSE), "lacks a vector"),
+        (lambda: translate.point_of(pb.PointStruct(), DENSE), "has no vector"),
         (lambda: translate.ids_of([pb.PointId(num=3)]), "UUID"),
         (lambda: translate.filter_of(pb.Filter(must=[pb.Condition()])), "empty"),
         (lambda: translate.config_of(pb.CreateCollection()), "named vectors"),
