@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 
 .PHONY: help demo test soak up check lint clean
 
-help:  ## what there is
+help:  ## list the targets
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/'
 
 $(STAMP): pyproject.toml constraints.txt
@@ -14,7 +14,7 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --disable-pip-version-check -e '.[dev]' -c constraints.txt
 	@touch $(STAMP)
 
-demo: $(STAMP)  ## sample archive in, similar studies out, then end
+demo: $(STAMP)  ## take in a sample archive, search it, then end
 	$(BIN)/similis demo
 
 up: $(STAMP)  ## start the embedded stack and keep serving
@@ -23,7 +23,7 @@ up: $(STAMP)  ## start the embedded stack and keep serving
 test: $(STAMP)  ## every test but the soaks, on real engines, by three processes
 	$(BIN)/pytest -m "not soak" -n 3 --dist loadfile --no-loadscope-reorder $(ONCE_MORE)
 
-soak: $(STAMP)  ## what takes minutes: models changed, backups restored and processes killed on whole stacks
+soak: $(STAMP)  ## tests that take minutes: models changed, backups restored and processes killed on whole stacks
 	$(BIN)/pytest -m soak
 
 check: $(STAMP)  ## ruff, mypy --strict, import contracts, migrations up and down
