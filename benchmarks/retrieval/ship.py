@@ -29,8 +29,9 @@ MEDNIST = (
 CHESTS = "PneumoniaMNIST, 1,500 images of 28 x 28 (MedMNIST, Yang et al. 2023; Kermany et al. 2018; CC BY 4.0)"
 DRAWN = "drawn by this code: synthetic mammograms, sketches of breast ultrasound and of heads by MR, textures"
 SELECTION = (
-    "the recipe (descriptors, sketches, losses) was chosen by retrieval within the train split of radiology_16class, "
-    "classes that are called unseen included; its test split was asked once, when the weights were final"
+    "the recipe (descriptors, sketches, losses, spots) was chosen by retrieval within the train split of "
+    "radiology_16class, classes that are called unseen included; its test split was asked twice: for an earlier model "
+    "without spots, and for this one when its weights were final"
 )
 THRESHOLDS = (
     "thresholds of CT, MR, DX and CR come from MedNIST and PneumoniaMNIST; other modalities have none until an "

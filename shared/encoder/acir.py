@@ -17,6 +17,8 @@ from torch.nn import functional
 from shared.encoder.attention import DepthAttention, WindowAttention
 from shared.encoder.kan import SplineLinear
 from shared.encoder.network import Outputs
+from shared.encoder.spots import WIDTHS as SPOTS
+from shared.encoder.spots import Spots
 from shared.encoder.stem import Stem
 from shared.encoder.vit import PixelTransformer
 from shared.errors import Invalid
@@ -116,20 +118,28 @@ WIDTHS = {"full": FULL, "s": S, "s-half": S_HALF, "xs": XS}
 
 
 class Features(NamedTuple):
-    """What the trunk sees: three pooled features, and the deep map that the decoder reads."""
+    """The parts of an image's content, and the deep map that the decoder reads."""
 
     whole: Tensor  #: f_G (n, fusion), from the [cls] tokens
     local: Tensor  #: f_L (n, fusion), from the other tokens
     relation: Tensor | None  #: f_D (n, shallow), from DaRF; None without it
+    spots: tuple[Tensor, ...]  #: (n, 128) and (n, 64), from `Spots`; empty without it
     deep: Tensor  #: x4 (n, deep, 7, 7)
 
     @property
     def parts(self) -> list[Tensor]:
-        return [part for part in (self.whole, self.local, self.relation) if part is not None]
+        return [part for part in (self.whole, self.local, self.relation, *self.spots) if part is not None]
+
+    @property
+    def weights(self) -> list[float]:
+        """The weight of each part in the content: equal, but f_D, which alone knows classes, weighs as both counts."""
+        counts = [1.0] * len(self.spots)
+        relation = [] if self.relation is None else [sum(counts) or 1.0]
+        return [1.0, 1.0, *relation, *counts]
 
     @property
     def blended(self) -> Tensor:
-        """What the hash head reads: z = [f_G ; f_L ; f_D]."""
+        """The input of the hash head: z = [f_G ; f_L ; f_D], and the spots where they are counted."""
         return torch.cat(self.parts, 1)
 
 
@@ -180,7 +190,7 @@ class Acir(nn.Module):
     then the decoder alone, by `features(x).deep`, with all else frozen and in eval mode.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the options of its card
         self,
         widths: Widths,
         bits: int,
@@ -189,9 +199,13 @@ class Acir(nn.Module):
         side: int = 224,
         head: Head = "kan",
         darf: bool = True,
+        spots: bool = False,
         decoder: bool = True,
     ) -> None:
         """`classes`: of the auxiliary classifier; 0 leaves it out, as serving does. Raises `Invalid` for other sides.
+
+        `spots` adds two parts to the content that are not the paper's: bright and dark spots, counted by size. A trunk
+        that was trained on few kinds of images tells lesions of other kinds apart no better than chance; counts do.
 
         At 112 pixels the stem's last stride is 1, so that the taps are 14 x 14 and 7 x 7.
         """
@@ -204,7 +218,8 @@ class Acir(nn.Module):
         self.whole = nn.Linear(w.last * w.dim, w.fusion)
         self.local = nn.Linear(w.last * w.dim, w.fusion)
         self.darf = Darf(w, side // 8) if darf else None
-        self.dim = 2 * w.fusion + (w.shallow if darf else 0)
+        self.spots = Spots(side) if spots else None
+        self.dim = 2 * w.fusion + (w.shallow if darf else 0) + (sum(SPOTS) if spots else 0)
         self.head = HashHead(self.dim, w.hidden, bits, head)
         self.classifier = nn.Linear(w.hidden, classes) if classes else None
         self.decoder = Decoder(w.deep, w.decoder, side) if decoder else None
@@ -213,7 +228,8 @@ class Acir(nn.Module):
         shallow, deep = self.stem(x)
         cls, cells = self.transformer(deep)
         relation = None if self.darf is None else self.darf(shallow, deep)
-        return Features(self.whole(cls), self.local(cells).mean(1), relation, deep)
+        spots = () if self.spots is None else self.spots(x)
+        return Features(self.whole(cls), self.local(cells).mean(1), relation, spots, deep)
 
     def forward(self, x: Tensor) -> Outputs:
         features = self.features(x)
@@ -244,13 +260,15 @@ class Darf(nn.Module):
 
 
 def content(features: Features) -> Tensor:
-    """(n, dim) unit vectors: each part centred and of equal length, so that a dot product is the mean Pearson
-    correlation of the parts.
+    """(n, dim) unit vectors: each part centred and of fixed length, so that a dot product is the mean Pearson
+    correlation of the parts, weighted by `Features.weights`.
 
     Per part, because the [cls] part varies several times as much as the others and would decide alone (section 1.6).
     """
     parts = [functional.normalize(part.float() - part.float().mean(1, keepdim=True), dim=1) for part in features.parts]
-    return torch.cat(parts, 1) / math.sqrt(len(parts))
+    total = sum(features.weights)
+    scaled = [part * math.sqrt(weight / total) for part, weight in zip(parts, features.weights, strict=True)]
+    return torch.cat(scaled, 1)
 
 
 def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 The options of a kind are JSON. They are stored in the card and are part of its fingerprint:
 
 - a backbone: `{}`, or `{"head": "metric"}` for metric learning's head;
-- `acir`: `widths` (full, s, s-half, xs), `bits`, `side`, `head` (kan, linear), `darf`, `decoder`;
+- `acir`: `widths` (full, s, s-half, xs), `bits`, `side`, `head` (kan, linear), `darf`, `spots`, `decoder`;
 - `ensemble`: `members`, a list of `{architecture, options, mean, std}`; `join`; `weights` of a weighted mean;
   `projection`, the shape (components, dim) of principal components.
 """
@@ -90,19 +90,20 @@ def _backbone(architecture: str, *, head: Literal["metric"] | None = None, empty
 
 
 @_checked
-def _acir(
+def _acir(  # noqa: PLR0913 - the options of its card
     *,
     widths: Literal["full", "s", "s-half", "xs"],
     bits: Annotated[int, Field(ge=8, le=4096, multiple_of=8)],
     side: int = 224,
     head: Literal["kan", "linear"] = "kan",
     darf: bool = True,
+    spots: bool = False,
     decoder: bool = True,
     empty: bool,  # noqa: ARG001 - its computed tables are not in the weights file, so it is always initialised
 ) -> nn.Module:
     from shared.encoder.acir import WIDTHS, Acir
 
-    return Acir(WIDTHS[widths], bits, 0, side=side, head=head, darf=darf, decoder=decoder)
+    return Acir(WIDTHS[widths], bits, 0, side=side, head=head, darf=darf, spots=spots, decoder=decoder)
 
 
 @_checked

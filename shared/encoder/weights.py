@@ -35,8 +35,9 @@ class Source:
 
         `half` rounds the weights to float16, in the file and in the body.
         """
-        if half:
-            self.body.half().float()
+        if half:  # only what is stored: tables that are computed keep their precision
+            for value in self.body.state_dict().values():
+                value.copy_(value.half())
         state = {key: value.half() if half else value for key, value in state_of(self.body).items()}
         # only one key: safetensors writes several in random order, which would change the digest each time
         save_file(state, path, metadata={"source": self.source})

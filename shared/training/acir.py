@@ -30,6 +30,7 @@ class Shape:
     side: int = 224
     head: Head = "kan"
     darf: bool = True
+    spots: bool = False
 
     def __post_init__(self) -> None:
         if self.bits < 8 or self.bits % 8:
@@ -37,7 +38,14 @@ class Shape:
 
     def network(self, classes: int, *, decoder: bool) -> Acir:
         return Acir(
-            WIDTHS[self.widths], self.bits, classes, side=self.side, head=self.head, darf=self.darf, decoder=decoder
+            WIDTHS[self.widths],
+            self.bits,
+            classes,
+            side=self.side,
+            head=self.head,
+            darf=self.darf,
+            spots=self.spots,
+            decoder=decoder,
         )
 
     def options(self, *, decoder: bool) -> dict[str, Any]:

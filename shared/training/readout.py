@@ -1,8 +1,8 @@
-"""The last layers of the shipped model, computed instead of descended to.
+"""The last layers of the shipped model, solved in closed form instead of trained.
 
-What leads to the three parts of ACIR's content are linear layers. From a finished trunk they are best taken from its
-own principal components, whitened in part: no direction of the features rules the cosine only because it varies most,
-and none is blown up that hardly varies at all. Whitening pooled features for retrieval: Jegou and Chum, ECCV 2012.
+Linear layers lead to the parts of ACIR's content. For a finished trunk, the best weights found are the principal
+components of each layer's inputs, partly whitened: a direction of large variance does not dominate the cosine, and a
+direction of little variance is not amplified. Whitening pooled features for retrieval: Jegou and Chum, ECCV 2012.
 """
 
 from collections.abc import Iterator
@@ -12,25 +12,27 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from shared.encoder.acir import Acir
+from shared.encoder.acir import Acir, content
 from shared.errors import Invalid
 
 POWER = 0.4  #: 0 keeps the components' variances, 0.5 makes them equal
 _FLOOR = 1e-3  #: of an eigenvalue of the correlation matrix
+_STILL = 0.1  #: of the mean deviation: a feature that varies less is not scaled up further
 _PART = 64
 
 
 def readouts(acir: Acir) -> list[nn.Linear]:
-    """The layers that make f_G, f_L and f_D. Raises `Invalid` without DaRF."""
+    """Return the layers that make the parts of the content, in their order. Raises `Invalid` without DaRF."""
     if acir.darf is None:
         raise Invalid("readouts need a network with DaRF")
-    return [acir.whole, acir.local, acir.darf.attention.out]
+    counts = [] if acir.spots is None else [acir.spots.rings, acir.spots.relative]
+    return [acir.whole, acir.local, acir.darf.attention.out, *counts]
 
 
 def whiten(acir: Acir, views: Tensor, power: float = POWER) -> None:
-    """Each readout gives principal components of its inputs for the views, those of large variance last.
+    """Set each readout to the principal components of its inputs for the views, in order of increasing variance.
 
-    f_L and f_D are means over cells, which a linear layer may be applied after as well as before.
+    f_L and f_D are means over cells; a linear layer gives the same before the mean as after it.
 
     Args:
         views: (n, 3, side, side), n larger than any readout's inputs.
@@ -49,11 +51,11 @@ def whiten(acir: Acir, views: Tensor, power: float = POWER) -> None:
         _set(layer, torch.cat(inputs).double(), power)
 
 
-def contents(acir: Acir, views: Tensor) -> list[Tensor]:
-    """f_G, f_L and f_D of all views, (n, width) each; together they are what the hash head reads."""
+def contents(acir: Acir, views: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the hash head's inputs and the contents of all views, (n, dim) each."""
     with torch.inference_mode():
-        found = [acir.features(part).parts for part in chunks(views)]
-    return [torch.cat(parts).float() for parts in zip(*found, strict=True)]
+        found = [acir.features(part) for part in chunks(views)]
+    return torch.cat([one.blended for one in found]).float(), torch.cat([content(one) for one in found])
 
 
 def chunks(rows: Tensor) -> list[Tensor]:
@@ -62,7 +64,8 @@ def chunks(rows: Tensor) -> list[Tensor]:
 
 def _set(layer: nn.Linear, inputs: Tensor, power: float) -> None:
     """DaRF's readout has no bias, so its features keep their mean."""
-    middle, scale = inputs.mean(0), inputs.std(0).clamp(min=1e-6)
+    middle, scale = inputs.mean(0), inputs.std(0)
+    scale = scale.clamp(min=_STILL * float(scale.mean()))
     standard = (inputs - middle) / scale
     values, vectors = torch.linalg.eigh(standard.T @ standard / len(inputs))
     values, vectors = values[-layer.out_features :], vectors[:, -layer.out_features :]
@@ -75,7 +78,7 @@ def _set(layer: nn.Linear, inputs: Tensor, power: float) -> None:
 
 @contextmanager
 def _inputs(layers: list[nn.Linear]) -> Iterator[list[list[Tensor]]]:
-    """What reaches the layers in the block, averaged over cells: for each layer a list of (n, width)."""
+    """Collect the inputs of the layers during the block, averaged over cells: for each layer a list of (n, width)."""
     seen: list[list[Tensor]] = [[] for _ in layers]
 
     def note(number: int) -> RemovableHandle:

@@ -2,14 +2,14 @@
 
 The first two parts of ACIR's content predict descriptors of the view they are given (`shared.training.descriptors`),
 so that a similarity of contents is one of layout and grain, also between images of modalities that were never seen;
-the third draws the images of a class together, where there is one. The code is to keep those similarities: ACIR's
-structure-aware hashing, with all that as the structure. At the end the last layers are computed anew
-(`shared.training.readout`), and the hash head is fitted to what they give. The decoder follows as for any ACIR
-(`shared.training.acir`).
+the third draws the images of a class together, where there is one. The code keeps those similarities: ACIR's
+structure-aware hashing, with all that as the structure. When the trunk has learned, spots are added where the shape
+counts them, the last layers are solved in closed form (`shared.training.readout`), and a hash head is fitted to what
+they give. The decoder follows as for any ACIR (`shared.training.acir`).
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -68,7 +68,7 @@ class Descriptive(Method[Pupil]):
         return self.shape.side
 
     def build(self, data: Collection) -> Pupil:
-        acir = self.shape.network(0, decoder=False)
+        acir = replace(self.shape, spots=False).network(0, decoder=False)
         rows = torch.randperm(len(data))[:_FITTED]
         images = resized(torch.from_numpy(data.images[rows.numpy()]).float() / 255, self.shape.side)
         dims = [acir.whole.out_features, acir.local.out_features]
@@ -94,27 +94,30 @@ class Descriptive(Method[Pupil]):
         return content(model.acir.features(rgb(pixels)))
 
     def save(self, model: Pupil, folder: Path, experiment: Experiment) -> None:
-        self.settle(model, experiment)
-        save_network(model.acir, self.shape, folder, experiment, decoder=False, half=True)
+        finished = self.settle(model, experiment)
+        save_network(finished, self.shape, folder, experiment, decoder=False, half=True)
 
-    def settle(self, model: Pupil, experiment: Experiment) -> None:
-        """The readouts are whitened on views of real images; the hash head follows a rotation fitted to what they give.
+    def settle(self, model: Pupil, experiment: Experiment) -> Acir:
+        """Return the finished network: the trained trunk, with spots, solved readouts and a new hash head.
 
-        Contents stand still by then, so iterative quantisation (Gong and Lazebnik 2011) has an answer that descent on
-        pairs does not find: codes of images of unseen kinds are evener, and keep more of their order.
+        Readouts are whitened on views of real images. Contents no longer change by then, so iterative quantisation
+        (Gong and Lazebnik 2011) finds a rotation that descent on pairs does not: codes of unseen kinds of images are
+        more even and keep more of their order. The hash head learns to follow it.
         """
         torch.manual_seed(experiment.seed)
+        acir = self.shape.network(0, decoder=False).eval()
+        trunk = {name: value for name, value in model.acir.state_dict().items() if not name.startswith("head.")}
+        acir.load_state_dict(trunk, strict=False)
         rows = torch.randint(len(model.data), (self.views,))
         stored = chunks(torch.from_numpy(model.data.images)[rows])
         views = torch.cat([experiment.augmentation(part.float() / 255, self.shape.side) for part in stored])
         real = torch.from_numpy(~np.isin(model.data.sources, DRAWN))[rows]
-        whiten(model.acir.eval(), rgb(views[real]))
-        found = contents(model.acir, rgb(views))
-        blended = torch.cat(found, 1)
-        joined = torch.cat([centred(part) for part in found], 1)
-        fitted = fit_hash(joined.numpy(), self.shape.bits, experiment.seed, rotate=True)
-        wanted = torch.from_numpy(fitted.logits(joined.numpy()))
-        self._follow(model.acir.head, blended, wanted / wanted.std())
+        whiten(acir, rgb(views[real]))
+        blended, found = contents(acir, rgb(views))
+        fitted = fit_hash(found.numpy(), self.shape.bits, experiment.seed, rotate=True)
+        wanted = torch.from_numpy(fitted.logits(found.numpy()))
+        self._follow(acir.head, blended, wanted / wanted.std())
+        return acir
 
     def _follow(self, head: nn.Module, blended: Tensor, wanted: Tensor) -> None:
         """The hash head gives about the wanted logits."""

@@ -127,7 +127,7 @@ def test_content_is_a_unit_vector_whose_product_is_the_mean_correlation_of_the_p
 
 def test_content_without_variation_is_zero_and_no_nan():
     flat = [torch.ones(1, 4)] * 3
-    assert content(Features(*flat, torch.zeros(1, 1, 7, 7))).abs().max() == 0
+    assert content(Features(*flat, (), torch.zeros(1, 1, 7, 7))).abs().max() == 0
 
 
 def test_darf_and_the_kan_can_be_left_out():

@@ -11,7 +11,7 @@ from shared.training.selfsupervised import Descriptive
 PRESETS = ("recommended",)
 VARIANTS = ("trunk", "decoder")
 #: 64 bits, 8 bytes per image: half of ACIR's 128, because the training data are less varied than a hospital's archive
-SHAPE = Shape(widths="xs", bits=64, side=112)
+SHAPE = Shape(widths="xs", bits=64, side=112, spots=True)
 WEIGHTS = "runs/similis-base-trunk-recommended-0/model/weights.safetensors"  #: the weights that `decoder` loads
 FLIPS = Distort(area=(1, 1), stretch=0, degrees=0, gamma=0, contrast=0, inverted=0, coarse=0, noise=0)
 
