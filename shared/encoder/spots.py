@@ -41,8 +41,9 @@ class Spots(nn.Module):
         self.register_buffer("shares", _shares(), persistent=False)  # (SIDE * SIDE, rings)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        bands = self.bands(x.float().mean(1))
-        return self.rings(self.in_rings(bands)), self.relative(self.in_deviations(bands))
+        with torch.autocast(x.device.type, enabled=False):  # a band is a small difference of large numbers
+            bands = self.bands(x.float().mean(1))
+            return self.rings(self.in_rings(bands)), self.relative(self.in_deviations(bands))
 
     def bands(self, images: Tensor) -> Tensor:
         """(n, side, side) to (n, bands, SIDE, SIDE): what each blur removes from the one before."""
