@@ -8,6 +8,7 @@ import json
 import shutil
 import tempfile
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -54,17 +55,18 @@ def add(
         ),
     ],
     models: Annotated[Path | None, typer.Option(help="The server's models folder. Default: the home's.")] = None,
+    name: Annotated[str | None, typer.Option(help="Another name than the card's: names are unique.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Register a model with the server; the first one is also published."""
     models = models or _settings(client.home).models_dir
     there = set(models.glob("*"))
-    name = bring(card, models)
+    folder = bring(card, models, name)
     try:
-        answer = client.post("/v1/models", json={"card": name})
+        answer = client.post("/v1/models", json={"card": folder})
     except (Conflict, Denied, Invalid, NotFound, Throttled):  # after other errors it may be registered
-        if models / name not in there:  # frees the name for another attempt
-            shutil.rmtree(models / name)
+        if models / folder not in there:  # frees the name for another attempt
+            shutil.rmtree(models / folder)
         raise
     if as_json:
         tell_json(answer)
@@ -211,8 +213,11 @@ def convert(
     say(f"{count} tensors")
 
 
-def bring(card: Path, models: Path) -> str:
-    """Copy the card's folder into the models folder, with an ONNX graph; returns its name there.
+def bring(card: Path, models: Path, name: str | None = None) -> str:
+    """Copy the card's folder into the models folder, with an ONNX graph; returns the folder's name there.
+
+    With a `name`, the copy's card and folder have it. The bare name of a folder is looked for in the models folder and
+    then among the shipped models, with a `name` the other way round: what is there is already named.
 
     Raises: `NotFound` without a card, `Conflict` where another model has the name, `Invalid` for a damaged card.
     """
@@ -221,30 +226,32 @@ def bring(card: Path, models: Path) -> str:
     from shared.encoder.null import NULL
 
     given = card.expanduser()
-    for known in (models, SHIPPED.parent):
+    for known in (models, SHIPPED.parent) if name is None else (SHIPPED.parent, models):
         if not given.is_dir() and (known / card.name / cards.CARD).is_file():
             given = known / card.name
     folder = given.resolve()
     found = cards.read(folder)
-    if folder.parent == models.resolve():
+    if folder.parent == models.resolve() and name is None:
         return folder.name
-    target = models / folder.name
+    target = models / (name or folder.name)
     if target.exists():
         if cards.read(target, verify=False).fingerprint != found.fingerprint:
-            raise Conflict("another model has this folder name; rename the folder")
+            raise Conflict("another model has this folder name; choose another with --name")
         return target.name
+    wanted = replace(found, name=name or found.name)
     if found.graph is None and found.architecture != NULL:
         from shared.encoder.derive import with_graph  # brings torch
 
         say("building its ONNX graph ...")
-        with_graph(target, folder)
+        with_graph(target, folder, wanted.name)
         return target.name
     models.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=".adding-", dir=models))
     try:
-        for part_of_it in (cards.CARD, cards.WEIGHTS, cards.GRAPH):
+        for part_of_it in (cards.WEIGHTS, cards.GRAPH):
             with suppress(FileNotFoundError):  # the null encoder has no graph
                 shutil.copy2(folder / part_of_it, beside / part_of_it)
+        cards.write(wanted, beside)
         cards.read(beside)  # the source may have changed since it was checked
         beside.chmod(0o755)
         beside.rename(target)

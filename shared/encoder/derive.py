@@ -160,8 +160,10 @@ def read_features(file: Path) -> Embeddings:
     return features
 
 
-def with_graph(folder: Path, base: Path) -> Card:
+def with_graph(folder: Path, base: Path, name: str | None = None) -> Card:
     """Write the base model to `folder` with a graph exported on this machine. The fingerprint does not change.
+
+    `name`: another one than the base's.
 
     Raises:
         Conflict: the folder is not empty.
@@ -173,7 +175,7 @@ def with_graph(folder: Path, base: Path) -> Card:
     with beside(folder) as temporary:
         shutil.copyfile(base / WEIGHTS, temporary / WEIGHTS)
         graph = export(load_network(card, base / WEIGHTS), card.recipe.size, temporary / GRAPH)
-        card = replace(card, graph=graph)
+        card = replace(card, graph=graph, name=name or card.name)
         write(card, temporary)
     return card
 

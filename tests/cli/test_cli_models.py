@@ -3,12 +3,14 @@
 import shutil
 import socket
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 
 from services.cli.models import bring
+from services.embedded.default_model import SHIPPED
 from shared.encoder import cards
 from shared.encoder.build import build
 from shared.encoder.runtime import prove
@@ -49,6 +51,27 @@ def test_a_network_without_a_graph_gets_one_on_its_way(tmp_path, models):
     assert bring(folder, models) == "small"
     assert prove(models / "small").fingerprint == made.fingerprint
     assert [path.name for path in models.iterdir()] == ["small"]
+
+
+def test_a_model_may_be_brought_under_another_name(card, models, tmp_path):
+    """As the shipped model is to an installation that has an earlier one of its name."""
+    build(models / "tiny", "tiny", "null", "random:4", dim=16)
+    assert bring(card, models, "tiny-2") == "tiny-2"
+    assert cards.read(models / "tiny-2") == replace(cards.read(card), name="tiny-2")
+    assert bring(card, models, "tiny-2") == "tiny-2"
+    with pytest.raises(Conflict, match="--name"):
+        bring(card, models, "tiny")
+    with pytest.raises(Invalid, match="name"):
+        bring(card, models, "../tiny")
+    assert sorted(path.name for path in models.iterdir()) == ["tiny", "tiny-2"]
+
+
+def test_a_shipped_model_is_the_one_that_is_renamed(models):
+    build(models / SHIPPED.name, SHIPPED.name, "null", "random:4", dim=16)
+    assert bring(Path(SHIPPED.name), models) == SHIPPED.name
+    assert bring(Path(SHIPPED.name), models, "newer") == "newer"
+    assert (card := prove(models / "newer")).name == "newer"
+    assert card.fingerprint == cards.read(SHIPPED).fingerprint
 
 
 def test_another_model_of_that_folder_name_is_not_overwritten(card, models):
