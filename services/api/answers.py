@@ -1,16 +1,17 @@
 """Response shapes."""
 
 from datetime import date, datetime
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+from typing_extensions import TypedDict  # pydantic takes the one of `typing` from Python 3.12 on
 
 from shared.types import Decision, Status
 
 
-class Out(BaseModel):
-    model_config = ConfigDict(from_attributes=True)
+class Out(TypedDict):
+    """An answer is a dictionary: mypy checks each of its keys, and a ranking takes half as long as pydantic models."""
 
 
 class ModelRef(Out):
@@ -26,8 +27,10 @@ class Match(Out):
     sop_instance_uid: str
     frame: int
     score: float
-    hamming: int | None = Field(description="In a search by codes: number of bits in which the codes differ")
-    content: float | None = Field(description="With mode=hash and hybrid: Pearson correlation of the embeddings")
+    hamming: Annotated[int | None, Field(description="In a search by codes: number of bits in which the codes differ")]
+    content: Annotated[
+        float | None, Field(description="With mode=hash and hybrid: Pearson correlation of the embeddings")
+    ]
     laterality: str | None
     view: str | None
     modality: str
@@ -84,7 +87,9 @@ class QueryOut(Out):
     study_instance_uid: str | None
     images: list[QueryImageOut]
     stopped_by: list[Stop]
-    gates: list[GateOut] = Field(description="For an uploaded image; a stored one was judged when it was taken in")
+    gates: Annotated[
+        list[GateOut], Field(description="For an uploaded image; a stored one was judged when it was taken in")
+    ]
 
 
 class Hidden(Out):
@@ -101,11 +106,14 @@ class RankingOut(Out):
     generation: int
     mode: Literal["dense", "hash", "hybrid"]
     exact: bool
-    cut: bool = Field(
-        description="Images were left out of the search: a Hamming ball holds more than 10,000 images, or studies of "
-        "very many images rank first. If the page is short for this reason, go on with `next`"
-    )
-    emulated: list[str] = Field(description="Features that the index lacks and Similis emulated: `group_by`")
+    cut: Annotated[
+        bool,
+        Field(
+            description="Images were left out of the search: a Hamming ball holds more than 10,000 images, or studies "
+            "of very many images rank first. If the page is short for this reason, go on with `next`"
+        ),
+    ]
+    emulated: Annotated[list[str], Field(description="Features that the index lacks and Similis emulated: `group_by`")]
     as_of: datetime
     took_ms: float
     timings_ms: dict[str, float]
@@ -150,9 +158,9 @@ class ImageOut(Out):
     reason: str | None
     score: float | None
     distance: float | None
-    calibrated: bool | None = Field(
-        description="Whether gate 3 had a threshold for the image; null before the image was judged"
-    )
+    calibrated: Annotated[
+        bool | None, Field(description="Whether gate 3 had a threshold for the image; null before the image was judged")
+    ]
     searchable: bool
     why_not: str | None
     thumbnail: str | None
@@ -185,7 +193,7 @@ class OperationOut(Out):
     kind: str
     state: str
     phase: str
-    progress: int = Field(ge=0, le=100)
+    progress: Annotated[int, Field(ge=0, le=100)]
     path: str | None
     watch: bool
     total: int | None
@@ -197,9 +205,10 @@ class OperationOut(Out):
     cancel_requested: bool
     error: str | None
     created_at: datetime
-    registered_at: datetime | None = Field(
-        description="For scans and pulls: when every file had a row; images may still be waiting"
-    )
+    registered_at: Annotated[
+        datetime | None,
+        Field(description="For scans and pulls: when every file had a row; images may still be waiting"),
+    ]
     finished_at: datetime | None
 
 
@@ -268,23 +277,28 @@ class CanaryOut(Out):
     at: datetime
 
 
+GenerationState = Literal["building", "paused", "ready", "failed", "retiring", "retired"]
+
+
 class GenerationOut(Out):
     id: int
     model: str
     fingerprint: str
     collection: str
-    state: Literal["building", "paused", "ready", "failed", "retiring", "retired"]
+    state: GenerationState
     live: bool
     rollback_target: bool
     spec: dict[str, Any]
     coverage: Coverage
     throttle: float | None
-    between: str | None = Field(description="Hours of the server's clock in which it is built; null: at any time")
+    between: Annotated[
+        str | None, Field(description="Hours of the server's clock in which it is built; null: at any time")
+    ]
     gate: float
     recall: RecallOut | None
     canary: CanaryOut | None
     operation: UUID | None
-    progress: int = Field(ge=0, le=100)
+    progress: Annotated[int, Field(ge=0, le=100)]
     created_at: datetime
 
 
@@ -374,9 +388,13 @@ class ReviewsOut(Out):
 class RetriedOut(Out):
     images: int
     files: int
-    held: int = Field(
-        description="Images that were not retried: a rule of the site holds them until they are released or rejected"
-    )
+    held: Annotated[
+        int,
+        Field(
+            description="Images that were not retried: a rule of the site holds them until they are released or "
+            "rejected"
+        ),
+    ]
 
 
 class LetterOut(Out):
@@ -388,9 +406,9 @@ class LetterOut(Out):
     since: datetime
     sop_instance_uid: str | None
     study_instance_uid: str | None
-    operation: UUID | None = Field(
-        description="For a file: the operation that met it; its list of files names the path"
-    )
+    operation: Annotated[
+        UUID | None, Field(description="For a file: the operation that met it; its list of files names the path")
+    ]
 
 
 class LettersOut(Out):
@@ -409,13 +427,14 @@ class JournalLine(Out):
     reason: str | None
     explanation: str | None
     sop_instance_uid: str
-    source: str = Field(
-        description="arrived: folder, dicom, stow, backfill or store; judged: the gate; indexed: the generation"
-    )
-    sender: str = Field(
-        description="AE title, name of an API key, or host; for a review, the name of the reviewer's key"
-    )
-    rule: str = Field(description="The admission rule that decided")
+    source: Annotated[
+        str,
+        Field(description="arrived: folder, dicom, stow, backfill or store; judged: the gate; indexed: the generation"),
+    ]
+    sender: Annotated[
+        str, Field(description="AE title, name of an API key, or host; for a review, the name of the reviewer's key")
+    ]
+    rule: Annotated[str, Field(description="The admission rule that decided")]
 
 
 class JournalOut(Out):
@@ -466,10 +485,13 @@ class CalibrationsOut(Out):
 
 class CalibratedOut(Out):
     calibrations: list[CalibrationOut]
-    skipped: dict[str, int] = Field(description="Modalities with too few encoded images, and how many they have")
-    left_out: dict[str, int] = Field(
-        description="Images that gate 3 had stopped, by modality; they do not count as known images"
-    )
+    skipped: Annotated[
+        dict[str, int], Field(description="Modalities with too few encoded images, and how many they have")
+    ]
+    left_out: Annotated[
+        dict[str, int],
+        Field(description="Images that gate 3 had stopped, by modality; they do not count as known images"),
+    ]
 
 
 class FlipOut(Out):
@@ -477,7 +499,7 @@ class FlipOut(Out):
     sop_instance_uid: str
     score: float | None
     distance: float | None
-    reason: str | None = Field(description="For an image that would be stopped: the vote that stops it")
+    reason: Annotated[str | None, Field(description="For an image that would be stopped: the vote that stops it")]
 
 
 class ReplayOut(Out):
@@ -489,9 +511,9 @@ class ReplayOut(Out):
     distance_threshold: float | None
     rule: str
     counts: dict[str, int]
-    complete: bool = Field(
-        description="False: only the images that ten seconds sufficed for are counted; applying judges all"
-    )
+    complete: Annotated[
+        bool, Field(description="False: only the images that ten seconds sufficed for are counted; applying judges all")
+    ]
     stop: list[FlipOut]
     admit: list[FlipOut]
     applied: bool
@@ -512,10 +534,12 @@ class KeyOut(Out):
 class AuditEntry(Out):
     id: int
     at: datetime
-    actor: str = Field(description="The name of the key")
+    actor: Annotated[str, Field(description="The name of the key")]
     key: int
     action: str
-    item: str | None = Field(description="The image, as the quarantine names it; kept when the image is erased")
+    item: Annotated[
+        str | None, Field(description="The image, as the quarantine names it; kept when the image is erased")
+    ]
     details: dict[str, Any]
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from pydantic import TypeAdapter
 
 from services.api import errors
 from services.api.answers import ProblemOut
@@ -149,7 +150,7 @@ def _described(app: FastAPI) -> dict[str, Any]:
     for name in ("HTTPValidationError", "ValidationError"):
         shapes.pop(name, None)
     for model in (BatchIn, ProblemOut):
-        described = model.model_json_schema(ref_template="#/components/schemas/{model}")
+        described = TypeAdapter(model).json_schema(ref_template="#/components/schemas/{model}")
         shapes.update(described.pop("$defs", {}))
         shapes[model.__name__] = described
     for route in app.routes:

@@ -5,7 +5,7 @@ Times are the database's own (`clock_timestamp()`); no lease ever trusts a worke
 
 import uuid
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import (
     BigInteger,
@@ -355,7 +355,8 @@ class Calibration(Base):
     id: Mapped[int] = _id()
     model_id: Mapped[int] = mapped_column(ForeignKey("model.id", ondelete="CASCADE"))
     modality: Mapped[str]
-    source: Mapped[str]  #: card: it came with the model; archive: from stored scores; given: by a person
+    #: card: it came with the model; archive: from stored scores; given: by a person
+    source: Mapped[Literal["card", "archive", "given"]] = mapped_column(Text)
     rule: Mapped[str]  #: a rule of `shared.encoder.ood`, or `given`
     threshold: Mapped[float | None] = mapped_column(Double)  #: reconstruction error above which an image is stopped
     mean: Mapped[float | None] = mapped_column(Double)

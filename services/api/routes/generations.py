@@ -1,12 +1,20 @@
 """Generations as resources: built beside the live one, checked, published, rolled back, retired."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 from sqlalchemy.orm import Session
 
-from services.api.answers import GenerationDetail, GenerationsOut
+from services.api.answers import (
+    CanaryOut,
+    GenerationDetail,
+    GenerationOut,
+    GenerationsOut,
+    GenerationState,
+    IndexOut,
+    RecallOut,
+)
 from services.api.dependencies import CanReindex, CanSeeBuilds, Db, IdempotencyKey, Rt, key_digest
 from services.api.errors import explain
 from services.api.schemas import MOST_ID, GenerationIn, RetireIn, SwitchIn, ThrottleIn
@@ -30,21 +38,21 @@ EXPLAINED: Mapping[str, str] = {
 }
 
 
-@router.get("/v1/generations", response_model=GenerationsOut)
-def list_generations(db: Db, _: CanSeeBuilds) -> dict[str, Any]:
+@router.get("/v1/generations")
+def list_generations(db: Db, _: CanSeeBuilds) -> GenerationsOut:
     """All generations, each with the share of its ledger that its index holds."""
     named = {row.id: row for row in generations.models(db)}
     return {"generations": [_generation(db, row, named) for row in generations.every(db)]}
 
 
-@router.post("/v1/generations", status_code=202, response_model=GenerationDetail)
+@router.post("/v1/generations", status_code=202)
 def begin_generation(
     rt: Rt,
     bearer: CanReindex,
     asked: GenerationIn,
     response: Response,
     idempotency_key: IdempotencyKey = None,
-) -> dict[str, Any]:
+) -> GenerationDetail:
     """Start to build a generation beside the live one; searches do not use it until it is published."""
     with rt.transaction() as db:
         row = lifecycle.begin_generation(
@@ -61,64 +69,64 @@ def begin_generation(
     return _told(rt, row.id)
 
 
-@router.get("/v1/generations/{generation_id}", response_model=GenerationDetail)
-def show_generation(rt: Rt, db: Db, _: CanSeeBuilds, generation_id: Number) -> dict[str, Any]:
+@router.get("/v1/generations/{generation_id}")
+def show_generation(rt: Rt, db: Db, _: CanSeeBuilds, generation_id: Number) -> GenerationDetail:
     """One generation; `index` holds the engine's own counts, or null while the engine is unavailable."""
     return _detail(rt, db, generations.get(db, generation_id))
 
 
-@router.post("/v1/generations/{generation_id}:pause", response_model=GenerationDetail)
-def pause_generation(rt: Rt, _: CanReindex, generation_id: Number) -> dict[str, Any]:
+@router.post("/v1/generations/{generation_id}:pause")
+def pause_generation(rt: Rt, _: CanReindex, generation_id: Number) -> GenerationDetail:
     """Pause the build: stored images are neither encoded nor added for it, but new images still are."""
     with rt.transaction() as db:
         lifecycle.pause(db, generation_id)
     return _told(rt, generation_id)
 
 
-@router.post("/v1/generations/{generation_id}:resume", status_code=202, response_model=GenerationDetail)
-def resume_generation(rt: Rt, _: CanReindex, generation_id: Number) -> dict[str, Any]:
+@router.post("/v1/generations/{generation_id}:resume", status_code=202)
+def resume_generation(rt: Rt, _: CanReindex, generation_id: Number) -> GenerationDetail:
     """Resume the build; of a finished one, retry its exceptions and measure its recall again."""
     with rt.transaction() as db:
         lifecycle.resume(db, generation_id)
     return _told(rt, generation_id)
 
 
-@router.post("/v1/generations/{generation_id}:throttle", response_model=GenerationDetail)
-def throttle_generation(rt: Rt, bearer: CanReindex, generation_id: Number, asked: ThrottleIn) -> dict[str, Any]:
+@router.post("/v1/generations/{generation_id}:throttle")
+def throttle_generation(rt: Rt, bearer: CanReindex, generation_id: Number, asked: ThrottleIn) -> GenerationDetail:
     """Set the build's rate limit and hours, in force from its next step; null removes a limit."""
     names = {"per_s": "throttle", "between": "hours"}
     wanted = {names[name]: getattr(asked, name) for name in asked.model_fields_set}
     return _acted(rt, bearer, "throttle", lambda db: lifecycle.throttle(db, generation_id, wanted), **wanted)
 
 
-@router.post("/v1/generations/{generation_id}:cancel", response_model=GenerationDetail)
-def cancel_generation(rt: Rt, bearer: CanReindex, generation_id: Number) -> dict[str, Any]:
+@router.post("/v1/generations/{generation_id}:cancel")
+def cancel_generation(rt: Rt, bearer: CanReindex, generation_id: Number) -> GenerationDetail:
     """Give up the build and purge its index; its model's encodings stay. 409 once it is built: retire it instead."""
     return _acted(rt, bearer, "cancel", lambda db: lifecycle.cancel(db, generation_id))
 
 
-@router.post("/v1/generations/{generation_id}:publish", response_model=GenerationDetail)
+@router.post("/v1/generations/{generation_id}:publish")
 def publish_generation(
     rt: Rt, bearer: CanReindex, generation_id: Number, asked: SwitchIn | None = None
-) -> dict[str, Any]:
+) -> GenerationDetail:
     """Let searches use the generation. 409, with the numbers, unless it is complete and its recall reaches its gate."""
     accept = (asked or SwitchIn()).accept
     return _acted(rt, bearer, "publish", lambda db: lifecycle.publish(db, generation_id, accept))
 
 
-@router.post("/v1/generations/{generation_id}:rollback", response_model=GenerationDetail)
+@router.post("/v1/generations/{generation_id}:rollback")
 def rollback_generation(
     rt: Rt, bearer: CanReindex, generation_id: Number, asked: SwitchIn | None = None
-) -> dict[str, Any]:
+) -> GenerationDetail:
     """Let searches use the generation that was published before this one; returns that earlier generation."""
     accept = (asked or SwitchIn()).accept
     return _acted(rt, bearer, "rollback", lambda db: lifecycle.rollback(db, generation_id, accept))
 
 
-@router.post("/v1/generations/{generation_id}:retire", status_code=202, response_model=GenerationDetail)
+@router.post("/v1/generations/{generation_id}:retire", status_code=202)
 def retire_generation(
     rt: Rt, bearer: CanReindex, generation_id: Number, asked: RetireIn | None = None
-) -> dict[str, Any]:
+) -> GenerationDetail:
     """Stop writing to the generation; a minute later its collection and ledger are removed."""
     force = (asked or RetireIn()).force
     return _acted(rt, bearer, "retire", lambda db: lifecycle.retire(db, generation_id, force=force))
@@ -126,7 +134,7 @@ def retire_generation(
 
 def _acted(
     rt: Runtime, bearer: Bearer, action: str, act: Callable[[Session], Generation], **by: object
-) -> dict[str, Any]:
+) -> GenerationDetail:
     """Perform an action on a generation, with an audit entry, and return the generation."""
     with rt.transaction() as db:
         row = act(db)
@@ -135,13 +143,13 @@ def _acted(
     return _told(rt, row.id)
 
 
-def _told(rt: Runtime, generation_id: int) -> dict[str, Any]:
+def _told(rt: Runtime, generation_id: int) -> GenerationDetail:
     """The generation after the commit: counting takes long, and the action's transaction holds locks of the workers."""
     with rt.transaction() as db:
         return _detail(rt, db, generations.get(db, generation_id))
 
 
-def _generation(db: Session, row: Generation, named: Mapping[int, Model]) -> dict[str, Any]:
+def _generation(db: Session, row: Generation, named: Mapping[int, Model]) -> GenerationOut:
     live = generations.live(db)
     covered = ledger.point_counts(db, row.id)
     operation = None if row.operation_id is None else operations.get(db, row.operation_id)
@@ -163,20 +171,35 @@ def _generation(db: Session, row: Generation, named: Mapping[int, Model]) -> dic
         "throttle": row.throttle,
         "between": row.hours,
         "gate": round(row.gate, 6),
-        "recall": row.measured,
-        "canary": canaries.told(row.canary),
+        "recall": _recall(row),
+        "canary": _canary(row),
         "operation": row.operation_id,
         "progress": _progress(operation),
         "created_at": row.created_at,
     }
 
 
-def _state(row: Generation, operation: Operation | None) -> str:
+def _recall(row: Generation) -> RecallOut | None:
+    found = row.measured
+    if found is None:
+        return None
+    return {"recall": found["recall"], "k": found["k"], "sample": found["sample"], "points": found["points"]}
+
+
+def _canary(row: Generation) -> CanaryOut | None:
+    found = canaries.told(row.canary)
+    if found is None:
+        return None
+    return {"recall": found.recall, "k": found.k, "queries": found.queries, "since": found.since, "at": found.at}
+
+
+def _state(row: Generation, operation: Operation | None) -> GenerationState:
     if row.state == "retired":
         return "retiring" if row.purged_at is None else "retired"
     if operation is None or operation.state == "succeeded":
         return "ready"
-    return {"pending": "building", "running": "building", "paused": "paused"}.get(operation.state, "failed")
+    states: dict[str, GenerationState] = {"pending": "building", "running": "building", "paused": "paused"}
+    return states.get(operation.state, "failed")
 
 
 def _progress(operation: Operation | None) -> int:
@@ -185,12 +208,13 @@ def _progress(operation: Operation | None) -> int:
     return min(99, 100 * operation.done // operation.total) if operation.total else 0
 
 
-def _detail(rt: Runtime, db: Session, row: Generation) -> dict[str, Any]:
+def _detail(rt: Runtime, db: Session, row: Generation) -> GenerationDetail:
     named = {model.id: model for model in generations.models(db)}
     covered = coverage.count(db, row.id, row.model_id)
     lacking = coverage.gaps(db, row.id, row.model_id, SHOWN) if covered.images > covered.covered else []
     operation = None if row.operation_id is None else operations.get(db, row.operation_id)
-    return _generation(db, row, named) | {
+    return {
+        **_generation(db, row, named),
         "index": None if row.state == "retired" else _index(rt, row),
         "images": {
             "total": covered.images,
@@ -213,7 +237,7 @@ def _detail(rt: Runtime, db: Session, row: Generation) -> dict[str, Any]:
     }
 
 
-def _index(rt: Runtime, row: Generation) -> dict[str, Any] | None:
+def _index(rt: Runtime, row: Generation) -> IndexOut | None:
     try:
         info = rt.index(row.collection).info()
     except (Unavailable, NotFound):

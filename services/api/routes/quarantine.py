@@ -1,14 +1,19 @@
 """The review queue: images and files that a gate stopped, one decision for each, and the thresholds of gate 3."""
 
+from collections.abc import Sequence
 from pathlib import Path as FilePath
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Response
 from sqlalchemy.orm import Session
 
 from services.api.answers import (
     CalibratedOut,
+    CalibrationOut,
     CalibrationsOut,
+    DistancesOut,
+    FlipOut,
+    ItemOut,
     QuarantineOut,
     ReplayOut,
     RetriedOut,
@@ -21,12 +26,12 @@ from services.api.routes.models import Name
 from services.api.schemas import MOST_ID, CalibrateIn, DecisionIn, Item, Modality, QuarantineIn, ReplayIn, RetryIn
 from shared.errors import Conflict, NotFound
 from shared.pipeline import quarantine, thresholds
-from shared.pipeline.quarantine import Retried
 from shared.pipeline.replay import Flip, begin_replay, plan
 from shared.pipeline.thresholds import Choice, Proposal
 from shared.store import calibrations, generations, reviews
 from shared.store.reviews import Wanted
 from shared.store.tables import Calibration, Model, Review
+from shared.types import Decision
 
 router = APIRouter(tags=["quarantine"])
 
@@ -34,8 +39,8 @@ FIRST = ("image", MOST_ID)
 One = Annotated[Item, Path()]
 
 
-@router.get("/v1/quarantine", response_model=QuarantineOut)
-def list_quarantine(db: Db, _: CanReview, asked: Annotated[QuarantineIn, Query()]) -> dict[str, Any]:
+@router.get("/v1/quarantine")
+def list_quarantine(db: Db, _: CanReview, asked: Annotated[QuarantineIn, Query()]) -> QuarantineOut:
     """Items that wait for a decision, the latest first: images, then files from which no image could be read."""
     wanted = Wanted(
         gate=asked.gate,
@@ -49,16 +54,21 @@ def list_quarantine(db: Db, _: CanReview, asked: Annotated[QuarantineIn, Query()
     return {"items": shown, "next": shown[-1]["item"] if len(rows) > asked.limit else None}
 
 
-_VOTES = ("score", "threshold", "distance", "distance_threshold")
-
-
-def _item(row: reviews.Item) -> dict[str, Any]:
+def _item(row: reviews.Item) -> ItemOut:
     return {
         "item": f"{row.kind}-{row.id}",
-        **{name: getattr(row, name) for name in ("gate", "reason", "since", "modality", "model", *_VOTES)},
+        "gate": row.gate,
+        "reason": row.reason,
         "explanation": explain(row.reason),
+        "since": row.since,
         "sop_instance_uid": row.sop_uid,
         "study_instance_uid": row.study_uid,
+        "modality": row.modality,
+        "score": row.score,
+        "threshold": row.threshold,
+        "distance": row.distance,
+        "distance_threshold": row.distance_threshold,
+        "model": row.model,
         "operation": row.operation_id,
         "releasable": row.kind == "image" and row.gate in quarantine.RELEASABLE,
         "thumbnail": f"/v1/instances/{row.sop_uid}/thumbnail" if row.pictured else None,
@@ -78,8 +88,8 @@ def _image(item: str) -> int:
     return number
 
 
-@router.get("/v1/quarantine/{item}", response_model=ReviewsOut)
-def show_reviews(db: Db, _: CanReview, item: One) -> dict[str, Any]:
+@router.get("/v1/quarantine/{item}")
+def show_reviews(db: Db, _: CanReview, item: One) -> ReviewsOut:
     """The decisions on an image and who made them, the latest first, also after it left the quarantine."""
     number = _image(item)
     if not reviews.stands(db, number):
@@ -87,40 +97,41 @@ def show_reviews(db: Db, _: CanReview, item: One) -> dict[str, Any]:
     return {"reviews": [_review(row) for row in reviews.of(db, number)]}
 
 
-@router.post("/v1/quarantine/{item}:release", response_model=ReviewOut)
-def release(db: Db, bearer: CanReview, item: One, asked: DecisionIn | None = None) -> dict[str, Any]:
+@router.post("/v1/quarantine/{item}:release")
+def release(db: Db, bearer: CanReview, item: One, asked: DecisionIn | None = None) -> ReviewOut:
     """The image becomes searchable. 409 where it was decided on or stopped again meanwhile, or cannot be read."""
     said = asked or DecisionIn()
     return _said(db, quarantine.release(db, _image(item), bearer.actor, said.note, said.since))
 
 
-@router.post("/v1/quarantine/{item}:reject", response_model=ReviewOut)
-def reject(db: Db, bearer: CanReview, item: One, asked: DecisionIn | None = None) -> dict[str, Any]:
+@router.post("/v1/quarantine/{item}:reject")
+def reject(db: Db, bearer: CanReview, item: One, asked: DecisionIn | None = None) -> ReviewOut:
     """The image never becomes searchable. 409 where it was decided on or stopped again meanwhile."""
     said = asked or DecisionIn()
     return _said(db, quarantine.reject(db, _image(item), bearer.actor, said.note, said.since))
 
 
-@router.post("/v1/quarantine/{item}:retry", status_code=202, response_model=RetriedOut)
-def retry(db: Db, bearer: CanReview, item: One) -> Retried:
+@router.post("/v1/quarantine/{item}:retry", status_code=202)
+def retry(db: Db, bearer: CanReview, item: One) -> RetriedOut:
     """Read and judge the item again by today's codecs, limits and thresholds. 409 where a site's rule holds it."""
     kind, number = _parts(item)
     if kind == "file":
         quarantine.retry_file(db, number, bearer.actor)
-        return Retried(0, 1, 0)
+        return {"images": 0, "files": 1, "held": 0}
     quarantine.retry(db, number, bearer.actor)
-    return Retried(1, 0, 0)
+    return {"images": 1, "files": 0, "held": 0}
 
 
-@router.post("/v1/quarantine:retry", status_code=202, response_model=RetriedOut)
-def retry_many(db: Db, bearer: CanReview, asked: RetryIn) -> Retried:
+@router.post("/v1/quarantine:retry", status_code=202)
+def retry_many(db: Db, bearer: CanReview, asked: RetryIn) -> RetriedOut:
     """Retry the items of a gate or a reason, at most 10,000 images at once, except those that a site's rule holds."""
     wanted = Wanted(gate=asked.gate, reason=asked.reason, modality=asked.modality)
-    return quarantine.retry_many(db, wanted, bearer.actor)
+    done = quarantine.retry_many(db, wanted, bearer.actor)
+    return {"images": done.images, "files": done.files, "held": done.held}
 
 
-@router.post("/v1/quarantine:replay", response_model=ReplayOut)
-def replay(db: Db, bearer: CanReview, asked: ReplayIn, response: Response) -> dict[str, Any]:
+@router.post("/v1/quarantine:replay")
+def replay(db: Db, bearer: CanReview, asked: ReplayIn, response: Response) -> ReplayOut:
     """Show which stored images other thresholds would flip; with `apply`, put these in force and flip the images."""
     model = generations.model(db, asked.model)
     choice = Choice(
@@ -139,7 +150,7 @@ def replay(db: Db, bearer: CanReview, asked: ReplayIn, response: Response) -> di
     return told
 
 
-def _plan(db: Session, model: Model, asked: ReplayIn, found: Proposal) -> dict[str, Any]:
+def _plan(db: Session, model: Model, asked: ReplayIn, found: Proposal) -> ReplayOut:
     standard = found.standard
     would = plan(db, model, asked.modality, standard, asked.shown)
     return {
@@ -157,15 +168,20 @@ def _plan(db: Session, model: Model, asked: ReplayIn, found: Proposal) -> dict[s
     }
 
 
-def _flip(one: Flip) -> dict[str, Any]:
-    told = {name: getattr(one, name) for name in ("score", "distance", "reason")}
-    return {"image": one.image_id, "sop_instance_uid": one.sop_uid} | told
+def _flip(one: Flip) -> FlipOut:
+    return {
+        "image": one.image_id,
+        "sop_instance_uid": one.sop_uid,
+        "score": one.score,
+        "distance": one.distance,
+        "reason": one.reason,
+    }
 
 
-@router.get("/v1/models/{name}/calibrations", response_model=CalibrationsOut)
+@router.get("/v1/models/{name}/calibrations")
 def list_calibrations(
     db: Db, _: CanRead, name: Name, modality: Annotated[Modality | None, Query()] = None
-) -> dict[str, Any]:
+) -> CalibrationsOut:
     """All calibrations of a model, the newest first, and how many images are searchable without a threshold."""
     model = generations.model(db, name)
     return {
@@ -175,8 +191,8 @@ def list_calibrations(
     }
 
 
-@router.post("/v1/models/{name}/calibrations", status_code=201, response_model=CalibratedOut)
-def calibrate(db: Db, bearer: CanReview, name: Name, asked: CalibrateIn | None = None) -> dict[str, Any]:
+@router.post("/v1/models/{name}/calibrations", status_code=201)
+def calibrate(db: Db, bearer: CanReview, name: Name, asked: CalibrateIn | None = None) -> CalibratedOut:
     """Make thresholds from stored images; they judge new images only. A replay judges the stored ones."""
     wanted = asked or CalibrateIn()
     model = generations.model(db, name)
@@ -196,27 +212,61 @@ def calibrate(db: Db, bearer: CanReview, name: Name, asked: CalibrateIn | None =
     }
 
 
-def _calibrations(db: Session, model: Model, rows: Any) -> list[dict[str, Any]]:  # noqa: ANN401 - a sequence of rows
+def _calibrations(db: Session, model: Model, rows: Sequence[Calibration]) -> list[CalibrationOut]:
     newest = {one.calibration_id for one in calibrations.in_force(db, model.id).values()}
-    return [_calibration(row, model) | {"in_force": row.id in newest} for row in rows]
+    return [_calibration(row, model, in_force=row.id in newest) for row in rows]
 
 
-_COLUMNS = (
-    "id", "modality", "source", "rule", "threshold", "mean", "std", "quantiles", "n", "data_sha256", "distances",
-    "made_by", "created_at",
-)  # fmt: skip
+def _calibration(row: Calibration, model: Model, *, in_force: bool) -> CalibrationOut:
+    return {
+        "id": row.id,
+        "model": model.name,
+        "modality": row.modality,
+        "source": row.source,
+        "rule": row.rule,
+        "threshold": row.threshold,
+        "mean": row.mean,
+        "std": row.std,
+        "quantiles": row.quantiles,
+        "n": row.n,
+        "data_sha256": row.data_sha256,
+        "distances": _distances(row),
+        "made_by": row.made_by,
+        "created_at": row.created_at,
+        "in_force": in_force,
+    }
 
 
-def _calibration(row: Calibration, model: Model) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in _COLUMNS} | {"model": model.name}
+def _distances(row: Calibration) -> DistancesOut | None:
+    found = row.distances
+    if found is None:
+        return None
+    return {
+        "threshold": found["threshold"],
+        "mean": found["mean"],
+        "std": found["std"],
+        "quantiles": found["quantiles"],
+        "n": found["n"],
+    }
 
 
-def _said(db: Session, row: Review) -> dict[str, Any]:
+def _said(db: Session, row: Review) -> ReviewOut:
     db.flush()
     db.refresh(row)
     return _review(row)
 
 
-def _review(row: Review) -> dict[str, Any]:
-    fields = ("decision", "gate", "reason", *_VOTES, "reviewer", "note")
-    return {"item": f"image-{row.image_id}", "at": row.created_at} | {name: getattr(row, name) for name in fields}
+def _review(row: Review) -> ReviewOut:
+    return {
+        "item": f"image-{row.image_id}",
+        "decision": Decision(row.decision),
+        "gate": row.gate,
+        "reason": row.reason,
+        "score": row.score,
+        "threshold": row.threshold,
+        "distance": row.distance,
+        "distance_threshold": row.distance_threshold,
+        "reviewer": row.reviewer,
+        "note": row.note,
+        "at": row.created_at,
+    }
