@@ -61,7 +61,7 @@ class BackfillIn(In):
     token_file: Annotated[ServerPath | None, Field(description="A file on the server with a bearer token")] = None
 
 
-@router.post("/v1/ingest/backfills", status_code=202, response_model=OperationDetail)
+@router.post("/v1/ingest/backfills", status_code=202)
 def begin_backfill(
     rt: Rt,
     db: Db,
@@ -69,7 +69,7 @@ def begin_backfill(
     asked: BackfillIn,
     response: Response,
     idempotency_key: IdempotencyKey = None,
-) -> dict[str, Any]:
+) -> OperationDetail:
     """Start to pull another archive's studies over DICOMweb, window by window; instances already here are skipped.
 
     Only configured archives may be named, unless the installation allows any (embedded).

@@ -3,7 +3,7 @@
 No response, log line or row repeats the UID or patient ID of the request.
 """
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 from sqlalchemy.orm import Session
@@ -22,8 +22,8 @@ router = APIRouter(tags=["erase"])
 StudyUid = Annotated[Uid, Path()]
 
 
-@router.delete("/v1/studies/{study_instance_uid}", status_code=202, response_model=OperationDetail)
-def erase_study(rt: Rt, db: Db, bearer: CanErase, study_instance_uid: StudyUid, response: Response) -> dict[str, Any]:
+@router.delete("/v1/studies/{study_instance_uid}", status_code=202)
+def erase_study(rt: Rt, db: Db, bearer: CanErase, study_instance_uid: StudyUid, response: Response) -> OperationDetail:
     """Erase the study: searches stop finding it at once, and its files are refused from now on.
 
     The operation ends when no index holds a point of the study.
@@ -31,31 +31,31 @@ def erase_study(rt: Rt, db: Db, bearer: CanErase, study_instance_uid: StudyUid, 
     return _told(db, bearer, erase.erase_study(db, rt.rules.secret, study_instance_uid), response)
 
 
-@router.post("/v1/patients:erase", status_code=202, response_model=OperationDetail)
-def erase_patient(rt: Rt, db: Db, bearer: CanErase, asked: PatientIn, response: Response) -> dict[str, Any]:
+@router.post("/v1/patients:erase", status_code=202)
+def erase_patient(rt: Rt, db: Db, bearer: CanErase, asked: PatientIn, response: Response) -> OperationDetail:
     """Erase every study of the patient, in the same way as one study."""
     return _told(db, bearer, erase.erase_patient(db, rt.rules.secret, asked.issuer, asked.patient_id), response)
 
 
-@router.post("/v1/studies/{study_instance_uid}:lift", response_model=LiftedOut)
-def lift_study(rt: Rt, db: Db, bearer: CanErase, study_instance_uid: StudyUid) -> dict[str, int]:
+@router.post("/v1/studies/{study_instance_uid}:lift")
+def lift_study(rt: Rt, db: Db, bearer: CanErase, study_instance_uid: StudyUid) -> LiftedOut:
     """Lift the study's tombstones; the next scan may take it in again."""
     return _lifted(db, bearer, erase.lift_study(db, rt.rules.secret, study_instance_uid))
 
 
-@router.post("/v1/patients:lift", response_model=LiftedOut)
-def lift_patient(rt: Rt, db: Db, bearer: CanErase, asked: PatientIn) -> dict[str, int]:
+@router.post("/v1/patients:lift")
+def lift_patient(rt: Rt, db: Db, bearer: CanErase, asked: PatientIn) -> LiftedOut:
     """Lift the patient's tombstones; the next scan may take in what was erased with the patient."""
     return _lifted(db, bearer, erase.lift_patient(db, rt.rules.secret, asked.issuer, asked.patient_id))
 
 
-def _told(db: Session, bearer: Bearer, operation: Operation, response: Response) -> dict[str, Any]:
+def _told(db: Session, bearer: Bearer, operation: Operation, response: Response) -> OperationDetail:
     reviews.audit(db, bearer.actor, "erase", {"operation": str(operation.id), **operation.params})
     response.headers["Location"] = f"/v1/operations/{operation.id}"
     db.refresh(operation)
     return detail(db, operation)
 
 
-def _lifted(db: Session, bearer: Bearer, count: int) -> dict[str, int]:
+def _lifted(db: Session, bearer: Bearer, count: int) -> LiftedOut:
     reviews.audit(db, bearer.actor, "lift", {"tombstones": count})
     return {"tombstones": count}

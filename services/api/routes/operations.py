@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
-from services.api.answers import FilesOut, OperationDetail, OperationsOut
+from services.api.answers import FilesOut, OperationDetail, OperationOut, OperationsOut
 from services.api.dependencies import CanIngest, CanTakeIn, CanWatch, Db, IdempotencyKey, Rt, key_digest
 from services.api.errors import explain
 from services.api.paging import read_cursor, write_cursor
@@ -29,7 +29,7 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 Cursor = Annotated[str | None, Query(max_length=200)]
 
 
-@router.post("/v1/ingest/scans", status_code=202, response_model=OperationDetail)
+@router.post("/v1/ingest/scans", status_code=202)
 def begin_scan(
     rt: Rt,
     db: Db,
@@ -37,7 +37,7 @@ def begin_scan(
     asked: ScanIn,
     response: Response,
     idempotency_key: IdempotencyKey = None,
-) -> dict[str, Any]:
+) -> OperationDetail:
     """Start taking in a folder of the server, in place. A repeated Idempotency-Key returns the same operation."""
     if asked.dataset is not None and (asked.labels is not None or asked.watch):
         raise Invalid("a published set has its own labels and does not change: leave out labels and watch")
@@ -66,8 +66,8 @@ def _allowed(rt: Runtime, text: str) -> str:
     return str(path)
 
 
-@router.get("/v1/operations", response_model=OperationsOut)
-def list_operations(db: Db, _: CanWatch, limit: Limit = 50, cursor: Cursor = None) -> dict[str, Any]:
+@router.get("/v1/operations")
+def list_operations(db: Db, _: CanWatch, limit: Limit = 50, cursor: Cursor = None) -> OperationsOut:
     """Operations, the newest first."""
     rows = operations.page(db, limit + 1, _moment(cursor) if cursor else None)
     shown = rows[:limit]
@@ -91,16 +91,16 @@ def _moment(cursor: str) -> datetime:
         raise Invalid("this is not a cursor") from None
 
 
-@router.get("/v1/operations/{operation_id}", response_model=OperationDetail)
-def show_operation(db: Db, _: CanWatch, operation_id: UUID) -> dict[str, Any]:
+@router.get("/v1/operations/{operation_id}")
+def show_operation(db: Db, _: CanWatch, operation_id: UUID) -> OperationDetail:
     """One operation: its progress, and the outcomes of its files."""
     return detail(db, operations.get(db, operation_id))
 
 
-@router.get("/v1/operations/{operation_id}/files", response_model=FilesOut)
+@router.get("/v1/operations/{operation_id}/files")
 def list_files(
     db: Db, _: CanTakeIn, operation_id: UUID, problems: bool = True, limit: Limit = 200, cursor: Cursor = None
-) -> dict[str, Any]:
+) -> FilesOut:
     """The operation's files with outcome, gate and reason; by default only those that are not searchable."""
     operations.get(db, operation_id)
     after = read_cursor(cursor) if cursor else 0
@@ -121,8 +121,8 @@ def list_files(
     }
 
 
-@router.post("/v1/operations/{operation_id}:cancel", response_model=OperationDetail)
-def cancel_operation(db: Db, _: CanTakeIn, operation_id: UUID) -> dict[str, Any]:
+@router.post("/v1/operations/{operation_id}:cancel")
+def cancel_operation(db: Db, _: CanTakeIn, operation_id: UUID) -> OperationDetail:
     """Stop the operation; files that are registered already stay."""
     _only_scans(db, operation_id)
     operation = operations.cancel(db, operation_id)
@@ -131,8 +131,8 @@ def cancel_operation(db: Db, _: CanTakeIn, operation_id: UUID) -> dict[str, Any]
     return detail(db, operation)
 
 
-@router.post("/v1/operations/{operation_id}:retry", status_code=202, response_model=OperationDetail)
-def retry_operation(db: Db, _: CanTakeIn, operation_id: UUID) -> dict[str, Any]:
+@router.post("/v1/operations/{operation_id}:retry", status_code=202)
+def retry_operation(db: Db, _: CanTakeIn, operation_id: UUID) -> OperationDetail:
     """Make the operation due again: completed work is skipped, failed work is tried once more."""
     _only_scans(db, operation_id)
     operation = operations.retry(db, operation_id)
@@ -156,18 +156,19 @@ def _only_scans(db: Session, operation_id: UUID) -> None:
         raise Conflict("an erasure can be neither cancelled nor retried: it ends once no index holds what was erased")
 
 
-def detail(db: Session, operation: Operation) -> dict[str, Any]:
+def detail(db: Session, operation: Operation) -> OperationDetail:
     outcomes = operations.outcomes(db, operation.id)
     standing = catalog.progress(db, [operation.id])[operation.id]
-    return _summary(operation, standing) | {
+    return {
+        **_summary(operation, standing),
         "outcomes": [
             {"outcome": outcome, "gate": gate, "reason": reason, "explanation": explain(reason), "count": count}
             for outcome, gate, reason, count in outcomes
-        ]
+        ],
     }
 
 
-def _summary(operation: Operation, standing: catalog.Progress) -> dict[str, Any]:
+def _summary(operation: Operation, standing: catalog.Progress) -> OperationOut:
     undecided, unindexed = standing.undecided, standing.unindexed
     end = operation.finished_at or datetime.now(UTC)
     took_s = max((end - operation.created_at).total_seconds(), 0.0)
