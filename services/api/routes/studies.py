@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Query
 from sqlalchemy import Row
 
-from services.api.answers import JournalOut, StudiesOut, StudyDetail
+from services.api.answers import ImageOut, JournalOut, StudiesOut, StudyDetail, StudyOut
 from services.api.auth import HELD_BACK, may_see
 from services.api.dependencies import CanRead, Rt
 from services.api.errors import explain
@@ -30,8 +30,8 @@ _WAITING: Mapping[str, str] = {
 }
 
 
-@router.get("/v1/studies", response_model=StudiesOut)
-def list_studies(rt: Rt, _: CanRead, asked: Annotated[StudiesIn, Query()]) -> dict[str, Any]:
+@router.get("/v1/studies")
+def list_studies(rt: Rt, _: CanRead, asked: Annotated[StudiesIn, Query()]) -> StudiesOut:
     """Studies, the latest taken in first."""
     before = read_cursor(asked.cursor)
     with rt.store.reading() as connection:
@@ -43,7 +43,7 @@ def list_studies(rt: Rt, _: CanRead, asked: Annotated[StudiesIn, Query()]) -> di
     }
 
 
-def _study(row: Row[Any]) -> dict[str, Any]:
+def _study(row: Row[Any]) -> StudyOut:
     return {
         "study_instance_uid": row.uid,
         "study_date": row.study_date,
@@ -55,8 +55,8 @@ def _study(row: Row[Any]) -> dict[str, Any]:
     }
 
 
-@router.get("/v1/studies/{study_instance_uid}", response_model=StudyDetail)
-def show_study(rt: Rt, bearer: CanRead, study_instance_uid: Annotated[Uid, Path()]) -> dict[str, Any]:
+@router.get("/v1/studies/{study_instance_uid}")
+def show_study(rt: Rt, bearer: CanRead, study_instance_uid: Annotated[Uid, Path()]) -> StudyDetail:
     """One study with its images: their state, and why an image is not searchable."""
     with rt.store.reading() as connection:
         found = catalog.study(connection, study_instance_uid)
@@ -79,43 +79,58 @@ def show_study(rt: Rt, bearer: CanRead, study_instance_uid: Annotated[Uid, Path(
     }
 
 
-@router.get("/v1/studies/{study_instance_uid}/journal", response_model=JournalOut)
+@router.get("/v1/studies/{study_instance_uid}/journal")
 def study_journal(
     rt: Rt, _: CanRead, study_instance_uid: Annotated[Uid, Path()], limit: Annotated[int, Query(ge=1, le=1000)] = 200
-) -> dict[str, Any]:
+) -> JournalOut:
     """The study's journal, the latest first: what arrived from whom, and its outcome, including refused files."""
     with rt.store.reading() as connection:
         rows = arrivals.journal(connection, study_instance_uid, limit)
     if not rows:
         raise NotFound("no such study")
-    names = ("at", "event", "outcome", "reason", "source", "sender", "rule")
     return {
         "study_instance_uid": study_instance_uid,
         "journal": [
             {
-                **{name: getattr(row, name) for name in names},
+                "at": row.at,
+                "event": row.event,
+                "outcome": row.outcome,
+                "reason": row.reason,
                 "explanation": explain(row.reason),
                 "sop_instance_uid": row.sop_uid,
+                "source": row.source,
+                "sender": row.sender,
+                "rule": row.rule,
             }
             for row in rows
         ],
     }
 
 
-def _image(row: Row[Any], bearer: Bearer, *, published: bool) -> dict[str, Any]:
+def _image(row: Row[Any], bearer: Bearer, *, published: bool) -> ImageOut:
     why_not = _why_not(row, published=published)
     shown = row.pictured and may_see(row.status, bearer)
     return {
         "sop_instance_uid": row.sop_uid,
         "sop_class_uid": row.sop_class,
         "transfer_syntax_uid": row.transfer_syntax,
-        **{name: getattr(row, name) for name in ("modality", "laterality", "view", "view_modifiers", "body_part")},
-        **{name: getattr(row, name) for name in ("rows", "columns", "frames", "status", "gate", "reason")},
-        **{name: getattr(row, name) for name in ("score", "distance")},
+        "modality": row.modality,
+        "laterality": row.laterality,
+        "view": row.view,
+        "view_modifiers": row.view_modifiers,
+        "body_part": row.body_part,
+        "rows": row.rows,
+        "columns": row.columns,
+        "frames": row.frames,
         "labels": {
             **row.labels,
             **{n: getattr(row, n) for n in ("birads", "density", "pathology") if getattr(row, n) is not None},
         },
+        "status": row.status,
+        "gate": row.gate,
+        "reason": row.reason,
+        "score": row.score,
+        "distance": row.distance,
         "calibrated": row.calibration_id is not None if row.status in JUDGED else None,
         "searchable": why_not is None,
         "why_not": why_not,
