@@ -1,6 +1,6 @@
 """The audit trail: who reviewed, erased, calibrated and published what, and when."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query
 
@@ -13,17 +13,21 @@ from shared.store import reviews
 router = APIRouter(tags=["audit"])
 
 
-@router.get("/v1/audit", response_model=AuditOut)
-def list_audit(db: Db, _: CanAudit, asked: Annotated[AuditIn, Query()]) -> dict[str, Any]:
+@router.get("/v1/audit")
+def list_audit(db: Db, _: CanAudit, asked: Annotated[AuditIn, Query()]) -> AuditOut:
     """Audited actions, the latest first: which key did what to which image or generation, with its parameters."""
     rows = reviews.audited(db, read_cursor(asked.cursor), asked.limit + 1, asked.action)
     shown = rows[: asked.limit]
     return {
         "entries": [
             {
-                **{name: getattr(row, name) for name in ("id", "at", "actor", "action", "details")},
+                "id": row.id,
+                "at": row.at,
+                "actor": row.actor,
                 "key": row.key_id,
+                "action": row.action,
                 "item": None if row.image_id is None else f"image-{row.image_id}",
+                "details": row.details,
             }
             for row in shown
         ],

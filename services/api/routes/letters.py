@@ -1,7 +1,7 @@
 """Dead letters: work that was given up, listed with its reason and retried on request."""
 
 from datetime import datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 
@@ -17,8 +17,8 @@ from shared.store.letters import Wanted
 router = APIRouter(tags=["dead letters"])
 
 
-@router.get("/v1/dead-letters", response_model=LettersOut)
-def list_letters(db: Db, _: CanIngest, asked: Annotated[LettersIn, Query()]) -> dict[str, Any]:
+@router.get("/v1/dead-letters")
+def list_letters(db: Db, _: CanIngest, asked: Annotated[LettersIn, Query()]) -> LettersOut:
     """Dead letters with their reasons, the latest first."""
     wanted = Wanted(kind=asked.kind, reason=asked.reason)
     rows = letters.page(db, wanted, _after(asked.cursor), asked.limit + 1)
@@ -27,8 +27,12 @@ def list_letters(db: Db, _: CanIngest, asked: Annotated[LettersIn, Query()]) -> 
     return {
         "letters": [
             {
-                **{name: getattr(row, name) for name in ("letter", "kind", "reason", "attempts", "since")},
+                "letter": row.letter,
+                "kind": row.kind,
+                "reason": row.reason,
                 "explanation": explain(row.reason),
+                "attempts": row.attempts,
+                "since": row.since,
                 "sop_instance_uid": row.sop_uid,
                 "study_instance_uid": row.study_uid,
                 "operation": row.operation_id,
@@ -50,15 +54,15 @@ def _after(cursor: str | None) -> tuple[datetime, str] | None:
         raise Invalid("this is not a cursor") from None
 
 
-@router.post("/v1/dead-letters/{letter}:retry", status_code=202, response_model=LettersRetriedOut)
-def retry(db: Db, bearer: CanIngest, letter: Annotated[Letter, Path()]) -> dict[str, Any]:
+@router.post("/v1/dead-letters/{letter}:retry", status_code=202)
+def retry(db: Db, bearer: CanIngest, letter: Annotated[Letter, Path()]) -> LettersRetriedOut:
     """Retry one dead letter. 404 where it is no dead letter any more."""
     pipeline.retry(db, letter, bearer.actor)
     return {"retried": {letter.partition("-")[0]: 1}}
 
 
-@router.post("/v1/dead-letters:retry", status_code=202, response_model=LettersRetriedOut)
-def retry_many(db: Db, bearer: CanIngest, asked: LettersRetryIn) -> dict[str, Any]:
+@router.post("/v1/dead-letters:retry", status_code=202)
+def retry_many(db: Db, bearer: CanIngest, asked: LettersRetryIn) -> LettersRetriedOut:
     """Retry all dead letters of a kind or a reason, at most 10,000 at once."""
     done = pipeline.retry_many(db, Wanted(kind=asked.kind, reason=asked.reason), bearer.actor)
     return {"retried": dict(done)}
