@@ -1,9 +1,9 @@
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 from sqlalchemy.orm import Session
 
-from services.api.answers import ModelDetail, ModelsOut
+from services.api.answers import ModelDetail, ModelOut, ModelsOut
 from services.api.dependencies import CanAdmin, CanRead, Db, Rt
 from services.api.schemas import NAME, HashIn, ModelIn
 from shared.encoder.cards import Card
@@ -18,15 +18,15 @@ router = APIRouter(tags=["models"])
 Name = Annotated[str, Path(pattern=NAME)]
 
 
-@router.get("/v1/models", response_model=ModelsOut)
-def list_models(db: Db, _: CanRead) -> dict[str, Any]:
+@router.get("/v1/models")
+def list_models(db: Db, _: CanRead) -> ModelsOut:
     """All registered models, with the published one marked."""
     live = generations.published(db)
     return {"models": [_model(row, live.model_id if live else None) for row in generations.models(db)]}
 
 
-@router.post("/v1/models", status_code=201, response_model=ModelDetail)
-def add_model(rt: Rt, db: Db, bearer: CanAdmin, asked: ModelIn, response: Response) -> dict[str, Any]:
+@router.post("/v1/models", status_code=201)
+def add_model(rt: Rt, db: Db, bearer: CanAdmin, asked: ModelIn, response: Response) -> ModelDetail:
     """Test and register a model of the models folder; the first one is also published. Idempotent."""
     card = rt.proved(asked.card)
     row, new = lifecycle.add_model(db, rt.indexes, asked.card, card)
@@ -40,14 +40,14 @@ def add_model(rt: Rt, db: Db, bearer: CanAdmin, asked: ModelIn, response: Respon
     return told
 
 
-@router.get("/v1/models/{name}", response_model=ModelDetail)
-def show_model(db: Db, _: CanRead, name: Name) -> dict[str, Any]:
+@router.get("/v1/models/{name}")
+def show_model(db: Db, _: CanRead, name: Name) -> ModelDetail:
     """By its name, or by eight or more digits of its fingerprint."""
     return _detail(db, generations.model(db, name))
 
 
-@router.post("/v1/models/{name}:hash", status_code=201, response_model=ModelDetail)
-def add_hashed(rt: Rt, _: CanAdmin, name: Name, asked: HashIn, response: Response) -> dict[str, Any]:
+@router.post("/v1/models/{name}:hash", status_code=201)
+def add_hashed(rt: Rt, _: CanAdmin, name: Name, asked: HashIn, response: Response) -> ModelDetail:
     """Register the model, with a hash code fitted to the archive's embeddings, as a new model without a generation."""
     models = rt.settings.models_dir
     lifecycle.add_hashed(rt.transaction, rt.indexes, models, name, asked.name, asked.bits, rotate=asked.rotate)
@@ -56,7 +56,7 @@ def add_hashed(rt: Rt, _: CanAdmin, name: Name, asked: HashIn, response: Respons
         return _detail(db, generations.model(db, asked.name))
 
 
-def _model(row: Model, live: int | None) -> dict[str, Any]:
+def _model(row: Model, live: int | None) -> ModelOut:
     card = Card.from_json(dict(row.card))
     return {
         "name": row.name,
@@ -71,7 +71,7 @@ def _model(row: Model, live: int | None) -> dict[str, Any]:
     }
 
 
-def _detail(db: Session, row: Model) -> dict[str, Any]:
+def _detail(db: Session, row: Model) -> ModelDetail:
     live = generations.published(db)
     own = [generation.id for generation in generations.every(db) if generation.model_id == row.id]
-    return _model(row, live.model_id if live else None) | {"card": row.card, "generations": own}
+    return {**_model(row, live.model_id if live else None), "card": row.card, "generations": own}
