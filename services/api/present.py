@@ -1,9 +1,6 @@
-"""A ranking as the JSON that clients receive, built as plain dictionaries because validating them costs more than
-making them. `answers.RankingOut` documents their shape, and a test compares the two.
-"""
+"""A ranking as the JSON that clients receive. It is not validated, which would cost as much as making it."""
 
-from typing import Any
-
+from services.api.answers import GateOut, Match, ModelRef, QueryImageOut, RankingOut, StudyFound
 from services.api.errors import explain
 from shared.encoder.cards import Card
 from shared.errors import Gate
@@ -11,12 +8,10 @@ from shared.pipeline.question import Found, Pair, Ranking, Request, Subject
 from shared.pipeline.rank import QueryImage
 from shared.store.generations import Published
 
-Json = dict[str, Any]
-
-_models: dict[tuple[str, str], Json] = {}  # a card never changes
+_models: dict[tuple[str, str], ModelRef] = {}  # a card never changes
 
 
-def model(published: Published) -> Json:
+def model(published: Published) -> ModelRef:
     known = _models.get((published.fingerprint, published.folder))
     if known is None:
         card = Card.from_json(dict(published.card))
@@ -30,7 +25,7 @@ def model(published: Published) -> Json:
     return known
 
 
-def ranking(found: Ranking, request: Request, took_ms: float) -> Json:
+def ranking(found: Ranking, request: Request, took_ms: float) -> RankingOut:
     subject = found.subject
     return {
         "query": {
@@ -53,33 +48,41 @@ def ranking(found: Ranking, request: Request, took_ms: float) -> Json:
         "emulated": sorted(found.emulated),
         "as_of": found.as_of,
         "took_ms": round(took_ms, 3),
-        "timings_ms": found.timings_ms,
+        "timings_ms": dict(found.timings_ms),
         "next": found.next,
     }
 
 
-_VOTES = ("score", "threshold", "distance", "distance_threshold")
-
-
-def _gates(subject: Subject) -> list[Json]:
+def _gates(subject: Subject) -> list[GateOut]:
     """The verdicts of all three gates on an uploaded image; empty for a stored study, judged at intake."""
     if subject.features is None:
         return []
     own, stops = subject.features, {stop.gate: stop.reason for stop in subject.stops}
-    told = [
+    told: list[GateOut] = [
         {
             "gate": gate.value,
             "verdict": "stopped" if gate in stops else "passed",
             "reason": stops.get(gate),
-            **dict.fromkeys(_VOTES),
+            "score": None,
+            "threshold": None,
+            "distance": None,
+            "distance_threshold": None,
         }
         for gate in (Gate.METADATA, Gate.PIXELS)
     ]
-    last = {"verdict": own.verdict} | {name: getattr(own, name) for name in _VOTES}
-    return [*told, {"gate": Gate.FEATURES.value, "reason": stops.get(Gate.FEATURES)} | last]
+    last: GateOut = {
+        "gate": Gate.FEATURES.value,
+        "reason": stops.get(Gate.FEATURES),
+        "verdict": own.verdict,
+        "score": own.score,
+        "threshold": own.threshold,
+        "distance": own.distance,
+        "distance_threshold": own.distance_threshold,
+    }
+    return [*told, last]
 
 
-def _asked(image: QueryImage) -> Json:
+def _asked(image: QueryImage) -> QueryImageOut:
     return {
         "sop_instance_uid": image.sop_uid,
         "frame": image.frame,
@@ -88,7 +91,7 @@ def _asked(image: QueryImage) -> Json:
     }
 
 
-def _study(rank: int, study: Found) -> Json:
+def _study(rank: int, study: Found) -> StudyFound:
     hits = [pair.hit for pair in study.pairs]
     return {
         "rank": rank,
@@ -104,7 +107,7 @@ def _study(rank: int, study: Found) -> Json:
     }
 
 
-def _match(pair: Pair) -> Json:
+def _match(pair: Pair) -> Match:
     query, hit = pair.query, pair.hit
     return {
         "query_sop_instance_uid": query.sop_uid,

@@ -1,4 +1,4 @@
-"""Searches. Responses are built as plain JSON; the routes' response models only document them."""
+"""Searches. Their responses are serialised here, because FastAPI would validate a ranking first."""
 
 import asyncio
 import json
@@ -255,5 +255,8 @@ def _batch(rt: Runtime, metrics: Metrics, batch: BatchIn) -> Response:
     took_ms = (time.perf_counter() - started) * 1000
     for found in rankings:
         observe(metrics, rt, found)
-    listed = [present.ranking(found, wanted, took_ms) for found in rankings]
-    return Response(to_json({"rankings": listed, "took_ms": round(took_ms, 3)}), media_type="application/json")
+    answer: BatchOut = {
+        "rankings": [present.ranking(found, wanted, took_ms) for found in rankings],
+        "took_ms": round(took_ms, 3),
+    }
+    return Response(to_json(answer), media_type="application/json")
