@@ -17,6 +17,7 @@ from sqlalchemy.exc import IntegrityError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
+from services.api.answers import ProblemOut
 from services.api.query_params import names_of
 from services.api.schemas import WRITTEN
 from shared.errors import (
@@ -99,7 +100,7 @@ def explain(reason: str | None) -> str | None:
 def problem(
     kind: Kind, detail: str, instance: str, headers: Mapping[str, str] | None = None, **more: object
 ) -> Response:
-    body = {
+    body: ProblemOut = {
         "type": TYPES + kind.code,
         "title": kind.title,
         "status": kind.status,
@@ -108,9 +109,8 @@ def problem(
         "code": kind.code,
         "trace_id": structlog.contextvars.get_contextvars().get("trace_id", ""),
         "errors": [],
-        **more,
     }
-    return Response(to_json(body), kind.status, headers, "application/problem+json")
+    return Response(to_json({**body, **more}), kind.status, headers, "application/problem+json")
 
 
 def route_of(request: Request) -> str:
