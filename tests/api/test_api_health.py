@@ -6,12 +6,16 @@ import re
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import get_origin, get_type_hints
 
 import pytest
 import sqlalchemy as sa
 import structlog
+from fastapi import Response
+from typing_extensions import is_typeddict
 
 from services.api import metrics
+from services.api.app import ROUTERS
 from shared.errors import Unavailable
 from shared.pipeline import hashes
 from shared.process import until
@@ -171,6 +175,14 @@ def test_every_route_documents_its_scope_and_its_refusals(client):
         for what in methods.values():
             assert ("security" in what) == ("x-scope" in what) == (path not in ("/livez", "/readyz")), path
             assert "application/problem+json" in what["responses"]["default"]["content"]
+
+
+def test_every_route_returns_the_shape_that_it_documents_so_that_mypy_checks_each_field():
+    for route in (route for router in ROUTERS for route in router.routes):
+        returned = get_type_hints(route.endpoint)["return"]
+        if not issubclass(get_origin(returned) or returned, Response):
+            assert is_typeddict(returned), route.path
+            assert returned is route.response_model, route.path
 
 
 def test_every_reference_in_the_openapi_document_leads_somewhere(client):
