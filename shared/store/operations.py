@@ -104,7 +104,7 @@ _CLAIM = sa.text(
 _EXHAUST = sa.text(
     f"""
     UPDATE operation SET state = CASE WHEN cancel THEN 'cancelled' ELSE 'failed' END, error = :error,
-                         lease_until = NULL, finished_at = clock_timestamp()
+                         lease_until = NULL, cursor = NULL, finished_at = clock_timestamp()
     WHERE id IN (SELECT id FROM operation WHERE state = 'running' AND registered_at IS NULL AND {FREE}
                  AND {_LOSSES} >= {MOST_LOSSES} FOR UPDATE SKIP LOCKED)
     RETURNING id
@@ -231,13 +231,15 @@ def cancel(db: Session, operation_id: uuid.UUID) -> Operation:
 def retry(db: Session, operation_id: uuid.UUID) -> Operation:
     """Make an ended or paused operation due again from the start: finished work is skipped, failed work tried again.
 
+    `total` stays: a replay counts it once, when it is created.
+
     Raises: `NotFound`, `Conflict` while it is pending or running.
     """
     operation = _locked(db, operation_id)
     if operation.state in ("pending", "running"):
         raise Conflict("the operation has not ended")
     operation.state, operation.cancel, operation.error, operation.finished_at = "pending", False, None, None
-    operation.counts, operation.losses = {}, 0
+    operation.done, operation.counts, operation.losses = 0, {}, 0
     operation.cursor = operation.registered_at = None
     operation.lease_until = operation.not_before = None
     return operation
@@ -312,5 +314,5 @@ def abandon(db: Session, operation_id: uuid.UUID) -> None:
     """Cancel the operation if it has not ended, because its purpose is gone; its holder stops."""
     operation = _locked(db, operation_id)
     if operation.state in ("pending", "running", "paused"):
-        operation.state, operation.lease_until = "cancelled", None
+        operation.state, operation.lease_until, operation.cursor = "cancelled", None, None
         operation.finished_at = sa.func.clock_timestamp()

@@ -114,6 +114,30 @@ def test_nobody_claims_one_whose_files_are_all_registered_until_it_is_tried_agai
         assert (row.counts, row.cursor, row.registered_at) == ({}, None, None)
 
 
+def test_a_retry_has_done_nothing_yet(platform: Platform) -> None:
+    number = made(platform)
+    told(platform, lost(platform, 1), 7)
+    with platform.begin() as db:
+        operations.abandon(db, number)
+        again = operations.retry(db, number)
+    assert (again.done, again.total) == (0, 9)
+
+
+def test_one_that_was_given_up_keeps_no_cursor(platform: Platform) -> None:
+    number = made(platform)
+    told(platform, lost(platform, 1), 7)
+    lost(platform, MOST_LOSSES - 1)  # the one that told is lost, too
+    assert swept(platform, number).cursor is None
+
+
+def test_one_that_was_abandoned_keeps_no_cursor(platform: Platform) -> None:
+    number = made(platform)
+    told(platform, lost(platform, 1), 7)
+    with platform.begin() as db:
+        operations.abandon(db, number)
+    assert swept(platform, number).cursor is None
+
+
 def test_a_turn_that_ends_in_order_is_no_loss(platform: Platform) -> None:
     number = made(platform)
     for _ in range(3 * MOST_LOSSES):
