@@ -35,7 +35,7 @@ def drain(
 ) -> int:
     """Encode the images that each model has to catch up on, or record why not; return how many were settled.
 
-    A model that cannot be loaded here waits, and does not hold up the others.
+    Each model gets an equal share of `budget_s`. One that cannot be loaded here waits, and does not hold up the others.
     """
     with begin() as db:
         asking = set(catchup.asking(db))
@@ -47,7 +47,8 @@ def drain(
         except (NotFound, Invalid):
             log.warning("model_not_loaded", fingerprint=model.fingerprint, exc_info=True)
             continue
-        settled += encode.work_off(begin, _source(begin, model, effort), sandbox, encoder_of, effort, budget_s)
+        share_s = budget_s / len(models)
+        settled += encode.work_off(begin, _source(begin, model, effort), sandbox, encoder_of, effort, share_s)
     return settled
 
 

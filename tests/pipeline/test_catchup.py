@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -309,6 +310,27 @@ def test_new_images_come_first(filled: Platform) -> None:
     assert drain(filled) == 4  # one batch, so that the build still progresses
     filled.encode()
     assert drain(filled) == 8
+
+
+def test_several_models_share_the_time_of_one_call(filled: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+    filled.add_model("third", seed=4, dim=32)
+    for name in ("second", "third"):
+        number = filled.begin_generation(name)
+        with filled.begin() as db:
+            reindex.fill(db, generations.get(db, number))
+    now = 0
+
+    def takes_a_second(*given: Any) -> batch.Result:
+        nonlocal now
+        now += 1
+        return batch.forward(*given)
+
+    monkeypatch.setattr(encode, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(encode, "forward", takes_a_second)
+    filled.effort = replace(filled.effort, batch=1)
+    drain(filled, budget_s=4.0)
+    counts = query(filled, "SELECT model_id, count(*) FROM encoding WHERE model_id > 1 GROUP BY 1 ORDER BY 1")
+    assert counts == [(2, 3), (3, 3)], "two seconds each, and the batch that was decoded ahead"
 
 
 def test_a_paused_build_encodes_nothing_and_the_throttle_holds(filled: Platform) -> None:
