@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shared.disk import sync
 from shared.errors import Conflict, Invalid
 from shared.training.experiment import Experiment, Json
 
@@ -120,12 +120,12 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path, atomically renamed to `path` if the block succeeds."""
+    """Yield a temporary path, atomically and durably renamed to `path` if the block succeeds."""
     beside = path.with_name(f".{path.name}.part")
     yield beside
-    with beside.open("rb") as file:
-        os.fsync(file.fileno())
+    sync(beside)
     beside.rename(path)
+    sync(path.parent)
 
 
 def summary(checkpoint: Checkpoint) -> Json:

@@ -1,4 +1,5 @@
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -243,6 +244,22 @@ def test_a_checkpoint_that_was_cut_off_leaves_the_one_before(tmp_path: Path) -> 
         path.write_bytes(b"half a chec")
         raise RuntimeError("no space")
     assert kept.load(tmp_path).epoch == 3
+
+
+def test_a_checkpoint_is_on_the_disk_before_its_name_and_its_name_before_the_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill does not show it: what is not synced survives a kill, and not a loss of power."""
+    synced: list[str] = []
+    sync = os.fsync
+
+    def watched(handle: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{handle}"))
+        sync(handle)
+
+    monkeypatch.setattr(os, "fsync", watched)
+    kept.save(kept.Checkpoint(epoch=3), tmp_path)
+    assert synced == [str(tmp_path / f".{kept.CHECKPOINT}.part"), str(tmp_path)]
 
 
 def test_a_checkpoint_that_was_damaged_is_told(tmp_path: Path) -> None:
