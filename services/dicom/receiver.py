@@ -45,7 +45,7 @@ POLL_S = 0.05
 WEDGED_S = 60.0  #: how long an association may take to end after its connection was shut down
 DRAIN_S = 10.0  #: at shutdown, time for instances that are being stored to be answered
 COLLECT_EVERY = 100  #: ended associations between two garbage collections: each leaves reference cycles
-_PERMANENT, _TRANSIENT, _USER = 1, 2, 1  #: PS3.8 9.3.4: results and source
+_PERMANENT, _USER = 1, 1  #: PS3.8 9.3.4: result and source
 _CALLING, _CALLED = 3, 7  #: PS3.8 9.3.4: reasons
 
 
