@@ -123,6 +123,7 @@ def test_an_address_without_a_scheme_is_refused(tmp_path, similis):
         (413, Invalid, 5),
         (422, Invalid, 5),
         (500, SimilisError, 1),
+        (507, SimilisError, 1),
     ],
 )
 def test_a_problem_is_one_sentence_and_an_exit_code(home, server, similis, status, kind, code):
