@@ -331,6 +331,8 @@ def test_a_decision_that_is_said_twice_is_one(stopped: Bright) -> None:
     assert stopped.column("SELECT count(*) FROM audit WHERE action = 'release'") == [1]
     with stopped.begin() as db, pytest.raises(Conflict, match="released already"):
         quarantine.reject(db, stopped.number(STRANGE), ANNA)
+    with stopped.begin() as db, pytest.raises(Conflict, match="released already"):
+        quarantine.release(db, stopped.number(STRANGE), BORIS)
 
 
 def test_a_connection_that_dies_in_between_leaves_nothing_of_a_decision(stopped: Bright) -> None:
