@@ -186,7 +186,7 @@ class Decoder(nn.Module):
 class Acir(nn.Module):
     """RGB (n, 3, side, side) in [0, 1] to `Outputs`.
 
-    Trained in two stages (section 1.5): first everything but the decoder, by `features`, `head` and `classifier`;
+    Trained in two stages: first everything but the decoder, by `features`, `head` and `classifier`;
     then the decoder alone, by `features(x).deep`, with all else frozen and in eval mode.
     """
 
@@ -239,7 +239,7 @@ class Acir(nn.Module):
 
 
 class Darf(nn.Module):
-    """Window attention on both taps, pooled to 7 x 7, then the shallow one asks the deep one (section 1.2)."""
+    """Window attention on both taps, pooled to 7 x 7, then the shallow one asks the deep one."""
 
     def __init__(self, widths: Widths, side: int) -> None:
         super().__init__()
@@ -263,7 +263,7 @@ def content(features: Features) -> Tensor:
     """(n, dim) unit vectors: each part centred and of fixed length, so that a dot product is the mean Pearson
     correlation of the parts, weighted by `Features.weights`.
 
-    Per part, because the [cls] part varies several times as much as the others and would decide alone (section 1.6).
+    Per part, because the [cls] part varies several times as much as the others and would decide alone.
     """
     parts = [functional.normalize(part.float() - part.float().mean(1, keepdim=True), dim=1) for part in features.parts]
     total = sum(features.weights)
@@ -278,7 +278,7 @@ def squared_error(x: Tensor, reconstruction: Tensor) -> Tensor:
 
 def relative_error(x: Tensor, reconstruction: Tensor) -> Tensor:
     """(n,): squared error over the image's own variance + 0.001. This is the stored OOD score: an image with little
-    in it has little to get wrong, so by plain error a blank or a dimmed one passes for known (section 1.5).
+    in it has little to get wrong, so by plain error a blank or a dimmed one passes for known.
     """
     x = x.float()
     variance = (x - x.mean((1, 2, 3), keepdim=True)).pow(2).mean((1, 2, 3))

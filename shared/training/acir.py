@@ -148,7 +148,7 @@ class Reconstructing(nn.Module):
 class Reconstruction(Method[Reconstructing]):
     """Stage 2: the decoder paints the input again from the deep map, by mean squared error.
 
-    Source: section 1.5; that it is the squared error is our choice, the paper's loss is not known.
+    The squared error is our choice: the paper's loss is not known.
     """
 
     shape: Shape

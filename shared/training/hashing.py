@@ -1,8 +1,9 @@
 """Losses over the logits of a hash head: ACIR's structure-aware contrastive hashing, and the methods beside it.
 
 Each is an `Objective` of the logits (n, bits), labels (n,) and fingerprints (n, d) of a batch.
-Sources: section 1.3, 1.4 and 3 of the notes on ACIR (arXiv 2503.09370); CSQ (Yuan et al., CVPR 2020), OrthoHash
-(Hoe et al., NeurIPS 2021), GreedyHash (Su et al., NeurIPS 2018), DTSH (Wang, Shi and Kitani, ACCV 2016).
+Sources: ACIR (arXiv 2503.09370) and its released code, from which the docstrings say where these losses differ; CSQ
+(Yuan et al., CVPR 2020), OrthoHash (Hoe et al., NeurIPS 2021), GreedyHash (Su et al., NeurIPS 2018), DTSH (Wang, Shi
+and Kitani, ACCV 2016).
 """
 
 from abc import ABC, abstractmethod
