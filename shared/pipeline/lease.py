@@ -42,20 +42,26 @@ class Keeper:
 
 
 @contextmanager
-def turn(begin: Begin, held: Held, lease_s: float, away_s: float, *, lasting: bool = False) -> Iterator[None]:
-    """Run one worker's turn at an operation: renew its lease, and write the error that ends the block to its row.
+def turn(begin: Begin, kind: str, lease_s: float, away_s: float) -> Iterator[Held | None]:
+    """Claim the operation of this kind that has been due for longest, and hold it until the block ends.
 
-    After `Unavailable` the operation rests for `away_s` seconds and goes on where it was; a `lasting` one (a watch)
-    does so after any error. Otherwise an error fails the operation. No error leaves the block.
+    Yields None if none is due. While it is held, its lease is renewed; the error that ends the block is written to its
+    row. After `Unavailable` the operation rests for `away_s` seconds and goes on where it was; a lasting one does so
+    after any error. Otherwise an error fails the operation. No error leaves the block.
     """
+    with begin() as db:
+        held = operations.claim(db, kind, lease_s)
+    if held is None:
+        yield None
+        return
     try:
         with Keeper(begin, lease_s, lambda db: operations.renew(db, held, lease_s)):
-            yield
+            yield held
     except Exception as error:
         if not isinstance(error, SimilisError):
             log.exception("turn_failed", operation_id=str(held.id))
         with begin() as db:
-            if lasting or isinstance(error, Unavailable):
+            if held.lasting or isinstance(error, Unavailable):
                 operations.rest(db, held, away_s, _told(error))
             else:
                 operations.end(db, held, "failed", _told(error))

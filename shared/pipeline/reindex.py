@@ -51,14 +51,10 @@ def advance(
     alive: Callable[[], None] = lambda: None,
 ) -> bool:
     """Advance one due build as far as possible; return True if there may be more to do at once."""
-    with begin() as db:
-        held = operations.claim(db, "reindex", LEASE_S)
-    if held is None:
-        return False
-    more = True
-    with turn(begin, held, LEASE_S, AWAY_S):
-        more = _build(begin, open_index, held, budget_s, chunk, alive)
-    return more  # noqa: RET504 - `turn` ends the block at an error, before this is set
+    with turn(begin, "reindex", LEASE_S, AWAY_S) as held:
+        if held is None or not _build(begin, open_index, held, budget_s, chunk, alive):
+            return False
+    return True  # also after an error
 
 
 def _build(

@@ -110,12 +110,10 @@ def advance(
     begin: Begin, *, chunk: int = CHUNK, budget_s: float = 20.0, alive: Callable[[], None] = lambda: None
 ) -> bool:
     """Advance one due replay; return True if there may be more to do."""
-    with begin() as db:
-        held = operations.claim(db, "replay", LEASE_S)
-    if held is None:
-        return False
     until = time.monotonic() + budget_s
-    with turn(begin, held, LEASE_S, AWAY_S):
+    with turn(begin, "replay", LEASE_S, AWAY_S) as held:
+        if held is None:
+            return False
         while time.monotonic() < until:
             alive()
             with begin() as db:

@@ -45,14 +45,12 @@ class Watch:
 
 def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, watch: Watch, *, alive: Callable[[], None]) -> bool:
     """Give one due scan a turn, or a watch one round; return True if there may be more to do."""
-    with begin() as db:
-        held = operations.claim(db, "scan", LEASE_S)
+    began = time.monotonic()
+    with turn(begin, "scan", LEASE_S, FOLDER_AWAY_S) as held:
         if held is None:
             return False
-        progress = scan.Progress.of(operations.get(db, held.id))
-    lasting = bool(held.params.get("watch"))
-    began = time.monotonic()
-    with turn(begin, held, LEASE_S, FOLDER_AWAY_S, lasting=lasting):
+        with begin() as db:
+            progress = scan.Progress.of(operations.get(db, held.id))
         labels = read_folder_labels(held.params)
         one = _Scan(held, labels, alive, began)
         scan.scan(
@@ -60,14 +58,14 @@ def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, watch: Watch,
             inspector,
             Path(held.params["path"]),
             table=labels.table,
-            rules=replace(watch.rules if lasting else rules, skip=labels.skip),
+            rules=replace(watch.rules if held.lasting else rules, skip=labels.skip),
             operation_id=held.id,
             report=one.report,
             progress=progress,
             alive=alive,
         )
         with begin() as db:
-            one.leave(db, progress, watch.rest_s if lasting else None)
+            one.leave(db, progress, watch.rest_s if held.lasting else None)
     return True
 
 
@@ -163,22 +161,22 @@ def advance_pull(
         access_of: returns the access to an archive, by its name or address and the operation's user and secret files.
         most: maximum bytes of one file.
     """
-    with begin() as db:
-        held = operations.claim(db, pull.KIND, LEASE_S)
+    until = time.monotonic() + TURN_S
+    with turn(begin, pull.KIND, LEASE_S, ARCHIVE_AWAY_S) as held:
         if held is None:
             return False
-        progress = pull.Progress.of(operations.get(db, held.id))
-    params, until = held.params, time.monotonic() + TURN_S
-
-    def report(db: Session, progress: pull.Progress) -> bool:
-        alive()
-        return _tell_pull(db, held, progress, max(progress.total, progress.done))
-
-    with turn(begin, held, LEASE_S, ARCHIVE_AWAY_S):
+        params = held.params
         if wait_s := closed_s(params.get("between")):
             with begin() as db:
                 operations.rest(db, held, min(wait_s, LOOK_S))
             return True
+        with begin() as db:
+            progress = pull.Progress.of(operations.get(db, held.id))
+
+        def report(db: Session, progress: pull.Progress) -> bool:
+            alive()
+            return _tell_pull(db, held, progress, max(progress.total, progress.done))
+
         own: dict[str, str] = {name: params[name] for name in ("user", "password_file", "token_file") if name in params}
         access = access_of(params["source"], own)
         with Archive(access) as archive:

@@ -22,6 +22,11 @@ class Held:
     attempt: int
     params: dict[str, Any]
 
+    @property
+    def lasting(self) -> bool:
+        """Whether it goes on until it is cancelled, as a watch does."""
+        return bool(self.params.get("watch"))
+
 
 def create(db: Session, kind: str, params: dict[str, Any], key_digest: bytes | None = None) -> Operation:
     """Create a due operation. With the digest of an Idempotency-Key, a second call returns the first one's row.

@@ -171,12 +171,34 @@ def test_one_that_was_to_be_cancelled_is(platform: Platform) -> None:
 
 def test_a_cancel_that_comes_during_a_turn_ends_it_whichever_way_the_turn_ends(platform: Platform) -> None:
     number = made(platform)
-    held = claimed(platform)
-    assert held is not None
-    with platform.begin() as db:
-        assert operations.cancel(db, number).state == "running"  # a worker is running it
-    with turn(platform.begin, held, 30.0, away_s=0.0):
+    with turn(platform.begin, "scan", 30.0, away_s=0.0) as held:
+        assert held is not None
+        with platform.begin() as db:
+            assert operations.cancel(db, number).state == "running"  # a worker is running it
         raise Unavailable("the archive does not answer")
     assert claimed(platform) is None
     ended = swept(platform, number)
     assert (ended.state, ended.lease_until, ended.finished_at is not None) == ("cancelled", None, True)
+
+
+def test_a_turn_holds_one_operation_of_its_kind_or_none(platform: Platform) -> None:
+    number = made(platform)
+    with turn(platform.begin, "replay", 30.0, away_s=0.0) as held:
+        assert held is None
+    with turn(platform.begin, "scan", 30.0, away_s=0.0) as held:
+        assert held is not None
+        assert held.id == number
+        with turn(platform.begin, "scan", 30.0, away_s=0.0) as beside:
+            assert beside is None
+
+
+def test_an_error_is_a_watchs_rest_and_any_others_end(platform: Platform) -> None:
+    with platform.begin() as db:
+        watch = operations.create(db, "scan", {"watch": True}).id
+    once = made(platform)
+    for _ in range(2):
+        with turn(platform.begin, "scan", 30.0, away_s=60.0):
+            raise ZeroDivisionError
+    told = [(row.state, row.error) for row in (swept(platform, number) for number in (watch, once))]
+    assert told == [(state, "internal error (ZeroDivisionError)") for state in ("running", "failed")]
+    assert claimed(platform) is None
