@@ -2,7 +2,6 @@ from shared.log import get
 from shared.pipeline import arrive, encode, turns
 from shared.pipeline.turns import Watch
 from shared.types import Job
-from workers.heartbeat import still_here
 from workers.runtime import runtime
 from workers.tasks import task
 
@@ -23,6 +22,6 @@ def scan_folders() -> None:
     """Advance one due scan, then read sent files again whose retry was requested; a watch rests between rounds."""
     rt = runtime()
     watch = Watch(rules=rt.watch_rules, rest_s=rt.settings.intake.watch_interval_s)
-    if turns.advance_scan(rt.transaction, rt.sandbox, rt.rules, watch, alive=still_here):
+    if turns.advance_scan(rt.transaction, rt.sandbox, rt.rules, watch):
         rt.queue.ring(Job.SCAN)
-    arrive.reread(rt.transaction, rt.sandbox, rt.rules, alive=still_here)
+    arrive.reread(rt.transaction, rt.sandbox, rt.rules)

@@ -1,6 +1,5 @@
 from shared.pipeline import replay
 from shared.types import Job
-from workers.heartbeat import still_here
 from workers.runtime import runtime
 from workers.tasks import task
 
@@ -9,5 +8,5 @@ from workers.tasks import task
 def replay_thresholds() -> None:
     """Advance one due replay; send the message again if work may be left."""
     rt = runtime()
-    if replay.advance(rt.transaction, alive=still_here):
+    if replay.advance(rt.transaction):
         rt.queue.ring(Job.REPLAY)

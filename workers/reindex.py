@@ -1,7 +1,6 @@
 from shared.log import get
 from shared.pipeline import canary, catchup, reindex
 from shared.types import Job
-from workers.heartbeat import still_here
 from workers.runtime import runtime
 from workers.tasks import task
 
@@ -13,7 +12,7 @@ def build_generations() -> None:
     """Purge retired generations, then advance one due build; send the message again if work may be left."""
     rt = runtime()
     reindex.purge(rt.transaction, rt.indexes)
-    if reindex.advance(rt.transaction, rt.index, alive=still_here):
+    if reindex.advance(rt.transaction, rt.index):
         rt.queue.ring(Job.REINDEX)
 
 

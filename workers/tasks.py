@@ -5,9 +5,11 @@ from collections.abc import Callable
 import structlog
 
 from shared.errors import Unavailable
+from shared.heartbeat import shown_by
 from shared.log import get
 from shared.types import Job
 from workers.app import app
+from workers.heartbeat import still_here
 
 log = get(__name__)
 
@@ -22,7 +24,7 @@ def guard(job: Job, function: Task) -> Task:
     """
 
     def run() -> None:
-        with structlog.contextvars.bound_contextvars(task=job.value):
+        with structlog.contextvars.bound_contextvars(task=job.value), shown_by(still_here):
             try:
                 function()
             except Unavailable as error:

@@ -6,13 +6,14 @@ before the commit leaves at most a file without a row; it was never acknowledged
 
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from enum import Enum, auto
 from itertools import islice
 from pathlib import Path
 
+from shared import heartbeat
 from shared.errors import Rejected
 from shared.imaging.answers import Inspected
 from shared.imaging.reasons import PASSING, Reason, failed
@@ -99,7 +100,7 @@ def _answer(done: Registered) -> Arrived:
     )
 
 
-def reread(begin: Begin, inspector: Inspector, rules: Rules, *, alive: Callable[[], None] = lambda: None) -> int:
+def reread(begin: Begin, inspector: Inspector, rules: Rules) -> int:
     """Inspect and decide again on the stopped sent files that are marked for it; return how many."""
     done, after = 0, 0
     while True:
@@ -107,7 +108,7 @@ def reread(begin: Begin, inspector: Inspector, rules: Rules, *, alive: Callable[
             due = files.again(db, after, BATCH)
         if not due:
             return done
-        alive()
+        heartbeat.beat()
         admit_again(begin, inspector, due, rules)
         done, after = done + len(due), due[-1].id
 

@@ -21,6 +21,7 @@ from tenacity import (
     wait_exponential_jitter,
 )
 
+from shared import heartbeat
 from shared.errors import Denied
 from shared.imaging.reasons import Reason
 from shared.multipart import End
@@ -99,7 +100,6 @@ class Pull:
     Attributes:
         report: saves the progress; returns False to stop the pull.
         over: returns True when this worker's turn is over.
-        alive: called while files arrive, which may take long.
         most: maximum bytes of one file.
     """
 
@@ -113,7 +113,6 @@ class Pull:
     rules: Rules
     report: Report
     over: Callable[[], bool]
-    alive: Callable[[], None]
     most: int
 
     def run(self) -> bool:
@@ -294,7 +293,7 @@ class _Study:
         with Streamed(pull.blobs, self._take, expects=expects, most=pull.most, batch=self._pace.batch) as files:
             for event in pull.archive.files(self._study, series, sop):
                 files.on(event)
-                pull.alive()
+                heartbeat.beat()
                 if isinstance(event, End):
                     self._pace.wait()
             for one in files.settle():

@@ -14,6 +14,7 @@ from contextlib import suppress
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from shared import heartbeat
 from shared.errors import NotFound
 from shared.imaging.pseudonym import patient_number
 from shared.index.base import Exact, Filter, Index, IndexStore, Match, Query, Recall
@@ -42,24 +43,15 @@ TIE = 1e-6  #: tolerance at the k-th score: ties are equally right
 Opened = Callable[[str], Index]
 
 
-def advance(
-    begin: Begin,
-    open_index: Opened,
-    *,
-    budget_s: float = 20.0,
-    chunk: int = CHUNK,
-    alive: Callable[[], None] = lambda: None,
-) -> bool:
+def advance(begin: Begin, open_index: Opened, *, budget_s: float = 20.0, chunk: int = CHUNK) -> bool:
     """Advance one due build as far as possible; return True if there may be more to do at once."""
     with turn(begin, "reindex", LEASE_S, AWAY_S) as held:
-        if held is None or not _build(begin, open_index, held, budget_s, chunk, alive):
+        if held is None or not _build(begin, open_index, held, budget_s, chunk):
             return False
     return True  # also after an error
 
 
-def _build(
-    begin: Begin, open_index: Opened, held: Held, budget_s: float, chunk: int, alive: Callable[[], None]
-) -> bool:
+def _build(begin: Begin, open_index: Opened, held: Held, budget_s: float, chunk: int) -> bool:
     until = time.monotonic() + budget_s
     with begin() as db:
         built = generations.built_by(db, held.id)
@@ -71,7 +63,7 @@ def _build(
         return True
     number = built.id
     while True:
-        alive()
+        heartbeat.beat()
         with begin() as db:
             if not operations.mine(db, held):
                 return False  # paused, cancelled, or taken over
@@ -97,7 +89,7 @@ def _build(
             enqueue(db, Job.CATCH_UP)
             operations.rest(db, held, max(REST_S, calm_s))
             return False
-    _finish(begin, index, held, number, alive)
+    _finish(begin, index, held, number)
     return True
 
 
@@ -154,13 +146,13 @@ def _report(db: Session, held: Held, found: Generation) -> tuple[coverage.Covera
     return covered, calm_s
 
 
-def _finish(begin: Begin, index: Index, held: Held, number: int, alive: Callable[[], None]) -> None:
+def _finish(begin: Begin, index: Index, held: Held, number: int) -> None:
     """Link the graph, measure the recall and end the operation. Publishing is left to a person."""
     with begin() as db:
         found = generations.get(db, number)
         rows = ledger.sample(db, found.id, found.model_id, SAMPLE, SEED)
-    link(index, alive)
-    measured = recall(index, rows, alive)
+    link(index)
+    measured = recall(index, rows)
     with begin() as db:
         if operations.mine(db, held):
             found = generations.get(db, number)
@@ -169,24 +161,24 @@ def _finish(begin: Begin, index: Index, held: Held, number: int, alive: Callable
             operations.end(db, held, "succeeded")
 
 
-def link(index: Index, alive: Callable[[], None], every_s: float = 5.0) -> None:
-    """Link every point into the graph; this may take minutes, and calls `alive` every `every_s` seconds."""
+def link(index: Index, every_s: float = 5.0) -> None:
+    """Link every point into the graph; this may take minutes, with a heartbeat every `every_s` seconds."""
     with ThreadPoolExecutor(1, "link") as beside:
         coming = beside.submit(index.optimize)
         while not coming.done():
-            alive()
+            heartbeat.beat()
             with suppress(StillGoing):
                 coming.result(timeout=every_s)
         coming.result()
 
 
-def recall(index: Index, rows: Sequence[ledger.Sampled], alive: Callable[[], None] = lambda: None) -> dict[str, float]:
+def recall(index: Index, rows: Sequence[ledger.Sampled]) -> dict[str, float]:
     """Return the recall@10 of the index, at the accuracy that searches ask for."""
-    found, wanted = compare(index, rows, alive)
+    found, wanted = compare(index, rows)
     return {"recall": found / wanted if wanted else 1.0, "k": K, "sample": len(rows), "points": index.count()}
 
 
-def compare(index: Index, rows: Sequence[ledger.Sampled], alive: Callable[[], None] = lambda: None) -> tuple[int, int]:
+def compare(index: Index, rows: Sequence[ledger.Sampled]) -> tuple[int, int]:
     """Return how many of the exact first ten are among the first ten of a usual search, and how many there are.
 
     The query's patient is excluded in both, and ties are equally right. Between two queries the engine rests as long
@@ -194,7 +186,7 @@ def compare(index: Index, rows: Sequence[ledger.Sampled], alive: Callable[[], No
     """
     found = wanted = 0
     for row in rows:
-        alive()
+        heartbeat.beat()
         vector = encodings.unpack(row.embedding)
         other = Filter(must_not=(Match(field="patient", values=(patient_number(row.patient_key),)),))
         began = time.monotonic()

@@ -5,11 +5,12 @@ First as a plan that changes nothing, then chunk by chunk as an operation.
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from sqlalchemy.orm import Session
 
+from shared import heartbeat
 from shared.errors import Conflict
 from shared.imaging.reasons import Reason
 from shared.pipeline import quarantine
@@ -106,16 +107,14 @@ def begin_replay(db: Session, model: Model, modality: str, found: Proposal, acto
     return operation
 
 
-def advance(
-    begin: Begin, *, chunk: int = CHUNK, budget_s: float = 20.0, alive: Callable[[], None] = lambda: None
-) -> bool:
+def advance(begin: Begin, *, chunk: int = CHUNK, budget_s: float = 20.0) -> bool:
     """Advance one due replay; return True if there may be more to do."""
     until = time.monotonic() + budget_s
     with turn(begin, "replay", LEASE_S, AWAY_S) as held:
         if held is None:
             return False
         while time.monotonic() < until:
-            alive()
+            heartbeat.beat()
             with begin() as db:
                 if not _step(db, held, chunk):
                     return True

@@ -20,6 +20,7 @@ from typing import Self
 
 from sqlalchemy.orm import Session
 
+from shared import heartbeat
 from shared.datasets.folder import LabelTable, Row
 from shared.errors import Invalid, Rejected, Unavailable
 from shared.imaging.sandbox import Inspected
@@ -68,7 +69,6 @@ def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it t
     operation_id: uuid.UUID | None,
     report: Callable[[Session, Progress], bool],
     progress: Progress | None = None,
-    alive: Callable[[], None] = lambda: None,
 ) -> Progress:
     """Look at every file under `path` behind the cursor of `progress`, until `report` says stop; return the progress.
 
@@ -78,7 +78,7 @@ def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it t
     if progress.cursor:
         see(path, progress.cursor)  # raises if the folder is gone now: its share may be unavailable
     if table is not None or not progress.cursor:
-        total, table = _survey(path, table, rules, alive)
+        total, table = _survey(path, table, rules)
         progress.total = progress.total if progress.cursor else total
     # rows keyed by UID match by the header alone: after any change of the table all files are read again
     uids = (sorted(table.instances.items()), sorted(table.studies.items())) if table else ([], [])
@@ -117,9 +117,7 @@ def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it t
     return progress
 
 
-def _survey(
-    path: Path, table: LabelTable | None, rules: Rules, alive: Callable[[], None]
-) -> tuple[int, LabelTable | None]:
+def _survey(path: Path, table: LabelTable | None, rules: Rules) -> tuple[int, LabelTable | None]:
     """Return the number of files, and the table without rows that match files of several folders."""
     total = 0
 
@@ -130,7 +128,7 @@ def _survey(
                 total += 1
                 yield _path(seen)
             if total % 1000 == 0:
-                alive()
+                heartbeat.beat()
 
     if table is not None:
         table = table.told_apart(path, met())

@@ -10,6 +10,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
+from shared import heartbeat
 from shared.datasets import importers
 from shared.datasets.folder import LabelTable, read_labels
 from shared.datasets.record import categories, label_table
@@ -43,7 +44,7 @@ class Watch:
     rest_s: float  #: between two rounds
 
 
-def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, watch: Watch, *, alive: Callable[[], None]) -> bool:
+def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, watch: Watch) -> bool:
     """Give one due scan a turn, or a watch one round; return True if there may be more to do."""
     began = time.monotonic()
     with turn(begin, "scan", LEASE_S, FOLDER_AWAY_S) as held:
@@ -52,7 +53,7 @@ def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, watch: Watch,
         with begin() as db:
             progress = scan.Progress.of(operations.get(db, held.id))
         labels = read_folder_labels(held.params)
-        one = _Scan(held, labels, alive, began)
+        one = _Scan(held, labels, began)
         scan.scan(
             begin,
             inspector,
@@ -62,7 +63,6 @@ def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, watch: Watch,
             operation_id=held.id,
             report=one.report,
             progress=progress,
-            alive=alive,
         )
         with begin() as db:
             one.leave(db, progress, watch.rest_s if held.lasting else None)
@@ -96,7 +96,6 @@ class _Scan:
 
     held: Held
     labels: FolderLabels
-    alive: Callable[[], None]
     began: float  #: by `time.monotonic`
     stopped: bool = False  #: cancelled, or taken over
     #: End of the turn, set at the first report: finding the place again may take longer than `TURN_S` (with a table,
@@ -105,7 +104,7 @@ class _Scan:
 
     def report(self, db: Session, progress: scan.Progress) -> bool:
         """Write the progress to the operation's row; return False if the scan was stopped or its turn is over."""
-        self.alive()
+        heartbeat.beat()
         self.stopped = not self._tell(db, progress)
         now = time.monotonic()
         self.until = self.until or now + max(TURN_S, now - self.began)
@@ -153,7 +152,6 @@ def advance_pull(
     rules: Rules,
     *,
     most: int,
-    alive: Callable[[], None],
 ) -> bool:
     """Give one due pull a turn; return True if there may be more to do.
 
@@ -174,7 +172,7 @@ def advance_pull(
             progress = pull.Progress.of(operations.get(db, held.id))
 
         def report(db: Session, progress: pull.Progress) -> bool:
-            alive()
+            heartbeat.beat()
             return _tell_pull(db, held, progress, max(progress.total, progress.done))
 
         own: dict[str, str] = {name: params[name] for name in ("user", "password_file", "token_file") if name in params}
@@ -191,7 +189,6 @@ def advance_pull(
                 rules=rules,
                 report=report,
                 over=lambda: time.monotonic() > until or closed_s(params.get("between")) > 0,
-                alive=alive,
                 most=most,
             )
             _carry_on(held, one)

@@ -147,7 +147,7 @@ class Puller:
                 begin=self.platform.begin, inspector=self.sandbox, blobs=self.blobs, archive=archive, plan=plan,
                 progress=self.progress, origin=pull.origin_of(self.peer.url, self.operation),
                 rules=self.platform.rules, report=report, over=lambda: len(self.told) >= self.over_after,
-                alive=lambda: None, most=10**7,
+                most=10**7,
             ).run()  # fmt: skip
 
     def again(self) -> None:

@@ -12,6 +12,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, Unavailable
+from shared.heartbeat import shown_by
 from shared.index.base import Answer, Index, Query, Recall
 from shared.pipeline import batch, lifecycle, project, reindex
 from shared.pipeline.question import Request
@@ -131,7 +132,7 @@ def test_the_fill_of_a_stale_worker_changes_nothing(filled: Platform) -> None:
     with filled.begin() as db:
         assert operations.claim(db, "reindex", 30.0) is not None
         assert stale is not None
-    assert reindex._build(filled.begin, filled.index, stale, 5, 5, lambda: None) is False
+    assert reindex._build(filled.begin, filled.index, stale, 5, 5) is False
     assert shown(filled, number).filled_to == 0
 
 
@@ -495,7 +496,8 @@ def test_a_worker_that_is_at_it_stops_when_it_is_paused(filled: Platform) -> Non
             with filled.begin() as db:
                 lifecycle.pause(db, number)
 
-    reindex.advance(filled.begin, filled.index, chunk=4, alive=pause)
+    with shown_by(pause):
+        reindex.advance(filled.begin, filled.index, chunk=4)
     assert seen == [0, 4]
     assert shown(filled, number).filled_to == 4
 

@@ -337,7 +337,7 @@ def test_a_turn_gets_on_for_as_long_as_it_took_to_find_its_place(
         operations.create(db, "scan", {"path": str(tmp_path / "watched"), "watch": True})  # always waits
     watch = turns.Watch(rules=platform.rules, rest_s=0)
     for _ in range(20):
-        turns.advance_scan(platform.begin, platform.sandbox, platform.rules, watch, alive=lambda: None)
+        turns.advance_scan(platform.begin, platform.sandbox, platform.rules, watch)
     with platform.begin() as db:
         assert operations.get(db, first).registered_at is not None
     assert walked < 3 * 20

@@ -13,6 +13,7 @@ from shared.encoder.build import build
 from shared.encoder.cards import Card
 from shared.encoder.runtime import load
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
+from shared.heartbeat import shown_by
 from shared.imaging.recipe import Recipe
 from shared.pipeline import lifecycle, quarantine, replay, thresholds
 from shared.pipeline.judge import Standard, judge, statistic
@@ -234,8 +235,8 @@ def test_a_replay_that_dies_is_carried_on(calibrated: Bright) -> None:
         if steps == 3:
             raise SystemExit
 
-    with pytest.raises(SystemExit):
-        replay.advance(calibrated.begin, chunk=5, alive=dies)
+    with pytest.raises(SystemExit), shown_by(dies):
+        replay.advance(calibrated.begin, chunk=5)
     assert calibrated.column("SELECT count(*) FROM image WHERE status = 'quarantined'") == [10]
     with calibrated.begin() as db:
         db.execute(sa.text("UPDATE operation SET lease_until = clock_timestamp() - interval '1 s'"))
@@ -260,7 +261,8 @@ def test_an_error_in_a_replay_is_told_and_does_not_ring_for_ever(
     def fails() -> None:
         raise error
 
-    assert replay.advance(calibrated.begin, alive=fails)
+    with shown_by(fails):
+        assert replay.advance(calibrated.begin)
     assert not replay.advance(calibrated.begin)  # it has failed, or waits
     with calibrated.begin() as db:
         found = operations.get(db, number)

@@ -72,6 +72,35 @@ def test_a_home_that_takes_no_sign_of_life_ends_no_work(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+BEATS = """
+from types import SimpleNamespace
+from celery import signals
+from shared import heartbeat
+from shared.process import sign_of_life
+from shared.types import Job
+from workers.app import settings
+from workers.tasks import guard
+
+class Worker:
+    hostname = "scan@here"
+    timer = SimpleNamespace(call_repeatedly=lambda *_: None)  # the event loop, which does not run during a task
+
+signals.worker_ready.send(Worker())
+sign = sign_of_life(settings.home, "scan")
+for work in (lambda: None, heartbeat.beat):
+    sign.unlink()
+    guard(Job.SCAN, work)()
+    print(sign.exists())
+    sign.touch()
+"""
+
+
+def test_a_task_that_gets_on_is_its_workers_heartbeat(tmp_path: Path) -> None:
+    env = os.environ | {"SIMILIS_HOME": str(tmp_path)}
+    told = subprocess.run([sys.executable, "-c", BEATS], env=env, capture_output=True, text=True, check=False)
+    assert told.stdout.split() == ["False", "True"], told.stderr
+
+
 def test_what_was_erased_is_not_kept_by_a_scan_that_takes_days() -> None:
     assert QUEUES[Job.TIDY] != QUEUES[Job.SCAN]
 

@@ -1,0 +1,27 @@
+"""Heartbeats from within long work: the process that runs a task says what shows that the task gets on.
+
+The sign belongs to the task's own thread. A thread beside it, such as the one that renews leases, shows nothing, as it
+goes on while the task hangs.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+_sign: ContextVar[Callable[[], None] | None] = ContextVar("sign", default=None)
+
+
+def beat() -> None:
+    """Show that this thread's task gets on; outside of a task, do nothing."""
+    if (sign := _sign.get()) is not None:
+        sign()
+
+
+@contextmanager
+def shown_by(sign: Callable[[], None]) -> Iterator[None]:
+    """Call `sign` at each `beat` of this thread until the block ends."""
+    token = _sign.set(sign)
+    try:
+        yield
+    finally:
+        _sign.reset(token)
