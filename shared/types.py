@@ -125,6 +125,31 @@ class Labels:
     extra: Mapping[str, str] = field(default_factory=dict)
 
 
+class OperationKind(StrEnum):
+    """What an operation does."""
+
+    SCAN = "scan"
+    PULL = "backfill-dicomweb"
+    REINDEX = "reindex"
+    REPLAY = "replay"
+    ERASE = "erase"
+
+
+class OperationState(StrEnum):
+    """The state of an operation; the last three are its end."""
+
+    PENDING = "pending"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+#: States of an operation that workers get on with.
+UNDER_WAY = frozenset({OperationState.PENDING, OperationState.RUNNING})
+
+
 class Job(StrEnum):
     """The kinds of work that can be rung for; the value is the task's name."""
 

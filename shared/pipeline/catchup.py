@@ -21,7 +21,7 @@ from shared.store.images import Claimed, Verdict
 from shared.store.locks import Lock, share
 from shared.store.session import Begin, enqueue
 from shared.store.tables import Generation
-from shared.types import Job, Status
+from shared.types import UNDER_WAY, Job, Status
 
 log = get(__name__)
 
@@ -104,7 +104,7 @@ def _building(db: Session, model_id: int) -> list[Generation]:
     """Return the model's generations that are being built: throttle and hours of others do not count."""
     mine = [one for one in generations.every(db) if one.model_id == model_id and one.state == "open"]
     states = {one.id: operations.get(db, one.operation_id).state for one in mine if one.operation_id}
-    return [one for one in mine if states.get(one.id) in ("pending", "running")]
+    return [one for one in mine if states.get(one.id) in UNDER_WAY]
 
 
 def _settle(begin: Begin, model: Published, work: Work, result: Result) -> int:

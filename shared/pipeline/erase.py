@@ -20,7 +20,7 @@ from shared.store.operations import Held
 from shared.store.session import Begin, enqueue
 from shared.store.tables import Operation
 from shared.store.tombstones import Kind, digest
-from shared.types import Job
+from shared.types import Job, OperationKind, OperationState
 
 log = get(__name__)
 
@@ -55,7 +55,7 @@ def _erase(db: Session, secret: bytes, standing: Standing, name: bytes, kind: Ki
         if stone is None:
             raise NotFound(f"no such {kind}")
         return _again(db, operations.get(db, stone.operation_id))
-    operation = operations.create(db, "erase", {"of": kind})
+    operation = operations.create(db, OperationKind.ERASE, {"of": kind})
     names: dict[bytes, Kind] = {digest(secret, "image", image.uid): "image" for image in images}
     names |= {digest(secret, "study", study.uid): "study" for study in studies}
     names[name] = kind
@@ -74,7 +74,7 @@ def _erase(db: Session, secret: bytes, standing: Standing, name: bytes, kind: Ki
 
 def _again(db: Session, operation: Operation) -> Operation:
     """Return the operation; an erasure that was given up before it was certified is made due again."""
-    if operation.state == "failed":
+    if operation.state == OperationState.FAILED:
         counts = operation.counts
         operations.retry(db, operation.id).counts = counts
         enqueue(db, Job.PROJECT)
@@ -105,7 +105,7 @@ def _lift(db: Session, name: bytes, kind: Kind) -> int:
     if erasure_of_it.params["of"] != kind:
         raise Conflict("this study was erased with its patient: lift the erasure of the patient")
     # a file taken in again would replace a delete that is still due, also one that a restore has renewed
-    if erasure_of_it.state != "succeeded" or operations.under_way(db, "erase"):
+    if erasure_of_it.state != OperationState.SUCCEEDED or operations.under_way(db, OperationKind.ERASE):
         raise Conflict("an erasure is still running and an index may still hold its data; lift it when it has ended")
     files.reread_erased(db)
     return tombstones.lift(db, stone.operation_id)
@@ -118,7 +118,7 @@ def certify(begin: Begin, open_index: Callable[[str], Index]) -> None:
     """
     while True:
         with begin() as db:
-            held = operations.claim(db, "erase", LEASE_S)
+            held = operations.claim(db, OperationKind.ERASE, LEASE_S)
             copies = erasure.copies(db, held.id) if held is not None else []
         if held is None:
             return
@@ -149,7 +149,7 @@ def _conclude(db: Session, held: Held, copies: Sequence[Copy], standing: Sequenc
     generations = len({copy.generation_id for copy in copies})
     operation.counts = dict(operation.counts) | {"points": len(copies), "generations": generations}
     db.flush()
-    operations.end(db, held, "succeeded")
+    operations.end(db, held, OperationState.SUCCEEDED)
 
 
 def _standing(open_index: Callable[[str], Index], copies: Sequence[Copy]) -> list[Copy]:

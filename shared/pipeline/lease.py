@@ -12,6 +12,7 @@ from shared.log import get
 from shared.store import operations
 from shared.store.operations import Held
 from shared.store.session import Begin
+from shared.types import OperationKind, OperationState
 
 log = get(__name__)
 
@@ -42,7 +43,7 @@ class Keeper:
 
 
 @contextmanager
-def turn(begin: Begin, kind: str, lease_s: float, away_s: float) -> Iterator[Held | None]:
+def turn(begin: Begin, kind: OperationKind, lease_s: float, away_s: float) -> Iterator[Held | None]:
     """Claim the operation of this kind that has been due for longest, and hold it until the block ends.
 
     Yields None if none is due. While it is held, its lease is renewed; the error that ends the block is written to its
@@ -64,7 +65,7 @@ def turn(begin: Begin, kind: str, lease_s: float, away_s: float) -> Iterator[Hel
             if held.lasting or isinstance(error, Unavailable):
                 operations.rest(db, held, away_s, _told(error))
             else:
-                operations.end(db, held, "failed", _told(error))
+                operations.end(db, held, OperationState.FAILED, _told(error))
 
 
 def _told(error: Exception) -> str:

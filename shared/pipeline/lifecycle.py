@@ -21,7 +21,7 @@ from shared.store.coverage import Gap
 from shared.store.locks import Lock, alone, share
 from shared.store.session import Begin, enqueue
 from shared.store.tables import Generation, Model
-from shared.types import Job
+from shared.types import UNDER_WAY, Job, OperationKind, OperationState
 
 PATIENCE_S = 10.0
 FITTED_ON = 20_000  #: embeddings that a hash code is fitted to, 80 MB at 1,024 dimensions
@@ -122,7 +122,7 @@ def begin_generation(
     With the digest of an Idempotency-Key, a second call returns the first one's generation.
     """
     asked = {"model": model.name, "throttle": throttle, "gate": gate} | choices | ({"hours": hours} if hours else {})
-    operation = operations.create(db, "reindex", asked, key_digest)
+    operation = operations.create(db, OperationKind.REINDEX, asked, key_digest)
     found = generations.built_by(db, operation.id)
     if found is None:
         found = open_generation(db, indexes, model, operation_id=operation.id, throttle=throttle, gate=gate, **choices)
@@ -275,11 +275,11 @@ def resume(db: Session, generation_id: int) -> Generation:
     """Resume the build; if it had ended, its exceptions are tried again and its recall is measured again."""
     found = _open(db, generation_id)
     if found.operation_id is None:
-        found.operation_id = operations.create(db, "reindex", {}).id
+        found.operation_id = operations.create(db, OperationKind.REINDEX, {}).id
     else:
         operation = operations.get(db, found.operation_id)
-        if operation.state not in ("pending", "running"):
-            if operation.state != "paused":
+        if operation.state not in UNDER_WAY:
+            if operation.state != OperationState.PAUSED:
                 catchup.retry(db, found.model_id)
             operations.retry(db, found.operation_id)
     enqueue(db, Job.REINDEX)

@@ -38,7 +38,6 @@ from shared.store.locks import Lock, share
 from shared.store.session import Begin
 from shared.store.tables import Operation
 
-KIND = "backfill-dicomweb"
 FIRST = date(1970, 1, 1)  #: of a backfill without a first day
 WINDOW_DAYS = 366
 MOST_STUDIES = 2000  #: a window that has more is halved, down to one day

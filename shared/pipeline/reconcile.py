@@ -23,7 +23,7 @@ from shared.store.checks import Registered
 from shared.store.files import Seen
 from shared.store.locks import Lock, alone
 from shared.store.session import Begin, enqueue
-from shared.types import Job
+from shared.types import Job, OperationKind
 
 SHOWN = 20  #: ids that a finding names
 NAMED = 16  #: leading digits of a file's digest, by which a finding names it
@@ -115,7 +115,7 @@ def _reopen(db: Session, number: int) -> bool:
         return False
     found.state, found.retired_at = "open", None
     found.filled_to, found.filled_at = 0, None
-    found.operation_id = operations.create(db, "reindex", {"repair": number}).id
+    found.operation_id = operations.create(db, OperationKind.REINDEX, {"repair": number}).id
     enqueue(db, Job.REINDEX)
     enqueue(db, Job.PROJECT)
     return True

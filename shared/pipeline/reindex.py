@@ -28,7 +28,7 @@ from shared.store.locks import Lock, share
 from shared.store.operations import Held
 from shared.store.session import Begin, enqueue
 from shared.store.tables import Generation
-from shared.types import Job
+from shared.types import Job, OperationKind, OperationState
 
 LEASE_S = 30.0
 CHUNK = 2000  #: images looked at in one transaction
@@ -45,7 +45,7 @@ Opened = Callable[[str], Index]
 
 def advance(begin: Begin, open_index: Opened, *, budget_s: float = 20.0, chunk: int = CHUNK) -> bool:
     """Advance one due build as far as possible; return True if there may be more to do at once."""
-    with turn(begin, "reindex", LEASE_S, AWAY_S) as held:
+    with turn(begin, OperationKind.REINDEX, LEASE_S, AWAY_S) as held:
         if held is None or not _build(begin, open_index, held, budget_s, chunk):
             return False
     return True  # also after an error
@@ -59,7 +59,7 @@ def _build(begin: Begin, open_index: Opened, held: Held, budget_s: float, chunk:
         raise NotFound("the generation of this operation no longer exists")
     if built.state == "retired":  # while its operation was resumed
         with begin() as db:
-            operations.end(db, held, "cancelled")
+            operations.end(db, held, OperationState.CANCELLED)
         return True
     number = built.id
     while True:
@@ -158,7 +158,7 @@ def _finish(begin: Begin, index: Index, held: Held, number: int) -> None:
             found = generations.get(db, number)
             found.measured = measured
             _report(db, held, found)
-            operations.end(db, held, "succeeded")
+            operations.end(db, held, OperationState.SUCCEEDED)
 
 
 def link(index: Index, every_s: float = 5.0) -> None:

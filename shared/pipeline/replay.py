@@ -25,7 +25,7 @@ from shared.store.operations import Held
 from shared.store.reviews import Actor
 from shared.store.session import Begin, enqueue
 from shared.store.tables import Calibration, Model, Operation
-from shared.types import Job, Status
+from shared.types import Job, OperationKind, OperationState, Status
 
 LEASE_S = 30.0
 AWAY_S = 10.0  #: until a replay goes on after something was unavailable
@@ -99,7 +99,7 @@ def begin_replay(db: Session, model: Model, modality: str, found: Proposal, acto
     if number is None:
         number = calibrations.add(db, model.id, modality, found.source, actor.name, **found.columns).id
     params = {"calibration": number, "model": model.name, "modality": modality}
-    operation = operations.create(db, "replay", params)
+    operation = operations.create(db, OperationKind.REPLAY, params)
     operation.total = calibrations.judged_again(db, modality)
     said = {"threshold": found.standard.threshold, "distance_threshold": found.standard.distance}
     reviews.audit(db, actor, "replay", params | said)
@@ -110,7 +110,7 @@ def begin_replay(db: Session, model: Model, modality: str, found: Proposal, acto
 def advance(begin: Begin, *, chunk: int = CHUNK, budget_s: float = 20.0) -> bool:
     """Advance one due replay; return True if there may be more to do."""
     until = time.monotonic() + budget_s
-    with turn(begin, "replay", LEASE_S, AWAY_S) as held:
+    with turn(begin, OperationKind.REPLAY, LEASE_S, AWAY_S) as held:
         if held is None:
             return False
         while time.monotonic() < until:
@@ -131,14 +131,14 @@ def _step(db: Session, held: Held, chunk: int) -> bool:
     operation = operations.get(db, held.id)
     row = calibrations.get(db, held.params["calibration"])
     if why := _overtaken(db, row):
-        operations.end(db, held, "failed", why)
+        operations.end(db, held, OperationState.FAILED, why)
         return False
     after = (operation.cursor or {"image": 0})["image"]
     standard = standard_of(columns_of(row), row.id)
     chosen = _chosen(row.modality, standard)
     rows, last = calibrations.lock_scored(db, row.model_id, chosen, after, chunk)
     if last is None:
-        operations.end(db, held, "succeeded")
+        operations.end(db, held, OperationState.SUCCEEDED)
         return False
     counts = Counter(operation.counts) + _apply(db, standard, rows)
     done = operation.done + len(rows)

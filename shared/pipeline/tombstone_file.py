@@ -21,6 +21,7 @@ from shared.log import get
 from shared.pipeline import erase
 from shared.store import operations, tombstones
 from shared.store.tombstones import Kind
+from shared.types import OperationKind
 
 NAME = "tombstones"
 BEFORE = "tombstones.before"
@@ -123,5 +124,5 @@ def _add_tombstones(db: Session, path: Path) -> None:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise Invalid("the file of tombstones is damaged") from None
     for operation_id, names in erasures.items():
-        operations.stand_for(db, operation_id, "erase", {"of": widest[operation_id]})
+        operations.stand_for(db, operation_id, OperationKind.ERASE, {"of": widest[operation_id]})
         tombstones.add(db, names, operation_id)

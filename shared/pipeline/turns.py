@@ -25,7 +25,7 @@ from shared.store import files, operations
 from shared.store.blobs import Blobs
 from shared.store.operations import Held
 from shared.store.session import Begin, enqueue
-from shared.types import Job
+from shared.types import Job, OperationKind, OperationState
 
 log = get(__name__)
 
@@ -47,7 +47,7 @@ class Watch:
 def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, watch: Watch) -> bool:
     """Give one due scan a turn, or a watch one round; return True if there may be more to do."""
     began = time.monotonic()
-    with turn(begin, "scan", LEASE_S, FOLDER_AWAY_S) as held:
+    with turn(begin, OperationKind.SCAN, LEASE_S, FOLDER_AWAY_S) as held:
         if held is None:
             return False
         with begin() as db:
@@ -116,7 +116,7 @@ class _Scan:
         if rest_s is None or self.stopped:  # a watch would log every few seconds
             log.info("scanned", operation_id=str(self.held.id), state=state, done=progress.done, total=progress.total)
         if self.stopped:
-            operations.end(db, self.held, "cancelled")
+            operations.end(db, self.held, OperationState.CANCELLED)
         elif progress.cursor:
             operations.rest(db, self.held, 0)  # due again, behind those that wait
         elif rest_s is not None:
@@ -141,7 +141,8 @@ class _Scan:
 
 def _others_wait(db: Session) -> bool:
     """Whether another scan, a pull, or sent files that are to be read again are due."""
-    return any(operations.due(db, kind) for kind in ("scan", pull.KIND)) or bool(files.again(db, 0, 1))
+    kinds = (OperationKind.SCAN, OperationKind.PULL)
+    return any(operations.due(db, kind) for kind in kinds) or bool(files.again(db, 0, 1))
 
 
 def advance_pull(
@@ -160,7 +161,7 @@ def advance_pull(
         most: maximum bytes of one file.
     """
     until = time.monotonic() + TURN_S
-    with turn(begin, pull.KIND, LEASE_S, ARCHIVE_AWAY_S) as held:
+    with turn(begin, OperationKind.PULL, LEASE_S, ARCHIVE_AWAY_S) as held:
         if held is None:
             return False
         params = held.params
@@ -211,7 +212,7 @@ def _carry_on(held: Held, one: Pull) -> None:
         done = one.run()
     except pull.Stopped:
         with one.begin() as db:
-            operations.end(db, held, "cancelled")
+            operations.end(db, held, OperationState.CANCELLED)
         return
     with one.begin() as db:
         if not done:

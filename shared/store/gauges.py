@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import sqlalchemy as sa
 
 from shared.store import calibrations, canaries, images, ledger, letters, operations
+from shared.types import OperationKind
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,7 @@ _BESIDE = sa.text("SELECT count(*) FROM catch_up WHERE state = 'due'")
 
 def read(connection: sa.Connection) -> Gauges:
     waiting, oldest = images.due(connection)
-    scans = operations.due(connection, "scan")
+    scans = operations.due(connection, OperationKind.SCAN)
     pending = connection.execute(_PENDING).scalar_one()
     stopped = connection.execute(_STOPPED).all()
     generations = connection.execute(_OPEN).all()

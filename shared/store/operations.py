@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, NotFound
 from shared.store.tables import FATE, FREE, RESTED, Operation
+from shared.types import UNDER_WAY, OperationKind, OperationState
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ class Held:
         return bool(self.params.get("watch"))
 
 
-def create(db: Session, kind: str, params: dict[str, Any], key_digest: bytes | None = None) -> Operation:
+def create(db: Session, kind: OperationKind, params: dict[str, Any], key_digest: bytes | None = None) -> Operation:
     """Create a due operation. With the digest of an Idempotency-Key, a second call returns the first one's row.
 
     Raises: `Conflict` if that key was used for other parameters.
@@ -61,9 +62,9 @@ def _locked(db: Session, operation_id: uuid.UUID) -> Operation:
     return found
 
 
-def under_way(db: Session, kind: str) -> bool:
+def under_way(db: Session, kind: OperationKind) -> bool:
     """Whether an operation of this kind is pending or running."""
-    statement = sa.select(Operation.id).where(Operation.kind == kind, Operation.state.in_(("pending", "running")))
+    statement = sa.select(Operation.id).where(Operation.kind == kind, Operation.state.in_(UNDER_WAY))
     return db.scalar(statement.limit(1)) is not None
 
 
@@ -72,9 +73,9 @@ def known(db: Session, ids: Collection[uuid.UUID]) -> set[uuid.UUID]:
     return set(db.scalars(sa.select(Operation.id).where(Operation.id.in_(ids))))
 
 
-def stand_for(db: Session, operation_id: uuid.UUID, kind: str, params: dict[str, Any]) -> None:
+def stand_for(db: Session, operation_id: uuid.UUID, kind: OperationKind, params: dict[str, Any]) -> None:
     """Insert a finished placeholder for an operation of another database; idempotent."""
-    ended = {"state": "succeeded", "finished_at": sa.func.clock_timestamp()}
+    ended = {"state": OperationState.SUCCEEDED, "finished_at": sa.func.clock_timestamp()}
     row = insert(Operation).values(id=operation_id, kind=kind, params=params, **ended)
     db.execute(row.on_conflict_do_nothing())
 
@@ -126,7 +127,7 @@ def exhaust(db: Session) -> list[uuid.UUID]:
     return list(db.execute(_EXHAUST, {"error": GIVEN_UP}).scalars())
 
 
-def claim(db: Session, kind: str, lease_s: float) -> Held | None:
+def claim(db: Session, kind: OperationKind, lease_s: float) -> Held | None:
     """Claim the operation of this kind that has been due for longest, until the lease ends; None if none is due."""
     row = db.execute(_CLAIM, {"kind": kind, "lease": lease_s}).one_or_none()
     return None if row is None else Held(*row)
@@ -208,7 +209,7 @@ def rest(db: Session, held: Held, seconds: float, error: str | None = None) -> N
     db.execute(_REST, {"id": held.id, "attempt": held.attempt, "s": seconds, "error": error})
 
 
-def end(db: Session, held: Held, state: str, error: str | None = None) -> None:
+def end(db: Session, held: Held, state: OperationState, error: str | None = None) -> None:
     db.execute(
         sa.text(
             "UPDATE operation SET state = :state, error = :error, lease_until = NULL, cursor = NULL, "
@@ -224,11 +225,12 @@ def cancel(db: Session, operation_id: uuid.UUID) -> Operation:
     Raises: `NotFound`, `Conflict` when it has ended.
     """
     operation = _locked(db, operation_id)
-    if operation.state not in ("pending", "running"):
+    if operation.state not in UNDER_WAY:
         raise Conflict(f"the operation has ended: {operation.state}")
     operation.cancel = True
     if operation.lease_until is None or operation.registered_at is not None:
-        operation.state, operation.cursor = "cancelled", None  # a cursor may name a study that is erased later
+        operation.state = OperationState.CANCELLED
+        operation.cursor = None  # it may name a study that is erased later
         operation.finished_at = sa.func.clock_timestamp()
     return operation
 
@@ -241,9 +243,10 @@ def retry(db: Session, operation_id: uuid.UUID) -> Operation:
     Raises: `NotFound`, `Conflict` while it is pending or running.
     """
     operation = _locked(db, operation_id)
-    if operation.state in ("pending", "running"):
+    if operation.state in UNDER_WAY:
         raise Conflict("the operation has not ended")
-    operation.state, operation.cancel, operation.error, operation.finished_at = "pending", False, None, None
+    operation.state, operation.cancel = OperationState.PENDING, False
+    operation.error = operation.finished_at = None
     operation.done, operation.counts, operation.losses = 0, {}, 0
     operation.cursor = operation.registered_at = None
     operation.lease_until = operation.not_before = None
@@ -297,7 +300,7 @@ def outcomes(db: Session, operation_id: uuid.UUID) -> list[tuple[str, str | None
     return [tuple(row) for row in rows]
 
 
-def due(db: Session | sa.Connection, kind: str) -> int:
+def due(db: Session | sa.Connection, kind: OperationKind) -> int:
     """How many operations of this kind could be claimed now."""
     statement = f"SELECT count(*) FROM operation WHERE {_DUE}"
     found: int = db.execute(sa.text(statement), {"kind": kind}).scalar_one()
@@ -310,14 +313,14 @@ def pause(db: Session, operation_id: uuid.UUID) -> None:
     Raises: `Conflict` when it has ended.
     """
     operation = _locked(db, operation_id)
-    if operation.state not in ("pending", "running", "paused"):
+    if operation.state not in UNDER_WAY | {OperationState.PAUSED}:
         raise Conflict(f"the operation has ended: {operation.state}")
-    operation.state = "paused"
+    operation.state = OperationState.PAUSED
 
 
 def abandon(db: Session, operation_id: uuid.UUID) -> None:
     """Cancel the operation if it has not ended, because its purpose is gone; its holder stops."""
     operation = _locked(db, operation_id)
-    if operation.state in ("pending", "running", "paused"):
-        operation.state, operation.lease_until, operation.cursor = "cancelled", None, None
+    if operation.state in UNDER_WAY | {OperationState.PAUSED}:
+        operation.state, operation.lease_until, operation.cursor = OperationState.CANCELLED, None, None
         operation.finished_at = sa.func.clock_timestamp()

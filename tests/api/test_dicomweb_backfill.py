@@ -16,7 +16,7 @@ from shared.config import DicomwebSource
 from shared.pipeline import encode, project, pull, turns
 from shared.store import operations
 from shared.store.keys import Scope
-from shared.types import Job
+from shared.types import Job, OperationKind
 from tests.api.conftest import CANARY, serving
 from tests.conftest import ROOT
 from tests.dicomweb import RELATED, instance, related, served, sop_uid, study_uid
@@ -94,7 +94,7 @@ def settle(archive):
 
 def test_another_archive_is_pulled_from_to_the_end(client, roomy, source, worker):
     answer = begin(client)
-    assert (answer.status_code, answer.json()["kind"], answer.json()["phase"]) == (202, pull.KIND, "waiting")
+    assert (answer.status_code, answer.json()["kind"], answer.json()["phase"]) == (202, OperationKind.PULL, "waiting")
     assert Job.PULL in roomy.rt.queue.rung
     worker()
     settle(roomy)
@@ -126,7 +126,7 @@ def test_turn_by_turn_it_goes_on_where_the_row_says(client, roomy, source, worke
     with roomy.rt.transaction() as db:
         row = operations.get(db, operation_id)
         assert (row.lease_until, row.cursor["after"]) == (None, study_uid(1))
-        assert operations.due(db, pull.KIND) == 1
+        assert operations.due(db, OperationKind.PULL) == 1
     for _ in range(3):
         worker()
     settle(roomy)

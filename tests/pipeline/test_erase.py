@@ -12,10 +12,11 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, NotFound, Unavailable
 from shared.index.base import Index
-from shared.pipeline import batch, encode, erase, lifecycle, project, pull, reindex
+from shared.pipeline import batch, encode, erase, lifecycle, project, reindex
 from shared.pipeline.question import Request
 from shared.pipeline.search import by_studies
 from shared.store import generations, operations
+from shared.types import OperationKind
 from tests.miniature import SECRET, Platform, header
 from tests.pipeline.test_reindex import Crash, CrashingAt
 
@@ -84,9 +85,9 @@ def test_what_is_left_are_bare_rows_and_keyed_hashes(filled: Platform) -> None:
 def test_a_pull_that_named_the_study_names_it_no_more_and_asks_for_no_other(filled: Platform) -> None:
     with filled.begin() as db:
         asked = {"source": "pacs", "query": {"StudyInstanceUID": f"1.2.4.1,{UID}", "ModalitiesInStudy": "MG"}}
-        both = operations.create(db, pull.KIND, asked)
+        both = operations.create(db, OperationKind.PULL, asked)
         both.cursor = {"from": "", "to": "", "after": UID}
-        one = operations.create(db, pull.KIND, {"source": "pacs", "query": {"StudyInstanceUID": UID}})
+        one = operations.create(db, OperationKind.PULL, {"source": "pacs", "query": {"StudyInstanceUID": UID}})
     erased(filled)
     told = state(filled, both.id)
     assert told.params["query"] == {"StudyInstanceUID": "1.2.4.1,2.25.0", "ModalitiesInStudy": "MG"}

@@ -14,7 +14,7 @@ from shared.errors import Invalid
 from shared.pipeline import pull
 from shared.store import operations
 from shared.store.session import enqueue
-from shared.types import Job
+from shared.types import Job, OperationKind
 
 router = APIRouter(tags=["operations"])
 
@@ -81,7 +81,7 @@ def begin_backfill(
     if days := asked.query.days():
         params |= {"first": days[0].isoformat(), "last": days[1].isoformat()}
     params |= asked.model_dump(include={"rate", "between"}, exclude_none=True)
-    operation = operations.create(db, pull.KIND, params, key_digest(bearer, idempotency_key))
+    operation = operations.create(db, OperationKind.PULL, params, key_digest(bearer, idempotency_key))
     enqueue(db, Job.PULL)
     response.headers["Location"] = f"/v1/operations/{operation.id}"
     db.refresh(operation)

@@ -24,6 +24,7 @@ from shared.runtime import Runtime
 from shared.store import canaries, coverage, generations, ledger, operations, reviews
 from shared.store.keys import Bearer
 from shared.store.tables import Generation, Model, Operation
+from shared.types import UNDER_WAY, OperationState
 
 router = APIRouter(tags=["generations"])
 
@@ -196,14 +197,15 @@ def _canary(row: Generation) -> CanaryOut | None:
 def _state(row: Generation, operation: Operation | None) -> GenerationState:
     if row.state == "retired":
         return "retiring" if row.purged_at is None else "retired"
-    if operation is None or operation.state == "succeeded":
+    if operation is None or operation.state == OperationState.SUCCEEDED:
         return "ready"
-    states: dict[str, GenerationState] = {"pending": "building", "running": "building", "paused": "paused"}
-    return states.get(operation.state, "failed")
+    if operation.state in UNDER_WAY:
+        return "building"
+    return "paused" if operation.state == OperationState.PAUSED else "failed"
 
 
 def _progress(operation: Operation | None) -> int:
-    if operation is None or operation.state == "succeeded":
+    if operation is None or operation.state == OperationState.SUCCEEDED:
         return 100
     return min(99, 100 * operation.done // operation.total) if operation.total else 0
 

@@ -14,17 +14,18 @@ from services.api.errors import explain
 from services.api.paging import read_cursor, write_cursor
 from services.api.schemas import ScanIn
 from shared.errors import Conflict, Invalid
-from shared.pipeline import pull, scan
+from shared.pipeline import scan
 from shared.runtime import Runtime
 from shared.store import catalog, files, images, operations
 from shared.store.session import enqueue
 from shared.store.tables import Operation
-from shared.types import Job
+from shared.types import Job, OperationKind, OperationState
 
 router = APIRouter(tags=["operations"])
 
-TAKES_IN = ("scan", pull.KIND)
-ENDED = ("succeeded", "failed", "cancelled")
+TAKES_IN = (OperationKind.SCAN, OperationKind.PULL)
+_BUSY = {OperationKind.REINDEX: "building", OperationKind.REPLAY: "replaying", OperationKind.ERASE: "erasing"}
+ENDED = (OperationState.SUCCEEDED, OperationState.FAILED, OperationState.CANCELLED)
 Limit = Annotated[int, Query(ge=1, le=1000)]
 Cursor = Annotated[str | None, Query(max_length=200)]
 
@@ -46,7 +47,7 @@ def begin_scan(
         params["labels"] = _allowed(rt, asked.labels)
     if asked.dataset is not None:
         params["dataset"] = asked.dataset
-    operation = operations.create(db, "scan", params, key_digest(bearer, idempotency_key))
+    operation = operations.create(db, OperationKind.SCAN, params, key_digest(bearer, idempotency_key))
     enqueue(db, Job.SCAN)
     response.headers["Location"] = f"/v1/operations/{operation.id}"
     db.refresh(operation)
@@ -138,7 +139,7 @@ def retry_operation(db: Db, _: CanTakeIn, operation_id: UUID) -> OperationDetail
     operation = operations.retry(db, operation_id)
     images.retry_failed(db, operation_id)
     files.reread_not_taken(db, operation_id)
-    enqueue(db, Job.SCAN if operation.kind == "scan" else Job.PULL)
+    enqueue(db, Job.SCAN if operation.kind == OperationKind.SCAN else Job.PULL)
     enqueue(db, Job.ENCODE)
     db.flush()
     db.refresh(operation)
@@ -148,9 +149,9 @@ def retry_operation(db: Db, _: CanTakeIn, operation_id: UUID) -> OperationDetail
 def _only_scans(db: Session, operation_id: UUID) -> None:
     """Raises: `Conflict` for an operation that is neither a scan nor a pull."""
     kind = operations.get(db, operation_id).kind
-    if kind == "reindex":
+    if kind == OperationKind.REINDEX:
         raise Conflict("cancel or resume a generation at /v1/generations")
-    if kind == "replay":
+    if kind == OperationKind.REPLAY:
         raise Conflict("a replay can be neither cancelled nor retried: replay another threshold to change its result")
     if kind not in TAKES_IN:
         raise Conflict("an erasure can be neither cancelled nor retried: it ends once no index holds what was erased")
@@ -202,14 +203,14 @@ def _summary(operation: Operation, standing: catalog.Progress) -> OperationOut:
 def _phase(operation: Operation, standing: catalog.Progress) -> str:
     if operation.state in ENDED:
         return "ended"
-    if operation.state == "paused":
+    if operation.state == OperationState.PAUSED:
         return "paused"
-    if operation.state == "pending":
+    if operation.state == OperationState.PENDING:
         return "waiting"
     if operation.kind not in TAKES_IN:
-        return {"reindex": "building", "replay": "replaying"}.get(operation.kind, "erasing")
+        return _BUSY[OperationKind(operation.kind)]
     if operation.registered_at is None:
-        return "registering" if operation.kind == "scan" else "pulling"
+        return "registering" if operation.kind == OperationKind.SCAN else "pulling"
     if not standing.undecided:
         return "indexing"
     return "waiting for a model" if standing.awaits_model else "encoding"
@@ -217,7 +218,7 @@ def _phase(operation: Operation, standing: catalog.Progress) -> str:
 
 def _progress(operation: Operation, undecided: int, unindexed: int) -> int:
     """Percent done, weighted by cost: a tenth for registering, eight tenths for encoding, a tenth for the index."""
-    if operation.state == "succeeded":
+    if operation.state == OperationState.SUCCEEDED:
         return 100
     if not operation.total:
         return 0
