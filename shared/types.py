@@ -9,6 +9,8 @@ from enum import StrEnum
 import numpy as np
 from numpy.typing import NDArray
 
+from shared.errors import Outcome
+
 Frame = NDArray[np.float32]  #: (rows, cols) in [0, 1]: a canonical frame, bright means dense
 Pixels = NDArray[np.float32]  #: (n, side, side) in [0, 1]: frames as the recipe cuts them, one channel
 Thumbnail = NDArray[np.uint8]  #: (rows, cols) grey, longest side at most 256
@@ -123,6 +125,19 @@ class Labels:
     density: str | None = None  #: A to D
     pathology: str | None = None
     extra: Mapping[str, str] = field(default_factory=dict)
+
+
+class FileOutcome(StrEnum):
+    """What became of a file that a scan met or that was sent."""
+
+    TAKEN = "taken"  # its image is stored, and has a status of its own
+    SAME = "same"  # another copy of a stored image
+    KEPT = "kept"  # other bytes of a known UID, of which the first ones stay
+    DISCARDED = "discarded"  # by a rule of admission, and acknowledged
+    REFUSED = "refused"  # by a rule of admission
+    QUARANTINED = Outcome.QUARANTINED.value
+    EMPTY = Outcome.EMPTY.value
+    FAILED = Outcome.FAILED.value
 
 
 class OperationKind(StrEnum):

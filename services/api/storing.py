@@ -9,6 +9,7 @@ from shared.imaging.reasons import PASSING, Reason
 from shared.multipart import Begin, Splitter, media_type
 from shared.pipeline.arrive import Arrived
 from shared.pipeline.streamed import Streamed
+from shared.types import FileOutcome
 
 DICOM = "application/dicom"
 
@@ -61,11 +62,11 @@ def _check(headers: Mapping[str, str]) -> None:
 
 def failure(arrived: Arrived) -> int:
     """The FailureReason of a file that was not kept."""
-    if arrived.outcome == "refused" or arrived.reason in (Reason.ERASED, Reason.ENDED):
+    if arrived.outcome == FileOutcome.REFUSED or arrived.reason in (Reason.ERASED, Reason.ENDED):
         return NOT_ALLOWED
     if arrived.reason == Reason.UIDS_DIFFER:
         return OTHER_STUDY
-    if arrived.outcome == "empty":
+    if arrived.outcome == FileOutcome.EMPTY:
         return NO_SUCH_CLASS
     if arrived.reason == Reason.FILE_SIZE:
         return OUT_OF_RESOURCES
@@ -74,7 +75,7 @@ def failure(arrived: Arrived) -> int:
 
 def accepted(arrived: Arrived) -> bool:
     """Whether the sender need not send the file again: it is kept, or a rule of admission discards it."""
-    return arrived.kept or arrived.outcome == "discarded"
+    return arrived.kept or arrived.outcome == FileOutcome.DISCARDED
 
 
 def told(answers: Sequence[Arrived], base: str) -> tuple[int, Json]:

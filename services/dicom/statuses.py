@@ -10,6 +10,7 @@ from pydicom.dataset import Dataset
 from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError, Throttled, Unavailable
 from shared.imaging.reasons import PASSING, Reason
 from shared.pipeline.arrive import Arrived
+from shared.types import FileOutcome
 
 
 class Status(IntEnum):
@@ -51,9 +52,9 @@ def of_error(error: SimilisError) -> Status:
 
 def of_arrived(arrived: Arrived) -> Status:
     """The status for an outcome: success also where a rule of admission discards the instance."""
-    if arrived.kept or arrived.outcome == "discarded":
+    if arrived.kept or arrived.outcome == FileOutcome.DISCARDED:
         return Status.SUCCESS
-    if arrived.outcome == "refused" or arrived.reason in _ENDED:
+    if arrived.outcome == FileOutcome.REFUSED or arrived.reason in _ENDED:
         return Status.NOT_AUTHORIZED
     if arrived.reason in PASSING:
         return Status.PROCESSING_FAILURE

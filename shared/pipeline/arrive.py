@@ -26,7 +26,7 @@ from shared.store.blobs import MTIME_NS, Blobs, Part, digest_of
 from shared.store.files import Left, Record, Seen, Sent
 from shared.store.locks import Lock, alone
 from shared.store.session import Begin, enqueue
-from shared.types import Job
+from shared.types import FileOutcome, Job
 
 CHUNK = 1000  #: files that are looked up at once
 REMOVED = 50  #: files that are unlinked under one lock, which holds up intake
@@ -39,14 +39,14 @@ FEW, SHARE = 10, 0.01
 log = get(__name__)
 
 #: outcomes whose file stays in the store and is acknowledged; `kept`: other bytes of a known UID, stored beside it
-KEPT = frozenset({"taken", "same", "kept", "quarantined"})
+KEPT = frozenset({FileOutcome.TAKEN, FileOutcome.SAME, FileOutcome.KEPT, FileOutcome.QUARANTINED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrived:
     """What became of one file that was sent."""
 
-    outcome: str  #: taken, same, kept, quarantined, empty, failed, discarded or refused
+    outcome: FileOutcome
     reason: str | None = None
     sop_instance_uid: str = ""
     study_instance_uid: str = ""

@@ -37,6 +37,7 @@ from shared.store.blobs import Blobs, Part
 from shared.store.locks import Lock, share
 from shared.store.session import Begin
 from shared.store.tables import Operation
+from shared.types import FileOutcome
 
 FIRST = date(1970, 1, 1)  #: of a backfill without a first day
 WINDOW_DAYS = 366
@@ -47,7 +48,7 @@ PATIENCE_S = 20.0  #: the longest wait between two attempts
 
 OF_INSTANCES = ("pulled", "held", "turned_away", "missing")
 COUNTED = ("studies", *OF_INSTANCES, "unnamed")
-MISSING = ("failed", Reason.SOURCE.value)  #: an instance that did not come
+MISSING = (FileOutcome.FAILED, Reason.SOURCE.value)  #: an instance that did not come
 
 Report = Callable[[Session, "Progress"], bool]
 
@@ -227,7 +228,7 @@ class _Study:
         self._unnamed = 0
         self._held: set[str] = set()
         self._came: set[str] = set()
-        self._bad: dict[str, tuple[str, str]] = {}  #: outcome and reason, by SOP Instance UID
+        self._bad: dict[str, tuple[FileOutcome, str]] = {}  #: outcome and reason, by SOP Instance UID
 
     def go(self) -> None:
         """Request every listed instance that is not here yet.
@@ -274,7 +275,7 @@ class _Study:
         self._count()
         progress.total = max(progress.total, progress.done)
 
-    def _may_be_named(self, db: Session) -> dict[str, tuple[str, str]]:
+    def _may_be_named(self, db: Session) -> dict[str, tuple[FileOutcome, str]]:
         """Return the instances that were not kept, without erased ones, which no row or journal may name."""
         bad = [(sop, why) for sop, why in self._bad.items() if why[1] != Reason.ERASED]
         erased = erase.refused(db, self._pull.rules.secret, [(sop, self._study, b"") for sop, _ in bad])
@@ -313,7 +314,7 @@ class _Study:
         if one.kept:
             self._came.add(sop)
         elif sop in self._listed:
-            self._bad[sop] = (one.outcome, one.reason or one.outcome)
+            self._bad[sop] = (one.outcome, one.reason or one.outcome.value)
 
 
 def origin_of(url: str, operation_id: uuid.UUID) -> Origin:

@@ -14,7 +14,7 @@ from typing import Protocol
 from sqlalchemy.orm import Session
 
 from shared.datasets.folder import Row
-from shared.errors import Gate, Outcome, Rejected
+from shared.errors import Gate, Rejected
 from shared.imaging.pseudonym import patient_key
 from shared.imaging.reasons import PASSING, Reason, failed
 from shared.imaging.sandbox import Inspected
@@ -26,7 +26,7 @@ from shared.store.files import Record, Seen
 from shared.store.locks import Lock, share
 from shared.store.session import enqueue
 from shared.store.studies import Incoming, Known
-from shared.types import Header, Job, Status
+from shared.types import FileOutcome, Header, Job, Status
 
 BATCH = 64  #: files decided in one transaction
 
@@ -128,7 +128,7 @@ class Registered:
 class Handling:
     """What to do with one file, whose image may exist already."""
 
-    outcome: str  #: taken, same (another copy), kept (policy) or quarantined
+    outcome: FileOutcome  #: taken, same, kept or quarantined
     act: str  #: nothing, insert, replace or redescribe
     reason: Reason | None = None
     gate: Gate | None = None
@@ -141,25 +141,25 @@ def decide(incoming: Incoming, known: Known | None, patient: bytes, policy: str)
         # two patients under one StudyInstanceUID: never merged silently
         return _stop(Reason.PATIENT_CONFLICT)
     if known is None:
-        return Handling("taken", "insert")
+        return Handling(FileOutcome.TAKEN, "insert")
     if known.patient_key != incoming.patient_key:
         return _stop(Reason.PATIENT_CONFLICT)
     if known.study_uid != incoming.header.study_instance_uid:
         return _stop(Reason.STUDY_CONFLICT)
     if known.status in (Status.DELETED, Status.REJECTED):
-        return Handling("kept", "nothing", Reason.ENDED)
+        return Handling(FileOutcome.KEPT, "nothing", Reason.ENDED)
     same_source = known.path == incoming.path or (incoming.sender != "" and incoming.sender == known.sender)
     if known.digest == incoming.digest:
         new = incoming.by_table and studies.told_of(incoming, known.told) != known.told
-        outcome = "taken" if same_source or known.lost else "same"
+        outcome = FileOutcome.TAKEN if same_source or known.lost else FileOutcome.SAME
         return Handling(outcome, "redescribe" if new else "nothing", found_again=known.lost)
     if policy == "always" or (policy == "same_source" and same_source):
-        return Handling("taken", "replace")
-    return Handling("kept", "nothing", Reason.OTHER_BYTES)
+        return Handling(FileOutcome.TAKEN, "replace")
+    return Handling(FileOutcome.KEPT, "nothing", Reason.OTHER_BYTES)
 
 
 def _stop(reason: Reason) -> Handling:
-    return Handling(Outcome.QUARANTINED, "nothing", reason, Gate.METADATA)
+    return Handling(FileOutcome.QUARANTINED, "nothing", reason, Gate.METADATA)
 
 
 def admit(db: Session, found: Sequence[Found], rules: Rules, origin: Origin) -> list[Registered]:
@@ -177,7 +177,7 @@ def admit(db: Session, found: Sequence[Found], rules: Rules, origin: Origin) -> 
             gate = refusal.gate.value if refusal.gate else None
             record = Record(
                 seen=file.seen,
-                outcome=refusal.outcome.value,
+                outcome=FileOutcome(refusal.outcome),
                 gate=gate,
                 reason=refusal.reason,
                 labels_digest=file.stamp,
@@ -210,7 +210,9 @@ def _without_erased(
     erased = erase.refused(db, rules.secret, names)
     kept = [one for one, gone in zip(candidates, erased, strict=True) if not gone]
     refused = [
-        Registered(file, Record(seen=file.seen, outcome="kept", reason=Reason.ERASED.value, labels_digest=file.stamp))
+        Registered(
+            file, Record(seen=file.seen, outcome=FileOutcome.KEPT, reason=Reason.ERASED.value, labels_digest=file.stamp)
+        )
         for (file, _), gone in zip(candidates, erased, strict=True)
         if gone
     ]
@@ -232,7 +234,7 @@ def _admitted(
         elif action is Action.QUARANTINE:
             kept.append((file, replace(incoming, held_by=name)))
         else:
-            outcome = {Action.DISCARD: "discarded", Action.REFUSE: "refused"}[action]
+            outcome = {Action.DISCARD: FileOutcome.DISCARDED, Action.REFUSE: FileOutcome.REFUSED}[action]
             reason = Reason.SITE_RULE.value
             record = Record(seen=file.seen, outcome=outcome, reason=reason, labels_digest=file.stamp)
             turned.append(Registered(file, record, incoming.header, name))
@@ -283,7 +285,7 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
     candidates = [(f, i) for f, i in candidates if not _seen_before(i, standing)]
     records = []
     for file, incoming in seen_before:
-        handling = Handling("taken", "nothing", found_again=standing[incoming.header.sop_instance_uid].lost)
+        handling = Handling(FileOutcome.TAKEN, "nothing", found_again=standing[incoming.header.sop_instance_uid].lost)
         _act(db, handling, incoming, standing, operation_id)
         records.append(_record(file, incoming, handling, standing))
     if not candidates:
@@ -344,10 +346,10 @@ def _seen_before(incoming: Incoming, standing: Mapping[str, Known]) -> bool:
 
 def _record(file: Found, incoming: Incoming, handling: Handling, standing: Mapping[str, Known]) -> Registered:
     known = standing.get(incoming.header.sop_instance_uid)
-    stopped = handling.outcome == Outcome.QUARANTINED  # it has no image, or one of another patient or study
+    stopped = handling.outcome is FileOutcome.QUARANTINED  # it has no image, or one of another patient or study
     record = Record(
         seen=file.seen,
-        outcome=str(handling.outcome),
+        outcome=handling.outcome,
         digest=incoming.digest,
         image_id=known.id if known else None,
         gate=str(handling.gate) if handling.gate else None,

@@ -8,6 +8,7 @@ from shared.imaging.reasons import Reason
 from shared.multipart import Begin, Data, Event
 from shared.pipeline.arrive import Arrived
 from shared.store.blobs import Blobs, Part
+from shared.types import FileOutcome
 
 BATCH = 32  #: files that are committed together
 MAGIC = slice(128, 132)  #: PS3.10 section 7.1
@@ -64,7 +65,7 @@ class Streamed:
     def end(self) -> None:
         if self._head[MAGIC] != b"DICM":  # a picture, say, which a folder scan would take
             with self._parts.pop():  # deleted at once: a body may hold thousands of them
-                self.answers.append(Arrived(outcome="failed", reason=Reason.NOT_A_STUDY_OBJECT, kept=False))
+                self.answers.append(Arrived(outcome=FileOutcome.FAILED, reason=Reason.NOT_A_STUDY_OBJECT, kept=False))
         if len(self._parts) >= self._size:
             self.settle()
 

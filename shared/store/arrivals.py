@@ -8,6 +8,8 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
+from shared.types import FileOutcome
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Origin:
@@ -25,7 +27,7 @@ class Arrival:
 
     study_uid: str = ""
     sop_uid: str = ""
-    outcome: str
+    outcome: FileOutcome
     reason: str | None = None
     rule: str = ""
     image_id: int | None = None

@@ -12,6 +12,7 @@ from sqlalchemy.orm import Session
 
 from shared.imaging.reasons import PASSING
 from shared.store.tables import FATE, READ_AGAIN, ROOT, SCANNED, SENT
+from shared.types import FileOutcome
 
 LATEST_NS: Final = 2**63 - 1
 
@@ -35,7 +36,7 @@ class Record:
     """The outcome of a file."""
 
     seen: Seen
-    outcome: str
+    outcome: FileOutcome
     digest: bytes | None = None
     image_id: int | None = None
     gate: str | None = None

@@ -11,6 +11,7 @@ from shared.store import arrivals, files
 from shared.store.arrivals import Arrival, Origin
 from shared.store.files import Record, Seen
 from shared.store.studies import WITHOUT_FILE
+from shared.types import FileOutcome
 
 
 def held(db: Session, sop_uids: Sequence[str]) -> set[str]:
@@ -25,7 +26,7 @@ def held(db: Session, sop_uids: Sequence[str]) -> set[str]:
     return {row.sop_uid for row in rows}
 
 
-def turned_away(db: Session, why: Mapping[str, tuple[str, str]], origin: Origin) -> None:
+def turned_away(db: Session, why: Mapping[str, tuple[FileOutcome, str]], origin: Origin) -> None:
     """Record the outcome and reason of each instance under its URL at the archive."""
     records = [
         Record(seen=Seen(path=place.encode(), size=0, mtime_ns=0), outcome=outcome, reason=reason)
@@ -36,7 +37,9 @@ def turned_away(db: Session, why: Mapping[str, tuple[str, str]], origin: Origin)
 
 def lost(db: Session, study: str, sop_uids: Sequence[str], origin: Origin) -> None:
     """Write a journal line for each instance that was not received; "" is the study as a whole."""
-    lines = [Arrival(study_uid=study, sop_uid=sop, outcome="failed", reason=Reason.SOURCE) for sop in sop_uids]
+    lines = [
+        Arrival(study_uid=study, sop_uid=sop, outcome=FileOutcome.FAILED, reason=Reason.SOURCE) for sop in sop_uids
+    ]
     arrivals.add(db, lines, origin)
 
 

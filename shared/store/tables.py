@@ -172,7 +172,7 @@ class File(Base):
     mtime_ns: Mapped[int]
     digest: Mapped[bytes | None]
     image_id: Mapped[int | None] = mapped_column(ForeignKey("image.id"), index=True)
-    outcome: Mapped[str]  #: taken, same, kept, or an `Outcome`
+    outcome: Mapped[str]  #: a `FileOutcome`
     gate: Mapped[str | None]
     reason: Mapped[str | None]
     labels_digest: Mapped[bytes | None]
