@@ -359,7 +359,7 @@ def test_a_study_gets_no_patient_while_an_image_comes_into_it(platform: Platform
     one = Incoming(header=header(0, study_instance_uid=uid), patient_key=nobody, digest=b"", path=b"", labels=Labels())
     with platform.begin() as coming:
         assert studies.ensure(coming, [one])[uid][1] == nobody
-        with pytest.raises(Unavailable, match="in use"), platform.begin() as naming:
+        with pytest.raises(Unavailable, match="locked by another session"), platform.begin() as naming:
             naming.execute(sa.text("SET LOCAL lock_timeout = '100ms'"))
             studies.ensure(naming, [replace(one, patient_key=P1, placeholder_patient_keys=(nobody,))])
 
