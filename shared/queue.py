@@ -1,4 +1,4 @@
-"""The doorbell: a message only says "there is work"; the work itself stands in Postgres.
+"""The queue: a message only says "there is work"; the work itself is in Postgres.
 
 So a message carries nothing but its task name, may be lost or duplicated without harm, and is sent after the commit.
 """
@@ -40,14 +40,14 @@ LONG_S, PAUSE_S = 1.0, 5.0  #: a send that fails after LONG_S means that the bro
 
 class Queue(Protocol):
     def ring(self, job: Job) -> None:
-        """Send the job's message if the broker answers. Never raises: the sweep rings again."""
+        """Send the job's message if the broker answers. Never raises: the sweep sends it again."""
 
     def ping(self) -> None:
         """Raises: `Unavailable` if the broker does not answer."""
 
 
 class CeleryQueue:
-    """Rings through Celery. A broker that is down raises no error; one that hangs delays a call once per `PAUSE_S`."""
+    """Sends messages by Celery. A broker that is down raises no error, one that hangs delays a call per `PAUSE_S`."""
 
     def __init__(self, app: Any) -> None:  # noqa: ANN401 - Celery ships no types
         self.app = app
@@ -85,7 +85,7 @@ class CeleryQueue:
 
 @dataclass
 class MemoryQueue:
-    """The in-memory twin: records the jobs that were rung."""
+    """The in-memory twin: records the jobs instead of sending messages."""
 
     rung: list[Job] = field(default_factory=list)
 

@@ -70,7 +70,7 @@ class Runtime:
         return admission.read(self.settings.intake.admission)
 
     def transaction(self) -> AbstractContextManager[Session]:
-        """One unit of work; the jobs enqueued in it are rung after its commit."""
+        """One unit of work; the messages of the jobs enqueued in it are sent after its commit."""
         return self.store.transaction(self.queue.ring)
 
     def index(self, collection: str) -> Index:

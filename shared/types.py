@@ -161,12 +161,12 @@ class OperationState(StrEnum):
     CANCELLED = "cancelled"
 
 
-#: States of an operation that workers get on with.
+#: States of an operation that workers still work on, or will.
 UNDER_WAY = frozenset({OperationState.PENDING, OperationState.RUNNING})
 
 
 class Job(StrEnum):
-    """The kinds of work that can be rung for; the value is the task's name."""
+    """The kinds of work that a message can announce; the value is the task's name."""
 
     SCAN = "similis.scan"
     ENCODE = "similis.encode"

@@ -73,7 +73,7 @@ app.conf.update(
 
 @signals.worker_init.connect
 def _check_rules(**_: object) -> None:
-    """Stop the worker's start where the rules of admission are wrong, so that not each scan fails."""
+    """Refuse to start a worker whose admission rules are wrong: every scan would fail."""
     from shared.pipeline import admission
 
     try:

@@ -1,4 +1,4 @@
-"""STOW-RS below HTTP: splits a streamed body into files, takes them in by batches, and answers for each file."""
+"""STOW-RS without its HTTP: splits a streamed body into files, takes them in by batches, and answers for each file."""
 
 from collections.abc import Mapping, Sequence
 

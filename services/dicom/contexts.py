@@ -1,7 +1,7 @@
 """The presentation contexts of the receiver: image storage only, in transfer syntaxes that the sandbox decodes.
 
-A sender with another transfer syntax must transcode, or learns in the negotiation, before it sends a file that
-could not be read.
+A sender with another transfer syntax learns in the negotiation, before it sends a file that could not be read, that
+it must transcode.
 """
 
 from pydicom.uid import (

@@ -24,7 +24,7 @@ from shared.types import Codes
 
 class Found(NamedTuple):
     id: int  #: the UUID as an integer
-    score: float  #: bits - 2 distances
+    score: float  #: bits - 2 * distance
 
 
 class CodeTable:

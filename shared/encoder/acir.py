@@ -2,7 +2,7 @@
 
 A ResNet stem is tapped after its second and fourth stage. The deep map goes through a pixel transformer, which gives
 a global and a local feature; both taps go through window attention into DaRF, which gives the third. The three are
-the content of an image; a KAN turns them into a code, and a decoder paints the image again from the deep map.
+the content of an image; a KAN turns them into a code, and a decoder reconstructs the image from the deep map.
 Inputs are RGB in [0, 1], neither centred nor scaled.
 """
 
@@ -132,7 +132,7 @@ class Features(NamedTuple):
 
     @property
     def weights(self) -> list[float]:
-        """The weight of each part in the content: equal, but f_D, which alone knows classes, weighs as both counts."""
+        """The weight of each part in the content: 1, but of f_D, which alone knows classes, that of all spots."""
         counts = [1.0] * len(self.spots)
         relation = [] if self.relation is None else [sum(counts) or 1.0]
         return [1.0, 1.0, *relation, *counts]
@@ -239,7 +239,7 @@ class Acir(nn.Module):
 
 
 class Darf(nn.Module):
-    """Window attention on both taps, pooled to 7 x 7, then the shallow one asks the deep one."""
+    """Window attention on both taps, pooled to 7 x 7, then the shallow map queries the deep one."""
 
     def __init__(self, widths: Widths, side: int) -> None:
         super().__init__()

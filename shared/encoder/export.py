@@ -20,7 +20,7 @@ from shared.errors import Invalid
 from shared.types import Embeddings, Pixels
 
 OPSET = 18
-MIN_COSINE = 0.9999  #: a runtime below it belongs to another numeric class (DESIGN idea 5)
+MIN_COSINE = 0.9999  #: a runtime below it belongs to another numeric class (`shared.encoder.cards`)
 MAX_DIFF = 1e-3  #: relative to the largest component: far above rounding (1e-6), far below the effect of a wrong layer
 _FRAMES, _SEED = 4, 20241
 

@@ -2,8 +2,8 @@
 
 A spot is what a blur removes, and the blur tells its size: the bands of a scale space (differences of Gaussians:
 Lindeberg 1994, J. Appl. Stat. 21(2)). Two histograms of the bands' heights are taken: in three rings around the middle
-of the image, in units of brightness; and of the whole image, in units of the band's own deviation. They need no
-training and hold for images of any modality. An image and its mirror image have the same ones.
+of the image, in units of brightness; and of the whole image, in units of the band's own deviation. The histograms
+need no training and hold for images of any modality. An image and its mirror image have the same ones.
 """
 
 import math
@@ -51,7 +51,7 @@ class Spots(nn.Module):
         return blurred[:, :-1] - blurred[:, 1:]
 
     def in_rings(self, bands: Tensor) -> Tensor:
-        """Square roots of histograms, (n, levels * bands * rings): how much of each ring is about so high."""
+        """Square roots of histograms, (n, levels * bands * rings): the share of each ring at each height."""
         return _histogram(bands.flatten(2), RING_HEIGHT, self.shares)
 
     def in_deviations(self, bands: Tensor) -> Tensor:
@@ -64,8 +64,8 @@ class Spots(nn.Module):
 def _histogram(flat: Tensor, highest: float, shares: Tensor) -> Tensor:
     """Map bands (n, bands, pixels) and each pixel's share of each zone (pixels, zones) to (n, levels * bands * zones).
 
-    A height counts for the levels within 1.5 distances of it, by a triangle. Square roots, because the distances
-    between them are Hellinger's.
+    A height counts for every level within 1.5 level spacings, the less the farther away. Square roots, because the
+    distances between them are Hellinger's.
     """
     reach = 1.5 * 2 * highest / (LEVELS - 1)
     levels = torch.linspace(-highest, highest, LEVELS).tolist()
@@ -82,7 +82,7 @@ def _reduction(side: int) -> Tensor:
 
 
 def _blur(sigma: float) -> Tensor:
-    """(SIDE, SIDE): a Gaussian along a row whose ends go on as they are."""
+    """(SIDE, SIDE): a Gaussian along a row, continued beyond its ends by their values."""
     reach = math.ceil(3 * sigma)
     offsets = torch.arange(-reach, reach + 1)
     kernel = torch.exp(-offsets.square() / (2 * sigma**2))

@@ -276,7 +276,7 @@ def _unlink(store: Blobs, digest: bytes) -> Trace:
 
 
 def _unlink_before(left: Left, here: Trace) -> Trace:
-    """Unlink the content from an earlier store; if that is gone and ours had the content, it moved with its home."""
+    """Unlink the content from an earlier store; one that is gone has moved, if the present store had the content."""
     store = Blobs(Path(os.fsdecode(left.root)))
     found = _unlink(store, left.digest)
     with suppress(OSError):  # `exists` may fail, too

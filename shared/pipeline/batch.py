@@ -56,7 +56,7 @@ class Work:
 
     @property
     def alone(self) -> bool:
-        """Whether an image of it may have killed its last worker: then no other batch is held beside it."""
+        """Whether one of its images may have killed its last worker: then no other batch is held meanwhile."""
         return any(c.left_behind for c in self.claimed)
 
 
@@ -143,7 +143,7 @@ def _stopped(claimed: Claimed, stop: Rejected) -> Verdict:
 
 def again(claimed: Claimed, reason: str, *, our_fault: bool) -> Verdict:
     """Return the verdict that makes the image due again after a back-off."""
-    before = claimed.failures if our_fault else claimed.attempt - 1  # transient failures have no count
+    before = claimed.failures if our_fault else claimed.attempt - 1  # transient failures are not counted
     delay = min(RETRY_S * 2 ** min(before, 10), MOST_RETRY_S)
     return Verdict(image=claimed, status=Status.RECEIVED, reason=reason, retry_after_s=delay, our_fault=our_fault)
 

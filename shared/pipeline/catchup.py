@@ -76,7 +76,7 @@ def _source(begin: Begin, model: Published, effort: Effort) -> Source:
 def _claim(begin: Begin, model: Published, effort: Effort, *, first: bool, beside: bool = False) -> Work:
     """Claim a batch for this model, within throttle and hours; none while it is paused.
 
-    After the `first` batch of a call, none either while new images are due.
+    While new images are due, only the `first` batch of a call is claimed.
     """
     with begin() as db:
         if model.model_id not in catchup.asking(db) or (not first and images.any_due(db)):

@@ -39,7 +39,7 @@ class Effort:
 
     batch: int = 8
     lease_s: float = 10.0
-    max_failures: int = 5  #: of one image by errors of Similis, before it is given up
+    max_failures: int = 5  #: attempts that fail by errors of Similis, before the image is given up
     wedged_s: float = 300.0  #: a batch without progress for longer ends the process
 
 
@@ -47,7 +47,7 @@ class Effort:
 class Source:
     """How batches are claimed, settled, renewed and given back."""
 
-    claim: Callable[[bool], Work]  #: argument: beside a held batch, and so without images left behind
+    claim: Callable[[bool], Work]  #: argument: a batch is held already, so none that a lost worker left behind
     settle: Callable[[Work, Result], int]
     renew: Callable[[Session, Sequence[Claimed]], None]
     give_back: Callable[[Sequence[Verdict]], None]  #: each of status `received`
@@ -91,7 +91,7 @@ class Holding:
         """End the process: a native call that never returns cannot be interrupted otherwise.
 
         Before that, images that were still being read are given back with a back-off, as their share may hang, and
-        those held beside them without. If the call returns meanwhile, the fence decides which result counts.
+        images of other batches without one. If the call returns meanwhile, the fence decides which result counts.
         """
         late = threading.Timer(self.effort.lease_s, os._exit, (70,))  # the database may hang, too
         late.daemon = True
@@ -130,8 +130,8 @@ def work_off(
 ) -> int:
     """Settle batches of the source until none comes or `budget_s` is used up; return how many images.
 
-    The budget keeps one task short, so that a worker stops quickly; the caller rings again. If an error ends this,
-    claims that are not settled are given back.
+    The budget keeps one task short, so that a worker stops quickly; the caller sends the message again. If an error
+    ends this, claims that are not settled are given back.
     """
     until, settled, holding = time.monotonic() + budget_s, 0, Holding(effort, source)
     with Keeper(begin, effort.lease_s, holding.renew), ThreadPoolExecutor(1, "decode") as ahead:
@@ -164,7 +164,7 @@ def work_off(
 
 
 def claim(begin: Begin, encoder_of: Callable[[Published], Encoder], effort: Effort, *, beside: bool = False) -> Work:
-    """Load every model with an open generation and claim a batch; with `beside`, without images left behind.
+    """Load every model with an open generation and claim a batch; `beside` as in `images.claim`.
 
     Without an open generation nothing is claimed: the images wait for a model. Another model than the live one that
     cannot be loaded here is left to catch-up.
@@ -185,7 +185,7 @@ def claim(begin: Begin, encoder_of: Callable[[Published], Encoder], effort: Effo
 
 
 def give_up(db: Session, effort: Effort) -> None:
-    """Mark images as `failed` that failed too often by errors of Similis, and forget what was made of earlier bytes."""
+    """Mark as `failed` the images on which Similis failed too often, and forget what was made of earlier bytes."""
     if given_up := images.exhaust(db, effort.max_failures):
         quarantine.forget(db, given_up)
 
@@ -218,9 +218,9 @@ def settle(begin: Begin, work: Work, result: Result) -> int:
             for v in result.verdicts
             if v.image.id in ours and v.status not in (Status.ENCODED, Status.RECEIVED)
         ]
-        quarantine.forget(db, lost_place)  # of earlier bytes; what a reviewer may see and release is written below
+        quarantine.forget(db, lost_place)  # made of earlier bytes; what a reviewer may see and release is written below
         encoded = [v.image.id for v in result.verdicts if v.image.id in ours and v.status is Status.ENCODED]
-        encodings.forget_closed(db, encoded)  # of earlier bytes; closed models encode no more
+        encodings.forget_closed(db, encoded)  # of earlier bytes: these models do not encode the new ones
         write(db, work, result, ours)
         _hand_over(db, work, result, encoded)
         enqueue(db, Job.PROJECT)

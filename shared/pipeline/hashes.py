@@ -93,7 +93,7 @@ def _whole(index: Index, stored: Stored, asked: CodeQuery, ball: Ball) -> tuple[
     if wanted is None:
         return ball, known
     width = wanted
-    while len(known) < wanted and width <= len(ball.hits) < asked.most:  # one with fewer than `width` holds all images
+    while len(known) < wanted and width <= len(ball.hits) < asked.most:  # with fewer hits than `width`: all images
         width = min(2 * len(ball.hits), asked.most)
         (ball,) = index.near([replace(asked, k=width)])
         known = stored.of(ball.hits)

@@ -65,7 +65,7 @@ def _guarded(
 
 
 def _step(begin: Begin, open_index: Callable[[str], Index], generation: Published) -> int:
-    """Up to `STEP` rows of one generation; the row locks are held while the index is written."""
+    """Apply up to `STEP` rows of one generation; the row locks are held while the index is written."""
     with begin() as db:
         share(db, Lock.GENERATIONS)  # a publish finds nothing half applied
         rows = ledger.take(db, generation.generation_id, generation.model_id, STEP)

@@ -1,7 +1,7 @@
 """Backfill: take in the studies of another archive by QIDO-RS and WADO-RS, one window of days after the other.
 
 A window is listed as a whole and walked in the order of its Study Instance UIDs. The cursor names the window and the
-last finished study; after a kill, the next worker requests the interrupted study again and skips what has come of it.
+last finished study; after a kill, the next worker fetches what is missing of the interrupted study.
 """
 
 import uuid

@@ -163,7 +163,7 @@ def _stop(reason: Reason) -> Handling:
 
 
 def admit(db: Session, found: Sequence[Found], rules: Rules, origin: Origin) -> list[Registered]:
-    """Decide on these files: new images become `received`, the journal gets its lines, and the encoder is rung for.
+    """Decide on these files: new images become `received`, the journal gets its lines, and a message wakes the encoder.
 
     Returns the decision on each file, in order; the caller writes the rows of the files that stay.
     """

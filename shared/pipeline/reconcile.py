@@ -84,7 +84,7 @@ def _named(kind: str, ids: Sequence[int | str], *, repaired: bool) -> Finding:
 
 
 def _generations(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: ARG001
-    """Check that the pointer names an open generation with enough recall, and that no collection is without one."""
+    """Check that the pointer names an open generation with enough recall, and each collection belongs to one."""
     with site.begin() as db:
         alone(db, Lock.GENERATIONS)
         row, opened = generations.live(db, lock=True), generations.opened(db)
@@ -204,7 +204,7 @@ def _risen(site: Site) -> list[int]:
 
 
 def _files(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:
-    """Check that each image has its file, unchanged, and each file that was taken in its image."""
+    """Check that each image has its file, unchanged, and that each file that was taken in has its image."""
     wrong: dict[str, list[int]] = {"file-missing": [], "file-changed": [], "file-without-image": []}
     after = 0
     while True:

@@ -210,7 +210,7 @@ def _answers(
 ) -> Iterator[tuple[Subject, Asked, float, float]]:
     """Yield each subject with its hits, whether there are more, and the times of the query and of its answer.
 
-    All subjects are one batch; in searches by codes each is one, as a ball may hold thousands.
+    All subjects are one batch; in searches by codes each subject is a batch, as a ball may hold thousands.
     """
     batches = [subjects] if request.mode == "dense" else [[one] for one in subjects]
     for batch in batches:

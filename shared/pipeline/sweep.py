@@ -1,4 +1,4 @@
-"""The sweep: ring again for due work, as its message may have been lost."""
+"""The sweep: send messages for due work again, as earlier ones may have been lost."""
 
 from sqlalchemy.orm import Session
 
@@ -14,9 +14,9 @@ log = get(__name__)
 
 
 def ring_for_due(db: Session, effort: Effort, canary_s: float = 0) -> None:
-    """Ring for each kind of work that could be claimed now, and give up what failed too often.
+    """Send a message for each kind of work that could be claimed now, and give up what failed too often.
 
-    Too many bells do no harm.
+    Superfluous messages do no harm.
     """
     encode.give_up(db, effort)
     for number in operations.exhaust(db):

@@ -27,7 +27,7 @@ from shared.store.reviews import Actor
 from shared.store.tables import Calibration, Model
 
 MANY = 300  #: searchable images of a modality that are enough for good thresholds
-MOST_SCORES = 100_000  #: known images whose errors make a threshold: even of these, a hundred lie beyond 99.9 %
+MOST_SCORES = 100_000  #: most images whose errors make a threshold: a hundred lie above the 99.9 % quantile
 MOST = 1024  #: known images that distances are measured from; chosen by digest, so the same ones each time
 
 

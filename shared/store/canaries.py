@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 K = 10
-ROUNDS = 12  #: that are kept: one hour, at one round in five minutes
+ROUNDS = 12  #: rounds that are kept: one hour, at one round in five minutes
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,8 @@
-"""Which images that searches find today a generation lacks: none may vanish when the generation is published.
+"""Gaps of a generation: images that searches find today and would no longer find once it is published.
 
-A generation must hold an image that is encoded or that the live generation shows. Such an image is a gap if this
-generation has no row for it, its index refused it, or this generation is behind the live one; if neither is ahead, the
-image is merely on its way. An image for which the live generation has no row must be held all the same.
+A generation must hold each image that is encoded or that the live generation shows. Such an image is a gap if this
+generation has no row for it, its index refused it, or it has not applied what the live one has. What neither has
+applied is no gap. An image for which the live generation has no row must be held all the same.
 """
 
 from collections.abc import Collection, Sequence

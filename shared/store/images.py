@@ -40,8 +40,8 @@ _DUE = f"""
 """
 _FAILURES = "failures + (CASE WHEN status = 'encoding' THEN 1 ELSE 0 END)"
 
-#: A release covers these bytes only: others under the same UID are judged again. The release of an image that a site
-#: rule held does not count here, because no gate had judged it.
+#: A release covers these bytes only: others under the same UID are judged again. The release of an image that an
+#: admission rule held does not count here, because no gate had judged it.
 RELEASED = f"""
     EXISTS (SELECT 1 FROM review r WHERE r.image_id = {{0}}.id AND r.digest = {{0}}.digest
             AND r.decision = 'released' AND r.reason <> '{Reason.SITE_RULE}')
@@ -100,7 +100,7 @@ _EXHAUST = sa.text(
 
 
 def claim(db: Session, *, limit: int, lease_s: float, max_failures: int, beside: bool = False) -> list[Claimed]:
-    """Claim up to `limit` due images until the lease ends, by the database's clock, or one that was left behind.
+    """Claim up to `limit` due images, or a single one that was left behind, for a lease by the database's clock.
 
     With `beside`, for a worker that holds other images already, none that was left behind is claimed.
     """

@@ -219,12 +219,12 @@ _HELD = sa.text("SELECT count(*) FROM image i WHERE i.status = 'quarantined'" + 
 
 
 def lock_pending(db: Session, wanted: Wanted, limit: int) -> list[int]:
-    """Lock and return the ids of stopped images of this gate, reason and modality, without those a site rule holds."""
+    """Lock and return the ids of stopped images of this gate, reason and modality that no admission rule holds."""
     return list(db.execute(_PENDING, _narrowed(wanted) | {"limit": limit}).scalars())
 
 
 def held(db: Session, wanted: Wanted) -> int:
-    """How many images of this gate, reason and modality a site rule holds."""
+    """How many images of this gate, reason and modality an admission rule holds."""
     return int(db.execute(_HELD, _narrowed(wanted)).scalar_one())
 
 

@@ -31,7 +31,7 @@ class Incoming:
     #: of a picture that a table names: the placeholder patients that it may have had before
     placeholder_patient_keys: tuple[bytes, ...] = ()
     sender: str = ""  #: source and name of the sender of a sent file
-    held_by: str = ""  #: the site rule that holds it for a person to decide
+    held_by: str = ""  #: the admission rule that holds it for a person to decide
 
 
 def told_of(new: Incoming, before: tuple[object, ...]) -> tuple[object, ...]:

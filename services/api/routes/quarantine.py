@@ -113,7 +113,7 @@ def reject(db: Db, bearer: CanReview, item: One, asked: DecisionIn | None = None
 
 @router.post("/v1/quarantine/{item}:retry", status_code=202)
 def retry(db: Db, bearer: CanReview, item: One) -> RetriedOut:
-    """Read and judge the item again by today's codecs, limits and thresholds. 409 where a site's rule holds it."""
+    """Read and judge the item again by today's codecs, limits and thresholds. 409 where an admission rule holds it."""
     kind, number = _parts(item)
     if kind == "file":
         quarantine.retry_file(db, number, bearer.actor)
@@ -124,7 +124,7 @@ def retry(db: Db, bearer: CanReview, item: One) -> RetriedOut:
 
 @router.post("/v1/quarantine:retry", status_code=202)
 def retry_many(db: Db, bearer: CanReview, asked: RetryIn) -> RetriedOut:
-    """Retry the items of a gate or a reason, at most 10,000 images at once, except those that a site's rule holds."""
+    """Retry the items of a gate or a reason, at most 10,000 images at once, except those that admission rules hold."""
     wanted = Wanted(gate=asked.gate, reason=asked.reason, modality=asked.modality)
     done = quarantine.retry_many(db, wanted, bearer.actor)
     return {"images": done.images, "files": done.files, "held": done.held}
