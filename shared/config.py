@@ -115,7 +115,7 @@ class DicomwebSource(_Part):
 
 class Intake(_Part):
     store: Path | None = None  #: where files that are sent to us are kept; default home/blobs
-    reserve_mb: int = Field(default=2048, ge=0)  #: nothing is taken in while less than this, or 5 %, is free
+    reserve_mb: int = Field(default=2048, ge=0)  #: no sent file is taken in below this and below 5 % of free space
     admission: Path | None = None  #: file of the site's rules of admission
     roots: tuple[Path, ...] = ()  #: folders that scans may read; empty means any (embedded) or none (production)
     any_root: bool = False

@@ -89,7 +89,7 @@ def create(rt: Runtime) -> FastAPI:
         app.router.routes.extend(router.routes)
     refuse_undeclared(app.routes)
     app.state.rt, app.state.metrics, app.state.callers = rt, Metrics(rt), Callers(rt)
-    # there is one decoder child and one encoder, each for one request at a time
+    # there is one sandbox child and one encoder, each for one request at a time
     app.state.decoding, app.state.readiness = Slots(slots=1, waiting=8), health.Readiness()
     app.state.uploads = Slots(slots=4, waiting=0, each=2)  # each may hold max_upload_mb of memory
     app.state.storing = Slots(slots=8, waiting=0)  # each holds a few chunks in memory, the rest is on the disk

@@ -22,7 +22,7 @@ def main() -> int:
     parser.add_argument("--sign", type=Path, required=True, help="a file that is there while requests are answered")
     args = parser.parse_args()
     listener = socket.socket(fileno=args.listener)
-    listener.set_inheritable(False)  # a decoder child that outlives this process must not keep the port open
+    listener.set_inheritable(False)  # a sandbox child that outlives this process must not keep the port open
     importlib.import_module("shared.index.qdrant")  # needed by the first /readyz; imported while initdb runs
     return setup.run(args.key_file) or server.main(listener, args.sign.touch)
 

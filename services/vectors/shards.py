@@ -46,7 +46,7 @@ _log = log.get(__name__)
 class Collection:
     """A collection: one shard, held by a process of its own, and its folder on disk. Thread-safe.
 
-    `_write` is held by each write until it is on disk; `_change` while another process replaces the shard's process.
+    `_write` is held by each write until it is on disk; `_change` while the shard's process is replaced by another.
     Reads take neither lock.
     """
 

@@ -182,7 +182,7 @@ def variants(folder: Path, files: int, seed: int, *, size: str = "full", women: 
     """Write many distinct files quickly: the images of a few women, shifted and with other noise, under new UIDs.
 
     Explicit VR Little Endian, four images per study, one study per patient; files are written as the iterator
-    advances. The caller writes the labels table (`write_labels`) at the end.
+    advances. The caller writes the label table (`write_labels`) at the end.
     """
     scanner: Scanner = SCANNERS[0]
     templates = [image for exam in islice(exams(seed), women) for image in images(exam, f"{seed}/{size}", size)]

@@ -85,7 +85,7 @@ def _image_type(opened: Opened, frames: int) -> tuple[str, ...]:
 def plain_header(digest: bytes, *, kind: str, rows: int, columns: int, bits: int, photometric: str) -> Header:
     """Return a header for a PNG or JPEG, with UIDs made from the digest: equal bytes are the same image in any folder.
 
-    A labels table assigns the picture to a study and a patient; without a table, each picture is its own study.
+    A label table assigns the picture to a study and a patient; without a table, each picture is its own study.
     """
     name = digest.hex()
     return Header(

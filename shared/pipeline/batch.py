@@ -93,7 +93,7 @@ def recipe_of(model: Published) -> Recipe:
 
 
 def forward(work: Work, encoder_of: Callable[[Published], Encoder]) -> Result:
-    """Gates 1 and 2, then one forward pass per model over all frames of the batch."""
+    """Apply gates 1 and 2, then run one forward pass per model over all frames of the batch."""
     result = Result()
     work.moves()
     judge, *others = work.models

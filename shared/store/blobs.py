@@ -24,7 +24,7 @@ from shared.errors import Unavailable
 from shared.store import files
 
 MIB = 2**20
-RESERVE_RATIO = 0.05  #: share of the disk that stays free, or `reserve_bytes` where that is less
+RESERVE_RATIO = 0.05  #: share of the disk that stays free; `reserve_bytes` suffice where they are less
 PREAMBLE = 128
 SUFFIX = ".dcm"
 NAME = re.compile(r"[0-9a-f]{64}\.dcm")

@@ -169,7 +169,7 @@ _KEEP = sa.text("SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) ORD
 
 
 def exhaust(db: Session, model_id: int, max_failures: int) -> list[int]:
-    """Images with `max_failures` failures of this model through our own fault are its exceptions; returns their ids.
+    """Images on which this model failed `max_failures` times by errors of Similis are exceptions; returns their ids.
 
     The images stay locked, as after `settle`.
     """

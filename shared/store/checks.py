@@ -153,7 +153,7 @@ IMAGES = (
             Job.CATCH_UP,
         ),
     ),
-    Check(  # given up through our own fault; a verdict about the file leaves `last_error` empty
+    Check(  # given up after errors of Similis; a verdict about the file leaves `last_error` empty
         kind="job-exhausted",
         find="""
         SELECT id FROM image WHERE status = 'failed' AND (reason = 'worker-died' OR last_error IS NOT NULL)

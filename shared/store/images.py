@@ -28,7 +28,7 @@ class Claimed:
     digest: bytes = b""  #: of the registered bytes
     size: int | None = None  #: of the file they were registered from; None if its row describes other bytes by now
     mtime_ns: int | None = None  #: ditto
-    failures: int = 0  #: through our own fault, since it was registered or last retried
+    failures: int = 0  #: by errors of Similis, since it was registered or last retried
     left_behind: bool = False  #: its last holder was lost, perhaps because of this image: it is claimed alone
 
 
@@ -109,7 +109,7 @@ def claim(db: Session, *, limit: int, lease_s: float, max_failures: int, beside:
 
 
 def exhaust(db: Session, max_failures: int) -> list[int]:
-    """Images with `max_failures` failures through our own fault are `failed`; returns their ids."""
+    """Images with `max_failures` failures by errors of Similis are `failed`; returns their ids."""
     return list(db.execute(_EXHAUST, {"failures": max_failures}).scalars())
 
 

@@ -120,7 +120,7 @@ class Image(Lease, Base):
     #: that judged the image; None: its model had none for this modality, or an earlier gate stopped the image
     calibration_id: Mapped[int | None] = mapped_column(ForeignKey("calibration.id"))
     revision: Mapped[int] = mapped_column(server_default="1")  #: bumped when the bytes or the labels change
-    #: attempts that failed through our own fault; transient causes (a share that is away) do not count
+    #: attempts that failed by errors of Similis; transient causes (a share that is away) do not count
     failures: Mapped[int] = mapped_column(Integer, server_default="0")
     operation_id: Mapped[uuid.UUID | None] = mapped_column(index=True)
     received_at: Mapped[datetime] = _now()
