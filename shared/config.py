@@ -116,8 +116,8 @@ class DicomwebSource(_Part):
 class Intake(_Part):
     store: Path | None = None  #: where files that are sent to us are kept; default home/blobs
     reserve_mb: int = Field(default=2048, ge=0)  #: no sent file is taken in below this and below 5 % of free space
-    admission: Path | None = None  #: file of the site's rules of admission
-    roots: tuple[Path, ...] = ()  #: folders that scans may read; empty means any (embedded) or none (production)
+    admission: Path | None = None  #: file of the site's admission rules
+    roots: tuple[Path, ...] = ()  #: folders that scans may read; empty: none, unless `any_root`
     any_root: bool = False
     dicomweb_sources: tuple[DicomwebSource, ...] = ()
     any_source: bool = False  #: backfills may pull from any address

@@ -1,7 +1,7 @@
-"""Heartbeats from within long work: the process that runs a task says what shows that the task gets on.
+"""Heartbeats from within long work: a task calls `beat`, and the process that runs it says what that does.
 
-The sign belongs to the task's own thread. A thread beside it, such as the one that renews leases, shows nothing, as it
-goes on while the task hangs.
+The sign belongs to the task's own thread. A `beat` of another thread, such as the one that renews leases, does nothing,
+because that thread goes on while the task hangs.
 """
 
 from collections.abc import Callable, Iterator
@@ -12,7 +12,7 @@ _sign: ContextVar[Callable[[], None] | None] = ContextVar("sign", default=None)
 
 
 def beat() -> None:
-    """Show that this thread's task gets on; outside of a task, do nothing."""
+    """Show that this thread's task makes progress; outside a task, do nothing."""
     if (sign := _sign.get()) is not None:
         sign()
 

@@ -66,7 +66,7 @@ class Runtime:
 
     @cached_property
     def admission(self) -> Admission:
-        """The site's rules, read once. Raises: `Invalid`."""
+        """The site's admission rules, read once. Raises: `Invalid`."""
         return admission.read(self.settings.intake.admission)
 
     def transaction(self) -> AbstractContextManager[Session]:

@@ -133,8 +133,8 @@ class FileOutcome(StrEnum):
     TAKEN = "taken"  # its image is stored, and has a status of its own
     SAME = "same"  # another copy of a stored image
     KEPT = "kept"  # other bytes of a known UID, of which the first ones stay
-    DISCARDED = "discarded"  # by a rule of admission, and acknowledged
-    REFUSED = "refused"  # by a rule of admission
+    DISCARDED = "discarded"  # by an admission rule, and acknowledged
+    REFUSED = "refused"  # by an admission rule
     QUARANTINED = Outcome.QUARANTINED.value
     EMPTY = Outcome.EMPTY.value
     FAILED = Outcome.FAILED.value

@@ -75,7 +75,7 @@ def create(rt: Runtime) -> FastAPI:
     """The app on this runtime, which it closes at shutdown.
 
     Raises: `Denied` where the app would listen beyond loopback without keys, or a route declares no scope; `Invalid`
-    where the site's rules of admission are wrong.
+    where the site's admission rules are wrong.
     """
     rt.admission  # noqa: B018 - read now, so that a wrong file stops the start and not the first upload
     api = rt.settings.api

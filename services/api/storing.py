@@ -74,7 +74,7 @@ def failure(arrived: Arrived) -> int:
 
 
 def accepted(arrived: Arrived) -> bool:
-    """Whether the sender need not send the file again: it is kept, or a rule of admission discards it."""
+    """Whether the sender need not send the file again: it is kept, or an admission rule discards it."""
     return arrived.kept or arrived.outcome == FileOutcome.DISCARDED
 
 

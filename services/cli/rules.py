@@ -1,4 +1,4 @@
-"""`similis rules`: checks a site's rules of admission and tries them on files before they are in force."""
+"""`similis rules`: checks a site's admission rules and tries them on files before they are in force."""
 
 import os
 from collections import Counter
@@ -15,7 +15,7 @@ File = Annotated[Path, typer.Argument(metavar="RULES", help="A TOML file with [[
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands about rules of admission."""
+    """Add the commands about admission rules."""
     room = typer.Typer(
         help="Admission rules: which images are accepted, quarantined, discarded or refused.", no_args_is_help=True
     )

@@ -131,7 +131,7 @@ class Receiver:
 
 
 def _handed(association: Association) -> Handed:
-    """What the door told about the association's connection. A check can only come over our own unix socket."""
+    """What the door said of the association's connection. A check can only come over our own unix socket."""
     found: Handed = association.handed  # type: ignore[attr-defined] # set by Request
     return found
 

@@ -51,7 +51,7 @@ def of_error(error: SimilisError) -> Status:
 
 
 def of_arrived(arrived: Arrived) -> Status:
-    """The status for an outcome: success also where a rule of admission discards the instance."""
+    """The status for an outcome: success also where an admission rule discards the instance."""
     if arrived.kept or arrived.outcome == FileOutcome.DISCARDED:
         return Status.SUCCESS
     if arrived.outcome == FileOutcome.REFUSED or arrived.reason in _ENDED:

@@ -50,7 +50,7 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Raises: `Denied` for an API without keys beyond loopback, `Invalid` for wrong rules of admission."""
+    """Raises: `Denied` for an API without keys beyond loopback, `Invalid` for wrong admission rules."""
     if not options.auth and not address.is_loopback(options.host):
         raise Denied(f"without API keys only this machine may be served: leave out --no-auth, or --host {options.host}")
     from shared.pipeline import admission

@@ -202,7 +202,7 @@ class Acir(nn.Module):
         spots: bool = False,
         decoder: bool = True,
     ) -> None:
-        """`classes`: of the auxiliary classifier; 0 leaves it out, as serving does. Raises `Invalid` for other sides.
+        """`classes`: of the auxiliary classifier; 0 leaves it out, as serving does. Raises: `Invalid` for other sides.
 
         `spots` adds two parts to the content that are not the paper's: bright and dark spots, counted by size. A trunk
         that was trained on few kinds of images tells lesions of other kinds apart no better than chance; counts do.

@@ -22,7 +22,7 @@ class WindowAttention(nn.Module):
     """
 
     def __init__(self, channels: int, side: int, heads: int, head_dim: int) -> None:
-        """Raises `Invalid` if the side is not a multiple of 7."""
+        """Raises: `Invalid` if the side is not a multiple of 7."""
         super().__init__()
         if side % WINDOW:
             raise Invalid(f"a side of {side} pixels is not a multiple of the window of {WINDOW}")

@@ -47,7 +47,7 @@ PAPER_WEIGHTS: Mapping[str, str] = {
 
 
 def backbone(architecture: str) -> Backbone:
-    """Return the backbone of this name. Raises `Invalid`, with the known names, for any other."""
+    """Return the backbone of this name. Raises: `Invalid`, with the known names, for any other."""
     try:
         return BACKBONES[architecture]
     except KeyError:

@@ -143,7 +143,7 @@ class Card:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """Raises `Invalid` for an unknown, missing or ill-typed key, or a fingerprint that does not match the card."""
+        """Raises: `Invalid` for an unknown, missing or ill-typed key, or a fingerprint that does not match the card."""
         data = dict(data)
         fingerprint = data.pop("fingerprint", None)
         recipe = data.get("recipe", {})
@@ -164,7 +164,7 @@ class Card:
 
 
 def check_views(tta: str) -> None:
-    """Raises `Invalid` unless `tta` is none, five, or five:SEED."""
+    """Raises: `Invalid` unless `tta` is none, five, or five:SEED."""
     if not _TTA.fullmatch(tta):
         raise Invalid(
             "test-time augmentation must be none, five, or five:SEED with a whole number of up to nine digits"
@@ -172,7 +172,7 @@ def check_views(tta: str) -> None:
 
 
 def check_name(name: str) -> None:
-    """Raises `Invalid` for a name that cannot be a file name, a URL part and a metric label."""
+    """Raises: `Invalid` for a name that cannot be a file name, a URL part and a metric label."""
     if not _NAME.fullmatch(name):
         raise Invalid(
             "a model's name has 1 to 64 characters: a-z, 0-9, '.', '_', '-'; it starts with a letter or digit"
@@ -203,7 +203,7 @@ def read(folder: Path, *, verify: bool = True) -> Card:
 
 
 def write(card: Card, folder: Path) -> None:
-    """Write the card to the folder durably. Raises `Conflict` if there is one already: a card never changes."""
+    """Write the card to the folder durably. Raises: `Conflict` if there is one already: a card never changes."""
     try:
         with (folder / CARD).open("x", encoding="utf-8") as file:
             file.write(json.dumps(card.to_json(), indent=2) + "\n")

@@ -141,7 +141,7 @@ def build_ensemble(  # noqa: PLR0913 - as in `build`
 
 
 def read_features(file: Path) -> Embeddings:
-    """Read (n, dim) features from a .npy file. Raises `NotFound` or `Invalid`."""
+    """Read (n, dim) features from a .npy file. Raises: `NotFound` or `Invalid`."""
     try:
         with regular(file, "the file of features").open("rb") as opened:
             found = np.load(opened, allow_pickle=False)

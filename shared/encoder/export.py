@@ -64,7 +64,7 @@ def measure(
 
 
 def outputs(network: nn.Module, side: int) -> Raw:
-    """Return the network's outputs for the frames of the check. Raises `Invalid` for a vector that is NaN or zero."""
+    """Return the network's outputs for the frames of the check. Raises: `Invalid` for a vector that is NaN or zero."""
     try:
         with torch.inference_mode():
             raw = {name: value.numpy() for name, value in named(network(torch.from_numpy(_frames(side)))).items()}

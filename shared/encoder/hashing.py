@@ -86,7 +86,7 @@ def _rotation(projected: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
 
 
 def load_hash(weights: Path) -> HashHead:
-    """Read the hash head from a card's weights. Raises `Invalid` if they hold none."""
+    """Read the hash head from a card's weights. Raises: `Invalid` if they hold none."""
     from safetensors import SafetensorError, safe_open
 
     try:

@@ -38,7 +38,7 @@ class Kind(NamedTuple):
 
 
 def kind(architecture: str) -> Kind:
-    """Return the kind of this name. Raises `Invalid`, with the known names, for any other."""
+    """Return the kind of this name. Raises: `Invalid`, with the known names, for any other."""
     if architecture not in COMPOSED:
         return Kind(partial(_backbone, architecture), backbone(architecture).pooling)
     return _COMPOSED[architecture]
@@ -74,7 +74,7 @@ def assemble(module: nn.Module, mean: Sequence[float], std: Sequence[float], tta
 
 
 def load_network(card: Card, weights: Path) -> nn.Module:
-    """Return the card's whole network with its weights. Raises `Invalid` for weights that do not fit."""
+    """Return the card's whole network with its weights. Raises: `Invalid` for weights that do not fit."""
     module = body(card.architecture, card.kind_options, empty=True)
     state = load_file(weights)
     if card.fitted_hash:

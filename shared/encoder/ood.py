@@ -120,7 +120,7 @@ class Mahalanobis:
 
     @classmethod
     def fit(cls, known: Features, classes: ArrayLike | None = None) -> Self:
-        """Fit to (n, dim) vectors and their (n,) classes, by default one. Raises `Invalid` for fewer than two rows."""
+        """Fit to (n, dim) vectors and their (n,) classes, by default one. Raises: `Invalid` for fewer than two rows."""
         from sklearn.covariance import LedoitWolf
 
         rows = np.asarray(known, np.float64)
@@ -155,7 +155,7 @@ class Gaussian:
 
     @classmethod
     def fit(cls, known: Features) -> Self:
-        """Fit to (n, dim), n at least 2. Raises `Invalid` for fewer, or a vector that is zero or not finite."""
+        """Fit to (n, dim), n at least 2. Raises: `Invalid` for fewer, or a vector that is zero or not finite."""
         if len(known) < 2:
             raise Invalid("a covariance needs at least two vectors")
         rows = unit(known).astype(np.float64)
@@ -241,7 +241,7 @@ def held_out(known: Features, groups: Sequence[Hashable]) -> list[float]:
 
 
 def unit(vectors: Features) -> Features:
-    """Return the rows at length 1. Raises `Invalid` for a row without a direction: zero or not finite."""
+    """Return the rows at length 1. Raises: `Invalid` for a row without a direction: zero or not finite."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not (np.isfinite(lengths).all() and (lengths > 0).all()):
         raise Invalid("a vector is zero or not finite")

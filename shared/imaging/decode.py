@@ -28,7 +28,7 @@ def digest_of(buffer: memoryview | mmap.mmap) -> bytes:
 
 
 def inspect_bytes(buffer: memoryview, limits: Limits) -> Inspected:
-    """Return header and digest without pixels. Raises `Rejected` if the header already excludes the file."""
+    """Return header and digest without pixels. Raises: `Rejected` if the header already excludes the file."""
     digest = digest_of(buffer)
     kind = plain_kind(buffer)
     if kind is not None:
@@ -41,7 +41,7 @@ def inspect_bytes(buffer: memoryview, limits: Limits) -> Inspected:
 
 
 def decode_bytes(buffer: memoryview, recipe: Recipe, limits: Limits, reserve: Reserve) -> Decoded:
-    """Decode the file by the recipe. Raises `Rejected` if it cannot become a picture."""
+    """Decode the file by the recipe. Raises: `Rejected` if it cannot become a picture."""
     kind = plain_kind(buffer)
     if kind is not None:
         picture = open_picture(buffer, kind, digest_of(buffer), limits)

@@ -54,7 +54,7 @@ class Geometry:
 
 
 def geometry_of(opened: Opened, limits: Limits) -> Geometry:
-    """Return the checked description. Raises `Rejected`: hostile if over a limit, undecodable if inconsistent."""
+    """Return the checked description. Raises: `Rejected`: hostile if over a limit, undecodable if inconsistent."""
     ds = opened.dataset
     rows, columns = number(ds, "Rows") or 0, number(ds, "Columns") or 0
     frames = number(ds, "NumberOfFrames")

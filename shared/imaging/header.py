@@ -18,7 +18,7 @@ def stable_uid(*parts: str) -> str:
 
 
 def header_of(opened: Opened) -> Header:
-    """Return the header. Raises `Rejected` (failed) if the image or its study has no valid UID."""
+    """Return the header. Raises: `Rejected` (failed) if the image or its study has no valid UID."""
     ds = opened.dataset
     sop, study = _identity(opened, "SOPInstanceUID"), _identity(opened, "StudyInstanceUID")
     series = text(ds, "SeriesInstanceUID", 65)

@@ -27,7 +27,7 @@ class Recipe:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Self:
-        """Raises `Invalid` for an unknown key: a key that is silently ignored would change embeddings."""
+        """Raises: `Invalid` for an unknown key: a key that is silently ignored would change embeddings."""
         unknown = data.keys() - set(cls.__dataclass_fields__)
         if unknown:
             raise Invalid(f"unknown recipe keys: {', '.join(sorted(unknown))}")

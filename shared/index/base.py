@@ -243,7 +243,7 @@ class IndexStore(Protocol):
         """
 
     def open(self, name: str) -> Index:
-        """Raises `NotFound`, `Damaged`."""
+        """Raises: `NotFound`, `Damaged`."""
 
     def drop(self, name: str) -> None:
         """The collection is gone; an unknown one is no error."""
@@ -251,6 +251,6 @@ class IndexStore(Protocol):
     def names(self) -> list[str]: ...
 
     def ping(self) -> None:
-        """Raises `Unavailable`."""
+        """Raises: `Unavailable`."""
 
     def close(self) -> None: ...

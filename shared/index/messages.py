@@ -107,7 +107,7 @@ def optimizers(spec: Spec) -> pb.OptimizersConfigDiff:
 
 
 def spec_of(info: pb.CollectionInfo) -> Spec:
-    """Raises `Conflict` when the collection was not made by Similis."""
+    """Raises: `Conflict` when the collection was not made by Similis."""
     text = info.config.metadata[SPEC_KEY].string_value if SPEC_KEY in info.config.metadata else ""
     try:
         fields = json.loads(text)

@@ -1,4 +1,4 @@
-"""A site's rules of admission: which images come in, which wait for a person, and which do not.
+"""A site's admission rules: which images come in, which wait for a person, and which do not.
 
 The rules stand in a small TOML file. The first rule whose conditions all hold decides; if none holds, the image is
 accepted.

@@ -55,7 +55,7 @@ def _due(db: Session, kind: Kind, names: Sequence[str]) -> int:
 def scan_again(db: Session, found: Sequence[uuid.UUID | None]) -> None:
     """Retry the ended scans that found files to be read again; cancelled ones are left alone.
 
-    None stands for a file of the store of sent files. A file of a cancelled scan waits for another scan that meets it.
+    None stands for a file of the store of sent files. A file of a cancelled scan waits for another scan that finds it.
     """
     operations.retry_ended(db, {one for one in found if one is not None})
     if found:

@@ -130,7 +130,7 @@ _TOUCHED = sa.text(
 def gaps_now(
     db: Session, generation_id: int, model_id: int, limit: int, known: Sequence[Gap], since: datetime | None
 ) -> list[Gap]:
-    """As `gaps`, by updating `known`, the gaps that were found after `since`, a `moment`.
+    """As `gaps`, but only what changed since `known` was found; `since` is a `moment` before that.
 
     Only images with rows that were written since then or are not applied are examined again. The caller holds the lock
     for which every writer waits.

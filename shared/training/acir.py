@@ -85,7 +85,7 @@ class Hashing(Method[Hashed]):
         return self.shape.side
 
     def build(self, data: Collection) -> Hashed:
-        """Raises `Invalid` for OrthoHash, whose batch normalisation over the logits has no place in the network."""
+        """Raises: `Invalid` for OrthoHash, whose batch normalisation over the logits has no place in the network."""
         if self.objective == "orthohash":
             raise Invalid("OrthoHash can be trained on features only: its normalisation is not part of the network")
         classes = len(data.classes)
@@ -160,7 +160,7 @@ class Reconstruction(Method[Reconstructing]):
         return self.shape.side
 
     def build(self, data: Collection) -> Reconstructing:  # noqa: ARG002 - it needs no classes
-        """Raises `Invalid` if the weights are not those of this shape, or no safetensors."""
+        """Raises: `Invalid` if the weights are not those of this shape, or no safetensors."""
         network = self.shape.network(0, decoder=True)
         try:
             state = {name: value.float() for name, value in load_file(self.weights).items()}

@@ -117,7 +117,7 @@ class Optimiser:
             raise Invalid("betas must be at least 0 and below 1")
 
     def build(self, groups: Mapping[str, Iterable[nn.Parameter]]) -> torch.optim.Optimizer:
-        """Raises `Invalid` if the names differ: a group without a rate would silently not be trained."""
+        """Raises: `Invalid` if the names differ: a group without a rate would silently not be trained."""
         if groups.keys() != self.rates.keys():
             raise Invalid(f"learning rates are for {sorted(self.rates)}, the model has {sorted(groups)}")
         made: list[Json] = [

@@ -138,7 +138,7 @@ def check(fold: Fold, groups: Rows) -> None:
 
 
 def protocol(name: str) -> Protocol:
-    """Return the protocol of this name. Raises `NotFound`, with the known names, for any other."""
+    """Return the protocol of this name. Raises: `NotFound`, with the known names, for any other."""
     match name.split(":"):
         case [base] if base in PROTOCOLS:
             return Protocol(name, PROTOCOLS[base])

@@ -22,7 +22,7 @@ _PART = 64
 
 
 def readouts(acir: Acir) -> list[nn.Linear]:
-    """Return the layers that make the parts of the content, in their order. Raises `Invalid` without DaRF."""
+    """Return the layers that make the parts of the content, in their order. Raises: `Invalid` without DaRF."""
     if acir.darf is None:
         raise Invalid("readouts need a network with DaRF")
     counts = [] if acir.spots is None else [acir.spots.rings, acir.spots.relative]

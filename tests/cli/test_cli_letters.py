@@ -1,4 +1,4 @@
-"""Dead letters and rules of admission on the command line."""
+"""Dead letters and admission rules on the command line."""
 
 import shutil
 

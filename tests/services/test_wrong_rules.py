@@ -1,4 +1,4 @@
-"""Processes that take files in do not start with faulty rules of admission, and name the rule."""
+"""Processes that take files in do not start with faulty admission rules, and name the rule."""
 
 import os
 import subprocess
