@@ -36,12 +36,12 @@ def build_hashed(
     *,
     rotate: bool = False,
 ) -> Card:
-    """Write the base model with a hash head fitted to its embeddings of training images. The graph is copied.
+    """Write the base model with a hash head fitted to these embeddings. The graph is copied.
 
     Args:
         folder: a new folder; `name` is by default its name.
         base: folder of a model without a hash code; the null encoder is allowed.
-        embeddings: (n, dim), the base model's, of training images that are never searched for.
+        embeddings: (n, dim), the base model's: of the archive's images, or of a training split.
         bits, seed, rotate: as in `fit_hash`.
 
     Raises:

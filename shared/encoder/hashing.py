@@ -1,7 +1,8 @@
 """A hash code for a model without one: the signs of the principal components of its unit vectors.
 
-The head is fitted once on training images and stored with the card's weights. It is applied to the embeddings after
-the forward pass, in numpy, so that every runtime gives the same code and the base model's graph is reused.
+The head is fitted once, to embeddings of an archive or a training split, and stored with the card's weights. It is
+applied to the embeddings after the forward pass, in numpy, so that every runtime gives the same code and the base
+model's graph is reused.
 """
 
 from pathlib import Path
@@ -38,7 +39,7 @@ def fit_hash(embeddings: Embeddings, bits: int, seed: int = 0, *, rotate: bool =
     `rotate` rotates the components by iterative quantisation, so that all bits carry about the same variance.
 
     Args:
-        embeddings: (n, dim) of training images, n above `bits`; never of images that will be searched for.
+        embeddings: (n, dim), n above `bits`; an evaluation takes a training split, never its gallery.
         bits: a multiple of 8, at most dim.
         seed: of the first rotation.
 

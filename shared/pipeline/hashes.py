@@ -26,7 +26,7 @@ from shared.store.generations import Published
 from shared.types import Embeddings
 
 Search = Callable[[Sequence[QueryImage], Sequence[Query]], list[Answer]]
-#: A hybrid search ranks this many times the images that are asked for; `benchmarks.hashes` measures what that finds.
+#: A hybrid search ranks this many times the images that are asked for; `benchmarks.hybrid` measures what that finds.
 WIDE: Final = 10
 Mode = Literal["hash", "hybrid"]
 HELD: Final = 10_000  #: embeddings in memory at a time: as many as a ball may hold, 20 MB at 1,024 dimensions

@@ -84,7 +84,7 @@ def _named(kind: str, ids: Sequence[int | str], *, repaired: bool) -> Finding:
 
 
 def _generations(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: ARG001
-    """Check that the pointer names an open generation with enough recall, and each collection belongs to one."""
+    """Check that the pointer names an open generation with enough recall, and that generations own all collections."""
     with site.begin() as db:
         alone(db, Lock.GENERATIONS)
         row, opened = generations.live(db, lock=True), generations.opened(db)
