@@ -217,7 +217,7 @@ def bring(card: Path, models: Path, name: str | None = None) -> str:
     """Copy the card's folder into the models folder, with an ONNX graph; returns the folder's name there.
 
     With a `name`, the copy's card and folder have it. The bare name of a folder is looked for in the models folder and
-    then among the shipped models, with a `name` the other way round: what is there is already named.
+    then among the shipped models; with a `name` the shipped models come first, as it is they that need another name.
 
     Raises: `NotFound` without a card, `Conflict` where another model has the name, `Invalid` for a damaged card.
     """
