@@ -26,7 +26,7 @@ from shared.errors import SimilisError
 from shared.process import Identity
 
 TICK_S = 0.05
-LONG_LIFE_S = 10.0  #: a process that lived longer did not fail at its start, and starts a new count of failures
+LONG_LIFE_S = 10.0  #: a process that was ready for longer did not fail at its start: the count of failures starts anew
 LOUD_AFTER = 3  #: failures in a row from which on each message tells their number and the back-off
 
 
@@ -48,7 +48,7 @@ class Watched:
     started: bool = False  #: later starts do not wait for `needs`
     failures: int = 0
     restarts: int = 0
-    born: float = 0.0
+    ready_at: float = 0.0
     not_before: float = 0.0
     done: bool = False  #: a part that runs once has exited with 0
 
@@ -127,7 +127,7 @@ class Supervisor:
             if watched.child is None:
                 self._start(watched, now)
             elif not watched.ready:
-                watched.ready = watched.part.ready()
+                watched.ready, watched.ready_at = watched.part.ready(), now
                 if watched.pulse is not None:
                     watched.pulse.begin(now)
             elif watched.pulse is not None and watched.pulse.stopped(watched.child.pid, now):
@@ -198,7 +198,7 @@ class Supervisor:
             self.say(f"{watched.part.name} cannot be restarted now: {error}")
             return
         watched.identity = Identity.of(watched.child.pid)
-        watched.started, watched.ready, watched.born = True, False, now
+        watched.started, watched.ready = True, False
 
     def _served(self, name: str) -> bool:
         return self.watched[name].ready or self.watched[name].done
@@ -206,11 +206,12 @@ class Supervisor:
     def _bury(self, watched: Watched, now: float) -> None:
         assert watched.child is not None  # noqa: S101 - the caller has checked it; for mypy
         rc = process.bury(watched.child, group=_owns_its_group(watched))
+        served = watched.ready and now - watched.ready_at > LONG_LIFE_S
         watched.child, watched.identity, watched.ready = None, None, False
         if watched.runs_once and rc == 0:
             watched.done = True
             return
-        watched.failures = 1 if now - watched.born > LONG_LIFE_S else watched.failures + 1
+        watched.failures = 1 if served else watched.failures + 1
         watched.restarts += 1
         wait_s = back_off_s(watched.failures)
         watched.not_before = now + wait_s

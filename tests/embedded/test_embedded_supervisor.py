@@ -201,8 +201,10 @@ def test_a_part_that_has_failed_for_a_week_is_still_started_again():
     assert back_off_s(20_000) == 30.0
 
 
-@pytest.mark.parametrize(("lived_s", "away_s"), [(15.0, 0.0), (5.0, 30.0)])
-def test_who_is_killed_now_and_then_is_back_at_once_and_who_dies_at_its_start_is_slowed_down(tmp_path, lived_s, away_s):
+@pytest.mark.parametrize(("ready", "lived_s", "away_s"), [(True, 15.0, 0.0), (True, 5.0, 30.0), (False, 15.0, 30.0)])
+def test_who_is_killed_now_and_then_is_back_at_once_and_who_dies_at_its_start_is_slowed_down(
+    tmp_path, ready, lived_s, away_s
+):
     """Where every part was away for longer than it lived, the parts of a build never met."""
     part = Program("worker", ["sleep", "600"])
     one = Supervisor(Home.at(tmp_path / "home"), [(part, ())], [["worker"]], {}, lambda _: None)
@@ -210,6 +212,7 @@ def test_who_is_killed_now_and_then_is_back_at_once_and_who_dies_at_its_start_is
     for _ in range(12):
         now = max(now, worker.not_before)
         one._start(worker, now)
+        worker.ready, worker.ready_at = ready, now
         worker.child.kill()
         now += lived_s
         one._bury(worker, now)
