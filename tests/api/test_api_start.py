@@ -37,7 +37,7 @@ def test_it_refuses_to_serve_others_without_keys(tmp_path):
     argv = [sys.executable, "-m", "services.api"]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
-    assert done.stderr.startswith("similis api: without keys")
+    assert done.stderr.startswith("similis api: without API keys")
 
 
 def test_the_process_serves_and_ends_cleanly_when_told(database_url, tmp_path):

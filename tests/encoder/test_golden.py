@@ -43,9 +43,10 @@ def test_a_network_drawn_by_a_seed_gives_the_same_vector_as_ever(
 
 def test_the_shipped_model_gives_the_same_vector_code_and_error_as_ever() -> None:
     found = runtime.load(ROOT / "models" / "similis-base", "torch", 1).encode(samples(1, 112, 0))
-    assert found.embeddings[0, :4].tolist() == pytest.approx([-0.019670, -0.043071, 0.036305, 0.026207], abs=1e-4)
+    ends = [*found.embeddings[0, :4], *found.embeddings[0, -2:]]  # the last ones count spots
+    assert ends == pytest.approx([-0.020647, -0.018858, -0.012313, 0.009284, 0.019836, -0.040493], abs=1e-4)
     assert found.codes is not None
-    other = found.codes[0] ^ np.array([32, 8, 230, 83, 58, 186, 177, 119], np.uint8)
+    other = found.codes[0] ^ np.array([167, 222, 145, 180, 170, 159, 108, 214], np.uint8)
     assert np.unpackbits(other).sum() <= 1  # another processor may round a logit across zero
     assert found.ood is not None
     assert float(found.ood[0]) == pytest.approx(0.134498, rel=1e-3)

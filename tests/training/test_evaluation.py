@@ -125,7 +125,7 @@ class TestProtocols:
     def test_fitting_on_patients_of_the_queries_is_an_error(self):
         fold = Fold(seed=0, queries=np.array([0]), gallery=np.array([1]), train=np.array([2]))
         check(fold, np.array([0, 1, 2]))
-        with pytest.raises(Invalid, match="fitted"):
+        with pytest.raises(Invalid, match="used for fitting"):
             check(fold, np.array([0, 1, 0]))
 
     def test_what_there_is_not_is_told(self):
@@ -227,7 +227,7 @@ class TestEvaluate:
         assert np.allclose(own.T @ own, np.diag(np.diag(own.T @ own)), atol=1e-2)
         with pytest.raises(Invalid, match="in fewer than 5 directions"):  # rounding noise is no component
             projected(np.outer(np.arange(len(vectors)), vectors[0]).astype(np.float32), fold.train, 5)
-        with pytest.raises(Invalid, match="principal"):
+        with pytest.raises(Invalid, match="components must be fewer"):
             evaluate(subjects, {"cosine": Space("cosine", vectors)}, Plan(protocols=("lopo",), components=5))
 
     def test_vectors_of_other_images_are_refused(self):

@@ -115,7 +115,7 @@ def test_a_single_kind_of_label_is_nothing_to_train_on(archive: Path, tmp_path: 
     head, *lines = (archive / "labels.csv").read_text().splitlines()
     kind = next(csv.DictReader([head, *lines]))["density"]
     (tmp_path / "one.csv").write_text("\n".join([head, *(line for line in lines if f",{kind}," in line)]) + "\n")
-    with pytest.raises(Invalid, match=r"two kinds: \d+ files not decoded; \d+ files without a label"):
+    with pytest.raises(Invalid, match=r"two different labels: \d+ files not decoded; \d+ files without a label"):
         own(archive, tmp_path / "one.csv").load(Path())
 
 
