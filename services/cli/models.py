@@ -233,12 +233,13 @@ def bring(card: Path, models: Path, name: str | None = None) -> str:
     found = cards.read(folder)
     if folder.parent == models.resolve() and name is None:
         return folder.name
+    wanted = replace(found, name=name or found.name)
     target = models / (name or folder.name)
     if target.exists():
-        if cards.read(target, verify=False).fingerprint != found.fingerprint:
+        there = cards.read(target, verify=False)
+        if (there.fingerprint, there.name) != (wanted.fingerprint, wanted.name):
             raise Conflict("another model has this folder name; choose another with --name")
         return target.name
-    wanted = replace(found, name=name or found.name)
     if found.graph is None and found.architecture != NULL:
         from shared.encoder.derive import with_graph  # brings torch
 
@@ -252,6 +253,7 @@ def bring(card: Path, models: Path, name: str | None = None) -> str:
             with suppress(FileNotFoundError):  # the null encoder has no graph
                 shutil.copy2(folder / part_of_it, beside / part_of_it)
         cards.write(wanted, beside)
+        shutil.copymode(folder / cards.CARD, beside / cards.CARD)
         cards.read(beside)  # the source may have changed since it was checked
         beside.chmod(0o755)
         beside.rename(target)

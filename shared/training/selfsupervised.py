@@ -106,8 +106,9 @@ class Descriptive(Method[Pupil]):
         """
         torch.manual_seed(experiment.seed)
         acir = self.shape.network(0, decoder=False).eval()
+        own = {name: value for name, value in acir.state_dict().items() if name.startswith(("head.", "spots."))}
         trunk = {name: value for name, value in model.acir.state_dict().items() if not name.startswith("head.")}
-        acir.load_state_dict(trunk, strict=False)
+        acir.load_state_dict(trunk | own)
         rows = torch.randint(len(model.data), (self.views,))
         stored = chunks(torch.from_numpy(model.data.images)[rows])
         views = torch.cat([experiment.augmentation(part.float() / 255, self.shape.side) for part in stored])

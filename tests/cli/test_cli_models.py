@@ -1,5 +1,6 @@
 """Cards are built and added to the models folder, and the default model is added by itself."""
 
+import os
 import shutil
 import socket
 from dataclasses import replace
@@ -62,8 +63,21 @@ def test_a_model_may_be_brought_under_another_name(card, models, tmp_path):
     with pytest.raises(Conflict, match="--name"):
         bring(card, models, "tiny")
     with pytest.raises(Invalid, match="name"):
-        bring(card, models, "../tiny")
-    assert sorted(path.name for path in models.iterdir()) == ["tiny", "tiny-2"]
+        bring(card, models, "../elsewhere/tiny")
+    shutil.copytree(card, models / "tiny-3")  # a folder whose card has another name is no model of this name
+    with pytest.raises(Conflict, match="--name"):
+        bring(card, models, "tiny-3")
+    assert sorted(path.name for path in models.iterdir()) == ["tiny", "tiny-2", "tiny-3"]
+
+
+def test_a_brought_card_is_as_readable_as_it_was(card, models):
+    (card / cards.CARD).chmod(0o644)
+    before = os.umask(0o077)
+    try:
+        bring(card, models)
+    finally:
+        os.umask(before)
+    assert (models / "tiny" / cards.CARD).stat().st_mode & 0o777 == 0o644
 
 
 def test_a_shipped_model_is_the_one_that_is_renamed(models):
