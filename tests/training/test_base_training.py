@@ -138,7 +138,7 @@ def small():
     return replace(
         experiment,
         data=Stripes(n=448, side=64),
-        method=Descriptive(shape=Shape(widths="xs", bits=16, side=112), views=600, head_steps=4),
+        method=Descriptive(shape=Shape(widths="xs", bits=16, side=112, spots=True), views=600, head_steps=4),
         sampler=Portion(batch=16, batches_per_epoch=2),
         epochs=2,
     )
@@ -158,7 +158,7 @@ def test_training_brings_the_parts_nearer_to_their_descriptors(trained):
 
 def test_its_model_has_vectors_and_codes_and_half_precision_weights(trained):
     card = cards.read(trained[0])
-    assert (card.architecture, card.bits, card.reconstructs) == ("acir", 16, False)
+    assert (card.architecture, card.dim, card.bits, card.reconstructs) == ("acir", 768, 16, False)
     encoded = runtime.load(trained[0], "torch").encode(np.zeros((2, 112, 112), np.float32) + 0.5)
     assert encoded.codes is not None
     assert encoded.codes.shape == (2, 2)
