@@ -15,7 +15,7 @@ from shared.store import catchup, ledger, operations
 from shared.store.images import AGAIN
 from shared.store.session import enqueue
 from shared.store.tables import INDEXABLE, READ_AGAIN
-from shared.types import Job
+from shared.types import Job, OperationKind
 
 #: A lease that expired longer ago than this was noticed by neither a worker nor the sweep.
 SILENT_S = 60.0
@@ -260,7 +260,7 @@ def files(db: Session | sa.Connection, after: int, limit: int) -> list[Registere
 
 def scan_again(db: Session, ids: Collection[uuid.UUID]) -> None:
     """Retry the ended scans among these operations, each with its label table; cancelled ones are left alone."""
-    operations.retry_ended(db, ids, "scan")
+    operations.retry_ended(db, ids, OperationKind.SCAN)
     enqueue(db, Job.SCAN)
 
 

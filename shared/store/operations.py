@@ -259,7 +259,7 @@ _ENDED = sa.text(
 )
 
 
-def retry_ended(db: Session, ids: Collection[uuid.UUID], kind: str | None = None) -> None:
+def retry_ended(db: Session, ids: Collection[uuid.UUID], kind: OperationKind | None = None) -> None:
     """Retry those of these operations, of one kind or of any, that succeeded or failed.
 
     A cancelled one comes back only when a person retries the operation itself.
