@@ -48,7 +48,8 @@ def turn(begin: Begin, kind: OperationKind, lease_s: float, away_s: float) -> It
 
     Yields None if none is due. While it is held, its lease is renewed; the error that ends the block is written to its
     row. After `Unavailable` the operation rests for `away_s` seconds and goes on where it was; a lasting one does so
-    after any error. Otherwise an error fails the operation. No error leaves the block.
+    after any error. Otherwise an error fails the operation. Such an error does not leave the block; one of a block that
+    got None does, and so does one of the database while the outcome is written.
     """
     with begin() as db:
         held = operations.claim(db, kind, lease_s)
