@@ -238,16 +238,18 @@ def cancel(db: Session, operation_id: uuid.UUID) -> Operation:
 def retry(db: Session, operation_id: uuid.UUID) -> Operation:
     """Make an ended or paused operation due again from the start: finished work is skipped, failed work tried again.
 
-    `total` stays: a replay counts it once, when it is created.
+    `total` stays: a replay counts it once, when it is created. A paused one keeps `done` and `counts`, too: they hold
+    until it counts again.
 
     Raises: `NotFound`, `Conflict` while it is pending or running.
     """
     operation = _locked(db, operation_id)
     if operation.state in UNDER_WAY:
         raise Conflict("the operation has not ended")
-    operation.state, operation.cancel = OperationState.PENDING, False
+    if operation.state != OperationState.PAUSED:
+        operation.done, operation.counts = 0, {}
+    operation.state, operation.cancel, operation.losses = OperationState.PENDING, False, 0
     operation.error = operation.finished_at = None
-    operation.done, operation.counts, operation.losses = 0, {}, 0
     operation.cursor = operation.registered_at = None
     operation.lease_until = operation.not_before = None
     return operation

@@ -486,6 +486,21 @@ def test_a_paused_build_stands_still_and_goes_on_where_it_was(filled: Platform) 
     assert len(points(filled, number)) == 16
 
 
+def test_a_resumed_build_shows_what_was_done_before_the_pause(
+    filled: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reindex, "CALM", 0)
+    number = filled.begin_generation()
+    for _ in range(2):
+        reindex.advance(filled.begin, filled.index, chunk=4, budget_s=0)
+        filled.project()
+    with filled.begin() as db:
+        lifecycle.pause(db, number)
+        lifecycle.resume(db, number)
+    row = operation(filled, number)
+    assert (row.state, row.done, row.counts) == ("pending", 4, {"covered": 4, "to-index": 4, "missing": 8})
+
+
 def test_a_worker_that_is_at_it_stops_when_it_is_paused(filled: Platform) -> None:
     number = filled.begin_generation()
     seen: list[int] = []
