@@ -35,21 +35,25 @@ def drain(
 ) -> int:
     """Encode the images that each model has to catch up on, or record why not; return how many were settled.
 
-    Each model gets an equal share of `budget_s`. One that cannot be loaded here waits, and does not hold up the others.
+    Each model gets an equal share of `budget_s`, except those that cannot be loaded here: they wait.
     """
     with begin() as db:
         asking = set(catchup.asking(db))
         models = {p.model_id: p for p in generations.opened(db) if p.model_id in asking}
-    settled = 0
-    for model in models.values():
-        try:
-            encoder_of(model)
-        except (NotFound, Invalid):
-            log.warning("model_not_loaded", fingerprint=model.fingerprint, exc_info=True)
-            continue
-        share_s = budget_s / len(models)
-        settled += encode.work_off(begin, _source(begin, model, effort), sandbox, encoder_of, effort, share_s)
-    return settled
+    loaded = [model for model in models.values() if _loads(encoder_of, model)]
+    return sum(
+        encode.work_off(begin, _source(begin, model, effort), sandbox, encoder_of, effort, budget_s / len(loaded))
+        for model in loaded
+    )
+
+
+def _loads(encoder_of: Callable[[Published], Encoder], model: Published) -> bool:
+    try:
+        encoder_of(model)
+    except (NotFound, Invalid):
+        log.warning("model_not_loaded", fingerprint=model.fingerprint, exc_info=True)
+        return False
+    return True
 
 
 def _source(begin: Begin, model: Published, effort: Effort) -> Source:

@@ -312,7 +312,17 @@ def test_new_images_come_first(filled: Platform) -> None:
     assert drain(filled) == 8
 
 
-def test_several_models_share_the_time_of_one_call(filled: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("loader", "counts"),
+    [(lambda platform: platform.encoder, [(2, 3), (3, 3)]), (without_second, [(3, 5)])],
+    ids=["all are loaded", "the second cannot be loaded"],
+)
+def test_the_models_that_are_loaded_share_the_time_of_one_call(
+    filled: Platform,
+    monkeypatch: pytest.MonkeyPatch,
+    loader: Callable[[Platform], Callable[[Published], Encoder]],
+    counts: list[tuple[int, int]],
+) -> None:
     filled.add_model("third", seed=4, dim=32)
     for name in ("second", "third"):
         number = filled.begin_generation(name)
@@ -328,9 +338,9 @@ def test_several_models_share_the_time_of_one_call(filled: Platform, monkeypatch
     monkeypatch.setattr(encode, "time", SimpleNamespace(monotonic=lambda: now))
     monkeypatch.setattr(encode, "forward", takes_a_second)
     filled.effort = replace(filled.effort, batch=1)
-    drain(filled, budget_s=4.0)
-    counts = query(filled, "SELECT model_id, count(*) FROM encoding WHERE model_id > 1 GROUP BY 1 ORDER BY 1")
-    assert counts == [(2, 3), (3, 3)], "two seconds each, and the batch that was decoded ahead"
+    catchup.drain(filled.begin, filled.sandbox, loader(filled), filled.effort, budget_s=4.0)
+    stored = query(filled, "SELECT model_id, count(*) FROM encoding WHERE model_id > 1 GROUP BY 1 ORDER BY 1")
+    assert stored == counts, "two or four seconds each, and the batch that was decoded ahead"
 
 
 def test_a_paused_build_encodes_nothing_and_the_throttle_holds(filled: Platform) -> None:
