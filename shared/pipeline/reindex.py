@@ -215,7 +215,7 @@ def purge(begin: Begin, indexes: IndexStore, grace_s: float = GRACE_S, chunk: in
         closed = catchup.closed(db)
     for model in closed:
         while _drop_next(begin, model, chunk):
-            pass
+            heartbeat.beat()
     with begin() as db:
         due = generations.purgeable(db, grace_s)
     for number in due:
@@ -232,6 +232,7 @@ def purge(begin: Begin, indexes: IndexStore, grace_s: float = GRACE_S, chunk: in
     return len(due)
 
 
+            heartbeat.beat()
 def _drop_next(begin: Begin, model_id: int, chunk: int) -> int:
     with begin() as db:
         share(db, Lock.GENERATIONS)  # nobody opens one of this model meanwhile

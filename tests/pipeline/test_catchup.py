@@ -13,6 +13,7 @@ import sqlalchemy as sa
 
 from shared.encoder.base import Encoder
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
+from shared.heartbeat import shown_by
 from shared.imaging.reasons import Reason, failed, undecodable
 from shared.pipeline import batch, catchup, encode, lifecycle, reindex
 from shared.store import catchup as rows
@@ -403,6 +404,23 @@ def test_what_a_retired_model_has_left_to_do_is_dropped_by_and_by_and_not_while_
     assert due(filled) == []
     assert encoded(filled, 2) == []
     assert len(encoded(filled, 1)) == 12
+
+
+def test_a_purge_shows_at_every_step_that_it_goes_on(filled: Platform) -> None:
+    def beats(grace_s: float) -> int:
+        shown: list[None] = []
+        with shown_by(lambda: shown.append(None)):
+            reindex.purge(filled.begin, filled.indexes, grace_s=grace_s, chunk=5)
+        return len(shown)
+
+    known = filled.begin_generation()
+    filled.reindex()
+    new = opened(filled)
+    with filled.begin() as db:
+        lifecycle.retire(db, known)
+        lifecycle.retire(db, new)
+    assert beats(grace_s=60) >= 3  # twelve images that were due for the new model
+    assert beats(grace_s=0) >= 3  # twelve rows in the ledger of the known one
 
 
 def test_what_is_due_for_a_model_stays_while_a_generation_of_it_is_open(filled: Platform) -> None:
