@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared import heartbeat
-from shared.errors import NotFound
+from shared.errors import NotFound, Unavailable
 from shared.imaging.pseudonym import patient_number
 from shared.index.base import Exact, Filter, Index, IndexStore, Match, Query, Recall
 from shared.pipeline.ask import LEAST_DEPTH
@@ -89,7 +89,7 @@ def _build(begin: Begin, open_index: Opened, held: Held, budget_s: float, chunk:
             enqueue(db, Job.CATCH_UP)
             operations.rest(db, held, max(REST_S, calm_s))
             return False
-    _finish(begin, index, held, number)
+    _finish(begin, index, held, number, max(AWAY_S, calm_s))
     return True
 
 
@@ -146,13 +146,21 @@ def _report(db: Session, held: Held, found: Generation) -> tuple[coverage.Covera
     return covered, calm_s
 
 
-def _finish(begin: Begin, index: Index, held: Held, number: int) -> None:
-    """Link the graph, measure the recall and end the operation. Publishing is left to a person."""
+def _finish(begin: Begin, index: Index, held: Held, number: int, away_s: float) -> None:
+    """Link the graph, measure the recall and end the operation. Publishing is left to a person.
+
+    If the engine becomes unavailable, the build rests for `away_s` seconds: the next try begins with another count.
+    """
     with begin() as db:
         found = generations.get(db, number)
         rows = ledger.sample(db, found.id, found.model_id, SAMPLE, SEED)
-    link(index)
-    measured = recall(index, rows)
+    try:
+        link(index)
+        measured = recall(index, rows)
+    except Unavailable as error:
+        with begin() as db:
+            operations.rest(db, held, away_s, str(error))
+        return
     with begin() as db:
         if operations.mine(db, held):
             found = generations.get(db, number)
@@ -224,6 +232,7 @@ def purge(begin: Begin, indexes: IndexStore, grace_s: float = GRACE_S, chunk: in
         with suppress(NotFound):
             indexes.drop(collection)
         while True:
+            heartbeat.beat()
             with begin() as db:
                 if ledger.clear(db, number, chunk):
                     continue
@@ -232,7 +241,6 @@ def purge(begin: Begin, indexes: IndexStore, grace_s: float = GRACE_S, chunk: in
     return len(due)
 
 
-            heartbeat.beat()
 def _drop_next(begin: Begin, model_id: int, chunk: int) -> int:
     with begin() as db:
         share(db, Lock.GENERATIONS)  # nobody opens one of this model meanwhile

@@ -677,6 +677,33 @@ def test_an_engine_that_is_away_while_it_is_measured_costs_a_wait(filled: Platfo
     assert operation(filled, number).state == "succeeded"
 
 
+def test_a_build_whose_engine_fails_at_the_end_rests_many_times_what_a_count_takes(
+    filled: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each further try counts the whole archive again."""
+
+    class Red:
+        """An index that cannot be linked."""
+
+        def __init__(self, inner: Index) -> None:
+            self.info = inner.info
+
+        def optimize(self) -> NoReturn:
+            raise Unavailable("the engine could not build its index")
+
+    number = filled.begin_generation()
+    reindex.advance(filled.begin, filled.index)
+    filled.project()
+    rested(filled)
+    monkeypatch.setattr(reindex, "CALM", 10**6)
+    reindex.advance(filled.begin, lambda name: cast("Index", Red(filled.index(name))))
+    row = operation(filled, number)
+    assert (row.state, row.error) == ("running", "the engine could not build its index")
+    assert rest_s(filled, number) > 100 * reindex.AWAY_S
+    filled.reindex()
+    assert operation(filled, number).state == "succeeded"
+
+
 def test_while_the_engine_is_away_what_a_build_lacks_is_not_counted(filled: Platform) -> None:
     """Of ten million images a count takes half a minute, and an engine may be away for hours."""
 
