@@ -23,6 +23,7 @@ from shared.index.trust import Trust
 BATCH: Final = 256  # points per upsert: about 1 MB of 1,024-d vectors
 AHEAD: Final = 4  # the first request of a ball asks for this many times k codes
 RETRY_FOR_S: Final = 1.0  # a killed engine is back within 0.3 s
+LINKED_WITHIN_S: Final = 6 * 3600.0  # a million points take less than four minutes
 _Code = grpc.StatusCode
 ERRORS: Final[dict[Any, type[SimilisError]]] = {
     _Code.NOT_FOUND: NotFound,
@@ -288,16 +289,21 @@ class QdrantIndex:
         return reply.result
 
     def optimize(self) -> bool:
-        """Request indexing and wait until the engine reports green. Raises: `Unavailable` if it reports red."""
+        """Request indexing and wait until the engine reports green.
+
+        Raises: `Unavailable` if it reports red, or is not green after `LINKED_WITHIN_S`.
+        """
         before = self.info()
         if self.spec.scale == "exact" or before.indexed >= before.points:
             return False
         request = pb.UpdateCollection(collection_name=self.name, optimizers_config=messages.optimizers(self.spec))
         self._call(self._wire.collections.Update, request)
-        pause_s = 0.05
+        until, pause_s = time.monotonic() + LINKED_WITHIN_S, 0.05
         while (info := self._info()).status != pb.CollectionStatus.Green:
             if info.status == pb.CollectionStatus.Red:
                 raise Unavailable("the vector engine could not build its index")
+            if time.monotonic() > until:
+                raise Unavailable(f"the vector engine has not linked its points within {LINKED_WITHIN_S:.0f} s")
             time.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 1.0)
         return bool(info.indexed_vectors_count > before.indexed)

@@ -22,8 +22,8 @@ from services.vectors import optimize, shard_process, translate
 from services.vectors.shard_client import Gone
 from services.vectors.shard_service import ShardService
 from services.vectors.shards import Collection, Shards
-from shared.errors import SimilisError
-from shared.index import checks, messages
+from shared.errors import SimilisError, Unavailable
+from shared.index import checks, messages, qdrant
 from shared.index.base import PAYLOAD, Exact, Index, Info, Point, Query, Spec
 from shared.index.protobuf import pb
 from shared.priority import AUTOGROUP
@@ -153,6 +153,28 @@ def test_a_stop_does_not_wait_for_the_optimiser_and_leaves_nothing_of_it(tmp_pat
             until(lambda: len(list(running.data.glob("a/shard.*"))) > 1)
         assert running.stop() == 0
         assert len(list(running.data.glob("a/shard.*"))) == 1
+
+
+def test_whoever_waits_for_a_hung_optimiser_gives_up_and_may_ask_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(qdrant, "LINKED_WITHIN_S", 0.5)
+    with engines.vectors_process(tmp_path) as running, closing(running.store()) as store:
+        index = store.create("a", SPEC)
+        config = running.data / "a" / "collection.json"
+        kept = config.rename(tmp_path / "kept.json")
+        os.mkfifo(config)  # which the child reads before it links: it would wait there for ever
+        index.write(gallery(3000))
+        killer = threading.Timer(HANGS_S, running.kill)
+        killer.start()
+        for _ in range(2):
+            with pytest.raises(Unavailable, match="has not linked its points"):
+                index.optimize()
+        killer.cancel()
+        with config.open("w", encoding="utf-8") as pipe:
+            pipe.write(kept.read_text(encoding="utf-8"))
+            kept.rename(config)  # for later children
+        until(lambda: index.info().indexed == 3000)
 
 
 def test_what_a_kill_left_half_made_is_removed_at_the_start(tmp_path: Path) -> None:
