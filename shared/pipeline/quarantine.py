@@ -107,9 +107,9 @@ def post(db: Session, images: Sequence[int]) -> None:
 
 
 def withdraw(db: Session, images: Sequence[int]) -> None:
-    """Remove these images from every generation; their encodings are kept for a release."""
+    """Remove these images from every generation; their encodings are kept for a release, but none of earlier bytes."""
     ledger.withdraw(db, images)
-    catchup.drop(db, images)
+    catchup.withdraw(db, images)
     enqueue(db, Job.PROJECT)
 
 

@@ -56,36 +56,44 @@ def add(db: Session, due: Iterable[tuple[int, int]], failed: Iterable[tuple[int,
         )
 
 
-def drop(db: Session, images: Sequence[int], models: Sequence[int] | None = None) -> None:
-    """Delete the catch-up rows of these images, for these models or for all."""
+def drop(db: Session, images: Sequence[int], models: Sequence[int]) -> None:
+    """Delete the catch-up rows of these images for these models, which have encoded them."""
     db.execute(
         sa.text(
             "DELETE FROM catch_up WHERE image_id = ANY(CAST(:images AS bigint[])) "
-            "AND (CAST(:models AS bigint[]) IS NULL OR model_id = ANY(CAST(:models AS bigint[])))"
+            "AND model_id = ANY(CAST(:models AS bigint[]))"
         ),
-        {"images": list(images), "models": None if models is None else list(models)},
+        {"images": list(images), "models": list(models)},
     )
 
 
-#: Catch-up rows of a model without an open generation, and its outdated encodings of those images.
-_DROP = """
+#: Deletes catch-up rows before the images are encoded, and with them the outdated encodings, which only they mark.
+_WITHDRAW = """
     WITH dropped AS (
-        DELETE FROM catch_up WHERE model_id = :model AND {rows} AND NOT EXISTS
-            (SELECT 1 FROM generation WHERE model_id = :model AND state = 'open') RETURNING image_id
+        DELETE FROM catch_up WHERE {rows} RETURNING model_id, image_id
     ), outdated AS (
-        DELETE FROM encoding e USING dropped d WHERE e.model_id = :model AND e.image_id = d.image_id
+        DELETE FROM encoding e USING dropped d WHERE e.model_id = d.model_id AND e.image_id = d.image_id
     )
     SELECT count(*) FROM dropped
 """
-_DROP_FAILED = sa.text(_DROP.format(rows="state = 'failed'"))
+_WITHDRAW_IMAGES = sa.text(_WITHDRAW.format(rows="image_id = ANY(CAST(:images AS bigint[]))"))
+_OF_CLOSED = """
+    model_id = :model AND NOT EXISTS (SELECT 1 FROM generation WHERE model_id = :model AND state = 'open') AND {rows}
+"""
+_DROP_FAILED = sa.text(_WITHDRAW.format(rows=_OF_CLOSED.format(rows="state = 'failed'")))
 _NEXT = "SELECT image_id FROM catch_up WHERE model_id = :model ORDER BY image_id LIMIT :limit FOR UPDATE SKIP LOCKED"
-_DROP_NEXT = sa.text(_DROP.format(rows=f"image_id IN ({_NEXT})"))
+_DROP_NEXT = sa.text(_WITHDRAW.format(rows=_OF_CLOSED.format(rows=f"image_id IN ({_NEXT})")))
 _CLOSED = sa.text(
     """
     SELECT m.id FROM model m WHERE EXISTS (SELECT 1 FROM catch_up WHERE model_id = m.id)
       AND NOT EXISTS (SELECT 1 FROM generation WHERE model_id = m.id AND state = 'open') ORDER BY m.id
     """
 )
+
+
+def withdraw(db: Session, images: Sequence[int]) -> None:
+    """Delete the catch-up rows of these images, and the encodings of earlier bytes that the rows stood for."""
+    db.execute(_WITHDRAW_IMAGES, {"images": list(images)})
 
 
 def drop_failed(db: Session, model_id: int) -> None:

@@ -11,13 +11,14 @@ import sqlalchemy as sa
 
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.imaging.reasons import Reason, hostile, undecodable
-from shared.pipeline import batch, encode, quarantine, reindex
+from shared.pipeline import batch, encode, lifecycle, quarantine, reindex
 from shared.pipeline.admission import Action, Admission, Rule
-from shared.store import reviews
+from shared.store import encodings, generations, reviews
 from shared.store.locks import Lock, share
 from shared.store.reviews import Wanted
 from shared.types import Job
 from tests.miniature import STATS, header
+from tests.pipeline.test_catchup import without_second
 from tests.strange import ANNA, BORIS, Bright, bright, calibrated
 
 __all__ = ["bright", "calibrated"]  # fixtures
@@ -400,6 +401,39 @@ def test_a_release_never_publishes_what_was_made_of_other_bytes(calibrated: Brig
     calibrated.take()
     assert calibrated.status(3) == "quarantined"
     assert calibrated.column("SELECT 1 FROM encoding WHERE image_id = :id", id=calibrated.number(3)) == []
+
+
+@pytest.mark.parametrize("admitted", ["by a replay", "by a release"])
+@pytest.mark.parametrize("retired", [False, True])
+def test_what_is_admitted_again_has_no_vector_of_earlier_bytes_under_another_model(
+    calibrated: Bright, admitted: str, *, retired: bool
+) -> None:
+    calibrated.add_model("second", seed=3, dim=32)
+    number = calibrated.begin_generation("second")
+    calibrated.reindex()
+    path = os.fsencode(calibrated.put("0003.dcm", header(3), b"other bytes"))
+    calibrated.scan()
+    encode.drain(calibrated.begin, calibrated.sandbox, without_second(calibrated), calibrated.effort)
+    if retired:
+        with calibrated.begin() as db:
+            lifecycle.retire(db, number)
+    calibrated.replayed(threshold=0.1)
+    assert calibrated.status(3) == "quarantined"
+    if admitted == "by a replay":
+        calibrated.replayed(threshold=2.0)
+    else:
+        with calibrated.begin() as db:
+            quarantine.release(db, calibrated.number(3), ANNA)
+    if retired:
+        calibrated.begin_generation("second")
+    calibrated.reindex()
+    assert calibrated.status(3) == "encoded"
+    with calibrated.begin() as db:
+        model = next(p for p in generations.opened(db) if p.model_id == 2)
+    decoded = calibrated.sandbox._decoded(path, batch.recipe_of(model))
+    fresh = calibrated.encoder(model).encode(decoded.pixels).embeddings[0]
+    stored = "SELECT embedding FROM encoding WHERE model_id = 2 AND image_id = :id"
+    assert calibrated.column(stored, id=calibrated.number(3)) == [encodings.pack(fresh)]
 
 
 def test_notes_are_kept_and_nothing_of_them_is_audited(stopped: Bright) -> None:
