@@ -87,7 +87,7 @@ IMAGES = (
         """,
         mend=encode_again,
     ),
-    Check(
+    Check(  # an encoding on which its model has to catch up is of earlier bytes
         kind="ledger-missing",
         find="""
         SELECT DISTINCT i.id FROM image i JOIN encoding e ON e.image_id = i.id
@@ -95,6 +95,7 @@ IMAGES = (
         WHERE i.status = 'encoded' AND NOT EXISTS (
             SELECT 1 FROM ledger l
             WHERE l.generation_id = g.id AND l.image_id = i.id AND l.frame = e.frame AND l.op = 'upsert')
+          AND NOT EXISTS (SELECT 1 FROM catch_up b WHERE b.image_id = i.id AND b.model_id = g.model_id)
         ORDER BY 1
         """,
         mend=_post_again,

@@ -82,15 +82,17 @@ _STORED = sa.text(
     FROM image i
     JOIN encoding e ON e.image_id = i.id AND e.model_id = :model
     WHERE i.id = ANY(CAST(:images AS bigint[])) AND {INDEXABLE}
+      AND NOT EXISTS (SELECT 1 FROM catch_up b WHERE b.image_id = i.id AND b.model_id = :model)
     """
 )
 
 
 def stored(db: Session, model_id: int, images: Sequence[int]) -> list[Entry]:
-    """The entries that a generation of this model must hold for these images.
+    """The entries that a generation of this model must hold for these images, as far as they are encoded.
 
     An image that waits to be encoded again has its previous revision here; otherwise a late vector of its old bytes
-    would pass for one of the new bytes (found by `tests.protocol.model`).
+    would pass for one of the new bytes (found by `tests.protocol.model`). One on which this model has to catch up has
+    no entry: if there is an encoding, it is of earlier bytes.
     """
     rows = db.execute(_STORED, {"model": model_id, "images": list(images)})
     return [Entry(point_id(row.sop_uid, row.frame), row.id, row.frame, row.revision) for row in rows]

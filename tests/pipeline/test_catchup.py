@@ -475,6 +475,25 @@ def test_an_old_encoding_of_a_closed_model_does_not_outlive_its_bytes(
         assert coverage.count(db, again, 2).covered == 12
 
 
+def test_a_generation_opened_again_waits_for_the_vectors_of_present_bytes(filled: Platform) -> None:
+    number = filled.begin_generation("second")
+    filled.reindex()
+    filled.put("0001.dcm", header(1), b"other bytes")
+    filled.scan()
+    encode.drain(filled.begin, filled.sandbox, without_second(filled), filled.effort)
+    with filled.begin() as db:
+        lifecycle.retire(db, number)
+    again = opened(filled)
+    filled.project()
+    ((image, _, _),) = due(filled)
+    with filled.begin() as db:
+        assert [(gap.image_id, gap.reason) for gap in coverage.gaps(db, again, 2, 9)] == [(image, "to-encode")]
+    assert filled.index(f"g{again}-m2").count() == 11
+    drain(filled)
+    filled.project()
+    assert filled.index(f"g{again}-m2").count() == 12
+
+
 def test_frames_that_one_model_no_longer_takes_stay_in_the_others_generation(filled: Platform) -> None:
     with filled.begin() as db:
         entries = encode.ledger.stored(db, 1, [1])

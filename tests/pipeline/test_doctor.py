@@ -19,7 +19,7 @@ from shared.errors import Rejected
 from shared.imaging.reasons import Reason, hostile
 from shared.index.base import Damaged, Index, Point, Spec
 from shared.index.memory import MemoryIndex, MemoryStore
-from shared.pipeline import arrive, erase, lifecycle, points, reconcile
+from shared.pipeline import arrive, encode, erase, lifecycle, points, reconcile, reindex
 from shared.pipeline.reconcile import Finding, Site, examine
 from shared.store import checks, generations, operations
 from shared.store.blobs import Blobs
@@ -27,6 +27,7 @@ from shared.store.ledger import Pending
 from shared.types import Header, point_id
 from tests.miniature import SECRET, Platform, header
 from tests.moves import by_hand
+from tests.pipeline.test_catchup import without_second
 
 POINT = point_id("1.2.3.1", 1)  # of image 1
 
@@ -671,3 +672,19 @@ def test_what_was_under_way_when_a_backup_was_taken_goes_on_and_is_no_finding(fi
     with filled.begin() as db:
         assert operations.claim(db, "scan", 5) is not None
     assert filled.encode() == 1
+
+
+def test_an_image_on_which_a_model_catches_up_is_not_missing_from_its_generation(filled: Platform) -> None:
+    filled.add_model("second", seed=3, dim=32)
+    number = filled.begin_generation("second")
+    work(filled)
+    filled.put("0001.dcm", header(1), b"other bytes")
+    filled.scan()
+    encode.drain(filled.begin, filled.sandbox, without_second(filled), filled.effort)
+    with filled.begin() as db:
+        lifecycle.retire(db, number)
+    number = filled.begin_generation("second")
+    with filled.begin() as db:
+        reindex.fill(db, generations.get(db, number))
+    filled.project()
+    assert look(filled) == []
