@@ -81,8 +81,8 @@ _OF_CLOSED = """
     model_id = :model AND NOT EXISTS (SELECT 1 FROM generation WHERE model_id = :model AND state = 'open') AND {rows}
 """
 _DROP_FAILED = sa.text(_WITHDRAW.format(rows=_OF_CLOSED.format(rows="state = 'failed'")))
-_NEXT = "SELECT image_id FROM catch_up WHERE model_id = :model ORDER BY image_id LIMIT :limit FOR UPDATE SKIP LOCKED"
-_DROP_NEXT = sa.text(_WITHDRAW.format(rows=_OF_CLOSED.format(rows=f"image_id IN ({_NEXT})")))
+_NEXT = sa.text("SELECT image_id FROM catch_up WHERE model_id = :model ORDER BY image_id LIMIT :limit")
+_DROP_NEXT = sa.text(_WITHDRAW.format(rows=_OF_CLOSED.format(rows="image_id = ANY(CAST(:ids AS bigint[]))")))
 _CLOSED = sa.text(
     """
     SELECT m.id FROM model m WHERE EXISTS (SELECT 1 FROM catch_up WHERE model_id = m.id)
@@ -111,7 +111,11 @@ def drop_next(db: Session, model_id: int, limit: int) -> int:
 
     Its outdated encodings of those images are deleted, too.
     """
-    found: int = db.execute(_DROP_NEXT, {"model": model_id, "limit": limit}).scalar_one()
+    ids = list(db.execute(_NEXT, {"model": model_id, "limit": limit}).scalars())
+    chosen = {"model": model_id, "ids": ids}
+    db.execute(_KEEP, chosen)  # images are locked before catch-up rows and encodings, as in `settle`
+    db.execute(_LOCK, chosen)
+    found: int = db.execute(_DROP_NEXT, chosen).scalar_one()
     return found
 
 

@@ -10,8 +10,8 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.pipeline import catchup as catching_up
-from shared.pipeline import reindex
-from shared.store import catchup, generations, images, ledger
+from shared.pipeline import lifecycle, reindex
+from shared.store import catchup, encodings, generations, images, ledger
 from shared.store.images import Claimed, Verdict
 from shared.store.locks import Lock, share
 from shared.types import Status
@@ -127,3 +127,27 @@ def test_who_settles_and_who_builds_a_generation_do_not_wait_for_each_other(plat
             wait_until_blocked(platform, 1)
             ledger.post(db, found.model_id, [ledger.Entry(uuid4(), ids[0], 0, 99)])
         built.result(20)
+
+
+def test_who_settles_and_who_purges_do_not_wait_for_each_other(platform: Platform) -> None:
+    """Settling deletes encodings of closed models, then the catch-up rows of models that were open at the claim."""
+    platform.add_model()
+    platform.take_in(4)
+    platform.add_model("second", seed=3, dim=32)
+    number = platform.begin_generation("second")
+    platform.reindex()
+    with platform.begin() as db:
+        ids = list(db.scalars(sa.text("SELECT id FROM image ORDER BY id")))
+        model = generations.model(db, "second").id
+        catchup.add(db, due=[(model, image) for image in ids])
+        lifecycle.retire(db, number)
+
+    with ThreadPoolExecutor(1) as beside:
+        with platform.begin() as db:
+            share(db, Lock.GENERATIONS)
+            db.execute(images._LOCK, {"ids": ids})
+            encodings.forget_closed(db, ids)
+            purged = beside.submit(reindex.purge, platform.begin, platform.indexes)
+            wait_until_blocked(platform, 1)
+            catchup.drop(db, ids, [model])
+        purged.result(20)
