@@ -237,13 +237,14 @@ def _check_recall(db: Session, found: Generation) -> None:
 def retire(db: Session, generation_id: int, *, force: bool = False) -> Generation:
     """Retire the generation: no more writes, and after a grace period its collection and ledger are purged.
 
+    What its model has left to do is dropped by `purge`, too: all writers wait for this commit.
+
     Raises: `Conflict` for the published one, and without `force` for the one that a rollback would publish.
     """
     operation_id = generations.get(db, generation_id).operation_id
     if operation_id is not None:  # locked before the generation's row, as a fill does
         operations.abandon(db, operation_id)
     found = generations.retire(db, generation_id, force=force)
-    catchup.drop_failed(db, found.model_id)  # `purge` drops the rest: all writers wait for this commit
     enqueue(db, Job.REINDEX)
     return found
 

@@ -25,14 +25,30 @@ _FILL = sa.text(
       AND (i.status = 'encoded'
            OR EXISTS (SELECT 1 FROM ledger l WHERE l.image_id = i.id AND l.op = 'upsert' AND l.applied_at IS NOT NULL))
       AND NOT EXISTS (SELECT 1 FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model)
+      AND NOT EXISTS (SELECT 1 FROM catch_up b WHERE b.image_id = i.id AND b.model_id = :model)
     ON CONFLICT DO NOTHING
+    """
+)
+#: As `_FILL`, it waits for no row: whoever has locked one may wait for the generation that is filled.
+_ANEW = sa.text(
+    f"""
+    UPDATE catch_up SET {AGAIN}
+    WHERE model_id = :model AND image_id IN (
+        SELECT image_id FROM catch_up WHERE model_id = :model AND image_id = ANY(CAST(:images AS bigint[]))
+        FOR UPDATE SKIP LOCKED
+    ) AND (SELECT count(*) FROM generation WHERE model_id = :model AND state = 'open') = 1
     """
 )
 
 
 def fill(db: Session, model_id: int, images: Sequence[int]) -> None:
-    """Those of these images that searches find and that this model has not encoded are due."""
-    db.execute(_FILL, {"model": model_id, "images": list(images)})
+    """Those of these images that searches find and that this model has not encoded are due.
+
+    If the model has no other open generation, what its closed ones left is due as if it had never failed.
+    """
+    chosen = {"model": model_id, "images": list(images)}
+    db.execute(_ANEW, chosen)
+    db.execute(_FILL, chosen)
 
 
 _ADD = sa.text(
@@ -57,7 +73,7 @@ def add(db: Session, due: Iterable[tuple[int, int]], failed: Iterable[tuple[int,
 
 
 def drop(db: Session, images: Sequence[int], models: Sequence[int]) -> None:
-    """Delete the catch-up rows of these images for these models, which have encoded them."""
+    """Delete the catch-up rows of these images for these models."""
     db.execute(
         sa.text(
             "DELETE FROM catch_up WHERE image_id = ANY(CAST(:images AS bigint[])) "
@@ -77,12 +93,12 @@ _WITHDRAW = """
     SELECT count(*) FROM dropped
 """
 _WITHDRAW_IMAGES = sa.text(_WITHDRAW.format(rows="image_id = ANY(CAST(:images AS bigint[]))"))
-_OF_CLOSED = """
-    model_id = :model AND NOT EXISTS (SELECT 1 FROM generation WHERE model_id = :model AND state = 'open') AND {rows}
-"""
-_DROP_FAILED = sa.text(_WITHDRAW.format(rows=_OF_CLOSED.format(rows="state = 'failed'")))
 _NEXT = sa.text("SELECT image_id FROM catch_up WHERE model_id = :model ORDER BY image_id LIMIT :limit")
-_DROP_NEXT = sa.text(_WITHDRAW.format(rows=_OF_CLOSED.format(rows="image_id = ANY(CAST(:ids AS bigint[]))")))
+_OF_CLOSED = """
+    model_id = :model AND image_id = ANY(CAST(:ids AS bigint[]))
+    AND NOT EXISTS (SELECT 1 FROM generation WHERE model_id = :model AND state = 'open')
+"""
+_DROP_NEXT = sa.text(_WITHDRAW.format(rows=_OF_CLOSED))
 _CLOSED = sa.text(
     """
     SELECT m.id FROM model m WHERE EXISTS (SELECT 1 FROM catch_up WHERE model_id = m.id)
@@ -94,11 +110,6 @@ _CLOSED = sa.text(
 def withdraw(db: Session, images: Sequence[int]) -> None:
     """Delete the catch-up rows of these images, and the encodings of earlier bytes that the rows stood for."""
     db.execute(_WITHDRAW_IMAGES, {"images": list(images)})
-
-
-def drop_failed(db: Session, model_id: int) -> None:
-    """If the model has no open generation, delete its exceptions: the next generation tries those images again."""
-    db.execute(_DROP_FAILED, {"model": model_id})
 
 
 def closed(db: Session) -> list[int]:

@@ -397,7 +397,7 @@ def test_what_a_retired_model_has_left_to_do_is_dropped_by_and_by_and_not_while_
         db.execute(sa.text(f"INSERT INTO encoding (image_id, frame, model_id, embedding, runtime) {encoding}"))
     with filled.begin() as db:
         lifecycle.retire(db, number)
-    assert [row[:2] for row in due(filled)] == [(image, "due") for image in range(2, 13)]
+    assert [row[:2] for row in due(filled)] == [(1, "failed"), *((image, "due") for image in range(2, 13))]
     with filled.begin() as db:
         assert rows.closed(db) == [2]
     reindex.purge(filled.begin, filled.indexes, chunk=5)
@@ -432,6 +432,26 @@ def test_what_is_due_for_a_model_stays_while_a_generation_of_it_is_open(filled: 
     assert len(due(filled)) == 12
     filled.reindex()
     assert filled.index(f"g{again}-m2").count() == 12
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_generation_opened_before_the_purge_tries_again_what_failed_in_none_that_is_open(
+    filled: Platform, *, beside: bool
+) -> None:
+    first = opened(filled)
+    if beside:
+        opened(filled)
+    exception = "UPDATE catch_up SET state = 'failed', reason = 'encoder-error', failures = 5 WHERE image_id = 1"
+    waiting = "UPDATE catch_up SET failures = 4, not_before = clock_timestamp() + interval '1 h' WHERE image_id = 2"
+    with filled.begin() as db:
+        for statement in (exception, waiting):
+            db.execute(sa.text(statement))
+        lifecycle.retire(db, first)
+    again = opened(filled)
+    kept = query(filled, "SELECT image_id, failures FROM catch_up WHERE state = 'failed' OR not_before IS NOT NULL")
+    assert kept == ([(1, 5), (2, 4)] if beside else [])
+    filled.reindex()
+    assert filled.index(f"g{again}-m2").count() == (10 if beside else 12)
 
 
 @pytest.mark.parametrize("purged", [True, False])

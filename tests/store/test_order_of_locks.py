@@ -129,6 +129,26 @@ def test_who_settles_and_who_builds_a_generation_do_not_wait_for_each_other(plat
         built.result(20)
 
 
+def test_who_fills_a_generation_waits_for_no_one_who_gives_up_and_then_asks_for_its_pace(platform: Platform) -> None:
+    platform.add_model()
+    platform.take_in(4)
+    platform.add_model("second", seed=3, dim=32)
+    number = platform.begin_generation("second")
+    with platform.begin() as db:
+        ids = list(db.scalars(sa.text("SELECT id FROM image ORDER BY id")))
+        model = generations.model(db, "second").id
+        catchup.add(db, due=[(model, image) for image in ids])
+        db.execute(sa.text("UPDATE catch_up SET failures = 9"))
+
+    def fill() -> int:
+        with platform.begin() as db:
+            return reindex.fill(db, generations.get(db, number))
+
+    with ThreadPoolExecutor(1) as beside, platform.begin() as db:
+        assert sorted(catchup.exhaust(db, model, 5)) == ids
+        assert beside.submit(fill).result(20) == len(ids)
+
+
 def test_who_settles_and_who_purges_do_not_wait_for_each_other(platform: Platform) -> None:
     """Settling deletes encodings of closed models, then the catch-up rows of models that were open at the claim."""
     platform.add_model()
