@@ -103,9 +103,13 @@ class Postgres:
     def prepare(self) -> bool:
         """Create the data folder where needed and remove a stale pid file; False while old processes still live."""
         if not self.data.exists():
-            if working_in(self.home / "pg.tmp"):
+            part = self.home / "pg.tmp"
+            if working_in(part):
                 return False  # a child of a killed initdb
-            self._make()
+            shutil.rmtree(part, ignore_errors=True)
+            if part.exists():
+                return False  # such a child has written in the folder meanwhile
+            self._make(part)
         self._check_major()
         if self._still_there():
             return False
@@ -166,10 +170,8 @@ class Postgres:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.stop()
 
-    def _make(self) -> None:
+    def _make(self, part: Path) -> None:
         """Create the database in a temporary folder and rename it, so that a killed initdb leaves no half database."""
-        part = self.home / "pg.tmp"
-        shutil.rmtree(part, ignore_errors=True)
         part.mkdir(mode=0o700)
         password = self.home / "pg.tmp.password"  # readable by the service user
         write(password, self.home.secret("database.password"))

@@ -64,14 +64,19 @@ def _late(socket_path: Path, target: Path, seconds: float) -> Iterator[None]:
             with suppress(OSError):
                 other.shutdown(socket.SHUT_RDWR)
 
+        def relay(near: socket.socket) -> None:
+            with near, socket.socket(socket.AF_UNIX) as far, suppress(OSError):
+                time.sleep(seconds)
+                far.connect(str(target))
+                back = threading.Thread(target=pass_on, args=(far, near), daemon=True)
+                back.start()
+                pass_on(near, far)
+                back.join()
+
         def serve() -> None:
             with suppress(OSError):
                 while True:
-                    near, far = listening.accept()[0], socket.socket(socket.AF_UNIX)
-                    time.sleep(seconds)
-                    far.connect(str(target))
-                    for pair in ((near, far), (far, near)):
-                        threading.Thread(target=pass_on, args=pair, daemon=True).start()
+                    threading.Thread(target=relay, args=(listening.accept()[0],), daemon=True).start()
 
         threading.Thread(target=serve, daemon=True).start()
         yield
