@@ -58,7 +58,7 @@ def test_it_names_every_process_of_production():
 @pytest.mark.parametrize("name", OURS)
 def test_every_variable_is_a_setting_that_there_is(name):
     names = {variable.removesuffix("_FILE") for variable in OURS[name]["environment"]}
-    assert names - set(KNOWN) == set()
+    assert names - set(KNOWN) == set(commands.GRPC)
 
 
 @pytest.mark.parametrize("name", OURS)
@@ -127,6 +127,10 @@ def test_a_container_that_asks_the_api_reaches_it_has_the_key_and_may_write_mode
     assert f"--url http://api:{SERVICES['api']['environment']['SIMILIS_API__PORT']} " in words
     assert one["volumes"] == OURS["worker-index"]["volumes"]  # the home, which holds the models
     assert "ENTRYPOINT" not in (ROOT / "Dockerfile").read_text()
+
+
+def test_every_container_switches_off_the_same_parts_of_grpc_as_the_embedded_stack():
+    assert all(commands.GRPC.items() <= one["environment"].items() for one in OURS.values())
 
 
 def test_no_secret_stands_in_the_file():

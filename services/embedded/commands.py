@@ -17,6 +17,8 @@ PATHS = frozenset(
         "INTAKE__ADMISSION",
     )
 )  # fmt: skip
+#: Switches off gRPC's event engine. Threads then poll the socket of their own call, and a call takes about 0.2 ms less.
+GRPC = {"GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener"}
 WORKER_QUEUES = tuple(sorted(set(QUEUES.values()) - GUESTS.keys()))
 
 
@@ -106,7 +108,7 @@ def environment(
         env.setdefault("SIMILIS_INTAKE__ANY_SOURCE", "true")
     for name in PATHS & env.keys():  # the processes run in another folder than the caller
         env[name] = env[name] and os.path.abspath(env[name])  # noqa: PTH100 - links stay links
-    return env | ours | {"PYTHONUNBUFFERED": "1"}
+    return GRPC | env | ours | {"PYTHONUNBUFFERED": "1"}
 
 
 def write_secrets(home: Home, urls: Mapping[str, str]) -> None:

@@ -28,7 +28,7 @@ def ask(
     """
     depth = MOST_DEPTH if deep else min(max(DEPTH * request.k, LEAST_DEPTH), MOST_DEPTH)
     found = _batch(search, subjects, request, [_queries(one, request, page, depth) for one in subjects])
-    short = [i for i, (answers, more) in enumerate(found) if more and _studies(answers) < request.k]
+    short = [i for i, (answers, more) in enumerate(found) if more and not _cover(answers, request.k)]
     if short:
         of_each = min(DEPTH, MOST_OF_GROUPS // request.k)
         grouped = [
@@ -53,8 +53,15 @@ def _batch(
     return found
 
 
-def _studies(answers: Sequence[Answer]) -> int:
-    return len({hit.payload["study"] for answer in answers for hit in answer.hits})
+def _cover(answers: Sequence[Answer], k: int) -> bool:
+    """Whether these hits are of `k` studies at least; mostly, a few of them are."""
+    studies = set()
+    for answer in answers:
+        for hit in answer.hits:
+            studies.add(hit.payload["study"])
+            if len(studies) >= k:
+                return True
+    return False
 
 
 def _queries(subject: Subject, request: Request, page: Page, depth: int) -> list[Query]:

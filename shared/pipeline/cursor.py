@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from hashlib import sha256
 
 from shared.errors import Conflict, Invalid
@@ -84,6 +85,12 @@ def read(request: Request, generation_id: int, subject: Subject) -> Page:
 
 def _bound(request: Request, subject: Subject) -> str:
     """Hash what must not change between pages: the study and the request, without its cursor."""
+    return sha256(f"{subject.study_uid}|{_asked(request)}".encode()).hexdigest()[:16]
+
+
+@lru_cache
+def _asked(request: Request) -> str:
+    """What is asked, as text; cached, because clients repeat it for one study after another."""
     fields = {name: getattr(request, name) for name in ("k", "exclude", "view", "filters", "exact", "mode", "radius")}
     fields["exclude"] = sorted(fields["exclude"])
-    return sha256(f"{subject.study_uid}|{sorted(fields.items())}".encode()).hexdigest()[:16]
+    return str(sorted(fields.items()))

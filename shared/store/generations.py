@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Final
 
 import sqlalchemy as sa
 from sqlalchemy.dialects.postgresql import insert
@@ -16,6 +16,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, NotFound
 from shared.store.locks import Lock, alone
+from shared.store.session import rows
 from shared.store.tables import Generation, Live, Model
 
 
@@ -32,15 +33,15 @@ class Published:
     read_at: datetime | None = None  #: when the pointer was read, by the database's clock
 
 
-_PUBLISHED = sa.text(
-    "SELECT g.id, g.collection, m.id, m.fingerprint, m.folder, m.card, clock_timestamp() FROM live l "
-    "JOIN generation g ON g.id = l.generation_id JOIN model m ON m.id = g.model_id"
-)
+_PUBLISHED: Final = """
+    SELECT g.id, g.collection, m.id, m.fingerprint, m.folder, m.card, clock_timestamp()
+    FROM live l JOIN generation g ON g.id = l.generation_id JOIN model m ON m.id = g.model_id
+    """
 
 
 def published(db: Session | sa.Connection) -> Published | None:
-    row = db.execute(_PUBLISHED).one_or_none()
-    return None if row is None else Published(*row)
+    found = rows(db.connection() if isinstance(db, Session) else db, _PUBLISHED, {})
+    return Published(*found[0]) if found else None
 
 
 def add_model(db: Session, *, fingerprint: str, name: str, folder: str, card: dict[str, Any]) -> tuple[Model, bool]:

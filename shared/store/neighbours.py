@@ -1,18 +1,18 @@
 """The reads of the search path: a study's vectors, the rows behind a list of points, and what is hidden.
 
-Statements go directly to the driver, because SQLAlchemy added 0.1 ms to each. They compare with a single value where
-they can: for an array Postgres plans anew each time, which takes 0.2 to 0.3 ms, longer than the statement.
+Statements compare with a single value where they can: for an array Postgres plans anew each time, which takes 0.2 to
+0.3 ms, longer than the statement.
 """
 
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date, datetime
-from typing import Any, Final, LiteralString, NamedTuple
+from typing import Any, Final, NamedTuple
 
-import psycopg
 import sqlalchemy as sa
 
+from shared.store.session import rows
 from shared.store.tables import INDEXABLE
 
 _VECTORS: Final = f"""
@@ -24,13 +24,6 @@ _VECTORS: Final = f"""
     WHERE s.uid = %(uid)s
     ORDER BY i.view, i.laterality, i.sop_uid, e.frame
     """
-
-
-def _rows(connection: sa.Connection, statement: LiteralString, values: dict[str, Any]) -> list[tuple[Any, ...]]:
-    driver = connection.connection.driver_connection
-    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - the url names this driver
-    with driver.cursor(binary=True) as cursor:
-        return cursor.execute(statement, values).fetchall()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +45,7 @@ def vectors(connection: sa.Connection, study_uids: Sequence[str], model_id: int)
     return [
         QueryRow(*row)
         for uid in dict.fromkeys(study_uids)
-        for row in _rows(connection, _VECTORS, {"uid": uid, "model": model_id})
+        for row in rows(connection, _VECTORS, {"uid": uid, "model": model_id})
     ]
 
 
@@ -109,7 +102,7 @@ def behind(
     next may lack such a point for a moment, and must not lack one that a search has shown.
     """
     values: dict[str, Any] = {"generation": generation_id, "points": list(points), "as_of": as_of}
-    return {row[0]: HitRow._make(row) for row in _rows(connection, _BEHIND, values)}
+    return {row[0]: HitRow._make(row) for row in rows(connection, _BEHIND, values)}
 
 
 _EMBEDDINGS: Final = """
@@ -125,7 +118,7 @@ def embeddings(
 ) -> dict[uuid.UUID, bytes]:
     """The stored embeddings of these points, without those that may not be shown (see `behind`)."""
     values = {"generation": generation_id, "model": model_id, "points": list(points)}
-    return dict(_rows(connection, _EMBEDDINGS, values))
+    return dict(rows(connection, _EMBEDDINGS, values))
 
 
 _WHOSE = sa.text(
@@ -169,7 +162,7 @@ def hidden(
     """
     value: int | list[int]
     if patients:
-        counts = [_rows(connection, _OF_PATIENT, {"value": key})[0] for key in patients]
+        counts = [rows(connection, _OF_PATIENT, {"value": key})[0] for key in patients]
         return sum(row[0] for row in counts), sum(row[1] for row in counts)
     if study_id is not None:
         statement, value = _OF_STUDY, study_id
@@ -177,5 +170,5 @@ def hidden(
         statement, value = _OF_IMAGES, list(image_ids)
     else:
         return 0, 0
-    ((studies, images),) = _rows(connection, statement, {"value": value})
+    ((studies, images),) = rows(connection, statement, {"value": value})
     return studies, images

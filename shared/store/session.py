@@ -1,13 +1,18 @@
 """Database connections: transactions for writing, autocommit reads for the search path."""
 
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from typing import Any, LiteralString
 
 import psycopg
 import sqlalchemy as sa
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy.pool import ConnectionPoolEntry
 
 from shared.errors import Invalid, Unavailable
 from shared.types import Job
@@ -19,6 +24,8 @@ Begin = Callable[[], AbstractContextManager[Session]]
 #: A server that loses power closes no connection. By default TCP retransmits a statement for a quarter of an hour, and
 #: notices only after two hours that an idle connection is dead. Unix sockets need none of this.
 WATCHED = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
+
+PINGED_AFTER_S = 0.2  #: of rest in the pool; a restart of Postgres takes longer
 
 #: Transient PostgreSQL errors by SQLSTATE, worded for the administrator.
 BUSY = {
@@ -38,7 +45,6 @@ class Store:
                 url,
                 pool_size=pool_size,
                 max_overflow=2,
-                pool_pre_ping=True,  # after Postgres restarts, a pooled connection is dead
                 pool_timeout=5,
                 connect_args={"connect_timeout": 5, "prepare_threshold": 3, **WATCHED},
             )
@@ -46,6 +52,8 @@ class Store:
             raise Invalid(
                 "the database URL must have the form postgresql+psycopg://user:password@host/database"
             ) from None
+        sa.event.listen(self.engine, "checkin", _rested)
+        sa.event.listen(self.engine, "checkout", partial(_check, self.engine))
         self.reads = self.engine.execution_options(isolation_level="AUTOCOMMIT")
         self.sessions = sessionmaker(self.engine, expire_on_commit=False)
 
@@ -75,6 +83,28 @@ class Store:
 
     def close(self) -> None:
         self.engine.dispose()
+
+
+def _rested(_driver: object, pooled: ConnectionPoolEntry) -> None:
+    pooled.info["since"] = time.monotonic()
+
+
+def _check(engine: sa.Engine, driver: DBAPIConnection, pooled: ConnectionPoolEntry, _: object) -> None:
+    """Ping a pooled connection, which is dead after Postgres restarts; one that has just been used is not pinged."""
+    if time.monotonic() - pooled.info.get("since", 0.0) < PINGED_AFTER_S:
+        return
+    try:
+        engine.dialect.do_ping(driver)
+    except psycopg.Error:
+        raise sa.exc.InvalidatePoolError from None  # the pool then opens a new connection
+
+
+def rows(connection: sa.Connection, statement: LiteralString, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:
+    """Fetch through the driver, for the search path: SQLAlchemy adds 0.1 ms to a statement."""
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, psycopg.Connection)  # noqa: S101 - the url names this driver
+    with driver.cursor(binary=True) as cursor:
+        return cursor.execute(statement, values).fetchall()
 
 
 @contextmanager

@@ -2,6 +2,7 @@ import fcntl
 import json
 import os
 import subprocess
+import sys
 import threading
 import time
 
@@ -232,6 +233,17 @@ def test_the_processes_get_secrets_as_files_and_the_caller_cannot_override_them(
     assert env["SIMILIS_MODELS"] == os.path.abspath("models")
     secrets = ["api.key", "pseudonym.key", "vectors.key", "database.url", "broker.url"]
     assert {(home / name).stat().st_mode & 0o777 for name in secrets} == {0o600}
+
+
+def test_grpc_knows_the_experiments_that_are_switched_off():
+    """It tells an unknown one when it starts, and ignores it."""
+
+    def told(**env):
+        argv = [sys.executable, "-c", "import grpc; grpc.insecure_channel('unix:///x').close()"]
+        return subprocess.run(argv, env=os.environ | env, capture_output=True, text=True, check=True).stderr
+
+    assert told(**commands.GRPC) == ""
+    assert "Unknown experiment" in told(GRPC_EXPERIMENTS="-event_engine_unheard_of")
 
 
 def test_secrets_are_made_once(tmp_path):

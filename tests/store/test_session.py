@@ -1,9 +1,11 @@
+import time
+
 import pytest
 import sqlalchemy as sa
 
 from shared.errors import Invalid, Unavailable
 from shared.store import neighbours
-from shared.store.session import Store, enqueue
+from shared.store.session import PINGED_AFTER_S, Store, enqueue
 from shared.types import Job
 from tests.miniature import Platform
 
@@ -46,6 +48,20 @@ def test_a_connection_that_dies_is_unavailable_and_the_next_one_works(platform: 
             other.execute(sa.text("SELECT pg_terminate_backend(:pid)"), {"pid": pid})
         connection.execute(sa.text("SELECT 1"))
     platform.store.ping()
+
+
+def test_connections_that_die_while_they_rest_are_not_noticed(platform: Platform) -> None:
+    with platform.store.reading(), platform.store.reading():
+        pass  # two connections rest in the pool
+    time.sleep(PINGED_AFTER_S)
+    other = Store(platform.store.engine.url.render_as_string(hide_password=False))
+    with other.reading() as connection:
+        ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        assert connection.scalar(sa.text(f"{ended} AND datname = current_database()")) >= 2
+    other.close()
+    platform.store.ping()
+    with platform.begin() as db:
+        db.execute(sa.text("SELECT 1"))
 
 
 def test_a_connection_that_dies_under_a_statement_given_to_the_driver_is_unavailable_too(platform: Platform) -> None:
