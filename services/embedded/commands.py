@@ -19,6 +19,9 @@ PATHS = frozenset(
 )  # fmt: skip
 #: Switches off gRPC's event engine. Threads then poll the socket of their own call, and a call takes about 0.2 ms less.
 GRPC = {"GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener"}
+#: glibc asks the kernel for huge pages, which it grants on request by default (`madvise`). Reading vectors at random
+#: then misses the TLB less: the engine's part of a search takes 17 % less time, the API's Python 5 %.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 WORKER_QUEUES = tuple(sorted(set(QUEUES.values()) - GUESTS.keys()))
 
 

@@ -114,11 +114,12 @@ def build(
         require_key=options.auth,
         base=os.environ,
     )
+    searching = commands.HUGE_PAGES | env
     listen, key, alive = f"unix://{vectors_socket}", home / "vectors.key", home.sockets / "vectors.alive"
     vectors = Program(
         "vectors",
         commands.vectors(home / "vectors", listen, key, alive),
-        env,
+        searching,
         home.path,
         serves=lambda: connects(vectors_socket),
         leftovers=[vectors_socket, alive],
@@ -129,7 +130,7 @@ def build(
     api = Program(
         "api",
         commands.api_after_migration(home / "api.key", listener_fd, sign),
-        env,
+        searching,
         home.path,
         serves=lambda: sign.exists() and answers(options.host, port),  # before the sign, a request would block
         leftovers=[sign],

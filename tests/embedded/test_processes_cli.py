@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import typer
@@ -114,6 +115,22 @@ def test_the_database_has_a_connection_for_whatever_asks_for_one(tmp_path, slots
     assert len(workers) == slots + 3
     told = int(stack.watched["postgres"].part.settings["max_connections"])
     assert told >= serving * (1 + Settings().dicom.processes) + 2 * len(workers)
+
+
+@pytest.mark.parametrize("own", [{}, {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}])
+def test_what_answers_searches_asks_for_huge_pages_unless_the_caller_decides(tmp_path, monkeypatch, own):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    for name, value in own.items():
+        monkeypatch.setenv(name, value)
+    with listen("127.0.0.1", 0) as listener:
+        stack = build(Home.at(tmp_path), Options(tmp_path, dicom_port=None), listener, print)
+    given = {
+        name: dict(one.part.env or {}) for name, one in stack.watched.items() if name in {"vectors", "api", "beat"}
+    }
+    wanted = commands.HUGE_PAGES | own
+    assert wanted.items() <= given["vectors"].items()
+    assert wanted.items() <= given["api"].items()
+    assert given["beat"].get("GLIBC_TUNABLES") == own.get("GLIBC_TUNABLES")
 
 
 def test_down_where_nothing_runs_is_done(app, tmp_path):
@@ -244,6 +261,23 @@ def test_grpc_knows_the_experiments_that_are_switched_off():
 
     assert told(**commands.GRPC) == ""
     assert "Unknown experiment" in told(GRPC_EXPERIMENTS="-event_engine_unheard_of")
+
+
+HUGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(not HUGE.exists() or "[madvise]" not in HUGE.read_text(), reason="huge pages are not on request")
+def test_glibc_asks_for_huge_pages():
+    def asked(env):
+        code = """if True:
+            large = bytearray(64 << 20)
+            print(sum("hg" in line.split() for line in open("/proc/self/smaps") if line.startswith("VmFlags:")))"""
+        argv = [sys.executable, "-c", code]
+        return int(subprocess.run(argv, env=env, capture_output=True, text=True, check=True).stdout)
+
+    bare = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    assert asked(bare) == 0
+    assert asked(bare | commands.HUGE_PAGES) > 0
 
 
 def test_secrets_are_made_once(tmp_path):
