@@ -1,5 +1,6 @@
 """The canonical frames of a data set: decoded one at a time, reduced, in [0, 1], bright meaning dense."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from shared.imaging.codecs import Plane, decode_frame
 from shared.imaging.fragments import Encapsulated
 from shared.imaging.geometry import Geometry
 from shared.imaging.limits import Limits
-from shared.imaging.native import native_frame
+from shared.imaging.native import native_frame, single
 from shared.imaging.palette import palette_luma
 from shared.imaging.preprocess import box_mean, box_mean_within, reduction
 from shared.imaging.read import NATIVE, Opened, attribute, word
@@ -72,6 +73,8 @@ def _loader(opened: Opened, geometry: Geometry, limits: Limits) -> Loader:
 
 def _grey(plane: Plane, opened: Opened, geometry: Geometry, tone: Tone) -> NDArray[Any]:
     values = plane.values
+    if geometry.floating:  # `_picture` leaves out what is no number, but NaN times 0 is NaN
+        values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
     if geometry.photometric == "PALETTE COLOR":
         return palette_luma(values, opened.dataset, signed=geometry.signed)
     if values.ndim == 3:
@@ -91,29 +94,32 @@ def luma(values: NDArray[Any]) -> NDArray[Any]:
     return out
 
 
-def _padding(opened: Opened, geometry: Geometry) -> tuple[int, int] | None:
+def _padding(opened: Opened, geometry: Geometry) -> tuple[float, float] | None:
     """Return the least and greatest stored value of the padding; either attribute may hold the greater one.
 
-    Source: PS3.3 C.7.5.1.1.2.
+    Source: PS3.3 C.7.5.1.1.2; C.7.6.24 and C.7.6.25 for floating point numbers, which have attributes of their own.
     """
     if geometry.samples != 1:
         return None
-    value = _stored_value(opened.dataset, "PixelPaddingValue", signed=geometry.signed)
-    limit = _stored_value(opened.dataset, "PixelPaddingRangeLimit", signed=geometry.signed)
+    kind = opened.pixels.keyword.removesuffix("PixelData") if opened.pixels else ""
+    value = _stored_value(opened.dataset, f"{kind}PixelPaddingValue", geometry)
+    limit = _stored_value(opened.dataset, f"{kind}PixelPaddingRangeLimit", geometry)
     if value is None:
         return None
     return (value, value) if limit is None else (min(value, limit), max(value, limit))
 
 
-def _stored_value(dataset: Dataset, keyword: str, *, signed: bool) -> int | None:
+def _stored_value(dataset: Dataset, keyword: str, geometry: Geometry) -> float | None:
     value = attribute(dataset, keyword)
+    if geometry.floating:  # single precision, as the frame has it; NaN is never a picture value, see `_picture`
+        return float(single(value)) if isinstance(value, float) and not math.isnan(value) else None
     if isinstance(value, bytes) and len(value) == 2:  # an ambiguous VR in implicit files
         value = int.from_bytes(value, "little")
-    return word(value, signed=signed) if isinstance(value, int) else None
+    return word(value, signed=geometry.signed) if isinstance(value, int) else None
 
 
 def _reduced(
-    plane: Plane, grey: NDArray[Any], factor: int, *, padding: tuple[int, int] | None, tone: Tone
+    plane: Plane, grey: NDArray[Any], factor: int, *, padding: tuple[float, float] | None, tone: Tone
 ) -> tuple[Frame, NDArray[Any]]:
     factor = min(max(1, factor // plane.reduced), *grey.shape)
     boxes = tuple(slice(side // factor * factor) for side in grey.shape)
@@ -128,11 +134,17 @@ def _reduced(
     return frame, (sample * 0 if tone.slope == 0 else sample)
 
 
-def _picture(values: NDArray[Any], padding: tuple[int, int] | None) -> NDArray[np.bool_] | None:
-    """Return the mask of stored values that are not padding; None if all of them are padding, or none."""
-    if padding is None:
+def _picture(values: NDArray[Any], padding: tuple[float, float] | None) -> NDArray[np.bool_] | None:
+    """Return the mask of stored values that are numbers and not padding; None if that is true of all, or of none."""
+    floating = values.dtype.kind == "f"
+    if padding is not None:
+        low, high = padding
+        picture: NDArray[np.bool_] = values < low
+        picture |= values > high
+        if floating:
+            picture &= np.isfinite(values)
+    elif floating:
+        picture = np.isfinite(values)
+    else:
         return None
-    low, high = padding
-    picture: NDArray[np.bool_] = values < low
-    picture |= values > high
     return picture if picture.any() and not picture.all() else None

@@ -10,7 +10,7 @@ from shared.imaging.scan import PixelElement
 
 
 def native_frame(opened: Opened, pixels: PixelElement, geometry: Geometry, number: int) -> Plane:
-    """Return a 1-based frame.
+    """Return a 1-based frame; floating point numbers as float32, infinite where they are beyond its range.
 
     Raises: `Rejected` if there is less pixel data than the header describes.
     """
@@ -47,10 +47,16 @@ def _dtype(opened: Opened, geometry: Geometry) -> np.dtype[np.generic]:
 
 def _numbers(values: Values, geometry: Geometry) -> Values:
     if geometry.floating:
-        return np.nan_to_num(values.astype(np.float32), copy=False, nan=0.0, posinf=0.0, neginf=0.0)
+        return single(values)
     if not values.dtype.isnative:
         values = values.astype(values.dtype.newbyteorder("="))
     return cleaned(values, geometry)
+
+
+def single(numbers: Values | float) -> Values:
+    """Return float32; numbers beyond its range become infinite."""
+    with np.errstate(over="ignore"):
+        return np.asarray(numbers).astype(np.float32)
 
 
 def _arranged(values: Values, geometry: Geometry) -> Values:

@@ -31,6 +31,7 @@ _KEYWORDS = (
     "Manufacturer BodyPartExamined ViewPosition PatientID IssuerOfPatientID StudyInstanceUID SeriesInstanceUID "
     "Laterality ImageLaterality PatientOrientation SamplesPerPixel PhotometricInterpretation PlanarConfiguration "
     "NumberOfFrames Rows Columns BitsAllocated BitsStored HighBit PixelRepresentation PixelPaddingValue "
+    "FloatPixelPaddingValue FloatPixelPaddingRangeLimit DoubleFloatPixelPaddingValue DoubleFloatPixelPaddingRangeLimit "
     "PixelPaddingRangeLimit BurnedInAnnotation BreastImplantPresent RescaleIntercept RescaleSlope ModalityLUTSequence "
     "WindowCenter WindowWidth VOILUTFunction VOILUTSequence PresentationLUTShape RedPaletteColorLookupTableDescriptor "
     "GreenPaletteColorLookupTableDescriptor BluePaletteColorLookupTableDescriptor RedPaletteColorLookupTableData "

@@ -275,6 +275,49 @@ def test_a_picture_of_nothing_but_padding_is_shown_as_if_it_had_none(values):
     assert np.all(np.isfinite(shown(values, PixelPaddingValue=5)))
 
 
+def floats(values, syntax=EXPLICIT, **attributes):
+    """The frame of a picture of floating point numbers, in the pixel element of their size."""
+    element, vr = {4: ("FloatPixelData", "OF"), 8: ("DoubleFloatPixelData", "OD")}[values.dtype.itemsize]
+    order = ">" if syntax == BIG else "<"
+    data = values.astype(values.dtype.newbyteorder(order)).tobytes()
+    ds = dataset(values, BitsStored=values.dtype.itemsize * 8, **attributes)
+    ds.add_new(element, vr, data)
+    opened = open_dataset(memoryview(file_of(ds, None, syntax)), Limits())
+    (got,) = canonical_frames(opened, geometry_of(opened, Limits()), SMALL, Limits())
+    return got.frame
+
+
+@pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG])
+@pytest.mark.parametrize(("dtype", "kind"), [(np.float32, "Float"), (np.float64, "DoubleFloat")])
+@pytest.mark.parametrize(("value", "limit"), [(-2000.5, None), (-2000.5, -1000), (-1000, -2000.5), (-1e308, -2000.5)])
+def test_padding_of_floating_point_numbers_has_attributes_of_its_own(syntax, dtype, kind, value, limit):
+    value = max(value, float(np.finfo(dtype).min))
+    attributes = {f"{kind}PixelPaddingValue": value, f"{kind}PixelPaddingRangeLimit": limit}
+    attributes = {keyword: bound for keyword, bound in attributes.items() if bound is not None}
+    got = floats(row(-2000.5, value, 0.25, 0.5, 0.75, dtype=dtype), syntax, **attributes)
+    assert close(got, 0, 0, 0, 0.5, 1)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_background_whether_declared_as_padding_or_not(dtype, value):
+    kind = "Float" if dtype == np.float32 else "DoubleFloat"
+    stored = row(value, 100.25, 100.5, 100.75, dtype=dtype)
+    assert close(floats(stored), 0, 0, 0.5, 1)
+    declared = {f"{kind}PixelPaddingValue": value, f"{kind}PixelPaddingRangeLimit": value}
+    assert close(floats(stored, **declared), 0, 0, 0.5, 1)
+    assert close(floats(stored, **declared, PhotometricInterpretation="MONOCHROME1"), 0, 1, 0.5, 0)
+    assert not floats(row(value, value, dtype=dtype)).any()
+
+
+def test_a_number_beyond_single_precision_is_no_picture_value():
+    assert close(floats(row(-1e300, 100.25, 100.5, 100.75, dtype=np.float64)), 0, 0, 0.5, 1)
+
+
+def test_padding_of_integers_says_nothing_of_floating_point_numbers():
+    assert close(floats(row(0, 5, 10, dtype=np.float32), PixelPaddingValue=0, PixelPaddingRangeLimit=6), 0, 0.5, 1)
+
+
 @pytest.mark.parametrize("syntax", [EXPLICIT, IMPLICIT, BIG])
 def test_signed_values_are_read_in_every_byte_order(syntax):
     assert close(shown(row(-1000, 0, 1000, dtype=np.int16), syntax), 0, 0.5, 1)
