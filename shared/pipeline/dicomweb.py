@@ -7,6 +7,7 @@ followed, and an answer's size is limited before it is parsed.
 import json
 import re
 import ssl
+import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 PAGE = 100
 MOST_JSON = 64 * 1024 * 1024  #: bytes of one page
 MOST_INSTANCES = 100_000  #: of one study
-CHUNK = 256 * 1024
+LEAST = 256 * 1024  #: bytes of an unfinished answer that must come within a timeout: 4 KiB/s, far below any link
 DICOM = "application/dicom"
 FILES = f'multipart/related; type="{DICOM}"; transfer-syntax=*'
 
@@ -110,6 +111,9 @@ def _trust(authorities: Path | None) -> ssl.SSLContext:
 class Archive:
     """A connection to another archive.
 
+    Args:
+        timeout_s: the longest silence, and the longest wait for the next `LEAST` bytes of an answer.
+
     Raises, from every method: `ArchiveUnavailable`, `ArchiveProtocolError`, and `Denied` if it refuses our credentials.
     """
 
@@ -117,6 +121,7 @@ class Archive:
         import httpx
 
         self.url = access.url.rstrip("/")
+        self._timeout_s = timeout_s
         self._http = httpx.Client(
             headers={"Accept-Encoding": "identity", **access.headers()},  # compressed answers could exceed any limit
             auth=access.login(),
@@ -220,14 +225,27 @@ class Archive:
     def _asked(self, path: str, query: Mapping[str, str], accept: str) -> "_Response":
         return _Response(self._http, f"{self.url}/{path}", query, accept)
 
-    @staticmethod
-    def _chunks(response: "httpx.Response") -> Iterator[bytes]:
+    def _chunks(self, response: "httpx.Response") -> Iterator[bytes]:
+        """Yield the answer as it comes. Each byte renews the timeout of a read, so a minimum rate bounds the answer."""
         import httpx
 
-        try:
-            yield from response.iter_bytes(CHUNK)
-        except (httpx.TransportError, httpx.DecodingError) as error:
-            raise _away(error, "the archive's answer was interrupted") from None
+        chunks = response.iter_bytes()
+        waited_s, came = 0.0, 0
+        while True:
+            asked = time.monotonic()
+            try:
+                chunk = next(chunks, None)
+            except (httpx.TransportError, httpx.DecodingError) as error:
+                raise _away(error, "the archive's answer was interrupted") from None
+            if chunk is None:
+                return
+            waited_s += time.monotonic() - asked  # not what the caller does with the bytes
+            came += len(chunk)
+            if came >= LEAST:
+                waited_s, came = 0.0, 0
+            elif waited_s > self._timeout_s:
+                raise ArchiveTimeout("the archive's answer comes too slowly")
+            yield chunk
 
 
 class _Response:

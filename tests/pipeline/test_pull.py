@@ -8,6 +8,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import date, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,6 +20,7 @@ import sqlalchemy as sa
 
 from shared.errors import Denied, Invalid
 from shared.imaging.sandbox import Sandbox
+from shared.multipart import Begin, End
 from shared.pipeline import erase, pull
 from shared.pipeline.dicomweb import Access, Archive, ArchiveTimeout, ArchiveUnavailable, checked
 from shared.pipeline.pace import Hours, Pace
@@ -47,6 +49,7 @@ class Peer:
         self.headers: list[dict[str, str]] = []
         self.hurt = lambda *_: None  # (status, body) in place of the answer, or None
         self.silent = lambda *_: False  # whether the n-th request for a path is never answered
+        self.drips = lambda *_: False  # whether the answer to the n-th request for a path comes in drops
         self.over = threading.Event()
         self.page = 100
         self.ignores_offset = False
@@ -79,6 +82,12 @@ class Peer:
         request.send_header("Content-Type", kind)
         request.send_header("Content-Length", str(len(body) + (1000 if body.endswith(b"CUT") else 0)))
         request.end_headers()
+        if self.drips(path, self.asked.count(path)):
+            with suppress(ConnectionError):  # nobody waits for the last drop
+                for at in range(0, len(body), 100):
+                    request.wfile.write(body[at : at + 100])
+                    self.over.wait(0.05)
+            return
         request.wfile.write(body)
 
     def _found(self, path: str, query: dict[str, str]) -> tuple[int, bytes]:
@@ -400,6 +409,30 @@ def test_an_archive_that_is_silent_does_not_hold_the_worker(puller, peer):
     with pytest.raises(ArchiveTimeout, match="ReadTimeout"):
         puller.run()
     assert peer.asked == ["studies"]
+
+
+def test_an_archive_that_drips_does_not_hold_the_worker(puller, peer):
+    """Each drop comes long before the timeout of one read."""
+    peer.put(1, 1)
+    peer.put(2, 1)
+    place = f"studies/{study_uid(1)}/series/{study_uid(1)}.1/instances/{sop_uid(1, 1)}"
+    peer.drips = lambda path, n: path == place and n == 1
+    puller.timeout_s = 1.0
+    with pytest.raises(ArchiveTimeout, match="slowly"):
+        puller.run()
+    assert puller.images() == []
+    puller.again()
+    assert puller.run()
+    assert puller.images() == everything(peer)
+
+
+def test_the_time_that_the_files_take_here_is_not_the_archives(peer):
+    peer.files[study_uid(1)] = {sop_uid(1, 1): instance(1, 1, side=1024)}
+    with Archive(Access(url=peer.url), timeout_s=0.5) as archive:
+        for event in archive.files(study_uid(1)):
+            if isinstance(event, Begin):
+                time.sleep(0.6)
+    assert isinstance(event, End)
 
 
 @pytest.mark.parametrize("how", ["silent", "hurt"])
