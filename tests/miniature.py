@@ -1,7 +1,7 @@
 """A small platform for tests: real Postgres, the in-memory index, the null encoder, a sandbox without a child."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -74,7 +74,7 @@ class FakeSandbox:
         digest = sha256(self.content.get(path, path)).digest()
         return Inspected(header=what, digest=digest, size=10, kind=self.kinds.get(path, "dicom"))
 
-    def decode_many(self, paths: Sequence[Path], recipe: Recipe) -> Iterator[Decoded | Rejected]:
+    def decode_many(self, paths: Sequence[Path], recipe: Recipe) -> Generator[Decoded | Rejected]:
         for path in paths:
             name = os.fsencode(path)
             self.decoded.append(name)

@@ -4,7 +4,7 @@ import multiprocessing
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -145,7 +145,7 @@ class TimedSandbox(Sandbox):
         with self.watch.of("scan: header and digest, in the sandbox"):
             return super().inspect_many(paths)
 
-    def decode_many(self, sources: Any, recipe: Recipe) -> Iterator[Decoded | Rejected]:  # noqa: ANN401
+    def decode_many(self, sources: Any, recipe: Recipe) -> Generator[Decoded | Rejected]:  # noqa: ANN401
         with self.watch.of("encode: decode, in the sandbox"):
             yield from list(super().decode_many(sources, recipe))
 

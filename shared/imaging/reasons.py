@@ -10,6 +10,7 @@ from shared.errors import Gate, Outcome, Rejected
 class Reason(StrEnum):
     # failed
     UNREADABLE = "unreadable-file"
+    STALLED = "share-stalled"
     GONE = "file-gone"
     CHANGED = "file-changed"
     NOT_REGULAR = "not-a-regular-file"
@@ -79,6 +80,7 @@ _R = Reason
 SENTENCES: Mapping[Reason, str] = MappingProxyType(
     {
         _R.UNREADABLE: "The file could not be opened or read.",
+        _R.STALLED: "The file did not come within the time limit: its disk or network share does not answer.",
         _R.GONE: "The file is no longer in its folder; a scan that finds its bytes again encodes them.",
         _R.CHANGED: "The bytes changed after registration; a scan that finds the registered bytes again encodes them.",
         _R.NOT_REGULAR: "It is a link, a folder, a pipe or a device, not a regular file.",
@@ -139,7 +141,7 @@ SENTENCES: Mapping[Reason, str] = MappingProxyType(
 )
 
 #: transient reasons (a share that is down or stalls, a sandbox that does not start): the file is read again
-PASSING = frozenset({_R.UNREADABLE.value, _R.SANDBOX.value})
+PASSING = frozenset({_R.UNREADABLE.value, _R.STALLED.value, _R.SANDBOX.value})
 #: the registered bytes are no longer at their path: the image becomes due when a scan finds them again
 LOST = frozenset({_R.GONE.value, _R.CHANGED.value})
 

@@ -18,7 +18,7 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from shared.errors import Rejected, Unavailable
 from shared.imaging import launch, wire
 from shared.imaging.answers import Inspected
 from shared.imaging.limits import Limits
-from shared.imaging.reasons import Reason, failed, hostile
+from shared.imaging.reasons import PASSING, Reason, failed, hostile
 from shared.imaging.recipe import Recipe
 from shared.imaging.sources import Source, open_source, readable, shared_memory
 from shared.types import Decoded
@@ -109,8 +109,11 @@ class Sandbox:
         """Return one answer for each path, in order."""
         return [a if isinstance(a, Inspected) else _as_rejected(a) for a in self._all(list(paths), None)]
 
-    def decode_many(self, sources: Iterable[Source], recipe: Recipe) -> Iterator[Decoded | Rejected]:
-        """Yield one answer for each source, in order; a bad source never stops the others."""
+    def decode_many(self, sources: Iterable[Source], recipe: Recipe) -> Generator[Decoded | Rejected]:
+        """Yield one answer for each source, in order; a bad source never stops the others.
+
+        Sources that the child has not got yet are dropped when the generator is closed.
+        """
         for answer in self._all(list(sources), recipe):
             yield answer if isinstance(answer, Decoded) else _as_rejected(answer)
 
@@ -248,9 +251,9 @@ class Sandbox:
         self._moved, self._computed_s = time.monotonic(), self._processor_s()
 
     def _overdue(self) -> Reason:
-        """Return the reason for a file that exceeded the time limit: unreadable if the child only waited for it."""
+        """Return the reason for a file that exceeded the time limit: stalled if the child only waited for it."""
         waited = self._processor_s() - self._computed_s < _COMPUTING * self.limits.wall_s
-        return Reason.UNREADABLE if waited and isinstance(self._waiting[0].source, Path) else Reason.TIME
+        return Reason.STALLED if waited and isinstance(self._waiting[0].source, Path) else Reason.TIME
 
     def _processor_s(self) -> float:
         """Return the processor time of all threads of the child so far."""
@@ -290,7 +293,7 @@ class Sandbox:
             reason = Reason.CRASH if readable(job.source, self.limits) else Reason.UNREADABLE
         if reason is not None:
             self.deaths += 1
-            self._settle(failed(reason) if reason is Reason.UNREADABLE else hostile(reason))
+            self._settle(failed(reason) if reason in PASSING else hostile(reason))
         for other in list(self._waiting)[1:]:  # the child can have begun only the first job
             other.tries = 0
         self._flying = 0

@@ -14,6 +14,7 @@ from pydicom.data import get_testdata_file
 
 from services.api.routes.instances import _reaching
 from shared.errors import Invalid
+from shared.imaging.reasons import Reason, failed
 from shared.imaging.sandbox import Sandbox
 from shared.pipeline import scan
 from shared.pipeline.receive import Found
@@ -145,6 +146,21 @@ def test_a_file_that_is_overwritten_while_it_is_looked_at_is_never_shown(client,
         for _ in range(2):
             refused = client.get(f"/v1/instances/{uid}/rendered")
             assert (refused.status_code, refused.json()["code"]) == (409, "conflict")
+
+
+class Stalled(Sandbox):
+    """Its files are on a share that does not answer."""
+
+    def _all(self, sources, recipe):
+        yield from (failed(Reason.STALLED) for _ in sources)
+
+
+def test_a_file_on_a_share_that_does_not_answer_may_be_asked_for_later(client, archive, real, monkeypatch):
+    uid, _ = real
+    with Stalled() as sandbox:
+        monkeypatch.setattr(archive.rt, "sandbox", sandbox)
+        refused = client.get(f"/v1/instances/{uid}/rendered")
+    assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
 
 
 def test_a_frame_that_is_not_there_is_refused(client, archive, real):

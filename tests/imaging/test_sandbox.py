@@ -178,8 +178,20 @@ def test_a_file_whose_share_stalls_is_read_again(boxes):
     box.decode(GOOD, RECIPE)
     os.kill(box._process.pid, signal.SIGSTOP)
     stalled, good = box.inspect_many([GOOD, GOOD])
-    assert (stalled.outcome, stalled.reason) == (Outcome.FAILED, Reason.UNREADABLE)
+    assert (stalled.outcome, stalled.reason) == (Outcome.FAILED, Reason.STALLED)
     assert good.header is not None
+
+
+def test_what_waits_behind_a_stalled_file_may_be_dropped(boxes):
+    box = boxes(wall_s=1.0)
+    box.decode(GOOD, RECIPE)
+    os.kill(box._process.pid, signal.SIGSTOP)
+    answers = box.decode_many([GOOD] * 5, RECIPE)
+    assert next(answers).reason == Reason.STALLED
+    answers.close()
+    assert not box._waiting
+    assert isinstance(box.decode(GOOD, RECIPE), Decoded)
+    assert box.starts == 2
 
 
 def test_nothing_but_the_decoder_can_stall_on_bytes_in_memory(boxes):

@@ -16,6 +16,7 @@ from shared.imaging.answers import Inspected
 from shared.imaging.reasons import Reason, failed, undecodable
 from shared.imaging.recipe import Recipe
 from shared.pipeline import batch, encode
+from shared.pipeline.encode import Effort
 from shared.store import images
 from shared.store.session import Store
 from shared.types import Decoded, Job, Status, point_id
@@ -117,6 +118,39 @@ def test_a_share_that_is_away_costs_a_wait_and_no_image(platform: Platform) -> N
         db.execute(sa.text("UPDATE image SET not_before = NULL"))
     platform.encode()
     assert statuses(platform) == {"encoded": 1}
+
+
+def test_after_a_few_files_of_a_share_stalled_its_others_are_given_back_untried(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each would cost the time limit of the sandbox. Files of other shares in the batch are decoded."""
+    monkeypatch.setattr(batch, "mount_of", lambda path: Path("/dead" if "dead" in path.name else "/good"))
+    platform.add_model()
+    names = ("0-dead", "1-good", "2-dead", "3-dead", "4-good", "5-dead")
+    for n, name in enumerate(names):
+        path = os.fsencode(platform.put(name, header(n)))
+        if "dead" in name:
+            platform.sandbox.pixels[path] = failed(Reason.STALLED)
+    platform.scan()
+    platform.effort = Effort(batch=6, lease_s=5)
+    platform.encode()
+    tried = [Path(os.fsdecode(path)).name for path in platform.sandbox.decoded]
+    assert tried == ["0-dead", "1-good", "2-dead", "4-good"]
+    with platform.store.reading() as connection:
+        found = connection.execute(
+            sa.text("SELECT status, last_error, failures, not_before > clock_timestamp() FROM image ORDER BY id")
+        ).all()
+    given_back, encoded = ("received", "share-stalled", 0, True), ("encoded", None, 0, None)
+    assert [tuple(row) for row in found] == [encoded if "good" in name else given_back for name in names]
+
+
+def test_one_file_that_stalls_holds_no_other_back(platform: Platform) -> None:
+    platform.add_model()
+    paths = [os.fsencode(platform.put(f"{n}.dcm", header(n))) for n in range(3)]
+    platform.sandbox.pixels[paths[0]] = failed(Reason.STALLED)
+    platform.scan()
+    platform.encode()
+    assert statuses(platform) == {"received": 1, "encoded": 2}
 
 
 def test_an_image_that_no_longer_belongs_leaves_the_index(platform: Platform) -> None:

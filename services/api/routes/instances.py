@@ -16,7 +16,7 @@ from services.api.auth import may_see
 from services.api.dependencies import CanRead, Decoding, Rt
 from services.api.errors import Gone, explain
 from services.api.schemas import Uid
-from shared.errors import Conflict, Invalid, NotFound, Rejected
+from shared.errors import Conflict, Invalid, NotFound, Rejected, Unavailable
 from shared.imaging.reasons import Reason
 from shared.imaging.recipe import Recipe, chosen_frames
 from shared.runtime import Runtime
@@ -82,7 +82,7 @@ def unseen(row: Row[Any]) -> str:
 
 
 def decoded_frame(rt: Runtime, row: Row[Any], frame: int, size: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
-    """The frame as (rows, cols) uint8. Raises: `Gone`, `Conflict`, `Rejected`, `Invalid`."""
+    """The frame as (rows, cols) uint8. Raises: `Gone`, `Unavailable`, `Conflict`, `Rejected`, `Invalid`."""
     path = FilePath(os.fsdecode(row.path))
     longest = max(row.rows, row.columns, 1)
     side = min(size, longest)
@@ -95,6 +95,8 @@ def decoded_frame(rt: Runtime, row: Row[Any], frame: int, size: int) -> "np.ndar
     except Rejected as refusal:
         if refusal.reason in (Reason.UNREADABLE, Reason.NOT_REGULAR):
             raise Gone("the original file is no longer at the path from which it was taken in") from None
+        if refusal.reason == Reason.STALLED:
+            raise Unavailable("the disk or network share of the original file does not answer") from None
         raise
     if isinstance(decoded, Rejected):
         raise decoded
