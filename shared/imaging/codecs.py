@@ -50,8 +50,7 @@ def decode_frame(data: bytes, syntax: str, geometry: Geometry, factor: int) -> P
         if syntax in JPEG:
             return _jpeg(data, syntax, geometry, factor)
         if syntax in JPEG_LOSSLESS:
-            _expect_size(jpeg_size(data), geometry)
-            return _gdcm(data, syntax, geometry)
+            return _gdcm(data, syntax, geometry, _expect_size(jpeg_size(data), geometry))
         if syntax in JPEG_LS:
             return _jpeg_ls(data, geometry)
         if syntax in JPEG_2000 or syntax in HTJ2K:
@@ -125,7 +124,7 @@ def _jpeg(data: bytes, syntax: str, geometry: Geometry, factor: int) -> Plane:
     if size.precision != 8:
         if geometry.allocated != 16 or geometry.samples != 1:
             raise undecodable(Reason.NO_DECODER)
-        return _gdcm(data, syntax, geometry)
+        return _gdcm(data, syntax, geometry, size)
     with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
         plain_rgb = geometry.photometric == "RGB" and not {"adobe", "jfif"} & image.info.keys()
         full = image.size
@@ -176,6 +175,8 @@ def _reduced_jpeg_2000(data: bytes, steps: int, size: StreamSize) -> Values | No
 
 def _jpeg_ls(data: bytes, geometry: Geometry) -> Plane:
     size = _expect_size(jpeg_size(data), geometry)
+    if b"\xff\xd9" not in data:  # CharLS refuses it too, after four seconds of processor time on a small stream
+        raise undecodable(Reason.CORRUPT)
     buffer, info = jpeg_ls.decode_pixel_data(data)
     flat = np.frombuffer(buffer, dtype=np.uint8 if size.precision <= 8 else np.dtype("<u2"))
     values = _shaped(flat, geometry, planar=info["interleave_mode"] == 0)
@@ -191,8 +192,10 @@ def _rle(data: bytes, geometry: Geometry) -> Plane:
     return Plane(values, rgb=_is_rgb(geometry), bits=geometry.stored)
 
 
-def _gdcm(data: bytes, syntax: str, geometry: Geometry) -> Plane:
+def _gdcm(data: bytes, syntax: str, geometry: Geometry, size: StreamSize) -> Plane:
     """Decode the formats that no other permissive decoder reads: JPEG lossless, and JPEG extended with 12 bits."""
+    if geometry.allocated not in (8, 16) or not 2 <= size.precision <= 16:  # T.81 B.2.2; GDCM crashes on others
+        raise undecodable(Reason.MISMATCH)
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(data)
     fragments = gdcm.SequenceOfFragments.New()

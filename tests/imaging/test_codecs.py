@@ -1,5 +1,10 @@
 """Every transfer syntax decodes to the picture that was encoded; a reduced decode is close to the full one, scaled."""
 
+import zlib  # noqa: F401 - before gdcm, see shared/imaging/child.py
+from dataclasses import replace
+
+import gdcm
+import jpeg_ls
 import numpy as np
 import pytest
 from pictures import (
@@ -227,3 +232,26 @@ def test_a_frame_of_a_multi_frame_file_is_decoded_by_itself(sandbox):
         other = sandbox.decode(file_of(dataset(values), values, syntax), recipe)
         assert other.frames == plain.frames == (2, 4)
         assert np.array_equal(plain.pixels, other.pixels)
+
+
+def test_a_jpeg_ls_stream_without_its_end_is_refused_before_the_decoder_searches_for_it(monkeypatch):
+    values = breast(64, 48)
+    stream, given, decode = encoded(values, dataset(values), JPEG_LS), [], jpeg_ls.decode_pixel_data
+    monkeypatch.setattr(jpeg_ls, "decode_pixel_data", lambda data: given.append(len(data)) or decode(data))
+    size = geometry(values, stored=12)
+    assert np.array_equal(decode_frame(stream + b"\0", JPEG_LS, size, 1).values, values)
+    for cut in (-1, -2, -100, len(stream) // 2):
+        with pytest.raises(Rejected, match="corrupt-pixel-data"):
+            decode_frame(stream[:cut], JPEG_LS, size, 1)
+    assert given == [len(stream) + 1]
+
+
+@pytest.mark.parametrize(("precision", "allocated"), [(59, 16), (17, 16), (1, 16), (12, 32)])
+def test_a_precision_that_jpeg_does_not_have_never_reaches_gdcm(monkeypatch, precision, allocated):
+    values, given = breast(64, 48), []
+    stream = bytearray(encoded(values, dataset(values, BitsStored=12), LOSSLESS))
+    stream[stream.index(b"\xff\xc3") + 4] = precision
+    monkeypatch.setattr(gdcm, "Image", lambda: given.append(precision))
+    with pytest.raises(Rejected, match="codestream-differs-from-header"):
+        decode_frame(bytes(stream), LOSSLESS, replace(geometry(values, stored=12), allocated=allocated), 1)
+    assert not given
