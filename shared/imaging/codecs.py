@@ -142,10 +142,12 @@ def _jpeg_2000(data: bytes, geometry: Geometry, factor: int) -> Plane:
     rgb = geometry.photometric in ("RGB", "YBR_RCT", "YBR_ICT")
     wrapped = geometry.signed and not size.signed  # two's complement in an unsigned stream: its averages are wrong
     steps = 0 if wrapped else min(factor.bit_length() - 1, size.levels)
-    if steps and (size.precision <= 16 if size.samples == 1 else size.precision == 8 and rgb):
-        reduced = _reduced_jpeg_2000(data, steps, size)
+    if not (size.precision <= 16 if size.samples == 1 else size.precision == 8 and rgb):
+        steps = 0
+    for fewer in range(steps, 0, -1):
+        reduced = _reduced_jpeg_2000(data, fewer, size)
         if reduced is not None:
-            return Plane(reduced, rgb=size.samples == 3, reduced=1 << steps)
+            return Plane(reduced, rgb=size.samples == 3, reduced=1 << fewer)
     values = openjpeg.utils.decode(io.BytesIO(data))
     return Plane(sign_extended(values, geometry.stored) if wrapped else values, rgb=rgb)
 
@@ -159,7 +161,7 @@ def _reduced_jpeg_2000(data: bytes, steps: int, size: StreamSize) -> Values | No
             values = np.asarray(image)
     except MemoryError:
         raise
-    except Exception:  # OpenJPEG refuses some streams at some levels; the full decode decides
+    except Exception:  # Pillow refuses a size that it rounds otherwise than OpenJPEG; the full decode decides
         return None
     expected = tuple(-(-side // (1 << steps)) for side in (size.rows, size.columns))
     if values.shape[:2] != expected or (values.ndim == 3) != (size.samples == 3):

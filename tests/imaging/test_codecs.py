@@ -255,3 +255,13 @@ def test_a_precision_that_jpeg_does_not_have_never_reaches_gdcm(monkeypatch, pre
     with pytest.raises(Rejected, match="codestream-differs-from-header"):
         decode_frame(bytes(stream), LOSSLESS, replace(geometry(values, stored=12), allocated=allocated), 1)
     assert not given
+
+
+@pytest.mark.parametrize(("rows", "reduced"), [(1000, 8), (1002, 4), (1001, 2)])
+def test_jpeg_2000_is_reduced_as_far_as_its_size_allows(rows, reduced):
+    """Pillow rounds a reduced size to the nearest, OpenJPEG up; where they differ, Pillow refuses the stream."""
+    values = breast(rows, 808)
+    plane = decode_frame(encoded(values, dataset(values, BitsStored=12), J2K), J2K, geometry(values, stored=12), 8)
+    assert plane.reduced == reduced
+    means = box_mean(values, reduced, 16)
+    assert np.abs(plane.values[: means.shape[0]] - means).mean() < 0.02 * (1 << 12)
