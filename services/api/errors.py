@@ -54,6 +54,13 @@ class Gone(NotFound):
     """The row exists, but the file it points at does not."""
 
 
+def unopened(refusal: Rejected) -> Gone | Unavailable:
+    """Return the error for an original file that the sandbox's rules did not open."""
+    if refusal.reason == Reason.STALLED:
+        return Unavailable("the disk or network share of the original file does not answer")
+    return Gone("the original file is no longer at the path from which it was taken in")
+
+
 @dataclass(frozen=True, slots=True)
 class Kind:
     status: int

@@ -10,8 +10,10 @@ from PIL import Image as Pillow
 
 from services.api.errors import Gone
 from services.api.limits import Slots
+from services.api.routes import dicomweb_retrieve
 from services.api.routes.dicomweb_retrieve import CHUNK, Original
 from services.embedded.setup import prepare
+from shared.imaging.reasons import Reason, failed
 from shared.multipart import Begin, Data, Splitter, media_type
 from shared.pipeline import arrive, encode, project
 from shared.store.blobs import Blobs
@@ -120,6 +122,14 @@ def test_a_file_that_is_away_or_another_now_is_not_handed_out(stored, roomy):
     assert stored.get(STUDY).status_code == 409
     paths[0].unlink()
     assert stored.get(STUDY).status_code == 410
+
+
+def test_a_file_on_a_share_that_does_not_answer_may_be_asked_for_later(stored, monkeypatch):
+    def stalls(*_):
+        raise failed(Reason.STALLED)
+
+    monkeypatch.setattr(dicomweb_retrieve, "open_source", stalls)
+    assert stored.get(STUDY).status_code == 503
 
 
 @pytest.mark.parametrize("other", [b"of another patient" * CHUNK, b""])

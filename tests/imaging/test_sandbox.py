@@ -15,7 +15,7 @@ from blake3 import blake3
 from pictures import EXPLICIT, breast, dataset, file_of
 
 from shared.errors import Gate, Outcome, Rejected, Unavailable
-from shared.imaging import wire
+from shared.imaging import sources, wire
 from shared.imaging.limits import Limits
 from shared.imaging.reasons import Reason
 from shared.imaging.recipe import Recipe
@@ -192,6 +192,33 @@ def test_what_waits_behind_a_stalled_file_may_be_dropped(boxes):
     assert not box._waiting
     assert isinstance(box.decode(GOOD, RECIPE), Decoded)
     assert box.starts == 2
+
+
+def test_a_file_that_is_not_even_opened_in_time_is_read_again(boxes, tmp_path, monkeypatch):
+    """Opening a pipe waits for its writer, as opening a file waits for a share that does not answer."""
+    monkeypatch.setattr(sources, "mount_of", lambda path: path.parent)
+    pipe, beside, really, opened, box = tmp_path / "pipe", tmp_path / "beside.dcm", os.open, [], boxes(wall_s=1.0)
+    os.mkfifo(pipe)
+    beside.write_bytes(GOOD.read_bytes())
+    box.decode(GOOD, RECIPE)
+
+    def stalls(path, flags, *mode):
+        opened.append(path)
+        return really(path, flags & ~os.O_NONBLOCK if path == pipe else flags, *mode)
+
+    monkeypatch.setattr(os, "open", stalls)
+    stalled, other, good = box.inspect_many([pipe, beside, GOOD])
+    assert (stalled.outcome, stalled.reason) == (Outcome.FAILED, Reason.STALLED)
+    assert other.reason == Reason.STALLED
+    assert beside not in opened
+    assert good.header is not None
+    assert box.deaths == 0
+    before = set(os.listdir("/proc/self/fd"))
+    os.close(really(pipe, os.O_WRONLY))  # the share is back
+    while sources._stalled:
+        time.sleep(0.01)
+    assert box.inspect(beside).header is not None
+    assert len(os.listdir("/proc/self/fd")) <= len(before), "what came too late is closed"
 
 
 def test_nothing_but_the_decoder_can_stall_on_bytes_in_memory(boxes):

@@ -21,7 +21,7 @@ from services.api import accept, dicom_json, qido
 from services.api.auth import may_see
 from services.api.dependencies import CanRead, CanRetrieve, ReadingPlaces, Rt
 from services.api.dicomweb import INSTANCE, Instance, Series, Study, base_of, held
-from services.api.errors import Gone, NotAcceptable
+from services.api.errors import Gone, NotAcceptable, unopened
 from services.api.limits import Slots
 from services.api.storing import DICOM
 from shared.errors import Conflict, NotFound, Rejected
@@ -139,15 +139,15 @@ class Original:
 
 
 def _original(rt: Runtime, row: Row) -> Original:
-    """The verified file. Raises: `Gone` for a missing file, `Conflict` where its digest differs from the row's."""
+    """The verified file. Raises: `Gone`, `Unavailable` as `unopened`; `Conflict` where it has another digest."""
     path, digest = _path(row), blake3()
     try:
         with os.fdopen(open_source(path, rt.sandbox.limits), "rb") as file:
             facts = os.fstat(file.fileno())
             while chunk := file.read(CHUNK):
                 digest.update(chunk)
-    except Rejected:
-        raise Gone("the original file is no longer at the path from which it was taken in") from None
+    except Rejected as refusal:
+        raise unopened(refusal) from None
     if digest.digest() != row["digest"] or not stat.S_ISREG(facts.st_mode):
         raise Conflict("the file has changed since it was taken in")
     return Original(path, row["AvailableTransferSyntaxUID"], facts.st_size, facts.st_mtime_ns)

@@ -14,9 +14,9 @@ from sqlalchemy import Row
 
 from services.api.auth import may_see
 from services.api.dependencies import CanRead, Decoding, Rt
-from services.api.errors import Gone, explain
+from services.api.errors import explain, unopened
 from services.api.schemas import Uid
-from shared.errors import Conflict, Invalid, NotFound, Rejected, Unavailable
+from shared.errors import Conflict, Invalid, NotFound, Rejected
 from shared.imaging.reasons import Reason
 from shared.imaging.recipe import Recipe, chosen_frames
 from shared.runtime import Runtime
@@ -93,10 +93,8 @@ def decoded_frame(rt: Runtime, row: Row[Any], frame: int, size: int) -> "np.ndar
         if rt.sandbox.inspect(path).digest != row.digest:
             raise Conflict("the file has changed since it was taken in")
     except Rejected as refusal:
-        if refusal.reason in (Reason.UNREADABLE, Reason.NOT_REGULAR):
-            raise Gone("the original file is no longer at the path from which it was taken in") from None
-        if refusal.reason == Reason.STALLED:
-            raise Unavailable("the disk or network share of the original file does not answer") from None
+        if refusal.reason in (Reason.UNREADABLE, Reason.STALLED, Reason.NOT_REGULAR):
+            raise unopened(refusal) from None
         raise
     if isinstance(decoded, Rejected):
         raise decoded
