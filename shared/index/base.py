@@ -5,7 +5,7 @@ always "higher is better": cosine, dot product, or the negative Euclidean distan
 """
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Literal, NamedTuple, Protocol, Self
@@ -229,8 +229,12 @@ class Index(Protocol):
 
     def info(self) -> Info: ...
 
-    def optimize(self) -> bool:
-        """Link the unindexed points; True if there was something to do. Searches go on meanwhile."""
+    def optimize(self, goes_on: Callable[[], bool] = lambda: True) -> bool:
+        """Link the unindexed points; True if there was something to do. Searches go on meanwhile.
+
+        An engine that links in a process of its own is waited for only while `goes_on()`, asked about once a second,
+        is true; after that it finishes alone, and the answer is False.
+        """
 
 
 class IndexStore(Protocol):

@@ -9,7 +9,7 @@ Persistence: none; an index is written again from the stored encodings.
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 import faiss as _faiss
@@ -124,7 +124,7 @@ class FaissIndex:
     def info(self) -> Info:
         return Info(points=len(self._rows), indexed=0 if self.spec.scale == "exact" else len(self._rows))
 
-    def optimize(self) -> bool:
+    def optimize(self, goes_on: Callable[[], bool] = lambda: True) -> bool:  # noqa: ARG002 - nothing to wait for
         """Rebuild the graph without tombstones, beside the old one; points are linked as they are written."""
         with self._lock:
             if self._rows.size == len(self._rows):

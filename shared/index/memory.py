@@ -82,7 +82,7 @@ class MemoryIndex:
     def info(self) -> Info:
         return Info(points=len(self._rows), indexed=len(self._rows))
 
-    def optimize(self) -> bool:
+    def optimize(self, goes_on: Callable[[], bool] = lambda: True) -> bool:  # noqa: ARG002 - nothing to wait for
         """Forget the tombstones; there is nothing to link."""
         with self._lock:
             if self._rows.size > len(self._rows):

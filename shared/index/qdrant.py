@@ -288,8 +288,8 @@ class QdrantIndex:
         reply: pb.GetCollectionInfoResponse = self._call(self._wire.collections.Get, request)
         return reply.result
 
-    def optimize(self) -> bool:
-        """Request indexing and wait until the engine reports green.
+    def optimize(self, goes_on: Callable[[], bool] = lambda: True) -> bool:
+        """Request indexing and wait until the engine reports green, or until `goes_on` is false.
 
         Raises: `Unavailable` if it reports red, or is not green after `LINKED_WITHIN_S`.
         """
@@ -302,6 +302,8 @@ class QdrantIndex:
         while (info := self._info()).status != pb.CollectionStatus.Green:
             if info.status == pb.CollectionStatus.Red:
                 raise Unavailable("the vector engine could not build its index")
+            if not goes_on():
+                return False
             if time.monotonic() > until:
                 raise Unavailable(f"the vector engine has not linked its points within {LINKED_WITHIN_S:.0f} s")
             time.sleep(pause_s)

@@ -7,9 +7,8 @@ ended, so a build may be killed, paused and taken over anywhere.
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from concurrent.futures import TimeoutError as StillGoing
 from contextlib import suppress
+from functools import partial
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -147,15 +146,19 @@ def _report(db: Session, held: Held, found: Generation) -> tuple[coverage.Covera
 
 
 def _finish(begin: Begin, index: Index, held: Held, number: int, away_s: float) -> None:
-    """Link the graph, measure the recall and end the operation. Publishing is left to a person.
+    """Have the engine link the graph, measure the recall and end the operation. Publishing is left to a person.
 
     If the engine becomes unavailable, the build rests for `away_s` seconds: the next try begins with another count.
+    If the build is stopped meanwhile, the engine finishes its graph alone.
     """
+    goes_on = partial(_goes_on, begin, held)
     with begin() as db:
         found = generations.get(db, number)
         rows = ledger.sample(db, found.id, found.model_id, SAMPLE, SEED)
     try:
-        link(index)
+        index.optimize(goes_on)
+        if not goes_on():
+            return
         measured = recall(index, rows)
     except Unavailable as error:
         with begin() as db:
@@ -169,15 +172,15 @@ def _finish(begin: Begin, index: Index, held: Held, number: int, away_s: float) 
             operations.end(db, held, OperationState.SUCCEEDED)
 
 
-def link(index: Index, every_s: float = 5.0) -> None:
-    """Link every point into the graph; this may take minutes, with a heartbeat every `every_s` seconds."""
-    with ThreadPoolExecutor(1, "link") as beside:
-        coming = beside.submit(index.optimize)
-        while not coming.done():
-            heartbeat.beat()
-            with suppress(StillGoing):
-                coming.result(timeout=every_s)
-        coming.result()
+def _goes_on(begin: Begin, held: Held) -> bool:
+    """Show a sign of life; return False once the build was paused, cancelled or taken over.
+
+    True while the database is unavailable: the wait for the engine outlives a restart of Postgres.
+    """
+    heartbeat.beat()
+    with suppress(Unavailable), begin() as db:
+        return operations.mine(db, held)
+    return True
 
 
 def recall(index: Index, rows: Sequence[ledger.Sampled]) -> dict[str, float]:

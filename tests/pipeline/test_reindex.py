@@ -1,9 +1,12 @@
 """A generation of a known model: filled from stored encodings, measured, published, rolled back, retired."""
 
+import os
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import numpy as np
@@ -14,12 +17,15 @@ from sqlalchemy.orm import Session
 from shared.errors import Conflict, Unavailable
 from shared.heartbeat import shown_by
 from shared.index.base import Answer, Index, Query, Recall
+from shared.index.memory import MemoryStore
 from shared.pipeline import batch, lifecycle, project, reindex
 from shared.pipeline.question import Request
 from shared.pipeline.search import by_studies
 from shared.store import coverage, generations, operations
 from shared.store.tables import Generation
 from shared.types import Job
+from tests.contracts import engines
+from tests.contracts.engines import HANGS_S
 from tests.miniature import Platform, header
 
 
@@ -688,7 +694,7 @@ def test_a_build_whose_engine_fails_at_the_end_rests_many_times_what_a_count_tak
         def __init__(self, inner: Index) -> None:
             self.info = inner.info
 
-        def optimize(self) -> NoReturn:
+        def optimize(self, _: Callable[[], bool]) -> NoReturn:
             raise Unavailable("the engine could not build its index")
 
     number = filled.begin_generation()
@@ -723,3 +729,74 @@ def test_while_the_engine_is_away_what_a_build_lacks_is_not_counted(filled: Plat
     assert rest_s(filled, number) <= reindex.AWAY_S
     filled.reindex()
     assert operation(filled, number).counts == {"covered": 16}
+
+
+@pytest.mark.parametrize("stop", [lifecycle.pause, lifecycle.cancel, lifecycle.retire])
+def test_a_build_that_is_stopped_frees_its_worker_while_the_engine_still_links(
+    platform: Platform, tmp_path: Path, stop: Callable[[Session, int], object]
+) -> None:
+    with engines.vectors_process(tmp_path) as running, closing(running.store()) as store:
+        platform.indexes = cast("MemoryStore", store)
+        platform.add_model()
+        platform.take_in(16)
+        number = platform.begin_generation()
+        reindex.advance(platform.begin, platform.index)
+        platform.project()
+        config = running.data / shown(platform, number).collection / "collection.json"
+        kept = config.rename(tmp_path / "kept.json")
+        os.mkfifo(config)  # which the engine's child reads before it links: it waits there until it is written
+        rested(platform)
+        index = platform.index(shown(platform, number).collection)
+        building = threading.Thread(target=reindex.advance, args=(platform.begin, platform.index))
+        building.start()
+        try:
+            until(lambda: index.info().optimizing)
+            with platform.begin() as db:
+                stop(db, number)
+            building.join(20)
+            assert not building.is_alive()
+            assert index.info().optimizing
+        finally:
+            with config.open("w", encoding="utf-8") as pipe:
+                pipe.write(kept.read_text(encoding="utf-8"))
+            building.join(HANGS_S)
+        assert shown(platform, number).measured is None
+        until(lambda: index.info().indexed == 16)  # by itself
+
+
+def until(claim: Callable[[], bool]) -> None:
+    end = time.monotonic() + HANGS_S
+    while not claim():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_while_the_database_is_away_a_build_waits_on_for_the_engine(filled: Platform) -> None:
+    number = filled.begin_generation()
+    reindex.advance(filled.begin, filled.index)
+    filled.project()
+    rested(filled)
+    away = False
+
+    @contextmanager
+    def begin() -> Iterator[Session]:
+        if away:
+            raise Unavailable("the database is away")
+        with filled.begin() as db:
+            yield db
+
+    class Linking:
+        """An index that links while the database is away."""
+
+        def __init__(self, inner: Index) -> None:
+            self.info, self.search, self.count = inner.info, inner.search, inner.count
+
+        def optimize(self, goes_on: Callable[[], bool]) -> bool:
+            nonlocal away
+            away = True
+            waited = goes_on()
+            away = False
+            return waited and goes_on()
+
+    reindex.advance(begin, lambda name: cast("Index", Linking(filled.index(name))))
+    assert (operation(filled, number).state, operation(filled, number).error) == ("succeeded", None)
