@@ -103,13 +103,17 @@ class Scored(NamedTuple):
     decided: bool  #: released by a person: no threshold changes that
 
 
+#: The model's encodings of an image `i`, except one on which it has to catch up: they are of earlier bytes.
+_STORED = """
+    FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model
+        AND NOT EXISTS (SELECT 1 FROM catch_up b WHERE b.image_id = i.id AND b.model_id = :model)
+    ORDER BY e.frame
+"""
 #: Stopped images are included: the caller decides which of them belong.
 _FIELDS = f"""
     SELECT i.id, i.sop_uid, i.status, i.digest,
-           ARRAY(SELECT CAST(e.ood AS float8) FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model
-                 ORDER BY e.frame) AS frames,
-           CASE WHEN :embedded THEN ARRAY(SELECT e.embedding FROM encoding e WHERE e.image_id = i.id
-                AND e.model_id = :model ORDER BY e.frame) ELSE '{{}}' END AS embeddings,
+           ARRAY(SELECT CAST(e.ood AS float8) {_STORED}) AS frames,
+           CASE WHEN :embedded THEN ARRAY(SELECT e.embedding {_STORED}) ELSE '{{}}' END AS embeddings,
            {RELEASED.format("i")} AS decided
     FROM image i
 """
@@ -126,7 +130,7 @@ _SCORED = sa.text(
 
 
 def scored(db: Session, model_id: int, chosen: Chosen, after: int, limit: int) -> list[Scored]:
-    """The next images by id. `frames` is empty for an image that this model has not encoded."""
+    """The next images by id. `frames` is empty for an image of whose present bytes this model has no encoding."""
     values = {
         "model": model_id,
         "modality": chosen.modality,

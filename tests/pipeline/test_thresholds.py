@@ -9,16 +9,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shared.encoder import ood
+from shared.encoder.base import Encoder
 from shared.encoder.build import build
 from shared.encoder.cards import Card
 from shared.encoder.runtime import load
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.heartbeat import shown_by
 from shared.imaging.recipe import Recipe
-from shared.pipeline import lifecycle, quarantine, replay, thresholds
+from shared.pipeline import encode, lifecycle, quarantine, replay, thresholds
 from shared.pipeline.judge import Standard, judge, statistic
 from shared.pipeline.thresholds import Choice
 from shared.store import calibrations, generations, operations
+from shared.store.generations import Published
+from tests.miniature import header
 from tests.strange import ANNA, Bright, bright, calibrated
 
 __all__ = ["bright", "calibrated"]  # fixtures
@@ -163,6 +166,31 @@ def test_a_persons_word_is_never_overturned(calibrated: Bright) -> None:
     assert calibrated.searchable() == {"1.2.3.25"}
     calibrated.replayed(threshold=2.0)
     assert [calibrated.status(n) for n in (24, 25, 26)] == ["encoded", "rejected", "encoded"]
+
+
+def test_a_replay_judges_no_image_by_an_encoding_of_earlier_bytes(calibrated: Bright) -> None:
+    """The published model still has to catch up on it; a stop deletes that encoding, and nothing could admit it."""
+    calibrated.add_model("second", seed=5, dim=32)
+    number = calibrated.begin_generation("second")
+    calibrated.reindex()
+    calibrated.put("0003.dcm", header(3), b"other bytes")
+    calibrated.scan()
+
+    def without_second(model: Published) -> Encoder:
+        if model.card["name"] == "second":
+            raise NotFound("there is no such card here")
+        return calibrated.encoder(model)
+
+    encode.drain(calibrated.begin, calibrated.sandbox, without_second, calibrated.effort)
+    calibrated.project()
+    with calibrated.begin() as db:
+        lifecycle.publish(db, number, patience_s=0)
+    assert calibrated.replayed(model="second", threshold=0.1).counts == {"stop": 23, "unmeasured": 1}
+    assert calibrated.status(3) == "encoded"
+    calibrated.reindex()  # it is encoded
+    assert calibrated.replayed(model="second", threshold=0.11).counts == {"stop": 1, "stay": 23}
+    assert calibrated.replayed(model="second", threshold=2.0).counts == {"admit": 24}
+    assert len(calibrated.searchable()) == 24
 
 
 def test_an_archive_without_a_calibration_gets_one_by_a_replay(bright: Bright) -> None:
