@@ -290,8 +290,11 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
         records.append(_record(file, incoming, handling, standing))
     if not candidates:
         return records
+    candidates = [(file, _in_known_study(file, incoming, standing)) for file, incoming in candidates]
     owners = studies.ensure(db, [incoming for _, incoming in candidates])
     _assign_patients(db, [incoming for _, incoming in candidates], standing, owners)
+    candidates = [(file, _of_its_study(incoming, owners)) for file, incoming in candidates]
+    _move(db, [incoming for _, incoming in candidates], standing, owners)
     fresh: dict[str, Incoming] = {}
     for _, incoming in candidates:  # the first file of a UID inserts, the others are compared with it below
         uid = incoming.header.sop_instance_uid
@@ -318,24 +321,50 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
     return records
 
 
+def _in_known_study(file: Found, incoming: Incoming, standing: Mapping[str, Known]) -> Incoming:
+    """Return a known picture whose table names no study as one of the study that it has; any other file as it is."""
+    known = standing.get(incoming.header.sop_instance_uid)
+    if known is None or file.row is None or file.row.study or not incoming.placeholder_patient_keys:
+        return incoming
+    return replace(incoming, header=replace(incoming.header, study_instance_uid=known.study_uid))
+
+
 def _assign_patients(
     db: Session, incoming: Sequence[Incoming], standing: dict[str, Known], owners: dict[str, tuple[int, bytes]]
 ) -> None:
-    """Assign a patient to pictures and studies that had none until a label table named one."""
+    """Assign a patient to studies of pictures that had none until a label table named one."""
     for one in incoming:
-        sop_uid, uid = one.header.sop_instance_uid, one.header.study_instance_uid
-        if sop_uid in standing and standing[sop_uid].patient_key not in one.placeholder_patient_keys:
-            continue
+        uid, known = one.header.study_instance_uid, standing.get(one.header.sop_instance_uid)
         study_id, patient = owners[uid]
-        if patient != one.patient_key and patient in one.placeholder_patient_keys:
+        free = known is None or known.patient_key in one.placeholder_patient_keys
+        if free and patient != one.patient_key and patient in one.placeholder_patient_keys:
             patient = studies.assign_patient(db, study_id, patient, one)
             owners[uid] = (study_id, patient)
             of_study = [image for image in standing.values() if image.study_uid == uid]
             standing |= {image.sop_uid: replace(image, patient_key=patient) for image in of_study}
-        known = standing.get(sop_uid)
-        if known is not None and known.study_uid != uid and patient == one.patient_key:
+
+
+def _of_its_study(incoming: Incoming, owners: Mapping[str, tuple[int, bytes]]) -> Incoming:
+    """Return a picture whose table names no patient as one of its study's patient; any other as it is."""
+    if incoming.patient_key not in incoming.placeholder_patient_keys:
+        return incoming
+    return replace(incoming, patient_key=owners[incoming.header.study_instance_uid][1])
+
+
+def _move(
+    db: Session,
+    incoming: Sequence[Incoming],
+    standing: dict[str, Known],
+    owners: Mapping[str, tuple[int, bytes]],
+) -> None:
+    """Move pictures that were studies of their own into the ones that a label table names."""
+    for one in incoming:
+        uid, known = one.header.study_instance_uid, standing.get(one.header.sop_instance_uid)
+        study_id, patient = owners[uid]
+        own = known is not None and known.patient_key in one.placeholder_patient_keys
+        if known is not None and own and known.study_uid != uid and patient == one.patient_key:
             studies.move(db, known, study_id)
-            standing[sop_uid] = replace(known, study_uid=uid, patient_key=patient)
+            standing[known.sop_uid] = replace(known, study_uid=uid, patient_key=patient)
 
 
 def _seen_before(incoming: Incoming, standing: Mapping[str, Known]) -> bool:

@@ -392,6 +392,66 @@ def test_a_picture_that_was_nobodys_does_not_join_the_study_of_another_patient(p
     ]
 
 
+NAMELESS = Row(study="1.2.7", patient=None, labels=Labels(birads=4))
+
+
+def named_study(platform: Platform, kind: str) -> None:
+    """Take in study 1.2.7 of patient P1: a DICOM image, or a picture that a table names."""
+    platform.add_model()
+    if kind == "dicom":
+        platform.put("a.dcm", header(0, patient_id="P1", study_instance_uid="1.2.7"))
+        platform.scan()
+    else:
+        put_picture(platform, 0)
+        platform.scan(Pictures(replace(NAMELESS, patient="P1")))
+
+
+@pytest.mark.parametrize("kind", ["dicom", "picture"])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_picture_whose_table_tells_its_study_only_is_of_the_patient_whom_the_study_has(
+    platform: Platform, kind: str, *, known: bool
+) -> None:
+    named_study(platform, kind)
+    if known:
+        unnamed(platform, 1)
+    else:
+        put_picture(platform, 1)
+    platform.scan(Pictures(NAMELESS))
+    assert (stopped(platform), owners(platform)) == ([], {("1.2.7", P1)})
+    platform.encode()
+    platform.project()
+    (collection,) = rows(platform, "SELECT collection FROM generation")[0]
+    points = platform.index(collection).get([point for (point,) in rows(platform, "SELECT point_id FROM ledger")])
+    assert [point.payload["patient"] for point in points] == [patient_number(P1)] * 2
+
+
+@pytest.mark.parametrize("study", ["1.2.7", None])
+def test_a_later_table_without_patients_changes_no_patient(platform: Platform, study: str | None) -> None:
+    named_study(platform, "picture")
+    platform.scan(Pictures(replace(NAMELESS, study=study, labels=Labels(birads=5))))
+    assert (stopped(platform), owners(platform)) == ([], {("1.2.7", P1)})
+    assert rows(platform, "SELECT birads FROM image") == [(5,)]
+    assert rows(platform, "SELECT uid FROM study") == [("1.2.7",)]
+
+
+@pytest.mark.parametrize("first", ["0.png", "1.png"])
+def test_one_row_may_tell_the_patient_of_a_study_for_all(platform: Platform, first: str) -> None:
+    for n in (0, 1):
+        put_picture(platform, n)
+    platform.scan(Pictures(NAMELESS, **{first: replace(NAMELESS, patient="P1")}))
+    assert (stopped(platform), owners(platform)) == ([], {("1.2.7", P1)})
+    assert rows(platform, "SELECT count(*) FROM image") == [(2,)]
+
+
+def test_a_picture_of_one_patient_does_not_join_anothers_study_by_a_table_without_patients(platform: Platform) -> None:
+    named_study(platform, "dicom")
+    put_picture(platform, 1)
+    platform.scan(Pictures(replace(NAMELESS, study="1.2.8", patient="P2")))
+    before = owners(platform)
+    platform.scan(Pictures(NAMELESS))
+    assert (stopped(platform), owners(platform)) == ([("patient-conflict",)], before)
+
+
 def test_a_picture_that_was_named_is_not_shown_until_the_index_knows_whose_it_is(platform: Platform) -> None:
     platform.add_model()
     platform.put("a.dcm", header(8, patient_id="P1"))
