@@ -69,8 +69,8 @@ def _source(begin: Begin, model: Published, effort: Effort) -> Source:
 
     def give_back(verdicts: Sequence[Verdict]) -> None:
         with begin() as db:
-            catchup.settle(db, model.model_id, [v for v in verdicts if v.reason])
             catchup.release(db, model.model_id, [v.image for v in verdicts])  # also those whose revision changed
+            catchup.settle(db, model.model_id, [v for v in verdicts if v.reason])
 
     return Source(
         claim=claim, settle=lambda work, result: _settle(begin, model, work, result), renew=renew, give_back=give_back

@@ -2,6 +2,9 @@
 
 The row is the job, with its own lease and fence, like an image's; in addition, a result must belong to the revision
 that was claimed. A row that failed for good is a named exception of the model's generations.
+
+A worker that waits for rows has locked their images before, in the order of their ids; one that has not skips rows
+that are locked. So settling an image, which deletes rows in several steps, never waits for them in a circle.
 """
 
 from collections.abc import Iterable, Sequence
@@ -131,9 +134,10 @@ def drop_next(db: Session, model_id: int, limit: int) -> int:
 
 
 def retry(db: Session, model_id: int) -> None:
-    """All catch-up rows of this model are due again, exceptions included."""
+    """All catch-up rows of this model are due again, exceptions included. Rows that are being written come after."""
+    free = "SELECT image_id FROM catch_up WHERE model_id = :model FOR UPDATE SKIP LOCKED"
     db.execute(
-        sa.text(f"UPDATE catch_up SET {AGAIN} WHERE model_id = :model"),
+        sa.text(f"UPDATE catch_up SET {AGAIN} WHERE model_id = :model AND image_id IN ({free})"),
         {"model": model_id},
     )
 
@@ -201,6 +205,7 @@ def exhaust(db: Session, model_id: int, max_failures: int) -> list[int]:
     if not found:
         return []
     db.execute(_KEEP, {"ids": found})  # images are locked before catch-up rows, as in `settle`
+    db.execute(_LOCK, {"model": model_id, "ids": found})
     return list(db.execute(_EXHAUST, over | {"ids": found}).scalars())
 
 
@@ -211,21 +216,30 @@ _LOCK = sa.text(
 
 
 def _lock(db: Session, model_id: int, claimed: Iterable[Claimed]) -> None:
-    """Lock the rows in the order that every change of a batch keeps: it may be renewed while it is settled."""
-    db.execute(_LOCK, {"model": model_id, "ids": [c.id for c in claimed]})
+    """Lock the images, which are not erased, replaced or judged meanwhile, and then the rows, each in one order."""
+    ids = [c.id for c in claimed]
+    db.execute(_KEEP, {"ids": ids})
+    db.execute(_LOCK, {"model": model_id, "ids": ids})
+
+
+#: A row that is locked is about to be settled or deleted, or is renewed a third of the lease later.
+_RENEW = sa.text(
+    """
+    UPDATE catch_up SET lease_until = clock_timestamp() + make_interval(secs => :lease)
+    WHERE model_id = :model AND image_id IN (
+        SELECT image_id FROM catch_up JOIN unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[])) AS u(id, attempt)
+            ON image_id = u.id AND catch_up.attempt = u.attempt
+        WHERE model_id = :model AND lease_until IS NOT NULL FOR UPDATE OF catch_up SKIP LOCKED
+    )
+    """
+)
 
 
 def renew(db: Session, model_id: int, claimed: Iterable[Claimed], lease_s: float) -> None:
+    """Extend the lease of the claims that are still held."""
     ours = list(claimed)
-    _lock(db, model_id, ours)
-    db.execute(
-        sa.text(
-            "UPDATE catch_up SET lease_until = clock_timestamp() + make_interval(secs => :lease) "
-            "FROM unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[])) AS u(id, attempt) "
-            "WHERE model_id = :model AND image_id = u.id AND catch_up.attempt = u.attempt AND lease_until IS NOT NULL"
-        ),
-        {"model": model_id, "ids": [c.id for c in ours], "attempts": [c.attempt for c in ours], "lease": lease_s},
-    )
+    values = {"ids": [c.id for c in ours], "attempts": [c.attempt for c in ours]}
+    db.execute(_RENEW, values | {"model": model_id, "lease": lease_s})
 
 
 _SETTLE = sa.text(
@@ -251,7 +265,6 @@ def settle(db: Session, model_id: int, verdicts: Sequence[Verdict]) -> dict[int,
     `encoded` deletes the row, `received` makes it due again, any other status makes it an exception. The images stay
     locked, so that no erasure and no other bytes come between this call and what the caller writes for them.
     """
-    db.execute(_KEEP, {"ids": [v.image.id for v in verdicts]})
     _lock(db, model_id, [v.image for v in verdicts])
     rows = db.execute(
         _SETTLE,

@@ -11,6 +11,7 @@ from sqlalchemy.orm import Session
 
 from shared.pipeline import catchup as catching_up
 from shared.pipeline import lifecycle, reindex
+from shared.pipeline.batch import again
 from shared.store import catchup, encodings, generations, images, ledger
 from shared.store.images import Claimed, Verdict
 from shared.store.locks import Lock, share
@@ -29,61 +30,117 @@ def many(platform: Platform) -> Platform:
     platform.scan()
     platform.add_model()
     with platform.begin() as db:
-        model = generations.opened(db)[0].model_id
         db.execute(sa.text("UPDATE image SET failures = 1"))
-        catchup.add(db, due=[(model, n) for n in db.scalars(sa.text("SELECT id FROM image"))])
     with platform.store.reading() as connection:
-        connection.execute(sa.text("ANALYZE image, catch_up"))
+        connection.execute(sa.text("ANALYZE image"))
     return platform
 
 
-def claim(db: Session, model: int | None) -> list[Claimed]:
-    how = {"limit": 3, "lease_s": 30.0, "max_failures": 5}
-    return images.claim(db, **how) if model is None else catchup.claim(db, model, **how)
-
-
-def of_images(claimed: list[Claimed], _: int) -> Act:
-    return lambda db: images.settle(db, [Verdict(image=c, status=Status.EMPTY) for c in claimed])
-
-
-def of_catch_up(claimed: list[Claimed], model: int) -> Act:
-    return lambda db: catchup.settle(db, model, [Verdict(image=c, status=Status.EMPTY) for c in claimed])
-
-
-def released(claimed: list[Claimed], model: int) -> Act:
-    return lambda db: catchup.release(db, model, claimed)
-
-
-@pytest.mark.parametrize(
-    ("table", "settling"), [("image", of_images), ("catch_up", of_catch_up), ("catch_up", released)]
-)
-def test_who_settles_and_who_renews_do_not_wait_for_each_other(
-    many: Platform, table: str, settling: Callable[[list[Claimed], int], Act]
-) -> None:
+def test_who_settles_and_who_renews_do_not_wait_for_each_other(many: Platform) -> None:
     with many.begin() as db:
-        model = generations.opened(db)[0].model_id
-        held = claim(db, None if table == "image" else model)
-    settle = settling(held[::-1], model)  # in another order, as stopped images come first
-
-    def renew(db: Session) -> None:
-        if table == "image":
-            images.renew(db, held, 30.0)
-        else:
-            catchup.renew(db, model, held, 30.0)
-
-    def run(act: Act) -> None:
-        with many.begin() as db:
-            act(db)
-
-    name = "id" if table == "image" else "image_id"
-    between = sa.text(f"SELECT 1 FROM {table} WHERE {name} = :id FOR UPDATE")
+        held = images.claim(db, limit=3, lease_s=30.0, max_failures=5)
+    verdicts = [Verdict(image=c, status=Status.EMPTY) for c in held[::-1]]  # as stopped ones come first
+    between = sa.text("SELECT 1 FROM image WHERE id = :id FOR UPDATE")
     with ThreadPoolExecutor(2) as others:
         with many.begin() as db:  # blocks both, whichever end they start at
             db.execute(between, {"id": held[1].id})
-            both = [others.submit(run, settle), others.submit(run, renew)]
+            acts: list[Act] = [lambda db: images.settle(db, verdicts), lambda db: images.renew(db, held, 30.0)]
+            both = [others.submit(run, many, act) for act in acts]
             wait_until_blocked(many, 2)
         for one in both:
             one.result()
+
+
+def run(platform: Platform, act: Act) -> None:
+    with platform.begin() as db:
+        act(db)
+
+
+@pytest.fixture
+def catching_up_on(platform: Platform) -> tuple[int, list[Claimed]]:
+    """A model of an open generation, and the images that a worker has claimed for it."""
+    platform.add_model()
+    platform.take_in(4)
+    platform.add_model("second", seed=3, dim=32)
+    platform.begin_generation("second")
+    with platform.begin() as db:
+        model = generations.model(db, "second").id
+        ids = db.scalars(sa.text("SELECT id FROM image ORDER BY id DESC"))  # the table has the rows in another order
+        catchup.add(db, due=[(model, image) for image in ids])
+        return model, catchup.claim(db, model, limit=4, lease_s=30.0, max_failures=5)
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda db, model, claimed: catchup.renew(db, model, claimed, 3000.0),
+        lambda db, model, _: catchup.retry(db, model),
+    ],
+    ids=["renew", "retry"],
+)
+def test_who_renews_or_retries_waits_for_no_one(
+    platform: Platform, catching_up_on: tuple[int, list[Claimed]], act: Callable[[Session, int, list[Claimed]], object]
+) -> None:
+    model, claimed = catching_up_on
+    with platform.begin() as db:
+        db.execute(sa.text("UPDATE catch_up SET failures = 1"))
+    with ThreadPoolExecutor(1) as beside, platform.begin() as db:
+        catchup.withdraw(db, [claimed[1].id])
+        beside.submit(run, platform, lambda db: act(db, model, claimed)).result(20)
+    with platform.store.reading() as connection:
+        done = "SELECT count(*) FROM catch_up WHERE failures = 0 OR lease_until > clock_timestamp() + interval '1000 s'"
+        assert connection.execute(sa.text(done)).scalar_one() == 3
+
+
+def test_who_settles_and_who_gives_catch_up_back_do_not_wait_for_each_other(
+    platform: Platform, catching_up_on: tuple[int, list[Claimed]]
+) -> None:
+    """Settling locks the images, then deletes the rows of stopped ones, then those of encoded ones."""
+    model, claimed = catching_up_on
+    with platform.begin() as db:
+        (second,) = (one for one in generations.opened(db) if one.model_id == model)
+    source = catching_up._source(platform.begin, second, platform.effort)
+    hung = again(claimed[3], "unreadable-file", our_fault=False)
+    verdicts = [*(Verdict(image=c, status=Status.RECEIVED) for c in claimed[:3]), hung]
+    ids = [c.id for c in claimed]
+    with ThreadPoolExecutor(1) as beside:
+        with platform.begin() as db:
+            share(db, Lock.GENERATIONS)
+            db.execute(images._LOCK, {"ids": ids[:2]})
+            catchup.withdraw(db, ids[1:2])
+            given = beside.submit(source.give_back, verdicts)
+            wait_until_blocked(platform, 1)
+            db.execute(images._LOCK, {"ids": ids})
+            catchup.drop(db, ids[:1], [model])
+        given.result(20)
+    with platform.store.reading() as connection:
+        left = "SELECT image_id, last_error FROM catch_up WHERE lease_until IS NULL ORDER BY 1"
+        found = [tuple(row) for row in connection.execute(sa.text(left))]
+    assert found == [(ids[2], None), (ids[3], "unreadable-file")]
+
+
+def test_who_gives_up_and_who_gives_catch_up_back_do_not_wait_for_each_other(
+    platform: Platform, catching_up_on: tuple[int, list[Claimed]]
+) -> None:
+    """A worker may give back what it has lost meanwhile."""
+    model, claimed = catching_up_on
+    with platform.begin() as db:
+        db.execute(sa.text("UPDATE catch_up SET failures = 9, lease_until = clock_timestamp()"))
+
+    def exhaust(db: Session) -> None:
+        db.execute(sa.text("SET LOCAL enable_indexscan = off"))  # as the planner may choose for many rows
+        catchup.exhaust(db, model, 5)
+
+    between = sa.text("SELECT 1 FROM catch_up WHERE image_id = :id FOR UPDATE")
+    with ThreadPoolExecutor(2) as others:
+        with platform.begin() as db:
+            db.execute(between, {"id": claimed[2].id})
+            given_up = others.submit(run, platform, exhaust)
+            wait_until_blocked(platform, 1)
+            given_back = others.submit(run, platform, lambda db: catchup.release(db, model, claimed))
+            wait_until_blocked(platform, 2)
+        for one in (given_up, given_back):
+            one.result(20)
 
 
 def wait_until_blocked(platform: Platform, count: int) -> None:
