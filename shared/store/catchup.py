@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 
 from shared.imaging.reasons import LOST
 from shared.store.images import ALONE, ORIGINAL, RELEASED, Claimed, Verdict
-from shared.store.tables import FREE, INDEXABLE, RESTED
+from shared.store.tables import FREE, INDEXABLE, WAITS
 from shared.types import Status
 
 #: SET clause that makes a row due again. A worker that holds the row keeps its lease.
@@ -153,7 +153,8 @@ def found_again(db: Session, image_id: int) -> None:
     )
 
 
-_DUE = f"state = 'due' AND {FREE} AND {RESTED}"
+#: The time is that of the statement, as for images, so that an index can serve the condition on the back-off.
+_DUE = f"state = 'due' AND {FREE} AND {WAITS} <= statement_timestamp()"
 #: An expired lease counts as a failure, which only the next claim of the row would record.
 _FAILURES = "failures + (CASE WHEN lease_until IS NOT NULL THEN 1 ELSE 0 END)"
 
@@ -163,7 +164,7 @@ _CLAIM = sa.text(
         SELECT image_id AS id, {_FAILURES} AS failed, lease_until IS NOT NULL AS left_behind FROM catch_up
         WHERE model_id = :model AND {_DUE} AND {_FAILURES} < :failures AND (lease_until IS NULL OR NOT :beside)
             AND (SELECT {INDEXABLE} FROM image i WHERE i.id = image_id)
-        ORDER BY image_id LIMIT :limit FOR UPDATE SKIP LOCKED
+        ORDER BY {WAITS}, image_id LIMIT :limit FOR UPDATE SKIP LOCKED
     )
     UPDATE catch_up b SET attempt = b.attempt + 1, failures = chosen.failed,
                           lease_until = clock_timestamp() + make_interval(secs => :lease)
@@ -174,7 +175,9 @@ _CLAIM = sa.text(
     """
 )
 
-_OVER = f"WHERE model_id = :model AND {_DUE} AND {_FAILURES} >= :failures"
+_OVER = f"""
+    WHERE model_id = :model AND {_DUE} AND (lease_until IS NOT NULL OR failures > 0) AND {_FAILURES} >= :failures
+"""
 _FAILED = sa.text(f"SELECT image_id FROM catch_up {_OVER}")
 _EXHAUST = sa.text(
     f"""
@@ -297,10 +300,12 @@ def release(db: Session, model_id: int, claimed: Sequence[Claimed]) -> None:
     )
 
 
+#: Not EXISTS for the rows, for which the planner would scan the table from its start, expecting an early match.
 _ASKING = sa.text(
     f"""
     SELECT m.id FROM model m
-    WHERE EXISTS (SELECT 1 FROM catch_up WHERE model_id = m.id AND {_DUE})
+    WHERE (SELECT image_id FROM catch_up WHERE model_id = m.id AND {_DUE}
+           ORDER BY {WAITS}, image_id LIMIT 1) IS NOT NULL
       AND EXISTS (SELECT 1 FROM generation g LEFT JOIN operation o ON o.id = g.operation_id
                   WHERE g.model_id = m.id AND g.state = 'open' AND o.state IS DISTINCT FROM 'paused')
     ORDER BY m.id

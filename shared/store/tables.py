@@ -84,7 +84,7 @@ class Study(Base):
     created_at: Mapped[datetime] = _now()
 
 
-#: Since when an image is due; images that never failed sort before retries.
+#: Since when a row is due; rows that never failed sort before retries.
 WAITS = "COALESCE(not_before, '-infinity'::timestamp with time zone)"
 
 
@@ -340,7 +340,13 @@ class CatchUp(Lease, Base):
     reason: Mapped[str | None]
     __table_args__ = (
         CheckConstraint("state IN ('due', 'failed')", name="state"),
-        Index("ix_catch_up_due", "model_id", "image_id", postgresql_where=text("state = 'due'")),
+        Index("ix_catch_up_due", "model_id", text(WAITS), "image_id", postgresql_where=text("state = 'due'")),
+        Index(
+            "ix_catch_up_failing",
+            "model_id",
+            "image_id",
+            postgresql_where=text("state = 'due' AND (lease_until IS NOT NULL OR failures > 0)"),
+        ),
         Index("ix_catch_up_failed", "image_id", postgresql_where=text("state = 'failed'")),
     )
 

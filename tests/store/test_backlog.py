@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.pipeline import sweep
-from shared.store import images, operations
+from shared.store import catchup, images, operations
 from shared.types import Job
 from tests.miniature import Platform
 
@@ -49,6 +49,32 @@ def backlog(request: pytest.FixtureRequest, platform: Platform) -> Platform:
 )
 def test_a_backlog_is_not_read_to_know_what_is_due(backlog: Platform, act: Callable[[Session], object]) -> None:
     assert backlog.rows_read(act) < FEW
+
+
+@pytest.fixture
+def owing(backlog: Platform) -> Platform:
+    """A model that has to catch up on all these images."""
+    backlog.add_model()
+    with backlog.begin() as db:
+        db.execute(sa.text("INSERT INTO catch_up (model_id, image_id, not_before) SELECT 1, id, not_before FROM image"))
+    with backlog.store.reading() as connection:
+        connection.execute(sa.text("VACUUM ANALYZE catch_up"))
+    return backlog
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        catchup.asking,
+        lambda db: catchup.claim(db, 1, limit=8, lease_s=10, max_failures=5),
+        lambda db: catchup.exhaust(db, 1, 5),
+    ],
+    ids=["asking", "claim", "exhaust"],
+)
+def test_what_a_model_has_to_catch_up_on_is_not_read_to_know_what_is_due(
+    owing: Platform, act: Callable[[Session], object]
+) -> None:
+    assert owing.rows_read(act) < FEW
 
 
 def test_a_sweep_reads_a_few_rows(backlog: Platform) -> None:
