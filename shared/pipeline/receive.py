@@ -291,7 +291,7 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
     if not candidates:
         return records
     candidates = [(file, _in_known_study(file, incoming, standing)) for file, incoming in candidates]
-    owners = studies.ensure(db, [incoming for _, incoming in candidates])
+    owners, created = studies.ensure(db, [incoming for _, incoming in candidates])
     _assign_patients(db, [incoming for _, incoming in candidates], standing, owners)
     candidates = [(file, _of_its_study(incoming, owners)) for file, incoming in candidates]
     _move(db, [incoming for _, incoming in candidates], standing, owners)
@@ -318,6 +318,7 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
         records.append(_record(file, incoming, handling, standing))
     if stopped:
         quarantine.forget(db, stopped)
+    studies.drop_empty(db, created)
     return records
 
 

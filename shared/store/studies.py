@@ -57,8 +57,10 @@ class Known:
     lost: bool = False  #: it failed, for at least one model, because its bytes were gone or changed
 
 
-def ensure(db: Session, incoming: Sequence[Incoming]) -> dict[str, tuple[int, bytes]]:
-    """Create the studies that are missing; returns (id, patient key) by study UID. The first writer sets the patient.
+def ensure(db: Session, incoming: Sequence[Incoming]) -> tuple[dict[str, tuple[int, bytes]], Sequence[str]]:
+    """Create the studies that are missing; the first writer sets the patient.
+
+    Returns (id, patient key) by study UID, and the UIDs of the new studies, for `drop_empty`.
 
     The studies are locked, so that none is assigned a patient while another patient's image is registered in it.
 
@@ -66,10 +68,10 @@ def ensure(db: Session, incoming: Sequence[Incoming]) -> dict[str, tuple[int, by
     """
     first = {i.header.study_instance_uid: i for i in reversed(incoming)}
     ordered = sorted(first)  # one order for everybody: no deadlock
-    db.execute(
+    created = db.execute(
         sa.text(
             "INSERT INTO study (uid, patient_key, study_date) SELECT * FROM unnest(CAST(:uids AS text[]), "
-            "CAST(:keys AS bytea[]), CAST(:dates AS date[])) ON CONFLICT (uid) DO NOTHING"
+            "CAST(:keys AS bytea[]), CAST(:dates AS date[])) ON CONFLICT (uid) DO NOTHING RETURNING uid"
         ),
         {
             "uids": ordered,
@@ -77,6 +79,7 @@ def ensure(db: Session, incoming: Sequence[Incoming]) -> dict[str, tuple[int, by
             "dates": [first[u].header.study_date for u in ordered],
         },
     )
+    new = created.scalars().all()
     rows = db.execute(
         sa.text(
             "SELECT uid, id, patient_key, study_date FROM study WHERE uid = ANY(CAST(:uids AS text[])) "
@@ -92,7 +95,22 @@ def ensure(db: Session, incoming: Sequence[Incoming]) -> dict[str, tuple[int, by
     for row in rows:
         if row.study_date is None and (found := dates.get((row.uid, row.patient_key))):
             redate(db, row.uid, found)
-    return {row.uid: (row.id, row.patient_key) for row in rows}
+    return {row.uid: (row.id, row.patient_key) for row in rows}, new
+
+
+_EMPTY = sa.text(
+    "DELETE FROM study s WHERE uid = ANY(CAST(:uids AS text[])) "
+    "AND NOT EXISTS (SELECT FROM image WHERE study_id = s.id)"
+)
+
+
+def drop_empty(db: Session, new: Sequence[str]) -> None:
+    """Delete those of these studies, created by this transaction, that got no image.
+
+    Such a study would have the patient of a stopped file, and stop the files of its real one.
+    """
+    if new:
+        db.execute(_EMPTY, {"uids": list(new)})
 
 
 _LOCK = sa.text(
@@ -181,13 +199,12 @@ _MOVE = sa.text(
     {_HIDE}
     """
 )
-_LEFT = sa.text("DELETE FROM study s WHERE uid = :uid AND NOT EXISTS (SELECT FROM image WHERE study_id = s.id)")
 
 
 def move(db: Session, known: Known, study_id: int) -> None:
     """Move an image from its placeholder study into this one; it is updated and hidden as by `assign_patient`."""
     db.execute(_MOVE, {"id": known.id, "study": study_id})
-    db.execute(_LEFT, {"uid": known.study_uid})
+    db.execute(_EMPTY, {"uids": [known.study_uid]})
     enqueue(db, Job.PROJECT)
 
 

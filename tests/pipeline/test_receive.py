@@ -136,6 +136,18 @@ def test_two_patients_under_one_study_are_never_merged(platform: Platform) -> No
     ]
 
 
+def test_a_stopped_file_gives_no_study_to_its_patient(platform: Platform) -> None:
+    platform.put("a.dcm", header(0))
+    platform.scan()
+    platform.put("b.dcm", header(0, study_instance_uid="1.2.4.99", patient_id="SOMEBODY-ELSE"))
+    platform.scan()
+    assert rows(platform, "SELECT uid FROM study") == [("1.2.4.1",)]
+    platform.put("c.dcm", header(1, study_instance_uid="1.2.4.99"))
+    platform.scan()
+    assert stopped(platform) == [("patient-conflict",)]
+    assert rows(platform, "SELECT uid FROM study ORDER BY 1") == [("1.2.4.1",), ("1.2.4.99",)]
+
+
 def test_the_patient_is_a_pseudonym_and_nothing_else(platform: Platform) -> None:
     platform.put("a.dcm", header(0))
     platform.scan()
@@ -358,7 +370,7 @@ def test_a_study_gets_no_patient_while_an_image_comes_into_it(platform: Platform
     ((uid, nobody),) = owners(platform)
     one = Incoming(header=header(0, study_instance_uid=uid), patient_key=nobody, digest=b"", path=b"", labels=Labels())
     with platform.begin() as coming:
-        assert studies.ensure(coming, [one])[uid][1] == nobody
+        assert studies.ensure(coming, [one])[0][uid][1] == nobody
         with pytest.raises(Unavailable, match="locked by another session"), platform.begin() as naming:
             naming.execute(sa.text("SET LOCAL lock_timeout = '100ms'"))
             studies.ensure(naming, [replace(one, patient_key=P1, placeholder_patient_keys=(nobody,))])
