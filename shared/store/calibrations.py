@@ -106,7 +106,7 @@ class Scored(NamedTuple):
 #: The model's encodings of an image `i`, except one on which it has to catch up: they are of earlier bytes.
 _STORED = """
     FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model
-        AND NOT EXISTS (SELECT 1 FROM catch_up b WHERE b.image_id = i.id AND b.model_id = :model)
+        AND NOT EXISTS (SELECT 1 FROM catch_up b WHERE b.image_id = e.image_id AND b.model_id = e.model_id)
     ORDER BY e.frame
 """
 #: Stopped images are included: the caller decides which of them belong.
@@ -175,18 +175,13 @@ _FROM_CHOSEN = """
 """
 _FROM_KNOWN = (
     _FROM_CHOSEN
-    + """
-      AND i.status = 'encoded' AND EXISTS (SELECT 1 FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model)
+    + f"""
+      AND i.status = 'encoded' AND EXISTS (SELECT 1 {_STORED})
     ORDER BY i.digest, i.id LIMIT :most
     """
 )
 _KNOWN = sa.text(
-    """
-    SELECT i.digest, s.patient_key AS patient,
-           ARRAY(SELECT e.embedding FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model
-                 ORDER BY e.frame) AS embeddings
-    """
-    + _FROM_KNOWN
+    f"SELECT i.digest, s.patient_key AS patient, ARRAY(SELECT e.embedding {_STORED}) AS embeddings" + _FROM_KNOWN
 )
 
 
@@ -195,13 +190,7 @@ def known(db: Session, model_id: int, chosen: Chosen, most: int) -> list[Known]:
     return [Known._make(row) for row in db.execute(_KNOWN, _choice(chosen) | {"model": model_id, "most": most})]
 
 
-_KNOWN_SCORES = sa.text(
-    """
-    SELECT i.digest, ARRAY(SELECT CAST(e.ood AS float8) FROM encoding e WHERE e.image_id = i.id AND e.model_id = :model
-                           ORDER BY e.frame) AS frames
-    """
-    + _FROM_KNOWN
-)
+_KNOWN_SCORES = sa.text(f"SELECT i.digest, ARRAY(SELECT CAST(e.ood AS float8) {_STORED}) AS frames" + _FROM_KNOWN)
 
 
 def known_scores(db: Session, model_id: int, chosen: Chosen, most: int) -> list[tuple[bytes, list[float | None]]]:

@@ -168,7 +168,7 @@ def test_a_persons_word_is_never_overturned(calibrated: Bright) -> None:
     assert [calibrated.status(n) for n in (24, 25, 26)] == ["encoded", "rejected", "encoded"]
 
 
-def test_a_replay_judges_no_image_by_an_encoding_of_earlier_bytes(calibrated: Bright) -> None:
+def test_an_encoding_of_earlier_bytes_neither_judges_its_image_nor_makes_a_threshold(calibrated: Bright) -> None:
     """The published model still has to catch up on it; a stop deletes that encoding, and nothing could admit it."""
     calibrated.add_model("second", seed=5, dim=32)
     number = calibrated.begin_generation("second")
@@ -185,6 +185,9 @@ def test_a_replay_judges_no_image_by_an_encoding_of_earlier_bytes(calibrated: Br
     calibrated.project()
     with calibrated.begin() as db:
         lifecycle.publish(db, number, patience_s=0)
+    with calibrated.begin() as db:
+        (made,) = thresholds.calibrate(db, generations.model(db, "second"), ANNA).calibrations
+    assert made.n == 23
     assert calibrated.replayed(model="second", threshold=0.1).counts == {"stop": 23, "unmeasured": 1}
     assert calibrated.status(3) == "encoded"
     calibrated.reindex()  # it is encoded
