@@ -16,7 +16,7 @@ from services.api import errors
 from services.api.answers import ProblemOut
 from services.api.auth import Callers, refuse_undeclared, scopes_of
 from services.api.limits import Slots
-from services.api.metrics import Metrics, software
+from services.api.metrics import Metrics
 from services.api.middleware import RequestMiddleware
 from services.api.routes import (
     audit,
@@ -44,6 +44,7 @@ from shared.log import get
 from shared.pipeline import hashes
 from shared.runtime import Runtime
 from shared.store import generations as store_generations
+from shared.version import software
 
 log = get(__name__)
 

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -17,6 +16,7 @@ from shared.log import get
 from shared.runtime import Runtime
 from shared.store import gauges
 from shared.store.gauges import Gauges
+from shared.version import software
 
 log = get(__name__)
 
@@ -206,10 +206,3 @@ def _gauge(name: str, words: str, labels: tuple[str, ...], values: dict[tuple[st
     for label, value in values.items():
         family.add_metric(label, value)
     return family
-
-
-def software() -> str:
-    try:
-        return version("similis")
-    except PackageNotFoundError:
-        return "unknown"

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Annotated
 
 import typer
 from pydantic import ValidationError
@@ -19,6 +20,7 @@ from pydantic_settings import SettingsError
 
 from shared.config import Settings, complaint
 from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError
+from shared.version import software
 
 #: Each module adds its commands by `register(app)`.
 ROOMS = (
@@ -37,6 +39,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
+
+
+def _tell_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"similis {software()}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_tell_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a command."""
 
 
 def exit_code(error: SimilisError) -> int:

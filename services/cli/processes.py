@@ -196,6 +196,7 @@ def _status(folder: Path) -> dict[str, Any]:
     code, answer = _readyz(str(state["host"]), int(state["port"]))
     return found | {
         "ready": code == 200,
+        "version": (answer or {}).get("version"),
         "url": state["url"],
         "port": state["port"],
         "dicom": state.get("dicom"),
@@ -224,6 +225,8 @@ def _lines(found: dict[str, Any]) -> list[str]:
     if not found["running"]:
         return [f"similis does not run on {_named(Path(found['home']))}"]
     lines = [f"{found['url']}  {'ready' if found['ready'] else 'not ready'}  up {found['up_s']} s  {found['home']}"]
+    if found["version"] is not None:
+        lines[0] += f"  version {found['version']}"
     if found["dicom"] is not None:
         lines.append(f"DICOM: AE {found['dicom']['ae_title']} at {found['dicom']['host']}:{found['dicom']['port']}")
     for name, entry in found["processes"].items():

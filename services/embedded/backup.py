@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,7 @@ from shared.runtime import Runtime
 from shared.store import checks, files, generations
 from shared.store.blobs import MIB, SUFFIX, Blobs, digest_of, has_moved
 from shared.store.session import Store
+from shared.version import software
 
 MANIFEST, DUMP, KEY, MODELS, BLOBS = "manifest.json", "database.dump", "pseudonym.key", "models", "blobs"
 FORMAT = 1
@@ -168,7 +168,7 @@ def _about(store: Store) -> dict[str, Any]:
         "made_at": datetime.now(UTC).isoformat(timespec="seconds"),
         "schema": schema,
         "postgres": MAJOR,
-        "similis": version("similis"),
+        "similis": software(),
         "python": sys.version.split()[0],
         "counts": counts,
     }

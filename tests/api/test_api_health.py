@@ -20,6 +20,7 @@ from shared.errors import Unavailable
 from shared.pipeline import hashes
 from shared.process import until
 from shared.store.keys import Scope
+from shared.version import software
 from tests.api.conftest import serving
 
 SNAPSHOT = Path(__file__).with_name("openapi.json")
@@ -46,10 +47,11 @@ def ready(archive):
         return answer.status_code, answer.json()
 
 
-def test_ready_names_each_part_and_the_model(archive):
+def test_ready_names_each_part_the_model_and_the_version(archive):
+    parts = dict.fromkeys(("postgres", "vectors", "broker"), "ready")
     assert ready(archive) == (
         200,
-        {"status": "ready", "parts": dict.fromkeys(("postgres", "vectors", "broker"), "ready"), "model": "null-a"},
+        {"status": "ready", "parts": parts, "model": "null-a", "version": software()},
     )
 
 

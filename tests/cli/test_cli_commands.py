@@ -18,6 +18,7 @@ from services.cli import main as entry
 from services.cli.terminal import printable, shown, tell_json
 from shared import errors
 from shared.errors import SimilisError
+from shared.version import software
 from tests.conftest import ROOT
 
 
@@ -122,6 +123,11 @@ def test_a_wrong_setting_is_named_and_what_it_was_set_to_is_not_shown(similis, m
     assert (ran.code, ran.out) == (5, "")
     assert said in ran.err
     assert "SECRET" not in ran.err
+
+
+def test_the_version_can_be_asked_without_a_server(similis):
+    ran = similis("--version")
+    assert (ran.code, ran.out, ran.err) == (0, f"similis {software()}\n", "")
 
 
 def test_a_word_that_is_no_command_is_a_usage_error(similis):

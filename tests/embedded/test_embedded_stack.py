@@ -19,6 +19,7 @@ from services.embedded.postgres import Postgres, working_in
 from services.embedded.pulse import Answered, Touched
 from shared.errors import Unavailable
 from shared.process import Identity, has_ended, sign_of_life, until
+from shared.version import software
 
 SIMILIS = Path(sys.executable).parent / "similis"
 ENGINES = ["postgres", "valkey", "vectors"]
@@ -103,12 +104,14 @@ def test_status_shows_what_runs(stack, home):
     found = json.loads(told.stdout)
     assert found["ready"] is True
     assert found["url"] == stack.url
+    assert found["version"] == software()
     assert {found["processes"][name]["state"] for name in (*ENGINES, "api")} == {"ready"}
 
 
 def test_the_dicom_receiver_answers_and_status_says_where(stack, home):
     told = similis("status", "--home", home)
     assert f"DICOM: AE SIMILIS at 127.0.0.1:{stack.dicom_port}" in told.stdout
+    assert f"version {software()}" in told.stdout
     asked = [socket.create_connection(("127.0.0.1", stack.dicom_port), 5) for _ in range(2)]
     assert [echo.ask(one, called, 10) for one, called in zip(asked, ("SIMILIS", "ANOTHER"), strict=True)] == [
         True,

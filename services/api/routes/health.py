@@ -15,6 +15,7 @@ from shared.errors import SimilisError
 from shared.log import get
 from shared.runtime import Runtime
 from shared.store import generations
+from shared.version import software
 
 log = get(__name__)
 router = APIRouter(tags=["health"])
@@ -33,7 +34,10 @@ async def livez() -> JSONResponse:
 @router.get("/readyz")
 @public
 async def readyz(rt: Rt, request: Request) -> JSONResponse:
-    """200 while Postgres and the vector engine answer, so that searches work; without the broker it is degraded."""
+    """200 while Postgres and the vector engine answer, so that searches work; without the broker it is degraded.
+
+    Names the published model and the version of the software, too.
+    """
     found = await request.app.state.readiness.ask(rt)
     return JSONResponse(found, 200 if found["status"] != "unavailable" else 503)
 
@@ -60,7 +64,8 @@ def look(rt: Runtime) -> dict[str, Any]:
     parts = {name: _state(ping) for name, ping in _parts(rt).items()}
     needed = all(parts[name] == "ready" for name in ("postgres", "vectors"))
     status = "unavailable" if not needed else "ready" if parts["broker"] == "ready" else "degraded"
-    return {"status": status, "parts": parts, "model": _model(rt) if parts["postgres"] == "ready" else "unknown"}
+    model = _model(rt) if parts["postgres"] == "ready" else "unknown"
+    return {"status": status, "parts": parts, "model": model, "version": software()}
 
 
 def _parts(rt: Runtime) -> dict[str, Callable[[], None]]:
