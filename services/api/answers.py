@@ -298,7 +298,7 @@ class GenerationOut(Out):
     recall: RecallOut | None
     canary: CanaryOut | None
     operation: UUID | None
-    progress: Annotated[int, Field(ge=0, le=100)]
+    progress: Annotated[int, Field(ge=0, le=100, description="Percent covered; 100 only where nothing is missing")]
     created_at: datetime
 
 

@@ -141,6 +141,7 @@ def test_what_it_lacks_is_named_and_can_be_accepted_by_name(two_models, archive)
             )
         )
     shown = client.get("/v1/generations/2").json()
+    assert (shown["state"], shown["progress"]) == ("ready", 91)
     (lacking,) = shown["exceptions"]
     assert (lacking["image"], lacking["reason"]) == (3, "refused")
     assert shown["images"]["exceptions"] == 1
@@ -157,6 +158,21 @@ def test_what_it_lacks_is_named_and_can_be_accepted_by_name(two_models, archive)
         ("generation-rollback", {"generation": 1}),
         ("generation-publish", {"generation": 2, "accepted": [3]}),
     ]
+
+
+def test_a_generation_is_at_100_percent_only_where_it_lacks_nothing(two_models, archive):
+    client = two_models
+    client.post("/v1/generations", json={"model": "null-b"})
+    reindex.advance(archive.rt.transaction, archive.rt.index)
+    with archive.rt.transaction() as db:
+        db.execute(sa.text("UPDATE catch_up SET state = 'failed', reason = 'encoder-error' WHERE image_id = 3"))
+    work(archive)
+    built = client.get("/v1/generations/2").json()
+    assert (built["state"], built["images"]["exceptions"], built["progress"]) == ("ready", 1, 91)
+    client.post("/v1/generations/2:resume")
+    work(archive)
+    built = client.get("/v1/generations/2").json()
+    assert (built["state"], built["images"]["exceptions"], built["progress"]) == ("ready", 0, 100)
 
 
 @pytest.mark.parametrize(

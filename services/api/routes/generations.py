@@ -175,7 +175,7 @@ def _generation(db: Session, row: Generation, named: Mapping[int, Model]) -> Gen
         "recall": _recall(row),
         "canary": _canary(row),
         "operation": row.operation_id,
-        "progress": _progress(operation),
+        "progress": _progress(operation, covered),
         "created_at": row.created_at,
     }
 
@@ -204,10 +204,12 @@ def _state(row: Generation, operation: Operation | None) -> GenerationState:
     return "paused" if operation.state == OperationState.PAUSED else "failed"
 
 
-def _progress(operation: Operation | None) -> int:
-    if operation is None or operation.state == OperationState.SUCCEEDED:
-        return 100
-    return min(99, 100 * operation.done // operation.total) if operation.total else 0
+def _progress(operation: Operation | None, covered: ledger.PointCounts) -> int:
+    """Percent covered, by the build's last count of the images and by the ledger; 100 only where nothing is missing."""
+    built = operation is None or operation.state == OperationState.SUCCEEDED
+    counted = operation.done / operation.total if operation and operation.total else float(built)
+    percent = int(100 * min(counted, covered.ratio))
+    return percent if built else min(99, percent)
 
 
 def _detail(rt: Runtime, db: Session, row: Generation) -> GenerationDetail:
