@@ -69,6 +69,9 @@ def show(client: Client, item: Item, as_json: AsJson = False) -> None:
     if as_json:
         tell_json(answer)
         return
+    if not answer["reviews"]:
+        say(f"nobody has decided on {item}")
+        return
     columns = ("at", "decision", "reviewer", "gate", "reason", "score", "distance", "note")
     rows = [tuple(review[name] for name in columns) for review in answer["reviews"]]
     table(columns, rows, right=("score", "distance"))

@@ -56,6 +56,12 @@ def test_what_was_said_is_shown(similis, server, home):
     assert "an implant" in similis("quarantine", "show", "image-17", "--home", home).out
 
 
+def test_an_image_that_nobody_has_decided_on_is_said_to_be_so(similis, server, home):
+    server.on("GET /v1/quarantine/image-17", {"reviews": []})
+    ran = similis("quarantine", "show", "image-17", "--home", home)
+    assert (ran.code, ran.out, ran.err) == (0, "", "nobody has decided on image-17\n")
+
+
 def test_one_or_many_are_retried_and_never_all_by_mistake(similis, server, home):
     server.on("POST /v1/quarantine/file-3:retry", {"images": 0, "files": 1, "held": 0})
     server.on("POST /v1/quarantine:retry", {"images": 4, "files": 2, "held": 3})
