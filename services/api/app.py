@@ -157,8 +157,17 @@ def _described(app: FastAPI) -> dict[str, Any]:
     for route in app.routes:
         if isinstance(route, APIRoute) and route.include_in_schema:
             _finish(schema["paths"][route.path_format], route)
+    _limit(schema, app.state.rt.settings.api.max_k)
     app.openapi_schema = schema
     return schema
+
+
+def _limit(schema: dict[str, Any], max_k: int) -> None:
+    """Tell the largest `k` of this server wherever a search may name it."""
+    whats = [what for path in schema["paths"].values() for what in path.values()]
+    asked = [part["schema"] for what in whats for part in what.get("parameters", []) if part["name"] == "k"]
+    for k in [*asked, schema["components"]["schemas"][BatchIn.__name__]["properties"]["k"]]:
+        k["maximum"] = max_k
 
 
 def _finish(path: dict[str, Any], route: APIRoute) -> None:

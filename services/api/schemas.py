@@ -125,7 +125,8 @@ class Filtered(In):
 class SearchIn(Filtered):
     """How to search."""
 
-    k: int = Field(10, ge=1, le=10_000, description="Number of studies to return")
+    #: at most the server's `max_k`: `Request.check` refuses more, and the OpenAPI document names it
+    k: int = Field(10, ge=1, description="Number of studies to return")
     exclude: Annotated[list[Excluded], _Split] = Field(
         ["self", "study", "patient"], max_length=4, description="The query's own images to exclude, or none"
     )

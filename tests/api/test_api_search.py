@@ -196,9 +196,28 @@ def test_a_search_by_codes_tells_distance_and_content(client, archive, models):
     assert client.get("/v1/studies/1.2.3.1/similar?radius=3").status_code == 400
 
 
-def test_k_has_a_limit(client, filled):
-    assert client.get("/v1/studies/1.2.3.1/similar?k=0").status_code == 400
-    assert client.get("/v1/studies/1.2.3.1/similar?k=201").status_code == 400
+def test_k_has_a_limit_that_the_document_and_every_refusal_tell(archive):
+    api = archive.rt.settings.api.model_copy(update={"max_k": 50})
+    archive.rt.settings = archive.rt.settings.model_copy(update={"api": api})
+    with serving(archive) as client:
+        client.headers.update(archive.key())
+        assert client.get("/v1/studies/1.2.3.1/similar?k=0").status_code == 400
+        for k in (51, 201, 10_001):
+            for answer in (
+                client.get(f"/v1/studies/1.2.3.1/similar?k={k}"),
+                client.post("/v1/searches", json={"studies": ["1.2.3.1"], "k": k}),
+            ):
+                assert (answer.status_code, answer.json()["detail"]) == (400, "k must be between 1 and 50"), k
+        document = client.get("/openapi.json").json()
+    told = [
+        parameter["schema"]["maximum"]
+        for methods in document["paths"].values()
+        for what in methods.values()
+        for parameter in what.get("parameters", [])
+        if parameter["name"] == "k"
+    ]
+    told.append(document["components"]["schemas"]["BatchIn"]["properties"]["k"]["maximum"])
+    assert told == [50, 50, 50]
 
 
 def test_a_study_that_is_not_encoded_is_a_conflict_and_an_unknown_one_is_not_found(client, archive):
