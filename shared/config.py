@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
+from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     EnvSettingsSource,
@@ -19,6 +19,8 @@ from pydantic_settings import (
     SettingsConfigDict,
     SettingsError,
 )
+
+from shared.wording import must
 
 _POSTGRES = re.compile(
     r"postgresql(\+psycopg)?://([^:@/\s]+(:[^@\s]*)?@)?([^:@/?\s]*|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?(/\S*)?"
@@ -30,6 +32,19 @@ _ADDRESS = (
 _REDIS = re.compile(
     r"rediss?://([^@/\s]*@)?([^:@/?\s]+|\[[0-9A-Fa-f:.]+\])(:[0-9]+)?(/\S*)?|redis\+socket:///\S+|sentinel://\S+"
 )
+
+_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+_AE_TITLE = r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$"
+_HTTP = r"^https?://[^\s@?#]+$"
+_HTTP_OR_NONE = r"^(https?://[^\s@?#]+)?$"
+_URL = "must be an http:// or https:// address without user, password, `?` and `#`"
+#: The message of a refusal, in place of the pattern.
+_WRITTEN = {
+    _NAME: "must have 1 to 64 characters: letters, digits, '.', '_', '-'; it starts with a letter or digit",
+    _AE_TITLE: "must have 1 to 16 printable ASCII characters, no backslash, and no space at either end",
+    _HTTP: _URL,
+    _HTTP_OR_NONE: _URL,
+}
 
 
 class _Part(BaseModel):
@@ -75,7 +90,7 @@ class Api(_Part):
     host: str = "127.0.0.1"
     port: int = Field(default=8000, ge=0, le=65535)
     #: the address that callers use, if a proxy stands in front
-    public_url: str = Field(default="", pattern=r"^(https?://[^\s@?#]+)?$")
+    public_url: str = Field(default="", pattern=_HTTP_OR_NONE)
     require_key: bool = True  #: may be switched off on loopback only
     max_upload_mb: int = Field(default=512, ge=1)
     max_store_mb: int = Field(default=8192, ge=1)  #: of one STOW-RS request, which is streamed to the disk
@@ -87,7 +102,7 @@ class Api(_Part):
 class Dicom(_Part):
     host: str = "127.0.0.1"
     port: int = Field(default=11112, ge=0, le=65535)
-    ae_title: str = Field(default="SIMILIS", pattern=r"^[!-\[\]-~]([ -\[\]-~]{0,14}[!-\[\]-~])?$")
+    ae_title: str = Field(default="SIMILIS", pattern=_AE_TITLE)
     peers: Path | None = None  #: file with the allowed senders; without one, only this machine may send
     processes: int = Field(default=2, ge=1, le=64)
     max_instance_mb: int = Field(default=512, ge=1)
@@ -105,8 +120,8 @@ class Dicom(_Part):
 class DicomwebSource(_Part):
     """Another archive that backfills may pull from."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
-    url: str = Field(pattern=r"^https?://[^\s@?#]+$")
+    name: str = Field(pattern=_NAME)
+    url: str = Field(pattern=_HTTP)
     user: str = ""
     password_file: Path | None = None
     token_file: Path | None = None
@@ -184,6 +199,15 @@ class PlainEnv(EnvSettingsSource):
     def _load_env_vars(self) -> Mapping[str, str | None]:
         return {name: value for name, value in super()._load_env_vars().items() if not name.lower().endswith("_file")}
 
+    def decode_complex_value(self, field_name: str, field: FieldInfo, value: Any) -> Any:  # noqa: ANN401
+        try:
+            return super().decode_complex_value(field_name, field, value)
+        except ValueError:
+            named = (name for name, held in self.env_vars.items() if held == value and name.endswith(field_name))
+            raise SettingsError(
+                f'{next(named, field_name).upper()}: must be JSON; a list is written ["/first", "/second"]'
+            ) from None
+
 
 #: Read by the command line, not a setting of the server: the file with the caller's own API key.
 CLIENT_KEY_FILE = "SIMILIS_KEY_FILE"
@@ -222,6 +246,10 @@ def read(program: str) -> Settings:
 def complaint(error: ValidationError | SettingsError) -> str:
     """Describe what is wrong, by the settings' names in the environment; their values are never shown."""
     if isinstance(error, SettingsError):
-        return str(error)
+        return str(error.__cause__ if isinstance(error.__cause__, SettingsError) else error)
     wrong = error.errors(include_input=False, include_url=False)
-    return "; ".join(f"SIMILIS_{'__'.join(str(part).upper() for part in one['loc'])}: {one['msg']}" for one in wrong)
+    return "; ".join(f"SIMILIS_{'__'.join(str(part).upper() for part in one['loc'])}: {_said(one)}" for one in wrong)
+
+
+def _said(one: ErrorDetails) -> str:
+    return "there is no such setting" if one["type"] == "extra_forbidden" else must(one, _WRITTEN)

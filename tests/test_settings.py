@@ -99,7 +99,7 @@ def test_a_process_ends_with_a_sentence_that_names_a_wrong_setting_and_does_not_
     ran = subprocess.run(
         [sys.executable, *words], env=os.environ | wrong, capture_output=True, text=True, timeout=60, check=False
     )
-    said = f"similis {program}: the settings are wrong: SIMILIS_DATABASE__URLL: Extra inputs are not permitted\n"
+    said = f"similis {program}: the settings are wrong: SIMILIS_DATABASE__URLL: there is no such setting\n"
     assert (ran.returncode, ran.stderr) == (1, said)
 
 

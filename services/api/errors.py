@@ -33,6 +33,7 @@ from shared.errors import (
 )
 from shared.imaging.reasons import SENTENCES, Reason
 from shared.store.blobs import Full
+from shared.wording import must
 
 MOST_TOLD = 100  #: wrong fields in one problem
 TYPES = "urn:similis:problem:"  #: prefix of problem types; a name, not an address
@@ -151,9 +152,6 @@ def of_validation(request: Request, errors: Sequence[Mapping[str, Any]]) -> Resp
     return problem(KINDS[Invalid], f"wrong or unknown: {listed}", route_of(request), errors=found)
 
 
-_NUMBERS = ("uuid_parsing", "date_from_datetime_parsing", "int_parsing", "bool_parsing")
-
-
 def _place(error: Mapping[str, Any]) -> str:
     """The field's path, such as `query.k`; an unknown name is not repeated but written `?`."""
     unknown = error["type"] == "extra_forbidden"
@@ -162,17 +160,13 @@ def _place(error: Mapping[str, Any]) -> str:
 
 
 def _message(error: Mapping[str, Any], known: Sequence[str]) -> str:
-    """Pydantic's own message, except where it quotes the input."""
+    """What is wrong, in words that never quote the input."""
     if error["type"] == "json_invalid":
         return "this is not JSON"
     if error["type"] == "extra_forbidden":
         near = get_close_matches(str(error["loc"][-1]), error.get("ctx", {}).get("known", known), 1)
         return "unknown name" + (f"; do you mean {near[0]}?" if near else "")
-    if error["type"] == "string_pattern_mismatch":
-        return WRITTEN.get(error["ctx"]["pattern"], "does not have the required form: see /docs")
-    if error["type"] in _NUMBERS:
-        return f"not a valid {error['type'].split('_')[0]}"
-    return str(error["msg"]).removeprefix("Value error, ")
+    return must(error, WRITTEN)
 
 
 def install(app: FastAPI) -> None:

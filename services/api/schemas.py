@@ -22,12 +22,35 @@ UID = r"^[0-9.]{1,64}$"
 ITEM = r"^(image|file)-\d{1,18}$"
 NEW_NAME = r"^[a-z0-9][a-z0-9._-]{0,63}$"
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+KEY_NAME = r"^[A-Za-z0-9][A-Za-z0-9 ._@-]{0,63}$"
+CODE = r"^[A-Za-z0-9_ -]{1,16}$"
+MODALITY = r"^[A-Z0-9_ ]{1,16}$"
+REASON = r"^[a-z-]{1,40}$"
+HOURS = r"^\d\d:\d\d-\d\d:\d\d$"
+LETTER = r"^(image-\d{1,18}|encoding-\d{1,18}-\d{1,18}|point(-\d{1,18}){3}|file-\d{1,18})$"
+LETTER_REASON = r"^[A-Za-z][A-Za-z_-]{0,39}$"
+LETTERS_CURSOR = r"^[0-9T:.+-]{19,40}~[a-z0-9-]{1,80}$"
+ACTION = r"^[a-z][a-z-]{0,39}$"
+PRINTABLE = r"^[^\x00-\x1f]*$"
+VIEWPORT = r"^[1-9]\d{0,4},[1-9]\d{0,4}$"
 #: The message of a refusal, in place of the pattern.
 WRITTEN = {
     UID: "a UID has 1 to 64 characters: digits and dots",
     ITEM: "an item must be image-NUMBER or file-NUMBER, as `similis quarantine list` shows it",
     NEW_NAME: "a name has 1 to 64 characters: a-z, 0-9, '.', '_', '-'; it starts with a letter or digit",
     NAME: "a name has 1 to 64 characters: letters, digits, '.', '_', '-'; it starts with a letter or digit",
+    KEY_NAME: "a key's name has 1 to 64 characters: letters, digits, ' ', '.', '_', '@', '-'; it starts with a letter "
+    "or digit",
+    CODE: "a code has 1 to 16 characters: letters, digits, ' ', '_', '-'",
+    MODALITY: "a modality has 1 to 16 characters: A-Z, 0-9, ' ', '_', such as MG",
+    REASON: "a reason must be written as the list shows it, such as out-of-distribution",
+    HOURS: "hours must look like 22:00-06:00",
+    LETTER: "a dead letter must be written as `similis letters list` shows it, such as image-17",
+    LETTER_REASON: "a reason must be written as the list shows it, such as encoder-error",
+    LETTERS_CURSOR: "a cursor must be the `next` of an earlier answer",
+    ACTION: "an action must be written as the list shows it, such as erase",
+    PRINTABLE: "must not contain control characters",
+    VIEWPORT: "must be a width and a height of 1 to 99999, such as 512,512",
 }
 Uid = Annotated[str, Field(pattern=UID)]
 ModelName = Annotated[str, Field(pattern=NAME, description="Name or fingerprint of the model")]
@@ -51,9 +74,7 @@ def _coded(values: list[str]) -> list[str]:
 
 
 _Split = BeforeValidator(_split)
-Codes = Annotated[
-    list[Annotated[str, Field(pattern=r"^[A-Za-z0-9_ -]{1,16}$")]], _Split, AfterValidator(_coded), Field(max_length=32)
-]
+Codes = Annotated[list[Annotated[str, Field(pattern=CODE)]], _Split, AfterValidator(_coded), Field(max_length=32)]
 Birads = Annotated[list[Annotated[int, Field(ge=0, le=6)]], _Split, Field(max_length=7)]
 Excluded = Annotated[
     Literal["self", "study", "patient", "none"],
@@ -246,7 +267,7 @@ def _hours(text: str | None) -> str | None:
 
 Between = Annotated[
     str | None,
-    Field(pattern=r"^\d\d:\d\d-\d\d:\d\d$", description="Hours of the server's clock, such as 22:00-06:00"),
+    Field(pattern=HOURS, description="Hours of the server's clock, such as 22:00-06:00"),
     AfterValidator(_hours),
 ]
 PerSecond = Annotated[float | None, Field(ge=1, le=1e6, description="Images per second, at most")]
@@ -313,8 +334,8 @@ def _no_nul(text: str) -> str:
     return text
 
 
-_Word = Annotated[str, Field(pattern=r"^[a-z-]{1,40}$")]
-Modality = Annotated[str, Field(pattern=r"^[A-Z0-9_ ]{1,16}$")]
+_Word = Annotated[str, Field(pattern=REASON)]
+Modality = Annotated[str, Field(pattern=MODALITY)]
 Item = Annotated[str, Field(pattern=ITEM, description="As the list shows it")]
 
 
@@ -343,19 +364,16 @@ class RetryIn(In):
     modality: Modality | None = None
 
 
-Letter = Annotated[
-    str, Field(pattern=r"^(image-\d{1,18}|encoding-\d{1,18}-\d{1,18}|point(-\d{1,18}){3}|file-\d{1,18})$",
-               description="As the list shows it")
-]  # fmt: skip
+Letter = Annotated[str, Field(pattern=LETTER, description="As the list shows it")]
 LetterKind = Literal["image", "encoding", "point", "file"]
-_Reason = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z_-]{0,39}$", description="As the list shows it")]
+_Reason = Annotated[str, Field(pattern=LETTER_REASON, description="As the list shows it")]
 
 
 class LettersIn(In):
     kind: LetterKind | None = None
     reason: _Reason | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
-    cursor: Annotated[str | None, Field(pattern=r"^[0-9T:.+-]{19,40}~[a-z0-9-]{1,80}$")] = None
+    cursor: Annotated[str | None, Field(pattern=LETTERS_CURSOR)] = None
 
 
 class LettersRetryIn(In):
@@ -390,12 +408,12 @@ class ReplayIn(In):
 
 
 class AuditIn(In):
-    action: Annotated[str | None, Field(pattern=r"^[a-z][a-z-]{0,39}$", description="As the list shows it")] = None
+    action: Annotated[str | None, Field(pattern=ACTION, description="As the list shows it")] = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
     cursor: Annotated[str | None, Field(max_length=200)] = None
 
 
 class KeyIn(In):
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._@-]{0,63}$")]
+    name: Annotated[str, Field(pattern=KEY_NAME)]
     scopes: Annotated[list[Scope], Field(min_length=1)]
     days: Annotated[int | None, Field(ge=1, le=3650)] = None

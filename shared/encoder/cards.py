@@ -21,6 +21,7 @@ from shared.encoder.backbones import Pooling
 from shared.encoder.ood import Calibration
 from shared.errors import Conflict, Invalid, NotFound
 from shared.imaging.recipe import Recipe
+from shared.wording import wrong
 
 CARD, WEIGHTS, GRAPH = "card.json", "weights.safetensors", "model.onnx"
 MOST_PIXELS = 1 << 28  #: of all frames of an image, as float32
@@ -156,8 +157,7 @@ class Card:
         try:
             card = TypeAdapter(cls).validate_json(text)
         except ValidationError as error:
-            places = sorted({".".join(str(part) for part in item["loc"]) for item in error.errors()})
-            raise Invalid(f"the card has missing or wrong fields: {', '.join(places)}") from None
+            raise Invalid(f"the card has missing or wrong fields: {wrong(error)}") from None
         if fingerprint not in (None, card.fingerprint):
             raise Invalid("the card was changed: its fingerprint does not match")
         return card

@@ -26,6 +26,7 @@ from shared.encoder.network import Network, fill
 from shared.encoder.network import body as trunk
 from shared.encoder.tta import Tta, Views
 from shared.errors import Invalid
+from shared.wording import wrong
 
 _checked = validate_call(config=ConfigDict(strict=True, allow_inf_nan=False))
 
@@ -55,8 +56,7 @@ def body(architecture: str, options: Options | None = None, *, empty: bool = Fal
     try:
         module = made(**(options or {}), empty=empty)
     except ValidationError as error:
-        places = sorted({".".join(str(part) for part in item["loc"]) for item in error.errors()})
-        raise Invalid(f"missing or wrong options of {architecture}: {', '.join(places)}") from None
+        raise Invalid(f"missing or wrong options of {architecture}: {wrong(error)}") from None
     return module.eval().requires_grad_(requires_grad=False)
 
 

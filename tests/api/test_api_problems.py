@@ -1,6 +1,7 @@
 """Refusals have one shape and one table, and repeat nothing of the request."""
 
 import base64
+import re
 import time
 
 import pytest
@@ -10,6 +11,7 @@ import shared.errors
 from services.api import errors
 from services.api.app import create
 from services.api.routes import health
+from services.api.schemas import WRITTEN
 from services.embedded.postgres import Postgres
 from shared.errors import Gate, Outcome, Rejected, SimilisError, Throttled, Unavailable
 from shared.store import generations
@@ -97,6 +99,30 @@ def test_what_is_malformed_is_a_400_without_the_value(client):
         refused = client.request(method, address, json=body)
         assert refused.status_code == 400, (address, refused.text)
         assert "SECRET" not in refused.text, address
+
+
+OF_PYDANTIC = re.compile(
+    r"\b(input|string|list|value)s? should\b|field required|\bvalid (int|uuid|bool)\b|\^", re.IGNORECASE
+)
+
+
+def test_what_is_malformed_is_told_in_words_of_our_own(client):
+    for method, address, body in MALFORMED:
+        for error in client.request(method, address, json=body).json()["errors"]:
+            assert not OF_PYDANTIC.search(error["message"]), (address, error)
+
+
+def test_every_pattern_that_a_caller_can_miss_has_words(client):
+    def patterns(part):
+        for name, inside in part.items() if isinstance(part, dict) else enumerate(part):
+            if name == "pattern" and isinstance(inside, str):
+                yield inside
+            elif isinstance(inside, dict | list):
+                yield from patterns(inside)
+
+    described = client.get("/openapi.json").json()
+    described["paths"] = {path: what for path, what in described["paths"].items() if path.startswith("/v1/")}
+    assert set(patterns(described)) - WRITTEN.keys() == set()
 
 
 def test_a_misspelt_filter_is_refused_and_the_right_name_is_offered(client):

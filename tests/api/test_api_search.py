@@ -70,7 +70,7 @@ def test_exclusions_are_what_was_asked(client, filled):
     assert (refused.status_code, refused.json()["errors"]) == (
         400,
         [{"where": "query.exclude.1", "code": "literal_error",
-          "message": "Input should be 'self', 'study', 'patient' or 'none'"}],
+          "message": "must be 'self', 'study', 'patient' or 'none'"}],
     )  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 from services.api.answers import OperationDetail
 from services.api.dependencies import CanAdmin, Db, IdempotencyKey, Rt, key_digest
 from services.api.routes.operations import detail
-from services.api.schemas import Between, Codes, In, Range, ServerPath, Uids, dates
+from services.api.schemas import PRINTABLE, Between, Codes, In, Range, ServerPath, Uids, dates
 from shared.errors import Invalid
 from shared.pipeline import pull
 from shared.store import operations
@@ -18,7 +18,7 @@ from shared.types import Job, OperationKind
 
 router = APIRouter(tags=["operations"])
 
-_Words = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[^\x00-\x1f]*$")]
+_Words = Annotated[str, Field(min_length=1, max_length=64, pattern=PRINTABLE)]
 
 
 class QueryIn(In):
@@ -56,7 +56,7 @@ class BackfillIn(In):
     query: QueryIn = Field(default_factory=QueryIn)
     rate: Annotated[float | None, Field(ge=0.1, le=10_000, description="Instances per second, at most")] = None
     between: Between = None
-    user: Annotated[str, Field(max_length=200, pattern=r"^[^\x00-\x1f]*$")] = ""
+    user: Annotated[str, Field(max_length=200, pattern=PRINTABLE)] = ""
     password_file: Annotated[ServerPath | None, Field(description="A file on the server with the password")] = None
     token_file: Annotated[ServerPath | None, Field(description="A file on the server with a bearer token")] = None
 

@@ -12,6 +12,7 @@ from services.api import accept
 from services.api.dependencies import CanRead, Decoding, Rt
 from services.api.dicomweb import INSTANCE, Instance, Where, held
 from services.api.routes import instances
+from services.api.schemas import VIEWPORT
 from shared.errors import Conflict, Invalid, NotFound
 from shared.runtime import Runtime
 from shared.store.keys import Bearer
@@ -40,7 +41,7 @@ def _look(
     request: Request,
     viewport: Annotated[
         str | None,
-        Query(pattern=r"^[1-9]\d{0,4},[1-9]\d{0,4}$", description="Width and height that the picture must fit into"),
+        Query(pattern=VIEWPORT, description="Width and height that the picture must fit into"),
     ] = None,
     quality: Annotated[int, Query(ge=1, le=100, description="Quality of a JPEG")] = 90,
 ) -> Look:
