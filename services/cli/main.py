@@ -12,15 +12,17 @@ import sys
 from collections.abc import Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import ValidationError
 from pydantic_settings import SettingsError
+from typer.core import TyperGroup
 
 from shared.config import Settings, complaint
 from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError
 from shared.version import software
+from shared.wording import must
 
 #: Each module adds its commands by `register(app)`.
 ROOMS = (
@@ -31,8 +33,22 @@ ROOMS = (
 
 EXIT_CODES: dict[type[SimilisError], int] = {NotFound: 3, Conflict: 4, Invalid: 5, Denied: 1, SimilisError: 1}
 
+
+class Commands(TyperGroup):
+    """The commands; a wrong argument of any of them is refused in our own words."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer does not export its own type
+        try:
+            return super().invoke(ctx)
+        except typer.BadParameter as error:
+            if isinstance(error.__cause__, ValidationError):
+                error.message = must(error.__cause__.errors()[0], {})
+            raise
+
+
 app = typer.Typer(
     name="similis",
+    cls=Commands,
     help="Find, in a hospital's own archive, the studies most like this one.",
     epilog="Exit codes: 0 done, 1 error, 2 usage, 3 not found, 4 conflict, 5 invalid input, 6 findings, 130 Ctrl-C.",
     no_args_is_help=True,

@@ -134,6 +134,21 @@ def test_the_version_can_be_asked_without_a_server(similis):
     assert (ran.code, ran.out, ran.err) == (0, f"similis {software()}\n", "")
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("search", "--study", "1.2", "-k", "0"), "'-k': must be at least 1"),
+        (("search", "--study", "1.2", "-k", "many"), "'-k': must be a whole number"),
+        (("up", "--port", "99999"), "'--port': must be at most 65535"),
+        (("generations", "show", "x"), "'ID': must be a whole number"),
+        (("train", "own_archive", "--label", "size"), "'--label': 'size' is not one of 'birads', 'density'"),
+    ],
+)
+def test_a_wrong_argument_is_told_in_words_of_our_own(similis, words, said):
+    ran = similis(*words)
+    assert (ran.code, said in " ".join(ran.err.split())) == (2, True), ran.err
+
+
 def test_a_word_that_is_no_command_is_a_usage_error(similis):
     assert similis("serach").code == 2
 
