@@ -31,11 +31,7 @@ def list_audit(
         return
     table(
         ("at", "by", "action", "item", "details"),
-        [(one["at"], one["actor"], one["action"], one["item"], _words(one["details"])) for one in found],
+        [(one["at"], one["actor"], one["action"], one["item"], one["details"]) for one in found],
     )
     if len(found) == limit:
         say(f"only the latest {limit} are shown; more with --limit")
-
-
-def _words(details: dict[str, object]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in details.items() if value is not None)

@@ -7,6 +7,7 @@ and listing go through the server's API.
 import json
 import shutil
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -96,9 +97,17 @@ def show(
     if as_json:
         tell_json(answer)
         return
-    for key, value in answer.items():
-        nested: dict[str, Any] = value if isinstance(value, dict) else {"": value}
-        table(("", ""), [(".".join(filter(None, (key, inner))), what) for inner, what in nested.items()])
+    card = answer.pop("card")
+    table(("field", "value"), [*answer.items(), *_fields("card", card)])
+
+
+def _fields(name: str, value: Any) -> Iterator[tuple[str, Any]]:  # noqa: ANN401 - what JSON holds
+    """Each value of nested objects with the names that lead to it."""
+    if not isinstance(value, dict):
+        yield name, value
+        return
+    for inner, part_of_it in value.items():
+        yield from _fields(f"{name}.{inner}", part_of_it)
 
 
 @connected

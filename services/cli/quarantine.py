@@ -224,6 +224,9 @@ def _plan(answer: Answer) -> None:
         columns = ("image", "sop_instance_uid", "score", "distance", "reason")
         rows = [(way, *(one[name] for name in columns)) for way, one in ways]
         table(("", "image", "SOPInstanceUID", *columns[2:]), rows, right=("image", "score", "distance"))
+    for way, verb in (("stop", "stops"), ("admit", "admits")):
+        if (named := len(answer[way])) < counts.get(way, 0):
+            say(f"only {named} of {counts[way]} that it {verb} are shown; more with --shown")
     if answer["applied"]:
         tell(f"in force; operation {answer['operation']} {answer.get('state', 'judges stored images')}")
     else:

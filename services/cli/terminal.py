@@ -58,8 +58,15 @@ def shown(value: Any) -> str:  # noqa: ANN401 - a cell of whatever JSON holds
     if isinstance(value, float):
         return f"{value:.4g}"
     if isinstance(value, list):
-        return ", ".join(shown(item) for item in value)
+        return ", ".join(_inner(item) for item in value)
+    if isinstance(value, dict):
+        return ", ".join(f"{printable(name)} {_inner(item)}" for name, item in value.items() if item is not None)
     return printable(str(value)).replace("\n", " ")
+
+
+def _inner(value: Any) -> str:  # noqa: ANN401
+    """A value inside another one; parentheses keep its parts together."""
+    return f"({shown(value)})" if isinstance(value, list | dict) else shown(value)
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Sequence[str] = ()) -> None:

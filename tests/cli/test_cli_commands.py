@@ -286,7 +286,17 @@ def test_printable_text_is_left_as_it_is():
 
 @pytest.mark.parametrize(
     ("value", "cell"),
-    [(None, ""), (True, "yes"), (False, "no"), (0, "0"), ([4, 5], "4, 5"), ([], ""), ("a\nb", "a b"), (0.5, "0.5")],
+    [
+        (None, ""),
+        (True, "yes"),
+        (False, "no"),
+        (0, "0"),
+        ([4, 5], "4, 5"),
+        ([], ""),
+        ("a\nb", "a b"),
+        (0.5, "0.5"),
+        ({"key": 2, "note": None, "scopes": ["search", "read"]}, "key 2, scopes (search, read)"),
+    ],
 )
 def test_a_cell_is_one_line(value, cell):
     assert shown(value) == cell

@@ -217,6 +217,24 @@ def test_weights_are_converted_from_a_pickle_to_safetensors(similis, tmp_path):
         assert list(file.keys()) == ["a"]
 
 
+def test_a_model_is_shown_as_one_table_without_any_language_of_the_program(home, server, similis):
+    card = {"dim": 8, "graph": None, "recipe": {"size": 112, "voi": "apply"}, "mean": [0.5]}
+    server.on("GET /v1/models/small", {"name": "small", "trained": True, "card": card, "generations": [1, 2]})
+    ran = similis("models", "show", "small", "--home", home)
+    lines = [line.split() for line in ran.out.splitlines()]
+    assert lines == [
+        ["field", "value"],
+        ["name", "small"],
+        ["trained", "yes"],
+        ["generations", "1,", "2"],
+        ["card.dim", "8"],
+        ["card.graph"],
+        ["card.recipe.size", "112"],
+        ["card.recipe.voi", "apply"],
+        ["card.mean", "0.5"],
+    ]
+
+
 def test_keys_are_made_shown_once_and_revoked(home, server, similis):
     key = {"id": 4, "name": "viewer", "prefix": "sml_ab", "scopes": ["search", "read"], "secret": "sml_secret"}
     server.on("POST /v1/keys", key, 201)

@@ -62,6 +62,14 @@ def test_an_image_that_nobody_has_decided_on_is_said_to_be_so(similis, server, h
     assert (ran.code, ran.out, ran.err) == (0, "", "nobody has decided on image-17\n")
 
 
+def test_a_replay_that_names_only_some_images_says_so(similis, server, home):
+    flips = PLAN["stop"] * 2
+    server.on("POST /v1/quarantine:replay", PLAN | {"counts": {"stop": 7, "admit": 2}, "stop": flips, "admit": flips})
+    argv = ("quarantine", "replay", "--model", "base", "--modality", "MG", "--shown", 2, "--home", home)
+    assert "only 2 of 7 that it stops are shown; more with --shown" in similis(*argv).err
+    assert "that it admits" not in similis(*argv).err
+
+
 def test_one_or_many_are_retried_and_never_all_by_mistake(similis, server, home):
     server.on("POST /v1/quarantine/file-3:retry", {"images": 0, "files": 1, "held": 0})
     server.on("POST /v1/quarantine:retry", {"images": 4, "files": 2, "held": 3})
