@@ -58,6 +58,13 @@ class Operation:
         return self.state in _ENDED
 
     @property
+    def held_up_by(self) -> str:
+        """Why it stands still; empty while it goes on, and once it has ended."""
+        if self.ended:
+            return ""
+        return _MODELLESS if self.phase == _MODELLESS else self.error
+
+    @property
     def known(self) -> int:
         """Number of files that were new or had changed, and so have a row of this operation."""
         return sum(count for *_, count in self.outcomes)
@@ -128,7 +135,7 @@ class Bars:
     def show(self, operation: Operation) -> None:
         self._update(self._files, operation.registered, operation.files, "files")
         self._rate.add(operation.decided)
-        rate = _MODELLESS if operation.phase == _MODELLESS else f"{self._rate.per_s:.1f} images/s"
+        rate = operation.held_up_by or f"{self._rate.per_s:.1f} images/s"
         self._update(self._images, operation.decided, operation.images, rate)
 
     def _update(self, task: TaskID, done: int, total: int | None, rate: str) -> None:
@@ -149,20 +156,20 @@ class Lines:
         self._clock = clock
         self._rate = Rate(clock)
         self._told: tuple[int, int] = (-1, -1)
-        self._waits = False
+        self._held_up_by = ""
         self._at = clock()
 
     def show(self, operation: Operation) -> None:
         self._rate.add(operation.decided)
         mark = (_quarter(operation.registered, operation.files), _quarter(operation.decided, operation.known or None))
-        waits = operation.phase == _MODELLESS
-        moved = mark[0] > self._told[0] or mark[1] > self._told[1] or waits > self._waits
+        why = operation.held_up_by
+        moved = mark[0] > self._told[0] or mark[1] > self._told[1] or why not in ("", self._held_up_by)
         if not moved and self._clock() - self._at < PLAIN_EVERY_S:
             return
-        self._told, self._waits, self._at = mark, waits, self._clock()
+        self._told, self._held_up_by, self._at = mark, why, self._clock()
         left = self._rate.left_s(operation.known - operation.decided)
         rest = "" if not left or operation.ended else f", {self._rate.per_s:.1f}/s, {left:.0f} s left"
-        rest = f", {_MODELLESS}" if waits else rest
+        rest = f", {why}" if why else rest
         files = "?" if operation.files is None else operation.files
         say(
             f"registered {operation.registered}/{files} files, "

@@ -194,6 +194,17 @@ def test_images_that_wait_for_a_model_are_said_to(capsys):
     ]
 
 
+def test_what_holds_an_operation_up_is_said_once_until_it_goes_on(capsys):
+    lines, away = Lines(Clock()), "the archive does not answer (ConnectError)"
+    for error in ("", away, away, ""):
+        lines.show(Operation.of(operation(done=0, total=4, error=error)))
+    lines.show(Operation.of(operation(state="failed", done=0, total=4, error=away)))
+    assert capsys.readouterr().err.splitlines() == [
+        "registered 0/4 files, decided 0/0 images",
+        f"registered 0/4 files, decided 0/0 images, {away}",
+    ]
+
+
 def test_the_rate_is_that_of_the_last_seconds():
     clock = Clock()
     rate = Rate(clock, window_s=10)
