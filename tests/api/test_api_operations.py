@@ -58,6 +58,15 @@ def test_folders_outside_the_roots_and_absent_ones_are_refused(client, folder):
     assert client.post("/v1/ingest/scans", json=asked).status_code == 400
 
 
+def test_an_absent_table_of_labels_is_told_apart_from_an_absent_folder(client, folder):
+    for path, labels, said in (
+        (folder, folder / "absent.csv", "there is no such table of labels on the server"),
+        (folder / "absent", folder, "there is no such file or folder on the server"),
+    ):
+        refused = client.post("/v1/ingest/scans", json={"path": str(path), "labels": str(labels)})
+        assert (refused.status_code, refused.json()["detail"]) == (400, said)
+
+
 def test_operations_are_listed_the_newest_first_in_pages(client, folder):
     made = [begin(client, folder).json()["id"] for _ in range(5)]
     seen, cursor = [], None

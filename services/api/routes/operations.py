@@ -44,7 +44,7 @@ def begin_scan(
         raise Invalid("a published set has its own labels and does not change: leave out labels and watch")
     params: dict[str, Any] = {"path": _allowed(rt, asked.path), "watch": asked.watch}
     if asked.labels is not None:
-        params["labels"] = _allowed(rt, asked.labels)
+        params["labels"] = _allowed(rt, asked.labels, "table of labels")
     if asked.dataset is not None:
         params["dataset"] = asked.dataset
     operation = operations.create(db, OperationKind.SCAN, params, key_digest(bearer, idempotency_key))
@@ -54,7 +54,7 @@ def begin_scan(
     return detail(db, operation)
 
 
-def _allowed(rt: Runtime, text: str) -> str:
+def _allowed(rt: Runtime, text: str, what: str = "file or folder") -> str:
     """The path if it may be scanned. Raises: `Invalid`, with one message for a missing and for a forbidden path."""
     intake = rt.settings.intake
     try:
@@ -63,7 +63,7 @@ def _allowed(rt: Runtime, text: str) -> str:
     except (OSError, RuntimeError):  # no permission, a name that is too long, a loop of links
         there = False
     if not there:
-        raise Invalid("there is no such file or folder on the server")
+        raise Invalid(f"there is no such {what} on the server")
     return str(path)
 
 
