@@ -56,7 +56,9 @@ def dry_run(
     told: list[tuple[str, str, str]] = []
     paths = [Path(os.fsdecode(seen.path)) for seen in scan.see(folder)]
     with Sandbox() as sandbox:
-        for at in track(range(0, len(paths), receive.BATCH), "reading headers", console=err(), transient=True):
+        batches = range(0, len(paths), receive.BATCH)
+        silent = not err().is_terminal  # else a pipe gets an empty line
+        for at in track(batches, "reading headers", console=err(), transient=True, disable=silent):
             some = paths[at : at + receive.BATCH]
             for path, looked in zip(some, sandbox.inspect_many(some), strict=True):
                 if isinstance(looked, Rejected) or looked.header is None:

@@ -116,7 +116,6 @@ def test_an_address_without_a_scheme_is_refused(tmp_path, similis):
     ("status", "kind", "code"),
     [
         (400, Invalid, 5),
-        (401, Unidentified, 1),
         (403, Denied, 1),
         (404, NotFound, 3),
         (409, Conflict, 4),
@@ -133,6 +132,16 @@ def test_a_problem_is_one_sentence_and_an_exit_code(home, server, similis, statu
     assert type(raised.value) is kind
     ran = similis("keys", "list", "--home", home)
     assert (ran.code, ran.out, ran.err) == (code, "", "similis: the words of the server\n")
+
+
+@pytest.mark.parametrize("said", ["an API key is needed: Authorization: Bearer sml_...", "this API key is not valid"])
+def test_who_lacks_a_key_is_told_of_the_option_and_not_of_the_header(home, server, similis, said):
+    server.problem("GET /v1/keys", 401, said)
+    with connect(None, None, home) as client, pytest.raises(Unidentified):
+        client.get("/v1/keys")
+    ran = similis("keys", "list", "--home", home)
+    words = said.partition(":")[0]
+    assert (ran.code, ran.err) == (1, f"similis: {words}: name the file of one with --key-file\n")
 
 
 def test_a_file_that_is_rejected_is_explained_in_a_sentence(home, server, similis, tmp_path):

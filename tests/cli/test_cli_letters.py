@@ -49,7 +49,8 @@ def test_rules_are_tried_on_a_folder_before_they_are_in_force(similis, tmp_path)
     assert {(one["file"], one["then"]) for one in told["files"]} == {
         ("MR_small.dcm", "refuse"), ("CT_small.dcm", "accept"), ("notes.txt", "no study object"),
     }  # fmt: skip
-    assert "nothing was taken in" in similis("rules", "try", rules, folder).out
+    tried = similis("rules", "try", rules, folder)
+    assert ("nothing was taken in" in tried.out, tried.err) == (True, "")
     misspelt = similis("rules", "try", rules, folder, "--source", "fodler")
     assert misspelt.code == 2
     assert "one of folder, dicom, stow, backfill, store" in " ".join(misspelt.err.split())
