@@ -1,5 +1,6 @@
 """Database connections: transactions for writing, autocommit reads for the search path."""
 
+import select
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -25,7 +26,7 @@ Begin = Callable[[], AbstractContextManager[Session]]
 #: notices only after two hours that an idle connection is dead. Unix sockets need none of this.
 WATCHED = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 
-PINGED_AFTER_S = 0.2  #: of rest in the pool; a restart of Postgres takes longer
+PINGED_AFTER_S = 0.2  #: of rest in the pool: a server that lost its power told nobody
 
 #: Transient PostgreSQL errors by SQLSTATE, worded for the administrator.
 BUSY = {
@@ -90,13 +91,24 @@ def _rested(_driver: object, pooled: ConnectionPoolEntry) -> None:
 
 
 def _check(engine: sa.Engine, driver: DBAPIConnection, pooled: ConnectionPoolEntry, _: object) -> None:
-    """Ping a pooled connection, which is dead after Postgres restarts; one that has just been used is not pinged."""
-    if time.monotonic() - pooled.info.get("since", 0.0) < PINGED_AFTER_S:
+    """Ping a pooled connection, which is dead after Postgres restarts.
+
+    One that has just been used is pinged only if there is something to read from it: mostly, that the server ended it.
+    """
+    since = pooled.info.get("since")
+    if since is None:  # it is new
         return
     try:
-        engine.dialect.do_ping(driver)
+        if time.monotonic() - since >= PINGED_AFTER_S or _readable(driver):
+            engine.dialect.do_ping(driver)
     except psycopg.Error:
         raise sa.exc.InvalidatePoolError from None  # the pool then opens a new connection
+
+
+def _readable(driver: Any) -> bool:  # noqa: ANN401 - a driver's connection has no common type
+    poll = select.poll()
+    poll.register(driver.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def rows(connection: sa.Connection, statement: LiteralString, values: Mapping[str, Any]) -> list[tuple[Any, ...]]:

@@ -50,18 +50,30 @@ def test_a_connection_that_dies_is_unavailable_and_the_next_one_works(platform: 
     platform.store.ping()
 
 
-def test_connections_that_die_while_they_rest_are_not_noticed(platform: Platform) -> None:
+@pytest.mark.parametrize("rest_s", [0.0, PINGED_AFTER_S])
+def test_connections_that_die_while_they_rest_are_not_noticed(platform: Platform, rest_s: float) -> None:
     with platform.store.reading(), platform.store.reading():
         pass  # two connections rest in the pool
-    time.sleep(PINGED_AFTER_S)
+    time.sleep(rest_s)
     other = Store(platform.store.engine.url.render_as_string(hide_password=False))
     with other.reading() as connection:
-        ended = "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
+        ended = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE pid <> pg_backend_pid()"
         assert connection.scalar(sa.text(f"{ended} AND datname = current_database()")) >= 2
     other.close()
     platform.store.ping()
     with platform.begin() as db:
         db.execute(sa.text("SELECT 1"))
+
+
+def test_a_database_that_ends_each_new_connection_is_unavailable(platform: Platform) -> None:
+    url = platform.store.engine.url
+    with platform.store.reading() as connection:
+        connection.execute(sa.text(f'ALTER DATABASE "{url.database}" SET idle_session_timeout = 1'))
+    store = Store(url.render_as_string(hide_password=False))
+    sa.event.listen(store.engine, "connect", lambda *_: time.sleep(0.1))  # until the server has ended it
+    with pytest.raises(Unavailable):
+        store.ping()
+    store.close()
 
 
 def test_a_connection_that_dies_under_a_statement_given_to_the_driver_is_unavailable_too(platform: Platform) -> None:
