@@ -148,5 +148,5 @@ def bounded(receive: Receive, known: Callable[[], Awaitable[object]], limit: int
 
 def is_local(host: str) -> bool:
     """Whether a `Host` header, with or without a port, names this machine's loopback."""
-    name = host.rsplit(":", 1)[0] if host.count(":") == 1 or host.startswith("[") else host
-    return is_loopback(name.strip("[]") if "]" in host else name)
+    name = host.rsplit(":", 1)[0] if host.count(":") == 1 or "]:" in host else host
+    return is_loopback(name.strip("[]"))

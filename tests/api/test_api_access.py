@@ -249,6 +249,7 @@ def test_without_keys_a_name_that_points_at_us_is_not_answered(archive):
             ("127.0.0.1:8000", 200),
             ("localhost", 200),
             ("[::1]:8000", 200),
+            ("[::1]", 200),
             ("evil.example", 403),
             ("127.0.0.1.evil.example:8000", 403),
         ):
