@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import Depends, Header, Request
 from sqlalchemy.orm import Session
@@ -14,41 +14,22 @@ from shared.runtime import Runtime
 from shared.store.keys import Bearer, Scope
 
 
-async def _runtime(request: Request) -> Runtime:
-    return request.app.state.rt  # type: ignore[no-any-return]
+def _held(name: str) -> Any:  # noqa: ANN401 - FastAPI's own type
+    """What `create` has put into the app's state under this name."""
+
+    async def held(request: Request) -> Any:  # noqa: ANN401
+        return getattr(request.app.state, name)
+
+    return Depends(held)
 
 
-async def _metrics(request: Request) -> Metrics:
-    return request.app.state.metrics  # type: ignore[no-any-return]
-
-
-async def _callers(request: Request) -> Callers:
-    return request.app.state.callers  # type: ignore[no-any-return]
-
-
-async def _decoding(request: Request) -> Slots:
-    return request.app.state.decoding  # type: ignore[no-any-return]
-
-
-async def _uploads(request: Request) -> Slots:
-    return request.app.state.uploads  # type: ignore[no-any-return]
-
-
-async def _storing(request: Request) -> Slots:
-    return request.app.state.storing  # type: ignore[no-any-return]
-
-
-async def _reading(request: Request) -> Slots:
-    return request.app.state.reading  # type: ignore[no-any-return]
-
-
-Rt = Annotated[Runtime, Depends(_runtime)]
-Measured = Annotated[Metrics, Depends(_metrics)]
-Known = Annotated[Callers, Depends(_callers)]
-Decoding = Annotated[Slots, Depends(_decoding)]
-Uploads = Annotated[Slots, Depends(_uploads)]
-StoringPlaces = Annotated[Slots, Depends(_storing)]
-ReadingPlaces = Annotated[Slots, Depends(_reading)]
+Rt = Annotated[Runtime, _held("rt")]
+Measured = Annotated[Metrics, _held("metrics")]
+Known = Annotated[Callers, _held("callers")]
+Decoding = Annotated[Slots, _held("decoding")]
+Uploads = Annotated[Slots, _held("uploads")]
+StoringPlaces = Annotated[Slots, _held("storing")]
+ReadingPlaces = Annotated[Slots, _held("reading")]
 
 
 def _db(rt: Rt) -> Iterator[Session]:
