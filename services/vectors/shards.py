@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,7 +114,7 @@ class Collection:
         require_space(self.folder)
         with self._write:
             if self._touched is not None:
-                self._touched.update(ids)
+                self._touched.update(str(uuid.UUID(id_)) for id_ in ids)  # as the shard will spell them
             return self.ask(name, raw)
 
     def index_field(self, raw: bytes) -> bytes:

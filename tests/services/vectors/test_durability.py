@@ -437,6 +437,19 @@ def test_a_write_in_progress_when_the_shadow_catches_up_is_in_the_new_shard(tmp_
     held.close()
 
 
+def test_a_point_whose_id_is_written_in_capitals_is_in_the_new_shard(tmp_path: Path) -> None:
+    held = Shards(tmp_path)
+    held.create(messages.create("a", SPEC))
+    collection = held.get("a")
+    with collection.shadow(optimize.copy) as target:
+        request = messages.upsert("a", gallery(1), matrix(1))
+        request.points[0].id.uuid = "ABCDEF00-0000-0000-0000-000000000001"
+        collection.write("Upsert", request.SerializeToString(), [request.points[0].id.uuid])
+        collection.adopt(target)
+    assert collection.info().points_count == 1
+    held.close()
+
+
 def test_the_shadow_has_what_only_the_log_holds_and_nobody_waits_for_a_flush(tmp_path: Path) -> None:
     held = Shards(tmp_path)
     held.create(messages.create("a", SPEC))
