@@ -17,6 +17,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -170,7 +171,10 @@ def segments(collection: Collection) -> int:
 
 def require_room(shard: Path) -> None:
     """Raises: `Refused` unless the disk has room for a full copy of the shard and its new segments."""
-    size = sum(path.stat().st_blocks * 512 for path in shard.rglob("*") if path.is_file())
+    size = 0
+    for path in shard.rglob("*"):
+        with suppress(FileNotFoundError):  # Edge replaces small files at any time
+            size += path.stat().st_blocks * 512
     if shutil.disk_usage(shard).free < 2 * size + MIN_FREE_BYTES:
         raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "no room to optimise")
 

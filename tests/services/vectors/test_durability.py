@@ -294,6 +294,25 @@ def test_a_child_whose_parent_is_gone_touches_nothing(tmp_path: Path) -> None:
     assert subprocess.run(command, check=False).returncode == 1
 
 
+def test_files_that_edge_replaces_while_the_room_is_measured_are_no_failure(tmp_path: Path) -> None:
+    measured = threading.Event()
+
+    def replace() -> None:
+        while not measured.is_set():
+            for number in range(20):
+                (tmp_path / f"{number}").write_bytes(b"")
+                (tmp_path / f"{number}").unlink()
+
+    edge_like = threading.Thread(target=replace)
+    edge_like.start()
+    try:
+        for _ in range(30_000):
+            optimize.require_room(tmp_path)
+    finally:
+        measured.set()
+        edge_like.join()
+
+
 def test_the_sparse_copy_is_the_shard(tmp_path: Path) -> None:
     held = Shards(tmp_path / "data")
     held.create(messages.create("a", SPEC))
