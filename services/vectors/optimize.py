@@ -6,7 +6,8 @@ and a folder that the next start removes. Files that Edge never writes to again,
 shard, are hard links in the copy.
 
 Rebuilding one graph of 100,000 points takes a minute of two cores. So few new points get a small graph of their own
-beside the large one (2 to 5 s; a search uses both); once they exceed a quarter, one graph is built of all.
+beside the large one (2 to 5 s). A search uses both and takes a third longer, so one graph is built of all once they
+exceed a quarter, when a client asks for an optimisation, and after a while without new graphs.
 
 The child runs this module by `shared.priority`: `services.vectors.optimize SHARD PARENT_PID SEGMENTS`.
 """
@@ -17,9 +18,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import grpc
 import qdrant_edge as edge
@@ -27,9 +29,10 @@ import qdrant_edge as edge
 from services.vectors.disk import sync_tree, warm
 from services.vectors.refused import Refused
 from services.vectors.shard_service import WRITTEN
-from services.vectors.shards import MIN_FREE_BYTES, Collection, read_config
+from services.vectors.shards import MIN_FREE_BYTES, Collection, read_config, unlinked
 from services.vectors.translate import config_of
 from shared import log
+from shared.index.protobuf import pb
 from shared.priority import BACKGROUND
 from shared.process import die_with_parent
 
@@ -37,9 +40,14 @@ DEFAULT_ABOVE: Final = 2000  # threshold in unindexed points, where the collecti
 NOTHING_TO_DO: Final = 10  # exit code of the child
 WHOLE: Final = "whole"  # a file in the shard's folder: number of points of its large graph
 GROWTH: Final = 1.25
-#: Segments: one large graph; or a large graph, a small one, and the empty segment for the next writes.
+#: Segments to build: one large graph; or a large graph, a small one, and the empty segment for the next writes.
 MERGED: Final = 1
 BESIDE: Final = 3
+ONE_GRAPH: Final = 2  # segments of a shard with one graph, with the one for the next writes
+#: Wait before a small graph is merged, counted from its making. Merging takes some 0.5 ms per point, so at most a
+#: twentieth of the time.
+MERGE_AFTER_S: Final = 60.0
+MERGE_AFTER_S_PER_POINT: Final = 0.01
 #: Files that Edge writes once, when it builds a segment with a graph, and only maps for reading afterwards: vectors,
 #: quantised vectors, links, and payload indexes. Deleting a point changes other files.
 FROZEN: Final = frozenset(
@@ -48,12 +56,18 @@ FROZEN: Final = frozenset(
 _log = log.get(__name__)
 
 
+class Due(NamedTuple):
+    at: float  #: on the monotonic clock
+    whole: bool  #: build one graph of all, however few points are new
+    urgent: bool = True  #: points wait to be linked, or a client for the graph
+
+
 class Optimizer:
     """A thread that rebuilds one collection at a time."""
 
-    def __init__(self) -> None:
+    def __init__(self, collections: Iterable[Collection] = ()) -> None:
         self._wake = threading.Condition()
-        self._due: dict[Collection, float] = {}
+        self._due: dict[Collection, Due] = {}
         self._running: Collection | None = None
         self._rest_until: dict[str, float] = {}
         self._left: dict[str, int] = {}  # points that were still unlinked after the last run
@@ -61,27 +75,44 @@ class Optimizer:
         self._cancelled: Collection | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._stopped = False
-        self._thread = threading.Thread(target=self._run, name="optimizer")
+        self._thread = threading.Thread(target=self._run, args=(collections,), name="optimizer")
         self._thread.start()
 
     def consider(self, collection: Collection) -> None:
-        """Called after each write: schedules a rebuild above the threshold. Rebuilds take half of the time at most."""
-        if collection.unindexed() - self._left.get(collection.name, 0) > threshold(collection):
-            with self._wake:
-                self._due.setdefault(collection, self._rest_until.get(collection.name, 0.0))
+        """Schedule what the collection needs: called at the start, after each write and after each rebuild.
+
+        Points above the threshold are linked soon, but rebuilds take half of the time at most.
+        """
+        if not collection.linked:
+            return
+        info, now = collection.info(), time.monotonic()
+        if unlinked(info) - self._left.get(collection.name, 0) > threshold(collection):
+            due = Due(self._rest_until.get(collection.name, now), whole=False)
+        elif info.segments_count > ONE_GRAPH:
+            wait_s = max(MERGE_AFTER_S, MERGE_AFTER_S_PER_POINT * info.points_count)
+            due = Due(now + wait_s, whole=True, urgent=False)
+        else:
+            return
+        with self._wake:
+            known = self._due.get(collection)
+            if known is None or (due.urgent and not known.urgent):
+                self._due[collection] = due
                 self._wake.notify()
 
     def request(self, collection: Collection) -> None:
-        """Rebuild as soon as possible, whatever the number of unindexed points."""
-        if collection.unindexed():
-            with self._wake:
-                self._failed.discard(collection.name)
-                self._due[collection] = 0.0
+        """Build one graph of all points as soon as possible, unless there is one already."""
+        info = collection.info()
+        with self._wake:
+            self._failed.discard(collection.name)
+            if collection.linked and (unlinked(info) or info.segments_count > ONE_GRAPH):
+                self._due[collection] = Due(0.0, whole=True)
                 self._wake.notify()
 
     def busy(self, collection: Collection) -> bool:
+        """Whether points are being linked, or wait for it; not while only a merge is scheduled."""
         with self._wake:
-            return collection is self._running or collection in self._due
+            due = self._due.get(collection)
+            return collection is self._running or (due is not None and due.urgent)
 
     def failed(self, collection: Collection) -> bool:
         return collection.name in self._failed
@@ -94,6 +125,7 @@ class Optimizer:
             if self._running is collection and self._child is not None:
                 self._child.kill()
             self._wake.wait_for(lambda: self._running is not collection)
+            self._due.pop(collection, None)
             for kept in (self._rest_until, self._left):
                 kept.pop(collection.name, None)
             self._failed.discard(collection.name)
@@ -106,13 +138,17 @@ class Optimizer:
             self._wake.notify()
         self._thread.join()
 
-    def _run(self) -> None:
-        while (collection := self._next()) is not None:
-            started = time.monotonic()
+    def _run(self, collections: Iterable[Collection]) -> None:
+        for collection in collections:
+            with suppress(Refused):  # the next write considers it again
+                self.consider(collection)
+        while (taken := self._next()) is not None:
+            (collection, whole), started = taken, time.monotonic()
             try:
-                self._left[collection.name] = self._rebuild(collection)
+                self._left[collection.name] = self._rebuild(collection, whole=whole)
                 self._failed.discard(collection.name)
-                _log.info("optimised", duration_ms=round((time.monotonic() - started) * 1000))
+                _log.info("optimised", whole=whole, duration_ms=round((time.monotonic() - started) * 1000))
+                self.consider(collection)
             except Exception as error:  # the old shard goes on serving; the next write schedules another rebuild
                 if not (self._stopped or self._cancelled is collection or collection.dropped):
                     self._failed.add(collection.name)
@@ -123,25 +159,31 @@ class Optimizer:
                 self._running = None
                 self._wake.notify_all()
 
-    def _next(self) -> Collection | None:
+    def _next(self) -> tuple[Collection, bool] | None:
+        """The next collection, and whether to build one graph of all its points."""
         with self._wake:
             while not self._stopped:
                 now = time.monotonic()
-                due = [item for item in self._due.items() if item[1] <= now]
+                due = [(collection, due) for collection, due in self._due.items() if due.at <= now]
                 if due:
-                    self._running = min(due, key=lambda item: item[1])[0]
+                    self._running, due_now = min(due, key=lambda item: item[1].at)
                     del self._due[self._running]
-                    return self._running
-                self._wake.wait(min(self._due.values(), default=now + 3600) - now)
+                    return self._running, due_now.whole
+                self._wake.wait(min((due.at for due in self._due.values()), default=now + 3600) - now)
         return None
 
-    def _rebuild(self, collection: Collection) -> int:
+    def _rebuild(self, collection: Collection, *, whole: bool) -> int:
         """Rebuild the collection; returns how many points of the copied shard are still unlinked."""
         require_room(collection.path)
-        left = collection.unindexed()
+        info = collection.info()
+        left = unlinked(info)
         with collection.shadow(copy) as target:
             command = [sys.executable, "-m", "shared.priority", str(BACKGROUND), "services.vectors.optimize"]
-            command += [str(target), str(os.getpid()), str(segments(collection))]
+            command += [
+                str(target),
+                str(os.getpid()),
+                str(MERGED if whole or outgrown(collection.path, info) else BESIDE),
+            ]
             with self._wake:
                 if self._stopped or self._cancelled is collection:
                     return left
@@ -162,11 +204,11 @@ def threshold(collection: Collection) -> int:
     return int(kilobytes * 1024 // (4 * sum(collection.layout.sizes.values()))) or DEFAULT_ABOVE
 
 
-def segments(collection: Collection) -> int:
-    whole = collection.path / WHOLE
+def outgrown(shard: Path, info: pb.CollectionInfo) -> bool:
+    """Whether the shard has a quarter more points than its large graph."""
+    whole = shard / WHOLE
     made_of = int(whole.read_text(encoding="ascii")) if whole.exists() else 0
-    points = collection.info().points_count
-    return MERGED if points > GROWTH * made_of else BESIDE
+    return bool(info.points_count > GROWTH * made_of)
 
 
 def require_room(shard: Path) -> None:

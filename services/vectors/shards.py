@@ -261,7 +261,7 @@ class Shards:
     def _look_after(self) -> None:
         """Ping each shard every `WATCH_S`, so that a hung one is noticed without other requests."""
         while not self._stopped.wait(WATCH_S):
-            for collection in list(self._collections.values()):
+            for collection in self.loaded():
                 try:
                     collection.ask("Ping", b"")
                 except Refused:  # logged where it happened
@@ -300,6 +300,9 @@ class Shards:
         collection = self.get(name)
         with _place(self._places), _place(collection.places):
             yield collection
+
+    def loaded(self) -> list[Collection]:
+        return list(self._collections.values())
 
     def drop(self, name: str) -> bool:
         with self._change:

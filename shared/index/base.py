@@ -230,7 +230,9 @@ class Index(Protocol):
     def info(self) -> Info: ...
 
     def optimize(self, goes_on: Callable[[], bool] = lambda: True) -> bool:
-        """Link the unindexed points; True if there was something to do. Searches go on meanwhile.
+        """Link the unindexed points and make the index its fastest; True if there was something to do.
+
+        Searches go on meanwhile.
 
         An engine that links in a process of its own is waited for only while `goes_on()`, asked about once a second,
         is true; after that it finishes alone, and the answer is False.

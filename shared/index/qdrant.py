@@ -289,13 +289,13 @@ class QdrantIndex:
         return reply.result
 
     def optimize(self, goes_on: Callable[[], bool] = lambda: True) -> bool:
-        """Request indexing and wait until the engine reports green, or until `goes_on` is false.
+        """Request an optimisation and wait until the engine reports green, or until `goes_on` is false.
 
         Raises: `Unavailable` if it reports red, or is not green after `LINKED_WITHIN_S`.
         """
-        before = self.info()
-        if self.spec.scale == "exact" or before.indexed >= before.points:
+        if self.spec.scale == "exact":
             return False
+        before, worked = self.info(), False
         request = pb.UpdateCollection(collection_name=self.name, optimizers_config=messages.optimizers(self.spec))
         self._call(self._wire.collections.Update, request)
         until, pause_s = time.monotonic() + LINKED_WITHIN_S, 0.05
@@ -306,9 +306,10 @@ class QdrantIndex:
                 return False
             if time.monotonic() > until:
                 raise Unavailable(f"the vector engine has not linked its points within {LINKED_WITHIN_S:.0f} s")
+            worked = True
             time.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 1.0)
-        return bool(info.indexed_vectors_count > before.indexed)
+        return worked or bool(info.indexed_vectors_count > before.indexed)
 
 
 def _radius(query: CodeQuery, hits: Sequence[Near]) -> int:

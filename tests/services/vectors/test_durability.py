@@ -214,20 +214,6 @@ def test_the_child_links_what_is_there_and_says_when_there_is_nothing(tmp_path: 
     held.close()
 
 
-def test_a_few_new_points_get_a_graph_beside_and_many_a_graph_of_all(tmp_path: Path) -> None:
-    with engines.vectors_process(tmp_path) as running, closing(running.store()) as store:
-        index = store.create("a", SPEC)
-        whole = running.data / "a" / "current" / optimize.WHOLE
-        made_of = []
-        for numbers in (range(1600), range(1600, 1800), range(1800, 1900), range(1900, 2600)):
-            index.write(revised(numbers, 1))
-            assert index.optimize() is True
-            assert index.info().indexed == numbers.stop
-            made_of.append(int(whole.read_text()))
-        assert made_of == [1600, 1600, 1600, 2600]
-        assert_holds(index, dict.fromkeys(range(2600), 1))
-
-
 def test_points_that_are_written_anew_are_linked_anew(tmp_path: Path) -> None:
     """Edge counts points as indexed that its graph has lost; new ones in their place would be scanned for ever."""
     with engines.vectors_process(tmp_path) as running, closing(running.store()) as store:
