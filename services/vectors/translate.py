@@ -7,6 +7,7 @@ a shard key, a prefetch) would otherwise be ignored silently, and the reply woul
 import json
 import math
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import grpc
@@ -304,8 +305,8 @@ def query_of(message: pb.QueryPoints, layout: Layout) -> edge.QueryRequest:
     return edge.QueryRequest(
         limit=message.limit,
         query=edge.Query.Nearest(vector, using=message.using),
-        filter=filter_of(message.filter) if message.HasField("filter") else None,
-        params=_search_params(message.params),
+        filter=_filter(message.filter.SerializeToString()) if message.HasField("filter") else None,
+        params=_search_params(message.params.SerializeToString()),
         with_payload=False,  # the reply adds it
         with_vector=False,
     )
@@ -337,7 +338,14 @@ def _check_query(message: pb.QueryPoints, named: Mapping[str, int]) -> None:
         )
 
 
-def _search_params(message: pb.SearchParams) -> edge.SearchParams:
+@lru_cache(maxsize=64)  # the queries of a study have equal filters and params
+def _filter(raw: bytes) -> edge.Filter:
+    return filter_of(pb.Filter.FromString(raw))
+
+
+@lru_cache(maxsize=64)
+def _search_params(raw: bytes) -> edge.SearchParams:
+    message = pb.SearchParams.FromString(raw)
     quantization = None
     if message.HasField("quantization"):
         quantization = edge.QuantizationSearchParams(
