@@ -89,7 +89,8 @@ def forwards(folder: Path, card: Card, threads: int) -> Iterator[tuple[str, Forw
     )
     yield "ONNX Runtime", onnx_forward(folder / GRAPH, threads)
     if importlib.util.find_spec("openvino"):
-        yield "OpenVINO", _by_openvino(folder / GRAPH, threads)
+        yield "OpenVINO, float32", _by_openvino(folder / GRAPH, threads, float32=True)
+        yield "OpenVINO, own choice", _by_openvino(folder / GRAPH, threads)  # bfloat16 where the processor has it
 
 
 def _channels_last(network: torch.nn.Module) -> torch.nn.Module:
@@ -107,9 +108,10 @@ def _by_torch(network: torch.nn.Module, *, bfloat16: bool = False) -> Forward:
     return forward
 
 
-def _by_openvino(graph: Path, threads: int) -> Forward:
+def _by_openvino(graph: Path, threads: int, *, float32: bool = False) -> Forward:
     openvino: Any = importlib.import_module("openvino")
-    compiled = openvino.compile_model(graph, "CPU", {"INFERENCE_NUM_THREADS": threads})
+    options = {"INFERENCE_NUM_THREADS": threads} | ({"INFERENCE_PRECISION_HINT": "f32"} if float32 else {})
+    compiled = openvino.compile_model(graph, "CPU", options)
     names = [output.get_any_name() for output in compiled.outputs]
 
     def forward(batch: Pixels) -> Raw:
