@@ -5,9 +5,10 @@ the copy then catches up with later writes and replaces the shard. A kill at any
 and a folder that the next start removes. Files that Edge never writes to again, which hold nearly all of a large
 shard, are hard links in the copy.
 
-Rebuilding one graph of 100,000 points takes a minute of two cores. So few new points get a small graph of their own
-beside the large one (2 to 5 s). A search uses both and takes a third longer, so one graph is built of all once they
-exceed a quarter, when a client asks for an optimisation, and after a while without new graphs.
+One graph of 100,000 points takes half a minute to a minute of two cores to build, and 10 to 20 s to extend. So few new
+points get a small graph of their own beside the large one (2 to 5 s). A search uses both, and its engine takes a third
+longer. So there is one graph of all once the new points exceed a quarter, when a client asks for an optimisation, and
+after a while without new graphs.
 
 The child runs this module by `shared.priority`: `services.vectors.optimize SHARD PARENT_PID SEGMENTS`.
 """
@@ -44,8 +45,7 @@ GROWTH: Final = 1.25
 MERGED: Final = 1
 BESIDE: Final = 3
 ONE_GRAPH: Final = 2  # segments of a shard with one graph, with the one for the next writes
-#: Wait before a small graph is merged, counted from its making. Merging takes some 0.5 ms per point, so at most a
-#: twentieth of the time.
+#: Wait before a small graph is merged, counted from its making: fifty times as long as merging takes.
 MERGE_AFTER_S: Final = 60.0
 MERGE_AFTER_S_PER_POINT: Final = 0.01
 #: Files that Edge writes once, when it builds a segment with a graph, and only maps for reading afterwards: vectors,
