@@ -162,8 +162,7 @@ def _stopped(claimed: Claimed, stop: Rejected) -> Verdict:
 
 def again(claimed: Claimed, reason: str, *, our_fault: bool) -> Verdict:
     """Return the verdict that makes the image due again after a back-off."""
-    before = claimed.failures if our_fault else claimed.attempt - 1  # transient failures are not counted
-    delay = min(RETRY_S * 2 ** min(before, 10), MOST_RETRY_S)
+    delay = min(RETRY_S * 2 ** min(claimed.waited, 10), MOST_RETRY_S)
     return Verdict(image=claimed, status=Status.RECEIVED, reason=reason, retry_after_s=delay, our_fault=our_fault)
 
 

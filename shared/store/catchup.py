@@ -18,7 +18,7 @@ from shared.store.tables import FREE, INDEXABLE, WAITS
 from shared.types import Status
 
 #: SET clause that makes a row due again. A worker that holds the row keeps its lease.
-AGAIN = "state = 'due', failures = 0, not_before = NULL, reason = NULL, last_error = NULL"
+AGAIN = "state = 'due', failures = 0, waited = 0, not_before = NULL, reason = NULL, last_error = NULL"
 
 _FILL = sa.text(
     f"""
@@ -60,7 +60,8 @@ _ADD = sa.text(
     SELECT * FROM unnest(CAST(:models AS bigint[]), CAST(:images AS bigint[]), CAST(:states AS text[]),
                          CAST(:reasons AS text[]))
     ON CONFLICT (model_id, image_id) DO UPDATE SET state = excluded.state, reason = excluded.reason,
-        attempt = catch_up.attempt + 1, failures = 0, lease_until = NULL, not_before = NULL
+        attempt = catch_up.attempt + 1, failures = 0, waited = 0, lease_until = NULL,
+        not_before = NULL
     """
 )
 
@@ -171,7 +172,7 @@ _CLAIM = sa.text(
     FROM ({ALONE.format("due")}) AS chosen JOIN image i ON i.id = chosen.id
     WHERE b.model_id = :model AND b.image_id = chosen.id
     RETURNING i.id, b.attempt, i.sop_uid, i.path, i.revision, {RELEASED.format("i")}, {ORIGINAL.format("i")},
-              b.failures, chosen.left_behind
+              b.waited, chosen.left_behind
     """
 )
 
@@ -250,6 +251,7 @@ _SETTLE = sa.text(
     UPDATE catch_up b SET lease_until = NULL, last_error = u.reason,
         state = CASE WHEN u.over THEN 'failed' ELSE 'due' END, reason = CASE WHEN u.over THEN u.reason END,
         failures = b.failures + CASE WHEN u.fault THEN 1 ELSE 0 END,
+        waited = b.waited + CASE WHEN u.retry IS NULL THEN 0 ELSE 1 END,
         not_before = clock_timestamp() + make_interval(secs => u.retry)
     FROM unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[]), CAST(:revisions AS bigint[]), CAST(:overs AS bool[]),
                 CAST(:reasons AS text[]), CAST(:retries AS float8[]), CAST(:faults AS bool[]))

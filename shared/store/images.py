@@ -28,7 +28,7 @@ class Claimed:
     digest: bytes = b""  #: of the registered bytes
     size: int | None = None  #: of the file they were registered from; None if its row describes other bytes by now
     mtime_ns: int | None = None  #: ditto
-    failures: int = 0  #: by errors of Similis, since it was registered or last retried
+    waited: int = 0  #: back-offs since it was last settled or retried
     left_behind: bool = False  #: its last holder was lost, perhaps because of this image: it is claimed alone
 
 
@@ -49,7 +49,7 @@ RELEASED = f"""
 
 #: SET clause that makes an image due again and clears its previous outcome.
 AGAIN = (
-    "status = 'received', failures = 0, not_before = NULL, lease_until = NULL, gate = NULL, reason = NULL, "
+    "status = 'received', failures = 0, waited = 0, not_before = NULL, lease_until = NULL, gate = NULL, reason = NULL, "
     "last_error = NULL"
 )
 
@@ -84,7 +84,7 @@ _CLAIM = sa.text(
                      lease_until = clock_timestamp() + make_interval(secs => :lease)
     FROM ({ALONE.format("batch")}) AS chosen WHERE image.id = chosen.id
     RETURNING image.id, attempt, sop_uid, path, revision, {RELEASED.format("image")}, {ORIGINAL.format("image")},
-              failures, left_behind
+              waited, left_behind
     """
 )
 
@@ -154,6 +154,7 @@ _SETTLE = sa.text(
         not_before = clock_timestamp() + make_interval(secs => u.retry),
         last_error = CASE WHEN u.status = 'received' THEN u.reason END,
         failures = image.failures + CASE WHEN u.fault THEN 1 ELSE 0 END,
+        waited = CASE WHEN u.status = 'received' THEN waited + CASE WHEN u.retry IS NULL THEN 0 ELSE 1 END ELSE 0 END,
         settled_at = CASE WHEN u.status <> 'received' THEN clock_timestamp() END
     FROM unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[]), CAST(:statuses AS text[]), CAST(:gates AS text[]),
                 CAST(:reasons AS text[]), CAST(:scores AS real[]), CAST(:distances AS real[]),

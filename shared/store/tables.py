@@ -122,6 +122,8 @@ class Image(Lease, Base):
     revision: Mapped[int] = mapped_column(server_default="1")  #: bumped when the bytes or the labels change
     #: attempts that failed by errors of Similis; transient causes (a share that is away) do not count
     failures: Mapped[int] = mapped_column(Integer, server_default="0")
+    #: back-offs since it was last settled or retried; each is twice as long as the one before
+    waited: Mapped[int] = mapped_column(Integer, server_default="0")
     operation_id: Mapped[uuid.UUID | None] = mapped_column(index=True)
     received_at: Mapped[datetime] = _now()
     settled_at: Mapped[datetime | None]  #: when it left `encoding`
@@ -337,6 +339,7 @@ class CatchUp(Lease, Base):
     image_id: Mapped[int] = mapped_column(ForeignKey("image.id", ondelete="CASCADE"), primary_key=True, index=True)
     state: Mapped[str] = mapped_column(server_default="due")
     failures: Mapped[int] = mapped_column(Integer, server_default="0")
+    waited: Mapped[int] = mapped_column(Integer, server_default="0")  #: as of an image
     reason: Mapped[str | None]
     __table_args__ = (
         CheckConstraint("state IN ('due', 'failed')", name="state"),

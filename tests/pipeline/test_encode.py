@@ -17,7 +17,7 @@ from shared.imaging.reasons import Reason, failed, undecodable
 from shared.imaging.recipe import Recipe
 from shared.pipeline import batch, encode
 from shared.pipeline.encode import Effort
-from shared.store import images
+from shared.store import checks, images
 from shared.store.session import Store
 from shared.types import Decoded, Job, Status, point_id
 from tests.miniature import STATS, FakeSandbox, Platform, header
@@ -335,6 +335,34 @@ def test_an_image_that_fails_waits_by_how_often_it_has_failed_since_it_was_retri
         with platform.begin() as db:
             db.execute(sa.text("UPDATE image SET not_before = NULL"))
     assert waits == [batch.RETRY_S, 2 * batch.RETRY_S, 4 * batch.RETRY_S]
+
+
+def test_a_share_that_is_away_is_waited_for_by_how_often_it_was_since_the_image_was_last_settled(
+    platform: Platform,
+) -> None:
+    platform.add_model()
+    path = os.fsencode(platform.put("a.dcm", header(0)))
+    platform.scan()
+
+    def waits() -> list[float | None]:
+        platform.sandbox.pixels[path] = failed(Reason.UNREADABLE)
+        found = []
+        for _ in range(3):
+            work = encode.claim(platform.begin, platform.encoder, platform.effort)
+            result = batch.forward(batch.decode(platform.sandbox, work), platform.encoder)
+            found += [verdict.retry_after_s for verdict in result.verdicts]
+            encode.settle(platform.begin, work, result)
+            with platform.begin() as db:
+                db.execute(sa.text("UPDATE image SET not_before = NULL"))
+        del platform.sandbox.pixels[path]
+        return found
+
+    assert waits() == [batch.RETRY_S, 2 * batch.RETRY_S, 4 * batch.RETRY_S]
+    for _ in range(7):
+        platform.encode()
+        with platform.begin() as db:
+            checks.encode_again(db, [1])
+    assert waits() == [batch.RETRY_S, 2 * batch.RETRY_S, 4 * batch.RETRY_S]
 
 
 def test_work_that_was_lost_to_another_worker_writes_nothing(platform: Platform) -> None:
