@@ -1,8 +1,9 @@
 """Gaps of a generation: images that searches find today and would no longer find once it is published.
 
-A generation must hold each image that is encoded or that the live generation shows. Such an image is a gap if this
-generation has no row for it, its index refused it, or it has not applied what the live one has. What neither has
-applied is no gap. An image for which the live generation has no row must be held all the same.
+A generation must hold each image that is encoded or that the live generation shows. Such an image is a gap if the
+model has yet to encode it (a row is then of earlier bytes), this generation has no row for it, its index refused it, or
+it has not applied what the live one has. What neither has applied is no gap. An image for which the live generation has
+no row must be held all the same.
 """
 
 from collections.abc import Collection, Sequence
@@ -28,9 +29,9 @@ _NEEDED: Final = f"""
         SELECT image_id, count(*) AS frames FROM encoding WHERE model_id = :model {{rows}} GROUP BY image_id
     ), needed AS (
         SELECT i.id, i.sop_uid, CASE
+            WHEN b.state = 'due' THEN 'to-encode'
             WHEN own.refused IS NOT NULL THEN own.refused
             WHEN own.image_id IS NULL AND b.state = 'failed' THEN b.reason
-            WHEN own.image_id IS NULL AND b.state = 'due' THEN 'to-encode'
             WHEN own.image_id IS NULL OR own.frames IS DISTINCT FROM stored.frames THEN 'missing'
             WHEN (coalesce(shown.held, true) AND NOT own.held)
               OR (coalesce(shown.settled, true) AND NOT own.settled) THEN 'to-index'

@@ -514,6 +514,21 @@ def test_a_generation_opened_again_waits_for_the_vectors_of_present_bytes(filled
     assert filled.index(f"g{again}-m2").count() == 12
 
 
+def test_a_vector_of_earlier_bytes_covers_nothing_until_the_present_ones_are_encoded(filled: Platform) -> None:
+    number = filled.begin_generation("second")
+    filled.reindex()
+    filled.put("0001.dcm", header(1), b"other bytes")
+    filled.scan()
+    encode.drain(filled.begin, filled.sandbox, without_second(filled), filled.effort)
+    filled.project()
+    with filled.begin() as db, pytest.raises(Conflict, match=r"covers 11 of 12 images.*to-encode"):
+        lifecycle.publish(db, number, patience_s=0.0)
+    drain(filled)
+    filled.project()
+    with filled.begin() as db:
+        lifecycle.publish(db, number, patience_s=0.0)
+
+
 def test_frames_that_one_model_no_longer_takes_stay_in_the_others_generation(filled: Platform) -> None:
     with filled.begin() as db:
         entries = encode.ledger.stored(db, 1, [1])
