@@ -21,6 +21,7 @@ _RUNG: dict[Kind, Job] = {"image": Job.ENCODE, "encoding": Job.CATCH_UP, "point"
 
 def retry(db: Session, letter: str, actor: Actor) -> None:
     """Make this dead letter due again. Raises: `NotFound` if it is no dead letter, or not any more."""
+    share(db, Lock.GENERATIONS)  # a publish counts which points are due
     kind: Kind = letter.partition("-")[0]  # type: ignore[assignment]  # the route's pattern admits only kinds
     if not _due(db, kind, [letter]):
         raise NotFound("no such dead letter")
@@ -34,6 +35,7 @@ def retry_many(db: Session, wanted: Wanted, actor: Actor) -> Counter[str]:
     """
     if wanted.kind is None and wanted.reason is None:
         raise Invalid("name a kind or a reason to retry")
+    share(db, Lock.GENERATIONS)
     found = letters.page(db, wanted, None, MOST_AT_ONCE)
     done: Counter[str] = Counter()
     for kind in _RUNG:
@@ -44,8 +46,6 @@ def retry_many(db: Session, wanted: Wanted, actor: Actor) -> Counter[str]:
 
 
 def _due(db: Session, kind: Kind, names: Sequence[str]) -> int:
-    if kind == "point":
-        share(db, Lock.GENERATIONS)  # a publish counts what is due
     found = letters.due_again(db, kind, names)
     scan_again(db, found)
     enqueue(db, _RUNG[kind])

@@ -17,7 +17,7 @@ from shared.index.base import IndexStore
 from shared.pipeline import arrive, canary, erase, points
 from shared.pipeline.receive import Inspector, Rules
 from shared.pipeline.replay import measure_again
-from shared.store import checks, erasure, files, generations, operations
+from shared.store import checks, erasure, files, generations, images, operations
 from shared.store.blobs import Blobs
 from shared.store.checks import Registered
 from shared.store.files import Seen
@@ -164,6 +164,7 @@ def _rows(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: A
                 alone(db, Lock.GENERATIONS)
                 ids = check.found(db)
                 if repair and ids:
+                    images.lock(db, ids)
                     check.mend(db, ids)
                 if repair and check.kind == "calibration-foreign":
                     measure_again(db, ids)
@@ -244,6 +245,7 @@ def _look_again(db: Session, kind: str, rows: Sequence[Registered]) -> None:
     if kind != "file-missing":
         checks.scan_again(db, files.reread(db, ids))
         return
+    images.lock(db, [row.image_id for row in rows if row.image_id is not None])  # before their files, as intake does
     files.mark_missing(db, ids)
     for row in rows:
         assert row.image_id is not None  # noqa: S101 - or it would be a file without an image

@@ -116,6 +116,12 @@ def exhaust(db: Session, max_failures: int) -> list[int]:
 #: Every change of several rows locks them in this order, because a batch may be renewed while it is settled.
 _LOCK = sa.text("SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR NO KEY UPDATE")
 
+
+def lock(db: Session, ids: Iterable[int]) -> None:
+    """Lock these images until the commit; do it before several of them, or their catch-up rows, are changed."""
+    db.execute(_LOCK, {"ids": list(ids)})
+
+
 _RENEW = sa.text(
     """
     UPDATE image SET lease_until = clock_timestamp() + make_interval(secs => :lease)
@@ -128,7 +134,7 @@ _RENEW = sa.text(
 def renew(db: Session, claimed: Iterable[Claimed], lease_s: float) -> None:
     ours = list(claimed)
     ids = [c.id for c in ours]
-    db.execute(_LOCK, {"ids": ids})
+    lock(db, ids)
     db.execute(_RENEW, {"ids": ids, "attempts": [c.attempt for c in ours], "lease": lease_s})
 
 
@@ -174,7 +180,7 @@ def settle(db: Session, verdicts: Sequence[Verdict]) -> dict[int, int]:
     for verdict in verdicts:
         check_move(Status.ENCODING, verdict.status)
     ids = [v.image.id for v in verdicts]
-    db.execute(_LOCK, {"ids": ids})
+    lock(db, ids)
     rows = db.execute(
         _SETTLE,
         {
@@ -205,7 +211,9 @@ def check_move(old: Status, new: Status) -> None:
         raise Conflict(f"an image cannot go from {old.value} to {new.value}")
 
 
-_RETRY = sa.text(f"UPDATE image SET {AGAIN} WHERE operation_id = :operation AND status = 'failed' RETURNING id")
+#: Condition: the image is failed, and {0}. The images are locked in the order of `lock`.
+FAILED = "id IN (SELECT id FROM image WHERE status = 'failed' AND {0} ORDER BY id FOR NO KEY UPDATE)"
+_RETRY = sa.text(f"UPDATE image SET {AGAIN} WHERE {FAILED.format('operation_id = :operation')} RETURNING id")
 
 
 def retry_failed(db: Session, operation_id: uuid.UUID) -> int:

@@ -74,12 +74,14 @@ def counts(connection: sa.Connection) -> list[tuple[str, str, int]]:
 _DUE: dict[str, str] = {
     "image": f"""
         UPDATE image SET {images.AGAIN}
-        WHERE status = 'failed' AND ('image-' || id) = ANY(CAST(:letters AS text[])) RETURNING NULL::uuid
+        WHERE {images.FAILED.format("('image-' || id) = ANY(CAST(:letters AS text[]))")} RETURNING NULL::uuid
     """,
     "encoding": f"""
-        UPDATE catch_up SET {catchup.AGAIN}
-        WHERE state = 'failed' AND ('encoding-' || model_id || '-' || image_id) = ANY(CAST(:letters AS text[]))
-        RETURNING NULL::uuid
+        UPDATE catch_up SET {catchup.AGAIN} WHERE (model_id, image_id) IN (
+            SELECT model_id, image_id FROM catch_up
+            WHERE state = 'failed' AND ('encoding-' || model_id || '-' || image_id) = ANY(CAST(:letters AS text[]))
+            FOR UPDATE SKIP LOCKED  -- as `catchup.retry`: whoever has locked such a row makes it due or deletes it
+        ) RETURNING NULL::uuid
     """,
     "point": f"""
         UPDATE ledger SET {ledger.AGAIN} WHERE state = 'failed'

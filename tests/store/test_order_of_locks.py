@@ -10,12 +10,18 @@ import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from shared.pipeline import catchup as catching_up
-from shared.pipeline import lifecycle, reindex
+from shared.pipeline import lifecycle, reconcile, reindex
 from shared.pipeline.batch import again
-from shared.store import catchup, encodings, generations, images, ledger
+from shared.pipeline.letters import retry_many
+from shared.pipeline.reconcile import Site
+from shared.store import catchup, checks, encodings, files, generations, images, ledger, letters, studies
+from shared.store.blobs import Blobs
+from shared.store.files import Record, Seen
 from shared.store.images import Claimed, Verdict
-from shared.store.locks import Lock, share
-from shared.types import Status
+from shared.store.letters import Wanted
+from shared.store.locks import Lock, alone, share
+from shared.store.reviews import Actor
+from shared.types import FileOutcome, Status
 from tests.miniature import Platform, header
 
 IMAGES = 1000  #: enough that the planner looks up retried images one by one, in the order of the statement's arrays
@@ -90,6 +96,113 @@ def test_who_renews_or_retries_waits_for_no_one(
     with platform.store.reading() as connection:
         done = "SELECT count(*) FROM catch_up WHERE failures = 0 OR lease_until > clock_timestamp() + interval '1000 s'"
         assert connection.execute(sa.text(done)).scalar_one() == 3
+
+
+def test_who_retries_dead_letters_waits_for_no_one_who_settles(
+    platform: Platform, catching_up_on: tuple[int, list[Claimed]]
+) -> None:
+    model, claimed = catching_up_on
+    ids = [c.id for c in claimed]
+    with platform.begin() as db:
+        db.execute(sa.text("UPDATE catch_up SET state = 'failed', lease_until = NULL"))
+    with ThreadPoolExecutor(1) as beside, platform.begin() as db:
+        catchup.withdraw(db, ids[1:2])
+        names = [f"encoding-{model}-{image}" for image in ids]
+        beside.submit(run, platform, lambda db: letters.due_again(db, "encoding", names)).result(20)
+        catchup.drop(db, ids[3:], [model])
+    with platform.store.reading() as connection:
+        left = sa.text("SELECT image_id, state FROM catch_up ORDER BY 1")
+        assert [tuple(row) for row in connection.execute(left)] == [(ids[0], "due"), (ids[2], "due")]
+
+
+OPERATION = uuid4()
+
+
+def diagnose(platform: Platform) -> None:
+    site = Site(
+        begin=platform.begin,
+        indexes=platform.indexes,
+        models=platform.folder / "models",
+        blobs=Blobs(platform.folder / "blobs"),
+        inspector=platform.sandbox,
+        rules=platform.rules,
+    )
+    assert [one.kind for one in reconcile._rows(site, True, False) if one.count] == ["job-exhausted"]
+
+
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda p: run(p, lambda db: letters.due_again(db, "image", [f"image-{n}" for n in range(1, 5)])),
+        lambda p: run(p, lambda db: images.retry_failed(db, OPERATION)),
+        diagnose,
+    ],
+    ids=["letters", "operation", "doctor"],
+)
+def test_who_retries_images_and_who_registers_them_again_do_not_wait_for_each_other(
+    platform: Platform, act: Callable[[Platform], None]
+) -> None:
+    platform.add_model()
+    platform.take_in(4)
+    with platform.begin() as db:
+        db.execute(sa.text("UPDATE image SET status = 'received', operation_id = :id"), {"id": OPERATION})
+        for image in (2, 3, 4, 1):  # the table has the rows in this order
+            failed = "UPDATE image SET status = 'failed', reason = 'worker-died' WHERE id = :id"
+            db.execute(sa.text(failed), {"id": image})
+    scan = "SET LOCAL enable_indexscan = off; SET LOCAL enable_bitmapscan = off"  # as for many rows
+    sa.event.listen(platform.store.engine, "begin", lambda connection: connection.exec_driver_sql(scan))
+    with ThreadPoolExecutor(2) as others:
+        with platform.begin() as db:
+            db.execute(sa.text("SELECT 1 FROM image WHERE id = 3 FOR UPDATE"))
+            retried = others.submit(act, platform)
+            wait_until_blocked(platform, 1)
+            known = others.submit(run, platform, lambda db: studies.known(db, [f"1.2.3.{n}" for n in range(1, 5)]))
+            wait_until_blocked(platform, 2)
+        for one in (retried, known):
+            one.result(20)
+    with platform.store.reading() as connection:
+        assert images.statuses(connection) == {"received": 4}
+
+
+def test_who_retries_all_of_a_reason_and_who_repairs_images_do_not_wait_for_each_other(platform: Platform) -> None:
+    """An image and a point: the latter also needs the lock that a repair holds."""
+    platform.add_model()
+    platform.take_in(2)
+    with platform.begin() as db:
+        db.execute(sa.text("UPDATE image SET status = 'received' WHERE id = 1"))
+        db.execute(sa.text("UPDATE image SET status = 'failed', reason = 'odd' WHERE id = 1"))
+        db.execute(sa.text("UPDATE ledger SET state = 'failed', last_error = 'odd' WHERE image_id = 2"))
+    with ThreadPoolExecutor(1) as beside:
+        with platform.begin() as db:
+            alone(db, Lock.GENERATIONS)
+            retried = beside.submit(run, platform, lambda db: retry_many(db, Wanted(reason="odd"), Actor("Anna", 1)))
+            wait_until_blocked(platform, 1)
+            images.lock(db, [1, 2])
+        retried.result(20)
+    with platform.store.reading() as connection:
+        assert images.statuses(connection) == {"encoded": 1, "received": 1}
+
+
+def test_who_marks_a_missing_file_and_who_finds_it_do_not_wait_for_each_other(platform: Platform) -> None:
+    platform.add_model()
+    platform.take_in(1)
+    platform.put("copy.dcm", header(0), b"0000.dcm")  # the same bytes
+    platform.scan()
+    (path,) = platform.folder.glob("archive/0000.dcm")
+    (copy,) = platform.folder.glob("archive/copy.dcm")
+    with platform.begin() as db:
+        rows = checks.files(db, 0, 9)
+    seen = Seen.of(bytes(path), path.stat())
+    path.unlink()
+    with ThreadPoolExecutor(1) as beside:
+        with platform.begin() as db:
+            studies.known(db, ["1.2.3.1"])
+            marked = beside.submit(run, platform, lambda db: reconcile._look_again(db, "file-missing", rows))
+            wait_until_blocked(platform, 1)
+            files.record(db, [Record(seen=seen, outcome=FileOutcome.TAKEN, image_id=rows[0].image_id)], None)
+        marked.result(20)
+    with platform.store.reading() as connection:
+        assert connection.execute(sa.text("SELECT path FROM image")).scalar_one() == bytes(copy)
 
 
 def test_who_settles_and_who_gives_catch_up_back_do_not_wait_for_each_other(
