@@ -1,6 +1,7 @@
 """A small platform for tests: real Postgres, the in-memory index, the null encoder, a sandbox without a child."""
 
 import os
+import time
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
@@ -197,6 +198,19 @@ class Platform:
             found = generations.published(db)
         assert found is not None
         return found
+
+    def wait_until_blocked(self, count: int) -> None:
+        """Wait until so many connections wait for a lock."""
+        blocked = sa.text(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        until = time.monotonic() + 20
+        while time.monotonic() < until:
+            with self.store.reading() as connection:
+                if connection.execute(blocked).scalar_one() == count:
+                    return
+            time.sleep(0.01)
+        raise AssertionError("nobody waits for the lock")
 
     def take_in(self, count: int) -> None:
         """Ingest `count` images until they are searchable."""

@@ -71,7 +71,8 @@ def ensure(db: Session, incoming: Sequence[Incoming]) -> tuple[dict[str, tuple[i
     created = db.execute(
         sa.text(
             "INSERT INTO study (uid, patient_key, study_date) SELECT * FROM unnest(CAST(:uids AS text[]), "
-            "CAST(:keys AS bytea[]), CAST(:dates AS date[])) ON CONFLICT (uid) DO NOTHING RETURNING uid"
+            "CAST(:keys AS bytea[]), CAST(:dates AS date[])) "
+            "ON CONFLICT (uid) DO UPDATE SET study_date = study.study_date WHERE false RETURNING uid"  # locks the row
         ),
         {
             "uids": ordered,
@@ -82,8 +83,7 @@ def ensure(db: Session, incoming: Sequence[Incoming]) -> tuple[dict[str, tuple[i
     new = created.scalars().all()
     rows = db.execute(
         sa.text(
-            "SELECT uid, id, patient_key, study_date FROM study WHERE uid = ANY(CAST(:uids AS text[])) "
-            "ORDER BY uid FOR NO KEY UPDATE"
+            "SELECT uid, id, patient_key, study_date FROM study WHERE uid = ANY(CAST(:uids AS text[])) ORDER BY uid"
         ),
         {"uids": ordered},
     ).all()
@@ -105,7 +105,7 @@ _EMPTY = sa.text(
 
 
 def drop_empty(db: Session, new: Sequence[str]) -> None:
-    """Delete those of these studies, created by this transaction, that got no image.
+    """Delete those of these studies, created or locked by this transaction, that have no image.
 
     Such a study would have the patient of a stopped file, and stop the files of its real one.
     """
@@ -128,9 +128,10 @@ _RETOLD = sa.text(
 
 
 def lock(db: Session, incoming: Sequence[Incoming]) -> None:
-    """Lock, in one order, the existing images that change if a file has another date or patient than its study.
+    """Lock, in one order, the existing images that the files name, and those that change with their study.
 
-    These are more images than the files name. Where no file differs from its study, none is locked here.
+    These are the images of a study that has another date or patient than a file. `known` then waits for none: a
+    statement that waits for an image would join its new row with the study as it was before.
     """
     headers = [i.header for i in incoming]
     told = {
@@ -138,8 +139,8 @@ def lock(db: Session, incoming: Sequence[Incoming]) -> None:
         "dates": [h.study_date for h in headers],
         "keys": [i.patient_key for i in incoming],
     }
-    if others := list(db.execute(_RETOLD, told).scalars()):
-        db.execute(_LOCK, {"ids": others, "sops": [h.sop_instance_uid for h in headers]})
+    others = list(db.execute(_RETOLD, told).scalars())
+    db.execute(_LOCK, {"ids": others, "sops": [h.sop_instance_uid for h in headers]})
 
 
 _TOLD = f"UPDATE ledger SET revision = changed.revision, {ledger.AGAIN}"
@@ -201,10 +202,15 @@ _MOVE = sa.text(
 )
 
 
+#: A statement of its own: the next one sees what has come into the study meanwhile.
+_LEAVE = sa.text("SELECT FROM study WHERE uid = :uid FOR UPDATE")
+
+
 def move(db: Session, known: Known, study_id: int) -> None:
     """Move an image from its placeholder study into this one; it is updated and hidden as by `assign_patient`."""
     db.execute(_MOVE, {"id": known.id, "study": study_id})
-    db.execute(_EMPTY, {"uids": [known.study_uid]})
+    db.execute(_LEAVE, {"uid": known.study_uid})
+    drop_empty(db, [known.study_uid])
     enqueue(db, Job.PROJECT)
 
 

@@ -1,6 +1,7 @@
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
@@ -8,11 +9,12 @@ from typing import Any, ClassVar, Self
 
 import pytest
 import sqlalchemy as sa
+from sqlalchemy.orm import Session
 
 from shared.datasets.folder import Row, read_labels
 from shared.errors import Unavailable
 from shared.imaging.pseudonym import patient_key, patient_number
-from shared.pipeline import receive, search
+from shared.pipeline import receive, scan, search
 from shared.pipeline.question import Request
 from shared.store import studies
 from shared.store.studies import Incoming
@@ -298,6 +300,56 @@ def stopped(platform: Platform) -> list[tuple[Any, ...]]:
 
 
 P1, P2 = (patient_key(SECRET, "", name) for name in ("P1", "P2"))
+
+
+def tell(platform: Platform, n: int, row: Row, meanwhile: Callable[[], None] = lambda: None) -> None:
+    """Scan one picture with this row of a table; `meanwhile` runs before the commit."""
+    path = platform.folder / "archive" / f"{n}.png"
+
+    def report(_db: Session, _progress: Any) -> bool:
+        meanwhile()
+        return True
+
+    scan.scan(
+        platform.begin, platform.sandbox, path, table=Table(row), rules=platform.rules, operation_id=None, report=report
+    )
+
+
+@pytest.mark.parametrize("study", ["1.2.7", None])
+def test_of_two_tables_that_tell_a_pictures_patient_at_once_the_second_is_a_conflict(
+    platform: Platform, study: str | None
+) -> None:
+    unnamed(platform)
+    second = Row(study="1.2.8", patient="P2", labels=Labels())
+    with ThreadPoolExecutor(1) as beside:
+        told: list[Future[None]] = []
+
+        def meanwhile() -> None:
+            told.append(beside.submit(tell, platform, 0, second))
+            platform.wait_until_blocked(1)
+
+        tell(platform, 0, replace(second, study=study, patient="P1"), meanwhile)
+        told[0].result(20)
+    assert (stopped(platform), owners(platform)) == ([("patient-conflict",)], {(study or "2.25.1", P1)})
+
+
+@pytest.mark.parametrize("after", ["INSERT INTO study", "INSERT INTO image"])
+def test_a_study_that_one_picture_leaves_while_another_comes_stays(platform: Platform, after: str) -> None:
+    unnamed(platform)
+    put_picture(platform, 1)
+    with ThreadPoolExecutor(1) as beside:
+        told: list[Future[None]] = []
+
+        def leave(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+            if not told and statement.strip().startswith(after):
+                told.append(beside.submit(tell, platform, 0, Row(study="1.2.7", patient="P1", labels=Labels())))
+                wait(told, 1.0)  # until it waits for the study
+
+        sa.event.listen(platform.store.engine, "after_cursor_execute", leave)
+        tell(platform, 1, Row(study="2.25.1", patient=None, labels=Labels()))
+        told[0].result(20)
+    assert stopped(platform) == []
+    assert sorted(uid for uid, _ in owners(platform)) == ["1.2.7", "2.25.1"]
 
 
 @pytest.mark.parametrize("study", ["1.2.7", None])

@@ -1,6 +1,5 @@
 """Settling or releasing a batch does not deadlock with the renewal of its leases."""
 
-import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from uuid import uuid4
@@ -52,7 +51,7 @@ def test_who_settles_and_who_renews_do_not_wait_for_each_other(many: Platform) -
             db.execute(between, {"id": held[1].id})
             acts: list[Act] = [lambda db: images.settle(db, verdicts), lambda db: images.renew(db, held, 30.0)]
             both = [others.submit(run, many, act) for act in acts]
-            wait_until_blocked(many, 2)
+            many.wait_until_blocked(2)
         for one in both:
             one.result()
 
@@ -155,9 +154,9 @@ def test_who_retries_images_and_who_registers_them_again_do_not_wait_for_each_ot
         with platform.begin() as db:
             db.execute(sa.text("SELECT 1 FROM image WHERE id = 3 FOR UPDATE"))
             retried = others.submit(act, platform)
-            wait_until_blocked(platform, 1)
+            platform.wait_until_blocked(1)
             known = others.submit(run, platform, lambda db: studies.known(db, [f"1.2.3.{n}" for n in range(1, 5)]))
-            wait_until_blocked(platform, 2)
+            platform.wait_until_blocked(2)
         for one in (retried, known):
             one.result(20)
     with platform.store.reading() as connection:
@@ -176,7 +175,7 @@ def test_who_retries_all_of_a_reason_and_who_repairs_images_do_not_wait_for_each
         with platform.begin() as db:
             alone(db, Lock.GENERATIONS)
             retried = beside.submit(run, platform, lambda db: retry_many(db, Wanted(reason="odd"), Actor("Anna", 1)))
-            wait_until_blocked(platform, 1)
+            platform.wait_until_blocked(1)
             images.lock(db, [1, 2])
         retried.result(20)
     with platform.store.reading() as connection:
@@ -198,7 +197,7 @@ def test_who_marks_a_missing_file_and_who_finds_it_do_not_wait_for_each_other(pl
         with platform.begin() as db:
             studies.known(db, ["1.2.3.1"])
             marked = beside.submit(run, platform, lambda db: reconcile._look_again(db, "file-missing", rows))
-            wait_until_blocked(platform, 1)
+            platform.wait_until_blocked(1)
             files.record(db, [Record(seen=seen, outcome=FileOutcome.TAKEN, image_id=rows[0].image_id)], None)
         marked.result(20)
     with platform.store.reading() as connection:
@@ -222,7 +221,7 @@ def test_who_settles_and_who_gives_catch_up_back_do_not_wait_for_each_other(
             db.execute(images._LOCK, {"ids": ids[:2]})
             catchup.withdraw(db, ids[1:2])
             given = beside.submit(source.give_back, verdicts)
-            wait_until_blocked(platform, 1)
+            platform.wait_until_blocked(1)
             db.execute(images._LOCK, {"ids": ids})
             catchup.drop(db, ids[:1], [model])
         given.result(20)
@@ -249,24 +248,11 @@ def test_who_gives_up_and_who_gives_catch_up_back_do_not_wait_for_each_other(
         with platform.begin() as db:
             db.execute(between, {"id": claimed[2].id})
             given_up = others.submit(run, platform, exhaust)
-            wait_until_blocked(platform, 1)
+            platform.wait_until_blocked(1)
             given_back = others.submit(run, platform, lambda db: catchup.release(db, model, claimed))
-            wait_until_blocked(platform, 2)
+            platform.wait_until_blocked(2)
         for one in (given_up, given_back):
             one.result(20)
-
-
-def wait_until_blocked(platform: Platform, count: int) -> None:
-    blocked = sa.text(
-        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        with platform.store.reading() as connection:
-            if connection.execute(blocked).scalar_one() == count:
-                return
-        time.sleep(0.01)
-    raise AssertionError("nobody waits for the lock")
 
 
 @pytest.mark.parametrize("which", ["fill", "catch-up"])
@@ -294,7 +280,7 @@ def test_who_settles_and_who_builds_a_generation_do_not_wait_for_each_other(plat
             share(db, Lock.GENERATIONS)
             db.execute(images._LOCK, {"ids": ids})
             built = beside.submit(build)
-            wait_until_blocked(platform, 1)
+            platform.wait_until_blocked(1)
             ledger.post(db, found.model_id, [ledger.Entry(uuid4(), ids[0], 0, 99)])
         built.result(20)
 
@@ -338,6 +324,6 @@ def test_who_settles_and_who_purges_do_not_wait_for_each_other(platform: Platfor
             db.execute(images._LOCK, {"ids": ids})
             encodings.forget_closed(db, ids)
             purged = beside.submit(reindex.purge, platform.begin, platform.indexes)
-            wait_until_blocked(platform, 1)
+            platform.wait_until_blocked(1)
             catchup.drop(db, ids, [model])
         purged.result(20)
