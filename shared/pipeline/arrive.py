@@ -19,7 +19,8 @@ from shared.imaging.answers import Inspected
 from shared.imaging.reasons import PASSING, Reason, failed
 from shared.log import get
 from shared.pipeline import erase
-from shared.pipeline.receive import BATCH, Found, Inspector, Registered, Rules, admit, key_of
+from shared.pipeline.identity import Found, key_of
+from shared.pipeline.receive import BATCH, Inspector, Registered, Rules, admit
 from shared.store import arrivals, erasure, files
 from shared.store.arrivals import Origin
 from shared.store.blobs import MTIME_NS, Blobs, Part, digest_of

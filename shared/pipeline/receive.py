@@ -4,7 +4,6 @@ Folder scans, C-STORE, STOW and backfill share this. It opens no file: it decide
 exist of the image, its study and its patient.
 """
 
-import hmac
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,16 +12,15 @@ from typing import Protocol
 
 from sqlalchemy.orm import Session
 
-from shared.datasets.folder import Row
 from shared.errors import Gate, Rejected
-from shared.imaging.pseudonym import patient_key
-from shared.imaging.reasons import PASSING, Reason, failed
+from shared.imaging.reasons import PASSING, Reason
 from shared.imaging.sandbox import Inspected
 from shared.pipeline import erase, quarantine
 from shared.pipeline.admission import Action, Admission
+from shared.pipeline.identity import Found, incoming_of
 from shared.store import arrivals, catchup, files, images, studies
 from shared.store.arrivals import Arrival, Origin
-from shared.store.files import Record, Seen
+from shared.store.files import Record
 from shared.store.locks import Lock, share
 from shared.store.session import enqueue
 from shared.store.studies import Incoming, Known
@@ -47,57 +45,6 @@ class Rules:
     rest_s: float = 0.0  #: a file that could not be read is tried again after this
     skip: frozenset[bytes] = frozenset()  #: files that are no studies, such as the label table itself
     admission: Admission = field(default_factory=Admission)
-
-
-def identify(inspected: Inspected, row: Row | None, secret: bytes) -> Header:
-    """Return the header, with the values of its row in a label table.
-
-    A plain image has its study and patient from the table alone. A DICOM file keeps its header, unless the row is of
-    a published set, whose tables take precedence.
-
-    Raises: `Rejected` for a file without a header.
-    """
-    header = inspected.header
-    if header is None:
-        raise failed(Reason.NOT_A_STUDY_OBJECT)
-    if row is None or (inspected.kind == "dicom" and not row.identity):
-        return header
-    changes: dict[str, object] = {
-        name: value
-        for name, value in (
-            ("laterality", row.laterality),
-            ("view", row.view),
-            ("study_date", row.study_date),
-            ("modality", row.modality),
-            ("patient_id", row.patient),
-        )
-        if value
-    }
-    if row.patient:
-        changes["issuer_of_patient_id"] = ""
-    if row.study:
-        changes["study_instance_uid"] = study_uid(row.study, secret)
-    return replace(header, **changes)  # type: ignore[arg-type]  # the names above are fields of Header
-
-
-def study_uid(name: str, secret: bytes) -> str:
-    """Return the UID of a study that a table names: the name if it is a UID, else a keyed hash of it."""
-    parts = name.split(".")
-    numbers = name.isascii() and all(p.isdigit() and (p == "0" or p[0] != "0") for p in parts)
-    if len(name) <= 64 and len(parts) > 2 and numbers:
-        return name
-    return f"2.25.{int.from_bytes(hmac.digest(secret, name.encode(), 'sha256')[:15])}"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Found:
-    """One inspected file."""
-
-    seen: Seen
-    inspected: Inspected | Rejected
-    row: Row | None = None
-    stamp: bytes | None = None
-    expects: tuple[str, ...] = ()  #: SOP Instance, Study Instance and SOP Class UID that a sender announced
 
 
 Candidate = tuple[Found, Incoming]
@@ -172,7 +119,7 @@ def admit(db: Session, found: Sequence[Found], rules: Rules, origin: Origin) -> 
     candidates: list[Candidate] = []
     for file in found:
         try:
-            candidates.append((file, _incoming(file, rules.secret, origin)))
+            candidates.append((file, incoming_of(file, rules.secret, origin)))
         except Rejected as refusal:
             gate = refusal.gate.value if refusal.gate else None
             record = Record(
@@ -239,42 +186,6 @@ def _admitted(
             record = Record(seen=file.seen, outcome=outcome, reason=reason, labels_digest=file.stamp)
             turned.append(Registered(file, record, incoming.header, name))
     return kept, turned
-
-
-def _incoming(file: Found, secret: bytes, origin: Origin) -> Incoming:
-    """Raises: `Rejected`."""
-    if isinstance(file.inspected, Rejected):
-        raise file.inspected
-    header = identify(file.inspected, file.row, secret)
-    uids = (header.sop_instance_uid, header.study_instance_uid, header.sop_class_uid)
-    announced = zip(file.expects, uids, strict=False)  # senders may announce the first ones only
-    if any(said and said != is_ for said, is_ in announced):
-        raise failed(Reason.UIDS_DIFFER)
-    return Incoming(
-        header=header,
-        patient_key=key_of(header, secret),
-        digest=file.inspected.digest,
-        path=file.seen.path,
-        labels=file.row.labels if file.row is not None else None,
-        by_table=file.row is not None,
-        described=file.row is not None or file.inspected.kind == "dicom",
-        placeholder_patient_keys=()
-        if file.row is None or file.inspected.kind == "dicom"
-        else _placeholder_patient_keys(file.inspected, header, secret),
-        sender=f"{origin.source}:{origin.sender}" if origin.sender else "",
-    )
-
-
-def _placeholder_patient_keys(picture: Inspected, named: Header, secret: bytes) -> tuple[bytes, ...]:
-    """Return the keys that stand for a picture's patient: without any table, and with one that names only its study."""
-    return tuple(key_of(replace(header, patient_id=""), secret) for header in (picture.header, named) if header)
-
-
-def key_of(header: Header, secret: bytes) -> bytes:
-    """The pseudonym of the header's patient."""
-    return patient_key(
-        secret, header.issuer_of_patient_id, header.patient_id, study_instance_uid=header.study_instance_uid
-    )
 
 
 def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rules, origin: Origin) -> list[Registered]:

@@ -24,7 +24,8 @@ from shared import heartbeat
 from shared.datasets.folder import LabelTable, Row
 from shared.errors import Invalid, Rejected, Unavailable
 from shared.imaging.sandbox import Inspected
-from shared.pipeline.receive import BATCH, Found, Inspector, Rules, admit
+from shared.pipeline.identity import Found
+from shared.pipeline.receive import BATCH, Inspector, Rules, admit
 from shared.store import files
 from shared.store.arrivals import Origin
 from shared.store.files import Seen

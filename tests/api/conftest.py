@@ -23,7 +23,7 @@ from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Inspected
 from shared.index.memory import MemoryStore
 from shared.pipeline import encode, lifecycle, project, scan
-from shared.pipeline.receive import Found
+from shared.pipeline.identity import Found
 from shared.runtime import Runtime
 from shared.store import generations, images, keys
 from shared.store.files import Seen

@@ -17,7 +17,7 @@ from shared.errors import Invalid
 from shared.imaging.reasons import Reason, failed
 from shared.imaging.sandbox import Sandbox
 from shared.pipeline import scan
-from shared.pipeline.receive import Found
+from shared.pipeline.identity import Found
 from shared.store.files import Seen
 from shared.store.keys import Scope
 from tests.api.conftest import CANARY, serving

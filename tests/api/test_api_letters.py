@@ -8,7 +8,7 @@ import sqlalchemy as sa
 from shared.imaging.reasons import Reason, failed, undecodable
 from shared.pipeline import scan
 from shared.pipeline.admission import Action, Admission, Rule
-from shared.pipeline.receive import Found
+from shared.pipeline.identity import Found
 from shared.store import operations
 from shared.store.files import Seen
 from tests.api.conftest import CANARY

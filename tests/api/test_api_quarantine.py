@@ -14,7 +14,7 @@ from shared.encoder.base import Encoded
 from shared.imaging.reasons import Reason, hostile, undecodable
 from shared.log import configure
 from shared.pipeline import project, replay, scan, thresholds
-from shared.pipeline.receive import Found
+from shared.pipeline.identity import Found
 from shared.store import calibrations, generations
 from shared.store.files import Seen
 from shared.store.keys import Scope

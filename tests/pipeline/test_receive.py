@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from shared.datasets.folder import Row, read_labels
 from shared.errors import Unavailable
 from shared.imaging.pseudonym import patient_key, patient_number
-from shared.pipeline import receive, scan, search
+from shared.pipeline import scan, search
 from shared.pipeline.question import Request
 from shared.store import studies
 from shared.store.studies import Incoming
@@ -172,23 +172,6 @@ def test_new_labels_reach_the_index_without_a_pixel(platform: Platform) -> None:
         collection = db.execute(sa.text("SELECT collection FROM generation")).scalar_one()
     ids = [point for batch in platform.index(collection).scan() for point, _ in batch]
     assert {point.payload["birads"] for point in platform.index(collection).get(ids)} == {5}
-
-
-def test_a_table_names_study_and_patient_of_a_plain_image() -> None:
-    what = receive.Inspected(header=header(0), digest=b"d", size=1, kind="png")
-    row = Row(study="case 7", patient="P7", laterality="R", view="MLO", study_date=date(2024, 5, 6), labels=Labels())
-    found = receive.identify(what, row, SECRET)
-    assert found.study_instance_uid.startswith("2.25.")
-    assert (found.patient_id, found.laterality, found.view) == ("P7", "R", "MLO")
-    assert receive.identify(replace(what, kind="dicom"), row, SECRET) == what.header
-
-
-def test_a_study_name_becomes_a_keyed_uid_and_a_uid_stays() -> None:
-    assert receive.study_uid("1.2.840.1", SECRET) == "1.2.840.1"
-    made = receive.study_uid("case 7", SECRET)
-    assert made == receive.study_uid("case 7", SECRET) != receive.study_uid("case 7", b"other key")
-    assert len(made) <= 64
-    assert receive.study_uid("1.2.\u0663", SECRET).startswith("2.25.")  # a Unicode digit is not valid in a UID
 
 
 def test_an_image_never_changes_its_study(platform: Platform) -> None:

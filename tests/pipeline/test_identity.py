@@ -1,0 +1,25 @@
+from dataclasses import replace
+from datetime import date
+
+from shared.datasets.folder import Row
+from shared.imaging.sandbox import Inspected
+from shared.pipeline import identity
+from shared.types import Labels
+from tests.miniature import SECRET, header
+
+
+def test_a_table_names_study_and_patient_of_a_plain_image() -> None:
+    what = Inspected(header=header(0), digest=b"d", size=1, kind="png")
+    row = Row(study="case 7", patient="P7", laterality="R", view="MLO", study_date=date(2024, 5, 6), labels=Labels())
+    found = identity.identify(what, row, SECRET)
+    assert found.study_instance_uid.startswith("2.25.")
+    assert (found.patient_id, found.laterality, found.view) == ("P7", "R", "MLO")
+    assert identity.identify(replace(what, kind="dicom"), row, SECRET) == what.header
+
+
+def test_a_study_name_becomes_a_keyed_uid_and_a_uid_stays() -> None:
+    assert identity.study_uid("1.2.840.1", SECRET) == "1.2.840.1"
+    made = identity.study_uid("case 7", SECRET)
+    assert made == identity.study_uid("case 7", SECRET) != identity.study_uid("case 7", b"other key")
+    assert len(made) <= 64
+    assert identity.study_uid("1.2.\u0663", SECRET).startswith("2.25.")  # a Unicode digit is not valid in a UID
