@@ -304,6 +304,25 @@ def test_a_share_that_is_away_costs_a_wait_and_no_exception(filled: Platform) ->
     assert due(filled) == []
 
 
+def test_a_share_that_is_away_is_waited_for_longer_each_time_until_a_person_retries(filled: Platform) -> None:
+    opened(filled)
+    (path,) = query(filled, "SELECT path FROM image WHERE id = 5")[0]
+    filled.sandbox.pixels[path] = failed(Reason.UNREADABLE)
+
+    def wait_s() -> int:
+        drain(filled)
+        left = "SELECT extract(epoch FROM not_before - clock_timestamp()) FROM catch_up"
+        ((found,),) = query(filled, left)
+        with filled.begin() as db:
+            db.execute(sa.text("UPDATE catch_up SET not_before = NULL"))
+        return round(float(found) / batch.RETRY_S)
+
+    assert [wait_s() for _ in range(3)] == [1, 2, 4]
+    with filled.begin() as db:
+        rows.retry(db, 2)
+    assert wait_s() == 1
+
+
 def test_new_images_come_first(filled: Platform) -> None:
     opened(filled)
     filled.put("new.dcm", header(12))
