@@ -98,6 +98,7 @@ _DUE = f"""
 _CLAIM = sa.text(
     f"""
     UPDATE operation SET state = 'running', attempt = attempt + 1, losses = {_LOSSES},
+                         started_at = coalesce(started_at, clock_timestamp()),
                          lease_until = clock_timestamp() + make_interval(secs => :lease)
     WHERE id = (
         SELECT id FROM operation WHERE {_DUE} ORDER BY coalesce(not_before, created_at), created_at LIMIT 1
@@ -247,7 +248,7 @@ def retry(db: Session, operation_id: uuid.UUID) -> Operation:
     if operation.state in UNDER_WAY:
         raise Conflict("the operation has not ended")
     if operation.state != OperationState.PAUSED:
-        operation.done, operation.counts = 0, {}
+        operation.done, operation.counts, operation.started_at = 0, {}, None
     operation.state, operation.cancel, operation.losses = OperationState.PENDING, False, 0
     operation.error = operation.finished_at = None
     operation.cursor = operation.registered_at = None

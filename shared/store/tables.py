@@ -461,6 +461,7 @@ class Operation(Lease, Base):
     losses: Mapped[int] = mapped_column(Integer, server_default="0")  #: lost leases in a row, without progress
     key_digest: Mapped[bytes | None] = mapped_column(unique=True)  #: of an Idempotency-Key
     created_at: Mapped[datetime] = _now()
+    started_at: Mapped[datetime | None]  #: when a worker first claimed it, since it was created or last retried
     registered_at: Mapped[datetime | None]  #: scan or pull: since when every file has a row and images are awaited
     finished_at: Mapped[datetime | None]
     __table_args__ = (

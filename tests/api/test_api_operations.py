@@ -146,6 +146,26 @@ def test_progress_follows_registering_deciding_and_the_index(client, archive, fo
     assert body["rate_per_s"] > 0
 
 
+def test_the_time_that_an_operation_waited_for_a_worker_counts_neither_for_its_duration_nor_its_rate(
+    client, archive, folder
+):
+    id_ = begin(client, folder).json()["id"]
+    with archive.rt.transaction() as db:
+        db.execute(sa.text("UPDATE operation SET created_at = created_at - interval '1 hour'"))
+    assert client.get(f"/v1/operations/{id_}").json()["took_s"] == 0
+    for _ in range(2):  # the second time after it was retried
+        with archive.rt.transaction() as db:
+            held = operations.claim(db, "scan", 30)
+            operations.progress(db, held, done=4, total=4, counts={}, cursor=None, lease_s=30)
+            operations.end(db, held, "failed")
+        body = client.get(f"/v1/operations/{id_}").json()
+        assert body["took_s"] < 600
+        assert body["rate_per_s"] > 4 / 600
+        with archive.rt.transaction() as db:
+            db.execute(sa.text("UPDATE operation SET started_at = started_at - interval '1 hour'"))
+        client.post(f"/v1/operations/{id_}:retry")
+
+
 def test_without_a_model_images_wait_for_one_and_the_phase_says_so(bare, folder):
     with serving(bare) as client:
         client.headers.update(bare.key())

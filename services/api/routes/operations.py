@@ -172,7 +172,7 @@ def detail(db: Session, operation: Operation) -> OperationDetail:
 def _summary(operation: Operation, standing: catalog.Progress) -> OperationOut:
     undecided, unindexed = standing.undecided, standing.unindexed
     end = operation.finished_at or datetime.now(UTC)
-    took_s = max((end - operation.created_at).total_seconds(), 0.0)
+    took_s = max((end - (operation.started_at or end)).total_seconds(), 0.0)
     decided = max(operation.done - undecided, 0)
     return {
         "id": operation.id,
