@@ -205,8 +205,10 @@ def _error(response: "httpx.Response") -> SimilisError:
     places = [f"{_field(item)}: {item.get('message', 'wrong')}" for item in wrong]
     text = "; ".join(dict.fromkeys(places)) or str(said)  # `detail` only lists the same fields
     kind = BY_STATUS.get(response.status_code, SimilisError)
-    if kind is Unidentified:  # the server tells of HTTP's header
-        text = f"{text.partition(':')[0]}: name the file of one with --key-file"
+    if problem.get("code") == "unidentified":  # the server tells of HTTP's header
+        wrong_key = "Authorization" in response.request.headers
+        text = "this API key is not valid" if wrong_key else "an API key is needed"
+        text += ": name the file of one with --key-file"
     if issubclass(kind, Unavailable | Throttled):
         seconds = response.headers.get("Retry-After", "")
         return kind(text, int(seconds)) if seconds.isdecimal() else kind(text)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from services.api.errors import KINDS
 from services.cli import client as client_module
 from services.cli.client import Client, connect
 from shared.errors import Conflict, Denied, Invalid, NotFound, SimilisError, Throttled, Unavailable, Unidentified
@@ -134,14 +135,19 @@ def test_a_problem_is_one_sentence_and_an_exit_code(home, server, similis, statu
     assert (ran.code, ran.out, ran.err) == (code, "", "similis: the words of the server\n")
 
 
-@pytest.mark.parametrize("said", ["an API key is needed: Authorization: Bearer sml_...", "this API key is not valid"])
-def test_who_lacks_a_key_is_told_of_the_option_and_not_of_the_header(home, server, similis, said):
-    server.problem("GET /v1/keys", 401, said)
+@pytest.mark.parametrize(("key", "said"), [("sml_one", "this API key is not valid"), ("", "an API key is needed")])
+def test_who_lacks_a_key_is_told_of_the_option_whatever_words_the_server_has(home, server, similis, key, said):
+    (home / "api.key").write_text(key)
+    server.on("GET /v1/keys", {"code": KINDS[Unidentified].code, "detail": "Authorization: Bearer 12:30"}, 401)
     with connect(None, None, home) as client, pytest.raises(Unidentified):
         client.get("/v1/keys")
     ran = similis("keys", "list", "--home", home)
-    words = said.partition(":")[0]
-    assert (ran.code, ran.err) == (1, f"similis: {words}: name the file of one with --key-file\n")
+    assert (ran.code, ran.err) == (1, f"similis: {said}: name the file of one with --key-file\n")
+
+
+def test_a_proxy_that_asks_who_is_there_is_quoted(home, server, similis):
+    server.problem("GET /v1/keys", 401, "sign in: at the front desk")
+    assert similis("keys", "list", "--home", home).err == "similis: sign in: at the front desk\n"
 
 
 def test_a_file_that_is_rejected_is_explained_in_a_sentence(home, server, similis, tmp_path):
