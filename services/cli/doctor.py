@@ -14,7 +14,7 @@ from services.cli.client import HomeFolder
 from services.cli.ingest import advise
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 from shared.config import Settings
-from shared.errors import Unavailable
+from shared.errors import NotFound
 
 if TYPE_CHECKING:
     from shared.pipeline.reconcile import Finding
@@ -84,7 +84,7 @@ def doctor(
     folder = (home or Settings().home).expanduser()
     given = settings(folder)
     if (folder / "pg").exists() and not Home(folder.resolve()).locked:
-        raise Unavailable(f"nothing runs in {folder}: start it with `similis up`, or name another home with --home")
+        raise NotFound(f"nothing runs on the home {folder}: start it with `similis up`, or name another with --home")
     with closing(Runtime(given)) as runtime:
         place = Site(
             begin=runtime.transaction,
