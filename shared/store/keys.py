@@ -93,17 +93,18 @@ def touch(db: Session, key_id: int) -> None:
     db.execute(sa.update(ApiKey).where(ApiKey.id == key_id).values(last_used_at=sa.func.clock_timestamp()))
 
 
-def revoke(db: Session, key_id: int) -> None:
-    """Refuse the key from the commit on; a second call keeps the time of the first revocation.
+def revoke(db: Session, key_id: int) -> bool:
+    """Refuse the key from the commit on; return whether it was not revoked before.
 
     Raises: `NotFound`.
     """
-    moment = sa.func.coalesce(ApiKey.revoked_at, sa.func.clock_timestamp())
-    found = db.execute(
-        sa.update(ApiKey).where(ApiKey.id == key_id).values(revoked_at=moment).returning(ApiKey.id)
-    ).first()
+    found = db.get(ApiKey, key_id, with_for_update=True)
     if found is None:
         raise NotFound("no such key")
+    if found.revoked_at is not None:
+        return False
+    found.revoked_at = sa.func.clock_timestamp()
+    return True
 
 
 def every(db: Session) -> list[ApiKey]:

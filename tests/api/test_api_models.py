@@ -89,6 +89,17 @@ def test_a_key_that_is_not_there_cannot_be_revoked(client):
     assert client.delete("/v1/keys/12345").status_code == 404
 
 
+def test_a_key_that_is_revoked_twice_was_revoked_once(client):
+    made = client.post("/v1/keys", json={"name": "viewer", "scopes": ["read"]}).json()["id"]
+    revoked = []
+    for _ in range(2):
+        assert client.delete(f"/v1/keys/{made}").status_code == 204
+        revoked += [key["revoked_at"] for key in client.get("/v1/keys").json()["keys"] if key["id"] == made]
+    assert revoked[0] == revoked[1] is not None
+    entries = client.get("/v1/audit?action=key-revoke").json()["entries"]
+    assert [entry["details"] for entry in entries] == [{"key": made}]
+
+
 def test_a_model_gets_a_code_fitted_to_what_the_archive_holds(client, archive):
     for study in range(1, 6):
         archive.take_in(study)

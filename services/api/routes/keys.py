@@ -32,9 +32,9 @@ def make_key(db: Db, bearer: CanAdmin, asked: KeyIn, response: Response) -> KeyM
 
 @router.delete("/v1/keys/{key_id}", status_code=204)
 def revoke_key(db: Db, bearer: CanAdmin, key_id: Annotated[int, Path(ge=1, le=MOST_ID)]) -> Response:
-    """Revoke the key; within a second every API process refuses it."""
-    keys.revoke(db, key_id)
-    reviews.audit(db, bearer.actor, "key-revoke", {"key": key_id})
+    """Revoke the key; within a second every API process refuses it. Idempotent."""
+    if keys.revoke(db, key_id):
+        reviews.audit(db, bearer.actor, "key-revoke", {"key": key_id})
     return Response(status_code=204)
 
 
