@@ -14,7 +14,7 @@ _models: dict[tuple[str, str], ModelRef] = {}  # a card never changes
 def model(published: Published) -> ModelRef:
     known = _models.get((published.fingerprint, published.folder))
     if known is None:
-        card = Card.from_json(dict(published.card))
+        card = Card.from_json(published.card)
         known = {
             "name": card.name,
             "fingerprint": published.fingerprint,

@@ -4,8 +4,9 @@ Opening, publishing and retiring take `Lock.GENERATIONS` exclusively; writing an
 image is settled with a row for every open generation, and what is published is what was checked.
 """
 
+import json
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
@@ -29,12 +30,18 @@ class Published:
     model_id: int
     fingerprint: str
     folder: str
-    card: Mapping[str, Any]
+    card_json: str
     read_at: datetime | None = None  #: when the pointer was read, by the database's clock
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The model's card, parsed at each call: a search by study never looks at it."""
+        card: dict[str, Any] = json.loads(self.card_json)
+        return card
 
 
 _PUBLISHED: Final = """
-    SELECT g.id, g.collection, m.id, m.fingerprint, m.folder, m.card, clock_timestamp()
+    SELECT g.id, g.collection, m.id, m.fingerprint, m.folder, CAST(m.card AS text), clock_timestamp()
     FROM live l JOIN generation g ON g.id = l.generation_id JOIN model m ON m.id = g.model_id
     """
 
@@ -118,7 +125,7 @@ def add(
 
 
 _OPENED = sa.text(
-    "SELECT g.id, g.collection, m.id, m.fingerprint, m.folder, m.card FROM generation g "
+    "SELECT g.id, g.collection, m.id, m.fingerprint, m.folder, CAST(m.card AS text) FROM generation g "
     "JOIN model m ON m.id = g.model_id WHERE g.state = 'open' "
     "ORDER BY g.id = (SELECT generation_id FROM live) DESC NULLS LAST, g.id"
 )

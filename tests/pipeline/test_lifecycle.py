@@ -54,3 +54,11 @@ def test_the_published_generation_cannot_be_retired(platform: Platform) -> None:
     platform.add_model()
     with pytest.raises(Conflict), platform.begin() as db:
         generations.retire(db, live(platform).generation_id)
+
+
+def test_whoever_changes_the_card_that_was_read_changes_it_for_nobody_else(platform: Platform) -> None:
+    card = platform.add_model()
+    found = live(platform)
+    found.card["recipe"]["size"] = 1
+    assert found.card == live(platform).card
+    assert found.card["recipe"] == card.recipe.to_json()
