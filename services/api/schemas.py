@@ -5,7 +5,17 @@ from datetime import date, datetime
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from services.api.dicom_json import ATTRIBUTES, KEYWORDS
 from shared.datasets.names import DatasetName
@@ -116,6 +126,15 @@ Range = Annotated[str | None, AfterValidator(_checked)]
 
 class In(BaseModel):
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true and false for all but booleans: pydantic would read them as the numbers 1 and 0."""
+        given = value if isinstance(value, list) else [value]
+        if cls.model_fields[str(info.field_name)].annotation is not bool and any(isinstance(v, bool) for v in given):
+            raise ValueError("must not be true or false")
+        return value
 
 
 def keyword(name: str) -> str:

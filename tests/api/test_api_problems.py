@@ -69,6 +69,24 @@ def test_a_list_that_is_too_long_is_one_error(client, values):
     assert [e["message"] for e in refused.json()["errors"]] == ["a list may have at most 200 values"]
 
 
+@pytest.mark.parametrize(
+    ("method", "address", "body", "where"),
+    [
+        ("POST", "/v1/searches", {"studies": ["1.2"], "k": True}, "body.k"),
+        ("POST", "/v1/searches", {"studies": ["1.2"], "radius": False}, "body.radius"),
+        ("POST", "/v1/searches", {"studies": ["1.2"], "birads": [4, True]}, "body.birads"),
+        ("GET", "/v1/studies/1.2/similar?k=true", None, "query.k"),
+        ("POST", "/v1/generations", {"model": "null-a", "throttle": True}, "body.throttle"),
+        ("POST", "/v1/keys", {"name": "viewer", "scopes": ["read"], "days": True}, "body.days"),
+        ("POST", "/v1/ingest/backfills", {"dicomweb": "http://pacs", "rate": True}, "body.rate"),
+    ],
+)
+def test_true_is_no_number(client, method, address, body, where):
+    refused = client.request(method, address, json=body)
+    assert refused.status_code == 400
+    assert [e["where"] for e in refused.json()["errors"]] == [where]
+
+
 MALFORMED = (
     ("GET", "/v1/studies/SECRET/similar", None),
     ("GET", "/v1/operations/SECRET", None),
