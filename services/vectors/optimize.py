@@ -72,7 +72,6 @@ class Optimizer:
         self._rest_until: dict[str, float] = {}
         self._left: dict[str, int] = {}  # points that were still unlinked after the last run
         self._failed: set[str] = set()
-        self._cancelled: Collection | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._stopped = False
         self._thread = threading.Thread(target=self._run, args=(collections,), name="optimizer")
@@ -118,10 +117,9 @@ class Optimizer:
         return collection.name in self._failed
 
     def forget(self, collection: Collection) -> None:
-        """Cancel rebuilds of a collection that will be deleted; none is running when this returns."""
+        """Cancel rebuilds of a collection that will be deleted; none is running when this returns, and none begins."""
         with self._wake:
-            self._due.pop(collection, None)
-            self._cancelled = collection  # stops also a rebuild whose child is not started yet
+            collection.dropped = True  # also a write that is being answered now starts no rebuild any more
             if self._running is collection and self._child is not None:
                 self._child.kill()
             self._wake.wait_for(lambda: self._running is not collection)
@@ -150,7 +148,7 @@ class Optimizer:
                 _log.info("optimised", whole=whole, duration_ms=round((time.monotonic() - started) * 1000))
                 self.consider(collection)
             except Exception as error:  # the old shard goes on serving; the next write schedules another rebuild
-                if not (self._stopped or self._cancelled is collection or collection.dropped):
+                if not (self._stopped or collection.dropped):
                     self._failed.add(collection.name)
                     _log.warning("optimising_failed", exception_type=type(error).__name__)
             took = time.monotonic() - started
@@ -185,7 +183,7 @@ class Optimizer:
                 str(MERGED if whole or outgrown(collection.path, info) else BESIDE),
             ]
             with self._wake:
-                if self._stopped or self._cancelled is collection:
+                if self._stopped or collection.dropped:
                     return left
                 child = self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
             code = child.wait()

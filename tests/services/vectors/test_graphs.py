@@ -1,13 +1,14 @@
 """When new points get a small graph beside the large one, and when one graph is built of all."""
 
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from pathlib import Path
 
 import pytest
 
 from services.vectors import optimize
 from services.vectors.optimize import Optimizer
+from services.vectors.refused import Refused
 from services.vectors.shards import Collection, Shards
 from shared.index import messages
 from tests.services.vectors.test_durability import SPEC, revised, until, write
@@ -88,3 +89,15 @@ def test_a_graph_beside_is_merged_after_a_restart_too(growing: Growing, monkeypa
         until(lambda: growing.graphs() == (1, 1800))
     finally:
         restarted.stop()
+
+
+def test_a_write_that_ends_while_its_collection_is_deleted_is_no_matter_of_the_next_one(growing: Growing) -> None:
+    write(growing.held, revised(range(100), 1))
+    growing.optimizer.forget(growing.collection)
+    with suppress(Refused):
+        growing.optimizer.consider(growing.collection)
+    growing.wait()
+    growing.held.drop("a")
+    growing.held.create(messages.create("a", SPEC))
+    growing.write(range(60))
+    assert growing.graphs() == (1, 60)
