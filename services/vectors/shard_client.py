@@ -138,11 +138,14 @@ class ForkServer:
         """The shard is loaded in a child of its own. Raises: `Refused` where it cannot be."""
         pairs = [socket.socketpair() for _ in range(2)]
         order = f"{shard}\0{layout.to_text()}".encode()
+        handles = [theirs.fileno() for _, theirs in pairs]
         with self._lock:
-            if self._process.poll() is not None:
-                self._orders.close()
+            try:
+                socket.send_fds(self._orders, [order], handles)
+            except ConnectionError:  # it has ended
+                self.close()
                 self._start()
-            socket.send_fds(self._orders, [order], [theirs.fileno() for _, theirs in pairs])
+                socket.send_fds(self._orders, [order], handles)
         for _, theirs in pairs:
             theirs.close()
         reads, writes = (Connection(ours.detach()) for ours, _ in pairs)

@@ -19,7 +19,7 @@ import qdrant_edge as edge
 from structlog.testing import capture_logs
 
 from services.vectors import optimize, shard_process, translate
-from services.vectors.shard_client import Gone
+from services.vectors.shard_client import ForkServer, Gone
 from services.vectors.shard_service import ShardService
 from services.vectors.shards import Collection, Shards
 from shared.errors import SimilisError, Unavailable
@@ -561,6 +561,18 @@ def test_a_shard_whose_process_dies_is_loaded_again_and_has_lost_nothing(tmp_pat
         os.kill(shard_pids(running)[0], signal.SIGKILL)
         index.write(revised(range(200, 210), 4))  # refused once, then repeated by the client
         assert index.count() == 210
+
+
+def test_a_fork_server_that_has_just_ended_is_started_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    request = messages.create("a", SPEC)
+    shard = Collection.make(tmp_path, request) / "shard.0"
+    with closing(ForkServer()) as server:
+        ended = server._process
+        ended.kill()
+        os.waitid(os.P_PID, ended.pid, os.WEXITED | os.WNOWAIT)
+        monkeypatch.setattr(ended, "poll", lambda: None)  # what was true just before
+        server.load(shard, translate.layout_of(request)).close()
+        assert server._process.pid != ended.pid
 
 
 def test_a_shard_is_held_by_one_process_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
