@@ -22,6 +22,14 @@ from shared.index.protobuf import pb
 from shared.types import Codes
 
 
+def id_of(message: pb.PointId) -> uuid.UUID:
+    """Raises: `Refused` unless the id is a UUID, in any spelling."""
+    try:
+        return uuid.UUID(message.uuid)
+    except ValueError:
+        raise wrong("a point id must be a UUID") from None
+
+
 class Found(NamedTuple):
     id: int  #: the UUID as an integer
     score: float  #: bits - 2 * distance
@@ -103,7 +111,7 @@ class CodeTable:
             case "field":
                 return self._field(condition.field, rows)
             case "has_id":
-                chosen = (self._at.get(uuid.UUID(id_.uuid).int) for id_ in condition.has_id.has_id)
+                chosen = (self._at.get(id_of(id_).int) for id_ in condition.has_id.has_id)
                 mask = np.zeros(self._size, bool)
                 mask[[row for row in chosen if row is not None]] = True
                 return mask[rows]

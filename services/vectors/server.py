@@ -130,14 +130,14 @@ class Points:
     def Upsert(self, raw: bytes) -> bytes:  # noqa: N802 - Qdrant's name
         with self._shards.called(collection_of(raw)) as collection:
             request = pb.UpsertPoints.FromString(raw)
-            reply = collection.write("Upsert", raw, [point.id.uuid for point in request.points])
+            reply = collection.write("Upsert", raw, translate.ids_of(point.id for point in request.points))
             self._optimizer.consider(collection)
         return reply
 
     @answers
     def Delete(self, raw: bytes) -> bytes:  # noqa: N802
         with self._shards.called(collection_of(raw)) as collection:
-            ids = [id_.uuid for id_ in pb.DeletePoints.FromString(raw).points.points.ids]
+            ids = translate.ids_of(pb.DeletePoints.FromString(raw).points.points.ids)
             return collection.write("Delete", raw, ids)
 
     @answers

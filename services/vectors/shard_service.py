@@ -102,7 +102,7 @@ class ShardService:
 
     def scroll(self, request: pb.ScrollPoints) -> pb.ScrollResponse:
         wanted = edge.ScrollRequest(
-            offset=request.offset.uuid or None,
+            offset=translate.id_of(request.offset) if request.HasField("offset") else None,
             limit=request.limit or 10,
             filter=translate.filter_of(request.filter) if request.HasField("filter") else None,
             with_payload=self._wanted(translate.payload_of(request.with_payload), vectors=request.with_vectors.enable),
@@ -151,11 +151,12 @@ class ShardService:
     def replay(self, request: pb.UpsertPoints) -> pb.PointsOperationResponse:
         """Apply the points without syncing: a new shard that catches up is flushed once at the end."""
         points = [translate.point_of(point, self._layout) for point in request.points]
+        ids = translate.ids_of(point.id for point in request.points)
         guard = translate.filter_of(request.update_filter) if request.HasField("update_filter") else None
         for start in range(0, len(points), STEP):
             self._shard.update(edge.UpdateOperation.upsert_points(points[start : start + STEP], condition=guard))
-            self._follow([point.id.uuid for point in request.points[start : start + STEP]])
-            self._replies.forget(point.id.uuid for point in request.points[start : start + STEP])
+            self._follow(ids[start : start + STEP])
+            self._replies.forget(ids[start : start + STEP])
         self._written += len(points)
         self._count.write_text(str(self._written), encoding="ascii")
         return done()

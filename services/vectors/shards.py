@@ -16,7 +16,6 @@ import re
 import shutil
 import tempfile
 import threading
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -110,11 +109,11 @@ class Collection:
         return self._shard.silent_s()
 
     def write(self, name: str, raw: bytes, ids: Sequence[str]) -> bytes:
-        """Apply the write durably; returns the shard's reply."""
+        """Apply the write to the points with these ids, as Edge spells them, durably; returns the shard's reply."""
         require_space(self.folder)
         with self._write:
             if self._touched is not None:
-                self._touched.update(str(uuid.UUID(id_)) for id_ in ids)  # as the shard will spell them
+                self._touched.update(ids)
             return self.ask(name, raw)
 
     def index_field(self, raw: bytes) -> bytes:

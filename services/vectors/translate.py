@@ -6,7 +6,7 @@ a shard key, a prefetch) would otherwise be ignored silently, and the reply woul
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
@@ -218,7 +218,7 @@ def _condition(message: pb.Condition) -> Any:  # noqa: ANN401 - Edge's union has
         case "field":
             return _field_condition(message.field)
         case "has_id":
-            return edge.HasIdCondition({id_.uuid for id_ in message.has_id.has_id})
+            return edge.HasIdCondition(set(ids_of(message.has_id.has_id)))
         case "filter":
             return filter_of(message.filter)
     raise wrong("a condition is empty")
@@ -275,17 +275,16 @@ def point_of(message: pb.PointStruct, layout: Layout) -> edge.Point:
             raise wrong("a point has a vector whose name is not in the collection")
     if len(message.vectors.vectors.vectors) != len(layout.sizes) + len(layout.bits):
         raise wrong("a point has no vector")
-    return edge.Point(id=_id(message.id), vector=vectors, payload=payload)
+    return edge.Point(id=id_of(message.id), vector=vectors, payload=payload)
 
 
-def _id(message: pb.PointId) -> str:
-    if not message.uuid:
-        raise wrong("a point id must be a UUID")
-    return message.uuid
+def id_of(message: pb.PointId) -> str:
+    """The id as Edge spells it. Raises: `Refused` unless it is a UUID."""
+    return str(codes.id_of(message))
 
 
-def ids_of(messages: Sequence[pb.PointId]) -> list[Any]:
-    return [_id(message) for message in messages]
+def ids_of(messages: Iterable[pb.PointId]) -> list[Any]:
+    return [id_of(message) for message in messages]
 
 
 def _value(message: pb.Value) -> int | str:

@@ -449,7 +449,8 @@ def test_a_point_whose_id_is_written_in_capitals_is_in_the_new_shard(tmp_path: P
     with collection.shadow(optimize.copy) as target:
         request = messages.upsert("a", gallery(1), matrix(1))
         request.points[0].id.uuid = "ABCDEF00-0000-0000-0000-000000000001"
-        collection.write("Upsert", request.SerializeToString(), [request.points[0].id.uuid])
+        ids = translate.ids_of(point.id for point in request.points)
+        collection.write("Upsert", request.SerializeToString(), ids)
         collection.adopt(target)
     assert collection.info().points_count == 1
     held.close()

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
@@ -104,6 +105,38 @@ def test_an_unimplemented_field_or_call_is_refused_over_the_wire(running: engine
     assert field.value.code() is call.value.code() is grpc.StatusCode.UNIMPLEMENTED
     assert "QueryPoints.offset" in field.value.details()
     assert isinstance(translated(field.value), Invalid)
+
+
+@pytest.mark.parametrize("written", ["x", "", "abcdef00-0000-0000-0000-00000000000"])
+def test_an_id_that_is_no_uuid_is_refused_and_one_in_any_spelling_is_found(
+    running: engines.VectorsProcess, written: str
+) -> None:
+    def calls(name: str) -> Iterator[tuple[str, Any]]:
+        id_ = pb.PointId(uuid=name)
+        some = {"collection_name": "spelt"}
+        points = messages.upsert("spelt", gallery(1), matrix(1))
+        points.points[0].id.CopyFrom(id_)
+        not_it = pb.Filter(must_not=[pb.Condition(has_id=pb.HasIdCondition(has_id=[id_]))])
+        yield "Upsert", points
+        yield "Get", pb.GetPoints(ids=[id_], **some)
+        yield "Count", pb.CountPoints(filter=not_it, **some)
+        yield "Scroll", pb.ScrollPoints(offset=id_, **some)
+        yield "Delete", pb.DeletePoints(points=pb.PointsSelector(points=pb.PointsIdsList(ids=[id_])), **some)
+
+    with closing(running.store()) as store, grpc.insecure_channel(f"unix://{running.socket}") as channel:
+        store.create("spelt", Spec(dim=DIM))
+        stub = pb.PointsStub(channel)
+        for call, request in calls(written):
+            with pytest.raises(grpc.RpcError, match="a point id must be a UUID") as caught:
+                getattr(stub, call)(request, metadata=[("api-key", engines.KEY)])
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+        replies = {
+            call: getattr(stub, call)(request, metadata=[("api-key", engines.KEY)])
+            for call, request in calls("ABCDEF00-00000000-0000-000000000001")  # Edge itself reads no such spelling
+        }
+        store.drop("spelt")
+    assert [point.id.uuid for point in replies["Get"].result] == ["abcdef00-0000-0000-0000-000000000001"]
+    assert (replies["Count"].result.count, len(replies["Scroll"].result)) == (0, 1)
 
 
 def test_only_the_payload_fields_that_were_named_travel(running: engines.VectorsProcess) -> None:

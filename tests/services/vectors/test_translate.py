@@ -9,10 +9,12 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
 from services.vectors import translate
+from services.vectors.codes import CodeTable
 from services.vectors.translate import ALLOWED, Refused
 from shared.index.protobuf import pb
 
 DENSE = translate.Layout(sizes={"dense": 2}, bits={})
+NO_UUID = pb.Condition(has_id=pb.HasIdCondition(has_id=[pb.PointId(uuid="x")]))
 KINDS = {
     FieldDescriptor.CPPTYPE_STRING: "x",
     FieldDescriptor.CPPTYPE_BOOL: True,
@@ -117,6 +119,8 @@ def test_a_finite_vector_whose_square_overflows_is_not_called_infinite() -> None
         (lambda: translate.query_of(pb.QueryPoints(using="dense"), DENSE), "nearest"),
         (lambda: translate.point_of(pb.PointStruct(), DENSE), "has no vector"),
         (lambda: translate.ids_of([pb.PointId(num=3)]), "UUID"),
+        (lambda: CodeTable(8).top(np.zeros(1, np.uint8), 1, None, pb.Filter(must=[NO_UUID])), "UUID"),
+        (lambda: translate.filter_of(pb.Filter(must=[NO_UUID])), "UUID"),
         (lambda: translate.filter_of(pb.Filter(must=[pb.Condition()])), "empty"),
         (lambda: translate.config_of(pb.CreateCollection()), "named vectors"),
     ],
