@@ -7,9 +7,9 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails, PydanticCustomError
 from pydantic_settings import (
@@ -45,6 +45,16 @@ _WRITTEN = {
     _HTTP: _URL,
     _HTTP_OR_NONE: _URL,
 }
+
+
+def _absolute(path: Path) -> Path:
+    if not path.is_absolute():
+        raise PydanticCustomError("relative", "must be an absolute path")
+    return path
+
+
+#: A path in a list: only a setting that is one path may be relative to where the command is called.
+Absolute = Annotated[Path, AfterValidator(_absolute)]
 
 
 class _Part(BaseModel):
@@ -123,16 +133,16 @@ class DicomwebSource(_Part):
     name: str = Field(pattern=_NAME)
     url: str = Field(pattern=_HTTP)
     user: str = ""
-    password_file: Path | None = None
-    token_file: Path | None = None
-    ca_file: Path | None = None  #: certificate authorities that are trusted in place of the machine's own
+    password_file: Absolute | None = None
+    token_file: Absolute | None = None
+    ca_file: Absolute | None = None  #: certificate authorities that are trusted in place of the machine's own
 
 
 class Intake(_Part):
     store: Path | None = None  #: where files that are sent to us are kept; default home/blobs
     reserve_mb: int = Field(default=2048, ge=0)  #: no sent file is taken in below this and below 5 % of free space
     admission: Path | None = None  #: file of the site's admission rules
-    roots: tuple[Path, ...] = ()  #: folders that scans may read; empty: none, unless `any_root`
+    roots: tuple[Absolute, ...] = ()  #: folders that scans may read; empty: none, unless `any_root`
     any_root: bool = False
     dicomweb_sources: tuple[DicomwebSource, ...] = ()
     any_source: bool = False  #: backfills may pull from any address

@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import subprocess
@@ -72,6 +73,26 @@ def test_a_secret_may_stand_in_a_file(monkeypatch, tmp_path):
     monkeypatch.setenv("SIMILIS_DATABASE__URL_FILE", str(path))
     assert Settings().database.url.get_secret_value() == "postgresql+psycopg://somebody:word@/similis"
     assert "word" not in repr(Settings())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SIMILIS_INTAKE__ROOTS", '["/archive", "archive"]'),
+        ("SIMILIS_INTAKE__ROOTS", '["~/archive"]'),
+        *(
+            ("SIMILIS_INTAKE__DICOMWEB_SOURCES", json.dumps([{"name": "pacs", "url": "http://pacs", kind: "secret"}]))
+            for kind in ("token_file", "password_file", "ca_file")
+        ),
+    ],
+)
+def test_a_path_in_a_list_is_absolute(monkeypatch, name, value):
+    """Nothing resolves it where the caller stands: the processes of `similis up` run in the home."""
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=rf"{name}.*: must be an absolute path"):
+        read("similis")
+    monkeypatch.setenv(name, value.replace('"archive"', '"/archive"').replace("~", "").replace("secret", "/secret"))
+    assert read("similis")
 
 
 def test_an_unknown_setting_of_a_part_is_refused(monkeypatch):

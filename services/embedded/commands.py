@@ -1,6 +1,7 @@
 """The command line and environment of each process, shared by the supervisor, the `similis` command and compose."""
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -109,8 +110,9 @@ def environment(
         env.setdefault("SIMILIS_INTAKE__ANY_ROOT", "true")  # the API's callers are this machine's own users
     if "SIMILIS_INTAKE__DICOMWEB_SOURCES" not in env:
         env.setdefault("SIMILIS_INTAKE__ANY_SOURCE", "true")
-    for name in PATHS & env.keys():  # the processes run in another folder than the caller
-        env[name] = env[name] and os.path.abspath(env[name])  # noqa: PTH100 - links stay links
+    for name, value in env.items():  # the processes run in another folder than the caller
+        if value and (name in PATHS or re.fullmatch("SIMILIS_.*_FILE", name)):
+            env[name] = os.path.abspath(value)  # noqa: PTH100 - links stay links
     return GRPC | env | ours | {"PYTHONUNBUFFERED": "1"}
 
 

@@ -241,13 +241,15 @@ def test_the_processes_get_secrets_as_files_and_the_caller_cannot_override_them(
         host="127.0.0.1",
         port=1234,
         require_key=True,
-        base={"SIMILIS_DATABASE__URL": "elsewhere", "SIMILIS_ENCODING__THREADS": "2", "SIMILIS_MODELS": "models"},
+        base={"SIMILIS_DATABASE__URL": "elsewhere", "SIMILIS_ENCODING__THREADS": "2", "SIMILIS_MODELS": "models"}
+        | {"SIMILIS_API__PUBLIC_URL_FILE": "url"},
     )
     assert "SIMILIS_DATABASE__URL" not in env
     assert not any("word" in value for value in env.values())
     assert (home / "database.url").read_text() == "postgresql+psycopg://a:word@/b"
     assert env["SIMILIS_ENCODING__THREADS"] == "2"
     assert env["SIMILIS_MODELS"] == os.path.abspath("models")
+    assert env["SIMILIS_API__PUBLIC_URL_FILE"] == os.path.abspath("url")
     secrets = ["api.key", "pseudonym.key", "vectors.key", "database.url", "broker.url"]
     assert {(home / name).stat().st_mode & 0o777 for name in secrets} == {0o600}
 
