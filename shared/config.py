@@ -206,6 +206,13 @@ class Settings(BaseSettings):
 class PlainEnv(EnvSettingsSource):
     """The environment without the `..._FILE` variables, which would read as unknown settings."""
 
+    def __call__(self) -> dict[str, Any]:
+        for part, field in self.settings_cls.model_fields.items():
+            for name in getattr(field.annotation, "model_fields", ()):
+                if (misspelt := f"similis_{part}_{name}") in self.env_vars:  # it would be ignored
+                    raise SettingsError(f"{misspelt.upper()}: is written {f'similis_{part}__{name}'.upper()}")
+        return super().__call__()
+
     def _load_env_vars(self) -> Mapping[str, str | None]:
         return {name: value for name, value in super()._load_env_vars().items() if not name.lower().endswith("_file")}
 

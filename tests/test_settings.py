@@ -95,6 +95,13 @@ def test_a_path_in_a_list_is_absolute(monkeypatch, name, value):
     assert read("similis")
 
 
+@pytest.mark.parametrize("name", ["SIMILIS_INTAKE_ROOTS", "SIMILIS_QDRANT_API_KEY"])
+def test_a_setting_of_a_part_with_one_underscore_is_not_ignored(monkeypatch, name):
+    monkeypatch.setenv(name, "secret-word")
+    with pytest.raises(SystemExit, match=f"wrong: {name}: is written SIMILIS_[A-Z]+__[A-Z_]+$"):
+        read("similis")
+
+
 def test_an_unknown_setting_of_a_part_is_refused(monkeypatch):
     monkeypatch.setenv("SIMILIS_INTAKE__BATSH", "8")
     with pytest.raises(ValidationError, match="batsh"):
