@@ -264,7 +264,7 @@ def _key(path: Path) -> str:
         key = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise Invalid(f"the API key file cannot be read ({type(error).__name__})") from None
-    if not key.isprintable() or " " in key:
+    if not key or not key.isprintable() or " " in key:
         raise Invalid("the API key file must hold one key and nothing else")
     return key
 

@@ -135,14 +135,14 @@ def test_a_problem_is_one_sentence_and_an_exit_code(home, server, similis, statu
     assert (ran.code, ran.out, ran.err) == (code, "", "similis: the words of the server\n")
 
 
-@pytest.mark.parametrize(("key", "said"), [("sml_one", "this API key is not valid"), ("", "an API key is needed")])
-def test_who_lacks_a_key_is_told_of_the_option_whatever_words_the_server_has(home, server, similis, key, said):
-    (home / "api.key").write_text(key)
+def test_who_lacks_a_key_is_told_of_the_option_whatever_words_the_server_has(home, server, similis, tmp_path):
     server.on("GET /v1/keys", {"code": KINDS[Unidentified].code, "detail": "Authorization: Bearer 12:30"}, 401)
     with connect(None, None, home) as client, pytest.raises(Unidentified):
         client.get("/v1/keys")
     ran = similis("keys", "list", "--home", home)
-    assert (ran.code, ran.err) == (1, f"similis: {said}: name the file of one with --key-file\n")
+    assert (ran.code, ran.err) == (1, "similis: this API key is not valid: name the file of one with --key-file\n")
+    ran = similis("keys", "list", "--url", server.url, "--home", tmp_path)
+    assert (ran.code, ran.err) == (1, "similis: an API key is needed: name the file of one with --key-file\n")
 
 
 def test_a_proxy_that_asks_who_is_there_is_quoted(home, server, similis):
@@ -258,7 +258,7 @@ def test_an_identifier_that_is_not_utf_8_is_unknown_to_the_server(home, similis)
     assert similis("studies", "show", b"\xe9".decode(errors="surrogateescape"), "--home", home).code == 3
 
 
-@pytest.mark.parametrize("content", ["sml_one\nsml_two\n", "export KEY=sml_one", "sml\x00one"])
+@pytest.mark.parametrize("content", ["", "\n", "sml_one\nsml_two\n", "export KEY=sml_one", "sml\x00one"])
 def test_a_key_file_with_more_than_a_key_is_said(tmp_path, server, similis, content):
     (tmp_path / "key").write_text(content)
     ran = similis("keys", "list", "--url", server.url, "--key-file", tmp_path / "key", "--home", tmp_path)
