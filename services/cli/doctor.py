@@ -14,7 +14,6 @@ from services.cli.client import HomeFolder
 from services.cli.ingest import advise
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 from shared.config import Settings
-from shared.errors import NotFound
 
 if TYPE_CHECKING:
     from shared.pipeline.reconcile import Finding
@@ -75,17 +74,13 @@ def doctor(
 
     Items are shown by internal ids only. Safe during intake. With --repair, exit 0 if everything was repaired.
     """
-    from services.embedded.attach import settings
-    from services.embedded.home import Home
+    from services.embedded.attach import settings_of_running
     from shared.pipeline import thresholds
     from shared.pipeline.reconcile import Site, examine
     from shared.runtime import Runtime
 
     folder = (home or Settings().home).expanduser()
-    given = settings(folder)
-    if (folder / "pg").exists() and not Home(folder.resolve()).locked:
-        raise NotFound(f"nothing runs on the home {folder}: start it with `similis up`, or name another with --home")
-    with closing(Runtime(given)) as runtime:
+    with closing(Runtime(settings_of_running(folder))) as runtime:
         place = Site(
             begin=runtime.transaction,
             indexes=runtime.indexes,

@@ -77,13 +77,14 @@ def replay(
 
     It needs only the database, at the newest schema. The workers delete vectors and files once they run.
     """
-    from services.embedded.attach import settings
+    from services.embedded.attach import settings_of_running
     from shared.pipeline import tombstone_file
     from shared.runtime import Runtime
 
     if not file.is_file():
         raise NotFound("there is no such tombstone file")
-    with closing(Runtime(settings((home or Settings().home).expanduser()))) as runtime, runtime.transaction() as db:
+    folder = (home or Settings().home).expanduser()
+    with closing(Runtime(settings_of_running(folder))) as runtime, runtime.transaction() as db:
         erased = tombstone_file.replay(db, file, runtime.rules.secret)
     _told({"images": erased}, f"{erased} images are erased again", as_json)
 

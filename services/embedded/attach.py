@@ -31,3 +31,11 @@ def settings(home: Path) -> Settings:
             "pseudonym_key": secret("pseudonym.key"),
         }
     )
+
+
+def settings_of_running(home: Path) -> Settings:
+    """As `settings`. Raises: `NotFound` also where the home has a database and nothing runs on it."""
+    given = settings(home)
+    if (home / "pg").exists() and not Home(home.resolve()).locked:
+        raise NotFound(f"nothing runs on the home {home}: start it with `similis up`, or name another with --home")
+    return given

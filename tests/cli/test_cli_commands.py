@@ -153,13 +153,15 @@ def test_a_word_that_is_no_command_is_a_usage_error(similis):
     assert similis("serach").code == 2
 
 
-def test_the_doctor_of_a_home_that_is_not_running_says_how_to_start_it(similis, tmp_path):
+def test_whoever_needs_the_database_of_a_home_that_does_not_run_is_told_how_to_start_it(similis, tmp_path):
     for name in ("vectors.key", "pseudonym.key", "database.url"):
         (tmp_path / name).write_text("postgresql+psycopg://similis@/similis?host=/nowhere")
     (tmp_path / "pg").mkdir()
-    ran = similis("doctor", "--home", tmp_path)
-    assert (ran.code, ran.out) == (3, "")  # not 1, nor 6: a home at rest is not damaged
-    assert f"nothing runs on the home {tmp_path}: start it with `similis up`" in ran.err
+    (tmp_path / "tombstones").touch()
+    for command in (["doctor"], ["tombstones", "replay", tmp_path / "tombstones"]):
+        ran = similis(*command, "--home", tmp_path)
+        assert (ran.code, ran.out) == (3, "")  # not 1, nor 6: a home at rest is not damaged
+        assert f"nothing runs on the home {tmp_path}: start it with `similis up`" in ran.err
 
 
 def test_what_the_system_refuses_is_a_sentence_and_no_traceback(similis, tmp_path):
