@@ -1,5 +1,6 @@
 """The embedded stack: its processes, their order and their configuration."""
 
+import errno
 import http.client
 import os
 import signal
@@ -19,7 +20,7 @@ from services.embedded.supervisor import Supervisor, bury_orphans, to_terminal
 from services.embedded.valkey import Valkey
 from shared import address
 from shared.config import Settings
-from shared.errors import Conflict, Denied, Unavailable
+from shared.errors import Conflict, Denied, Invalid, Unavailable
 from shared.process import Identity, boot_id, sign_of_life, until
 
 BACKLOG = 1024  #: connections that may wait while the API restarts
@@ -234,10 +235,15 @@ def _in_url(host: str) -> str:
 
 
 def listen(host: str, port: int, option: str = "--port") -> socket.socket:
-    """A listening socket; port 0 takes any free one. Raises: `Conflict`, which names the option to change."""
+    """A listening socket; port 0 takes any free one.
+
+    Raises: `Conflict`, which names the option to change; `Invalid` for a host that is not this machine.
+    """
     try:
         return address.listen(host, port, BACKLOG)
     except OSError as error:
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+            raise Invalid(f"{host} is no address of this machine ({error.strerror})") from None
         raise Conflict(
             f"cannot listen on port {port} of {host} ({error.strerror}): choose another with {option}"
         ) from None

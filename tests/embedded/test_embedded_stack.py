@@ -17,7 +17,8 @@ from services.embedded.client import Embedded
 from services.embedded.home import Home
 from services.embedded.postgres import Postgres, working_in
 from services.embedded.pulse import Answered, Touched
-from shared.errors import Unavailable
+from services.embedded.stack import listen
+from shared.errors import Invalid, Unavailable
 from shared.process import Identity, has_ended, sign_of_life, until
 from shared.version import software
 
@@ -271,3 +272,9 @@ def test_a_start_that_cannot_be_says_why(tmp_path, stack):
     port = int(stack.url.rpartition(":")[2])
     with pytest.raises(Unavailable, match=f"cannot listen on port {port} of 127.0.0.1"):
         Embedded(tmp_path / "home", port=port).start()
+
+
+@pytest.mark.parametrize("host", ["nobody.invalid", "192.0.2.1"])
+def test_an_address_that_this_machine_does_not_have_is_no_matter_of_the_port(host):
+    with pytest.raises(Invalid, match=f"{host} is no address of this machine"):
+        listen(host, 0)
