@@ -47,7 +47,13 @@ def list_keys(client: Client, as_json: AsJson = False) -> None:
 
 
 @connected
-def revoke(client: Client, key_id: Annotated[int, typer.Argument(metavar="ID", help="As `list` shows it.")]) -> None:
+def revoke(
+    client: Client,
+    key_id: Annotated[int, typer.Argument(metavar="ID", help="As `list` shows it.")],
+    as_json: AsJson = False,
+) -> None:
     """End a key; it is refused within a second."""
     client.delete(f"/v1/keys/{key_id}")
     say(f"key {key_id} is revoked")
+    if as_json:
+        tell_json({"id": key_id})

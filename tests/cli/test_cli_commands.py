@@ -43,6 +43,16 @@ def test_every_command_and_every_option_has_a_word_of_help():
     assert silent == []
 
 
+def test_every_command_that_asks_a_server_answers_as_json_on_request():
+    asking = [
+        (" ".join(path), names)
+        for path, command in commands()
+        if {"url", "key_file"} <= (names := {parameter.name for parameter in command.params})
+    ]
+    assert len(asking) > 30
+    assert [path for path, names in asking if "as_json" not in names] == []
+
+
 def told() -> list[str]:
     """The command lines of README and docs, in code spans and at prompts."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

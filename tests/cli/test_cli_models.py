@@ -248,3 +248,4 @@ def test_keys_are_made_shown_once_and_revoked(home, server, similis):
     assert "sml_secret" not in listed.out
     assert similis("keys", "revoke", 4, "--home", home).code == 0
     assert server.asked[-1].method == "DELETE"
+    assert similis("keys", "revoke", 4, "--home", home, "--json").json == {"id": 4}
