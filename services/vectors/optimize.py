@@ -80,30 +80,32 @@ class Optimizer:
     def consider(self, collection: Collection) -> None:
         """Schedule what the collection needs: called at the start, after each write and after each rebuild.
 
-        Points above the threshold are linked soon, but rebuilds take half of the time at most.
+        Points above the threshold are linked soon, but rebuilds take half of the time at most. Nothing is scheduled
+        during a rebuild, which may be all that is needed.
         """
         if not collection.linked:
             return
         info, now = collection.info(), time.monotonic()
         if unlinked(info) - self._left.get(collection.name, 0) > threshold(collection):
             due = Due(self._rest_until.get(collection.name, now), whole=False)
-        elif info.segments_count > ONE_GRAPH:
+        elif mergeable(info):
             wait_s = max(MERGE_AFTER_S, MERGE_AFTER_S_PER_POINT * info.points_count)
             due = Due(now + wait_s, whole=True, urgent=False)
         else:
             return
         with self._wake:
             known = self._due.get(collection)
-            if known is None or (due.urgent and not known.urgent):
-                self._due[collection] = due
-                self._wake.notify()
+            if collection is self._running or collection.dropped or (known is not None and known.urgent >= due.urgent):
+                return
+            self._due[collection] = due
+            self._wake.notify()
 
     def request(self, collection: Collection) -> None:
         """Build one graph of all points as soon as possible, unless there is one already."""
         info = collection.info()
         with self._wake:
             self._failed.discard(collection.name)
-            if collection.linked and (unlinked(info) or info.segments_count > ONE_GRAPH):
+            if collection.linked and (unlinked(info) or mergeable(info)):
                 self._due[collection] = Due(0.0, whole=True)
                 self._wake.notify()
 
@@ -137,25 +139,31 @@ class Optimizer:
         self._thread.join()
 
     def _run(self, collections: Iterable[Collection]) -> None:
-        for collection in collections:
-            with suppress(Refused):  # the next write considers it again
-                self.consider(collection)
-        while (taken := self._next()) is not None:
-            (collection, whole), started = taken, time.monotonic()
-            try:
-                self._left[collection.name] = self._rebuild(collection, whole=whole)
-                self._failed.discard(collection.name)
-                _log.info("optimised", whole=whole, duration_ms=round((time.monotonic() - started) * 1000))
-                self.consider(collection)
-            except Exception as error:  # the old shard goes on serving; the next write schedules another rebuild
-                if not (self._stopped or collection.dropped):
-                    self._failed.add(collection.name)
-                    _log.warning("optimising_failed", exception_type=type(error).__name__)
-            took = time.monotonic() - started
-            with self._wake:
-                self._rest_until[collection.name] = time.monotonic() + took
-                self._running = None
-                self._wake.notify_all()
+        while True:
+            for collection in collections:
+                with suppress(Exception):  # the next write considers it again
+                    self.consider(collection)
+            if (taken := self._next()) is None:
+                return
+            collections = [taken[0]] if self._optimize(*taken) else []
+
+    def _optimize(self, collection: Collection, whole: bool) -> bool:
+        """Whether the rebuild succeeded; else the old shard goes on serving, and the next write schedules another."""
+        started, succeeded = time.monotonic(), False
+        try:
+            self._left[collection.name] = self._rebuild(collection, whole=whole)
+            self._failed.discard(collection.name)
+            succeeded = True
+        except Exception as error:
+            if not (self._stopped or collection.dropped):
+                self._failed.add(collection.name)
+                _log.warning("optimising_failed", exception_type=type(error).__name__)
+        took = time.monotonic() - started
+        with self._wake:
+            self._rest_until[collection.name] = time.monotonic() + took
+            self._running = None
+            self._wake.notify_all()
+        return succeeded
 
     def _next(self) -> tuple[Collection, bool] | None:
         """The next collection, and whether to build one graph of all its points."""
@@ -172,16 +180,14 @@ class Optimizer:
 
     def _rebuild(self, collection: Collection, *, whole: bool) -> int:
         """Rebuild the collection; returns how many points of the copied shard are still unlinked."""
+        started = time.monotonic()
         require_room(collection.path)
         info = collection.info()
         left = unlinked(info)
+        whole = whole or outgrown(collection.path, info)
         with collection.shadow(copy) as target:
             command = [sys.executable, "-m", "shared.priority", str(BACKGROUND), "services.vectors.optimize"]
-            command += [
-                str(target),
-                str(os.getpid()),
-                str(MERGED if whole or outgrown(collection.path, info) else BESIDE),
-            ]
+            command += [str(target), str(os.getpid()), str(MERGED if whole else BESIDE)]
             with self._wake:
                 if self._stopped or collection.dropped:
                     return left
@@ -190,7 +196,9 @@ class Optimizer:
             with self._wake:
                 self._child = None
             if code == 0:
-                return collection.adopt(target)
+                left = collection.adopt(target)
+                _log.info("optimised", whole=whole, duration_ms=round((time.monotonic() - started) * 1000))
+                return left
             if code == NOTHING_TO_DO:
                 return left
             raise RuntimeError(f"the optimising child ended with {code}")
@@ -200,6 +208,11 @@ def threshold(collection: Collection) -> int:
     """The collection's `indexing_threshold` (kB) as a number of points."""
     kilobytes = collection.config.optimizers_config.indexing_threshold
     return int(kilobytes * 1024 // (4 * sum(collection.layout.sizes.values()))) or DEFAULT_ABOVE
+
+
+def mergeable(info: pb.CollectionInfo) -> bool:
+    """Whether the shard has more than one graph; Edge does not merge those that have lost all their points."""
+    return bool(info.segments_count > ONE_GRAPH and info.points_count)
 
 
 def outgrown(shard: Path, info: pb.CollectionInfo) -> bool:

@@ -199,9 +199,8 @@ class VectorsServer:
         pool = ThreadPoolExecutor(THREADS, thread_name_prefix="grpc")
         self._server = grpc.server(pool, interceptors=[KeyGuard(key)], options=options)
         self.port = self._server.add_insecure_port(listen)
-        self._optimizer = Optimizer(
-            self.shards.loaded()
-        )  # after all that may fail: its thread would keep the process alive
+        # after all that may fail: its thread would keep the process alive
+        self._optimizer = Optimizer(self.shards.loaded())
         pb.add_CollectionsServicer_to_server(Collections(self.shards, self._optimizer), self._server)  # type: ignore[no-untyped-call]
         self._server.add_generic_rpc_handlers((Points(self.shards, self._optimizer).handlers(),))
         pb.add_QdrantServicer_to_server(Root(self.shards), self._server)  # type: ignore[no-untyped-call]

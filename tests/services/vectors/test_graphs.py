@@ -1,7 +1,10 @@
 """When new points get a small graph beside the large one, and when one graph is built of all."""
 
+import errno
+import os
+import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,8 @@ from services.vectors.optimize import Optimizer
 from services.vectors.refused import Refused
 from services.vectors.shards import Collection, Shards
 from shared.index import messages
+from shared.index.protobuf import pb
+from tests.contracts.test_index import id_of
 from tests.services.vectors.test_durability import SPEC, revised, until, write
 
 
@@ -32,6 +37,21 @@ class Growing:
 
     def wait(self) -> None:
         until(lambda: not self.optimizer.busy(self.collection))
+
+    @contextmanager
+    def held_up(self) -> Iterator[None]:
+        """The next rebuild has begun, and ends after the block."""
+        config = self.collection.folder / "collection.json"
+        said = config.read_text(encoding="utf-8")
+        config.unlink()
+        os.mkfifo(config)  # the child waits here, before it links
+        self.optimizer.consider(self.collection)
+        until(lambda: self.optimizer._child is not None)
+        yield
+        with config.open("w", encoding="utf-8") as pipe:
+            config.unlink()
+            config.write_text(said, encoding="utf-8")  # for later children
+            pipe.write(said)
 
     def graphs(self) -> tuple[int, int]:
         """The number of graphs, which hold all points, and how many points the large one was built of."""
@@ -101,3 +121,65 @@ def test_a_write_that_ends_while_its_collection_is_deleted_is_no_matter_of_the_n
     growing.held.create(messages.create("a", SPEC))
     growing.write(range(60))
     assert growing.graphs() == (1, 60)
+
+
+def test_what_is_written_during_a_merge_asks_for_no_second_one(growing: Growing) -> None:
+    growing.write(range(1600))
+    growing.write(range(1600, 1800))
+    growing.optimizer.request(growing.collection)
+    with growing.held_up():
+        write(growing.held, revised(range(1800, 1810), 1))
+        growing.optimizer.consider(growing.collection)
+    growing.wait()
+    assert (growing.collection.info().segments_count, growing.collection.unindexed()) == (optimize.ONE_GRAPH, 10)
+    assert not growing.optimizer._due
+
+
+def test_what_is_written_while_points_are_linked_waits_as_long_as_that_took(growing: Growing) -> None:
+    growing.write(range(1600))
+    write(growing.held, revised(range(1600, 1800), 1))
+    with growing.held_up():
+        began = time.monotonic()
+        write(growing.held, revised(range(1800, 1900), 1))
+        growing.optimizer.consider(growing.collection)
+        time.sleep(2)
+    until(lambda: growing.collection.unindexed() == 100)
+    took = time.monotonic() - began
+    until(lambda: growing.collection.unindexed() == 0)
+    assert time.monotonic() - began > 2 * took
+
+
+def test_two_graphs_without_points_are_left_alone(growing: Growing) -> None:
+    """Edge does not merge them, and would be asked to for ever."""
+    growing.write(range(1600))
+    growing.write(range(1600, 1800))
+    gone = pb.DeletePoints(collection_name="a")
+    gone.points.points.ids.extend(messages.point_id(id_of(number)) for number in range(1800))
+    growing.collection.write("Delete", gone.SerializeToString(), [])
+    assert growing.graphs() == (2, 1600)
+    with ExitStack() as stack:
+        optimizer = Optimizer()
+        stack.callback(optimizer.stop)
+        optimizer.consider(growing.collection)
+        assert not optimizer._due
+        optimizer.request(growing.collection)
+        assert not optimizer.busy(growing.collection)
+
+
+def test_a_shard_that_cannot_be_asked_at_the_start_is_linked_later(growing: Growing) -> None:
+    forward, asked = growing.collection.ask, []
+
+    def failing(name: str, _: bytes) -> bytes:
+        asked.append(name)
+        raise OSError(errno.EMFILE, "too many open files")
+
+    growing.collection.ask = failing  # type: ignore[method-assign]
+    restarted = Optimizer(growing.held.loaded())
+    try:
+        until(lambda: bool(asked))
+        growing.collection.ask = forward  # type: ignore[method-assign]
+        write(growing.held, revised(range(100), 1))
+        restarted.consider(growing.collection)
+        until(lambda: growing.collection.unindexed() == 0)
+    finally:
+        restarted.stop()
