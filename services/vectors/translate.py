@@ -82,6 +82,7 @@ DISTANCE: Final = {
     pb.Distance.Dot: edge.Distance.Dot,
     pb.Distance.Euclid: edge.Distance.Euclid,
 }
+UNLIMITED_KB: Final = 10**9
 FULL_SCAN_KB: Final = 10_000  # Qdrant's default: a smaller filtered set is scanned instead of searched by the graph
 
 
@@ -113,7 +114,8 @@ def config_of(request: pb.CreateCollection, segments: int = 1, *, wal: bool | No
     """Edge's configuration of a shard, with one search thread, as Edge holds the GIL in a search.
 
     The indexing threshold is 1 kB, so that an optimiser links everything: `services.vectors.optimize` decides when
-    one runs. `wal` (Edge's log) is fixed when a shard is created; None keeps it.
+    one runs. A segment may have any size: by Edge's own limit, which grows with the number of processors, graphs of
+    600 MB together were not merged on two. `wal` (Edge's log) is fixed when a shard is created; None keeps it.
     """
     layout = layout_of(request)
     vectors = request.vectors_config.params_map.map
@@ -121,7 +123,9 @@ def config_of(request: pb.CreateCollection, segments: int = 1, *, wal: bool | No
         raise wrong("a collection needs named vectors, and one besides codes")
     return edge.EdgeConfig(
         vectors={name: _vector_params(vectors[name]) for name in layout.sizes},
-        optimizers=edge.EdgeOptimizersConfig(default_segment_number=segments, indexing_threshold=1),
+        optimizers=edge.EdgeOptimizersConfig(
+            default_segment_number=segments, max_segment_size=UNLIMITED_KB, indexing_threshold=1
+        ),
         max_search_threads=1,
         payload_memory=edge.Memory.Cached,
         wal_enabled=wal,

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
 
-from services.vectors import translate
+from services.vectors import optimize, translate
 from services.vectors.codes import CodeTable
 from services.vectors.translate import ALLOWED, Refused
+from shared.index import messages
+from shared.index.base import Spec
 from shared.index.protobuf import pb
 
 DENSE = translate.Layout(sizes={"dense": 2}, bits={})
@@ -129,3 +131,10 @@ def test_a_request_that_lacks_something_is_told_what(make: Any, message: str) ->
     with pytest.raises(Refused, match=message) as caught:
         make()
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+
+
+def test_no_graph_is_too_large_to_be_merged() -> None:
+    """Edge's own limit would be seen only with some 600 MB of vectors."""
+    optimizers = translate.config_of(messages.create("a", Spec(dim=1024)), optimize.MERGED).optimizers
+    assert optimizers is not None
+    assert (optimizers.max_segment_size or 0) * 1024 > 100_000_000 * 1024 * 4
