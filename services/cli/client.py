@@ -223,7 +223,9 @@ def _field(item: Mapping[str, Any]) -> str:
 
 
 def part(text: str) -> str:
-    """The text, percent-encoded as one segment of a path."""
+    """The text, percent-encoded as one segment of a path. Raises: `Invalid` for an empty one."""
+    if not text:
+        raise Invalid("an id or a name must not be empty")
     return quote(text, safe="", errors="surrogateescape")
 
 

@@ -47,14 +47,16 @@ def erase(  # noqa: PLR0913 - each argument is an option of the command
         raise typer.BadParameter("name either a study or a patient", param_hint="--study, --patient")
     if patient == "-" and not (yes or lift or sys.stdin.isatty()):
         raise typer.BadParameter("no confirmation is possible when stdin is a pipe: add --yes", param_hint="--patient")
-    who = {"patient_id": sys.stdin.readline().strip() if patient == "-" else patient, "issuer": issuer}
+    where = "/v1/patients" if study is None else f"/v1/studies/{part(study)}"
+    named = sys.stdin.readline().strip() if patient == "-" else patient
+    who = {"patient_id": named, "issuer": issuer} if study is None else None
     if lift:
-        answer = client.post(f"/v1/studies/{part(study)}:lift") if study else client.post("/v1/patients:lift", json=who)
+        answer = client.post(f"{where}:lift", json=who)
         _told(answer, f"{answer['tombstones']} tombstones are lifted; the next scan takes in the files again", as_json)
         return
     if not yes:
-        typer.confirm(f"Erase this {'study' if study else 'patient'} for good?", abort=True, err=True)
-    answer = client.delete(f"/v1/studies/{part(study)}") if study else client.post("/v1/patients:erase", json=who)
+        typer.confirm(f"Erase this {'patient' if study is None else 'study'} for good?", abort=True, err=True)
+    answer = client.post(f"{where}:erase", json=who) if study is None else client.delete(where)
     if wait:
         answer = _certified(client, answer)
     counts = answer["counts"]

@@ -133,6 +133,14 @@ def test_either_a_study_or_a_patient_is_named(similis, home):
     assert similis("erase", "--patient", "-", "--home", home).code == 2  # stdin is a pipe, so nobody can confirm
 
 
+def test_an_empty_name_is_refused_before_anything_is_asked(similis, server, home):
+    """A script's variable may be empty: `similis erase --study "$STUDY"` must not take it for a patient."""
+    for command in (["erase", "--yes", "--study"], ["erase", "--lift", "--study"], ["search", "--study"]):
+        ran = similis(*command, "", "--home", home)
+        assert (ran.code, ran.err) == (5, "similis: an id or a name must not be empty\n")
+    assert server.asked == []
+
+
 def test_a_lift_takes_it_back(similis, server, home):
     server.on("POST /v1/studies/1.2.3:lift", {"tombstones": 5})
     ran = similis("erase", "--study", "1.2.3", "--lift", "--home", home)
