@@ -166,13 +166,6 @@ def test_two_graphs_without_points_are_left_alone(growing: Growing) -> None:
         assert not optimizer.busy(growing.collection)
 
 
-def test_what_is_written_just_before_a_collection_is_dropped_starts_no_rebuild(growing: Growing) -> None:
-    growing.optimizer.forget(growing.collection)
-    write(growing.held, revised(range(100), 1))
-    growing.optimizer.consider(growing.collection)
-    assert not growing.optimizer.busy(growing.collection)
-
-
 def test_a_shard_that_cannot_be_asked_at_the_start_is_linked_later(growing: Growing) -> None:
     forward, asked = growing.collection.ask, []
 
