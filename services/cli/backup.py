@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from services.cli.client import HomeFolder
-from services.cli.terminal import AsJson, say, tell, tell_json
+from services.cli.terminal import AsJson, counted, say, tell, tell_json
 from shared.config import Settings
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the backup.")]
@@ -37,7 +37,8 @@ def backup(
         tell_json(manifest)
         return
     counts = manifest["counts"]
-    tell(f"kept {counts['image']} images of {counts['study']} studies in {folder}: {size_of(manifest) / 1e6:.1f} MB")
+    images, studies = counted(counts["image"], "image", "images"), counted(counts["study"], "study", "studies")
+    tell(f"kept {images} of {studies} in {folder}: {size_of(manifest) / 1e6:.1f} MB")
 
 
 def size_of(manifest: Mapping[str, Any]) -> int:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from services.cli.client import Answer, Client, HomeFolder, connected, part
-from services.cli.terminal import AsJson, say, tell, tell_json
+from services.cli.terminal import AsJson, counted, say, tell, tell_json
 from services.cli.waiting import watch
 from shared.config import Settings
 from shared.errors import NotFound
@@ -65,7 +65,8 @@ def erase(  # noqa: PLR0913 - each argument is an option of the command
         if answer["state"] == "succeeded"
         else f"removal from the indexes: {answer['state']}"
     )
-    _told(answer, f"erased {counts['images']} images of {counts['studies']} studies; {proof}", as_json)
+    images, studies = counted(counts["images"], "image", "images"), counted(counts["studies"], "study", "studies")
+    _told(answer, f"erased {images} of {studies}; {proof}", as_json)
     if wait and answer["state"] != "succeeded":
         raise typer.Exit(1)
 

@@ -174,7 +174,7 @@ def _summarise(answer: Answer) -> None:
     tell(f"generation {answer['id']} of {answer['model']}: {answer['state']}{f', {role}' if role else ''}")
     tell(
         f"covers {images['covered']} of {images['total']} images, {images['coming']} on their way, "
-        f"{images['exceptions']} missing; recall@10 {_recall(answer) or 'not measured'}"
+        f"{images['exceptions']} missing; recall@10 {_recall(answer) or 'not measured (a build measures it)'}"
     )
     if rate := answer.get("throttle"):
         tell(f"built at {rate:g} images per second at most")

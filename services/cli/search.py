@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from services.cli.client import Answer, Client, connected, part
-from services.cli.terminal import AsJson, out, say, shown, table, tell, tell_json, warn
+from services.cli.terminal import AsJson, counted, out, say, shown, table, tell, tell_json, warn
 from shared.disk import regular
 from shared.errors import Invalid, NotFound
 
@@ -146,7 +146,8 @@ def _who_answered(answer: Answer) -> None:
         f"model {model['name']}, {model['label']}, fingerprint {model['fingerprint'][:12]}; "
         f"generation {answer['generation']}, {how}; {answer['took_ms']:.1f} ms"
     )
-    tell(f"hidden, as the query's own: {hidden['studies']} studies, {hidden['images']} images")
+    studies, images = counted(hidden["studies"], "study", "studies"), counted(hidden["images"], "image", "images")
+    tell(f"hidden, as the query's own: {studies}, {images}")
     if not model["trained"]:
         warn(f"UNTRAINED MODEL: the weights of {model['name']} are random; this ranking means nothing medically")
     for stop in answer["query"]["stopped_by"]:

@@ -44,6 +44,10 @@ def tell_json(data: object) -> None:
     sys.stdout.flush()
 
 
+def counted(number: int, one: str, many: str) -> str:
+    return f"{number} {one if number == 1 else many}"
+
+
 def printable(text: str) -> str:
     """The text with non-printable characters escaped, so that it cannot move the cursor or colour the screen."""
     return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
@@ -76,4 +80,10 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, right: Seque
         made.add_column(name, justify="right" if name in right else "left", overflow="fold")
     for row in rows:
         made.add_row(*(Text(shown(value)) for value in row))
-    out().print(made)
+    console = out()
+    if console.is_terminal:
+        console.print(made)
+        return
+    with console.capture() as captured:
+        console.print(made)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))

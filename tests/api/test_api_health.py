@@ -153,6 +153,16 @@ def test_the_documents_name_every_route_and_load_nothing_from_elsewhere(client):
     assert "http" not in page.replace("http-equiv", "")
 
 
+def test_the_servers_bare_address_leads_to_the_documents(client):
+    page = client.get("/")
+    assert (page.status_code, page.url.path, "<h1>Similis" in page.text) == (200, "/docs", True)
+
+
+def test_the_documents_show_names_as_code(client):
+    assert "`" in client.get("/openapi.json").text
+    assert "`" not in client.get("/docs").text
+
+
 def test_the_documents_name_what_a_body_holds(client):
     page = client.get("/docs").text
     assert "application/json: path, labels, dataset, watch" in page

@@ -77,7 +77,7 @@ def test_the_demo_shows_intake_two_rankings_and_timings(demo):
     assert 1 <= len(by_study) <= 5
     assert 1 <= len(by_image) <= 3
     assert demo.asked not in by_study + by_image
-    assert re.search(r"^encoded +\d{2} ", demo.out, re.MULTILINE)
+    assert re.search(r"^encoded +\d{2}\b", demo.out, re.MULTILINE)
     assert re.search(r"^failed +\S+ +\d", demo.out, re.MULTILINE)
     assert "UNTRAINED MODEL" not in demo.err
     assert re.search(r"^all +\d+\.\d$", demo.out, re.MULTILINE)

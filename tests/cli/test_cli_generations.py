@@ -108,7 +108,7 @@ def test_a_study_is_erased_with_its_proof(similis, server, home):
     server.on("GET /v1/operations/op-9", ERASED | {"state": "succeeded", "done": 4})
     ran = similis("erase", "--study", "1.2.3", "--yes", "--home", home)
     assert ran.code == 0
-    assert "erased 4 images of 1 studies; no index holds any of its data" in ran.out
+    assert "erased 4 images of 1 study; no index holds any of its data" in ran.out
 
 
 @pytest.mark.parametrize("said", ["", "n\n"])

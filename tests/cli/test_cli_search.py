@@ -49,6 +49,12 @@ def test_the_answer_has_rank_score_labels_and_pairs_with_their_views(home, simil
     assert "4.2 ms" in ran.out
     assert "abcdef012345" in ran.out
     assert ran.err == ""
+    assert not [line for line in ran.out.splitlines() if line != line.rstrip()], "columns end where their text does"
+
+
+def test_one_hidden_study_is_one_study(home, similar, similis):
+    similar(hidden={"studies": 1, "images": 1})
+    assert "own: 1 study, 1 image" in similis("search", "--study", UID, "--home", home).out
 
 
 def test_an_untrained_model_is_said_loudly(home, similar, similis):

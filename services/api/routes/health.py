@@ -1,12 +1,13 @@
 import asyncio
 import html
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import HTMLResponse, JSONResponse, Response
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.api.auth import public
@@ -21,7 +22,10 @@ log = get(__name__)
 router = APIRouter(tags=["health"])
 
 REMEMBERED_S = 0.25  #: probes need no key, so frequent ones must not reach the engines
-STYLE = "body{font:14px sans-serif;margin:2em;max-width:60em}code{background:#eee}dt{margin-top:.7em}dd{color:#444}"
+STYLE = (
+    "body{font:14px sans-serif;margin:2em;max-width:60em;overflow-wrap:anywhere}code{background:#eee}"
+    "dt{margin-top:.7em}dd{color:#444}"
+)
 
 
 @router.get("/livez")
@@ -116,6 +120,13 @@ def openapi(request: Request) -> JSONResponse:
     return JSONResponse(request.app.openapi())
 
 
+@router.get("/", include_in_schema=False)
+@public
+def start() -> RedirectResponse:
+    """Where a browser arrives that is given the server's address only."""
+    return RedirectResponse("/docs")
+
+
 @router.get("/docs", include_in_schema=False)
 @public
 def docs(request: Request) -> HTMLResponse:
@@ -139,9 +150,8 @@ def docs(request: Request) -> HTMLResponse:
 def _words(what: dict[str, Any], shapes: dict[str, Any]) -> str:
     query = ", ".join(p["name"] for p in what.get("parameters", []) if p["in"] == "query")
     lines = [query, *_bodies(what, shapes)]
-    return html.escape(what.get("description", "")) + "".join(
-        f"<br><small>{html.escape(line)}</small>" for line in lines if line
-    )
+    text = re.sub("`(.+?)`", r"<code>\1</code>", html.escape(what.get("description", "")))
+    return text + "".join(f"<br><small>{html.escape(line)}</small>" for line in lines if line)
 
 
 def _bodies(what: dict[str, Any], shapes: dict[str, Any]) -> Iterator[str]:
