@@ -14,6 +14,7 @@ import pytest
 from blake3 import blake3
 from pictures import EXPLICIT, breast, dataset, file_of
 
+from shared import disk
 from shared.errors import Gate, Outcome, Rejected, Unavailable
 from shared.imaging import sources, wire
 from shared.imaging.limits import Limits
@@ -225,7 +226,7 @@ def test_a_file_that_is_not_even_opened_in_time_is_read_again(boxes, tmp_path, m
     assert box.deaths == 0
     before = set(os.listdir("/proc/self/fd"))
     os.close(really(pipe, os.O_WRONLY))  # the share is back
-    while sources._stalled:
+    while disk._stalled:
         time.sleep(0.01)
     assert box.inspect(beside).header is not None
     assert len(os.listdir("/proc/self/fd")) <= len(before), "what came too late is closed"
