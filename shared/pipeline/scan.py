@@ -14,14 +14,16 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from sqlalchemy.orm import Session
 
 from shared import heartbeat
 from shared.datasets.folder import LabelTable, Row
+from shared.disk import in_time
 from shared.errors import Invalid, Rejected, Unavailable
 from shared.imaging.sandbox import Inspected
 from shared.pipeline.identity import Found
@@ -31,6 +33,11 @@ from shared.store.arrivals import Origin
 from shared.store.files import Seen
 from shared.store.session import Begin
 from shared.store.tables import READ_AGAIN, Operation
+
+ANSWER_S = 30.0  #: for up to `LOOKS` looks at a folder; after this, its disk or share is taken for dead
+LOOKS = 32  #: made by one call in the thread that may be left behind: each alone costs less than the call
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -94,9 +101,11 @@ def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it t
         young = {s.path for s in batch if abs(time.time_ns() - s.mtime_ns) < rules.settle_s * 1e9} - same
         fresh = [one for one in zip(batch, rows, stamps, strict=True) if one[0].path not in same | young]
         inspected = sandbox.inspect_many([_path(seen) for seen, _, _ in fresh]) if fresh else []
+        now: list[Seen] = _asked(path, partial(list, map(_now, [seen for seen, _, _ in fresh])))
+        last = _asked(path, partial(place, batch[-1]))
         found = [
-            Found(seen=_now(seen), inspected=what, row=row or _by_uid(table, path, seen, what), stamp=mark)
-            for (seen, row, mark), what in zip(fresh, inspected, strict=True)
+            Found(seen=seen, inspected=what, row=row or _by_uid(table, path, seen, what), stamp=mark)
+            for seen, (_, row, mark), what in zip(now, fresh, inspected, strict=True)
         ]
         with begin() as db:
             if found:
@@ -107,7 +116,7 @@ def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it t
             progress.counts["settling"] += len(young)
             progress.done += len(batch)
             progress.total = max(progress.total, progress.done)
-            progress.cursor = place(batch[-1])
+            progress.cursor = last
             go_on = report(db, progress)
         if not go_on:
             return progress
@@ -156,12 +165,32 @@ def walk(root: Path, after: bytes = b"") -> Iterator[Seen]:
 
     Raises: `Unavailable` if `root` itself cannot be read, or is empty and was not before.
     """
+    steps = _walk(root, after)
+    while some := _asked(root, lambda: list(islice(steps, LOOKS))):
+        yield from (seen for seen in some if seen is not None)
+
+
+def _asked(root: Path, look: Callable[[], T]) -> T:
+    """Return what a look at the files below `root` returns. Raises: `Unavailable` if no answer comes."""
+    try:
+        return in_time(look, ANSWER_S, lambda: root)
+    except TimeoutError:
+        raise Unavailable("the folder's disk or network share does not answer") from None
+
+
+def _walk(root: Path, after: bytes) -> Iterator[Seen | None]:
+    """Yield as `walk`, and None at least once for each look at the disk, so that a few steps never take long."""
     passed = _steps(os.fsencode(root), after)
     folders: list[tuple[Seen, Steps]] = [(_unseen(os.fsencode(root)), ())]
     while folders:
+        yield None
         folder, here = folders.pop()
+        entries: list[os.DirEntry[bytes]] = []
         try:
-            entries = sorted(os.scandir(folder.path), key=lambda entry: entry.name)
+            with os.scandir(folder.path) as listing:
+                for entry in listing:
+                    entries.append(entry)
+                    yield None
         except OSError:
             if not here:
                 raise Unavailable("the folder cannot be read") from None
@@ -169,18 +198,23 @@ def walk(root: Path, after: bytes = b"") -> Iterator[Seen]:
             continue
         if passed and not here and not entries:
             raise Unavailable("the folder is empty, but was not when the scan began: its share may be unavailable")
+        entries.sort(key=lambda entry: entry.name)
         below = []
         for seen, inside in _ahead(entries, here, passed):
-            if inside:
+            if seen is not None and inside:
                 below.append((seen, inside))
             else:
                 yield seen
         folders.extend(reversed(below))
 
 
-def _ahead(entries: Sequence[os.DirEntry[bytes]], here: Steps, passed: Steps) -> Iterator[tuple[Seen, Steps]]:
-    """Yield the entries of a folder that were not passed yet; a folder with its `Steps`, anything else with ()."""
+def _ahead(entries: Sequence[os.DirEntry[bytes]], here: Steps, passed: Steps) -> Iterator[tuple[Seen | None, Steps]]:
+    """Yield the entries of a folder that were not passed yet; a folder with its `Steps`, anything else with ().
+
+    Before each entry, passed or not, None is yielded.
+    """
     for entry in entries:
+        yield None, ()
         behind = (*here, (False, entry.name)) <= passed
         if behind and not _may_be_folder(entry):
             continue  # without a `stat`: there may be a million, on a slow share
@@ -230,10 +264,10 @@ def see(path: Path, after: bytes = b"") -> Iterator[Seen]:
     Raises: `Invalid` if there is neither, `Unavailable` if `path` cannot be read, or is gone and `after` is given.
     """
     try:
-        if path.is_dir():
+        if _asked(path, path.is_dir):
             return walk(path, after)
-        if path.is_file() and not path.is_symlink():
-            return iter([Seen.of(os.fsencode(path), path.stat())])
+        if _asked(path, lambda: path.is_file() and not path.is_symlink()):
+            return iter([Seen.of(os.fsencode(path), _asked(path, path.stat))])
     except OSError:  # below a folder that may not be entered, or on a share that is unavailable
         raise Unavailable("the folder cannot be read") from None
     if after:

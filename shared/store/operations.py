@@ -138,6 +138,7 @@ def claim(db: Session, kind: OperationKind, lease_s: float) -> Held | None:
 _PROGRESS = sa.text(
     """
     UPDATE operation SET done = :done, total = :total, counts = CAST(:counts AS jsonb), cursor = told.cursor,
+                         error = NULL,
                          losses = CASE WHEN operation.cursor IS DISTINCT FROM told.cursor THEN 0 ELSE losses END,
                          lease_until = clock_timestamp() + make_interval(secs => :lease)
     FROM (SELECT CAST(:cursor AS jsonb) AS cursor) AS told
@@ -156,7 +157,10 @@ def progress(
     cursor: Mapping[str, Any] | None,
     lease_s: float,
 ) -> bool:
-    """Store the progress and renew the lease; False: the worker must stop (cancelled, paused or taken over)."""
+    """Store the progress, forget what held it up and renew the lease.
+
+    Returns False if the worker must stop: cancelled, paused or taken over.
+    """
     told = {"done": done, "total": total, "counts": json.dumps(dict(counts)), "lease": lease_s}
     where = {"cursor": None if cursor is None else json.dumps(dict(cursor))}
     row = db.execute(_PROGRESS, {"id": held.id, "attempt": held.attempt} | told | where).one_or_none()

@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from shared import disk
 from shared.datasets.folder import read_labels
 from shared.errors import Invalid, Rejected, Unavailable
 from shared.imaging.reasons import Reason, empty, failed
 from shared.imaging.sandbox import Sandbox
 from shared.pipeline import scan, turns
+from shared.process import until
 from shared.store import operations
 from shared.store.files import Seen
 from shared.store.tables import Operation
@@ -354,3 +356,66 @@ def test_a_scan_whose_folder_is_gone_when_it_goes_on_waits_for_it(
     passed = os.fsencode(platform.folder / "archive" / "a.dcm")
     with pytest.raises(Unavailable, match="share may be unavailable"):
         platform.scan(table, scan.Progress(total=3, done=1, cursor=passed))
+
+
+@pytest.fixture
+def dead(platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, bytes]]:
+    """A share that does not answer calls of these names on these paths: they wait for the writer of a pipe."""
+    hangs: dict[str, bytes] = {}
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    monkeypatch.setattr(scan, "ANSWER_S", 0.3)
+
+    def hanging(name: str, real: Any) -> Any:
+        def call(path: Any, *args: Any, **named: Any) -> Any:
+            if hangs.get(name) == os.fsencode(path):
+                os.close(os.open(pipe, os.O_RDONLY))
+            return real(path, *args, **named)
+
+        return call
+
+    for name in ("scandir", "lstat"):
+        monkeypatch.setattr(os, name, hanging(name, getattr(os, name)))
+    yield hangs
+    hangs.clear()
+    while disk._stalled:
+        os.close(os.open(pipe, os.O_RDWR))  # the share is back
+
+
+def test_a_folder_that_does_not_answer_holds_up_its_own_scan_alone(
+    platform: Platform, tmp_path: Path, dead: dict[str, bytes]
+) -> None:
+    for n in range(3):
+        platform.put(f"dead/{n}/a.dcm", header(n))
+    platform.put("good/b.dcm", header(3))
+    dead["scandir"] = os.fsencode(platform.folder / "archive" / "dead" / "1")
+    with platform.begin() as db:
+        names = ("archive/dead", "archive/good")
+        first, second = (operations.create(db, "scan", {"path": str(platform.folder / name)}).id for name in names)
+    watch = turns.Watch(rules=platform.rules, rest_s=0)
+    while turns.advance_scan(platform.begin, platform.sandbox, platform.rules, watch):
+        pass
+    with platform.begin() as db:
+        waits, done = operations.get(db, first), operations.get(db, second)
+        assert done.registered_at is not None
+        assert (waits.state, waits.losses, waits.lease_until) == ("running", 0, None)
+        assert waits.error == "the folder's disk or network share does not answer"
+    dead.clear()
+    assert disk._stalled
+    os.close(os.open(tmp_path / "pipe", os.O_RDWR))
+    assert until(lambda: not disk._stalled, 10)
+    with platform.begin() as db:
+        db.execute(sa.text("UPDATE operation SET not_before = NULL"))
+    turns.advance_scan(platform.begin, platform.sandbox, platform.rules, watch)
+    with platform.begin() as db:
+        assert (operations.get(db, first).done, operations.get(db, first).error) == (3, None)
+
+
+def test_files_that_can_no_longer_be_looked_at_are_met_again(platform: Platform, dead: dict[str, bytes]) -> None:
+    """A share may stop to answer between the reading of a file and the check that it was not changed meanwhile."""
+    path = platform.put("a.dcm", failed(Reason.STALLED))
+    dead["lstat"] = os.fsencode(path)
+    for _ in range(2):
+        with pytest.raises(Unavailable, match="does not answer"):
+            platform.scan()
+    assert rows(platform, "SELECT count(*) FROM file") == [(0,)]
