@@ -4,7 +4,8 @@ One child takes jobs in order, several in flight. Each file is passed as an open
 access to any folder. If the child dies, the file that it was decoding is quarantined at once, and the other jobs go
 to a new child. If the child was killed from outside (not by this process or a limit), the file is retried. If the
 child only waited until the time limit, its network share has probably stalled, and the file is retried later; a
-decoder that sleeps looks the same and is treated the same.
+decoder that sleeps looks the same and is treated the same. After `STALLS` such files of one mount, the caller's other
+files of that mount are not tried.
 """
 
 import math
@@ -17,13 +18,14 @@ import struct
 import subprocess
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
 
+from shared.disk import mount_of
 from shared.errors import Rejected, Unavailable
 from shared.imaging import launch, wire
 from shared.imaging.answers import Inspected
@@ -37,6 +39,7 @@ __all__ = ["Inspected", "Sandbox"]
 
 Answer = Decoded | Inspected | Rejected
 
+STALLS = 2  #: of one mount; each further file of it would cost the time limit again
 _WINDOW = 16  #: jobs in flight: bounds open descriptors and shared memory
 _TRIES = 3
 _START_S = 60.0  #: a start takes a third of a second on an idle machine
@@ -126,14 +129,28 @@ class Sandbox:
 
     def _all(self, sources: list[Source] | list[Path], recipe: Recipe | None) -> Iterator[Answer]:
         jobs = deque(_Job(source, recipe) for source in sources)
+        stalls = Counter[Path]()
         with self._lock:
             self._waiting.extend(jobs)
         try:
             while jobs:
-                yield self._answered(jobs[0])
+                answer, source = self._answered(jobs[0]), jobs[0].source
+                if isinstance(source, Path) and isinstance(answer, Rejected) and answer.reason == Reason.STALLED:
+                    stalls[mount := mount_of(source)] += 1
+                    if stalls[mount] == STALLS:
+                        self._give_up(jobs, mount)
+                yield answer
                 jobs.popleft()  # keep no reference to the answer: there may be thousands
         finally:
             self._drop(jobs)
+
+    def _give_up(self, jobs: Iterable[_Job], mount: Path) -> None:
+        """Answer those of these jobs whose files are on this mount, untried."""
+        left = [job for job in jobs if isinstance(job.source, Path) and mount_of(job.source) == mount]
+        with self._lock:
+            self._drop(left)
+            for job in left:
+                job.answer = job.answer or failed(Reason.STALLED)
 
     def _drop(self, jobs: Iterable[_Job]) -> None:
         """Drop the jobs of a caller that failed or left, except those in flight."""

@@ -7,9 +7,7 @@ If another open model cannot encode the image, that is an exception of that mode
 import io
 import os
 import time
-from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -17,11 +15,10 @@ from typing import Protocol
 import numpy as np
 from PIL import Image as Pillow
 
-from shared.disk import mount_of
 from shared.encoder.base import Encoded, Encoder
 from shared.errors import Invalid, Rejected
 from shared.imaging.gates import metadata_gate, pixel_gate
-from shared.imaging.reasons import PASSING, Reason, failed
+from shared.imaging.reasons import PASSING, Reason
 from shared.imaging.recipe import Recipe
 from shared.log import get
 from shared.pipeline import original
@@ -35,7 +32,6 @@ log = get(__name__)
 
 RETRY_S = 20.0  #: back-off after an error of Similis or a transient failure, doubled each time ...
 MOST_RETRY_S = 600.0  #: ... up to this
-STALLS = 2  #: of one mount in a batch; its other files are not tried, as each would cost the sandbox's time limit
 
 
 class Decoder(Inspector, Protocol):
@@ -80,31 +76,13 @@ def decode(sandbox: Decoder, work: Work) -> Work:
     for model in work.models:
         recipe = recipe_of(model)
         if recipe not in work.decoded:
-            answers = _decoded(sandbox, paths, recipe, work.moves)
+            answers = []
+            for answer in sandbox.decode_many(paths, recipe):
+                work.moves()
+                answers.append(answer)
             work.decoded[recipe] = original.confirmed(sandbox, work.claimed, answers, work.moves)
     work.read = True
     return work
-
-
-def _decoded(
-    sandbox: Decoder, paths: Sequence[Path], recipe: Recipe, moved: Callable[[], None]
-) -> list[Decoded | Rejected]:
-    """Return one answer for each path; files of a mount on which `STALLS` others stalled are given up untried."""
-    found: list[Decoded | Rejected] = [failed(Reason.STALLED)] * len(paths)
-    left, stalls = list(range(len(paths))), Counter[Path]()
-    while left:
-        with closing(sandbox.decode_many([paths[place] for place in left], recipe)) as answers:
-            for answer in answers:
-                moved()
-                place = left.pop(0)
-                found[place] = answer
-                if isinstance(answer, Rejected) and answer.reason == Reason.STALLED:
-                    stalls[mount := mount_of(paths[place])] += 1
-                    if stalls[mount] == STALLS:
-                        break
-        if left:
-            left = [place for place in left if stalls[mount_of(paths[place])] < STALLS]
-    return found
 
 
 def recipe_of(model: Published) -> Recipe:

@@ -16,6 +16,7 @@ from pictures import EXPLICIT, breast, dataset, file_of
 
 from shared import disk
 from shared.errors import Gate, Outcome, Rejected, Unavailable
+from shared.imaging import sandbox as sandbox_module
 from shared.imaging import sources, wire
 from shared.imaging.limits import Limits
 from shared.imaging.reasons import Reason
@@ -191,6 +192,38 @@ def test_a_file_whose_share_stalls_is_read_again(boxes):
     stalled, good = box.inspect_many([GOOD, GOOD])
     assert (stalled.outcome, stalled.reason) == (Outcome.FAILED, Reason.STALLED)
     assert good.header is not None
+
+
+def test_after_a_few_files_of_a_share_stalled_its_others_are_not_tried(boxes, tmp_path, monkeypatch):
+    """Each would cost the time limit. Files of other shares are read."""
+    monkeypatch.setattr(sandbox_module, "mount_of", lambda path: path.parent)
+    box = boxes(elements=HUGE, header_bytes=HUGE, wall_s=1.0)
+    dead = [tmp_path / f"{n}.dcm" for n in range(30)]
+    for path in dead:
+        path.write_bytes(damage.crowded_file(1_000_000))
+    box.decode(GOOD, RECIPE)
+    stopped, over = [], threading.Event()
+
+    def stall():
+        while not over.wait(0.01):
+            process, first = box._process, next(iter(box._waiting), None)
+            if process is not None and box._ready and first is not None and first.source in dead:
+                os.kill(process.pid, signal.SIGSTOP)
+                stopped.append(first.source)
+
+    thread = threading.Thread(target=stall)
+    thread.start()
+    answers = box.inspect_many([dead[0], GOOD, *dead[1:], GOOD])
+    over.set()
+    thread.join()
+    assert [isinstance(answer, Rejected) and answer.reason for answer in answers] == [
+        Reason.STALLED,
+        False,
+        *[Reason.STALLED] * 29,
+        False,
+    ]
+    assert set(stopped) == set(dead[:2])
+    assert not box._waiting
 
 
 def test_what_waits_behind_a_stalled_file_may_be_dropped(boxes):
