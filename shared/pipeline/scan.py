@@ -101,8 +101,8 @@ def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it t
         young = {s.path for s in batch if abs(time.time_ns() - s.mtime_ns) < rules.settle_s * 1e9} - same
         fresh = [one for one in zip(batch, rows, stamps, strict=True) if one[0].path not in same | young]
         inspected = sandbox.inspect_many([_path(seen) for seen, _, _ in fresh]) if fresh else []
-        now: list[Seen] = _asked(path, partial(list, map(_now, [seen for seen, _, _ in fresh])))
-        last = _asked(path, partial(place, batch[-1]))
+        now: list[Seen] = asked(path, partial(list, map(_now, [seen for seen, _, _ in fresh])))
+        last = asked(path, partial(place, batch[-1]))
         found = [
             Found(seen=seen, inspected=what, row=row or _by_uid(table, path, seen, what), stamp=mark)
             for seen, (_, row, mark), what in zip(now, fresh, inspected, strict=True)
@@ -166,12 +166,12 @@ def walk(root: Path, after: bytes = b"") -> Iterator[Seen]:
     Raises: `Unavailable` if `root` itself cannot be read, or is empty and was not before.
     """
     steps = _walk(root, after)
-    while some := _asked(root, lambda: list(islice(steps, LOOKS))):
+    while some := asked(root, lambda: list(islice(steps, LOOKS))):
         yield from (seen for seen in some if seen is not None)
 
 
-def _asked(root: Path, look: Callable[[], T]) -> T:
-    """Return what a look at the files below `root` returns. Raises: `Unavailable` if no answer comes."""
+def asked(root: Path, look: Callable[[], T]) -> T:
+    """Return what a look at `root`, or at files below it, returns. Raises: `Unavailable` if no answer comes."""
     try:
         return in_time(look, ANSWER_S, lambda: root)
     except TimeoutError:
@@ -264,10 +264,10 @@ def see(path: Path, after: bytes = b"") -> Iterator[Seen]:
     Raises: `Invalid` if there is neither, `Unavailable` if `path` cannot be read, or is gone and `after` is given.
     """
     try:
-        if _asked(path, path.is_dir):
+        if asked(path, path.is_dir):
             return walk(path, after)
-        if _asked(path, lambda: path.is_file() and not path.is_symlink()):
-            return iter([Seen.of(os.fsencode(path), _asked(path, path.stat))])
+        if asked(path, lambda: path.is_file() and not path.is_symlink()):
+            return iter([Seen.of(os.fsencode(path), asked(path, path.stat))])
     except OSError:  # below a folder that may not be entered, or on a share that is unavailable
         raise Unavailable("the folder cannot be read") from None
     if after:

@@ -9,7 +9,9 @@ import pytest
 import sqlalchemy as sa
 
 import workers.ingest
+from shared import disk
 from shared.pipeline import scan
+from shared.process import until
 from shared.store import files, operations
 from shared.types import Job
 from tests.api.conftest import CANARY, serving
@@ -56,6 +58,31 @@ def test_folders_outside_the_roots_and_absent_ones_are_refused(client, folder):
         assert client.post("/v1/ingest/scans", json={"path": path}).status_code == 400, path
     asked = {"path": str(folder), "labels": "/etc/passwd"}
     assert client.post("/v1/ingest/scans", json=asked).status_code == 400
+
+
+def test_a_folder_that_does_not_answer_holds_no_thread_of_the_api(client, folder, tmp_path, monkeypatch):
+    """Opening a pipe waits for its writer, as a call waits for a share that does not answer."""
+    pipe, dead, really = tmp_path / "pipe", [str(folder)], os.lstat
+    os.mkfifo(pipe)
+
+    def lstat(path, **more):
+        if str(path) in dead:
+            os.close(os.open(pipe, os.O_RDONLY))
+        return really(path, **more)
+
+    monkeypatch.setattr(os, "lstat", lstat)
+    monkeypatch.setattr(scan, "ANSWER_S", 0.3)
+    for _ in range(3):
+        answer = begin(client, folder)
+        assert (answer.status_code, answer.json()["detail"]) == (
+            503,
+            "the folder's disk or network share does not answer",
+        )
+    assert len(disk._stalled) == 1
+    dead.clear()
+    os.close(os.open(pipe, os.O_WRONLY))  # the share is back
+    assert until(lambda: not disk._stalled, 10)
+    assert begin(client, folder).status_code == 202
 
 
 def test_an_absent_table_of_labels_is_told_apart_from_an_absent_folder(client, folder):

@@ -55,11 +55,14 @@ def begin_scan(
 
 
 def _allowed(rt: Runtime, text: str, what: str = "file or folder") -> str:
-    """The path if it may be scanned. Raises: `Invalid`, with one message for a missing and for a forbidden path."""
-    intake = rt.settings.intake
+    """The path if it may be scanned.
+
+    Raises: `Invalid`, with one message for a missing and for a forbidden path; `Unavailable` if it does not answer.
+    """
+    intake, asked = rt.settings.intake, FilePath(text)
     try:
-        path = scan.within(FilePath(text), intake.roots, any_root=intake.any_root)
-        there = path.exists()
+        path = scan.asked(asked, lambda: scan.within(asked, intake.roots, any_root=intake.any_root))
+        there = scan.asked(asked, path.exists)
     except (OSError, RuntimeError):  # no permission, a name that is too long, a loop of links
         there = False
     if not there:
