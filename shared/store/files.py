@@ -14,7 +14,7 @@ from shared.imaging.reasons import PASSING
 from shared.store.tables import FATE, READ_AGAIN, ROOT, SCANNED, SENT
 from shared.types import FileOutcome
 
-LATEST_NS: Final = 2**63 - 1
+FARTHEST_NS: Final = 2**63 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +27,8 @@ class Seen:
 
     @classmethod
     def of(cls, path: bytes, facts: os.stat_result) -> Self:
-        """From `stat`, with the mtime limited to the column's range: a file system may report a year beyond 2262."""
-        return cls(path=path, size=facts.st_size, mtime_ns=min(facts.st_mtime_ns, LATEST_NS))
+        """From `stat`, with the mtime limited to the column's range: a file system may report 1601, or beyond 2262."""
+        return cls(path=path, size=facts.st_size, mtime_ns=max(-FARTHEST_NS, min(facts.st_mtime_ns, FARTHEST_NS)))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
