@@ -83,7 +83,7 @@ SENTENCES: Mapping[Reason, str] = MappingProxyType(
         _R.STALLED: "The file did not come within the time limit: its disk or network share does not answer.",
         _R.GONE: "The file is no longer in its folder; a scan that finds its bytes again encodes them.",
         _R.CHANGED: "The bytes changed after registration; a scan that finds the registered bytes again encodes them.",
-        _R.NOT_REGULAR: "It is a link, a folder, a pipe or a device, not a regular file.",
+        _R.NOT_REGULAR: "It is a link, a folder, a pipe, a socket or a device, not a regular file.",
         _R.NOT_A_STUDY_OBJECT: "It is neither DICOM nor a PNG or JPEG picture.",
         _R.MALFORMED: "The DICOM data set cannot be parsed.",
         _R.TRUNCATED: "The DICOM data set ends in the middle of an element.",

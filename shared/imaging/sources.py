@@ -28,8 +28,8 @@ def open_source(source: Source, limits: Limits) -> int:
     except TimeoutError:
         raise failed(Reason.STALLED) from None
     except (OSError, ValueError) as error:
-        link = isinstance(error, OSError) and error.errno == errno.ELOOP
-        raise failed(Reason.NOT_REGULAR if link else Reason.UNREADABLE) from None
+        other = isinstance(error, OSError) and error.errno in (errno.ELOOP, errno.ENXIO)  # a link, a socket
+        raise failed(Reason.NOT_REGULAR if other else Reason.UNREADABLE) from None
     facts = os.fstat(descriptor)
     if stat.S_ISREG(facts.st_mode) and facts.st_size <= limits.file_bytes:
         return descriptor

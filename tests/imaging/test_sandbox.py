@@ -1,6 +1,7 @@
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -419,14 +420,17 @@ def test_several_threads_may_share_a_sandbox(boxes):
     assert box.starts == 1
 
 
-def test_links_pipes_folders_and_missing_files_are_refused_without_waiting(sandbox, tmp_path):
+def test_links_pipes_folders_and_missing_files_are_refused_without_waiting(sandbox, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("socket")  # by a short name: an address has 107 letters at most
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(GOOD)
     closed = tmp_path / ("x" * 300)  # even lstat fails, as in a folder that may be listed but not entered
-    paths = [tmp_path / "pipe", tmp_path / "link", tmp_path, tmp_path / "none", closed, GOOD]
+    paths = [*(tmp_path / name for name in ("pipe", "link", "socket", "", "none")), closed, GOOD]
     *refused, good = sandbox.inspect_many(paths)
     regular, unreadable = Reason.NOT_REGULAR.value, Reason.UNREADABLE.value
-    assert [answer.reason for answer in refused] == [regular, regular, regular, unreadable, unreadable]
+    assert [answer.reason for answer in refused] == [regular] * 4 + [unreadable] * 2
     assert good.kind == "dicom"
 
 
