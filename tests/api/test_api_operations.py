@@ -60,6 +60,16 @@ def test_folders_outside_the_roots_and_absent_ones_are_refused(client, folder):
     assert client.post("/v1/ingest/scans", json=asked).status_code == 400
 
 
+def test_a_link_to_a_folder_whose_name_is_no_text_is_refused(client, tmp_path):
+    odd = os.fsencode(tmp_path) + b"/R\xf6ntgen"
+    os.mkdir(odd)
+    os.symlink(odd, tmp_path / "link")
+    answer = begin(client, tmp_path / "link")
+    assert answer.status_code == 400
+    assert "not valid UTF-8" in answer.json()["detail"]
+    assert begin(client, tmp_path).status_code == 202
+
+
 def test_a_folder_that_does_not_answer_holds_no_thread_of_the_api(client, folder, tmp_path, monkeypatch):
     """Opening a pipe waits for its writer, as a call waits for a share that does not answer."""
     pipe, dead, really = tmp_path / "pipe", [str(folder)], os.lstat

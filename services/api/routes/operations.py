@@ -67,6 +67,8 @@ def _allowed(rt: Runtime, text: str, what: str = "file or folder") -> str:
         there = False
     if not there:
         raise Invalid(f"there is no such {what} on the server")
+    if any("\ud800" <= letter <= "\udfff" for letter in str(path)):  # a byte as Python has it; JSON has none
+        raise Invalid(f"the real name of this {what} is not valid UTF-8: name a folder above it")
     return str(path)
 
 
