@@ -154,11 +154,13 @@ def read_labels(path: Path) -> LabelTable:
         raise Invalid("there is no such label table")
     if path.stat().st_size > MAX_BYTES:
         raise Invalid("the label table is larger than 1 GiB")
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        try:
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
             return _read(file)
-        except UnicodeDecodeError:
-            raise Invalid("the label table is not UTF-8") from None
+    except UnicodeDecodeError:
+        raise Invalid("the label table is not UTF-8") from None
+    except OSError:
+        raise Invalid("the label table cannot be read") from None
 
 
 def _read(file: IO[str]) -> LabelTable:

@@ -242,6 +242,12 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
             read_labels(path)
 
 
+def test_a_table_that_cannot_be_read_is_refused():
+    """As one of another user, or on a failing disk; nothing can be read at the beginning of this file."""
+    with pytest.raises(Invalid, match="cannot be read"):
+        read_labels(Path("/proc/self/mem"))
+
+
 def test_the_limits_on_rows_and_bytes_hold(tmp_path, monkeypatch):
     monkeypatch.setattr(folder, "MAX_ROWS", 2)
     assert "more than 2 rows" in refusal(tmp_path, "file\na\nb\nc\n")
