@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from shared import heartbeat
 from shared.datasets import importers
 from shared.datasets.folder import LabelTable, read_labels
 from shared.datasets.record import categories, label_table
+from shared.errors import Unavailable
 from shared.log import get
 from shared.pipeline import pull, scan
 from shared.pipeline.dicomweb import Access, Archive
@@ -52,6 +54,10 @@ def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, watch: Watch)
             return False
         with begin() as db:
             progress = scan.Progress.of(operations.get(db, held.id))
+        for place in (held.params[name] for name in ("path", "labels") if name in held.params):
+            # asked, because tables are read without a limit
+            if not scan.asked(Path(place), partial(os.path.exists, place)) and progress.cursor:
+                raise Unavailable("the folder or its table was there when the scan began: its share may be unavailable")
         labels = read_folder_labels(held.params)
         one = _Scan(held, labels, began)
         scan.scan(

@@ -374,7 +374,7 @@ def dead(platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
         return call
 
-    for name in ("scandir", "lstat"):
+    for name in ("scandir", "lstat", "stat"):
         monkeypatch.setattr(os, name, hanging(name, getattr(os, name)))
     yield hangs
     hangs.clear()
@@ -419,3 +419,34 @@ def test_files_that_can_no_longer_be_looked_at_are_met_again(platform: Platform,
         with pytest.raises(Unavailable, match="does not answer"):
             platform.scan()
     assert rows(platform, "SELECT count(*) FROM file") == [(0,)]
+
+
+def test_a_table_that_does_not_answer_holds_up_its_scan_and_no_worker(
+    platform: Platform, tmp_path: Path, dead: dict[str, bytes]
+) -> None:
+    platform.put("a.dcm", header(0))
+    table = tmp_path / "labels.csv"
+    table.write_text("file,birads\na.dcm,1\n")
+    dead["stat"] = os.fsencode(table)
+    with platform.begin() as db:
+        params = {"path": str(platform.folder / "archive"), "labels": str(table)}
+        number = operations.create(db, "scan", params).id
+    turns.advance_scan(platform.begin, platform.sandbox, platform.rules, turns.Watch(rules=platform.rules, rest_s=0))
+    with platform.begin() as db:
+        assert operations.get(db, number).error == "the folder's disk or network share does not answer"
+
+
+def test_a_scan_whose_table_is_gone_when_it_goes_on_waits_for_it(platform: Platform) -> None:
+    """A table often lies in its folder, on a share that may be away."""
+    platform.put("a.dcm", header(0))
+    table = platform.folder / "archive" / "labels.csv"
+    with platform.begin() as db:
+        params = {"path": str(platform.folder / "archive"), "labels": str(table)}
+        begun, fresh = (operations.create(db, "scan", params) for _ in range(2))
+        begun.cursor = {"path": os.fsencode(platform.folder / "archive" / "a.dcm").hex()}
+    for _ in range(2):
+        watch = turns.Watch(rules=platform.rules, rest_s=0)
+        turns.advance_scan(platform.begin, platform.sandbox, platform.rules, watch)
+    with platform.begin() as db:
+        assert [operations.get(db, one.id).state for one in (begun, fresh)] == ["running", "failed"]
+        assert "share may be unavailable" in str(operations.get(db, begun.id).error)
