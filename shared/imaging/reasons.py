@@ -108,7 +108,7 @@ SENTENCES: Mapping[Reason, str] = MappingProxyType(
         _R.MEMORY: "Decoding needed more memory than the limit.",
         _R.CPU: "Decoding needed more processor time than the limit.",
         _R.TIME: "Decoding took longer than the limit.",
-        _R.CRASH: "The decoder crashed on this file.",
+        _R.CRASH: "The decoder crashed on this file, or ended because it was refused memory.",
         _R.GEOMETRY: "The attributes that describe the pixels are missing or contradict each other.",
         _R.PHOTOMETRIC: "The photometric interpretation is missing or unknown.",
         _R.SHORT: "There is less pixel data than the header describes.",

@@ -47,7 +47,7 @@ _COMPUTING = 0.1  #: share of the time limit: a child that used less processor t
 #: the signals by which a limit or a crash ends a child; no SIGKILL: the time limit passes its own reason
 _EXITS = {
     signal.SIGXCPU: Reason.CPU,
-    signal.SIGABRT: Reason.CRASH,  # an uncaught exception of a decoder: bad data, or seldom a failed allocation
+    signal.SIGABRT: Reason.CRASH,  # a decoder's exception that nothing catches: bad data, or a failed allocation
     signal.SIGSEGV: Reason.CRASH,
     signal.SIGBUS: Reason.CRASH,
     signal.SIGFPE: Reason.CRASH,
