@@ -7,6 +7,8 @@ may allocate memory for it.
 import io
 import struct
 import zlib  # noqa: F401 - before gdcm, see child.py
+from collections import deque
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,8 +78,11 @@ class StreamSize:
     signed: bool = False
 
 
-def jpeg_size(data: bytes) -> StreamSize:
-    """Read the frame header of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2)."""
+def _segments(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield marker and place of each segment of a JPEG or JPEG-LS stream up to the first scan (ITU-T T.81 B.1.1).
+
+    Raises: `Rejected` if anything else stands between them, or there is no scan.
+    """
     pos = 2
     if data[:2] != b"\xff\xd8":
         raise undecodable(Reason.MISMATCH)
@@ -88,10 +93,19 @@ def jpeg_size(data: bytes) -> StreamSize:
         if marker == 0xFF:
             pos += 1
             continue
+        yield marker, pos
+        if marker == 0xDA:
+            return
+        pos += 2 if marker == 0x01 or 0xD0 <= marker <= 0xD8 else 2 + int.from_bytes(data[pos + 2 : pos + 4], "big")
+    raise undecodable(Reason.CORRUPT)
+
+
+def jpeg_size(data: bytes) -> StreamSize:
+    """Read the frame header of a JPEG or JPEG-LS stream (ITU-T T.81 B.2.2)."""
+    for marker, pos in _segments(data):
         if (0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC)) or marker == 0xF7:
             precision, rows, columns, samples = struct.unpack_from(">BHHB", data, pos + 4)
             return StreamSize(rows, columns, samples, precision)
-        pos += 2 if marker == 0x01 or 0xD0 <= marker <= 0xD8 else 2 + int.from_bytes(data[pos + 2 : pos + 4], "big")
     raise undecodable(Reason.CORRUPT)
 
 
@@ -198,6 +212,7 @@ def _gdcm(data: bytes, syntax: str, geometry: Geometry, size: StreamSize) -> Pla
     """Decode the formats that no other permissive decoder reads: JPEG lossless, and JPEG extended with 12 bits."""
     if geometry.allocated not in (8, 16) or not 2 <= size.precision <= 16:  # T.81 B.2.2; GDCM crashes on others
         raise undecodable(Reason.MISMATCH)
+    deque(_segments(data), maxlen=0)  # GDCM ends the process over stray bytes between segments
     fragment = gdcm.Fragment()
     fragment.SetByteStringValue(data)
     fragments = gdcm.SequenceOfFragments.New()

@@ -257,6 +257,19 @@ def test_a_precision_that_jpeg_does_not_have_never_reaches_gdcm(monkeypatch, pre
     assert not given
 
 
+@pytest.mark.parametrize("marker", [b"\xff\xc4", b"\xff\xda"])
+def test_stray_bytes_on_which_gdcm_ends_the_process_never_reach_it(monkeypatch, marker):
+    values, given, image = breast(64, 48), [], gdcm.Image
+    stream = encoded(values, dataset(values, BitsStored=12), LOSSLESS)
+    monkeypatch.setattr(gdcm, "Image", lambda: given.append(marker) or image())
+    place, size = stream.index(marker), geometry(values, stored=12)
+    filled = stream[:place] + b"\xff\xff" + stream[place:]  # fill bytes may stand before any marker
+    assert np.array_equal(decode_frame(filled, LOSSLESS, size, 1).values, values)
+    with pytest.raises(Rejected, match="corrupt-pixel-data"):
+        decode_frame(stream[:place] + b"\0\0" + stream[place:], LOSSLESS, size, 1)
+    assert given == [marker]
+
+
 @pytest.mark.parametrize(("rows", "reduced"), [(1000, 8), (1002, 4), (1001, 2)])
 def test_jpeg_2000_is_reduced_as_far_as_its_size_allows(rows, reduced):
     """Pillow rounds a reduced size to the nearest, OpenJPEG up; where they differ, Pillow refuses the stream."""
