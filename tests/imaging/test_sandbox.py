@@ -231,7 +231,8 @@ def test_what_waits_behind_a_stalled_file_may_be_dropped(boxes):
 
 def test_a_file_that_is_not_even_opened_in_time_is_read_again(boxes, tmp_path, monkeypatch):
     """Opening a pipe waits for its writer, as opening a file waits for a share that does not answer."""
-    monkeypatch.setattr(sources, "mount_of", lambda path: path.parent)
+    for module in (sources, sandbox_module):
+        monkeypatch.setattr(module, "mount_of", lambda path: path.parent)
     pipe, beside, really, opened, box = tmp_path / "pipe", tmp_path / "beside.dcm", os.open, [], boxes(wall_s=1.0)
     os.mkfifo(pipe)
     beside.write_bytes(GOOD.read_bytes())

@@ -378,8 +378,12 @@ def dead(platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         monkeypatch.setattr(os, name, hanging(name, getattr(os, name)))
     yield hangs
     hangs.clear()
-    while disk._stalled:
-        os.close(os.open(pipe, os.O_RDWR))  # the share is back
+
+    def back() -> bool:
+        os.close(os.open(pipe, os.O_RDWR))
+        return not disk._stalled
+
+    assert until(back, 10)
 
 
 def test_a_folder_that_does_not_answer_holds_up_its_own_scan_alone(
