@@ -197,7 +197,8 @@ class Optimizer:
                 self._child = None
             if code == 0:
                 left = collection.adopt(target)
-                _log.info("optimised", whole=whole, duration_ms=round((time.monotonic() - started) * 1000))
+                outcome = "one-graph" if whole else "small-graph"
+                _log.info("optimised", outcome=outcome, duration_ms=round((time.monotonic() - started) * 1000))
                 return left
             if code == NOTHING_TO_DO:
                 return left

@@ -29,6 +29,7 @@ ROUTES = {
     ("GET", "/livez"): ("/livez", PUBLIC, None),
     ("GET", "/readyz"): ("/readyz", PUBLIC, None),
     ("GET", "/openapi.json"): ("/openapi.json", PUBLIC, None),
+    ("GET", "/"): ("/", PUBLIC, None),
     ("GET", "/docs"): ("/docs", PUBLIC, None),
     ("GET", "/metrics"): ("/metrics", Scope.READ, None),
     ("GET", "/v1/studies/{study_instance_uid}/similar"): ("/v1/studies/1.2.3.1/similar", Scope.SEARCH, None),
