@@ -8,7 +8,7 @@ shard, are hard links in the copy.
 One graph of 100,000 points takes half a minute to a minute of two cores to build, and 10 to 20 s to extend. So few new
 points get a small graph of their own beside the large one (2 to 5 s). A search uses both, and its engine takes a third
 longer. So there is one graph of all once the new points exceed a quarter, when a client asks for an optimisation, and
-after a while without new graphs.
+after a while without new graphs; or as many as `translate.GRAPH_KB` makes necessary.
 
 The child runs this module by `shared.priority`: `services.vectors.optimize SHARD PARENT_PID SEGMENTS`.
 """
@@ -71,6 +71,7 @@ class Optimizer:
         self._running: Collection | None = None
         self._rest_until: dict[str, float] = {}
         self._left: dict[str, int] = {}  # points that were still unlinked after the last run
+        self._segments: dict[str, int] = {}  # of each collection after its last merge
         self._failed: set[str] = set()
         self._child: subprocess.Popen[bytes] | None = None
         self._stopped = False
@@ -88,7 +89,7 @@ class Optimizer:
         info, now = collection.info(), time.monotonic()
         if unlinked(info) - self._left.get(collection.name, 0) > threshold(collection):
             due = Due(self._rest_until.get(collection.name, now), whole=False)
-        elif mergeable(info):
+        elif self._mergeable(collection, info):
             wait_s = max(MERGE_AFTER_S, MERGE_AFTER_S_PER_POINT * info.points_count)
             due = Due(now + wait_s, whole=True, urgent=False)
         else:
@@ -105,9 +106,16 @@ class Optimizer:
         info = collection.info()
         with self._wake:
             self._failed.discard(collection.name)
-            if collection.linked and (unlinked(info) or mergeable(info)):
+            if collection.linked and (unlinked(info) or self._mergeable(collection, info)):
                 self._due[collection] = Due(0.0, whole=True)
                 self._wake.notify()
+
+    def _mergeable(self, collection: Collection, info: pb.CollectionInfo) -> bool:
+        """Whether the shard has more than one graph, and more than its last merge left.
+
+        Edge merges neither graphs that together exceed `GRAPH_KB` nor those that have lost all their points.
+        """
+        return bool(info.segments_count > max(ONE_GRAPH, self._segments.get(collection.name, 0)))
 
     def busy(self, collection: Collection) -> bool:
         """Whether points are being linked, or wait for it; not while only a merge is scheduled."""
@@ -126,7 +134,7 @@ class Optimizer:
                 self._child.kill()
             self._wake.wait_for(lambda: self._running is not collection)
             self._due.pop(collection, None)
-            for kept in (self._rest_until, self._left):
+            for kept in (self._rest_until, self._left, self._segments):
                 kept.pop(collection.name, None)
             self._failed.discard(collection.name)
 
@@ -199,21 +207,17 @@ class Optimizer:
                 left = collection.adopt(target)
                 outcome = "one-graph" if whole else "small-graph"
                 _log.info("optimised", outcome=outcome, duration_ms=round((time.monotonic() - started) * 1000))
-                return left
-            if code == NOTHING_TO_DO:
-                return left
-            raise RuntimeError(f"the optimising child ended with {code}")
+            elif code != NOTHING_TO_DO:
+                raise RuntimeError(f"the optimising child ended with {code}")
+            if whole:
+                self._segments[collection.name] = collection.info().segments_count
+            return left
 
 
 def threshold(collection: Collection) -> int:
     """The collection's `indexing_threshold` (kB) as a number of points."""
     kilobytes = collection.config.optimizers_config.indexing_threshold
     return int(kilobytes * 1024 // (4 * sum(collection.layout.sizes.values()))) or DEFAULT_ABOVE
-
-
-def mergeable(info: pb.CollectionInfo) -> bool:
-    """Whether the shard has more than one graph; Edge does not merge those that have lost all their points."""
-    return bool(info.segments_count > ONE_GRAPH and info.points_count)
 
 
 def outgrown(shard: Path, info: pb.CollectionInfo) -> bool:
