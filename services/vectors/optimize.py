@@ -8,7 +8,7 @@ shard, are hard links in the copy.
 One graph of 100,000 points takes half a minute to a minute of two cores to build, and 10 to 20 s to extend. So few new
 points get a small graph of their own beside the large one (2 to 5 s). A search uses both, and its engine takes a third
 longer. So there is one graph of all once the new points exceed a quarter, when a client asks for an optimisation, and
-after a while without new graphs; or as many as `translate.GRAPH_KB` makes necessary.
+after a while without new graphs.
 
 The child runs this module by `shared.priority`: `services.vectors.optimize SHARD PARENT_PID SEGMENTS`.
 """
@@ -113,7 +113,7 @@ class Optimizer:
     def _mergeable(self, collection: Collection, info: pb.CollectionInfo) -> bool:
         """Whether the shard has more than one graph, and more than its last merge left.
 
-        Edge merges neither graphs that together exceed `GRAPH_KB` nor those that have lost all their points.
+        Edge does not merge those that have lost all their points, for instance.
         """
         return bool(info.segments_count > max(ONE_GRAPH, self._segments.get(collection.name, 0)))
 

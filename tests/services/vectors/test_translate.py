@@ -133,7 +133,8 @@ def test_a_request_that_lacks_something_is_told_what(make: Any, message: str) ->
     assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
 
 
-def test_the_size_of_a_graph_does_not_depend_on_the_machine() -> None:
+def test_no_graph_is_too_large_to_be_merged() -> None:
+    """Edge's own limit would be seen only with some 600 MB of vectors."""
     optimizers = translate.config_of(messages.create("a", Spec(dim=1024)), optimize.MERGED).optimizers
     assert optimizers is not None
-    assert optimizers.max_segment_size == translate.GRAPH_KB
+    assert (optimizers.max_segment_size or 0) * 1024 > 100_000_000 * 1024 * 4
