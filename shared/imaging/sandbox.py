@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Self
 
-from shared.disk import mount_of
 from shared.errors import Rejected, Unavailable
 from shared.imaging import launch, wire
 from shared.imaging.answers import Inspected
@@ -33,6 +32,7 @@ from shared.imaging.limits import Limits
 from shared.imaging.reasons import PASSING, Reason, failed, hostile
 from shared.imaging.recipe import Recipe
 from shared.imaging.sources import Source, open_source, readable, shared_memory
+from shared.mounts import mount_of
 from shared.types import Decoded
 
 __all__ = ["Inspected", "Sandbox"]

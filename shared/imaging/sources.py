@@ -7,10 +7,10 @@ import stat
 from functools import partial
 from pathlib import Path
 
-from shared.disk import in_time, mount_of
 from shared.errors import Rejected
 from shared.imaging.limits import Limits
 from shared.imaging.reasons import Reason, failed, hostile
+from shared.mounts import in_time, mount_of
 
 Source = Path | bytes
 

@@ -23,9 +23,9 @@ from sqlalchemy.orm import Session
 
 from shared import heartbeat
 from shared.datasets.folder import LabelTable, Row
-from shared.disk import in_time
 from shared.errors import Invalid, Rejected, Unavailable
 from shared.imaging.sandbox import Inspected
+from shared.mounts import in_time
 from shared.pipeline.identity import Found
 from shared.pipeline.receive import BATCH, Inspector, Rules, admit
 from shared.store import files

@@ -9,7 +9,7 @@ import pytest
 import sqlalchemy as sa
 
 import workers.ingest
-from shared import disk
+from shared import mounts
 from shared.pipeline import scan
 from shared.process import until
 from shared.store import files, operations
@@ -88,10 +88,10 @@ def test_a_folder_that_does_not_answer_holds_no_thread_of_the_api(client, folder
             503,
             "the folder's disk or network share does not answer",
         )
-    assert len(disk._stalled) == 1
+    assert len(mounts._stalled) == 1
     dead.clear()
     os.close(os.open(pipe, os.O_WRONLY))  # the share is back
-    assert until(lambda: not disk._stalled, 10)
+    assert until(lambda: not mounts._stalled, 10)
     assert begin(client, folder).status_code == 202
 
 

@@ -15,7 +15,7 @@ import pytest
 from blake3 import blake3
 from pictures import EXPLICIT, breast, dataset, file_of
 
-from shared import disk
+from shared import mounts
 from shared.errors import Gate, Outcome, Rejected, Unavailable
 from shared.imaging import sandbox as sandbox_module
 from shared.imaging import sources, wire
@@ -251,7 +251,7 @@ def test_a_file_that_is_not_even_opened_in_time_is_read_again(boxes, tmp_path, m
     assert box.deaths == 0
     before = set(os.listdir("/proc/self/fd"))
     os.close(really(pipe, os.O_WRONLY))  # the share is back
-    while disk._stalled:
+    while mounts._stalled:
         time.sleep(0.01)
     assert box.inspect(beside).header is not None
     assert len(os.listdir("/proc/self/fd")) <= len(before), "what came too late is closed"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
-from shared import disk
+from shared import mounts
 from shared.datasets.folder import read_labels
 from shared.errors import Invalid, Rejected, Unavailable
 from shared.imaging.reasons import Reason, empty, failed
@@ -381,7 +381,7 @@ def dead(platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     def back() -> bool:
         os.close(os.open(pipe, os.O_RDWR))
-        return not disk._stalled
+        return not mounts._stalled
 
     assert until(back, 10)
 
@@ -405,9 +405,9 @@ def test_a_folder_that_does_not_answer_holds_up_its_own_scan_alone(
         assert (waits.state, waits.losses, waits.lease_until) == ("running", 0, None)
         assert waits.error == "the folder's disk or network share does not answer"
     dead.clear()
-    assert disk._stalled
+    assert mounts._stalled
     os.close(os.open(tmp_path / "pipe", os.O_RDWR))
-    assert until(lambda: not disk._stalled, 10)
+    assert until(lambda: not mounts._stalled, 10)
     with platform.begin() as db:
         db.execute(sa.text("UPDATE operation SET not_before = NULL"))
     turns.advance_scan(platform.begin, platform.sandbox, platform.rules, watch)

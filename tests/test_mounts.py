@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from shared import disk
-from shared.disk import in_time, mount_of
+from shared import mounts
+from shared.mounts import in_time, mount_of
 from shared.process import until
 
 
@@ -85,7 +85,7 @@ def test_a_place_that_does_not_answer_is_not_asked_again_until_it_does(tmp_path:
     assert until(lambda: asked[-1] == "late", 10)
     in_time(lambda: asked.append("back"), 30, at("/dead"))
     assert asked[-1] == "back"
-    assert not disk._stalled
+    assert not mounts._stalled
     assert len(threads()) <= hung + 1
 
 
@@ -94,7 +94,7 @@ def test_a_call_that_never_comes_back_does_not_keep_the_process(tmp_path: Path) 
     code = (
         "import os, sys\n"
         "from pathlib import Path\n"
-        "from shared.disk import in_time\n"
+        "from shared.mounts import in_time\n"
         "try:\n"
         "    in_time(lambda: os.open(sys.argv[1], os.O_RDONLY), 0.1, lambda: Path('/dead'))\n"
         "except TimeoutError:\n"
