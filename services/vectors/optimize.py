@@ -19,8 +19,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -62,17 +64,24 @@ class Due(NamedTuple):
     urgent: bool = True  #: points wait to be linked, or a client for the graph
 
 
+@dataclass(slots=True)
+class _State:
+    """What is known of one collection."""
+
+    due: Due | None = None
+    rest_until: float = 0.0  # points are not linked again before, on the monotonic clock
+    left: int = 0  # points that were still unlinked after the last run
+    segments: int = 0  # after the last merge
+    failed: bool = False
+
+
 class Optimizer:
     """A thread that rebuilds one collection at a time."""
 
     def __init__(self, collections: Iterable[Collection] = ()) -> None:
         self._wake = threading.Condition()
-        self._due: dict[Collection, Due] = {}
+        self._states: defaultdict[Collection, _State] = defaultdict(_State)
         self._running: Collection | None = None
-        self._rest_until: dict[str, float] = {}
-        self._left: dict[str, int] = {}  # points that were still unlinked after the last run
-        self._segments: dict[str, int] = {}  # of each collection after its last merge
-        self._failed: set[str] = set()
         self._child: subprocess.Popen[bytes] | None = None
         self._stopped = False
         self._thread = threading.Thread(target=self._run, args=(collections,), name="optimizer")
@@ -87,44 +96,44 @@ class Optimizer:
         if not collection.linked:
             return
         info, now = collection.info(), time.monotonic()
-        if unlinked(info) - self._left.get(collection.name, 0) > threshold(collection):
-            due = Due(self._rest_until.get(collection.name, now), whole=False)
-        elif self._mergeable(collection, info):
-            wait_s = max(MERGE_AFTER_S, MERGE_AFTER_S_PER_POINT * info.points_count)
-            due = Due(now + wait_s, whole=True, urgent=False)
-        else:
-            return
         with self._wake:
-            known = self._due.get(collection)
-            if collection is self._running or collection.dropped or (known is not None and known.urgent >= due.urgent):
+            if collection is self._running or collection.dropped:
                 return
-            self._due[collection] = due
-            self._wake.notify()
+            state = self._states[collection]
+            if unlinked(info) - state.left > threshold(collection):
+                due = Due(max(now, state.rest_until), whole=False)
+            elif mergeable(info, state.segments):
+                wait_s = max(MERGE_AFTER_S, MERGE_AFTER_S_PER_POINT * info.points_count)
+                due = Due(now + wait_s, whole=True, urgent=False)
+            else:
+                return
+            if state.due is None or due.urgent > state.due.urgent:
+                state.due = due
+                self._wake.notify()
 
     def request(self, collection: Collection) -> None:
         """Build one graph of all points as soon as possible, unless there is one already."""
         info = collection.info()
         with self._wake:
-            self._failed.discard(collection.name)
-            if collection.linked and (unlinked(info) or self._mergeable(collection, info)):
-                self._due[collection] = Due(0.0, whole=True)
+            if not collection.linked or collection.dropped:
+                return
+            state = self._states[collection]
+            state.failed = False
+            if unlinked(info) or mergeable(info, state.segments):
+                state.due = Due(0.0, whole=True)
                 self._wake.notify()
-
-    def _mergeable(self, collection: Collection, info: pb.CollectionInfo) -> bool:
-        """Whether the shard has more than one graph, and more than its last merge left.
-
-        Edge does not merge those that have lost all their points, for instance.
-        """
-        return bool(info.segments_count > max(ONE_GRAPH, self._segments.get(collection.name, 0)))
 
     def busy(self, collection: Collection) -> bool:
         """Whether points are being linked, or wait for it; not while only a merge is scheduled."""
         with self._wake:
-            due = self._due.get(collection)
+            state = self._states.get(collection)
+            due = None if state is None else state.due
             return collection is self._running or (due is not None and due.urgent)
 
     def failed(self, collection: Collection) -> bool:
-        return collection.name in self._failed
+        with self._wake:
+            state = self._states.get(collection)
+            return state is not None and state.failed
 
     def forget(self, collection: Collection) -> None:
         """Cancel rebuilds of a collection that will be deleted; none is running when this returns, and none begins."""
@@ -133,10 +142,7 @@ class Optimizer:
             if self._running is collection and self._child is not None:
                 self._child.kill()
             self._wake.wait_for(lambda: self._running is not collection)
-            self._due.pop(collection, None)
-            for kept in (self._rest_until, self._left, self._segments):
-                kept.pop(collection.name, None)
-            self._failed.discard(collection.name)
+            self._states.pop(collection, None)
 
     def stop(self) -> None:
         with self._wake:
@@ -157,18 +163,17 @@ class Optimizer:
 
     def _optimize(self, collection: Collection, whole: bool) -> bool:
         """Whether the rebuild succeeded; else the old shard goes on serving, and the next write schedules another."""
-        started, succeeded = time.monotonic(), False
+        started, state, succeeded = time.monotonic(), self._states[collection], False
         try:
-            self._left[collection.name] = self._rebuild(collection, whole=whole)
-            self._failed.discard(collection.name)
-            succeeded = True
+            state.left = self._rebuild(collection, state, whole=whole)
+            state.failed, succeeded = False, True
         except Exception as error:
             if not (self._stopped or collection.dropped):
-                self._failed.add(collection.name)
+                state.failed = True
                 _log.warning("optimising_failed", exception_type=type(error).__name__)
         took = time.monotonic() - started
         with self._wake:
-            self._rest_until[collection.name] = time.monotonic() + took
+            state.rest_until = time.monotonic() + took
             self._running = None
             self._wake.notify_all()
         return succeeded
@@ -178,15 +183,16 @@ class Optimizer:
         with self._wake:
             while not self._stopped:
                 now = time.monotonic()
-                due = [(collection, due) for collection, due in self._due.items() if due.at <= now]
-                if due:
-                    self._running, due_now = min(due, key=lambda item: item[1].at)
-                    del self._due[self._running]
-                    return self._running, due_now.whole
-                self._wake.wait(min((due.at for due in self._due.values()), default=now + 3600) - now)
+                waiting = [(state.due, collection) for collection, state in self._states.items() if state.due]
+                ready = [item for item in waiting if item[0].at <= now]
+                if ready:
+                    due, self._running = min(ready, key=lambda item: item[0].at)
+                    self._states[self._running].due = None
+                    return self._running, due.whole
+                self._wake.wait(min((due.at for due, _ in waiting), default=now + 3600) - now)
         return None
 
-    def _rebuild(self, collection: Collection, *, whole: bool) -> int:
+    def _rebuild(self, collection: Collection, state: _State, *, whole: bool) -> int:
         """Rebuild the collection; returns how many points of the copied shard are still unlinked."""
         started = time.monotonic()
         require_room(collection.path)
@@ -210,7 +216,7 @@ class Optimizer:
             elif code != NOTHING_TO_DO:
                 raise RuntimeError(f"the optimising child ended with {code}")
             if whole:
-                self._segments[collection.name] = collection.info().segments_count
+                state.segments = collection.info().segments_count
             return left
 
 
@@ -218,6 +224,14 @@ def threshold(collection: Collection) -> int:
     """The collection's `indexing_threshold` (kB) as a number of points."""
     kilobytes = collection.config.optimizers_config.indexing_threshold
     return int(kilobytes * 1024 // (4 * sum(collection.layout.sizes.values()))) or DEFAULT_ABOVE
+
+
+def mergeable(info: pb.CollectionInfo, left: int) -> bool:
+    """Whether the shard has more than one graph, and more segments than its last merge left.
+
+    Edge does not merge those that have lost all their points, for instance.
+    """
+    return bool(info.segments_count > max(ONE_GRAPH, left))
 
 
 def outgrown(shard: Path, info: pb.CollectionInfo) -> bool:

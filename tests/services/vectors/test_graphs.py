@@ -132,7 +132,7 @@ def test_what_is_written_during_a_merge_asks_for_no_second_one(growing: Growing)
         growing.optimizer.consider(growing.collection)
     growing.wait()
     assert (growing.collection.info().segments_count, growing.collection.unindexed()) == (optimize.ONE_GRAPH, 10)
-    assert not growing.optimizer._due
+    assert growing.optimizer._states[growing.collection].due is None
 
 
 def test_what_is_written_while_points_are_linked_waits_as_long_as_that_took(growing: Growing) -> None:
@@ -162,7 +162,7 @@ def test_two_graphs_that_do_not_merge_are_left_alone(growing: Growing) -> None:
     assert growing.graphs() == (2, 1600)
     growing.optimizer.consider(growing.collection)
     growing.optimizer.request(growing.collection)
-    assert not growing.optimizer._due
+    assert growing.optimizer._states[growing.collection].due is None
     assert not growing.optimizer.busy(growing.collection)
 
 
