@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from shared.index import checks, codes
 from shared.index.base import Answer, Ball, CodeQuery, Exact, Filter, Hit, Info, Metric, Point, Query, Spec
+from shared.index.effort import effort
 from shared.index.grouping import emulate
 from shared.index.memory import LocalStore
 from shared.index.rows import Rows
@@ -84,7 +85,8 @@ class FaissIndex:
         if not limit:
             return np.empty(0, np.intp), np.empty(0, np.float32)
         if walk:
-            ef = max(effort(query), 2 * limit)
+            target = 1.0 if isinstance(query.accuracy, Exact) else query.accuracy.target
+            ef = max(effort(EF, target, self._rows.size), 2 * limit)
             params = faiss.SearchParametersHNSW(sel=selector, efSearch=ef)
             distances, rows = self._engine.search(vector[None], limit, params=params)
         else:
@@ -147,11 +149,6 @@ def build(spec: Spec) -> Any:  # noqa: ANN401 - faiss has no types
     graph = faiss.IndexHNSWFlat(spec.dim, spec.m, metric)
     graph.hnsw.efConstruction = spec.ef_construct
     return graph
-
-
-def effort(query: Query) -> int:
-    target = 1.0 if isinstance(query.accuracy, Exact) else query.accuracy.target
-    return next(ef for reached, ef in EF if target <= reached)
 
 
 def _scores(metric: Metric, distances: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -33,6 +33,7 @@ from shared.index.base import (
 )
 from shared.index.checks import EXACT_INT, revision
 from shared.index.codes import signs
+from shared.index.effort import effort
 from shared.index.protobuf import pb
 
 VECTOR: Final = "dense"
@@ -226,13 +227,8 @@ def _match(condition: Match) -> pb.Match:
     return pb.Match(integers=pb.RepeatedIntegers(integers=[int(value) for value in condition.values]))
 
 
-def effort(target: float) -> int:
-    """The ef for this recall@10 (`EF`); `similis bench run` measures it again."""
-    return next(ef for reached, ef in EF if target <= reached)
-
-
-def params(spec: Spec, accuracy: Accuracy, *, filtered: bool = False) -> pb.SearchParams:
-    """The parameters of a search. `filtered`: a filter leaves only a part of the points.
+def params(spec: Spec, accuracy: Accuracy, points: int, *, filtered: bool = False) -> pb.SearchParams:
+    """The parameters of a search among this many points. `filtered`: a filter leaves only a part of them.
 
     That part may lie in one region of the space, as one modality of several does. In a graph of 100,000 an ef of 192
     then found what 32 found without a filter (.97, .98; 64: .93; `benchmarks/results/latency`), so ef is four times as
@@ -240,7 +236,7 @@ def params(spec: Spec, accuracy: Accuracy, *, filtered: bool = False) -> pb.Sear
     """
     if isinstance(accuracy, Exact) or spec.scale == "exact":
         return pb.SearchParams(exact=True)
-    wanted = pb.SearchParams(hnsw_ef=effort(accuracy.target) * (FILTERED if filtered else 1))
+    wanted = pb.SearchParams(hnsw_ef=effort(EF, accuracy.target, points) * (FILTERED if filtered else 1))
     if spec.scale == "hnsw-int8":
         wanted.quantization.CopyFrom(RESCORE if accuracy.target > EF[0][0] else RESCORE_ONLY)
     return wanted

@@ -23,6 +23,7 @@ from shared.index.trust import Trust
 BATCH: Final = 256  # points per upsert: about 1 MB of 1,024-d vectors
 AHEAD: Final = 4  # the first request of a ball asks for this many times k codes
 RETRY_FOR_S: Final = 1.0  # a killed engine is back within 0.3 s
+SIZED_FOR_S: Final = 60.0  # an archive hardly grows within a minute
 LINKED_WITHIN_S: Final = 6 * 3600.0  # at 0.5 ms per point, forty million points
 _Code = grpc.StatusCode
 ERRORS: Final[dict[Any, type[SimilisError]]] = {
@@ -107,6 +108,7 @@ class QdrantIndex:
         self._wire = wire
         self._call = call
         self._groups = True  # until the peer answers UNIMPLEMENTED
+        self._size, self._sized_until = 0, 0.0  # the number of points, and when it is asked for again
         self._trust = Trust()
 
     def write(self, points: Sequence[Point]) -> None:
@@ -128,7 +130,8 @@ class QdrantIndex:
         for query in queries:
             checks.check_query(query)
         vectors = checks.prepare(self.spec, [query.vector for query in queries])
-        requests = [self._message(query, vectors[row]) for row, query in enumerate(queries)]
+        points = self._points()
+        requests = [self._message(query, vectors[row], points) for row, query in enumerate(queries)]
         flat = [row for row, query in enumerate(queries) if query.group_by is None]
         answers: dict[int, Answer] = {}
         if flat:
@@ -142,12 +145,18 @@ class QdrantIndex:
             answers |= dict(zip(grouped, told, strict=True))
         return [answers[row] for row in range(len(queries))]
 
-    def _message(self, query: Query, vector: Any) -> pb.QueryPoints:  # noqa: ANN401 - one row of the matrix
+    def _points(self) -> int:
+        """The number of points at the last look: the effort of a search hardly depends on it."""
+        if (now := time.monotonic()) > self._sized_until:
+            self._size, self._sized_until = self._info().points_count, now + SIZED_FOR_S
+        return self._size
+
+    def _message(self, query: Query, vector: Any, points: int) -> pb.QueryPoints:  # noqa: ANN401 - one row of the matrix
         message = pb.QueryPoints(
             collection_name=self.name,
             using=messages.VECTOR,
             filter=messages.filter_of(query.filter),
-            params=messages.params(self.spec, query.accuracy, filtered=bool(query.filter.must)),
+            params=messages.params(self.spec, query.accuracy, points, filtered=bool(query.filter.must)),
             limit=query.limit,
             with_payload=messages.selector(query.fields, query.group_by),
         )

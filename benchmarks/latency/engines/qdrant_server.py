@@ -19,6 +19,7 @@ from benchmarks.latency.engines import _grpc
 from benchmarks.latency.engines.base import Array, Clause, Columns, Effort, Engine, Found, Opened, efforts, never
 from benchmarks.latency.engines.edge_dense import scans
 from shared.index import messages
+from shared.index.effort import effort as ef_of
 from shared.index.qdrant import QdrantStore
 
 URL: Final = "SIMILIS_BENCH_QDRANT_URL"
@@ -69,7 +70,7 @@ class _Rest:
     """Sends one question to `/query`, several in one request to `/query/batch`."""
 
     def __init__(self, folder: Path, columns: Columns, transport: httpx.BaseTransport | None = None) -> None:
-        del columns
+        self._points = len(columns["patient"])
         parts = urlsplit(os.environ[URL])
         headers = {"api-key": key} if (key := os.environ.get(KEY)) else {}
         address = f"{parts.scheme}://{parts.hostname}:{(parts.port or 6334) - 1}"
@@ -78,7 +79,9 @@ class _Rest:
 
     def search(self, queries: Array, k: int, effort: Effort, clauses: Sequence[Clause] | None) -> Found:
         wanted: Sequence[Clause | None] = clauses or [None] * len(queries)
-        searches = [_request(query, k, effort, clause) for query, clause in zip(queries, wanted, strict=True)]
+        searches = [
+            _request(query, k, effort, clause, self._points) for query, clause in zip(queries, wanted, strict=True)
+        ]
         if len(searches) == 1:
             answer = self._http.post(self._path, json=searches[0])
         else:
@@ -98,12 +101,12 @@ class _Rest:
         return []
 
 
-def _request(query: Array, k: int, effort: Effort, clause: Clause | None) -> dict[str, Any]:
+def _request(query: Array, k: int, effort: Effort, clause: Clause | None, points: int) -> dict[str, Any]:
     """The body of one question; the server ignores the quantisation parameters if it has no quantised copies."""
     params: dict[str, Any] = {"exact": True}
     if effort:
-        target = effort["target"]
-        params = {"hnsw_ef": messages.effort(target), "quantization": {"rescore": True, "oversampling": 1.5}}
+        ef = ef_of(messages.EF, effort["target"], points)
+        params = {"hnsw_ef": ef, "quantization": {"rescore": True, "oversampling": 1.5}}
     asked: dict[str, Any] = {"query": query.tolist(), "using": messages.VECTOR, "limit": k, "params": params}
     if clause is not None:
         value = str(clause.value) if clause.field == "modality" else clause.value
