@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
+from urllib.parse import urlsplit
 
 import typer
 
@@ -93,7 +94,10 @@ def compare(
 
 
 def chosen(name: str, data: list[str]) -> "Profile":
-    """The named profile, with its data sets replaced by `data` if any are given. Raises: `Invalid`."""
+    """The named profile, with its data sets replaced by `data` if any are given.
+
+    Raises: `Invalid`, also for a URL with a password, because the results name their data.
+    """
     from benchmarks.latency.profiles import PROFILES, Set
 
     if name not in PROFILES:
@@ -101,6 +105,8 @@ def chosen(name: str, data: list[str]) -> "Profile":
     profile = PROFILES[name]
     sets: list[Set] = []
     for one in data:
+        if urlsplit(one.partition(":")[2]).password:
+            raise Invalid("leave the password out of the URL: the database's client reads it from PGPASSWORD")
         sets += profile.sets if one == "profile" else [Set(data=one)]
     return replace(profile, sets=tuple(sets))
 

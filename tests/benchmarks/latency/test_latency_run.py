@@ -19,6 +19,7 @@ from benchmarks.latency import raw, runner
 from benchmarks.latency.data import prepare
 from benchmarks.latency.engines import chosen
 from benchmarks.latency.profiles import PROFILES
+from shared.errors import Invalid
 
 SMOKE = PROFILES["smoke"]
 EXACT = (
@@ -256,6 +257,14 @@ def test_a_quick_build_is_made_twice_where_the_profile_says_so(done, tmp_path) -
 def test_an_unknown_engine_or_profile_is_refused(tmp_path) -> None:
     assert run("--engines", "nothing-*", "--out", str(tmp_path / "a")).exit_code != 0
     assert CliRunner().invoke(bench, ["run", "--profile", "x", "--out", str(tmp_path / "b")]).exit_code != 0
+
+
+@pytest.mark.parametrize("option", ["--from-similis=", "--data=similis:"])
+def test_a_password_in_a_url_is_refused_as_the_results_name_their_data(tmp_path, option) -> None:
+    result = run(f"{option}postgresql+psycopg://reader:s3cret@nowhere/similis", "--out", str(tmp_path / "a"))
+    assert isinstance(result.exception, Invalid)
+    assert "PGPASSWORD" in str(result.exception)
+    assert not (tmp_path / "a").exists()
 
 
 def test_two_runs_of_the_same_are_compared(done) -> None:
