@@ -162,6 +162,26 @@ def test_runs_differ_where_no_round_of_one_reaches_into_the_other(tmp_path) -> N
     assert "1 of 2 moved" in text
 
 
+def test_runs_of_one_round_have_no_spread_that_a_difference_could_exceed(tmp_path) -> None:
+    for name, ms in (("x", 1.0), ("y", 2.0)):
+        writer = raw.Writer(tmp_path / name)
+        for line in (ABOUT, DATA, single("a", ms, 1.0)):
+            writer.add(line)
+        writer.close()
+    text = "\n".join(compared(tmp_path / "x", tmp_path / "y"))
+    assert "| one round | clustered:8:1000 | a |" in text
+    assert "0 of 1 moved" in text
+
+
+def test_figures_of_other_vectors_under_the_same_name_are_not_compared(tmp_path) -> None:
+    for name, content in (("x", "1"), ("y", "2")):
+        writer = raw.Writer(tmp_path / name)
+        for line in (ABOUT, DATA | {"content": content}, *(single("a", ms, 1.0) for ms in (1.0, 1.1))):
+            writer.add(line)
+        writer.close()
+    assert "0 of 0 moved" in "\n".join(compared(tmp_path / "x", tmp_path / "y"))
+
+
 def test_broken_results_are_told_apart_from_cut_ones(tmp_path) -> None:
     with pytest.raises(NotFound):
         raw.read(tmp_path)
