@@ -113,6 +113,8 @@ def _code() -> str:
 
 def _unit(rows: Array) -> Array:
     if rows.dtype == np.uint8:
+        if rows.shape[1] % 8:
+            raise Invalid("codes are of whole words of 64 bits")
         return np.ascontiguousarray(rows)
     lengths = np.linalg.norm(rows, axis=1, keepdims=True)
     if not np.isfinite(lengths).all() or not lengths.all():

@@ -152,6 +152,12 @@ def test_an_unknown_kind_of_data_names_the_known() -> None:
         datasets.make("nothing:1", 5, 7)
 
 
+def test_codes_of_a_file_that_are_no_whole_words_are_refused(tmp_path) -> None:
+    np.save(tmp_path / "short.npy", np.zeros((20, 4), np.uint8))
+    with pytest.raises(Invalid, match="64 bits"):
+        prepare(f"file:{tmp_path / 'short.npy'}", tmp_path / "cache", 2, 7)
+
+
 def test_a_zero_vector_is_refused(tmp_path) -> None:
     np.save(tmp_path / "zero.npy", np.zeros((20, 4), np.float32))
     with pytest.raises(Invalid, match="zero"):
