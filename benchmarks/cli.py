@@ -105,7 +105,8 @@ def chosen(name: str, data: list[str]) -> "Profile":
     profile = PROFILES[name]
     sets: list[Set] = []
     for one in data:
-        if urlsplit(one.partition(":")[2]).password:
+        address = urlsplit(one.partition(":")[2])
+        if address.password or "password=" in address.query:
             raise Invalid("leave the password out of the URL: the database's client reads it from PGPASSWORD")
         sets += profile.sets if one == "profile" else [Set(data=one)]
     return replace(profile, sets=tuple(sets))

@@ -260,8 +260,9 @@ def test_an_unknown_engine_or_profile_is_refused(tmp_path) -> None:
 
 
 @pytest.mark.parametrize("option", ["--from-similis=", "--data=similis:"])
-def test_a_password_in_a_url_is_refused_as_the_results_name_their_data(tmp_path, option) -> None:
-    result = run(f"{option}postgresql+psycopg://reader:s3cret@nowhere/similis", "--out", str(tmp_path / "a"))
+@pytest.mark.parametrize("address", ["reader:s3cret@nowhere/similis", "nowhere/similis?user=reader&password=s3cret"])
+def test_a_password_in_a_url_is_refused_as_the_results_name_their_data(tmp_path, option, address) -> None:
+    result = run(f"{option}postgresql+psycopg://{address}", "--out", str(tmp_path / "a"))
     assert isinstance(result.exception, Invalid)
     assert "PGPASSWORD" in str(result.exception)
     assert not (tmp_path / "a").exists()
