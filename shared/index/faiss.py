@@ -4,6 +4,9 @@ Native: the distances, the graph, and exclusion by a bitmap over rows. Ours: ids
 columns), deletes (tombstones; FAISS cannot take a node out of its graph), the revision guard, grouping.
 `hnsw-int8` keeps float32 vectors: FAISS's int8 graph does not re-score, and stays below the requested recall.
 Persistence: none; an index is written again from the stored encodings.
+
+Hundreds of copies of one vector divide its graph into islands, and searches find less than they ask for: 0.74 instead
+of 0.9 with 1,000 copies among 12,000 vectors. Such a collection should be `exact`.
 """
 
 import threading
