@@ -52,7 +52,13 @@ class LabelsOut(Out):
 class StudyFound(Out):
     rank: int
     study_instance_uid: str
-    score: float
+    score: Annotated[
+        float,
+        Field(
+            description="Mean over the query's images of the best match. For an image without one in `matches`, the "
+            "lowest score among its hits counts instead: a greater `k` compares more hits, so scores may change"
+        ),
+    ]
     study_date: date | None
     labels: LabelsOut
     matches: list[Match]
