@@ -156,7 +156,8 @@ def _who_answered(answer: Answer) -> None:
         votes = [_vote(gate, "score", "threshold"), _vote(gate, "distance", "distance_threshold")]
         tell(", ".join([f"gate {gate['gate']}: {gate['verdict']}", *filter(None, votes)]))
     if answer.get("cut"):
-        warn("images were left out of the search: use filters, or ask for the next page")
+        instead = "ask for the next page" if answer.get("next") else "a smaller --radius"
+        warn(f"images were left out of the search: use filters, or {instead}")
 
 
 def _vote(gate: Answer, name: str, limit: str) -> str:

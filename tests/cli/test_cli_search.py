@@ -117,11 +117,13 @@ def test_each_gate_is_told_with_both_votes_of_the_third(home, similar, similis):
     assert f"gate features: passed, score 0.5 {no}, distance 0.8123 {no}" in lines
 
 
-def test_an_answer_for_which_not_all_was_looked_at_says_so(home, similar, similis):
-    similar(cut=True)
+@pytest.mark.parametrize(("cursor", "offered"), [("abc", True), (None, False)])
+def test_an_answer_for_which_not_all_was_looked_at_says_so(home, similar, similis, cursor, offered):
+    similar(cut=True, next=cursor)
     ran = similis("search", "--study", UID, "--home", home)
     assert ran.code == 0
     assert "images were left out of the search" in ran.err
+    assert ("ask for the next page" in ran.err) is offered
 
 
 def test_no_neighbour_is_said_and_is_no_error(home, similar, similis):
