@@ -19,7 +19,7 @@ from benchmarks.latency.engines import _grpc
 from benchmarks.latency.engines.base import Array, Clause, Columns, Effort, Engine, Found, Opened, efforts, never
 from benchmarks.latency.engines.edge_dense import scans
 from shared.index import messages
-from shared.index.effort import effort as ef_of
+from shared.index.base import Recall, Spec
 from shared.index.qdrant import QdrantStore
 
 URL: Final = "SIMILIS_BENCH_QDRANT_URL"
@@ -102,11 +102,16 @@ class _Rest:
 
 
 def _request(query: Array, k: int, effort: Effort, clause: Clause | None, points: int) -> dict[str, Any]:
-    """The body of one question; the server ignores the quantisation parameters if it has no quantised copies."""
+    """The body of one question, with the parameters of the adapter.
+
+    The server ignores those of quantisation if it has no quantised copies.
+    """
     params: dict[str, Any] = {"exact": True}
     if effort:
-        ef = ef_of(messages.EF, effort["target"], points)
-        params = {"hnsw_ef": ef, "quantization": {"rescore": True, "oversampling": 1.5}}
+        filtered = clause is not None and not clause.exclude
+        same = messages.params(Spec(dim=len(query)), Recall(effort["target"]), points, filtered=filtered)
+        oversampling = same.quantization.oversampling
+        params = {"hnsw_ef": same.hnsw_ef, "quantization": {"rescore": True, "oversampling": oversampling}}
     asked: dict[str, Any] = {"query": query.tolist(), "using": messages.VECTOR, "limit": k, "params": params}
     if clause is not None:
         value = str(clause.value) if clause.field == "modality" else clause.value

@@ -18,7 +18,7 @@ from benchmarks.latency.measure import Session
 from benchmarks.latency.profiles import Plan
 from benchmarks.latency.vectors import KEY, vectors_process
 from shared.index import messages
-from shared.index.effort import effort
+from shared.index.base import Recall, Spec
 from shared.index.qdrant import QdrantStore
 
 PLAN = Plan(queries=30, seconds=0.05, checked=20, clients=(2,))
@@ -205,8 +205,13 @@ def test_a_server_is_asked_by_rest_one_question_or_many_in_a_call(made, tmp_path
     assert path.endswith("/query/batch")
     assert len(body["searches"]) == len(data.queries)
     graph = Session(KNOWN["server-rest-hnsw"], held, data, PLAN, seed=0)
-    graph.ask(0, 10, {"target": 0.97}, "all")
-    assert server.asked[-1][1]["params"]["hnsw_ef"] == effort(messages.EF, 0.97, 1)
+    for target, name in ((0.97, "all"), (0.97, "1 %"), (0.9, "patient")):
+        graph.ask(0, 10, {"target": target}, name)
+        asked = messages.params(Spec(dim=64), Recall(target), 800, filtered=name == "1 %")  # as the adapter asks
+        assert server.asked[-1][1]["params"] == {
+            "hnsw_ef": asked.hnsw_ef,
+            "quantization": {"rescore": True, "oversampling": asked.quantization.oversampling},
+        }
     held.close()
 
 
