@@ -15,7 +15,7 @@ from shared.encoder.build import as_json, beside
 from shared.encoder.cards import GRAPH, WEIGHTS, Card, check_name, read, sha256_of, write
 from shared.encoder.ensemble import PRESETS
 from shared.encoder.export import export, measure
-from shared.encoder.hashing import COMPONENTS, MEAN, fit_hash, principal
+from shared.encoder.hashing import COMPONENTS, MEAN, directions, fit_hash
 from shared.encoder.kinds import body, kind, load_network
 from shared.encoder.network import State, fill
 from shared.encoder.null import NULL
@@ -216,9 +216,13 @@ def _joined(members: Sequence[Path], cards: Sequence[Card]) -> tuple[dict[str, A
 
 
 def _projection(features: Embeddings) -> State:
-    """Fit at most 512 components, and at most n - 1: the centred vectors of n images span no more directions."""
-    centred = features.astype(np.float64) - features.mean(0, dtype=np.float64)
-    components = principal(centred, min(_PROJECTED, len(features) - 1, features.shape[1]))
+    """Fit at most 512 components, and no more than the images span: n - 1 directions, fewer if some are equal.
+
+    Raises: `Invalid` if all images are equal.
+    """
+    components = directions(features.astype(np.float64) - features.mean(0, dtype=np.float64), _PROJECTED)
+    if not len(components):
+        raise Invalid("the features of all images are equal")
     return {
         "projection.mean": torch.from_numpy(features.mean(0, dtype=np.float64)).float(),
         "projection.components": torch.from_numpy(components).float(),

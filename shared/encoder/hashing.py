@@ -63,15 +63,24 @@ def fit_hash(embeddings: Embeddings, bits: int, seed: int = 0, *, rotate: bool =
 
 
 def principal(centred: NDArray[np.float64], count: int) -> NDArray[np.float64]:
-    """Return (count, dim): the directions of largest variance, signed so that the largest entry of each is positive.
+    """Return (count, dim): the directions of largest variance, as `directions`.
 
     Raises: `Invalid` if the rows vary in fewer than `count` directions.
     """
-    _, sizes, rows = np.linalg.svd(centred, full_matrices=False)
-    if not sizes[count - 1] > 1e-6 * sizes[0]:
+    rows = directions(centred, count)
+    if len(rows) < count:
         raise Invalid(f"the vectors vary in fewer than {count} directions")
-    rows = rows[:count]
-    signs = np.sign(rows[np.arange(count), np.abs(rows).argmax(1)])
+    return rows
+
+
+def directions(centred: NDArray[np.float64], most: int) -> NDArray[np.float64]:
+    """Return (n, dim): the directions of largest variance, `most` or as many as the rows vary in.
+
+    They are signed so that the largest entry of each is positive.
+    """
+    _, sizes, rows = np.linalg.svd(centred, full_matrices=False)
+    rows = rows[: min(most, int((sizes > 1e-6 * sizes[0]).sum()))]
+    signs = np.sign(rows[np.arange(len(rows)), np.abs(rows).argmax(1)])
     return rows * signs[:, None]  # type: ignore[no-any-return]
 
 

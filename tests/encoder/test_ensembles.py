@@ -92,6 +92,10 @@ def test_principal_components_are_fitted_on_training_images_and_stand_in_the_wei
     wanted = (vectors(united) - train.mean(0)) @ rows[:29].T
     np.testing.assert_allclose(np.abs(found), np.abs(wanted), atol=1e-3)
     check(tmp_path / "e", found)
+    doubled = np.concatenate([train, train[:5]])  # a folder with copies of images
+    assert build_ensemble(tmp_path / "d", "d", members[:2], "pca", features=doubled).dim == 29
+    with pytest.raises(Invalid, match="all images are equal"):
+        build_ensemble(tmp_path / "x", "x", members[:2], "pca", features=train[[0, 0]])
     with pytest.raises(Invalid, match="needs features"):
         build_ensemble(tmp_path / "x", "x", members[:2], "pca")
     with pytest.raises(Invalid, match="other joins take none"):
