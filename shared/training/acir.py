@@ -16,7 +16,7 @@ from shared.encoder.acir import WIDTHS, Acir, Decoder, Head, content, relative_e
 from shared.encoder.build import build
 from shared.encoder.network import state_of
 from shared.encoder.weights import find
-from shared.errors import Invalid
+from shared.errors import Invalid, NotFound
 from shared.training.experiment import Batch, Encode, Experiment, Method
 from shared.training.hashing import Objective, class_weights, fingerprint, objective
 
@@ -160,7 +160,9 @@ class Reconstruction(Method[Reconstructing]):
         return self.shape.side
 
     def build(self, data: Collection) -> Reconstructing:  # noqa: ARG002 - it needs no classes
-        """Raises: `Invalid` if the weights are not those of this shape, or no safetensors."""
+        """Raises: `NotFound` without the weights; `Invalid` if they are not of this shape, or no safetensors."""
+        if not Path(self.weights).is_file():
+            raise NotFound("there is no file with the weights of stage 1: --set method.weights=FILE.safetensors")
         network = self.shape.network(0, decoder=True)
         try:
             state = {name: value.float() for name, value in load_file(self.weights).items()}
