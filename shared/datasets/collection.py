@@ -23,6 +23,7 @@ class Collection:
     sources: NDArray[np.str_]  #: (n,), the data set each image came from
     licence: str
     views: NDArray[np.str_] | None = None  #: (n,), CC, MLO ...; empty if one image's view is unknown, None if all are
+    note: str = ""  #: what was left out when the set was read, for the reader
 
     def __len__(self) -> int:
         return len(self.images)

@@ -78,6 +78,7 @@ def load(name: str, root: Path, side: int | None = None, *, recipe: Recipe | Non
         sources=np.asarray(table.sources),
         licence=table.licence,
         views=None if table.views is None else np.asarray(table.views),
+        note=table.note,
     )
 
 

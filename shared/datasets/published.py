@@ -15,13 +15,10 @@ from shared.datasets.sets import Table
 from shared.errors import Invalid, Rejected
 from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Sandbox
-from shared.log import get
 
 #: categories that an image can show; 0 is an incomplete exam and 6 a proven cancer: neither is an appearance
 CATEGORIES = (1, 2, 3, 4, 5)
 PROVEN = 6  #: cancer that was proven before; it looks like category 5
-
-log = get(__name__)
 
 
 def published(
@@ -30,7 +27,7 @@ def published(
     """Return the images of category 1 to 5, grouped by patient, with the published split if there is one.
 
     A patient on both sides of the published split is in train only. The source of an image is set and kind, as in
-    cdd-cesm/DM_low_energy. Images that cannot be decoded are left out, and their number is logged.
+    cdd-cesm/DM_low_energy. Images that cannot be decoded are left out, and the note has their number.
 
     Args:
         recipe: how an image becomes a square; the middle one of several frames is taken.
@@ -48,11 +45,10 @@ def published(
         found = [replace(record, birads=5) if record.birads == PROVEN else record for record in found]
     records = [record for record in found if record.birads in CATEGORIES and kind in {"", record.modality}]
     pictures = dict(_decode(root, records, replace(recipe, frames=1)))
-    if len(pictures) < len(records):
-        log.warning("images_left_out", count=len(records) - len(pictures), total=len(records))
     kept = [record for n, record in enumerate(records) if n in pictures]
     if not kept:
         raise Invalid("no image with a BI-RADS category of 1 to 5 could be read from the data set")
+    lost = len(records) - len(kept)
     trained = {record.patient_id for record in kept if record.split == "train"}
     present = sorted({record.birads for record in kept if record.birads is not None})
     return Table(
@@ -64,6 +60,7 @@ def published(
         sources=[f"{dataset}/{record.modality}" for record in kept],
         licence=kept[0].licence_tag,
         views=[record.view or "" for record in kept],
+        note=f"{lost} files not decoded" if lost else "",
     )
 
 

@@ -35,6 +35,7 @@ class Table:
     sources: Sequence[str]
     licence: str
     views: Sequence[str] | None = None
+    note: str = ""  #: as in `Collection`
 
 
 def _rows(folder: Path, name: str = "labels.csv") -> list[dict[str, str]]:

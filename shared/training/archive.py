@@ -112,8 +112,8 @@ class Archive:
                 modalities.append(one.row.modality or one.decoded.header.modality)
         classes, labels = np.unique(values, return_inverse=True)
         if len(classes) < 2:
-            left_out = f": {told(counted)}" if told(counted) else ""
-            raise Invalid(f"a training needs images with at least two different labels{left_out}")
+            note = told(counted)
+            raise Invalid(f"a training needs images with at least two different labels{': ' * bool(note)}{note}")
         groups = np.unique(patients, return_inverse=True)[1].astype(np.int64)
         held = hold_out(np.ones(len(images), np.bool_), labels.astype(np.int64), groups, VAL)
         if not held.any():
@@ -127,4 +127,5 @@ class Archive:
             split=np.where(held, "val", "train"),
             sources=np.array(modalities),
             licence="the archive's own",
+            note=told(counted),
         ).limited(self.limit)

@@ -32,6 +32,10 @@ class Progress:
         if self._status:
             self._status.stop()
 
+    def images(self, train: int, val: int, note: str) -> None:
+        """Print the sizes of the two parts, and the note on what was left out."""
+        self._console.print(f"{self._name}  {train} images to train on, {val} for validation{'; ' * bool(note)}{note}")
+
     def batch(self, images: int, share: float) -> None:
         """Report a finished batch: its number of images, and the finished share of the epoch."""
         self._images += images

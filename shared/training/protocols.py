@@ -74,7 +74,7 @@ class Subjects:
             split=data.split,
             grades=grades,
             columns={"source": data.sources} | ({} if data.views is None else {"view": data.views}),
-            note=f"licence of the images: {data.licence}",
+            note=f"licence of the images: {data.licence}{'; ' * bool(data.note)}{data.note}",
         )
 
 

@@ -55,6 +55,7 @@ def train(experiment: Experiment, root: Path, out: Path, *, resume: bool = True,
             optimiser.load_state_dict(state.optimiser)
 
         with Progress(experiment.name, state.epoch, experiment.epochs, experiment.selection) as progress:
+            progress.images(len(fit), len(held), data.note)
             while state.epoch < experiment.epochs and state.stale < experiment.patience:
                 started = time.monotonic()
                 losses = _epoch(experiment, model, optimiser, fit, state.epoch, progress)
@@ -168,6 +169,7 @@ def _metrics(
         "selection": experiment.selection,
         **kept.summary(state),
         "images": {"train": len(fit), "val": len(held)},
+        "note": fit.note,
         "classes": list(fit.classes),
         "licence": fit.licence,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),

@@ -51,7 +51,7 @@ def test_a_model_is_shown_a_published_set_by_its_own_recipe(tmp_path):
                 assert np.abs(image - decoded * 255).max() < 0.51
 
 
-def test_incomplete_and_proven_categories_and_undecodable_images_are_left_out(tmp_path):
+def test_incomplete_and_proven_categories_and_undecodable_images_are_left_out(tmp_path, capsys):
     names = {"P1_L_DM_CC": 0, "P2_L_DM_CC": 6, "P3_L_DM_CC": None, "P4_L_DM_CC": 3, "P5_L_DM_CC": 4}
     root = made.cdd_cesm(tmp_path, names)
     broken = root / made.LOW / "P5_L_DM_CC.jpg"
@@ -61,6 +61,8 @@ def test_incomplete_and_proven_categories_and_undecodable_images_are_left_out(tm
     table = published("cdd-cesm", root, Recipe(size=32), folded=True)
     assert (table.classes, list(table.groups)) == (("BI-RADS 3", "BI-RADS 5"), ["2", "4"])
     assert list(table.labels) == [1, 0]
+    assert table.note == "1 files not decoded"
+    assert not capsys.readouterr().out, "standard output is for data"
 
 
 def test_a_name_says_whether_the_proven_ones_are_folded(tmp_path):

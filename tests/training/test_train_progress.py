@@ -20,11 +20,13 @@ def test_a_file_gets_a_line_per_epoch_and_no_control_characters(
     with (tmp_path / "err").open("w") as file:
         monkeypatch.setattr(sys, "stderr", file)
         with Progress("small", 0, 3, "figure") as progress:
+            progress.images(40, 8, "3 files without a label")
             progress.batch(16, 0.5)
             progress.batch(16, 1.0)
             progress.epoch(STATE)
     written = (tmp_path / "err").read_text()
-    assert written.count("\n") == 1
+    assert written.count("\n") == 2
+    assert "small  40 images to train on, 8 for validation; 3 files without a label\n" in written
     assert "small  epoch 1/3  loss 1.2500  figure 0.5000 (best 0.5000, epoch 1)" in written
     assert "left" in written
     assert "\x1b" not in written
