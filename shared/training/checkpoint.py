@@ -30,7 +30,7 @@ class Checkpoint:
     optimiser: Json = field(default_factory=dict)
     best: State = field(default_factory=dict)
     best_epoch: int = -1
-    best_score: float = float("-inf")
+    best_score: float = float("nan")  #: NaN also if no figure can be measured: then the last epoch counts as the best
     history: list[Json] = field(default_factory=list)  #: one entry per epoch
     seconds: float = 0.0
 
@@ -114,8 +114,10 @@ def begun(folder: Path, data: str) -> Checkpoint:
 
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
+    """Write the value with null for NaN, which is not valid JSON."""
+    valid = json.loads(json.dumps(value), parse_constant=lambda _: None)
     with replacing(path) as beside:
-        beside.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        beside.write_text(json.dumps(valid, indent=2) + "\n", encoding="utf-8")
 
 
 @contextmanager

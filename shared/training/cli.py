@@ -4,6 +4,7 @@ Torch is imported by the commands when they run, never by the registration.
 """
 
 import json
+import math
 import sys
 from dataclasses import fields, is_dataclass, replace
 from importlib import import_module, util
@@ -85,7 +86,10 @@ def train(  # noqa: PLR0913 - the options, one by one
     from shared.training.train import train as run
 
     figures = run(experiment, data, target, resume=resume, threads=threads)
-    sys.stderr.write(f"best of {len(figures['history'])} epochs: {figures['selection']} {figures['best_score']:.4f}\n")
+    said = f"best of {len(figures['history'])} epochs: {figures['selection']} {figures['best_score']:.4f}"
+    if math.isnan(figures["best_score"]):
+        said = f"the last epoch is kept: too few patients were held out to measure {figures['selection']}"
+    sys.stderr.write(f"{said}\n")
     typer.echo(str(target / "model"))
 
 

@@ -10,8 +10,10 @@ from shared.datasets.collection import Collection
 def macro_precision(embeddings: Tensor, data: Collection, k: int = 10) -> float:
     """Return P@k by cosine against the images of other groups, averaged over each class, then over classes.
 
-    For an image with fewer than k such images of its class, the hits are divided by their number; an image with none
-    does not count. Source: P@k_adj and protocol D of the evaluation (leave one patient out), within one part.
+    An image with fewer than k others of its class is asked for no more than there are: a longer list of a small part
+    would be its whole, and the figure 1 for any vectors. An image without another of its class, or without one of
+    another class, does not count; if none counts, the figure is NaN.
+    Source: protocol D of the evaluation (leave one patient out), within one part.
 
     Args:
         embeddings: (n, dim), rows of `data`.
@@ -26,8 +28,10 @@ def macro_precision(embeddings: Tensor, data: Collection, k: int = 10) -> float:
         scores = (unit[mine] @ unit.T).masked_fill(~foreign, -torch.inf)
         top = scores.topk(min(k, len(unit)), dim=1).indices
         there = same.sum(1).clamp(max=k)
-        hits = (same.gather(1, top).sum(1) / there.clamp(min=1)).where(there > 0, 0)
-        totals.index_add_(0, labels[mine], hits.float())
-        counts.index_add_(0, labels[mine], (there > 0).float())
+        shown = torch.arange(top.shape[1]) < there[:, None]
+        counted = ((there > 0) & (foreign & ~same).any(1)).float()
+        hits = (same.gather(1, top) & shown).sum(1) / there.clamp(min=1)
+        totals.index_add_(0, labels[mine], hits * counted)
+        counts.index_add_(0, labels[mine], counted)
     asked = counts > 0
-    return float((totals[asked] / counts[asked]).mean()) if asked.any() else 0.0
+    return float((totals[asked] / counts[asked]).mean()) if asked.any() else float("nan")

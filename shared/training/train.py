@@ -1,5 +1,6 @@
 """The training loop. It is independent of the method: `Experiment` defines what is trained and how."""
 
+import math
 import platform
 import shlex
 import shutil
@@ -136,7 +137,7 @@ def _record(
     state.model = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
     state.optimiser = optimiser.state_dict()
     state.history.append({"epoch": state.epoch, **losses, **figures})
-    if score > state.best_score or not state.best:
+    if score > state.best_score or math.isnan(state.best_score):
         state.best, state.best_epoch, state.best_score = state.model, state.epoch, score
     state.epoch += 1
 

@@ -98,6 +98,30 @@ def test_an_archive_of_ones_own_is_decoded_by_the_platform_and_split_by_patient(
     assert 0.02 < data.images.mean() / 255 < 0.9
 
 
+def test_files_that_a_training_leaves_out_are_counted_before_it_begins(
+    similis: Callable[..., None], archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = (archive / "labels.csv").read_text().splitlines()
+    (tmp_path / "labels.csv").write_text("\n".join(lines[:-1]) + "\n")
+    words = ["train", "own_archive:squeezenet1_0", "--folder", archive, "--labels", tmp_path / "labels.csv"]
+    words += ["--label", "density", "--epochs", 1, "--set", "method.weights=random:0", "--set", "side=48"]
+    similis(*words, "--threads", 1, "--out", tmp_path / "out")
+    said = next(line for line in capsys.readouterr().err.splitlines() if "images to train on" in line)
+    note = json.loads((tmp_path / "out" / "metrics.json").read_text())["note"]
+    assert "files without a label" in note
+    assert said.endswith(f"; {note}")
+
+
+def test_a_training_that_cannot_choose_an_epoch_says_so(
+    similis: Callable[..., None], archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["train", "own_archive:squeezenet1_0", "--folder", archive, "--labels", archive / "labels.csv"]
+    words += ["--label", "density", "--epochs", 1, "--set", "method.weights=random:0", "--set", "side=48"]
+    similis(*words, "--threads", 1, "--out", tmp_path / "out")
+    # eight women of four densities: one of each is held out
+    assert "the last epoch is kept: too few patients were held out" in capsys.readouterr().err
+
+
 def test_an_archive_of_ones_own_is_limited_as_the_configuration_says(
     similis: Callable[..., None], archive: Path, tmp_path: Path
 ) -> None:

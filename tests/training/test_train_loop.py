@@ -174,6 +174,15 @@ def test_training_ends_after_as_many_epochs_of_patience(tmp_path: Path) -> None:
     assert figures["best_epoch"] == 1
 
 
+def test_a_figure_that_cannot_be_measured_stops_nothing_and_leaves_the_last_epoch(tmp_path: Path) -> None:
+    figures = train(one_batch_an_epoch(*[float("nan")] * 3, patience=1), tmp_path / "none")
+    assert figures["best_epoch"] == 2
+    assert int(weights(tmp_path / "none")["1.num_batches_tracked"]) == 3
+    written = (tmp_path / "none" / "metrics.json").read_text()
+    assert json.loads(written, parse_constant=pytest.fail)["best_score"] is None
+    assert train(one_batch_an_epoch(0.5, float("nan"), 0.2), tmp_path / "some")["best_epoch"] == 0
+
+
 def test_a_finished_model_is_never_overwritten(tmp_path: Path) -> None:
     train(experiment(epochs=1), tmp_path / "a")
     before = weights(tmp_path / "a")

@@ -227,3 +227,17 @@ def test_a_limit_keeps_the_first_images_of_the_training_part_alone(data_dir) -> 
     assert np.array_equal(cut.part("train").images, whole.part("train").images[:50])
     assert len(cut.part("val", "test")) == len(whole.part("val", "test"))
     assert math.isclose(len(cut), len(whole) - len(whole.part("train")) + 50)
+
+
+def test_a_small_part_tells_good_vectors_from_bad_ones() -> None:
+    data = stripes(8, 32, 0)
+    data = replace(data, labels=data.groups % 2)  # four groups of two images: fewer than ten others
+    good = functional.one_hot(torch.from_numpy(data.labels)).float()
+    assert macro_precision(good, data, 10) == 1
+    assert macro_precision(functional.one_hot(torch.from_numpy(data.groups // 2)).float(), data, 10) == 0
+
+
+@pytest.mark.parametrize("labels", [[0, 0, 1, 1, 2, 2], [0, 0, 0, 0, 0, 0]])
+def test_a_part_that_asks_nothing_has_no_figure(labels: list[int]) -> None:
+    data = replace(stripes(6, 32, 0), labels=np.array(labels))  # a class for each group, or one for all
+    assert math.isnan(macro_precision(torch.randn(6, 4), data, 10))
