@@ -28,7 +28,8 @@ from benchmarks.retrieval.options import parser
 from benchmarks.retrieval.scratch import converted, digest
 from benchmarks.retrieval.tables import figure_tables, notes, timing_table
 from shared.datasets.collection import Collection
-from shared.datasets.development import hold_out, load
+from shared.datasets.development import load
+from shared.datasets.splits import hold_out
 from shared.encoder.backbones import PAPER_WEIGHTS
 from shared.encoder.build import build
 from shared.encoder.runtime import load as load_encoder

@@ -2,26 +2,22 @@
 
 They are small sets beside the repository, generated phantoms, and downloads of published mammography sets.
 
-The split of a set is kept. A missing part is taken from its train part: whole groups, about evenly from every class,
-the same ones each time.
+The split of a set is kept, and a missing part is held out (`shared.datasets.splits`).
 """
 
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from shared.datasets.collection import Collection
 from shared.datasets.importers import IMPORTERS
 from shared.datasets.published import published
 from shared.datasets.sets import SETS, Grey, phantoms
+from shared.datasets.splits import complete
 from shared.errors import Invalid, NotFound
 from shared.imaging.recipe import Pad, Recipe
-
-TEST, VAL = 0.2, 0.15  #: shares of the images, for a set without such a part; VAL is a share of the images outside test
-SPLIT_SEED = 20
 
 
 def load(name: str, root: Path, side: int | None = None, *, recipe: Recipe | None = None) -> Collection:
@@ -68,13 +64,15 @@ def load(name: str, root: Path, side: int | None = None, *, recipe: Recipe | Non
         )
     groups = np.unique(np.asarray(table.groups), return_inverse=True)[1].astype(np.int64)
     labels = np.asarray(table.labels, np.int64)
+    split = np.asarray(table.split, dtype="<U5")
     return Collection(
         name=name,
         images=_stack(table.images, *((None, "square") if recipe is None else (recipe.size, recipe.pad))),
         labels=labels,
         classes=table.classes,
         groups=groups,
-        split=_complete(np.asarray(table.split, dtype="<U5"), labels, groups),
+        # that of a published set is complete, and the same for every option of its name
+        split=split if kind in IMPORTERS else complete(split, labels, groups),
         sources=np.asarray(table.sources),
         licence=table.licence,
         views=None if table.views is None else np.asarray(table.views),
@@ -107,37 +105,3 @@ def _stack(images: Sequence[Grey] | Grey, side: int | None, pad: Pad) -> Grey:
     if len({one.shape for one in squares}) > 1:
         raise Invalid("the images of this set have several sizes: name a side")
     return np.stack(squares)
-
-
-def _complete(split: NDArray[np.str_], labels: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.str_]:
-    """Assign images without a split to train, then hold out a test and a validation part if the set has none."""
-    split = np.where(split == "", "train", split)
-    if not (split == "test").any():
-        split[hold_out(split == "train", labels, groups, TEST)] = "test"
-    if not (split == "val").any() and (split == "train").any():
-        split[hold_out(split == "train", labels, groups, VAL)] = "val"
-    return split
-
-
-def hold_out(
-    pool: NDArray[np.bool_], labels: NDArray[np.int64], groups: NDArray[np.int64], share: float
-) -> NDArray[np.bool_]:
-    """Return the mask of about `share` of each class in the pool: whole groups, the same ones each time.
-
-    A group counts for the rarest class among its images. All arrays and the result are (n,).
-    """
-    rarity = np.argsort(np.argsort(np.bincount(labels[pool]), kind="stable"))
-    members: dict[int, list[int]] = {}
-    for row in np.flatnonzero(pool):
-        members.setdefault(int(groups[row]), []).append(int(row))
-    of_class: dict[int, list[int]] = {}
-    for group, rows in members.items():
-        of_class.setdefault(int(min(labels[rows], key=lambda label: rarity[label])), []).append(group)
-    taken = np.zeros(len(pool), bool)
-    for label, found in sorted(of_class.items()):
-        order = np.random.default_rng([SPLIT_SEED, label]).permutation(sorted(found))
-        sizes = np.array([len(members[int(group)]) for group in order])
-        enough = int(np.argmin(np.abs(np.cumsum(sizes) - share * sizes.sum()))) + 1
-        for group in order[: min(enough, len(order) - 1)]:  # at least one group of each class stays in the pool
-            taken[members[int(group)]] = True
-    return taken

@@ -12,6 +12,7 @@ import numpy as np
 from shared.datasets import importers
 from shared.datasets.record import Record, breast_level
 from shared.datasets.sets import Table
+from shared.datasets.splits import complete
 from shared.errors import Invalid, Rejected
 from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Sandbox
@@ -24,10 +25,12 @@ PROVEN = 6  #: cancer that was proven before; it looks like category 5
 def published(
     dataset: str, root: Path, recipe: Recipe, kind: str = "", *, folded: bool = False, breast: bool = False
 ) -> Table:
-    """Return the images of category 1 to 5, grouped by patient, with the published split if there is one.
+    """Return the images of category 1 to 5, grouped by patient, with a complete split.
 
-    A patient on both sides of the published split is in train only. The source of an image is set and kind, as in
-    cdd-cesm/DM_low_energy. Images that cannot be decoded are left out, and the note has their number.
+    The split is the published one, with a patient of both its sides in train only; missing parts are held out. It does
+    not depend on the other arguments: a model that was trained on all kinds has not seen the test patients of one kind.
+    The source of an image is set and kind, as in cdd-cesm/DM_low_energy. Images that cannot be decoded are left out,
+    and the note has their number.
 
     Args:
         recipe: how an image becomes a square; the middle one of several frames is taken.
@@ -39,6 +42,7 @@ def published(
         Invalid: not a download of that set, or no image is left.
     """
     found: Sequence[Record] = importers.read(dataset, root).records
+    part = _parts(found)
     if breast:
         found = breast_level(found)
     if folded:
@@ -49,19 +53,29 @@ def published(
     if not kept:
         raise Invalid("no image with a BI-RADS category of 1 to 5 could be read from the data set")
     lost = len(records) - len(kept)
-    trained = {record.patient_id for record in kept if record.split == "train"}
     present = sorted({record.birads for record in kept if record.birads is not None})
     return Table(
         images=np.stack(list(pictures.values())),
         labels=[present.index(record.birads) for record in kept if record.birads is not None],
         classes=tuple(f"BI-RADS {category}" for category in present),
         groups=[record.patient_id for record in kept],
-        split=["train" if record.patient_id in trained else record.split or "" for record in kept],
+        split=[part[record.patient_id] for record in kept],
         sources=[f"{dataset}/{record.modality}" for record in kept],
         licence=kept[0].licence_tag,
         views=[record.view or "" for record in kept],
         note=f"{lost} files not decoded" if lost else "",
     )
+
+
+def _parts(records: Sequence[Record]) -> dict[str, str]:
+    """Return the part of each patient with an image of category 1 to 6."""
+    known = [record for record in records if record.birads]
+    patients, groups = np.unique([record.patient_id for record in known], return_inverse=True)
+    trained = {record.patient_id for record in known if record.split == "train"}
+    split = ["train" if record.patient_id in trained else record.split or "" for record in known]
+    labels = np.array([record.birads for record in known], np.int64)
+    whole = complete(np.array(split, "<U5"), labels, groups.astype(np.int64))
+    return dict(zip(patients[groups].tolist(), whole.tolist(), strict=True))
 
 
 def _decode(root: Path, records: Sequence[Record], recipe: Recipe) -> list[tuple[int, np.ndarray]]:

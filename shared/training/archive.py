@@ -9,8 +9,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from shared.datasets.collection import Collection
-from shared.datasets.development import VAL, hold_out
 from shared.datasets.folder import LabelTable, Row, read_labels
+from shared.datasets.splits import VAL, hold_out
 from shared.errors import Invalid, NotFound, Rejected
 from shared.imaging.recipe import Pad, Recipe
 from shared.imaging.sandbox import Sandbox

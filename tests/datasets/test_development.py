@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from shared.datasets.collection import Collection
-from shared.datasets.development import SETS, VAL, hold_out, load, square
+from shared.datasets.development import SETS, load, square
+from shared.datasets.splits import VAL, hold_out
 from shared.errors import Invalid, NotFound
 from shared.imaging.recipe import Recipe
 

@@ -117,6 +117,24 @@ def test_a_patient_on_both_sides_of_the_published_split_is_in_train_alone(tmp_pa
     assert sorted(zip(table.groups, table.split, strict=True)) == [(both, "train"), (both, "train"), (other, "test")]
 
 
+def test_a_patient_is_in_the_same_part_whatever_the_name_of_the_set_selects(tmp_path):
+    rng = np.random.default_rng(0)
+    names = {f"P{p}_{side}_{kind}_CC": int(rng.integers(1, 7)) for p in range(1, 41) for side in "LR"
+             for kind in ("DM", "CM")}  # fmt: skip
+    root = made.cdd_cesm(tmp_path, names)
+
+    def part_of(**options):
+        table = published("cdd-cesm", root, Recipe(size=32), **options)
+        return set(zip(table.groups, table.split, strict=True))
+
+    whole = part_of(folded=True)
+    assert len(whole) == 40
+    assert {part for _, part in whole} == {"train", "val", "test"}
+    (root / made.LOW / "P7_L_DM_CC.jpg").write_bytes(b"broken")
+    for options in ({}, {"kind": "DM_low_energy"}, {"kind": "CESM_subtracted", "folded": True}, {"breast": True}):
+        assert part_of(**options) <= whole
+
+
 def test_without_a_side_or_a_download_or_any_category_there_is_no_collection(tmp_path):
     with pytest.raises(Invalid, match="side"):
         load("cdd-cesm", tmp_path)
