@@ -225,8 +225,9 @@ def convert(
 def bring(card: Path, models: Path, name: str | None = None) -> str:
     """Copy the card's folder into the models folder, with an ONNX graph; returns the folder's name there.
 
-    With a `name`, the copy's card and folder have it. The bare name of a folder is looked for in the models folder and
-    then among the shipped models; with a `name` the shipped models come first, as it is they that need another name.
+    The copy's folder has the name of its card, which is `name` if that is given. The bare name of a folder is looked
+    for in the models folder and then among the shipped models; with a `name` the shipped models come first, as it is
+    they that need another name.
 
     Raises: `NotFound` without a card, `Conflict` where another model has the name, `Invalid` for a damaged card.
     """
@@ -243,11 +244,11 @@ def bring(card: Path, models: Path, name: str | None = None) -> str:
     if folder.parent == models.resolve() and name is None:
         return folder.name
     wanted = replace(found, name=name or found.name)
-    target = models / (name or folder.name)
+    target = models / wanted.name
     if target.exists():
         there = cards.read(target, verify=False)
         if (there.fingerprint, there.name) != (wanted.fingerprint, wanted.name):
-            raise Conflict("another model has this folder name; choose another with --name")
+            raise Conflict("another model has this name; choose another with --name")
         return target.name
     if found.graph is None and found.architecture != NULL:
         from shared.encoder.derive import with_graph  # brings torch

@@ -36,6 +36,15 @@ def test_a_card_from_elsewhere_is_copied_whole(card, models):
     assert [path.name for path in models.iterdir()] == ["tiny"]
 
 
+def test_a_trained_model_is_found_by_the_name_of_its_card(card, models):
+    """Every training writes a folder named `model`."""
+    folder = card.rename(card.parent / "model")
+    other = build(card.parent / "runs" / "model", "other", "null", "random:4", dim=16)
+    assert bring(folder, models) == "tiny"
+    assert bring(card.parent / "runs" / "model", models) == "other"
+    assert cards.read(models / "other") == other
+
+
 def test_a_card_that_is_there_already_is_named_only(card, models):
     bring(card, models)
     assert bring(card, models) == "tiny"
