@@ -148,11 +148,16 @@ def _model(name: str, home: Path | None) -> Path:
 
 
 def _protocols(names: list[str], *, given: bool) -> tuple[str, ...]:
-    """Return the requested protocols; `all` includes `split` only for images with a split. Raises: `NotFound`."""
+    """Return the requested protocols; `all` includes `split` only for images with a split.
+
+    Raises: `NotFound`; `Invalid` for `split` without one, before anything is encoded.
+    """
     from shared.training.protocols import PROTOCOLS, protocol
 
     every = [name for name in PROTOCOLS if given or name != "split"]
     asked = [one for name in names for one in (every if name == ALL else [protocol(name).name])]
+    if not given and any(name.partition(":")[0] == "split" for name in asked):
+        raise Invalid("a folder has no split of its own: use the protocol patient or lopo")
     return tuple(dict.fromkeys(asked))
 
 

@@ -175,6 +175,9 @@ def test_what_is_asked_beside_all_protocols_is_measured_too_and_nothing_twice():
     assert _protocols(["all"], given=True) == tuple(PROTOCOLS)
     with pytest.raises(NotFound, match="no such protocol"):
         _protocols(["all", "patients"], given=True)
+    for name in ("split", "split:CC:MLO"):
+        with pytest.raises(Invalid, match="a folder has no split"):
+            _protocols([name], given=False)
 
 
 def test_a_collection_is_shown_to_a_model_as_its_recipe_says(tmp_path):
