@@ -29,8 +29,7 @@ IMAGE_MODALITIES = frozenset(_TERMS.split())
 
 def metadata_gate(header: Header, recipe: Recipe) -> Rejected | None:
     """Gate 1: return the reason to stop by the header, or None."""
-    raw = header.presentation_intent == "FOR PROCESSING" or header.sop_class_uid in _FOR_PROCESSING
-    if raw and recipe.for_processing == "stop":
+    if stops_raw(header, recipe):
         return _stop(Reason.FOR_PROCESSING, Gate.METADATA)
     if header.burned_in is True:
         return _stop(Reason.BURNED_IN, Gate.METADATA)
@@ -39,6 +38,12 @@ def metadata_gate(header: Header, recipe: Recipe) -> Rejected | None:
     if min(header.rows, header.columns) < SMALLEST_SIDE:
         return _stop(Reason.TOO_SMALL, Gate.METADATA)
     return None
+
+
+def stops_raw(header: Header, recipe: Recipe) -> bool:
+    """Return whether the image is raw detector data and the recipe takes none."""
+    raw = header.presentation_intent == "FOR PROCESSING" or header.sop_class_uid in _FOR_PROCESSING
+    return raw and recipe.for_processing == "stop"
 
 
 def pixel_gate(stats: PixelStats) -> Rejected | None:

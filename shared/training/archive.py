@@ -12,6 +12,7 @@ from shared.datasets.collection import Collection
 from shared.datasets.folder import LabelTable, Row, read_labels
 from shared.datasets.splits import VAL, hold_out
 from shared.errors import Invalid, NotFound, Rejected
+from shared.imaging.gates import stops_raw
 from shared.imaging.recipe import Pad, Recipe
 from shared.imaging.sandbox import Sandbox
 from shared.types import Decoded
@@ -69,13 +70,19 @@ def files_of(folder: Path) -> list[Path]:
 
 
 def images_of(paths: Sequence[Path], recipe: Recipe, counted: Counter[str]) -> Iterator[tuple[Path, Decoded]]:
-    """Yield the images among the files, in order; `counted` counts the files that cannot be decoded."""
+    """Yield the images among the files, in order, without raw detector data unless the recipe takes it.
+
+    `counted` counts the other files by reason. The other gates of the intake ask for a person's review: here a person
+    has chosen the files.
+    """
     with Sandbox() as sandbox:
         for at in range(0, len(paths), _BATCH):
             part = paths[at : at + _BATCH]
             for path, answer in zip(part, sandbox.decode_many(part, recipe), strict=True):
                 if isinstance(answer, Rejected):
                     counted["not decoded"] += 1
+                elif stops_raw(answer.header, recipe):
+                    counted["of raw detector data"] += 1
                 else:
                     yield path, answer
 

@@ -1,5 +1,6 @@
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 import typer
 
@@ -110,6 +112,18 @@ def test_files_that_a_training_leaves_out_are_counted_before_it_begins(
     note = json.loads((tmp_path / "out" / "metrics.json").read_text())["note"]
     assert "files without a label" in note
     assert said.endswith(f"; {note}")
+
+
+def test_raw_detector_data_is_not_trained_on(archive: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "archive"
+    shutil.copytree(archive, copy)
+    path = next((copy / "mammography").rglob("*.dcm"))
+    image = pydicom.dcmread(path)
+    image.PresentationIntentType = "FOR PROCESSING"
+    image.save_as(path)
+    data = own(copy, copy / "labels.csv").load(Path())
+    assert len(data) == 31
+    assert "1 files of raw detector data" in data.note
 
 
 def test_a_training_that_cannot_choose_an_epoch_says_so(
