@@ -66,7 +66,7 @@ def _scatter(subjects: Subjects, rows: NDArray[np.int64], places: NDArray[Any], 
     for label in np.unique(labels):
         mine = places[labels == label]
         marker = "os^"[(label // 10) % 3]
-        name = f"{subjects.classes[label]} ({len(mine)})"
+        name = f"{subjects.classes[label]} ({len(mine)})".replace("$", r"\$")  # no formula, which may be malformed
         axes.scatter(mine[:, 0], mine[:, 1], s=9, color=f"C{label % 10}", marker=marker, alpha=0.7, label=name)
     axes.set(xticks=[], yticks=[])
     axes.legend(fontsize=6, loc="center left", bbox_to_anchor=(1, 0.5))

@@ -301,6 +301,10 @@ class TestReport:
         subjects = Subjects(name="x", labels=np.zeros(images, int), classes=("a",), groups=np.arange(images))
         assert maps(subjects, np.ones((images, 8), np.float32), tmp_path) == {}
 
+    def test_a_class_between_dollars_is_no_formula(self, tmp_path):
+        subjects = Subjects(name="x", labels=np.zeros(4, int), classes=("benign$mass_$normal",), groups=np.arange(4))
+        assert set(maps(subjects, np.eye(4, dtype=np.float32), tmp_path)) == {"pca", "tsne"}
+
     def test_a_command_that_names_a_folder_in_no_encoding_is_reported(self, report, tmp_path):
         write(replace(report, about={"command": "similis evaluate \udcff"}), tmp_path / "out")
         assert b"similis evaluate \xff" in (tmp_path / "out" / "report.md").read_bytes()
