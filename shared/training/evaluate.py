@@ -114,9 +114,11 @@ def projected(vectors: NDArray[np.float32], fit: NDArray[Any], components: int) 
     """Return (n, components) projections onto the principal components of the rows `fit`.
 
     Raises:
-        Invalid: `fit` has too few images for this many components, or they vary in fewer directions.
+        Invalid: `fit` has no images or too few for this many components, or they vary in fewer directions.
     """
     fitted = vectors[fit].astype(np.float64)
+    if not len(fitted):
+        raise Invalid("this protocol has no training part to fit components to: use patient or split")
     if len(fitted) <= components or vectors.shape[1] < components:
         raise Invalid("components must be fewer than the training images, and at most the length of a vector")
     middle = fitted.mean(axis=0)

@@ -228,6 +228,8 @@ class TestEvaluate:
         with pytest.raises(Invalid, match="in fewer than 5 directions"):  # rounding noise is no component
             projected(np.outer(np.arange(len(vectors)), vectors[0]).astype(np.float32), fold.train, 5)
         with pytest.raises(Invalid, match="components must be fewer"):
+            projected(vectors, fold.train[:5], 5)
+        with pytest.raises(Invalid, match="no training part"):
             evaluate(subjects, {"cosine": Space("cosine", vectors)}, Plan(protocols=("lopo",), components=5))
 
     def test_vectors_of_other_images_are_refused(self):
