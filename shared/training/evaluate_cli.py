@@ -68,6 +68,7 @@ def evaluate_command(  # noqa: PLR0913 - the options, one by one
         raise Conflict("the folder holds a report already")
     out.mkdir(parents=True, exist_ok=True)  # fail before hours of work if the folder cannot be written
 
+    from shared.encoder.cards import read
     from shared.training.evaluate import Plan, evaluate
     from shared.training.report import write
 
@@ -87,6 +88,8 @@ def evaluate_command(  # noqa: PLR0913 - the options, one by one
         return evaluate(subjects, vectors.spaces(distances), plan, _about(encoder)), vectors
 
     paths = [_model(name, home) for name in (model, against) if name]
+    for path in paths:
+        read(path)  # a damaged model is told before another has encoded for hours
     (report, vectors), *others = map(measured, paths)
     write(report, out, vectors.embeddings if pictures else None, *(other for other, _ in others))
     typer.echo(str(out / "report.md"))

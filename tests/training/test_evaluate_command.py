@@ -222,6 +222,14 @@ def test_another_model_is_subtracted_with_a_paired_test(run, model, archive, tmp
     assert (tmp_path / "report" / "differences.csv").exists()
 
 
+def test_a_damaged_model_to_compare_with_is_told_before_anything_is_encoded(run, model, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(model, other)
+    (other / "weights.safetensors").unlink()
+    with pytest.raises(Invalid, match=r"weights.safetensors is missing"):
+        run("--model", model, "--against", other, "--collection", "absent", "--out", tmp_path / "report")
+
+
 def test_a_report_is_never_overwritten(run, model, tmp_path):
     (tmp_path / "report.json").write_text("{}")
     with pytest.raises(Conflict):
