@@ -207,7 +207,8 @@ def retire(db: Session, generation_id: int, *, force: bool = False) -> Generatio
 _ALLOW = sa.text(
     """
     WITH pace AS (
-        SELECT id, throttle, greatest(coalesce(paced_from, '-infinity'), now - interval '5 seconds') AS since, now
+        SELECT id, throttle, now,
+            least(now, greatest(coalesce(paced_from, '-infinity'), now - interval '5 seconds')) AS since
         FROM generation, (SELECT clock_timestamp() AS now) AS clock WHERE id = :id
         FOR NO KEY UPDATE OF generation
     ), allowed AS (

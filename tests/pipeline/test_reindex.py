@@ -595,6 +595,17 @@ def test_the_throttle_holds_for_all_who_work_at_once(filled: Platform) -> None:
     assert shown(filled, number).filled_to == 4
 
 
+def test_a_slowed_build_goes_on_after_the_clock_was_set_back(filled: Platform) -> None:
+    number = filled.begin_generation(throttle=2.0)
+    with filled.begin() as db:
+        db.execute(sa.text("UPDATE generation SET paced_from = clock_timestamp() + interval '1 h' WHERE id = 2"))
+    reindex.advance(filled.begin, filled.index)
+    assert operation(filled, number).state == "running"
+    with filled.begin() as db:
+        db.execute(sa.text("UPDATE generation SET paced_from = paced_from - interval '2 s' WHERE id = 2"))
+        assert generations.allow(db, generations.get(db, number), 100) == 4, "the allowance counts from now on"
+
+
 def rest_s(platform: Platform, number: int) -> float:
     """Seconds until its next turn is due."""
     row = operation(platform, number)
