@@ -17,7 +17,7 @@ from sqlalchemy.orm import Session
 
 from shared.encoder.base import Encoder
 from shared.errors import Gate, Invalid, NotFound, Unavailable
-from shared.imaging.reasons import LOST, Reason
+from shared.imaging.reasons import LOST, PASSING, Reason
 from shared.log import get
 from shared.pipeline import quarantine
 from shared.pipeline.batch import Decoder, Result, Work, again, decode, forward
@@ -264,8 +264,9 @@ def write(db: Session, work: Work, result: Result, revisions: Mapping[int, int])
     rows = [r for r in result.rows if r.image_id in revisions]
     encodings.save(db, rows)
     encodings.save_thumbnails(db, [t for t in result.thumbnails if t[0] in revisions])
-    lost = [v.image.id for v in (*result.verdicts, *(v for _, v in result.exceptions)) if v.reason in LOST]
-    files.reread_images(db, [image for image in lost if image in revisions])
+    said = [v for v in (*result.verdicts, *(v for _, v in result.exceptions)) if v.image.id in revisions]
+    files.reread_images(db, [v.image.id for v in said if v.reason in LOST])
+    images.try_another_file(db, [v.image.id for v in said if v.reason in PASSING])
     uids = {c.id: c.sop_uid for c in work.claimed}
     failed = {(m, v.image.id) for m, v in result.exceptions if v.status is not Status.RECEIVED}
     for model in work.models:

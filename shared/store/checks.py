@@ -247,7 +247,7 @@ class Registered(NamedTuple):
 _FILES = sa.text(
     f"""
     SELECT f.id, f.path, f.size, f.mtime_ns, i.id, i.digest FROM file f LEFT JOIN image i ON i.id = f.image_id
-    WHERE f.id > :after AND f.outcome = 'taken' AND f.mtime_ns <> {READ_AGAIN}
+    WHERE f.id > :after AND f.outcome IN ('taken', 'same') AND f.mtime_ns <> {READ_AGAIN}
       AND (i.id IS NULL OR (i.path = f.path AND i.status NOT IN ('received', 'encoding', 'deleted', 'rejected')))
     ORDER BY f.id LIMIT :limit
     """
@@ -266,8 +266,8 @@ def scan_again(db: Session, ids: Collection[uuid.UUID]) -> None:
 
 
 _COPIES = sa.text(
-    "SELECT f.path FROM file f JOIN image i ON i.id = f.image_id WHERE i.id = :image AND f.outcome = 'same' "
-    "AND f.digest = i.digest ORDER BY f.id"
+    "SELECT f.path FROM file f JOIN image i ON i.id = f.image_id WHERE i.id = :image "
+    "AND f.outcome IN ('taken', 'same') AND f.digest = i.digest ORDER BY f.id"
 )
 
 
@@ -279,7 +279,3 @@ def copies(db: Session, image_id: int) -> list[bytes]:
 def move(db: Session, image_id: int, path: bytes) -> None:
     """Make this copy the image's file."""
     db.execute(sa.text("UPDATE image SET path = :path WHERE id = :id"), {"id": image_id, "path": path})
-    db.execute(
-        sa.text("UPDATE file SET outcome = 'taken' WHERE image_id = :id AND path = :path"),
-        {"id": image_id, "path": path},
-    )

@@ -235,6 +235,25 @@ def found_again(db: Session, image_id: int, path: bytes, operation_id: uuid.UUID
     db.execute(_FOUND_AGAIN, {"id": image_id, "operation": operation_id, "lost": sorted(LOST)})
 
 
+#: The images are locked; those that others have locked, too, get their turn at the next attempt.
+_TRY_ANOTHER = sa.text(
+    """
+    UPDATE image SET path = coalesce((
+        SELECT f.path FROM file f
+        WHERE f.image_id = image.id AND f.digest = image.digest AND f.outcome IN ('taken', 'same')
+        ORDER BY f.path <= image.path, f.path LIMIT 1
+    ), path)
+    WHERE id IN (SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) FOR NO KEY UPDATE SKIP LOCKED)
+    """
+)
+
+
+def try_another_file(db: Session, ids: Iterable[int]) -> None:
+    """Point these images, whose files could not be read, each to the next file with its bytes, in a circle."""
+    if chosen := list(ids):
+        db.execute(_TRY_ANOTHER, {"ids": chosen})
+
+
 _WAITING = sa.text(
     f"""
     SELECT count(*), extract(epoch FROM clock_timestamp() - min(coalesce(lease_until, received_at)))

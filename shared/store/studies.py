@@ -54,7 +54,7 @@ class Known:
     study_uid: str
     told: tuple[object, ...]  #: what a label table may change, see `told_of`
     sender: str = ""  #: who sent these bytes
-    lost: bool = False  #: it failed, for at least one model, because its bytes were gone or changed
+    lost: bool = False  #: as `WITHOUT_FILE`
 
 
 def ensure(db: Session, incoming: Sequence[Incoming]) -> tuple[dict[str, tuple[int, bytes]], Sequence[str]]:
@@ -275,9 +275,11 @@ def insert(
     return {row.sop_uid: row.id for row in rows}
 
 
-#: Condition on an image `i`: it failed, for at least one model, because its bytes were gone or changed (:lost, `LOST`).
+#: Condition on an image `i`: it failed, for at least one model, because its bytes were gone or changed (:lost, `LOST`),
+#: or its file could not be read when it was last looked at.
 WITHOUT_FILE = """((i.status = 'failed' AND i.reason = ANY(CAST(:lost AS text[]))) OR EXISTS (SELECT 1 FROM catch_up b
-    WHERE b.image_id = i.id AND b.state = 'failed' AND b.reason = ANY(CAST(:lost AS text[]))))"""
+    WHERE b.image_id = i.id AND b.state = 'failed' AND b.reason = ANY(CAST(:lost AS text[])))
+    OR EXISTS (SELECT 1 FROM file f WHERE f.path_digest = sha256(i.path) AND f.outcome = 'failed'))"""
 
 
 def known(db: Session, sop_uids: Sequence[str]) -> dict[str, Known]:

@@ -472,14 +472,34 @@ def test_a_repair_that_is_cut_short_has_mended_what_it_had_looked_at(
     assert tuple(outcome) == ("failed", "unreadable-file")
 
 
-def test_a_copy_takes_the_place_of_a_lost_file(filled: Platform) -> None:
-    copy = filled.put("copy.dcm", header(0), b"bytes of 0")
+@pytest.mark.parametrize("kind", ["dicom", "png"])
+def test_a_copy_takes_the_place_of_a_lost_file(filled: Platform, kind: str) -> None:
+    """As after an archive has moved: its pictures are known by their content, wherever they are met."""
+    old = filled.put(f"x.{kind}", header(8), b"picture")
+    filled.sandbox.kinds[os.fsencode(old)] = kind
+    work(filled)
+    copy = filled.put(f"moved/x.{kind}", header(8), b"picture")
+    filled.sandbox.kinds[os.fsencode(copy)] = kind
     filled.scan()
-    path(filled, 0).unlink()
+    old.unlink()
     look(filled, repair=True)
     assert look(filled) == []
     with filled.store.reading() as connection:
-        assert connection.execute(sa.text("SELECT path FROM image WHERE id = 1")).scalar_one() == os.fsencode(copy)
+        assert connection.execute(sa.text("SELECT path FROM image WHERE id = 9")).scalar_one() == os.fsencode(copy)
+    copy.unlink()
+    assert [(one.kind, one.ids) for one in look(filled)] == [("file-missing", [9])]
+
+
+def test_an_image_whose_file_was_missed_is_where_a_scan_finds_its_bytes(filled: Platform) -> None:
+    path(filled, 0).unlink()
+    look(filled, repair=True)
+    moved = filled.put("moved/0000.dcm", header(0), b"bytes of 0")
+    work(filled)
+    with filled.store.reading() as connection:
+        stands = connection.execute(sa.text("SELECT path FROM image WHERE id = 1")).scalar_one()
+    assert bytes(stands) == os.fsencode(moved)
+    moved.unlink()
+    assert [(one.kind, one.ids) for one in look(filled)] == [("file-missing", [1])]
 
 
 def test_a_file_without_a_row_is_taken_in_again_unless_it_was_erased_or_cannot_be_read(filled: Platform) -> None:

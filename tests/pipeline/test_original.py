@@ -187,3 +187,46 @@ def test_an_empty_or_a_missing_folder_may_be_a_share_that_is_away(platform: Plat
     back(platform, "share/x.dcm", header(0), b"picture")
     platform.encode()
     assert fate(platform) == ("encoded", None)
+
+
+def renamed(platform: Platform, old: str, new: str, n: int) -> None:
+    """A folder with image `n` is renamed, as a transfer does at its end."""
+    path = platform.folder / "archive" / old / "x.dcm"
+    gone(platform, path)
+    path.parent.rmdir()
+    platform.put(f"{new}/x.dcm", header(n), b"picture %d" % n)
+
+
+@pytest.mark.parametrize("met_first", [False, True])
+def test_an_image_whose_folder_was_renamed_is_encoded_where_a_scan_has_met_it(
+    platform: Platform, met_first: bool
+) -> None:
+    platform.add_model()
+    platform.put("coming/x.dcm", header(0), b"picture 0")
+    platform.scan()
+    renamed(platform, "coming", "done", 0)
+    if not met_first:
+        platform.encode()
+        assert fate(platform) == ("received", "unreadable-file")
+    platform.scan()
+    for _ in range(3):
+        away_and_rested(platform)
+        platform.encode()
+    assert fate(platform) == ("encoded", None)
+
+
+def test_a_model_that_comes_later_encodes_an_image_whose_folder_was_renamed(platform: Platform) -> None:
+    platform.add_model()
+    platform.put("coming/x.dcm", header(0), b"picture 0")
+    platform.scan()
+    platform.encode()
+    platform.project()
+    renamed(platform, "coming", "done", 0)
+    platform.scan()
+    platform.add_model("second", seed=7, dim=32)
+    platform.begin_generation("second")
+    for _ in range(3):
+        platform.reindex(rounds=2)
+        with platform.begin() as db:
+            db.execute(sa.text("UPDATE catch_up SET not_before = NULL"))
+    assert encodings(platform) == 2
