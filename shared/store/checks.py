@@ -19,6 +19,10 @@ from shared.types import Job, OperationKind
 
 #: A lease that expired longer ago than this was noticed by neither a worker nor the sweep.
 SILENT_S = 60.0
+#: Condition: a lease or a rest that ends later than any: it is of a wrong clock, which was set back since.
+AHEAD = "greatest(lease_until, not_before) > clock_timestamp() + interval '1 day'"
+#: Condition: nobody holds the row, or nobody would claim it.
+FREE_OR_AHEAD = f"(lease_until < clock_timestamp() OR {AHEAD})"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,15 +145,16 @@ IMAGES = (
         find=f"""
         SELECT id FROM image WHERE status = 'encoding'
           AND (lease_until IS NULL OR lease_until < clock_timestamp() - interval '{SILENT_S:.0f} seconds')
+        UNION SELECT id FROM image WHERE status IN ('received', 'encoding') AND {AHEAD}
         UNION SELECT image_id FROM catch_up WHERE state = 'due'
-          AND lease_until < clock_timestamp() - interval '{SILENT_S:.0f} seconds' ORDER BY 1
+          AND (lease_until < clock_timestamp() - interval '{SILENT_S:.0f} seconds' OR {AHEAD}) ORDER BY 1
         """,
         mend=_run(
-            "WITH late AS (UPDATE catch_up SET lease_until = NULL, failures = failures + 1 "
-            "WHERE image_id = ANY(CAST(:ids AS bigint[])) AND lease_until < clock_timestamp()) "
-            "UPDATE image SET status = 'received', lease_until = NULL, failures = failures + 1 "
-            "WHERE id = ANY(CAST(:ids AS bigint[])) AND status = 'encoding' "
-            "AND (lease_until IS NULL OR lease_until < clock_timestamp())",
+            "WITH late AS (UPDATE catch_up SET lease_until = NULL, not_before = NULL, failures = failures + 1 "
+            f"WHERE image_id = ANY(CAST(:ids AS bigint[])) AND {FREE_OR_AHEAD}) "
+            "UPDATE image SET status = 'received', lease_until = NULL, not_before = NULL, failures = failures + 1 "
+            "WHERE id = ANY(CAST(:ids AS bigint[])) AND ((status = 'encoding' AND lease_until IS NULL) "
+            f"OR (status IN ('received', 'encoding') AND {FREE_OR_AHEAD}))",
             Job.ENCODE,
             Job.CATCH_UP,
         ),
@@ -203,19 +208,20 @@ class Stuck(NamedTuple):
 
 _STUCK = sa.text(
     "SELECT id, kind FROM operation WHERE state = 'running' AND registered_at IS NULL "
-    "AND lease_until < clock_timestamp() - make_interval(secs => :silent) ORDER BY created_at FOR UPDATE SKIP LOCKED"
+    f"AND (lease_until < clock_timestamp() - make_interval(secs => :silent) OR {AHEAD}) "
+    "ORDER BY created_at FOR UPDATE SKIP LOCKED"
 )
 
 
 def stuck(db: Session) -> list[Stuck]:
-    """Operations whose lease ended long ago; locked."""
+    """Operations whose lease ended long ago, or that nobody would claim; locked."""
     return [Stuck._make(row) for row in db.execute(_STUCK, {"silent": SILENT_S})]
 
 
 def release_leases(db: Session, stuck: Sequence[Stuck]) -> None:
     """Release the leases of these operations, so that the next worker may claim them."""
     db.execute(
-        sa.text("UPDATE operation SET lease_until = NULL WHERE id = ANY(CAST(:ids AS uuid[]))"),
+        sa.text("UPDATE operation SET lease_until = NULL, not_before = NULL WHERE id = ANY(CAST(:ids AS uuid[]))"),
         {"ids": [one.id for one in stuck]},
     )
 

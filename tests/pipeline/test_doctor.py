@@ -243,6 +243,20 @@ def lease_without_end(p: Platform) -> object:
     return 1
 
 
+NEXT_YEAR = "clock_timestamp() + interval '1 year'"
+
+
+def lease_until_next_year(p: Platform) -> object:
+    """The clock was wrong when a worker took the image and died."""
+    run(p, f"UPDATE image SET status = 'encoding', attempt = attempt + 1, lease_until = {NEXT_YEAR} WHERE id = 1")
+    return 1
+
+
+def rest_until_next_year(p: Platform) -> object:
+    run(p, f"UPDATE image SET status = 'received', not_before = {NEXT_YEAR} WHERE id = 1")
+    return 1
+
+
 def exhausted_image(p: Platform) -> object:
     run(p, "UPDATE image SET status = 'failed', failures = 5, reason = 'worker-died' WHERE id = 1")
     return 1
@@ -369,6 +383,8 @@ DAMAGE: list[tuple[str, Callable[[Platform], object]]] = [
     ("payload-drift", drift),
     ("lease-expired", expired_lease),
     ("lease-expired", lease_without_end),
+    ("lease-expired", lease_until_next_year),
+    ("lease-expired", rest_until_next_year),
     ("job-exhausted", exhausted_image),
     ("job-exhausted", exhausted_point),
     ("point-missing", applied_but_absent),
@@ -692,6 +708,18 @@ def test_what_was_under_way_when_a_backup_was_taken_goes_on_and_is_no_finding(fi
     with filled.begin() as db:
         assert operations.claim(db, "scan", 5) is not None
     assert filled.encode() == 1
+
+
+def test_an_operation_that_rests_until_next_year_goes_on_after_a_repair(filled: Platform) -> None:
+    run(
+        filled,
+        f"INSERT INTO operation (kind, state, params, not_before) VALUES ('erase', 'running', '{{}}', {NEXT_YEAR})",
+    )
+    assert [one.kind for one in look(filled)] == ["operation-stuck"]
+    look(filled, repair=True)
+    assert look(filled) == []
+    with filled.begin() as db:
+        assert operations.claim(db, "erase", 5) is not None
 
 
 def test_an_image_on_which_a_model_catches_up_is_not_missing_from_its_generation(filled: Platform) -> None:
