@@ -37,7 +37,7 @@ from shared.imaging.pseudonym import KEY_BYTES
 from shared.pipeline import arrive, lifecycle, project, reconcile, tombstone_file
 from shared.pipeline.reconcile import NAMED, SHOWN, Finding, Site
 from shared.runtime import Runtime
-from shared.store import checks, files, generations
+from shared.store import checks, files, generations, pseudonyms
 from shared.store.blobs import MIB, SUFFIX, Blobs, digest_of, has_moved
 from shared.store.session import Store
 from shared.version import software
@@ -54,9 +54,9 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
 
     Safe during intake. The backup holds the pseudonym key, so protect it like the home.
 
-    Raises: `Conflict` where the folder exists or is being made, `Invalid` where it cannot be locked or without a
-    pseudonym key, `NotFound` where the home has no installation or the model of an open generation is missing,
-    `Unavailable` where the database or a store of sent files is away.
+    Raises: `Conflict` where the folder exists or is being made, or for another pseudonym key than the database's;
+    `Invalid` where it cannot be locked or without a pseudonym key, `NotFound` where the home has no installation or the
+    model of an open generation is missing, `Unavailable` where the database or a store of sent files is away.
     """
     folder = folder.absolute()
     part = folder.with_name(f".{folder.name}.part")
@@ -68,9 +68,12 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
             key = settings.pseudonym_key.get_secret_value()
             if len(key.encode()) < KEY_BYTES:
                 raise Invalid("there is no pseudonym key to back up: set SIMILIS_PSEUDONYM_KEY as for the server")
+            manifest = _about(store)
+            if manifest["schema"] == max(migrations.known()):  # before 0015, no key was bound to a database
+                with store.reading() as connection:
+                    pseudonyms.check(connection, key.encode())
             say("dumping the database")
             _dump(settings.database.url.get_secret_value(), part / DUMP)
-            manifest = _about(store)
             say("copying the models")
             _copy_models(store, settings.models_dir, part / MODELS)
             with store.transaction() as db:

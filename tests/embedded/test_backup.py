@@ -244,6 +244,18 @@ def test_no_backup_is_made_without_the_key_of_the_pseudonyms(
     assert os.listdir(tmp_path) == []
 
 
+def test_no_backup_is_made_with_another_key_than_the_pseudonyms_were_made_with(
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It could not be restored."""
+    setup.prepare(database_url, None, Blobs(tmp_path / "blobs"), b"k" * 40)
+    monkeypatch.setenv("SIMILIS_DATABASE__URL", database_url)
+    monkeypatch.setenv("SIMILIS_PSEUDONYM_KEY", "q" * 40)
+    with pytest.raises(Conflict, match="pseudonym key differs"):
+        backups.backup(tmp_path / "home", tmp_path / "kept", print)
+    assert os.listdir(tmp_path) == []
+
+
 @pytest.mark.parametrize("key", ["", "k" * 31])
 def test_a_backup_that_holds_no_key_is_refused(whole: Path, key: str) -> None:
     (whole / backups.KEY).write_text(key)
