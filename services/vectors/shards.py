@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -225,7 +225,7 @@ class Shards:
     """All collections of one folder, which this process locks.
 
     A collection that cannot be loaded is `broken`: it keeps its name, can be dropped, and is tried again at the next
-    start.
+    start, or once the disk, which was nearly full at this one, has room.
     """
 
     def __init__(self, root: Path, fork_server: Callable[[], ForkServer] = ForkServer) -> None:
@@ -247,12 +247,14 @@ class Shards:
         for folder in sorted(root.iterdir()):
             if (folder / "current").is_symlink():
                 self._open(folder)
+        self._cramped = not has_space(root)
         self._stopped = threading.Event()
         threading.Thread(target=self._look_after, name="watch", daemon=True).start()
 
     def _open(self, folder: Path) -> None:
         try:
             self._collections[folder.name] = Collection(folder, self._fork_server)
+            self.broken.pop(folder.name, None)
         except Exception as error:  # the other collections are served all the same
             _log.exception("collection_not_loaded", collection=folder.name, exception_type=type(error).__name__)
             self.broken[folder.name] = folder
@@ -260,6 +262,8 @@ class Shards:
     def _look_after(self) -> None:
         """Ping each shard every `WATCH_S`, so that a hung one is noticed without other requests."""
         while not self._stopped.wait(WATCH_S):
+            with suppress(OSError):  # of a disk that does not even tell its size
+                self._load_again()
             for collection in self.loaded():
                 try:
                     collection.ask("Ping", b"")
@@ -267,6 +271,13 @@ class Shards:
                     continue
                 except Exception as error:
                     _log.exception("watch_failed", exception_type=type(error).__name__)
+
+    def _load_again(self) -> None:
+        if self._cramped and has_space(self.root):
+            self._cramped = False
+            with self._change:
+                for folder in () if self._stopped.is_set() else [*self.broken.values()]:
+                    self._open(folder)
 
     def silent(self) -> list[str]:
         """Collections whose shard has left a request unanswered for longer than `SILENT_S`."""
@@ -341,8 +352,12 @@ def unlinked(info: pb.CollectionInfo) -> int:
     return int(info.points_count - info.indexed_vectors_count)
 
 
+def has_space(folder: Path) -> bool:
+    return shutil.disk_usage(folder).free >= MIN_FREE_BYTES
+
+
 def require_space(folder: Path) -> None:
-    if shutil.disk_usage(folder).free < MIN_FREE_BYTES:
+    if not has_space(folder):
         raise Refused(grpc.StatusCode.RESOURCE_EXHAUSTED, "the disk of the vectors is nearly full")
 
 

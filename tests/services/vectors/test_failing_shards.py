@@ -20,6 +20,7 @@ from services.vectors.shards import ALL_CALLS, CALLS, Shards
 from shared.index import checks, messages
 from shared.index.base import Damaged, Query, Spec
 from shared.index.protobuf import pb
+from shared.process import until
 from tests.contracts import engines
 from tests.contracts.test_index import gallery, matrix
 
@@ -68,6 +69,25 @@ def test_a_collection_whose_shard_does_not_load_is_named_and_can_be_dropped(tmp_
         assert held.get("a").info().points_count == 0
     finally:
         held.close()
+
+
+def test_what_a_full_disk_kept_from_being_loaded_is_loaded_once_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shards, "WATCH_S", 0.05)
+    with closing(Shards(tmp_path)) as held:
+        held.create(messages.create("a", SPEC))
+    config = tmp_path / "a" / "current" / "edge_config.json"
+    whole = config.read_text()
+    config.write_text("{")  # Edge may not write what it has to
+    monkeypatch.setattr(shards, "MIN_FREE_BYTES", 2**60)
+    with closing(Shards(tmp_path)) as held:
+        with pytest.raises(Refused, match="cannot be loaded"):
+            held.get("a")
+        config.write_text(whole)
+        monkeypatch.setattr(shards, "MIN_FREE_BYTES", 0)
+        assert until(lambda: not held.broken, 20)
+        assert held.get("a").info().points_count == 0
 
 
 def test_what_the_disk_keeps_of_a_dropped_collection_is_not_in_the_way_of_the_next(tmp_path: Path) -> None:
