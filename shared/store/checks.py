@@ -14,7 +14,7 @@ from sqlalchemy.orm import Session
 from shared.store import catchup, ledger, operations
 from shared.store.images import AGAIN
 from shared.store.session import enqueue
-from shared.store.tables import INDEXABLE, READ_AGAIN
+from shared.store.tables import INDEXABLE, READ_AGAIN, SENT
 from shared.types import Job, OperationKind
 
 #: A lease that expired longer ago than this was noticed by neither a worker nor the sweep.
@@ -253,7 +253,8 @@ class Registered(NamedTuple):
 _FILES = sa.text(
     f"""
     SELECT f.id, f.path, f.size, f.mtime_ns, i.id, i.digest FROM file f LEFT JOIN image i ON i.id = f.image_id
-    WHERE f.id > :after AND f.outcome IN ('taken', 'same') AND f.mtime_ns <> {READ_AGAIN}
+    WHERE f.id > :after AND f.outcome IN ('taken', 'same')
+      AND (f.mtime_ns <> {READ_AGAIN} OR f.id IN (SELECT id FROM file WHERE mtime_ns = {READ_AGAIN} AND {SENT}))
       AND (i.id IS NULL OR (i.path = f.path AND i.status NOT IN ('received', 'encoding', 'deleted', 'rejected')))
     ORDER BY f.id LIMIT :limit
     """
@@ -261,7 +262,10 @@ _FILES = sa.text(
 
 
 def files(db: Session | sa.Connection, after: int, limit: int) -> list[Registered]:
-    """The next files by id whose image is decided or missing, without those that the next scan reads again anyway."""
+    """The next files by id whose image is decided or missing, without those that the next scan reads again anyway.
+
+    No scan reads a sent file: one that was marked to be read again is among them.
+    """
     return [Registered._make(row) for row in db.execute(_FILES, {"after": after, "limit": limit})]
 
 

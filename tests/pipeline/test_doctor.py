@@ -518,6 +518,21 @@ def test_an_image_whose_file_was_missed_is_where_a_scan_finds_its_bytes(filled: 
     assert [(one.kind, one.ids) for one in look(filled)] == [("file-missing", [1])]
 
 
+def test_a_sent_file_that_was_damaged_is_a_finding_until_its_bytes_are_back(filled: Platform) -> None:
+    """No scan reads it again: a repair can only mark it, so that no model encodes it."""
+    sent = blob(filled, header(8))
+    look(filled, repair=True)
+    work(filled)
+    for repair in (False, True, False, True):
+        sent.write_bytes(b"sent to uz")
+        os.utime(sent, ns=(0, 0))
+        (found,) = look(filled, repair=repair)
+        assert (found.kind, found.ids, found.repaired) == ("file-changed", [9], False)
+    assert [one.kind for one in examine(site(filled))] == ["file-changed"], "once it is known, also without `deep`"
+    sent.write_bytes(b"sent to us")
+    assert look(filled) == []
+
+
 def test_a_file_without_a_row_is_taken_in_again_unless_it_was_erased_or_cannot_be_read(filled: Platform) -> None:
     blob(filled, header(16))
     blob(filled, hostile(Reason.DEPTH), b"no header")
