@@ -37,14 +37,10 @@ def told(rounds: Sequence[dict[str, Any]]) -> Canary | None:
     )
 
 
-_DUE = sa.text(
-    "SELECT EXISTS (SELECT 1 FROM generation WHERE id = (SELECT generation_id FROM live) "
-    "AND (canary_at IS NULL OR canary_at < clock_timestamp() - make_interval(secs => :every)))"
-)
-_CLAIM = sa.text(
-    "UPDATE generation SET canary_at = clock_timestamp() WHERE id = :id "
-    "AND (canary_at IS NULL OR canary_at < clock_timestamp() - make_interval(secs => :every)) RETURNING id"
-)
+#: A round in the future began before the clock was set back.
+_RESTED = "(canary_at BETWEEN clock_timestamp() - make_interval(secs => :every) AND clock_timestamp()) IS NOT TRUE"
+_DUE = sa.text(f"SELECT EXISTS (SELECT 1 FROM generation WHERE id = (SELECT generation_id FROM live) AND {_RESTED})")
+_CLAIM = sa.text(f"UPDATE generation SET canary_at = clock_timestamp() WHERE id = :id AND {_RESTED} RETURNING id")
 
 
 def due(db: Session, every_s: float) -> bool:

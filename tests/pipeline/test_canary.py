@@ -122,6 +122,14 @@ def test_a_round_is_due_once_and_never_where_it_is_off(archive: Platform) -> Non
     assert Job.CANARY not in archive.queue.rung
 
 
+def test_a_clock_that_is_set_back_does_not_silence_the_canary(archive: Platform) -> None:
+    with archive.begin() as db:
+        db.execute(sa.text("UPDATE generation SET canary_at = clock_timestamp() + interval '1 hour'"))
+        assert canaries.due(db, 300)
+    assert canary.ask(archive.begin, archive.index, 300) is not None
+    assert canary.ask(archive.begin, archive.index, 300) is None
+
+
 def test_an_index_that_is_being_optimised_is_left_alone(archive: Platform) -> None:
     class Busy(Damaged):
         def info(self) -> Info:
