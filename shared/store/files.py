@@ -52,7 +52,7 @@ _KNOWN = sa.text(
     SELECT path, size, mtime_ns, labels_digest FROM file
     WHERE path_digest = ANY(CAST(:digests AS bytea[]))
       AND NOT (outcome = 'failed' AND reason = ANY(CAST(:passing AS text[]))
-               AND seen_at <= clock_timestamp() - make_interval(secs => :rest))
+               AND seen_at NOT BETWEEN clock_timestamp() - make_interval(secs => :rest) AND clock_timestamp())
     """
 )
 
@@ -60,7 +60,8 @@ _KNOWN = sa.text(
 def unchanged(db: Session, seen: Sequence[Seen], labels: Sequence[bytes | None], *, rest_s: float = 0.0) -> set[bytes]:
     """The paths whose size, mtime and labels are the same as when they were last looked at.
 
-    A file that failed for a transient reason counts as unchanged only until `rest_s` after that attempt.
+    A file that failed for a transient reason counts as unchanged only until `rest_s` after that attempt, and not if the
+    attempt lies in the future, as the clock was set back.
     """
     digests = [sha256(s.path).digest() for s in seen]
     rows = db.execute(_KNOWN, {"digests": digests, "passing": sorted(PASSING), "rest": rest_s})

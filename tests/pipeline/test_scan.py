@@ -89,9 +89,13 @@ def test_a_file_that_stays_unreadable_is_one_line_of_the_journal_until_the_reaso
     ]
 
 
-def test_a_scan_that_is_asked_for_does_not_wait_an_hour(platform: Platform) -> None:
+@pytest.mark.parametrize("set_back", [0, 1])
+def test_a_scan_that_is_asked_for_does_not_wait_an_hour(platform: Platform, set_back: int) -> None:
+    """Nor until a clock has caught up that was set back by so many years."""
     path = platform.put("a.dcm", failed(Reason.UNREADABLE))
     platform.scan()
+    with platform.begin() as db:
+        db.execute(sa.text("UPDATE file SET seen_at = seen_at + make_interval(years => :n)"), {"n": set_back})
     platform.sandbox.headers[os.fsencode(path)] = header(0)
     assert platform.scan().counts["taken"] == 1
 
