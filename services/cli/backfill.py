@@ -1,6 +1,7 @@
 """`similis backfill`: pulls studies from another archive over DICOMweb."""
 
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -39,7 +40,7 @@ def backfill(  # noqa: PLR0913 - each argument is an option of the command
     instances that did not come, `similis operations files` names them, and `similis operations retry` requests them
     again.
     """
-    asked: Answer = {"dicomweb": dicomweb, "query": dict(_pair(one) for one in query or ()), "user": user}
+    asked: Answer = {"dicomweb": dicomweb, "query": _filters(query or ()), "user": user}
     if rate is not None:
         asked["rate"] = _rate(rate)
     if between is not None:
@@ -51,11 +52,16 @@ def backfill(  # noqa: PLR0913 - each argument is an option of the command
     attend(client, answer, wait=wait, as_json=as_json)
 
 
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals or not name:
-        raise Invalid("a query must look like Attribute=value, such as StudyDate=20200101-20201231")
-    return name, value
+def _filters(query: Sequence[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in query:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise Invalid("a query must look like Attribute=value, such as StudyDate=20200101-20201231")
+        if name in found:
+            raise Invalid(f"{name} is given twice: separate its values by commas, such as ModalitiesInStudy=MG,DX")
+        found[name] = value
+    return found
 
 
 def _rate(text: str) -> float:

@@ -18,6 +18,7 @@ PLAIN_EVERY_S = 15.0  #: without a terminal: seconds between two lines, besides 
 _UNDECIDED = frozenset({"received", "encoding"})
 _MODELLESS = "waiting for a model"  #: a phase
 ODD, LABEL = "dataset:", "label:"  #: prefixes of counts: oddities of a published data set, and its labels
+_NOTHING = {"scan": "there is no file in this folder", "pull": "the archive lists no image for this query"}
 _ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 
@@ -80,7 +81,8 @@ class Operation:
 
     @property
     def unchanged(self) -> int:
-        return int(self.counts.get("unchanged") or 0)
+        """Files of a scan, or instances of a pull (`held`), that were here already."""
+        return int(self.counts.get("unchanged") or self.counts.get("held") or 0)
 
 
 class View(Protocol):
@@ -229,8 +231,8 @@ def summarise(answer: Answer) -> None:
         rows += [(what, "", name, count, meaning) for name, count in told_of.items()]
     if rows:
         table(("outcome", "gate", "reason", "files", "meaning"), rows, right=("files",))
-    elif answer["kind"] == "scan" and operation.state == "succeeded":
-        say("there is no file in this folder")
+    elif operation.state == "succeeded" and answer["kind"] in _NOTHING:
+        say(_NOTHING[answer["kind"]])
     took = f" in {answer['took_s']:.1f} s" if answer.get("took_s") and operation.ended else ""
     ending = f": {operation.error}" if operation.error else ""
     tell(f"operation {operation.id} {operation.state}{took}{ending}")

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
 import sqlalchemy as sa
@@ -205,12 +205,23 @@ def test_a_wrong_request_begins_nothing(client, source):
     for wrong in (
         {"query": {"PatientID": CANARY}}, {"query": {"StudyDate": "2024"}}, {"rate": 0}, {"between": "22-06"},
         {"query": {"StudyDate": "20240102-20240101"}}, {"between": "22:00-22:00"},
+        {"query": {"StudyDate": "-"}}, {"query": {"StudyDate": ""}},
         {"query": {"StudyInstanceUID": ["1.2"], "StudyDate": "20240101"}}, {"password": CANARY},
     ):  # fmt: skip
         answer = begin(client, **wrong)
         assert answer.status_code == 400, wrong
         assert CANARY not in answer.text
     assert client.get("/v1/operations").json()["operations"] == []
+
+
+def test_without_a_last_day_today_is_pulled_wherever_it_has_begun(client, roomy, source):
+    """Clocks are up to 14 hours ahead of UTC."""
+    operation_id = begin(client, query={}).json()["id"]
+    with roomy.rt.transaction() as db:
+        params = operations.get(db, operation_id).params
+    assert (params["first"], date.fromisoformat(params["last"])) == (
+        "1970-01-01", (datetime.now(UTC) + timedelta(hours=24)).date(),
+    )  # fmt: skip
 
 
 def test_to_begin_one_takes_an_admin(client, roomy, source):

@@ -35,13 +35,29 @@ def test_what_the_archive_lists_without_a_valid_uid_is_told(similis, server):
     assert [line.split()[1:3] for line in ran.out.splitlines() if "warning" in line] == [["unnamed", "3"]]
 
 
+@pytest.mark.parametrize(("held", "told"), [(0, "lists no image for this query"), (9, "unchanged 9")])
+def test_an_end_without_a_new_image_says_whether_there_was_any(similis, server, held, told):
+    server.on("POST /v1/ingest/backfills", operation("pending", kind="pull"), 202)
+    server.on(f"GET /v1/operations/{ID}", operation("succeeded", held, held, kind="pull", counts={"held": held}))
+    ran = similis("backfill", "--dicomweb", "pacs", "--url", server.url)
+    assert ran.code == 0
+    assert told in " ".join((ran.out + ran.err).split())
+
+
 def test_without_waiting_it_tells_the_operation(similis, server):
     server.on("POST /v1/ingest/backfills", operation(), 202)
     ran = similis("backfill", "--dicomweb", "pacs", "--no-wait", "--url", server.url)
     assert (ran.code, ran.out.strip()) == (0, ID)
 
 
-@pytest.mark.parametrize("wrong", [("--query", "StudyDate"), ("--rate", "fast")])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        ("--query", "StudyDate"),
+        ("--rate", "fast"),
+        ("--query", "StudyInstanceUID=1.2", "--query", "StudyInstanceUID=1.3"),  # or the first would be left out
+    ],
+)
 def test_what_is_typed_wrong_is_not_asked(similis, server, wrong):
     ran = similis("backfill", "--dicomweb", "pacs", *wrong, "--url", server.url)
     assert ran.code == 5

@@ -1,6 +1,6 @@
 """Backfill: pulls studies from another archive, as an operation that survives restarts."""
 
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Response
@@ -38,7 +38,10 @@ class QueryIn(In):
         if self.StudyInstanceUID:
             return None
         low, high = dates(self.StudyDate)
-        first, last = low or pull.FIRST, high or datetime.now(UTC).date()
+        if self.StudyDate is not None and low is None and high is None:
+            raise Invalid("StudyDate names no day; without it every day is pulled")
+        tomorrow = datetime.now(UTC).date() + timedelta(days=1)  # today, where clocks are ahead of ours
+        first, last = low or pull.FIRST, high or tomorrow
         if first > last:
             raise Invalid("StudyDate ends before it begins")
         return first, last
