@@ -9,6 +9,7 @@ import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -45,6 +46,10 @@ class ArchiveTimeout(ArchiveUnavailable):
 
 class ArchiveProtocolError(Invalid):
     """The other archive sent an invalid answer."""
+
+
+class ArchiveIgnoresOffset(ArchiveProtocolError):
+    """The other archive gives only the first page of a listing."""
 
 
 @dataclass(slots=True)
@@ -96,7 +101,7 @@ def checked(url: str) -> str:
 
 def _secret(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8").strip()
+        return path.read_text(encoding="utf-8-sig").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise Invalid(f"the file with the archive's secret cannot be read ({type(error).__name__})") from None
 
@@ -153,10 +158,11 @@ class Archive:
     def instances(self, study: str) -> Listing[str]:
         """Return SOP Instance UID -> Series Instance UID of a study, "" where the archive names no series."""
         found = Listing[str]()
-        for item in self._pages(f"studies/{study}/instances", {}, SOP):
-            found.add(_uid(item, SOP), _uid(item, SERIES))
-            if len(found) > MOST_INSTANCES:
-                raise ArchiveProtocolError(f"a study has more than {MOST_INSTANCES} instances")
+        with suppress(ArchiveIgnoresOffset):  # the other instances come with the study
+            for item in self._pages(f"studies/{study}/instances", {}, SOP):
+                found.add(_uid(item, SOP), _uid(item, SERIES))
+                if len(found) > MOST_INSTANCES:
+                    raise ArchiveProtocolError(f"a study has more than {MOST_INSTANCES} instances")
         return found
 
     def files(self, study: str, series: str = "", sop: str = "") -> Iterator[Event]:
@@ -191,6 +197,8 @@ class Archive:
         """Yield every item once, told apart by its value of `key`, valid or not; stop at a page without new items.
 
         An archive may cap a page below the limit, and one that ignores offsets repeats the first page for ever.
+
+        Raises: `ArchiveIgnoresOffset` if it repeats a full page: there is more that cannot be listed.
         """
         offset, seen = 0, set[str]()
         while True:
@@ -200,6 +208,8 @@ class Archive:
                 if (said := repr(_value(item, key))) not in seen:
                     fresh[said] = item
             if not fresh:
+                if len(page) == PAGE:
+                    raise ArchiveIgnoresOffset(f"the archive lists only the first {PAGE} results of a query: narrow it")
                 return
             seen |= fresh.keys()
             yield from fresh.values()
@@ -215,7 +225,8 @@ class Archive:
         if not raw:
             return []
         try:
-            found = json.loads(raw)
+            # only UIDs and numbers are read; other text may be in another encoding, with control characters
+            found = json.loads(raw.decode("utf-8-sig", "replace"), strict=False)
         except (ValueError, RecursionError):
             raise ArchiveProtocolError("the archive's answer is not valid JSON") from None
         if not isinstance(found, list):

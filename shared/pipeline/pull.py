@@ -27,7 +27,14 @@ from shared.imaging.reasons import Reason
 from shared.multipart import End
 from shared.pipeline import erase
 from shared.pipeline.arrive import Arrived, arrive
-from shared.pipeline.dicomweb import Archive, ArchiveProtocolError, ArchiveTimeout, ArchiveUnavailable, Listing
+from shared.pipeline.dicomweb import (
+    Archive,
+    ArchiveIgnoresOffset,
+    ArchiveProtocolError,
+    ArchiveTimeout,
+    ArchiveUnavailable,
+    Listing,
+)
 from shared.pipeline.pace import Pace
 from shared.pipeline.receive import Inspector, Rules
 from shared.pipeline.streamed import Streamed
@@ -162,10 +169,15 @@ class Pull:
         while True:
             whole = bool(until) or low == high
             days = f"{low:%Y%m%d}-{high:%Y%m%d}" if low < high else f"{low:%Y%m%d}"
-            listed = self._listed({**self.plan.query, "StudyDate": days}, ENOUGH if whole else MOST_STUDIES)
-            if whole or len(listed) <= MOST_STUDIES:
-                return low, high, listed
-            high = low + (high - low) // 2
+            try:
+                listed = self._listed({**self.plan.query, "StudyDate": days}, ENOUGH if whole else MOST_STUDIES)
+            except ArchiveIgnoresOffset:
+                if low == high:
+                    raise
+            else:
+                if whole or len(listed) <= MOST_STUDIES:
+                    return low, high, listed
+            high, until = low + (high - low) // 2, ""
 
     def _listed(self, query: Mapping[str, str], most: int) -> Listing[int]:
         found: Listing[int] = patiently(lambda: self.archive.studies(query, most))

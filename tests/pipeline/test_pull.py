@@ -21,7 +21,7 @@ import sqlalchemy as sa
 from shared.errors import Denied, Invalid
 from shared.imaging.sandbox import Sandbox
 from shared.multipart import Begin, End
-from shared.pipeline import erase, pull
+from shared.pipeline import dicomweb, erase, pull
 from shared.pipeline.dicomweb import Access, Archive, ArchiveTimeout, ArchiveUnavailable, checked
 from shared.pipeline.pace import Hours, Pace
 from shared.pipeline.pull import Plan, Progress, Pull, Stopped
@@ -502,6 +502,32 @@ def test_no_redirect_is_followed(puller, peer):
         puller.run()
 
 
+@pytest.mark.parametrize("name", [b"M\xfcller", b"a\ttab", b"\xef\xbf\xbd"])
+def test_a_listing_may_hold_text_of_any_encoding(puller, peer, name):
+    peer.put(1, 1)
+
+    def named(path, query, _):
+        item = b'{"00100010": {"vr": "PN", "Value": [{"Alphabetic": "%b"}]}, ' % name
+        return (200, peer._found(path, query)[1].replace(b"{", item, 1)) if path == "studies" else None
+
+    peer.hurt = named
+    assert puller.run()
+    assert puller.images() == everything(peer)
+
+
+def test_of_an_archive_that_ignores_offsets_no_study_is_left_out_in_silence(puller, peer, monkeypatch):
+    monkeypatch.setattr(dicomweb, "PAGE", 2)
+    peer.ignores_offset = True
+    for study in (1, 2, 3, 4, 5):
+        peer.put(study, 1, 2, 3)
+    assert puller.run()
+    assert puller.images() == everything(peer)
+    peer.put(13, 1)  # on the day of study 1
+    puller.progress = Progress()
+    with pytest.raises(Invalid, match="only the first 2"):
+        puller.run()
+
+
 def test_pages_that_are_capped_or_always_the_first_end(puller, peer):
     peer.put(1, *range(1, 6))
     peer.page = 2
@@ -562,6 +588,10 @@ def test_credentials_are_read_from_their_files_and_stand_in_no_text(peer, tmp_pa
     with Archive(Access(url=peer.url, user="me", password_file=secret)) as archive:
         archive.ping()
     assert peer.headers[-1]["Authorization"].startswith("Basic ")
+    secret.write_text("CANARY-word", encoding="utf-8-sig")  # as editors of Windows write it
+    with Archive(Access(url=peer.url, token_file=secret)) as archive:
+        archive.ping()
+    assert peer.headers[-1]["Authorization"] == "Bearer CANARY-word"
     assert "CANARY" not in repr(Access(url=peer.url, token_file=secret))
     with pytest.raises(Invalid, match="FileNotFoundError"):
         Archive(Access(url=peer.url, token_file=tmp_path / "nothing"))
