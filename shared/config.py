@@ -115,7 +115,7 @@ class Dicom(_Part):
     ae_title: str = Field(default="SIMILIS", pattern=_AE_TITLE)
     peers: Path | None = None  #: file with the allowed senders; without one, only this machine may send
     processes: int = Field(default=2, ge=1, le=64)
-    max_instance_mb: int = Field(default=512, ge=1)
+    max_instance_mb: int = Field(default=512, ge=1, le=512)  #: no larger file is decoded (`Limits.file_bytes`)
     associations: int = Field(default=64, ge=1)
     associations_per_address: int = Field(default=8, ge=1)
     association_s: float = Field(default=3600.0, gt=0)

@@ -12,7 +12,7 @@ ALLOWED = frozenset(
         "event", "level", "timestamp", "logger", "process", "pid", "role", "trace_id", "task", "queue",
         "operation_id", "image_id", "study_id", "generation_id", "generation", "model", "fingerprint",
         "key_prefix", "count", "done", "total", "attempt", "outcome", "gate", "reason", "status", "state",
-        "duration_ms", "method", "route", "code", "error", "port", "host", "version", "bytes", "limit",
+        "duration_ms", "method", "route", "code", "error", "port", "host", "address", "version", "bytes", "limit",
         "rc", "signal", "collection", "after_s", "points", "pending", "engine", "lease_s", "exception_type", "where",
     }
 )  # fmt: skip

@@ -29,7 +29,7 @@ def _statuses() -> list[str]:
         Status.NOT_AUTHORIZED: "a rule of the site refuses it, or it was erased or rejected here before",
         Status.OUT_OF_RESOURCES: "the disk is below its reserve or fails, or the database is away: send it again",
         Status.MISMATCH: "the data set has another SOP class or SOP Instance UID than the command",
-        Status.NOT_UNDERSTOOD: "no image, damaged, without UIDs, or over a limit; the Error Comment has the reason",
+        Status.NOT_UNDERSTOOD: "no image, damaged, without valid UIDs, or over a limit; the Error Comment says which",
         Status.PROCESSING_FAILURE: "an internal error, which the log has, or the file could not be examined",
     }
     return _table(("status", "name", "when"), [(f"{s:04X}", s.name.lower(), reasons[s]) for s in Status])
@@ -47,7 +47,7 @@ def _limits() -> list[str]:
         ("Longest association", f"{d.association_s:g} s", "`SIMILIS_DICOM__ASSOCIATION_S`"),
         ("Associations at once", d.associations, "`SIMILIS_DICOM__ASSOCIATIONS`"),
         ("Associations at once from one address", d.associations_per_address, "`…_PER_ADDRESS`"),
-        ("Largest data set", f"{d.max_instance_mb} MiB", "`SIMILIS_DICOM__MAX_INSTANCE_MB`"),
+        ("Largest data set", f"{d.max_instance_mb} MiB", "`SIMILIS_DICOM__MAX_INSTANCE_MB`, less only"),
     ]
     return _table(("limit", "default", "setting"), rows)
 

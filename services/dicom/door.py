@@ -174,10 +174,10 @@ class Door:
         counts = Counter(other for one in self.receivers for other in one.open.values())
         if not self.peers.knows(address):
             self.metrics.associations.labels("unknown-address").inc()
-            log.info("connection_refused", reason="unknown-address")
+            log.info("connection_refused", reason="unknown-address", address=address)
             return
         if counts.total() >= self.settings.associations or counts[address] >= self.settings.associations_per_address:
-            self._refuse(connection, "over-limit")
+            self._refuse(connection, "over-limit", address)
             return
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -194,16 +194,16 @@ class Door:
         try:
             one.channel.hand_over(handed, connection)
         except OSError:  # the receiver has ended, or does not read; the watchdog kills a hung one
-            self._refuse(connection, "not-taken")
+            self._refuse(connection, "not-taken", handed.address)
             return
         if not handed.is_check:
             one.open[handed.number] = handed.address
         self._show()
 
-    def _refuse(self, connection: socket.socket, result: str) -> None:
+    def _refuse(self, connection: socket.socket, result: str, address: str) -> None:
         """Send an A-ASSOCIATE-RJ without reading the request; with TLS, only close the connection."""
         self.metrics.associations.labels(result).inc()
-        log.info("connection_refused", reason=result)
+        log.info("connection_refused", reason=result, address=address)
         if self.settings.tls_certificate is None:
             with suppress(OSError):
                 connection.send(_LIMIT_EXCEEDED)

@@ -71,7 +71,7 @@ def known(path: Path | None, host: str) -> Peers:
 def read(path: Path) -> Peers:
     """Raises: `Invalid`."""
     try:
-        found = tomllib.loads(regular(path, "the file of DICOM peers").read_text(encoding="utf-8"))
+        found = tomllib.loads(regular(path, "the file of DICOM peers").read_text(encoding="utf-8-sig"))
     except OSError:
         raise Invalid("the file of DICOM peers cannot be read") from None
     except ValueError as error:

@@ -82,7 +82,7 @@ class Receiver:
         else:
             return
         self.channel.tell("association", result)
-        log.info("association_rejected", reason=result)
+        log.info("association_rejected", reason=result, address=_handed(association).address)
         association.acse.send_reject(_PERMANENT, _USER, reason)
         association.kill()
 
@@ -94,7 +94,8 @@ class Receiver:
             try:
                 outcome, reason, status = self._take(event, data)
             except SimilisError as error:
-                outcome, reason, status = "failed", type(error).__name__, statuses.of_error(error)
+                reason = str(error) if isinstance(error, statuses.Refusal) else type(error).__name__
+                outcome, status = "failed", statuses.of_error(error)
                 log.info("instance_refused", exc_info=True)
             except Exception:  # the sender must get a response whatever fails
                 outcome, reason, status = "failed", "error", Status.PROCESSING_FAILURE
@@ -113,7 +114,7 @@ class Receiver:
         if data.refusal is not None:
             raise data.refusal
         if data.part is None:
-            raise statuses.Refusal("the C-STORE has no data set")
+            raise statuses.Refusal("no-data-set")
         origin = Origin(source="dicom", sender=event.assoc.requestor.ae_title.strip(), called=self.settings.ae_title)
         rt = self.rt
         (answer,) = arrive(rt.transaction, rt.sandbox, rt.blobs, [data.part], origin, rt.rules)

@@ -23,7 +23,7 @@ class Status(IntEnum):
 
 
 class Refusal(Invalid):
-    """A data set that is refused before it is inspected."""
+    """A data set that is refused before it is inspected; the message is one word, for the Error Comment."""
 
     def __init__(self, message: str, *, mismatch: bool = False) -> None:
         super().__init__(message)

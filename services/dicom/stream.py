@@ -17,6 +17,7 @@ from services.dicom import echo
 from services.dicom.statuses import Refusal
 from shared.errors import SimilisError
 from shared.imaging.read import valid_uid
+from shared.imaging.reasons import Reason
 from shared.store.blobs import PREAMBLE, Blobs, Part
 
 if TYPE_CHECKING:
@@ -65,7 +66,7 @@ class Incoming(BytesIO):
     def _take(self, fragment: bytes) -> None:
         self.count += len(fragment)
         if self.count > self._limit:
-            raise Refusal("the data set is larger than the limit")
+            raise Refusal(Reason.FILE_SIZE)
         if self.part is None:
             message, self._message = self._message, None  # breaks the reference cycle, so that the file is closed
             self.part = self._begin(message)
@@ -74,16 +75,16 @@ class Incoming(BytesIO):
     def _begin(self, message: DIMSEMessage | None) -> Part:
         """A new part that holds the preamble and file meta information. Raises: `Refusal`, `Unavailable`."""
         if not isinstance(message, C_STORE_RQ):
-            raise Refusal("a data set came without a C-STORE")
+            raise Refusal("no-c-store")
         context = self._association._accepted_cx.get(message.context_id or 0)  # noqa: SLF001 - as pynetdicom does
         command = message.command_set
         if context is None or "AffectedSOPClassUID" not in command or "AffectedSOPInstanceUID" not in command:
-            raise Refusal("the C-STORE lacks a SOP class or instance, or an accepted presentation context")
+            raise Refusal(Reason.MISSING_UID)
         sop_class, sop_instance = str(command.AffectedSOPClassUID), str(command.AffectedSOPInstanceUID)
-        if not valid_uid(sop_instance) or sop_class != context.abstract_syntax:
-            raise Refusal(
-                "the UIDs of the command are not valid, or do not match its presentation context", mismatch=True
-            )
+        if not valid_uid(sop_instance):
+            raise Refusal(Reason.INVALID_UID)
+        if sop_class != context.abstract_syntax:
+            raise Refusal(Reason.UIDS_DIFFER, mismatch=True)
         meta = create_file_meta(
             sop_class_uid=UID(sop_class),
             sop_instance_uid=UID(sop_instance),

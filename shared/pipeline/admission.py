@@ -74,7 +74,7 @@ def read(path: Path | None) -> Admission:
     if path is None:
         return Admission()
     try:
-        found = tomllib.loads(regular(path, "the file of admission rules").read_text(encoding="utf-8"))
+        found = tomllib.loads(regular(path, "the file of admission rules").read_text(encoding="utf-8-sig"))
     except OSError:
         raise Invalid("the file of admission rules cannot be read") from None
     except ValueError as error:

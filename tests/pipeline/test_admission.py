@@ -44,6 +44,10 @@ def test_the_first_rule_that_fits_decides(
     assert read(tmp_path, RULES).decide(header(1, **image), **origin) == decided
 
 
+def test_the_file_may_come_from_a_windows_editor(tmp_path: Path) -> None:
+    assert read(tmp_path, "\ufeff" + RULES).decide(header(1), source="folder") == (Action.ACCEPT, "mammography")
+
+
 def test_without_rules_all_is_accepted(tmp_path: Path) -> None:
     assert read(tmp_path, "").decide(header(1), source="folder") == (Action.ACCEPT, "")
 

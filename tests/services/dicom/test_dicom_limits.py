@@ -10,12 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import pytest
+from pydantic import ValidationError
 
 from benchmarks.dicom_peer import store_command, value_pdu
 from services.dicom import echo, guard, peers
 from services.dicom.statuses import ERRORS, Refusal, Status, of_error
 from shared import errors
+from shared.config import Dicom
 from shared.errors import Denied, Invalid, SimilisError, Unavailable
+from shared.imaging.limits import MIB, Limits
 from shared.process import until
 from shared.store.locks import Lock, alone
 from tests.ports import free_port
@@ -39,6 +42,7 @@ def test_a_stranger_is_not_even_read(start, tmp_path):
         stranger.settimeout(5)
         assert stranger.recv(1) == b""
     assert until(lambda: "unknown-address" in receiver.said, 5)
+    assert '"address": "127.0.0.1"' in receiver.said, "to be added to the file, or not"
 
 
 @pytest.mark.parametrize(
@@ -58,6 +62,12 @@ def test_a_wrong_file_of_peers_names_what_is_wrong(tmp_path, text, word):
     path.write_text(text)
     with pytest.raises(Invalid, match=re.escape(word)):
         peers.read(path)
+
+
+def test_a_file_of_peers_may_come_from_a_windows_editor(tmp_path):
+    path = tmp_path / "peers.toml"
+    path.write_text('[[peer]]\nae_title = "CT1"\naddresses = ["10.1.2.3"]\n', encoding="utf-8-sig", newline="\r\n")
+    assert peers.read(path).admits("CT1", "10.1.2.3")
 
 
 def test_a_pipe_is_no_file_of_peers(tmp_path):
@@ -131,9 +141,17 @@ def test_an_answer_that_took_us_long_is_no_silence_of_the_sender(start):
 def test_a_data_set_over_the_limit_is_told_so_and_the_association_goes_on(start):
     receiver = start(dicom__max_instance_mb=1)
     with closing(receiver.associated()) as association:
-        assert association.send_c_store(instance(side=1100)).Status == Status.NOT_UNDERSTOOD
+        answer = association.send_c_store(instance(side=1100))
+        assert (answer.Status, answer.ErrorComment) == (Status.NOT_UNDERSTOOD, "file-too-large")
         assert association.send_c_store(instance()).Status == Status.SUCCESS
     assert len(receiver.blobs()) == 1
+
+
+def test_no_larger_data_set_may_be_allowed_than_can_be_decoded():
+    most = Limits().file_bytes // MIB
+    assert Dicom(max_instance_mb=most).max_instance_mb == most
+    with pytest.raises(ValidationError, match=f"less than or equal to {most}"):
+        Dicom(max_instance_mb=most + 1)
 
 
 def test_a_disk_below_its_reserve_is_out_of_resources(start, injected):

@@ -107,6 +107,7 @@ def test_another_called_title_is_rejected(receiver):
     assert association.is_rejected
     assert association.acceptor.primitive.diagnostic == 7
     assert until(lambda: "unknown-called-ae" in receiver.said, 5)
+    assert '"address": "127.0.0.1"' in receiver.said
 
 
 def test_only_images_in_encodings_that_we_decode_are_negotiated(receiver):
@@ -133,6 +134,14 @@ def test_what_cannot_be_understood_is_told_and_leaves_nothing_but_a_line(lenient
     assert receiver.blobs() == []
     assert receiver.rows("SELECT count(*) FROM image") == [(0,)]
     assert receiver.rows("SELECT sender, reason FROM arrival") == [("SCANNER", comment)]
+
+
+def test_a_uid_that_is_not_valid_is_told_as_such_and_not_as_another_one(lenient, receiver):
+    """Some devices write components with leading zeros."""
+    with closing(receiver.associated()) as association:
+        answer = association.send_c_store(instance(SOPInstanceUID=f"{UID}.01"))
+    assert (answer.Status, answer.ErrorComment) == (Status.NOT_UNDERSTOOD, "invalid-uid")
+    assert until(lambda: "invalid-uid" in receiver.said, 5)
 
 
 def test_a_data_set_that_is_not_what_its_command_says_is_told_so(receiver):
