@@ -22,7 +22,7 @@ def context(settings: Dicom) -> ssl.SSLContext | None:
     made.set_ciphers(CIPHERS)
     made.options |= ssl.OP_NO_COMPRESSION | ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
     try:
-        made.load_cert_chain(settings.tls_certificate, settings.tls_key)
+        made.load_cert_chain(settings.tls_certificate, settings.tls_key, password="")  # else OpenSSL asks the terminal
         if settings.tls_ca is not None:
             made.load_verify_locations(settings.tls_ca)
             made.verify_mode = ssl.CERT_REQUIRED

@@ -11,6 +11,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from services.dicom import peers, tls
 from services.embedded import commands
 from services.embedded.home import Home
 from services.embedded.part import Part, Program
@@ -51,12 +52,20 @@ class Options:
 
 
 def check(options: Options) -> None:
-    """Raises: `Denied` for an API without keys beyond loopback, `Invalid` for wrong admission rules."""
+    """Refuse a stack of which a part could not start.
+
+    Raises: `Denied` for an API without keys, or a DICOM receiver without a file of peers, beyond loopback; `Invalid`
+    for wrong admission rules, and for a file of the receiver that is wrong or cannot be read.
+    """
     if not options.auth and not address.is_loopback(options.host):
         raise Denied(f"without API keys only this machine may be served: leave out --no-auth, or --host {options.host}")
     from shared.pipeline import admission
 
-    admission.read(Settings().intake.admission)
+    settings = Settings()
+    admission.read(settings.intake.admission)
+    if options.dicom_port is not None:
+        peers.known(settings.dicom.peers, options.dicom_host)
+        tls.context(settings.dicom)
 
 
 def serve(

@@ -158,6 +158,23 @@ def test_any_address_may_be_served_with_authentication(tmp_path):
         check(Options(tmp_path, host="0.0.0.0", auth=False))
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("PEERS", "nothing.toml", "DICOM peers cannot be read"),
+        ("TLS_KEY", "nothing.key", "SIMILIS_DICOM__TLS_CERTIFICATE"),
+        ("TLS_CERTIFICATE", "nothing.pem", "cannot be used"),
+        ("HOST", "0.0.0.0", "SIMILIS_DICOM__PEERS"),
+    ],
+)
+def test_up_with_a_dicom_receiver_that_could_not_start_is_refused(app, tmp_path, monkeypatch, name, value, said):
+    """It would be started again for ever, while `up` says that it is ready."""
+    monkeypatch.setenv(f"SIMILIS_DICOM__{name}", value)
+    check(Options(tmp_path, dicom_port=None))
+    with pytest.raises((Invalid, Denied), match=said):
+        check(Options(tmp_path, dicom_host=Settings().dicom.host))
+
+
 def test_a_port_that_is_taken_is_refused_before_anything_starts():
     import socket
 

@@ -1,8 +1,10 @@
 """TLS with server and client certificates made in the test."""
 
+import os
 import socket
 import ssl
 import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from shared.config import Dicom
 from shared.errors import Invalid
 from shared.process import until
 from tests.certificates import openssl
+from tests.conftest import ROOT
 from tests.services.dicom.conftest import MAMMOGRAM, closing, instance, written
 
 
@@ -127,6 +130,25 @@ def test_a_key_without_a_certificate_or_of_another_is_told(keys):
     ):
         with pytest.raises(Invalid):
             tls.context(wrong)
+
+
+def test_a_key_with_a_passphrase_is_refused_and_nobody_is_asked_for_it(keys):
+    openssl(keys, "pkey -in server.key -aes256 -passout pass:secret -out locked.key")
+    ask = (
+        "from services.dicom import tls\nfrom shared.config import Dicom\nfrom shared.errors import Invalid\n"
+        "try:\n    tls.context(Dicom(tls_certificate='server.pem', tls_key='locked.key'))\n"
+        "except Invalid as error:\n    print(error)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", ask], cwd=keys, env=os.environ | {"PYTHONPATH": str(ROOT)}, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, start_new_session=True,
+    ) as child:  # fmt: skip
+        try:
+            child.wait(60)  # its stdin stays open and silent, as a terminal
+        finally:
+            child.kill()
+        assert child.stdout is not None
+        assert b"cannot be used" in child.stdout.read()
 
 
 def test_dcmtk_sends_over_tls(receiver, keys, tmp_path, tool):
