@@ -27,7 +27,7 @@ class Range:
 
 def ranges(request: Request) -> list[Range]:
     """The media ranges that the client accepts, highest q first; without an `Accept`, `*/*`."""
-    said = request.query_params.get("accept") or request.headers.get("accept") or "*/*"
+    said = request.query_params.get("accept") or ", ".join(request.headers.getlist("accept")) or "*/*"
     found = []
     for part in parse_http_list(said):
         kind, params = media_type(part)

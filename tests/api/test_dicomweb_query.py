@@ -209,6 +209,12 @@ def test_another_form_of_answer_is_refused(client, filled):
         assert client.get("/dicom-web/studies", headers={"Accept": accepted}).status_code == 200, accepted
 
 
+def test_what_is_accepted_may_stand_on_several_lines(client, filled):
+    """RFC 9110 section 5.3: the same as one line with commas."""
+    lines = [("Accept", 'multipart/related; type="application/dicom+xml"'), ("Accept", "application/dicom+json")]
+    assert client.get("/dicom-web/studies", headers=lines).status_code == 200
+
+
 def test_asking_needs_a_key_that_may_read(client, filled):
     client.headers.update(filled.key(Scope.INGEST))
     assert client.get("/dicom-web/studies").status_code == 403
