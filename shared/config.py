@@ -6,6 +6,7 @@ Read only by the edges and by `shared.runtime`. `.env.example` lists every setti
 import os
 import re
 from collections.abc import Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -167,7 +168,7 @@ class Settings(BaseSettings):
 
     home: Path = Path.home() / ".similis"
     models: Path | None = None  #: where model cards live; default home/models
-    pseudonym_key: SecretStr = SecretStr("")  #: at least 32 characters; `similis up` keeps it in a file in the home
+    pseudonym_key: SecretStr = SecretStr("")  #: `similis up` keeps it in a file in the home
     log_json: bool = True
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     database: Database = Database()
@@ -177,6 +178,13 @@ class Settings(BaseSettings):
     dicom: Dicom = Dicom()
     intake: Intake = Intake()
     encoding: Encoding = Encoding()
+
+    @field_validator("pseudonym_key")
+    @classmethod
+    def _long(cls, key: SecretStr) -> SecretStr:
+        if 0 < len(key) < 32:  # empty: not set
+            raise PydanticCustomError("short", "must have at least 32 characters")
+        return key
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -252,12 +260,29 @@ class SecretFiles(PydanticBaseSettingsSource):
         return tree
 
 
-def read(program: str) -> Settings:
-    """Return the settings of this process. Raises: `SystemExit` with a one-line message if they are wrong."""
+def read(program: str, *secrets: str) -> Settings:
+    """Return the settings of this process.
+
+    Args:
+        secrets: names of those without which the program would start and refuse all work, as if its callers were wrong.
+
+    Raises: `SystemExit` with a one-line message if they are wrong, or one of the secrets is not set.
+    """
     try:
-        return Settings()
+        settings = Settings()
     except (ValidationError, SettingsError) as error:
         raise SystemExit(f"{program}: the settings are wrong: {complaint(error)}") from None
+    need(program, settings, *secrets)
+    return settings
+
+
+def need(program: str, settings: Settings, *secrets: str) -> None:
+    """Raises: `SystemExit`, naming the first of these secrets that is not set."""
+    for name in secrets:
+        steps = name.removeprefix("SIMILIS_").lower().split("__")
+        secret: Any = reduce(getattr, steps, settings)
+        if not secret.get_secret_value():
+            raise SystemExit(f"{program}: {name} or {name}_FILE is not set")
 
 
 def complaint(error: ValidationError | SettingsError) -> str:

@@ -11,7 +11,8 @@ from pydantic import BaseModel, SecretStr, ValidationError
 
 from shared.config import Settings, read
 
-EXAMPLE = Path(__file__).resolve().parent.parent / ".env.example"
+ROOT = Path(__file__).resolve().parent.parent
+EXAMPLE = ROOT / ".env.example"
 LINE = re.compile(r"^(SIMILIS_[A-Z0-9_]+)=(.*)$")
 
 
@@ -129,6 +130,45 @@ def test_a_process_ends_with_a_sentence_that_names_a_wrong_setting_and_does_not_
     )
     said = f"similis {program}: the settings are wrong: SIMILIS_DATABASE__URLL: there is no such setting\n"
     assert (ran.returncode, ran.stderr) == (1, said)
+
+
+@pytest.mark.parametrize(
+    ("words", "missing"),
+    [
+        (("-m", "services.api"), "DATABASE__URL"),
+        (("-m", "services.api"), "PSEUDONYM_KEY"),
+        (("-m", "services.dicom"), "DATABASE__URL"),
+        (("-m", "services.dicom"), "PSEUDONYM_KEY"),
+        (("-m", "services.embedded.setup"), "DATABASE__URL"),
+        (("-m", "celery", "-A", "workers.app", "worker"), "BROKER__URL"),
+        (("-m", "celery", "-A", "workers.app", "worker"), "DATABASE__URL"),
+        (("-m", "celery", "-A", "workers.app", "beat"), "BROKER__URL"),
+    ],
+)
+def test_a_process_without_a_secret_that_it_needs_ends_instead_of_refusing_its_callers(words, missing, tmp_path):
+    given = {
+        "PYTHONPATH": str(ROOT),  # the schedule of beat is written into the folder of the call
+        "SIMILIS_HOME": str(tmp_path),
+        "SIMILIS_API__PORT": "0",
+        "SIMILIS_DICOM__PORT": "0",
+        "SIMILIS_DATABASE__URL": "postgresql+psycopg://nobody@127.0.0.1:1/none",
+        "SIMILIS_BROKER__URL": "redis://127.0.0.1:1/0",
+        "SIMILIS_PSEUDONYM_KEY": "k" * 40,
+    }
+    ran = subprocess.run(
+        [sys.executable, *words], env=os.environ | given | {f"SIMILIS_{missing}": ""}, cwd=tmp_path,
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ran.returncode == 1
+    assert ran.stderr.splitlines()[-1].endswith(f": SIMILIS_{missing} or SIMILIS_{missing}_FILE is not set")
+
+
+def test_a_pseudonym_key_is_long_enough(monkeypatch):
+    monkeypatch.setenv("SIMILIS_PSEUDONYM_KEY", "k" * 31)
+    with pytest.raises(SystemExit, match="SIMILIS_PSEUDONYM_KEY: must have at least 32"):
+        read("similis api")
+    monkeypatch.setenv("SIMILIS_PSEUDONYM_KEY", "k" * 32)
+    assert read("similis api")
 
 
 @pytest.mark.parametrize(

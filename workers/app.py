@@ -10,7 +10,7 @@ from typing import Any
 from celery import Celery, signals
 from celery.platforms import SecurityWarning
 
-from shared.config import read
+from shared.config import need, read
 from shared.errors import Invalid
 from shared.log import configure
 from shared.queue import QUEUES
@@ -72,14 +72,20 @@ app.conf.update(
 
 
 @signals.worker_init.connect
-def _check_rules(**_: object) -> None:
-    """Refuse to start a worker whose admission rules are wrong: every scan would fail."""
+def _check_settings(**_: object) -> None:
+    """Refuse to start a worker that could do no work, or whose admission rules are wrong: every scan would fail."""
     from shared.pipeline import admission
 
+    need("similis worker", settings, "SIMILIS_BROKER__URL", "SIMILIS_DATABASE__URL")
     try:
         admission.read(settings.intake.admission)
     except Invalid as error:
         raise SystemExit(f"similis worker: {error}") from None
+
+
+@signals.beat_init.connect
+def _check_broker(**_: object) -> None:
+    need("similis beat", settings, "SIMILIS_BROKER__URL")
 
 
 @signals.setup_logging.connect

@@ -58,7 +58,7 @@ def raise_limit() -> None:
 
 def main(listener: socket.socket | None = None, serving: Callable[[], None] = lambda: None) -> int:
     """Serve on the given socket, or on a new one; returns an exit code."""
-    settings = read("similis api")
+    settings = read("similis api", "SIMILIS_DATABASE__URL", "SIMILIS_PSEUDONYM_KEY")
     configure("api", json=settings.log_json, level=settings.log_level)
     raise_limit()
     try:

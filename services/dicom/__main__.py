@@ -19,7 +19,7 @@ log = get("services.dicom")
 
 def main(listener: socket.socket | None = None, serving: Callable[[], None] = lambda: None) -> int:
     """Serve on the given socket, or on a new one; returns an exit code."""
-    settings = read("similis dicom")
+    settings = read("similis dicom", "SIMILIS_DATABASE__URL", "SIMILIS_PSEUDONYM_KEY")
     dicom = settings.dicom
     configure("dicom", json=settings.log_json, level=settings.log_level)
     try:

@@ -84,12 +84,10 @@ def key_file() -> Path | None:
 
 def run(keys_from: Path | None) -> int:
     """Prepare the database of the settings; returns an exit code, with an error message on stderr."""
-    settings = read("similis migrate")
+    settings = read("similis migrate", "SIMILIS_DATABASE__URL")
     configure("migrate", json=settings.log_json, level=settings.log_level)
     try:
         url = settings.database.url.get_secret_value()
-        if not url:
-            raise Unavailable("SIMILIS_DATABASE__URL or SIMILIS_DATABASE__URL_FILE is not set")
         secret = keys_from.read_text(encoding="utf-8").strip() if keys_from else None
         prepare(url, secret, Blobs(settings.blobs_dir.absolute()), settings.pseudonym_key.get_secret_value().encode())
     except SimilisError as error:

@@ -33,7 +33,10 @@ def environment(**more):
 
 
 def test_it_refuses_to_serve_others_without_keys(tmp_path):
-    env = environment(SIMILIS_API__HOST="0.0.0.0", SIMILIS_API__REQUIRE_KEY="false", SIMILIS_HOME=str(tmp_path))
+    env = environment(
+        SIMILIS_API__HOST="0.0.0.0", SIMILIS_API__REQUIRE_KEY="false", SIMILIS_HOME=str(tmp_path),
+        SIMILIS_DATABASE__URL="postgresql://nobody", SIMILIS_PSEUDONYM_KEY="k" * 40,
+    )  # fmt: skip
     argv = [sys.executable, "-m", "services.api"]
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 1
