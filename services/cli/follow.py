@@ -18,7 +18,10 @@ PLAIN_EVERY_S = 15.0  #: without a terminal: seconds between two lines, besides 
 _UNDECIDED = frozenset({"received", "encoding"})
 _MODELLESS = "waiting for a model"  #: a phase
 ODD, LABEL = "dataset:", "label:"  #: prefixes of counts: oddities of a published data set, and its labels
-_NOTHING = {"scan": "there is no file in this folder", "pull": "the archive lists no image for this query"}
+_NOTHING = {  #: by kind
+    "scan": "there is no file in this folder",
+    "backfill-dicomweb": "the archive lists no image for this query",
+}
 _ENDED = frozenset({"succeeded", "failed", "cancelled"})
 
 

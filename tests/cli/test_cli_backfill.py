@@ -2,6 +2,7 @@
 
 import pytest
 
+from shared.types import OperationKind
 from tests.cli.test_cli_ingest import ID, operation
 
 
@@ -37,8 +38,9 @@ def test_what_the_archive_lists_without_a_valid_uid_is_told(similis, server):
 
 @pytest.mark.parametrize(("held", "told"), [(0, "lists no image for this query"), (9, "unchanged 9")])
 def test_an_end_without_a_new_image_says_whether_there_was_any(similis, server, held, told):
-    server.on("POST /v1/ingest/backfills", operation("pending", kind="pull"), 202)
-    server.on(f"GET /v1/operations/{ID}", operation("succeeded", held, held, kind="pull", counts={"held": held}))
+    kind = OperationKind.PULL
+    server.on("POST /v1/ingest/backfills", operation("pending", kind=kind), 202)
+    server.on(f"GET /v1/operations/{ID}", operation("succeeded", held, held, kind=kind, counts={"held": held}))
     ran = similis("backfill", "--dicomweb", "pacs", "--url", server.url)
     assert ran.code == 0
     assert told in " ".join((ran.out + ran.err).split())
