@@ -10,7 +10,7 @@ MIB = 1024 * 1024
 class Limits:
     file_bytes: int = 512 * MIB
     meta_bytes: int = 64 * 1024
-    elements: int = 50_000
+    elements: int = 200_000  #: multi-frame objects have up to a hundred for each frame
     depth: int = 32
     element_bytes: int = 16 * MIB  #: of one value outside the pixel data
     header_bytes: int = 64 * MIB  #: of all values outside the pixel data together

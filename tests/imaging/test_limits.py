@@ -1,6 +1,7 @@
 """Each guard stops its file, and without the guard the file does harm: so the guard is what stops it."""
 
 import io
+import struct
 
 import damage
 import pytest
@@ -43,6 +44,19 @@ def test_the_limit_of_elements_is_exact(boxes):
     elements = 1000 + 5 + 8 + 1  # the private elements, the identity, the description, the pixel data
     assert verdict(boxes(elements=elements), damage.crowded_file(1000)) == "decoded"
     assert verdict(boxes(elements=elements - 1), damage.crowded_file(1000)) == hostile(Reason.ELEMENTS)
+
+
+def test_two_thousand_frames_that_are_described_one_by_one_are_within_the_limits(sandbox):
+    """An enhanced MR: eleven functional groups of a frame, each a sequence of one item with some elements."""
+    some = b"".join(damage.element(0x2005, 0x1000 + n, b"DS", b"1 ") for n in range(6))
+    group = damage.element(0x0020, 0x9111, b"SQ", item(some))
+    per_frame = damage.element(0x5200, 0x9230, b"SQ", item(group * 11) * 2000)
+    body = damage.identity() + damage.description(8, 8) + per_frame
+    assert verdict(sandbox, damage.part10(body + damage.element(0x7FE0, 0x10, b"OW", bytes(64)))) == "decoded"
+
+
+def item(body):
+    return struct.pack("<HHI", 0xFFFE, 0xE000, len(body)) + body
 
 
 @pytest.mark.parametrize("levels", [33, 3000, 100_000])
