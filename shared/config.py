@@ -217,8 +217,11 @@ class PlainEnv(EnvSettingsSource):
     def __call__(self) -> dict[str, Any]:
         for part, field in self.settings_cls.model_fields.items():
             for name in getattr(field.annotation, "model_fields", ()):
+                right = f"SIMILIS_{part}__{name}".upper()
+                if self.env_vars.get(f"similis_{part}"):  # as JSON; `similis up` would find neither its paths nor roots
+                    raise SettingsError(f"SIMILIS_{part.upper()}: each setting in it has its own name, such as {right}")
                 if (misspelt := f"similis_{part}_{name}") in self.env_vars:  # it would be ignored
-                    raise SettingsError(f"{misspelt.upper()}: is written {f'similis_{part}__{name}'.upper()}")
+                    raise SettingsError(f"{misspelt.upper()}: is written {right}")
         return super().__call__()
 
     def _load_env_vars(self) -> Mapping[str, str | None]:

@@ -103,6 +103,15 @@ def test_a_setting_of_a_part_with_one_underscore_is_not_ignored(monkeypatch, nam
         read("similis")
 
 
+def test_a_part_as_a_whole_is_no_setting(monkeypatch):
+    """Such roots of scans did not hold under `similis up`, and a relative path was that of another folder."""
+    for name, value in (("DICOM", '{"peers": "peers.toml"}'), ("INTAKE", '{"roots": ["/archive"]}')):
+        with monkeypatch.context() as its:
+            its.setenv(f"SIMILIS_{name}", value)
+            with pytest.raises(SystemExit, match=f"wrong: SIMILIS_{name}: each setting .* such as SIMILIS_{name}__"):
+                read("similis")
+
+
 def test_an_unknown_setting_of_a_part_is_refused(monkeypatch):
     monkeypatch.setenv("SIMILIS_INTAKE__BATSH", "8")
     with pytest.raises(ValidationError, match="batsh"):

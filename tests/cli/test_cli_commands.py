@@ -127,7 +127,7 @@ print([name for name in {heavy} if name in sys.modules])"""
         ("SIMILIS_DICOM__AE_TITLE", "SIMILIS_DICOM__AE_TITLE: must have 1 to 16 printable ASCII characters"),
         ("SIMILIS_LOG_LEVEL", "SIMILIS_LOG_LEVEL: must be 'DEBUG', 'INFO', 'WARNING' or 'ERROR'"),
         ("SIMILIS_INTAKE__ROOTS", "SIMILIS_INTAKE__ROOTS: must be JSON"),
-        ("SIMILIS_INTAKE", "SIMILIS_INTAKE: must be JSON"),
+        ("SIMILIS_INTAKE", "SIMILIS_INTAKE: each setting in it has its own name"),
         ("SIMILIS_PSEUDONYM_KEY_FILE", "the file named by SIMILIS_PSEUDONYM_KEY_FILE cannot be read"),
     ],
 )
