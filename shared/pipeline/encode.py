@@ -265,7 +265,12 @@ def write(db: Session, work: Work, result: Result, revisions: Mapping[int, int])
     encodings.save(db, rows)
     encodings.save_thumbnails(db, [t for t in result.thumbnails if t[0] in revisions])
     said = [v for v in (*result.verdicts, *(v for _, v in result.exceptions)) if v.image.id in revisions]
-    files.reread_images(db, [v.image.id for v in said if v.reason in LOST])
+    lost = [v.image.id for v in said if v.reason in LOST]
+    files.reread_images(db, lost)
+    if moved := images.go_elsewhere(db, lost):
+        catchup.found_again(db, moved)
+        enqueue(db, Job.ENCODE)
+        enqueue(db, Job.CATCH_UP)
     images.try_another_file(db, [v.image.id for v in said if v.reason in PASSING])
     uids = {c.id: c.sop_uid for c in work.claimed}
     failed = {(m, v.image.id) for m, v in result.exceptions if v.status is not Status.RECEIVED}

@@ -310,7 +310,7 @@ def _act(
     image_id = known.id
     if handling.found_again:
         images.found_again(db, image_id, incoming.path, operation_id)
-        catchup.found_again(db, image_id)
+        catchup.found_again(db, [image_id])
         enqueue(db, Job.CATCH_UP)
         standing[known.sop_uid] = replace(known, path=incoming.path, lost=False)  # for the next copy of this batch
     if handling.act == "replace":

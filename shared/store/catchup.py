@@ -143,14 +143,14 @@ def retry(db: Session, model_id: int) -> None:
     )
 
 
-def found_again(db: Session, image_id: int) -> None:
-    """The catch-up rows of this image that failed because its bytes were missing are due again."""
+def found_again(db: Session, image_ids: Sequence[int]) -> None:
+    """The catch-up rows of these images that failed because their bytes were missing are due again."""
     db.execute(
         sa.text(
-            f"UPDATE catch_up SET {AGAIN} "
-            "WHERE image_id = :image AND state = 'failed' AND reason = ANY(CAST(:lost AS text[]))"
+            f"UPDATE catch_up SET {AGAIN} WHERE image_id = ANY(CAST(:images AS bigint[])) "
+            "AND state = 'failed' AND reason = ANY(CAST(:lost AS text[]))"
         ),
-        {"image": image_id, "lost": sorted(LOST)},
+        {"images": list(image_ids), "lost": sorted(LOST)},
     )
 
 

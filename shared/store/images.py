@@ -236,14 +236,14 @@ def found_again(db: Session, image_id: int, path: bytes, operation_id: uuid.UUID
 
 
 #: The images are locked; those that others have locked, too, get their turn at the next attempt.
+_FREE = "SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) FOR NO KEY UPDATE SKIP LOCKED"
+_HOLDS = "f.image_id = image.id AND f.digest = image.digest AND f.outcome IN ('taken', 'same')"
 _TRY_ANOTHER = sa.text(
-    """
+    f"""
     UPDATE image SET path = coalesce((
-        SELECT f.path FROM file f
-        WHERE f.image_id = image.id AND f.digest = image.digest AND f.outcome IN ('taken', 'same')
-        ORDER BY f.path <= image.path, f.path LIMIT 1
+        SELECT f.path FROM file f WHERE {_HOLDS} ORDER BY f.path <= image.path, f.path LIMIT 1
     ), path)
-    WHERE id IN (SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) FOR NO KEY UPDATE SKIP LOCKED)
+    WHERE id IN ({_FREE})
     """
 )
 
@@ -252,6 +252,37 @@ def try_another_file(db: Session, ids: Iterable[int]) -> None:
     """Point these images, whose files could not be read, each to the next file with its bytes, in a circle."""
     if chosen := list(ids):
         db.execute(_TRY_ANOTHER, {"ids": chosen})
+
+
+_GO_ELSEWHERE = sa.text(
+    f"""
+    WITH elsewhere AS (
+        SELECT id, path,
+            (SELECT f.path FROM file f WHERE {_HOLDS} AND f.path <> image.path ORDER BY f.path LIMIT 1) AS next
+        FROM image WHERE id IN ({_FREE})
+    ), gone AS (
+        UPDATE file SET outcome = 'failed', reason = 'unreadable-file' FROM elsewhere
+        WHERE file.path_digest = sha256(elsewhere.path) AND elsewhere.next IS NOT NULL
+    )
+    UPDATE image SET path = elsewhere.next FROM elsewhere
+    WHERE image.id = elsewhere.id AND elsewhere.next IS NOT NULL RETURNING image.id
+    """
+)
+_DUE_AGAIN = sa.text(
+    f"UPDATE image SET {AGAIN} WHERE id = ANY(CAST(:ids AS bigint[])) AND status = 'failed' AND reason = ANY(:lost)"
+)
+
+
+def go_elsewhere(db: Session, ids: Sequence[int]) -> list[int]:
+    """Of these images, whose bytes are not at their path, make those due again that have another file, and return them.
+
+    The file at the path no longer counts as one of theirs, so that each is tried once.
+    """
+    if not ids:
+        return []
+    found = list(db.execute(_GO_ELSEWHERE, {"ids": list(ids)}).scalars())
+    db.execute(_DUE_AGAIN, {"ids": found, "lost": sorted(LOST)})
+    return found
 
 
 _WAITING = sa.text(

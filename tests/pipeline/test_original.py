@@ -189,6 +189,40 @@ def test_an_empty_or_a_missing_folder_may_be_a_share_that_is_away(platform: Plat
     assert fate(platform) == ("encoded", None)
 
 
+@pytest.mark.parametrize("overwritten", [False, True])
+def test_a_copy_that_is_gone_fails_no_image_whose_share_is_away(platform: Platform, overwritten: bool) -> None:
+    """No scan notices that the copy is gone, as when a transfer has moved it on."""
+    platform.add_model()
+    path = platform.put("share/x.dcm", header(0), b"picture")
+    copy = platform.put("coming/x.dcm", header(0), b"picture")
+    platform.put("coming/y.dcm", header(1), b"other")
+    platform.scan()
+    gone(platform, copy)
+    if overwritten:
+        back(platform, "coming/x.dcm", header(2), b"of another")
+    gone(platform, path)
+    for _ in range(3):
+        platform.encode()
+        away_and_rested(platform)
+    assert fate(platform) == ("received", "unreadable-file")
+    back(platform, "share/x.dcm", header(0), b"picture")
+    platform.encode()
+    assert fate(platform) == ("encoded", None)
+
+
+def test_an_image_fails_once_its_bytes_are_at_none_of_their_places(platform: Platform) -> None:
+    platform.add_model()
+    for name in ("a/x.dcm", "b/x.dcm", "c/x.dcm"):
+        platform.put(name, header(0), b"picture")
+        platform.put(f"{name[0]}/y.dcm", header(1), b"other")
+    platform.scan()
+    for name in "abc":
+        gone(platform, platform.folder / "archive" / name / "x.dcm")
+    for _ in "abc":
+        platform.encode()
+    assert fate(platform) == ("failed", "file-gone")
+
+
 def renamed(platform: Platform, old: str, new: str, n: int) -> None:
     """A folder with image `n` is renamed, as a transfer does at its end."""
     path = platform.folder / "archive" / old / "x.dcm"
