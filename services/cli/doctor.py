@@ -40,7 +40,7 @@ SAID = {
     "ledger-missing": "an encoded image without a ledger row in an open generation",
     "ledger-orphan": "the ledger lists an image that must not be found",
     "ledger-stale": "the ledger lists another revision than the image has",
-    "lease-expired": "work whose lease has expired, or that rests for days since a wrong clock was set back",
+    "lease-expired": "work whose lease has expired, or that rests for months since a wrong clock was set back",
     "model-changed": "the folder holds another model than the registered one",
     "operation-stuck": "an operation that no worker continues",
     "payload-drift": "a point's payload differs from its row",

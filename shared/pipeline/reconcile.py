@@ -221,7 +221,7 @@ def _files(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:
             for kind, ids in wrong.items():
                 found = [row for row in same if odd[row] == kind]
                 ids += [row.image_id or row.id for row in found]
-                if any(kind == "file-changed" and _is_sent(site, row) for row in found):
+                if any(kind == "file-changed" and row.sent for row in found):
                     beyond.add(kind)
                 if repair and found:
                     _look_again(db, kind, found)
@@ -236,16 +236,11 @@ def _odd(site: Site, row: Registered, deep: bool) -> str | None:
     try:
         found = Seen.of(row.path, path.stat())
         untouched = (found.size, found.mtime_ns) == (row.size, row.mtime_ns)
-        if not untouched and not _is_sent(site, row):
+        if not untouched and not row.sent:
             return "file-changed"
         return "file-changed" if (deep or not untouched) and site.digest(path) != row.digest else None
     except OSError:
         return "file-missing"
-
-
-def _is_sent(site: Site, row: Registered) -> bool:
-    """Whether the file is in a store, named by its content: no scan reads it again."""
-    return row.digest is not None and os.fsdecode(row.path).endswith(site.blobs.place(row.digest).name)
 
 
 def _look_again(db: Session, kind: str, rows: Sequence[Registered]) -> None:

@@ -14,13 +14,14 @@ from sqlalchemy.orm import Session
 from shared.store import catchup, ledger, operations
 from shared.store.images import AGAIN
 from shared.store.session import enqueue
-from shared.store.tables import INDEXABLE, READ_AGAIN, SENT
+from shared.store.tables import INDEXABLE, READ_AGAIN, SCANNED, SENT
 from shared.types import Job, OperationKind
 
 #: A lease that expired longer ago than this was noticed by neither a worker nor the sweep.
 SILENT_S = 60.0
-#: Condition: a lease or a rest that ends later than any: it is of a wrong clock, which was set back since.
-AHEAD = "greatest(lease_until, not_before) > clock_timestamp() + interval '1 day'"
+#: Condition: a lease or a rest that ends later than Similis ever sets one: by a wrong clock, which was set back since.
+AHEAD = "greatest(lease_until, not_before) > clock_timestamp() + interval '32 days'"
+RESTS_AHEAD = "state = 'pending' AND not_before > clock_timestamp() + interval '32 days'"  # the same of the ledger
 #: Condition: nobody holds the row, or nobody would claim it.
 FREE_OR_AHEAD = f"(lease_until < clock_timestamp() OR {AHEAD})"
 
@@ -147,16 +148,22 @@ IMAGES = (
           AND (lease_until IS NULL OR lease_until < clock_timestamp() - interval '{SILENT_S:.0f} seconds')
         UNION SELECT id FROM image WHERE status IN ('received', 'encoding') AND {AHEAD}
         UNION SELECT image_id FROM catch_up WHERE state = 'due'
-          AND (lease_until < clock_timestamp() - interval '{SILENT_S:.0f} seconds' OR {AHEAD}) ORDER BY 1
+          AND (lease_until < clock_timestamp() - interval '{SILENT_S:.0f} seconds' OR {AHEAD})
+        UNION SELECT image_id FROM ledger WHERE {RESTS_AHEAD} ORDER BY 1
         """,
         mend=_run(
-            "WITH late AS (UPDATE catch_up SET lease_until = NULL, not_before = NULL, failures = failures + 1 "
-            f"WHERE image_id = ANY(CAST(:ids AS bigint[])) AND {FREE_OR_AHEAD}) "
-            "UPDATE image SET status = 'received', lease_until = NULL, not_before = NULL, failures = failures + 1 "
+            "WITH late AS (UPDATE catch_up SET failures = failures + CASE WHEN lease_until IS NULL THEN 0 ELSE 1 END, "
+            "lease_until = NULL, not_before = NULL "
+            f"WHERE image_id = ANY(CAST(:ids AS bigint[])) AND {FREE_OR_AHEAD}), "
+            "points AS (UPDATE ledger SET not_before = NULL "
+            f"WHERE image_id = ANY(CAST(:ids AS bigint[])) AND {RESTS_AHEAD}) "
+            "UPDATE image SET failures = failures + CASE WHEN status = 'encoding' THEN 1 ELSE 0 END, "
+            "status = 'received', lease_until = NULL, not_before = NULL "
             "WHERE id = ANY(CAST(:ids AS bigint[])) AND ((status = 'encoding' AND lease_until IS NULL) "
             f"OR (status IN ('received', 'encoding') AND {FREE_OR_AHEAD}))",
             Job.ENCODE,
             Job.CATCH_UP,
+            Job.PROJECT,
         ),
     ),
     Check(  # given up after errors of Similis; a verdict about the file leaves `last_error` empty
@@ -248,13 +255,15 @@ class Registered(NamedTuple):
     mtime_ns: int
     image_id: int | None
     digest: bytes | None  #: the image's
+    sent: bool  #: it is in a store: no scan reads it again
 
 
 _FILES = sa.text(
     f"""
-    SELECT f.id, f.path, f.size, f.mtime_ns, i.id, i.digest FROM file f LEFT JOIN image i ON i.id = f.image_id
-    WHERE f.id > :after AND f.outcome IN ('taken', 'same')
-      AND (f.mtime_ns <> {READ_AGAIN} OR f.id IN (SELECT id FROM file WHERE mtime_ns = {READ_AGAIN} AND {SENT}))
+    SELECT f.id, f.path, f.size, f.mtime_ns, i.id, i.digest, f.sent
+    FROM (SELECT *, coalesce({SENT}, false) AND NOT {SCANNED} AS sent FROM file) f
+    LEFT JOIN image i ON i.id = f.image_id
+    WHERE f.id > :after AND f.outcome IN ('taken', 'same') AND (f.mtime_ns <> {READ_AGAIN} OR f.sent)
       AND (i.id IS NULL OR (i.path = f.path AND i.status NOT IN ('received', 'encoding', 'deleted', 'rejected')))
     ORDER BY f.id LIMIT :limit
     """

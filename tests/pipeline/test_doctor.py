@@ -21,7 +21,7 @@ from shared.index.base import Damaged, Index, Point, Spec
 from shared.index.memory import MemoryIndex, MemoryStore
 from shared.pipeline import arrive, encode, erase, lifecycle, points, reconcile, reindex
 from shared.pipeline.reconcile import Finding, Site, examine
-from shared.store import checks, generations, operations
+from shared.store import checks, generations, images, operations
 from shared.store.blobs import Blobs
 from shared.store.ledger import Pending
 from shared.types import Header, point_id
@@ -257,6 +257,11 @@ def rest_until_next_year(p: Platform) -> object:
     return 1
 
 
+def point_that_rests_until_next_year(p: Platform) -> object:
+    run(p, f"UPDATE ledger SET state = 'pending', attempt = 1, not_before = {NEXT_YEAR} WHERE image_id = 1")
+    return 1
+
+
 def exhausted_image(p: Platform) -> object:
     run(p, "UPDATE image SET status = 'failed', failures = 5, reason = 'worker-died' WHERE id = 1")
     return 1
@@ -385,6 +390,7 @@ DAMAGE: list[tuple[str, Callable[[Platform], object]]] = [
     ("lease-expired", lease_without_end),
     ("lease-expired", lease_until_next_year),
     ("lease-expired", rest_until_next_year),
+    ("lease-expired", point_that_rests_until_next_year),
     ("job-exhausted", exhausted_image),
     ("job-exhausted", exhausted_point),
     ("point-missing", applied_but_absent),
@@ -735,6 +741,39 @@ def test_an_operation_that_rests_until_next_year_goes_on_after_a_repair(filled: 
     assert look(filled) == []
     with filled.begin() as db:
         assert operations.claim(db, "erase", 5) is not None
+
+
+def test_a_watch_once_a_week_is_no_finding(filled: Platform) -> None:
+    run(
+        filled,
+        "INSERT INTO operation (kind, state, params, not_before) VALUES "
+        "('scan', 'running', '{\"path\": \"x\", \"watch\": true}', clock_timestamp() + interval '7 days')",
+    )
+    assert look(filled) == []
+
+
+def test_a_rest_of_a_wrong_clock_is_no_failure_of_the_image(filled: Platform) -> None:
+    run(
+        filled,
+        "UPDATE image SET status = 'received', failures = 4, last_error = 'encoder-error', "
+        f"not_before = {NEXT_YEAR} WHERE id = 1",
+    )
+    look(filled, repair=True)
+    with filled.begin() as db:
+        assert images.exhaust(db, 5) == []
+
+
+def test_a_scanned_file_that_is_named_as_in_a_store_is_read_again_by_its_scan(filled: Platform) -> None:
+    digest = sha256(b"old").hexdigest()
+    path = filled.put(f"blobs/{digest[:2]}/{digest[2:4]}/{digest}.dcm", header(8), b"old")
+    work(filled)
+    with filled.begin() as db:
+        scan = operations.create(db, "scan", {"path": "x"})
+        scan.state = "succeeded"
+        db.flush()
+        db.execute(sa.text("UPDATE file SET operation_id = :scan"), {"scan": scan.id})
+    path.write_bytes(b"new bytes")
+    assert [(one.kind, one.repaired) for one in look(filled, repair=True)] == [("file-changed", True)]
 
 
 def test_an_image_on_which_a_model_catches_up_is_not_missing_from_its_generation(filled: Platform) -> None:
