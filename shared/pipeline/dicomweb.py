@@ -9,7 +9,6 @@ import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -58,6 +57,7 @@ class Listing(Generic[T]):
 
     named: dict[str, T] = field(default_factory=dict)
     unnamed: int = 0  #: items without a valid UID, which cannot be requested
+    cut: bool = False  #: there may be more, which the archive does not list
 
     def __len__(self) -> int:
         return len(self.named) + self.unnamed
@@ -158,11 +158,13 @@ class Archive:
     def instances(self, study: str) -> Listing[str]:
         """Return SOP Instance UID -> Series Instance UID of a study, "" where the archive names no series."""
         found = Listing[str]()
-        with suppress(ArchiveIgnoresOffset):  # the other instances come with the study
+        try:
             for item in self._pages(f"studies/{study}/instances", {}, SOP):
                 found.add(_uid(item, SOP), _uid(item, SERIES))
                 if len(found) > MOST_INSTANCES:
                     raise ArchiveProtocolError(f"a study has more than {MOST_INSTANCES} instances")
+        except ArchiveIgnoresOffset:  # the other instances come with the whole study
+            found.cut = True
         return found
 
     def files(self, study: str, series: str = "", sop: str = "") -> Iterator[Event]:
@@ -198,7 +200,7 @@ class Archive:
 
         An archive may cap a page below the limit, and one that ignores offsets repeats the first page for ever.
 
-        Raises: `ArchiveIgnoresOffset` if it repeats a full page: there is more that cannot be listed.
+        Raises: `ArchiveIgnoresOffset` if it repeats a full page: there may be more, which it does not list.
         """
         offset, seen = 0, set[str]()
         while True:
@@ -209,7 +211,9 @@ class Archive:
                     fresh[said] = item
             if not fresh:
                 if len(page) == PAGE:
-                    raise ArchiveIgnoresOffset(f"the archive lists only the first {PAGE} results of a query: narrow it")
+                    raise ArchiveIgnoresOffset(
+                        f"the archive lists only the first {PAGE} results, and one query may have more: narrow it"
+                    )
                 return
             seen |= fresh.keys()
             yield from fresh.values()

@@ -252,9 +252,10 @@ class _Study:
         with self._pull.begin() as db:
             stands = pulls.held(db, list(self._listed))
         self._held = stands - self._came
-        if len(self._listed) > 1 and not stands and not self._bad:
+        if len(self._listed) > 1 and (listing.cut or not stands) and not self._bad:
             with suppress(ArchiveProtocolError):  # an archive may serve single instances only
                 self._fetch("", "")
+            self._held -= self._came
         for sop in self._listed:
             if sop not in self._held and sop not in self._came and sop not in self._bad:
                 with suppress(ArchiveProtocolError):

@@ -528,6 +528,19 @@ def test_of_an_archive_that_ignores_offsets_no_study_is_left_out_in_silence(pull
         puller.run()
 
 
+def test_of_a_study_that_is_partly_here_an_archive_that_ignores_offsets_keeps_no_instance_back(
+    puller, peer, monkeypatch
+):
+    monkeypatch.setattr(dicomweb, "PAGE", 2)
+    peer.ignores_offset = True
+    peer.put(1, 1)
+    assert puller.run()
+    peer.put(1, 2, 3, 4, 5)
+    puller.progress = Progress()
+    assert puller.run()
+    assert puller.images() == everything(peer)
+
+
 def test_pages_that_are_capped_or_always_the_first_end(puller, peer):
     peer.put(1, *range(1, 6))
     peer.page = 2
