@@ -116,7 +116,7 @@ class Dicom(_Part):
     ae_title: str = Field(default="SIMILIS", pattern=_AE_TITLE)
     peers: Path | None = None  #: file with the allowed senders; without one, only this machine may send
     processes: int = Field(default=2, ge=1, le=64)
-    max_instance_mb: int = Field(default=512, ge=1, le=512)  #: no larger file is decoded (`Limits.file_bytes`)
+    max_instance_mb: int = Field(default=512, ge=1)  #: at most 512: no larger file is decoded (`Limits.file_bytes`)
     associations: int = Field(default=64, ge=1)
     associations_per_address: int = Field(default=8, ge=1)
     association_s: float = Field(default=3600.0, gt=0)
@@ -151,7 +151,7 @@ class Intake(_Part):
     lease_s: float = Field(default=10.0, gt=0)
     max_failures: int = Field(default=5, ge=1)
     settle_s: float = Field(default=2.0, ge=0)
-    watch_interval_s: float = Field(default=5.0, gt=0)
+    watch_interval_s: float = Field(default=5.0, gt=0, le=31 * 86400)  # the doctor knows no longer rest
     same_uid_policy: Literal["never", "same_source", "always"] = "same_source"
 
 
@@ -182,8 +182,8 @@ class Settings(BaseSettings):
     @field_validator("pseudonym_key")
     @classmethod
     def _long(cls, key: SecretStr) -> SecretStr:
-        if 0 < len(key) < 32:  # empty: not set
-            raise PydanticCustomError("short", "must have at least 32 characters")
+        if 0 < len(key.get_secret_value().encode()) < 32:  # empty: not set
+            raise PydanticCustomError("short", "must have at least 32 bytes")
         return key
 
     @field_validator("log_level", mode="before")

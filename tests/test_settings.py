@@ -151,6 +151,7 @@ def test_a_process_ends_with_a_sentence_that_names_a_wrong_setting_and_does_not_
         (("-m", "services.embedded.setup"), "DATABASE__URL"),
         (("-m", "celery", "-A", "workers.app", "worker"), "BROKER__URL"),
         (("-m", "celery", "-A", "workers.app", "worker"), "DATABASE__URL"),
+        (("-m", "celery", "-A", "workers.app", "worker"), "PSEUDONYM_KEY"),
         (("-m", "celery", "-A", "workers.app", "beat"), "BROKER__URL"),
     ],
 )
@@ -174,7 +175,7 @@ def test_a_process_without_a_secret_that_it_needs_ends_instead_of_refusing_its_c
 
 def test_a_pseudonym_key_is_long_enough(monkeypatch):
     monkeypatch.setenv("SIMILIS_PSEUDONYM_KEY", "k" * 31)
-    with pytest.raises(SystemExit, match="SIMILIS_PSEUDONYM_KEY: must have at least 32"):
+    with pytest.raises(SystemExit, match="SIMILIS_PSEUDONYM_KEY: must have at least 32 bytes"):
         read("similis api")
     monkeypatch.setenv("SIMILIS_PSEUDONYM_KEY", "k" * 32)
     assert read("similis api")

@@ -76,7 +76,7 @@ def _check_settings(**_: object) -> None:
     """Refuse to start a worker that could do no work, or whose admission rules are wrong: every scan would fail."""
     from shared.pipeline import admission
 
-    need("similis worker", settings, "SIMILIS_BROKER__URL", "SIMILIS_DATABASE__URL")
+    need("similis worker", settings, "SIMILIS_BROKER__URL", "SIMILIS_DATABASE__URL", "SIMILIS_PSEUDONYM_KEY")
     try:
         admission.read(settings.intake.admission)
     except Invalid as error:

@@ -47,7 +47,7 @@ def _limits() -> list[str]:
         ("Longest association", f"{d.association_s:g} s", "`SIMILIS_DICOM__ASSOCIATION_S`"),
         ("Associations at once", d.associations, "`SIMILIS_DICOM__ASSOCIATIONS`"),
         ("Associations at once from one address", d.associations_per_address, "`…_PER_ADDRESS`"),
-        ("Largest data set", f"{d.max_instance_mb} MiB", "`SIMILIS_DICOM__MAX_INSTANCE_MB`, less only"),
+        ("Largest data set", f"{d.max_instance_mb} MiB", "`SIMILIS_DICOM__MAX_INSTANCE_MB`, may only be lowered"),
     ]
     return _table(("limit", "default", "setting"), rows)
 

@@ -31,6 +31,7 @@ from services.dicom.statuses import Status
 from services.dicom.stream import IMPLEMENTATION, VERSION, Incoming, Streaming
 from shared.config import Settings
 from shared.errors import SimilisError
+from shared.imaging.limits import Limits
 from shared.imaging.read import quiet_pydicom
 from shared.log import configure, get
 from shared.pipeline.arrive import arrive
@@ -56,7 +57,7 @@ class Receiver:
         self.rt, self.channel, self.settings = rt, channel, rt.settings.dicom
         self.peers = peers.known(self.settings.peers, self.settings.host)
         self.tls = tls.context(self.settings)
-        self.limit = self.settings.max_instance_mb * MIB
+        self.limit = min(self.settings.max_instance_mb * MIB, Limits().file_bytes)
         self.busy = 0
         self._lock = threading.Lock()
 

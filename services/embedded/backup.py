@@ -66,10 +66,10 @@ def backup(home: Path, folder: Path, say: Say) -> dict[str, Any]:
         part.mkdir(mode=0o700)
         with _database(home) as (settings, store):
             key = settings.pseudonym_key.get_secret_value()
-            if len(key.encode()) < KEY_BYTES:
+            if not key:
                 raise Invalid("there is no pseudonym key to back up: set SIMILIS_PSEUDONYM_KEY as for the server")
             manifest = _about(store)
-            if manifest["schema"] == max(migrations.known()):  # before 0015, no key was bound to a database
+            if manifest["schema"] >= "0015":  # before, no key was bound to a database
                 with store.reading() as connection:
                     pseudonyms.check(connection, key.encode())
             say("dumping the database")

@@ -225,7 +225,7 @@ class Shards:
     """All collections of one folder, which this process locks.
 
     A collection that cannot be loaded is `broken`: it keeps its name, can be dropped, and is tried again at the next
-    start, or once the disk, which was nearly full at this one, has room.
+    start; if the disk was nearly full when this process started, also as soon as it has room.
     """
 
     def __init__(self, root: Path, fork_server: Callable[[], ForkServer] = ForkServer) -> None:
@@ -274,10 +274,10 @@ class Shards:
 
     def _load_again(self) -> None:
         if self._cramped and has_space(self.root):
-            self._cramped = False
             with self._change:
                 for folder in () if self._stopped.is_set() else [*self.broken.values()]:
                     self._open(folder)
+            self._cramped = not has_space(self.root)
 
     def silent(self) -> list[str]:
         """Collections whose shard has left a request unanswered for longer than `SILENT_S`."""

@@ -8,6 +8,7 @@ an update of the optimiser settings makes a server check its segments again.
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -130,7 +131,7 @@ class QdrantIndex:
         for query in queries:
             checks.check_query(query)
         vectors = checks.prepare(self.spec, [query.vector for query in queries])
-        points = self._points()
+        points = 0 if self.spec.scale == "exact" else self._points()
         requests = [self._message(query, vectors[row], points) for row, query in enumerate(queries)]
         flat = [row for row, query in enumerate(queries) if query.group_by is None]
         answers: dict[int, Answer] = {}
@@ -148,7 +149,9 @@ class QdrantIndex:
     def _points(self) -> int:
         """The number of points at the last look: the effort of a search hardly depends on it."""
         if (now := time.monotonic()) > self._sized_until:
-            self._size, self._sized_until = self._info().points_count, now + SIZED_FOR_S
+            self._sized_until = now + SIZED_FOR_S
+            with suppress(Unavailable):
+                self._size = self._info().points_count
         return self._size
 
     def _message(self, query: Query, vector: Any, points: int) -> pb.QueryPoints:  # noqa: ANN401 - one row of the matrix

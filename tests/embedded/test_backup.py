@@ -233,12 +233,11 @@ def test_no_backup_is_made_without_a_model_that_is_served(tmp_path: Path, databa
     assert (out / "small/card.json").read_text() == "{}"
 
 
-@pytest.mark.parametrize("key", ["", "k" * 31])
 def test_no_backup_is_made_without_the_key_of_the_pseudonyms(
-    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch, key: str
+    tmp_path: Path, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SIMILIS_DATABASE__URL", database_url)
-    monkeypatch.setenv("SIMILIS_PSEUDONYM_KEY", key)
+    monkeypatch.setenv("SIMILIS_PSEUDONYM_KEY", "")
     with pytest.raises(Invalid, match="set SIMILIS_PSEUDONYM_KEY as for the server"):
         backups.backup(tmp_path / "home", tmp_path / "kept", print)
     assert os.listdir(tmp_path) == []

@@ -10,15 +10,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 
 import pytest
-from pydantic import ValidationError
 
 from benchmarks.dicom_peer import store_command, value_pdu
 from services.dicom import echo, guard, peers
 from services.dicom.statuses import ERRORS, Refusal, Status, of_error
 from shared import errors
-from shared.config import Dicom
 from shared.errors import Denied, Invalid, SimilisError, Unavailable
-from shared.imaging.limits import MIB, Limits
 from shared.process import until
 from shared.store.locks import Lock, alone
 from tests.ports import free_port
@@ -145,13 +142,6 @@ def test_a_data_set_over_the_limit_is_told_so_and_the_association_goes_on(start)
         assert (answer.Status, answer.ErrorComment) == (Status.NOT_UNDERSTOOD, "file-too-large")
         assert association.send_c_store(instance()).Status == Status.SUCCESS
     assert len(receiver.blobs()) == 1
-
-
-def test_no_larger_data_set_may_be_allowed_than_can_be_decoded():
-    most = Limits().file_bytes // MIB
-    assert Dicom(max_instance_mb=most).max_instance_mb == most
-    with pytest.raises(ValidationError, match=f"less than or equal to {most}"):
-        Dicom(max_instance_mb=most + 1)
 
 
 def test_a_disk_below_its_reserve_is_out_of_resources(start, injected):
