@@ -25,6 +25,7 @@ def test_a_message_of_a_task_that_was_renamed_is_dropped_in_one_line_and_the_wor
         "SIMILIS_HOME": str(tmp_path / "home"),
         "SIMILIS_BROKER__URL": valkey_url,
         "SIMILIS_DATABASE__URL": "postgresql+psycopg://nobody@127.0.0.1:1/nothing",
+        "SIMILIS_PSEUDONYM_KEY": "k" * 40,
         "SIMILIS_LOG_JSON": "true",
     }
     with log.open("wb") as told:
