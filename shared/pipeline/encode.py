@@ -267,11 +267,14 @@ def write(db: Session, work: Work, result: Result, revisions: Mapping[int, int])
     said = [v for v in (*result.verdicts, *(v for _, v in result.exceptions)) if v.image.id in revisions]
     lost = [v.image.id for v in said if v.reason in LOST]
     files.reread_images(db, lost)
-    if moved := images.go_elsewhere(db, lost):
-        catchup.found_again(db, moved)
+    elsewhere = images.elsewhere(db, lost)
+    if elsewhere:  # the file at their path no longer counts as theirs, so that each is tried once
+        files.mark_missing(db, files.numbers(db, list(elsewhere.values())))
+        images.due_again(db, elsewhere)
+        catchup.found_again(db, list(elsewhere))
         enqueue(db, Job.ENCODE)
         enqueue(db, Job.CATCH_UP)
-    images.try_another_file(db, [v.image.id for v in said if v.reason in PASSING])
+    images.try_another_file(db, [*elsewhere, *(v.image.id for v in said if v.reason in PASSING)])
     uids = {c.id: c.sop_uid for c in work.claimed}
     failed = {(m, v.image.id) for m, v in result.exceptions if v.status is not Status.RECEIVED}
     for model in work.models:

@@ -254,35 +254,28 @@ def try_another_file(db: Session, ids: Iterable[int]) -> None:
         db.execute(_TRY_ANOTHER, {"ids": chosen})
 
 
-_GO_ELSEWHERE = sa.text(
+_ELSEWHERE = sa.text(
     f"""
-    WITH elsewhere AS (
-        SELECT id, path,
-            (SELECT f.path FROM file f WHERE {_HOLDS} AND f.path <> image.path ORDER BY f.path LIMIT 1) AS next
-        FROM image WHERE id IN ({_FREE})
-    ), gone AS (
-        UPDATE file SET outcome = 'failed', reason = 'unreadable-file' FROM elsewhere
-        WHERE file.path_digest = sha256(elsewhere.path) AND elsewhere.next IS NOT NULL
-    )
-    UPDATE image SET path = elsewhere.next FROM elsewhere
-    WHERE image.id = elsewhere.id AND elsewhere.next IS NOT NULL RETURNING image.id
+    SELECT id, path FROM image WHERE id IN ({_FREE})
+        AND EXISTS (SELECT 1 FROM file f WHERE {_HOLDS} AND f.path <> image.path)
     """
 )
+
+
+def elsewhere(db: Session, ids: Sequence[int]) -> dict[int, bytes]:
+    """Those of these images that have another file with their bytes, each with its present path; locked."""
+    rows = db.execute(_ELSEWHERE, {"ids": list(ids)}) if ids else ()
+    return {row.id: row.path for row in rows}
+
+
 _DUE_AGAIN = sa.text(
     f"UPDATE image SET {AGAIN} WHERE id = ANY(CAST(:ids AS bigint[])) AND status = 'failed' AND reason = ANY(:lost)"
 )
 
 
-def go_elsewhere(db: Session, ids: Sequence[int]) -> list[int]:
-    """Of these images, whose bytes are not at their path, make those due again that have another file, and return them.
-
-    The file at the path no longer counts as one of theirs, so that each is tried once.
-    """
-    if not ids:
-        return []
-    found = list(db.execute(_GO_ELSEWHERE, {"ids": list(ids)}).scalars())
-    db.execute(_DUE_AGAIN, {"ids": found, "lost": sorted(LOST)})
-    return found
+def due_again(db: Session, ids: Iterable[int]) -> None:
+    """Those of these images that failed because their bytes were not at their path are due again."""
+    db.execute(_DUE_AGAIN, {"ids": list(ids), "lost": sorted(LOST)})
 
 
 _WAITING = sa.text(
