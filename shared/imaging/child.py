@@ -20,6 +20,7 @@ import PIL.Image
 import PIL.Jpeg2KImagePlugin
 import PIL.JpegImagePlugin
 import PIL.PngImagePlugin
+import PIL.TiffImagePlugin  # reads Exif
 import rle
 
 from shared.errors import Rejected

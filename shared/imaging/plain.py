@@ -5,7 +5,7 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from shared.errors import Rejected
 from shared.imaging.frames import Canonical, luma
@@ -17,6 +17,16 @@ from shared.imaging.recipe import Recipe
 from shared.imaging.tone import Tone, apply_tone
 from shared.types import Header
 
+#: What turns a picture upright, by the orientation in its Exif part. Source: TIFF 6.0, tag 274.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}
 
 
@@ -29,7 +39,8 @@ def plain_kind(buffer: memoryview) -> str | None:
 class Picture:
     image: Image.Image
     kind: str
-    header: Header
+    header: Header  #: of the upright picture
+    turn: Image.Transpose | None
 
 
 def open_picture(buffer: memoryview, kind: str, digest: bytes, limits: Limits) -> Picture:
@@ -50,7 +61,8 @@ def open_picture(buffer: memoryview, kind: str, digest: bytes, limits: Limits) -
         raise failed(Reason.NOT_A_STUDY_OBJECT) from None
     if max(image.size) > limits.side:
         raise hostile(Reason.SIDE)
-    columns, rows = image.size
+    orientation = _orientation(image)
+    columns, rows = image.size if orientation < 5 else image.size[::-1]
     deep = image.mode.startswith("I")
     photometric = "MONOCHROME2" if deep or image.mode in ("1", "L", "LA") else "RGB"
     bits = 16 if deep else 1 if image.mode == "1" else 8
@@ -58,11 +70,27 @@ def open_picture(buffer: memoryview, kind: str, digest: bytes, limits: Limits) -
         image,
         kind,
         plain_header(digest, kind=kind, rows=rows, columns=columns, bits=bits, photometric=photometric),
+        _TURNS.get(orientation),
     )
 
 
+def _orientation(image: Image.Image) -> int:
+    """Return the Exif orientation, 1 to 8; 1 also if the part that stands before the pixels is damaged or has none."""
+    exif = Image.Exif()
+    try:
+        exif.load(image.info.get("exif", b""))  # not `getexif`: it decodes a PNG to look behind the pixels too
+        value = exif.get(ExifTags.Base.Orientation)
+    except MemoryError:
+        raise
+    except Exception:  # as for pixels: Pillow raises errors of many classes
+        return 1
+    return value if isinstance(value, int) and value in _TURNS else 1
+
+
 def canonical_picture(picture: Picture, recipe: Recipe) -> Canonical:
-    """Decode, reduce and scale to [0, 1]: 8-bit values by 255, 16-bit values by their minimum and maximum.
+    """Decode, turn upright, reduce and scale to [0, 1].
+
+    8-bit values are scaled by 255, 16-bit values by their minimum and maximum.
 
     Raises: `Rejected` (undecodable) for damaged data.
     """
@@ -73,6 +101,9 @@ def canonical_picture(picture: Picture, recipe: Recipe) -> Canonical:
         if picture.kind == "jpeg":
             image.draft("L", (full[0] // factor, full[1] // factor))
         image.load()
+        reduced = max(1, round(full[0] / image.size[0]))
+        if picture.turn is not None:
+            image = image.transpose(picture.turn)
         if image.mode in ("1", "P", "LA", "PA", "CMYK", "YCbCr", "La"):
             image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
         values = np.asarray(image)
@@ -82,7 +113,6 @@ def canonical_picture(picture: Picture, recipe: Recipe) -> Canonical:
         raise undecodable(Reason.CORRUPT) from None
     if values.ndim == 3:
         values = luma(values[..., :3])
-    reduced = max(1, round(full[0] / image.size[0]))
     left = min(max(1, factor // reduced), *values.shape)
     grey = box_mean(values, left, 8 * values.dtype.itemsize)
     tone = Tone(1.0, 0.0, None, None, inverse=False, full=(0.0, 255.0) if values.dtype == np.uint8 else None)

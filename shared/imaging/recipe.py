@@ -1,7 +1,8 @@
 """Preprocessing as data: the part of a model card that defines how a file becomes encoder input.
 
 Ingest, query, training and evaluation all run the same recipe. Order: choose frames, decode at no more resolution
-than needed, modality transform, box-reduce, VOI transform, polarity, crop, mirror, pad, resize.
+than needed, turn a picture by its Exif orientation, modality transform, box-reduce, VOI transform, polarity, crop,
+mirror, pad, resize.
 """
 
 from dataclasses import asdict, dataclass

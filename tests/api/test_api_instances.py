@@ -38,11 +38,7 @@ def real(archive, tmp_path):
     """A real file, registered in place; (UID, path)."""
     path = tmp_path / f"{CANARY}.dcm"
     shutil.copy(get_testdata_file("MR_small.dcm", download=False), path)
-    inspected = archive.rt.sandbox.inspect(path)
-    seen = Seen(path=os.fsencode(path), size=path.stat().st_size, mtime_ns=1)
-    with archive.rt.transaction() as db:
-        scan.register(db, [Found(seen=seen, inspected=inspected)], archive.rt.rules, None)
-    return inspected.header.sop_instance_uid, path
+    return registered(archive, path).sop_instance_uid, path
 
 
 def test_a_thumbnail_is_a_small_jpeg(client, archive):
@@ -91,20 +87,39 @@ def test_an_original_is_rendered_in_its_own_proportions(client, archive, real):
     assert opened(client.get(f"/v1/instances/{uid}/rendered?size=32")).size == (32, 32)
 
 
-def test_an_oblong_picture_keeps_its_proportions(client, archive, tmp_path):
-    path = tmp_path / "wide.png"
-    grey = np.tile(np.linspace(20, 250, 200, dtype=np.uint8), (100, 1))
-    Image.fromarray(grey).save(path)
+def registered(archive, path):
+    """Register a file in place; return its header."""
     inspected = archive.rt.sandbox.inspect(path)
     seen = Seen(path=os.fsencode(path), size=path.stat().st_size, mtime_ns=1)
     with archive.rt.transaction() as db:
         scan.register(db, [Found(seen=seen, inspected=inspected)], archive.rt.rules, None)
-    uid = inspected.header.sop_instance_uid
+    return inspected.header
+
+
+def test_an_oblong_picture_keeps_its_proportions(client, archive, tmp_path):
+    path = tmp_path / "wide.png"
+    grey = np.tile(np.linspace(20, 250, 200, dtype=np.uint8), (100, 1))
+    Image.fromarray(grey).save(path)
+    uid = registered(archive, path).sop_instance_uid
     whole = opened(client.get(f"/v1/instances/{uid}/rendered"))
     assert whole.size == (200, 100)
     assert np.abs(np.asarray(whole, float) - grey).max() <= 2
     half = opened(client.get(f"/v1/instances/{uid}/rendered?size=100"))
     assert half.size == (100, 50)
+
+
+def test_a_photograph_is_rendered_upright(client, archive, tmp_path):
+    path, exif = tmp_path / "photograph.png", Image.Exif()
+    exif[0x0112] = 6  # stored on its left side
+    grey = np.tile(np.linspace(20, 250, 200, dtype=np.uint8), (100, 1))
+    Image.fromarray(np.rot90(grey)).save(path, exif=exif)
+    header = registered(archive, path)
+    assert (header.rows, header.columns) == (100, 200)
+    for sides in ("rows = 100, columns = 200", "rows = 200, columns = 100"):  # an earlier version took them as stored
+        change(archive, sides)
+        picture = opened(client.get(f"/v1/instances/{header.sop_instance_uid}/rendered"))
+        assert picture.size == (200, 100)
+        assert np.abs(np.asarray(picture, float) - grey).max() <= 2
 
 
 def test_a_file_that_is_gone_is_gone_and_not_an_error_of_ours(client, archive, real):

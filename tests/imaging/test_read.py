@@ -200,6 +200,56 @@ def test_a_large_jpeg_is_decoded_smaller(sandbox):
     assert sandbox.decode(picture(kind="JPEG", size=(2000, 1800)), Recipe()).reduced == 4
 
 
+#: What brings an upright picture into the position that an Exif orientation stands for. Source: Exif 2.3, 4.6.4.A.
+STORED = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+def turned(orientation, mode="L", kind="PNG", size=(300, 200)):
+    """The bytes of `picture`, stored in another position with the tag that says so."""
+    exif, out = Image.Exif(), io.BytesIO()
+    exif[0x0112] = orientation
+    stored = Image.open(io.BytesIO(picture(mode, size=size)))
+    if orientation in STORED:
+        stored = stored.transpose(STORED[orientation])
+    stored.save(out, kind, exif=exif, quality=95)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("orientation", [*STORED, 1, 0, 9])
+@pytest.mark.parametrize(("mode", "kind", "reduced"), [("RGB", "JPEG", 2), ("L", "PNG", 1), ("I;16", "PNG", 1)])
+def test_a_picture_with_an_exif_orientation_is_turned_upright(sandbox, tmp_path, orientation, mode, kind, reduced):
+    recipe, size = Recipe(size=64, crop="breast", mirror="left"), (605, 401)
+    data = turned(orientation, mode, kind, size)
+    got, upright = sandbox.decode(data, recipe), sandbox.decode(turned(1, mode, kind, size), recipe)
+    assert (got.header.rows, got.header.columns, got.reduced) == (401, 605, reduced)
+    assert header_of(sandbox, tmp_path, data) == got.header
+    assert got.thumbnail.shape == upright.thumbnail.shape
+    if kind == "PNG":
+        assert np.array_equal(got.pixels, upright.pixels)
+        assert np.array_equal(got.thumbnail, upright.thumbnail)
+    else:  # a scaled JPEG rounds up at the other edge: half a pixel
+        assert np.corrcoef(got.pixels.ravel(), upright.pixels.ravel())[0, 1] > 0.998
+        assert np.corrcoef(got.thumbnail.ravel(), upright.thumbnail.ravel())[0, 1] > 0.998
+
+
+def test_a_damaged_exif_part_leaves_a_picture_as_it_is(sandbox):
+    plain = sandbox.decode(picture(kind="JPEG"), Recipe())
+    data = turned(1, kind="JPEG")
+    at = data.index(b"Exif\0\0") + 6
+    for junk in (b"\0" * 8, b"MM\0*\xff\xff\xff\xff", b"II*\0\x08\0\0\0\xff\xff", b"II*\0\0\0\0\0"):
+        got = sandbox.decode(data[:at] + junk + data[at + len(junk) :], Recipe())
+        assert (got.header.rows, got.header.columns) == (200, 300)
+        assert np.abs(got.pixels - plain.pixels).max() < 0.1
+
+
 def test_a_cut_picture_is_undecodable(sandbox):
     with pytest.raises(Rejected, match="corrupt-pixel-data"):
         sandbox.decode(picture()[:3000], Recipe())

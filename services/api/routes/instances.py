@@ -84,8 +84,7 @@ def unseen(row: Row[Any]) -> str:
 def decoded_frame(rt: Runtime, row: Row[Any], frame: int, size: int) -> "np.ndarray[Any, np.dtype[np.uint8]]":
     """The frame as (rows, cols) uint8. Raises: `Gone`, `Unavailable`, `Conflict`, `Rejected`, `Invalid`."""
     path = FilePath(os.fsdecode(row.path))
-    longest = max(row.rows, row.columns, 1)
-    side = min(size, longest)
+    side = min(size, max(row.rows, row.columns, 1))
     recipe = Recipe(size=side, frames=_reaching(frame, row.frames, side), pad="square")
     (decoded,) = rt.sandbox.decode_many([path], recipe)
     try:
@@ -99,7 +98,8 @@ def decoded_frame(rt: Runtime, row: Row[Any], frame: int, size: int) -> "np.ndar
     if isinstance(decoded, Rejected):
         raise decoded
     square = decoded.pixels[decoded.frames.index(frame)]
-    return _unpadded(square, row.rows / longest, row.columns / longest)
+    rows, columns = decoded.header.rows, decoded.header.columns
+    return _unpadded(square, rows / max(rows, columns), columns / max(rows, columns))
 
 
 def _reaching(frame: int, frames: int, size: int) -> int:
