@@ -49,12 +49,14 @@ def labelled(
         if row is None and table.shares(folder, path):
             counted["whose name in the table matches files in several folders"] += 1
             continue
-        value = None if row is None or row.labels is None else getattr(row.labels, label)
-        if row is None or value is None or (label == "birads" and value == 0):
+        labels = None if row is None else row.labels
+        value = None if labels is None else getattr(labels, label)
+        if row is None or labels is None or value is None or (label == "birads" and value == 0):
             counted["without a label"] += 1
             continue
         patient = row.patient or header.patient_id
         counted["without a patient"] += not patient
+        counted["with a split in the table, which is not used"] += any(name.lower() == "split" for name in labels.extra)
         study = row.study or header.study_instance_uid
         yield Labelled(row, decoded, str(value), patient or study or str(path))
 
@@ -88,7 +90,7 @@ def images_of(paths: Sequence[Path], recipe: Recipe, counted: Counter[str]) -> I
 
 
 def told(counted: Counter[str]) -> str:
-    """Return a text with the counts of the files that were left out."""
+    """Return a text with the counts of the files that were left out or lack something."""
     return "; ".join(f"{count} files {what}" for what, count in sorted(counted.items()) if count)
 
 

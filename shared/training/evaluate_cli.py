@@ -160,7 +160,7 @@ def _protocols(names: list[str], *, given: bool) -> tuple[str, ...]:
     every = [name for name in PROTOCOLS if given or name != "split"]
     asked = [one for name in names for one in (every if name == ALL else [protocol(name).name])]
     if not given and any(name.partition(":")[0] == "split" for name in asked):
-        raise Invalid("a folder has no split of its own: use the protocol patient or lopo")
+        raise Invalid("a folder has no split, and the column of a table is not used: use patient or lopo")
     return tuple(dict.fromkeys(asked))
 
 

@@ -101,6 +101,15 @@ def test_images_of_one_study_are_of_one_patient_where_none_is_named(model, archi
     assert "20 files without a patient" in subjects.note
 
 
+def test_a_split_in_the_table_is_said_not_to_be_used(model, archive, tmp_path):
+    first, *rest = (archive / "labels.csv").read_text().splitlines()
+    parts = ["test", "train", ""]
+    lines = [f"{line},{parts[number % 3]}" for number, line in enumerate(rest)]
+    (tmp_path / "labels.csv").write_text("\n".join([f"{first},Split", *lines]) + "\n")
+    subjects, _ = of_folder(load(model), archive, tmp_path / "labels.csv", "birads")
+    assert "38 files with a split in the table, which is not used" in subjects.note
+
+
 def test_a_row_that_names_files_of_two_patients_labels_neither(model, archive, tmp_path):
     for place in ("P1", "P2", "P3"):
         (tmp_path / "images" / place).mkdir(parents=True)
@@ -176,7 +185,7 @@ def test_what_is_asked_beside_all_protocols_is_measured_too_and_nothing_twice():
     with pytest.raises(NotFound, match="no such protocol"):
         _protocols(["all", "patients"], given=True)
     for name in ("split", "split:CC:MLO"):
-        with pytest.raises(Invalid, match="a folder has no split"):
+        with pytest.raises(Invalid, match="a folder has no split, and the column of a table is not used"):
             _protocols([name], given=False)
 
 
