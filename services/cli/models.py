@@ -149,6 +149,7 @@ def make(  # noqa: PLR0913 - each argument is an ingredient of the card
     ] = None,
     note: Note = "",
     home: Home = None,
+    as_json: AsJson = False,
 ) -> None:
     """Make a card: weights, preprocessing, and the ONNX graph, checked against the network."""
     recipe = {"size": size, "voi": voi, "crop": crop, "mirror": mirror, "pad": pad}
@@ -170,7 +171,7 @@ def make(  # noqa: PLR0913 - each argument is an ingredient of the card
         half=half,
         about=words,
     )
-    _made(folder)
+    _made(folder, as_json)
 
 
 def ensemble(  # noqa: PLR0913 - as above
@@ -195,6 +196,7 @@ def ensemble(  # noqa: PLR0913 - as above
     tta: Tta = "none",
     note: Note = "",
     home: Home = None,
+    as_json: AsJson = False,
 ) -> None:
     """Join several models with the same preprocessing into one model, which holds their weights."""
     from shared.encoder.cards import CARD
@@ -207,7 +209,7 @@ def ensemble(  # noqa: PLR0913 - as above
     build_ensemble(
         models / name, name, folders, join, tta=tta, weights=weight or (), features=vectors, preset=preset, note=note
     )
-    _made(models / name)
+    _made(models / name, as_json)
 
 
 def convert(
@@ -280,10 +282,14 @@ def _check(recipe: dict[str, Any]) -> None:
             raise typer.BadParameter(f"one of {', '.join(words)}", param_hint=f"--{option}")
 
 
-def _made(folder: Path) -> None:
+def _made(folder: Path, as_json: bool) -> None:
     from shared.encoder import cards
 
     card = cards.read(folder, verify=False)
+    if as_json:
+        facts = {name: getattr(card, name) for name in ("name", "fingerprint", "label", "architecture", "dim", "bits")}
+        tell_json({"folder": str(folder), **facts, "trained": card.weights.trained})
+        return
     tell(str(folder))
     parts = [card.label, f"{card.dim} dimensions", *([f"{card.bits} bits"] if card.bits else [])]
     say(f"{', '.join(parts)}, fingerprint {card.fingerprint[:12]}; tell the server with `similis models add {folder}`")

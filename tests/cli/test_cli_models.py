@@ -1,5 +1,6 @@
 """Cards are built and added to the models folder, and the default model is added by itself."""
 
+import json
 import os
 import shutil
 import socket
@@ -158,6 +159,20 @@ def test_a_model_is_made_in_the_models_folder_with_the_preprocessing_asked_for(s
     assert "untrained" in ran.err
     made = cards.read(folder)
     assert (made.recipe.size, made.recipe.crop, made.recipe.mirror, made.recipe.pad) == (64, "breast", "none", "square")
+
+
+def test_a_script_gets_the_folder_and_the_fingerprint_of_a_new_model_as_json(similis, tmp_path):
+    ran = similis("models", "make", "mine", "--architecture", "null", "--weights", "random:5", "--json",
+                  "--home", tmp_path)  # fmt: skip
+    folder = tmp_path / "models" / "mine"
+    made = cards.read(folder)
+    assert (ran.code, json.loads(ran.out)) == (
+        0,
+        {
+            "folder": str(folder), "name": "mine", "fingerprint": made.fingerprint, "label": made.label,
+            "trained": False, "architecture": "null", "dim": made.dim, "bits": made.bits,
+        },
+    )  # fmt: skip
 
 
 def test_a_word_that_the_recipe_does_not_know_is_a_usage_error(similis, tmp_path):
