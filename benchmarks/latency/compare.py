@@ -3,8 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from benchmarks.latency import raw
-from benchmarks.latency.summary import Figure, Results, results
+from benchmarks.latency.summary import Figure, Results, read
 from benchmarks.report import table
 
 APART = 1.1  #: medians closer than this ratio count as the same, even if the rounds do not overlap
@@ -17,7 +16,7 @@ def compared(before: Path, after: Path) -> Iterator[str]:
     A latency has changed if its medians differ by more than a tenth and the ranges of its rounds do not overlap. Of one
     round there is no range, so nothing is said.
     """
-    first, second = (results(raw.read(folder)) for folder in (before, after))
+    first, second = map(read, (before, after))
     pairs = [(a, b) for key, a in _singles(first).items() if (b := _singles(second).get(key))]
     yield f"{before.name}: {_place(first)}"
     yield f"{after.name}: {_place(second)}"

@@ -24,11 +24,14 @@ def there(folder: Path) -> bool:
 
 
 def read(folder: Path) -> list[Json]:
-    """All complete lines. Raises: `NotFound`; `Invalid` if a line other than the last is broken."""
+    """All complete lines. Raises: `NotFound`; `Invalid` if a line other than the last is broken or an archive cut."""
     if not there(folder):
         raise NotFound(f"there are no results in {folder.name}: no {FILE}")
     plain = folder / FILE
-    text = plain.read_bytes() if plain.is_file() else gzip.decompress((folder / PACKED).read_bytes())
+    try:
+        text = plain.read_bytes() if plain.is_file() else gzip.decompress((folder / PACKED).read_bytes())
+    except EOFError:
+        raise Invalid(f"the results in {folder.name} are cut: {PACKED}") from None
     return list(_parsed(text.decode("utf-8").splitlines()))
 
 

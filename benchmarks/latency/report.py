@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import report
-from benchmarks.latency import raw
 from benchmarks.latency.cells import Table, label
 from benchmarks.latency.plots import Pictures
-from benchmarks.latency.summary import Figure, Results, results
+from benchmarks.latency.summary import Figure, Results, read
 from benchmarks.latency.tables import tables
 
 Json = dict[str, Any]
@@ -30,7 +29,7 @@ details{margin:1.4rem 0}summary{cursor:pointer;font-weight:600;font-size:1.05rem
 
 def write(folder: Path) -> list[Path]:
     """The three files stand beside the raw results. Raises: `NotFound`, `Invalid`."""
-    res = results(raw.read(folder))
+    res = read(folder)
     made = {
         "report.html": _html(res),
         "report.md": "\n".join(_markdown(res)) + "\n",

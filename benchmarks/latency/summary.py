@@ -4,13 +4,16 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
+from benchmarks.latency import raw
+from benchmarks.latency.raw import Json
 from benchmarks.report import Spread
+from shared.errors import Invalid
 
-Json = dict[str, Any]
 GOALS: Final = (0.95, 0.99)  #: recall@10
 K: Final = 10
 
@@ -83,6 +86,14 @@ class Results:
         """Engines that passed the parity check."""
         held = {line["engine"] for line in self.parity if line["data"] == data and not line["wrong"]}
         return sorted(held)
+
+
+def read(folder: Path) -> Results:
+    """The figures of the run in a folder. Raises: `NotFound`, `Invalid`."""
+    found = results(raw.read(folder))
+    if not found.environments:
+        raise Invalid(f"the results in {folder.name} are empty, or were cut in their first line: {raw.FILE}")
+    return found
 
 
 def results(lines: Sequence[Json]) -> Results:

@@ -1,11 +1,12 @@
 """Figures from raw lines, compared with values computed by hand."""
 
+import gzip
 import json
 
 import numpy as np
 import pytest
 
-from benchmarks.latency import overall, raw, tables
+from benchmarks.latency import overall, raw, report, tables
 from benchmarks.latency.choice import pick
 from benchmarks.latency.compare import compared
 from benchmarks.latency.summary import at_recall, best, growth, interval, results
@@ -180,6 +181,19 @@ def test_figures_of_other_vectors_under_the_same_name_are_not_compared(tmp_path)
             writer.add(line)
         writer.close()
     assert "0 of 0 moved" in "\n".join(compared(tmp_path / "x", tmp_path / "y"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("raw.jsonl", b""), ("raw.jsonl", b'{"what":"envi'), ("raw.jsonl.gz", gzip.compress(b'{"what":"note"}\n')[:-9])],
+)
+def test_results_that_were_cut_before_their_first_line_are_refused_in_words(tmp_path, name, content) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(Invalid, match=f"{tmp_path.name} .* cut"):
+        list(compared(tmp_path, tmp_path))
+    with pytest.raises(Invalid, match=f"{tmp_path.name} .* cut"):
+        report.write(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
 def test_broken_results_are_told_apart_from_cut_ones(tmp_path) -> None:
