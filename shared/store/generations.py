@@ -8,7 +8,7 @@ import json
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final
 
 import sqlalchemy as sa
@@ -238,9 +238,13 @@ def counted(db: Session, generation_id: int, calm_s: float) -> None:
 
 
 def to_count(db: Session, generation_id: int) -> bool:
-    """Whether the generation's gaps are due to be counted, again or for the first time."""
-    due = sa.func.coalesce(Generation.count_at <= sa.func.clock_timestamp(), True)
-    return bool(db.execute(sa.select(due).where(Generation.id == generation_id)).scalar_one())
+    """Whether the generation's gaps are due to be counted, again or for the first time.
+
+    A count that is due in more than a day was put off before the clock was set back.
+    """
+    now = sa.func.clock_timestamp()
+    waits = Generation.count_at.between(now, now + timedelta(days=1))
+    return bool(db.execute(sa.select(waits.is_not(True)).where(Generation.id == generation_id)).scalar_one())
 
 
 _PURGEABLE = sa.text(
