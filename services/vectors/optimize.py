@@ -37,7 +37,7 @@ from services.vectors.translate import config_of
 from shared import log
 from shared.index.protobuf import pb
 from shared.priority import BACKGROUND
-from shared.process import die_with_parent
+from shared.process import die_with_parent, used_s
 
 DEFAULT_ABOVE: Final = 2000  # threshold in unindexed points, where the collection has none
 NOTHING_TO_DO: Final = 10  # exit code of the child
@@ -50,6 +50,10 @@ ONE_GRAPH: Final = 2  # segments of a shard with one graph, with the one for the
 #: Wait before a small graph is merged, counted from its making: fifty times as long as merging takes.
 MERGE_AFTER_S: Final = 60.0
 MERGE_AFTER_S_PER_POINT: Final = 0.01
+#: A child that used no processor for so many looks in a row hangs: three quarters of an hour. No clock is compared, as
+#: the machine may have slept (decision 25).
+SILENT_LOOKS = 90
+LOOK_S = 30.0
 #: Files that Edge writes once, when it builds a segment with a graph, and only maps for reading afterwards: vectors,
 #: quantised vectors, links, and payload indexes. Deleting a point changes other files.
 FROZEN: Final = frozenset(
@@ -206,9 +210,11 @@ class Optimizer:
                 if self._stopped or collection.dropped:
                     return left
                 child = self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-            code = child.wait()
-            with self._wake:
-                self._child = None
+            try:
+                code = _ended(child)
+            finally:
+                with self._wake:
+                    self._child = None
             if code == 0:
                 left = collection.adopt(target)
                 outcome = "one-graph" if whole else "small-graph"
@@ -218,6 +224,19 @@ class Optimizer:
             if whole:
                 state.segments = collection.info().segments_count
             return left
+
+
+def _ended(child: subprocess.Popen[bytes]) -> int:
+    """Wait for the child; return its exit code. Raises: `TimeoutError` if it hung and was killed."""
+    used, silent = 0.0, 0
+    while silent < SILENT_LOOKS:
+        with suppress(subprocess.TimeoutExpired):
+            return child.wait(LOOK_S)
+        before, used = used, used_s(child.pid)
+        silent = 0 if used > before else silent + 1
+    child.kill()
+    child.wait()
+    raise TimeoutError
 
 
 def threshold(collection: Collection) -> int:

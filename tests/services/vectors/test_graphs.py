@@ -123,6 +123,25 @@ def test_a_write_that_ends_while_its_collection_is_deleted_is_no_matter_of_the_n
     assert growing.graphs() == (1, 60)
 
 
+def test_a_rebuild_that_hangs_is_ended_and_the_next_one_succeeds(
+    growing: Growing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = growing.collection.folder / "collection.json"
+    said = config.read_text(encoding="utf-8")
+    config.unlink()
+    os.mkfifo(config)  # nobody ever writes to it
+    with monkeypatch.context() as patient:
+        patient.setattr(optimize, "LOOK_S", 0.2)
+        patient.setattr(optimize, "SILENT_LOOKS", 5)
+        growing.write(range(60))
+    assert growing.optimizer.failed(growing.collection)
+    assert growing.collection.unindexed() == 60
+    config.unlink()
+    config.write_text(said, encoding="utf-8")
+    growing.write(range(60, 70))
+    assert growing.graphs() == (1, 70)
+
+
 def test_what_is_written_during_a_merge_asks_for_no_second_one(growing: Growing) -> None:
     growing.write(range(1600))
     growing.write(range(1600, 1800))
