@@ -70,6 +70,8 @@ def known(path: Path | None, host: str) -> Peers:
 
 def read(path: Path) -> Peers:
     """Raises: `Invalid`."""
+    if path.is_dir():
+        raise Invalid("the file of DICOM peers is a folder: Docker makes one where a file to mount is missing")
     try:
         found = tomllib.loads(regular(path, "the file of DICOM peers").read_text(encoding="utf-8-sig"))
     except OSError:
