@@ -98,7 +98,7 @@ def present(answer: Answer) -> None:
     rows = [
         (
             study["rank"],
-            f"{study['score']:.4f}",
+            f"{study['score']:z.4f}",
             study["study_instance_uid"],
             study["study_date"],
             labelled(study["labels"]),
@@ -134,7 +134,7 @@ def pair(match: Answer, *, views_known: bool = True) -> str:
     name = "-".join(text for text in (side, view) if text) or match.get("modality") or "image"
     other = views_known and not match["same_view"]
     bits = "" if match.get("hamming") is None else f"/{match['hamming']}"
-    return f"{name} {match['score']:.2f}{bits}{'*' if other else ''}"
+    return f"{name} {match['score']:z.2f}{bits}{'*' if other else ''}"
 
 
 def _who_answered(answer: Answer) -> None:

@@ -52,6 +52,15 @@ def test_the_answer_has_rank_score_labels_and_pairs_with_their_views(home, simil
     assert not [line for line in ran.out.splitlines() if line != line.rstrip()], "columns end where their text does"
 
 
+def test_the_score_of_an_equal_image_under_l2_has_no_sign(home, similar, similis):
+    """The score is the distance below zero."""
+    study = ranking()["studies"][0] | {"score": -0.0, "matches": [match(score=-0.0), match(score=-1e-6)]}
+    similar(studies=[study, study | {"score": -1e-6}, study | {"score": -3.25}])
+    ran = similis("search", "--study", UID, "--home", home)
+    assert [line.split()[1] for line in ran.out.splitlines() if "9.8.7" in line] == ["0.0000", "0.0000", "-3.2500"]
+    assert "-0.00" not in ran.out
+
+
 def test_one_hidden_study_is_one_study(home, similar, similis):
     similar(hidden={"studies": 1, "images": 1})
     assert "own: 1 study, 1 image" in similis("search", "--study", UID, "--home", home).out
