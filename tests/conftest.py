@@ -11,6 +11,10 @@ pytest_plugins = ["tests.engines", "tests.memory"]
 if "PYTEST_XDIST_WORKER" in os.environ:  # other workers share the cores, and their threads would wait for each other
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
 
+# gRPC's fork handlers start its threads anew in a forked child, which closes their descriptors before it becomes
+# another program: now and then a child of `process.spawn`, which forks, was aborted.
+os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
 hypothesis.settings.register_profile("similis", deadline=None)  # the machine may be busy
 hypothesis.settings.load_profile("similis")
 
