@@ -168,7 +168,7 @@ def _ms_per_image(encoder: Encoder, pixels: Pixels, clock: Callable[[], float]) 
 
 def _gflop(architecture: str) -> float:
     """Floating-point operations of one forward pass, in 10^9."""
-    cheapest = simplify(body(architecture, empty=True)).to("meta")
+    cheapest = simplify(body(architecture, empty=True).to("meta"))
     with FlopCounterMode(display=False) as counter:
         cheapest(torch.empty(1, 3, 224, 224, device="meta"))
     return float(counter.get_total_flops()) / 1e9

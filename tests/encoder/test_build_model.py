@@ -184,13 +184,13 @@ def test_densenets_graph_is_cheaper_and_says_the_same() -> None:
         wanted = module(torch.from_numpy(samples(2, 224, 9)).unsqueeze(1).expand(-1, 3, -1, -1))
     with FlopCounterMode(display=False) as less, torch.inference_mode():
         found = cheaper(torch.from_numpy(samples(2, 224, 9)).unsqueeze(1).expand(-1, 3, -1, -1))
-    assert less.get_total_flops() < 0.93 * plain.get_total_flops()
+    assert less.get_total_flops() < 0.75 * plain.get_total_flops()
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     assert state_of(module).keys() == before.keys()  # the network itself is unchanged
 
 
-def test_networks_without_transitions_are_left_alone() -> None:
-    module = body("squeezenet1_0", empty=True)
+def test_networks_that_cannot_be_cheaper_are_left_alone() -> None:
+    module = body("efficientnet_b0", empty=True)
     assert simplify(module) is module
     padded = nn.Sequential(nn.BatchNorm2d(2), nn.ReLU(), nn.Conv2d(2, 2, 1, padding=1), nn.AvgPool2d(2))
     assert simplify(padded) is padded
