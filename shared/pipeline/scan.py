@@ -24,6 +24,7 @@ from sqlalchemy.orm import Session
 from shared import heartbeat
 from shared.datasets.folder import LabelTable, Row
 from shared.errors import Invalid, Rejected, Unavailable
+from shared.imaging.reasons import Reason
 from shared.imaging.sandbox import Inspected
 from shared.mounts import in_time
 from shared.pipeline.identity import Found
@@ -81,6 +82,8 @@ def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it t
     """Look at every file under `path` behind the cursor of `progress`, until `report` says stop; return the progress.
 
     Its cursor says where to go on; it is empty at the end.
+
+    Raises: `Unavailable` if the folder cannot be read, or is gone or empty though files were met in it.
     """
     progress = progress or Progress()
     if progress.cursor:
@@ -101,6 +104,8 @@ def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it t
         young = {s.path for s in batch if abs(time.time_ns() - s.mtime_ns) < rules.settle_s * 1e9} - same
         fresh = [one for one in zip(batch, rows, stamps, strict=True) if one[0].path not in same | young]
         inspected = sandbox.inspect_many([_path(seen) for seen, _, _ in fresh]) if fresh else []
+        if any(isinstance(what, Rejected) and what.reason == Reason.UNREADABLE for what in inspected):
+            _check_root(path)
         now: list[Seen] = asked(path, partial(list, map(_now, [seen for seen, _, _ in fresh])))
         last = asked(path, partial(place, batch[-1]))
         found = [
@@ -123,8 +128,27 @@ def scan(  # noqa: PLR0913 - what a scan touches, what it is told, and whom it t
     if progress.total == 0:  # an empty folder, too, reports once, and may be cancelled
         with begin() as db:
             report(db, progress)
+    else:
+        _check_root(path)  # of an absent share the walk finds no more files: they look as if they had been deleted
     progress.cursor = b""
     return progress
+
+
+def _check_root(path: Path) -> None:
+    """Raises: `Unavailable` if the folder, in which files were met, is gone or empty now."""
+
+    def holds_any() -> bool:
+        with os.scandir(path) as listing:
+            return any(True for _ in listing)
+
+    try:
+        there = asked(path, holds_any)
+    except NotADirectoryError:
+        return  # the scan is of one file
+    except OSError:
+        there = False
+    if not there:
+        raise Unavailable("the folder was emptied or removed during the scan: its share may be unavailable")
 
 
 def _survey(path: Path, table: LabelTable | None, rules: Rules) -> tuple[int, LabelTable | None]:

@@ -1,5 +1,5 @@
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,7 +11,7 @@ from shared import mounts
 from shared.datasets.folder import read_labels
 from shared.errors import Invalid, Rejected, Unavailable
 from shared.imaging.reasons import Reason, empty, failed
-from shared.imaging.sandbox import Sandbox
+from shared.imaging.sandbox import Inspected, Sandbox
 from shared.pipeline import scan, turns
 from shared.process import until
 from shared.store import operations
@@ -417,6 +417,45 @@ def test_a_folder_that_does_not_answer_holds_up_its_own_scan_alone(
     turns.advance_scan(platform.begin, platform.sandbox, platform.rules, watch)
     with platform.begin() as db:
         assert (operations.get(db, first).done, operations.get(db, first).error) == (3, None)
+
+
+@pytest.mark.parametrize("first", ["read", "walk"])
+def test_a_share_that_goes_away_during_a_scan_is_waited_for(
+    platform: Platform, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    """An unmounted share leaves an empty folder: files that were listed cannot be read, or the walk finds no others."""
+    monkeypatch.setattr(scan, "BATCH", 2)
+    monkeypatch.setattr(scan, "LOOKS", 1)
+    for n in range(6):
+        platform.put(f"{n // 3}/{n}.dcm", header(n))
+    mount, away = platform.folder / "archive", platform.folder / "away"
+    read = platform.sandbox.inspect_many
+    calls = []
+
+    def inspect_many(paths: Sequence[Path]) -> list[Inspected | Rejected]:
+        calls.append(paths)
+        if len(calls) == 2:
+            mount.rename(away)
+            mount.mkdir()
+        return [failed(Reason.UNREADABLE)] * len(paths) if len(calls) == 2 and first == "read" else read(paths)
+
+    monkeypatch.setattr(platform.sandbox, "inspect_many", inspect_many)
+    with platform.begin() as db:
+        number = operations.create(db, "scan", {"path": str(mount)}).id
+    watch = turns.Watch(rules=platform.rules, rest_s=0)
+    turns.advance_scan(platform.begin, platform.sandbox, platform.rules, watch)
+    with platform.begin() as db:
+        waits = operations.get(db, number)
+        assert (waits.state, waits.registered_at, waits.done) == ("running", None, 2 if first == "read" else 4)
+        assert waits.error is not None
+        assert "share may be unavailable" in waits.error
+        waits.not_before = None
+    mount.rmdir()
+    away.rename(mount)
+    turns.advance_scan(platform.begin, platform.sandbox, platform.rules, watch)
+    with platform.begin() as db:
+        assert (operations.get(db, number).done, operations.get(db, number).error) == (6, None)
+    assert rows(platform, "SELECT outcome, count(*) FROM file GROUP BY 1") == [("taken", 6)]
 
 
 def test_files_that_can_no_longer_be_looked_at_are_met_again(platform: Platform, dead: dict[str, bytes]) -> None:
