@@ -7,7 +7,7 @@ worse than none. No message quotes a cell, which may hold a person's name in the
 import re
 from datetime import date
 
-from shared.imaging.spellings import SIDES, VIEW_MEANINGS
+from shared.imaging.spellings import SIDES, VIEW_ALIASES, VIEW_MEANINGS
 
 MISSING = frozenset({"", "_", "-", "na", "n/a", "nan", "none", "null"})
 _BIRADS = re.compile(r"(?:bi[-_ ]?rads)?[\s:]*([0-6])(?:\.0)?([abc])?", re.IGNORECASE)
@@ -57,6 +57,7 @@ def view(cell: str) -> str | None:
         return None
     name = re.sub(r"[^a-z0-9]", "", cell.lower())
     name = VIEW_MEANINGS.get(name, name.upper())
+    name = VIEW_ALIASES.get(name, name)
     if not re.fullmatch(r"[A-Z]{2,16}", name):
         raise ValueError("not a view: letters such as CC or MLO")
     return name

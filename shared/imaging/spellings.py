@@ -22,3 +22,6 @@ VIEW_MEANINGS = {
     "axillarytail": "AT",
     "cleavage": "CV",
 }
+
+#: spellings of ViewPosition without punctuation, in upper case
+VIEW_ALIASES = {"LATERAL": "LL", "MLOID": "MLO", "CCID": "CC", "RCC": "CC", "LCC": "CC", "RMLO": "MLO", "LMLO": "MLO"}

@@ -9,13 +9,12 @@ from collections.abc import Iterator
 from pydicom.dataset import Dataset
 
 from shared.imaging.read import attribute, clean, text
-from shared.imaging.spellings import SIDES, VIEW_MEANINGS
+from shared.imaging.spellings import SIDES, VIEW_ALIASES, VIEW_MEANINGS
 
 #: ViewPosition (0018,5101) as it occurs, to the short names of CID 4014.
 _VIEWS = frozenset(
     ("CC", "MLO", "ML", "LM", "LMO", "SIO", "ISO", "XCCL", "XCCM", "XCC", "FB", "AT", "CV", "AP", "PA", "LL", "RL")
 )
-_ALIASES = {"LATERAL": "LL", "MLOID": "MLO", "CCID": "CC", "RCC": "CC", "LCC": "CC", "RMLO": "MLO", "LMLO": "MLO"}
 
 #: CID 4015 meanings and spellings in file names: the word to look for, and its short name.
 _MODIFIERS = (
@@ -87,7 +86,7 @@ def chest_wall_at_right(dataset: Dataset) -> bool | None:
 def view(dataset: Dataset) -> str | None:
     """Return CC, MLO, ... or None. An unknown spelling is returned in upper case, at most eight letters."""
     position = _position(dataset)
-    position = _ALIASES.get(position, position)
+    position = VIEW_ALIASES.get(position, position)
     if position in _VIEWS:
         return position
     for code in _view_codes(dataset):

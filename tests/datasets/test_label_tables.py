@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydicom import config
+from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 
 from shared.datasets import cells, folder
@@ -85,6 +87,13 @@ def test_a_view_in_words_has_the_name_that_it_has_in_a_header(words, name):
     code.CodeMeaning = words
     header.ViewCodeSequence = [code]
     assert cells.view(words) == views.view(header) == name
+
+
+@pytest.mark.parametrize(("position", "name"), [("L-CC", "CC"), ("RMLO", "MLO"), ("MLO-ID", "MLO"), ("lateral", "LL")])
+def test_a_view_position_has_the_name_that_it_has_in_a_header(position, name):
+    header = Dataset()
+    header.add(DataElement("ViewPosition", "CS", position, validation_mode=config.IGNORE))
+    assert cells.view(position) == views.view(header) == name
 
 
 def test_compound_categories_are_counted(tmp_path):
