@@ -67,27 +67,23 @@ def key_of(header: Header, secret: bytes) -> bytes:
 def identify(inspected: Inspected, row: Row | None, secret: bytes) -> Header:
     """Return the header, with the values of its row in a label table.
 
-    A plain image has its study and patient from the table alone. A DICOM file keeps its header, unless the row is of
-    a published set, whose tables take precedence.
+    A plain image has its study and patient from the table alone. A DICOM file keeps its header, to which the row adds a
+    missing side, view or date; a row of a published set takes precedence over it.
 
     Raises: `Rejected` for a file without a header.
     """
     header = inspected.header
     if header is None:
         raise failed(Reason.NOT_A_STUDY_OBJECT)
-    if row is None or (inspected.kind == "dicom" and not row.identity):
+    if row is None:
         return header
     changes: dict[str, object] = {
-        name: value
-        for name, value in (
-            ("laterality", row.laterality),
-            ("view", row.view),
-            ("study_date", row.study_date),
-            ("modality", row.modality),
-            ("patient_id", row.patient),
-        )
-        if value
+        name: value for name in ("laterality", "view", "study_date") if (value := getattr(row, name))
     }
+    if inspected.kind == "dicom" and not row.identity:
+        missing = {name: value for name, value in changes.items() if getattr(header, name) is None}
+        return replace(header, **missing)  # type: ignore[arg-type]  # the names above are fields of Header
+    changes |= {name: value for name, value in (("modality", row.modality), ("patient_id", row.patient)) if value}
     if row.patient:
         changes["issuer_of_patient_id"] = ""
     if row.study:

@@ -315,8 +315,9 @@ def _act(
         standing[known.sop_uid] = replace(known, path=incoming.path, lost=False)  # for the next copy of this batch
     if handling.act == "replace":
         studies.replace(db, image_id, incoming, operation_id)
-        if incoming.header.study_date is not None:
-            studies.redate(db, known.study_uid, incoming.header.study_date)
     elif handling.act == "redescribe":
         studies.redescribe(db, image_id, incoming, operation_id)
         enqueue(db, Job.PROJECT)
+    by_table = handling.outcome is FileOutcome.TAKEN and handling.act != "insert" and incoming.placeholder_patient_keys
+    if (handling.act == "replace" or by_table) and incoming.header.study_date is not None:
+        studies.redate(db, known.study_uid, incoming.header.study_date)

@@ -14,7 +14,16 @@ def test_a_table_names_study_and_patient_of_a_plain_image() -> None:
     found = identity.identify(what, row, SECRET)
     assert found.study_instance_uid.startswith("2.25.")
     assert (found.patient_id, found.laterality, found.view) == ("P7", "R", "MLO")
-    assert identity.identify(replace(what, kind="dicom"), row, SECRET) == what.header
+
+
+def test_a_table_adds_to_a_dicom_header_only_what_that_leaves_open() -> None:
+    row = Row(study="case 7", patient="P7", laterality="R", view="MLO", study_date=date(2024, 5, 6), modality="US")
+    what = Inspected(header=header(0), digest=b"d", size=1, kind="dicom")
+    assert what.header is not None
+    assert identity.identify(what, row, SECRET) == replace(what.header, study_date=row.study_date)
+    bare = replace(what.header, laterality=None, view=None)
+    said = replace(bare, laterality="R", view="MLO", study_date=row.study_date)
+    assert identity.identify(replace(what, header=bare), row, SECRET) == said
 
 
 def test_a_study_name_becomes_a_keyed_uid_and_a_uid_stays() -> None:

@@ -224,6 +224,31 @@ def test_a_table_without_labels_corrects_side_and_view_of_a_picture_and_leaves_i
     assert rows(platform, "SELECT laterality, view, birads FROM image") == [("R", "MLO", 5)]
 
 
+def test_a_later_table_tells_side_view_and_date_of_a_dicom_file_without_them(platform: Platform) -> None:
+    platform.put("a.dcm", header(0, view=None, laterality=None))
+    platform.put("b.dcm", header(1))
+    platform.scan()
+    tabled(platform, "file,side,view,date\na.dcm,R,MLO,2024-05-06\nb.dcm,L,CC,2024-05-06\n")
+    told = "SELECT laterality, view, study_date FROM image JOIN study ON study.id = study_id ORDER BY sop_uid"
+    assert rows(platform, told) == [("R", "MLO", date(2024, 5, 6)), ("R", "CC", date(2024, 5, 6))]
+    platform.scan()
+    assert rows(platform, told)[0] == ("R", "MLO", date(2024, 5, 6))
+
+
+def test_a_table_that_corrects_the_date_of_a_picture_corrects_that_of_its_study(platform: Platform) -> None:
+    put_picture(platform, 0)
+    platform.add_model()
+    for day in ("2024-05-06", "2023-05-06"):
+        tabled(platform, f"file,patient,study,date\n0.png,W1,S1,{day}\n")
+        platform.encode()
+        platform.project()
+        assert rows(platform, "SELECT CAST(study_date AS text) FROM study") == [(day,)]
+    with platform.begin() as db:
+        collection = db.execute(sa.text("SELECT collection FROM generation")).scalar_one()
+    ((point,),) = ([point for point, _ in batch] for batch in platform.index(collection).scan())
+    assert platform.index(collection).get([point])[0].payload["study_date"] == 20230506
+
+
 def test_a_picture_scanned_again_without_its_table_stays_as_it_was(platform: Platform) -> None:
     picture = header(0, patient_id="", study_instance_uid="2.25.1", view=None, laterality=None, modality="OT")
     path = os.fsencode(platform.put("a.png", picture))
