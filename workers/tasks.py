@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import structlog
 
-from shared.errors import Unavailable
+from shared.errors import SimilisError, Unavailable
 from shared.heartbeat import shown_by
 from shared.log import get
 from shared.types import Job
@@ -29,6 +29,8 @@ def guard(job: Job, function: Task) -> Task:
                 function()
             except Unavailable as error:
                 log.warning("task_waits", reason=str(error))
+            except SimilisError as error:
+                log.exception("task_failed", error=str(error))  # our own words, which quote no file
             except Exception:
                 log.exception("task_failed")
 

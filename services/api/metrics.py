@@ -190,7 +190,7 @@ def _told(found: Gauges) -> Iterator[Metric]:
     yield _gauge(
         "similis_index_coverage_ratio",
         "Share of a generation's ledger that its index holds",
-        ("model", "generation"),
+        ("model", "generation", "published"),
         found.coverage,
     )
     yield _gauge(

@@ -265,7 +265,9 @@ def _key(path: Path) -> str:
     try:
         key = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError) as error:
-        raise Invalid(f"the API key file cannot be read ({type(error).__name__})") from None
+        lost = isinstance(error, FileNotFoundError) and path.name == "api.key"
+        hint = "; the next start of `similis up` makes a new one" if lost else ""
+        raise Invalid(f"the API key file {path} cannot be read ({type(error).__name__}){hint}") from None
     if not key or not key.isprintable() or " " in key:
         raise Invalid("the API key file must hold one key and nothing else")
     return key

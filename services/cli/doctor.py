@@ -41,7 +41,7 @@ SAID = {
     "ledger-orphan": "the ledger lists an image that must not be found",
     "ledger-stale": "the ledger lists another revision than the image has",
     "lease-expired": "work whose lease has expired, or that rests for months since a wrong clock was set back",
-    "model-changed": "the folder holds another model than the registered one",
+    "model-changed": "the folder of a model is gone, or does not hold the registered one",
     "operation-stuck": "an operation that no worker continues",
     "payload-drift": "a point's payload differs from its row",
     "point-missing": "the ledger says applied, but the index does not hold the point",

@@ -14,7 +14,7 @@ class Gauges:
     queues: dict[str, tuple[float, float | None]]  #: depth and age of the oldest, in seconds, where it is known
     stopped: dict[tuple[str, ...], float]  #: by gate and status
     letters: dict[tuple[str, ...], float]  #: dead letters, by kind and reason
-    coverage: dict[tuple[str, ...], float]  #: by model and generation
+    coverage: dict[tuple[str, ...], float]  #: by model, generation and whether that is published
     recall: dict[tuple[str, ...], float]  #: of the published generation's last canary rounds, by model and k
     reviews: dict[tuple[str, ...], float]  #: by action
     uncalibrated: dict[tuple[str, ...], float]  #: searchable images that no threshold has judged, by modality
@@ -28,7 +28,8 @@ _STOPPED = sa.text(
 )
 _DONE = sa.text("SELECT action, count(*) FROM audit WHERE action IN ('release', 'reject', 'retry') GROUP BY 1")
 _OPEN = sa.text(
-    "SELECT g.id, m.name FROM generation g JOIN model m ON m.id = g.model_id WHERE g.state = 'open' ORDER BY g.id"
+    "SELECT g.id, m.name, CASE WHEN EXISTS (SELECT FROM live WHERE generation_id = g.id) THEN 'yes' ELSE 'no' END "
+    "FROM generation g JOIN model m ON m.id = g.model_id WHERE g.state = 'open' ORDER BY g.id"
 )
 _CANARY = sa.text(
     "SELECT m.name, g.canary FROM generation g JOIN model m ON m.id = g.model_id "
@@ -59,5 +60,8 @@ def read(connection: sa.Connection) -> Gauges:
         uncalibrated={(modality,): float(n) for modality, n in calibrations.unjudged(connection).items()},
         undistanced={(modality,): float(n) for modality, n in calibrations.unjudged(connection, "distance").items()},
         recall={(name, str(one.k)): one.recall for name, one in canary if one is not None},
-        coverage={(name, str(id_)): ledger.point_counts(connection, id_).ratio for id_, name in generations},
+        coverage={
+            (name, str(id_), published): ledger.point_counts(connection, id_).ratio
+            for id_, name, published in generations
+        },
     )

@@ -70,6 +70,7 @@ def test_without_an_engine_it_is_not_ready(archive, away, part):
 
 def test_metrics_tell_what_is_done_and_what_waits(client, filled):
     client.get("/v1/studies/1.2.3.1/similar")
+    client.post("/v1/generations", json={"model": "null-a"})  # nobody builds it
     text = client.get("/metrics").text
     route = "/v1/studies/{study_instance_uid}/similar"
     for line in (
@@ -79,7 +80,8 @@ def test_metrics_tell_what_is_done_and_what_waits(client, filled):
         'similis_images{status="encoded"} 48.0',
         'similis_queue_depth{queue="ingest"} 0.0',
         'similis_queue_depth{queue="reindex"} 0.0',
-        'similis_index_coverage_ratio{generation="1",model="null-a"} 1.0',
+        'similis_index_coverage_ratio{generation="1",model="null-a",published="yes"} 1.0',
+        'similis_index_coverage_ratio{generation="2",model="null-a",published="no"} 1.0',
         "similis_database_up 1.0",
     ):
         assert line in text.splitlines(), line

@@ -55,7 +55,15 @@ def test_a_key_file_is_used_for_the_server_that_was_named(tmp_path, server, monk
 def test_a_key_file_that_is_not_there_is_said(tmp_path, server, similis):
     ran = similis("keys", "list", "--url", server.url, "--key-file", tmp_path / "none", "--home", tmp_path)
     assert (ran.code, ran.out) == (5, "")
-    assert "the API key file cannot be read" in ran.err
+    assert f"the API key file {tmp_path / 'none'} cannot be read (FileNotFoundError)" in " ".join(ran.err.split())
+
+
+def test_who_lost_the_key_of_a_home_is_told_how_to_get_another(home, server, similis):
+    (home / "api.key").unlink()
+    ran = similis("keys", "list", "--home", home)
+    assert (ran.code, ran.out, server.asked) == (5, "", [])
+    assert "api.key cannot be read (FileNotFoundError)" in ran.err
+    assert "the next start of `similis up` makes a new one" in ran.err
 
 
 def test_where_nothing_runs_the_command_says_so_and_exits_3(tmp_path, similis):

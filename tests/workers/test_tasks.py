@@ -106,13 +106,14 @@ def test_what_was_erased_is_not_kept_by_a_scan_that_takes_days() -> None:
 
 
 SCRIPT = """
-from shared.errors import Unavailable
+from shared.errors import NotFound, Unavailable
 from shared.log import configure
 from shared.types import Job
 from workers.tasks import guard
 
 configure("test")
-for error in (MemoryError(), Unavailable("away"), ValueError("a patient's name"), RecursionError("her name")):
+ours = (Unavailable("away"), NotFound("no card"))
+for error in (*ours, MemoryError(), ValueError("a patient's name"), RecursionError("her name")):
     def work(error=error):
         raise error
     guard(Job.SWEEP, work)()
@@ -122,8 +123,9 @@ for error in (MemoryError(), Unavailable("away"), ValueError("a patient's name")
 def test_no_exception_reaches_celery_and_no_log_line_quotes_one() -> None:
     done = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=False)
     assert done.returncode == 0
-    assert done.stderr.count("task_failed") == 3
+    assert done.stderr.count("task_failed") == 4
     assert done.stderr.count("task_waits") == 1
+    assert '"error": "no card"' in done.stderr  # our own words are logged
     assert "name" not in done.stdout + done.stderr
 
 
