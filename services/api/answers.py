@@ -1,7 +1,7 @@
 """Response shapes."""
 
 from datetime import date, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 from uuid import UUID
 
 from pydantic import Field
@@ -562,8 +562,27 @@ class KeysOut(Out):
     keys: list[KeyOut]
 
 
+class AliveOut(Out):
+    status: Literal["alive"]
+
+
+class ReadyOut(Out):
+    status: Literal["ready", "degraded", "unavailable"]
+    parts: dict[str, Literal["ready", "away"]]
+    model: str
+    version: str
+
+
+class WrongOut(Out):
+    """A field of the request, and the rule that it breaks."""
+
+    where: str
+    code: str
+    message: str
+
+
 class ProblemOut(Out):
-    """RFC 9457."""
+    """RFC 9457. The last four fields are about a file that was not accepted."""
 
     type: str
     title: str
@@ -572,4 +591,8 @@ class ProblemOut(Out):
     instance: str
     code: str
     trace_id: str
-    errors: list[dict[str, Any]]
+    errors: list[WrongOut]
+    outcome: NotRequired[str]
+    gate: NotRequired[str | None]
+    reason: NotRequired[str]
+    explanation: NotRequired[str | None]

@@ -175,7 +175,11 @@ def _finish(path: dict[str, Any], route: APIRoute) -> None:
     for method in route.methods or ():
         what = path[method.lower()]
         what["responses"].pop("422", None)
-        what["responses"]["default"] = {"description": "Problem details (RFC 9457)", "content": refused}
+        what["responses"]["default"] = {
+            "description": "Problem details (RFC 9457)",
+            "content": refused,
+            "headers": {"Retry-After": {"description": "With 429 and 503: seconds", "schema": {"type": "integer"}}},
+        }
         if scopes := scopes_of(route):
             what["security"] = [{"key": []}]
             what["x-scope"] = " or ".join(sorted(scopes))

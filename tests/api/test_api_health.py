@@ -16,6 +16,7 @@ from typing_extensions import is_typeddict
 
 from services.api import metrics
 from services.api.app import ROUTERS
+from services.api.routes import health
 from shared.errors import Unavailable
 from shared.pipeline import hashes
 from shared.process import until
@@ -197,6 +198,49 @@ def test_every_route_returns_the_shape_that_it_documents_so_that_mypy_checks_eac
         if not issubclass(get_origin(returned) or returned, Response):
             assert is_typeddict(returned), route.path
             assert returned is route.response_model, route.path
+
+
+def media_types(client, answer, path):
+    """Check that the document names status and media type of this answer to a GET; return its schema."""
+    responses = client.app.openapi()["paths"][path]["get"]["responses"]
+    content = responses.get(str(answer.status_code), responses["default"]).get("content", {})
+    kind = answer.headers.get("content-type", "").partition(";")[0]
+    assert kind in content or (not kind and str(answer.status_code) in responses), (path, answer.status_code, kind)
+    return content.get(kind, {}).get("schema")
+
+
+def test_the_document_describes_the_answers_of_probes_and_metrics(client, away):
+    shapes = client.app.openapi()["components"]["schemas"]
+    for path in ("/livez", "/readyz"):
+        answer = client.get(path)
+        name = media_types(client, answer, path)["$ref"].rpartition("/")[2]
+        assert set(answer.json()) == set(shapes[name]["required"])
+    assert media_types(client, client.get("/metrics"), "/metrics") == {"type": "string"}
+    away("vectors")
+    time.sleep(health.REMEMBERED_S)
+    assert "$ref" in media_types(client, client.get("/readyz"), "/readyz"), "503 of a probe is no problem document"
+
+
+def test_the_document_describes_a_thumbnail_that_has_not_changed_and_dicom_json_as_json(client, filled):
+    path = "/v1/instances/{sop_instance_uid}/thumbnail"
+    sop = client.get("/v1/studies/1.2.3.1").json()["series"][0]["images"][0]["sop_instance_uid"]
+    address = path.replace("{sop_instance_uid}", sop)
+    tag = client.get(address).headers["etag"]
+    media_types(client, client.get(address, headers={"If-None-Match": tag}), path)
+    for path in ("/dicom-web/studies", "/dicom-web/series", "/dicom-web/instances"):
+        media_types(client, client.get(path, headers={"Accept": "application/json"}), path)
+
+
+def test_the_document_describes_every_field_of_a_problem_and_when_to_come_again(client):
+    described = client.app.openapi()
+    shape = described["components"]["schemas"]["ProblemOut"]
+    refused = client.post("/v1/searches", content=b"no picture", headers={"Content-Type": "image/png"})
+    assert refused.status_code == 422
+    assert set(refused.json()) == set(shape["properties"]) > set(shape["required"])
+    wrong = client.get("/v1/studies?limit=0").json()["errors"][0]
+    assert set(wrong) == set(described["components"]["schemas"]["WrongOut"]["properties"])
+    for methods in described["paths"].values():
+        assert all("Retry-After" in what["responses"]["default"]["headers"] for what in methods.values())
 
 
 def test_every_reference_in_the_openapi_document_leads_somewhere(client):

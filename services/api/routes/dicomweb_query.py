@@ -19,7 +19,7 @@ router = APIRouter(prefix="/dicom-web", tags=["dicomweb"])
 _FOUND: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The matches, in the DICOM JSON model",
-        "content": {dicom_json.MEDIA_TYPE: {"schema": {"type": "array", "items": {"type": "object"}}}},
+        "content": {kind: {"schema": {"type": "array", "items": {"type": "object"}}} for kind in dicom_json.OFFERED},
     },
     204: {"description": "No match, or no further match"},
 }

@@ -42,7 +42,7 @@ Row = Any  #: a mapping, as `shared.store.qido.held` gives it
 _JSON: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The stored attributes of each instance, in the DICOM JSON model; none names the patient",
-        "content": {dicom_json.MEDIA_TYPE: {"schema": {"type": "array", "items": {"type": "object"}}}},
+        "content": {kind: {"schema": {"type": "array", "items": {"type": "object"}}} for kind in dicom_json.OFFERED},
     }
 }
 _FILES: dict[int | str, dict[str, Any]] = {

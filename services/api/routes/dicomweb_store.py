@@ -33,7 +33,7 @@ CHUNK = 1024 * 1024  #: bytes of one write, which runs in a thread beside the ev
 SILENCE_S = 60.0  #: a body that stalls for longer is given up
 ARRIVES_WITHIN_S = 3600.0
 
-_ANSWER: dict[str, Any] = {"content": {dicom_json.MEDIA_TYPE: {"schema": {"type": "object"}}}}
+_ANSWER: dict[str, Any] = {"content": {kind: {"schema": {"type": "object"}} for kind in dicom_json.OFFERED}}
 _STORED: dict[int | str, dict[str, Any]] = {
     200: _ANSWER | {"description": "All files are stored durably"},
     202: _ANSWER | {"description": "Some files are stored; FailedSOPSequence has the outcome of the others"},

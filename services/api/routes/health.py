@@ -10,6 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
+from services.api.answers import AliveOut, ReadyOut
 from services.api.auth import public
 from services.api.dependencies import CanRead, Measured, Rt
 from shared.errors import SimilisError
@@ -21,6 +22,10 @@ from shared.version import software
 log = get(__name__)
 router = APIRouter(tags=["health"])
 
+_UNREADY: dict[int | str, dict[str, Any]] = {503: {"description": "Searches do not work", "model": ReadyOut}}
+_METRICS: dict[int | str, dict[str, Any]] = {
+    200: {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}}
+}
 REMEMBERED_S = 0.25  #: probes need no key, so frequent ones must not reach the engines
 STYLE = (
     "body{font:14px sans-serif;margin:2em;max-width:60em;overflow-wrap:anywhere}code{background:#eee}"
@@ -28,14 +33,14 @@ STYLE = (
 )
 
 
-@router.get("/livez")
+@router.get("/livez", response_model=AliveOut)
 @public
 async def livez() -> JSONResponse:
     """This process answers; its backends are not checked."""
     return JSONResponse({"status": "alive"})
 
 
-@router.get("/readyz")
+@router.get("/readyz", response_model=ReadyOut, responses=_UNREADY)
 @public
 async def readyz(rt: Rt, request: Request) -> JSONResponse:
     """200 while Postgres and the vector engine answer, so that searches work; without the broker it is degraded.
@@ -108,7 +113,7 @@ def _model(rt: Runtime) -> str:
     return "none yet" if live is None else str(live.card["name"])
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, responses=_METRICS)
 def metrics(measured: Measured, _: CanRead) -> Response:
     """Metrics for Prometheus; needs the scope `read`."""
     return Response(generate_latest(measured.registry), media_type=CONTENT_TYPE_LATEST)

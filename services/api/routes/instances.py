@@ -27,7 +27,10 @@ from shared.types import Status
 router = APIRouter(tags=["pictures"])
 
 MOST_PIXELS = 64 * 1024 * 1024  #: of all frames that must be decoded to reach one: 256 MB
-_IMAGE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/jpeg": {}}, "description": "The picture"}}
+_IMAGE: dict[int | str, dict[str, Any]] = {
+    200: {"content": {"image/jpeg": {}}, "description": "The picture"},
+    304: {"description": "The picture still has the ETag in If-None-Match"},
+}
 _PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "The picture"}}
 
 
