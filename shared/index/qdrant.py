@@ -34,7 +34,7 @@ ERRORS: Final[dict[Any, type[SimilisError]]] = {
     _Code.UNIMPLEMENTED: Invalid,
     _Code.ALREADY_EXISTS: Conflict,
     _Code.FAILED_PRECONDITION: Conflict,
-}  # anything else (down, slow, disk full, wrong key, internal error): Unavailable
+}  # anything else (down, slow, busy, disk full, wrong key, internal error): Unavailable
 REFUSED: Final = (_Code.UNAUTHENTICATED, _Code.PERMISSION_DENIED)  # of our key, not the caller's: no 403 for callers
 
 
@@ -73,6 +73,8 @@ def translated(error: grpc.RpcError) -> SimilisError:
         return Unavailable("the vector engine rejected the API key")
     if error.code() is _Code.DATA_LOSS:
         return Damaged("the vector engine cannot load this collection: rebuild it with `similis doctor --repair`")
+    if error.code() is _Code.RESOURCE_EXHAUSTED:
+        return Unavailable("the vector engine is busy, or its disk is nearly full")
     kind = ERRORS.get(error.code())
     if kind is None:
         return Unavailable(f"the vector engine answered {error.code().name}")

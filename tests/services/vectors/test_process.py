@@ -235,6 +235,11 @@ def test_every_status_has_an_error_and_only_the_callers_own_quote_the_engine(cod
     assert ("what the engine says" in str(error)) == (not isinstance(error, Unavailable))
 
 
+def test_whoever_reads_that_the_index_waits_is_told_to_look_at_the_disk() -> None:
+    error = translated(Status(grpc.StatusCode.RESOURCE_EXHAUSTED))
+    assert (type(error), "its disk is nearly full" in str(error)) == (Unavailable, True)
+
+
 def test_an_engine_that_is_not_there_is_unavailable_within_two_seconds(tmp_path: Path) -> None:
     with closing(QdrantStore(f"unix://{tmp_path}/nobody", "k")) as store:
         started = time.monotonic()
