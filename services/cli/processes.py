@@ -224,7 +224,11 @@ def _readyz(host: str, port: int) -> tuple[int | None, Any]:
 def _lines(found: dict[str, Any]) -> list[str]:
     if not found["running"]:
         return [f"similis does not run on {_named(Path(found['home']))}"]
-    lines = [f"{found['url']}  {'ready' if found['ready'] else 'not ready'}  up {found['up_s']} s  {found['home']}"]
+    answer = found["readyz"] or {}
+    state = answer.get("status", "ready") if found["ready"] else "not ready"
+    if away := [name for name, part in answer.get("parts", {}).items() if part != "ready"]:
+        state += f": {', '.join(away)} away"
+    lines = [f"{found['url']}  {state}  up {found['up_s']} s  {found['home']}"]
     if found["version"] is not None:
         lines[0] += f"  version {found['version']}"
     if found["dicom"] is not None:

@@ -41,7 +41,7 @@ _BESIDE = sa.text("SELECT count(*) FROM catch_up WHERE state = 'due'")
 
 def read(connection: sa.Connection) -> Gauges:
     waiting, oldest = images.due(connection)
-    scans = operations.due(connection, OperationKind.SCAN)
+    scans = [operations.waiting(connection, kind) for kind in (OperationKind.SCAN, OperationKind.PULL)]
     pending = connection.execute(_PENDING).scalar_one()
     stopped = connection.execute(_STOPPED).all()
     generations = connection.execute(_OPEN).all()
@@ -49,7 +49,7 @@ def read(connection: sa.Connection) -> Gauges:
     return Gauges(
         images={status: float(n) for status, n in images.statuses(connection).items()},
         queues={
-            "scan": (float(scans), None),
+            "scan": (float(sum(n for n, _ in scans)), max(oldest_s for _, oldest_s in scans)),
             "ingest": (float(waiting), oldest or 0.0),
             "reindex": (float(connection.execute(_BESIDE).scalar_one()), None),
             "index": (float(pending), float(ledger.oldest_pending_s(connection) or 0.0)),

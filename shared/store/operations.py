@@ -307,11 +307,24 @@ def outcomes(db: Session, operation_id: uuid.UUID) -> list[tuple[str, str | None
     return [tuple(row) for row in rows]
 
 
+_WAITING = sa.text(
+    f"""
+    SELECT count(*),
+        extract(epoch FROM clock_timestamp() - min(greatest(coalesce(not_before, created_at), lease_until)))
+    FROM operation WHERE {_DUE}
+    """
+)
+
+
+def waiting(db: Session | sa.Connection, kind: OperationKind) -> tuple[int, float]:
+    """How many operations of this kind could be claimed now, and for how many seconds the first has waited for it."""
+    count, oldest_s = db.execute(_WAITING, {"kind": kind}).one()
+    return count, float(oldest_s or 0.0)
+
+
 def due(db: Session | sa.Connection, kind: OperationKind) -> int:
     """How many operations of this kind could be claimed now."""
-    statement = f"SELECT count(*) FROM operation WHERE {_DUE}"
-    found: int = db.execute(sa.text(statement), {"kind": kind}).scalar_one()
-    return found
+    return waiting(db, kind)[0]
 
 
 def pause(db: Session, operation_id: uuid.UUID) -> None:

@@ -20,7 +20,9 @@ from services.api.routes import health
 from shared.errors import Unavailable
 from shared.pipeline import hashes
 from shared.process import until
+from shared.store import operations
 from shared.store.keys import Scope
+from shared.types import OperationKind
 from shared.version import software
 from tests.api.conftest import serving
 
@@ -87,10 +89,24 @@ def test_metrics_tell_what_is_done_and_what_waits(client, filled):
     ):
         assert line in text.splitlines(), line
     aged = re.findall(r'^similis_queue_oldest_age_seconds\{queue="(\w+)"\} ', text, re.MULTILINE)
-    assert aged == ["ingest", "index"]  # the other queues report no age
+    assert aged == ["scan", "ingest", "index"]  # work beside the live index has no age
     assert "similis_build_info{version=" in text
     assert re.search(r'^similis_disk_free_bytes\{place="models"\} [1-9]', text, re.MULTILINE)
     assert "1.2.3." not in text
+
+
+def test_scans_and_pulls_that_nobody_takes_grow_old(client, archive):
+    """As when the scan worker or the broker has stopped: no image waits, so no other figure shows it."""
+    with archive.rt.transaction() as db:
+        for kind, age_s in ((OperationKind.SCAN, 60), (OperationKind.PULL, 700), (OperationKind.SCAN, 900)):
+            begun = operations.create(db, kind, {})
+            begun.created_at = sa.func.clock_timestamp() - sa.text(f"interval '{age_s} s'")
+        begun.lease_until = sa.func.clock_timestamp() - sa.text("interval '30 s'")  # its worker was lost just now
+    text = client.get("/metrics").text
+    assert 'similis_queue_depth{queue="scan"} 3.0' in text
+    found = re.search(r'^similis_queue_oldest_age_seconds\{queue="scan"\} ([\d.]+)', text, re.MULTILINE)
+    assert found
+    assert 700 <= float(found[1]) < 800
 
 
 def test_a_scrape_waits_for_no_count_and_tells_how_old_its_numbers_are(client, archive, monkeypatch):

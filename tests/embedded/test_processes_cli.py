@@ -85,6 +85,22 @@ def test_status_shows_each_process_and_that_the_api_does_not_answer(app, tmp_pat
     assert "restarts 4" in lines
 
 
+@pytest.mark.parametrize(
+    ("status", "away", "told"),
+    [
+        ("ready", "", "  ready  "),
+        ("degraded", "broker", "  degraded: broker away  "),
+        ("unavailable", "postgres", "  not ready: postgres away  "),
+    ],
+)
+def test_status_names_the_part_that_is_away_though_its_process_runs(status, away, told):
+    """A process may stand still, and in production the parts are no processes of ours."""
+    parts = {name: "away" if name == away else "ready" for name in ("postgres", "vectors", "broker")}
+    facts = {"running": True, "url": "http://127.0.0.1:1", "up_s": 1.0, "home": "h", "version": "1", "dicom": None}
+    found = facts | {"ready": status != "unavailable", "readyz": {"status": status, "parts": parts}, "processes": {}}
+    assert told in processes._lines(found)[0]
+
+
 def test_who_asks_whether_a_home_is_in_use_does_not_make_it_so(tmp_path):
     home = Home.at(tmp_path)
     with home.lock():
