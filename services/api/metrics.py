@@ -54,7 +54,8 @@ class Metrics:
             registry=self.registry,
         )
         ProcessCollector(registry=self.registry)
-        self.registry.register(Disks({"models": rt.settings.models_dir, "store": rt.settings.blobs_dir}))
+        places = {"home": rt.settings.home, "models": rt.settings.models_dir, "store": rt.settings.blobs_dir}
+        self.registry.register(Disks(places))
         self.stored = Stored(rt)
         self.registry.register(self.stored)
 

@@ -74,6 +74,7 @@ def test_without_an_engine_it_is_not_ready(archive, away, part):
 def test_metrics_tell_what_is_done_and_what_waits(client, filled):
     client.get("/v1/studies/1.2.3.1/similar")
     client.post("/v1/generations", json={"model": "null-a"})  # nobody builds it
+    filled.rt.settings.home.mkdir()
     text = client.get("/metrics").text
     route = "/v1/studies/{study_instance_uid}/similar"
     for line in (
@@ -91,7 +92,8 @@ def test_metrics_tell_what_is_done_and_what_waits(client, filled):
     aged = re.findall(r'^similis_queue_oldest_age_seconds\{queue="(\w+)"\} ', text, re.MULTILINE)
     assert aged == ["scan", "ingest", "index"]  # work beside the live index has no age
     assert "similis_build_info{version=" in text
-    assert re.search(r'^similis_disk_free_bytes\{place="models"\} [1-9]', text, re.MULTILINE)
+    for place in ("home", "models"):  # of the embedded stack the home holds database and vectors
+        assert re.search(rf'^similis_disk_free_bytes\{{place="{place}"\}} [1-9]', text, re.MULTILINE)
     assert "1.2.3." not in text
 
 
