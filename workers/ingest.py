@@ -13,7 +13,7 @@ def encode_images() -> None:
     """Settle due images for a while; send the message again if some were settled, as more may be due."""
     rt = runtime()
     if settled := encode.drain(rt.transaction, rt.sandbox, rt.encoder, rt.effort):
-        log.info("images_settled", count=settled)
+        log.info("images_handled", count=settled)
         rt.queue.ring(Job.ENCODE)
 
 

@@ -166,7 +166,7 @@ def _told(found: Gauges) -> Iterator[Metric]:
     yield _gauge("similis_queue_depth", "Due work", ("queue",), {(q,): n for q, (n, _) in found.queues.items()})
     yield _gauge(
         "similis_queue_oldest_age_seconds",
-        "Age of the oldest due work",
+        "Age of the oldest waiting work",
         ("queue",),
         {(q,): age for q, (_, age) in found.queues.items() if age is not None},
     )

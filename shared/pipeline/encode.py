@@ -229,6 +229,9 @@ def settle(begin: Begin, work: Work, result: Result) -> int:
     stopped = [v for v in result.verdicts if v.image.id in ours and v.status in (Status.QUARANTINED, Status.FAILED)]
     for (outcome, gate, reason), count in Counter((v.status.value, v.gate, v.reason) for v in stopped).items():
         log.info("images_stopped", outcome=outcome, gate=gate, reason=reason, count=count)
+    put_back = Counter(v.reason for v in result.verdicts if v.image.id in ours and v.status is Status.RECEIVED)
+    for reason, count in put_back.items():
+        log.warning("images_put_back", reason=reason, count=count)
     return len(ours)
 
 

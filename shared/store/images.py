@@ -278,16 +278,18 @@ def due_again(db: Session, ids: Iterable[int]) -> None:
     db.execute(_DUE_AGAIN, {"ids": list(ids), "lost": sorted(LOST)})
 
 
+#: The oldest may also be one that was put back for later, because its share is away, and waits out its back-off.
 _WAITING = sa.text(
     f"""
-    SELECT count(*), extract(epoch FROM clock_timestamp() - min(coalesce(lease_until, received_at)))
-    FROM image WHERE {_DUE}
+    SELECT count(*) FILTER (WHERE {_DUE}),
+        extract(epoch FROM clock_timestamp() - min(coalesce(lease_until, received_at)))
+    FROM image WHERE status IN ('received', 'encoding') AND (status = 'received' OR lease_until < clock_timestamp())
     """
 )
 
 
 def due(db: Session | sa.Connection) -> tuple[int, float | None]:
-    """How many images could be claimed now, and how long the oldest has waited, in seconds."""
+    """How many images could be claimed now, and for how many seconds the oldest that is not settled has waited."""
     row = db.execute(_WAITING).one()
     return row[0], None if row[1] is None else float(row[1])
 

@@ -110,7 +110,14 @@ def test_a_share_that_is_away_costs_a_wait_and_no_image(platform: Platform) -> N
     path = os.fsencode(platform.put("a.dcm", header(0)))
     platform.sandbox.pixels[path] = failed(Reason.UNREADABLE)
     platform.scan()
-    platform.encode()
+    with capture_logs() as told:
+        platform.encode()
+    waits = [line for line in told if line["event"] == "images_put_back"]
+    assert [(line["log_level"], line["reason"], line["count"]) for line in waits] == [("warning", "unreadable-file", 1)]
+    with platform.begin() as db:
+        db.execute(sa.text("UPDATE image SET received_at = received_at - interval '1 hour'"))
+        count, oldest_s = images.due(db)
+    assert (count, (oldest_s or 0) >= 3600) == (0, True), "it rests, and has waited since it came"
     assert statuses(platform) == {"received": 1}
     del platform.sandbox.pixels[path]
     with platform.begin() as db:
