@@ -111,13 +111,23 @@ def drain(
     budget_s: float = 20.0,
 ) -> int:
     """Encode due images until none is left or `budget_s` is used up; return how many were settled."""
+    put_back: Counter[str | None] = Counter()
+
+    def settled(work: Work, result: Result) -> int:
+        count = settle(begin, work, result)
+        put_back.update(v.reason for v in result.verdicts if v.status is Status.RECEIVED)
+        return count
+
     source = Source(
         claim=lambda beside: claim(begin, encoder_of, effort, beside=beside),
-        settle=lambda work, result: settle(begin, work, result),
+        settle=settled,
         renew=lambda db, claimed: images.renew(db, claimed, effort.lease_s),
         give_back=lambda verdicts: give_back(begin, verdicts),
     )
-    return work_off(begin, source, sandbox, encoder_of, effort, budget_s)
+    done = work_off(begin, source, sandbox, encoder_of, effort, budget_s)
+    for reason, count in put_back.items():  # not for each batch: a share may be away with a million images
+        log.warning("images_put_back", reason=reason, count=count)
+    return done
 
 
 def work_off(
@@ -229,9 +239,6 @@ def settle(begin: Begin, work: Work, result: Result) -> int:
     stopped = [v for v in result.verdicts if v.image.id in ours and v.status in (Status.QUARANTINED, Status.FAILED)]
     for (outcome, gate, reason), count in Counter((v.status.value, v.gate, v.reason) for v in stopped).items():
         log.info("images_stopped", outcome=outcome, gate=gate, reason=reason, count=count)
-    put_back = Counter(v.reason for v in result.verdicts if v.image.id in ours and v.status is Status.RECEIVED)
-    for reason, count in put_back.items():
-        log.warning("images_put_back", reason=reason, count=count)
     return len(ours)
 
 

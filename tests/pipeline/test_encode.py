@@ -107,23 +107,23 @@ def test_raw_detector_data_is_kept_out_with_its_reason(platform: Platform) -> No
 
 def test_a_share_that_is_away_costs_a_wait_and_no_image(platform: Platform) -> None:
     platform.add_model()
-    path = os.fsencode(platform.put("a.dcm", header(0)))
-    platform.sandbox.pixels[path] = failed(Reason.UNREADABLE)
+    for n in range(9):  # several batches
+        platform.sandbox.pixels[os.fsencode(platform.put(f"{n}.dcm", header(n)))] = failed(Reason.UNREADABLE)
     platform.scan()
     with capture_logs() as told:
         platform.encode()
     waits = [line for line in told if line["event"] == "images_put_back"]
-    assert [(line["log_level"], line["reason"], line["count"]) for line in waits] == [("warning", "unreadable-file", 1)]
+    assert [(line["log_level"], line["reason"], line["count"]) for line in waits] == [("warning", "unreadable-file", 9)]
     with platform.begin() as db:
         db.execute(sa.text("UPDATE image SET received_at = received_at - interval '1 hour'"))
         count, oldest_s = images.due(db)
     assert (count, (oldest_s or 0) >= 3600) == (0, True), "it rests, and has waited since it came"
-    assert statuses(platform) == {"received": 1}
-    del platform.sandbox.pixels[path]
+    assert statuses(platform) == {"received": 9}
+    platform.sandbox.pixels.clear()
     with platform.begin() as db:
         db.execute(sa.text("UPDATE image SET not_before = NULL"))
     platform.encode()
-    assert statuses(platform) == {"encoded": 1}
+    assert statuses(platform) == {"encoded": 9}
 
 
 def test_images_of_a_share_that_stalls_are_given_back(platform: Platform) -> None:
