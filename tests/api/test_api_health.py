@@ -249,6 +249,14 @@ def test_the_document_describes_a_thumbnail_that_has_not_changed_and_dicom_json_
         media_types(client, client.get(path, headers={"Accept": "application/json"}), path)
 
 
+def test_the_document_describes_a_second_success_of_a_route(client):
+    paths = client.app.openapi()["paths"]
+    again = client.post("/v1/models", json={"card": "null-a"})
+    assert again.status_code == 200
+    for path, code in (("/v1/models", "200"), ("/v1/models", "201"), ("/v1/quarantine:replay", "202")):
+        assert "$ref" in paths[path]["post"]["responses"][code]["content"]["application/json"]["schema"]
+
+
 def test_the_document_describes_every_field_of_a_problem_and_when_to_come_again(client):
     described = client.app.openapi()
     shape = described["components"]["schemas"]["ProblemOut"]

@@ -25,7 +25,9 @@ def list_models(db: Db, _: CanRead) -> ModelsOut:
     return {"models": [_model(row, live.model_id if live else None) for row in generations.models(db)]}
 
 
-@router.post("/v1/models", status_code=201)
+@router.post(
+    "/v1/models", status_code=201, responses={200: {"description": "It was registered before", "model": ModelDetail}}
+)
 def add_model(rt: Rt, db: Db, bearer: CanAdmin, asked: ModelIn, response: Response) -> ModelDetail:
     """Test and register a model of the models folder; the first one is also published. Idempotent."""
     card = rt.proved(asked.card)
