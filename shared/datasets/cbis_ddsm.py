@@ -15,8 +15,7 @@ Source: Lee et al., Scientific Data 4:170177 (2017); doi 10.7937/K9/TCIA.2016.7O
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from shared.datasets import cells
@@ -38,19 +37,6 @@ COLUMNS = (
 FOLDER = re.compile(r"(Mass|Calc)-(Training|Test)_P_\d+_(LEFT|RIGHT)_(CC|MLO)(_\d+)?", re.IGNORECASE)
 DESCRIPTIONS = ("massshape", "massmargins", "calctype", "calcdistribution")
 _PATHOLOGIES = {"malignant": "malignant", "benign": "benign", "benign_without_callback": "benign", "normal": "normal"}
-
-
-@dataclass(frozen=True, slots=True)
-class Lesion:
-    """One abnormality of an image. Paths are relative to the root."""
-
-    image_id: str
-    number: str
-    kind: str
-    birads: int | None
-    pathology: str | None
-    mask: Path
-    crop: Path | None
 
 
 def read(root: Path) -> Imported:
@@ -77,51 +63,6 @@ def read(root: Path) -> Imported:
     # masses and calcifications were split into train and test independently
     warnings["patient-in-train-and-test"] += sum(len(found) > 1 for found in sides.values())
     return imported(root, records, +warnings)
-
-
-def read_lesions(root: Path, warnings: Counter[str]) -> list[Lesion]:
-    """Return the lesions with their masks. Some rows swap crop and mask, so the binary file is taken as the mask.
-
-    Reads the pixels of every crop and mask.
-
-    Raises: as `read`.
-    """
-    files = listing(root)
-    folders = _folders(files)
-    lesions = []
-    for image, (_, lines) in _by_image(root, files).items():
-        for line in lines:
-            near = _candidates(folders, line)
-            masks = [path for path in near if is_binary(root / path)]
-            if len(masks) != 1:
-                warnings["lesion-without-mask"] += 1
-                continue
-            warnings["crop-and-mask-swapped"] += masks[0].as_posix().endswith(_said(line["croppedimagefilepath"]))
-            lesions.append(
-                Lesion(
-                    image_id=image,
-                    number=line["abnormalityid"],
-                    kind=line["abnormalitytype"],
-                    birads=line.parse("assessment", cells.birads),
-                    pathology=line.parse("pathology", parse_pathology),
-                    mask=masks[0],
-                    crop=next((path for path in near if path != masks[0]), None),
-                )
-            )
-    return lesions
-
-
-def is_binary(path: Path) -> bool:
-    """Return whether a DICOM file has at most two pixel values, like a mask. Raises: `Invalid` if it is unreadable."""
-    import numpy as np
-    import pydicom
-    from pydicom.errors import InvalidDicomError
-
-    try:
-        pixels = pydicom.dcmread(path).pixel_array
-    except (InvalidDicomError, AttributeError, ValueError, OSError, RuntimeError, NotImplementedError):
-        raise Invalid("a crop or mask of the data set cannot be read") from None
-    return bool(np.isin(pixels, (pixels.min(), pixels.max())).all())
 
 
 def parse_pathology(cell: str) -> str | None:
@@ -180,11 +121,6 @@ def _film(found: Sequence[Path], line: Line, warnings: Counter[str]) -> Path | N
         return None
     warnings["row-without-image"] += not found
     return next(iter(exact or found), None)
-
-
-def _candidates(folders: Mapping[str, Sequence[Path]], line: Line) -> list[Path]:
-    names = {_folder(line["croppedimagefilepath"]), _folder(line["roimaskfilepath"])}
-    return sorted(path for name in names for path in folders.get(name, ()))
 
 
 def _record(image: str, path: Path, split: str, lines: Sequence[Line], warnings: Counter[str]) -> Record:

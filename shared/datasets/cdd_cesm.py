@@ -2,7 +2,6 @@
 
 ROOT/**/P12_L_DM_CC.jpg            low energy (DM) or subtracted (CM), in two folders or a flat one
 ROOT/Radiology-manual-annotations.xlsx
-ROOT/Radiology_hand_drawn_segmentations_v2.csv     optional: `read_regions`
 ROOT/**/P12.docx                   optional: reports, compared with the sheet
 
 Patient, side, view and kind are taken from the file name, which stays with the pixels; all else from the sheet.
@@ -16,16 +15,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from shared.datasets import cells, via
+from shared.datasets import cells
 from shared.datasets.record import Imported, Modality, Record, imported
 from shared.datasets.reports import Opinion, read_opinions
 from shared.datasets.tables import Line, find, listing, read_sheet
-from shared.datasets.via import Region
 from shared.errors import Invalid
 
 DATASET, LICENCE = "cdd-cesm", "CC-BY-4.0"
 WORKBOOK, SHEET = "Radiology-manual-annotations.xlsx", "all"
-SEGMENTATIONS = "Radiology_hand_drawn_segmentations_v2.csv"
 COLUMNS = ("imagename", "patientid", "side", "type", "breastdensityacr", "birads", "view")
 PATHOLOGY = "pathologyclassificationfollowup"
 _NAME = re.compile(r"P(\d{1,18})_([LR])_(DM|CM|CESM)_(CC|MLO)", re.IGNORECASE)
@@ -80,23 +77,6 @@ def read(root: Path) -> Imported:
     records = _with_densities(records, warnings)
     _compare(records, read_opinions(root, files, warnings), warnings)
     return imported(root, records, +warnings)
-
-
-def read_regions(root: Path, warnings: Counter[str]) -> Mapping[str, tuple[Region, ...]]:
-    """Return the hand-drawn regions by `image_id`; empty if the download has no segmentations.
-
-    Raises: `Invalid` if the file is not a table of the annotator.
-    """
-    path = find(root, listing(root), SEGMENTATIONS)
-    if path is None:
-        return {}
-    found: dict[str, tuple[Region, ...]] = {}
-    for text, regions in via.read_regions(path, warnings).items():
-        name = parse_name(text)
-        warnings["region-without-name"] += name is None
-        if name is not None:
-            found[name.image] = (*found.get(name.image, ()), *regions)
-    return found
 
 
 def _workbook(root: Path, files: list[Path]) -> Path:

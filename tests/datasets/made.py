@@ -1,11 +1,9 @@
 """Synthetic downloads of published sets in their real layouts."""
 
 import csv
-import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 from xml.sax.saxutils import escape
 
 import numpy as np
@@ -89,14 +87,6 @@ def docx(path: Path, lines: Iterable[str], head: str = "") -> None:
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed:
         xml = f'<?xml version="1.0"?>{head}<w:document xmlns:w="{word}"><w:body>{body}</w:body></w:document>'
         packed.writestr("word/document.xml", xml)
-
-
-def regions(path: Path, shapes: Sequence[tuple[str, Any]]) -> None:
-    """Write the annotator's table of image files and shapes."""
-    head = ["#filename", "file_size", "file_attributes", "region_count", "region_id", "region_shape_attributes",
-            "region_attributes"]  # fmt: skip
-    told = [[name, "1", "{}", "1", "0", s if isinstance(s, str) else json.dumps(s), "{}"] for name, s in shapes]
-    table(path, head, told)
 
 
 def table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]], delimiter: str = ",") -> None:

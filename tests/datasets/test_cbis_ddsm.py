@@ -1,6 +1,5 @@
 from collections import Counter
 
-import numpy as np
 import pytest
 
 from shared.datasets import cbis_ddsm
@@ -16,9 +15,9 @@ UIDS = "1.3.6.1.4.1.9590.100.1/1.3.6.1.4.1.9590.100.2"
 
 
 def line(patient="P_00001", side="LEFT", *, view="CC", number=1, assessment="4", pathology="MALIGNANT", kind="Mass",
-         part="Training", density="3", shape="OVAL", swapped=False):  # fmt: skip
+         part="Training", density="3", shape="OVAL"):  # fmt: skip
     name = f"{kind}-{part}_{patient}_{side}_{view}"
-    crop, mask = (f"{name}_{number}/{UIDS}/00000{n}.dcm" for n in ((1, 0) if swapped else (0, 1)))
+    crop, mask = (f"{name}_{number}/{UIDS}/00000{n}.dcm" for n in (0, 1))
     film = f"{name}/{UIDS}/000000.dcm"
     return [patient, density, side, view, number, kind.lower(), shape, "SPICULATED", assessment, pathology, 4, film,
             crop, mask]  # fmt: skip
@@ -141,45 +140,3 @@ def test_without_tables_or_images_it_is_no_download(tmp_path):
     made.table(tmp_path / "mass_case_description_test_set.csv", MASS, [line()])
     with pytest.raises(Invalid, match="no image of CBIS-DDSM"):
         cbis_ddsm.read(tmp_path)
-
-
-@pytest.mark.parametrize("swapped", [False, True])
-@pytest.mark.parametrize("mask_first", [False, True])
-def test_the_mask_is_the_binary_one_whatever_the_row_says(tmp_path, swapped, mask_first):
-    write(tmp_path, mass=[line(swapped=swapped)])
-    folder = tmp_path / f"CBIS-DDSM/Mass-Training_P_00001_LEFT_CC_1/{UIDS}"
-    mask = np.zeros((32, 32))
-    mask[8:20, 8:20] = 255
-    first, second = (mask, made.noise(1)) if mask_first else (made.noise(1), mask)
-    made.dicom(folder / "000000.dcm", first)
-    made.dicom(folder / "000001.dcm", second, 2)
-    warnings: Counter[str] = Counter()
-    (lesion,) = cbis_ddsm.read_lesions(tmp_path, warnings)
-    assert lesion.mask.name == ("000000.dcm" if mask_first else "000001.dcm")
-    assert lesion.crop is not None
-    assert lesion.crop.name != lesion.mask.name
-    assert (lesion.image_id, lesion.number, lesion.birads) == ("Mass-Training_P_00001_LEFT_CC", "1", 4)
-    # the row says crop 0 and mask 1, or the other way round
-    assert warnings["crop-and-mask-swapped"] == (mask_first != swapped)
-
-
-def test_a_lesion_without_a_binary_file_or_with_two_is_counted(tmp_path):
-    write(tmp_path, mass=[line(), line("P_00002")])
-    for number in (1, 2):
-        made.dicom(tmp_path / f"CBIS-DDSM/Mass-Training_P_00001_LEFT_CC_1/{UIDS}/1-{number}.dcm", made.noise(number))
-        made.dicom(
-            tmp_path / f"CBIS-DDSM/Mass-Training_P_00002_LEFT_CC_1/{UIDS}/1-{number}.dcm", np.zeros((9, 9)), number
-        )
-    warnings: Counter[str] = Counter()
-    assert cbis_ddsm.read_lesions(tmp_path, warnings) == []
-    assert warnings == {"lesion-without-mask": 2}
-
-
-def test_a_mask_that_cannot_be_read_is_invalid(tmp_path):
-    write(tmp_path, mass=[line()])
-    write(tmp_path, mass=[line()])
-    broken = tmp_path / f"CBIS-DDSM/Mass-Training_P_00001_LEFT_CC_1/{UIDS}/1-1.dcm"
-    broken.parent.mkdir(parents=True)
-    broken.write_bytes(b"no DICOM")
-    with pytest.raises(Invalid):
-        cbis_ddsm.read_lesions(tmp_path, Counter())

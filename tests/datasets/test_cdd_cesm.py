@@ -266,18 +266,6 @@ def test_reports_that_say_another_category_are_counted(tmp_path):
     assert found.warnings == {"report-differs": 1}
 
 
-def test_regions_belong_to_their_image_however_its_name_is_written(tmp_path):
-    root = pair(tmp_path)
-    assert cdd_cesm.read_regions(root, Counter()) == {}
-    circle = {"name": "circle", "cx": 5, "cy": 6, "r": 3}
-    told = [(f"{DM} .jpg", circle), ("p12_l_cesm_cc.JPG", circle), (f"{CM}.jpg", circle), ("other.jpg", circle)]
-    made.regions(root / cdd_cesm.SEGMENTATIONS, told)
-    warnings: Counter[str] = Counter()
-    found = cdd_cesm.read_regions(root, warnings)
-    assert {image: len(regions) for image, regions in found.items()} == {DM: 1, CM: 2}
-    assert warnings["region-without-name"] == 1
-
-
 def test_at_breast_level_every_image_has_the_worst_category_of_its_breast(tmp_path):
     names = {"P1_L_DM_CC": 2, "P1_L_CM_CC": 5, "P1_R_DM_CC": 1, "P2_L_DM_CC": 3}
     records = breast_level(cdd_cesm.read(made.cdd_cesm(tmp_path, names)).records)
