@@ -140,21 +140,12 @@ def _record(image: str, path: Path, split: str, lines: Sequence[Line], warnings:
         birads=max(birads, default=None),
         birads_raw="$".join(line["assessment"] for line in lines),
         level="lesion-max",
-        density=_density(first["breastdensity"], warnings),
+        density=cells.known_density(first["breastdensity"], warnings),  # the tables also contain 0, which is no class
         pathology=next((one for one in ("malignant", "benign", "normal") if one in pathologies), None),
         split=split,
         licence_tag=LICENCE,
         findings=_described(lines),
     )
-
-
-def _density(cell: str, warnings: Counter[str]) -> str | None:
-    """Return the class of a density 1 to 4; the tables also contain 0, which is not a class and gives None."""
-    try:
-        return cells.density(cell)
-    except ValueError:
-        warnings["density-unknown"] += 1
-        return None
 
 
 def _described(lines: Sequence[Line]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from shared.datasets import cells
 from shared.datasets.record import Imported, Modality, Record, imported
 from shared.datasets.reports import Opinion, read_opinions
-from shared.datasets.tables import Line, find, listing, read_sheet
+from shared.datasets.tables import Line, listing, read_sheet, require
 from shared.errors import Invalid
 
 DATASET, LICENCE = "cdd-cesm", "CC-BY-4.0"
@@ -67,7 +67,8 @@ def read(root: Path) -> Imported:
     images = _images(files, warnings)
     if not images:
         raise Invalid("the folder holds no image of CDD-CESM: P<number>_<L|R>_<DM|CM>_<CC|MLO>.jpg")
-    rows = _rows(_workbook(root, files), warnings)
+    real = [path for path in files if not path.name.startswith("~")]
+    rows = _rows(require(root, real, WORKBOOK), warnings)
     records = []
     for name, path in images.items():
         if name not in rows:
@@ -77,14 +78,6 @@ def read(root: Path) -> Imported:
     records = _with_densities(records, warnings)
     _compare(records, read_opinions(root, files, warnings), warnings)
     return imported(root, records, +warnings)
-
-
-def _workbook(root: Path, files: list[Path]) -> Path:
-    real = [path for path in files if not path.name.startswith("~")]
-    found = find(root, real, WORKBOOK)
-    if found is None:
-        raise Invalid(f"the data set has no {WORKBOOK}")
-    return found
 
 
 def _images(files: Iterable[Path], warnings: Counter[str]) -> dict[Name, Path]:
@@ -139,7 +132,7 @@ def _record(name: Name, path: Path, row: Line | None, warnings: Counter[str]) ->
         record,
         birads=row.parse("birads", cells.birads),
         birads_raw=raw,
-        density=_known(row["breastdensityacr"], warnings),
+        density=cells.known_density(row["breastdensityacr"], warnings),
         pathology=_pathology(row[PATHOLOGY], warnings),
         age=cells.age(row["age"]),
         manufacturer=cells.name(row["machine"]),
@@ -156,14 +149,6 @@ def _check(name: Name, row: Line, warnings: Counter[str]) -> None:
     }
     for kind, (said, true) in told.items():
         warnings[kind] += said not in {"", true}
-
-
-def _known(cell: str, warnings: Counter[str]) -> str | None:
-    try:
-        return cells.density(cell)
-    except ValueError:
-        warnings["density-unknown"] += 1
-        return None
 
 
 def _pathology(cell: str, warnings: Counter[str]) -> str | None:

@@ -5,6 +5,7 @@ worse than none. No message quotes a cell, which may hold a person's name in the
 """
 
 import re
+from collections import Counter
 from datetime import date
 
 from shared.imaging.spellings import SIDES, VIEW_ALIASES, VIEW_MEANINGS
@@ -41,6 +42,15 @@ def density(cell: str) -> str | None:
         raise ValueError("not a breast density: A to D, or 1 to 4")
     letter = match[1].upper()
     return letter if letter in "ABCD" else "ABCD"[int(letter) - 1]
+
+
+def known_density(cell: str, warnings: Counter[str]) -> str | None:
+    """As `density`, but an unknown value is counted and gives None."""
+    try:
+        return density(cell)
+    except ValueError:
+        warnings["density-unknown"] += 1
+        return None
 
 
 def laterality(cell: str) -> str | None:

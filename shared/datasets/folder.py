@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO
 
-from shared.datasets import cells
+from shared.datasets import cells, tables
 from shared.errors import Invalid
 from shared.types import Labels
 
@@ -192,12 +192,8 @@ def _lines(file: IO[str]) -> Iterator[str]:
         yield line
 
 
-def _plain(column: str) -> str:
-    return re.sub(r"[\W_]", "", column.lower())
-
-
 def _meaning(column: str) -> str | None:
-    return next((meaning for meaning, names in COLUMNS.items() if _plain(column) in names), None)
+    return next((meaning for meaning, names in COLUMNS.items() if tables.plain(column) in names), None)
 
 
 def _recognised(line: str, delimiter: str) -> tuple[int, int]:
@@ -225,9 +221,9 @@ class _Building:
     def columns(self, record: list[str]) -> list[str]:
         """Return the columns' meanings; `:name` for an extra column, empty for a dropped one."""
         names = []
-        weak = WEAK if any(_meaning(c) == "file" and _plain(c) not in WEAK for c in record) else frozenset()
+        weak = WEAK if any(_meaning(c) == "file" and tables.plain(c) not in WEAK for c in record) else frozenset()
         for column in record:
-            plain = _plain(column)
+            plain = tables.plain(column)
             if plain in PERSONAL:
                 self.dropped.append(plain)
             extra = "" if plain in PERSONAL or not plain else f":{column.strip()[:64]}"
