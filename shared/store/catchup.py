@@ -87,6 +87,20 @@ def drop(db: Session, images: Sequence[int], models: Sequence[int]) -> None:
     )
 
 
+_KEEP = sa.text("SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR SHARE")
+_LOCK = sa.text(
+    "SELECT image_id FROM catch_up WHERE model_id = :model AND image_id = ANY(CAST(:ids AS bigint[])) "
+    "ORDER BY image_id FOR NO KEY UPDATE"
+)
+
+
+def _lock(db: Session, model_id: int, images: Sequence[int]) -> None:
+    """Lock the images, which are not erased, replaced or judged meanwhile, and then the rows, each in one order."""
+    values = {"model": model_id, "ids": list(images)}
+    db.execute(_KEEP, values)
+    db.execute(_LOCK, values)
+
+
 #: Deletes catch-up rows before the images are encoded, and with them the outdated encodings, which only they mark.
 _WITHDRAW = """
     WITH dropped AS (
@@ -127,10 +141,8 @@ def drop_next(db: Session, model_id: int, limit: int) -> int:
     Its outdated encodings of those images are deleted, too.
     """
     ids = list(db.execute(_NEXT, {"model": model_id, "limit": limit}).scalars())
-    chosen = {"model": model_id, "ids": ids}
-    db.execute(_KEEP, chosen)  # images are locked before catch-up rows and encodings, as in `settle`
-    db.execute(_LOCK, chosen)
-    found: int = db.execute(_DROP_NEXT, chosen).scalar_one()
+    _lock(db, model_id, ids)
+    found: int = db.execute(_DROP_NEXT, {"model": model_id, "ids": ids}).scalar_one()
     return found
 
 
@@ -196,9 +208,6 @@ def claim(
     return sorted((Claimed(*row) for row in db.execute(_CLAIM, values)), key=lambda image: image.id)
 
 
-_KEEP = sa.text("SELECT id FROM image WHERE id = ANY(CAST(:ids AS bigint[])) ORDER BY id FOR SHARE")
-
-
 def exhaust(db: Session, model_id: int, max_failures: int) -> list[int]:
     """Images on which this model failed `max_failures` times by errors of Similis are exceptions; returns their ids.
 
@@ -208,22 +217,8 @@ def exhaust(db: Session, model_id: int, max_failures: int) -> list[int]:
     found = list(db.execute(_FAILED, over).scalars())
     if not found:
         return []
-    db.execute(_KEEP, {"ids": found})  # images are locked before catch-up rows, as in `settle`
-    db.execute(_LOCK, {"model": model_id, "ids": found})
+    _lock(db, model_id, found)
     return list(db.execute(_EXHAUST, over | {"ids": found}).scalars())
-
-
-_LOCK = sa.text(
-    "SELECT image_id FROM catch_up WHERE model_id = :model AND image_id = ANY(CAST(:ids AS bigint[])) "
-    "ORDER BY image_id FOR NO KEY UPDATE"
-)
-
-
-def _lock(db: Session, model_id: int, claimed: Iterable[Claimed]) -> None:
-    """Lock the images, which are not erased, replaced or judged meanwhile, and then the rows, each in one order."""
-    ids = [c.id for c in claimed]
-    db.execute(_KEEP, {"ids": ids})
-    db.execute(_LOCK, {"model": model_id, "ids": ids})
 
 
 #: A row that is locked is about to be settled or deleted, or is renewed a third of the lease later.
@@ -270,7 +265,7 @@ def settle(db: Session, model_id: int, verdicts: Sequence[Verdict]) -> dict[int,
     `encoded` deletes the row, `received` makes it due again, any other status makes it an exception. The images stay
     locked, so that no erasure and no other bytes come between this call and what the caller writes for them.
     """
-    _lock(db, model_id, [v.image for v in verdicts])
+    _lock(db, model_id, [v.image.id for v in verdicts])
     rows = db.execute(
         _SETTLE,
         {
@@ -291,14 +286,15 @@ def settle(db: Session, model_id: int, verdicts: Sequence[Verdict]) -> dict[int,
 
 def release(db: Session, model_id: int, claimed: Sequence[Claimed]) -> None:
     """Give back claims that were not settled: they are due again at once, without counting as a failure."""
-    _lock(db, model_id, claimed)
+    ids = [c.id for c in claimed]
+    _lock(db, model_id, ids)
     db.execute(
         sa.text(
             "UPDATE catch_up SET lease_until = NULL "
             "FROM unnest(CAST(:ids AS bigint[]), CAST(:attempts AS int[])) AS u(id, attempt) "
             "WHERE model_id = :model AND image_id = u.id AND catch_up.attempt = u.attempt"
         ),
-        {"model": model_id, "ids": [c.id for c in claimed], "attempts": [c.attempt for c in claimed]},
+        {"model": model_id, "ids": ids, "attempts": [c.attempt for c in claimed]},
     )
 
 
