@@ -9,8 +9,6 @@ from collections.abc import Callable, Sequence
 from sqlalchemy.orm import Session
 
 from shared.encoder.base import Encoder
-from shared.errors import Invalid, NotFound
-from shared.log import get
 from shared.pipeline import encode
 from shared.pipeline.batch import Decoder, Result, Work
 from shared.pipeline.encode import Effort, Source
@@ -22,8 +20,6 @@ from shared.store.locks import Lock, share
 from shared.store.session import Begin, enqueue
 from shared.store.tables import Generation
 from shared.types import UNDER_WAY, Job, Status
-
-log = get(__name__)
 
 
 def drain(
@@ -40,20 +36,11 @@ def drain(
     with begin() as db:
         asking = set(catchup.asking(db))
         models = {p.model_id: p for p in generations.opened(db) if p.model_id in asking}
-    loaded = [model for model in models.values() if _loads(encoder_of, model)]
+    loaded = [model for model in models.values() if encode.loads(encoder_of, model)]
     return sum(
         encode.work_off(begin, _source(begin, model, effort), sandbox, encoder_of, effort, budget_s / len(loaded))
         for model in loaded
     )
-
-
-def _loads(encoder_of: Callable[[Published], Encoder], model: Published) -> bool:
-    try:
-        encoder_of(model)
-    except (NotFound, Invalid):
-        log.warning("model_not_loaded", fingerprint=model.fingerprint, exc_info=True)
-        return False
-    return True
 
 
 def _source(begin: Begin, model: Published, effort: Effort) -> Source:

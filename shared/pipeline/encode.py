@@ -183,7 +183,7 @@ def claim(begin: Begin, encoder_of: Callable[[Published], Encoder], effort: Effo
     """
     with begin() as db:
         opened = list({p.model_id: p for p in generations.opened(db)}.values())
-    models = [model for i, model in enumerate(opened) if _loads(encoder_of, model, needed=i == 0)]
+    models = [model for i, model in enumerate(opened) if loads(encoder_of, model, needed=i == 0)]
     if not models:
         return Work([], [])
     with begin() as db:
@@ -200,7 +200,8 @@ def give_up(db: Session, effort: Effort) -> None:
         quarantine.forget(db, given_up)
 
 
-def _loads(encoder_of: Callable[[Published], Encoder], model: Published, *, needed: bool) -> bool:
+def loads(encoder_of: Callable[[Published], Encoder], model: Published, *, needed: bool = False) -> bool:
+    """Whether the model can be loaded here; a `needed` one that cannot raises `NotFound` or `Invalid`."""
     try:
         encoder_of(model)
     except (NotFound, Invalid):
