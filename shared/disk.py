@@ -2,7 +2,9 @@
 
 import os
 import stat
+import tomllib
 from pathlib import Path
+from typing import Any
 
 from shared.errors import Invalid
 
@@ -27,3 +29,13 @@ def regular(path: Path, what: str) -> Path:
     if not stat.S_ISREG(path.stat().st_mode):
         raise Invalid(f"{what} is not a regular file")
     return path
+
+
+def toml(path: Path, what: str) -> dict[str, Any]:
+    """The content of a TOML file; `what` as in `regular`. Raises: `Invalid`."""
+    try:
+        return tomllib.loads(regular(path, what).read_text(encoding="utf-8-sig"))
+    except OSError:
+        raise Invalid(f"{what} cannot be read") from None
+    except ValueError as error:
+        raise Invalid(f"{what} is not valid TOML: {error}") from None

@@ -10,13 +10,12 @@ addresses = ["10.1.3.0/24", "fd00:3::/64"]
 """
 
 import ipaddress
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from shared.address import is_loopback
-from shared.disk import regular
+from shared.disk import toml
 from shared.errors import Denied, Invalid
 
 ANY = "*"
@@ -72,12 +71,7 @@ def read(path: Path) -> Peers:
     """Raises: `Invalid`."""
     if path.is_dir():
         raise Invalid("the file of DICOM peers is a folder: Docker makes one where a file to mount is missing")
-    try:
-        found = tomllib.loads(regular(path, "the file of DICOM peers").read_text(encoding="utf-8-sig"))
-    except OSError:
-        raise Invalid("the file of DICOM peers cannot be read") from None
-    except ValueError as error:
-        raise Invalid(f"the file of DICOM peers is not valid TOML: {error}") from None
+    found = toml(path, "the file of DICOM peers")
     told = found.get("peer")
     if set(found) != {"peer"} or not isinstance(told, list) or not told:
         raise Invalid("the file of DICOM peers must contain at least one [[peer]] table, and nothing else")

@@ -14,7 +14,6 @@ accepted.
     then = "quarantine"
 """
 
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -22,7 +21,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from shared.disk import regular
+from shared.disk import toml
 from shared.errors import Invalid
 from shared.types import Header
 
@@ -73,12 +72,7 @@ def read(path: Path | None) -> Admission:
     """Return the rules of a file; without a file, all images are accepted. Raises: `Invalid`, naming the wrong rule."""
     if path is None:
         return Admission()
-    try:
-        found = tomllib.loads(regular(path, "the file of admission rules").read_text(encoding="utf-8-sig"))
-    except OSError:
-        raise Invalid("the file of admission rules cannot be read") from None
-    except ValueError as error:
-        raise Invalid(f"the file of admission rules is not valid TOML: {error}") from None
+    found = toml(path, "the file of admission rules")
     if set(found) - {"rule"} or not isinstance(found.get("rule", []), list):
         raise Invalid("the file of admission rules must contain [[rule]] tables and nothing else")
     rules = tuple(_rule(number, told) for number, told in enumerate(found.get("rule", []), 1))
