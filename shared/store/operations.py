@@ -46,17 +46,9 @@ def create(db: Session, kind: OperationKind, params: dict[str, Any], key_digest:
     return operation
 
 
-def get(db: Session, operation_id: uuid.UUID) -> Operation:
-    """Raises: `NotFound`."""
-    found = db.get(Operation, operation_id)
-    if found is None:
-        raise NotFound("no such operation")
-    return found
-
-
-def _locked(db: Session, operation_id: uuid.UUID) -> Operation:
-    """The operation's current row, locked. Raises: `NotFound`."""
-    found = db.get(Operation, operation_id, with_for_update=True)
+def get(db: Session, operation_id: uuid.UUID, *, lock: bool = False) -> Operation:
+    """The operation; with `lock`, its current row, locked. Raises: `NotFound`."""
+    found = db.get(Operation, operation_id, with_for_update=lock or None)
     if found is None:
         raise NotFound("no such operation")
     return found
@@ -229,7 +221,7 @@ def cancel(db: Session, operation_id: uuid.UUID) -> Operation:
 
     Raises: `NotFound`, `Conflict` when it has ended.
     """
-    operation = _locked(db, operation_id)
+    operation = get(db, operation_id, lock=True)
     if operation.state not in UNDER_WAY:
         raise Conflict(f"the operation has ended: {operation.state}")
     operation.cancel = True
@@ -248,7 +240,7 @@ def retry(db: Session, operation_id: uuid.UUID) -> Operation:
 
     Raises: `NotFound`, `Conflict` while it is pending or running.
     """
-    operation = _locked(db, operation_id)
+    operation = get(db, operation_id, lock=True)
     if operation.state in UNDER_WAY:
         raise Conflict("the operation has not ended")
     if operation.state != OperationState.PAUSED:
@@ -332,7 +324,7 @@ def pause(db: Session, operation_id: uuid.UUID) -> None:
 
     Raises: `Conflict` when it has ended.
     """
-    operation = _locked(db, operation_id)
+    operation = get(db, operation_id, lock=True)
     if operation.state not in UNDER_WAY | {OperationState.PAUSED}:
         raise Conflict(f"the operation has ended: {operation.state}")
     operation.state = OperationState.PAUSED
@@ -340,7 +332,7 @@ def pause(db: Session, operation_id: uuid.UUID) -> None:
 
 def abandon(db: Session, operation_id: uuid.UUID) -> None:
     """Cancel the operation if it has not ended, because its purpose is gone; its holder stops."""
-    operation = _locked(db, operation_id)
+    operation = get(db, operation_id, lock=True)
     if operation.state in UNDER_WAY | {OperationState.PAUSED}:
         operation.state, operation.lease_until, operation.cursor = OperationState.CANCELLED, None, None
         operation.finished_at = sa.func.clock_timestamp()
