@@ -8,7 +8,7 @@ from pydantic import Field
 
 from services.api.answers import OperationDetail
 from services.api.dependencies import CanAdmin, Db, IdempotencyKey, Rt, key_digest
-from services.api.routes.operations import detail
+from services.api.routes.operations import begun
 from services.api.schemas import PRINTABLE, Between, Codes, In, Range, ServerPath, Uids, dates
 from shared.errors import Invalid
 from shared.pipeline import pull
@@ -86,6 +86,4 @@ def begin_backfill(
     params |= asked.model_dump(include={"rate", "between"}, exclude_none=True)
     operation = operations.create(db, OperationKind.PULL, params, key_digest(bearer, idempotency_key))
     enqueue(db, Job.PULL)
-    response.headers["Location"] = f"/v1/operations/{operation.id}"
-    db.refresh(operation)
-    return detail(db, operation)
+    return begun(db, operation, response)

@@ -10,7 +10,7 @@ from sqlalchemy.orm import Session
 
 from services.api.answers import LiftedOut, OperationDetail
 from services.api.dependencies import CanErase, Db, Rt
-from services.api.routes.operations import detail
+from services.api.routes.operations import begun
 from services.api.schemas import PatientIn, Uid
 from shared.pipeline import erase
 from shared.store import reviews
@@ -51,9 +51,7 @@ def lift_patient(rt: Rt, db: Db, bearer: CanErase, asked: PatientIn) -> LiftedOu
 
 def _told(db: Session, bearer: Bearer, operation: Operation, response: Response) -> OperationDetail:
     reviews.audit(db, bearer.actor, "erase", {"operation": str(operation.id), **operation.params})
-    response.headers["Location"] = f"/v1/operations/{operation.id}"
-    db.refresh(operation)
-    return detail(db, operation)
+    return begun(db, operation, response)
 
 
 def _lifted(db: Session, bearer: Bearer, count: int) -> LiftedOut:

@@ -49,9 +49,7 @@ def begin_scan(
         params["dataset"] = asked.dataset
     operation = operations.create(db, OperationKind.SCAN, params, key_digest(bearer, idempotency_key))
     enqueue(db, Job.SCAN)
-    response.headers["Location"] = f"/v1/operations/{operation.id}"
-    db.refresh(operation)
-    return detail(db, operation)
+    return begun(db, operation, response)
 
 
 def _allowed(rt: Runtime, text: str, what: str = "file or folder") -> str:
@@ -160,6 +158,13 @@ def _only_scans(db: Session, operation_id: UUID) -> None:
         raise Conflict("a replay can be neither cancelled nor retried: replay another threshold to change its result")
     if kind not in TAKES_IN:
         raise Conflict("an erasure can be neither cancelled nor retried: it ends once no index holds what was erased")
+
+
+def begun(db: Session, operation: Operation, response: Response) -> OperationDetail:
+    """The answer to a request that began an operation: its present state, and where it is found."""
+    response.headers["Location"] = f"/v1/operations/{operation.id}"
+    db.refresh(operation)
+    return detail(db, operation)
 
 
 def detail(db: Session, operation: Operation) -> OperationDetail:
