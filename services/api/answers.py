@@ -7,6 +7,7 @@ from uuid import UUID
 from pydantic import Field
 from typing_extensions import TypedDict  # pydantic takes the one of `typing` from Python 3.12 on
 
+from shared.store.letters import Kind
 from shared.types import Decision, Status
 
 
@@ -405,7 +406,7 @@ class RetriedOut(Out):
 
 class LetterOut(Out):
     letter: str
-    kind: Literal["image", "encoding", "point", "file"]
+    kind: Kind
     reason: str
     explanation: str | None
     attempts: int

@@ -26,6 +26,7 @@ from shared.pipeline.pace import Hours
 from shared.pipeline.question import Filters, Request
 from shared.store.catalog import Wanted
 from shared.store.keys import Scope
+from shared.store.letters import Kind
 from shared.types import Status
 
 UID = r"^[0-9.]{1,64}$"
@@ -384,19 +385,18 @@ class RetryIn(In):
 
 
 Letter = Annotated[str, Field(pattern=LETTER, description="As the list shows it")]
-LetterKind = Literal["image", "encoding", "point", "file"]
 _Reason = Annotated[str, Field(pattern=LETTER_REASON, description="As the list shows it")]
 
 
 class LettersIn(In):
-    kind: LetterKind | None = None
+    kind: Kind | None = None
     reason: _Reason | None = None
     limit: Annotated[int, Field(ge=1, le=1000)] = 100
     cursor: Annotated[str | None, Field(pattern=LETTERS_CURSOR)] = None
 
 
 class LettersRetryIn(In):
-    kind: LetterKind | None = None
+    kind: Kind | None = None
     reason: _Reason | None = None
 
 
