@@ -78,14 +78,13 @@ def calibrate(
     skipped, left_out = {}, {}
     for one in [modality] if modality is not None else calibrations.encoded_modalities(db, model.id):
         chosen = Chosen(modality=one, operation_id=operation_id, folder=_prefix(folder))
-        scores = _scores(db, model, chosen)
-        images = _usable(calibrations.known(db, model.id, chosen, MOST))
         if stopped := calibrations.stopped(db, chosen):
             left_out[one] = stopped
-        if columns := _made(scores, images, rule):
+        columns, count = _made(db, model, chosen, rule)
+        if columns:
             made[one] = columns
         else:
-            skipped[one] = max(len(scores), len(images))
+            skipped[one] = count
     if not made:
         raise Invalid(
             f"a calibration needs at least {ood.MIN_SCORES} encoded images; "
@@ -127,14 +126,19 @@ _NO_SCORES: dict[str, Any] = {"threshold": None, "mean": None, "std": None, "qua
 _NO_DISTANCES: dict[str, Any] = {"distances": None, "gaussian": None}
 
 
-def _made(scores: Sequence[tuple[str, float]], images: Sequence[_Image], rule: Rule) -> dict[str, Any]:
-    """Return a row's columns, with a threshold for each vote that has enough images; empty if neither has."""
+def _made(db: Session, model: Model, chosen: Chosen, rule: Rule) -> tuple[dict[str, Any], int]:
+    """Return a row's columns, with a threshold for each vote that has enough images, and how many images there are.
+
+    Without a vote that has enough, there are no columns.
+    """
+    scores = _scores(db, model, chosen)
+    images = _usable(calibrations.known(db, model.id, chosen, MOST))
     first = _of_scores(scores, rule) if len(scores) >= ood.MIN_SCORES else {}
     second = _of_distances(images, rule) if len(images) >= ood.MIN_SCORES else {}
     if not first and second:
         digest = ood.data_digest(one.name for one in images)
         first = _NO_SCORES | {"rule": rule, "n": len(images), "data_sha256": digest}
-    return first | (second or _NO_DISTANCES) if first else {}
+    return first | (second or _NO_DISTANCES) if first else {}, max(len(scores), len(images))
 
 
 def _of_scores(scores: Sequence[tuple[str, float]], rule: Rule) -> dict[str, Any]:
@@ -211,14 +215,10 @@ def columns_of(row: Calibration) -> dict[str, Any]:
 
 
 def _stored(db: Session, model: Model, modality: str, rule: Rule) -> dict[str, Any]:
-    chosen = Chosen(modality=modality)
-    scores = _scores(db, model, chosen)
-    images = _usable(calibrations.known(db, model.id, chosen, MOST))
-    if columns := _made(scores, images, rule):
+    columns, count = _made(db, model, Chosen(modality=modality), rule)
+    if columns:
         return columns
-    raise Invalid(
-        f"a calibration needs at least {ood.MIN_SCORES} encoded images; there are {max(len(scores), len(images))}"
-    )
+    raise Invalid(f"a calibration needs at least {ood.MIN_SCORES} encoded images; there are {count}")
 
 
 def _earlier(db: Session, model: Model, modality: str, number: int | None) -> tuple[dict[str, Any], str]:

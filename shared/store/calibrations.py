@@ -109,6 +109,12 @@ _STORED = """
         AND NOT EXISTS (SELECT 1 FROM catch_up b WHERE b.image_id = e.image_id AND b.model_id = e.model_id)
     ORDER BY e.frame
 """
+#: What a `Chosen` selects, with the values of `_choice`.
+_CHOSEN = """
+    i.modality = :modality
+      AND (CAST(:operation AS uuid) IS NULL OR i.operation_id = :operation)
+      AND (CAST(:folder AS bytea) IS NULL OR substring(i.path FROM 1 FOR octet_length(:folder)) = :folder)
+"""
 #: Stopped images are included: the caller decides which of them belong.
 _FIELDS = f"""
     SELECT i.id, i.sop_uid, i.status, i.digest,
@@ -119,11 +125,9 @@ _FIELDS = f"""
 """
 _SCORED = sa.text(
     _FIELDS
-    + """
-    WHERE i.id > :after AND i.modality = :modality
+    + f"""
+    WHERE i.id > :after AND {_CHOSEN}
       AND (i.status = 'encoded' OR (i.status = 'quarantined' AND i.gate = 'features'))
-      AND (CAST(:operation AS uuid) IS NULL OR i.operation_id = :operation)
-      AND (CAST(:folder AS bytea) IS NULL OR substring(i.path FROM 1 FOR octet_length(:folder)) = :folder)
     ORDER BY i.id LIMIT :limit
     """
 )
@@ -131,16 +135,8 @@ _SCORED = sa.text(
 
 def scored(db: Session, model_id: int, chosen: Chosen, after: int, limit: int) -> list[Scored]:
     """The next images by id. `frames` is empty for an image of whose present bytes this model has no encoding."""
-    values = {
-        "model": model_id,
-        "modality": chosen.modality,
-        "operation": chosen.operation_id,
-        "folder": chosen.folder,
-        "embedded": chosen.embedded,
-        "after": after,
-        "limit": limit,
-    }
-    return [Scored._make(row) for row in db.execute(_SCORED, values)]
+    values = {"model": model_id, "embedded": chosen.embedded, "after": after, "limit": limit}
+    return [Scored._make(row) for row in db.execute(_SCORED, _choice(chosen) | values)]
 
 
 _THESE = sa.text(_FIELDS + "WHERE i.id = ANY(CAST(:images AS bigint[])) ORDER BY i.id")
@@ -167,12 +163,7 @@ class Known(NamedTuple):
     embeddings: list[bytes]  #: of each frame, packed
 
 
-_FROM_CHOSEN = """
-    FROM image i JOIN study s ON s.id = i.study_id
-    WHERE i.modality = :modality
-      AND (CAST(:operation AS uuid) IS NULL OR i.operation_id = :operation)
-      AND (CAST(:folder AS bytea) IS NULL OR substring(i.path FROM 1 FOR octet_length(:folder)) = :folder)
-"""
+_FROM_CHOSEN = f" FROM image i JOIN study s ON s.id = i.study_id WHERE {_CHOSEN}"
 _FROM_KNOWN = (
     _FROM_CHOSEN
     + f"""
