@@ -175,12 +175,13 @@ def _of_collection(encoder: "Encoder", name: str, data: Path) -> "tuple[Subjects
     import numpy as np
 
     from shared.datasets.development import load
-    from shared.training.vectors import of_collection
+    from shared.training.protocols import Subjects
+    from shared.training.vectors import encode
 
     found = load(name, data, recipe=encoder.card.recipe)
     ordinal = [title.rpartition(" ")[2] for title in found.classes]
     grades = np.array([int(grade) for grade in ordinal]) if all(grade.isdecimal() for grade in ordinal) else None
-    return of_collection(encoder, found, grades)
+    return Subjects.of(found, grades), encode(encoder, found.images)
 
 
 def _about(encoder: "Encoder") -> dict[str, Any]:

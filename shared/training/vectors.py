@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from shared.datasets.collection import Collection
 from shared.datasets.folder import LabelTable, Row, read_labels
 from shared.encoder.base import Encoder
 from shared.errors import Invalid
@@ -42,12 +41,6 @@ def encode(encoder: Encoder, images: NDArray[np.uint8]) -> Vectors:
     """Return the model's vectors of (n, side, side) grey images, at the side that its recipe requires."""
     scaled = (np.asarray(images[at : at + BATCH], np.float32) / np.float32(255) for at in range(0, len(images), BATCH))
     return _joined(encoder, scaled)
-
-
-def of_collection(
-    encoder: Encoder, data: Collection, grades: NDArray[np.int64] | None = None
-) -> tuple[Subjects, Vectors]:
-    return Subjects.of(data, grades), encode(encoder, data.images)
 
 
 def of_folder(encoder: Encoder, folder: Path, labels: Path, label: Label) -> tuple[Subjects, Vectors]:
