@@ -30,7 +30,6 @@ class Record:
     modality: Modality
     birads: int | None = None  #: 0 to 6
     birads_raw: str = ""  #: as the set writes it: 4a, 3$2 ...
-    scheme: str = "BI-RADS"
     level: Level = "image"
     density: str | None = None  #: A to D
     pathology: str | None = None  #: normal, benign or malignant
@@ -101,7 +100,7 @@ def _extra(record: Record) -> Mapping[str, str]:
     said = {
         "dataset": record.dataset,
         "kind": record.modality,
-        "scheme": record.scheme,
+        "scheme": "BI-RADS",
         "level": record.level,
         "birads_raw": record.birads_raw if record.birads_raw != str(record.birads) else "",
         "split": record.split or "",

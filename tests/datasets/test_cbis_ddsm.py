@@ -55,7 +55,7 @@ def test_the_worst_lesion_is_the_image_and_both_spellings_of_density_are_read(tm
     film = by_name["Mass-Training_P_00001_LEFT_CC"]
     assert (film.birads, film.birads_raw, film.pathology, film.level) == (5, "3$5", "malignant", "lesion-max")
     assert (film.patient_id, film.exam_id, film.laterality, film.view) == ("P_00001", "P_00001", "L", "CC")
-    assert (film.density, film.split, film.modality, film.scheme) == ("C", "train", "SFM", "BI-RADS")
+    assert (film.density, film.split, film.modality) == ("C", "train", "SFM")
     calc = by_name["Calc-Training_P_00007_RIGHT_CC"]
     assert (calc.density, calc.pathology, calc.findings) == ("A", "benign", ("calc pleomorphic spiculated",))
     assert by_name["Mass-Training_P_00001_LEFT_MLO"].birads == 2
