@@ -180,7 +180,7 @@ def sweep(begin: Begin, inspector: Inspector, blobs: Blobs, secret: bytes, *, ma
     return gone
 
 
-def unknown_files(begin: Begin, blobs: Blobs, margin_s: float = MARGIN_S) -> tuple[int, list[Path]]:
+def unknown_files(begin: Begin, blobs: Blobs, margin_s: float) -> tuple[int, list[Path]]:
     """Return the number of files in the store, and those older than `margin_s` that have no row."""
     total, unknown, before = 0, [], time.time() - margin_s
     for paths in batched(blobs.every(), CHUNK):

@@ -153,15 +153,13 @@ def publish(
     return _switch(db, found, accept, patience_s)
 
 
-def rollback(
-    db: Session, generation_id: int, accept: Collection[str] = (), *, patience_s: float = PATIENCE_S
-) -> Generation:
+def rollback(db: Session, generation_id: int, accept: Collection[str] = ()) -> Generation:
     """Publish again the generation that was published before this one; rolling that one back undoes it.
 
     Raises: `Conflict` if this one is not published, none was before it, or that one lacks what searches find today.
     """
     found = generations.get(db, _before(db, generation_id))
-    return _switch(db, found, {*accept, *map(str, found.accepted)}, patience_s, leaving=generation_id)
+    return _switch(db, found, {*accept, *map(str, found.accepted)}, PATIENCE_S, leaving=generation_id)
 
 
 def _before(db: Session, generation_id: int) -> int:

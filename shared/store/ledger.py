@@ -169,16 +169,17 @@ def applied(db: Session, generation_id: int, points: Iterable[uuid.UUID]) -> Non
     db.execute(_APPLIED, {"generation": generation_id, "points": list(points)})
 
 
+MOST_ATTEMPTS = 3
 _FAILED = sa.text(
-    "UPDATE ledger SET state = CASE WHEN attempt + 1 >= :limit THEN 'failed' ELSE 'pending' END, "
+    f"UPDATE ledger SET state = CASE WHEN attempt + 1 >= {MOST_ATTEMPTS} THEN 'failed' ELSE 'pending' END, "
     "attempt = attempt + 1, last_error = :error, "
     "not_before = clock_timestamp() + interval '2 seconds' * power(2, attempt) "
     "WHERE generation_id = :generation AND point_id = :point"
 )
 
 
-def failed(db: Session, generation_id: int, point: uuid.UUID, error: str, max_attempts: int = 3) -> None:
-    db.execute(_FAILED, {"generation": generation_id, "point": point, "error": error, "limit": max_attempts})
+def failed(db: Session, generation_id: int, point: uuid.UUID, error: str) -> None:
+    db.execute(_FAILED, {"generation": generation_id, "point": point, "error": error})
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,7 +51,7 @@ def gradients(images: Tensor) -> Tensor:
         right = functional.pad(images[..., 2:] - images[..., :-2], (1, 1, 0, 0))
         below = functional.pad(images[..., 2:, :] - images[..., :-2, :], (0, 0, 1, 1))
         towards = torch.cos(torch.atan2(below, right) - directions).clamp(min=0) ** 4
-        found.append(_cells(towards * (right.square() + below.square() + 1e-8).sqrt(), 4))
+        found.append(_cells(towards * (right.square() + below.square() + 1e-8).sqrt()))
         images = functional.avg_pool2d(images, 2)
     return torch.cat(found, 1).sqrt()
 
@@ -59,7 +59,7 @@ def gradients(images: Tensor) -> Tensor:
 def brightness(images: Tensor) -> Tensor:
     """(n, 1, side, side) to (n, levels * 16): how much of each cell is about so bright."""
     levels = torch.linspace(0, 1, _LEVELS, device=images.device).view(1, -1, 1, 1)
-    return _cells(torch.exp(-((images - levels) / 0.06).square() / 2), 4).sqrt()
+    return _cells(torch.exp(-((images - levels) / 0.06).square() / 2)).sqrt()
 
 
 def patterns(images: Tensor) -> Tensor:
@@ -79,8 +79,8 @@ def patterns(images: Tensor) -> Tensor:
     return torch.stack(found, 1).sqrt()
 
 
-def _cells(maps: Tensor, grid: int) -> Tensor:
-    return functional.adaptive_avg_pool2d(maps, grid).flatten(1)
+def _cells(maps: Tensor) -> Tensor:
+    return functional.adaptive_avg_pool2d(maps, 4).flatten(1)
 
 
 class Targets(nn.Module):

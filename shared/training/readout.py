@@ -15,7 +15,7 @@ from torch.utils.hooks import RemovableHandle
 from shared.encoder.acir import Acir, content
 from shared.errors import Invalid
 
-POWER = 0.4  #: 0 keeps the components' variances, 0.5 makes them equal
+POWER = 0.4  #: component i is divided by its variance to this: 0 keeps the variances, 0.5 makes them equal
 _FLOOR = 1e-3  #: of an eigenvalue of the correlation matrix
 _STILL = 0.1  #: of the mean deviation: a feature that varies less is not scaled up further
 _PART = 64
@@ -29,14 +29,13 @@ def readouts(acir: Acir) -> list[nn.Linear]:
     return [acir.whole, acir.local, acir.darf.attention.out, *counts]
 
 
-def whiten(acir: Acir, views: Tensor, power: float = POWER) -> None:
+def whiten(acir: Acir, views: Tensor) -> None:
     """Set each readout to the principal components of its inputs for the views, in order of increasing variance.
 
     f_L and f_D are means over cells; a linear layer gives the same before the mean as after it.
 
     Args:
         views: (n, 3, side, side), n larger than any readout's inputs.
-        power: component i is divided by its variance to this power.
 
     Raises:
         Invalid: there are too few views.
@@ -48,7 +47,7 @@ def whiten(acir: Acir, views: Tensor, power: float = POWER) -> None:
         for part in chunks(views):
             acir.features(part)
     for layer, inputs in zip(layers, seen, strict=True):
-        _set(layer, torch.cat(inputs).double(), power)
+        _set(layer, torch.cat(inputs).double())
 
 
 def contents(acir: Acir, views: Tensor) -> tuple[Tensor, Tensor]:
@@ -62,14 +61,14 @@ def chunks(rows: Tensor) -> list[Tensor]:
     return [rows[start : start + _PART] for start in range(0, len(rows), _PART)]
 
 
-def _set(layer: nn.Linear, inputs: Tensor, power: float) -> None:
+def _set(layer: nn.Linear, inputs: Tensor) -> None:
     """DaRF's readout has no bias, so its features keep their mean."""
     middle, scale = inputs.mean(0), inputs.std(0)
     scale = scale.clamp(min=_STILL * float(scale.mean()))
     standard = (inputs - middle) / scale
     values, vectors = torch.linalg.eigh(standard.T @ standard / len(inputs))
     values, vectors = values[-layer.out_features :], vectors[:, -layer.out_features :]
-    solved = (vectors * values.clamp(min=_FLOOR) ** -power).T / scale
+    solved = (vectors * values.clamp(min=_FLOOR) ** -POWER).T / scale
     with torch.no_grad():
         layer.weight.copy_(solved)
         if "bias" in dict(layer.named_parameters()):
