@@ -1,6 +1,7 @@
 """Fixtures for every test: shared data if present, and isolation from the developer's environment."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -38,3 +39,14 @@ def data_dir() -> Path:
     if not DATA.is_dir():
         pytest.skip("../shared/data is not here")
     return DATA
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For networks so small that more threads gain nothing, and wait for each other on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -15,14 +15,7 @@ from shared.metrics.hashing import unique_codes
 from shared.training.hashing import METHODS
 from tests.training.small_set import stripes
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """One thread: heads of a few features gain nothing from more, and lose much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")

@@ -17,6 +17,8 @@ from shared.training.configs import acir, acir_decoder
 from shared.training.experiment import Batch, Optimiser, PrefixedCosine
 from tests.training.small_set import Stripes, stripes
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPE = Shape(widths="xs", bits=16, side=112)
 
 
@@ -26,15 +28,6 @@ def stage1(**changes):
     return replace(
         experiment, data=Stripes(n=32, side=32), method=Hashing(shape=SHAPE), sampler=sampler, epochs=1, **changes
     )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """One thread: batches this small gain nothing from more, and threads wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -23,17 +23,10 @@ from shared.training.hashing import (
     signs,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LABELS = torch.tensor([0, 0, 1, 1, 1, 2])
 WEIGHTS = torch.tensor([1.0, 0.5, 2.0])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """One thread: matrices this small gain nothing from more, and threads wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def logits(bits=8, seed=0):

@@ -13,16 +13,9 @@ from shared.metrics.retrieval import measure
 from shared.training.hashing import fingerprint, objective
 from shared.training.samplers import ClassBalanced
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 BITS, GALLERY = 32, 1000
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """One thread: networks this small gain nothing from more, and wait for each other on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
