@@ -1,6 +1,5 @@
 """A model change under load; and proof that the oracle notices a missing fence."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,8 +7,7 @@ import pytest
 import sqlalchemy as sa
 
 from services.api import present
-from shared.imaging.sandbox import Sandbox
-from shared.pipeline import batch, encode, scan
+from shared.pipeline import batch, encode
 from shared.pipeline.question import Request
 from shared.pipeline.search import by_studies
 from shared.store import images
@@ -30,29 +28,6 @@ def test_nobody_notices_that_the_model_changes_under_fire(tmp_path: Path) -> Non
     assert report.queries > 20
 
 
-@pytest.fixture
-def small(database_url: str, tmp_path: Path) -> Iterator[Platform]:
-    """A platform with two models, real files and the real sandbox."""
-    made = Platform(database_url, tmp_path)
-    made.sandbox = Sandbox()  # type: ignore[assignment]
-    made.add_model()
-    yield made
-    made.sandbox.close()  # type: ignore[attr-defined]
-    made.close()
-
-
-def look(platform: Platform, folder: Path) -> None:
-    scan.scan(
-        platform.begin,
-        platform.sandbox,
-        folder,
-        table=None,
-        rules=platform.rules,
-        operation_id=None,
-        report=lambda _db, _progress: True,
-    )
-
-
 def witnessed(platform: Platform, files: dict[str, Path]) -> list[str]:
     """The witness's findings for a search by each study in the published generation."""
     live = platform.published()
@@ -66,16 +41,17 @@ def witnessed(platform: Platform, files: dict[str, Path]) -> list[str]:
     return found
 
 
-def late_writer(platform: Platform, folder: Path) -> dict[str, Path]:
+def late_writer(platform: Platform) -> dict[str, Path]:
     """A worker decodes a study's images; then the files change, another worker encodes them, and the first goes on."""
+    folder = platform.folder / "archive"
     files = tiny.archive(folder, 4)
-    look(platform, folder)
+    platform.scan()
     late = encode.claim(platform.begin, platform.encoder, replace(platform.effort, batch=8, lease_s=0.0))
     stale = batch.forward(batch.decode(platform.sandbox, late), platform.encoder)
     for study in range(2):
         for image in range(2):
             tiny.write(folder / f"{study:05}-{image}.dcm", study, image, version=1)
-    look(platform, folder)
+    platform.scan()
     while (fresh := encode.claim(platform.begin, platform.encoder, platform.effort)).claimed:  # one at a time
         encode.settle(platform.begin, fresh, batch.forward(batch.decode(platform.sandbox, fresh), platform.encoder))
     encode.settle(platform.begin, late, stale)
@@ -83,24 +59,22 @@ def late_writer(platform: Platform, folder: Path) -> dict[str, Path]:
     return files
 
 
-def test_the_witness_is_content_with_a_fenced_writer(small: Platform, tmp_path: Path) -> None:
-    assert witnessed(small, late_writer(small, tmp_path / "files")) == []
+def test_the_witness_is_content_with_a_fenced_writer(small: Platform) -> None:
+    assert witnessed(small, late_writer(small)) == []
 
 
-def test_without_the_fence_the_witness_sees_the_stale_vectors(
-    small: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_fence_the_witness_sees_the_stale_vectors(small: Platform, monkeypatch: pytest.MonkeyPatch) -> None:
     statement = str(images._SETTLE)
     fence = "AND image.attempt = u.attempt AND image.status = 'encoding'"
     assert fence in statement
     monkeypatch.setattr(images, "_SETTLE", sa.text(statement.replace(fence, "")))
-    assert witnessed(small, late_writer(small, tmp_path / "files")) != []
+    assert witnessed(small, late_writer(small)) != []
 
 
-def test_the_witness_sees_vectors_of_another_model(small: Platform, tmp_path: Path) -> None:
+def test_the_witness_sees_vectors_of_another_model(small: Platform) -> None:
     """As if a generation had been filled with another model's vectors."""
-    files = tiny.archive(tmp_path / "files", 4)
-    look(small, tmp_path / "files")
+    files = tiny.archive(small.folder / "archive", 4)
+    small.scan()
     small.encode()
     small.project()
     assert witnessed(small, files) == []

@@ -8,9 +8,8 @@ import pytest
 import sqlalchemy as sa
 
 from shared import process
-from shared.imaging.sandbox import Sandbox
-from shared.pipeline import batch, encode, project, scan
-from shared.store import generations, images
+from shared.pipeline import batch, encode
+from shared.store import images
 from tests import tiny
 from tests.e2e import killing
 from tests.miniature import Platform
@@ -53,43 +52,21 @@ def test_the_oracle_sees_what_dead_workers_held_until_its_lease_ends(
         archive.close()
 
 
-@pytest.fixture
-def small(database_url: str, tmp_path: Path) -> Platform:
-    """A platform with real files and the real sandbox."""
-    made = Platform(database_url, tmp_path)
-    made.sandbox = Sandbox()  # type: ignore[assignment]
-    made.add_model()
-    yield made
-    made.sandbox.close()  # type: ignore[attr-defined]
-    made.close()
-
-
-def stale_writer(platform: Platform, folder: Path, *, taken_over: bool) -> list[str]:
+def stale_writer(platform: Platform, *, taken_over: bool) -> list[str]:
     """A worker stops with a claim and goes on too late.
 
     Meanwhile the files have changed, and either wait to be encoded again or are leased to another worker.
     """
+    folder = platform.folder / "archive"
     sent = tiny.archive(folder, 4)
-
-    def look() -> None:
-        scan.scan(
-            platform.begin,
-            platform.sandbox,
-            folder,
-            table=None,
-            rules=platform.rules,
-            operation_id=None,
-            report=lambda _db, _progress: True,
-        )
-
     effort = replace(platform.effort, batch=8)
-    look()
+    platform.scan()
     stale = encode.claim(platform.begin, platform.encoder, replace(effort, lease_s=0.0))
     late = batch.forward(batch.decode(platform.sandbox, stale), platform.encoder)
     for study in range(4):
         for image in range(2):
             tiny.write(folder / f"{study:05}-{image}.dcm", study, image, version=1)
-    look()
+    platform.scan()
     if taken_over:
         fresh = encode.claim(platform.begin, platform.encoder, effort)
         encode.settle(platform.begin, stale, late)
@@ -97,10 +74,8 @@ def stale_writer(platform: Platform, folder: Path, *, taken_over: bool) -> list[
     else:
         encode.settle(platform.begin, stale, late)
         platform.encode()
-    project.drain(platform.begin, platform.index)
-    with platform.store.reading() as connection:
-        live = generations.published(connection)
-    assert live is not None
+    platform.project()
+    live = platform.published()
     return Oracle(
         store=platform.store,
         index=platform.index(live.collection),
@@ -111,8 +86,8 @@ def stale_writer(platform: Platform, folder: Path, *, taken_over: bool) -> list[
 
 
 @pytest.mark.parametrize("taken_over", [False, True])
-def test_a_stale_writer_is_fenced_out(small: Platform, tmp_path: Path, taken_over: bool) -> None:
-    assert stale_writer(small, tmp_path / "files", taken_over=taken_over) == []
+def test_a_stale_writer_is_fenced_out(small: Platform, taken_over: bool) -> None:
+    assert stale_writer(small, taken_over=taken_over) == []
 
 
 @pytest.mark.parametrize(
@@ -120,16 +95,14 @@ def test_a_stale_writer_is_fenced_out(small: Platform, tmp_path: Path, taken_ove
     [(" AND image.attempt = u.attempt", True), (" AND image.status = 'encoding'", False)],
 )
 def test_without_either_half_of_the_fence_the_oracle_sees_the_stale_vector(
-    small: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, guard: str, taken_over: bool
+    small: Platform, monkeypatch: pytest.MonkeyPatch, guard: str, taken_over: bool
 ) -> None:
     statement = str(images._SETTLE)
     assert guard in statement
     monkeypatch.setattr(images, "_SETTLE", sa.text(statement.replace(guard, "")))
     with small.begin() as db:
         db.execute(sa.text("DROP TRIGGER moves ON image"))  # it would refuse the move that the oracle must find
-    assert any(
-        "another vector" in finding for finding in stale_writer(small, tmp_path / "files", taken_over=taken_over)
-    )
+    assert any("another vector" in finding for finding in stale_writer(small, taken_over=taken_over))
 
 
 def test_a_plan_gives_each_role_its_share() -> None:
