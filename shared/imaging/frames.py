@@ -23,8 +23,6 @@ from shared.imaging.scan import UNDEFINED
 from shared.imaging.tone import Tone, apply_tone, tone_of
 from shared.types import Frame
 
-__all__ = ["Canonical", "canonical_frames", "luma"]
-
 Loader = Callable[[int, int], Plane]  #: (1-based frame number, permitted reduction)
 
 
