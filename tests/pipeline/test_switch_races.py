@@ -1,7 +1,6 @@
 """Two people publish, roll back or retire at once; and an image without any row in a build counts as missing."""
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -52,21 +51,11 @@ def meanwhile(platform: Platform, act: Callable[[Platform, int], None], number: 
             raised.append(error)
 
     other = threading.Thread(target=run)
-    yield _waiting(other, raised, platform)
+    other.start()
+    platform.wait_until_blocked(1)
+    yield raised
     other.join(20)
     assert not other.is_alive()
-
-
-def _waiting(other: threading.Thread, raised: list[BaseException], platform: Platform) -> list[BaseException]:
-    blocked = sa.text("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted")
-    other.start()
-    until = time.monotonic() + 20
-    while time.monotonic() < until:
-        with platform.store.reading() as connection:
-            if connection.execute(blocked).scalar_one():
-                return raised
-        time.sleep(0.01)
-    raise AssertionError("nobody waits for the lock")
 
 
 def test_what_is_retired_while_it_waits_to_be_published_is_not_published(filled: Platform) -> None:
