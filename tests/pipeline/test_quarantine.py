@@ -2,7 +2,6 @@
 
 import os
 import threading
-import time
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +25,6 @@ __all__ = ["bright", "calibrated"]  # fixtures
 STRANGE = 24
 BLANK = replace(STATS, spread=0.0, distinct=1, content=0.0)
 HOLD = Admission((Rule("house", {"modality": ("MG",)}, Action.QUARANTINE),))
-WAITS = "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
 
 
 @pytest.fixture
@@ -310,9 +308,7 @@ def test_two_reviewers_at_once_make_one_decision(stopped: Bright, first: str) ->
     with stopped.begin() as db:
         getattr(quarantine, first)(db, image, ANNA)
         beside.start()
-        until = time.monotonic() + 20
-        while not stopped.column(WAITS) and time.monotonic() < until:
-            time.sleep(0.01)
+        stopped.wait_until_blocked(1)
         assert answers == []
     beside.join()
     assert answers == ["conflict"]
