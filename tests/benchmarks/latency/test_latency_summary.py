@@ -186,6 +186,7 @@ def test_figures_of_other_vectors_under_the_same_name_are_not_compared(tmp_path)
 @pytest.mark.parametrize(
     ("name", "content"),
     [("raw.jsonl", b""), ("raw.jsonl", b'{"what":"envi'), ("raw.jsonl.gz", gzip.compress(b'{"what":"note"}\n')[:-9])],
+    ids=["empty", "cut", "cut-gz"],  # a compressed file holds the time, and the parallel processes must agree
 )
 def test_results_that_were_cut_before_their_first_line_are_refused_in_words(tmp_path, name, content) -> None:
     (tmp_path / name).write_bytes(content)
