@@ -78,6 +78,11 @@ def test_a_folder_that_docker_made_for_want_of_a_file_of_peers_is_told(tmp_path)
         peers.read(tmp_path)
 
 
+def test_a_file_of_peers_that_may_not_be_looked_at_is_told(tmp_path):
+    with pytest.raises(Invalid, match="cannot be read"):
+        peers.read(tmp_path / ("x" * 300))  # as in a folder that may not be entered: tests may run as root
+
+
 def test_peers_are_found_by_address_and_title(tmp_path):
     found = peers.read(peer_file(tmp_path, CT1=["10.1.2.3", "fd00::/64"], **{"*": ["10.9.0.0/16"]}))
     assert found.admits("CT1", "10.1.2.3")
