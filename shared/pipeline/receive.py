@@ -320,4 +320,4 @@ def _act(
         enqueue(db, Job.PROJECT)
     by_table = handling.outcome is FileOutcome.TAKEN and handling.act != "insert" and incoming.placeholder_patient_keys
     if (handling.act == "replace" or by_table) and incoming.header.study_date is not None:
-        studies.redate(db, known.study_uid, incoming.header.study_date)
+        studies.redate(db, known.study_uid, incoming.header.study_date, of_pictures=bool(by_table))

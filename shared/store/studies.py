@@ -152,8 +152,9 @@ _HIDE = f"{_TOLD}, applied_at = NULL {_OF_CHANGED}"
 
 _REDATE = sa.text(
     f"""
-    WITH dated AS (UPDATE study SET study_date = :date WHERE uid = :uid
-        AND study_date IS DISTINCT FROM CAST(:date AS date) RETURNING id),
+    WITH dated AS (UPDATE study s SET study_date = :date WHERE uid = :uid
+        AND study_date IS DISTINCT FROM CAST(:date AS date)
+        AND NOT (:of_pictures AND EXISTS (SELECT FROM image WHERE study_id = s.id AND sop_class <> '')) RETURNING id),
     changed AS (UPDATE image SET revision = revision + 1 WHERE study_id = (SELECT id FROM dated) AND status <> 'deleted'
         RETURNING id, {ENCODED_REVISION} AS revision)
     {_TELL}
@@ -161,9 +162,13 @@ _REDATE = sa.text(
 )
 
 
-def redate(db: Session, study_uid: str, study_date: date) -> None:
-    """Set the study's date; if that changes it, every generation is to update each image of the study."""
-    if db.execute(_REDATE, {"uid": study_uid, "date": study_date}).rowcount:  # type: ignore[attr-defined]
+def redate(db: Session, study_uid: str, study_date: date, *, of_pictures: bool = False) -> None:
+    """Set the study's date; if that changes it, every generation is to update each image of the study.
+
+    With `of_pictures`, a study that holds DICOM images keeps the date of their headers.
+    """
+    values = {"uid": study_uid, "date": study_date, "of_pictures": of_pictures}
+    if db.execute(_REDATE, values).rowcount:  # type: ignore[attr-defined]
         enqueue(db, Job.PROJECT)
 
 

@@ -249,6 +249,17 @@ def test_a_table_that_corrects_the_date_of_a_picture_corrects_that_of_its_study(
     assert platform.index(collection).get([point])[0].payload["study_date"] == 20230506
 
 
+def test_a_table_of_pictures_does_not_date_a_dicom_study(platform: Platform) -> None:
+    platform.put("a.dcm", header(0, patient_id="P1", study_instance_uid="1.2.7", study_date=date(2020, 1, 1)))
+    platform.scan()
+    put_picture(platform, 1)
+    row = Row(study="1.2.7", study_date=date(2024, 5, 6), labels=Labels(birads=1))
+    for birads in (1, 2):
+        platform.scan(Pictures(replace(row, labels=Labels(birads=birads))))
+        assert rows(platform, "SELECT birads FROM image ORDER BY sop_uid") == [(None,), (birads,)]
+        assert rows(platform, "SELECT study_date FROM study") == [(date(2020, 1, 1),)]
+
+
 def test_a_picture_scanned_again_without_its_table_stays_as_it_was(platform: Platform) -> None:
     picture = header(0, patient_id="", study_instance_uid="2.25.1", view=None, laterality=None, modality="OT")
     path = os.fsencode(platform.put("a.png", picture))
