@@ -2,9 +2,12 @@
 
 import io
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from shared.errors import Rejected
@@ -17,15 +20,17 @@ from shared.imaging.recipe import Recipe
 from shared.imaging.tone import Tone, apply_tone
 from shared.types import Header
 
-#: What turns a picture upright, by the orientation in its Exif part. Source: TIFF 6.0, tag 274.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+#: What turns a picture's pixels upright, by the orientation in its Exif part. Source: TIFF 6.0, tag 274. All are views:
+#: a copy would count towards the child's memory.
+_TURNS: dict[int, Callable[[NDArray[Any]], NDArray[Any]]] = {
+    1: lambda pixels: pixels,
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
 }
 _MAGIC = {b"\x89PNG\r\n\x1a\n": "png", b"\xff\xd8\xff": "jpeg"}
 
@@ -40,7 +45,7 @@ class Picture:
     image: Image.Image
     kind: str
     header: Header  #: of the upright picture
-    turn: Image.Transpose | None
+    turn: Callable[[NDArray[Any]], NDArray[Any]]
 
 
 def open_picture(buffer: memoryview, kind: str, digest: bytes, limits: Limits) -> Picture:
@@ -70,7 +75,7 @@ def open_picture(buffer: memoryview, kind: str, digest: bytes, limits: Limits) -
         image,
         kind,
         plain_header(digest, kind=kind, rows=rows, columns=columns, bits=bits, photometric=photometric),
-        _TURNS.get(orientation),
+        _TURNS[orientation],
     )
 
 
@@ -102,11 +107,9 @@ def canonical_picture(picture: Picture, recipe: Recipe) -> Canonical:
             image.draft("L", (full[0] // factor, full[1] // factor))
         image.load()
         reduced = max(1, round(full[0] / image.size[0]))
-        if picture.turn is not None:
-            image = image.transpose(picture.turn)
         if image.mode in ("1", "P", "LA", "PA", "CMYK", "YCbCr", "La"):
             image = image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
-        values = np.asarray(image)
+        values = picture.turn(np.asarray(image))
     except (Rejected, MemoryError):
         raise
     except Exception:  # Pillow's plugins raise OSError, SyntaxError, ValueError, struct and zlib errors

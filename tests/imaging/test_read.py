@@ -240,6 +240,15 @@ def test_a_picture_with_an_exif_orientation_is_turned_upright(sandbox, tmp_path,
         assert np.corrcoef(got.thumbnail.ravel(), upright.thumbnail.ravel())[0, 1] > 0.998
 
 
+def test_a_large_picture_that_is_turned_needs_no_more_memory_than_an_upright_one(sandbox):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for options in ({}, {"exif": exif}):
+        out = io.BytesIO()
+        Image.new("RGB", (4400, 3400), (90, 80, 70)).save(out, "PNG", compress_level=1, **options)
+        assert sandbox.decode(out.getvalue(), Recipe()).header.rows == (4400 if options else 3400)
+
+
 def test_a_damaged_exif_part_leaves_a_picture_as_it_is(sandbox):
     plain = sandbox.decode(picture(kind="JPEG"), Recipe())
     data = turned(1, kind="JPEG")
