@@ -30,7 +30,7 @@ def guard(job: Job, function: Task) -> Task:
             except Unavailable as error:
                 log.warning("task_waits", reason=str(error))
             except SimilisError as error:
-                log.exception("task_failed", error=str(error))  # our own words, which quote no file
+                log.exception("task_failed", error=str(error))  # ours or the engine's words: none of a file
             except Exception:
                 log.exception("task_failed")
 
