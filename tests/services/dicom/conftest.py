@@ -145,7 +145,11 @@ class Running:
         ae = AE(ae_title=calling)
         ae.acse_timeout = ae.dimse_timeout = ae.network_timeout = HANGS_S
         ae.add_requested_context(context, [ExplicitVRLittleEndian])
-        return ae.associate("127.0.0.1", self.port, ae_title=called, **more)
+        association = ae.associate("127.0.0.1", self.port, ae_title=called, **more)
+        if association.is_aborted and association.acceptor.primitive is None:
+            # on a busy machine: pynetdicom reads no answer that came, with the end of the connection, before it looked
+            association = ae.associate("127.0.0.1", self.port, ae_title=called, **more)
+        return association
 
     def send(self, *images: Dataset, **more: object) -> list[int]:
         """Send the images; return the statuses of the responses."""
