@@ -1,8 +1,8 @@
 """A 3 x 3 convolution with half the multiplications: Winograd's minimal filtering F(4, 3), along the columns.
 
 Source: Lavin & Gray, "Fast Algorithms for Convolutional Neural Networks" (arXiv 1509.09308), with its matrices for
-F(4, 3), here along one axis: four output rows are made of six products, not twelve. On both axes, a runtime would lose
-in transforms what it gains in products. Everything is said in convolutions, which runtimes are fast at.
+F(4, 3), here along one axis: four output rows are made of six products, not twelve. On both axes, the transforms would
+cost what the products save (by calculation). Everything is said in convolutions, which runtimes are fast at.
 """
 
 from collections.abc import Iterable
