@@ -1,153 +1,137 @@
-"""Forward passes: ONNX Runtime against eager torch with the same weights and frames, interleaved.
+"""Forward passes: ONNX Runtime against eager torch with the same weights and frames, in turn.
 
 `python -m benchmarks.ingest.encoding` builds each model (untrained: speed does not depend on the values), measures it,
-and writes `benchmarks/results/encoding.md` and `.json`. Rounds in which other processes used the machine are
-discarded: torch's threads wait for one another, so a busy machine makes torch five times slower and inflates the ratio.
+and writes `benchmarks/results/encoding.md` and `.json`. Each round runs each runtime in a fresh process, so that
+neither inherits the other's threads and caches, or keeps a lucky layout of memory for all rounds.
 """
 
 import argparse
-import json
 import os
-import shlex
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict
+from multiprocessing import get_context
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import report
+from benchmarks.report import Json, Spread
 from shared.encoder.base import Encoder
 from shared.encoder.build import build
+from shared.encoder.cards import read
 from shared.encoder.export import agreement
 from shared.encoder.network import body
-from shared.encoder.runtime import load
+from shared.encoder.runtime import Runtime, load
 from shared.encoder.samples import samples
 from shared.encoder.simplify import simplify
-from shared.types import Pixels
+from shared.types import Embeddings, Pixels
 
 ARCHITECTURES = ("densenet121", "resnet50", "efficientnet_b0", "vgg16")
 QUIET = 0.1  #: share of a core that other processes may use in a round that counts
 PATIENCE = 2  #: rounds tried per round wanted
 TARGET = 2.0  #: ONNX Runtime over eager torch, DenseNet121
+MEASURE_S = 0.6  #: measured per figure, well above the 10 ms resolution of the kernel's counters
 
 NOTES = (
-    "Milliseconds per image through `Encoder.encode` (checks and normalisation included), 224 x 224, fp32: median and",
-    "quartiles. One thread: processor time, which other work hardly lengthens. More threads: the clock, in rounds",
-    "that others left alone; where too few were, all count and the row says busy, and no verdict is drawn from it.",
+    "Milliseconds per image through `Encoder.encode` (checks and normalisation included), 224 x 224, fp32: median,",
+    "lowest and highest of the rounds, each in fresh processes. One thread: processor time, which other work hardly",
+    "lengthens. More threads: the clock, in rounds that others left alone, because torch's threads wait for one",
+    "another; where too few were, all count and the row says busy, and no verdict is drawn from it. On a virtual",
+    "machine whose processors exchange data slowly for minutes, two threads take then as long as one.",
     "The ratio is taken round by round. Roof: the graph's arithmetic per second as a share of a large matrix product's",
     "on the same threads (best of ten): near 100 %, no runtime does the same arithmetic faster here, and the ratio",
     "only tells how far eager torch is from there. Cosine, difference: the worst of the batch.",
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Spread:
-    """Quartiles."""
+class Measured(NamedTuple):
+    """One runtime in one round, for one batch size."""
 
-    low: float
-    median: float
-    high: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
-    architecture: str
-    threads: int
-    batch: int
-    rounds: int
-    quiet: bool  #: False: too few rounds were quiet, so all of them count
-    onnx_ms: Spread  #: per image
-    torch_ms: Spread
-    ratio: Spread  #: torch over onnx, round by round
-    roof: float  #: the graph's arithmetic per second, as a share of a matrix product's on as many threads
-    max_abs_diff: float
-    min_cosine: float
+    ms: float  #: per image
+    others: float  #: share of a core that other processes used meanwhile
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
+    about = report.facts("ingest.encoding", {"weights": 0, "frames": 1})
+    about["versions"] |= {"torch": torch.__version__}
     rows, seconds = [], {}
     with tempfile.TemporaryDirectory(dir=options.scratch) as models:
         for architecture in options.architectures:
-            start = time.perf_counter()
-            build(Path(models) / architecture, architecture, architecture, "random:0")
+            start, folder = time.perf_counter(), Path(models) / architecture
+            build(folder, architecture, architecture, "random:0")
             seconds[architecture] = round(time.perf_counter() - start, 1)
             for threads in options.threads:
-                rows += measure(Path(models) / architecture, architecture, threads, options.batches, options.rounds)
-                print(_line(rows[-1]), flush=True)
-    facts = {
-        "command": shlex.join(
-            ["python", "-m", "benchmarks.ingest.encoding", *(sys.argv[1:] if arguments is None else arguments)]
-        ),
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": report.machine(),
-        "versions": {name: version(name) for name in ("torch", "torchvision", "onnxruntime", "numpy")},
-        "load_average": [round(load, 1) for load in os.getloadavg()],
-        "build_s": seconds,
-    }
-    options.out.mkdir(parents=True, exist_ok=True)
-    data = {**facts, "rows": [asdict(row) for row in rows]}
-    (options.out / "encoding.json").write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")
-    (options.out / "encoding.md").write_text(_markdown(facts, rows), encoding="utf-8")
-    print(f"written: {options.out / 'encoding.md'}")
+                rows += measure(folder, architecture, threads, options.batches, options.rounds)
+    report.write("encoding", about, {"rows": rows, "build_s": seconds}, _text(rows, seconds), options.out)
 
 
-def measure(folder: Path, architecture: str, threads: int, batches: Sequence[int], rounds: int) -> list[Row]:
-    """One row per batch size. Odd rounds run torch first, so that neither always inherits a warm cache."""
-    encoders = {"onnx": load(folder, "onnx", threads), "torch": load(folder, "torch", threads)}
+def measure(folder: Path, architecture: str, threads: int, batches: Sequence[int], rounds: int) -> list[Json]:
+    """One row per batch size."""
     gflop, peak = _gflop(architecture), _gflop_per_s(threads)
+    runs, quiet = _rounds(folder, threads, batches, rounds)
     rows = []
-    for batch in batches:
-        pixels = samples(batch, encoders["onnx"].card.recipe.size, 1)
-        vectors = {name: encoder.encode(pixels).embeddings for name, encoder in encoders.items()}  # also warms up
-        diff, cosine = agreement(vectors["torch"], vectors["onnx"])
-        ms, quiet = _rounds(encoders, pixels, threads, rounds)
+    for number, batch in enumerate(batches):
+        onnx, eager = ([run[runtime][number].ms for run in runs] for runtime in ("onnx", "torch"))
+        vectors = [_vectors(folder, runtime, threads, batch) for runtime in ("torch", "onnx")]
+        difference, cosine = agreement(*vectors)
         rows.append(
-            Row(
-                architecture=architecture,
-                threads=threads,
-                batch=batch,
-                rounds=len(ms["onnx"]),
-                quiet=quiet,
-                onnx_ms=_spread(ms["onnx"]),
-                torch_ms=_spread(ms["torch"]),
-                roof=round(gflop / (statistics.median(ms["onnx"]) * 1e-3) / peak, 2),
-                ratio=_spread([slow / fast for slow, fast in zip(ms["torch"], ms["onnx"], strict=True)]),
-                max_abs_diff=diff,
-                min_cosine=min(cosine, 1.0),
-            )
+            {"architecture": architecture, "threads": threads, "batch": batch, "rounds": len(runs), "quiet": quiet}
+            | {"onnx_ms": asdict(Spread.of(onnx, 1)), "torch_ms": asdict(Spread.of(eager, 1))}
+            | {"ratio": asdict(Spread.of((slow / fast for slow, fast in zip(eager, onnx, strict=True)), 2))}
+            | {"roof": round(gflop / (statistics.median(onnx) * 1e-3) / peak, 2)}
+            | {"max_abs_diff": difference, "min_cosine": min(cosine, 1.0)}
         )
     return rows
 
 
 def _rounds(
-    encoders: Mapping[str, Encoder], pixels: Pixels, threads: int, wanted: int
-) -> tuple[dict[str, list[float]], bool]:
-    """(ms per image of the quiet rounds, True); of all rounds and False if too few were quiet.
-
-    With one thread, process time is measured, which does not advance while others run: all rounds count.
-    """
-    every: list[dict[str, float]] = []
-    calm: list[dict[str, float]] = []
-    clock = time.process_time if threads == 1 else time.perf_counter
+    folder: Path, threads: int, batches: Sequence[int], wanted: int
+) -> tuple[list[dict[Runtime, list[Measured]]], bool]:
+    """(The quiet rounds, True); all rounds and False if too few were quiet. Processor time counts in any round."""
+    every: list[dict[Runtime, list[Measured]]] = []
+    calm: list[dict[Runtime, list[Measured]]] = []
     while len(calm) < wanted and len(every) < PATIENCE * wanted:
-        times: dict[str, float] = {}
-        before = _busy_s()
-        for name in ("torch", "onnx") if len(every) % 2 else ("onnx", "torch"):
-            times[name] = _ms_per_image(encoders[name], pixels, clock)
+        order: tuple[Runtime, ...] = ("torch", "onnx") if len(every) % 2 else ("onnx", "torch")
+        every.append({runtime: _alone(folder, runtime, threads, batches) for runtime in order})
+        if threads == 1 or all(one.others < QUIET for found in every[-1].values() for one in found):
+            calm.append(every[-1])
+    return (calm, True) if len(calm) == wanted else (every, False)
+
+
+def _alone(folder: Path, runtime: Runtime, threads: int, batches: Sequence[int]) -> list[Measured]:
+    """Measure the runtime in a process of its own, one figure per batch size."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as process:
+        return process.submit(_measured, folder, runtime, threads, batches).result()
+
+
+def _measured(folder: Path, runtime: Runtime, threads: int, batches: Sequence[int]) -> list[Measured]:
+    encoder = load(folder, runtime, threads)
+    found = []
+    for batch in batches:
+        pixels, before = samples(batch, encoder.card.recipe.size, 1), _busy_s()
+        ms = ms_per_image(encoder, pixels, threads)
         busy, own, wall = (after - then for after, then in zip(_busy_s(), before, strict=True))
-        every.append(times)
-        if threads == 1 or busy - own < QUIET * wall:
-            calm.append(times)
-    kept = calm if len(calm) == wanted else every
-    return {name: [times[name] for times in kept] for name in ("onnx", "torch")}, kept is calm
+        found.append(Measured(ms, (busy - own) / wall))
+    return found
+
+
+def ms_per_image(encoder: Encoder, pixels: Pixels, threads: int) -> float:
+    """Processor time with one thread, which other work hardly lengthens; wall-clock time with more."""
+    clock: Callable[[], float] = time.process_time if threads == 1 else time.perf_counter
+    encoder.encode(pixels)  # warms up
+    time.sleep(0.02)  # idle threads of another runtime spin for some milliseconds
+    start, images = clock(), 0
+    while (taken := clock() - start) < MEASURE_S:
+        encoder.encode(pixels)
+        images += len(pixels)
+    return taken * 1e3 / images
 
 
 def _busy_s() -> tuple[float, float, float]:
@@ -157,13 +141,8 @@ def _busy_s() -> tuple[float, float, float]:
     return (sum(jiffies[:8]) - idle) / os.sysconf("SC_CLK_TCK"), time.process_time(), time.perf_counter()
 
 
-def _ms_per_image(encoder: Encoder, pixels: Pixels, clock: Callable[[], float]) -> float:
-    time.sleep(0.02)  # idle threads of the other runtime spin for some milliseconds
-    start, images = clock(), 0
-    while (taken := clock() - start) < 0.3:  # well above the 10 ms resolution of the kernel's counters
-        encoder.encode(pixels)
-        images += len(pixels)
-    return taken * 1e3 / images
+def _vectors(folder: Path, runtime: Runtime, threads: int, batch: int) -> Embeddings:
+    return load(folder, runtime, threads).encode(samples(batch, read(folder).recipe.size, 1)).embeddings
 
 
 def _gflop(architecture: str) -> float:
@@ -186,62 +165,38 @@ def _gflop_per_s(threads: int) -> float:
     return best
 
 
-def _spread(values: Sequence[float]) -> Spread:
-    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
-    return Spread(low=round(low, 2), median=round(median, 2), high=round(high, 2))
-
-
-def _line(row: Row) -> str:
-    def cell(spread: Spread) -> str:
-        return f"{spread.median:.1f} ({spread.low:.1f} to {spread.high:.1f})"
-
-    rounds = f"{row.rounds}{'' if row.quiet else ' (busy)'}"
-    return (
-        f"| {row.architecture} | {row.threads} | {row.batch} | {rounds} | {cell(row.onnx_ms)} | {cell(row.torch_ms)} "
-        f"| **{row.ratio.median:.2f}** ({row.ratio.low:.2f} to {row.ratio.high:.2f}) "
-        f"| {row.roof:.0%} | {row.min_cosine:.7f} | {row.max_abs_diff:.1e} |"
+def _verdict(row: Json) -> str:
+    threads = "1 thread" if row["threads"] == 1 else f"{row['threads']} threads"
+    reached = "reached" if row["ratio"]["median"] >= TARGET else "not reached"
+    return f"{threads}, batch {row['batch']}: {row['ratio']['median']:.2f} " + (
+        f"({reached})" if row["quiet"] else "(busy machine, no verdict)"
     )
 
 
-def _verdict(row: Row) -> str:
-    if not row.quiet:
-        return "busy machine, no verdict"
-    return "reached" if row.ratio.median >= TARGET else "not reached"
-
-
-def _markdown(facts: Mapping[str, object], rows: Sequence[Row]) -> str:
-    judged = [row for row in rows if row.architecture == "densenet121"]
-    verdict = (
-        "; ".join(
-            f"{row.threads} thread{'s' if row.threads > 1 else ''}, batch {row.batch}: {row.ratio.median:.2f} "
-            f"({_verdict(row)})"
-            for row in judged
-        )
-        or "not measured"
-    )
-    built = ", ".join(f"{name} {seconds} s" for name, seconds in dict(facts["build_s"]).items())  # type: ignore[call-overload]
-    versions = ", ".join(f"{name} {number}" for name, number in dict(facts["versions"]).items())  # type: ignore[call-overload]
-    return "\n".join(
+def _text(rows: Sequence[Json], build_s: dict[str, float]) -> list[str]:
+    head = ["model", "threads", "batch", "rounds", "ONNX, ms", "torch, ms", "torch / ONNX", "roof"]
+    lines = [
         [
-            "# Encoding on CPU: ONNX Runtime and eager torch",
-            "",
-            f"Target: ONNX Runtime at least {TARGET:.0f} times eager torch for DenseNet121. {verdict}.",
-            "",
-            *NOTES,
-            "",
-            "| model | threads | batch | rounds | ONNX, ms | torch, ms | torch / ONNX | roof | cosine | difference |",
-            "|---|---|---|---|---|---|---|---|---|---|",
-            *map(_line, rows),
-            "",
-            f"Making a card (weights, graph, parity check), once: {built}.",
-            "",
-            f"- Machine: {facts['machine']}; load average at the end {facts['load_average']}",
-            f"- Versions: {versions}",
-            f"- Date: {facts['date']}",
-            f"- Command: `{facts['command']}`",
-            "",
+            row["architecture"], row["threads"], row["batch"], f"{row['rounds']}{'' if row['quiet'] else ' (busy)'}",
+            Spread(**row["onnx_ms"]), Spread(**row["torch_ms"]), Spread(**row["ratio"]), f"{row['roof']:.0%}",
+            f"{row['min_cosine']:.7f}", f"{row['max_abs_diff']:.1e}",
         ]
-    )
+        for row in rows
+    ]  # fmt: skip
+    verdict = "; ".join(_verdict(row) for row in rows if row["architecture"] == "densenet121") or "not measured"
+    return [
+        "# Encoding on CPU: ONNX Runtime and eager torch",
+        "",
+        f"Target: ONNX Runtime at least {TARGET:.0f} times eager torch for DenseNet121. {verdict}.",
+        "",
+        *NOTES,
+        "",
+        *report.table([*head, "cosine", "difference"], lines),
+        "",
+        "Making a card (weights, graph, parity check), once: "
+        + ", ".join(f"{name} {seconds} s" for name, seconds in build_s.items())
+        + ".",
+    ]
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -8,8 +8,7 @@ OpenVINO is measured if it is installed; it is no dependency of Similis.
 import argparse
 import importlib.util
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks import report
+from benchmarks.ingest.encoding import ms_per_image
 from benchmarks.report import Json, Spread
 from shared.encoder.build import build
 from shared.encoder.cards import GRAPH, WEIGHTS, Card, read
@@ -31,7 +31,6 @@ from shared.types import Pixels
 
 SHIPPED = Path(__file__).parents[2] / "models" / "similis-base"
 BASE = "torch, eager"  #: the reference for speed and agreement
-MEASURE_S = 0.3  #: measured per figure, well above the 10 ms resolution of the kernel's counters
 FRAMES = 8  #: frames whose embeddings are compared
 
 
@@ -66,7 +65,7 @@ def measure(folder: Path, name: str, options: argparse.Namespace) -> list[Json]:
         ms: dict[str, list[float]] = {runtime: [] for runtime in encoders}
         for number in range(options.rounds):
             for runtime in list(encoders)[:: 1 if number % 2 else -1]:
-                ms[runtime].append(_ms_per_image(encoders[runtime], frames[:batch], options.threads))
+                ms[runtime].append(ms_per_image(encoders[runtime], frames[:batch], options.threads))
         for runtime, encoder in encoders.items():
             difference, cosine = agreement(wanted, encoder.encode(frames).embeddings)
             ratio = Spread.of((slow / fast for slow, fast in zip(ms[BASE], ms[runtime], strict=True)), 2)
@@ -119,18 +118,6 @@ def _by_openvino(graph: Path, threads: int, *, float32: bool = False) -> Forward
         return {name: answers[number] for number, name in enumerate(names)}
 
     return forward
-
-
-def _ms_per_image(encoder: Loaded, pixels: Pixels, threads: int) -> float:
-    """Processor time with one thread, which other work hardly lengthens; wall-clock time with more."""
-    clock: Callable[[], float] = time.process_time if threads == 1 else time.perf_counter
-    encoder.encode(pixels)
-    time.sleep(0.02)  # idle threads of the previous runtime spin for some milliseconds
-    started, images = clock(), 0
-    while (taken := clock() - started) < MEASURE_S:
-        encoder.encode(pixels)
-        images += len(pixels)
-    return taken * 1000 / images
 
 
 def _text(rows: Sequence[Json], options: argparse.Namespace) -> list[str]:
