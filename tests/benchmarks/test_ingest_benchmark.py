@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.ingest import runtimes
+from benchmarks.ingest import encoding, runtimes
 
 
 @pytest.mark.parametrize("model", ["squeezenet1_0", str(runtimes.SHIPPED)], ids=["squeezenet", "similis-base"])
 def test_every_runtime_is_measured_and_compared(tmp_path: Path, model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtimes, "MEASURE_S", 0.02)
+    monkeypatch.setattr(encoding, "MEASURE_S", 0.02)
     runtimes.main([model, "--rounds", "2", "--batches", "1", "--out", str(tmp_path)])
     data = json.loads((tmp_path / "runtimes.json").read_text())
     rows = {row["runtime"]: row for row in data["rows"]}
