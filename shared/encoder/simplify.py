@@ -14,7 +14,7 @@ def simplify(network: nn.Module) -> nn.Module:
 
     DenseNet's transitions convolve 1 x 1 and then average 2 x 2. Both are linear and act on different axes, so they
     commute. After pooling, the convolution has a quarter of the pixels, which saves 8 % of DenseNet121's arithmetic.
-    Convolutions of 3 x 3 become Winograd's, which saves 18 % of it, 8 % of ResNet50's and 44 % of VGG16's.
+    Convolutions of 3 x 3 become Winograd's, which saves 17 % of it, 14 % of ResNet50's and 48 % of VGG16's.
     """
     if not any(_is_transition(part) or Winograd.fits(part) for part in network.modules()):
         return network

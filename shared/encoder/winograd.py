@@ -5,21 +5,22 @@ F(4, 3), here along one axis: four output rows are made of six products, not twe
 cost what the products save (by calculation). Everything is said in convolutions, which runtimes are fast at.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
-#: The input's transform: taps, padding and dilation of each row's convolution. The last begins with an idle tap.
+#: The input's transform, by row: the taps of its convolution, where the first lies in the strip, and their spacing.
 _INPUT = (
-    ((4, -5, 1), 1, 2),
+    ((4, -5, 1), -1, 2),
     ((-4, -4, 1, 1), 0, 1),
     ((4, -4, -1, 1), 0, 1),
     ((-2, -1, 2, 1), 0, 1),
     ((2, -1, -2, 1), 0, 1),
-    ((0, 4, -5, 1), 2, 2),
+    ((4, -5, 1), 0, 2),
 )
 _FILTER = (
     (1 / 4, 0, 0),
@@ -31,27 +32,23 @@ _FILTER = (
 )
 _OUTPUT = ((1, 1, 1, 1, 1, 0), (0, 1, -1, 2, -2, 0), (0, 1, 1, 4, 4, 0), (0, 1, -1, 8, -8, 1))
 _STRIP = len(_OUTPUT)  #: rows that are computed together
-_LEAST = 28  #: height from which it pays
+_LEAST, _LEAST_PRODUCT = 14, 28 * 32  #: height, and height times outputs, from which it pays
 
 
 class Winograd(nn.Module):
     """Compute what `convolution` does, up to rounding, (n, inputs, h, w) to (n, outputs, h, w).
 
-    Heights for which it does not pay go through the convolution itself.
+    Maps for which it does not pay go through the convolution itself.
     """
 
     def __init__(self, convolution: nn.Conv2d) -> None:
         super().__init__()
         self.convolution = convolution
         weight = convolution.weight.detach()
-        outputs, inputs = weight.shape[:2]
         filters = torch.einsum("kr,oirs->kois", torch.tensor(_FILTER, dtype=torch.float64), weight.double())
-        self.taps = _parameters(
-            weight.new_tensor(taps).view(1, 1, -1, 1).repeat(inputs, 1, 1, 1) for taps, *_ in _INPUT
-        )
         self.filters = _parameters(filters.to(weight.dtype).unsqueeze(3))
         # one weight per channel: a runtime folds what follows, normalisation and ReLU, into it, and finds its layout
-        self.output, self.ones = _parameters((weight.new_tensor(_OUTPUT), weight.new_ones(outputs, 1, 1, 1)))
+        self.output, self.ones = _parameters((weight.new_tensor(_OUTPUT), weight.new_ones(len(weight), 1, 1, 1)))
 
     @staticmethod
     def fits(module: nn.Module) -> TypeGuard[nn.Conv2d]:
@@ -67,19 +64,33 @@ class Winograd(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height, width = int(x.shape[2]), int(x.shape[3])
-        if height % _STRIP or height < _LEAST:
+        outputs, strips = self.convolution.out_channels, math.ceil(height / _STRIP)
+        if height < _LEAST or height * outputs < _LEAST_PRODUCT:
             return self.convolution(x)  # type: ignore[no-any-return]
-        outputs, inputs, strips = self.convolution.out_channels, self.convolution.in_channels, height // _STRIP
         products = [
-            conv2d(conv2d(x, taps, None, (_STRIP, 1), (padding, 0), (dilation, 1), inputs), filters, padding=(0, 1))
-            for taps, filters, (_, padding, dilation) in zip(self.taps, self.filters, _INPUT, strict=True)
+            conv2d(_combined(x, strips, *taps), filters, padding=(0, 1))
+            for taps, filters in zip(_INPUT, self.filters, strict=True)
         ]
         # sizes are read from each tensor: the exporter then knows all but n, and a runtime drops the reading
         joined = torch.cat(products, 1)
         rows = self.output @ joined.reshape(joined.shape[0], len(_INPUT), outputs * strips * width)
         rows = rows.reshape(rows.shape[0], _STRIP, outputs * strips, width).transpose(1, 2)
-        rows = rows.reshape(rows.shape[0], outputs, height, width)
+        rows = rows.reshape(rows.shape[0], outputs, strips * _STRIP, width)
+        if height % _STRIP:  # not always: a runtime copies everything even to slice off nothing
+            rows = rows[:, :, :height]
         return conv2d(rows, self.ones, self.convolution.bias, groups=outputs)
+
+
+def _combined(x: Tensor, strips: int, taps: Sequence[int], first: int, spacing: int) -> Tensor:
+    """(n, inputs, h, w) to (n, inputs, strips, w): of each strip, one combination of the rows that it reads.
+
+    A convolution pads both ends alike, and the last strip may read beyond the end: idle taps make up for it above.
+    """
+    inputs, height = int(x.shape[1]), int(x.shape[2])
+    beyond = _STRIP * (strips - 1) + first + spacing * (len(taps) - 1) - (height - 1)
+    idle = math.ceil((max(beyond, -first) + first) / spacing)
+    weights = x.new_tensor((0,) * idle + tuple(taps)).view(1, 1, -1, 1).repeat(inputs, 1, 1, 1)
+    return conv2d(x, weights, None, (_STRIP, 1), (idle * spacing - first, 0), (spacing, 1), inputs)
 
 
 def _parameters(tensors: Iterable[Tensor]) -> nn.ParameterList:

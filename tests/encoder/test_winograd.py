@@ -21,29 +21,35 @@ def convolution(inputs: int, outputs: int, seed: int, **options: object) -> nn.C
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize(("height", "width"), [(28, 28), (32, 5), (56, 56), (112, 1)], ids=str)
+@pytest.mark.parametrize(
+    ("height", "width"),
+    [(28, 28), (32, 5), (56, 56), (112, 1), (14, 6), *((height, 6) for height in range(29, 36))],
+    ids=str,
+)
 def test_it_computes_the_convolution(height: int, width: int, bias: bool) -> None:
-    plain = convolution(32, 48, height + width, bias=bias)
+    plain = convolution(32, 64, height + width, bias=bias)
     x = torch.randn(3, 32, height, width)
     wanted = plain.double()(x.double())
     found = Winograd(plain.float())(x)
     torch.testing.assert_close(found, wanted.float(), rtol=0, atol=1e-5)  # outputs are about 1
 
 
-def test_it_halves_the_multiplications() -> None:
-    plain = convolution(128, 32, 1)
-    x = torch.randn(1, 128, 56, 56)
-    flops = []
-    for module in (plain, Winograd(plain)):
-        with FlopCounterMode(display=False) as counter, torch.inference_mode():
-            module(x)
-        flops.append(counter.get_total_flops())
-    assert flops[1] < 0.55 * flops[0]  # a half, and the transforms
+def flops(module: nn.Module, x: torch.Tensor) -> int:
+    with FlopCounterMode(display=False) as counter, torch.inference_mode():
+        module(x)
+    return counter.get_total_flops()
 
 
-@pytest.mark.parametrize("height", [7, 14, 24, 30])
-def test_a_height_for_which_it_does_not_pay_goes_through_the_convolution(height: int) -> None:
-    plain = convolution(16, 16, height)
+@pytest.mark.parametrize(("side", "share"), [(56, 0.55), (14, 0.65), (15, 0.6), (17, 0.65)], ids=str)
+def test_it_takes_half_the_multiplications(side: int, share: float) -> None:
+    plain = convolution(128, 64, 1)
+    x = torch.randn(1, 128, side, side)
+    assert flops(Winograd(plain), x) < share * flops(plain, x)  # a half, the transforms, and rows beyond the end
+
+
+@pytest.mark.parametrize(("height", "outputs"), [(7, 128), (13, 128), (14, 48), (27, 32)], ids=str)
+def test_a_map_for_which_it_does_not_pay_goes_through_the_convolution(height: int, outputs: int) -> None:
+    plain = convolution(16, outputs, height)
     x = torch.randn(2, 16, height, 9)
     assert torch.equal(Winograd(plain)(x), plain(x))
 
@@ -85,15 +91,16 @@ class Grey(nn.Module):
         return self.body(self.first(pixels.unsqueeze(1).expand(-1, 3, -1, -1)))
 
 
-def test_the_graph_takes_any_number_of_images_and_what_follows_is_folded_in(tmp_path: Path) -> None:
+@pytest.mark.parametrize("side", [28, 35])
+def test_the_graph_takes_any_number_of_images_and_what_follows_is_folded_in(tmp_path: Path, side: int) -> None:
     network = Grey().eval().requires_grad_(requires_grad=False)
-    graph = export(network, 28, tmp_path / "model.onnx")
+    graph = export(network, side, tmp_path / "model.onnx")
     assert graph.min_cosine > 0.999999
     nodes = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
     assert "BatchNormalization" not in nodes
     assert nodes.count("Conv") == 1 + 6 + 6 + 1  # the first; transforms and products; the last
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     for n in (1, 3, 5):
-        pixels = np.random.default_rng(n).random((n, 28, 28), np.float32)
+        pixels = np.random.default_rng(n).random((n, side, side), np.float32)
         (found,) = session.run(None, {"pixels": pixels})
         np.testing.assert_allclose(found, network(torch.from_numpy(pixels)).numpy(), atol=1e-5)
