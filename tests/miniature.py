@@ -17,8 +17,8 @@ from shared.encoder.build import build
 from shared.encoder.cards import Card
 from shared.encoder.runtime import load
 from shared.errors import Rejected, Unavailable
+from shared.imaging.answers import Inspected
 from shared.imaging.recipe import Recipe
-from shared.imaging.sandbox import Inspected
 from shared.index.base import Index
 from shared.index.memory import MemoryStore
 from shared.pipeline import catchup, encode, lifecycle, project, reindex, scan
@@ -73,7 +73,7 @@ class FakeSandbox:
         if isinstance(what, Rejected):
             return what
         digest = sha256(self.content.get(path, path)).digest()
-        return Inspected(header=what, digest=digest, size=10, kind=self.kinds.get(path, "dicom"))
+        return Inspected(header=what, digest=digest, kind=self.kinds.get(path, "dicom"))
 
     def decode_many(self, paths: Sequence[Path], recipe: Recipe) -> Generator[Decoded | Rejected]:
         for path in paths:

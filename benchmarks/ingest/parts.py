@@ -23,8 +23,9 @@ from shared.encoder.base import Encoder
 from shared.encoder.cards import read
 from shared.encoder.runtime import Runtime, load
 from shared.errors import Rejected
+from shared.imaging.answers import Inspected
 from shared.imaging.recipe import Recipe
-from shared.imaging.sandbox import Inspected, Sandbox
+from shared.imaging.sandbox import Sandbox
 from shared.index.base import Index, Point
 from shared.index.qdrant import QdrantStore
 from shared.pipeline import batch, encode, lifecycle, project, receive, scan

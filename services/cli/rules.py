@@ -61,9 +61,8 @@ def dry_run(
         for at in track(batches, "reading headers", console=err(), transient=True, disable=silent):
             some = paths[at : at + receive.BATCH]
             for path, looked in zip(some, sandbox.inspect_many(some), strict=True):
-                if isinstance(looked, Rejected) or looked.header is None:
-                    reason = looked.reason if isinstance(looked, Rejected) else "not-a-study-object"
-                    told.append((str(path.relative_to(folder)), "no study object", reason))
+                if isinstance(looked, Rejected):
+                    told.append((str(path.relative_to(folder)), "no study object", looked.reason))
                     continue
                 action, name = found.decide(looked.header, source=source, sender=sender, called=called)
                 told.append((str(path.relative_to(folder)), action, name))

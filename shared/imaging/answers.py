@@ -10,9 +10,8 @@ THUMBNAIL_SIDE = 256  #: pixels, the longest side
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inspected:
-    """The facts that a folder scan needs about a file, without decoded pixels."""
+    """What intake needs of a file, without decoded pixels."""
 
-    header: Header | None
+    header: Header
     digest: bytes  #: BLAKE3 of the file
-    size: int  #: bytes
     kind: str  #: dicom, png or jpeg

@@ -37,7 +37,7 @@ def inspect_bytes(buffer: memoryview, limits: Limits) -> Inspected:
         opened = open_dataset(buffer, limits)
         header = header_of(opened)
         _need_pixels(opened)
-    return Inspected(header=header, digest=digest, size=len(buffer), kind=kind or "dicom")
+    return Inspected(header=header, digest=digest, kind=kind or "dicom")
 
 
 def decode_bytes(buffer: memoryview, recipe: Recipe, limits: Limits, reserve: Reserve) -> Decoded:

@@ -35,8 +35,6 @@ from shared.imaging.sources import Source, open_source, readable, shared_memory
 from shared.mounts import mount_of
 from shared.types import Decoded
 
-__all__ = ["Inspected", "Sandbox"]
-
 Answer = Decoded | Inspected | Rejected
 
 STALLS = 2  #: of one mount; each further file of it would cost the time limit again

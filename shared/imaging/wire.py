@@ -56,8 +56,7 @@ def pack_rejected(rejected: Rejected) -> bytes:
 
 
 def pack_inspected(found: Inspected) -> bytes:
-    header = None if found.header is None else _header_json(found.header)
-    return json.dumps({"inspected": [header, found.digest.hex(), found.size, found.kind]}).encode()
+    return json.dumps({"inspected": [_header_json(found.header), found.digest.hex(), found.kind]}).encode()
 
 
 def pack_decoded(decoded: Decoded, memory: mmap.mmap) -> bytes:
@@ -85,13 +84,8 @@ def unpack(reply: bytes, recipe: Recipe | None, memory: mmap.mmap | None) -> Dec
             outcome, reason, gate = data["rejected"]
             return Rejected(Outcome(outcome), Reason(reason).value, None if gate is None else Gate(gate))
         if recipe is None:
-            header, digest, size, kind = data["inspected"]
-            return Inspected(
-                header=None if header is None else _header(header),
-                digest=_digest(digest),
-                size=_whole(size, 1 << 40),
-                kind=_one_of(kind, _KINDS),
-            )
+            header, digest, kind = data["inspected"]
+            return Inspected(header=_header(header), digest=_digest(digest), kind=_one_of(kind, _KINDS))
         return _decoded(data["decoded"], recipe, memory)
     except (Garbled, KeyError, TypeError, ValueError, OverflowError, RecursionError):
         raise Garbled from None
@@ -137,8 +131,8 @@ _WORDS = frozenset(("view_modifiers", "image_type"))
 _TRUTHS = frozenset(("implant", "burned_in"))
 
 
-def _header(data: dict[str, Any]) -> Header:
-    if data.keys() != {field.name for field in fields(Header)}:
+def _header(data: object) -> Header:
+    if not isinstance(data, dict) or data.keys() != {field.name for field in fields(Header)}:
         raise Garbled
     return Header(**{name: _field(name, value) for name, value in data.items()})
 

@@ -124,11 +124,11 @@ def admit_again(begin: Begin, inspector: Inspector, sent: Sequence[Sent], rules:
         inspected = found_there
         if isinstance(inspected, Inspected) and inspected.digest != one.digest:
             inspected = failed(Reason.CHANGED)  # damaged since: files are named by their digest
-        header = None if isinstance(inspected, Rejected) else inspected.header
         found = Found(seen=Seen(path=one.path, size=one.size, mtime_ns=MTIME_NS), inspected=inspected)
         with begin() as db:
             origin = Origin(source="store")
-            if header is not None:
+            if isinstance(inspected, Inspected):
+                header = inspected.header
                 origin = arrivals.came(db, header.study_instance_uid, header.sop_instance_uid)
             (decided,) = admit(db, [found], rules, origin)
             files.record(db, [_still(one, decided.record)], origin.operation_id)
@@ -289,9 +289,9 @@ def _unlink_before(left: Left, here: Trace) -> Trace:
 def _erased(begin: Begin, inspector: Inspector, paths: Sequence[Path], secret: bytes) -> set[Path]:
     """Return those of these files whose header names an erased image, study or patient."""
     named = {
-        path: (header.sop_instance_uid, header.study_instance_uid, key_of(header, secret))
+        path: (found.header.sop_instance_uid, found.header.study_instance_uid, key_of(found.header, secret))
         for path, found in zip(paths, inspector.inspect_many(paths), strict=True)
-        if not isinstance(found, Rejected) and (header := found.header) is not None
+        if not isinstance(found, Rejected)
     }
     with begin() as db:
         gone = erase.refused(db, secret, list(named.values()))

@@ -5,9 +5,9 @@ from dataclasses import dataclass, replace
 
 from shared.datasets.folder import Row
 from shared.errors import Rejected
+from shared.imaging.answers import Inspected
 from shared.imaging.pseudonym import patient_key
 from shared.imaging.reasons import Reason, failed
-from shared.imaging.sandbox import Inspected
 from shared.store.arrivals import Origin
 from shared.store.files import Seen
 from shared.store.studies import Incoming
@@ -28,7 +28,7 @@ class Found:
 def incoming_of(file: Found, secret: bytes, origin: Origin) -> Incoming:
     """Return the image to register.
 
-    Raises: `Rejected` for a file without a header, or with other UIDs than its sender announced.
+    Raises: `Rejected` for a file that cannot be read, or with other UIDs than its sender announced.
     """
     if isinstance(file.inspected, Rejected):
         raise file.inspected
@@ -54,7 +54,7 @@ def incoming_of(file: Found, secret: bytes, origin: Origin) -> Incoming:
 
 def _placeholder_patient_keys(picture: Inspected, named: Header, secret: bytes) -> tuple[bytes, ...]:
     """Return the keys that stand for a picture's patient: without any table, and with one that names only its study."""
-    return tuple(key_of(replace(header, patient_id=""), secret) for header in (picture.header, named) if header)
+    return tuple(key_of(replace(header, patient_id=""), secret) for header in (picture.header, named))
 
 
 def key_of(header: Header, secret: bytes) -> bytes:
@@ -69,12 +69,8 @@ def identify(inspected: Inspected, row: Row | None, secret: bytes) -> Header:
 
     A plain image has its study and patient from the table alone. A DICOM file keeps its header, to which the row adds a
     missing side, view or date; a row of a published set takes precedence over it.
-
-    Raises: `Rejected` for a file without a header.
     """
     header = inspected.header
-    if header is None:
-        raise failed(Reason.NOT_A_STUDY_OBJECT)
     if row is None:
         return header
     changes: dict[str, object] = {

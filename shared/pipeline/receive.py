@@ -13,8 +13,8 @@ from typing import Protocol
 from sqlalchemy.orm import Session
 
 from shared.errors import Gate, Rejected
+from shared.imaging.answers import Inspected
 from shared.imaging.reasons import PASSING, Reason
-from shared.imaging.sandbox import Inspected
 from shared.pipeline import erase, quarantine
 from shared.pipeline.admission import Action, Admission
 from shared.pipeline.identity import Found, incoming_of

@@ -24,8 +24,8 @@ from sqlalchemy.orm import Session
 from shared import heartbeat
 from shared.datasets.folder import LabelTable, Row
 from shared.errors import Invalid, Rejected, Unavailable
+from shared.imaging.answers import Inspected
 from shared.imaging.reasons import Reason
-from shared.imaging.sandbox import Inspected
 from shared.mounts import in_time
 from shared.pipeline.identity import Found
 from shared.pipeline.receive import BATCH, Inspector, Rules, admit
@@ -339,7 +339,7 @@ def _path(seen: Seen) -> Path:
 
 def _by_uid(table: LabelTable | None, root: Path, seen: Seen, what: Inspected | Rejected) -> Row | None:
     """Return the table's row for a file, now that the UIDs of its header are known."""
-    if table is None or isinstance(what, Rejected) or what.header is None:
+    if table is None or isinstance(what, Rejected):
         return None
     uids = what.header.sop_instance_uid, what.header.study_instance_uid
     return table.find(root, _path(seen), sop_instance_uid=uids[0], study_uid=uids[1])

@@ -19,8 +19,8 @@ from shared.config import Api, Database, Intake, Settings
 from shared.datasets.folder import Row
 from shared.encoder import build, cards
 from shared.errors import Rejected
+from shared.imaging.answers import Inspected
 from shared.imaging.recipe import Recipe
-from shared.imaging.sandbox import Inspected
 from shared.index.memory import MemoryStore
 from shared.pipeline import encode, lifecycle, project, scan
 from shared.pipeline.identity import Found
@@ -74,7 +74,7 @@ class Archive:
         os.utime(path, ns=(1, 1))
         seen = Seen(path=str(path).encode(), size=1, mtime_ns=1)
         digest = hashlib.sha256(header.sop_instance_uid.encode()).digest()
-        return Found(seen=seen, inspected=Inspected(header=header, digest=digest, size=1, kind="dicom"))
+        return Found(seen=seen, inspected=Inspected(header=header, digest=digest, kind="dicom"))
 
     def encode(self) -> None:
         """Encode and project everything that is due, in this thread."""

@@ -2,14 +2,14 @@ from dataclasses import replace
 from datetime import date
 
 from shared.datasets.folder import Row
-from shared.imaging.sandbox import Inspected
+from shared.imaging.answers import Inspected
 from shared.pipeline import identity
 from shared.types import Labels
 from tests.miniature import SECRET, header
 
 
 def test_a_table_names_study_and_patient_of_a_plain_image() -> None:
-    what = Inspected(header=header(0), digest=b"d", size=1, kind="png")
+    what = Inspected(header=header(0), digest=b"d", kind="png")
     row = Row(study="case 7", patient="P7", laterality="R", view="MLO", study_date=date(2024, 5, 6), labels=Labels())
     found = identity.identify(what, row, SECRET)
     assert found.study_instance_uid.startswith("2.25.")
@@ -18,8 +18,7 @@ def test_a_table_names_study_and_patient_of_a_plain_image() -> None:
 
 def test_a_table_adds_to_a_dicom_header_only_what_that_leaves_open() -> None:
     row = Row(study="case 7", patient="P7", laterality="R", view="MLO", study_date=date(2024, 5, 6), modality="US")
-    what = Inspected(header=header(0), digest=b"d", size=1, kind="dicom")
-    assert what.header is not None
+    what = Inspected(header=header(0), digest=b"d", kind="dicom")
     assert identity.identify(what, row, SECRET) == replace(what.header, study_date=row.study_date)
     bare = replace(what.header, laterality=None, view=None)
     said = replace(bare, laterality="R", view="MLO", study_date=row.study_date)

@@ -10,8 +10,9 @@ import sqlalchemy as sa
 from shared import mounts
 from shared.datasets.folder import read_labels
 from shared.errors import Invalid, Rejected, Unavailable
+from shared.imaging.answers import Inspected
 from shared.imaging.reasons import Reason, empty, failed
-from shared.imaging.sandbox import Inspected, Sandbox
+from shared.imaging.sandbox import Sandbox
 from shared.pipeline import scan, turns
 from shared.process import until
 from shared.store import operations

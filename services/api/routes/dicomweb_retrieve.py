@@ -66,10 +66,8 @@ def _metadata(request: Request, rt: Runtime, bearer: Bearer, places: Slots, *whe
     return Response(to_json(items), media_type=kind)
 
 
-def _of_header(header: Header | None) -> dict[str, object]:
-    """Attributes that only the file's header holds; empty without a header."""
-    if header is None:
-        return {}
+def _of_header(header: Header) -> dict[str, object]:
+    """Attributes that only the file's header holds."""
     words = {True: "YES", False: "NO", None: None}
     return {
         "ImageType": header.image_type,
