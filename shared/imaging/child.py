@@ -29,6 +29,7 @@ from shared.imaging.decode import decode_bytes, inspect_bytes
 from shared.imaging.limits import MIB, Limits
 from shared.imaging.read import quiet_pydicom
 from shared.imaging.reasons import Reason, failed, hostile
+from shared.imaging.recipe import Recipe
 from shared.process import die_with_parent
 
 EAGER_BYTES = 64 * MIB  #: files up to this size are mapped with MAP_POPULATE: cheaper than a fault per page
@@ -36,7 +37,7 @@ CODECS = (zlib, gdcm, jpeg_ls, openjpeg, PIL, rle)  # imported here: the confine
 
 
 def main() -> None:
-    limits, parent = Limits.from_json(json.loads(sys.argv[1])), int(sys.argv[2])
+    limits, parent = Limits(**json.loads(sys.argv[1])), int(sys.argv[2])
     die_with_parent(parent)
     jobs = socket.socket(fileno=os.dup(0))
     replies = os.dup(1)
@@ -59,7 +60,7 @@ def serve(jobs: socket.socket, replies: int, limits: Limits) -> None:
         if not message:
             return
         confine.allow_cpu(limits.cpu_s)
-        reply, spent = _answer(wire.Job.unpack(message), descriptors, limits, base)
+        reply, spent = _answer(wire.unpack_job(message), descriptors, limits, base)
         os.write(replies, struct.pack("<I", len(reply)) + reply)
         for descriptor in descriptors:
             os.close(descriptor)
@@ -67,9 +68,9 @@ def serve(jobs: socket.socket, replies: int, limits: Limits) -> None:
             return
 
 
-def _answer(job: wire.Job, descriptors: list[int], limits: Limits, base: int) -> tuple[bytes, bool]:
+def _answer(recipe: Recipe | None, descriptors: list[int], limits: Limits, base: int) -> tuple[bytes, bool]:
     try:
-        return _work(job, descriptors, limits, base), False
+        return _work(recipe, descriptors, limits, base), False
     except Rejected as rejected:
         return wire.pack_rejected(rejected), rejected.reason == Reason.MEMORY
     except MemoryError:
@@ -80,7 +81,7 @@ def _answer(job: wire.Job, descriptors: list[int], limits: Limits, base: int) ->
         return wire.pack_rejected(failed(Reason.MALFORMED)), False
 
 
-def _work(job: wire.Job, descriptors: list[int], limits: Limits, base: int) -> bytes:
+def _work(recipe: Recipe | None, descriptors: list[int], limits: Limits, base: int) -> bytes:
     size = os.fstat(descriptors[0]).st_size
     if size == 0:
         raise failed(Reason.NOT_A_STUDY_OBJECT)
@@ -89,11 +90,11 @@ def _work(job: wire.Job, descriptors: list[int], limits: Limits, base: int) -> b
     # no `with`: arrays reference the map, which is released with the last of them
     flags = mmap.MAP_PRIVATE | (mmap.MAP_POPULATE if size <= EAGER_BYTES else 0)
     view = memoryview(mmap.mmap(descriptors[0], size, prot=mmap.PROT_READ, flags=flags))
-    if job.recipe is None:
+    if recipe is None:
         return wire.pack_inspected(inspect_bytes(view, limits))
-    room = wire.room_for(job.recipe)
+    room = wire.room_for(recipe)
     decoded = decode_bytes(
-        view, job.recipe, limits, reserve=lambda frame: confine.allow_memory(idle + 3 * frame + 3 * room)
+        view, recipe, limits, reserve=lambda frame: confine.allow_memory(idle + 3 * frame + 3 * room)
     )
     with mmap.mmap(descriptors[1], room) as memory:
         return wire.pack_decoded(decoded, memory)

@@ -7,10 +7,9 @@ from pydicom.dataset import Dataset
 from shared.imaging.limits import Limits
 from shared.imaging.read import attribute
 from shared.imaging.reasons import Reason, hostile, undecodable
-from shared.imaging.scan import PixelElement
+from shared.imaging.scan import ITEM, SEQUENCE_END, PixelElement
 
 Span = tuple[int, int]
-_ITEM, _END = (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)
 #: start of a JPEG, JPEG-LS or JPEG 2000 codestream
 _STARTS = (b"\xff\xd8", b"\xff\x4f\xff\x51", b"\x00\x00\x00\x0cjP")
 
@@ -47,9 +46,9 @@ def _walk(buffer: memoryview, pos: int, limits: Limits) -> list[Span]:
     spans: list[Span] = []
     while pos + 8 <= len(buffer):
         group, element, length = struct.unpack_from("<HHI", buffer, pos)
-        if (group, element) == _END:
+        if (group, element) == SEQUENCE_END:
             break
-        if (group, element) != _ITEM:
+        if (group, element) != ITEM:
             if len(spans) < 2:
                 raise undecodable(Reason.FRAGMENTATION)
             break  # the delimiter is missing and other elements follow

@@ -11,11 +11,12 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 
 from shared.imaging.limits import Limits
 
 _lock = threading.Lock()
-_starter: tuple[int, ThreadPoolExecutor] | None = None
+_starter: ThreadPoolExecutor | None = None
 
 
 def start(limits: Limits) -> tuple[subprocess.Popen[bytes], socket.socket]:
@@ -26,9 +27,9 @@ def start(limits: Limits) -> tuple[subprocess.Popen[bytes], socket.socket]:
 def _thread() -> ThreadPoolExecutor:
     global _starter  # noqa: PLW0603 - one per process; a fork gets its own
     with _lock:
-        if _starter is None or _starter[0] != os.getpid():
-            _starter = os.getpid(), ThreadPoolExecutor(1, thread_name_prefix="sandbox-starter")
-        return _starter[1]
+        if _starter is None:
+            _starter = ThreadPoolExecutor(1, thread_name_prefix="sandbox-starter")
+        return _starter
 
 
 def _start(limits: Limits) -> tuple[subprocess.Popen[bytes], socket.socket]:
@@ -42,7 +43,7 @@ def _start(limits: Limits) -> tuple[subprocess.Popen[bytes], socket.socket]:
                 "shared.priority",
                 str(os.nice(0)),  # the niceness of this process, for the child's own session too
                 "shared.imaging.child",
-                json.dumps(limits.to_json()),
+                json.dumps(asdict(limits)),
                 str(os.getpid()),
             ],
             stdin=theirs.fileno(),

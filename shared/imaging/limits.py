@@ -1,7 +1,6 @@
 """The resources that one file may use. A file over any limit is treated as hostile and quarantined at once."""
 
-from dataclasses import asdict, dataclass
-from typing import Any, Self
+from dataclasses import dataclass
 
 MIB = 1024 * 1024
 
@@ -26,10 +25,3 @@ class Limits:
     files: int = 500  #: a child is replaced after this many
     address_bytes: int = 2048 * MIB  #: hard limit of the child's address space
     working_bytes: int = 256 * MIB  #: address space beyond the idle child's, before the picture's own needs are added
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, data: dict[str, Any]) -> Self:
-        return cls(**data)

@@ -190,7 +190,7 @@ class Sandbox:
                 descriptors.append(shared_memory("answer", size))
                 job.memory = mmap.mmap(descriptors[1], size, prot=mmap.PROT_READ)
             connection = self._connection()
-            socket.send_fds(connection, [wire.Job(recipe=job.recipe).pack()], descriptors)
+            socket.send_fds(connection, [wire.pack_job(job.recipe)], descriptors)
         except ConnectionError:
             self._drain()
             return False

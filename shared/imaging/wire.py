@@ -8,7 +8,7 @@ that no file can fail the inserts of the others in its batch.
 import json
 import math
 import mmap
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, fields
 from datetime import date
 from typing import Any
 
@@ -30,19 +30,17 @@ class Garbled(Exception):
     """The child's answer is malformed."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """One file: sent with its open descriptor, and that of the memory for the answer's arrays unless only inspected."""
+def pack_job(recipe: Recipe | None) -> bytes:
+    """Return the message that goes with a file's descriptor, and that of the memory for the answer's arrays.
 
-    recipe: Recipe | None
+    Without a recipe the file is only inspected, and there is no such memory.
+    """
+    return json.dumps(None if recipe is None else recipe.to_json()).encode()
 
-    def pack(self) -> bytes:
-        return json.dumps(None if self.recipe is None else self.recipe.to_json()).encode()
 
-    @staticmethod
-    def unpack(message: bytes) -> "Job":
-        data = json.loads(message)
-        return Job(recipe=None if data is None else Recipe.from_json(data))
+def unpack_job(message: bytes) -> Recipe | None:
+    data = json.loads(message)
+    return None if data is None else Recipe.from_json(data)
 
 
 def room_for(recipe: Recipe) -> int:

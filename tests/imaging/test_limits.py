@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from shared.errors import Gate, Outcome, Rejected
-from shared.imaging.limits import Limits
 from shared.imaging.reasons import Reason
 from shared.imaging.recipe import Recipe
 
@@ -165,7 +164,3 @@ def test_a_file_that_takes_too_long_is_killed_and_the_next_one_is_decoded(boxes)
     assert verdict(box, damage.crowded_file(3_000_000)) == hostile(Reason.TIME)
     assert verdict(box, good) == "decoded"
     assert box.deaths == 1
-
-
-def test_the_defaults_survive_the_way_to_the_child():
-    assert Limits.from_json(Limits().to_json()) == Limits()
