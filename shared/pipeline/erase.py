@@ -13,6 +13,7 @@ from shared.errors import Conflict, NotFound, Unavailable
 from shared.imaging.pseudonym import patient_key
 from shared.index.base import Index
 from shared.log import get
+from shared.pipeline.lease import LEASE_S
 from shared.store import erasure, files, ledger, operations, tombstones
 from shared.store.erasure import Copy, Standing
 from shared.store.locks import Lock, alone
@@ -24,7 +25,6 @@ from shared.types import Job, OperationKind, OperationState
 
 log = get(__name__)
 
-LEASE_S = 30.0
 REST_S = 1.0
 CHUNK = 5000
 

@@ -16,6 +16,8 @@ from shared.types import OperationKind, OperationState
 
 log = get(__name__)
 
+LEASE_S = 30.0  #: of an operation
+
 
 class Keeper:
     """While the block runs, `renew` is called three times per lease, in a transaction of its own."""
@@ -43,7 +45,7 @@ class Keeper:
 
 
 @contextmanager
-def turn(begin: Begin, kind: OperationKind, lease_s: float, away_s: float) -> Iterator[Held | None]:
+def turn(begin: Begin, kind: OperationKind, away_s: float) -> Iterator[Held | None]:
     """Claim the operation of this kind that has been due for longest, and hold it until the block ends.
 
     Yields None if none is due. While it is held, its lease is renewed; the error that ends the block is written to its
@@ -52,12 +54,12 @@ def turn(begin: Begin, kind: OperationKind, lease_s: float, away_s: float) -> It
     got None does, and so does one of the database while the outcome is written.
     """
     with begin() as db:
-        held = operations.claim(db, kind, lease_s)
+        held = operations.claim(db, kind, LEASE_S)
     if held is None:
         yield None
         return
     try:
-        with Keeper(begin, lease_s, lambda db: operations.renew(db, held, lease_s)):
+        with Keeper(begin, held.lease_s, lambda db: operations.renew(db, held)):
             yield held
     except Exception as error:
         if not isinstance(error, SimilisError):

@@ -29,7 +29,6 @@ from shared.store.session import Begin, enqueue
 from shared.store.tables import Generation
 from shared.types import Job, OperationKind, OperationState
 
-LEASE_S = 30.0
 CHUNK = 2000  #: images looked at in one transaction
 REST_S = 1.0  #: until the coverage is checked again
 CALM = 10  #: pause between two counts, as a multiple of the last one: of a large archive it takes half a minute
@@ -44,7 +43,7 @@ Opened = Callable[[str], Index]
 
 def advance(begin: Begin, open_index: Opened, *, budget_s: float = 20.0, chunk: int = CHUNK) -> bool:
     """Advance one due build as far as possible; return True if there may be more to do at once."""
-    with turn(begin, OperationKind.REINDEX, LEASE_S, AWAY_S) as held:
+    with turn(begin, OperationKind.REINDEX, AWAY_S) as held:
         if held is None or not _build(begin, open_index, held, budget_s, chunk):
             return False
     return True  # also after an error
@@ -139,7 +138,6 @@ def _report(db: Session, held: Held, found: Generation) -> tuple[coverage.Covera
         total=covered.images,
         counts=covered.by_reason,
         cursor={"image": found.filled_to},
-        lease_s=LEASE_S,
     )
     generations.counted(db, found.id, calm_s)
     return covered, calm_s

@@ -27,7 +27,6 @@ from shared.store.session import Begin, enqueue
 from shared.store.tables import Calibration, Model, Operation
 from shared.types import Job, OperationKind, OperationState, Status
 
-LEASE_S = 30.0
 AWAY_S = 10.0  #: until a replay goes on after something was unavailable
 PREVIEW_S = 10.0  #: longest time that a caller waits for a plan
 CHUNK = 500  #: images judged in one transaction, or read at once with their embeddings
@@ -110,7 +109,7 @@ def begin_replay(db: Session, model: Model, modality: str, found: Proposal, acto
 def advance(begin: Begin, *, chunk: int = CHUNK, budget_s: float = 20.0) -> bool:
     """Advance one due replay; return True if there may be more to do."""
     until = time.monotonic() + budget_s
-    with turn(begin, OperationKind.REPLAY, LEASE_S, AWAY_S) as held:
+    with turn(begin, OperationKind.REPLAY, AWAY_S) as held:
         if held is None:
             return False
         while time.monotonic() < until:
@@ -143,7 +142,7 @@ def _step(db: Session, held: Held, chunk: int) -> bool:
     counts = Counter(operation.counts) + _apply(db, standard, rows)
     done = operation.done + len(rows)
     total = max(done, operation.total or 0)
-    operations.progress(db, held, done=done, total=total, counts=counts, cursor={"image": last}, lease_s=LEASE_S)
+    operations.progress(db, held, done=done, total=total, counts=counts, cursor={"image": last})
     return True
 
 

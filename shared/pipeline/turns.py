@@ -31,7 +31,6 @@ from shared.types import Job, OperationKind, OperationState
 
 log = get(__name__)
 
-LEASE_S = 30.0
 TURN_S = 60.0  #: length of a turn, after which waiting operations get theirs
 FOLDER_AWAY_S = 10.0  #: until a scan goes on after something was unavailable
 ARCHIVE_AWAY_S = 30.0  #: until a pull goes on after something was unavailable: the other archive, the disk or a service
@@ -49,7 +48,7 @@ class Watch:
 def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, watch: Watch) -> bool:
     """Give one due scan a turn, or a watch one round; return True if there may be more to do."""
     began = time.monotonic()
-    with turn(begin, OperationKind.SCAN, LEASE_S, FOLDER_AWAY_S) as held:
+    with turn(begin, OperationKind.SCAN, FOLDER_AWAY_S) as held:
         if held is None:
             return False
         with begin() as db:
@@ -141,7 +140,6 @@ class _Scan:
             total=progress.total,
             counts={**progress.counts, **self.labels.counts},
             cursor=progress.stored_cursor,
-            lease_s=LEASE_S,
         )
 
 
@@ -167,7 +165,7 @@ def advance_pull(
         most: maximum bytes of one file.
     """
     until = time.monotonic() + TURN_S
-    with turn(begin, OperationKind.PULL, LEASE_S, ARCHIVE_AWAY_S) as held:
+    with turn(begin, OperationKind.PULL, ARCHIVE_AWAY_S) as held:
         if held is None:
             return False
         params = held.params
@@ -204,7 +202,7 @@ def advance_pull(
 
 def _tell_pull(db: Session, held: Held, progress: pull.Progress, total: int) -> bool:
     counts, cursor = progress.counts, progress.cursor or None
-    return operations.progress(db, held, done=progress.done, total=total, counts=counts, cursor=cursor, lease_s=LEASE_S)
+    return operations.progress(db, held, done=progress.done, total=total, counts=counts, cursor=cursor)
 
 
 def _plan(params: Mapping[str, Any]) -> pull.Plan:

@@ -22,6 +22,7 @@ class Held:
     id: uuid.UUID
     attempt: int
     params: dict[str, Any]
+    lease_s: float  #: each progress and renewal extends the lease by this
 
     @property
     def lasting(self) -> bool:
@@ -123,7 +124,7 @@ def exhaust(db: Session) -> list[uuid.UUID]:
 def claim(db: Session, kind: OperationKind, lease_s: float) -> Held | None:
     """Claim the operation of this kind that has been due for longest, until the lease ends; None if none is due."""
     row = db.execute(_CLAIM, {"kind": kind, "lease": lease_s}).one_or_none()
-    return None if row is None else Held(*row)
+    return None if row is None else Held(row.id, row.attempt, row.params, lease_s)
 
 
 #: A changed cursor is progress; changed counts are not, because they may grow by the work of others.
@@ -147,13 +148,12 @@ def progress(
     total: int,
     counts: Mapping[str, int],
     cursor: Mapping[str, Any] | None,
-    lease_s: float,
 ) -> bool:
     """Store the progress, forget what held it up and renew the lease.
 
     Returns False if the worker must stop: cancelled, paused or taken over.
     """
-    told = {"done": done, "total": total, "counts": json.dumps(dict(counts)), "lease": lease_s}
+    told = {"done": done, "total": total, "counts": json.dumps(dict(counts)), "lease": held.lease_s}
     where = {"cursor": None if cursor is None else json.dumps(dict(cursor))}
     row = db.execute(_PROGRESS, {"id": held.id, "attempt": held.attempt} | told | where).one_or_none()
     return row is not None and not row.cancel
@@ -170,13 +170,13 @@ def all_registered(db: Session, held: Held) -> None:
     )
 
 
-def renew(db: Session, held: Held, lease_s: float) -> None:
+def renew(db: Session, held: Held) -> None:
     db.execute(
         sa.text(
             "UPDATE operation SET lease_until = clock_timestamp() + make_interval(secs => :lease) "
             "WHERE id = :id AND attempt = :attempt AND state = 'running'"
         ),
-        {"id": held.id, "attempt": held.attempt, "lease": lease_s},
+        {"id": held.id, "attempt": held.attempt, "lease": held.lease_s},
     )
 
 

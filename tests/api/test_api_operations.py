@@ -155,14 +155,14 @@ def test_progress_follows_registering_deciding_and_the_index(client, archive, fo
 
     with archive.rt.transaction() as db:
         held = operations.claim(db, "scan", 30)
-        operations.progress(db, held, done=2, total=4, counts={"taken": 2}, cursor={"path": "2f"}, lease_s=30)
+        operations.progress(db, held, done=2, total=4, counts={"taken": 2}, cursor={"path": "2f"})
     assert shown()[0] == "registering"
     archive.take_in(1)
     with archive.rt.transaction() as db:
         db.execute(sa.text("UPDATE image SET operation_id = :id"), {"id": id_})
         db.execute(sa.text("UPDATE file SET operation_id = :id"), {"id": id_})
         db.execute(sa.text("UPDATE image SET status = 'received' WHERE id = (SELECT min(id) FROM image)"))
-        operations.progress(db, held, done=4, total=4, counts={"taken": 4}, cursor=None, lease_s=30)
+        operations.progress(db, held, done=4, total=4, counts={"taken": 4}, cursor=None)
         operations.all_registered(db, held)
     phase, before = shown()
     assert (phase, 0 < before < 99) == ("encoding", True)
@@ -193,7 +193,7 @@ def test_the_time_that_an_operation_waited_for_a_worker_counts_neither_for_its_d
     for _ in range(2):  # the second time after it was retried
         with archive.rt.transaction() as db:
             held = operations.claim(db, "scan", 30)
-            operations.progress(db, held, done=4, total=4, counts={}, cursor=None, lease_s=30)
+            operations.progress(db, held, done=4, total=4, counts={}, cursor=None)
             operations.end(db, held, "failed")
         body = client.get(f"/v1/operations/{id_}").json()
         assert body["took_s"] < 600

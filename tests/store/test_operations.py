@@ -40,7 +40,7 @@ def swept(platform: Platform, number: uuid.UUID) -> Operation:
 
 def told(platform: Platform, held: Held, cursor: int, **counts: int) -> None:
     with platform.begin() as db:
-        operations.progress(db, held, done=1, total=9, counts=counts, cursor={"image": cursor}, lease_s=0.0)
+        operations.progress(db, held, done=1, total=9, counts=counts, cursor={"image": cursor})
 
 
 def test_whoever_had_a_turn_is_behind_those_who_wait(platform: Platform) -> None:
@@ -96,9 +96,9 @@ def test_counts_that_others_raise_are_no_step_of_its_own(platform: Platform) -> 
 def test_nobody_claims_one_whose_files_are_all_registered_until_it_is_tried_again(platform: Platform) -> None:
     number = made(platform)
     with platform.begin() as db:
-        held = operations.claim(db, "scan", 30.0)
+        held = operations.claim(db, "scan", 0.0)
         assert held is not None
-        operations.progress(db, held, done=9, total=9, counts={"taken": 9}, cursor={"path": "2f"}, lease_s=0.0)
+        operations.progress(db, held, done=9, total=9, counts={"taken": 9}, cursor={"path": "2f"})
         operations.all_registered(db, held)
     assert claimed(platform) is None
     with platform.begin() as db:
@@ -171,7 +171,7 @@ def test_one_that_was_to_be_cancelled_is(platform: Platform) -> None:
 
 def test_a_cancel_that_comes_during_a_turn_ends_it_whichever_way_the_turn_ends(platform: Platform) -> None:
     number = made(platform)
-    with turn(platform.begin, "scan", 30.0, away_s=0.0) as held:
+    with turn(platform.begin, "scan", away_s=0.0) as held:
         assert held is not None
         with platform.begin() as db:
             assert operations.cancel(db, number).state == "running"  # a worker is running it
@@ -183,12 +183,12 @@ def test_a_cancel_that_comes_during_a_turn_ends_it_whichever_way_the_turn_ends(p
 
 def test_a_turn_holds_one_operation_of_its_kind_or_none(platform: Platform) -> None:
     number = made(platform)
-    with turn(platform.begin, "replay", 30.0, away_s=0.0) as held:
+    with turn(platform.begin, "replay", away_s=0.0) as held:
         assert held is None
-    with turn(platform.begin, "scan", 30.0, away_s=0.0) as held:
+    with turn(platform.begin, "scan", away_s=0.0) as held:
         assert held is not None
         assert held.id == number
-        with turn(platform.begin, "scan", 30.0, away_s=0.0) as beside:
+        with turn(platform.begin, "scan", away_s=0.0) as beside:
             assert beside is None
 
 
@@ -197,7 +197,7 @@ def test_an_error_is_a_watchs_rest_and_any_others_end(platform: Platform) -> Non
         watch = operations.create(db, "scan", {"watch": True}).id
     once = made(platform)
     for _ in range(2):
-        with turn(platform.begin, "scan", 30.0, away_s=60.0):
+        with turn(platform.begin, "scan", away_s=60.0):
             raise ZeroDivisionError
     told = [(row.state, row.error) for row in (swept(platform, number) for number in (watch, once))]
     assert told == [(state, "internal error (ZeroDivisionError)") for state in ("running", "failed")]
