@@ -9,10 +9,8 @@ Hundreds of copies of one vector divide its graph into islands, and searches fin
 of 0.9 with 1,000 copies among 12,000 vectors. Such a collection should be `exact`.
 """
 
-import threading
 import time
-import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import faiss as _faiss
@@ -20,11 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from shared.index import checks, codes
-from shared.index.base import Answer, Ball, CodeQuery, Exact, Filter, Hit, Info, Metric, Point, Query, Spec
+from shared.index.base import Answer, Ball, CodeQuery, Exact, Hit, Info, Metric, Point, Query, Spec
 from shared.index.effort import effort
 from shared.index.grouping import emulate
-from shared.index.memory import LocalStore
-from shared.index.rows import Rows
+from shared.index.memory import LocalIndex, LocalStore
 
 faiss: Any = _faiss  # its stubs are incomplete
 #: (recall to reach, efSearch), measured on 100,000 clustered vectors; the graph alone, no filter.
@@ -33,11 +30,9 @@ EF: Final = ((0.90, 64), (0.965, 128), (0.99, 256), (1.0, 512))
 WALK_ABOVE: Final = 0.3
 
 
-class FaissIndex:
+class FaissIndex(LocalIndex):
     def __init__(self, spec: Spec) -> None:
-        self.spec = spec
-        self._lock = threading.Lock()
-        self._rows = Rows(spec)
+        super().__init__(spec)
         self._engine = build(spec)
 
     def write(self, points: Sequence[Point]) -> None:
@@ -45,10 +40,6 @@ class FaissIndex:
             first = self._rows.write(points)
             if self._rows.size > first:
                 self._engine.add(np.ascontiguousarray(self._rows.vectors[first:]))
-
-    def delete(self, ids: Sequence[uuid.UUID]) -> None:
-        with self._lock:
-            self._rows.delete(ids)
 
     def search(self, queries: Sequence[Query]) -> list[Answer]:
         for query in queries:
@@ -98,12 +89,6 @@ class FaissIndex:
         kept = rows[0] >= 0
         return rows[0][kept], _scores(self.spec.metric, distances[0][kept])
 
-    def near(self, queries: Sequence[CodeQuery]) -> list[Ball]:
-        for query in queries:
-            checks.check_code_query(self.spec, query)
-        with self._lock:
-            return [self._ball(query) for query in queries]
-
     def _ball(self, query: CodeQuery) -> Ball:
         started = time.perf_counter()
         code = codes.padded(query.code[None])[0]
@@ -111,20 +96,6 @@ class FaissIndex:
             self._rows.codes, code, lambda rows: self._rows.mask(query.filter, rows), k=query.k, radius=query.radius
         )
         return self._rows.ball(query, scan, started)
-
-    def get(self, ids: Sequence[uuid.UUID]) -> list[Point]:
-        with self._lock:
-            return self._rows.points(ids)
-
-    def scan(self, batch: int = 1000) -> Iterator[Sequence[tuple[uuid.UUID, int]]]:
-        return self._rows.scan(batch)
-
-    def count(self, filter: Filter | None = None) -> int:  # noqa: A002 - the seam's word
-        if filter is None:
-            return len(self._rows)
-        checks.check_filter(filter)
-        with self._lock:
-            return int(self._rows.mask(filter).sum())
 
     def info(self) -> Info:
         return Info(points=len(self._rows), indexed=0 if self.spec.scale == "exact" else len(self._rows))

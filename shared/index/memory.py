@@ -3,6 +3,7 @@
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
@@ -19,19 +20,47 @@ from shared.index.rows import Rows
 CHUNK: Final = 8192  # rows at a time: differences of a whole collection would double its memory
 
 
-class MemoryIndex:
+class LocalIndex(ABC):
+    """A collection in the memory of this process; a subclass writes to it and searches it."""
+
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
         self._rows = Rows(spec)
         self._lock = threading.Lock()
 
-    def write(self, points: Sequence[Point]) -> None:
-        with self._lock:
-            self._rows.write(points)
-
     def delete(self, ids: Sequence[uuid.UUID]) -> None:
         with self._lock:
             self._rows.delete(ids)
+
+    def near(self, queries: Sequence[CodeQuery]) -> list[Ball]:
+        for query in queries:
+            checks.check_code_query(self.spec, query)
+        with self._lock:
+            return [self._ball(query) for query in queries]
+
+    @abstractmethod
+    def _ball(self, query: CodeQuery) -> Ball:
+        """The ball of one checked query; the lock is held."""
+
+    def get(self, ids: Sequence[uuid.UUID]) -> list[Point]:
+        with self._lock:
+            return self._rows.points(ids)
+
+    def scan(self, batch: int = 1000) -> Iterator[Sequence[tuple[uuid.UUID, int]]]:
+        return self._rows.scan(batch)
+
+    def count(self, filter: Filter | None = None) -> int:  # noqa: A002 - the seam's word
+        if filter is None:
+            return len(self._rows)
+        checks.check_filter(filter)
+        with self._lock:
+            return int(self._rows.mask(filter).sum())
+
+
+class MemoryIndex(LocalIndex):
+    def write(self, points: Sequence[Point]) -> None:
+        with self._lock:
+            self._rows.write(points)
 
     def search(self, queries: Sequence[Query]) -> list[Answer]:
         for query in queries:
@@ -48,12 +77,6 @@ class MemoryIndex:
         hits = cut(self._rows.best(rows, scores, wanted), query) if wanted else []
         return Answer(hits=tuple(hits), exact=True, engine_ms=(time.perf_counter() - started) * 1000)
 
-    def near(self, queries: Sequence[CodeQuery]) -> list[Ball]:
-        for query in queries:
-            checks.check_code_query(self.spec, query)
-        with self._lock:
-            return [self._ball(query) for query in queries]
-
     def _ball(self, query: CodeQuery) -> Ball:
         """The ball by every distance, counted bit by bit: the reference for the scans of the other engines."""
         started = time.perf_counter()
@@ -64,20 +87,6 @@ class MemoryIndex:
         radius = query.radius if query.radius is not None else int(nearest[-1]) if len(nearest) else 0
         kept = distances <= radius
         return self._rows.ball(query, Scan(rows[kept], distances[kept], radius), started)
-
-    def get(self, ids: Sequence[uuid.UUID]) -> list[Point]:
-        with self._lock:
-            return self._rows.points(ids)
-
-    def scan(self, batch: int = 1000) -> Iterator[Sequence[tuple[uuid.UUID, int]]]:
-        return self._rows.scan(batch)
-
-    def count(self, filter: Filter | None = None) -> int:  # noqa: A002 - the seam's word
-        if filter is None:
-            return len(self._rows)
-        checks.check_filter(filter)
-        with self._lock:
-            return int(self._rows.mask(filter).sum())
 
     def info(self) -> Info:
         return Info(points=len(self._rows), indexed=len(self._rows))
