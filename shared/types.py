@@ -1,5 +1,6 @@
 """Value types that several packages share. Arrays have one name per shape."""
 
+import re
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -18,6 +19,14 @@ Embeddings = NDArray[np.float32]  #: (n, dim)
 Codes = NDArray[np.uint8]  #: (n, bits / 8), packed by numpy.packbits, most significant bit first
 
 POINTS = uuid.UUID("6f0f3a3e-6f3b-5b0a-9a53-3d3b0f7c6c55")
+
+
+_UID = re.compile(r"[0-2](\.(0|[1-9][0-9]*))+")
+
+
+def valid_uid(value: str) -> bool:
+    """Whether this is a UID. Source: PS3.5 9.1."""
+    return len(value) <= 64 and _UID.fullmatch(value) is not None
 
 
 def point_id(sop_instance_uid: str, frame: int) -> uuid.UUID:

@@ -16,9 +16,9 @@ from pynetdicom.dsutils import create_file_meta, encode_file_meta
 from services.dicom import echo
 from services.dicom.statuses import Refusal
 from shared.errors import SimilisError
-from shared.imaging.read import valid_uid
 from shared.imaging.reasons import Reason
 from shared.store.blobs import PREAMBLE, Blobs, Part
+from shared.types import valid_uid
 
 if TYPE_CHECKING:
     from pynetdicom.association import Association

@@ -5,9 +5,9 @@ from datetime import date
 
 from shared.imaging import views
 from shared.imaging.answers import MOST
-from shared.imaging.read import Opened, attribute, clean, number, text, valid_uid
+from shared.imaging.read import Opened, attribute, clean, number, text
 from shared.imaging.reasons import Reason, failed
-from shared.types import Header
+from shared.types import Header, valid_uid
 
 _NAMES = uuid.UUID("5f5a3f0e-95a5-5b61-8a05-0e3d0f6b7a11")
 

@@ -1,7 +1,6 @@
 """Read a data set from bytes, within limits: this module measures it before a library parses it."""
 
 import io
-import re
 import struct
 import zlib
 from dataclasses import dataclass
@@ -54,7 +53,6 @@ _NO_IMAGE = tuple(
         "1.1.78.", "1.1.131",
     )
 )  # fmt: skip
-_UID = re.compile(r"[0-2](\.(0|[1-9][0-9]*))+")
 
 
 def quiet_pydicom() -> None:
@@ -117,10 +115,6 @@ def word(value: int, *, signed: bool) -> int:
     """Return the low 16 bits of a value as a signed or unsigned number, however they were read before."""
     bits = value % 65536
     return bits - 65536 if signed and bits > 32767 else bits
-
-
-def valid_uid(value: str) -> bool:
-    return len(value) <= 64 and _UID.fullmatch(value) is not None
 
 
 def _meta(buffer: memoryview, start: int, limits: Limits) -> tuple[int, str, str]:

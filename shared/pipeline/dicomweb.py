@@ -5,18 +5,19 @@ followed, and an answer's size is limited before it is parsed.
 """
 
 import json
-import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
-from shared.errors import Denied, Invalid, Unavailable
+from shared.errors import Denied, Invalid, SimilisError, Unavailable
 from shared.multipart import Begin, Data, End, Event, Splitter, media_type
+from shared.types import valid_uid
 
 if TYPE_CHECKING:
     import httpx
@@ -28,7 +29,6 @@ LEAST = 256 * 1024  #: bytes of an unfinished answer that must come within a tim
 DICOM = "application/dicom"
 FILES = f'multipart/related; type="{DICOM}"; transfer-syntax=*'
 
-_UID = re.compile(r"[0-2](\.(0|[1-9][0-9]*))+")
 STUDY, SERIES, SOP, COUNT = "0020000D", "0020000E", "00080018", "00201208"
 
 
@@ -77,7 +77,7 @@ class Access:
     user: str = ""
     password_file: Path | None = None
     token_file: Path | None = None
-    ca_file: Path | None = field(default=None)
+    ca_file: Path | None = None
 
     def headers(self) -> dict[str, str]:
         """Raises: `Invalid` where a secret cannot be read."""
@@ -237,8 +237,20 @@ class Archive:
             raise ArchiveProtocolError("the archive's answer is not a JSON list")
         return [item for item in found if isinstance(item, dict)]
 
-    def _asked(self, path: str, query: Mapping[str, str], accept: str) -> "_Response":
-        return _Response(self._http, f"{self.url}/{path}", query, accept)
+    @contextmanager
+    def _asked(self, path: str, query: Mapping[str, str], accept: str) -> Iterator["httpx.Response"]:
+        """Yield the streamed answer, whose status is 2xx."""
+        import httpx
+
+        with ExitStack() as ended:
+            asked = self._http.stream("GET", f"{self.url}/{path}", params=dict(query), headers={"Accept": accept})
+            try:
+                response = ended.enter_context(asked)
+            except httpx.TransportError as error:
+                raise _away(error, "the archive does not answer") from None
+            if not response.is_success:
+                raise _refusal(response.status_code)
+            yield response
 
     def _chunks(self, response: "httpx.Response") -> Iterator[bytes]:
         """Yield the answer as it comes. Each byte renews the timeout of a read, so a minimum rate bounds the answer."""
@@ -263,33 +275,14 @@ class Archive:
             yield chunk
 
 
-class _Response:
-    """A streamed answer with status 2xx. Raises: `ArchiveUnavailable`, `Denied`, `ArchiveProtocolError`."""
-
-    def __init__(self, http: "httpx.Client", url: str, query: Mapping[str, str], accept: str) -> None:
-        self._stream = http.stream("GET", url, params=dict(query), headers={"Accept": accept})
-
-    def __enter__(self) -> "httpx.Response":
-        import httpx
-
-        try:
-            response = self._stream.__enter__()
-        except httpx.TransportError as error:
-            raise _away(error, "the archive does not answer") from None
-        if response.is_success:
-            return response
-        self._stream.__exit__(None, None, None)
-        status = response.status_code
-        if status in (401, 403, 407):
-            raise Denied(f"the archive rejects our credentials (status {status})")
-        if status == 504:  # of a gateway in front of the archive, which has timed out
-            raise ArchiveTimeout("the archive answered with status 504")
-        if status in (408, 425, 429) or status >= 500:
-            raise ArchiveUnavailable(f"the archive answered with status {status}")
-        raise ArchiveProtocolError(f"the archive answered with status {status}")
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._stream.__exit__(kind, error, tb)
+def _refusal(status: int) -> SimilisError:
+    if status in (401, 403, 407):
+        return Denied(f"the archive rejects our credentials (status {status})")
+    if status == 504:  # of a gateway in front of the archive, which has timed out
+        return ArchiveTimeout("the archive answered with status 504")
+    if status in (408, 425, 429) or status >= 500:
+        return ArchiveUnavailable(f"the archive answered with status {status}")
+    return ArchiveProtocolError(f"the archive answered with status {status}")
 
 
 def _away(error: Exception, what: str) -> ArchiveUnavailable:
@@ -308,7 +301,7 @@ def _value(item: Mapping[str, Any], tag: str) -> object:
 def _uid(item: Mapping[str, Any], tag: str) -> str:
     """Return the UID, "" if there is no valid one."""
     value = _value(item, tag)
-    return value if isinstance(value, str) and len(value) <= 64 and _UID.fullmatch(value) else ""
+    return value if isinstance(value, str) and valid_uid(value) else ""
 
 
 def _count(item: Mapping[str, Any]) -> int:

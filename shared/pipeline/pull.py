@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import date, timedelta
-from typing import Any, Self
+from typing import Self, TypeVar
 from urllib.parse import urlsplit
 
 from sqlalchemy.orm import Session
@@ -57,6 +57,7 @@ OF_INSTANCES = ("pulled", "held", "turned_away", "missing")
 COUNTED = ("studies", *OF_INSTANCES, "unnamed")
 MISSING = (FileOutcome.FAILED, Reason.SOURCE.value)  #: an instance that did not come
 
+T = TypeVar("T")
 Report = Callable[[Session, "Progress"], bool]
 
 
@@ -180,7 +181,7 @@ class Pull:
             high, until = low + (high - low) // 2, ""
 
     def _listed(self, query: Mapping[str, str], most: int) -> Listing[int]:
-        found: Listing[int] = patiently(lambda: self.archive.studies(query, most))
+        found = patiently(lambda: self.archive.studies(query, most))
         if len(found) > ENOUGH:
             raise ArchiveProtocolError(f"the archive lists more than {ENOUGH} studies for one day")
         return found
@@ -209,21 +210,18 @@ class Pull:
         return turns < ATTEMPTS
 
 
-def patiently(call: Callable[[], Any]) -> Any:  # noqa: ANN401 - what the call returns
+def patiently(call: Callable[[], T]) -> T:
     """Return the answer of `call`, retried with back-off while the archive is unavailable.
 
     Raises: `ArchiveUnavailable` after the last attempt; `ArchiveTimeout` after the first, as each timeout takes a
     minute.
     """
-    for attempt in Retrying(
+    return Retrying(
         retry=retry_if_exception_type(ArchiveUnavailable) & retry_if_not_exception_type(ArchiveTimeout),
         wait=wait_exponential_jitter(multiplier=0.5, max=PATIENCE_S),
         stop=stop_after_attempt(ATTEMPTS),
         reraise=True,
-    ):
-        with attempt:
-            return call()
-    raise AssertionError  # pragma: no cover - the last attempt returns or raises
+    )(call)
 
 
 def _text(day: date | None) -> str:

@@ -9,8 +9,9 @@ from PIL import Image
 
 from shared.errors import Outcome, Rejected
 from shared.imaging.header import stable_uid
-from shared.imaging.read import clean, valid_uid
+from shared.imaging.read import clean
 from shared.imaging.recipe import Recipe
+from shared.types import valid_uid
 
 VALUES = breast(64, 48)
 
