@@ -173,7 +173,7 @@ def _rows(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: A
         stuck = checks.stuck(db)
         if repair:
             checks.release_leases(db, stuck)
-    yield _named("operation-stuck", [str(one.id) for one in stuck], repaired=repair)
+    yield _named("operation-stuck", list(map(str, stuck)), repaired=repair)
 
 
 def _tombstones(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: ARG001

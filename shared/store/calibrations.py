@@ -97,7 +97,6 @@ class Scored(NamedTuple):
     image_id: int
     sop_uid: str
     status: str
-    digest: bytes
     frames: list[float | None]  #: the score of each frame
     embeddings: list[bytes]  #: packed, of each frame, if asked for
     decided: bool  #: released by a person: no threshold changes that
@@ -117,7 +116,7 @@ _CHOSEN = """
 """
 #: Stopped images are included: the caller decides which of them belong.
 _FIELDS = f"""
-    SELECT i.id, i.sop_uid, i.status, i.digest,
+    SELECT i.id, i.sop_uid, i.status,
            ARRAY(SELECT CAST(e.ood AS float8) {_STORED}) AS frames,
            CASE WHEN :embedded THEN ARRAY(SELECT e.embedding {_STORED}) ELSE '{{}}' END AS embeddings,
            {RELEASED.format("i")} AS decided

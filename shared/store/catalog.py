@@ -69,7 +69,7 @@ _IMAGES = sa.text(
     """
     SELECT i.id, i.sop_uid, i.series_uid, i.sop_class, i.transfer_syntax, i.modality, i.laterality, i.view,
            i.view_modifiers, i.body_part, i.rows, i.columns, i.frames, i.birads, i.density, i.pathology, i.labels,
-           i.status, i.gate, i.reason, i.score, i.distance, i.calibration_id, i.attempt, i.received_at, i.settled_at,
+           i.status, i.gate, i.reason, i.score, i.distance, i.calibration_id,
            EXISTS (SELECT 1 FROM thumbnail t WHERE t.image_id = i.id) AS pictured,
            (SELECT array_agg(DISTINCT l.state) FROM ledger l WHERE l.image_id = i.id AND l.op = 'upsert'
              AND l.generation_id = (SELECT generation_id FROM live)) AS index_states
@@ -88,7 +88,7 @@ def study(connection: sa.Connection, uid: str) -> tuple[sa.Row[Any], Sequence[sa
 
 _PICTURE = sa.text(
     """
-    SELECT i.status, i.gate, i.reason, i.path, i.digest, i.rows, i.columns, i.frames, t.jpeg
+    SELECT i.status, i.reason, i.path, i.digest, i.rows, i.columns, i.frames, t.jpeg
     FROM image i LEFT JOIN thumbnail t ON t.image_id = i.id
     WHERE i.sop_uid = :uid AND i.status <> 'deleted'
     """

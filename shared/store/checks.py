@@ -206,30 +206,23 @@ IMAGES = (
 )
 
 
-class Stuck(NamedTuple):
-    """An operation whose worker is lost."""
-
-    id: uuid.UUID
-    kind: str
-
-
 _STUCK = sa.text(
-    "SELECT id, kind FROM operation WHERE state = 'running' AND registered_at IS NULL "
+    "SELECT id FROM operation WHERE state = 'running' AND registered_at IS NULL "
     f"AND (lease_until < clock_timestamp() - make_interval(secs => :silent) OR {AHEAD}) "
     "ORDER BY created_at FOR UPDATE SKIP LOCKED"
 )
 
 
-def stuck(db: Session) -> list[Stuck]:
+def stuck(db: Session) -> list[uuid.UUID]:
     """Operations whose lease ended long ago, or that nobody would claim; locked."""
-    return [Stuck._make(row) for row in db.execute(_STUCK, {"silent": SILENT_S})]
+    return list(db.execute(_STUCK, {"silent": SILENT_S}).scalars())
 
 
-def release_leases(db: Session, stuck: Sequence[Stuck]) -> None:
+def release_leases(db: Session, ids: Sequence[uuid.UUID]) -> None:
     """Release the leases of these operations, so that the next worker may claim them."""
     db.execute(
         sa.text("UPDATE operation SET lease_until = NULL, not_before = NULL WHERE id = ANY(CAST(:ids AS uuid[]))"),
-        {"ids": [one.id for one in stuck]},
+        {"ids": list(ids)},
     )
 
 

@@ -105,7 +105,6 @@ class Pending:
     point_id: uuid.UUID
     op: str
     revision: int
-    attempt: int
     image_id: int
     study_id: int | None
     patient_key: bytes | None
@@ -129,8 +128,8 @@ _LOCK = sa.text(
 )
 _READ = sa.text(
     f"""
-    SELECT d.point_id, d.op, d.revision, d.attempt, d.image_id, i.study_id, s.patient_key, i.modality, i.view,
-           i.laterality, i.density, i.birads, s.study_date, e.embedding, e.code
+    SELECT d.point_id, d.op, d.revision, d.image_id, i.study_id, s.patient_key, i.modality, i.view, i.laterality,
+           i.density, i.birads, s.study_date, e.embedding, e.code
     FROM ledger d
     LEFT JOIN image i ON i.id = d.image_id AND {INDEXABLE}
     LEFT JOIN study s ON s.id = i.study_id

@@ -64,7 +64,7 @@ def exists(connection: sa.Connection, study_uid: str) -> bool:
 
 _BEHIND: Final = f"""
     SELECT l.point_id, l.frame, i.id, i.sop_uid, i.modality, i.laterality, i.view, i.birads, i.density, i.pathology,
-           s.id AS study_id, s.uid AS study_uid, s.study_date, s.patient_key
+           s.id AS study_id, s.uid AS study_uid, s.study_date
     FROM ledger l
     JOIN image i ON i.id = l.image_id AND {INDEXABLE}
     JOIN study s ON s.id = i.study_id
@@ -90,7 +90,6 @@ class HitRow(NamedTuple):
     study_id: int
     study_uid: str
     study_date: date | None
-    patient_key: bytes
 
 
 def behind(
