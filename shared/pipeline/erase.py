@@ -15,7 +15,7 @@ from shared.index.base import Index
 from shared.log import get
 from shared.pipeline.lease import LEASE_S
 from shared.store import erasure, files, ledger, operations, tombstones
-from shared.store.erasure import Copy, Standing
+from shared.store.erasure import Copy, Known, Standing
 from shared.store.locks import Lock, alone
 from shared.store.operations import Held
 from shared.store.session import Begin, enqueue
@@ -173,38 +173,28 @@ def replay(db: Session, secret: bytes) -> int:
     alone(db, Lock.INTAKE)
     after, erased = 0, 0
     while rows := erasure.known(db, after, CHUNK):
-        after = rows[-1].image_id
-        names = {row: _names(secret, row.sop_uid, row.study_uid, row.patient_key) for row in rows}
-        present = tombstones.present(db, [name for own in names.values() for name in own])
-        studies = {row.study_uid for row, own in names.items() if present.intersection(own)}
-        for uid in sorted(studies):
+        after = rows[-1].id
+        for uid in sorted({row.study_uid for row in risen(db, secret, rows)}):
             standing = erasure.standing(db, study_uid=uid)
             _erase(db, secret, standing, digest(secret, "study", uid), "study")
             erased += len(standing.images)
-    _replay_stopped(db, secret)
+    if stopped := risen(db, secret, erasure.stopped(db)):
+        erasure.forget(db, [row.id for row in stopped])
+        enqueue(db, Job.TIDY)
     return erased
 
 
-def _replay_stopped(db: Session, secret: bytes) -> None:
-    """Erase the stopped files that a tombstone names, too."""
-    if gone := risen_files(db, secret):
-        erasure.forget(db, gone)
-        enqueue(db, Job.TIDY)
-
-
-def risen_files(db: Session, secret: bytes) -> list[int]:
-    """Return the row ids of stopped files that a tombstone names."""
-    rows = erasure.stopped(db)
-    named = refused(db, secret, [(row.sop_uid, row.study_uid, row.patient_key) for row in rows])
-    return [row.id for row, gone in zip(rows, named, strict=True) if gone]
-
-
-def _names(secret: bytes, sop_uid: str, study_uid: str, patient: bytes) -> tuple[bytes, bytes, bytes]:
-    return digest(secret, "image", sop_uid), digest(secret, "study", study_uid), digest(secret, "patient", patient)
+def risen(db: Session, secret: bytes, rows: Sequence[Known]) -> list[Known]:
+    """Return those of these images or stopped files that a tombstone names."""
+    gone = refused(db, secret, [(row.sop_uid, row.study_uid, row.patient_key) for row in rows])
+    return [row for row, named in zip(rows, gone, strict=True) if named]
 
 
 def refused(db: Session, secret: bytes, files: Sequence[tuple[str, str, bytes]]) -> list[bool]:
     """Return for each (SOP Instance UID, Study Instance UID, patient key) whether it was erased and must stay out."""
-    names = [_names(secret, *file) for file in files]
+    names = [
+        (digest(secret, "image", image), digest(secret, "study", study), digest(secret, "patient", patient))
+        for image, study, patient in files
+    ]
     present = tombstones.present(db, [name for own in names for name in own])
     return [bool(present.intersection(own)) for own in names]

@@ -195,13 +195,11 @@ def _risen(site: Site) -> list[int]:
     while True:
         with site.begin() as db:
             rows = erasure.known(db, after, FILES)
-            files = [(row.sop_uid, row.study_uid, row.patient_key) for row in rows]
-            gone = erase.refused(db, site.rules.secret, files) if rows else []
-            stopped = [] if rows else erase.risen_files(db, site.rules.secret)
+            found = erase.risen(db, site.rules.secret, rows or erasure.stopped(db))
+        risen += [row.id for row in found]
         if not rows:
-            return risen + stopped
-        after = rows[-1].image_id
-        risen += [row.image_id for row, named in zip(rows, gone, strict=True) if named]
+            return risen
+        after = rows[-1].id
 
 
 def _files(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:

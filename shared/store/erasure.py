@@ -2,7 +2,7 @@
 
 import uuid
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -108,14 +108,6 @@ _NO_PLACE = sa.text(
 )
 
 
-def stopped(db: Session) -> Sequence[sa.Row[Any]]:
-    """(id, study_uid, patient_key, sop_uid) of every stopped file whose patient is known."""
-    statement = (
-        "SELECT id, study_uid, patient_key, coalesce(sop_uid, '') AS sop_uid FROM file WHERE patient_key IS NOT NULL"
-    )
-    return db.execute(sa.text(statement)).all()
-
-
 _JOURNAL = sa.text(
     "DELETE FROM arrival a USING file f WHERE f.id = ANY(CAST(:files AS bigint[])) AND f.sop_uid IS NOT NULL "
     "AND a.study_uid = f.study_uid AND a.sop_uid = f.sop_uid"
@@ -192,7 +184,9 @@ def delete_again(db: Session, generation_id: int, points: Sequence[uuid.UUID]) -
 
 
 class Known(NamedTuple):
-    image_id: int
+    """An image or a stopped file by its row, with everything that a tombstone may name."""
+
+    id: int
     sop_uid: str
     study_uid: str
     patient_key: bytes
@@ -205,5 +199,11 @@ _KNOWN = sa.text(
 
 
 def known(db: Session, after: int, limit: int) -> list[Known]:
-    """The next images by id that are not erased, with everything that a tombstone may name."""
+    """The next images by id that are not erased."""
     return [Known._make(row) for row in db.execute(_KNOWN, {"after": after, "limit": limit})]
+
+
+def stopped(db: Session) -> list[Known]:
+    """Every stopped file whose patient is known."""
+    statement = "SELECT id, coalesce(sop_uid, ''), study_uid, patient_key FROM file WHERE patient_key IS NOT NULL"
+    return [Known._make(row) for row in db.execute(sa.text(statement))]

@@ -24,7 +24,7 @@ from shared.log import configure
 from shared.pipeline import arrive, erase, quarantine, sweep
 from shared.pipeline.admission import Action, Admission, Rule
 from shared.pipeline.arrive import Arrived
-from shared.store import arrivals, checks, files, operations, tombstones
+from shared.store import arrivals, checks, erasure, files, operations, tombstones
 from shared.store.arrivals import Origin
 from shared.store.blobs import Blobs, Full, follow, taking
 from shared.store.files import Record, Seen
@@ -555,9 +555,9 @@ def test_a_stopped_file_that_a_restore_has_brought_back_is_erased_again(door: Do
         key = patient_key(SECRET, *OTHER_WOMAN)
         tombstones.add(db, {tombstones.digest(SECRET, "patient", key): "patient"}, number)
     with door.platform.begin() as db:
-        assert len(erase.risen_files(db, SECRET)) == 1
+        assert len(erase.risen(db, SECRET, erasure.stopped(db))) == 1
         assert erase.replay(db, SECRET) == 0
-        assert erase.risen_files(db, SECRET) == []
+        assert erase.risen(db, SECRET, erasure.stopped(db)) == []
     assert door.sweep() == 1
     assert [path.read_bytes() for path in door.files()] == [instance()]
 
