@@ -130,10 +130,9 @@ def admit(db: Session, found: Sequence[Found], rules: Rules, origin: Origin) -> 
                 labels_digest=file.stamp,
             )
             done.append(Registered(file, record))
-    for step in (_without_erased, _admitted):
-        candidates, refused = step(db, candidates, rules, origin)
-        done += refused
-    done += _settle_candidates(db, candidates, rules, origin)
+    candidates, erased = _without_erased(db, candidates, rules.secret)
+    candidates, turned = _admitted(candidates, rules.admission, origin)
+    done += [*erased, *turned, *_settle_candidates(db, candidates, rules, origin)]
     order = {id(file): place for place, file in enumerate(found)}
     done.sort(key=lambda one: order[id(one.file)])
     told = _told(db, done)
@@ -150,11 +149,11 @@ def _told(db: Session, done: Sequence[Registered]) -> set[bytes]:
 
 
 def _without_erased(
-    db: Session, candidates: Sequence[Candidate], rules: Rules, _: Origin
+    db: Session, candidates: Sequence[Candidate], secret: bytes
 ) -> tuple[list[Candidate], list[Registered]]:
     """Refuse what a tombstone names, whatever rows exist of it; the journal does not name it."""
     names = [(i.header.sop_instance_uid, i.header.study_instance_uid, i.patient_key) for _, i in candidates]
-    erased = erase.refused(db, rules.secret, names)
+    erased = erase.refused(db, secret, names)
     kept = [one for one, gone in zip(candidates, erased, strict=True) if not gone]
     refused = [
         Registered(
@@ -167,13 +166,13 @@ def _without_erased(
 
 
 def _admitted(
-    _: Session, candidates: Sequence[Candidate], rules: Rules, origin: Origin
+    candidates: Sequence[Candidate], admission: Admission, origin: Origin
 ) -> tuple[list[Candidate], list[Registered]]:
     """Apply the admission rules; a candidate that a rule holds is kept with the rule's name."""
     kept: list[Candidate] = []
     turned: list[Registered] = []
     for file, incoming in candidates:
-        action, name = rules.admission.decide(
+        action, name = admission.decide(
             incoming.header, source=origin.source, sender=origin.sender, called=origin.called
         )
         if action is Action.ACCEPT:
