@@ -129,6 +129,8 @@ class Sandbox:
         jobs = deque(_Job(source, recipe) for source in sources)
         stalls = Counter[Path]()
         with self._lock:
+            if self._pid != os.getpid():  # a fork: child and jobs belong to the process that started them
+                self._disown()
             self._waiting.extend(jobs)
         try:
             while jobs:
@@ -168,8 +170,6 @@ class Sandbox:
 
     def _send(self) -> None:
         """Put jobs in flight, up to the window; a file that cannot be opened gets its answer here."""
-        if self._pid != os.getpid():  # a fork: the child belongs to the process that started it
-            self._disown()
         while self._flying < min(_WINDOW, len(self._waiting)):
             job = self._waiting[self._flying]
             if not self._hand_over(job):

@@ -120,6 +120,25 @@ def test_a_caller_that_leaves_takes_along_what_the_child_has_not_been_given(boxe
     assert box.starts - before < 20
 
 
+def test_a_fork_starts_a_child_of_its_own():
+    code = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        from shared.imaging.sandbox import Sandbox
+        box, path = Sandbox(), Path(sys.argv[1])
+        box.inspect(path)
+        if (fork := os.fork()) == 0:
+            signal.alarm(20)
+            box.inspect(path)
+            box.close()
+            os._exit(0)
+        assert os.waitpid(fork, 0)[1] == 0
+        box.inspect(path)
+        assert box.starts == 1
+    """
+    subprocess.run([sys.executable, "-c", code, str(GOOD)], check=True)
+
+
 @pytest.mark.parametrize(
     ("number", "reason"),
     [
