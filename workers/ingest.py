@@ -1,6 +1,5 @@
 from shared.log import get
 from shared.pipeline import arrive, encode, turns
-from shared.pipeline.turns import Watch
 from shared.types import Job
 from workers.runtime import runtime
 from workers.tasks import task
@@ -21,7 +20,7 @@ def encode_images() -> None:
 def scan_folders() -> None:
     """Advance one due scan, then read sent files again whose retry was requested; a watch rests between rounds."""
     rt = runtime()
-    watch = Watch(rules=rt.watch_rules, rest_s=rt.settings.intake.watch_interval_s)
-    if turns.advance_scan(rt.transaction, rt.sandbox, rt.rules, watch):
+    every_s = rt.settings.intake.watch_interval_s
+    if turns.advance_scan(rt.transaction, rt.sandbox, rt.rules, watch_rules=rt.watch_rules, every_s=every_s):
         rt.queue.ring(Job.SCAN)
     arrive.reread(rt.transaction, rt.sandbox, rt.rules)

@@ -37,16 +37,13 @@ ARCHIVE_AWAY_S = 30.0  #: until a pull goes on after something was unavailable: 
 LOOK_S = 600.0  #: outside its hours, a pull checks this often whether it was cancelled
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Watch:
-    """How a folder is scanned again and again."""
+def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, *, watch_rules: Rules, every_s: float) -> bool:
+    """Give one due scan a turn, or a watch one round; return True if there may be more to do.
 
-    rules: Rules
-    rest_s: float  #: between two rounds
-
-
-def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, watch: Watch) -> bool:
-    """Give one due scan a turn, or a watch one round; return True if there may be more to do."""
+    Args:
+        watch_rules: the rules for a watch.
+        every_s: the rest between two rounds of a watch.
+    """
     began = time.monotonic()
     with turn(begin, OperationKind.SCAN, FOLDER_AWAY_S) as held:
         if held is None:
@@ -64,13 +61,13 @@ def advance_scan(begin: Begin, inspector: Inspector, rules: Rules, watch: Watch)
             inspector,
             Path(held.params["path"]),
             table=labels.table,
-            rules=replace(watch.rules if held.lasting else rules, skip=labels.skip),
+            rules=replace(watch_rules if held.lasting else rules, skip=labels.skip),
             operation_id=held.id,
             report=one.report,
             progress=progress,
         )
         with begin() as db:
-            one.leave(db, progress, watch.rest_s if held.lasting else None)
+            one.leave(db, progress, every_s if held.lasting else None)
     return True
 
 

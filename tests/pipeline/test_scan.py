@@ -27,6 +27,12 @@ def rows(platform: Platform, statement: str) -> list[tuple[Any, ...]]:
         return [tuple(row) for row in connection.execute(sa.text(statement))]
 
 
+def turn(platform: Platform) -> bool:
+    """One turn at a due scan, or one round of a watch."""
+    rules = platform.rules
+    return turns.advance_scan(platform.begin, platform.sandbox, rules, watch_rules=rules, every_s=0)
+
+
 def test_a_folder_becomes_rows_and_rings_for_the_encoder(platform: Platform) -> None:
     for n in range(5):
         platform.put(f"{n}.dcm", header(n))
@@ -342,9 +348,8 @@ def test_a_turn_gets_on_for_as_long_as_it_took_to_find_its_place(
     with platform.begin() as db:
         first = operations.create(db, "scan", {"path": str(platform.folder / "archive"), "labels": str(table)}).id
         operations.create(db, "scan", {"path": str(tmp_path / "watched"), "watch": True})  # always waits
-    watch = turns.Watch(rules=platform.rules, rest_s=0)
     for _ in range(20):
-        turns.advance_scan(platform.begin, platform.sandbox, platform.rules, watch)
+        turn(platform)
     with platform.begin() as db:
         assert operations.get(db, first).registered_at is not None
     assert walked < 3 * 20
@@ -401,8 +406,7 @@ def test_a_folder_that_does_not_answer_holds_up_its_own_scan_alone(
     with platform.begin() as db:
         names = ("archive/dead", "archive/good")
         first, second = (operations.create(db, "scan", {"path": str(platform.folder / name)}).id for name in names)
-    watch = turns.Watch(rules=platform.rules, rest_s=0)
-    while turns.advance_scan(platform.begin, platform.sandbox, platform.rules, watch):
+    while turn(platform):
         pass
     with platform.begin() as db:
         waits, done = operations.get(db, first), operations.get(db, second)
@@ -415,7 +419,7 @@ def test_a_folder_that_does_not_answer_holds_up_its_own_scan_alone(
     assert until(lambda: not mounts._stalled, 10)
     with platform.begin() as db:
         db.execute(sa.text("UPDATE operation SET not_before = NULL"))
-    turns.advance_scan(platform.begin, platform.sandbox, platform.rules, watch)
+    turn(platform)
     with platform.begin() as db:
         assert (operations.get(db, first).done, operations.get(db, first).error) == (3, None)
 
@@ -443,8 +447,7 @@ def test_a_share_that_goes_away_during_a_scan_is_waited_for(
     monkeypatch.setattr(platform.sandbox, "inspect_many", inspect_many)
     with platform.begin() as db:
         number = operations.create(db, "scan", {"path": str(mount)}).id
-    watch = turns.Watch(rules=platform.rules, rest_s=0)
-    turns.advance_scan(platform.begin, platform.sandbox, platform.rules, watch)
+    turn(platform)
     with platform.begin() as db:
         waits = operations.get(db, number)
         assert (waits.state, waits.registered_at, waits.done) == ("running", None, 2 if first == "read" else 4)
@@ -453,7 +456,7 @@ def test_a_share_that_goes_away_during_a_scan_is_waited_for(
         waits.not_before = None
     mount.rmdir()
     away.rename(mount)
-    turns.advance_scan(platform.begin, platform.sandbox, platform.rules, watch)
+    turn(platform)
     with platform.begin() as db:
         assert (operations.get(db, number).done, operations.get(db, number).error) == (6, None)
     assert rows(platform, "SELECT outcome, count(*) FROM file GROUP BY 1") == [("taken", 6)]
@@ -479,7 +482,7 @@ def test_a_table_that_does_not_answer_holds_up_its_scan_and_no_worker(
     with platform.begin() as db:
         params = {"path": str(platform.folder / "archive"), "labels": str(table)}
         number = operations.create(db, "scan", params).id
-    turns.advance_scan(platform.begin, platform.sandbox, platform.rules, turns.Watch(rules=platform.rules, rest_s=0))
+    turn(platform)
     with platform.begin() as db:
         assert operations.get(db, number).error == "the folder's disk or network share does not answer"
 
@@ -493,8 +496,7 @@ def test_a_scan_whose_table_is_gone_when_it_goes_on_waits_for_it(platform: Platf
         begun, fresh = (operations.create(db, "scan", params) for _ in range(2))
         begun.cursor = {"path": os.fsencode(platform.folder / "archive" / "a.dcm").hex()}
     for _ in range(2):
-        watch = turns.Watch(rules=platform.rules, rest_s=0)
-        turns.advance_scan(platform.begin, platform.sandbox, platform.rules, watch)
+        turn(platform)
     with platform.begin() as db:
         assert [operations.get(db, one.id).state for one in (begun, fresh)] == ["running", "failed"]
         assert "share may be unavailable" in str(operations.get(db, begun.id).error)
