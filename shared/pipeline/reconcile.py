@@ -245,7 +245,8 @@ def _look_again(db: Session, kind: str, rows: Sequence[Registered]) -> None:
     """Make a scan read these files again. A missing file is marked; its image stays, and points to a copy if any."""
     ids = [row.id for row in rows]
     if kind != "file-missing":
-        checks.scan_again(db, files.reread(db, ids))
+        operations.retry_ended(db, files.reread(db, ids), OperationKind.SCAN)  # each with its label table
+        enqueue(db, Job.SCAN)
         return
     images.lock(db, [row.image_id for row in rows if row.image_id is not None])  # before their files, as intake does
     files.mark_missing(db, ids)
@@ -253,7 +254,7 @@ def _look_again(db: Session, kind: str, rows: Sequence[Registered]) -> None:
         assert row.image_id is not None  # noqa: S101 - or it would be a file without an image
         copy = next((one for one in checks.copies(db, row.image_id) if os.path.isfile(one)), None)  # noqa: PTH113 - bytes
         if copy is not None:
-            checks.move(db, row.image_id, copy)
+            images.move(db, row.image_id, copy)
 
 
 def _store(site: Site, repair: bool, deep: bool) -> Iterator[Finding]:  # noqa: ARG001

@@ -4,18 +4,18 @@ Each query is one statement, so it sees one snapshot. It returns internal ids: n
 """
 
 import uuid
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from shared.store import catchup, ledger, operations
+from shared.store import catchup, generations, ledger
 from shared.store.images import AGAIN
 from shared.store.session import enqueue
 from shared.store.tables import INDEXABLE, READ_AGAIN, SCANNED, SENT
-from shared.types import Job, OperationKind
+from shared.types import Job
 
 #: A lease that expired longer ago than this was noticed by neither a worker nor the sweep.
 SILENT_S = 60.0
@@ -60,7 +60,7 @@ def encode_again(db: Session, images: Sequence[int]) -> None:
 
 
 def _post_again(db: Session, images: list[int]) -> None:
-    for model in db.execute(sa.text("SELECT DISTINCT model_id FROM generation WHERE state = 'open'")).scalars().all():
+    for model in {one.model_id for one in generations.opened(db)}:
         ledger.post(db, model, ledger.stored(db, model, images))
     enqueue(db, Job.PROJECT)
 
@@ -271,12 +271,6 @@ def files(db: Session | sa.Connection, after: int, limit: int) -> list[Registere
     return [Registered._make(row) for row in db.execute(_FILES, {"after": after, "limit": limit})]
 
 
-def scan_again(db: Session, ids: Collection[uuid.UUID]) -> None:
-    """Retry the ended scans among these operations, each with its label table; cancelled ones are left alone."""
-    operations.retry_ended(db, ids, OperationKind.SCAN)
-    enqueue(db, Job.SCAN)
-
-
 _COPIES = sa.text(
     "SELECT f.path FROM file f JOIN image i ON i.id = f.image_id WHERE i.id = :image "
     "AND f.outcome IN ('taken', 'same') AND f.digest = i.digest ORDER BY f.id"
@@ -286,8 +280,3 @@ _COPIES = sa.text(
 def copies(db: Session, image_id: int) -> list[bytes]:
     """The paths of other files with the same bytes as the image."""
     return list(db.execute(_COPIES, {"image": image_id}).scalars())
-
-
-def move(db: Session, image_id: int, path: bytes) -> None:
-    """Make this copy the image's file."""
-    db.execute(sa.text("UPDATE image SET path = :path WHERE id = :id"), {"id": image_id, "path": path})

@@ -229,9 +229,14 @@ _FOUND_AGAIN = sa.text(
 )
 
 
+def move(db: Session, image_id: int, path: bytes) -> None:
+    """Make the file at this path the image's own; it has the same bytes."""
+    db.execute(sa.text("UPDATE image SET path = :path WHERE id = :id"), {"id": image_id, "path": path})
+
+
 def found_again(db: Session, image_id: int, path: bytes, operation_id: uuid.UUID | None) -> None:
     """Set the image's path; if the image failed because its bytes were missing, it is due again."""
-    db.execute(sa.text("UPDATE image SET path = :path WHERE id = :id"), {"id": image_id, "path": path})
+    move(db, image_id, path)
     db.execute(_FOUND_AGAIN, {"id": image_id, "operation": operation_id, "lost": sorted(LOST)})
 
 

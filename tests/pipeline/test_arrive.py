@@ -24,7 +24,7 @@ from shared.log import configure
 from shared.pipeline import arrive, erase, quarantine, sweep
 from shared.pipeline.admission import Action, Admission, Rule
 from shared.pipeline.arrive import Arrived
-from shared.store import arrivals, checks, erasure, files, operations, tombstones
+from shared.store import arrivals, erasure, files, images, operations, tombstones
 from shared.store.arrivals import Origin
 from shared.store.blobs import Blobs, Full, follow, taking
 from shared.store.files import Record, Seen
@@ -412,7 +412,7 @@ def test_the_copy_of_a_lost_file_in_the_store_of_another_home_is_not_touched(doo
         seen = Seen(path=os.fsencode(theirs), size=1, mtime_ns=1)
         same = Record(seen=seen, outcome="same", digest=known.digest, image_id=known.id)
         files.record(db, [same], scan.id)
-        checks.move(db, known.id, seen.path)
+        images.move(db, known.id, seen.path)
         erase.erase_study(db, SECRET, f"{UID}.1")
     assert door.sweep() == 0
     assert theirs.exists()
