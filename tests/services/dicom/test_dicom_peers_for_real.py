@@ -75,8 +75,9 @@ def test_storescu_is_told_what_is_wrong(receiver, tool, tmp_path, lenient):
 class Orthanc:
     """An Orthanc with Similis among its modalities."""
 
-    def __init__(self, folder, program, port):
+    def __init__(self, folder, program, port, script):
         self.http = free_port()
+        (folder / "forward.lua").write_text(script)
         settings = {
             "Name": "test",
             "StorageDirectory": str(folder / "storage"),
@@ -88,6 +89,8 @@ class Orthanc:
             "AuthenticationEnabled": False,
             "DicomModalities": {"similis": ["SIMILIS", "127.0.0.1", port]},
             "Plugins": [],
+            "LuaScripts": [str(folder / "forward.lua")],
+            "StableAge": 1,
         }
         (folder / "orthanc.json").write_text(json.dumps(settings))
         with (folder / "orthanc.log").open("wb") as log:
@@ -108,11 +111,17 @@ class Orthanc:
 
 
 @pytest.fixture
-def orthanc(receiver, tmp_path) -> Iterator[Orthanc]:
+def script() -> str:
+    """What Orthanc runs when something happens in it: nothing."""
+    return ""
+
+
+@pytest.fixture
+def orthanc(receiver, tmp_path, script) -> Iterator[Orthanc]:
     program = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin")
     if program is None:
         pytest.skip("Orthanc is not installed")
-    made = Orthanc(tmp_path, program, receiver.port)
+    made = Orthanc(tmp_path, program, receiver.port, script)
     try:
         assert until(lambda: made.is_up, 30, 0.1)
         yield made
@@ -130,3 +139,32 @@ def test_orthanc_forwards_what_it_has_received(receiver, orthanc, tmp_path):
     assert receiver.rows("SELECT count(*) FROM image WHERE status = 'received'") == [(4,)]
     assert receiver.rows("SELECT DISTINCT sender FROM arrival") == [("ORTHANC",)]
     assert PATIENT not in receiver.said
+
+
+def give_a_study_with_reports(orthanc, folder):
+    """Four images and four reports of one study, in turns."""
+    for n in range(4):
+        orthanc.ask("/instances", written(instance(n + 1), folder).read_bytes())
+        report = instance(n + 5, SOPClassUID=REPORT, Modality="SR", SeriesInstanceUID="1.2.3")
+        del report.PixelData
+        orthanc.ask("/instances", written(report, folder).read_bytes())
+
+
+def test_the_documented_command_of_orthanc_sends_the_images_of_a_study_with_reports(receiver, orthanc, tmp_path):
+    give_a_study_with_reports(orthanc, tmp_path)
+    (asked,) = [line for line in PAGE.read_text().splitlines() if "modalities/similis/store -d" in line]
+    told = []
+    for series in orthanc.ask("/series"):
+        try:
+            orthanc.ask("/modalities/similis/store", json.loads(asked.split("'")[1].replace("<series>", series)))
+            told.append("sent")
+        except urllib.error.HTTPError as error:
+            told.append(error.code)
+    assert sorted(told, key=str) == [500, "sent"]  # the failure is told
+    assert receiver.rows("SELECT count(*) FROM image") == [(4,)]
+
+
+@pytest.mark.parametrize("script", [PAGE.read_text().partition("```lua\n")[2].partition("```")[0]], ids=["page"])
+def test_the_documented_script_forwards_each_series_of_orthanc(receiver, orthanc, tmp_path):
+    give_a_study_with_reports(orthanc, tmp_path)
+    assert until(lambda: receiver.rows("SELECT count(*) FROM image") == [(4,)], 30, 0.2)
