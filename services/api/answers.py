@@ -349,7 +349,7 @@ class LiftedOut(Out):
 
 
 class ItemOut(Out):
-    """A stopped image or file. A file was stopped before Similis could read which image it holds."""
+    """A stopped image, or a file that was not taken in; a file names its image and study if it could be read."""
 
     item: str
     gate: str | None

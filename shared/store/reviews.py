@@ -39,7 +39,7 @@ class Wanted:
 
 
 class Item(NamedTuple):
-    """A stopped image or file; of a file, the fields that describe an image are None."""
+    """A stopped image or file; a file has only its UIDs of the fields that describe an image, if it could be read."""
 
     kind: str
     id: int
@@ -80,8 +80,8 @@ _IMAGE_PAGE = sa.text(
 )
 _FILE_PAGE = sa.text(
     """
-    SELECT 'file', i.id, i.gate, i.reason, i.seen_at, NULL, NULL, NULL, CAST(NULL AS real), CAST(NULL AS float8),
-           CAST(NULL AS real), CAST(NULL AS float8), NULL, false, i.operation_id
+    SELECT 'file', i.id, i.gate, i.reason, i.seen_at, i.sop_uid, i.study_uid, NULL, CAST(NULL AS real),
+           CAST(NULL AS float8), CAST(NULL AS real), CAST(NULL AS float8), NULL, false, i.operation_id
     FROM file i WHERE i.outcome = 'quarantined' AND i.id < :before
       AND (CAST(:gate AS text) IS NULL OR i.gate = :gate) AND (CAST(:reason AS text) IS NULL OR i.reason = :reason)
       AND (CAST(:since AS timestamptz) IS NULL OR i.seen_at >= :since)

@@ -24,7 +24,7 @@ from shared.log import configure
 from shared.pipeline import arrive, erase, quarantine, sweep
 from shared.pipeline.admission import Action, Admission, Rule
 from shared.pipeline.arrive import Arrived
-from shared.store import arrivals, erasure, files, images, operations, tombstones
+from shared.store import arrivals, erasure, files, images, operations, reviews, tombstones
 from shared.store.arrivals import Origin
 from shared.store.blobs import Blobs, Full, follow, taking
 from shared.store.files import Record, Seen
@@ -454,6 +454,13 @@ def conflict(door: Door, n: int = 2) -> None:
     door.send(instance())
     (answer,) = door.send(instance(n, patient="ANOTHER", value=5))
     assert (answer.outcome, answer.kept, answer.reason) == ("quarantined", True, "patient-conflict")
+
+
+def test_the_queue_names_the_image_and_the_study_of_a_stopped_file(door: Door) -> None:
+    conflict(door)
+    with door.platform.begin() as db:
+        (item,) = reviews.page(db, Wanted(), ("image", 2**62), 10)
+    assert (item.kind, item.sop_uid, item.study_uid) == ("file", f"{UID}.1.2", f"{UID}.1")
 
 
 @pytest.mark.parametrize("n", [2, 1])  # a new UID, and that of an image of the other patient

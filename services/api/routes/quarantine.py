@@ -41,7 +41,7 @@ One = Annotated[Item, Path()]
 
 @router.get("/v1/quarantine")
 def list_quarantine(db: Db, _: CanReview, asked: Annotated[QuarantineIn, Query()]) -> QuarantineOut:
-    """Items that wait for a decision, the latest first: images, then files from which no image could be read."""
+    """Items that wait for a decision, the latest first: images, then files that were not taken in."""
     wanted = Wanted(
         gate=asked.gate,
         reason=asked.reason,
