@@ -14,6 +14,7 @@ from services.cli.client import HomeFolder
 from services.cli.ingest import advise
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 from shared.config import Settings
+from shared.errors import Unavailable
 
 if TYPE_CHECKING:
     from shared.pipeline.reconcile import Finding
@@ -81,25 +82,34 @@ def doctor(
 
     folder = (home or Settings().home).expanduser()
     with closing(Runtime(settings_of_running(folder))) as runtime:
-        place = Site(
-            begin=runtime.transaction,
-            indexes=runtime.indexes,
-            models=runtime.settings.models_dir,
-            blobs=runtime.blobs,
-            inspector=runtime.sandbox,
-            rules=runtime.rules,
-        )
         found = [*_machine(folder, runtime.blobs, repair=repair)]
-        found += examine(place, repair=repair, deep=deep, say=lambda name: say(f"checking {name}"))
-        with runtime.transaction() as db:
-            model, wanting = thresholds.wanting(db)
+        try:
+            place = Site(
+                begin=runtime.transaction,
+                indexes=runtime.indexes,
+                models=runtime.settings.models_dir,
+                blobs=runtime.blobs,
+                inspector=runtime.sandbox,
+                rules=runtime.rules,
+            )
+            found += examine(place, repair=repair, deep=deep, say=lambda name: say(f"checking {name}"))
+            with runtime.transaction() as db:
+                model, wanting = thresholds.wanting(db)
+        except Unavailable:  # often because of what was found on this machine, such as a full disk
+            if found:
+                _tell(found, as_json=as_json, repair=repair)
+            raise
+    _tell(found, as_json=as_json, repair=repair)
+    advise(model, wanting)
+    if any(not (one.repaired and repair) for one in found):
+        raise typer.Exit(FINDINGS)
+
+
+def _tell(found: "list[Finding]", *, as_json: bool, repair: bool) -> None:
     if as_json:
         tell_json({"findings": [asdict(one) for one in found], "repaired": repair})
     else:
         show(found)
-    advise(model, wanting)
-    if any(not (one.repaired and repair) for one in found):
-        raise typer.Exit(FINDINGS)
 
 
 def show(found: "list[Finding]") -> None:

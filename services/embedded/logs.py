@@ -43,7 +43,7 @@ class Log:
             if (told := readable(line)) is not None:
                 yield told
 
-    def last(self, count: int = 3) -> list[str]:
+    def last(self, count: int = 6) -> list[str]:
         """The last non-empty lines, each cut to 300 characters, for the report of a death."""
         if not self.path.exists():
             return []

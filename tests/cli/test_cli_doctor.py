@@ -30,6 +30,21 @@ def test_a_disk_that_is_nearly_full_is_named_the_one_of_sent_files_too(
     assert found == ([("disk-low", low)] if low else [])
 
 
+def test_a_full_disk_is_named_also_while_it_keeps_the_database_from_starting(similis, monkeypatch, tmp_path):
+    (tmp_path / "database.url").write_text("postgresql+psycopg://127.0.0.1:1/none")
+    (tmp_path / "vectors.key").write_text("a-key")
+    (tmp_path / "pseudonym.key").write_text("k" * 43)
+    for name in doctor.SECRETS:
+        if (tmp_path / name).exists():
+            (tmp_path / name).chmod(0o600)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(1000 * GB, 0, 0))
+    ran = similis("doctor", "--home", tmp_path)
+    assert (ran.code, ran.out.splitlines()[1].split()[0]) == (1, "disk-low")
+    assert "the database cannot be reached" in ran.err
+    ran = similis("doctor", "--home", tmp_path, "--json")
+    assert (ran.code, [one["kind"] for one in ran.json["findings"]]) == (1, ["disk-low"])
+
+
 def test_of_a_home_and_a_store_that_are_elsewhere_nothing_is_said(tmp_path):
     assert list(doctor._machine(tmp_path / "home", Blobs(tmp_path / "store"), repair=True)) == []
     assert list(tmp_path.iterdir()) == []

@@ -180,7 +180,8 @@ def test_what_a_killed_child_had_started_dies_with_it(stack):
 
 
 def test_a_child_that_dies_again_and_again_is_shown_with_its_last_words_and_slowed_down(stack):
-    one = stack({"name": "api", "argv": ["sh", "-c", "echo cannot read the moon >&2; exit 7"]}, {"name": "worker"})
+    words = "echo cannot read the moon; for n in 1 2 3 4; do echo so it ends $n; done"  # as PostgreSQL on a full disk
+    one = stack({"name": "api", "argv": ["sh", "-c", f"({words}) >&2; exit 7"]}, {"name": "worker"})
     began = time.monotonic()
     one.start(until_ready=False)
     assert until(lambda: "api has ended 4 times in a row (code 7)" in one.said, 20)
