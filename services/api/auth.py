@@ -43,8 +43,14 @@ class Callers:
         self._touched: dict[int, float] = {}
         self._later = ThreadPoolExecutor(1, "touch")
 
-    async def identify(self, request: Request) -> Bearer:
-        """The caller's key. Raises: `Unidentified` for a missing, unknown, expired or revoked key alike."""
+    async def identify(self, request: Request, *, offline: bool = False) -> Bearer:
+        """The caller's key.
+
+        Args:
+            offline: while the database is away, a key that was valid at its last lookup is enough.
+
+        Raises: `Unidentified` for a missing, unknown, expired or revoked key alike, `Unavailable`.
+        """
         if not self.rt.settings.api.require_key:
             return ANYBODY
         secret = presented(request)
@@ -53,15 +59,23 @@ class Callers:
         bearer, known_at = self._seen.get(secret, (None, 0.0))
         if time.monotonic() - known_at > CACHE_S:
             asked = time.monotonic()  # taken before the lookup, so that a revocation during it is seen in time
-            bearer = await run_in_threadpool(self._ask, secret)
-            self._seen[secret] = (bearer, asked)
-            self._seen.move_to_end(secret)
-            while len(self._seen) > MOST:
-                self._seen.popitem(last=False)
+            try:
+                bearer = await run_in_threadpool(self._ask, secret)
+            except Unavailable:
+                if bearer is None or not offline:
+                    raise
+            else:
+                self._remember(secret, bearer, asked)
         if bearer is None:
             raise Unidentified("this API key is not valid")
         self._touch(bearer.id)
         return bearer
+
+    def _remember(self, secret: str, bearer: Bearer | None, asked: float) -> None:
+        self._seen[secret] = (bearer, asked)
+        self._seen.move_to_end(secret)
+        while len(self._seen) > MOST:
+            self._seen.popitem(last=False)
 
     def _ask(self, secret: str) -> Bearer | None:
         with self.rt.store.reading() as connection:
@@ -100,12 +114,12 @@ class Needs:
     It also refuses query parameters that the route does not declare.
     """
 
-    def __init__(self, *scopes: Scope) -> None:
-        self.scopes = frozenset(scopes)
+    def __init__(self, *scopes: Scope, offline: bool = False) -> None:
+        self.scopes, self.offline = frozenset(scopes), offline
 
     async def __call__(self, request: Request) -> Bearer:
         callers: Callers = request.app.state.callers
-        bearer = await callers.identify(request)
+        bearer = await callers.identify(request, offline=self.offline)
         structlog.contextvars.bind_contextvars(key_prefix=bearer.prefix)
         if not self.scopes & bearer.scopes:
             raise Denied(f"this needs a key with the scope {' or '.join(sorted(self.scopes))}")

@@ -51,6 +51,8 @@ def key_digest(bearer: Bearer, idempotency_key: str | None) -> bytes | None:
 
 CanSearch = Annotated[Bearer, Depends(Needs(Scope.SEARCH))]
 CanRead = Annotated[Bearer, Depends(Needs(Scope.READ))]
+#: Alarms are needed most while the database is away.
+CanMeasure = Annotated[Bearer, Depends(Needs(Scope.READ, offline=True))]
 CanRetrieve = Annotated[Bearer, Depends(Needs(Scope.RETRIEVE))]
 CanIngest = Annotated[Bearer, Depends(Needs(Scope.INGEST))]
 CanReview = Annotated[Bearer, Depends(Needs(Scope.REVIEW))]

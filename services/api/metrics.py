@@ -172,6 +172,7 @@ def _told(found: Gauges) -> Iterator[Metric]:
     )
     yield _gauge("similis_quarantine_items", "Stopped images and files", ("gate", "state"), found.stopped)
     yield _gauge("similis_dead_letters", "Work that was given up", ("kind", "reason"), found.letters)
+    yield _gauge("similis_operations_failed", "Operations that failed", ("kind",), found.failed)
     decisions = CounterMetricFamily("similis_quarantine_reviews", "Decisions of reviewers", labels=("action",))
     for label, n in found.reviews.items():
         decisions.add_metric(label, n)

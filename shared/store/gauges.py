@@ -14,6 +14,7 @@ class Gauges:
     queues: dict[str, tuple[float, float | None]]  #: depth and age of the oldest, in seconds, where it is known
     stopped: dict[tuple[str, ...], float]  #: by gate and status
     letters: dict[tuple[str, ...], float]  #: dead letters, by kind and reason
+    failed: dict[tuple[str, ...], float]  #: failed operations, by kind
     coverage: dict[tuple[str, ...], float]  #: by model, generation and whether that is published
     recall: dict[tuple[str, ...], float]  #: of the published generation's last canary rounds, by model and k
     reviews: dict[tuple[str, ...], float]  #: by action
@@ -35,6 +36,7 @@ _CANARY = sa.text(
     "SELECT m.name, g.canary FROM generation g JOIN model m ON m.id = g.model_id "
     "WHERE g.id = (SELECT generation_id FROM live)"
 )
+_FAILED = sa.text("SELECT kind, count(*) FROM operation WHERE state = 'failed' GROUP BY 1")
 _PENDING = sa.text("SELECT count(*) FROM ledger WHERE state = 'pending'")
 _BESIDE = sa.text("SELECT count(*) FROM catch_up WHERE state = 'due'")
 
@@ -56,6 +58,7 @@ def read(connection: sa.Connection) -> Gauges:
         },
         stopped={(gate, status): float(n) for gate, status, n in stopped},
         letters={(kind, reason): float(n) for kind, reason, n in letters.counts(connection)},
+        failed={(kind,): float(n) for kind, n in connection.execute(_FAILED)},
         reviews={(row[0],): float(row[1]) for row in connection.execute(_DONE)},
         uncalibrated={(modality,): float(n) for modality, n in calibrations.unjudged(connection).items()},
         undistanced={(modality,): float(n) for modality, n in calibrations.unjudged(connection, "distance").items()},

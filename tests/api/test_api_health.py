@@ -14,7 +14,7 @@ import structlog
 from fastapi import Response
 from typing_extensions import is_typeddict
 
-from services.api import metrics
+from services.api import auth, metrics
 from services.api.app import ROUTERS
 from services.api.routes import health
 from shared.errors import Unavailable
@@ -22,7 +22,7 @@ from shared.pipeline import hashes
 from shared.process import until
 from shared.store import operations
 from shared.store.keys import Scope
-from shared.types import OperationKind
+from shared.types import OperationKind, OperationState
 from shared.version import software
 from tests.api.conftest import serving
 
@@ -111,6 +111,15 @@ def test_scans_and_pulls_that_nobody_takes_grow_old(client, archive):
     assert 700 <= float(found[1]) < 800
 
 
+def test_a_watch_that_has_failed_at_night_is_counted(client, archive):
+    """Nothing waits then and no image has failed, so that no other figure shows it."""
+    with archive.rt.transaction() as db:
+        operations.create(db, OperationKind.SCAN, {"watch": True}).state = OperationState.FAILED
+        operations.create(db, OperationKind.SCAN, {}).state = OperationState.SUCCEEDED
+    told = [line for line in client.get("/metrics").text.splitlines() if line.startswith("similis_operations_failed")]
+    assert told == ['similis_operations_failed{kind="scan"} 1.0']
+
+
 def test_a_scrape_waits_for_no_count_and_tells_how_old_its_numbers_are(client, archive, monkeypatch):
     archive.take_in(1)
 
@@ -145,14 +154,22 @@ def test_a_caller_cannot_make_labels(client):
     assert "CANARY" not in client.get("/metrics").text
 
 
-def test_metrics_answer_without_the_database_too(archive):
-    from prometheus_client import generate_latest
-
-    from services.api.metrics import Metrics
-
-    metrics = Metrics(archive.rt)
-    archive.rt.store.reads = None
-    assert b"similis_database_up 0.0" in generate_latest(metrics.registry)
+def test_metrics_answer_without_the_database_to_a_key_that_was_valid_before(client, archive, monkeypatch):
+    """It is then that somebody is woken: which disk is full, and whether the database is away."""
+    revoked = archive.key(Scope.READ)
+    number = client.get("/v1/keys").json()["keys"][-1]["id"]
+    assert client.get("/metrics", headers=revoked).status_code == 200
+    assert client.delete(f"/v1/keys/{number}").is_success
+    monkeypatch.setattr(auth, "CACHE_S", 0.0)
+    assert client.get("/metrics", headers=revoked).status_code == 401
+    assert "similis_database_up 1.0" in client.get("/metrics").text
+    monkeypatch.setattr(archive.rt.store, "reads", sa.create_engine("postgresql+psycopg://127.0.0.1:1/none"))
+    told = client.get("/metrics")
+    assert told.status_code == 200
+    assert "similis_database_up 0.0" in told.text
+    assert client.get("/metrics", headers=revoked).status_code == 503
+    assert client.get("/metrics", headers={"Authorization": f"Bearer sml_{'x' * 43}"}).status_code == 503
+    assert client.get("/v1/models").status_code == 503
 
 
 def test_every_answer_has_safe_headers(client, archive):

@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from services.api.answers import AliveOut, ReadyOut
 from services.api.auth import public
-from services.api.dependencies import CanRead, Measured, Rt
+from services.api.dependencies import CanMeasure, Measured, Rt
 from shared.errors import SimilisError
 from shared.log import get
 from shared.runtime import Runtime
@@ -114,8 +114,8 @@ def _model(rt: Runtime) -> str:
 
 
 @router.get("/metrics", response_class=Response, responses=_METRICS)
-def metrics(measured: Measured, _: CanRead) -> Response:
-    """Metrics for Prometheus; needs the scope `read`."""
+def metrics(measured: Measured, _: CanMeasure) -> Response:
+    """Metrics for Prometheus; needs the scope `read`. Without the database, for keys that were valid just before."""
     return Response(generate_latest(measured.registry), media_type=CONTENT_TYPE_LATEST)
 
 
