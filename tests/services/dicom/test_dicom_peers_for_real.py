@@ -20,6 +20,7 @@ from tests.services.dicom.conftest import PATIENT, instance, written
 
 PAGE = Path(__file__).parents[3] / "docs" / "connect-a-pacs.md"
 REPORT = "1.2.840.10008.5.1.4.1.1.88.33"
+TOMOSYNTHESIS = "1.2.840.10008.5.1.4.1.1.13.1.3"
 
 
 def run(*words: object) -> subprocess.CompletedProcess[str]:
@@ -59,11 +60,12 @@ def test_the_documented_commands_send_what_comes_after_a_refused_file(receiver, 
     for n in range(4):  # in turns, because the order in which a folder is listed is the file system's
         written(instance(n + 1), folder)
         written(instance(n + 5, SOPClassUID=REPORT, Modality="SR"), folder)
+    written(instance(9, SOPClassUID=TOMOSYNTHESIS), folder)  # no class that storescu proposes by default
     asked = next(line for line in PAGE.read_text().splitlines() if line.startswith(f"$ {name} ") and "folder" in line)
     _, _, *words = asked.partition("#")[0].split()
     here = {"10.1.2.20": "127.0.0.1", "11112": str(receiver.port), "folder": str(folder)}
     done = run(tool(name), *(here.get(word, word) for word in words))
-    assert receiver.rows("SELECT count(*) FROM image") == [(4,)], done.stderr
+    assert receiver.rows("SELECT count(*) FROM image") == [(5,)], done.stderr
 
 
 def test_storescu_is_told_what_is_wrong(receiver, tool, tmp_path, lenient):
