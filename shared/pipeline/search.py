@@ -7,6 +7,7 @@ behind the hits. The published pointer is read once; a query keeps its generatio
 import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import numpy as np
@@ -41,7 +42,7 @@ def by_studies(
     """One ranking per study, in the order asked.
 
     Raises: `NotFound` for an unknown study, `Conflict` for one that is not encoded yet or a stale cursor,
-    `Unavailable` before a model is published.
+    `Unavailable` before a model is published, or where its index is gone.
     """
     started = time.perf_counter()
     live = _published(connection)
@@ -153,6 +154,16 @@ def spaced(count: int, most: int) -> list[int]:
     return [round(i * (count - 1) / (most - 1)) for i in range(most)]
 
 
+@contextmanager
+def _of_a_standing_index() -> Iterator[None]:
+    """Raises: `Unavailable` if the engine has lost the collection; `NotFound` would speak of the caller's study."""
+    try:
+        yield
+    except NotFound:
+        raise Unavailable("the published index is gone: `similis doctor --repair` makes it again") from None
+
+
+@_of_a_standing_index()
 def _rank(
     connection: sa.Connection,
     index_of: Callable[[str], Index],

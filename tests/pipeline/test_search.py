@@ -194,6 +194,17 @@ def test_an_unknown_study_is_not_found_and_an_unready_one_conflicts(archive: Pla
         ask(archive, study=25)
 
 
+def test_an_index_that_is_gone_is_no_unknown_study(archive: Platform) -> None:
+    """As after the engine has lost its disk: a viewer must not take it for a study that the archive lacks."""
+    ask(archive)
+    with archive.store.reading() as connection:
+        live = generations.published(connection)
+    assert live is not None
+    archive.indexes.drop(live.collection)
+    with pytest.raises(Unavailable, match="doctor --repair"):
+        ask(archive)
+
+
 def test_before_a_model_is_published_search_is_unavailable(platform: Platform) -> None:
     with pytest.raises(Unavailable):
         ask(platform)
