@@ -58,7 +58,12 @@ def test_it_names_every_process_of_production():
 @pytest.mark.parametrize("name", OURS)
 def test_every_variable_is_a_setting_that_there_is(name):
     names = {variable.removesuffix("_FILE") for variable in OURS[name]["environment"]}
-    assert names - set(KNOWN) == set(commands.GRPC)
+    assert names - set(KNOWN) == {*commands.GRPC, "TZ"}
+
+
+def test_the_hours_of_a_pull_and_of_a_build_are_those_of_the_hospital():
+    for name in ("worker-scan", "worker-reindex"):
+        assert OURS[name]["environment"]["TZ"] == "${TZ:-UTC}"
 
 
 @pytest.mark.parametrize("name", OURS)
