@@ -11,6 +11,7 @@ arrive within its deadline and stay below the limit of its kind. A violation end
 
 import ssl
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from pynetdicom.transport import AssociationSocket
@@ -32,8 +33,15 @@ class TooLong(OSError):
 class Guard:
     """Reads the PDUs of one association."""
 
-    def __init__(self, association: "Association", transport: AssociationSocket, pdu_s: float) -> None:
+    def __init__(
+        self,
+        association: "Association",
+        transport: AssociationSocket,
+        pdu_s: float,
+        tls_failed: Callable[[ssl.SSLError], None],
+    ) -> None:
         self._association, self._transport, self._pdu_s = association, transport, pdu_s
+        self._tls_failed = tls_failed
         self._deadline = 0.0
         self._shaken = False
 
@@ -61,7 +69,13 @@ class Guard:
             raise TooLong(f"a PDU of {nr_bytes} bytes")
         if isinstance(connection, ssl.SSLSocket) and not self._shaken:
             connection.settimeout(self._left())
-            connection.do_handshake()
+            try:
+                connection.do_handshake()
+            except ssl.SSLEOFError:  # such as a load balancer's probe
+                raise
+            except ssl.SSLError as error:
+                self._tls_failed(error)
+                raise
             self._shaken = True
         read = bytearray()
         while len(read) < nr_bytes:

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import threading
 import time
@@ -160,7 +161,12 @@ class Request(RequestHandler):
         transport = association.dul.socket
         if transport is None:
             return
-        transport.recv = Guard(association, transport, settings.pdu_s).recv  # type: ignore[method-assign]
+
+        def tls_failed(error: ssl.SSLError) -> None:
+            receiver.channel.tell("association", "tls-failed")
+            log.info("association_rejected", reason="tls-failed", address=handed.address, error=error.reason)
+
+        transport.recv = Guard(association, transport, settings.pdu_s, tls_failed).recv  # type: ignore[method-assign]
         association.dimse = Streaming(association, receiver.rt.blobs, receiver.limit)
         association.handed = handed  # type: ignore[attr-defined]
         association.daemon = association.dul.daemon = True

@@ -1,10 +1,12 @@
 """TLS with server and client certificates made in the test."""
 
+import json
 import os
 import socket
 import ssl
 import subprocess
 import sys
+import urllib.request
 import warnings
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from shared.errors import Invalid
 from shared.process import until
 from tests.certificates import openssl
 from tests.conftest import ROOT
+from tests.ports import free_port
 from tests.services.dicom.conftest import MAMMOGRAM, closing, instance, written
 
 
@@ -82,6 +85,29 @@ def test_a_sender_with_a_certificate_is_served_and_nobody_else(receiver, keys):
     assert not served(receiver, caller(keys, "stranger"))
     assert not receiver.echo(timeout_s=3), "without TLS nothing is said"
     assert echo.answers(receiver.home, "SIMILIS"), "our own check needs no certificate"
+
+
+def test_a_handshake_that_fails_is_counted_and_logged_with_the_address(start, keys):
+    """As when the certificate of a scanner has expired: its images stop coming, and nothing else shows why."""
+    port = free_port()
+    receiver = start(
+        dicom__tls_certificate=keys / "server.pem",
+        dicom__tls_key=keys / "server.key",
+        dicom__tls_ca=keys / "ca.pem",
+        dicom__metrics_port=port,
+    )
+
+    def shown() -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            return answer.read().decode()
+
+    socket.create_connection(("127.0.0.1", receiver.port), 5).close()  # as a load balancer probes a port
+    assert not served(receiver, caller(keys, "stranger"))
+    assert not receiver.echo(timeout_s=3)  # without TLS
+    assert until(lambda: 'similis_dicom_associations_total{result="tls-failed"} 2.0' in shown(), 5), receiver.said
+    told = [json.loads(line) for line in receiver.said.splitlines() if "tls-failed" in line]
+    assert [(line["event"], line["address"]) for line in told] == [("association_rejected", "127.0.0.1")] * 2
+    assert [line["error"] for line in told] == ["CERTIFICATE_VERIFY_FAILED", "WRONG_VERSION_NUMBER"]
 
 
 def test_who_does_not_finish_the_handshake_holds_nobody_up(receiver, keys):
