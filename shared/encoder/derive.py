@@ -111,8 +111,7 @@ def build_ensemble(  # noqa: PLR0913 - as in `build`
     if (join == "pca") != (features is not None):
         raise Invalid("the join pca needs features of training images; other joins take none")
     if features is not None:
-        if features.shape[1] != sum(card.dim for card in cards):
-            raise Invalid(f"the features must have the members' joined shape (n, {sum(card.dim for card in cards)})")
+        _check_features(features, [card.dim for card in cards])
         state |= _projection(features)
         options["projection"] = list(state["projection.components"].shape)
     module = body("ensemble", options, empty=True)
@@ -213,6 +212,15 @@ def _joined(members: Sequence[Path], cards: Sequence[Card]) -> tuple[dict[str, A
         weights = load_file(folder / WEIGHTS)
         state |= {f"members.{i}.body.{key}": value for key, value in weights.items() if key not in (MEAN, COMPONENTS)}
     return {"members": options}, state
+
+
+def _check_features(features: Embeddings, dims: Sequence[int]) -> None:
+    """Raises: `Invalid` unless each row is a unit vector of each member, in their order."""
+    if features.shape[1] != sum(dims):
+        raise Invalid(f"the features must have the members' joined shape (n, {sum(dims)})")
+    parts = np.split(features, np.cumsum(dims)[:-1], axis=1)
+    if not all(np.allclose(np.linalg.norm(part, axis=1), 1, atol=0.01) for part in parts):
+        raise Invalid("the features must be vectors of the unit ensemble of the same members, in the same order")
 
 
 def _projection(features: Embeddings) -> State:

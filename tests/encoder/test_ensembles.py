@@ -104,6 +104,15 @@ def test_principal_components_are_fitted_on_training_images_and_stand_in_the_wei
         build_ensemble(tmp_path / "x", "x", members[:2], "pca", features=train[:, :99])
 
 
+def test_components_are_not_fitted_to_vectors_of_another_ensemble(members, united: Path, tmp_path: Path) -> None:
+    """They have the right shape, but would be components of directions that this ensemble's vectors do not have."""
+    frames = samples(30, SIDE, 3)
+    raw = np.concatenate([vectors(member, frames) for member in members[:2]], 1)
+    for wrong, order in ((raw, members[:2]), (vectors(united, frames), members[1::-1])):
+        with pytest.raises(Invalid, match="vectors of the unit ensemble of the same members"):
+            build_ensemble(tmp_path / "x", "x", order, "pca", features=wrong)
+
+
 def test_five_views_are_averaged_raw_for_each_member_before_they_are_joined(
     members, united: Path, tmp_path: Path
 ) -> None:
