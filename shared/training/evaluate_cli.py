@@ -72,7 +72,7 @@ def evaluate_command(  # noqa: PLR0913 - the options, one by one
     from shared.training.evaluate import Plan, evaluate
     from shared.training.report import write
 
-    wanted = _protocols(protocol or ["patient"], given=bool(collection))
+    wanted = _protocols(protocol or ["patient"], given=bool(collection), fitted=components is not None)
     plan = Plan(protocols=wanted, seeds=tuple(range(seeds)), resamples=resamples, components=components)
     distances = _distances(distance)
 
@@ -88,8 +88,10 @@ def evaluate_command(  # noqa: PLR0913 - the options, one by one
         return evaluate(subjects, vectors.spaces(distances), plan, _about(encoder)), vectors
 
     paths = [_model(name, home) for name in (model, against) if name]
-    for path in paths:
-        read(path)  # a damaged model is told before another has encoded for hours
+    for path in paths:  # what cannot work is told before another model has encoded for hours
+        dim = read(path).dim
+        if components is not None and components > dim:
+            raise Invalid(f"the model's vectors have only {dim} numbers, fewer than the components asked for")
     (report, vectors), *others = map(measured, paths)
     write(report, out, vectors.embeddings if pictures else None, *(other for other, _ in others))
     typer.echo(str(out / "report.md"))
@@ -150,15 +152,22 @@ def _model(name: str, home: Path | None) -> Path:
     raise NotFound("there is no such model: name its folder, or one of `similis models list`")
 
 
-def _protocols(names: list[str], *, given: bool) -> tuple[str, ...]:
-    """Return the requested protocols; `all` includes `split` only for images with a split.
+def _protocols(names: list[str], *, given: bool, fitted: bool = False) -> tuple[str, ...]:
+    """Return the requested protocols; `all` includes only those that these images and components allow.
 
-    Raises: `NotFound`; `Invalid` for `split` without one, before anything is encoded.
+    Args:
+        given: the images have a split.
+        fitted: components are fitted to the protocol's training part.
+
+    Raises: `NotFound`; `Invalid` for a protocol without the part that it needs, before anything is encoded.
     """
-    from shared.training.protocols import PROTOCOLS, protocol
+    from shared.training.protocols import FITTED, PROTOCOLS, protocol
 
-    every = [name for name in PROTOCOLS if given or name != "split"]
+    every = [name for name in PROTOCOLS if (given or name != "split") and (not fitted or name in FITTED)]
     asked = [one for name in names for one in (every if name == ALL else [protocol(name).name])]
+    for base in (name.partition(":")[0] for name in asked):
+        if fitted and base not in FITTED:
+            raise Invalid(f"{base} has no training part to fit components to: use patient or split")
     if not given and any(name.partition(":")[0] == "split" for name in asked):
         raise Invalid("a folder has no split, and the column of a table is not used: use patient or lopo")
     return tuple(dict.fromkeys(asked))

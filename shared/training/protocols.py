@@ -234,3 +234,4 @@ PROTOCOLS: Mapping[str, Callable[[Subjects, Sequence[int]], list[Fold]]] = {
     "split": _as_given,
     "lopo": _lopo,
 }
+FITTED = ("paper2-v1-compat", "patient", "split")  #: the protocols with a training part

@@ -189,6 +189,16 @@ def test_what_is_asked_beside_all_protocols_is_measured_too_and_nothing_twice():
             _protocols([name], given=False)
 
 
+def test_components_that_cannot_be_fitted_are_refused_before_anything_is_encoded(run, model, tmp_path):
+    asked = ("--model", model, "--collection", "unknown, which is told later", "--out", tmp_path / "report")
+    with pytest.raises(Invalid, match="lopo has no training part to fit components to: use patient or split"):
+        run(*asked, "--components", 5, "--protocol", "patient", "--protocol", "lopo:CC:MLO")
+    with pytest.raises(Invalid, match="the model's vectors have only 32 numbers"):
+        run(*asked, "--components", 33)
+    assert _protocols(["all"], given=False, fitted=True) == ("paper2-v1-compat", "patient")
+    assert _protocols(["all"], given=True, fitted=True) == ("paper2-v1-compat", "patient", "split")
+
+
 def test_a_collection_is_shown_to_a_model_as_its_recipe_says(tmp_path):
     seen = []
     for recipe in (Recipe(size=64), Recipe(size=64, pad="square")):
