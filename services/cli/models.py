@@ -138,6 +138,14 @@ def make(  # noqa: PLR0913 - each argument is an ingredient of the card
     crop: Annotated[str, typer.Option(help="none, or breast: to what is not background.")] = "none",
     mirror: Annotated[str, typer.Option(help="none, or left: the chest wall to the left.")] = "none",
     pad: Annotated[str, typer.Option(help="squash, or square: keep the aspect ratio.")] = "squash",
+    mean: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(metavar="R G B", help="Subtracted from pixels in [0, 1]. Default: ImageNet's; of acir 0."),
+    ] = None,
+    std: Annotated[
+        tuple[float, float, float] | None,
+        typer.Option(metavar="R G B", help="The difference is divided by it. Default: ImageNet's; of acir 1."),
+    ] = None,
     options: Annotated[
         Path | None,
         typer.Option(metavar="FILE.json", help='Options of the architecture, such as {"widths": "s", "bits": 64}.'),
@@ -165,6 +173,8 @@ def make(  # noqa: PLR0913 - each argument is an ingredient of the card
         architecture,
         weights,
         Recipe.from_json(recipe),
+        mean,
+        std,
         note=note,
         options=made_of,
         tta=tta,

@@ -84,8 +84,8 @@ def build(  # noqa: PLR0913 - each argument is an ingredient of the card
     }
     with beside(folder) as temporary:
         if architecture == NULL:
-            if options or tta != "none":
-                raise Invalid("the null encoder takes neither options nor test-time augmentation")
+            if options or mean or std or tta != "none":
+                raise Invalid("the null encoder takes neither options, mean, std nor test-time augmentation")
             found = _null(temporary, weights, dim, note)
         elif dim is not None:
             raise Invalid("dim can be chosen for the null encoder only")

@@ -161,6 +161,14 @@ def test_a_model_is_made_in_the_models_folder_with_the_preprocessing_asked_for(s
     assert (made.recipe.size, made.recipe.crop, made.recipe.mirror, made.recipe.pad) == (64, "breast", "none", "square")
 
 
+def test_a_model_normalises_its_inputs_as_its_weights_need(similis, tmp_path):
+    ran = similis("models", "make", "mine", "--architecture", "squeezenet1_0", "--weights", "random:5", "--size", 64,
+                  "--mean", 0.5, 0.5, 0.4, "--std", 0.5, 0.5, 0.6, "--home", tmp_path)  # fmt: skip
+    assert ran.code == 0, ran.err
+    made = cards.read(tmp_path / "models" / "mine")
+    assert (made.mean, made.std) == ((0.5, 0.5, 0.4), (0.5, 0.5, 0.6))
+
+
 def test_a_script_gets_the_folder_and_the_fingerprint_of_a_new_model_as_json(similis, tmp_path):
     ran = similis("models", "make", "mine", "--architecture", "null", "--weights", "random:5", "--json",
                   "--home", tmp_path)  # fmt: skip
