@@ -236,16 +236,10 @@ def cost_ms(seen: Sequence[Seen], encoder: Encoder) -> float:
 
 def plain(data: Path, scratch: Path) -> Path:
     """The card's folder of MobileNetV2 with ImageNet weights: a network without a decoder."""
-    from shared.encoder.build import build
-    from shared.encoder.convert import convert
+    from benchmarks.retrieval.scratch import HALF, converted, network
 
-    folder, weights, half = scratch / "mobilenet", scratch / "mobilenet.safetensors", (0.5, 0.5, 0.5)
-    if not folder.exists():
-        scratch.mkdir(parents=True, exist_ok=True)
-        if not weights.exists():
-            convert(data / "weights" / "mobilenet_v2_imagenet_fp16.pth", weights)
-        build(folder, "mobilenet-imagenet", "mobilenet_v2", str(weights), Recipe(pad="square"), half, half)
-    return folder
+    weights = converted("mobilenet_v2_imagenet_fp16.pth", data / "weights", scratch)
+    return network("mobilenet-imagenet", "mobilenet_v2", weights, Recipe(pad="square"), scratch, HALF, HALF)
 
 
 def main() -> None:

@@ -24,8 +24,6 @@ STEPS: Mapping[str, Callable[[], None]] = {
     "ood": ood.main,
     "base": base.main,
 }
-PROFILED = {"frozen", "finetune", "hashing", "ood"}
-THREADED = {"frozen", "finetune", "hashing", "ood"}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -43,10 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def words(name: str, asked: argparse.Namespace) -> list[str]:
     """The command-line options for one benchmark."""
     scratch = asked.scratch / ("hashing" if name == "ood" else name)
-    out = asked.out if name == "base" else asked.out / name
-    found = ["--data", str(asked.data), "--out", str(out), "--scratch", str(scratch)]
-    found += ["--profile", asked.profile] if name in PROFILED else []
-    return found + (["--threads", str(asked.threads)] if name in THREADED else [])
+    found = ["--data", str(asked.data), "--scratch", str(scratch)]
+    if name == "base":
+        return [*found, "--out", str(asked.out)]
+    return [*found, "--out", str(asked.out / name), "--profile", asked.profile, "--threads", str(asked.threads)]
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:

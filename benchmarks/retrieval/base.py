@@ -23,12 +23,11 @@ from numpy.typing import NDArray
 
 from benchmarks.report import RESULTS, Json, facts, write
 from benchmarks.retrieval.base_tables import tables
-from benchmarks.retrieval.scratch import converted, digest
+from benchmarks.retrieval.scratch import HALF, converted, network
 from shared.datasets import development
 from shared.datasets.collection import Collection
 from shared.encoder import runtime
 from shared.encoder.base import Encoder
-from shared.encoder.build import build
 from shared.encoder.cards import GRAPH
 from shared.encoder.derive import with_graph
 from shared.encoder.ood import Calibration, calibrate, data_digest
@@ -44,7 +43,6 @@ from shared.training.blend import Blend
 OUT = RESULTS / "retrieval"
 SEEN = ("AbdomenCT", "BreastMRI", "CXR", "ChestCT", "Hand", "HeadCT")
 FIGURES = ("mAP", "P@10")
-HALF = (0.5, 0.5, 0.5)
 #: name, architecture, weights file of the development data, mean and deviation (None: ImageNet's)
 RIVALS = (
     ("SqueezeNet, ImageNet", "squeezenet1_0", "weights/squeezenet1_0_imagenet_fp16.pth", None),
@@ -243,11 +241,8 @@ def _foreign(encoder: Encoder, asked: argparse.Namespace) -> Iterator[Json]:
 
 def _rival(architecture: str, weights: str, half: tuple[float, ...] | None, asked: argparse.Namespace) -> Encoder:
     """The network as the platform loads it, at 224 pixels."""
-    weights, recipe = converted(weights, asked.data, asked.scratch), Recipe(pad="square")
-    folder: Path = asked.scratch / "rivals" / f"{architecture}-{digest(weights, recipe, half)}"
-    if not folder.exists():
-        build(folder, architecture.replace("_", "-"), architecture, weights, recipe, half, half)
-    return runtime.load(folder)
+    weights = converted(weights, asked.data, asked.scratch)
+    return runtime.load(network(architecture, architecture, weights, Recipe(pad="square"), asked.scratch, half, half))
 
 
 def _options(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -22,11 +22,10 @@ from numpy.typing import NDArray
 from benchmarks.report import RESULTS, facts, write
 from benchmarks.retrieval.gains import Member, System, lines_of, tables
 from benchmarks.retrieval.options import parser
-from benchmarks.retrieval.scratch import converted, digest
+from benchmarks.retrieval.scratch import HALF, converted, digest, keep, keep_lines, network
 from shared.datasets.collection import Collection
 from shared.datasets.development import load
 from shared.encoder.backbones import PAPER_WEIGHTS
-from shared.encoder.build import build
 from shared.encoder.cards import IMAGENET_MEAN, IMAGENET_STD
 from shared.encoder.runtime import load as load_encoder
 from shared.encoder.tta import VIEWS, Views
@@ -50,7 +49,6 @@ class Net:
     folded: bool = False  #: batch normalisation is folded into the convolutions, so it is frozen in training
 
 
-HALF = (0.5, 0.5, 0.5)
 NETS: Mapping[str, Net] = {
     "squeezenet": Net("squeezenet1_0", "squeezenet1_0_imagenet_fp16.pth"),
     "mobilenet": Net("mobilenet_v2", "mobilenet_v2_imagenet_fp16.pth", HALF, HALF, folded=True),
@@ -87,10 +85,7 @@ def main() -> None:
     members = list(_members(profile, data, asked))
     lines = [about | {"profile": asked.profile} | line for line in lines_of(systems(members, profile.nets), data)]
     asked.out.mkdir(parents=True, exist_ok=True)
-    raw = asked.out / f"{asked.profile}.jsonl"
-    partial = raw.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    partial.rename(raw)
+    keep_lines(asked.out / f"{asked.profile}.jsonl", lines)
     costs = {f"{m.net} {m.training} {m.seed}": m.cost for m in members if m.cost}
     write("tables", about, {"trainings": costs}, tables(lines, costs, profile.epochs, asked.out), asked.out)
 
@@ -125,10 +120,7 @@ def _members(profile: Profile, data: Collection, asked: argparse.Namespace) -> I
     nets = {name: NETS[name] for name in profile.nets}
     for name, net in nets.items():
         weights, recipe = _weights(net, asked), Recipe(size=SIDE, pad="square")
-        made_of = digest(net.architecture, weights, recipe, net.mean, net.std)
-        folder = asked.scratch / "models" / f"{name}-frozen-{made_of}"
-        if not folder.exists():
-            build(folder, f"{name}-frozen", net.architecture, weights, recipe, net.mean, net.std)
+        folder = network(f"{name}-frozen", net.architecture, weights, recipe, asked.scratch, net.mean, net.std)
         yield Member(name, "frozen", 0, _encoded(folder, data, asked, "frozen" in profile.views), data, {})
     for seed in profile.seeds:
         for name, net in nets.items():
@@ -168,7 +160,7 @@ def _weights(net: Net, asked: argparse.Namespace) -> str:
 
 def _encoded(model: Path, data: Collection, asked: argparse.Namespace, seen: bool) -> Vectors:
     """(views, n, dim): vectors of every image in one view, or in five if `seen`; cached beside the model."""
-    kept = model.with_name(f"{model.name}-{VIEWS if seen else 1}-{digest(data)}.npy")
+    kept = model.with_name(f"{model.name}-{VIEWS if seen else 1}-{digest(data)}.npz")
     if not kept.exists():
         encoder = load_encoder(model, "onnx", asked.threads)
         views = Views(SIDE) if seen else torch.nn.Identity()
@@ -177,10 +169,9 @@ def _encoded(model: Path, data: Collection, asked: argparse.Namespace, seen: boo
             pixels = torch.from_numpy(data.images[start : start + 16]).float() / 255
             vectors = encoder.encode(views(pixels).numpy()).embeddings
             made.append(vectors.reshape(-1, len(pixels), vectors.shape[1]))
-        partial = kept.with_suffix(".partial.npy")
-        np.save(partial, np.concatenate(made, axis=1))
-        partial.rename(kept)
-    found: Vectors = np.load(kept)
+        keep(kept, vectors=np.concatenate(made, axis=1))
+    with np.load(kept) as held:
+        found: Vectors = held["vectors"]
     return found
 
 

@@ -25,13 +25,12 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from benchmarks.report import RESULTS, facts, write
 from benchmarks.retrieval.flat import flat_times, rounded
 from benchmarks.retrieval.options import parser
-from benchmarks.retrieval.scratch import converted, digest
+from benchmarks.retrieval.scratch import HALF, converted, digest, keep, keep_lines, network
 from benchmarks.retrieval.tables import figure_tables, notes, timing_table
 from shared.datasets.collection import Collection
 from shared.datasets.development import load
 from shared.datasets.splits import hold_out
 from shared.encoder.backbones import PAPER_WEIGHTS
-from shared.encoder.build import build
 from shared.encoder.runtime import load as load_encoder
 from shared.imaging.recipe import Recipe
 from shared.metrics.retrieval import KS
@@ -68,7 +67,6 @@ class Set:
     large: bool = False
 
 
-HALF = (0.5, 0.5, 0.5)
 TRAINED = (
     Net("squeezenet", "squeezenet1_0", "weights/squeezenet1_0_imagenet_fp16.pth", 224),
     Net("mobilenet", "mobilenet_v2", "weights/mobilenet_v2_imagenet_fp16.pth", 224, HALF, HALF),
@@ -113,10 +111,7 @@ def main() -> None:
             continue
         encoded = {net.name: _encoded(net, one, asked) for net in nets}
         lines = list(_measured(one, encoded))
-        partial = raw.with_suffix(".partial")
-        told = [{"kind": "about"} | about, *lines]
-        partial.write_text("".join(json.dumps(line) + "\n" for line in told), encoding="utf-8")
-        partial.rename(raw)
+        keep_lines(raw, [{"kind": "about"} | about, *lines])
         _draw(one, encoded, asked)
     _tables(about, asked.profile, asked.out)
 
@@ -147,17 +142,15 @@ def _encoded(net: Net, one: Set, asked: argparse.Namespace) -> Encoded:
     data = load(one.name, asked.data, side)
     rows = _chosen(net, one, data)
     data = data.where(rows)
-    model = _model(net, side, asked)
+    weights, recipe = converted(net.weights, asked.data, asked.scratch), Recipe(size=side, pad="square")
+    model = network(net.name, net.architecture, weights, recipe, asked.scratch, net.mean, net.std)
     kept = asked.scratch / "features" / f"{model.name}-{one.name}-{digest(data)}.npz"
     if not kept.exists():
         encoder = load_encoder(model, "onnx", asked.threads)
         began = time.process_time()
         vectors = encode(encoder, data.images).embeddings
         took = (time.process_time() - began) * 1000 / len(data)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        partial = kept.with_suffix(".partial.npz")
-        np.savez(partial, vectors=vectors, encode_ms=took)
-        partial.rename(kept)
+        keep(kept, vectors=vectors, encode_ms=np.array(took))
         print(f"{one.name}, {net.name}: {len(data)} images, {took:.1f} ms of processor time each", flush=True)
     with np.load(kept) as held:
         return Encoded(net, data, rows, held["vectors"], float(held["encode_ms"]))
@@ -171,18 +164,6 @@ def _chosen(net: Net, one: Set, data: Collection) -> NDArray[np.int64]:
     for part in np.unique(data.split):
         taken |= hold_out(data.split == part, data.labels, data.groups, net.share)
     return np.flatnonzero(taken)
-
-
-def _model(net: Net, side: int, asked: argparse.Namespace) -> Path:
-    """The folder of a card with graph and weights, as the platform loads it."""
-    weights = converted(net.weights, asked.data, asked.scratch)
-    recipe = Recipe(size=side, pad="square")
-    made_of = digest(net.architecture, weights, recipe, net.mean, net.std)
-    folder: Path = asked.scratch / "models" / f"{net.name}-{side}-{made_of}"
-    if not folder.exists():
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        build(folder, net.name, net.architecture, weights, recipe, net.mean, net.std)
-    return folder
 
 
 def _measured(one: Set, encoded: dict[str, Encoded]) -> Iterator[dict[str, Any]]:
@@ -254,7 +235,7 @@ def _searched(about: dict[str, Any], out: Path) -> None:
             shape = (line["index size"], line["dim"])
             key = {"kind": "search"} | {name: line[name] for name in ("set", "net", "index size", "dim")}
             told.append(key | flat_times(np.random.default_rng(0).standard_normal(shape, np.float32)))
-    (out / SEARCH).write_text("".join(json.dumps(line) + "\n" for line in told), encoding="utf-8")
+    keep_lines(out / SEARCH, told)
 
 
 def _lines_of(out: Path) -> list[dict[str, Any]]:

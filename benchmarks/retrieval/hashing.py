@@ -22,8 +22,8 @@ from benchmarks.report import RESULTS, Json, commit, facts, machine, write
 from benchmarks.retrieval import hashing_tables as tables
 from benchmarks.retrieval.heads import Head, codes, grid, measured
 from benchmarks.retrieval.options import parser
-from benchmarks.retrieval.scratch import converted
-from benchmarks.retrieval.trunk import Seen, Trunk, keep, seen, seen_by_backbone
+from benchmarks.retrieval.scratch import converted, keep
+from benchmarks.retrieval.trunk import Seen, Trunk, seen, seen_by_backbone
 from shared.datasets import development
 from shared.datasets.collection import Collection
 from shared.encoder.acir import WIDTHS

@@ -23,8 +23,8 @@ from torch import Tensor
 from benchmarks.report import RESULTS, Json, facts, table, write
 from benchmarks.retrieval.hashing import COLLECTION, SCRATCH, STORED
 from benchmarks.retrieval.options import parser
-from benchmarks.retrieval.scratch import digest
-from benchmarks.retrieval.trunk import WEIGHTS, Trunk, keep, seen
+from benchmarks.retrieval.scratch import digest, keep, keep_lines
+from benchmarks.retrieval.trunk import WEIGHTS, Trunk, seen
 from shared.datasets import development
 from shared.datasets.collection import Collection
 from shared.encoder.acir import relative_error, squared_error
@@ -65,8 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     looked = {one.name: _looked(trunk, one, chosen) for one in (known, foreign)}
     rows = list(_rows(known, foreign, looked))
     chosen.out.mkdir(parents=True, exist_ok=True)
-    with (chosen.out / "runs.jsonl").open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
+    keep_lines(chosen.out / "runs.jsonl", rows)
     with (chosen.out / "figures.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys())
         writer.writeheader()

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from benchmarks.retrieval.scratch import digest
+from benchmarks.retrieval.scratch import HALF, digest, keep
 from shared.datasets.collection import Collection
 from shared.encoder.acir import Acir, content
 from shared.encoder.network import Network
@@ -26,7 +26,6 @@ from shared.training.train import train
 
 WEIGHTS = "weights.safetensors"
 SIDE = 128  #: input of the frozen backbones
-HALF = (0.5, 0.5, 0.5)  #: mean and deviation of the available MobileNetV2
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,7 +91,6 @@ def seen(trunk: Trunk, collection: Collection, data: Path, scratch: Path) -> See
             return torch.cat([network.head(features.blended)[0], features.blended, content(features)], 1)
 
         found = encode(look, collection, trunk.experiment.side).numpy()
-        path.parent.mkdir(parents=True, exist_ok=True)
         keep(
             path,
             logits=found[:, :bits],
@@ -110,17 +108,9 @@ def seen_by_backbone(architecture: str, weights: str, collection: Collection, sc
     if not path.exists():
         network = Network(find(architecture, weights).body, HALF, HALF).eval()
         found = encode(lambda pixels: _vectors(network, pixels), collection, SIDE).numpy()
-        path.parent.mkdir(parents=True, exist_ok=True)
         keep(path, embeddings=found)
     embeddings = np.load(path)["embeddings"]
     return Seen(torch.from_numpy(embeddings), embeddings, None)
-
-
-def keep(path: Path, **arrays: NDArray[np.float32]) -> None:
-    """Write the arrays to `path` atomically."""
-    beside = path.with_suffix(".part.npz")
-    np.savez_compressed(beside, **arrays)  # type: ignore[arg-type]  # array names are keywords
-    beside.rename(path)
 
 
 def _vectors(network: Network, pixels: Tensor) -> Tensor:
