@@ -11,7 +11,7 @@ import numpy as np
 
 from benchmarks.latency.datasets.base import Made, held_out
 from benchmarks.latency.engines.base import Array
-from shared.errors import Invalid, NotFound
+from shared.errors import Invalid, NotFound, SimilisError
 
 
 def make(text: str, queries: int, seed: int) -> Made:
@@ -20,9 +20,14 @@ def make(text: str, queries: int, seed: int) -> Made:
     path = Path(name)
     if not path.is_file():
         raise NotFound("there is no such file of vectors")
-    rows = _read(path, key)
-    if rows.ndim != 2 or len(rows) < 10:
-        raise Invalid("vectors are a table of at least ten rows")
+    try:
+        rows = _read(path, key)
+    except (SimilisError, MemoryError):
+        raise
+    except Exception:  # a damaged file can raise any exception
+        raise Invalid(f"{path.name} cannot be read: it is damaged, or of another format") from None
+    if rows.ndim != 2 or len(rows) < 10 or rows.dtype.kind not in "fiu":
+        raise Invalid("vectors are a table of numbers, of at least ten rows")
     rows = np.ascontiguousarray(rows if rows.dtype == np.uint8 else rows.astype(np.float32))
     kept, asked = held_out(rows, queries, seed)
     about = {"source": f"{path.name}, {len(asked)} rows held out by seed {seed}", "seed": seed}
@@ -41,15 +46,15 @@ def fingerprint(text: str) -> str:
 def _read(path: Path, key: str) -> Array:
     match path.suffix:
         case ".npy":
-            loaded: Array = np.load(path)
-            return loaded
+            with path.open("rb") as file:
+                return np.asarray(np.load(file))
         case ".npz":
-            with np.load(path) as arrays:
+            with path.open("rb") as file, np.load(file) as arrays:
                 return np.asarray(arrays[_key(key, arrays.files)])
         case ".h5" | ".hdf5":
             h5py = _module("h5py")
-            with h5py.File(path) as file:
-                return np.asarray(file[_key(key, list(file))])
+            with h5py.File(path) as held:
+                return np.asarray(held[_key(key, list(held))])
         case ".parquet":
             table = _module("pyarrow.parquet").read_table(path)
             column = table[_key(key, table.column_names)].combine_chunks()

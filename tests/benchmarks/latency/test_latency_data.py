@@ -158,6 +158,20 @@ def test_codes_of_a_file_that_are_no_whole_words_are_refused(tmp_path) -> None:
         prepare(f"file:{tmp_path / 'short.npy'}", tmp_path / "cache", 2, 7)
 
 
+@pytest.mark.parametrize("name", ["own.npy", "own.npz", "own.h5", "own.parquet"])
+def test_a_file_that_holds_no_vectors_is_refused(name, tmp_path) -> None:
+    for content in (b"", b"PK\x03\x04 damaged"):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(Invalid):
+            datasets.make(f"file:{tmp_path / name}", 5, 7)
+
+
+def test_words_are_no_vectors(tmp_path) -> None:
+    np.save(tmp_path / "own.npy", np.full((20, 4), "a"))
+    with pytest.raises(Invalid, match="numbers"):
+        datasets.make(f"file:{tmp_path / 'own.npy'}", 5, 7)
+
+
 def test_a_zero_vector_is_refused(tmp_path) -> None:
     np.save(tmp_path / "zero.npy", np.zeros((20, 4), np.float32))
     with pytest.raises(Invalid, match="zero"):
