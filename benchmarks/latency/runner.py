@@ -27,7 +27,7 @@ from benchmarks.latency import child, raw
 from benchmarks.latency.data import prepare
 from benchmarks.latency.engines import chosen, module_of
 from benchmarks.latency.engines.base import Engine
-from benchmarks.latency.profiles import Profile, Set
+from benchmarks.latency.profiles import Profile
 from shared.errors import Invalid, Unavailable
 
 Json = dict[str, Any]
@@ -80,9 +80,11 @@ class _Run:
             (one, [e for e in asked if one.engines == ("*",) or e in chosen(one.engines)]) for one in self.profile.sets
         ]  # "*" leaves out engines marked `aside`; they run if named
         self.steps = sum(1 + len(engines) * (1 + self.profile.rounds) for _, engines in sets)
+        # all data first: a set that cannot be made is told before hours of measuring
+        folders = [self._prepared(one.data) for one, _ in sets]
         self.writer.add({"what": "environment", "run": self.id} | environment)
-        for one, engines in sets:
-            self._data_set(one, engines)
+        for (one, engines), folder in zip(sets, folders, strict=True):
+            self._data_set(one.data, folder, engines)
         self.writer.add({"what": "end", "run": self.id, "load": os.getloadavg()[0]})
         self.say("done", 1.0)
         return self.outcome
@@ -91,22 +93,29 @@ class _Run:
         self.say(text, self.taken / max(self.steps, 1))
         self.taken += 1
 
-    def _data_set(self, one: Set, engines: list[Engine]) -> None:
-        self._step(f"{one.data}: data and truth")
-        folder = prepare(one.data, self.scratch / "data", self.profile.queries, SEED)
-        about = json.loads((folder / "about.json").read_text(encoding="utf-8"))
-        was = next((line for line in self.known if line["what"] == "data" and line["data"] == one.data), None)
-        if was is None:
+    def _prepared(self, data: str) -> Path:
+        """The data set's folder. Raises: `Invalid`, also if the known results are of other vectors; `NotFound`."""
+        self._step(f"{data}: data and truth")
+        folder = prepare(data, self.scratch / "data", self.profile.queries, SEED)
+        was = self._known(data)
+        if was is not None and was["content"] != _about(folder)["content"]:
+            raise Invalid(f"{data} holds other vectors than those that the results are of: --anew forgets them")
+        return folder
+
+    def _known(self, data: str) -> Json | None:
+        return next((line for line in self.known if line["what"] == "data" and line["data"] == data), None)
+
+    def _data_set(self, data: str, folder: Path, engines: list[Engine]) -> None:
+        about = _about(folder)
+        if self._known(data) is None:
             self.writer.add({"what": "data", "run": self.id} | about)
-        elif was["content"] != about["content"]:
-            raise Invalid(f"{one.data} holds other vectors than those that the results are of: --anew forgets them")
-        ready = [engine for engine in engines if self._fits(engine, one.data, about)]
+        ready = [engine for engine in engines if self._fits(engine, data, about)]
         self.taken += (len(engines) - len(ready)) * (1 + self.profile.rounds)
         for engine in ready:
-            self._build(engine, one.data, folder)
+            self._build(engine, data, folder)
         for number in range(self.profile.rounds):
             for place in np.random.default_rng([SEED, number]).permutation(len(ready)):
-                self._measure(ready[place], one.data, folder, number)
+                self._measure(ready[place], data, folder, number)
         for engine in ready:
             engine.drop(self._place(engine, folder))
             shutil.rmtree(self._place(engine, folder), ignore_errors=True)
@@ -170,6 +179,11 @@ class _Run:
 
     def _write(self, engine: Engine, data: str, number: int, line: Json) -> None:
         self.writer.add({"run": self.id, "data": data, "engine": engine.name, "round": number} | line)
+
+
+def _about(folder: Path) -> Json:
+    about: Json = json.loads((folder / "about.json").read_text(encoding="utf-8"))
+    return about
 
 
 def _of(line: Json, engine: Engine, data: str) -> bool:

@@ -19,7 +19,7 @@ from benchmarks.latency import raw, runner
 from benchmarks.latency.data import prepare
 from benchmarks.latency.engines import chosen
 from benchmarks.latency.profiles import PROFILES
-from shared.errors import Invalid
+from shared.errors import Invalid, NotFound
 
 SMOKE = PROFILES["smoke"]
 EXACT = (
@@ -252,6 +252,13 @@ def test_a_quick_build_is_made_twice_where_the_profile_says_so(done, tmp_path) -
     runner.run(twice, tmp_path / "twice", ["numpy"], lambda *_: None, scratch=tmp_path / "scratch", resume=False)
     assert [line["what"] for line in raw.read(tmp_path / "twice")].count("build") == 2
     assert [line["engine"] for line in raw.read(done) if line["what"] == "build"].count("numpy") == 1
+
+
+def test_data_that_cannot_be_made_are_told_before_anything_is_measured(tmp_path) -> None:
+    asked = ("--engines", "numpy", "--data", "clustered:16:300", "--data", "file:/nowhere.npy")
+    result = run(*asked, "--out", str(tmp_path))
+    assert isinstance(result.exception, NotFound)
+    assert raw.read(tmp_path) == []  # so the folder can be used for the corrected command
 
 
 def test_an_unknown_engine_or_profile_is_refused(tmp_path) -> None:
