@@ -87,8 +87,13 @@ def _check(found: Json, wanted: Json, *, resume: bool) -> None:
 def save(checkpoint: Checkpoint, folder: Path) -> None:
     """Replace the folder's checkpoint atomically: also after a power cut, the file is complete, old or new."""
     values = {name: getattr(checkpoint, name) for name in Checkpoint.__dataclass_fields__}
-    with replacing(folder / CHECKPOINT) as path:
-        torch.save(values, path)
+    with replacing(folder / CHECKPOINT) as path, path.open("wb") as file:
+        try:
+            torch.save(values, file)
+        except RuntimeError as error:  # torch covers the error of the disk, such as a full one, by its own
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load(folder: Path) -> Checkpoint:
@@ -122,11 +127,15 @@ def write_json(path: Path, value: Any) -> None:  # noqa: ANN401 - any JSON value
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary path, atomically and durably renamed to `path` if the block succeeds."""
+    """Yield a temporary path: atomically and durably renamed to `path` if the block succeeds, else removed."""
     beside = path.with_name(f".{path.name}.part")
-    yield beside
-    sync(beside)
-    beside.rename(path)
+    try:
+        yield beside
+        sync(beside)
+        beside.rename(path)
+    except BaseException:
+        beside.unlink(missing_ok=True)
+        raise
     sync(path.parent)
 
 

@@ -1,5 +1,6 @@
 import json
 import os
+import resource
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -239,6 +240,18 @@ def test_a_folder_in_which_nothing_was_kept_is_free_for_another_training(tmp_pat
         train(experiment(), tmp_path / "a")
     assert list((tmp_path / "a").iterdir()) == []
     assert train(experiment(seed=4, epochs=1), tmp_path / "a")["seed"] == 4
+
+
+def test_a_disk_without_room_for_the_checkpoint_is_told_and_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            train(experiment(), tmp_path / "a")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert not (tmp_path / "a").exists()
+    assert train(experiment(epochs=1), tmp_path / "a")["seed"] == 0
 
 
 def test_two_trainings_do_not_share_a_folder(tmp_path: Path) -> None:
