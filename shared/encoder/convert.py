@@ -9,8 +9,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from safetensors.torch import save_file
 
+from shared.encoder.network import save_state
 from shared.encoder.weights import modern
 from shared.errors import Conflict, Invalid, NotFound
 
@@ -49,7 +49,7 @@ def convert(pth: Path, out: Path) -> int:
         for key, value in loaded.items()
     }
     with TemporaryDirectory(dir=out.parent, prefix=".") as folder:
-        save_file(modern(state), Path(folder) / out.name)
+        save_state(modern(state), Path(folder) / out.name)
         (Path(folder) / out.name).rename(out)
     return len(state)
 

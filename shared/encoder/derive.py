@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from shared.disk import regular
 from shared.encoder.build import as_json, beside
@@ -17,7 +17,7 @@ from shared.encoder.ensemble import PRESETS
 from shared.encoder.export import export, measure
 from shared.encoder.hashing import COMPONENTS, MEAN, directions, fit_hash
 from shared.encoder.kinds import body, kind, load_network
-from shared.encoder.network import State, fill
+from shared.encoder.network import State, fill, save_state
 from shared.encoder.null import NULL
 from shared.encoder.weights import Source
 from shared.errors import Invalid, NotFound
@@ -61,7 +61,7 @@ def build_hashed(
     with beside(folder) as temporary:
         fitted = {MEAN: torch.from_numpy(head.mean), COMPONENTS: torch.from_numpy(head.components)}
         state = load_file(base / WEIGHTS) | fitted
-        save_file(state, temporary / WEIGHTS, metadata={"source": card.weights.source})
+        save_state(state, temporary / WEIGHTS, card.weights.source)
         if card.graph is not None:
             shutil.copyfile(base / GRAPH, temporary / GRAPH)
         card = replace(

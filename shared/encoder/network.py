@@ -1,9 +1,14 @@
 """The torch module of a card: one forward pass from grey pixels to raw embeddings, used for both runtimes."""
 
+import os
+import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from shared.encoder.backbones import BACKBONES, backbone
@@ -67,6 +72,21 @@ def body(architecture: str, *, empty: bool = False) -> nn.Module:
 def state_of(module: nn.Module) -> State:
     """Return the tensors that determine the vectors, so without the counters of batch normalisation."""
     return {key: value.contiguous() for key, value in module.state_dict().items() if not _counter(key)}
+
+
+def save_state(state: State, path: Path, source: str = "") -> None:
+    """Write the tensors as safetensors; `source` becomes the file's metadata.
+
+    Raises: `OSError` if the disk does not take the file: safetensors has an error of its own for that.
+    """
+    try:
+        # only one key: safetensors writes several in random order, which would change the digest each time
+        save_file(state, path, metadata={"source": source} if source else None)
+    except SafetensorError as error:
+        found = re.search(r"\(os error (\d+)\)", str(error))
+        if found is None:
+            raise
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from None
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], architecture: str) -> None:

@@ -6,13 +6,13 @@ from pathlib import Path
 from urllib.error import URLError
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from shared.encoder.backbones import BACKBONES, parse_seed
 from shared.encoder.cards import Options, Weights, sha256_of
 from shared.encoder.kinds import body
-from shared.encoder.network import State, fill, state_of
+from shared.encoder.network import State, fill, save_state, state_of
 from shared.encoder.untrained import untrained
 from shared.encoder.vision import models
 from shared.errors import Invalid, NotFound, Unavailable
@@ -39,8 +39,7 @@ class Source:
             for value in self.body.state_dict().values():
                 value.copy_(value.half())
         state = {key: value.half() if half else value for key, value in state_of(self.body).items()}
-        # only one key: safetensors writes several in random order, which would change the digest each time
-        save_file(state, path, metadata={"source": self.source})
+        save_state(state, path, self.source)
         return Weights(
             source=self.source,
             sha256=sha256_of(path),

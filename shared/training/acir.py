@@ -7,14 +7,14 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from shared.datasets.collection import Collection
 from shared.encoder.acir import WIDTHS, Acir, Decoder, Head, content, relative_error, squared_error
 from shared.encoder.build import build
-from shared.encoder.network import state_of
+from shared.encoder.network import save_state, state_of
 from shared.encoder.weights import find
 from shared.errors import Invalid, NotFound
 from shared.training.experiment import Batch, Encode, Experiment, Method
@@ -214,7 +214,7 @@ def save_network(
 ) -> None:
     """The network stands in the new folder as a model with its card and graph."""
     weights = folder.with_name("trained.safetensors")
-    save_file(state_of(network), weights)
+    save_state(state_of(network), weights)
     build(
         folder,
         experiment.name,

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -14,7 +13,7 @@ from shared.datasets.collection import Collection
 from shared.encoder.backbones import backbone
 from shared.encoder.build import build
 from shared.encoder.cards import IMAGENET_MEAN, IMAGENET_STD
-from shared.encoder.network import Network, state_of
+from shared.encoder.network import Network, save_state, state_of
 from shared.encoder.weights import find
 from shared.errors import Invalid
 from shared.training.experiment import Batch, Encode, Experiment, Method
@@ -124,7 +123,7 @@ def save_network(
 ) -> None:
     """Write the body to the new folder as a model with a card; `options` are those of its kind."""
     weights = folder.with_name("trained.safetensors")
-    save_file(state_of(body), weights)
+    save_state(state_of(body), weights)
     note = f"{experiment.name} ({experiment.preset}), from {Path(of.weights).name}"
     build(
         folder, experiment.name, of.architecture, str(weights), experiment.recipe, of.mean, of.std,

@@ -1,4 +1,5 @@
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -213,3 +214,15 @@ def test_preprocessing_is_the_cards_own(built, tmp_path: Path) -> None:
     assert card.weights.sha256 == read(built("squeezenet1_0")).weights.sha256
     assert card.fingerprint != read(built("squeezenet1_0")).fingerprint
     assert load(tmp_path / "m").encode(samples(1, 96, 0)).embeddings.shape == (1, 512)
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_disk_without_room_for_the_weights_is_told_as_such(tmp_path: Path, half: bool) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            build(tmp_path / "models" / "net", "net", "squeezenet1_0", "random:0", Recipe(size=64), half=half)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list((tmp_path / "models").iterdir()) == []
