@@ -4,17 +4,14 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Self
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from services.cli.client import Answer, Client, part
+from services.cli.client import Answer, Client
 from services.cli.terminal import err, say, table, tell
-from services.cli.waiting import pause_s, timed
+from services.cli.waiting import PLAIN_EVERY_S, poll
 
-POLL_S = 0.5
-PLAIN_EVERY_S = 15.0  #: without a terminal: seconds between two lines, besides one at each quarter
 _UNDECIDED = frozenset({"received", "encoding"})
 _MODELLESS = "waiting for a model"  #: a phase
 ODD, LABEL = "dataset:", "label:"  #: prefixes of counts: oddities of a published data set, and its labels
@@ -88,16 +85,6 @@ class Operation:
         return int(self.counts.get("unchanged") or self.counts.get("held") or 0)
 
 
-class View(Protocol):
-    """A display of progress."""
-
-    def show(self, operation: Operation) -> None: ...
-    def __enter__(self) -> Self: ...
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None: ...
-
-
 class Rate:
     """The recent growth rate of a count, and the time that the rest takes at that rate."""
 
@@ -122,36 +109,27 @@ class Rate:
 
 
 class Bars:
-    """Two bars on stderr: files registered, images decided."""
+    """Two bars: files registered, images decided."""
 
-    def __init__(self) -> None:
+    COLUMNS = (
+        TextColumn("{task.description:<10}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+    )
+
+    def __init__(self, bars: Progress) -> None:
         self._rate = Rate()
-        self._bars = Progress(
-            TextColumn("{task.description:<10}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=err(),
-        )
-        self._files = self._bars.add_task("registered", total=None, rate="files")
-        self._images = self._bars.add_task("decided", total=None, rate="images")
+        self._bars = bars
+        self._files = bars.add_task("registered", total=None, rate="files")
+        self._images = bars.add_task("decided", total=None, rate="images")
 
     def show(self, operation: Operation) -> None:
-        self._update(self._files, operation.registered, operation.files, "files")
+        self._bars.update(self._files, completed=operation.registered, total=operation.files)
         self._rate.add(operation.decided)
         rate = operation.held_up_by or f"{self._rate.per_s:.1f} images/s"
-        self._update(self._images, operation.decided, operation.images, rate)
-
-    def _update(self, task: TaskID, done: int, total: int | None, rate: str) -> None:
-        self._bars.update(task, completed=done, total=total, rate=rate)
-
-    def __enter__(self) -> Self:
-        self._bars.start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self._bars.stop()
+        self._bars.update(self._images, completed=operation.decided, total=operation.images, rate=rate)
 
 
 class Lines:
@@ -181,31 +159,19 @@ class Lines:
             f"decided {operation.decided}/{operation.known} images{rest}"
         )
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        pass
-
 
 def _quarter(done: int, total: int | None) -> int:
     return -1 if not total else 4 * done // total
 
 
-def view() -> View:
-    return Bars() if sys.stderr.isatty() else Lines()
-
-
-def follow(client: Client, operation_id: str, *, poll_s: float = POLL_S) -> Answer:
+def follow(client: Client, operation_id: str) -> Answer:
     """Show the operation's progress until it has ended; a watch ends only when it is cancelled or fails."""
-    with view() as shows:
-        while True:
-            answer, took_s = timed(client, f"/v1/operations/{part(operation_id)}")
-            operation = Operation.of(answer)
-            shows.show(operation)
-            if operation.ended:
-                return answer
-            time.sleep(pause_s(poll_s, took_s))
+    if not sys.stderr.isatty():
+        lines = Lines()
+        return poll(client, operation_id, lambda answer: lines.show(Operation.of(answer)))
+    with Progress(*Bars.COLUMNS, console=err()) as progress:
+        bars = Bars(progress)
+        return poll(client, operation_id, lambda answer: bars.show(Operation.of(answer)))
 
 
 def summarise(answer: Answer) -> None:

@@ -9,6 +9,7 @@ from services.cli.client import Answer, Client, connected, part
 from services.cli.follow import Operation, follow, summarise
 from services.cli.ingest import report
 from services.cli.terminal import AsJson, say, table, tell, tell_json
+from services.cli.waiting import watch
 
 OperationId = Annotated[str, typer.Argument(metavar="ID", help="As `similis operations list` shows it.")]
 Limit = Annotated[int, typer.Option(min=1, help="At most this many.")]
@@ -48,7 +49,7 @@ def list_operations(client: Client, limit: Limit = 20, as_json: AsJson = False) 
 def show(
     client: Client,
     operation_id: OperationId,
-    follow_it: Annotated[bool, typer.Option("--follow", help="Wait until it has ended.")] = False,
+    follow_it: Annotated[bool, typer.Option("--follow", help="Wait until it has ended or is paused.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show one operation: its state and what became of its files. Exit 1 with --follow unless it succeeded."""
@@ -57,7 +58,9 @@ def show(
         _tell(answer, as_json)
         return
     try:
-        answer = answer if Operation.of(answer).ended else follow(client, operation_id)
+        if not Operation.of(answer).ended:
+            takes_in = answer["kind"] in TAKES_IN
+            answer = follow(client, operation_id) if takes_in else watch(client, operation_id, answer["kind"])
     except KeyboardInterrupt:
         say("\nthe server goes on")
         raise typer.Exit(130) from None

@@ -161,9 +161,17 @@ def test_only_what_takes_in_counts_files(home, server, similis):
     assert shown == ["registered 3 of 9 files so far", "3 of 9 so far"]
 
 
+def test_what_takes_in_nothing_is_followed_without_files_and_until_it_is_paused(home, server, similis):
+    server.on(ONE, operation(done=3, total=9) | {"kind": "reindex"})
+    server.on(ONE, operation("paused", done=3, total=9) | {"kind": "reindex"})
+    ran = similis("operations", "show", ID, "--follow", "--home", home)
+    assert ran.code == 1
+    assert ran.err.splitlines() == ["reindex: 3 of 9 (paused)"]
+
+
 @pytest.mark.parametrize(("took_s", "waits_s"), [(0.01, 0.5), (2.0, 20.0), (60.0, 30.0)])
 def test_a_dear_answer_is_asked_for_less_often(took_s, waits_s):
-    assert pause_s(0.5, took_s) == waits_s
+    assert pause_s(took_s) == waits_s
 
 
 class Clock:
