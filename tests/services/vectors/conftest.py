@@ -1,9 +1,1 @@
-from pathlib import Path
-
-import pytest
-
-
-@pytest.fixture
-def tmp_path(quick_path: Path) -> Path:
-    """A folder in memory: see `tests.memory`."""
-    return quick_path
+from tests.memory import quick_path as tmp_path  # noqa: F401 - a fixture
