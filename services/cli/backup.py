@@ -7,9 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.client import HomeFolder
+from services.cli.client import HomeFolder, folder_of
 from services.cli.terminal import AsJson, counted, say, tell, tell_json
-from shared.config import Settings
 
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of the backup.")]
 
@@ -32,7 +31,7 @@ def backup(
     """
     from services.embedded import backup as backups
 
-    manifest = backups.backup((home or Settings().home).expanduser(), folder, say)
+    manifest = backups.backup(folder_of(home), folder, say)
     if as_json:
         tell_json(manifest)
         return

@@ -60,7 +60,7 @@ Url = Annotated[
 KeyFile = Annotated[
     Path | None, typer.Option(envvar="SIMILIS_KEY_FILE", help="A file with the API key. Default: the home's.")
 ]
-HomeFolder = Annotated[Path | None, typer.Option(help="The home of a local server. Default: ~/.similis.")]
+HomeFolder = Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.similis.")]
 
 
 class Client:
@@ -229,6 +229,11 @@ def part(text: str) -> str:
     return quote(text, safe="", errors="surrogateescape")
 
 
+def folder_of(home: Path | None) -> Path:
+    """The home of the command line, or of the settings."""
+    return (home or Settings().home).expanduser()
+
+
 def connect(
     url: str | None, key_file: Path | None, home: Path | None, say: Callable[[str], None] | None = None
 ) -> Client:
@@ -236,7 +241,7 @@ def connect(
 
     Raises: `NotFound` where no server runs on the home, `Invalid` for a wrong address or an unreadable key file.
     """
-    folder = (home or Settings().home).expanduser()
+    folder = folder_of(home)
     own = _running(folder)
     if url is None and own is None:
         raise NotFound(f"nothing runs on the home {folder}: {NOT_RUNNING}")

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from services.cli.client import HomeFolder
+from services.cli.client import HomeFolder, folder_of
 from services.cli.ingest import advise
 from services.cli.terminal import AsJson, say, table, tell, tell_json
-from shared.config import Settings
 from shared.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -80,7 +79,7 @@ def doctor(
     from shared.pipeline.reconcile import Site, examine
     from shared.runtime import Runtime
 
-    folder = (home or Settings().home).expanduser()
+    folder = folder_of(home)
     with closing(Runtime(settings_of_running(folder))) as runtime:
         found = [*_machine(folder, runtime.blobs, repair=repair)]
         try:

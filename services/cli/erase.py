@@ -7,10 +7,9 @@ from typing import Annotated
 
 import typer
 
-from services.cli.client import Answer, Client, HomeFolder, connected, part
+from services.cli.client import Answer, Client, HomeFolder, connected, folder_of, part
 from services.cli.terminal import AsJson, counted, say, tell, tell_json
 from services.cli.waiting import watch
-from shared.config import Settings
 from shared.errors import NotFound
 
 
@@ -86,7 +85,7 @@ def replay(
 
     if not file.is_file():
         raise NotFound("there is no such tombstone file")
-    folder = (home or Settings().home).expanduser()
+    folder = folder_of(home)
     with closing(Runtime(settings_of_running(folder))) as runtime, runtime.transaction() as db:
         erased = tombstone_file.replay(db, file, runtime.rules.secret)
     _told({"images": erased}, f"{erased} images are erased again", as_json)

@@ -26,7 +26,7 @@ from shared.wording import must
 
 #: Each module adds its commands by `register(app)`.
 ROOMS = (
-    "processes", "dicom",
+    "processes",
     "ingest", "backfill", "search", "studies", "operations", "models", "generations", "quarantine", "letters", "rules",
     "erase", "sample", "demo", "keys", "audit", "doctor", "backup",
 )  # fmt: skip

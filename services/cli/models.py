@@ -15,14 +15,13 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from services.cli.client import Client, connected, part
+from services.cli.client import Client, HomeFolder, connected, part
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 from shared.config import Settings
 from shared.disk import regular
 from shared.errors import Conflict, Denied, Invalid, NotFound, Throttled
 from shared.imaging.recipe import Recipe
 
-Home = Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.similis.")]
 Note = Annotated[str, typer.Option(help="Licence and origin of the weights.")]
 Tta = Annotated[
     str,
@@ -156,7 +155,7 @@ def make(  # noqa: PLR0913 - each argument is an ingredient of the card
         Path | None, typer.Option(metavar="FILE.json", help="Data, recipe, figures, limits, licence, command.")
     ] = None,
     note: Note = "",
-    home: Home = None,
+    home: HomeFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Make a card: weights, preprocessing, and the ONNX graph, checked against the network."""
@@ -205,7 +204,7 @@ def ensemble(  # noqa: PLR0913 - as above
     ] = None,
     tta: Tta = "none",
     note: Note = "",
-    home: Home = None,
+    home: HomeFolder = None,
     as_json: AsJson = False,
 ) -> None:
     """Join several models with the same preprocessing into one model, which holds their weights."""

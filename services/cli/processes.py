@@ -1,7 +1,5 @@
 """`similis up`, `status` and `down`, and the single processes of a stack for production."""
 
-import http.client
-import json
 import os
 import sys
 import time
@@ -10,10 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from services.cli.client import HomeFolder, folder_of
+from services.cli.terminal import AsJson, tell, tell_json
+from services.embedded.home import Home, private
 from shared.config import Settings
 from shared.errors import Denied, Invalid
 
-Home = Annotated[Path | None, typer.Option(help="Where everything is kept. [default: ~/.similis]", show_default=False)]
+Check = Annotated[bool, typer.Option("--check", help="Exit 0 if such a process is alive, else 1; start nothing.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -24,13 +25,14 @@ def register(app: typer.Typer) -> None:
     app.command()(api)
     app.command()(worker)
     app.command()(beat)
+    app.command()(dicom)
     app.command()(vectors)
     app.command()(migrate)
     app.command()(secrets)
 
 
 def up(
-    home: Home = None,
+    home: HomeFolder = None,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 picks a free one.")] = 8000,
     workers: Annotated[int, typer.Option(min=0, help="Ingest workers; 0 means one for each core.")] = 0,
@@ -46,31 +48,28 @@ def up(
     receiving = Settings().dicom
     called = (receiving.port if dicom_port is None else dicom_port) if dicom else None
     try:
-        serve(Options(_home(home), host, port, workers, auth, called, receiving.host), ready=_print)
+        serve(Options(folder_of(home), host, port, workers, auth, called, receiving.host), ready=typer.echo)
     except Denied as error:
         raise typer.BadParameter(str(error)) from None
 
 
-def status(
-    home: Home = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-) -> None:
+def status(home: HomeFolder = None, as_json: AsJson = False) -> None:
     """Show the processes and whether the API is ready; exit 3 where nothing runs."""
-    found = _status(_home(home))
+    found = _status(folder_of(home))
     if as_json:
-        _print(json.dumps(found))
+        tell_json(found)
     else:
-        _print("\n".join(_lines(found)))
+        tell("\n".join(_lines(found)))
     if not found["running"]:
         raise typer.Exit(3)
 
 
-def down(home: Home = None) -> None:
+def down(home: HomeFolder = None) -> None:
     """Stop the embedded stack in order, and check that no process is left."""
     from services.embedded.stack import down as stop
 
-    folder = _home(home)
-    stopped = folder.is_dir() and stop(_there(folder))
+    folder = folder_of(home)
+    stopped = folder.is_dir() and stop(Home(folder.resolve()))
     sys.stderr.write("similis  stopped\n" if stopped else f"similis  was not running on {_named(folder)}\n")
 
 
@@ -83,9 +82,7 @@ def api() -> None:
 
 def worker(
     queue: Annotated[str, typer.Option(help="Which work: scan, ingest, index or reindex.")],
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit 0 if such a process is alive, else 1; start nothing.")
-    ] = False,
+    check: Check = False,
 ) -> None:
     """Work on one queue in this process."""
     from services.embedded import commands
@@ -98,17 +95,30 @@ def worker(
 
 def beat(
     schedule: Annotated[Path | None, typer.Option(help="beat's schedule file. [default: run/beat of the home]")] = None,
-    check: Annotated[
-        bool, typer.Option("--check", help="Exit 0 if such a process is alive, else 1; start nothing.")
-    ] = False,
+    check: Check = False,
 ) -> None:
     """Run the scheduler, which every few seconds sends messages again for work that stands still. Run exactly one."""
     from services.embedded import commands
-    from services.embedded.home import private
 
     _exit_if(check, "beat")
     # the schedule is a pickle: whoever else could write it could run code in this process
     become(commands.beat(schedule or private(Settings().home / "run") / "beat"))
+
+
+def dicom(
+    check: Annotated[
+        bool,
+        typer.Option("--check", help="Exit 0 if the receiver of this home answers a C-ECHO, else 1; start nothing."),
+    ] = False,
+) -> None:
+    """Receive images over the DICOM network in this process and its children."""
+    from services.dicom import echo
+    from services.embedded import commands
+
+    if check:
+        settings = Settings()
+        raise typer.Exit(0 if echo.answers(settings.home, settings.dicom.ae_title) else 1)
+    become(commands.dicom())
 
 
 def vectors(
@@ -142,20 +152,9 @@ def secrets(
     sys.stderr.write(f"similis  created in {folder}: {', '.join(made) or 'nothing, all files existed'}\n")
 
 
-def _home(home: Path | None) -> Path:
-    return (home if home is not None else Settings().home).expanduser()
-
-
 def _named(folder: Path) -> str:
     """The folder as the user typed it, with a note where it does not exist."""
     return str(folder) if folder.is_dir() else f"{folder}: there is no such folder"
-
-
-def _there(folder: Path) -> Any:  # noqa: ANN401 - the class is imported late, so that `search` starts quickly
-    """A `Home` for this folder; creates nothing."""
-    from services.embedded.home import Home as Folder
-
-    return Folder(folder.resolve())
 
 
 def _exit_if(check: bool, name: str) -> None:
@@ -175,16 +174,13 @@ def become(argv: list[str]) -> None:
         raise Invalid(f"cannot start {argv[0]}: {error.strerror}") from None
 
 
-def _print(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
-    sys.stdout.flush()
-
-
 def _status(folder: Path) -> dict[str, Any]:
     """The state of this home's processes, and the API's readiness."""
+    from services.embedded.stack import readyz
+
     if not folder.is_dir():
         return {"running": False, "ready": False, "home": str(folder)}
-    home = _there(folder)
+    home = Home(folder.resolve())
     state = home.state if home.locked else {}
     found = {"running": bool(state.get("supervisor")), "ready": False, "home": str(home.path)}
     if not found["running"]:
@@ -193,7 +189,7 @@ def _status(folder: Path) -> dict[str, Any]:
         name: {"state": entry["state"], "restarts": entry["restarts"], "pid": (entry["identity"] or {}).get("pid")}
         for name, entry in state.get("processes", {}).items()
     }
-    code, answer = _readyz(str(state["host"]), int(state["port"]))
+    code, answer = readyz(str(state["host"]), int(state["port"]))
     return found | {
         "ready": code == 200,
         "version": (answer or {}).get("version"),
@@ -205,20 +201,6 @@ def _status(folder: Path) -> dict[str, Any]:
         "readyz": answer,
         "processes": processes,
     }
-
-
-def _readyz(host: str, port: int) -> tuple[int | None, Any]:
-    from services.embedded.stack import reachable_at
-
-    connection = http.client.HTTPConnection(reachable_at(host), port, timeout=3)
-    try:
-        connection.request("GET", "/readyz")
-        response = connection.getresponse()
-        return response.status, json.loads(response.read())
-    except (OSError, http.client.HTTPException, ValueError):
-        return None, None
-    finally:
-        connection.close()
 
 
 def _lines(found: dict[str, Any]) -> list[str]:

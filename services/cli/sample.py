@@ -1,15 +1,14 @@
 """`similis sample`: writes a synthetic archive for trials."""
 
-import json
 import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from services.cli.terminal import AsJson, err, tell, tell_json
 from shared.errors import Unavailable
 
 Folder = Annotated[Path, typer.Argument(help="A new or empty folder.", show_default=False)]
@@ -28,14 +27,14 @@ def sample(
     seed: Seed = 0,
     plain: Annotated[bool, typer.Option("--plain", help="Explicit VR Little Endian only.")] = False,
     size: Annotated[Size, typer.Option(help="1024 x 800 or 2294 x 1914 pixels.")] = Size.SMALL,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write synthetic four-view mammography studies with labels, beside real and broken DICOM files."""
     from shared.datasets.archive import LABELS, count_by, write_archive
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     try:
-        with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+        with Progress(*columns, console=err(), disable=not sys.stderr.isatty(), transient=True) as bar:
             task = bar.add_task("studies", total=studies)
             records = write_archive(
                 folder, studies, seed, lambda done, _: bar.update(task, completed=done), size=size.value, plain=plain
@@ -52,15 +51,12 @@ def sample(
         "broken": sum(1 for _ in (folder / "broken").iterdir()),
         **{name: count_by(records, name) for name in ("birads", "density", "lesion")},
     }
-    typer.echo(json.dumps(summary) if as_json else _told(summary))
-
-
-def _told(summary: dict[str, object]) -> str:
-    lines = []
+    if as_json:
+        tell_json(summary)
+        return
     for name, value in summary.items():
         text = "  ".join(f"{k}: {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-        lines.append(f"{name:<9}{text}")
-    return "\n".join(lines)
+        tell(f"{name:<9}{text}")
 
 
 def register(app: typer.Typer) -> None:

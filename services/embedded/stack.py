@@ -2,6 +2,7 @@
 
 import errno
 import http.client
+import json
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from services.dicom import peers, tls
 from services.embedded import commands
@@ -142,7 +144,7 @@ def build(
         commands.api_after_migration(home / "api.key", listener_fd, sign),
         searching,
         home.path,
-        serves=lambda: sign.exists() and answers(options.host, port),  # before the sign, a request would block
+        serves=lambda: sign.exists() and readyz(options.host, port)[0] == 200,  # before the sign, a request would block
         leftovers=[sign],
         keep=[listener_fd],
         pulse=Pulse(Answered(reachable_at(options.host), port), API_SILENT_S, computes=False),
@@ -266,14 +268,15 @@ def connects(path: Path) -> bool:
     return False
 
 
-def answers(host: str, port: int, path: str = "/readyz") -> bool:
-    """Whether the API says that it is ready."""
-    connection = http.client.HTTPConnection(reachable_at(host), port, timeout=2)
+def readyz(host: str, port: int) -> tuple[int | None, Any]:
+    """Status and body of the API's answer to /readyz; None for both where it does not answer."""
+    connection = http.client.HTTPConnection(reachable_at(host), port, timeout=3)
     try:
-        connection.request("GET", path)
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
+        connection.request("GET", "/readyz")
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    except (OSError, http.client.HTTPException, ValueError):
+        return None, None
     finally:
         connection.close()
 
