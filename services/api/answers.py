@@ -15,6 +15,14 @@ class Out(TypedDict):
     """An answer is a dictionary: mypy checks each of its keys, and a ranking takes half as long as pydantic models."""
 
 
+def headed(name: str, meaning: str) -> dict[str, Any]:
+    """The part of a documented response that names one of its headers."""
+    return {"headers": {name: {"description": meaning, "schema": {"type": "string"}}}}
+
+
+LOCATED = headed("Location", "The path of what was made or begun")
+
+
 class ModelRef(Out):
     name: str
     fingerprint: str

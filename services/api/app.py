@@ -146,7 +146,10 @@ def _described(app: FastAPI) -> dict[str, Any]:
         routes=app.routes,
     )
     parts = schema.setdefault("components", {})
-    parts["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer", "description": "An API key, sml_..."}}
+    parts["securitySchemes"] = {
+        "key": {"type": "http", "scheme": "bearer", "description": "An API key, sml_..."},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same key"},
+    }
     shapes = parts.setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
         shapes.pop(name, None)
@@ -181,5 +184,5 @@ def _finish(path: dict[str, Any], route: APIRoute) -> None:
             "headers": {"Retry-After": {"description": "With 429 and 503: seconds", "schema": {"type": "integer"}}},
         }
         if scopes := scopes_of(route):
-            what["security"] = [{"key": []}]
+            what["security"] = [{"key": []}, {"header": []}]
             what["x-scope"] = " or ".join(sorted(scopes))

@@ -12,6 +12,7 @@ from shared.pipeline.streamed import Streamed
 from shared.types import FileOutcome
 
 DICOM = "application/dicom"
+FILES = (f'multipart/related; type="{DICOM}"', DICOM)  #: media types of any number of files, and of a single one
 
 #: FailureReason codes of PS3.18 table I.2-2, or of PS3.7 Annex C where that table has none
 NOT_ALLOWED, OUT_OF_RESOURCES, OTHER_STUDY = 0x0124, 0xA700, 0xA900

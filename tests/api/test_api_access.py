@@ -225,6 +225,8 @@ def test_the_key_may_come_in_a_header_of_its_own(archive):
     with serving(archive) as client:
         secret = archive.key(Scope.READ)["Authorization"].removeprefix("Bearer ")
         assert client.get("/v1/models", headers={"X-API-Key": secret}).status_code == 200
+        schemes = client.app.openapi()["components"]["securitySchemes"]
+        assert [one.get("name") for one in schemes.values()] == [None, "X-API-Key"]
 
 
 def test_without_keys_only_loopback_is_served(archive):

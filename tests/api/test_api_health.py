@@ -266,6 +266,32 @@ def test_the_document_describes_a_thumbnail_that_has_not_changed_and_dicom_json_
         media_types(client, client.get(path, headers={"Accept": "application/json"}), path)
 
 
+def test_the_document_names_the_headers_that_a_client_goes_on_with(client, filled):
+    paths = client.app.openapi()["paths"]
+    thumbnail = "/v1/instances/1.2.3.1.0/thumbnail"
+    tag = client.get(thumbnail).headers["etag"]
+    rule = {"model": "null-a", "modality": "MG", "threshold": 5.0, "apply": True}
+    for path, answer in (
+        ("/v1/ingest/scans", client.post("/v1/ingest/scans", json={"path": str(filled.folder)})),
+        ("/v1/generations", client.post("/v1/generations", json={"model": "null-a"})),
+        ("/v1/models", client.post("/v1/models", json={"card": "null-a"})),
+        ("/v1/models", client.post("/v1/models", json={"card": "null-b"})),
+        ("/v1/models/{name}:hash", client.post("/v1/models/null-a:hash", json={"name": "hashed", "bits": 8})),
+        ("/v1/keys", client.post("/v1/keys", json={"name": "other", "scopes": ["read"]})),
+        ("/v1/quarantine:replay", client.post("/v1/quarantine:replay", json=rule)),
+        ("/v1/studies/{study_instance_uid}", client.delete("/v1/studies/1.2.3.9")),
+        ("/v1/studies/{study_instance_uid}/similar", client.get("/v1/studies/1.2.3.1/similar?k=2")),
+        ("/v1/instances/{sop_instance_uid}/thumbnail", client.get(thumbnail)),
+        ("/v1/instances/{sop_instance_uid}/thumbnail", client.get(thumbnail, headers={"If-None-Match": tag})),
+        ("/dicom-web/studies", client.get("/dicom-web/studies?fuzzymatching=true")),
+        ("/dicom-web/studies", client.get("/dicom-web/studies?fuzzymatching=true&StudyInstanceUID=9")),
+    ):
+        sent = {name.title() for name in answer.headers} & {"Location", "Link", "Etag", "Warning"}
+        told = paths[path][answer.request.method.lower()]["responses"][str(answer.status_code)].get("headers", {})
+        assert sent, (path, answer.text)
+        assert sent == {name.title() for name in told}, path
+
+
 def test_the_document_describes_a_second_success_of_a_route(client):
     paths = client.app.openapi()["paths"]
     again = client.post("/v1/models", json={"card": "null-a"})

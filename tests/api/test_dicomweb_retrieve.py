@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image as Pillow
 
+from services.api.dicomweb import INSTANCE
 from services.api.errors import Gone
 from services.api.limits import Slots
 from services.api.routes import dicomweb_retrieve
@@ -87,6 +88,8 @@ def test_files_come_back_as_they_were_sent(stored, sent):
 def test_one_file_may_come_without_multipart_around_it(stored, sent):
     answer = stored.get(FIRST, headers={"Accept": "application/dicom"})
     assert (answer.headers["content-type"], answer.content) == ("application/dicom", sent[0])
+    told = stored.app.openapi()["paths"][f"/dicom-web{INSTANCE}"]["get"]
+    assert "application/dicom" in told["responses"]["200"]["content"]
     assert stored.get(STUDY, headers={"Accept": "application/dicom"}).status_code == 406
 
 

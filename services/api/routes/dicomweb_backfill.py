@@ -6,7 +6,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Response
 from pydantic import Field
 
-from services.api.answers import OperationDetail
+from services.api.answers import LOCATED, OperationDetail
 from services.api.dependencies import CanAdmin, Db, IdempotencyKey, Rt, key_digest
 from services.api.routes.operations import begun
 from services.api.schemas import PRINTABLE, Between, Codes, In, Range, ServerPath, Uids, dates
@@ -64,7 +64,7 @@ class BackfillIn(In):
     token_file: Annotated[ServerPath | None, Field(description="A file on the server with a bearer token")] = None
 
 
-@router.post("/v1/ingest/backfills", status_code=202)
+@router.post("/v1/ingest/backfills", status_code=202, responses={202: LOCATED})
 def begin_backfill(
     rt: Rt,
     db: Db,

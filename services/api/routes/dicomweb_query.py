@@ -8,6 +8,7 @@ from fastapi.responses import Response
 from pydantic_core import to_json
 
 from services.api import accept, dicom_json, qido
+from services.api.answers import headed
 from services.api.dependencies import CanRead, Rt
 from services.api.dicomweb import Series, Study, base_of
 from shared.runtime import Runtime
@@ -16,12 +17,14 @@ from shared.store.qido import Level
 
 router = APIRouter(prefix="/dicom-web", tags=["dicomweb"])
 
+_WARNED = headed("Warning", "299: what was not matched, or that there are more matches")
 _FOUND: dict[int | str, dict[str, Any]] = {
-    200: {
+    200: _WARNED
+    | {
         "description": "The matches, in the DICOM JSON model",
         "content": {kind: {"schema": {"type": "array", "items": {"type": "object"}}} for kind in dicom_json.OFFERED},
     },
-    204: {"description": "No match, or no further match"},
+    204: _WARNED | {"description": "No match, or no further match"},
 }
 _MORE = "There are additional results that can be requested"  #: PS3.18 section 8.3.4.4
 _TEXTS = {
@@ -41,7 +44,7 @@ def _documented() -> dict[str, Any]:
             "in": "query",
             "required": False,
             "description": f"May also be given as {dicom_json.ATTRIBUTES[name][0]}",
-            "schema": {"type": "string", "maxLength": 400, "pattern": _TEXTS[dicom_json.ATTRIBUTES[name][1]]},
+            "schema": {"type": "string", "pattern": _TEXTS[dicom_json.ATTRIBUTES[name][1]]},
         }
         for name in qido.MATCHED
     ]
@@ -60,7 +63,7 @@ def _documented() -> dict[str, Any]:
         for name, least, default, meaning in numbers
     ]
     words = [
-        ("includefield", {"type": "string", "enum": ["all", *dicom_json.ATTRIBUTES]}),
+        ("includefield", {"type": "array", "items": {"type": "string", "enum": ["all", *dicom_json.ATTRIBUTES]}}),
         ("fuzzymatching", {"type": "string", "enum": ["true", "false"]}),
     ]
     more = [{"name": name, "in": "query", "required": False, "schema": schema} for name, schema in words]

@@ -23,7 +23,7 @@ from services.api.dependencies import CanRead, CanRetrieve, ReadingPlaces, Rt
 from services.api.dicomweb import INSTANCE, Instance, Series, Study, base_of, held
 from services.api.errors import Gone, NotAcceptable, unopened
 from services.api.limits import Slots
-from services.api.storing import DICOM
+from services.api.storing import DICOM, FILES
 from shared.errors import Conflict, NotFound, Rejected
 from shared.imaging.answers import Inspected
 from shared.imaging.sources import open_source
@@ -46,7 +46,7 @@ _JSON: dict[int | str, dict[str, Any]] = {
     }
 }
 _FILES: dict[int | str, dict[str, Any]] = {
-    200: {"description": "The files as they were taken in", "content": {f'{RELATED}; type="{DICOM}"': {}}}
+    200: {"description": "The files as they were taken in", "content": {kind: {} for kind in FILES}}
 }
 
 

@@ -17,7 +17,7 @@ from services.api.dicomweb import base_of
 from services.api.errors import UnsupportedMedia
 from services.api.limits import Slots
 from services.api.schemas import Uid
-from services.api.storing import DICOM, Storing
+from services.api.storing import DICOM, FILES, Storing
 from shared.errors import Invalid
 from shared.multipart import Splitter, media_type
 from shared.pipeline.arrive import Arrived, arrive
@@ -42,10 +42,7 @@ _STORED: dict[int | str, dict[str, Any]] = {
 _BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {
-            kind: {"schema": {"type": "string", "format": "binary"}}
-            for kind in ('multipart/related; type="application/dicom"', DICOM)
-        },
+        "content": {kind: {"schema": {"type": "string", "format": "binary"}} for kind in FILES},
     }
 }
 

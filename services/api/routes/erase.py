@@ -8,7 +8,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Response
 from sqlalchemy.orm import Session
 
-from services.api.answers import LiftedOut, OperationDetail
+from services.api.answers import LOCATED, LiftedOut, OperationDetail
 from services.api.dependencies import CanErase, Db, Rt
 from services.api.routes.operations import begun
 from services.api.schemas import PatientIn, Uid
@@ -22,7 +22,7 @@ router = APIRouter(tags=["erase"])
 StudyUid = Annotated[Uid, Path()]
 
 
-@router.delete("/v1/studies/{study_instance_uid}", status_code=202)
+@router.delete("/v1/studies/{study_instance_uid}", status_code=202, responses={202: LOCATED})
 def erase_study(rt: Rt, db: Db, bearer: CanErase, study_instance_uid: StudyUid, response: Response) -> OperationDetail:
     """Erase the study: searches stop finding it at once, and its files are refused from now on.
 
@@ -31,7 +31,7 @@ def erase_study(rt: Rt, db: Db, bearer: CanErase, study_instance_uid: StudyUid, 
     return _told(db, bearer, erase.erase_study(db, rt.rules.secret, study_instance_uid), response)
 
 
-@router.post("/v1/patients:erase", status_code=202)
+@router.post("/v1/patients:erase", status_code=202, responses={202: LOCATED})
 def erase_patient(rt: Rt, db: Db, bearer: CanErase, asked: PatientIn, response: Response) -> OperationDetail:
     """Erase every study of the patient, in the same way as one study."""
     return _told(db, bearer, erase.erase_patient(db, rt.rules.secret, asked.issuer, asked.patient_id), response)

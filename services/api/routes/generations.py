@@ -7,6 +7,7 @@ from fastapi import APIRouter, Path, Response
 from sqlalchemy.orm import Session
 
 from services.api.answers import (
+    LOCATED,
     CanaryOut,
     GenerationDetail,
     GenerationOut,
@@ -46,7 +47,7 @@ def list_generations(db: Db, _: CanSeeBuilds) -> GenerationsOut:
     return {"generations": [_generation(db, row, named) for row in generations.every(db)]}
 
 
-@router.post("/v1/generations", status_code=202)
+@router.post("/v1/generations", status_code=202, responses={202: LOCATED})
 def begin_generation(
     rt: Rt,
     bearer: CanReindex,

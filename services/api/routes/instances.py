@@ -12,6 +12,7 @@ from fastapi.responses import Response
 from PIL import Image as Pillow
 from sqlalchemy import Row
 
+from services.api.answers import headed
 from services.api.auth import may_see
 from services.api.dependencies import CanRead, Decoding, Rt
 from services.api.errors import explain, unopened
@@ -27,9 +28,10 @@ from shared.types import Status
 router = APIRouter(tags=["pictures"])
 
 MOST_PIXELS = 64 * 1024 * 1024  #: of all frames that must be decoded to reach one: 256 MB
+_TAGGED = headed("ETag", "Of this picture, for If-None-Match")
 _IMAGE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"image/jpeg": {}}, "description": "The picture"},
-    304: {"description": "The picture still has the ETag in If-None-Match"},
+    200: _TAGGED | {"content": {"image/jpeg": {}}, "description": "The picture"},
+    304: _TAGGED | {"description": "The picture still has the ETag in If-None-Match"},
 }
 _PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "The picture"}}
 

@@ -3,7 +3,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Response
 
-from services.api.answers import KeyMade, KeyOut, KeysOut
+from services.api.answers import LOCATED, KeyMade, KeyOut, KeysOut
 from services.api.dependencies import CanAdmin, Db
 from services.api.schemas import MOST_ID, KeyIn
 from shared.store import keys, reviews
@@ -18,7 +18,7 @@ def list_keys(db: Db, _: CanAdmin) -> KeysOut:
     return {"keys": [_key(row) for row in keys.every(db)]}
 
 
-@router.post("/v1/keys", status_code=201)
+@router.post("/v1/keys", status_code=201, responses={201: LOCATED})
 def make_key(db: Db, bearer: CanAdmin, asked: KeyIn, response: Response) -> KeyMade:
     """A new key. Its secret is in this answer and nowhere else."""
     secret = keys.generate()

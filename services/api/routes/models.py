@@ -3,7 +3,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Response
 from sqlalchemy.orm import Session
 
-from services.api.answers import ModelDetail, ModelOut, ModelsOut
+from services.api.answers import LOCATED, ModelDetail, ModelOut, ModelsOut
 from services.api.dependencies import CanAdmin, CanRead, Db, Rt
 from services.api.schemas import NAME, HashIn, ModelIn
 from shared.encoder.cards import Card
@@ -26,7 +26,9 @@ def list_models(db: Db, _: CanRead) -> ModelsOut:
 
 
 @router.post(
-    "/v1/models", status_code=201, responses={200: {"description": "It was registered before", "model": ModelDetail}}
+    "/v1/models",
+    status_code=201,
+    responses={200: LOCATED | {"description": "It was registered before", "model": ModelDetail}, 201: LOCATED},
 )
 def add_model(rt: Rt, db: Db, bearer: CanAdmin, asked: ModelIn, response: Response) -> ModelDetail:
     """Test and register a model of the models folder; the first one is also published. Idempotent."""
@@ -48,7 +50,7 @@ def show_model(db: Db, _: CanRead, name: Name) -> ModelDetail:
     return _detail(db, generations.model(db, name))
 
 
-@router.post("/v1/models/{name}:hash", status_code=201)
+@router.post("/v1/models/{name}:hash", status_code=201, responses={201: LOCATED})
 def add_hashed(rt: Rt, _: CanAdmin, name: Name, asked: HashIn, response: Response) -> ModelDetail:
     """Register the model, with a hash code fitted to the archive's embeddings, as a new model without a generation."""
     models = rt.settings.models_dir

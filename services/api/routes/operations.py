@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
-from services.api.answers import FilesOut, OperationDetail, OperationOut, OperationsOut
+from services.api.answers import LOCATED, FilesOut, OperationDetail, OperationOut, OperationsOut
 from services.api.dependencies import CanIngest, CanTakeIn, CanWatch, Db, IdempotencyKey, Rt, key_digest
 from services.api.errors import explain
 from services.api.paging import read_cursor, write_cursor
@@ -30,7 +30,7 @@ Limit = Annotated[int, Query(ge=1, le=1000)]
 Cursor = Annotated[str | None, Query(max_length=200)]
 
 
-@router.post("/v1/ingest/scans", status_code=202)
+@router.post("/v1/ingest/scans", status_code=202, responses={202: LOCATED})
 def begin_scan(
     rt: Rt,
     db: Db,

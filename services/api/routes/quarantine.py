@@ -8,6 +8,7 @@ from fastapi import APIRouter, Path, Query, Response
 from sqlalchemy.orm import Session
 
 from services.api.answers import (
+    LOCATED,
     CalibratedOut,
     CalibrationOut,
     CalibrationsOut,
@@ -130,7 +131,10 @@ def retry_many(db: Db, bearer: CanReview, asked: RetryIn) -> RetriedOut:
     return {"images": done.images, "files": done.files, "held": done.held}
 
 
-@router.post("/v1/quarantine:replay", responses={202: {"description": "With `apply`: begun", "model": ReplayOut}})
+@router.post(
+    "/v1/quarantine:replay",
+    responses={202: LOCATED | {"description": "With `apply`: begun", "model": ReplayOut}},
+)
 def replay(db: Db, bearer: CanReview, asked: ReplayIn, response: Response) -> ReplayOut:
     """Show which stored images other thresholds would flip; with `apply`, put these in force and flip the images."""
     model = generations.model(db, asked.model)

@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from services.api import present
-from services.api.answers import BatchOut, RankingOut
+from services.api.answers import BatchOut, RankingOut, headed
 from services.api.dependencies import CanSearch, Decoding, Known, Measured, Rt, Uploads
 from services.api.errors import TooLarge, UnsupportedMedia
 from services.api.metrics import Metrics
@@ -73,6 +73,7 @@ Asked = Annotated[SearchIn, Depends(_asked)]
 @router.get(
     "/v1/studies/{study_instance_uid}/similar",
     response_model=RankingOut,
+    responses={200: headed("Link", "rel=next: the next page, if there is one")},
     openapi_extra={"parameters": _documented()},
 )
 def similar(_: CanSearch, request: Request, study_instance_uid: Annotated[Uid, Path()], asked: Asked) -> Response:
