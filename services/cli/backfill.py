@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from services.cli.client import Answer, Client, connected
-from services.cli.ingest import attend
+from services.cli.client import Client, connected, given
+from services.cli.ingest import absolute, attend
 from services.cli.terminal import AsJson
 from shared.errors import Invalid
 
@@ -40,14 +40,15 @@ def backfill(  # noqa: PLR0913 - each argument is an option of the command
     instances that did not come, `similis operations files` names them, and `similis operations retry` requests them
     again.
     """
-    asked: Answer = {"dicomweb": dicomweb, "query": _filters(query or ()), "user": user}
-    if rate is not None:
-        asked["rate"] = _rate(rate)
-    if between is not None:
-        asked["between"] = between
-    for name, path in (("password_file", password_file), ("token_file", token_file)):
-        if path is not None:
-            asked[name] = str(path.expanduser().resolve())
+    asked = given(
+        dicomweb=dicomweb,
+        query=_filters(query or ()),
+        user=user,
+        rate=_rate(rate),
+        between=between,
+        password_file=absolute(password_file),
+        token_file=absolute(token_file),
+    )
     answer = client.post("/v1/ingest/backfills", json=asked, headers={"Idempotency-Key": str(uuid.uuid4())})
     attend(client, answer, wait=wait, as_json=as_json)
 
@@ -64,8 +65,8 @@ def _filters(query: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _rate(text: str) -> float:
+def _rate(text: str | None) -> float | None:
     try:
-        return float(text.removesuffix("/s"))
+        return None if text is None else float(text.removesuffix("/s"))
     except ValueError:
         raise Invalid("a rate must be a number of instances per second, such as 5/s") from None

@@ -101,7 +101,7 @@ class Client:
             raise Invalid("the server's address is not a valid URL") from None
 
     def get(self, path: str, **params: Any) -> Answer:  # noqa: ANN401 - what httpx takes
-        return self._ask("GET", path, params={name: value for name, value in params.items() if value is not None})
+        return self._ask("GET", path, params=given(**params))
 
     def post(self, path: str, **what: Any) -> Answer:  # noqa: ANN401
         """POST; `json`, `files`, `params` and `headers` are those of httpx."""
@@ -220,6 +220,11 @@ def _error(response: "httpx.Response") -> SimilisError:
 def _field(item: Mapping[str, Any]) -> str:
     """The field's name without its place: `query.k` is the option `k`."""
     return str(item.get("where", "?")).partition(".")[2] or str(item.get("where", "?"))
+
+
+def given(**options: Any) -> Answer:  # noqa: ANN401 - whatever JSON or a query string holds
+    """The options that have a value."""
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def part(text: str) -> str:

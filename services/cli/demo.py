@@ -76,19 +76,13 @@ class Clock:
     steps: list[tuple[str, float]] = field(default_factory=list)
 
     @contextmanager
-    def step(self, name: str, doing: str) -> Iterator[None]:
-        """Record the time of a step, with a spinner on a terminal."""
+    def step(self, name: str, doing: str = "") -> Iterator[None]:
+        """Record the time of a step; `doing` is said first, with a spinner on a terminal."""
         started = time.monotonic()
-        say(f"{doing} ...")
-        with Status("", console=err()) if sys.stderr.isatty() else nullcontext():
+        if doing:
+            say(f"{doing} ...")
+        with Status("", console=err()) if doing and sys.stderr.isatty() else nullcontext():
             yield
-        self.steps.append((name, time.monotonic() - started))
-
-    @contextmanager
-    def quietly(self, name: str) -> Iterator[None]:
-        """Record the time of a step that shows its own progress."""
-        started = time.monotonic()
-        yield
         self.steps.append((name, time.monotonic() - started))
 
     def tell(self) -> None:
@@ -121,7 +115,7 @@ def _show(stack: Embedded, archive: Path, studies: int, clock: Clock) -> None:
         operation = begin(client, archive, archive / LABELS)  # files are registered while the model is built
         with clock.step("model", "making the ONNX graph of the shipped model"):
             _await_model(client)
-        with clock.quietly("intake"):
+        with clock.step("intake"):
             answer = follow(client, str(operation["id"]))
         _heading("what became of the files")
         summarise(answer)
@@ -142,11 +136,11 @@ def _await_model(client: Client) -> None:
 def _ask(client: Client, archive: Path, records: "list[Record]", clock: Clock) -> None:
     """Search by a study's UID, then by one of its files as an upload, and print both rankings."""
     record = records[0]
-    with clock.quietly("search by study"):
+    with clock.step("search by study"):
         answer = like_study(client, record.study, k=5)
     _heading(f"the studies most like {record.study}\n({_described(record)}; its own patient is hidden)")
     _found(answer)
-    with clock.quietly("search by image"):
+    with clock.step("search by image"):
         answer = like_image(client, archive / record.file, k=3)
     _heading(f"the studies most like one uploaded image of it ({record.laterality}-{record.view})")
     _found(answer)

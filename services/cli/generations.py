@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.client import Answer, Client, connected
+from services.cli.client import Answer, Client, connected, given
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 from services.cli.waiting import watch
 from shared.errors import NotFound
@@ -44,9 +44,8 @@ def create(  # noqa: PLR0913 - each argument is an option of the command
     as_json: AsJson = False,
 ) -> None:
     """Start to build a generation beside the published one; searches are not affected."""
-    asked: dict[str, Any] = {"model": model, "scale": scale, "m": m, "ef_construct": ef_construct, "gate": gate}
-    given = (("metric", metric), ("throttle", throttle), ("between", between))
-    asked |= {name: value for name, value in given if value is not None}
+    asked = {"model": model, "scale": scale, "m": m, "ef_construct": ef_construct, "gate": gate}
+    asked |= given(metric=metric, throttle=throttle, between=between)
     answer = client.post("/v1/generations", json=asked, headers={"Idempotency-Key": str(uuid.uuid4())})
     _tell(client, answer, follow=follow, as_json=as_json)
 

@@ -9,7 +9,7 @@ from typing import Annotated, get_args
 
 import typer
 
-from services.cli.client import Answer, Client, connected, part
+from services.cli.client import Answer, Client, connected, given, part
 from services.cli.follow import follow, summarise
 from services.cli.terminal import AsJson, say, tell, tell_json
 from shared.datasets.names import DatasetName
@@ -51,13 +51,14 @@ def begin(
     client: Client, path: Path, labels: Path | None = None, dataset: str | None = None, *, watch: bool = False
 ) -> Answer:
     """Start the scan and return its operation."""
-    asked: Answer = {"path": str(path.expanduser().resolve()), "watch": watch}
-    if labels is not None:
-        asked["labels"] = str(labels.expanduser().resolve())
-    if dataset is not None:
-        asked["dataset"] = dataset
+    asked = given(path=absolute(path), labels=absolute(labels), dataset=dataset, watch=watch)
     # the Idempotency-Key lets the client retry after a lost response without starting a second scan
     return client.post("/v1/ingest/scans", json=asked, headers={"Idempotency-Key": str(uuid.uuid4())})
+
+
+def absolute(path: Path | None) -> str | None:
+    """The path as a server on this machine can open it; None for None."""
+    return None if path is None else str(path.expanduser().resolve())
 
 
 def attend(client: Client, answer: Answer, *, wait: bool, as_json: bool, left: int = 130) -> None:

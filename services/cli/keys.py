@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.client import Client, connected
+from services.cli.client import Client, connected, given
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 
 
@@ -26,8 +26,7 @@ def create(
     as_json: AsJson = False,
 ) -> None:
     """Make a key; its secret is shown now and never again."""
-    asked = {"name": name, "scopes": scope} | ({} if days is None else {"days": days})
-    answer = client.post("/v1/keys", json=asked)
+    answer = client.post("/v1/keys", json=given(name=name, scopes=scope, days=days))
     if as_json:
         tell_json(answer)
         return

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from services.cli.client import Client, connected, part
+from services.cli.client import Client, connected, given, part
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 
 Kind = Annotated[str | None, typer.Option(help="image, encoding, point or file.")]
@@ -60,8 +60,7 @@ def retry(
     if letter is not None:
         answer = client.post(f"/v1/dead-letters/{part(letter)}:retry")
     else:
-        asked = {"kind": kind, "reason": reason}
-        answer = client.post("/v1/dead-letters:retry", json={name: v for name, v in asked.items() if v is not None})
+        answer = client.post("/v1/dead-letters:retry", json=given(kind=kind, reason=reason))
     if as_json:
         tell_json(answer)
         return

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.client import Answer, Client, connected, part
+from services.cli.client import Answer, Client, connected, given, part
 from services.cli.ingest import advise
 from services.cli.terminal import AsJson, say, table, tell, tell_json
 from services.cli.waiting import watch
@@ -90,8 +90,7 @@ def reject(client: Client, item: Item, note: Note = "", since: Since = None, as_
 
 
 def _decide(client: Client, item: str, verb: str, note: str, since: str | None, *, as_json: bool) -> None:
-    said = {"note": note} | ({"since": since} if since else {})
-    answer = client.post(f"/v1/quarantine/{part(item)}:{verb}", json=said)
+    answer = client.post(f"/v1/quarantine/{part(item)}:{verb}", json=given(note=note, since=since))
     if as_json:
         tell_json(answer)
     else:
@@ -116,8 +115,7 @@ def retry(
     if item is not None:
         answer = client.post(f"/v1/quarantine/{part(item)}:retry")
     else:
-        asked = {"gate": gate, "reason": reason, "modality": modality}
-        answer = client.post("/v1/quarantine:retry", json={name: v for name, v in asked.items() if v is not None})
+        answer = client.post("/v1/quarantine:retry", json=given(gate=gate, reason=reason, modality=modality))
     if as_json:
         tell_json(answer)
     else:
@@ -138,9 +136,8 @@ def calibrate(
     as_json: AsJson = False,
 ) -> None:
     """Make thresholds from the stored scores of encoded images; they judge new images from then on."""
-    asked = {"modality": modality, "rule": rule, "operation": operation, "folder": folder}
-    given = {name: value for name, value in asked.items() if value is not None}
-    answer = client.post(f"/v1/models/{part(model)}/calibrations", json=given)
+    asked = given(modality=modality, rule=rule, operation=operation, folder=folder)
+    answer = client.post(f"/v1/models/{part(model)}/calibrations", json=asked)
     if as_json:
         tell_json(answer)
         return
@@ -194,12 +191,11 @@ def replay(  # noqa: PLR0913 - each argument is an option of the command
     as_json: AsJson = False,
 ) -> None:
     """Show which stored images other thresholds would flip; with --apply, flip them. No decision is overturned."""
-    choice = {"threshold": threshold, "distance_threshold": distance, "rule": rule, "calibration": calibration}
-    given = {name: value for name, value in choice.items() if value is not None}
-    if len(given) > 1 and {"rule", "calibration"} & given.keys():
+    choice = given(threshold=threshold, distance_threshold=distance, rule=rule, calibration=calibration)
+    if len(choice) > 1 and {"rule", "calibration"} & choice.keys():
         raise Invalid("give only one of: thresholds, --rule, --calibration")
     asked: dict[str, Any] = {"model": model, "modality": modality, "apply": apply, "shown": shown}
-    answer = client.post("/v1/quarantine:replay", json=asked | given)
+    answer = client.post("/v1/quarantine:replay", json=asked | choice)
     if follow and answer["operation"] is not None:
         answer["state"] = watch(client, answer["operation"], "replay")["state"]
     if as_json:

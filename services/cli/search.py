@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from services.cli.client import Answer, Client, connected, part
+from services.cli.client import Answer, Client, connected, given, part
 from services.cli.terminal import AsJson, counted, out, say, shown, table, tell, tell_json, warn
 from shared.disk import regular
 from shared.errors import Invalid, NotFound
@@ -88,8 +88,9 @@ def like_image(client: Client, path: Path, **asked: Any) -> Answer:  # noqa: ANN
         raise NotFound("there is no such image file") from None
     except OSError as error:
         raise Invalid(f"the image file cannot be read: {error.strerror}") from None
-    given = {name: value for name, value in asked.items() if value is not None}
-    return client.post("/v1/searches", params=given, files={"file": ("image", content, "application/octet-stream")})
+    return client.post(
+        "/v1/searches", params=given(**asked), files={"file": ("image", content, "application/octet-stream")}
+    )
 
 
 def present(answer: Answer) -> None:
