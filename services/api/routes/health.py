@@ -2,7 +2,7 @@ import asyncio
 import html
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -26,6 +26,7 @@ _UNREADY: dict[int | str, dict[str, Any]] = {503: {"description": "Searches do n
 _METRICS: dict[int | str, dict[str, Any]] = {
     200: {"description": "Prometheus text", "content": {"text/plain": {"schema": {"type": "string"}}}}
 }
+PARTS = {"postgres": "store", "vectors": "indexes", "broker": "queue"}  #: the runtime's clients, by backend
 REMEMBERED_S = 0.25  #: probes need no key, so frequent ones must not reach the engines
 STYLE = (
     "body{font:14px sans-serif;margin:2em;max-width:60em;overflow-wrap:anywhere}code{background:#eee}"
@@ -70,31 +71,16 @@ class Readiness:
 
 
 def look(rt: Runtime) -> dict[str, Any]:
-    parts = {name: _state(ping) for name, ping in _parts(rt).items()}
+    parts = {name: _state(rt, client) for name, client in PARTS.items()}
     needed = all(parts[name] == "ready" for name in ("postgres", "vectors"))
     status = "unavailable" if not needed else "ready" if parts["broker"] == "ready" else "degraded"
     model = _model(rt) if parts["postgres"] == "ready" else "unknown"
     return {"status": status, "parts": parts, "model": model, "version": software()}
 
 
-def _parts(rt: Runtime) -> dict[str, Callable[[], None]]:
-    """A ping of each backend, deferred because creating its client may fail, too."""
-
-    def postgres() -> None:
-        rt.store.ping()
-
-    def vectors() -> None:
-        rt.indexes.ping()
-
-    def broker() -> None:
-        rt.queue.ping()
-
-    return {"postgres": postgres, "vectors": vectors, "broker": broker}
-
-
-def _state(ping: Callable[[], None]) -> str:
+def _state(rt: Runtime, client: str) -> str:
     try:
-        ping()
+        getattr(rt, client).ping()  # the runtime may create the client now, which may fail, too
     except SimilisError:
         return "away"
     except Exception:  # any failure is a state of the backend, never a 500

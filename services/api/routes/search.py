@@ -60,21 +60,19 @@ def refused(where: str, error: ValidationError, shape: type[SearchIn]) -> Reques
     )
 
 
-def _documented() -> list[dict[str, Any]]:
-    """The options as OpenAPI parameters."""
-    shapes = SearchIn.model_json_schema()["properties"]
-    return [{"name": name, "in": "query", "required": False, "schema": shape} for name, shape in shapes.items()]
-
-
-LISTS = frozenset(name for name, shape in SearchIn.model_json_schema()["properties"].items() if "items" in shape)
+_SHAPES = SearchIn.model_json_schema()["properties"]
+LISTS = frozenset(name for name, shape in _SHAPES.items() if "items" in shape)
+#: the options as OpenAPI parameters
+OPTIONS = [{"name": name, "in": "query", "required": False, "schema": shape} for name, shape in _SHAPES.items()]
 Asked = Annotated[SearchIn, Depends(_asked)]
+Body = bytes | Mapping[str, Any]
 
 
 @router.get(
     "/v1/studies/{study_instance_uid}/similar",
     response_model=RankingOut,
     responses={200: headed("Link", "rel=next: the next page, if there is one")},
-    openapi_extra={"parameters": _documented()},
+    openapi_extra={"parameters": OPTIONS},
 )
 def similar(_: CanSearch, request: Request, study_instance_uid: Annotated[Uid, Path()], asked: Asked) -> Response:
     """The studies most like this one, best first."""
@@ -104,26 +102,21 @@ def observe(metrics: Metrics, rt: Runtime, found: Ranking) -> None:
         metrics.hidden.labels("excluded").inc(found.hidden_studies)
 
 
-class Body:
-    """The request's body: the bytes of a picture, or a JSON object."""
-
-    def __init__(self, picture: bytes | None = None, fields: Mapping[str, Any] | None = None) -> None:
-        self.picture, self.fields = picture, fields
-
-
 async def _body(request: Request, bearer: CanSearch, uploads: Uploads) -> AsyncIterator[Body]:
-    """The body, read only when the caller is known and an upload slot is free, which bounds the memory of uploads.
+    """A picture's bytes or a JSON object, read only when the caller is known and an upload slot is free.
+
+    The slots bound the memory of uploads.
 
     Raises: `UnsupportedMedia`, `Invalid`, `TooLarge`; `Throttled` and `Unavailable` before anything is read.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        yield Body(fields=_object(await _arrived(_small(request))))
+        yield _object(await _arrived(_small(request)))
         return
     if kind not in (*PICTURES, "multipart/form-data"):
         raise UnsupportedMedia(f"send multipart/form-data with a file, application/json, or {', '.join(PICTURES)}")
     with uploads.taken("uploading", bearer.id):  # no one waits in line here, so this never blocks the loop
-        yield Body(picture=await _arrived(_picture(request, kind)))
+        yield await _arrived(_picture(request, kind))
 
 
 async def _arrived(body: Awaitable[bytes]) -> bytes:
@@ -171,7 +164,7 @@ def _object(raw: bytes) -> Mapping[str, Any]:
 
 
 _FORM: dict[str, Any] = {
-    "parameters": _documented(),
+    "parameters": OPTIONS,
     "requestBody": {
         "required": True,
         "content": {
@@ -200,8 +193,8 @@ def searches(
     body: Annotated[Body, Depends(_body, scope="function")],  # the slot is released before the response is sent
 ) -> Response:
     """The studies most similar to an uploaded image, which is not stored; for JSON, to each of several studies."""
-    if body.fields is not None:
-        batch = _merged(asked, body.fields)
+    if not isinstance(body, bytes):
+        batch = _merged(asked, body)
         callers.buckets.charge(bearer.id, len(batch.studies) - 1)
         return _batch(rt, metrics, batch)
     started = time.perf_counter()
@@ -210,7 +203,7 @@ def searches(
     if wanted.cursor is not None:
         raise Invalid("a search by image has one page: ask for a larger k")
     with decoding.taken("decoding"), rt.store.reading() as connection:
-        found = by_image(rt, connection, body.picture or b"", wanted)
+        found = by_image(rt, connection, body, wanted)
     observe(metrics, rt, found)
     answer = present.ranking(found, wanted, (time.perf_counter() - started) * 1000)
     return Response(to_json(answer), media_type="application/json")
