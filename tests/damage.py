@@ -161,7 +161,7 @@ def identity(modality: bytes = b"CT") -> bytes:
     )
 
 
-def description(rows: int, columns: int, *, samples: int = 1, bits: int = 8, frames: int | None = None) -> bytes:
+def description(rows: int, columns: int, *, samples: int = 1, frames: int | None = None) -> bytes:
     def short(number: int, value: int) -> bytes:
         return element(0x28, number, b"US", struct.pack("<H", value))
 
@@ -172,9 +172,9 @@ def description(rows: int, columns: int, *, samples: int = 1, bits: int = 8, fra
         + (element(0x28, 8, b"IS", str(frames).encode()) if frames is not None else b"")
         + short(0x10, rows)
         + short(0x11, columns)
-        + short(0x100, bits)
-        + short(0x101, bits)
-        + short(0x102, bits - 1)
+        + short(0x100, 8)
+        + short(0x101, 8)
+        + short(0x102, 7)
         + short(0x103, 0)
     )
 
@@ -211,16 +211,17 @@ def deflate_bomb(size: int) -> bytes:
     return part10(b"".join(out), syntax=f"{ROOT}.1.99")
 
 
-def rle_bomb(rows: int = 65535, columns: int = 65535) -> bytes:
+def rle_bomb() -> bytes:
     """A file of a kilobyte whose header describes a colour picture of 12 GiB."""
     header = struct.pack("<16I", 3, 64, 66, 68, *[0] * 12)
     stream = header + b"\x81\x00" * 3
-    return part10(identity() + description(rows, columns, samples=3) + fragments(stream), syntax=f"{ROOT}.5")
+    return part10(identity() + description(65535, 65535, samples=3) + fragments(stream), syntax=f"{ROOT}.5")
 
 
-def j2k_bomb(claimed: int, rows: int, columns: int) -> bytes:
-    """A file whose JPEG 2000 codestream header says `claimed` x `claimed`, unlike its rows and columns."""
-    siz = struct.pack(">HHIIIIIIIIH3B", 41, 0, claimed, claimed, 0, 0, claimed, claimed, 0, 0, 1, 7, 1, 1)
+def j2k_bomb(rows: int, columns: int) -> bytes:
+    """A file whose JPEG 2000 codestream header says 20,000 x 20,000, whatever its rows and columns."""
+    side = 20_000
+    siz = struct.pack(">HHIIIIIIIIH3B", 41, 0, side, side, 0, 0, side, side, 0, 0, 1, 7, 1, 1)
     stream = b"\xff\x4f\xff\x51" + siz + b"\xff\x52\x00\x0c\x00\x00\x00\x01\x00\x05\x04\x04\x00\x01" + bytes(64)
     return part10(identity() + description(rows, columns) + fragments(stream), syntax=f"{ROOT}.4.90")
 
@@ -230,6 +231,6 @@ def lying_file(claimed: int) -> bytes:
     return part10(identity() + element(9, 0x1001, b"OB", b"1234", claimed=claimed))
 
 
-def picture_file(rows: int, columns: int, *, frames: int | None = None, data: bytes = b"", bits: int = 8) -> bytes:
-    body = identity() + description(rows, columns, bits=bits, frames=frames)
-    return part10(body + element(0x7FE0, 0x10, b"OW" if bits > 8 else b"OB", data))
+def picture_file(rows: int, columns: int, *, frames: int | None = None, data: bytes) -> bytes:
+    body = identity() + description(rows, columns, frames=frames)
+    return part10(body + element(0x7FE0, 0x10, b"OB", data))

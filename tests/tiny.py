@@ -36,12 +36,12 @@ def write(path: Path, study: int, image: int, *, version: int = 0) -> str:
     return str(ds.SOPInstanceUID)
 
 
-def archive(folder: Path, studies: int, images: int = 2, *, first: int = 0) -> dict[str, Path]:
-    """Many studies in one folder, numbered from `first`; returns the files by SOP Instance UID."""
+def archive(folder: Path, studies: int, *, first: int = 0) -> dict[str, Path]:
+    """Many studies of two images in one folder, numbered from `first`; returns the files by SOP Instance UID."""
     folder.mkdir(parents=True, exist_ok=True)
     sent = {}
     for study in range(first, first + studies):
-        for image in range(images):
+        for image in range(2):
             path = folder / f"{study:05}-{image}.dcm"
             sent[write(path, study, image)] = path
     return sent

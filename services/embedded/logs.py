@@ -43,14 +43,14 @@ class Log:
             if (told := readable(line)) is not None:
                 yield told
 
-    def last(self, count: int = 6) -> list[str]:
-        """The last non-empty lines, each cut to 300 characters, for the report of a death."""
+    def last(self) -> list[str]:
+        """The last six non-empty lines, each cut to 300 characters, for the report of a death."""
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
             file.seek(max(0, file.seek(0, 2) - 4096))
             lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-        return [line[:300] for line in lines[-count:]]
+        return [line[:300] for line in lines[-6:]]
 
 
 def readable(line: bytes) -> str | None:

@@ -66,8 +66,7 @@ class Postgres:
 
     name = "postgres"
     awaited = True
-    death_signal = signal.SIGINT  # fast shutdown: SIGTERM would wait for every client
-    stop_steps = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0))
+    stop_steps = ((signal.SIGINT, 60.0), (signal.SIGQUIT, 10.0))  # SIGTERM would wait for every client
 
     def __init__(self, home: Path, settings: Mapping[str, str] | None = None) -> None:
         self.home = Home.at(home)
@@ -123,9 +122,7 @@ class Postgres:
         return True
 
     def spawn(self, output: IO[bytes] | int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-        return process.spawn(
-            self.argv(), cwd=self.data, output=output, death_signal=self.death_signal, user=account().user
-        )
+        return process.spawn(self.argv(), cwd=self.data, output=output, death_signal=signal.SIGINT, user=account().user)
 
     def ready(self) -> bool:
         """Whether it answers SELECT 1. Raises: `Unavailable` where the server runs but refuses our login."""

@@ -27,7 +27,7 @@ log = get(__name__)
 WAIT_S = 300.0  # crash recovery of the database may take minutes
 
 
-def prepare(url: str, secret: str | None, blobs: Blobs, pseudonym_key: bytes = b"", wait_s: float = WAIT_S) -> None:
+def prepare(url: str, secret: str | None, blobs: Blobs, pseudonym_key: bytes = b"") -> None:
     """Migrate the schema, and record the pseudonym key's identity, the store's location and the API key.
 
     Idempotent, and safe to run concurrently.
@@ -36,7 +36,7 @@ def prepare(url: str, secret: str | None, blobs: Blobs, pseudonym_key: bytes = b
         or its pseudonyms were made with another key, `Denied` where its user may not change the schema.
     """
     with closing(Store(url, pool_size=1)) as store:
-        _await(store, wait_s)
+        _await(store)
         _upgrade(store, url)
         with store.transaction() as db:
             pseudonyms.claim(db, pseudonym_key)
@@ -63,8 +63,8 @@ def _upgrade(store: Store, url: str) -> None:
         raise Denied("the database's user may not change its schema: let it own the schema, or the database") from None
 
 
-def _await(store: Store, wait_s: float) -> None:
-    deadline = time.monotonic() + wait_s
+def _await(store: Store) -> None:
+    deadline = time.monotonic() + WAIT_S
     while True:
         try:
             return store.ping()

@@ -41,7 +41,6 @@ class Valkey:
 
     name = "valkey"
     awaited = True
-    death_signal = signal.SIGTERM
     stop_steps = ((signal.SIGTERM, 5.0),)
 
     def __init__(self, home: Path) -> None:
@@ -73,7 +72,7 @@ class Valkey:
         return True
 
     def spawn(self, output: IO[bytes] | int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-        return process.spawn(self.argv(), output=output, death_signal=self.death_signal)
+        return process.spawn(self.argv(), output=output)
 
     def ready(self) -> bool:
         """Whether it answers PING."""

@@ -189,9 +189,9 @@ def filled(archive: Archive) -> Archive:
     return archive
 
 
-def png(size: tuple[int, int] = (96, 80)) -> bytes:
+def png() -> bytes:
     """An uploaded picture: a PNG file."""
-    y, x = np.mgrid[0 : size[0], 0 : size[1]]
+    y, x = np.mgrid[0:96, 0:80]
     grey = (127 + 100 * np.sin(x / 9) * np.cos(y / 13)).astype(np.uint8)
     out = io.BytesIO()
     Image.fromarray(grey).save(out, "PNG")

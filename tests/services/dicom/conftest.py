@@ -138,8 +138,8 @@ class Running:
         assert self.child is not None
         return [int(pid) for pid in Path(f"/proc/{self.child.pid}/task/{self.child.pid}/children").read_text().split()]
 
-    def echo(self, calling: str = "ANYBODY", called: str = "SIMILIS", timeout_s: float = 10.0) -> bool:
-        return echo.ask(socket.create_connection(("127.0.0.1", self.port), 5), called, timeout_s, calling)
+    def echo(self, timeout_s: float = 10.0) -> bool:
+        return echo.ask(socket.create_connection(("127.0.0.1", self.port), 5), "SIMILIS", timeout_s, "ANYBODY")
 
     def associated(self, calling: str = "SCANNER", called: str = "SIMILIS", context: str = MAMMOGRAM, **more: object):
         ae = AE(ae_title=calling)
