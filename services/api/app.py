@@ -181,7 +181,9 @@ def _finish(path: dict[str, Any], route: APIRoute) -> None:
         what["responses"]["default"] = {
             "description": "Problem details (RFC 9457)",
             "content": refused,
-            "headers": {"Retry-After": {"description": "With 429 and 503: seconds", "schema": {"type": "integer"}}},
+            "headers": {
+                "Retry-After": {"description": "With 429, 503 and 507: seconds", "schema": {"type": "integer"}}
+            },
         }
         if scopes := scopes_of(route):
             what["security"] = [{"key": []}, {"header": []}]

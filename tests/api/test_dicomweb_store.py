@@ -164,6 +164,8 @@ def test_what_is_away_is_told_and_nothing_is_acknowledged(client, archive, monke
     monkeypatch.setattr(type(archive.rt.blobs), part, fail)
     answer = send(client, instance(1, 1))
     assert (answer.status_code, "retry-after" in answer.headers) == (status, True)
+    described = client.app.openapi()["paths"]["/dicom-web/studies"]["post"]["responses"]["default"]
+    assert str(status) in described["headers"]["Retry-After"]["description"]
     assert held(archive) == []
 
 

@@ -57,7 +57,10 @@ Wanted = Annotated[Look, Depends(_look)]
 
 @router.get(f"{INSTANCE}/thumbnail", response_class=Response, responses=_PICTURE)
 def thumbnail(request: Request, rt: Rt, bearer: CanRead, where: Instance) -> Response:
-    """The image in grey, its longest side at most 256 pixels."""
+    """The image in grey, its longest side at most 256 pixels.
+
+    Of a quarantined or rejected image only for keys with the scope quarantine:review, too; else 404.
+    """
     kind = accept.best(request, KINDS)
     held(rt, *where)
     row = instances.row_of(rt, where.sop, bearer)
@@ -71,7 +74,10 @@ def thumbnail(request: Request, rt: Rt, bearer: CanRead, where: Instance) -> Res
 
 @router.get(f"{INSTANCE}/rendered", response_class=Response, responses=_PICTURE)
 def rendered(rt: Rt, bearer: CanRead, decoding: Decoding, where: Instance, look: Wanted) -> Response:
-    """The first frame as it would be shown: 8 bit grey."""
+    """The first frame as it would be shown: 8 bit grey.
+
+    Of a quarantined or rejected image only for keys with the scope quarantine:review, too; else 404.
+    """
     with decoding.taken("decoding"):
         return _rendered(rt, bearer, where, 1, look)
 
@@ -85,7 +91,10 @@ def rendered_frame(
     frame: Annotated[int, Path(ge=1, le=100_000)],
     look: Wanted,
 ) -> Response:
-    """One frame as it would be shown: 8 bit grey."""
+    """One frame as it would be shown: 8 bit grey.
+
+    Of a quarantined or rejected image only for keys with the scope quarantine:review, too; else 404.
+    """
     with decoding.taken("decoding"):
         return _rendered(rt, bearer, where, frame, look)
 

@@ -204,7 +204,10 @@ def _related(originals: Sequence[Original], boundary: str) -> Iterator[bytes]:
 def study_files(
     request: Request, rt: Rt, bearer: CanRetrieve, places: ReadingPlaces, study_instance_uid: Study
 ) -> Response:
-    """The files of a study, as they were taken in."""
+    """The files of a study, as they were taken in.
+
+    Those of quarantined and rejected images are left out unless the key has the scope quarantine:review, too.
+    """
     return _files(request, rt, bearer, places, study_instance_uid)
 
 
@@ -217,11 +220,17 @@ def series_files(
     study_instance_uid: Study,
     series_instance_uid: Series,
 ) -> Response:
-    """The files of a series, as they were taken in."""
+    """The files of a series, as they were taken in.
+
+    Those of quarantined and rejected images are left out unless the key has the scope quarantine:review, too.
+    """
     return _files(request, rt, bearer, places, study_instance_uid, series_instance_uid)
 
 
 @router.get(INSTANCE, response_class=Response, responses=_FILES)
 def instance_file(request: Request, rt: Rt, bearer: CanRetrieve, places: ReadingPlaces, where: Instance) -> Response:
-    """The file of an instance, as it was taken in."""
+    """The file of an instance, as it was taken in.
+
+    Of a quarantined or rejected image only for keys with the scope quarantine:review, too; else 404.
+    """
     return _files(request, rt, bearer, places, *where)

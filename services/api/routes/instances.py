@@ -43,7 +43,10 @@ def thumbnail(
     sop_instance_uid: Annotated[Uid, Path()],
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
 ) -> Response:
-    """The image in grey, its longest side at most 256 pixels."""
+    """The image in grey, its longest side at most 256 pixels.
+
+    Of a quarantined or rejected image only for keys with the scope quarantine:review, too; else 404.
+    """
     row = row_of(rt, sop_instance_uid, bearer)
     if row.jpeg is None:
         raise Conflict(unseen(row))
@@ -62,7 +65,10 @@ def rendered(
     frame: Annotated[int, Query(ge=1, le=100_000)] = 1,
     size: Annotated[int, Query(ge=32, le=2048)] = 1024,
 ) -> Response:
-    """One frame of the original as it would be shown: 8 bit grey, its longest side at most `size` pixels."""
+    """One frame of the original as it would be shown: 8 bit grey, its longest side at most `size` pixels.
+
+    Of a quarantined or rejected image only for keys with the scope quarantine:review, too; else 404.
+    """
     row = row_of(rt, sop_instance_uid, bearer)
     if row.status == Status.EMPTY:
         raise Conflict(unseen(row))
