@@ -30,6 +30,8 @@ from shared.store.session import Store
 if TYPE_CHECKING:
     from celery import Celery
 
+    from shared.pipeline.reconcile import Site
+
 
 class Runtime:
     """The resources of one process."""
@@ -158,6 +160,20 @@ class Runtime:
     def effort(self) -> Effort:
         i = self.settings.intake
         return Effort(batch=i.batch, lease_s=i.lease_s, max_failures=i.max_failures)
+
+    @property
+    def site(self) -> "Site":
+        """What `shared.pipeline.reconcile` compares."""
+        from shared.pipeline.reconcile import Site
+
+        return Site(
+            begin=self.transaction,
+            indexes=self.indexes,
+            models=self.settings.models_dir,
+            blobs=self.blobs,
+            inspector=self.sandbox,
+            rules=self.rules,
+        )
 
     def close(self) -> None:
         for name in ("sandbox", "indexes", "store"):

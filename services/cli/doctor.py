@@ -76,22 +76,14 @@ def doctor(
     """
     from services.embedded.attach import settings_of_running
     from shared.pipeline import thresholds
-    from shared.pipeline.reconcile import Site, examine
+    from shared.pipeline.reconcile import examine
     from shared.runtime import Runtime
 
     folder = folder_of(home)
     with closing(Runtime(settings_of_running(folder))) as runtime:
         found = [*_machine(folder, runtime.blobs, repair=repair)]
         try:
-            place = Site(
-                begin=runtime.transaction,
-                indexes=runtime.indexes,
-                models=runtime.settings.models_dir,
-                blobs=runtime.blobs,
-                inspector=runtime.sandbox,
-                rules=runtime.rules,
-            )
-            found += examine(place, repair=repair, deep=deep, say=lambda name: say(f"checking {name}"))
+            found += examine(runtime.site, repair=repair, deep=deep, say=lambda name: say(f"checking {name}"))
             with runtime.transaction() as db:
                 model, wanting = thresholds.wanting(db)
         except Unavailable:  # often because of what was found on this machine, such as a full disk

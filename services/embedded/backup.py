@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,7 @@ from shared.encoder import cards
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.imaging.pseudonym import KEY_BYTES
 from shared.pipeline import arrive, lifecycle, project, reconcile, tombstone_file
-from shared.pipeline.reconcile import NAMED, SHOWN, Finding, Site
+from shared.pipeline.reconcile import NAMED, SHOWN, Finding
 from shared.runtime import Runtime
 from shared.store import checks, files, generations, pseudonyms
 from shared.store.blobs import MIB, SUFFIX, Blobs, digest_of, has_moved
@@ -388,12 +388,12 @@ def _fill(place: Home, server: Postgres, known: list[Path], say: Say, *, verify:
             checks.release_all_leases(db)
             erased = sum(tombstone_file.replay(db, path, runtime.rules.secret) for path in known)
             tombstone_file.write(db, place / tombstone_file.NAME)
-        site = _site(runtime, Blobs(place / BLOBS))
+        site = replace(runtime.site, blobs=Blobs(place / BLOBS))
         since = arrive.strays(site.begin, site.inspector, site.blobs)  # acknowledged files that came after the dump
         arrive.recover(site.begin, site.inspector, site.blobs, site.rules, since)
         say("writing the vectors from their stored encodings")
         points = _rebuild(runtime, say)
-        findings = _verify(site, say) if verify else []
+        findings = reconcile.examine(site, deep=True, say=lambda name: say(f"checking {name}")) if verify else []
     return Restored(erased=erased, points=points, findings=findings)
 
 
@@ -429,18 +429,3 @@ def _rebuild(runtime: Runtime, say: Say) -> int:
         points += done
         say(f"{points} points written")
     return points
-
-
-def _site(runtime: Runtime, blobs: Blobs) -> Site:
-    return Site(
-        begin=runtime.transaction,
-        indexes=runtime.indexes,
-        models=runtime.settings.models_dir,
-        blobs=blobs,
-        inspector=runtime.sandbox,
-        rules=runtime.rules,
-    )
-
-
-def _verify(site: Site, say: Say) -> list[Finding]:
-    return reconcile.examine(site, deep=True, say=lambda name: say(f"checking {name}"))
