@@ -74,16 +74,11 @@ def failure(arrived: Arrived) -> int:
     return PROCESSING if arrived.reason in PASSING else NOT_UNDERSTOOD
 
 
-def accepted(arrived: Arrived) -> bool:
-    """Whether the sender need not send the file again: it is kept, or an admission rule discards it."""
-    return arrived.kept or arrived.outcome == FileOutcome.DISCARDED
-
-
 def told(answers: Sequence[Arrived], base: str) -> tuple[int, Json]:
     """Status and body of a store request. Source: PS3.18 section 10.5.3, tables 10.5.3-1 and I.2-1."""
-    good = [_good(one, base) for one in answers if accepted(one)]
-    bad = [_bad(one) for one in answers if not accepted(one) and one.sop_instance_uid]
-    nameless = [item({"FailureReason": failure(one)}) for one in answers if not (accepted(one) or one.sop_instance_uid)]
+    good = [_good(one, base) for one in answers if one.accepted]
+    bad = [_bad(one) for one in answers if not one.accepted and one.sop_instance_uid]
+    nameless = [item({"FailureReason": failure(one)}) for one in answers if not (one.accepted or one.sop_instance_uid)]
     studies = {one.study_instance_uid for one in answers if one.kept}
     body = item(
         {

@@ -41,8 +41,6 @@ ERRORS: dict[type[SimilisError], Status] = {
     SimilisError: Status.PROCESSING_FAILURE,
 }
 
-_ENDED = frozenset({Reason.ENDED.value, Reason.ERASED.value})
-
 
 def of_error(error: SimilisError) -> Status:
     if isinstance(error, Refusal):
@@ -52,9 +50,9 @@ def of_error(error: SimilisError) -> Status:
 
 def of_arrived(arrived: Arrived) -> Status:
     """The status for an outcome: success also where an admission rule discards the instance."""
-    if arrived.kept or arrived.outcome == FileOutcome.DISCARDED:
+    if arrived.accepted:
         return Status.SUCCESS
-    if arrived.outcome == FileOutcome.REFUSED or arrived.reason in _ENDED:
+    if arrived.outcome == FileOutcome.REFUSED or arrived.reason in (Reason.ERASED, Reason.ENDED):
         return Status.NOT_AUTHORIZED
     if arrived.reason in PASSING:
         return Status.PROCESSING_FAILURE

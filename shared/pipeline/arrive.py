@@ -55,6 +55,11 @@ class Arrived:
     sop_class_uid: str = ""
     kept: bool  #: the file is stored durably; else at most a line in the journal remains
 
+    @property
+    def accepted(self) -> bool:
+        """Whether the sender need not send the file again: it is kept, or an admission rule discards it."""
+        return self.kept or self.outcome == FileOutcome.DISCARDED
+
 
 def arrive(
     begin: Begin, inspector: Inspector, blobs: Blobs, parts: Sequence[Part], origin: Origin, rules: Rules
