@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Request
 
 from services.api.schemas import Uid
 from shared.errors import NotFound
@@ -11,8 +11,6 @@ from shared.runtime import Runtime
 from shared.store import qido
 
 INSTANCE = "/studies/{study_instance_uid}/series/{series_instance_uid}/instances/{sop_instance_uid}"
-Study = Annotated[Uid, Path()]
-Series = Annotated[Uid, Path()]
 
 
 class Where(NamedTuple):
@@ -23,7 +21,7 @@ class Where(NamedTuple):
     sop: str
 
 
-def _where(study_instance_uid: Study, series_instance_uid: Series, sop_instance_uid: Annotated[Uid, Path()]) -> Where:
+def _where(study_instance_uid: Uid, series_instance_uid: Uid, sop_instance_uid: Uid) -> Where:
     return Where(study_instance_uid, series_instance_uid, sop_instance_uid)
 
 

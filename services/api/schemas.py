@@ -67,6 +67,7 @@ Uid = Annotated[str, Field(pattern=UID)]
 ModelName = Annotated[str, Field(pattern=NAME, description="Name or fingerprint of the model")]
 MOST_VALUES = 200  #: in any list that may be written with commas
 MOST_ID = 2**62  #: above every row's id, and within the database's 64-bit integers
+Id = Annotated[int, Field(ge=1, le=MOST_ID)]
 
 
 def _split(value: object) -> object:
@@ -419,7 +420,7 @@ class ReplayIn(In):
         float | None, Field(allow_inf_nan=False, description="Distances above it are stopped")
     ] = None
     rule: Rule | None = None
-    calibration: Annotated[int | None, Field(ge=1, le=MOST_ID, description="Id of an earlier calibration")] = None
+    calibration: Annotated[Id | None, Field(description="Id of an earlier calibration")] = None
     apply: Annotated[
         bool, Field(description="Put the thresholds in force and judge stored images by them; else only report")
     ] = False

@@ -10,7 +10,8 @@ from pydantic_core import to_json
 from services.api import accept, dicom_json, qido
 from services.api.answers import headed
 from services.api.dependencies import CanRead, Rt
-from services.api.dicomweb import Series, Study, base_of
+from services.api.dicomweb import base_of
+from services.api.schemas import Uid
 from shared.runtime import Runtime
 from shared.store import qido as rows
 from shared.store.qido import Level
@@ -106,20 +107,20 @@ def instances(request: Request, rt: Rt, _: CanRead) -> Response:
 
 
 @router.get("/studies/{study_instance_uid}/series", **_HOW)
-def series_of_study(request: Request, rt: Rt, _: CanRead, study_instance_uid: Study) -> Response:
+def series_of_study(request: Request, rt: Rt, _: CanRead, study_instance_uid: Uid) -> Response:
     """Series of this study."""
     return _found(request, rt, "series", StudyInstanceUID=study_instance_uid)
 
 
 @router.get("/studies/{study_instance_uid}/instances", **_HOW)
-def instances_of_study(request: Request, rt: Rt, _: CanRead, study_instance_uid: Study) -> Response:
+def instances_of_study(request: Request, rt: Rt, _: CanRead, study_instance_uid: Uid) -> Response:
     """Instances of this study."""
     return _found(request, rt, "instance", StudyInstanceUID=study_instance_uid)
 
 
 @router.get("/studies/{study_instance_uid}/series/{series_instance_uid}/instances", **_HOW)
 def instances_of_series(
-    request: Request, rt: Rt, _: CanRead, study_instance_uid: Study, series_instance_uid: Series
+    request: Request, rt: Rt, _: CanRead, study_instance_uid: Uid, series_instance_uid: Uid
 ) -> Response:
     """Instances of this series."""
     named = {"StudyInstanceUID": study_instance_uid, "SeriesInstanceUID": series_instance_uid}

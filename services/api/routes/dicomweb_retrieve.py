@@ -20,9 +20,10 @@ from pydantic_core import to_json
 from services.api import accept, dicom_json, qido
 from services.api.auth import may_see
 from services.api.dependencies import CanRead, CanRetrieve, ReadingPlaces, Rt
-from services.api.dicomweb import INSTANCE, Instance, Series, Study, base_of, held
+from services.api.dicomweb import INSTANCE, Instance, base_of, held
 from services.api.errors import Gone, NotAcceptable, unopened
 from services.api.limits import Slots
+from services.api.schemas import Uid
 from services.api.storing import DICOM, FILES
 from shared.errors import Conflict, NotFound, Rejected
 from shared.imaging.answers import Inspected
@@ -84,7 +85,7 @@ def _path(row: Row) -> FilePath:
 
 @router.get("/studies/{study_instance_uid}/metadata", response_class=Response, responses=_JSON)
 def study_metadata(
-    request: Request, rt: Rt, bearer: CanRead, places: ReadingPlaces, study_instance_uid: Study
+    request: Request, rt: Rt, bearer: CanRead, places: ReadingPlaces, study_instance_uid: Uid
 ) -> Response:
     """What Similis keeps of each instance of the study."""
     return _metadata(request, rt, bearer, places, study_instance_uid)
@@ -98,8 +99,8 @@ def series_metadata(
     rt: Rt,
     bearer: CanRead,
     places: ReadingPlaces,
-    study_instance_uid: Study,
-    series_instance_uid: Series,
+    study_instance_uid: Uid,
+    series_instance_uid: Uid,
 ) -> Response:
     """What Similis keeps of each instance of the series."""
     return _metadata(request, rt, bearer, places, study_instance_uid, series_instance_uid)
@@ -202,7 +203,7 @@ def _related(originals: Sequence[Original], boundary: str) -> Iterator[bytes]:
 
 @router.get("/studies/{study_instance_uid}", response_class=Response, responses=_FILES)
 def study_files(
-    request: Request, rt: Rt, bearer: CanRetrieve, places: ReadingPlaces, study_instance_uid: Study
+    request: Request, rt: Rt, bearer: CanRetrieve, places: ReadingPlaces, study_instance_uid: Uid
 ) -> Response:
     """The files of a study, as they were taken in.
 
@@ -217,8 +218,8 @@ def series_files(
     rt: Rt,
     bearer: CanRetrieve,
     places: ReadingPlaces,
-    study_instance_uid: Study,
-    series_instance_uid: Series,
+    study_instance_uid: Uid,
+    series_instance_uid: Uid,
 ) -> Response:
     """The files of a series, as they were taken in.
 

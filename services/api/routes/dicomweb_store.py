@@ -3,9 +3,9 @@
 import asyncio
 import functools
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Path, Request
+from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import Response
 from pydantic_core import to_json
@@ -55,7 +55,7 @@ async def store(request: Request, rt: Rt, bearer: CanIngest, places: StoringPlac
 
 @router.post("/studies/{study_instance_uid}", response_class=Response, responses=_STORED, openapi_extra=_BODY)
 async def store_in_study(
-    request: Request, rt: Rt, bearer: CanIngest, places: StoringPlaces, study_instance_uid: Annotated[Uid, Path()]
+    request: Request, rt: Rt, bearer: CanIngest, places: StoringPlaces, study_instance_uid: Uid
 ) -> Response:
     """Take in files of this study; files of another study fail with A900."""
     return await _stored(request, rt, bearer, places, study_instance_uid)

@@ -3,9 +3,7 @@
 No response, log line or row repeats the UID or patient ID of the request.
 """
 
-from typing import Annotated
-
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Response
 from sqlalchemy.orm import Session
 
 from services.api.answers import LOCATED, LiftedOut, OperationDetail
@@ -19,11 +17,9 @@ from shared.store.tables import Operation
 
 router = APIRouter(tags=["erase"])
 
-StudyUid = Annotated[Uid, Path()]
-
 
 @router.delete("/v1/studies/{study_instance_uid}", status_code=202, responses={202: LOCATED})
-def erase_study(rt: Rt, db: Db, bearer: CanErase, study_instance_uid: StudyUid, response: Response) -> OperationDetail:
+def erase_study(rt: Rt, db: Db, bearer: CanErase, study_instance_uid: Uid, response: Response) -> OperationDetail:
     """Erase the study: searches stop finding it at once, and its files are refused from now on.
 
     The operation ends when no index holds a point of the study.
@@ -38,7 +34,7 @@ def erase_patient(rt: Rt, db: Db, bearer: CanErase, asked: PatientIn, response: 
 
 
 @router.post("/v1/studies/{study_instance_uid}:lift")
-def lift_study(rt: Rt, db: Db, bearer: CanErase, study_instance_uid: StudyUid) -> LiftedOut:
+def lift_study(rt: Rt, db: Db, bearer: CanErase, study_instance_uid: Uid) -> LiftedOut:
     """Lift the study's tombstones; the next scan may take it in again."""
     return _lifted(db, bearer, erase.lift_study(db, rt.rules.secret, study_instance_uid))
 

@@ -1,9 +1,8 @@
 """Generations as resources: built beside the live one, checked, published, rolled back, retired."""
 
 from collections.abc import Callable, Mapping
-from typing import Annotated
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Response
 from sqlalchemy.orm import Session
 
 from services.api.answers import (
@@ -18,7 +17,7 @@ from services.api.answers import (
 )
 from services.api.dependencies import CanReindex, CanSeeBuilds, Db, IdempotencyKey, Rt, key_digest
 from services.api.errors import explain
-from services.api.schemas import MOST_ID, GenerationIn, RetireIn, SwitchIn, ThrottleIn
+from services.api.schemas import GenerationIn, Id, RetireIn, SwitchIn, ThrottleIn
 from shared.errors import NotFound, Unavailable
 from shared.pipeline import lifecycle
 from shared.runtime import Runtime
@@ -29,7 +28,6 @@ from shared.types import UNDER_WAY, OperationState
 
 router = APIRouter(tags=["generations"])
 
-Number = Annotated[int, Path(ge=1, le=MOST_ID)]
 SHOWN = 1000  #: missing images that one response names
 SWITCHES = frozenset({"publish", "rollback"})  #: actions that publish; missing images are accepted by these alone
 EXPLAINED: Mapping[str, str] = {
@@ -72,13 +70,13 @@ def begin_generation(
 
 
 @router.get("/v1/generations/{generation_id}")
-def show_generation(rt: Rt, db: Db, _: CanSeeBuilds, generation_id: Number) -> GenerationDetail:
+def show_generation(rt: Rt, db: Db, _: CanSeeBuilds, generation_id: Id) -> GenerationDetail:
     """One generation; `index` holds the engine's own counts, or null while the engine is unavailable."""
     return _detail(rt, db, generations.get(db, generation_id))
 
 
 @router.post("/v1/generations/{generation_id}:pause")
-def pause_generation(rt: Rt, _: CanReindex, generation_id: Number) -> GenerationDetail:
+def pause_generation(rt: Rt, _: CanReindex, generation_id: Id) -> GenerationDetail:
     """Pause the build: stored images are neither encoded nor added for it, but new images still are."""
     with rt.transaction() as db:
         lifecycle.pause(db, generation_id)
@@ -86,7 +84,7 @@ def pause_generation(rt: Rt, _: CanReindex, generation_id: Number) -> Generation
 
 
 @router.post("/v1/generations/{generation_id}:resume", status_code=202)
-def resume_generation(rt: Rt, _: CanReindex, generation_id: Number) -> GenerationDetail:
+def resume_generation(rt: Rt, _: CanReindex, generation_id: Id) -> GenerationDetail:
     """Resume the build; of a finished one, retry its exceptions and measure its recall again."""
     with rt.transaction() as db:
         lifecycle.resume(db, generation_id)
@@ -94,7 +92,7 @@ def resume_generation(rt: Rt, _: CanReindex, generation_id: Number) -> Generatio
 
 
 @router.post("/v1/generations/{generation_id}:throttle")
-def throttle_generation(rt: Rt, bearer: CanReindex, generation_id: Number, asked: ThrottleIn) -> GenerationDetail:
+def throttle_generation(rt: Rt, bearer: CanReindex, generation_id: Id, asked: ThrottleIn) -> GenerationDetail:
     """Set the build's rate limit and hours, in force from its next step; null removes a limit."""
     names = {"per_s": "throttle", "between": "hours"}
     wanted = {names[name]: getattr(asked, name) for name in asked.model_fields_set}
@@ -102,14 +100,14 @@ def throttle_generation(rt: Rt, bearer: CanReindex, generation_id: Number, asked
 
 
 @router.post("/v1/generations/{generation_id}:cancel")
-def cancel_generation(rt: Rt, bearer: CanReindex, generation_id: Number) -> GenerationDetail:
+def cancel_generation(rt: Rt, bearer: CanReindex, generation_id: Id) -> GenerationDetail:
     """Give up the build and purge its index; its model's encodings stay. 409 once it is built: retire it instead."""
     return _acted(rt, bearer, "cancel", lambda db: lifecycle.cancel(db, generation_id))
 
 
 @router.post("/v1/generations/{generation_id}:publish")
 def publish_generation(
-    rt: Rt, bearer: CanReindex, generation_id: Number, asked: SwitchIn | None = None
+    rt: Rt, bearer: CanReindex, generation_id: Id, asked: SwitchIn | None = None
 ) -> GenerationDetail:
     """Let searches use the generation. 409, with the numbers, unless it is complete and its recall reaches its gate."""
     accept = (asked or SwitchIn()).accept
@@ -118,7 +116,7 @@ def publish_generation(
 
 @router.post("/v1/generations/{generation_id}:rollback")
 def rollback_generation(
-    rt: Rt, bearer: CanReindex, generation_id: Number, asked: SwitchIn | None = None
+    rt: Rt, bearer: CanReindex, generation_id: Id, asked: SwitchIn | None = None
 ) -> GenerationDetail:
     """Let searches use the generation that was published before this one; returns that earlier generation."""
     accept = (asked or SwitchIn()).accept
@@ -126,9 +124,7 @@ def rollback_generation(
 
 
 @router.post("/v1/generations/{generation_id}:retire", status_code=202)
-def retire_generation(
-    rt: Rt, bearer: CanReindex, generation_id: Number, asked: RetireIn | None = None
-) -> GenerationDetail:
+def retire_generation(rt: Rt, bearer: CanReindex, generation_id: Id, asked: RetireIn | None = None) -> GenerationDetail:
     """Stop writing to the generation; a minute later its collection and ledger are removed."""
     force = (asked or RetireIn()).force
     return _acted(rt, bearer, "retire", lambda db: lifecycle.retire(db, generation_id, force=force))

@@ -7,7 +7,7 @@ from pathlib import Path as FilePath
 from typing import Annotated, Any
 
 import numpy as np
-from fastapi import APIRouter, Header, Path, Query
+from fastapi import APIRouter, Header, Query
 from fastapi.responses import Response
 from PIL import Image as Pillow
 from sqlalchemy import Row
@@ -40,7 +40,7 @@ _PNG: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "de
 def thumbnail(
     rt: Rt,
     bearer: CanRead,
-    sop_instance_uid: Annotated[Uid, Path()],
+    sop_instance_uid: Uid,
     if_none_match: Annotated[str | None, Header(max_length=1000)] = None,
 ) -> Response:
     """The image in grey, its longest side at most 256 pixels.
@@ -61,7 +61,7 @@ def rendered(
     rt: Rt,
     bearer: CanRead,
     decoding: Decoding,
-    sop_instance_uid: Annotated[Uid, Path()],
+    sop_instance_uid: Uid,
     frame: Annotated[int, Query(ge=1, le=100_000)] = 1,
     size: Annotated[int, Query(ge=32, le=2048)] = 1024,
 ) -> Response:

@@ -1,11 +1,10 @@
 from datetime import UTC, datetime, timedelta
-from typing import Annotated
 
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Response
 
 from services.api.answers import LOCATED, KeyMade, KeyOut, KeysOut
 from services.api.dependencies import CanAdmin, Db
-from services.api.schemas import MOST_ID, KeyIn
+from services.api.schemas import Id, KeyIn
 from shared.store import keys, reviews
 from shared.store.tables import ApiKey
 
@@ -31,7 +30,7 @@ def make_key(db: Db, bearer: CanAdmin, asked: KeyIn, response: Response) -> KeyM
 
 
 @router.delete("/v1/keys/{key_id}", status_code=204)
-def revoke_key(db: Db, bearer: CanAdmin, key_id: Annotated[int, Path(ge=1, le=MOST_ID)]) -> Response:
+def revoke_key(db: Db, bearer: CanAdmin, key_id: Id) -> Response:
     """Revoke the key; within a second every API process refuses it. Idempotent."""
     if keys.revoke(db, key_id):
         reviews.audit(db, bearer.actor, "key-revoke", {"key": key_id})

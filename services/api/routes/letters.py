@@ -3,7 +3,7 @@
 from datetime import datetime
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 
 from services.api.answers import LettersOut, LettersRetriedOut
 from services.api.dependencies import CanIngest, Db
@@ -55,7 +55,7 @@ def _after(cursor: str | None) -> tuple[datetime, str] | None:
 
 
 @router.post("/v1/dead-letters/{letter}:retry", status_code=202)
-def retry(db: Db, bearer: CanIngest, letter: Annotated[Letter, Path()]) -> LettersRetriedOut:
+def retry(db: Db, bearer: CanIngest, letter: Letter) -> LettersRetriedOut:
     """Retry one dead letter. 404 where it is no dead letter any more."""
     pipeline.retry(db, letter, bearer.actor)
     return {"retried": {letter.partition("-")[0]: 1}}

@@ -1,11 +1,9 @@
-from typing import Annotated
-
-from fastapi import APIRouter, Path, Response
+from fastapi import APIRouter, Response
 from sqlalchemy.orm import Session
 
 from services.api.answers import LOCATED, ModelDetail, ModelOut, ModelsOut
 from services.api.dependencies import CanAdmin, CanRead, Db, Rt
-from services.api.schemas import NAME, HashIn, ModelIn
+from services.api.schemas import HashIn, ModelIn, ModelName
 from shared.encoder.cards import Card
 from shared.pipeline import lifecycle
 from shared.store import generations, reviews
@@ -14,8 +12,6 @@ from shared.store.tables import Model
 from shared.types import Job
 
 router = APIRouter(tags=["models"])
-
-Name = Annotated[str, Path(pattern=NAME)]
 
 
 @router.get("/v1/models")
@@ -45,13 +41,13 @@ def add_model(rt: Rt, db: Db, bearer: CanAdmin, asked: ModelIn, response: Respon
 
 
 @router.get("/v1/models/{name}")
-def show_model(db: Db, _: CanRead, name: Name) -> ModelDetail:
+def show_model(db: Db, _: CanRead, name: ModelName) -> ModelDetail:
     """By its name, or by eight or more digits of its fingerprint."""
     return _detail(db, generations.model(db, name))
 
 
 @router.post("/v1/models/{name}:hash", status_code=201, responses={201: LOCATED})
-def add_hashed(rt: Rt, _: CanAdmin, name: Name, asked: HashIn, response: Response) -> ModelDetail:
+def add_hashed(rt: Rt, _: CanAdmin, name: ModelName, asked: HashIn, response: Response) -> ModelDetail:
     """Register the model, with a hash code fitted to the archive's embeddings, as a new model without a generation."""
     models = rt.settings.models_dir
     lifecycle.add_hashed(rt.transaction, rt.indexes, models, name, asked.name, asked.bits, rotate=asked.rotate)

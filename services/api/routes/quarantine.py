@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path as FilePath
 from typing import Annotated
 
-from fastapi import APIRouter, Path, Query, Response
+from fastapi import APIRouter, Query, Response
 from sqlalchemy.orm import Session
 
 from services.api.answers import (
@@ -23,8 +23,17 @@ from services.api.answers import (
 )
 from services.api.dependencies import CanRead, CanReview, Db
 from services.api.errors import explain
-from services.api.routes.models import Name
-from services.api.schemas import MOST_ID, CalibrateIn, DecisionIn, Item, Modality, QuarantineIn, ReplayIn, RetryIn
+from services.api.schemas import (
+    MOST_ID,
+    CalibrateIn,
+    DecisionIn,
+    Item,
+    Modality,
+    ModelName,
+    QuarantineIn,
+    ReplayIn,
+    RetryIn,
+)
 from shared.errors import Conflict, NotFound
 from shared.pipeline import quarantine, thresholds
 from shared.pipeline.replay import Flip, begin_replay, plan
@@ -37,7 +46,6 @@ from shared.types import Decision
 router = APIRouter(tags=["quarantine"])
 
 FIRST = ("image", MOST_ID)
-One = Annotated[Item, Path()]
 
 
 @router.get("/v1/quarantine")
@@ -90,7 +98,7 @@ def _image(item: str) -> int:
 
 
 @router.get("/v1/quarantine/{item}")
-def show_reviews(db: Db, _: CanReview, item: One) -> ReviewsOut:
+def show_reviews(db: Db, _: CanReview, item: Item) -> ReviewsOut:
     """The decisions on an image and who made them, the latest first, also after it left the quarantine."""
     number = _image(item)
     if not reviews.stands(db, number):
@@ -99,21 +107,21 @@ def show_reviews(db: Db, _: CanReview, item: One) -> ReviewsOut:
 
 
 @router.post("/v1/quarantine/{item}:release")
-def release(db: Db, bearer: CanReview, item: One, asked: DecisionIn | None = None) -> ReviewOut:
+def release(db: Db, bearer: CanReview, item: Item, asked: DecisionIn | None = None) -> ReviewOut:
     """The image becomes searchable. 409 where it was decided on or stopped again meanwhile, or cannot be read."""
     said = asked or DecisionIn()
     return _said(db, quarantine.release(db, _image(item), bearer.actor, said.note, said.since))
 
 
 @router.post("/v1/quarantine/{item}:reject")
-def reject(db: Db, bearer: CanReview, item: One, asked: DecisionIn | None = None) -> ReviewOut:
+def reject(db: Db, bearer: CanReview, item: Item, asked: DecisionIn | None = None) -> ReviewOut:
     """The image never becomes searchable. 409 where it was decided on or stopped again meanwhile."""
     said = asked or DecisionIn()
     return _said(db, quarantine.reject(db, _image(item), bearer.actor, said.note, said.since))
 
 
 @router.post("/v1/quarantine/{item}:retry", status_code=202)
-def retry(db: Db, bearer: CanReview, item: One) -> RetriedOut:
+def retry(db: Db, bearer: CanReview, item: Item) -> RetriedOut:
     """Read and judge the item again by today's codecs, limits and thresholds. 409 where an admission rule holds it."""
     kind, number = _parts(item)
     if kind == "file":
@@ -183,9 +191,7 @@ def _flip(one: Flip) -> FlipOut:
 
 
 @router.get("/v1/models/{name}/calibrations")
-def list_calibrations(
-    db: Db, _: CanRead, name: Name, modality: Annotated[Modality | None, Query()] = None
-) -> CalibrationsOut:
+def list_calibrations(db: Db, _: CanRead, name: ModelName, modality: Modality | None = None) -> CalibrationsOut:
     """All calibrations of a model, the newest first, and how many images are searchable without a threshold."""
     model = generations.model(db, name)
     return {
@@ -196,7 +202,7 @@ def list_calibrations(
 
 
 @router.post("/v1/models/{name}/calibrations", status_code=201)
-def calibrate(db: Db, bearer: CanReview, name: Name, asked: CalibrateIn | None = None) -> CalibratedOut:
+def calibrate(db: Db, bearer: CanReview, name: ModelName, asked: CalibrateIn | None = None) -> CalibratedOut:
     """Make thresholds from stored images; they judge new images only. A replay judges the stored ones."""
     wanted = asked or CalibrateIn()
     model = generations.model(db, name)

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import sqlalchemy as sa
-from fastapi import APIRouter, Depends, Path, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import Response
 from pydantic import ValidationError
@@ -74,7 +74,7 @@ Body = bytes | Mapping[str, Any]
     responses={200: headed("Link", "rel=next: the next page, if there is one")},
     openapi_extra={"parameters": OPTIONS},
 )
-def similar(_: CanSearch, request: Request, study_instance_uid: Annotated[Uid, Path()], asked: Asked) -> Response:
+def similar(_: CanSearch, request: Request, study_instance_uid: Uid, asked: Asked) -> Response:
     """The studies most like this one, best first."""
     started = time.perf_counter()
     rt: Runtime = request.app.state.rt

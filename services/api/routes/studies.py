@@ -2,7 +2,7 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Query
+from fastapi import APIRouter, Query
 from sqlalchemy import Row
 
 from services.api.answers import ImageOut, JournalOut, StudiesOut, StudyDetail, StudyOut
@@ -56,7 +56,7 @@ def _study(row: Row[Any]) -> StudyOut:
 
 
 @router.get("/v1/studies/{study_instance_uid}")
-def show_study(rt: Rt, bearer: CanRead, study_instance_uid: Annotated[Uid, Path()]) -> StudyDetail:
+def show_study(rt: Rt, bearer: CanRead, study_instance_uid: Uid) -> StudyDetail:
     """One study with its images: their state, and why an image is not searchable."""
     with rt.store.reading() as connection:
         found = catalog.study(connection, study_instance_uid)
@@ -81,7 +81,7 @@ def show_study(rt: Rt, bearer: CanRead, study_instance_uid: Annotated[Uid, Path(
 
 @router.get("/v1/studies/{study_instance_uid}/journal")
 def study_journal(
-    rt: Rt, _: CanRead, study_instance_uid: Annotated[Uid, Path()], limit: Annotated[int, Query(ge=1, le=1000)] = 200
+    rt: Rt, _: CanRead, study_instance_uid: Uid, limit: Annotated[int, Query(ge=1, le=1000)] = 200
 ) -> JournalOut:
     """The study's journal, the latest first: what arrived from whom, and its outcome, including refused files."""
     with rt.store.reading() as connection:
