@@ -4,7 +4,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -20,38 +20,42 @@ _NOTHING = {  #: by kind
     "backfill-dicomweb": "the archive lists no image for this query",
 }
 _ENDED = frozenset({"succeeded", "failed", "cancelled"})
+#: counts beside those of the outcomes: name, what to show as outcome and reason, meaning
+_COUNTED = (
+    ("unchanged", "unchanged", "", "known since an earlier intake"),
+    ("held", "unchanged", "", "known since an earlier intake"),
+    ("settling", "settling", "", "perhaps still being written; they are checked again"),
+    ("unlabelled", "warning", "unlabelled", "the label table has no row for them"),
+    ("namesakes", "warning", "namesakes", "unlabelled: the table's file name occurs in several folders"),
+    ("unnamed", "warning", "unnamed", "not pulled: the archive lists these studies and instances without a valid UID"),
+)
 
 
 @dataclass(frozen=True)
 class Operation:
-    """The parts of an operation that are shown."""
+    """The parts of an operation that are shown while it goes on."""
 
-    id: str
     state: str
+    phase: str
+    error: str
     files: int | None  #: files found so far
     registered: int
-    outcomes: tuple[tuple[str, str, str, int], ...]  #: outcome, gate, reason, how many
-    counts: dict[str, Any]
-    error: str
-    phase: str = ""
-    all_registered: bool = False
+    all_registered: bool
+    known: int  #: files that were new or had changed, and so have a row of this operation
+    decided: int
 
     @classmethod
     def of(cls, answer: Answer) -> Self:
-        rows = tuple(
-            (row["outcome"], row.get("gate") or "", row.get("reason") or "", int(row["count"]))
-            for row in answer.get("outcomes") or []
-        )
+        rows = answer["outcomes"]
         return cls(
-            id=str(answer["id"]),
-            state=str(answer["state"]),
-            files=answer.get("total"),
-            registered=int(answer.get("done") or 0),
-            outcomes=rows,
-            counts=dict(answer.get("counts") or {}),
-            error=str(answer.get("error") or ""),
-            phase=str(answer.get("phase") or ""),
-            all_registered=answer.get("registered_at") is not None,
+            state=answer["state"],
+            phase=answer["phase"],
+            error=answer["error"] or "",
+            files=answer["total"],
+            registered=answer["done"],
+            all_registered=answer["registered_at"] is not None,
+            known=sum(row["count"] for row in rows),
+            decided=sum(row["count"] for row in rows if row["outcome"] not in _UNDECIDED),
         )
 
     @property
@@ -66,23 +70,9 @@ class Operation:
         return _MODELLESS if self.phase == _MODELLESS else self.error
 
     @property
-    def known(self) -> int:
-        """Number of files that were new or had changed, and so have a row of this operation."""
-        return sum(count for *_, count in self.outcomes)
-
-    @property
-    def decided(self) -> int:
-        return sum(count for outcome, _, _, count in self.outcomes if outcome not in _UNDECIDED)
-
-    @property
     def images(self) -> int | None:
         """Number of images to be decided, as far as known; None while no file was new."""
         return self.known if self.known or self.all_registered or self.ended else None
-
-    @property
-    def unchanged(self) -> int:
-        """Files of a scan, or instances of a pull (`held`), that were here already."""
-        return int(self.counts.get("unchanged") or self.counts.get("held") or 0)
 
 
 class Rate:
@@ -176,32 +166,20 @@ def follow(client: Client, operation_id: str) -> Answer:
 
 def summarise(answer: Answer) -> None:
     """Print the outcomes of the files on stdout: one row per outcome, gate and reason."""
-    operation = Operation.of(answer)
-    told = sorted(answer.get("outcomes") or [], key=lambda row: -row["count"])
-    rows = [(row["outcome"], row.get("gate"), row.get("reason"), row["count"], row.get("explanation")) for row in told]
-    if operation.unchanged:
-        rows.append(("unchanged", "", "", operation.unchanged, "known since an earlier intake"))
-    if operation.counts.get("settling"):
-        rows.append(
-            ("settling", "", "", operation.counts["settling"], "perhaps still being written; they are checked again")
-        )
-    for name, meaning in (
-        ("unlabelled", "the label table has no row for them"),
-        ("namesakes", "unlabelled: the table's file name occurs in several folders"),
-        ("unnamed", "studies and instances that were not pulled: the archive lists them without a valid UID"),
-    ):
-        if operation.counts.get(name):
-            rows.append(("warning", "", name, operation.counts[name], meaning))
+    counts, ended = answer["counts"], answer["state"] in _ENDED
+    told = sorted(answer["outcomes"], key=lambda row: -row["count"])
+    rows = [(row["outcome"], row["gate"], row["reason"], row["count"], row["explanation"]) for row in told]
+    rows += [(what, "", reason, counts[name], words) for name, what, reason, words in _COUNTED if counts.get(name)]
     for prefix, what, meaning in (
         (ODD, "warning", "unusual in this data set; the files were taken in"),
         (LABEL, "label", "labels of the data set"),
     ):
-        told_of = {name.removeprefix(prefix): n for name, n in operation.counts.items() if name.startswith(prefix)}
+        told_of = {name.removeprefix(prefix): n for name, n in counts.items() if name.startswith(prefix)}
         rows += [(what, "", name, count, meaning) for name, count in told_of.items()]
     if rows:
         table(("outcome", "gate", "reason", "files", "meaning"), rows, right=("files",))
-    elif operation.state == "succeeded" and answer["kind"] in _NOTHING:
+    elif answer["state"] == "succeeded" and answer["kind"] in _NOTHING:
         say(_NOTHING[answer["kind"]])
-    took = f" in {answer['took_s']:.1f} s" if answer.get("took_s") and operation.ended else ""
-    ending = f": {operation.error}" if operation.error else ""
-    tell(f"operation {operation.id} {operation.state}{took}{ending}")
+    took = f" in {answer['took_s']:.1f} s" if answer["took_s"] and ended else ""
+    ending = f": {answer['error']}" if answer["error"] else ""
+    tell(f"operation {answer['id']} {answer['state']}{took}{ending}")

@@ -36,10 +36,7 @@ def list_operations(client: Client, limit: Limit = 20, as_json: AsJson = False) 
     if as_json:
         tell_json({"operations": found})
         return
-    rows = [
-        (o["id"], o["kind"], o["state"], o.get("progress"), o.get("done"), o.get("total"), o.get("created_at"))
-        for o in found
-    ]
+    rows = [(o["id"], o["kind"], o["state"], o["progress"], o["done"], o["total"], o["created_at"]) for o in found]
     table(("id", "kind", "state", "%", "done", "of", "begun"), rows, right=("%", "done", "of"))
     if len(found) == limit:
         say(f"only the latest {limit} are shown; more with --limit")
@@ -107,6 +104,6 @@ def _tell(answer: Answer, as_json: bool) -> None:
     else:
         summarise(answer)
         if not Operation.of(answer).ended:
-            so_far = f"{answer.get('done') or 0} of {answer.get('total') or '?'}"
+            so_far = f"{answer['done']} of {answer['total'] or '?'}"
             takes_in = answer["kind"] in TAKES_IN
             tell(f"registered {so_far} files so far" if takes_in else f"{so_far} so far")

@@ -22,7 +22,7 @@ def operation(state: str = "running", done: int = 0, total: int | None = None, *
         for outcome, gate, reason, count in more.pop("outcomes", [])
     ]
     answer = {"id": ID, "kind": "scan", "state": state, "done": done, "total": total, "counts": {}, "error": None}
-    return answer | {"outcomes": outcomes, "took_s": 1.5} | more
+    return answer | {"outcomes": outcomes, "took_s": 1.5, "phase": "encoding", "registered_at": None} | more
 
 
 MIXED = [("encoded", None, None, 7), ("quarantined", "pixels", "blank", 2), ("failed", None, "not_dicom", 1)]
