@@ -11,6 +11,7 @@ import typer
 from services.cli.client import HomeFolder, folder_of
 from services.cli.terminal import AsJson, tell, tell_json
 from services.embedded.home import Home, private
+from services.embedded.production import lives, write_secrets
 from shared.config import Settings
 from shared.errors import Denied, Invalid
 
@@ -146,8 +147,6 @@ def secrets(
     owner: Annotated[int | None, typer.Option(help="Id of the user who may read them; compose runs as 1000.")] = None,
 ) -> None:
     """Create the secrets for production, each in a file with mode 0600; existing files stay."""
-    from services.embedded.production import write_secrets
-
     made = write_secrets(folder, owner)
     sys.stderr.write(f"similis  created in {folder}: {', '.join(made) or 'nothing, all files existed'}\n")
 
@@ -158,8 +157,6 @@ def _named(folder: Path) -> str:
 
 
 def _exit_if(check: bool, name: str) -> None:
-    from services.embedded.production import lives
-
     if check:
         raise typer.Exit(0 if lives(Settings().home, name) else 1)
 
