@@ -16,16 +16,12 @@ INSTANCE = "/studies/{study_instance_uid}/series/{series_instance_uid}/instances
 class Where(NamedTuple):
     """The UIDs that address one instance."""
 
-    study: str
-    series: str
-    sop: str
+    study_instance_uid: Uid
+    series_instance_uid: Uid
+    sop_instance_uid: Uid
 
 
-def _where(study_instance_uid: Uid, series_instance_uid: Uid, sop_instance_uid: Uid) -> Where:
-    return Where(study_instance_uid, series_instance_uid, sop_instance_uid)
-
-
-Instance = Annotated[Where, Depends(_where)]
+Instance = Annotated[Where, Depends()]
 
 
 def held(rt: Runtime, study: str, series: str = "", sop: str = "") -> Sequence[Any]:

@@ -150,11 +150,12 @@ def build(
         pulse=Pulse(Answered(reachable_at(options.host), port), API_SILENT_S, computes=False),
     )
     model = Program("model", commands.default_model(), env, home.path, once=True, awaited=False)
-    celery = [*_workers(home, env, options.slots), _beat(home, env), *_dicom(home, env, dicom)]
+    beat = _living("beat", "beat", commands.beat(home.sockets / "beat"), home, env, BEAT_SILENT_S)
+    later = [*_workers(home, env, options.slots), beat, *_dicom(home, env, dicom)]
     # the first four load while initdb runs; parts that would compete with the API's start for the cores come later
     parts: list[tuple[Part, tuple[str, ...]]] = [(valkey, ()), (vectors, ()), (api, ()), (postgres, ())]
-    parts += [*((one, ("api", "valkey")) for one in celery), (model, ("api", "vectors"))]
-    order = [["api"], ["model", *(one.name for one in celery)], ["vectors"], ["valkey"], ["postgres"]]
+    parts += [*((one, ("api", "valkey")) for one in later), (model, ("api", "vectors"))]
+    order = [["api"], ["model", *(one.name for one in later)], ["vectors"], ["valkey"], ["postgres"]]
     facts = {
         "url": f"http://{_in_url(options.host)}:{port}",
         "host": options.host,
@@ -178,10 +179,6 @@ def _workers(home: Home, env: dict[str, str], slots: int) -> list[Program]:
     names = [("ingest", f"ingest{number}") for number in range(1, slots + 1)]
     names += [(queue, queue) for queue in commands.WORKER_QUEUES if queue != "ingest"]
     return [_living(f"worker-{name}", name, commands.worker(queue, name), home, env) for queue, name in names]
-
-
-def _beat(home: Home, env: dict[str, str]) -> Program:
-    return _living("beat", "beat", commands.beat(home.sockets / "beat"), home, env, BEAT_SILENT_S)
 
 
 def _dicom(home: Home, env: dict[str, str], listener: socket.socket | None) -> list[Program]:

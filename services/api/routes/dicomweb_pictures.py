@@ -63,7 +63,7 @@ def thumbnail(request: Request, rt: Rt, bearer: CanRead, where: Instance) -> Res
     """
     kind = accept.best(request, KINDS)
     held(rt, *where)
-    row = instances.row_of(rt, where.sop, bearer)
+    row = instances.row_of(rt, where.sop_instance_uid, bearer)
     if row.jpeg is None:
         raise Conflict(instances.unseen(row))
     if kind == "image/jpeg":
@@ -102,7 +102,7 @@ def rendered_frame(
 def _rendered(rt: Runtime, bearer: Bearer, where: Where, frame: int, look: Look) -> Response:
     """Raises: `NotFound`, `Conflict`, `Gone`, `Rejected`, `Invalid`."""
     held(rt, *where)
-    row = instances.row_of(rt, where.sop, bearer)
+    row = instances.row_of(rt, where.sop_instance_uid, bearer)
     if row.status == Status.EMPTY:
         raise Conflict(instances.unseen(row))
     if frame > row.frames:

@@ -1,7 +1,6 @@
 """STOW-RS (PS3.18 section 10.5): files are sent to us over HTTP."""
 
 import asyncio
-import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -65,7 +64,10 @@ async def _stored(request: Request, rt: Runtime, bearer: Bearer, places: Slots, 
     kind = accept.best(request, dicom_json.OFFERED)
     splitter = _splitter(request)
     origin = Origin(source="stow", sender=bearer.name)
-    take = functools.partial(_take, rt, origin)
+
+    def take(parts: Sequence[Part]) -> list[Arrived]:
+        return arrive(rt.transaction, rt.sandbox, rt.blobs, parts, origin, rt.rules)
+
     files = Streamed(rt.blobs, take, expects=("", study), most=rt.sandbox.limits.file_bytes)
     with places.taken("storing"), files:  # these slots have no queue, so this never blocks the event loop
         body = Storing(files, splitter)
@@ -79,10 +81,6 @@ async def _stored(request: Request, rt: Runtime, bearer: Bearer, places: Slots, 
             raise Invalid("the client disconnected before the body was complete") from None
     status, told = storing.told(answers, base_of(request))
     return Response(to_json(told), status, media_type=kind)
-
-
-def _take(rt: Runtime, origin: Origin, parts: Sequence[Part]) -> list[Arrived]:
-    return arrive(rt.transaction, rt.sandbox, rt.blobs, parts, origin, rt.rules)
 
 
 def _splitter(request: Request) -> Splitter | None:

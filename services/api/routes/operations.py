@@ -79,12 +79,8 @@ def list_operations(db: Db, _: CanWatch, limit: Limit = 50, cursor: Cursor = Non
     standing = catalog.progress(db, [operation.id for operation in shown])
     return {
         "operations": [_summary(operation, standing[operation.id]) for operation in shown],
-        "next": write_cursor(_micros(shown[-1].created_at)) if more else None,
+        "next": write_cursor(round(shown[-1].created_at.timestamp() * 1e6)) if more else None,
     }
-
-
-def _micros(moment: datetime) -> int:
-    return round(moment.timestamp() * 1e6)
 
 
 def _moment(cursor: str) -> datetime:
