@@ -80,7 +80,7 @@ def test_every_command_that_the_documents_tell_of_can_be_typed(line):
         assert word in options, word
         given.add(options[word].name)
         if not options[word].is_flag:  # type: ignore[attr-defined]
-            words.pop(0)
+            del words[: options[word].nargs]
     wanted = {one.name for one in command.params if one.required and one.param_type_name == "option"}
     assert wanted <= given, f"it needs {', '.join(wanted - given)}"
     assert arguments <= sum(one.param_type_name == "argument" for one in command.params)
