@@ -26,6 +26,7 @@ from shared.types import Status
 log = get(__name__)
 
 CACHE_S = 0.8
+OFFLINE_S = 24 * 3600.0  #: for so long a lookup counts where the database is not needed
 MOST = 1024  #: cached lookups, of valid and of unknown keys
 TOUCH_S = 60.0
 HELD_BACK = frozenset({Status.QUARANTINED, Status.REJECTED})  #: images whose pictures only a reviewer may see
@@ -47,7 +48,7 @@ class Callers:
         """The caller's key.
 
         Args:
-            offline: while the database is away, a key that was valid at its last lookup is enough.
+            offline: while the database is away, a key is enough that was valid within the last `OFFLINE_S`.
 
         Raises: `Unidentified` for a missing, unknown, expired or revoked key alike, `Unavailable`.
         """
@@ -62,7 +63,7 @@ class Callers:
             try:
                 bearer = await run_in_threadpool(self._ask, secret)
             except Unavailable:
-                if bearer is None or not offline:
+                if bearer is None or not offline or asked - known_at > OFFLINE_S:
                     raise
             else:
                 self._remember(secret, bearer, asked)

@@ -60,7 +60,7 @@ Url = Annotated[
 KeyFile = Annotated[
     Path | None, typer.Option(envvar="SIMILIS_KEY_FILE", help="A file with the API key. Default: the home's.")
 ]
-HomeFolder = Annotated[Path | None, typer.Option(help="Where everything is kept. Default: ~/.similis.")]
+HomeFolder = Annotated[Path | None, typer.Option(help="The home of the embedded stack. Default: ~/.similis.")]
 
 
 class Client:

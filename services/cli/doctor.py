@@ -88,17 +88,17 @@ def doctor(
                 model, wanting = thresholds.wanting(db)
         except Unavailable:  # often because of what was found on this machine, such as a full disk
             if found:
-                _tell(found, as_json=as_json, repair=repair)
+                _tell(found, as_json=as_json, repair=repair, complete=False)
             raise
-    _tell(found, as_json=as_json, repair=repair)
+    _tell(found, as_json=as_json, repair=repair, complete=True)
     advise(model, wanting)
     if any(not (one.repaired and repair) for one in found):
         raise typer.Exit(FINDINGS)
 
 
-def _tell(found: "list[Finding]", *, as_json: bool, repair: bool) -> None:
+def _tell(found: "list[Finding]", *, as_json: bool, repair: bool, complete: bool) -> None:
     if as_json:
-        tell_json({"findings": [asdict(one) for one in found], "repaired": repair})
+        tell_json({"findings": [asdict(one) for one in found], "repaired": repair, "complete": complete})
     else:
         show(found)
 

@@ -90,7 +90,7 @@ def reject(client: Client, item: Item, note: Note = "", since: Since = None, as_
 
 
 def _decide(client: Client, item: str, verb: str, note: str, since: str | None, *, as_json: bool) -> None:
-    answer = client.post(f"/v1/quarantine/{part(item)}:{verb}", json=given(note=note, since=since))
+    answer = client.post(f"/v1/quarantine/{part(item)}:{verb}", json=given(note=note, since=since or None))
     if as_json:
         tell_json(answer)
     else:

@@ -215,7 +215,10 @@ def _joined(members: Sequence[Path], cards: Sequence[Card]) -> tuple[dict[str, A
 
 
 def _check_features(features: Embeddings, dims: Sequence[int]) -> None:
-    """Raises: `Invalid` unless each row is a unit vector of each member, in their order."""
+    """Raises: `Invalid` unless each row joins a unit vector of each member's width, in their order.
+
+    Other models of the same widths cannot be told apart.
+    """
     if features.shape[1] != sum(dims):
         raise Invalid(f"the features must have the members' joined shape (n, {sum(dims)})")
     parts = np.split(features, np.cumsum(dims)[:-1], axis=1)

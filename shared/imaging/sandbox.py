@@ -128,12 +128,15 @@ class Sandbox:
     def _all(self, sources: list[Source] | list[Path], recipe: Recipe | None) -> Iterator[Answer]:
         jobs = deque(_Job(source, recipe) for source in sources)
         stalls = Counter[Path]()
+        begun_by = os.getpid()
         with self._lock:
             if self._pid != os.getpid():  # a fork: child and jobs belong to the process that started them
                 self._disown()
             self._waiting.extend(jobs)
         try:
             while jobs:
+                if os.getpid() != begun_by:  # the answers go to the process that began
+                    raise Unavailable("a fork cannot go on with the files of its parent")
                 answer, source = self._answered(jobs[0]), jobs[0].source
                 if isinstance(source, Path) and isinstance(answer, Rejected) and answer.reason == Reason.STALLED:
                     stalls[mount := mount_of(source)] += 1

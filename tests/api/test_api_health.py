@@ -170,6 +170,8 @@ def test_metrics_answer_without_the_database_to_a_key_that_was_valid_before(clie
     assert client.get("/metrics", headers=revoked).status_code == 503
     assert client.get("/metrics", headers={"Authorization": f"Bearer sml_{'x' * 43}"}).status_code == 503
     assert client.get("/v1/models").status_code == 503
+    monkeypatch.setattr(auth, "OFFLINE_S", 0.0)
+    assert client.get("/metrics").status_code == 503
 
 
 def test_every_answer_has_safe_headers(client, archive):

@@ -43,6 +43,7 @@ def test_a_full_disk_is_named_also_while_it_keeps_the_database_from_starting(sim
     assert "the database cannot be reached" in ran.err
     ran = similis("doctor", "--home", tmp_path, "--json")
     assert (ran.code, [one["kind"] for one in ran.json["findings"]]) == (1, ["disk-low"])
+    assert ran.json["complete"] is False
 
 
 def test_of_a_home_and_a_store_that_are_elsewhere_nothing_is_said(tmp_path):

@@ -139,6 +139,35 @@ def test_a_fork_starts_a_child_of_its_own():
     subprocess.run([sys.executable, "-c", code, str(GOOD)], check=True)
 
 
+def test_a_fork_amid_files_does_not_take_the_answers_of_its_parent():
+    code = """if True:
+        import os, signal, sys
+        from pathlib import Path
+        from shared.errors import Unavailable
+        from shared.imaging.sandbox import Sandbox
+        from shared.imaging.recipe import Recipe
+        box, paths = Sandbox(), [Path(path) for path in sys.argv[1:]] * 10
+        digests = [found.digest for found in box.inspect_many(paths)]
+        decoded = box.decode_many(paths, Recipe())
+        seen = [next(decoded)]
+        if (fork := os.fork()) == 0:
+            signal.alarm(20)
+            try:
+                next(decoded)
+                os._exit(1)
+            except Unavailable:
+                pass
+            assert [found.digest for found in box.inspect_many(paths)] == digests
+            box.close()
+            os._exit(0)
+        seen += decoded
+        assert os.waitpid(fork, 0)[1] == 0
+        assert [one.header.sop_instance_uid for one in seen] == [one.header.sop_instance_uid for one in seen[:2]] * 10
+        assert (box.starts, box.deaths) == (1, 0)
+    """
+    subprocess.run([sys.executable, "-c", code, str(GOOD), str(damage.BUNDLED / "MR_small.dcm")], check=True)
+
+
 @pytest.mark.parametrize(
     ("number", "reason"),
     [
