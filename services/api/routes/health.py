@@ -101,7 +101,7 @@ def _model(rt: Runtime) -> str:
 
 @router.get("/metrics", response_class=Response, responses=_METRICS)
 def metrics(measured: Measured, _: CanMeasure) -> Response:
-    """Metrics for Prometheus; needs the scope `read`. Without the database, for keys that were used within the last day."""
+    """Metrics for Prometheus; needs the scope `read`. Without the database, for keys used within the last day."""
     return Response(generate_latest(measured.registry), media_type=CONTENT_TYPE_LATEST)
 
 

@@ -31,7 +31,7 @@ def make_key(db: Db, bearer: CanAdmin, asked: KeyIn, response: Response) -> KeyM
 
 @router.delete("/v1/keys/{key_id}", status_code=204)
 def revoke_key(db: Db, bearer: CanAdmin, key_id: Id) -> Response:
-    """Revoke the key; within a second every API process refuses it (`/metrics` only while the database is there). Idempotent."""
+    """Revoke the key; within a second each API process refuses it (`/metrics` if the database is there). Idempotent."""
     if keys.revoke(db, key_id):
         reviews.audit(db, bearer.actor, "key-revoke", {"key": key_id})
     return Response(status_code=204)
