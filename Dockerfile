@@ -1,5 +1,8 @@
 # One image for every process of Similis; docker-compose.yml says which command each runs.
 FROM python:3.11-slim-bookworm AS build
+# PyPI's torch brings 4 GB of CUDA libraries; Similis encodes on CPUs, so torch's index of CPU builds will do:
+# docker compose build --build-arg PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+ARG PIP_EXTRA_INDEX_URL
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
 COPY services services
