@@ -1,6 +1,7 @@
 """Fixtures for every test: shared data if present, and isolation from the developer's environment."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +16,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # other workers share the cores, and th
 # gRPC's fork handlers start its threads anew in a forked child, which closes their descriptors before it becomes
 # another program: now and then a child of `process.spawn`, which forks, was aborted.
 os.environ["GRPC_ENABLE_FORK_SUPPORT"] = "0"
+
+# A shell that starts a test run in the background has it ignore Ctrl-C, which every child would inherit.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 hypothesis.settings.register_profile("similis", deadline=None)  # the machine may be busy
 hypothesis.settings.load_profile("similis")

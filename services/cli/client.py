@@ -25,6 +25,7 @@ from shared.errors import (
     Unavailable,
     Unidentified,
 )
+from shared.tls import verifying
 
 if TYPE_CHECKING:
     import httpx
@@ -95,7 +96,7 @@ class Client:
                 headers={"Authorization": f"Bearer {key}"} if key else {},
                 timeout=httpx.Timeout(ANSWERS_WITHIN_S, connect=5.0),
                 trust_env=False,  # neither a proxy setting nor ~/.netrc may redirect the key
-                verify=ssl.create_default_context(),  # the machine's trust store, which may hold a hospital's CA
+                verify=verifying(),  # the machine's trust store, which may hold a hospital's CA
             )
         except httpx.InvalidURL:
             raise Invalid("the server's address is not a valid URL") from None

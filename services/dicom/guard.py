@@ -43,7 +43,7 @@ class Guard:
         self._association, self._transport, self._pdu_s = association, transport, pdu_s
         self._tls_failed = tls_failed
         self._deadline = 0.0
-        self._shaken = False
+        self._handshake_due = True
 
     def recv(self, nr_bytes: int) -> bytearray:
         """The next bytes, fewer where the peer has closed; replaces `AssociationSocket.recv`.
@@ -67,7 +67,8 @@ class Guard:
             self._deadline = time.monotonic() + self._pdu_s
         if nr_bytes > self._limit:
             raise TooLong(f"a PDU of {nr_bytes} bytes")
-        if isinstance(connection, ssl.SSLSocket) and not self._shaken:
+        if isinstance(connection, ssl.SSLSocket) and self._handshake_due:
+            self._handshake_due = False  # pynetdicom may read again after a failure
             connection.settimeout(self._left())
             try:
                 connection.do_handshake()
@@ -76,7 +77,6 @@ class Guard:
             except ssl.SSLError as error:
                 self._tls_failed(error)
                 raise
-            self._shaken = True
         read = bytearray()
         while len(read) < nr_bytes:
             connection.settimeout(self._left())

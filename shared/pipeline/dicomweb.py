@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from shared.errors import Denied, Invalid, SimilisError, Unavailable
 from shared.multipart import Begin, Data, End, Event, Splitter, media_type
+from shared.tls import verifying
 from shared.types import valid_uid
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def _secret(path: Path) -> str:
 
 def _trust(authorities: Path | None) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=authorities)
+        return verifying(authorities)
     except OSError as error:  # also for a file that is no certificate
         raise Invalid(f"the archive's file of CA certificates cannot be used ({type(error).__name__})") from None
 

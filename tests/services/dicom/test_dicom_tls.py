@@ -17,6 +17,7 @@ from services.dicom import echo, tls
 from shared.config import Dicom
 from shared.errors import Invalid
 from shared.process import until
+from shared.tls import verifying
 from tests.certificates import openssl
 from tests.conftest import ROOT
 from tests.ports import free_port
@@ -48,7 +49,7 @@ def receiver(start, keys):
 
 
 def caller(keys, name: str | None, maximum: ssl.TLSVersion | None = None) -> ssl.SSLContext:
-    context = ssl.create_default_context(cafile=str(keys / "ca.pem"))
+    context = verifying(keys / "ca.pem")
     if name is not None:
         context.load_cert_chain(keys / f"{name}.pem", keys / f"{name}.key")
     if maximum is not None:

@@ -18,6 +18,7 @@ import pytest
 import qdrant_edge as edge
 from structlog.testing import capture_logs
 
+from benchmarks.processes import children
 from services.vectors import optimize, shard_process, translate
 from services.vectors.shard_client import ForkServer, Gone
 from services.vectors.shard_service import ShardService
@@ -546,13 +547,8 @@ def test_a_shard_in_use_outlives_a_disk_that_does_not_confirm_its_name(
 def shard_pids(running: engines.VectorsProcess) -> list[int]:
     """Process IDs of the fork server's children."""
     assert running.process is not None
-    below = {line.split()[0]: line.split()[1:] for line in processes()}
-    fork_servers = [pid for pid, (ppid, *_) in below.items() if int(ppid) == running.process.pid]
-    return [int(pid) for pid, (ppid, *_) in below.items() if ppid in fork_servers]
-
-
-def processes() -> list[str]:
-    return subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout.splitlines()
+    below = children()
+    return [pid for fork_server in below.get(running.process.pid, []) for pid in below.get(fork_server, [])]
 
 
 def test_a_shard_whose_process_dies_is_loaded_again_and_has_lost_nothing(tmp_path: Path) -> None:
