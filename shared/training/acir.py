@@ -17,7 +17,7 @@ from shared.encoder.build import build
 from shared.encoder.network import save_state, state_of
 from shared.encoder.weights import find
 from shared.errors import Invalid, NotFound
-from shared.training.experiment import Batch, Encode, Experiment, Method
+from shared.training.experiment import Batch, Encode, Experiment, Json, Method
 from shared.training.hashing import Objective, class_weights, fingerprint, objective
 
 
@@ -120,8 +120,8 @@ class Hashing(Method[Hashed]):
     def embed(self, model: Hashed, pixels: Tensor) -> Tensor:
         return content(model.network.features(rgb(pixels)))
 
-    def save(self, model: Hashed, folder: Path, experiment: Experiment) -> None:
-        save_network(model.network, self.shape, folder, experiment, decoder=False, half=self.half)
+    def save(self, model: Hashed, folder: Path, experiment: Experiment, about: Json) -> None:
+        save_network(model.network, self.shape, folder, experiment, about, decoder=False, half=self.half)
 
 
 class Reconstructing(nn.Module):
@@ -200,8 +200,8 @@ class Reconstruction(Method[Reconstructing]):
     def validate(self, model: Reconstructing, held: Collection, encode: Encode) -> Mapping[str, float]:  # noqa: ARG002
         return {"negative_error": -float(encode(held).mean())}
 
-    def save(self, model: Reconstructing, folder: Path, experiment: Experiment) -> None:
-        save_network(model.network, self.shape, folder, experiment, decoder=True, half=self.half)
+    def save(self, model: Reconstructing, folder: Path, experiment: Experiment, about: Json) -> None:
+        save_network(model.network, self.shape, folder, experiment, about, decoder=True, half=self.half)
 
 
 def rgb(pixels: Tensor) -> Tensor:
@@ -210,7 +210,7 @@ def rgb(pixels: Tensor) -> Tensor:
 
 
 def save_network(
-    network: Acir, shape: Shape, folder: Path, experiment: Experiment, *, decoder: bool, half: bool
+    network: Acir, shape: Shape, folder: Path, experiment: Experiment, about: Json, *, decoder: bool, half: bool
 ) -> None:
     """The network stands in the new folder as a model with its card and graph."""
     weights = folder.with_name("trained.safetensors")
@@ -224,5 +224,6 @@ def save_network(
         options=shape.options(decoder=decoder),
         half=half,
         note=f"{experiment.name} ({experiment.preset})",
+        about=about,
     )
     weights.unlink()

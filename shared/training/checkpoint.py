@@ -137,8 +137,3 @@ def replacing(path: Path) -> Iterator[Path]:
         beside.unlink(missing_ok=True)
         raise
     sync(path.parent)
-
-
-def summary(checkpoint: Checkpoint) -> Json:
-    """Return the facts about the training for a reader, without its tensors."""
-    return {name: getattr(checkpoint, name) for name in ("best_epoch", "best_score", "history", "seconds")}

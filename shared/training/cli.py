@@ -4,7 +4,6 @@ Torch is imported by the commands when they run, never by the registration.
 """
 
 import json
-import math
 import sys
 from dataclasses import fields, is_dataclass, replace
 from importlib import import_module, util
@@ -86,9 +85,10 @@ def train(  # noqa: PLR0913 - the options, one by one
     from shared.training.train import train as run
 
     figures = run(experiment, data, target, resume=resume, threads=threads)
-    said = f"best of {len(figures['history'])} epochs: {figures['selection']} {figures['best_score']:.4f}"
-    if math.isnan(figures["best_score"]):
+    if figures["best_score"] is None:
         said = f"the last epoch is kept: too few patients were held out to measure {figures['selection']}"
+    else:
+        said = f"best of {len(figures['history'])} epochs: {figures['selection']} {figures['best_score']:.4f}"
     sys.stderr.write(f"{said}\n")
     typer.echo(str(target / "model"))
 

@@ -83,8 +83,8 @@ class Method(ABC, Generic[Model]):
         """Map (n, side, side) in [0, 1] to (n, dim); `encode` applies it to a whole collection."""
 
     @abstractmethod
-    def save(self, model: Model, folder: Path, experiment: "Experiment") -> None:
-        """Write the model to the new folder: weights, card, and everything else that encoding needs."""
+    def save(self, model: Model, folder: Path, experiment: "Experiment", about: Json) -> None:
+        """Write the model to the new folder: weights, card with `about`, and everything else that encoding needs."""
 
     def validate(self, model: Model, held: Collection, encode: "Encode") -> Mapping[str, float]:  # noqa: ARG002
         """Return figures of the validation part by name; `Experiment.selection` names the one to maximise."""

@@ -16,7 +16,7 @@ from shared.encoder.cards import IMAGENET_MEAN, IMAGENET_STD
 from shared.encoder.network import Network, save_state, state_of
 from shared.encoder.weights import find
 from shared.errors import Invalid
-from shared.training.experiment import Batch, Encode, Experiment, Method
+from shared.training.experiment import Batch, Encode, Experiment, Json, Method
 from shared.training.selection import macro_precision
 
 
@@ -79,8 +79,8 @@ class AdvancedFT(Method[Classifier]):
         correct = (logits.argmax(1) == torch.from_numpy(held.labels)).float().mean()
         return {"macro_precision_at_10": macro_precision(features, held, 10), "val_accuracy": float(correct)}
 
-    def save(self, model: Classifier, folder: Path, experiment: Experiment) -> None:
-        save_network(model.network.body, folder, experiment, self)
+    def save(self, model: Classifier, folder: Path, experiment: Experiment, about: Json) -> None:
+        save_network(model.network.body, folder, experiment, about, self)
 
 
 def check_smoothing(share: float) -> None:
@@ -119,7 +119,12 @@ class Pretrained(Protocol):
 
 
 def save_network(
-    body: nn.Module, folder: Path, experiment: Experiment, of: Pretrained, options: Mapping[str, str] | None = None
+    body: nn.Module,
+    folder: Path,
+    experiment: Experiment,
+    about: Json,
+    of: Pretrained,
+    options: Mapping[str, str] | None = None,
 ) -> None:
     """Write the body to the new folder as a model with a card; `options` are those of its kind."""
     weights = folder.with_name("trained.safetensors")
@@ -127,6 +132,6 @@ def save_network(
     note = f"{experiment.name} ({experiment.preset}), from {Path(of.weights).name}"
     build(
         folder, experiment.name, of.architecture, str(weights), experiment.recipe, of.mean, of.std,
-        options=options, note=note,
+        options=options, note=note, about=about,
     )  # fmt: skip
     weights.unlink()

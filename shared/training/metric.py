@@ -16,7 +16,7 @@ from shared.encoder.backbones import backbone
 from shared.encoder.cards import IMAGENET_MEAN, IMAGENET_STD
 from shared.encoder.heads import Headed, MetricHead
 from shared.encoder.network import Network
-from shared.training.experiment import Batch, Experiment, Method
+from shared.training.experiment import Batch, Experiment, Json, Method
 from shared.training.finetune import check_smoothing, frozen_norm, save_network, trainable
 from shared.training.losses import CentreLoss
 
@@ -95,8 +95,8 @@ class MetricLearning(Method[MetricModel]):
     def embed(self, model: MetricModel, pixels: Tensor) -> Tensor:
         return functional.normalize(model(pixels).float(), dim=1)
 
-    def save(self, model: MetricModel, folder: Path, experiment: Experiment) -> None:
-        save_network(Headed(model.network.body, model.head), folder, experiment, self, {"head": "metric"})
+    def save(self, model: MetricModel, folder: Path, experiment: Experiment, about: Json) -> None:
+        save_network(Headed(model.network.body, model.head), folder, experiment, about, self, {"head": "metric"})
 
     def _triplet(self, unit: Tensor, labels: Tensor) -> Tensor:
         """Return the mean over the triplets that violate the margin; a differentiable zero if there are none."""

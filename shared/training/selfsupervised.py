@@ -24,7 +24,7 @@ from shared.training.acir import Shape, rgb, save_network
 from shared.training.blend import DRAWN, TEXTURE
 from shared.training.data import resized
 from shared.training.descriptors import Targets
-from shared.training.experiment import Batch, Experiment, Method
+from shared.training.experiment import Batch, Experiment, Json, Method
 from shared.training.hashing import quantisation_loss, relaxed_hamming
 from shared.training.readout import chunks, contents, whiten
 
@@ -93,9 +93,9 @@ class Descriptive(Method[Pupil]):
     def embed(self, model: Pupil, pixels: Tensor) -> Tensor:
         return content(model.acir.features(rgb(pixels)))
 
-    def save(self, model: Pupil, folder: Path, experiment: Experiment) -> None:
+    def save(self, model: Pupil, folder: Path, experiment: Experiment, about: Json) -> None:
         finished = self.settle(model, experiment)
-        save_network(finished, self.shape, folder, experiment, decoder=False, half=True)
+        save_network(finished, self.shape, folder, experiment, about, decoder=False, half=True)
 
     def settle(self, model: Pupil, experiment: Experiment) -> Acir:
         """Return the finished network: the trained trunk, with spots, solved readouts and a new hash head.

@@ -70,8 +70,9 @@ def train(experiment: Experiment, root: Path, out: Path, *, resume: bool = True,
 
         model.load_state_dict(state.best if experiment.reload_best else state.model)
         shutil.rmtree(out / MODEL, ignore_errors=True)  # left by a run that was killed while writing it
-        experiment.method.save(model.eval().cpu(), out / MODEL, experiment)
-        metrics = _metrics(experiment, state, fit, held, device)
+        about = _about(experiment, state, fit, held)
+        experiment.method.save(model.eval().cpu(), out / MODEL, experiment, about)
+        metrics = about | _of_the_run(state, device)
         kept.write_json(out / kept.METRICS, metrics)
     return metrics
 
@@ -159,22 +160,30 @@ def _mixed(experiment: Experiment, device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=experiment.precision == "bf16")
 
 
-def _metrics(
-    experiment: Experiment, state: Checkpoint, fit: Collection, held: Collection, device: torch.device
-) -> Json:
+def _about(experiment: Experiment, state: Checkpoint, fit: Collection, held: Collection) -> Json:
+    """The facts for the readers of the card."""
     return {
         "experiment": experiment.name,
         "preset": experiment.preset,
         "digest": experiment.digest,
         "seed": experiment.seed,
-        "selection": experiment.selection,
-        **kept.summary(state),
+        "data": fit.name,
         "images": {"train": len(fit), "val": len(held)},
         "note": fit.note,
         "classes": list(fit.classes),
         "licence": fit.licence,
+        "selection": experiment.selection,
+        "best_epoch": state.best_epoch,
+        "best_score": None if math.isnan(state.best_score) else state.best_score,
+        "torch": torch.__version__,
+    }
+
+
+def _of_the_run(state: Checkpoint, device: torch.device) -> Json:
+    return {
+        "history": state.history,
+        "seconds": state.seconds,
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": f"{platform.machine()} {device.type}, {torch.get_num_threads()} threads",
-        "torch": torch.__version__,
     }

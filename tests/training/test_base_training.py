@@ -159,6 +159,7 @@ def test_training_brings_the_parts_nearer_to_their_descriptors(trained):
 def test_its_model_has_vectors_and_codes_and_half_precision_weights(trained):
     card = cards.read(trained[0])
     assert (card.architecture, card.dim, card.bits, card.reconstructs) == ("acir", 768, 16, False)
+    assert card.about["experiment"] == card.name
     encoded = runtime.load(trained[0], "torch").encode(np.zeros((2, 112, 112), np.float32) + 0.5)
     assert encoded.codes is not None
     assert encoded.codes.shape == (2, 2)

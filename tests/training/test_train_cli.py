@@ -178,7 +178,10 @@ def test_a_model_is_trained_on_an_archive_of_ones_own(
     words = ["train", f"{base}:squeezenet1_0", "--preset", preset, "--folder", archive]
     words += ["--labels", archive / "labels.csv", "--label", "density", "--epochs", 1, "--threads", 1]
     similis(*words, "--out", tmp_path / "out", "--set", "method.weights=random:0", "--set", "side=48")
-    assert cards.read(Path(capsys.readouterr().out.strip())).recipe == Recipe(size=48, pad=pad)
+    card = cards.read(Path(capsys.readouterr().out.strip()))
+    assert card.recipe == Recipe(size=48, pad=pad)
+    assert (card.about["data"], card.about["classes"]) == ("folder, density", ["A", "B", "C", "D"])
+    assert str(archive) not in json.dumps(cards.read(tmp_path / "out" / "model").to_json()), "the card travels"
     said = json.loads((tmp_path / "out" / "experiment.json").read_text())["data"]
     assert (said["pad"], said["side"]) == (pad, 128 * 256 // 224)  # as the configuration stores images
     with pytest.raises(typer.BadParameter, match="or neither"):

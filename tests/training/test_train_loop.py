@@ -46,7 +46,7 @@ class Small(Method[nn.Sequential]):
         seen = int(model[1].num_batches_tracked)  # one batch per epoch, so this is the epoch
         return {"macro_precision_at_10": self.scores[seen - 1]}
 
-    def save(self, model: nn.Sequential, folder: Path, experiment: Experiment) -> None:
+    def save(self, model: nn.Sequential, folder: Path, experiment: Experiment, about: Json) -> None:
         folder.mkdir()
         save_file(model.state_dict(), folder / "weights.safetensors")
 

@@ -211,6 +211,7 @@ def test_what_was_trained_is_a_model_that_encodes_as_it_did_in_training(
     assert (card.name, card.dim, card.weights.trained) == ("squeeze", dim, True)
     assert card.recipe == Recipe(size=48, pad="square")  # the recipe with which the collection was made square
     assert "from random:0" in card.weights.note
+    assert card.about["images"] == {part: len(one.data.load(Path()).part(part)) for part in ("train", "val")}
     model = method.build(one.data.load(Path()).part("train")).eval()
     state = torch.load(tmp_path / "out" / "checkpoint.pt", weights_only=True)["best"]
     model.load_state_dict(state)
