@@ -25,6 +25,9 @@ class Found:
     expects: tuple[str, ...] = ()  #: SOP Instance, Study Instance and SOP Class UID that a sender announced
 
 
+Candidate = tuple[Found, Incoming]  #: a file, and the image that it would be
+
+
 def incoming_of(file: Found, secret: bytes, origin: Origin) -> Incoming:
     """Return the image to register.
 

@@ -8,16 +8,16 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from sqlalchemy.orm import Session
 
 from shared.errors import Gate, Rejected
 from shared.imaging.answers import Inspected
 from shared.imaging.reasons import PASSING, Reason
-from shared.pipeline import erase, quarantine
+from shared.pipeline import erase, pictures, quarantine
 from shared.pipeline.admission import Action, Admission
-from shared.pipeline.identity import Found, incoming_of
+from shared.pipeline.identity import Candidate, Found, incoming_of
 from shared.store import arrivals, catchup, files, images, studies
 from shared.store.arrivals import Arrival, Origin
 from shared.store.files import Record
@@ -47,9 +47,6 @@ class Rules:
     admission: Admission = field(default_factory=Admission)
 
 
-Candidate = tuple[Found, Incoming]
-
-
 @dataclass(frozen=True, slots=True)
 class Registered:
     """The decision on one file; no header if it was unreadable, or erased and therefore not to be journalled."""
@@ -76,7 +73,7 @@ class Handling:
     """What to do with one file, whose image may exist already."""
 
     outcome: FileOutcome  #: taken, same, kept or quarantined
-    act: str  #: nothing, insert, replace or redescribe
+    act: Literal["nothing", "insert", "replace", "redescribe"]
     reason: Reason | None = None
     gate: Gate | None = None
     found_again: bool = False  #: the image's own file was lost, and this one has its bytes
@@ -191,8 +188,8 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
     operation_id = origin.operation_id
     studies.lock(db, [incoming for _, incoming in candidates])
     standing = studies.known(db, [i.header.sop_instance_uid for _, i in candidates])
-    seen_before = [(f, i) for f, i in candidates if _seen_before(i, standing)]
-    candidates = [(f, i) for f, i in candidates if not _seen_before(i, standing)]
+    seen_before = [(f, i) for f, i in candidates if pictures.seen_before(i, standing)]
+    candidates = [(f, i) for f, i in candidates if not pictures.seen_before(i, standing)]
     records = []
     for file, incoming in seen_before:
         handling = Handling(FileOutcome.TAKEN, "nothing", found_again=standing[incoming.header.sop_instance_uid].lost)
@@ -200,15 +197,11 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
         records.append(_record(file, incoming, handling, standing))
     if not candidates:
         return records
-    candidates = [(file, _in_known_study(file, incoming, standing)) for file, incoming in candidates]
-    owners, created = studies.ensure(db, [incoming for _, incoming in candidates])
-    _assign_patients(db, [incoming for _, incoming in candidates], standing, owners)
-    candidates = [(file, _of_its_study(incoming, owners)) for file, incoming in candidates]
-    _move(db, [incoming for _, incoming in candidates], standing, owners)
+    candidates, owners, created = pictures.placed(db, candidates, standing)
     fresh: dict[str, Incoming] = {}
     for _, incoming in candidates:  # the first file of a UID inserts, the others are compared with it below
         uid = incoming.header.sop_instance_uid
-        patient = owners[incoming.header.study_instance_uid][1]
+        patient = owners[incoming.header.study_instance_uid].patient_key
         if uid not in standing and decide(incoming, None, patient, rules.same_uid).act == "insert":
             fresh.setdefault(uid, incoming)
     inserted = studies.insert(db, list(fresh.values()), owners, operation_id)
@@ -217,7 +210,7 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
     for file, incoming in candidates:
         uid = incoming.header.sop_instance_uid
         new = fresh.get(uid) is incoming and uid in inserted
-        patient = owners[incoming.header.study_instance_uid][1]
+        patient = owners[incoming.header.study_instance_uid].patient_key
         handling = decide(incoming, None if new else standing.get(uid), patient, rules.same_uid)
         if uid in standing:
             _act(db, handling, incoming, standing, operation_id)
@@ -230,58 +223,6 @@ def _settle_candidates(db: Session, candidates: Sequence[Candidate], rules: Rule
         quarantine.forget(db, stopped)
     studies.drop_empty(db, created)
     return records
-
-
-def _in_known_study(file: Found, incoming: Incoming, standing: Mapping[str, Known]) -> Incoming:
-    """Return a known picture whose table names no study as one of the study that it has; any other file as it is."""
-    known = standing.get(incoming.header.sop_instance_uid)
-    if known is None or file.row is None or file.row.study or not incoming.placeholder_patient_keys:
-        return incoming
-    return replace(incoming, header=replace(incoming.header, study_instance_uid=known.study_uid))
-
-
-def _assign_patients(
-    db: Session, incoming: Sequence[Incoming], standing: dict[str, Known], owners: dict[str, tuple[int, bytes]]
-) -> None:
-    """Assign a patient to studies of pictures that had none until a label table named one."""
-    for one in incoming:
-        uid, known = one.header.study_instance_uid, standing.get(one.header.sop_instance_uid)
-        study_id, patient = owners[uid]
-        free = known is None or known.patient_key in one.placeholder_patient_keys
-        if free and patient != one.patient_key and patient in one.placeholder_patient_keys:
-            patient = studies.assign_patient(db, study_id, patient, one)
-            owners[uid] = (study_id, patient)
-            of_study = [image for image in standing.values() if image.study_uid == uid]
-            standing |= {image.sop_uid: replace(image, patient_key=patient) for image in of_study}
-
-
-def _of_its_study(incoming: Incoming, owners: Mapping[str, tuple[int, bytes]]) -> Incoming:
-    """Return a picture whose table names no patient as one of its study's patient; any other as it is."""
-    if incoming.patient_key not in incoming.placeholder_patient_keys:
-        return incoming
-    return replace(incoming, patient_key=owners[incoming.header.study_instance_uid][1])
-
-
-def _move(
-    db: Session,
-    incoming: Sequence[Incoming],
-    standing: dict[str, Known],
-    owners: Mapping[str, tuple[int, bytes]],
-) -> None:
-    """Move pictures that were studies of their own into the ones that a label table names."""
-    for one in incoming:
-        uid, known = one.header.study_instance_uid, standing.get(one.header.sop_instance_uid)
-        study_id, patient = owners[uid]
-        own = known is not None and known.patient_key in one.placeholder_patient_keys
-        if known is not None and own and known.study_uid != uid and patient == one.patient_key:
-            studies.move(db, known, study_id)
-            standing[known.sop_uid] = replace(known, study_uid=uid, patient_key=patient)
-
-
-def _seen_before(incoming: Incoming, standing: Mapping[str, Known]) -> bool:
-    """Whether this is a known picture, scanned without its table: the table's earlier values still hold."""
-    known = standing.get(incoming.header.sop_instance_uid)
-    return not incoming.described and known is not None and known.digest == incoming.digest
 
 
 def _record(file: Found, incoming: Incoming, handling: Handling, standing: Mapping[str, Known]) -> Registered:

@@ -2,9 +2,10 @@
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
+from typing import NamedTuple
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
@@ -57,10 +58,15 @@ class Known:
     lost: bool = False  #: as `WITHOUT_FILE`
 
 
-def ensure(db: Session, incoming: Sequence[Incoming]) -> tuple[dict[str, tuple[int, bytes]], Sequence[str]]:
+class Study(NamedTuple):
+    id: int
+    patient_key: bytes
+
+
+def ensure(db: Session, incoming: Sequence[Incoming]) -> tuple[dict[str, Study], Sequence[str]]:
     """Create the studies that are missing; the first writer sets the patient.
 
-    Returns (id, patient key) by study UID, and the UIDs of the new studies, for `drop_empty`.
+    Returns the studies by UID, and the UIDs of the new ones, for `drop_empty`.
 
     The studies are locked, so that none is assigned a patient while another patient's image is registered in it.
 
@@ -95,7 +101,7 @@ def ensure(db: Session, incoming: Sequence[Incoming]) -> tuple[dict[str, tuple[i
     for row in rows:
         if row.study_date is None and (found := dates.get((row.uid, row.patient_key))):
             redate(db, row.uid, found)
-    return {row.uid: (row.id, row.patient_key) for row in rows}, new
+    return {row.uid: Study(row.id, row.patient_key) for row in rows}, new
 
 
 _EMPTY = sa.text(
@@ -242,11 +248,11 @@ _INSERT = sa.text(
 )
 
 
-def _columns(incoming: Sequence[Incoming], studies: dict[str, tuple[int, bytes]]) -> dict[str, list[object]]:
+def _columns(incoming: Sequence[Incoming], studies: Mapping[str, Study]) -> dict[str, list[object]]:
     headers, labels = [i.header for i in incoming], [i.labels or Labels() for i in incoming]
     return {
         "sop_uid": [h.sop_instance_uid for h in headers],
-        "study_id": [studies[h.study_instance_uid][0] for h in headers],
+        "study_id": [studies[h.study_instance_uid].id for h in headers],
         "series_uid": [h.series_instance_uid for h in headers],
         "sop_class": [h.sop_class_uid for h in headers],
         "transfer_syntax": [h.transfer_syntax_uid for h in headers],
@@ -270,7 +276,7 @@ def _columns(incoming: Sequence[Incoming], studies: dict[str, tuple[int, bytes]]
 
 
 def insert(
-    db: Session, incoming: Sequence[Incoming], studies: dict[str, tuple[int, bytes]], operation_id: uuid.UUID | None
+    db: Session, incoming: Sequence[Incoming], studies: Mapping[str, Study], operation_id: uuid.UUID | None
 ) -> dict[str, int]:
     """New images are `received`; returns the ids of those that were new, by SOP Instance UID."""
     if not incoming:
@@ -362,6 +368,6 @@ def redescribe(db: Session, image_id: int, new: Incoming, operation_id: uuid.UUI
 
 
 def _one(image_id: int, new: Incoming, operation_id: uuid.UUID | None) -> dict[str, object]:
-    columns = _columns([new], {new.header.study_instance_uid: (0, b"")})
+    columns = _columns([new], {new.header.study_instance_uid: Study(0, b"")})
     one = {name: values[0] for name, values in columns.items()}
     return one | {"id": image_id, "operation": operation_id, "labelled": new.labels is not None}
