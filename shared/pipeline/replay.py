@@ -6,7 +6,7 @@ First as a plan that changes nothing, then chunk by chunk as an operation.
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 from sqlalchemy.orm import Session
 
@@ -16,7 +16,7 @@ from shared.imaging.reasons import Reason
 from shared.pipeline import quarantine
 from shared.pipeline.judge import Judgement, Standard, judge_image, standards
 from shared.pipeline.lease import turn
-from shared.pipeline.thresholds import Proposal, columns_of, standard_of
+from shared.pipeline.thresholds import Numbers, Proposal
 from shared.store import calibrations, generations, operations, reviews
 from shared.store.calibrations import Chosen, Measured, Ruling, Scored
 from shared.store.images import check_move
@@ -96,7 +96,7 @@ def begin_replay(db: Session, model: Model, modality: str, found: Proposal, acto
         raise Conflict("only thresholds of the published model can be applied: publish this model, then replay them")
     number = found.calibration_id
     if number is None:
-        number = calibrations.add(db, model.id, modality, found.source, actor.name, **found.columns).id
+        number = calibrations.add(db, model.id, modality, found.source, actor.name, **asdict(found.numbers)).id
     params = {"calibration": number, "model": model.name, "modality": modality}
     operation = operations.create(db, OperationKind.REPLAY, params)
     operation.total = calibrations.judged_again(db, modality)
@@ -133,7 +133,7 @@ def _step(db: Session, held: Held, chunk: int) -> bool:
         operations.end(db, held, OperationState.FAILED, why)
         return False
     after = (operation.cursor or {"image": 0})["image"]
-    standard = standard_of(columns_of(row), row.id)
+    standard = Numbers.stored(row).standard(row.id)
     chosen = _chosen(row.modality, standard)
     rows, last = calibrations.lock_scored(db, row.model_id, chosen, after, chunk)
     if last is None:

@@ -8,9 +8,9 @@ import math
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,11 +42,42 @@ def bring(db: Session, model_id: int, card: Card) -> None:
     known = calibrations.in_force(db, model_id)
     for modality, one in sorted(card.calibrations.items()):
         if modality not in known:
-            calibrations.add(db, model_id, modality, "card", None, **_columns(one))
+            calibrations.add(db, model_id, modality, "card", None, **asdict(Numbers.of(one)))
 
 
-def _columns(one: ood.Calibration) -> dict[str, Any]:
-    return asdict(one) | {"quantiles": dict(one.quantiles)}
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Numbers:
+    """What a calibration measured: columns of its row. A vote without a threshold is not cast."""
+
+    rule: str  #: one of `ood.Rule`, or given
+    n: int  #: images it is made from
+    data_sha256: str
+    threshold: float | None = None  #: of reconstruction errors, as the next three
+    mean: float | None = None
+    std: float | None = None
+    quantiles: Mapping[str, float] = field(default_factory=dict)
+    distances: Mapping[str, Any] | None = None  #: threshold, mean, std, quantiles and n of distances
+    gaussian: bytes | None = None  #: from which distances are measured, packed
+
+    @classmethod
+    def of(cls, scores: ood.Calibration) -> Self:
+        return cls(**asdict(scores))
+
+    @classmethod
+    def stored(cls, row: Calibration) -> Self:
+        return cls(**{one.name: getattr(row, one.name) for one in fields(cls)})
+
+    def standard(self, calibration_id: int) -> Standard:
+        if self.distances is None or self.gaussian is None:
+            return Standard(calibration_id, self.threshold)
+        return Standard(calibration_id, self.threshold, self.distances["threshold"], Gaussian.unpack(self.gaussian))
+
+    @property
+    def votes(self) -> tuple[float | None, Mapping[str, Any] | None, bytes | None]:
+        return self.threshold, self.distances, self.gaussian
+
+    def with_distances_of(self, other: "Numbers") -> Self:
+        return replace(self, distances=other.distances, gaussian=other.gaussian)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -74,25 +105,25 @@ def calibrate(
 
     Raises: `Invalid` if the named modality, or every one, has too few images.
     """
-    made: dict[str, dict[str, Any]] = {}
+    made: dict[str, Numbers] = {}
     skipped, left_out = {}, {}
     for one in [modality] if modality is not None else calibrations.encoded_modalities(db, model.id):
         chosen = Chosen(modality=one, operation_id=operation_id, folder=_prefix(folder))
         if stopped := calibrations.stopped(db, chosen):
             left_out[one] = stopped
-        columns, count = _made(db, model, chosen, rule)
-        if columns:
-            made[one] = columns
-        else:
+        numbers, count = _made(db, model, chosen, rule)
+        if numbers is None:
             skipped[one] = count
+        else:
+            made[one] = numbers
     if not made:
         raise Invalid(
             f"a calibration needs at least {ood.MIN_SCORES} encoded images; "
             f"model {model.name} has {max(skipped.values(), default=0)}"
         )
     rows = []
-    for one, columns in made.items():  # all are computed before the first takes the lock that holds up intake
-        rows.append(calibrations.add(db, model.id, one, "archive", actor.name, **columns))
+    for one, numbers in made.items():  # all are computed before the first takes the lock that holds up intake
+        rows.append(calibrations.add(db, model.id, one, "archive", actor.name, **asdict(numbers)))
         said = {"calibration": rows[-1].id, "model": model.name, "modality": one, "rule": rule}
         reviews.audit(db, actor, "calibrate", said)
     return Made(calibrations=tuple(rows), skipped=skipped, left_out=left_out)
@@ -122,37 +153,32 @@ def _usable(images: Sequence[Known]) -> list[_Image]:
     return [one for one in made if all(np.isfinite(v).all() and v.any() for v in one.vectors)]
 
 
-_NO_SCORES: dict[str, Any] = {"threshold": None, "mean": None, "std": None, "quantiles": {}}
-_NO_DISTANCES: dict[str, Any] = {"distances": None, "gaussian": None}
-
-
-def _made(db: Session, model: Model, chosen: Chosen, rule: Rule) -> tuple[dict[str, Any], int]:
-    """Return a row's columns, with a threshold for each vote that has enough images, and how many images there are.
-
-    Without a vote that has enough, there are no columns.
-    """
+def _made(db: Session, model: Model, chosen: Chosen, rule: Rule) -> tuple[Numbers | None, int]:
+    """Return a threshold for each vote that has enough images, None if neither has, and how many images there are."""
     scores = _scores(db, model, chosen)
     images = _usable(calibrations.known(db, model.id, chosen, MOST))
-    first = _of_scores(scores, rule) if len(scores) >= ood.MIN_SCORES else {}
-    second = _of_distances(images, rule) if len(images) >= ood.MIN_SCORES else {}
-    if not first and second:
-        digest = ood.data_digest(one.name for one in images)
-        first = _NO_SCORES | {"rule": rule, "n": len(images), "data_sha256": digest}
-    return first | (second or _NO_DISTANCES) if first else {}, max(len(scores), len(images))
+    count = max(len(scores), len(images))
+    if count < ood.MIN_SCORES:
+        return None, count
+    if len(scores) >= ood.MIN_SCORES:
+        made = _of_scores(scores, rule)
+    else:
+        made = Numbers(rule=rule, n=len(images), data_sha256=ood.data_digest(one.name for one in images))
+    return (_of_distances(made, images, rule) if len(images) >= ood.MIN_SCORES else made), count
 
 
-def _of_scores(scores: Sequence[tuple[str, float]], rule: Rule) -> dict[str, Any]:
-    return _columns(ood.calibrate([score for _, score in scores], ood.data_digest(name for name, _ in scores), rule))
+def _of_scores(scores: Sequence[tuple[str, float]], rule: Rule) -> Numbers:
+    return Numbers.of(ood.calibrate([score for _, score in scores], ood.data_digest(name for name, _ in scores), rule))
 
 
-def _of_distances(images: Sequence[_Image], rule: Rule) -> dict[str, Any]:
-    """Return the Gaussian of the known images and the threshold of their distances, each with its patient held out."""
+def _of_distances(made: Numbers, images: Sequence[_Image], rule: Rule) -> Numbers:
+    """Add the Gaussian of the known images and the threshold of their distances, each with its patient held out."""
     known = np.stack([vector for one in images for vector in one.vectors])
     apart = iter(ood.held_out(known, [one.patient for one in images for _ in one.vectors]))
     own = np.array([statistic([next(apart) for _ in one.vectors]) for one in images], np.float64)
-    told = _columns(ood.calibrate(own, "", rule))
-    kept = ("threshold", "mean", "std", "quantiles", "n")
-    return {"distances": {name: told[name] for name in kept}, "gaussian": Gaussian.fit(known).pack()}
+    told = asdict(ood.calibrate(own, "", rule))
+    distances = {name: told[name] for name in ("threshold", "mean", "std", "quantiles", "n")}
+    return replace(made, distances=distances, gaussian=Gaussian.fit(known).pack())
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,23 +193,15 @@ class Choice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proposal:
-    """Proposed thresholds, as the columns of a calibration's row."""
+    """Proposed thresholds."""
 
-    source: str
-    columns: dict[str, Any]
+    source: Literal["card", "archive", "given"]
+    numbers: Numbers
     calibration_id: int | None = None  #: of these thresholds, if they are in force already
 
     @property
     def standard(self) -> Standard:
-        return standard_of(self.columns, self.calibration_id or 0)
-
-
-def standard_of(columns: Mapping[str, Any], calibration_id: int) -> Standard:
-    distances = columns["distances"]
-    if distances is None:
-        return Standard(calibration_id, columns["threshold"])
-    known = Gaussian.unpack(columns["gaussian"])
-    return Standard(calibration_id, columns["threshold"], distances["threshold"], known)
+        return self.numbers.standard(self.calibration_id or 0)
 
 
 def propose(db: Session, model: Model, modality: str, choice: Choice) -> Proposal:
@@ -196,43 +214,36 @@ def propose(db: Session, model: Model, modality: str, choice: Choice) -> Proposa
     if sum((given, choice.rule is not None, choice.calibration_id is not None)) > 1:
         raise Invalid("give only one of: thresholds, a rule, a calibration")
     now = calibrations.in_force(db, model.id).get(modality)
-    current = columns_of(calibrations.get(db, now.calibration_id)) if now else None
+    current = Numbers.stored(calibrations.get(db, now.calibration_id)) if now else None
+    source: Literal["card", "archive", "given"]
     if choice.rule is not None:
-        columns, source = _stored(db, model, modality, choice.rule), "archive"
+        numbers, source = _stored(db, model, modality, choice.rule), "archive"
     elif given:
-        columns, source = _given(db, model, modality, choice, current), "given"
+        numbers, source = _given(db, model, modality, choice, current), "given"
     else:
-        columns, source = _earlier(db, model, modality, choice.calibration_id or (now.calibration_id if now else None))
-    same = current is not None and all(current[name] == columns[name] for name in ("threshold", *_NO_DISTANCES))
-    return Proposal(source=source, columns=columns, calibration_id=now.calibration_id if now and same else None)
+        row = _earlier(db, model, modality, choice.calibration_id or (now.calibration_id if now else None))
+        numbers, source = Numbers.stored(row), row.source
+    same = current is not None and current.votes == numbers.votes
+    return Proposal(source=source, numbers=numbers, calibration_id=now.calibration_id if now and same else None)
 
 
-_COLUMNS = ("rule", "threshold", "mean", "std", "quantiles", "n", "data_sha256", "distances", "gaussian")
-
-
-def columns_of(row: Calibration) -> dict[str, Any]:
-    return {name: getattr(row, name) for name in _COLUMNS}
-
-
-def _stored(db: Session, model: Model, modality: str, rule: Rule) -> dict[str, Any]:
-    columns, count = _made(db, model, Chosen(modality=modality), rule)
-    if columns:
-        return columns
+def _stored(db: Session, model: Model, modality: str, rule: Rule) -> Numbers:
+    numbers, count = _made(db, model, Chosen(modality=modality), rule)
+    if numbers is not None:
+        return numbers
     raise Invalid(f"a calibration needs at least {ood.MIN_SCORES} encoded images; there are {count}")
 
 
-def _earlier(db: Session, model: Model, modality: str, number: int | None) -> tuple[dict[str, Any], str]:
+def _earlier(db: Session, model: Model, modality: str, number: int | None) -> Calibration:
     if number is None:
         raise Conflict("no calibration of this model is in force for this modality: name a threshold or a rule")
     row = calibrations.get(db, number)
     if (row.model_id, row.modality) != (model.id, modality):
         raise Conflict(f"calibration {row.id} belongs to another model or modality")
-    return columns_of(row), row.source
+    return row
 
 
-def _given(
-    db: Session, model: Model, modality: str, choice: Choice, current: Mapping[str, Any] | None
-) -> dict[str, Any]:
+def _given(db: Session, model: Model, modality: str, choice: Choice, current: Numbers | None) -> Numbers:
     """Return the given thresholds with the statistics of stored images; a vote without a given one stays as it is.
 
     Distances are measured from the known images of the calibration in force, or of those that are stored now.
@@ -240,19 +251,20 @@ def _given(
     numbers = (choice.threshold, choice.distance_threshold)
     if not all(math.isfinite(one) for one in numbers if one is not None):
         raise Invalid("a threshold must be a finite number")
-    chosen = Chosen(modality=modality)
+    made = current
     if choice.threshold is not None:
-        scores = _scores(db, model, chosen)
-        known = _of_scores(scores, "mean+3sd") if len(scores) >= ood.MIN_SCORES else {}
+        scores = _scores(db, model, Chosen(modality=modality))
         digest = ood.data_digest(name for name, _ in scores)
-        first = _NO_SCORES | {"n": len(scores), "data_sha256": digest} | known | {"threshold": choice.threshold}
-    else:
-        first = {name: current[name] for name in _COLUMNS if name not in _NO_DISTANCES} if current else {}
-    second = {name: current[name] for name in _NO_DISTANCES} if current else _NO_DISTANCES
+        made = Numbers(rule="given", n=len(scores), data_sha256=digest)
+        if len(scores) >= ood.MIN_SCORES:
+            made = _of_scores(scores, "mean+3sd")
+        made = replace(made, threshold=choice.threshold)
+        if current is not None:
+            made = made.with_distances_of(current)
     if choice.distance_threshold is not None:
-        if second["distances"] is None:
+        if made is None or made.distances is None:
             stored = _stored(db, model, modality, "mean+3sd")
-            second = {name: stored[name] for name in _NO_DISTANCES}
-            first = first or stored | {"threshold": None}
-        second = second | {"distances": second["distances"] | {"threshold": choice.distance_threshold}}
-    return first | second | {"rule": "given"}
+            made = replace(stored, threshold=None) if made is None else made.with_distances_of(stored)
+        made = replace(made, distances={**(made.distances or {}), "threshold": choice.distance_threshold})
+    assert made is not None  # noqa: S101 - one of the two is given
+    return replace(made, rule="given")

@@ -139,7 +139,7 @@ def test_the_same_images_make_the_same_calibration_whatever_came_between(calibra
     again = calibrate(calibrated)
     with calibrated.begin() as db:
         first = calibrations.history(db, 1)[-1]
-        assert thresholds.columns_of(first) == thresholds.columns_of(db.merge(again))
+        assert thresholds.Numbers.stored(first) == thresholds.Numbers.stored(db.merge(again))
         assert first.distances is not None
         assert first.distances["n"] == 40
         assert calibrated.plan(rule="mean+3sd").counts == {"stay": 41}
@@ -189,7 +189,7 @@ def test_an_earlier_calibration_brings_its_distances_back(calibrated: Bright) ->
     calibrated.replayed(calibration_id=first.id)
     assert len(calibrated.searchable()) >= 39
     with calibrated.begin() as db:
-        assert thresholds.columns_of(calibrations.history(db, 1)[0]) == thresholds.columns_of(db.merge(first))
+        assert thresholds.Numbers.stored(calibrations.history(db, 1)[0]) == thresholds.Numbers.stored(db.merge(first))
 
 
 def test_a_persons_word_on_a_far_image_stands_with_its_numbers(calibrated: Bright) -> None:

@@ -170,7 +170,7 @@ def _plan(db: Session, model: Model, asked: ReplayIn, found: Proposal) -> Replay
         "modality": asked.modality,
         "threshold": standard.threshold,
         "distance_threshold": standard.distance,
-        "rule": found.columns["rule"],
+        "rule": found.numbers.rule,
         "counts": dict(would.counts),
         "complete": would.complete,
         "stop": [_flip(one) for one in would.stop],
