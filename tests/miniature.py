@@ -170,6 +170,10 @@ class Platform:
             progress=progress,
         )
 
+    @property
+    def intake(self) -> encode.Intake:
+        return encode.Intake(self.begin, self.encoder, self.effort)
+
     def encode(self) -> int:
         return encode.drain(self.begin, self.sandbox, self.encoder, self.effort)
 

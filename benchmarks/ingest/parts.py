@@ -28,8 +28,8 @@ from shared.imaging.recipe import Recipe
 from shared.imaging.sandbox import Sandbox
 from shared.index.base import Index, Point
 from shared.index.qdrant import QdrantStore
-from shared.pipeline import batch, encode, lifecycle, project, receive, scan
-from shared.pipeline.encode import Effort
+from shared.pipeline import batch, lifecycle, project, receive, scan
+from shared.pipeline.encode import Effort, Intake
 from shared.store.session import Store
 from shared.types import Decoded, Pixels
 
@@ -220,17 +220,17 @@ def _scan(store: Store, sandbox: Sandbox, files: Path, watch: Watch) -> int:
 
 
 def _encode_all(store: Store, sandbox: Sandbox, encoder: Encoder, watch: Watch) -> None:
-    effort = Effort(lease_s=600)
+    intake = Intake(store.transaction, lambda _model: encoder, Effort(lease_s=600))
     while True:
         with watch.of("encode: claim, SQL"):
-            work = encode.claim(store.transaction, lambda _model: encoder, effort)
+            work = intake.claim()
         if not work.claimed:
             return
         batch.decode(sandbox, work)
         with watch.of("encode: gates, forward pass, thumbnail"):
             result = batch.forward(work, lambda _model: encoder)
         with watch.of("encode: settle, SQL"):
-            encode.settle(store.transaction, work, result)
+            intake.settle(work, result)
 
 
 def hashing(paths: Sequence[Path]) -> float:

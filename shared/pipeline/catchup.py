@@ -5,13 +5,14 @@ while some are due, each call encodes one batch per model.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from sqlalchemy.orm import Session
 
 from shared.encoder.base import Encoder
 from shared.pipeline import encode
 from shared.pipeline.batch import Decoder, Result, Work
-from shared.pipeline.encode import Effort, Source
+from shared.pipeline.encode import Effort
 from shared.pipeline.pace import allow
 from shared.store import catchup, encodings, generations, images, ledger, operations
 from shared.store.generations import Published
@@ -38,49 +39,61 @@ def drain(
         models = {p.model_id: p for p in generations.opened(db) if p.model_id in asking}
     loaded = [model for model in models.values() if encode.loads(encoder_of, model)]
     return sum(
-        encode.work_off(begin, _source(begin, model, effort), sandbox, encoder_of, effort, budget_s / len(loaded))
+        encode.work_off(begin, CatchUp(begin, model, effort), sandbox, encoder_of, effort, budget_s / len(loaded))
         for model in loaded
     )
 
 
-def _source(begin: Begin, model: Published, effort: Effort) -> Source:
-    batches = 0
+@dataclass(slots=True)
+class CatchUp:
+    """The `Source` of images that this model has not encoded yet.
 
-    def claim(beside: bool) -> Work:
-        nonlocal batches
-        batches += 1
-        return _claim(begin, model, effort, first=batches == 1, beside=beside)
-
-    def renew(db: Session, claimed: Sequence[Claimed]) -> None:
-        catchup.renew(db, model.model_id, claimed, effort.lease_s)
-
-    def give_back(verdicts: Sequence[Verdict]) -> None:
-        with begin() as db:
-            catchup.release(db, model.model_id, [v.image for v in verdicts])  # also those whose revision changed
-            catchup.settle(db, model.model_id, [v for v in verdicts if v.reason])
-
-    return Source(
-        claim=claim, settle=lambda work, result: _settle(begin, model, work, result), renew=renew, give_back=give_back
-    )
-
-
-def _claim(begin: Begin, model: Published, effort: Effort, *, first: bool, beside: bool = False) -> Work:
-    """Claim a batch for this model, within throttle and hours; none while it is paused.
-
-    While new images are due, only the `first` batch of a call is claimed.
+    While new images are due, only its first batch is claimed.
     """
-    with begin() as db:
-        if model.model_id not in catchup.asking(db) or (not first and images.any_due(db)):
-            return Work([], [])
-        share(db, Lock.GENERATIONS)  # a publish counts what is given up here
-        _give_up(db, model, effort)  # locks images before `allow` locks generations, as `_settle` does
-        limit = min((allow(db, one, effort.batch) for one in _building(db, model.model_id)), default=effort.batch)
-        if limit == 0:
-            return Work([], [])
-        claimed = catchup.claim(
-            db, model.model_id, limit=limit, lease_s=effort.lease_s, max_failures=effort.max_failures, beside=beside
-        )
-    return Work(claimed, [model])
+
+    begin: Begin
+    model: Published
+    effort: Effort
+    claims: int = 0  #: so far
+
+    def claim(self, *, beside: bool = False) -> Work:
+        """Claim a batch, within throttle and hours; none while the model is paused."""
+        first, self.claims = self.claims == 0, self.claims + 1
+        model, effort = self.model, self.effort
+        with self.begin() as db:
+            if model.model_id not in catchup.asking(db) or (not first and images.any_due(db)):
+                return Work([], [])
+            share(db, Lock.GENERATIONS)  # a publish counts what is given up here
+            _give_up(db, model, effort)  # locks images before `allow` locks generations, as `settle` does
+            limit = min((allow(db, one, effort.batch) for one in _building(db, model.model_id)), default=effort.batch)
+            if limit == 0:
+                return Work([], [])
+            claimed = catchup.claim(
+                db, model.model_id, limit=limit, lease_s=effort.lease_s, max_failures=effort.max_failures, beside=beside
+            )
+        return Work(claimed, [model])
+
+    def settle(self, work: Work, result: Result) -> int:
+        """Write the images whose claim is held and whose revision is unchanged, in one transaction; return how many."""
+        model_id = self.model.model_id
+        with self.begin() as db:
+            share(db, Lock.GENERATIONS)
+            ours = catchup.settle(db, model_id, result.verdicts)
+            result.exceptions = [(model_id, v) for v in result.verdicts if v.status is not Status.ENCODED]
+            result.thumbnails = []  # the live model writes them
+            encode.write(db, work, result, ours)
+            lost = [v.image for v in result.verdicts if v.image.id not in ours]
+            catchup.release(db, model_id, lost)  # their revision changed: due again at once
+            enqueue(db, Job.PROJECT)
+        return len(ours)
+
+    def renew(self, db: Session, claimed: Sequence[Claimed]) -> None:
+        catchup.renew(db, self.model.model_id, claimed, self.effort.lease_s)
+
+    def give_back(self, verdicts: Sequence[Verdict]) -> None:
+        with self.begin() as db:
+            catchup.release(db, self.model.model_id, [v.image for v in verdicts])  # also those whose revision changed
+            catchup.settle(db, self.model.model_id, [v for v in verdicts if v.reason])
 
 
 def _give_up(db: Session, model: Published, effort: Effort) -> None:
@@ -96,17 +109,3 @@ def _building(db: Session, model_id: int) -> list[Generation]:
     mine = [one for one in generations.every(db) if one.model_id == model_id and one.state == "open"]
     states = {one.id: operations.get(db, one.operation_id).state for one in mine if one.operation_id}
     return [one for one in mine if states.get(one.id) in UNDER_WAY]
-
-
-def _settle(begin: Begin, model: Published, work: Work, result: Result) -> int:
-    """Write the images whose claim is held and whose revision is unchanged, in one transaction; return how many."""
-    with begin() as db:
-        share(db, Lock.GENERATIONS)
-        ours = catchup.settle(db, model.model_id, result.verdicts)
-        result.exceptions = [(model.model_id, v) for v in result.verdicts if v.status is not Status.ENCODED]
-        result.thumbnails = []  # the live model writes them
-        encode.write(db, work, result, ours)
-        lost = [v.image for v in result.verdicts if v.image.id not in ours]
-        catchup.release(db, model.model_id, lost)  # their revision changed: due again at once
-        enqueue(db, Job.PROJECT)
-    return len(ours)

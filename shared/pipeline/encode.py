@@ -10,8 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from typing import NoReturn
+from dataclasses import dataclass, field, replace
+from typing import NoReturn, Protocol
 
 from sqlalchemy.orm import Session
 
@@ -43,14 +43,19 @@ class Effort:
     wedged_s: float = 300.0  #: a batch without progress for longer ends the process
 
 
-@dataclass(frozen=True, kw_only=True)
-class Source:
-    """How batches are claimed, settled, renewed and given back."""
+class Source(Protocol):
+    """Where batches come from, and where their results go."""
 
-    claim: Callable[[bool], Work]  #: argument: a batch is held already, so none that a lost worker left behind
-    settle: Callable[[Work, Result], int]
-    renew: Callable[[Session, Sequence[Claimed]], None]
-    give_back: Callable[[Sequence[Verdict]], None]  #: each of status `received`
+    def claim(self, *, beside: bool = False) -> Work:
+        """Claim a batch; `beside` another one, none that a lost worker left behind."""
+
+    def settle(self, work: Work, result: Result) -> int:
+        """Write the images whose claims are still held, in one transaction; return how many."""
+
+    def renew(self, db: Session, claimed: Sequence[Claimed]) -> None: ...
+
+    def give_back(self, verdicts: Sequence[Verdict]) -> None:
+        """Make the images due again, and write nothing else about them; each verdict has the status `received`."""
 
 
 class Holding:
@@ -111,21 +116,9 @@ def drain(
     budget_s: float = 20.0,
 ) -> int:
     """Encode due images until none is left or `budget_s` is used up; return how many were settled."""
-    put_back: Counter[str | None] = Counter()
-
-    def settled(work: Work, result: Result) -> int:
-        count = settle(begin, work, result)
-        put_back.update(v.reason for v in result.verdicts if v.status is Status.RECEIVED)
-        return count
-
-    source = Source(
-        claim=lambda beside: claim(begin, encoder_of, effort, beside=beside),
-        settle=settled,
-        renew=lambda db, claimed: images.renew(db, claimed, effort.lease_s),
-        give_back=lambda verdicts: give_back(begin, verdicts),
-    )
-    done = work_off(begin, source, sandbox, encoder_of, effort, budget_s)
-    for reason, count in put_back.items():  # not for each batch: a share may be away with a million images
+    intake = Intake(begin, encoder_of, effort)
+    done = work_off(begin, intake, sandbox, encoder_of, effort, budget_s)
+    for reason, count in intake.put_back.items():  # not for each batch: a share may be away with a million images
         log.warning("images_put_back", reason=reason, count=count)
     return done
 
@@ -149,7 +142,7 @@ def work_off(
         def start() -> Future[Work] | None:
             if time.monotonic() >= until:
                 return None
-            work = source.claim(bool(holding.works()))
+            work = source.claim(beside=bool(holding.works()))
             if not work.claimed:
                 return None
             holding.take(work)
@@ -173,27 +166,6 @@ def work_off(
     return settled
 
 
-def claim(begin: Begin, encoder_of: Callable[[Published], Encoder], effort: Effort, *, beside: bool = False) -> Work:
-    """Load every model with an open generation and claim a batch; `beside` as in `images.claim`.
-
-    Without an open generation nothing is claimed: the images wait for a model. Another model than the live one that
-    cannot be loaded here is left to catch-up.
-
-    Raises: `NotFound`, `Invalid` if the live model cannot be loaded: this worker's fault, so nothing is claimed.
-    """
-    with begin() as db:
-        opened = list({p.model_id: p for p in generations.opened(db)}.values())
-    models = [model for i, model in enumerate(opened) if loads(encoder_of, model, needed=i == 0)]
-    if not models:
-        return Work([], [])
-    with begin() as db:
-        give_up(db, effort)
-        claimed = images.claim(
-            db, limit=effort.batch, lease_s=effort.lease_s, max_failures=effort.max_failures, beside=beside
-        )
-    return Work(claimed, models)
-
-
 def give_up(db: Session, effort: Effort) -> None:
     """Mark as `failed` the images on which Similis failed too often, and forget what was made of earlier bytes."""
     if given_up := images.exhaust(db, effort.max_failures):
@@ -212,35 +184,66 @@ def loads(encoder_of: Callable[[Published], Encoder], model: Published, *, neede
     return True
 
 
-def give_back(begin: Begin, verdicts: Sequence[Verdict]) -> None:
-    """Make the images due again, and write nothing else about them."""
-    with begin() as db:
-        images.settle(db, verdicts)
+@dataclass(frozen=True, slots=True)
+class Intake:
+    """The `Source` of images that the live model has not judged yet; other open models encode them in the same pass."""
 
+    begin: Begin
+    encoder_of: Callable[[Published], Encoder]
+    effort: Effort
+    put_back: Counter[str | None] = field(default_factory=Counter)  #: images that are due again, by reason
 
-def settle(begin: Begin, work: Work, result: Result) -> int:
-    """Write the images whose claims are still held, in one transaction; return how many."""
-    with begin() as db:
-        share(db, Lock.GENERATIONS)  # no generation is opened unseen until the commit
-        result.verdicts = _feature_gate(db, work.models[0], result)
-        ours = images.settle(db, result.verdicts)
-        lost_place = [
-            v.image.id
-            for v in result.verdicts
-            if v.image.id in ours and v.status not in (Status.ENCODED, Status.RECEIVED)
-        ]
-        quarantine.forget(db, lost_place)  # made of earlier bytes; what a reviewer may see and release is written below
-        encoded = [v.image.id for v in result.verdicts if v.image.id in ours and v.status is Status.ENCODED]
-        encodings.forget_closed(db, encoded)  # of earlier bytes: these models do not encode the new ones
-        write(db, work, result, ours)
-        _hand_over(db, work, result, encoded)
-        enqueue(db, Job.PROJECT)
-    if len(ours) < len(result.verdicts):
-        log.info("claims_lost", count=len(result.verdicts) - len(ours))
-    stopped = [v for v in result.verdicts if v.image.id in ours and v.status in (Status.QUARANTINED, Status.FAILED)]
-    for (outcome, gate, reason), count in Counter((v.status.value, v.gate, v.reason) for v in stopped).items():
-        log.info("images_stopped", outcome=outcome, gate=gate, reason=reason, count=count)
-    return len(ours)
+    def claim(self, *, beside: bool = False) -> Work:
+        """Load every model with an open generation and claim a batch.
+
+        Without an open generation nothing is claimed: the images wait for a model. Another model than the live one that
+        cannot be loaded here is left to catch-up.
+
+        Raises: `NotFound`, `Invalid` if the live model cannot be loaded: this worker's fault, so nothing is claimed.
+        """
+        with self.begin() as db:
+            opened = list({p.model_id: p for p in generations.opened(db)}.values())
+        models = [model for i, model in enumerate(opened) if loads(self.encoder_of, model, needed=i == 0)]
+        if not models:
+            return Work([], [])
+        effort = self.effort
+        with self.begin() as db:
+            give_up(db, effort)
+            claimed = images.claim(
+                db, limit=effort.batch, lease_s=effort.lease_s, max_failures=effort.max_failures, beside=beside
+            )
+        return Work(claimed, models)
+
+    def settle(self, work: Work, result: Result) -> int:
+        with self.begin() as db:
+            share(db, Lock.GENERATIONS)  # no generation is opened unseen until the commit
+            result.verdicts = _feature_gate(db, work.models[0], result)
+            ours = images.settle(db, result.verdicts)
+            lost_place = [
+                v.image.id
+                for v in result.verdicts
+                if v.image.id in ours and v.status not in (Status.ENCODED, Status.RECEIVED)
+            ]
+            quarantine.forget(db, lost_place)  # made of earlier bytes; what a reviewer may release is written below
+            encoded = [v.image.id for v in result.verdicts if v.image.id in ours and v.status is Status.ENCODED]
+            encodings.forget_closed(db, encoded)  # of earlier bytes: these models do not encode the new ones
+            write(db, work, result, ours)
+            _hand_over(db, work, result, encoded)
+            enqueue(db, Job.PROJECT)
+        if len(ours) < len(result.verdicts):
+            log.info("claims_lost", count=len(result.verdicts) - len(ours))
+        stopped = [v for v in result.verdicts if v.image.id in ours and v.status in (Status.QUARANTINED, Status.FAILED)]
+        for (outcome, gate, reason), count in Counter((v.status.value, v.gate, v.reason) for v in stopped).items():
+            log.info("images_stopped", outcome=outcome, gate=gate, reason=reason, count=count)
+        self.put_back.update(v.reason for v in result.verdicts if v.status is Status.RECEIVED)
+        return len(ours)
+
+    def renew(self, db: Session, claimed: Sequence[Claimed]) -> None:
+        images.renew(db, claimed, self.effort.lease_s)
+
+    def give_back(self, verdicts: Sequence[Verdict]) -> None:
+        with self.begin() as db:
+            images.settle(db, verdicts)
 
 
 def _feature_gate(db: Session, model: Published, result: Result) -> list[Verdict]:

@@ -46,15 +46,15 @@ def late_writer(platform: Platform) -> dict[str, Path]:
     folder = platform.folder / "archive"
     files = tiny.archive(folder, 4)
     platform.scan()
-    late = encode.claim(platform.begin, platform.encoder, replace(platform.effort, batch=8, lease_s=0.0))
+    late = encode.Intake(platform.begin, platform.encoder, replace(platform.effort, batch=8, lease_s=0.0)).claim()
     stale = batch.forward(batch.decode(platform.sandbox, late), platform.encoder)
     for study in range(2):
         for image in range(2):
             tiny.write(folder / f"{study:05}-{image}.dcm", study, image, version=1)
     platform.scan()
-    while (fresh := encode.claim(platform.begin, platform.encoder, platform.effort)).claimed:  # one at a time
-        encode.settle(platform.begin, fresh, batch.forward(batch.decode(platform.sandbox, fresh), platform.encoder))
-    encode.settle(platform.begin, late, stale)
+    while (fresh := platform.intake.claim()).claimed:  # one at a time
+        platform.intake.settle(fresh, batch.forward(batch.decode(platform.sandbox, fresh), platform.encoder))
+    platform.intake.settle(late, stale)
     platform.project()
     return files
 

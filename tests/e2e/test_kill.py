@@ -61,18 +61,18 @@ def stale_writer(platform: Platform, *, taken_over: bool) -> list[str]:
     sent = tiny.archive(folder, 4)
     effort = replace(platform.effort, batch=8)
     platform.scan()
-    stale = encode.claim(platform.begin, platform.encoder, replace(effort, lease_s=0.0))
+    stale = encode.Intake(platform.begin, platform.encoder, replace(effort, lease_s=0.0)).claim()
     late = batch.forward(batch.decode(platform.sandbox, stale), platform.encoder)
     for study in range(4):
         for image in range(2):
             tiny.write(folder / f"{study:05}-{image}.dcm", study, image, version=1)
     platform.scan()
     if taken_over:
-        fresh = encode.claim(platform.begin, platform.encoder, effort)
-        encode.settle(platform.begin, stale, late)
-        encode.settle(platform.begin, fresh, batch.forward(batch.decode(platform.sandbox, fresh), platform.encoder))
+        fresh = encode.Intake(platform.begin, platform.encoder, effort).claim()
+        platform.intake.settle(stale, late)
+        platform.intake.settle(fresh, batch.forward(batch.decode(platform.sandbox, fresh), platform.encoder))
     else:
-        encode.settle(platform.begin, stale, late)
+        platform.intake.settle(stale, late)
         platform.encode()
     platform.project()
     live = platform.published()

@@ -100,12 +100,12 @@ def test_what_is_given_back_keeps_what_was_last_said_of_it(filled: Platform, mon
 def claim(platform: Platform, lease_s: float = 5.0) -> batch.Work:
     with platform.begin() as db:
         model = next(p for p in generations.opened(db) if p.model_id == 2)
-    return catchup._claim(platform.begin, model, replace(platform.effort, lease_s=lease_s), first=True)
+    return catchup.CatchUp(platform.begin, model, replace(platform.effort, lease_s=lease_s)).claim()
 
 
 def settle(platform: Platform, work: batch.Work) -> int:
     result = batch.forward(batch.decode(platform.sandbox, work), platform.encoder)
-    return catchup._settle(platform.begin, work.models[0], work, result)
+    return catchup.CatchUp(platform.begin, work.models[0], platform.effort).settle(work, result)
 
 
 def test_a_new_model_is_built_from_the_images_and_nothing_else_is_written(filled: Platform) -> None:
@@ -199,10 +199,10 @@ def test_a_model_that_cannot_be_loaded_here_holds_up_no_intake(filled: Platform)
 def test_an_image_that_was_claimed_before_the_opening_is_done_after_it(filled: Platform) -> None:
     filled.put("new.dcm", header(12))
     filled.scan()
-    work = encode.claim(filled.begin, filled.encoder, filled.effort)
+    work = filled.intake.claim()
     number = opened(filled)
     result = batch.forward(batch.decode(filled.sandbox, work), filled.encoder)
-    assert encode.settle(filled.begin, work, result) == 1
+    assert filled.intake.settle(work, result) == 1
     filled.reindex()
     assert filled.index(f"g{number}-m2").count() == 13
 
@@ -259,7 +259,7 @@ def test_other_bytes_between_claim_and_settling_are_not_missed(filled: Platform)
     filled.put(os.fsdecode(path).rpartition("/")[2], header(int(uid.rpartition(".")[2]) - 1), b"other bytes")
     filled.scan()
     result = batch.forward(decoded, filled.encoder)
-    assert catchup._settle(filled.begin, work.models[0], work, result) == 3
+    assert catchup.CatchUp(filled.begin, work.models[0], filled.effort).settle(work, result) == 3
     assert 2 not in {row[0] for row in encoded(filled, 2)}
     filled.encode()
     filled.reindex()

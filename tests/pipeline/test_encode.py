@@ -259,7 +259,7 @@ def test_an_image_of_which_workers_die_takes_no_other_with_it(
         if n == 1:
             fatal = float(platform.sandbox._decoded(path, batch.recipe_of(platform.published())).pixels[0, 0, 0])
     platform.scan()
-    monkeypatch.setattr(encode, "give_back", lambda *_: None)  # a killed worker releases nothing
+    monkeypatch.setattr(encode.Intake, "give_back", lambda *_: None)  # a killed worker releases nothing
     deaths = 0
     while "received" in statuses(platform) or "encoding" in statuses(platform):
         try:
@@ -282,8 +282,9 @@ def test_what_is_given_up_is_found_no_more_by_its_old_bytes(platform: Platform) 
     platform.take_in(2)
     platform.put("0000.dcm", header(0), b"other bytes, of which workers die")
     platform.scan()
-    for _ in range(platform.effort.max_failures):
-        assert encode.claim(platform.begin, platform.encoder, replace(platform.effort, lease_s=0.0)).alone is (_ > 0)
+    fading = replace(platform.intake, effort=replace(platform.effort, lease_s=0.0))
+    for attempt in range(platform.effort.max_failures):
+        assert fading.claim().alone is (attempt > 0)
     platform.encode()
     platform.project()
     assert statuses(platform) == {"encoded": 1, "failed": 1}
@@ -326,11 +327,11 @@ def test_an_image_that_fails_waits_by_how_often_it_has_failed_since_it_was_retri
         db.execute(sa.text("UPDATE image SET attempt = 9"))
     waits = []
     for _ in range(3):
-        work = encode.claim(platform.begin, platform.encoder, platform.effort)
+        work = platform.intake.claim()
         decoded = batch.decode(platform.sandbox, work)
         result = batch.forward(decoded, lambda model: Broken(platform.encoder(model), MemoryError))
         waits += [verdict.retry_after_s for verdict in result.verdicts]
-        encode.settle(platform.begin, work, result)
+        platform.intake.settle(work, result)
         with platform.begin() as db:
             db.execute(sa.text("UPDATE image SET not_before = NULL"))
     assert waits == [batch.RETRY_S, 2 * batch.RETRY_S, 4 * batch.RETRY_S]
@@ -347,10 +348,10 @@ def test_a_share_that_is_away_is_waited_for_by_how_often_it_was_since_the_image_
         platform.sandbox.pixels[path] = failed(Reason.UNREADABLE)
         found = []
         for _ in range(3):
-            work = encode.claim(platform.begin, platform.encoder, platform.effort)
+            work = platform.intake.claim()
             result = batch.forward(batch.decode(platform.sandbox, work), platform.encoder)
             found += [verdict.retry_after_s for verdict in result.verdicts]
-            encode.settle(platform.begin, work, result)
+            platform.intake.settle(work, result)
             with platform.begin() as db:
                 db.execute(sa.text("UPDATE image SET not_before = NULL"))
         del platform.sandbox.pixels[path]
@@ -368,12 +369,12 @@ def test_work_that_was_lost_to_another_worker_writes_nothing(platform: Platform)
     platform.add_model()
     platform.put("a.dcm", header(0))
     platform.scan()
-    work = encode.claim(platform.begin, platform.encoder, replace(platform.effort, lease_s=0.0))
+    work = encode.Intake(platform.begin, platform.encoder, replace(platform.effort, lease_s=0.0)).claim()
     batch.decode(platform.sandbox, work)
     result = batch.forward(work, platform.encoder)
     with platform.begin() as db:
         images.claim(db, limit=10, lease_s=30, max_failures=3)
-    assert encode.settle(platform.begin, work, result) == 0
+    assert platform.intake.settle(work, result) == 0
     assert ledger(platform) == []
     assert statuses(platform) == {Status.ENCODING.value: 1}
 
@@ -424,11 +425,11 @@ def test_labels_that_change_while_an_image_is_encoded_cost_no_claim(platform: Pl
     platform.add_model()
     platform.put("a.dcm", header(0))
     platform.scan()
-    work = encode.claim(platform.begin, platform.encoder, platform.effort)
+    work = platform.intake.claim()
     result = batch.forward(batch.decode(platform.sandbox, work), platform.encoder)
     with platform.begin() as db:
         db.execute(sa.text("UPDATE image SET birads = 4, revision = revision + 1"))
-    assert encode.settle(platform.begin, work, result) == 1
+    assert platform.intake.settle(work, result) == 1
     with platform.store.reading() as connection:
         assert connection.execute(sa.text("SELECT revision FROM ledger")).scalar_one() == 2
 
@@ -450,7 +451,7 @@ def test_files_that_take_long_one_after_the_other_are_no_standstill(platform: Pl
     for n in range(3):
         platform.put(f"{n}.dcm", header(n))
     platform.scan()
-    work = encode.claim(platform.begin, platform.encoder, platform.effort)
+    work = platform.intake.claim()
     assert not work.read
     moments = []
 
@@ -472,7 +473,7 @@ def test_files_that_are_looked_at_again_one_after_the_other_are_no_standstill(pl
     platform.scan()
     for path in paths:
         os.utime(path, ns=(0, 10**18))
-    work = encode.claim(platform.begin, platform.encoder, platform.effort)
+    work = platform.intake.claim()
     moments = []
 
     def slow(paths: Sequence[Path]) -> list[Inspected | Rejected]:

@@ -12,7 +12,7 @@ from sqlalchemy.orm import Session
 
 from shared.errors import Conflict, NotFound, Unavailable
 from shared.index.base import Index
-from shared.pipeline import batch, encode, erase, lifecycle, project, reindex
+from shared.pipeline import batch, erase, lifecycle, project, reindex
 from shared.pipeline.question import Request
 from shared.pipeline.search import by_studies
 from shared.store import generations, operations
@@ -282,10 +282,10 @@ def test_while_its_deletes_are_due_an_erasure_cannot_be_lifted(filled: Platform)
 def test_an_image_that_is_being_encoded_is_erased_all_the_same(filled: Platform) -> None:
     filled.put("new.dcm", header(20))
     filled.scan()
-    work = encode.claim(filled.begin, filled.encoder, filled.effort)
+    work = filled.intake.claim()
     result = batch.forward(batch.decode(filled.sandbox, work), filled.encoder)
     operation = erased(filled, "1.2.4.6")
-    assert encode.settle(filled.begin, work, result) == 0
+    assert filled.intake.settle(work, result) == 0
     assert query(filled, "SELECT count(*) FROM encoding") == [(16,)]
     settle(filled)
     assert state(filled, operation).state == "succeeded"

@@ -360,11 +360,11 @@ def test_what_is_judged_while_a_threshold_comes_into_force_is_judged_by_one_of_t
     """Settling holds the lock, so all images judged by older thresholds are written before a new one is in force."""
     calibrated.paint(STRANGE, 0.9)
     calibrated.scan()
-    work = encode.claim(calibrated.begin, calibrated.encoder, calibrated.effort)
+    work = calibrated.intake.claim()
     result = batch.forward(batch.decode(calibrated.sandbox, work), calibrated.encoder)
     with calibrated.begin() as db:  # before the image is settled
         calibrated.begin_replay(db, threshold=0.95)
-    encode.settle(calibrated.begin, work, result)
+    calibrated.intake.settle(work, result)
     assert calibrated.status(STRANGE) == "encoded"
 
 

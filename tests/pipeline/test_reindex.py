@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -157,11 +158,10 @@ def test_what_comes_while_it_is_built_goes_to_both(filled: Platform) -> None:
 
 def test_an_image_settled_while_a_generation_is_opened_is_not_missed(filled: Platform) -> None:
     """Opening a generation waits for transactions that do not see it yet, so that all later ones write to both."""
-    from shared.pipeline import encode
 
     filled.put("late.dcm", header(16))
     filled.scan()
-    work = encode.claim(filled.begin, filled.encoder, filled.effort)
+    work = filled.intake.claim()
     result = batch.forward(batch.decode(filled.sandbox, work), filled.encoder)
     settling, opened, go = threading.Event(), threading.Event(), threading.Event()
 
@@ -177,7 +177,7 @@ def test_an_image_settled_while_a_generation_is_opened_is_not_missed(filled: Pla
         opened.set()
 
     numbers: list[int] = []
-    one = threading.Thread(target=lambda: encode.settle(slowly, work, result))
+    one = threading.Thread(target=lambda: replace(filled.intake, begin=slowly).settle(work, result))
     two = threading.Thread(target=open_it)
     one.start()
     assert settling.wait(10)

@@ -12,7 +12,7 @@ from shared.index import grouping
 from shared.index.base import Answer, Query
 from shared.index.faiss import FaissStore
 from shared.index.memory import MemoryIndex
-from shared.pipeline import encode, search
+from shared.pipeline import search
 from shared.pipeline.question import Filters, Ranking, Request
 from shared.store import checks, generations, images
 from shared.store.images import Verdict
@@ -112,7 +112,7 @@ def test_what_is_encoded_anew_when_its_worker_stops_is_on_its_page(archive: Plat
     with archive.begin() as db:
         checks.encode_again(db, range(1, 49))
         claimed = images.claim(db, limit=48, lease_s=5, max_failures=5)
-    encode.give_back(archive.begin, [Verdict(image=c, status=Status.RECEIVED) for c in claimed])
+    archive.intake.give_back([Verdict(image=c, status=Status.RECEIVED) for c in claimed])
     first = ask(archive, k=5)
     second = ask(archive, k=5, cursor=first.next)
     assert [s.study_uid for s in (*first.studies, *second.studies)] == everything

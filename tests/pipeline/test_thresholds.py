@@ -102,12 +102,12 @@ def test_of_very_many_images_a_threshold_is_made_of_some_and_of_the_same_ones_ea
     with calibrated.begin() as db:
         model = generations.model(db, "null")
         made = thresholds.calibrate(db, model, ANNA)
-        proposed = thresholds.propose(db, model, "MG", Choice(rule="mean+3sd")).columns
-        given = thresholds.propose(db, model, "MG", Choice(threshold=0.9)).columns
+        proposed = thresholds.propose(db, model, "MG", Choice(rule="mean+3sd")).numbers
+        given = thresholds.propose(db, model, "MG", Choice(threshold=0.9)).numbers
     encoded = "SELECT digest FROM image WHERE status = 'encoded' ORDER BY 1 LIMIT 21"
     names = [bytes(one).hex() for one in calibrated.column(encoded)]  # type: ignore[arg-type]
-    for one in (thresholds.columns_of(made.calibrations[0]), proposed, given):
-        assert (one["n"], one["data_sha256"]) == (21, ood.data_digest(names))
+    for one in (thresholds.Numbers.stored(made.calibrations[0]), proposed, given):
+        assert (one.n, one.data_sha256) == (21, ood.data_digest(names))
     assert made.left_out == {"MG": 1}
 
 
