@@ -5,6 +5,7 @@ import subprocess
 import tomllib
 
 import pytest
+import yaml
 
 from shared.imaging.reasons import SENTENCES, Reason
 from tests.conftest import ROOT
@@ -48,6 +49,17 @@ def test_every_figure_names_a_module_that_measures_it() -> None:
     figures = (ROOT / "benchmarks" / "results" / "README.md").read_text(encoding="utf-8")
     for module in re.findall(r"python -m ((?:benchmarks|tests)[\w.]+)", README + figures):
         assert (ROOT / f"{module.replace('.', '/')}.py").exists(), module
+
+
+def test_every_alarm_is_documented_and_about_a_metric_that_exists() -> None:
+    rules = yaml.safe_load((ROOT / "docs" / "alerts.yml").read_text(encoding="utf-8"))["groups"][0]["rules"]
+    pages = (ROOT / "docs" / "operating.md").read_text(encoding="utf-8")
+    sources = "".join((ROOT / f"services/{part}/metrics.py").read_text(encoding="utf-8") for part in ("api", "dicom"))
+    assert len(rules) > 10
+    for rule in rules:
+        for name in re.findall(r"similis_\w+", rule["expr"]):
+            assert f'"{re.sub(r"_(bucket|count|total)$", "", name)}"' in sources, name
+            assert name.removesuffix("_bucket") in pages, name
 
 
 def test_every_reason_has_a_sentence() -> None:

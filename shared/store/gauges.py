@@ -1,11 +1,14 @@
-"""The figures for monitoring, read by a few statements."""
+"""The figures for monitoring, read by a few statements.
+
+Where the labels are known beforehand, a count of 0 is told, too: of a series that begins with 1 nobody sees the rise.
+"""
 
 from dataclasses import dataclass
 
 import sqlalchemy as sa
 
 from shared.store import calibrations, canaries, images, ledger, letters, operations
-from shared.types import OperationKind
+from shared.types import OperationKind, Status
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ def read(connection: sa.Connection) -> Gauges:
     generations = connection.execute(_OPEN).all()
     canary = [(name, canaries.told(rounds)) for name, rounds in connection.execute(_CANARY)]
     return Gauges(
-        images={status: float(n) for status, n in images.statuses(connection).items()},
+        images=dict.fromkeys(Status, 0.0) | {status: float(n) for status, n in images.statuses(connection).items()},
         queues={
             "scan": (float(sum(n for n, _ in scans)), max(oldest_s for _, oldest_s in scans)),
             "ingest": (float(waiting), oldest or 0.0),
@@ -58,7 +61,8 @@ def read(connection: sa.Connection) -> Gauges:
         },
         stopped={(gate, status): float(n) for gate, status, n in stopped},
         letters={(kind, reason): float(n) for kind, reason, n in letters.counts(connection)},
-        failed={(kind,): float(n) for kind, n in connection.execute(_FAILED)},
+        failed=dict.fromkeys(((kind,) for kind in OperationKind), 0.0)
+        | {(kind,): float(n) for kind, n in connection.execute(_FAILED)},
         reviews={(row[0],): float(row[1]) for row in connection.execute(_DONE)},
         uncalibrated={(modality,): float(n) for modality, n in calibrations.unjudged(connection).items()},
         undistanced={(modality,): float(n) for modality, n in calibrations.unjudged(connection, "distance").items()},

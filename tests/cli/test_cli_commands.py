@@ -54,9 +54,10 @@ def test_every_command_that_asks_a_server_answers_as_json_on_request():
 
 
 def told() -> list[str]:
-    """The command lines of README and docs, in code spans and at prompts."""
+    """The command lines of README and docs, in code spans and at prompts, and of the unit for systemd."""
     pages = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
     text = "\n".join(page.read_text(encoding="utf-8") for page in pages)
+    text += re.sub(r"^ExecStart=\S*/", "$ ", (ROOT / "docs" / "similis.service").read_text("utf-8"), flags=re.MULTILINE)
     found = re.findall(r"(?<!`)`(similis [^`\n]+)`|^\$ (similis .+?)(?: +#.*)?$", text, re.MULTILINE)
     return sorted({span or line for span, line in found})
 

@@ -211,7 +211,7 @@ def test_who_settles_and_who_gives_catch_up_back_do_not_wait_for_each_other(
     model, claimed = catching_up_on
     with platform.begin() as db:
         (second,) = (one for one in generations.opened(db) if one.model_id == model)
-    source = catching_up._source(platform.begin, second, platform.effort)
+    source = catching_up.CatchUp(platform.begin, second, platform.effort)
     hung = again(claimed[3], "unreadable-file", our_fault=False)
     verdicts = [*(Verdict(image=c, status=Status.RECEIVED) for c in claimed[:3]), hung]
     ids = [c.id for c in claimed]
@@ -273,7 +273,7 @@ def test_who_settles_and_who_builds_a_generation_do_not_wait_for_each_other(plat
             with platform.begin() as db:
                 reindex.fill(db, generations.get(db, number))
         else:
-            catching_up._claim(platform.begin, found, platform.effort, first=True)
+            catching_up.CatchUp(platform.begin, found, platform.effort).claim()
 
     with ThreadPoolExecutor(1) as beside:
         with platform.begin() as db:
