@@ -8,18 +8,14 @@ from pathlib import Path
 import pytest
 
 from shared.tls import verifying
-from tests.certificates import openssl
+from tests.certificates import authority
 
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory) -> Path:
     """An authority as OpenSSL makes it by default, without a key usage, and a server's certificate of it."""
     folder = tmp_path_factory.mktemp("keys")
-    openssl(folder, "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca")
-    openssl(folder, "req -newkey rsa:2048 -nodes -keyout server.key -out server.csr -subj /CN=server")
-    (folder / "server.ext").write_text("subjectAltName=IP:127.0.0.1\n")
-    signed = "x509 -req -in server.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out server.pem -days 2"
-    openssl(folder, f"{signed} -extfile server.ext")
+    authority(folder, "server")
     return folder
 
 

@@ -18,7 +18,7 @@ from shared.config import Dicom
 from shared.errors import Invalid
 from shared.process import until
 from shared.tls import verifying
-from tests.certificates import openssl
+from tests.certificates import authority, openssl
 from tests.conftest import ROOT
 from tests.ports import free_port
 from tests.services.dicom.conftest import MAMMOGRAM, closing, instance, written
@@ -28,12 +28,7 @@ from tests.services.dicom.conftest import MAMMOGRAM, closing, instance, written
 def keys(tmp_path_factory) -> Path:
     """A CA, a server and a sender with certificates of it, and a stranger without."""
     folder = tmp_path_factory.mktemp("keys")
-    openssl(folder, "req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -days 2 -subj /CN=ca")
-    for name in ("server", "sender"):
-        openssl(folder, f"req -newkey rsa:2048 -nodes -keyout {name}.key -out {name}.csr -subj /CN={name}")
-        signed = f"x509 -req -in {name}.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out {name}.pem -days 2"
-        (folder / f"{name}.ext").write_text("subjectAltName=IP:127.0.0.1\n")
-        openssl(folder, f"{signed} -extfile {name}.ext")
+    authority(folder, "server", "sender")
     openssl(folder, "req -x509 -newkey rsa:2048 -nodes -keyout stranger.key -out stranger.pem -days 2 -subj /CN=me")
     return folder
 
