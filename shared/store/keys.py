@@ -98,13 +98,19 @@ def revoke(db: Session, key_id: int) -> bool:
 
     Raises: `NotFound`.
     """
-    found = db.get(ApiKey, key_id, with_for_update=True)
-    if found is None:
-        raise NotFound("no such key")
+    found = get(db, key_id, lock=True)
     if found.revoked_at is not None:
         return False
     found.revoked_at = sa.func.clock_timestamp()
     return True
+
+
+def get(db: Session, key_id: int, *, lock: bool = False) -> ApiKey:
+    """Raises: `NotFound`."""
+    found = db.get(ApiKey, key_id, with_for_update=lock)
+    if found is None:
+        raise NotFound("no such key")
+    return found
 
 
 def every(db: Session) -> list[ApiKey]:

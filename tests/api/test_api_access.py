@@ -104,6 +104,7 @@ ROUTES = {
     ("GET", "/v1/audit"): ("/v1/audit", Scope.AUDIT, None),
     ("GET", "/v1/keys"): ("/v1/keys", Scope.ADMIN, None),
     ("POST", "/v1/keys"): ("/v1/keys", Scope.ADMIN, {"name": "other", "scopes": ["read"]}),
+    ("GET", "/v1/keys/{key_id}"): ("/v1/keys/999", Scope.ADMIN, None),
     ("DELETE", "/v1/keys/{key_id}"): ("/v1/keys/999", Scope.ADMIN, None),
 }
 
@@ -178,7 +179,9 @@ def test_a_route_that_declares_no_scope_keeps_the_app_from_starting():
 
 
 def test_a_revoked_key_is_refused_within_a_second(client):
-    made = client.post("/v1/keys", json={"name": "viewer", "scopes": ["read"]}).json()
+    answer = client.post("/v1/keys", json={"name": "viewer", "scopes": ["read"]})
+    made = answer.json()
+    assert {**client.get(answer.headers["Location"]).json(), "secret": made["secret"]} == made
     headers = {"Authorization": f"Bearer {made['secret']}"}
     assert client.get("/v1/models", headers=headers).status_code == 200
     assert client.delete(f"/v1/keys/{made['id']}").status_code == 204

@@ -29,6 +29,12 @@ def make_key(db: Db, bearer: CanAdmin, asked: KeyIn, response: Response) -> KeyM
     return {**_key(row), "secret": secret}
 
 
+@router.get("/v1/keys/{key_id}")
+def show_key(db: Db, _: CanAdmin, key_id: Id) -> KeyOut:
+    """One key, without its secret."""
+    return _key(keys.get(db, key_id))
+
+
 @router.delete("/v1/keys/{key_id}", status_code=204)
 def revoke_key(db: Db, bearer: CanAdmin, key_id: Id) -> Response:
     """Revoke the key; within a second each API process refuses it (`/metrics` if the database is there). Idempotent."""
