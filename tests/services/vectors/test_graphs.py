@@ -102,6 +102,7 @@ def test_a_graph_beside_is_merged_after_a_while(growing: Growing, monkeypatch: p
 def test_a_graph_beside_is_merged_after_a_restart_too(growing: Growing, monkeypatch: pytest.MonkeyPatch) -> None:
     growing.write(range(1600))
     growing.write(range(1600, 1800))
+    growing.optimizer.stop()  # two of them would rebuild the same copy
     monkeypatch.setattr(optimize, "MERGE_AFTER_S", 0.2)
     monkeypatch.setattr(optimize, "MERGE_AFTER_S_PER_POINT", 0.0)
     restarted = Optimizer(growing.held.loaded())
