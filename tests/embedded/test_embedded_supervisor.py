@@ -137,7 +137,7 @@ def test_a_child_that_hangs_is_killed_and_started_again(stack):
     assert not until(lambda: one.of("api")["restarts"] > 0, 3), "it lives"
     before = one.identity("api")
     before.signal(signal.SIGSTOP)
-    assert until(lambda: one.identity("api") not in (before, None), 10)
+    assert until(lambda: one.identity("api") not in (before, None), 30)
     assert not before.alive
     assert "api has not responded for" in one.said
     assert "api ended (signal SIGKILL); restarting it" in one.said

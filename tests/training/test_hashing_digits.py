@@ -60,6 +60,12 @@ def mean_average_precision(found, labels):
     return measure(queries, gallery, metric="hamming", ks=(1,)).micro("mAP")
 
 
+def of_two_codes(found):
+    """The share of the gallery that has one of the two most common codes."""
+    counts = np.unique(found[:GALLERY], axis=0, return_counts=True)[1]
+    return np.sort(counts)[-2:].sum() / GALLERY
+
+
 @pytest.mark.slow
 def test_soft_targets_keep_digits_apart_that_share_a_class_and_others_collapse(digits):
     """Trained on whether a digit is below five, queried for the digit. Chance is 0.1, two perfect codes give 0.2."""
@@ -68,14 +74,14 @@ def test_soft_targets_keep_digits_apart_that_share_a_class_and_others_collapse(d
     for seed in range(3):  # a single one lies between 0.31 and 0.54, depending on seed and processor
         soft = codes("acir", pixels, coarse, gamma=0.4, seed=seed)
         assert mean_average_precision(soft, coarse) > 0.95
-        assert unique_codes(soft[:GALLERY]) >= 20
+        assert of_two_codes(soft) < 0.7
         kept.append(mean_average_precision(soft, fine))
     assert np.mean(kept) > 0.33
     for method in ("pairwise", "acir-released", "csq"):
         collapsed = codes(method, pixels, coarse, epochs=80 if method == "csq" else 40)  # csq converges slowest
         assert mean_average_precision(collapsed, coarse) > 0.95
         assert mean_average_precision(collapsed, fine) < 0.3, method
-        assert unique_codes(collapsed[:GALLERY]) <= 5, method
+        assert of_two_codes(collapsed) > 0.95, method
 
 
 @pytest.mark.slow
