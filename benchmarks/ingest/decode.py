@@ -21,7 +21,7 @@ from pydicom.uid import UID, ExplicitVRLittleEndian, JPEG2000Lossless, JPEGLossl
 
 from benchmarks import real, report
 from benchmarks.report import Json, Spread
-from shared.datasets.mammogram import SCANNERS, Identity, dataset, save
+from shared.datasets.mammogram import PLUGINS, SCANNERS, Identity, dataset, save
 from shared.datasets.phantom import render
 from shared.datasets.women import exams
 from shared.encoder.base import Encoder
@@ -43,7 +43,7 @@ NEIGHBOURS = 10
 SYNTAXES: dict[str, UID] = {
     "Explicit VR LE": ExplicitVRLittleEndian,
     "RLE": RLELossless,
-    "JPEG-LS lossless": JPEGLSLossless,
+    **({"JPEG-LS lossless": JPEGLSLossless} if JPEGLSLossless in PLUGINS else {}),
     "JPEG lossless": JPEGLosslessSV1,
     "JPEG 2000 lossless": JPEG2000Lossless,
 }

@@ -7,6 +7,7 @@ import struct
 import uuid
 from dataclasses import dataclass
 from datetime import date
+from importlib.util import find_spec
 from io import BytesIO
 from pathlib import Path
 
@@ -27,7 +28,10 @@ from pydicom.uid import (
 from shared.datasets.phantom import FIELD_MM, TOP, Stored
 
 NAMES = uuid.UUID("5f1d7c1e-52f6-5c39-9f0a-0d5c1a0b6d11")
-PLUGINS = {RLELossless: "pylibjpeg", JPEGLSLossless: "pyjpegls", JPEG2000Lossless: "pylibjpeg"}
+#: pydicom's encoder for each compressed transfer syntax
+PLUGINS = {RLELossless: "pylibjpeg", JPEG2000Lossless: "pylibjpeg"}
+if find_spec("jpeg_ls"):  # pyjpegls has no wheels for Python 3.14
+    PLUGINS[JPEGLSLossless] = "pyjpegls"
 VIEWS = {"CC": ("399162004", "cranio-caudal"), "MLO": ("399368009", "medio-lateral oblique")}
 #: directions of rows and columns; chest wall to the left for L, to the right for R
 ORIENTATIONS = {("L", "CC"): "A\\R", ("R", "CC"): "P\\L", ("L", "MLO"): "A\\FR", ("R", "MLO"): "P\\FL"}
@@ -47,7 +51,7 @@ SCANNERS = (
     Scanner("phantom-1", ExplicitVRLittleEndian, inverted=False, voi="window"),
     Scanner("phantom-2", JPEG2000Lossless, inverted=True, voi="window"),
     Scanner("phantom-3", RLELossless, inverted=False, voi="lut"),
-    Scanner("phantom-4", JPEGLSLossless, inverted=True, voi="sigmoid"),
+    Scanner("phantom-4", JPEGLSLossless if JPEGLSLossless in PLUGINS else RLELossless, inverted=True, voi="sigmoid"),
     Scanner("phantom-5", ImplicitVRLittleEndian, inverted=False, voi="windows"),
 )
 

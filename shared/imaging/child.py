@@ -14,7 +14,6 @@ import warnings
 import zlib  # before gdcm: imported first, gdcm's zlib would replace this one and corrupt memory
 
 import gdcm
-import jpeg_ls
 import openjpeg
 import PIL.Image
 import PIL.Jpeg2KImagePlugin
@@ -33,7 +32,7 @@ from shared.imaging.recipe import Recipe
 from shared.process import die_with_parent
 
 EAGER_BYTES = 64 * MIB  #: files up to this size are mapped with MAP_POPULATE: cheaper than a fault per page
-CODECS = (zlib, gdcm, jpeg_ls, openjpeg, PIL, rle)  # imported here: the confined process may not be allowed to
+CODECS = (zlib, gdcm, openjpeg, PIL, rle)  # imported here: the confined process may not be allowed to
 
 
 def main() -> None:

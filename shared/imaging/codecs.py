@@ -9,11 +9,10 @@ import struct
 import zlib  # noqa: F401 - before gdcm, see child.py
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gdcm
-import jpeg_ls
 import numpy as np
 import openjpeg.utils
 from numpy.typing import NDArray
@@ -23,6 +22,11 @@ from rle.rle import decode_frame as rle_decode_frame
 from shared.errors import Rejected
 from shared.imaging.geometry import Geometry
 from shared.imaging.reasons import Reason, hostile, undecodable
+
+try:
+    import jpeg_ls
+except ImportError:  # pyjpegls has no wheels for Python 3.14
+    jpeg_ls = None
 
 _ROOT = "1.2.840.10008.1.2."
 JPEG = frozenset((_ROOT + "4.50", _ROOT + "4.51"))
@@ -54,7 +58,7 @@ def decode_frame(data: bytes, syntax: str, geometry: Geometry, factor: int) -> P
         if syntax in JPEG_LOSSLESS:
             return _gdcm(data, syntax, geometry, _expect_size(jpeg_size(data), geometry))
         if syntax in JPEG_LS:
-            return _jpeg_ls(data, geometry)
+            return _jpeg_ls(data, syntax, geometry)
         if syntax in JPEG_2000 or syntax in HTJ2K:
             return _jpeg_2000(data, geometry, factor if syntax in JPEG_2000 else 1)
         if syntax in RLE:
@@ -189,13 +193,20 @@ def _reduced_jpeg_2000(data: bytes, steps: int, size: StreamSize) -> Values | No
     return unscaled
 
 
-def _jpeg_ls(data: bytes, geometry: Geometry) -> Plane:
+def _jpeg_ls(data: bytes, syntax: str, geometry: Geometry) -> Plane:
     size = _expect_size(jpeg_size(data), geometry)
     if b"\xff\xd9" not in data:  # CharLS refuses it too, after four seconds of processor time on a small stream
         raise undecodable(Reason.CORRUPT)
-    buffer, info = jpeg_ls.decode_pixel_data(data)
-    flat = np.frombuffer(buffer, dtype=np.uint8 if size.precision <= 8 else np.dtype("<u2"))
-    values = _shaped(flat, geometry, planar=info["interleave_mode"] == 0)
+    allocated = 8 if size.precision <= 8 else 16
+    if jpeg_ls is not None:
+        buffer, info = jpeg_ls.decode_pixel_data(data)
+        flat = np.frombuffer(buffer, np.dtype(f"<u{allocated // 8}"))
+        values = _shaped(flat, geometry, planar=info["interleave_mode"] == 0)
+    elif size.precision >= 8:  # GDCM takes twice as long, and interleaves the samples always
+        stream = replace(geometry, allocated=allocated, stored=size.precision, signed=False, planar=False)
+        values = _gdcm(data, syntax, stream, size).values
+    else:  # GDCM refuses most of these
+        raise undecodable(Reason.NO_DECODER)
     return Plane(sign_extended(values, size.precision) if geometry.signed else values, rgb=_is_rgb(geometry))
 
 
@@ -209,7 +220,7 @@ def _rle(data: bytes, geometry: Geometry) -> Plane:
 
 
 def _gdcm(data: bytes, syntax: str, geometry: Geometry, size: StreamSize) -> Plane:
-    """Decode the formats that no other permissive decoder reads: JPEG lossless, and JPEG extended with 12 bits."""
+    """Decode JPEG lossless, and JPEG extended with 12 bits, which no other permissive decoder reads, and JPEG-LS."""
     if geometry.allocated not in (8, 16) or not 2 <= size.precision <= 16:  # T.81 B.2.2; GDCM crashes on others
         raise undecodable(Reason.MISMATCH)
     deque(_segments(data), maxlen=0)  # GDCM ends the process over stray bytes between segments

@@ -4,7 +4,7 @@ import io
 import struct
 from pathlib import Path
 
-import jpeg_ls
+import gdcm
 import numpy as np
 import openjpeg.utils
 import pydicom.data
@@ -93,7 +93,7 @@ def encoded(frame, ds, syntax):
         kind = 1 if ds.SamplesPerPixel == 3 else 2
         return openjpeg.utils.encode_array(frame, bits_stored=ds.BitsStored, photometric_interpretation=kind, **lossy)
     if syntax == JPEG_LS:
-        return jpeg_ls.encode_array(frame)
+        return jpeg_ls(frame)
     if syntax == RLE:
         return encode_pixel_data(np.ascontiguousarray(frame).tobytes(), ds, "<")
     if syntax == JPEG:
@@ -103,6 +103,26 @@ def encoded(frame, ds, syntax):
     if syntax == LOSSLESS:
         return jpeg_lossless(frame, ds.BitsStored)
     raise ValueError(syntax)
+
+
+def jpeg_ls(frame):
+    """Encode (rows, cols) of 8 or 16 bits by GDCM, without loss."""
+    element = gdcm.DataElement(gdcm.Tag(0x7FE0, 0x0010))
+    element.SetByteStringValue(frame.tobytes())
+    image, bits = gdcm.Image(), 8 * frame.itemsize
+    image.SetNumberOfDimensions(2)
+    image.SetDimensions((*frame.shape[::-1], 1))
+    image.SetPixelFormat(gdcm.PixelFormat(1, bits, bits, bits - 1, 0))
+    image.SetPhotometricInterpretation(gdcm.PhotometricInterpretation(gdcm.PhotometricInterpretation.MONOCHROME2))
+    image.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.ExplicitVRLittleEndian))
+    image.SetDataElement(element)
+    change = gdcm.ImageChangeTransferSyntax()
+    change.SetTransferSyntax(gdcm.TransferSyntax(gdcm.TransferSyntax.JPEGLSLossless))
+    change.SetInput(image)
+    image.thisown = False  # `change` deletes it
+    assert change.Change()
+    fragment = change.GetOutput().GetDataElement().GetSequenceOfFragments().GetFragment(0)
+    return fragment.GetByteValue().GetBuffer().encode("utf-8", "surrogateescape")
 
 
 def jpeg_lossless(frame, bits):

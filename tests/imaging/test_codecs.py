@@ -1,13 +1,14 @@
 """Every transfer syntax decodes to the picture that was encoded; a reduced decode is close to the full one, scaled."""
 
+import struct
 import zlib  # noqa: F401 - before gdcm, see shared/imaging/child.py
 from dataclasses import replace
 
 import gdcm
-import jpeg_ls
 import numpy as np
 import pytest
 from pictures import (
+    BUNDLED,
     DEFLATED,
     EXPLICIT,
     IMPLICIT,
@@ -21,13 +22,18 @@ from pictures import (
     dataset,
     encoded,
     file_of,
+    jpeg_ls,
 )
 
 from shared.errors import Rejected
+from shared.imaging import codecs
 from shared.imaging.codecs import decode_frame, jpeg_2000_size, jpeg_size
+from shared.imaging.fragments import Encapsulated
 from shared.imaging.frames import luma
-from shared.imaging.geometry import Geometry
+from shared.imaging.geometry import Geometry, geometry_of
+from shared.imaging.limits import Limits
 from shared.imaging.preprocess import box_mean
+from shared.imaging.read import open_dataset
 from shared.imaging.recipe import Recipe
 
 FULL = Recipe(size=512)
@@ -234,16 +240,100 @@ def test_a_frame_of_a_multi_frame_file_is_decoded_by_itself(sandbox):
         assert np.array_equal(plain.pixels, other.pixels)
 
 
-def test_a_jpeg_ls_stream_without_its_end_is_refused_before_the_decoder_searches_for_it(monkeypatch):
+@pytest.fixture(params=["pyjpegls", "gdcm"])
+def jpeg_ls_decoder(request, monkeypatch):
+    """Decode JPEG-LS by this library; return the list of streams that it was given."""
+    given = []
+    if request.param == "gdcm":
+        image = gdcm.Image
+        monkeypatch.setattr(codecs, "jpeg_ls", None)
+        monkeypatch.setattr(gdcm, "Image", lambda: given.append(1) or image())
+    elif codecs.jpeg_ls is None:
+        pytest.skip("pyjpegls has no wheels for this Python")
+    else:
+        decode = codecs.jpeg_ls.decode_pixel_data
+        monkeypatch.setattr(codecs.jpeg_ls, "decode_pixel_data", lambda data: given.append(1) or decode(data))
+    return given
+
+
+def test_a_jpeg_ls_stream_without_its_end_is_refused_before_the_decoder_searches_for_it(jpeg_ls_decoder):
     values = breast(64, 48)
-    stream, given, decode = encoded(values, dataset(values), JPEG_LS), [], jpeg_ls.decode_pixel_data
-    monkeypatch.setattr(jpeg_ls, "decode_pixel_data", lambda data: given.append(len(data)) or decode(data))
+    stream = encoded(values, dataset(values), JPEG_LS)
     size = geometry(values, stored=12)
+    jpeg_ls_decoder.clear()
     assert np.array_equal(decode_frame(stream + b"\0", JPEG_LS, size, 1).values, values)
     for cut in (-1, -2, -100, len(stream) // 2):
         with pytest.raises(Rejected, match="corrupt-pixel-data"):
             decode_frame(stream[:cut], JPEG_LS, size, 1)
-    assert given == [len(stream) + 1]
+    assert len(jpeg_ls_decoder) == 1
+
+
+@pytest.mark.parametrize("bits", [8, 16])
+def test_both_decoders_of_jpeg_ls_keep_values_and_signs(jpeg_ls_decoder, bits):
+    values = breast(65, 47, bits=bits)
+    stream, size = jpeg_ls(values), geometry(values, stored=bits)
+    jpeg_ls_decoder.clear()
+    assert np.array_equal(decode_frame(stream, JPEG_LS, size, 1).values, values)
+    below_zero = values.view(f"i{bits // 8}")
+    assert below_zero.min() < 0
+    assert np.array_equal(decode_frame(stream, JPEG_LS, replace(size, signed=True), 1).values, below_zero)
+    in_sixteen = decode_frame(stream, JPEG_LS, replace(size, allocated=16), 1)
+    assert np.array_equal(in_sixteen.values, values)
+    assert len(jpeg_ls_decoder) == 3
+
+
+@pytest.mark.skipif(codecs.jpeg_ls is None, reason="pyjpegls, which encodes these, has no wheels for this Python")
+@pytest.mark.parametrize("signed", [False, True])
+@pytest.mark.parametrize("loss", [0, 1, 3])
+@pytest.mark.parametrize("bits", [9, 10, 12, 13, 15])
+def test_both_decoders_of_jpeg_ls_read_every_precision(monkeypatch, bits, loss, signed):
+    values = breast(65, 47, bits=bits)
+    stream = bytes(codecs.jpeg_ls.encode_array(values, lossy_error=loss))
+    assert jpeg_size(stream).precision == bits
+    size = replace(geometry(values, stored=bits), signed=signed)
+    one = decode_frame(stream, JPEG_LS, size, 1).values
+    monkeypatch.setattr(codecs, "jpeg_ls", None)
+    assert np.array_equal(decode_frame(stream, JPEG_LS, size, 1).values, one)
+    assert signed or np.abs(one.astype(int) - values).max() == loss
+
+
+@pytest.mark.parametrize("planar", [False, True])  # of the header, which does not describe a compressed stream
+@pytest.mark.parametrize("kind", ["line", "sample"])
+def test_both_decoders_of_jpeg_ls_keep_interleaved_colours(jpeg_ls_decoder, kind, planar):
+    plain, lossy = bundled("SC_rgb_rle.dcm"), bundled(f"SC_rgb_jls_lossy_{kind}.dcm", planar=planar)
+    assert lossy.rgb
+    assert np.abs(plain.values.astype(int) - lossy.values.astype(int)).max() == 2  # as much as the encoder was allowed
+    assert len(jpeg_ls_decoder) == 1
+
+
+@pytest.mark.parametrize("planar", [False, True])
+def test_both_decoders_of_jpeg_ls_keep_the_colours_of_separate_scans(jpeg_ls_decoder, planar):
+    values = np.stack([breast(65, 47, bits=8, seed=seed) for seed in range(3)], axis=-1)
+    head = b"\xff\xd8" + struct.pack(">HHBHHB9B", 0xFFF7, 17, 8, 65, 47, 3, 1, 0x11, 0, 2, 0x11, 0, 3, 0x11, 0)
+    scans = [jpeg_ls(values[..., sample]).rstrip(b"\0") for sample in range(3)]
+    scans = [one[one.index(b"\xff\xda") : -2] for one in scans]
+    named = [one[:5] + bytes([number]) + one[6:] for number, one in enumerate(scans, 1)]
+    stream = head + b"".join(named) + b"\xff\xd9"
+    size = replace(geometry(values, stored=8, photometric="RGB"), planar=planar)
+    assert np.array_equal(decode_frame(stream, JPEG_LS, size, 1).values, values)
+    assert len(jpeg_ls_decoder) >= 1
+
+
+def test_gdcm_is_not_asked_for_fewer_bits_than_eight(monkeypatch):
+    values = breast(65, 47, bits=7)
+    stream = bytearray(jpeg_ls(values))
+    stream[stream.index(b"\xff\xf7") + 4] = 7
+    monkeypatch.setattr(codecs, "jpeg_ls", None)
+    with pytest.raises(Rejected, match="no-permitted-decoder"):
+        decode_frame(bytes(stream), JPEG_LS, geometry(values, stored=7), 1)
+
+
+def bundled(name, **changed):
+    """The first frame of one of pydicom's own files."""
+    opened = open_dataset(memoryview((BUNDLED / name).read_bytes()), Limits())
+    size = geometry_of(opened, Limits())
+    stream = Encapsulated(opened.buffer, opened.pixels, opened.dataset, size.frames, Limits())
+    return decode_frame(stream.frame(1), opened.transfer_syntax, replace(size, **changed), 1)
 
 
 @pytest.mark.parametrize(("precision", "allocated"), [(59, 16), (17, 16), (1, 16), (12, 32)])
