@@ -8,6 +8,8 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+import shared.encoder  # noqa: F401 - before a test imports ONNX Runtime, whose telemetry it turns off
+
 pytest_plugins = ["tests.engines", "tests.memory"]
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # other workers share the cores, and their threads would wait for each other

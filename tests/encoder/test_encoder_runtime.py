@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import struct
@@ -35,6 +36,23 @@ def test_onnx_runtime_serves_without_torch_and_null_without_either(built) -> Non
         )
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
         assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize("makes", [True, False])
+def test_onnx_runtime_reports_to_nobody(built, tmp_path: Path, *, makes: bool) -> None:
+    """Its telemetry keeps a database in the user's cache until it has sent it. Torch's exporter imports it, too."""
+    made = f"build(Path({str(tmp_path / 'made')!r}), 'made', 'squeezenet1_0', 'random:1')"
+    loaded = f"load(Path({str(built('squeezenet1_0'))!r})).encode(np.ones((1, 224, 224), np.float32))"
+    code = (
+        "import sys; from pathlib import Path; import numpy as np; from shared.encoder.build import build; "
+        f"from shared.encoder.runtime import load; {made if makes else loaded}; print('onnxruntime' in sys.modules)"
+    )
+    (home := tmp_path / "home").mkdir()
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_"))}
+    own["HOME"] = str(home)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT, env=own)
+    assert done.stdout.split()[-1] == "True"
+    assert list(home.rglob("*.db")) == []
 
 
 @pytest.mark.parametrize("runtime", ["onnx", "torch"])
