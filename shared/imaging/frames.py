@@ -86,9 +86,13 @@ def luma(values: NDArray[Any]) -> NDArray[Any]:
     Source: ITU-R BT.601, 0.299 R + 0.587 G + 0.114 B, in 1/65536.
     """
     wide: type[Any] = np.uint32 if values.dtype.itemsize == 1 else np.float64
-    red, green, blue = (values[..., i].astype(wide) for i in range(3))
-    mixed = red * wide(19595) + green * wide(38470) + blue * wide(7471) + wide(32768)
-    out: NDArray[Any] = (mixed // wide(65536)).astype(values.dtype)
+    mixed = np.full(values.shape[:2], 32768, wide)
+    for sample, weight in enumerate((19595, 38470, 7471)):
+        weighted = values[..., sample].astype(wide)  # in place from here on: a large picture's copies count
+        weighted *= weight
+        mixed += weighted
+    mixed //= 65536
+    out: NDArray[Any] = mixed.astype(values.dtype)
     return out
 
 
