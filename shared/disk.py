@@ -1,4 +1,4 @@
-"""Durable writes, and regular files."""
+"""Durable writes, and what is at a path."""
 
 import os
 import stat
@@ -16,6 +16,20 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def exists(path: Path) -> bool:
+    """Return whether anything is at the path, behind links.
+
+    `Path.exists` returns False from Python 3.14 on also for a folder that may not be read, or a share that is away.
+
+    Raises: `OSError` if it cannot be told.
+    """
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
 
 
 def regular(path: Path, what: str) -> Path:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from shared import process
-from shared.disk import sync
+from shared.disk import exists, sync
 from shared.errors import Conflict, Invalid
 
 _LONGEST_SOCKET_FOLDER = 80  # sun_path holds 107 bytes, and our longest socket name has 20
@@ -59,7 +59,7 @@ class Home:
         with contextlib.suppress(FileNotFoundError):
             if (kept := path.read_text(encoding="ascii").strip()) != "":
                 return kept
-        if name in _LASTING and (self / "pg").exists():
+        if name in _LASTING and exists(self / "pg"):
             raise Invalid(
                 f"{path} is missing, but the database beside it was created with it: restore it from a backup"
             )

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 from services.embedded.home import write
+from shared.disk import exists
 from shared.errors import Conflict
 from shared.process import sign_of_life
 
@@ -20,14 +21,14 @@ def write_secrets(folder: Path, owner: int | None = None) -> list[str]:
 
     Raises: `Conflict` where only the pseudonym key is gone: with a new key, known patients would not be recognised.
     """
-    if (folder / "database_url").exists() and not (folder / "pseudonym_key").exists():
+    if exists(folder / "database_url") and not exists(folder / "pseudonym_key"):
         raise Conflict("pseudonym_key is missing, but the database was created with it: restore it from a backup")
     folder.mkdir(parents=True, exist_ok=True)
     made = []
 
     def secret(name: str, value: str) -> str:
         path = folder / name
-        if path.exists():
+        if exists(path):
             return path.read_text(encoding="utf-8").strip()
         write(path, value)
         if owner is not None:

@@ -14,6 +14,7 @@ from itertools import islice
 from pathlib import Path
 
 from shared import heartbeat
+from shared.disk import exists
 from shared.errors import Rejected
 from shared.imaging.answers import Inspected
 from shared.imaging.reasons import PASSING, Reason, failed
@@ -286,7 +287,7 @@ def _unlink_before(left: Left, here: Trace) -> Trace:
     store = Blobs(Path(os.fsdecode(left.root)))
     found = _unlink(store, left.digest)
     with suppress(OSError):  # `exists` may fail, too
-        if found is Trace.OUT_OF_REACH and here is Trace.UNLINKED and not store.root.exists():
+        if found is Trace.OUT_OF_REACH and here is Trace.UNLINKED and not exists(store.root):
             return Trace.NONE
     return found
 

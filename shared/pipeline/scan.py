@@ -288,10 +288,13 @@ def see(path: Path, after: bytes = b"") -> Iterator[Seen]:
     Raises: `Invalid` if there is neither, `Unavailable` if `path` cannot be read, or is gone and `after` is given.
     """
     try:
-        if asked(path, path.is_dir):
+        found = asked(path, path.stat)
+        if stat.S_ISDIR(found.st_mode):
             return walk(path, after)
-        if asked(path, lambda: path.is_file() and not path.is_symlink()):
-            return iter([Seen.of(os.fsencode(path), asked(path, path.stat))])
+        if stat.S_ISREG(found.st_mode) and not stat.S_ISLNK(asked(path, path.lstat).st_mode):
+            return iter([Seen.of(os.fsencode(path), found)])
+    except (FileNotFoundError, NotADirectoryError):
+        pass
     except OSError:  # below a folder that may not be entered, or on a share that is unavailable
         raise Unavailable("the folder cannot be read") from None
     if after:

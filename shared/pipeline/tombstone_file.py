@@ -15,7 +15,7 @@ from typing import Final
 
 from sqlalchemy.orm import Session
 
-from shared.disk import sync
+from shared.disk import exists, sync
 from shared.errors import Invalid
 from shared.log import get
 from shared.pipeline import erase
@@ -42,7 +42,7 @@ class TombstoneFile:
     def update(self, db: Session) -> None:
         """Write the file, unless it holds every committed tombstone already."""
         seen = tombstones.standing(db)
-        if seen == self._seen or (seen[0] == 0 and not self._path.exists()):
+        if seen == self._seen or (seen[0] == 0 and not exists(self._path)):
             return
         _keep_before(db, self._path)
         write(db, self._path)
@@ -65,7 +65,7 @@ def _keep_before(db: Session, path: Path) -> None:
 
 
 def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    return path.read_text(encoding="utf-8").splitlines() if exists(path) else []
 
 
 def _operation(line: str) -> uuid.UUID | None:
@@ -108,7 +108,7 @@ def replay(db: Session, path: Path, secret: bytes) -> int:
 
     Raises: `Invalid` if the file is damaged.
     """
-    if path.exists():
+    if exists(path):
         _add_tombstones(db, path)
     return erase.replay(db, secret)
 

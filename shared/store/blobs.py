@@ -19,7 +19,7 @@ from typing import Self
 
 from sqlalchemy.orm import Session
 
-from shared.disk import sync
+from shared.disk import exists, sync
 from shared.errors import Unavailable
 from shared.store import files
 
@@ -243,8 +243,8 @@ def has_moved(db: Session, old: Blobs, new: Blobs) -> bool:
     """Of a sample of the old store's files, the new one has most, and the old one has none that the new one lacks."""
     sample = files.some(db, os.fsencode(old.root), SAMPLE)
     try:
-        here = [new.place(digest).exists() for digest in sample]
+        here = [exists(new.place(digest)) for digest in sample]
         most = 2 * sum(here) > len(sample)
-        return most and not any(old.place(d).exists() for h, d in zip(here, sample, strict=True) if not h)
+        return most and not any(exists(old.place(d)) for h, d in zip(here, sample, strict=True) if not h)
     except OSError:  # a disk that cannot be read
         return False

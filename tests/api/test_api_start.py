@@ -59,8 +59,9 @@ def test_the_process_serves_and_ends_cleanly_when_told(database_url, tmp_path):
                     break
             except OSError:
                 time.sleep(0.05)
-        with pytest.raises(urllib.error.HTTPError, match="503"):
+        with pytest.raises(urllib.error.HTTPError, match="503") as refused:
             urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=15)
+        refused.value.close()
     finally:
         process.send_signal(signal.SIGTERM)
         _, logged = process.communicate(timeout=30)
