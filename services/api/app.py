@@ -5,11 +5,12 @@ import hashlib
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Final
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from fastapi.routing import APIRoute
+from fastapi.telemetry import TelemetryConfig
 from pydantic import TypeAdapter
 
 from services.api import errors
@@ -69,6 +70,8 @@ ROUTERS = (
     dicomweb_retrieve.router,
 )
 MIB = 1024 * 1024
+#: otherwise FastAPI tells a site's OpenTelemetry paths, which hold UIDs, and exceptions, which may quote a patient
+UNTOLD: Final[TelemetryConfig] = {"tracing": False, "metrics": False, "logs": False, "auto_configure": False}
 WARM_S = 3.0  #: longest wait at shutdown for a warm-up that hangs on an engine
 
 
@@ -84,7 +87,7 @@ def create(rt: Runtime) -> FastAPI:
         raise Denied("without API keys the API may listen on a loopback address only")
     app = FastAPI(
         title="Similis", version=software(), lifespan=_life, docs_url=None, redoc_url=None, openapi_url=None,
-        redirect_slashes=False,
+        redirect_slashes=False, telemetry=UNTOLD,
     )  # fmt: skip
     for router in ROUTERS:
         app.router.routes.extend(router.routes)

@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 
+from opentelemetry import trace
 from pydicom import dcmread
 from pydicom.data import get_testdata_file
 
@@ -67,3 +68,17 @@ def test_no_answer_log_line_or_metric_holds_the_canary(client, filled, monkeypat
     assert len(ours) == len(answers)
     assert {"route", "method", "code", "duration_ms", "trace_id"} <= set(ours[0])
     assert "1.2.3.1" not in logged
+
+
+def test_a_sites_open_telemetry_is_told_nothing(client, monkeypatch):
+    """As under `opentelemetry-instrument`; paths hold UIDs, and exceptions may quote a patient."""
+    asked = []
+
+    class Tracers(trace.TracerProvider):
+        def get_tracer(self, *_, **__):
+            asked.append("tracer")
+            return trace.NoOpTracer()
+
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", Tracers())
+    assert client.get("/v1/studies/1.2.3.1").status_code in (200, 404)
+    assert asked == []
