@@ -1,6 +1,7 @@
 """The owner's client of the processes that hold the shards (`services.vectors.shard_process`)."""
 
 import os
+import select
 import signal
 import socket
 import struct
@@ -19,6 +20,7 @@ import grpc
 from services.vectors.refused import Refused
 from services.vectors.translate import Layout
 
+STARTS_WITHIN_S: Final = 120.0  #: the fork server, too, a second on an idle machine
 CLOSES_WITHIN_S: Final = 20.0
 #: Timeout of one request, without its wait for earlier ones. The longest known requests take a few seconds: an exact
 #: search of a million vectors, a payload index of a full shard, a flush to a slow disk.
@@ -53,13 +55,14 @@ class ShardClient:
         self._ends = {False: (reads, threading.Lock()), True: (writes, threading.Lock())}
         self._asked: dict[bool, float] = {}
         self._pid: int | None = None
-        limit(writes, loads_within_s)
+        limit(writes, STARTS_WITHIN_S)
         try:
             pid = int(writes.recv_bytes())
             self._pid = os.pidfd_open(pid)
+            limit(writes, loads_within_s)
             writes.recv_bytes()
         except (EOFError, OSError):
-            self._kill()
+            self._kill(CLOSES_WITHIN_S)  # it must not write into a folder that may be dropped next
             self.close()
             raise Refused(grpc.StatusCode.DATA_LOSS, "a shard cannot be loaded; the log says why") from None
         for end in (reads, writes):
@@ -93,10 +96,14 @@ class ShardClient:
         finally:
             del self._asked[writes]
 
-    def _kill(self) -> None:
+    def _kill(self, wait_s: float = 0) -> None:
+        """Kill the child, and wait so long for its end."""
         if self._pid is not None:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pid, signal.SIGKILL)
+            ended = select.poll()
+            ended.register(self._pid, select.POLLIN)
+            ended.poll(wait_s * 1000)
 
     def close(self) -> None:
         """Wait for requests in progress, then for the child to flush, close the shard and end."""

@@ -1,7 +1,9 @@
 """A failing shard does not affect the others: one that cannot be loaded, a child that hangs."""
 
+import fcntl
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -57,12 +59,26 @@ def test_a_shard_that_cannot_be_loaded_is_named_and_the_others_are_served(tmp_pa
         assert sorted(path.name for path in running.data.iterdir()) == ["lock", "sound", "torn"]
 
 
-def test_a_collection_whose_shard_does_not_load_is_named_and_can_be_dropped(tmp_path: Path) -> None:
-    held = Shards(tmp_path, partial(ForkServer, loads_within_s=0.001))
+def test_a_collection_whose_shard_does_not_load_is_named_and_can_be_dropped(tmp_path: Path, monkeypatch) -> None:
+    held = Shards(tmp_path, partial(ForkServer, loads_within_s=0.2))
+    server, load, locks = held._fork_server._process.pid, held._fork_server.load, []
+
+    def late(shard, layout):
+        """Load by a child that tells its pid late, and waits for the shard's lock."""
+        locks.append(os.open(shard, os.O_RDONLY))
+        fcntl.flock(locks[0], fcntl.LOCK_EX)
+        os.kill(server, signal.SIGSTOP)
+        threading.Timer(0.5, os.kill, (server, signal.SIGCONT)).start()
+        return load(shard, layout)
+
     try:
+        monkeypatch.setattr(held._fork_server, "load", late)
         with pytest.raises(Refused, match="cannot be loaded"):
             held.create(messages.create("a", SPEC))
         assert held.names() == ["a"]
+        assert until(lambda: children(server) == [], 1), "it would write into the folder that is dropped"
+        os.close(locks[0])
+        monkeypatch.undo()
         held._fork_server._limits["loads_within_s"] = 60.0
         assert held.drop("a")
         held.create(messages.create("a", SPEC))
