@@ -30,7 +30,7 @@ from services.embedded.postgres import MAJOR, Postgres, binaries
 from services.embedded.stack import connects
 from shared import process
 from shared.config import Settings
-from shared.disk import sync
+from shared.disk import exists, sync
 from shared.encoder import cards
 from shared.errors import Conflict, Invalid, NotFound, Unavailable
 from shared.imaging.pseudonym import KEY_BYTES
@@ -320,14 +320,14 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
         place = Home.at(part)
         shutil.copytree(folder / MODELS, place / MODELS, dirs_exist_ok=True)
         changed = []
-        if (folder / BLOBS).exists():
+        if exists(folder / BLOBS):
             say("copying the files that were sent to Similis")
             changed = _copy_blobs([folder / BLOBS], place / BLOBS)["changed"]
         write(place / KEY, (folder / KEY).read_text(encoding="utf-8"))
         known = [
             path
             for path in (tombstones, home / tombstone_file.NAME, folder / tombstone_file.NAME)
-            if path and path.exists()
+            if path and exists(path)
         ]
         with place.lock(), Postgres(place.path) as server, closing(Store(server.url, pool_size=1)) as store:
             _restore_database(server, folder, say)
@@ -345,7 +345,7 @@ def restore(folder: Path, home: Path, say: Say, *, tombstones: Path | None = Non
 
 
 def _check_empty(home: Path) -> None:
-    left = {path.name for path in home.iterdir()} if home.exists() else set()
+    left = {path.name for path in home.iterdir()} if exists(home) else set()
     if left - {tombstone_file.NAME}:
         raise Conflict("the home is not empty")
 
@@ -358,7 +358,7 @@ def _take_place(part: Path, home: Path) -> None:
     Raises: `Conflict` where the rename fails.
     """
     stood = home / tombstone_file.NAME
-    left = stood.read_bytes() if stood.exists() else None
+    left = stood.read_bytes() if exists(stood) else None
     stood.unlink(missing_ok=True)
     try:
         part.rename(home)
